@@ -1,0 +1,186 @@
+//! The two configured tokens: where they came from, how generated ones are kept, how a presented one is compared.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::{Actor, Scope};
+use crate::base::{At, Error, Result, clock};
+use crate::store::file;
+
+/// Where a token came from; the words of `GET /status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A flag.
+    Cli,
+    /// The environment.
+    Env,
+    /// `server.json`.
+    File,
+    /// We made it.
+    Generated,
+}
+
+impl Source {
+    /// The word of `GET /status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Cli => "cli",
+            Source::Env => "env",
+            Source::File => "file",
+            Source::Generated => "generated",
+        }
+    }
+}
+
+/// What the configuration says about one token; `None`: keep or make one.
+#[derive(Clone)]
+pub struct TokenSetting {
+    /// The token, never empty.
+    pub secret: Option<String>,
+    /// Where it was given; `Generated` when it was not.
+    pub source: Source,
+}
+
+impl std::fmt::Debug for TokenSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TokenSetting({})", self.source.as_str())
+    }
+}
+
+/// The generated tokens on disk: `<data>/credentials.json`, mode 0600.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Kept {
+    client_token: Option<String>,
+    host_token: Option<String>,
+    created_at: Option<String>,
+}
+
+/// The file's name in the data folder.
+pub const FILE: &str = "credentials.json";
+
+/// The tokens in force.
+pub struct Credentials {
+    client: String,
+    host: String,
+    /// Where the client token came from.
+    pub client_source: Source,
+    /// Where the host token came from.
+    pub host_source: Source,
+    /// A token was made by this start, so it must be printed once.
+    pub fresh: bool,
+}
+
+/// What a request brought along.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Presented<'a> {
+    /// The token of `Authorization: Bearer`.
+    pub bearer: Option<&'a str>,
+    /// The header `X-OpenWork-Host-Token`.
+    pub host: Option<&'a str>,
+    /// The header `X-OpenWork-Client-Id`.
+    pub client_id: Option<&'a str>,
+}
+
+impl Credentials {
+    /// Takes the configured tokens, the kept ones for those that are not configured, and makes what is missing.
+    ///
+    /// # Errors
+    /// When the kept file cannot be read, is not what we wrote, or cannot be written.
+    pub fn load(data_dir: &Path, client: &TokenSetting, host: &TokenSetting) -> Result<Credentials> {
+        let path = data_dir.join(FILE);
+        let mut kept = read_kept(&path)?;
+        let mut fresh = false;
+        let mut pick = |setting: &TokenSetting, slot: &mut Option<String>| -> Result<String> {
+            if let Some(secret) = &setting.secret {
+                return Ok(secret.clone());
+            }
+            if slot.is_none() {
+                *slot = Some(generate()?);
+                fresh = true;
+            }
+            Ok(slot.clone().unwrap_or_default())
+        };
+        let client_token = pick(client, &mut kept.client_token)?;
+        let host_token = pick(host, &mut kept.host_token)?;
+        if fresh {
+            kept.created_at = Some(clock::now_rfc3339());
+            let mut text =
+                serde_json::to_vec_pretty(&kept).map_err(|e| Error::internal("tokens").because(e))?;
+            text.push(b'\n');
+            file::write_atomic(&path, &text, 0o600)?;
+        }
+        Ok(Credentials {
+            client: client_token,
+            host: host_token,
+            client_source: client.source,
+            host_source: host.source,
+            fresh,
+        })
+    }
+
+    /// The client token, for the person at the terminal only.
+    pub fn client_token(&self) -> &str {
+        &self.client
+    }
+
+    /// The host token, for the person at the terminal only.
+    pub fn host_token(&self) -> &str {
+        &self.host
+    }
+
+    /// Who is asking, or `None` when nothing valid was presented. The host token is an owner in either header.
+    pub fn actor(&self, presented: Presented<'_>) -> Option<Actor> {
+        let client_id = presented.client_id.map(str::to_owned);
+        if let Some(token) = presented.host {
+            if same(token, &self.host) {
+                return Some(Actor::host(hash(token), client_id));
+            }
+        }
+        let token = presented.bearer?;
+        if same(token, &self.host) {
+            return Some(Actor::host(hash(token), client_id));
+        }
+        same(token, &self.client).then(|| Actor::remote(Scope::Collaborator, hash(token), client_id))
+    }
+}
+
+/// Prints-only view of the kept tokens for `berth token show`: (client, host).
+///
+/// # Errors
+/// When the file cannot be read or is not what we wrote.
+pub fn kept_tokens(data_dir: &Path) -> Result<(Option<String>, Option<String>)> {
+    let kept = read_kept(&data_dir.join(FILE))?;
+    Ok((kept.client_token, kept.host_token))
+}
+
+fn read_kept(path: &Path) -> Result<Kept> {
+    let Some(text) = file::read_optional(path, 64 << 10)? else { return Ok(Kept::default()) };
+    serde_json::from_slice(&text).map_err(|error| {
+        Error::config(
+            path.display(),
+            format!("not a token file ({error}); move it away to get new tokens, or restore it"),
+        )
+    })
+}
+
+/// 256 bits from the kernel, in hex, with the prefix of OpenWork's scoped tokens.
+fn generate() -> Result<String> {
+    let mut bytes = [0u8; 32];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
+    Ok(bytes.iter().fold("owt_".to_owned(), |text, byte| text + &format!("{byte:02x}")))
+}
+
+/// SHA-256 in hex: how tokens are named in actors and audit lines.
+pub fn hash(token: &str) -> String {
+    Sha256::digest(token.as_bytes()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// Compares in a time that depends on neither content nor length: digests of equal size are compared.
+fn same(presented: &str, wanted: &str) -> bool {
+    let (a, b) = (Sha256::digest(presented.as_bytes()), Sha256::digest(wanted.as_bytes()));
+    bool::from(a.as_slice().ct_eq(b.as_slice()))
+}

@@ -1,0 +1,37 @@
+//! Who may do what: credentials, scopes, read-only mode. Knows nothing of HTTP.
+
+pub mod credentials;
+pub mod scope;
+
+pub use credentials::{Credentials, Source, TokenSetting};
+pub use scope::{Actor, Scope};
+
+use std::time::Duration;
+
+/// Whether gated writes wait for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApprovalMode {
+    /// A person answers.
+    Manual,
+    /// Allowed at once.
+    Auto,
+}
+
+impl ApprovalMode {
+    /// The word of flags and replies.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ApprovalMode::Manual => "manual",
+            ApprovalMode::Auto => "auto",
+        }
+    }
+}
+
+/// How gated writes are approved.
+#[derive(Clone, Copy, Debug)]
+pub struct Approval {
+    /// Manual or automatic.
+    pub mode: ApprovalMode,
+    /// How long a gated request waits for an answer.
+    pub timeout: Duration,
+}

@@ -1,0 +1,66 @@
+//! The two APIs: the route table, the dispatch, one file per resource. A handler parses, calls one service and shapes
+//! the answer: no I/O, no locks, no status numbers.
+
+pub mod dispatch;
+pub mod routes;
+pub mod system;
+pub mod workspaces;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::access::{Approval, Credentials};
+use crate::base::pool::Pool;
+use crate::lifecycle::Lifecycle;
+
+/// What handlers and dispatch work with; made once by the server.
+pub struct Ctx {
+    /// What can happen to workspaces.
+    pub lifecycle: Arc<Lifecycle>,
+    /// The tokens.
+    pub credentials: Credentials,
+    /// How gated writes are approved.
+    pub approval: Approval,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Origins that browsers may call from.
+    pub cors_origins: Vec<String>,
+    /// For `/status`.
+    pub authorized_roots: Vec<PathBuf>,
+    /// For `/status`.
+    pub config_path: Option<PathBuf>,
+    /// The real address.
+    pub address: SocketAddr,
+    /// For `/capabilities`.
+    pub advertised: Advertised,
+    /// Log each request.
+    pub log_requests: bool,
+    /// When the server started.
+    pub started: Instant,
+    /// The workers of [`crate::http::Class::Run`].
+    pub run_workers: Pool,
+}
+
+/// Facts for `GET /capabilities` that only the start knows.
+#[derive(Clone, Debug)]
+pub struct Advertised {
+    /// Inbox uploads are taken.
+    pub inbox_enabled: bool,
+    /// Largest upload, in bytes.
+    pub inbox_max_bytes: u64,
+    /// Outbox files are listed.
+    pub outbox_enabled: bool,
+    /// The page at `/ui` is served.
+    pub toy_ui: bool,
+    /// We run inside a sandbox.
+    pub sandbox_enabled: bool,
+    /// `none`, `docker` or `container`.
+    pub sandbox_backend: String,
+    /// `sandbox-headless`, `host-interactive` or `client-interactive`.
+    pub browser_provider: Option<String>,
+}
+
+/// The version in replies.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

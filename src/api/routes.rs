@@ -1,0 +1,77 @@
+//! The table: every endpoint with its credential, approval, effect and work class. Dispatch, the README's list and the
+//! contract tests come from it.
+
+use super::{Ctx, system, workspaces};
+use crate::access::Scope::{Collaborator, Owner, Viewer};
+use crate::http::Method::{Delete, Get, Post, Put};
+use crate::http::route::Handler;
+use crate::http::{Auth, Class, Effect, Gate, Method, Route};
+
+const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
+    Route { method: Get, pattern, auth, gate: Gate::Open, effect: Effect::Read, class: Class::Short, handler }
+}
+
+const fn write(
+    method: Method,
+    pattern: &'static str,
+    auth: Auth,
+    gate: Gate,
+    handler: Handler<Ctx>,
+) -> Route<Ctx> {
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Short, handler }
+}
+
+const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<Ctx> {
+    let auth = Auth::Scope(Collaborator);
+    Route { method: Post, pattern, auth, gate, effect: Effect::Write, class: Class::Run, handler }
+}
+
+const VIEWER: Auth = Auth::Scope(Viewer);
+const OWNER: Auth = Auth::Scope(Owner);
+const COLLABORATOR: Auth = Auth::Scope(Collaborator);
+
+/// All endpoints. Exec needs an owner on host workspaces; the handler says so, since the path does not tell.
+pub static ROUTES: &[Route<Ctx>] = &[
+    // OpenWork: the server itself.
+    read("/health", Auth::Public, system::health),
+    read("/w/:id/health", Auth::Public, system::health),
+    read("/status", VIEWER, system::status),
+    read("/w/:id/status", VIEWER, system::mounted_status),
+    read("/capabilities", VIEWER, system::capabilities),
+    read("/w/:id/capabilities", VIEWER, system::capabilities),
+    read("/whoami", VIEWER, system::whoami),
+    read("/workspaces", VIEWER, system::list_workspaces),
+    read("/w/:id/workspaces", VIEWER, system::mounted_list),
+    // In memory only, so allowed on a read-only server, as observed.
+    Route {
+        method: Post,
+        pattern: "/workspaces/:id/activate",
+        auth: Auth::Host,
+        gate: Gate::Open,
+        effect: Effect::Read,
+        class: Class::Short,
+        handler: system::activate,
+    },
+    // sandboxed.sh: workspaces.
+    read("/api/health", Auth::Public, system::api_health),
+    read("/api/workspaces", VIEWER, workspaces::list),
+    write(Post, "/api/workspaces", OWNER, Gate::Open, workspaces::create),
+    read("/api/workspaces/:id", VIEWER, workspaces::get),
+    write(Put, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::update),
+    write(Delete, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::delete),
+    write(
+        Post,
+        "/api/workspaces/:id/build",
+        COLLABORATOR,
+        Gate::Collaborators("workspace.build"),
+        workspaces::build,
+    ),
+    run("/api/workspaces/:id/exec", Gate::Collaborators("workspace.exec"), workspaces::exec),
+    run(
+        "/api/workspaces/:id/rerun-init",
+        Gate::Collaborators("workspace.rerun-init"),
+        workspaces::rerun_init,
+    ),
+    read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
+    read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),
+];

@@ -1,0 +1,170 @@
+//! The server itself: health, status, capabilities, who is asking, and the OpenWork list of workspaces.
+
+use serde_json::{Value, json};
+
+use super::{Ctx, VERSION};
+use crate::access::Scope;
+use crate::base::Result;
+use crate::http::{Answer, Request, Response};
+use crate::workspaces::Workspace;
+
+fn now(value: &Value) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(value)))
+}
+
+fn uptime_ms(ctx: &Ctx) -> u64 {
+    u64::try_from(ctx.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `GET /health`
+pub fn health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
+    now(&json!({ "ok": true, "version": VERSION, "uptimeMs": uptime_ms(ctx) }))
+}
+
+/// `GET /api/health`
+pub fn api_health(_: &Ctx, _: &mut Request) -> Result<Answer> {
+    now(&json!({
+        "status": "ok", "version": VERSION, "dev_mode": false, "auth_required": true, "auth_mode": "single_tenant",
+        "max_iterations": 50,
+    }))
+}
+
+/// `GET /whoami`
+pub fn whoami(_: &Ctx, request: &mut Request) -> Result<Answer> {
+    now(&json!({ "ok": true, "actor": request.actor() }))
+}
+
+/// `GET /status`
+pub fn status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let all = ctx.lifecycle.registry().openwork_list();
+    now(&status_of(ctx, request, all.len(), all.first().map(AsRef::as_ref)))
+}
+
+/// `GET /w/:id/status`
+pub fn mounted_status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    now(&status_of(ctx, request, 1, Some(&workspace)))
+}
+
+fn status_of(ctx: &Ctx, request: &Request, count: usize, active: Option<&Workspace>) -> Value {
+    json!({
+        "ok": true,
+        "version": VERSION,
+        "uptimeMs": uptime_ms(ctx),
+        "readOnly": ctx.read_only,
+        "approval": approval(ctx),
+        "corsOrigins": ctx.cors_origins,
+        "workspaceCount": count,
+        "activeWorkspaceId": active.map(|workspace| workspace.openwork_id.clone()),
+        "workspace": active.map(|workspace| shown(workspace, request)),
+        "authorizedRoots": ctx.authorized_roots,
+        "server": { "host": ctx.address.ip(), "port": ctx.address.port(), "configPath": ctx.config_path },
+        "tokenSource": {
+            "client": ctx.credentials.client_source.as_str(), "host": ctx.credentials.host_source.as_str(),
+        },
+        "runs": ctx.lifecycle.runs().count(),
+    })
+}
+
+fn approval(ctx: &Ctx) -> Value {
+    let timeout = u64::try_from(ctx.approval.timeout.as_millis()).unwrap_or(u64::MAX);
+    json!({ "mode": ctx.approval.mode.as_str(), "timeoutMs": timeout })
+}
+
+/// `GET /capabilities`
+pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
+    let facts = &ctx.advertised;
+    let access = json!({ "read": true, "write": !ctx.read_only });
+    let mut skills = access.clone();
+    skills["source"] = json!("openwork");
+    let (placement, mode) = match facts.browser_provider.as_deref() {
+        Some("sandbox-headless") => ("in-sandbox", "headless"),
+        Some("host-interactive") => ("host-machine", "interactive"),
+        Some("client-interactive") => ("client-machine", "interactive"),
+        _ => ("external", "none"),
+    };
+    now(&json!({
+        "schemaVersion": 1,
+        "serverVersion": VERSION,
+        "skills": skills,
+        "plugins": access,
+        "mcp": access,
+        "commands": access,
+        "config": access,
+        "approvals": approval(ctx),
+        "sandbox": { "enabled": facts.sandbox_enabled, "backend": facts.sandbox_backend },
+        "ui": { "toy": facts.toy_ui },
+        "tokens": { "scoped": true, "scopes": ["owner", "collaborator", "viewer"] },
+        "toolProviders": {
+            "browser": { "enabled": mode != "none", "placement": placement, "mode": mode },
+            "files": {
+                "injection": !ctx.read_only && facts.inbox_enabled,
+                "outbox": facts.outbox_enabled,
+                "inboxPath": ".opencode/openwork/inbox/",
+                "outboxPath": ".opencode/openwork/outbox/",
+                "maxBytes": facts.inbox_max_bytes,
+            },
+        },
+    }))
+}
+
+/// `GET /workspaces`
+pub fn list_workspaces(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let all = ctx.lifecycle.registry().openwork_list();
+    let items: Vec<Value> = all.iter().map(|workspace| shown(workspace, request)).collect();
+    now(&json!({ "items": items, "activeId": all.first().map(|active| active.openwork_id.clone()) }))
+}
+
+/// `GET /w/:id/workspaces`
+pub fn mounted_list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    now(&json!({ "items": [shown(&workspace, request)], "activeId": workspace.openwork_id }))
+}
+
+/// `POST /workspaces/:id/activate`
+pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let registry = ctx.lifecycle.registry();
+    let workspace = registry.by_openwork_id(request.param("id"))?;
+    registry.activate(workspace.id());
+    now(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
+}
+
+/// The OpenWork workspace object; absent values are left out. Viewers do not get OpenCode's password.
+fn shown(workspace: &Workspace, request: &Request) -> Value {
+    let record = workspace.record();
+    let mut object = json!({
+        "id": workspace.openwork_id,
+        "name": record.shown.name,
+        "path": record.shown.path,
+        "workspaceType": "local",
+    });
+    let trusted = request.actor().is_some_and(|actor| actor.scope >= Scope::Collaborator);
+    let mut opencode = serde_json::Map::new();
+    let mut put = |key: &str, value: Option<&String>| {
+        if let Some(value) = value {
+            opencode.insert(key.to_owned(), json!(value));
+        }
+    };
+    match &workspace.configured {
+        Some(configured) => {
+            object["workspaceType"] = json!(configured.workspace_type);
+            put("baseUrl", configured.base_url.as_ref());
+            let local = configured.workspace_type != "remote";
+            put("directory", configured.directory.as_ref().or(local.then_some(&record.shown.path)));
+            if trusted {
+                put("username", configured.opencode_username.as_ref());
+                put("password", configured.opencode_password.as_ref());
+            }
+            for (key, value) in [("baseUrl", &configured.base_url), ("directory", &configured.directory)] {
+                if let Some(value) = value {
+                    object[key] = json!(value);
+                }
+            }
+        }
+        None => put("directory", Some(&record.shown.path)),
+    }
+    if !opencode.is_empty() {
+        object["opencode"] = Value::Object(opencode);
+    }
+    object
+}

@@ -1,0 +1,124 @@
+//! `/api/workspaces`: the sandboxed.sh API.
+
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::Ctx;
+use super::dispatch::too_low;
+use crate::access::Scope;
+use crate::base::ids::{Distro, parse_uuid};
+use crate::base::{Result, limits};
+use crate::http::{Answer, Request, Response};
+use crate::runs::ExecRequest;
+use crate::workspaces::create::{Create, Update};
+use crate::workspaces::{Kind, Shown};
+
+fn id(request: &Request) -> Result<Uuid> {
+    parse_uuid(request.param("id"))
+}
+
+/// The object as this actor may see it: variables often hold secrets, and a viewer need not know them.
+fn shown(record: &Shown, request: &Request) -> Result<Answer> {
+    Ok(Answer::Now(if sees_values(request) {
+        Response::ok(record)
+    } else {
+        Response::ok(&without_values(record.clone()))
+    }))
+}
+
+fn sees_values(request: &Request) -> bool {
+    request.actor().is_some_and(|actor| actor.scope >= Scope::Collaborator)
+}
+
+fn without_values(mut record: Shown) -> Shown {
+    record.env_vars.values_mut().for_each(|value| "********".clone_into(value));
+    record
+}
+
+/// `GET /api/workspaces`
+pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let records = ctx.lifecycle.registry().list();
+    Ok(Answer::Now(if sees_values(request) {
+        Response::ok(&records.iter().map(|record| &record.shown).collect::<Vec<_>>())
+    } else {
+        Response::ok(&records.iter().map(|record| without_values(record.shown.clone())).collect::<Vec<_>>())
+    }))
+}
+
+/// `POST /api/workspaces`; 200 and not 201, as observed.
+pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let body: Create = request.json(limits::JSON_BODY_BYTES)?;
+    let workspace = ctx.lifecycle.registry().create(body)?;
+    shown(&workspace.record().shown, request)
+}
+
+/// `GET /api/workspaces/:id`
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = ctx.lifecycle.registry().get(id(request)?)?;
+    shown(&workspace.record().shown, request)
+}
+
+/// `PUT /api/workspaces/:id`
+pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = id(request)?;
+    let body: Update = request.json(limits::JSON_BODY_BYTES)?;
+    let record = ctx.lifecycle.registry().change(id, body)?;
+    shown(&record.shown, request)
+}
+
+/// `DELETE /api/workspaces/:id`; a sentence, as observed.
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = id(request)?;
+    ctx.lifecycle.delete(id)?;
+    Ok(Answer::Now(Response::sentence(format!("Workspace {id} deleted successfully"))))
+}
+
+#[derive(Default, Deserialize)]
+struct Build {
+    distro: Option<String>,
+    #[serde(default)]
+    rebuild: bool,
+}
+
+/// `POST /api/workspaces/:id/build`, with a body or `?rebuild=true`.
+pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = id(request)?;
+    let body: Build = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
+    let rebuild = body.rebuild || request.query_flag("rebuild")?;
+    let distro =
+        body.distro.filter(|name| !name.trim().is_empty()).map(|name| Distro::parse(&name)).transpose()?;
+    let record = ctx.lifecycle.start_build(id, distro, rebuild)?;
+    shown(&record.shown, request)
+}
+
+/// `POST /api/workspaces/:id/exec`
+pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = id(request)?;
+    let kind = ctx.lifecycle.registry().get(id)?.record().shown.workspace_type;
+    let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
+    if kind == Kind::Host && scope < Scope::Owner {
+        return Err(too_low(Scope::Owner, scope));
+    }
+    let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
+    let work = ctx.lifecycle.start_exec(id, body)?;
+    Ok(Answer::Later(Box::new(move || work().map(|result| Response::ok(&result)))))
+}
+
+/// `POST /api/workspaces/:id/rerun-init`
+pub fn rerun_init(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = id(request)?;
+    request.json_if_any::<Value>(limits::JSON_BODY_BYTES)?;
+    let work = ctx.lifecycle.start_rerun(id)?;
+    Ok(Answer::Later(Box::new(move || work().map(|result| Response::ok(&result)))))
+}
+
+/// `GET /api/workspaces/:id/debug`
+pub fn debug(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(&ctx.lifecycle.debug(id(request)?)?)))
+}
+
+/// `GET /api/workspaces/:id/init-log`
+pub fn init_log(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(&ctx.lifecycle.init_log(id(request)?)?)))
+}

@@ -1,0 +1,21 @@
+//! Times as each API wants them: RFC 3339 UTC with nanoseconds for `/api`, Unix milliseconds for the OpenWork routes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+/// Now, RFC 3339, UTC, nanoseconds, `Z`: the form that sandboxed.sh's clients parse.
+pub fn now_rfc3339() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true)
+}
+
+/// Now, in milliseconds since 1970.
+pub fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A file time as `debug` shows it: `YYYY-MM-DD HH:MM:SS UTC`.
+pub fn debug_time(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}

@@ -1,0 +1,223 @@
+//! The one error type. Who finds the fault says *what* is wrong ([`Code`], a sentence for the person who asked,
+//! details for their program); the HTTP status follows from the code and stands only here.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+/// `Result` with berth's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $status:literal $text:literal,)*) => {
+        /// What went wrong, as clients see it: a stable text in the body's `code` and an HTTP status.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Code { $($(#[$doc])* $variant,)* }
+
+        impl Code {
+            /// The HTTP status of replies with this code.
+            pub fn status(self) -> u16 { match self { $(Code::$variant => $status,)* } }
+
+            /// The text in the body's `code`.
+            pub fn as_str(self) -> &'static str { match self { $(Code::$variant => $text,)* } }
+        }
+    };
+}
+
+codes! {
+    /// The body is not JSON.
+    InvalidJson = 400 "invalid_json",
+    /// The body is JSON of another shape than the endpoint takes.
+    InvalidPayload = 400 "invalid_payload",
+    /// The request line, a header or the query cannot be understood.
+    InvalidRequest = 400 "invalid_request",
+    /// An id in the path is not an id.
+    InvalidId = 400 "invalid_id",
+    /// A workspace name that is not allowed.
+    InvalidName = 400 "invalid_name",
+    /// A folder that is not allowed for this purpose.
+    InvalidPath = 400 "invalid_path",
+    /// Not one of the supported distributions.
+    InvalidDistro = 400 "invalid_distro",
+    /// An environment variable's name or value that no process can have.
+    InvalidEnv = 400 "invalid_env",
+    /// The working directory of a command does not exist or leaves the workspace.
+    InvalidCwd = 400 "invalid_cwd",
+    /// A command that cannot be run as given.
+    InvalidCommand = 400 "invalid_command",
+    /// The call makes no sense for a host workspace.
+    NotAContainer = 400 "not_a_container",
+    /// The container is not built.
+    NotReady = 400 "workspace_not_ready",
+    /// `rerun-init` without an init script.
+    NoInitScript = 400 "no_init_script",
+    /// The default host workspace cannot be deleted.
+    DefaultWorkspace = 400 "default_workspace",
+    /// No, or no valid, credential.
+    Unauthorized = 401 "unauthorized",
+    /// A valid credential that does not reach.
+    Forbidden = 403 "forbidden",
+    /// Nobody allowed it.
+    WriteDenied = 403 "write_denied",
+    /// The server is read-only.
+    ReadOnly = 403 "read_only",
+    /// No such route.
+    NotFound = 404 "not_found",
+    /// No such workspace.
+    WorkspaceNotFound = 404 "workspace_not_found",
+    /// The route exists with another method.
+    MethodNotAllowed = 405 "method_not_allowed",
+    /// Something else is going on that excludes this.
+    Conflict = 409 "conflict",
+    /// A build of this workspace is under way.
+    BuildRunning = 409 "build_running",
+    /// Would destroy data, and `rebuild` was not given.
+    RebuildRequired = 409 "rebuild_required",
+    /// A file system is mounted inside what would be deleted.
+    MountedInside = 409 "mounted_inside",
+    /// The body is larger than the endpoint takes.
+    BodyTooLarge = 413 "body_too_large",
+    /// All workers of this kind are taken.
+    Busy = 503 "busy",
+    /// The server is going down.
+    ShuttingDown = 503 "shutting_down",
+    /// What this call needs is not there (yet).
+    Unavailable = 503 "unavailable",
+    /// The container ended while something ran in it, or could not be started.
+    ContainerStopped = 503 "container_stopped",
+    /// The template library has not been set up.
+    LibraryMissing = 503 "library_not_initialized",
+    /// No space left where berth keeps its data.
+    DiskFull = 507 "disk_full",
+    /// A child could not be started.
+    SpawnFailed = 500 "spawn_failed",
+    /// A build step failed; the message has the tool's last words.
+    BuildFailed = 500 "build_failed",
+    /// Ended because somebody asked for it.
+    Cancelled = 409 "cancelled",
+    /// Bad flag, variable or file at the start; never reaches a client.
+    Config = 500 "config",
+    /// Our bug, or the machine failed us.
+    Internal = 500 "internal_error",
+}
+
+/// An error with everything its reader needs. Cheap to move: one pointer.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    code: Code,
+    message: String,
+    details: Map<String, Value>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error whose `message` tells the person who asked what to do.
+    pub fn new(code: Code, message: impl Into<String>) -> Error {
+        Error(Box::new(Inner { code, message: message.into(), details: Map::new(), source: None }))
+    }
+
+    /// A failure of ours or of the machine; the client sees `message`, the log sees the source too.
+    pub fn internal(message: impl Into<String>) -> Error {
+        Error::new(Code::Internal, message)
+    }
+
+    /// A start-up error that names the flag, variable or file (`place`).
+    pub fn config(place: impl fmt::Display, problem: impl fmt::Display) -> Error {
+        Error::new(Code::Config, format!("{place}: {problem}"))
+    }
+
+    /// Adds a field to `details`.
+    #[must_use]
+    pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Error {
+        self.0.details.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Adds the cause, for the log.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What went wrong.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// The sentence for the person who asked.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The reply body: `{"code","message","details"?}`.
+    pub fn body(&self) -> Value {
+        let mut body = Map::new();
+        body.insert("code".into(), self.0.code.as_str().into());
+        body.insert("message".into(), self.0.message.clone().into());
+        if !self.0.details.is_empty() {
+            body.insert("details".into(), Value::Object(self.0.details.clone()));
+        }
+        Value::Object(body)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        let mut cause: Option<&dyn std::error::Error> =
+            self.0.source.as_deref().map(|source| source as &dyn std::error::Error);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Gives a failed system call the verb and the path that it lacks.
+pub trait At<T> {
+    /// `fs::read(&path).at("read", &path)?`; a full disk keeps its own code on the way.
+    fn at(self, verb: &str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
+    fn at(self, verb: &str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|error| {
+            let error: io::Error = error.into();
+            let path = path.as_ref().display();
+            match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::new(
+                    Code::DiskFull,
+                    format!("No space left to {verb} {path}; free some disk space and try again"),
+                ),
+                _ => Error::internal(format!("Could not {verb} {path}: {error}")),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_keeps_its_code() {
+        let failed: io::Result<()> = Err(io::Error::from_raw_os_error(28));
+        assert_eq!(failed.at("write", "/data/x").unwrap_err().code(), Code::DiskFull);
+    }
+
+    #[test]
+    fn body_has_details_only_when_there_are_some() {
+        let error = Error::new(Code::Conflict, "no");
+        assert_eq!(error.body().to_string(), r#"{"code":"conflict","message":"no"}"#);
+        assert_eq!(error.detail("a", 1).body()["details"]["a"], 1);
+    }
+}

@@ -1,0 +1,98 @@
+//! Every constant that bounds something, with its reason.
+
+use std::time::Duration;
+
+/// Largest JSON body of ordinary routes; axum's default, which sandboxed.sh's clients know.
+pub const JSON_BODY_BYTES: usize = 2 << 20;
+/// Largest body of `/exec`: its `stdin` travels inside.
+pub const EXEC_BODY_BYTES: usize = 32 << 20;
+/// Longest `command`: the kernel refuses a single argument of 128 KiB or more (execve(2), MAX_ARG_STRLEN).
+pub const COMMAND_BYTES: usize = (128 << 10) - 1;
+/// Longest single variable, for the same reason.
+pub const ENV_ENTRY_BYTES: usize = (128 << 10) - 1;
+/// All variables of one command; far below execve's limit of a quarter of the stack limit (2 MiB).
+pub const ENV_TOTAL_BYTES: usize = 1 << 20;
+/// Longest workspace name: it is a label, but it is shown in lists and log lines.
+pub const NAME_BYTES: usize = 255;
+/// Largest init script; it is stored in the workspace's record.
+pub const INIT_SCRIPT_BYTES: usize = 1 << 20;
+/// Workspaces in one data folder; each costs memory and a row in every list.
+pub const WORKSPACES: usize = 10_000;
+
+/// Default and largest `timeout_secs` of `/exec` (the spec).
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(300);
+/// Largest `timeout_secs` of `/exec` (the spec); larger values are clipped as observed.
+pub const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Between TERM and KILL at a timeout: enough to remove a lock file, too short to be noticed in the answer.
+pub const TERM_GRACE: Duration = Duration::from_millis(100);
+/// Default for `--output-limit`: what is kept of each of stdout and stderr.
+pub const OUTPUT_BYTES: usize = 10 << 20;
+/// How much is read from a pipe at once; a pipe holds 64 KiB by default (pipe(7)).
+pub const PIPE_CHUNK: usize = 64 << 10;
+/// An init script's deadline.
+pub const INIT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// A bootstrap's deadline: a slow mirror is slow, a dead one must not hold the builder for ever.
+pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Copying a base image into a root.
+pub const COPY_TIMEOUT: Duration = Duration::from_secs(1800);
+/// What is kept of an init script's output for the answer of `rerun-init` and error messages.
+pub const INIT_OUTPUT_BYTES: usize = 1 << 20;
+/// Lines of a failing tool that an error message repeats.
+pub const ERROR_TAIL_LINES: usize = 6;
+/// `init-log` answers with the last lines only (the spec).
+pub const INIT_LOG_LINES: usize = 500;
+/// What `init-log` reads at most, from the end of the file.
+pub const INIT_LOG_BYTES: u64 = 4 << 20;
+/// A build log's cap; beyond it lines are dropped and the log says so.
+pub const BUILD_LOG_BYTES: u64 = 64 << 20;
+
+/// Requests waiting for a pool thread; beyond it the accept loop waits.
+pub const HTTP_QUEUE: usize = 1024;
+/// Jobs waiting for a run worker while all are busy; 0: answered 503 at once.
+pub const RUN_QUEUE: usize = 0;
+/// Builds waiting for the builder.
+pub const BUILD_QUEUE: usize = 256;
+/// Default for `--max-runs`.
+pub const RUN_WORKERS: usize = 64;
+/// An idle worker beyond the minimum ends after this long.
+pub const WORKER_IDLE: Duration = Duration::from_secs(30);
+/// Stack of ordinary threads. Measured use stays under 64 KiB; serde_json nests to 128 levels.
+pub const STACK: usize = 512 << 10;
+/// `Retry-After` of a 503.
+pub const RETRY_AFTER_SECS: u32 = 1;
+
+/// A container's first answer: nspawn needs about 100 ms, a loaded machine more.
+pub const CONTAINER_START: Duration = Duration::from_secs(20);
+/// An agent's answer to something that needs no work. Its container may be hostile or thrashing.
+pub const AGENT_ANSWER: Duration = Duration::from_secs(10);
+/// Spare processes that wait in a running container, each already in a cgroup of its own: joining one costs
+/// up to 15 ms on an idle machine (the kernel waits for an RCU grace period), too slow to do while a client waits.
+pub const SPARE_PROCESSES: usize = 4;
+/// Largest message between engine and agent: arguments and environment of one command.
+pub const AGENT_MESSAGE_BYTES: usize = COMMAND_BYTES + ENV_TOTAL_BYTES + (64 << 10);
+/// How long a killed cgroup may take to become empty before we say that we failed.
+pub const KILL_WAIT: Duration = Duration::from_secs(5);
+
+/// How long requests in flight may go on after a stop signal.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// Deepest folder that is deleted in place; what lies deeper is first moved up, so that no depth exhausts us.
+pub const TREE_DEPTH: usize = 64;
+/// How long a person may think about `--setup`'s question.
+pub const SETUP_ANSWER: Duration = Duration::from_secs(300);
+/// A package manager called by `--setup`.
+pub const SETUP_TIMEOUT: Duration = Duration::from_secs(1800);
+/// Largest file of state that is read or written whole; one that is larger was not written by us.
+pub const STATE_FILE_BYTES: u64 = 64 << 20;
+/// How often an open inside a workspace is tried again when a rename elsewhere on the machine made the kernel
+/// unsure (openat2(2), EAGAIN).
+pub const OPEN_RETRIES: usize = 128;
+/// Entries of a folder that are counted; more is shown as this many.
+pub const ENTRY_COUNT: u64 = 1_000_000;
+/// Largest file whose lines are counted: reading it takes about a second.
+pub const LINE_COUNT_BYTES: u64 = 1 << 30;
+/// How often the removal of a tree starts again because something was written into it meanwhile.
+pub const TREE_PASSES: usize = 32;
+/// Files with several names that disk usage remembers (some 24 bytes each); further ones count once per name.
+pub const USAGE_LINKS: usize = 1_000_000;
+/// Deepest folder that disk usage looks into; each level costs some 50 bytes.
+pub const USAGE_DEPTH: usize = 100_000;

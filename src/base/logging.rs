@@ -1,0 +1,340 @@
+//! Log lines on stdout: one record is always exactly one line, whatever a client or a workload put into it.
+//! Set up once by `cli::serve`; knows nothing of what is logged. No threads; a line is made without a lock and
+//! written under stdout's own.
+//!
+//! `Pretty` is for people: bare text. `Json` has the shape of OpenWork's log, where the key-values of a record
+//! (`info!(method = m; "…")`) become `attributes` and keep their type.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::kv::{self, VisitSource, VisitValue};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
+use serde_json::ser::Formatter;
+use simplelog::{CombinedLogger, Config, SharedLogger};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Text for people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends all `log` records to stdout from now on, as `run_id`'s. A second call changes nothing.
+pub fn init(format: Format, verbose: bool, run_id: String) {
+    let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "localhost".to_owned() } else { host.trim().to_owned() };
+    let logger = Stdout { level, format, run_id, host };
+    // The only failure is "already set": then somebody is logging, which is what we wanted.
+    let _ = CombinedLogger::init(vec![Box::new(logger)]);
+}
+
+/// `text` as part of one line that a terminal shows as it is: control characters, line separators and bidi
+/// controls are spelled out.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            c if is_deceptive(c) => {
+                let _ = write!(line, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => line.push(c),
+        }
+    }
+    line
+}
+
+/// Characters that end a line, steer a terminal, or show a line in another order than it has.
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{200E}' | '\u{200F}' | '\u{061C}')
+}
+
+struct Stdout {
+    level: LevelFilter,
+    format: Format,
+    run_id: String,
+    host: String,
+}
+
+impl Log for Stdout {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Libraries' chatter is not our log; their warnings are.
+        let ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
+        metadata.level() <= self.level && (ours || metadata.level() <= Level::Warn)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let mut line = match self.format {
+            Format::Pretty => pretty(record).into_bytes(),
+            Format::Json => self.json(record),
+        };
+        line.push(b'\n');
+        let mut out = io::stdout().lock();
+        // A reader that has gone (EPIPE) or a full disk behind stdout must not stop the server.
+        let _ = out.write_all(&line).and_then(|()| out.flush());
+    }
+
+    fn flush(&self) {
+        let _ = io::stdout().lock().flush();
+    }
+}
+
+impl SharedLogger for Stdout {
+    fn level(&self) -> LevelFilter {
+        self.level
+    }
+
+    fn config(&self) -> Option<&Config> {
+        None
+    }
+
+    fn as_log(self: Box<Self>) -> Box<dyn Log> {
+        self
+    }
+}
+
+fn pretty(record: &Record<'_>) -> String {
+    let prefix = match record.level() {
+        Level::Error => "ERROR ",
+        Level::Warn => "WARN ",
+        Level::Info => "",
+        Level::Debug | Level::Trace => "DEBUG ",
+    };
+    format!("{prefix}{}", one_line(&record.args().to_string()))
+}
+
+impl Stdout {
+    fn json(&self, record: &Record<'_>) -> Vec<u8> {
+        let (severity, number) = match record.level() {
+            Level::Error => ("ERROR", 17),
+            Level::Warn => ("WARN", 13),
+            Level::Info => ("INFO", 9),
+            Level::Debug | Level::Trace => ("DEBUG", 5),
+        };
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let mut attributes = Fields(vec![
+            ("run.id".to_owned(), self.run_id.clone().into()),
+            ("process.pid".to_owned(), std::process::id().into()),
+        ]);
+        // Our visitor never fails.
+        let _ = record.key_values().visit(&mut attributes);
+        let line = Line {
+            time_unix_nano: nanos.to_string(),
+            severity_text: severity,
+            severity_number: number,
+            body: record.args().to_string(),
+            attributes,
+            resource: Resource {
+                name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+                instance: &self.run_id,
+                host: &self.host,
+            },
+        };
+        let mut bytes = Vec::with_capacity(512);
+        let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, OneLine);
+        match line.serialize(&mut serializer) {
+            Ok(()) => bytes,
+            Err(_) => b"{}".to_vec(),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    time_unix_nano: String,
+    severity_text: &'static str,
+    severity_number: u8,
+    body: String,
+    attributes: Fields,
+    resource: Resource<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct Resource<'a> {
+    #[serde(rename = "service.name")]
+    name: &'static str,
+    #[serde(rename = "service.version")]
+    version: &'static str,
+    #[serde(rename = "service.instance.id")]
+    instance: &'a str,
+    #[serde(rename = "host.name")]
+    host: &'a str,
+}
+
+/// Attributes in the order in which they were given; a map would sort them.
+struct Fields(Vec<(String, Value)>);
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (key, value) in &self.0 {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        let mut typed = Typed(Value::Null);
+        value.visit(&mut typed)?;
+        self.0.push((key.as_str().to_owned(), typed.0));
+        Ok(())
+    }
+}
+
+/// A key-value's value with the type it was given.
+struct Typed(Value);
+
+impl<'v> VisitValue<'v> for Typed {
+    fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
+        self.0 = value.to_string().into();
+        Ok(())
+    }
+
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        self.0 = Value::Null;
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
+        self.0 = value.into();
+        Ok(())
+    }
+}
+
+/// Compact JSON in which also those characters are escaped that JSON would allow but a terminal obeys.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, c) in fragment.char_indices().filter(|(_, c)| is_deceptive(*c)) {
+            writer.write_all(&fragment.as_bytes()[plain..at])?;
+            // All of them lie in the basic plane: one escape is enough.
+            write!(writer, "\\u{:04x}", u32::from(c))?;
+            plain = at + c.len_utf8();
+        }
+        writer.write_all(&fragment.as_bytes()[plain..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(level: Level, text: &str, kvs: &[(&str, kv::Value<'_>)], check: impl FnOnce(&Record<'_>)) {
+        let args = format_args!("{text}");
+        check(&Record::builder().level(level).target("berth::x").args(args).key_values(&kvs).build());
+    }
+
+    fn stdout() -> Stdout {
+        Stdout { level: LevelFilter::Info, format: Format::Json, run_id: "run-1".into(), host: "box".into() }
+    }
+
+    #[test]
+    fn deceptive_characters_are_spelled_out() {
+        for (text, want) in [
+            ("GET /a 200 3ms", "GET /a 200 3ms"),
+            ("a\nERROR forged", "a\\nERROR forged"),
+            ("a\r\tb", "a\\r\\tb"),
+            ("\x1b[31mred", "\\u{1b}[31mred"),
+            ("nul\0", "nul\\u{0}"),
+            ("\x7f\u{9b}\u{85}", "\\u{7f}\\u{9b}\\u{85}"),
+            ("\u{2028}\u{2029}\u{202e}\u{2066}\u{2069}", "\\u{2028}\\u{2029}\\u{202e}\\u{2066}\\u{2069}"),
+            ("Größe 日本 🦀 C:\\x", "Größe 日本 🦀 C:\\x"),
+        ] {
+            assert_eq!(one_line(text), want);
+        }
+    }
+
+    #[test]
+    fn pretty_marks_only_what_is_wrong() {
+        for (level, want) in [
+            (Level::Info, "a\\nb"),
+            (Level::Warn, "WARN a\\nb"),
+            (Level::Error, "ERROR a\\nb"),
+            (Level::Debug, "DEBUG a\\nb"),
+        ] {
+            record(level, "a\nb", &[], |record| assert_eq!(pretty(record), want));
+        }
+    }
+
+    #[test]
+    fn json_keeps_types_and_stays_on_one_line() {
+        let text = "a\nb\x1b\x7f\u{9b}\u{2028}\u{202e}ß";
+        let kvs = [
+            ("status", kv::Value::from(503u16)),
+            ("durationMs", kv::Value::from(-1i64)),
+            ("ratio", kv::Value::from(0.5f64)),
+            ("ok", kv::Value::from(false)),
+            ("path", kv::Value::from("/x\u{2029}y")),
+        ];
+        record(Level::Error, text, &kvs, |record| {
+            let line = String::from_utf8(stdout().json(record)).unwrap();
+            assert!(!line.chars().any(is_deceptive), "{line:?}");
+            assert!(line.contains("ß"));
+            assert!(line.starts_with("{\"timeUnixNano\":\""), "{line}");
+            let value: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(value["body"], text);
+            assert_eq!(value["severityText"], "ERROR");
+            assert_eq!(value["severityNumber"], 17);
+            let attributes = &value["attributes"];
+            assert_eq!(attributes["run.id"], "run-1");
+            assert_eq!(attributes["process.pid"], std::process::id());
+            assert_eq!(attributes["status"], 503);
+            assert_eq!(attributes["durationMs"], -1);
+            assert_eq!(attributes["ratio"], 0.5);
+            assert_eq!(attributes["ok"], false);
+            assert_eq!(attributes["path"], "/x\u{2029}y");
+            assert_eq!(value["resource"]["service.name"], "berth");
+            assert_eq!(value["resource"]["host.name"], "box");
+        });
+    }
+
+    #[test]
+    fn libraries_are_heard_only_when_something_is_wrong() {
+        let enabled =
+            |level, target| stdout().enabled(&Metadata::builder().level(level).target(target).build());
+        assert!(enabled(Level::Info, "berth::server"));
+        assert!(!enabled(Level::Debug, "berth::server"));
+        assert!(!enabled(Level::Info, "tiny_http"));
+        assert!(enabled(Level::Warn, "tiny_http"));
+    }
+}

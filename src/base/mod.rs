@@ -1,0 +1,12 @@
+//! What every layer may use: the error, validated names, the clock, limits, threads, log lines.
+//! Knows nothing of HTTP, files or children.
+
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod limits;
+pub mod logging;
+pub mod pool;
+pub mod thread;
+
+pub use error::{At, Code, Error, Result};

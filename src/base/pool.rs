@@ -1,0 +1,186 @@
+//! A bounded set of named worker threads with a queue. Workers beyond the minimum start when they are needed and end
+//! when they are not. Knows nothing of what the jobs are.
+//!
+//! Lock: `workers`, held only to start a thread or to count.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::thread::{JoinOnDrop, lock, spawn};
+use super::{Result, limits};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The workers. Dropping it lets the jobs that were taken end, then joins.
+pub struct Pool {
+    name: &'static str,
+    max: usize,
+    queue: usize,
+    // Fields drop in order: this closes the queue, so that the joins below can finish.
+    jobs: Option<Sender<Job>>,
+    waiting: Receiver<Job>,
+    counts: Arc<Counts>,
+    workers: Mutex<Vec<JoinOnDrop>>,
+    number: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// Jobs taken and not finished.
+    pending: AtomicUsize,
+    /// Threads.
+    live: AtomicUsize,
+}
+
+impl Pool {
+    /// `min` threads that stay, up to `max`; `queue` jobs may wait beyond those being worked on.
+    ///
+    /// # Errors
+    /// When the first threads cannot be started.
+    pub fn new(name: &'static str, min: usize, max: usize, queue: usize) -> Result<Pool> {
+        // Full: `submit` refuses before it gets there, `submit_waiting` waits.
+        let (jobs, waiting) = bounded(max + queue);
+        let pool = Pool {
+            name,
+            max,
+            queue,
+            jobs: Some(jobs),
+            waiting,
+            counts: Arc::default(),
+            workers: Mutex::default(),
+            number: AtomicUsize::new(0),
+        };
+        for _ in 0..min {
+            pool.start(true)?;
+        }
+        Ok(pool)
+    }
+
+    /// Hands a job to a worker.
+    ///
+    /// # Errors
+    /// When every worker is taken and the queue is full; the job is dropped then.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> std::result::Result<(), Refused> {
+        let pending = self.counts.pending.fetch_add(1, Ordering::SeqCst);
+        if pending >= self.max + self.queue || !self.staffed(pending + 1) {
+            self.counts.pending.fetch_sub(1, Ordering::SeqCst);
+            return Err(Refused);
+        }
+        self.jobs.as_ref().map_or(Err(Refused), |jobs| jobs.try_send(Box::new(job)).map_err(|_| Refused))
+    }
+
+    /// Hands a job to a worker, waiting for a place in the queue.
+    pub fn submit_waiting(&self, job: impl FnOnce() + Send + 'static) {
+        self.counts.pending.fetch_add(1, Ordering::SeqCst);
+        if let Some(jobs) = &self.jobs {
+            // Disconnected only while the pool is being dropped; the job is dropped with it.
+            let _ = jobs.send(Box::new(job));
+        }
+    }
+
+    /// Sees to it that `pending` jobs have threads, as far as `max` allows; `false` when there is no thread at all.
+    fn staffed(&self, pending: usize) -> bool {
+        let live = self.counts.live.load(Ordering::SeqCst);
+        if live < pending.min(self.max) {
+            if let Err(error) = self.start(false) {
+                log::warn!("{error}");
+                return live > 0;
+            }
+        }
+        true
+    }
+
+    fn start(&self, stays: bool) -> Result<()> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let (waiting, counts) = (self.waiting.clone(), self.counts.clone());
+        counts.live.fetch_add(1, Ordering::SeqCst);
+        let started =
+            spawn(format!("{}-{number}", self.name), limits::STACK, move || work(&waiting, &counts, stays));
+        let mut workers = lock(&self.workers);
+        workers.retain(|worker| !worker.is_finished());
+        match started {
+            Ok(worker) => {
+                workers.push(worker);
+                Ok(())
+            }
+            Err(error) => {
+                self.counts.live.fetch_sub(1, Ordering::SeqCst);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The job was not taken.
+#[derive(Debug)]
+pub struct Refused;
+
+fn work(waiting: &Receiver<Job>, counts: &Counts, stays: bool) {
+    loop {
+        let job = if stays {
+            waiting.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            waiting.recv_timeout(limits::WORKER_IDLE)
+        };
+        match job {
+            Ok(job) => {
+                // The panic hook has logged it; the job's own guards have answered. The worker lives on.
+                drop(catch_unwind(AssertUnwindSafe(job)));
+                counts.pending.fetch_sub(1, Ordering::SeqCst);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                counts.live.fetch_sub(1, Ordering::SeqCst);
+                // A job that came between the time-out and the line above was promised a thread: this one.
+                if waiting.is_empty() {
+                    return;
+                }
+                counts.live.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        lock(&self.workers).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn refuses_beyond_its_bounds_and_survives_panics() {
+        let pool = Pool::new("test", 0, 2, 0).unwrap();
+        let hold = Arc::new(Barrier::new(3));
+        for _ in 0..2 {
+            let hold = hold.clone();
+            pool.submit(move || {
+                hold.wait();
+            })
+            .unwrap();
+        }
+        let mut refused = 0;
+        for _ in 0..3 {
+            refused += usize::from(pool.submit(|| panic!("on purpose")).is_err());
+        }
+        assert!(refused >= 2, "{refused}");
+        hold.wait();
+        let (done, finished) = bounded(1);
+        while pool
+            .submit({
+                let done = done.clone();
+                move || done.send(()).unwrap()
+            })
+            .is_err()
+        {}
+        finished.recv().unwrap();
+    }
+}

@@ -1,0 +1,191 @@
+//! The command line: which subcommand, what it prints, which exit code. One file a subcommand; what flags mean is
+//! `config`'s business. Runs on the main thread.
+
+pub mod serve;
+pub mod setup;
+pub mod token;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::base::{Code, Error, Result, logging};
+
+/// What `berth --help` prints. Tests keep it complete.
+pub const HELP: &str = "\
+berth gives AI agents a place to work on a Linux machine: project files, host and container workspaces,
+commands in them, tokens and approvals, behind one HTTP server.
+
+Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when nothing is said)
+       berth token show [FLAGS]   print the kept tokens; takes --data-dir and --config
+       berth help                 print this
+       berth agent                what berth runs inside a container; not for people
+
+Every setting is taken from its flag, else its variable, else the configuration file, else its default.
+A value follows its flag as `--flag value` or `--flag=value`.
+
+Server
+  --host ADDRESS             IP address or localhost to listen on [127.0.0.1]
+  --port N                   port to listen on; 0 lets the kernel choose [8787]
+  --data-dir DIR             where all state lies [/var/lib/berth for root, else ~/.local/share/berth]
+  --config FILE              configuration file [~/.config/openwork/server.json]
+  --http-threads N           threads that answer requests, 1 to 256 [2 for each core, at least 4]
+  --cors LIST                origins that browsers may call from, with commas between, or * [none]
+
+Access
+  --token TOKEN              client token; others can read flags, so better use OPENWORK_TOKEN [made and kept]
+  --host-token TOKEN         host token; better use OPENWORK_HOST_TOKEN [made and kept]
+  --approval MODE            manual: a person answers gated writes; auto: they are allowed [manual]
+  --approval-timeout MS      milliseconds after which an unanswered write is denied [30000]
+  --read-only                refuse every write
+
+Workspaces
+  --workspace DIR            a host workspace; repeatable, the first is the default one [the current folder]
+  --authorized-root DIR      folder in which the API may make host workspaces; repeatable [the workspaces]
+  --opencode-base-url URL    OpenCode server for workspaces that name none
+  --opencode-directory DIR   its folder, when there is exactly one workspace
+  --opencode-username NAME   its user
+  --opencode-password TEXT   its password; better use OPENWORK_OPENCODE_PASSWORD
+
+Commands and containers
+  --max-runs N               commands that may run at once, 1 to 1024 [64]
+  --output-limit BYTES       kept of each of stdout and stderr, 4096 to 1073741824 [10485760]
+  --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
+                             or arch-linux; repeatable
+  --keyring NAME=FILE        keyring (for arch-linux: pacman's gnupg folder) of its archive; repeatable
+  --setup                    first install what container workspaces need and is missing (apt-get, dnf, pacman)
+  --yes                      do not ask before that
+
+Log and the rest
+  --log-format FORMAT        pretty or json [pretty]
+  --log-requests             log one line for each request [yes]
+  --no-log-requests          do not
+  --verbose                  log more
+  -h, --help                 print this
+  -V, --version              print the version
+
+Environment
+  OPENWORK_SERVER_CONFIG     --config                  OPENWORK_HOST, OPENWORK_PORT        --host, --port
+  OPENWORK_TOKEN             --token                   OPENWORK_HOST_TOKEN                 --host-token
+  OPENWORK_APPROVAL_MODE     --approval                OPENWORK_APPROVAL_TIMEOUT_MS        --approval-timeout
+  OPENWORK_WORKSPACES        --workspace: JSON array of strings, or paths with , or ; between
+  OPENWORK_CORS_ORIGINS      --cors                    OPENWORK_READONLY                   --read-only
+  OPENWORK_LOG_FORMAT        --log-format              OPENWORK_LOG_REQUESTS               --log-requests
+  OPENWORK_OPENCODE_BASE_URL, OPENWORK_OPENCODE_DIRECTORY, OPENWORK_OPENCODE_USERNAME,
+  OPENWORK_OPENCODE_PASSWORD --opencode-…
+  BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
+  BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
+  BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
+  OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
+  OPENWORK_INBOX_MAX_BYTES   largest upload [50000000, at most 250000000]
+  OPENWORK_TOY_UI            serve the page at /ui [yes]
+  OPENWORK_SANDBOX_ENABLED, OPENWORK_SANDBOX_BACKEND (none, docker, container), OPENWORK_BROWSER_PROVIDER
+  (sandbox-headless, host-interactive, client-interactive): what /capabilities says
+  OPENWRK_RUN_ID, OPENWORK_RUN_ID
+                             id in every log line [a new one]
+  http_proxy, https_proxy, ftp_proxy, no_proxy, all_proxy (or upper case)
+                             handed to container builds
+  HOME, XDG_DATA_HOME        where the defaults of --config and --data-dir start
+  Lists have commas between. Yes is 1, true, yes or on; no is 0, false, no or off. A variable set to
+  nothing counts as unset; an empty token is an error.
+
+Files
+  ~/.config/openwork/server.json
+      host, port, token, hostToken, approval {mode, timeoutMs}, workspaces [{path, name, workspaceType, baseUrl,
+      directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
+      opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, mirrors {}, keyrings {}, maxRuns,
+      outputLimit, httpThreads. Plain JSON; relative paths start from the file's folder.
+  DATA-DIR/credentials.json
+      the tokens that berth made, for the owner of the folder only.
+
+Exit codes
+  0  ended as asked    1  failed while running    2  wrong flag, variable or configuration file
+";
+
+/// Runs berth with the arguments of the process, the program's name first.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    // First of all: the agent starts inside a container that waits for it.
+    if args.get(1).is_some_and(|arg| arg == "agent") {
+        crate::containers::agent::main();
+    }
+    match dispatch(args) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "berth: {}", logging::one_line(&error.to_string()));
+            ExitCode::from(if error.code() == Code::Config { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
+    let mut words = Vec::with_capacity(args.len());
+    for arg in args.into_iter().skip(1) {
+        let word = arg.into_string();
+        words.push(word.map_err(|arg| Error::config(arg.to_string_lossy(), "argument is not UTF-8 text"))?);
+    }
+    match words.first().map(String::as_str) {
+        Some("serve") => serve::run(&words[1..]),
+        Some("token") => token::run(&words[1..]),
+        Some("help") => Ok(help()),
+        Some(word) if !word.starts_with('-') => {
+            Err(Error::config(word, "unknown subcommand; there are serve, token and help"))
+        }
+        _ => serve::run(&words),
+    }
+}
+
+fn help() -> ExitCode {
+    print(HELP);
+    ExitCode::SUCCESS
+}
+
+fn version() -> ExitCode {
+    print(concat!(env!("CARGO_PKG_VERSION"), "\n"));
+    ExitCode::SUCCESS
+}
+
+/// To stdout; a reader that has gone is no failure (`berth --help | head -1`).
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ServeArgs;
+
+    #[test]
+    fn help_has_every_flag_and_every_variable() {
+        for flag in ServeArgs::flags() {
+            assert!(HELP.contains(&format!("  {flag} ")), "{flag} is not in the help text");
+        }
+        let readers = concat!(include_str!("../config/resolve.rs"), include_str!("../config/sources.rs"));
+        let names = readers.split('"').filter(|word| {
+            ["OPENWORK_", "OPENWRK_", "BERTH_"].iter().any(|start| word.starts_with(start))
+                && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        });
+        let names: Vec<&str> = names.collect();
+        assert!(names.len() > 20);
+        for name in names {
+            assert!(HELP.contains(name), "{name} is not in the help text");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        for line in HELP.lines() {
+            assert!(line.chars().count() <= 112, "{line}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_configuration_errors() {
+        for args in
+            [&["berth", "frobnicate"][..], &["berth", "serve", "x"], &["berth", "token"], &["berth", "--x"]]
+        {
+            let error = dispatch(args.iter().map(OsString::from).collect()).unwrap_err();
+            assert_eq!(error.code(), Code::Config, "{args:?}");
+        }
+    }
+}

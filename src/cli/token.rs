@@ -1,0 +1,69 @@
+//! `berth token show`: prints the tokens that berth made and keeps, for the person at the terminal.
+
+use std::process::ExitCode;
+
+use crate::access::{TokenSetting, credentials};
+use crate::base::{Error, Result};
+use crate::config::{self, Parsed, TokenArgs};
+
+/// Runs `token show`.
+///
+/// # Errors
+/// A wrong command line or setting, a token file that cannot be read, or no tokens yet.
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    let rest = match args.first().map(String::as_str) {
+        Some("show") => &args[1..],
+        Some("-h" | "--help" | "help") => return Ok(super::help()),
+        _ => {
+            return Err(Error::config(
+                "token",
+                "say `berth token show`, with --data-dir or --config if needed",
+            ));
+        }
+    };
+    let args = match TokenArgs::parse(rest)? {
+        Parsed::Run(args) => args,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    let plan = config::resolve_tokens(&args, &config::process_env, &current_dir)?;
+    let (client, host) = credentials::kept_tokens(&plan.data_dir)?;
+    let lines = [line("Client token", &plan.client, client), line("Host token", &plan.host, host)];
+    super::print(&lines.iter().flatten().fold(String::new(), |text, line| text + line + "\n"));
+    if lines.iter().any(Option::is_none) {
+        let folder = plan.data_dir.display();
+        return Err(Error::internal(format!(
+            "No tokens are kept in {folder} yet: berth makes them at its first start, or --data-dir names another folder"
+        )));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to say about one token; `None` when there is none.
+fn line(name: &str, configured: &(TokenSetting, Option<String>), kept: Option<String>) -> Option<String> {
+    match configured {
+        // Whoever set it knows it; printing it here would only spread it.
+        (TokenSetting { secret: Some(_), .. }, place) => Some(format!(
+            "{name}: set by {}, not a kept one",
+            place.as_deref().unwrap_or("the configuration")
+        )),
+        _ => kept.map(|token| format!("{name}: {token}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Source;
+
+    #[test]
+    fn configured_tokens_are_not_printed() {
+        let set = TokenSetting { secret: Some("s3cret".into()), source: Source::Env };
+        let unset = TokenSetting { secret: None, source: Source::Generated };
+        let shown = line("Client token", &(set, Some("OPENWORK_TOKEN".into())), Some("kept".into()));
+        assert_eq!(shown.as_deref(), Some("Client token: set by OPENWORK_TOKEN, not a kept one"));
+        assert_eq!(line("T", &(unset.clone(), None), Some("kept".into())).as_deref(), Some("T: kept"));
+        assert_eq!(line("T", &(unset, None), None), None);
+    }
+}

@@ -1,0 +1,313 @@
+//! Raw flags: which exist, which take a value. What a value means is `resolve`'s business.
+//! argh fills the structs; [`expand`] in front of it knows `--flag=value`, `-h` and `-V`, and says what is wrong
+//! in our own words with the flag's name first.
+
+use argh::FromArgs;
+
+use crate::base::{Error, Result};
+
+/// What a command line asks for.
+pub enum Parsed<T> {
+    /// Do it.
+    Run(T),
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+}
+
+/// The flags of `berth serve`. Not `Debug`: tokens and passwords are among them.
+#[derive(Default, FromArgs)]
+#[argh(description = "Serves the workspaces.")]
+pub struct ServeArgs {
+    /// print more at the start and while running
+    #[argh(switch)]
+    pub verbose: bool,
+    /// configuration file
+    #[argh(option)]
+    pub config: Option<String>,
+    /// address to listen on
+    #[argh(option)]
+    pub host: Option<String>,
+    /// port to listen on
+    #[argh(option)]
+    pub port: Option<String>,
+    /// client token
+    #[argh(option)]
+    pub token: Option<String>,
+    /// host token
+    #[argh(option)]
+    pub host_token: Option<String>,
+    /// manual or auto
+    #[argh(option)]
+    pub approval: Option<String>,
+    /// milliseconds that a gated write waits
+    #[argh(option)]
+    pub approval_timeout: Option<String>,
+    /// the OpenCode to proxy to
+    #[argh(option)]
+    pub opencode_base_url: Option<String>,
+    /// folder of that OpenCode
+    #[argh(option)]
+    pub opencode_directory: Option<String>,
+    /// user of that OpenCode
+    #[argh(option)]
+    pub opencode_username: Option<String>,
+    /// password of that OpenCode
+    #[argh(option)]
+    pub opencode_password: Option<String>,
+    /// workspace folders
+    #[argh(option)]
+    pub workspace: Vec<String>,
+    /// origins that browsers may call from
+    #[argh(option)]
+    pub cors: Option<String>,
+    /// refuse every write
+    #[argh(switch)]
+    pub read_only: bool,
+    /// pretty or json
+    #[argh(option)]
+    pub log_format: Option<String>,
+    /// log one line for each request
+    #[argh(switch)]
+    pub log_requests: bool,
+    /// do not
+    #[argh(switch)]
+    pub no_log_requests: bool,
+    /// where all state lies
+    #[argh(option)]
+    pub data_dir: Option<String>,
+    /// folders in which the API may make host workspaces
+    #[argh(option)]
+    pub authorized_root: Vec<String>,
+    /// package mirrors, NAME=URL
+    #[argh(option)]
+    pub mirror: Vec<String>,
+    /// keyrings, NAME=FILE
+    #[argh(option)]
+    pub keyring: Vec<String>,
+    /// commands that may run at once
+    #[argh(option)]
+    pub max_runs: Option<String>,
+    /// bytes kept of each of stdout and stderr
+    #[argh(option)]
+    pub output_limit: Option<String>,
+    /// threads that answer requests
+    #[argh(option)]
+    pub http_threads: Option<String>,
+    /// install what container workspaces need
+    #[argh(switch)]
+    pub setup: bool,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+}
+
+/// The flags of `berth token show`.
+#[derive(Default, FromArgs)]
+#[argh(description = "Shows the tokens.")]
+pub struct TokenArgs {
+    /// configuration file
+    #[argh(option)]
+    pub config: Option<String>,
+    /// where all state lies
+    #[argh(option)]
+    pub data_dir: Option<String>,
+}
+
+/// How often a flag may stand on a command line, and whether a value follows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Switch,
+    Once,
+    Many,
+}
+
+use Kind::{Many, Once, Switch};
+
+/// The flags of `serve`; a test compares this list with the help text.
+const SERVE: &[(&str, Kind)] = &[
+    ("--verbose", Switch),
+    ("--config", Once),
+    ("--host", Once),
+    ("--port", Once),
+    ("--token", Once),
+    ("--host-token", Once),
+    ("--approval", Once),
+    ("--approval-timeout", Once),
+    ("--opencode-base-url", Once),
+    ("--opencode-directory", Once),
+    ("--opencode-username", Once),
+    ("--opencode-password", Once),
+    ("--workspace", Many),
+    ("--cors", Once),
+    ("--read-only", Switch),
+    ("--log-format", Once),
+    ("--log-requests", Switch),
+    ("--no-log-requests", Switch),
+    ("--data-dir", Once),
+    ("--authorized-root", Many),
+    ("--mirror", Many),
+    ("--keyring", Many),
+    ("--max-runs", Once),
+    ("--output-limit", Once),
+    ("--http-threads", Once),
+    ("--setup", Switch),
+    ("--yes", Switch),
+];
+
+const TOKEN: &[(&str, Kind)] = &[("--config", Once), ("--data-dir", Once)];
+
+impl ServeArgs {
+    /// Reads the arguments after `serve`.
+    ///
+    /// # Errors
+    /// A flag that does not exist, lacks its value, has one too many, or stands there twice.
+    pub fn parse(args: &[String]) -> Result<Parsed<ServeArgs>> {
+        parse(args, SERVE)
+    }
+
+    /// The names of all flags.
+    pub fn flags() -> impl Iterator<Item = &'static str> {
+        SERVE.iter().map(|(name, _)| *name)
+    }
+}
+
+impl TokenArgs {
+    /// Reads the arguments after `token show`.
+    ///
+    /// # Errors
+    /// As [`ServeArgs::parse`].
+    pub fn parse(args: &[String]) -> Result<Parsed<TokenArgs>> {
+        parse(args, TOKEN)
+    }
+}
+
+fn parse<T: FromArgs>(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<T>> {
+    let expanded = match expand(args, flags)? {
+        Parsed::Run(expanded) => expanded,
+        Parsed::Help => return Ok(Parsed::Help),
+        Parsed::Version => return Ok(Parsed::Version),
+    };
+    let expanded: Vec<&str> = expanded.iter().map(String::as_str).collect();
+    T::from_args(&["berth"], &expanded)
+        .map(Parsed::Run)
+        .map_err(|exit| Error::config("command line", exit.output.trim()))
+}
+
+/// Checks the flags and splits `--flag=value`.
+fn expand(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<Vec<String>>> {
+    let mut expanded: Vec<String> = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    let mut rest = args.iter().peekable();
+    while let Some(arg) = rest.next() {
+        match arg.as_str() {
+            "-h" | "--help" => return Ok(Parsed::Help),
+            "-V" | "--version" => return Ok(Parsed::Version),
+            other if !other.starts_with('-') => {
+                return Err(Error::config(other, "unexpected argument; berth --help shows what there is"));
+            }
+            _ => {}
+        }
+        let (name, attached) = match arg.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (arg.as_str(), None),
+        };
+        let Some((_, kind)) = flags.iter().find(|(flag, _)| *flag == name) else {
+            return Err(Error::config(name, "unknown flag; berth --help lists all flags"));
+        };
+        if *kind == Once && seen.contains(&name) {
+            return Err(Error::config(name, "given twice"));
+        }
+        seen.push(name);
+        expanded.push(name.to_owned());
+        let value = match (kind, attached) {
+            (Switch, Some(_)) => return Err(Error::config(name, "takes no value")),
+            (Switch, None) => continue,
+            (Once | Many, Some(value)) => value.to_owned(),
+            // A forgotten value must not swallow the flag behind it.
+            (Once | Many, None) => match rest.next_if(|next| !next.starts_with("--")) {
+                Some(value) => value.clone(),
+                None => {
+                    return Err(Error::config(name, format!("needs a value: {name} VALUE or {name}=VALUE")));
+                }
+            },
+        };
+        expanded.push(value);
+    }
+    Ok(Parsed::Run(expanded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(line: &[&str]) -> Result<Parsed<ServeArgs>> {
+        ServeArgs::parse(&line.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn both_spellings_of_a_value() {
+        let Ok(Parsed::Run(args)) = serve(&[
+            "--port=1",
+            "--host",
+            "::1",
+            "--workspace",
+            "a",
+            "--workspace=b=c",
+            "--token=--x",
+            "--read-only",
+            "--mirror",
+            "noble=http://m/",
+            "--config",
+            "help",
+            "--cors=",
+        ]) else {
+            panic!("not parsed")
+        };
+        assert_eq!(args.port.as_deref(), Some("1"));
+        assert_eq!(args.host.as_deref(), Some("::1"));
+        assert_eq!(args.workspace, ["a", "b=c"]);
+        assert_eq!(args.token.as_deref(), Some("--x"));
+        assert_eq!(args.mirror, ["noble=http://m/"]);
+        assert_eq!(args.config.as_deref(), Some("help"));
+        assert_eq!(args.cors.as_deref(), Some(""));
+        assert!(args.read_only && !args.verbose);
+    }
+
+    #[test]
+    fn help_and_version() {
+        for help in ["-h", "--help"] {
+            assert!(matches!(serve(&["--verbose", help, "--nonsense"]), Ok(Parsed::Help)));
+        }
+        for version in ["-V", "--version"] {
+            assert!(matches!(serve(&[version]), Ok(Parsed::Version)));
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_flag() {
+        for (line, want) in [
+            (&["--nonsense"][..], "--nonsense: unknown flag"),
+            (&["--por=1"], "--por: unknown flag"),
+            (&["-x"], "-x: unknown flag"),
+            (&["--"], "--: unknown flag"),
+            (&["stray"], "stray: unexpected argument"),
+            (&["--port"], "--port: needs a value"),
+            (&["--port", "--verbose"], "--port: needs a value"),
+            (&["--port", "1", "--port=2"], "--port: given twice"),
+            (&["--verbose=1"], "--verbose: takes no value"),
+        ] {
+            let error = serve(line).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.starts_with(want), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_listed_flag_reaches_argh() {
+        for (flag, kind) in SERVE {
+            let line = if *kind == Switch { vec![*flag] } else { vec![*flag, "x"] };
+            assert!(matches!(serve(&line), Ok(Parsed::Run(_))), "{flag}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! `server.json`: OpenWork's fields and ours, and where in the file each of them stands, so that a complaint can
+//! name file, line and column. Plain JSON; an unknown key is an error, not a setting that silently does nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::base::{Error, Result};
+
+/// Nobody writes a configuration of this size by hand; a wrong path may name a disk image.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// The fields as they stand in the file; `null` is the same as absent. Not `Debug`: tokens are among them.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the names are those of the flags, which cli::HELP explains")]
+pub struct ServerJson {
+    pub host: Option<String>,
+    pub port: Option<u64>,
+    pub token: Option<String>,
+    pub host_token: Option<String>,
+    pub approval: Option<ApprovalJson>,
+    pub workspaces: Option<Vec<WorkspaceJson>>,
+    pub cors_origins: Option<Vec<String>>,
+    pub authorized_roots: Option<Vec<String>>,
+    pub read_only: Option<bool>,
+    pub opencode_username: Option<String>,
+    pub opencode_password: Option<String>,
+    pub log_format: Option<String>,
+    pub log_requests: Option<bool>,
+    pub data_dir: Option<String>,
+    pub mirrors: Option<BTreeMap<String, String>>,
+    pub keyrings: Option<BTreeMap<String, String>>,
+    pub max_runs: Option<u64>,
+    pub output_limit: Option<u64>,
+    pub http_threads: Option<u64>,
+}
+
+/// `approval` in the file.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "as above")]
+pub struct ApprovalJson {
+    pub mode: Option<String>,
+    pub timeout_ms: Option<u64>,
+}
+
+/// One of `workspaces` in the file.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "as above")]
+pub struct WorkspaceJson {
+    pub path: String,
+    pub name: Option<String>,
+    pub workspace_type: Option<String>,
+    pub base_url: Option<String>,
+    pub directory: Option<String>,
+    pub opencode_username: Option<String>,
+    pub opencode_password: Option<String>,
+}
+
+/// A configuration file that was read, or the absence of one.
+#[derive(Default)]
+pub struct ConfigFile {
+    /// Where it is; `None` when there is none.
+    pub path: Option<PathBuf>,
+    /// What it says.
+    pub json: ServerJson,
+    keys: Vec<Key>,
+}
+
+impl ConfigFile {
+    /// Reads `path`; `None` when there is no such file.
+    ///
+    /// # Errors
+    /// With file, line and column when it cannot be read, is not JSON, or has an unknown or ill-typed field.
+    pub fn read(path: &Path) -> Result<Option<ConfigFile>> {
+        let refuse = |problem: String| Error::config(path.display(), problem);
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(FILE_BYTES + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(refuse(format!("cannot be read: {error}"))),
+        }
+        if bytes.len() as u64 > FILE_BYTES {
+            return Err(refuse(format!("is larger than {FILE_BYTES} bytes, so it is no configuration file")));
+        }
+        let text = String::from_utf8(bytes).map_err(|_| refuse("is not UTF-8 text".into()))?;
+        ConfigFile::parse(path, &text).map(Some)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<ConfigFile> {
+        // Some editors write a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let refuse = |error: &serde_json::Error, problem: String| {
+            Error::config(format!("{}:{}:{}", path.display(), error.line(), error.column()), problem)
+        };
+        // Twice on purpose: only well-formed text, with serde_json's limit on nesting, may reach the scanner.
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|error| refuse(&error, format!("not JSON: {error}")))?;
+        if !value.is_object() {
+            // serde would take an array as the fields in order.
+            return Err(Error::config(format!("{}:1:1", path.display()), "must be an object: { … }"));
+        }
+        let keys = Scanner::keys(text);
+        let json = serde_json::from_str(text).map_err(|error| refuse(&error, ill_typed(&error, &keys)))?;
+        Ok(ConfigFile { path: Some(path.to_path_buf()), json, keys })
+    }
+
+    /// `FILE:LINE:COLUMN: KEY` of a field like `approval.mode` or `workspaces[0].path`.
+    pub fn place(&self, field: &str) -> String {
+        let path = self.path.as_deref().unwrap_or(Path::new("server.json")).display();
+        match self.keys.iter().find(|key| key.path == field) {
+            Some(key) => format!("{path}:{}:{}: {field}", key.line, key.column),
+            None => format!("{path}: {field}"),
+        }
+    }
+
+    /// The folder that relative paths in the file start from.
+    pub fn folder(&self) -> &Path {
+        self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"))
+    }
+}
+
+/// What serde_json says about a field, with the field's name and without the position, which the place has.
+fn ill_typed(error: &serde_json::Error, keys: &[Key]) -> String {
+    let message = error.to_string();
+    let at = format!(" at line {} column {}", error.line(), error.column());
+    let problem = message.strip_suffix(&at).unwrap_or(&message);
+    let before = |key: &&Key| (key.line, key.column) <= (error.line(), error.column());
+    match keys.iter().rev().find(before) {
+        // "unknown field", "missing field" and "duplicate field" name it themselves.
+        Some(key) if problem.starts_with("invalid") => format!("{}: {problem}", key.path),
+        _ => problem.to_owned(),
+    }
+}
+
+/// A key of the file: its path from the top and where it stands, both counted from 1.
+struct Key {
+    path: String,
+    line: usize,
+    column: usize,
+}
+
+/// Finds the keys in text that serde_json has accepted.
+struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    keys: Vec<Key>,
+}
+
+impl Scanner<'_> {
+    fn keys(text: &str) -> Vec<Key> {
+        let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, keys: Vec::new() };
+        scanner.value("");
+        scanner.keys
+    }
+
+    /// The next byte that is not white space.
+    fn peek(&mut self) -> Option<u8> {
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_whitespace) {
+            self.at += 1;
+        }
+        self.bytes.get(self.at).copied()
+    }
+
+    fn value(&mut self, path: &str) {
+        match self.peek() {
+            Some(b'{') => self.members(|scanner, _| {
+                let start = scanner.at;
+                let raw = scanner.string();
+                let name: String = serde_json::from_slice(raw).unwrap_or_default();
+                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                let (line, column) = scanner.position(start);
+                scanner.keys.push(Key { path: path.clone(), line, column });
+                // The colon.
+                scanner.peek();
+                scanner.at += 1;
+                scanner.value(&path);
+            }),
+            Some(b'[') => self.members(|scanner, index| scanner.value(&format!("{path}[{index}]"))),
+            Some(b'"') => {
+                self.string();
+            }
+            _ => {
+                let rest = &self.bytes[self.at..];
+                let end = rest.iter().position(|b| b",]}".contains(b) || b.is_ascii_whitespace());
+                self.at += end.unwrap_or(rest.len());
+            }
+        }
+    }
+
+    /// Walks over what stands between a pair of brackets, starting at the opening one.
+    fn members(&mut self, mut member: impl FnMut(&mut Self, usize)) {
+        self.at += 1;
+        let mut index = 0;
+        loop {
+            match self.peek() {
+                None => return,
+                Some(b'}' | b']') => {
+                    self.at += 1;
+                    return;
+                }
+                Some(b',') => self.at += 1,
+                Some(_) => {
+                    member(self, index);
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// The string literal that starts here.
+    fn string(&mut self) -> &[u8] {
+        let start = self.at;
+        self.at += 1;
+        while let Some(byte) = self.bytes.get(self.at) {
+            match byte {
+                b'\\' => self.at += 2,
+                b'"' => break,
+                _ => self.at += 1,
+            }
+        }
+        self.at = (self.at + 1).min(self.bytes.len());
+        &self.bytes[start..self.at]
+    }
+
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let before = &self.bytes[..offset];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let column = offset - before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1) + 1;
+        (line, column)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(text: &str) -> String {
+        ConfigFile::parse(Path::new("/c/server.json"), text).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn complaints_name_file_line_column_and_key() {
+        for (text, want) in [
+            ("{\n \"hots\": 1}", "/c/server.json:2:7: unknown field `hots`"),
+            ("{\"approval\":{\"timeout\":1}}", "/c/server.json:1:22: unknown field `timeout`"),
+            ("{\"workspaces\":[{\"path\":\"/\",\"x\":1}]}", "/c/server.json:1:30: unknown field `x`"),
+            ("{\n  \"port\": \"80\"\n}", "/c/server.json:2:14: port: invalid type: string"),
+            ("{\"approval\":{\"timeoutMs\":-1}}", "/c/server.json:1:27: approval.timeoutMs: invalid value"),
+            ("{\"workspaces\":[{}]}", "/c/server.json:1:17: missing field `path`"),
+            ("{\"host\":\"a\",\"host\":\"b\"}", "/c/server.json:1:18: duplicate field `host`"),
+            ("{\"host\":", "/c/server.json:1:8: not JSON: EOF"),
+            ("", "/c/server.json:1:0: not JSON: EOF"),
+            ("[]", "/c/server.json:1:1: must be an object"),
+            ("{} x", "/c/server.json:1:4: not JSON: trailing characters"),
+            ("// c\n{}", "/c/server.json:1:1: not JSON: expected value"),
+        ] {
+            let problem = problem(text);
+            assert!(problem.starts_with(want), "{text:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn places_of_fields() {
+        let text = "\u{feff}{\n  \"a\\\"\": [1, {\"x\": \"}{\"}],\n  \"workspaces\": [\n    {\"name\": null, \"path\": \"/\"}]}";
+        let keys = Scanner::keys(text.trim_start_matches('\u{feff}'));
+        let found: Vec<_> = keys.iter().map(|key| (key.path.as_str(), key.line, key.column)).collect();
+        let want = [
+            ("a\"", 2, 3),
+            ("a\"[1].x", 2, 15),
+            ("workspaces", 3, 3),
+            ("workspaces[0].name", 4, 6),
+            ("workspaces[0].path", 4, 20),
+        ];
+        assert_eq!(found, want);
+    }
+
+    #[test]
+    fn absent_is_not_an_error_and_null_is_absent() {
+        assert!(ConfigFile::read(Path::new("/nonexistent/server.json")).unwrap().is_none());
+        assert!(ConfigFile::read(Path::new("/")).is_err());
+        let file = ConfigFile::parse(Path::new("/c/s"), "{\"port\":null,\"token\":null}").unwrap();
+        assert!(file.json.port.is_none() && file.json.token.is_none());
+    }
+}

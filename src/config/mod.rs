@@ -1,0 +1,18 @@
+//! From flags, environment and `server.json` to [`crate::server::Settings`], once, before anything else runs.
+//! Nothing here starts, opens for writing or creates anything. No threads, no locks.
+//!
+//! Reading order: `args` (raw flags) · `file` (`server.json`) · `sources` (flag > environment > file; the only reader
+//! of the environment) · `values` (the rules for one value) · `resolve` (all settings, with their defaults).
+
+pub mod args;
+pub mod file;
+pub mod resolve;
+mod sources;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use args::{Parsed, ServeArgs, TokenArgs};
+pub use resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
+pub use sources::{Lookup, process_env};

@@ -1,0 +1,464 @@
+//! Decides every setting from what [`Sources`] finds. Checks that named folders and keyrings exist; changes nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::access::{Approval, ApprovalMode, Source, TokenSetting};
+use crate::base::ids::{Distro, check_env};
+use crate::base::logging::Format;
+use crate::base::{Error, Result, limits};
+use crate::server::{Advertised, Settings};
+use crate::workspaces::Configured;
+
+use super::args::{ServeArgs, TokenArgs};
+use super::sources::{Given, Lookup, Sources};
+use super::values;
+
+/// Everything that was decided before the start.
+#[derive(Debug)]
+pub struct Resolved {
+    /// What the server is built from.
+    pub settings: Settings,
+    /// How log lines look.
+    pub log_format: Format,
+    /// `--verbose`.
+    pub verbose: bool,
+    /// Stands in every log line of this start.
+    pub run_id: String,
+    /// `--setup`.
+    pub setup: bool,
+    /// `--yes`.
+    pub assume_yes: bool,
+}
+
+/// What `berth token show` needs.
+#[derive(Debug)]
+pub struct TokenPlan {
+    /// Where generated tokens are kept.
+    pub data_dir: PathBuf,
+    /// What environment and file say about the client token, and where they say it.
+    pub client: (TokenSetting, Option<String>),
+    /// The same for the host token.
+    pub host: (TokenSetting, Option<String>),
+}
+
+const APPROVAL_TIMEOUT_MS: u64 = 30_000;
+/// JavaScript clients keep this as a timer's delay, and larger ones fire at once.
+const APPROVAL_TIMEOUT_MS_MAX: u64 = (1 << 31) - 1;
+const INBOX_BYTES: u64 = 50_000_000;
+const INBOX_BYTES_MAX: u64 = 250_000_000;
+const HTTP: &[&str] = &["http://", "https://"];
+const MIRROR: &[&str] = &["http://", "https://", "file://"];
+const PROXY_VARS: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
+
+/// Decides every setting of `berth serve`.
+///
+/// # Errors
+/// `Config` with the flag, the variable or the place in the file that is wrong.
+pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<Resolved> {
+    let sources = Sources::open(args.config.as_deref(), env, current_dir)?;
+    let json = &sources.file.json;
+    let approval = json.approval.as_ref();
+
+    let host = sources.pick("--host", args.host.as_deref(), "OPENWORK_HOST", "host", json.host.clone())?;
+    let port = sources.pick("--port", args.port.as_deref(), "OPENWORK_PORT", "port", text(json.port))?;
+    let mode = sources.pick(
+        "--approval",
+        args.approval.as_deref(),
+        "OPENWORK_APPROVAL_MODE",
+        "approval.mode",
+        approval.and_then(|approval| approval.mode.clone()),
+    )?;
+    let timeout = sources.pick(
+        "--approval-timeout",
+        args.approval_timeout.as_deref(),
+        "OPENWORK_APPROVAL_TIMEOUT_MS",
+        "approval.timeoutMs",
+        text(approval.and_then(|approval| approval.timeout_ms)),
+    )?;
+    let max_runs = sources.pick(
+        "--max-runs",
+        args.max_runs.as_deref(),
+        "BERTH_MAX_RUNS",
+        "maxRuns",
+        text(json.max_runs),
+    )?;
+    let output_limit = sources.pick(
+        "--output-limit",
+        args.output_limit.as_deref(),
+        "BERTH_OUTPUT_LIMIT",
+        "outputLimit",
+        text(json.output_limit),
+    )?;
+    let http_threads = sources.pick(
+        "--http-threads",
+        args.http_threads.as_deref(),
+        "BERTH_HTTP_THREADS",
+        "httpThreads",
+        text(json.http_threads),
+    )?;
+    let log_format = sources.pick(
+        "--log-format",
+        args.log_format.as_deref(),
+        "OPENWORK_LOG_FORMAT",
+        "logFormat",
+        json.log_format.clone(),
+    )?;
+    let read_only = sources.pick(
+        "--read-only",
+        args.read_only.then_some("true"),
+        "OPENWORK_READONLY",
+        "readOnly",
+        text(json.read_only),
+    )?;
+    if args.log_requests && args.no_log_requests {
+        return Err(Error::config("--no-log-requests", "contradicts --log-requests"));
+    }
+    let log_requests = sources.pick(
+        "--log-requests",
+        if args.no_log_requests { Some("false") } else { args.log_requests.then_some("true") },
+        "OPENWORK_LOG_REQUESTS",
+        "logRequests",
+        text(json.log_requests),
+    )?;
+
+    let client = sources.token("--token", args.token.as_deref(), "OPENWORK_TOKEN", "token", &json.token)?;
+    let owner = sources.token(
+        "--host-token",
+        args.host_token.as_deref(),
+        "OPENWORK_HOST_TOKEN",
+        "hostToken",
+        &json.host_token,
+    )?;
+    if client.0.secret.is_some() && client.0.secret == owner.0.secret {
+        let place = owner.1.unwrap_or_default();
+        return Err(Error::config(
+            place,
+            "is the same as the client token, so every client would be an owner",
+        ));
+    }
+
+    let workspaces = sources.workspaces(args)?;
+    let authorized_roots = sources.authorized_roots(args, &workspaces)?;
+    let cors_origins = sources.cors(args)?;
+    let mode = mode.map_or(Ok(ApprovalMode::Manual), |given| {
+        values::word(
+            &given.place,
+            &given.text,
+            &[("auto", ApprovalMode::Auto), ("manual", ApprovalMode::Manual)],
+        )
+    })?;
+    let timeout_ms = timeout.map_or(Ok(APPROVAL_TIMEOUT_MS), |given| {
+        values::number(&given.place, &given.text, 1..=APPROVAL_TIMEOUT_MS_MAX)
+    })?;
+    let count = |given: Option<Given>, default: usize, range| {
+        given.map_or(Ok(default), |given| values::count(&given.place, &given.text, range))
+    };
+    let settings = Settings {
+        host: host.map_or(Ok("127.0.0.1".to_owned()), |given| values::host(&given.place, given.text))?,
+        port: port.map_or(Ok(8787), |given| {
+            values::number(&given.place, &given.text, 0..=u64::from(u16::MAX))
+                .map(|port| u16::try_from(port).unwrap_or_default())
+        })?,
+        data_dir: sources.data_dir(args.data_dir.as_deref())?,
+        client_token: client.0,
+        host_token: owner.0,
+        approval: Approval { mode, timeout: Duration::from_millis(timeout_ms) },
+        read_only: read_only.map_or(Ok(false), |given| values::boolean(&given.place, &given.text))?,
+        cors_origins,
+        workspaces,
+        authorized_roots,
+        current_dir: current_dir.to_path_buf(),
+        home: sources.home(),
+        log_requests: log_requests.map_or(Ok(true), |given| values::boolean(&given.place, &given.text))?,
+        advertised: sources.advertised()?,
+        mirrors: sources.mirrors(args)?,
+        keyrings: sources.keyrings(args)?,
+        proxy_env: sources.proxies()?,
+        max_runs: count(max_runs, limits::RUN_WORKERS, 1..=1024)?,
+        output_limit: count(output_limit, limits::OUTPUT_BYTES, 4096..=1 << 30)?,
+        http_threads: count(http_threads, default_http_threads(), 1..=256)?,
+        config_path: sources.file.path.clone(),
+    };
+    let log_format = log_format.map_or(Ok(Format::Pretty), |given| {
+        values::word(&given.place, &given.text, &[("pretty", Format::Pretty), ("json", Format::Json)])
+    })?;
+    let run_id = match sources.var("OPENWRK_RUN_ID")? {
+        Some(id) => id,
+        None => sources.var("OPENWORK_RUN_ID")?.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+    };
+    Ok(Resolved {
+        settings,
+        log_format,
+        verbose: args.verbose,
+        run_id,
+        setup: args.setup,
+        assume_yes: args.yes,
+    })
+}
+
+/// Decides what `berth token show` looks at; a wrong setting elsewhere does not keep anyone from their tokens.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_tokens(args: &TokenArgs, env: Lookup<'_>, current_dir: &Path) -> Result<TokenPlan> {
+    let sources = Sources::open(args.config.as_deref(), env, current_dir)?;
+    let json = &sources.file.json;
+    Ok(TokenPlan {
+        data_dir: sources.data_dir(args.data_dir.as_deref())?,
+        client: sources.token("--token", None, "OPENWORK_TOKEN", "token", &json.token)?,
+        host: sources.token("--host-token", None, "OPENWORK_HOST_TOKEN", "hostToken", &json.host_token)?,
+    })
+}
+
+fn default_http_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    (2 * cores).clamp(4, 256)
+}
+
+fn text(value: Option<impl ToString>) -> Option<String> {
+    value.map(|value| value.to_string())
+}
+
+impl Sources<'_> {
+    fn workspaces(&self, args: &ServeArgs) -> Result<Vec<Configured>> {
+        let mut workspaces: Vec<Configured> = Vec::new();
+        let mut add = |place: &str, workspace: Configured| {
+            if !workspace.path.is_dir() {
+                return Err(Error::config(place, format!("{} is not a folder", workspace.path.display())));
+            }
+            if workspaces.iter().any(|other| other.path == workspace.path) {
+                return Err(Error::config(place, format!("{} is given twice", workspace.path.display())));
+            }
+            workspaces.push(workspace);
+            Ok(())
+        };
+        if !args.workspace.is_empty() {
+            for path in &args.workspace {
+                add("--workspace", local(values::absolute("--workspace", self.current_dir, path)?))?;
+            }
+        } else if let Some(list) = self.var("OPENWORK_WORKSPACES")? {
+            let place = "OPENWORK_WORKSPACES";
+            for path in path_list(place, &list)? {
+                add(place, local(values::absolute(place, self.current_dir, &path)?))?;
+            }
+        } else {
+            for (index, json) in self.file.json.workspaces.iter().flatten().enumerate() {
+                let place = |field: &str| self.file.place(&format!("workspaces[{index}].{field}"));
+                let path = values::absolute(&place("path"), self.file.folder(), &json.path)?;
+                let kind = json.workspace_type.as_deref().unwrap_or("local");
+                let words = [("local", "local"), ("remote", "remote")];
+                let kind = values::word(&place("workspaceType"), kind, &words)?;
+                let base_url = json.base_url.as_deref();
+                let base_url = base_url.map(|url| values::url(&place("baseUrl"), url, HTTP)).transpose()?;
+                let plain = local(path);
+                let workspace = Configured {
+                    name: json.name.clone().filter(|name| !name.is_empty()).unwrap_or(plain.name),
+                    path: plain.path,
+                    workspace_type: kind.to_owned(),
+                    base_url,
+                    directory: json.directory.clone(),
+                    opencode_username: json.opencode_username.clone(),
+                    opencode_password: json.opencode_password.clone(),
+                };
+                add(&place("path"), workspace)?;
+            }
+        }
+        self.fill_opencode(args, &mut workspaces)?;
+        Ok(workspaces)
+    }
+
+    /// Gives every workspace the OpenCode that flags and environment name, where it has none of its own.
+    fn fill_opencode(&self, args: &ServeArgs, workspaces: &mut [Configured]) -> Result<()> {
+        let pick = |flag, argument: &Option<String>, variable, field, json: Option<String>| {
+            self.pick(flag, argument.as_deref(), variable, field, json)
+        };
+        let json = &self.file.json;
+        let base_url =
+            pick("--opencode-base-url", &args.opencode_base_url, "OPENWORK_OPENCODE_BASE_URL", "", None)?;
+        let base_url = base_url.map(|given| values::url(&given.place, &given.text, HTTP)).transpose()?;
+        let directory =
+            pick("--opencode-directory", &args.opencode_directory, "OPENWORK_OPENCODE_DIRECTORY", "", None)?;
+        let username = pick(
+            "--opencode-username",
+            &args.opencode_username,
+            "OPENWORK_OPENCODE_USERNAME",
+            "opencodeUsername",
+            json.opencode_username.clone(),
+        )?;
+        let password = pick(
+            "--opencode-password",
+            &args.opencode_password,
+            "OPENWORK_OPENCODE_PASSWORD",
+            "opencodePassword",
+            json.opencode_password.clone(),
+        )?;
+        let fill = |slot: &mut Option<String>, value: Option<&String>| {
+            if slot.is_none() {
+                *slot = value.cloned();
+            }
+        };
+        let alone = workspaces.len() == 1;
+        for workspace in workspaces {
+            fill(&mut workspace.base_url, base_url.as_ref());
+            fill(&mut workspace.opencode_username, username.as_ref().map(|given| &given.text));
+            fill(&mut workspace.opencode_password, password.as_ref().map(|given| &given.text));
+            if alone {
+                fill(&mut workspace.directory, directory.as_ref().map(|given| &given.text));
+            }
+        }
+        Ok(())
+    }
+
+    fn authorized_roots(&self, args: &ServeArgs, workspaces: &[Configured]) -> Result<Vec<PathBuf>> {
+        if !args.authorized_root.is_empty() {
+            let place = "--authorized-root";
+            return args
+                .authorized_root
+                .iter()
+                .map(|root| values::absolute(place, self.current_dir, root))
+                .collect();
+        }
+        if let Some(roots) = &self.file.json.authorized_roots {
+            let place = self.file.place("authorizedRoots");
+            return roots.iter().map(|root| values::absolute(&place, self.file.folder(), root)).collect();
+        }
+        if workspaces.is_empty() {
+            return Ok(vec![self.current_dir.to_path_buf()]);
+        }
+        Ok(workspaces.iter().map(|workspace| workspace.path.clone()).collect())
+    }
+
+    fn cors(&self, args: &ServeArgs) -> Result<Vec<String>> {
+        if let Some(given) = self.pick("--cors", args.cors.as_deref(), "OPENWORK_CORS_ORIGINS", "", None)? {
+            return values::origins(&given.place, given.text.split(','));
+        }
+        let list = self.file.json.cors_origins.iter().flatten().map(String::as_str);
+        values::origins(&self.file.place("corsOrigins"), list)
+    }
+
+    fn mirrors(&self, args: &ServeArgs) -> Result<BTreeMap<Distro, String>> {
+        self.by_distro(
+            "--mirror",
+            &args.mirror,
+            "BERTH_MIRRORS",
+            "mirrors",
+            &self.file.json.mirrors,
+            |place, _, text| values::url(place, text, MIRROR),
+        )
+    }
+
+    fn keyrings(&self, args: &ServeArgs) -> Result<BTreeMap<Distro, PathBuf>> {
+        let json = &self.file.json.keyrings;
+        self.by_distro(
+            "--keyring",
+            &args.keyring,
+            "BERTH_KEYRINGS",
+            "keyrings",
+            json,
+            |place, source, text| {
+                let path = values::absolute(place, self.base(source), text)?;
+                // A file for debootstrap, a folder for pacman: which one is right is the build's business.
+                if !path.exists() {
+                    return Err(Error::config(place, format!("{} does not exist", path.display())));
+                }
+                Ok(path)
+            },
+        )
+    }
+
+    /// Settings by distribution: each distribution's own is decided by flag > environment > file.
+    fn by_distro<T>(
+        &self,
+        flag: &str,
+        arguments: &[String],
+        variable: &str,
+        field: &str,
+        json: &Option<BTreeMap<String, String>>,
+        read: impl Fn(&str, Source, &str) -> Result<T>,
+    ) -> Result<BTreeMap<Distro, T>> {
+        // One map a level, weakest first; a distribution may stand once in each.
+        let mut decided = BTreeMap::new();
+        let mut level = BTreeMap::new();
+        let add = |level: &mut BTreeMap<Distro, T>, place: &str, source, (distro, text): (Distro, &str)| {
+            match level.insert(distro, read(place, source, text)?) {
+                Some(_) => Err(Error::config(place, format!("{distro} is given twice"))),
+                None => Ok(()),
+            }
+        };
+        for (name, text) in json.iter().flatten() {
+            let place = self.file.place(&format!("{field}.{name}"));
+            add(&mut level, &place, Source::File, (values::distro(&place, name)?, text))?;
+        }
+        decided.append(&mut level);
+        let list = self.var(variable)?.unwrap_or_default();
+        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            add(&mut level, variable, Source::Env, values::distro_pair(variable, entry)?)?;
+        }
+        decided.append(&mut level);
+        for entry in arguments {
+            add(&mut level, flag, Source::Cli, values::distro_pair(flag, entry)?)?;
+        }
+        decided.append(&mut level);
+        Ok(decided)
+    }
+
+    fn proxies(&self) -> Result<Vec<(String, String)>> {
+        let mut found = Vec::new();
+        for name in PROXY_VARS.iter().flat_map(|name| [(*name).to_owned(), name.to_ascii_uppercase()]) {
+            if let Some(value) = self.var(&name)? {
+                check_env(&name, &value).map_err(|error| Error::config(&name, error.message()))?;
+                found.push((name, value));
+            }
+        }
+        Ok(found)
+    }
+
+    fn advertised(&self) -> Result<Advertised> {
+        let flag = |name: &str| self.var(name)?.map(|text| values::boolean(name, &text)).transpose();
+        let choice = |name: &str, words: &[&'static str]| {
+            let words: Vec<_> = words.iter().map(|word| (*word, *word)).collect();
+            self.var(name)?.map(|text| values::word(name, &text, &words)).transpose()
+        };
+        let backend = choice("OPENWORK_SANDBOX_BACKEND", &["none", "docker", "container"])?.unwrap_or("none");
+        let provider = choice(
+            "OPENWORK_BROWSER_PROVIDER",
+            &["sandbox-headless", "host-interactive", "client-interactive"],
+        )?;
+        let bytes = "OPENWORK_INBOX_MAX_BYTES";
+        let bytes = self.var(bytes)?.map(|text| values::number(bytes, &text, 1..=u64::MAX)).transpose()?;
+        Ok(Advertised {
+            inbox_enabled: flag("OPENWORK_INBOX_ENABLED")?.unwrap_or(true),
+            inbox_max_bytes: bytes.map_or(INBOX_BYTES, |bytes| bytes.min(INBOX_BYTES_MAX)),
+            outbox_enabled: flag("OPENWORK_OUTBOX_ENABLED")?.unwrap_or(true),
+            toy_ui: flag("OPENWORK_TOY_UI")?.unwrap_or(true),
+            sandbox_enabled: flag("OPENWORK_SANDBOX_ENABLED")?.unwrap_or(backend != "none"),
+            sandbox_backend: backend.to_owned(),
+            browser_provider: provider.map(str::to_owned),
+        })
+    }
+}
+
+/// A workspace of which only the folder is known.
+fn local(path: PathBuf) -> Configured {
+    let name = path.file_name().map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
+    Configured {
+        path,
+        name,
+        workspace_type: "local".to_owned(),
+        base_url: None,
+        directory: None,
+        opencode_username: None,
+        opencode_password: None,
+    }
+}
+
+/// A JSON array of strings, or a list with `,` or `;` between the paths.
+fn path_list(place: &str, list: &str) -> Result<Vec<String>> {
+    if list.trim_start().starts_with('[') {
+        return serde_json::from_str(list)
+            .map_err(|error| Error::config(place, format!("is not a JSON array of strings: {error}")));
+    }
+    Ok(list.split([',', ';']).map(str::trim).filter(|path| !path.is_empty()).map(str::to_owned).collect())
+}

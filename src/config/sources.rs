@@ -1,0 +1,143 @@
+//! Flag > environment > `server.json` for one setting, with the place it came from; the only reader of the
+//! environment, which is handed in as a function so that tests need none.
+//!
+//! A variable that is set to nothing counts as unset, except for tokens: an empty token is a mistake to hear about.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::access::{Source, TokenSetting};
+use crate::base::{Error, Result};
+
+use super::file::ConfigFile;
+use super::values;
+
+/// Looks up one environment variable.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The environment of this process, for everybody who calls [`resolve`] outside tests.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that the lint points to")]
+pub fn process_env(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// A value with the place that a complaint names.
+pub(super) struct Given {
+    pub(super) place: String,
+    pub(super) text: String,
+    pub(super) source: Source,
+}
+
+/// Where settings come from; the flags are handed in one by one.
+pub(super) struct Sources<'a> {
+    env: Lookup<'a>,
+    pub(super) file: ConfigFile,
+    pub(super) current_dir: &'a Path,
+}
+
+impl<'a> Sources<'a> {
+    pub(super) fn open(flag: Option<&str>, env: Lookup<'a>, current_dir: &'a Path) -> Result<Sources<'a>> {
+        let mut sources = Sources { env, file: ConfigFile::default(), current_dir };
+        let explicit = match flag {
+            Some(path) => Some(("--config", path.to_owned())),
+            None => sources.var("OPENWORK_SERVER_CONFIG")?.map(|path| ("OPENWORK_SERVER_CONFIG", path)),
+        };
+        let file = match explicit {
+            Some((place, path)) => {
+                let path = values::absolute(place, current_dir, &path)?;
+                let file = ConfigFile::read(&path)?;
+                Some(file.ok_or_else(|| Error::config(place, format!("{} does not exist", path.display())))?)
+            }
+            None => ConfigFile::read(&sources.home().join(".config/openwork/server.json"))?,
+        };
+        sources.file = file.unwrap_or_default();
+        Ok(sources)
+    }
+
+    /// A variable with something in it.
+    pub(super) fn var(&self, name: &str) -> Result<Option<String>> {
+        let value = (self.env)(name).filter(|value| !value.is_empty());
+        value
+            .map(|value| value.into_string().map_err(|_| Error::config(name, "is not UTF-8 text")))
+            .transpose()
+    }
+
+    /// The strongest of flag, variable and field of the file.
+    pub(super) fn pick(
+        &self,
+        flag: &str,
+        argument: Option<&str>,
+        variable: &str,
+        field: &str,
+        json: Option<String>,
+    ) -> Result<Option<Given>> {
+        if let Some(text) = argument {
+            return Ok(Some(Given { place: flag.to_owned(), text: text.to_owned(), source: Source::Cli }));
+        }
+        if let Some(text) = self.var(variable)? {
+            return Ok(Some(Given { place: variable.to_owned(), text, source: Source::Env }));
+        }
+        Ok(json.map(|text| Given { place: self.file.place(field), text, source: Source::File }))
+    }
+
+    /// A token's setting and the place it came from.
+    pub(super) fn token(
+        &self,
+        flag: &str,
+        argument: Option<&str>,
+        variable: &str,
+        field: &str,
+        json: &Option<String>,
+    ) -> Result<(TokenSetting, Option<String>)> {
+        if argument.is_none() && (self.env)(variable).is_some_and(|value| value.is_empty()) {
+            values::secret(variable, String::new())?;
+        }
+        Ok(match self.pick(flag, argument, variable, field, json.clone())? {
+            Some(given) => {
+                let secret = values::secret(&given.place, given.text)?;
+                (TokenSetting { secret: Some(secret), source: given.source }, Some(given.place))
+            }
+            None => (TokenSetting { secret: None, source: Source::Generated }, None),
+        })
+    }
+
+    pub(super) fn home(&self) -> PathBuf {
+        let home = (self.env)("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        home.unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    pub(super) fn data_dir(&self, argument: Option<&str>) -> Result<PathBuf> {
+        match self.pick(
+            "--data-dir",
+            argument,
+            "BERTH_DATA_DIR",
+            "dataDir",
+            self.file.json.data_dir.clone(),
+        )? {
+            Some(given) => values::absolute(&given.place, self.base(given.source), &given.text),
+            None => Ok(self.default_data_dir(rustix::process::geteuid().is_root())),
+        }
+    }
+
+    pub(super) fn default_data_dir(&self, root: bool) -> PathBuf {
+        if root {
+            return PathBuf::from("/var/lib/berth");
+        }
+        // The XDG specification wants relative paths ignored.
+        let xdg = (self.env)("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        xdg.unwrap_or_else(|| self.home().join(".local/share")).join("berth")
+    }
+
+    /// Where relative paths start.
+    pub(super) fn base(&self, source: Source) -> &Path {
+        match source {
+            Source::File => self.file.folder(),
+            Source::Cli | Source::Env | Source::Generated => self.current_dir,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) fn default_data_dir(env: Lookup<'_>, root: bool) -> PathBuf {
+    Sources { env, file: ConfigFile::default(), current_dir: Path::new("/") }.default_data_dir(root)
+}

@@ -1,0 +1,105 @@
+//! A build's log: a file that grows while the build runs, and the last lines for error messages. One writer.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::base::{At, Result, limits};
+use crate::proc::Sink;
+
+/// Writes what tools print, and our own lines between.
+#[derive(Debug)]
+pub struct BuildLog {
+    file: File,
+    written: u64,
+    line: Vec<u8>,
+    last: VecDeque<String>,
+}
+
+impl BuildLog {
+    /// Starts the log at `path` anew, mode 0600.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn create(path: &Path) -> Result<BuildLog> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        Ok(BuildLog::to(options.open(path).at("write", path)?))
+    }
+
+    /// Writes to an open file.
+    pub fn to(file: File) -> BuildLog {
+        BuildLog { file, written: 0, line: Vec::new(), last: VecDeque::new() }
+    }
+
+    /// Writes a line of our own.
+    pub fn say(&mut self, text: impl AsRef<str>) {
+        self.write(format!("[berth] {}\n", text.as_ref()).as_bytes());
+    }
+
+    /// Forgets the last lines: a new tool begins.
+    pub fn new_step(&mut self) {
+        self.last.clear();
+        self.line.clear();
+    }
+
+    /// The last lines that mean something, joined for an error message; never empty.
+    pub fn last_lines(&self) -> String {
+        let unfinished = String::from_utf8_lossy(&self.line);
+        let lines: Vec<&str> = self
+            .last
+            .iter()
+            .map(String::as_str)
+            .chain([unfinished.trim()])
+            .filter(|line| !line.is_empty())
+            .collect();
+        // Tools that mark their errors get these repeated; others their last words.
+        let errors: Vec<&str> = lines
+            .iter()
+            .copied()
+            .filter(|l| l.starts_with("E:") || l.to_ascii_lowercase().contains("error"))
+            .collect();
+        let chosen = if errors.is_empty() { &lines } else { &errors };
+        let skip = chosen.len().saturating_sub(limits::ERROR_TAIL_LINES);
+        match chosen[skip..].join(" | ") {
+            text if text.is_empty() => "it printed nothing".to_owned(),
+            text => text,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.written > limits::BUILD_LOG_BYTES {
+            return;
+        }
+        self.written += bytes.len() as u64;
+        // A log that cannot be written (full disk) must not fail a build that can be.
+        let _ = self.file.write_all(bytes);
+        if self.written > limits::BUILD_LOG_BYTES {
+            let _ =
+                self.file.write_all(b"\n[berth] The log has reached its limit; the rest is not recorded\n");
+        }
+    }
+}
+
+impl Sink for BuildLog {
+    fn take(&mut self, bytes: &[u8]) {
+        self.write(bytes);
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.len() < 4096 {
+                self.line.extend_from_slice(&piece[..piece.len().min(4096)]);
+            }
+            if piece.ends_with(b"\n") {
+                let line = String::from_utf8_lossy(&self.line).trim().to_owned();
+                self.line.clear();
+                if !line.is_empty() {
+                    if self.last.len() >= 4 * limits::ERROR_TAIL_LINES {
+                        self.last.pop_front();
+                    }
+                    self.last.push_back(line);
+                }
+            }
+        }
+    }
+}

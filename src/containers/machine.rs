@@ -1,0 +1,468 @@
+//! One container that may be running: started on first use by nspawn, with the agent as PID 1, ended as a whole.
+//! Whatever comes from inside is untrusted; what must be certain (its end, a run's end) is done from outside
+//! through cgroups and pidfds.
+//!
+//! Threads: `container-N` owns the nspawn process while the container runs. Locks: `state` may be held while the
+//! container starts (about 0.1 s, at most [`limits::CONTAINER_START`]); `spares` is a leaf.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
+};
+use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
+
+use super::protocol::{self, Answer, Answers, Start};
+use super::tools;
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::spawn::{dev_null, open_dir, pipe};
+use crate::proc::{Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Spec, Stdio, pump};
+
+/// Everything that a container's start needs to know.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Short and unique among all containers of the machine: `--machine=`.
+    pub machine: String,
+    /// What `hostname` says inside.
+    pub host_name: String,
+    /// The folder with its files.
+    pub root: PathBuf,
+    /// Where its socket and our copy of resolv.conf lie; outside the root.
+    pub runtime: PathBuf,
+    /// The agent's binary.
+    pub agent: PathBuf,
+}
+
+/// A container. Cheap while it is stopped.
+#[derive(Debug)]
+pub struct Machine {
+    place: Place,
+    cgroups: Cgroups,
+    state: Mutex<Option<Arc<Running>>>,
+    sequence: AtomicU64,
+    refill: crossbeam_channel::Sender<std::sync::Weak<Machine>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: Cancel,
+    ended: Arc<AtomicBool>,
+    runtime: OwnedFd,
+    group: Group,
+    /// The first uid of the container on the host.
+    uid_base: u32,
+    /// PID 1 of the container.
+    init: OwnedFd,
+    spares: Mutex<Vec<Spare>>,
+    owner: Mutex<Option<JoinOnDrop>>,
+}
+
+/// A process in the container that waits for its command, in a group of its own.
+#[derive(Debug)]
+struct Spare {
+    socket: OwnedFd,
+    pid: i32,
+    pidfd: OwnedFd,
+    group: Group,
+}
+
+const SOCKET: &str = "agent.sock";
+
+impl Machine {
+    pub(super) fn new(
+        place: Place,
+        cgroups: Cgroups,
+        refill: crossbeam_channel::Sender<std::sync::Weak<Machine>>,
+    ) -> Arc<Machine> {
+        Arc::new(Machine { place, cgroups, state: Mutex::new(None), sequence: AtomicU64::new(0), refill })
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        lock(&self.state).as_ref().is_some_and(|running| !running.ended.load(Ordering::Acquire))
+    }
+
+    /// Ends everything inside and returns when it is over. Harmless when it is stopped.
+    pub fn stop(&self) {
+        let running = lock(&self.state).take();
+        if let Some(running) = running {
+            running.end();
+        }
+    }
+
+    /// The running container, started if need be.
+    fn running(&self) -> Result<Arc<Running>> {
+        let mut state = lock(&self.state);
+        if let Some(running) = state.as_ref() {
+            if !running.ended.load(Ordering::Acquire) {
+                return Ok(running.clone());
+            }
+            running.end();
+            *state = None;
+        }
+        let running = Arc::new(self.start()?);
+        *state = Some(running.clone());
+        Ok(running)
+    }
+
+    fn start(&self) -> Result<Running> {
+        let place = &self.place;
+        let nspawn = tools::require("systemd-nspawn")?;
+        let unshare = tools::require("unshare")?;
+        let group = self.cgroups.group(&place.machine)?;
+        // What a crashed predecessor may have left under this name.
+        group.kill(None)?;
+
+        std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
+        let resolv_conf = place.runtime.join("resolv.conf");
+        let servers = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        crate::store::file::write_atomic(&resolv_conf, &servers, 0o644)?;
+        let runtime = open_dir(&place.runtime)?;
+        let listener = listen_in(&runtime)?;
+
+        let (output, output_child) = pipe()?;
+        let output_child2 = output_child.try_clone().at("duplicate", "a pipe")?;
+        let child_group = self.cgroups.group(&format!("{}/machine", place.machine))?;
+        let child = Spec::new(unshare)
+            .args(nspawn_args(place, &nspawn, &resolv_conf))
+            .start(Stdio { stdin: listener, stdout: output_child, stderr: output_child2 }, child_group)?;
+
+        let stop = Cancel::new()?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let printed = Arc::new(Mutex::new(String::new()));
+        let owner = {
+            let (stop, ended, printed) = (stop.clone(), ended.clone(), printed.clone());
+            let empty = dev_null()?;
+            spawn(format!("container-{}", place.machine), limits::STACK, move || {
+                own(child, output, empty, &stop, &printed);
+                ended.store(true, Ordering::Release);
+            })?
+        };
+
+        let deadline = Instant::now() + limits::CONTAINER_START;
+        let first = loop {
+            match self.spare(&runtime, &group, deadline) {
+                Ok(spare) => break spare,
+                Err(error) if ended.load(Ordering::Acquire) || Instant::now() >= deadline => {
+                    stop.cancel();
+                    drop(owner);
+                    let _ = group.kill(None);
+                    let printed = lock(&printed).trim().to_owned();
+                    return Err(Error::new(
+                        Code::ContainerStopped,
+                        format!(
+                            "The container could not be started: {}",
+                            if printed.is_empty() { error.message() } else { &printed }
+                        ),
+                    ));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let init = parent_of(first.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let uid_base = uid_base(first.pid);
+        let (Some(init), Some(uid_base)) = (init, uid_base) else {
+            stop.cancel();
+            drop(owner);
+            return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
+        };
+        log::debug!("container {} started, uids {uid_base}+65536", place.machine);
+        Ok(Running {
+            stop,
+            ended,
+            runtime,
+            group,
+            uid_base,
+            init,
+            spares: Mutex::new(vec![first]),
+            owner: Mutex::new(Some(owner)),
+        })
+    }
+
+    /// Has the agent fork a process and puts it into a group of its own.
+    fn spare(&self, runtime: &OwnedFd, machine: &Group, deadline: Instant) -> Result<Spare> {
+        let refused =
+            |_| Error::new(Code::ContainerStopped, "The container's agent does not take connections");
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .at("open", "a socket")?;
+        sockopt::set_socket_passcred(&socket, true).at("prepare", "a socket")?;
+        connect(&socket, &address_in(runtime)?).map_err(refused)?;
+        let pid = protocol::receive_ready(&socket, deadline)?;
+        let gone =
+            || Error::new(Code::ContainerStopped, "A process of the container ended before it was used");
+        let pidfd =
+            pidfd_open(Pid::from_raw(pid).ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;
+        // The pid came from inside: only one that the kernel counts to this container is moved.
+        if !machine.contains(pid) || has_ended(pidfd.as_fd()) {
+            return Err(gone());
+        }
+        let number = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let group = self.cgroups.group(&format!("{}/runs/{number}", self.place.machine))?;
+        group.add(pid)?;
+        Ok(Spare { socket, pid, pidfd, group })
+    }
+
+    /// Makes processes until enough wait; the `container-spares` thread calls it.
+    pub(super) fn refill(&self) {
+        let Some(running) = lock(&self.state).clone() else { return };
+        while lock(&running.spares).len() < limits::SPARE_PROCESSES && !running.ended.load(Ordering::Acquire)
+        {
+            match self.spare(&running.runtime, &running.group, Instant::now() + limits::AGENT_ANSWER) {
+                Ok(spare) => lock(&running.spares).push(spare),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, command: &Command, stdio: &Stdio) -> Result<ContainerProcess> {
+        let running = self.running()?;
+        let deadline = Instant::now() + limits::AGENT_ANSWER;
+        let mut spare = None;
+        while let Some(candidate) = lock(&running.spares).pop() {
+            // Someone inside may have killed it meanwhile.
+            if !has_ended(candidate.pidfd.as_fd()) {
+                spare = Some(candidate);
+                break;
+            }
+        }
+        let spare = match spare {
+            Some(spare) => spare,
+            None => self.spare(&running.runtime, &running.group, deadline)?,
+        };
+        // Full: a refill of some container is on its way anyway.
+        let _ = self.refill.try_send(Arc::downgrade(self));
+
+        // Otherwise `echo x >/dev/stderr` fails inside: opening a pipe anew checks its owner.
+        for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+            if rustix::fs::fstat(fd)
+                .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_fifo())
+            {
+                let _ = rustix::fs::fchown(
+                    fd,
+                    Some(Uid::from_raw(running.uid_base)),
+                    Some(Gid::from_raw(running.uid_base)),
+                );
+            }
+        }
+        let text = |c: &std::ffi::CString| c.to_string_lossy().into_owned();
+        let mut env: Vec<String> = command.env.iter().map(text).collect();
+        env.extend(spare.group.mark().as_ref().map(text));
+        let start = Start {
+            programs: command.programs.iter().map(text).collect(),
+            argv: command.argv.iter().map(text).collect(),
+            env,
+            cwd: command.cwd.clone(),
+        };
+        let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
+        protocol::send_message(&spare.socket, &start, &fds, deadline)?;
+        Ok(ContainerProcess {
+            running,
+            spare,
+            answers: Answers::default(),
+            exit: None,
+            cwd: command.cwd.clone(),
+        })
+    }
+}
+
+impl Launcher for Arc<Machine> {
+    fn launch(&self, _id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
+        // The second try is for a container that ended unnoticed: nothing of the command has run by then.
+        let process = match self.begin(command, &stdio) {
+            Err(error) if error.code() == Code::ContainerStopped => {
+                self.stop();
+                self.begin(command, &stdio)?
+            }
+            other => other?,
+        };
+        Ok(Box::new(process))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Running {
+    fn end(&self) {
+        self.stop.cancel();
+        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        if let Err(error) = self.group.kill(None) {
+            log::error!("container: {error}");
+        }
+        lock(&self.spares).clear();
+        let owner = lock(&self.owner).take();
+        drop(owner);
+    }
+}
+
+/// The owner thread: drains what nspawn prints and waits for its end.
+fn own(
+    mut child: crate::proc::Child,
+    output: OwnedFd,
+    empty: OwnedFd,
+    stop: &Cancel,
+    printed: &Mutex<String>,
+) {
+    let mut kept = Capture::new(8 << 10);
+    let mut nothing = Capture::new(0);
+    let io = Io { stdin: None, stdout: output, stderr: empty, out: &mut kept, err: &mut nothing };
+    // A container has no deadline of its own: it runs until it is stopped.
+    let forever = Duration::from_secs(u64::from(u32::MAX));
+    let ended = pump(&mut child, io, forever, stop);
+    *lock(printed) = kept.finish().into_text();
+    log::debug!("nspawn ended: {ended:?}");
+}
+
+/// A command in a container.
+struct ContainerProcess {
+    running: Arc<Running>,
+    spare: Spare,
+    answers: Answers,
+    exit: Option<Exit>,
+    cwd: String,
+}
+
+impl Process for ContainerProcess {
+    fn done_fd(&self) -> BorrowedFd<'_> {
+        self.spare.socket.as_fd()
+    }
+
+    fn try_exit(&mut self) -> Result<Option<Exit>> {
+        if self.exit.is_some() {
+            return Ok(self.exit);
+        }
+        match self.answers.next(&self.spare.socket)? {
+            None | Some(Answer::Ready) => {}
+            Some(Answer::Exited { code }) => self.exit = Some(Exit::Code(code & 0xff)),
+            Some(Answer::Killed { signal }) => self.exit = Some(Exit::Signal(signal)),
+            Some(Answer::NoCwd { errno }) => {
+                let reason = std::io::Error::from_raw_os_error(errno);
+                return Err(Error::new(
+                    Code::InvalidCwd,
+                    format!(
+                        "The working directory {} cannot be entered in the container: {reason}",
+                        self.cwd
+                    ),
+                ));
+            }
+            Some(Answer::NoExec { errno }) => {
+                let reason = std::io::Error::from_raw_os_error(errno);
+                return Err(Error::new(
+                    Code::InvalidCommand,
+                    format!("The container cannot run it: {reason}"),
+                ));
+            }
+        }
+        Ok(self.exit)
+    }
+
+    fn terminate(&mut self) {
+        self.spare.group.signal(Signal::TERM, Some(self.spare.pid));
+    }
+
+    fn kill(&mut self) {
+        let _ = pidfd_send_signal(&self.spare.pidfd, Signal::KILL);
+        if let Err(error) = self.spare.group.kill(Some(self.spare.pid)) {
+            // Nothing of a run may live on: then nothing of its container does.
+            log::error!("a run could not be ended, so its container is: {error}");
+            self.running.end();
+        }
+        self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+}
+
+impl Drop for ContainerProcess {
+    fn drop(&mut self) {
+        if matches!(self.try_exit(), Ok(None)) {
+            self.kill();
+        }
+    }
+}
+
+fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> {
+    // nspawn(1) separates source and target by a colon.
+    let bindable = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let inside = "/run/berth/agent";
+    let args = [
+        // /run/systemd/nspawn must be a tmpfs (nspawn removes files below it); in a mount namespace of its own
+        // ours vanishes with the last process, also after kill -9.
+        "--mount",
+        "--propagation=slave",
+        "/bin/sh",
+        "-c",
+        r#"mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn && exec "$@""#,
+        "sh",
+    ];
+    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+    args.push(text(nspawn));
+    let options = [
+        // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
+        "--quiet",
+        "--register=no",
+        "--keep-unit",
+        "--settings=no",
+        // Root inside is nobody outside. `auto` maps ownership by an ID-mapped mount, and changes it on disk only
+        // where the kernel or the file system cannot.
+        "--private-users=pick",
+        "--private-users-ownership=auto",
+        "--no-new-privileges=yes",
+        "--timezone=off",
+        "--resolv-conf=off",
+        "--link-journal=no",
+        "--console=pipe",
+    ];
+    args.extend(options.map(str::to_owned));
+    args.push(format!("--machine={}", place.machine));
+    args.push(format!("--hostname={}", place.host_name));
+    args.push(format!("--directory={}", text(&place.root)));
+    args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));
+    args.push(format!("--bind-ro={}:/etc/resolv.conf", bindable(resolv_conf)));
+    args.extend([inside.to_owned(), "agent".to_owned()]);
+    args
+}
+
+/// A path through our own descriptor: sockets' paths are at most 107 bytes (unix(7)), a data folder's may be longer.
+fn address_in(folder: &OwnedFd) -> Result<SocketAddrUnix> {
+    use std::os::fd::AsRawFd as _;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    SocketAddrUnix::new(path.as_str()).at("name", "the agent's socket")
+}
+
+fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
+    let at = "the agent's socket";
+    match rustix::fs::unlinkat(folder, SOCKET, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error).at("remove", at),
+    }
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).at("open", at)?;
+    bind(&socket, &address_in(folder)?).at("bind", at)?;
+    listen(&socket, 128).at("listen on", at)?;
+    Ok(socket)
+}
+
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}
+
+fn parent_of(pid: i32) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Pid::from_raw(status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?)
+}
+
+/// The first uid of a process's user namespace, on the host.
+fn uid_base(pid: i32) -> Option<u32> {
+    std::fs::metadata(format!("/proc/{pid}")).ok().map(|proc_dir| proc_dir.uid())
+}

@@ -1,0 +1,16 @@
+//! Container roots and what runs in them: base images, bootstraps, the nspawn engine, the resident agent.
+//! Knows folders and commands, neither workspaces nor runs nor HTTP.
+
+pub mod agent;
+pub mod bootstrap;
+pub mod build_log;
+pub mod engine;
+pub mod images;
+pub mod machine;
+pub mod mirrors;
+pub mod protocol;
+pub mod tools;
+
+pub use build_log::BuildLog;
+pub use engine::Engine;
+pub use images::Images;

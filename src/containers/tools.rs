@@ -1,0 +1,202 @@
+//! The host's programs and keyrings that container workspaces need: where they are, and which package brings a
+//! missing one. Looks only; `cli::setup` installs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::base::{Code, Error, Result};
+
+/// Where programs are looked for; our own PATH is the caller's and may be anything.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Distributions whose packages have the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Debian, Ubuntu and what is made of them.
+    Debian,
+    /// Fedora, RHEL and what is made of them.
+    Fedora,
+    /// Arch Linux.
+    Arch,
+}
+
+/// A program that is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingTool {
+    /// What is called.
+    pub program: &'static str,
+    /// The package that brings it on this host.
+    pub package: &'static str,
+}
+
+/// The archives whose packages are signed with one keyring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Archive {
+    /// Debian's.
+    Debian,
+    /// Ubuntu's.
+    Ubuntu,
+}
+
+struct Tool {
+    program: &'static str,
+    debian: &'static str,
+    fedora: &'static str,
+    arch: &'static str,
+}
+
+/// What every container workspace needs.
+const TOOLS: [Tool; 4] = [
+    Tool {
+        program: "systemd-nspawn",
+        debian: "systemd-container",
+        fedora: "systemd-container",
+        arch: "systemd",
+    },
+    Tool { program: "debootstrap", debian: "debootstrap", fedora: "debootstrap", arch: "debootstrap" },
+    Tool { program: "cp", debian: "coreutils", fedora: "coreutils", arch: "coreutils" },
+    Tool { program: "unshare", debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
+];
+
+/// What only Arch Linux roots need; `--setup` leaves them alone, because few hosts have a mirror and keyring for them.
+const ARCH_TOOLS: [Tool; 2] = [
+    Tool {
+        program: "pacstrap",
+        debian: "arch-install-scripts",
+        fedora: "arch-install-scripts",
+        arch: "arch-install-scripts",
+    },
+    Tool { program: "pacman", debian: "pacman-package-manager", fedora: "pacman", arch: "pacman" },
+];
+
+/// Finds a program on [`PATH`].
+pub fn find(program: &str) -> Option<PathBuf> {
+    PATH.split(':').map(|folder| Path::new(folder).join(program)).find(|path| {
+        fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    })
+}
+
+/// What is missing, with the package names of this host; Debian's on a host that we do not know.
+pub fn missing_tools() -> Vec<MissingTool> {
+    missing_tools_of(family().unwrap_or(Family::Debian))
+}
+
+/// What is missing, with the package names of `family`.
+pub fn missing_tools_of(family: Family) -> Vec<MissingTool> {
+    let missing = TOOLS.iter().filter(|tool| find(tool.program).is_none());
+    missing.map(|tool| MissingTool { program: tool.program, package: tool.package(family) }).collect()
+}
+
+/// A program that must be there.
+///
+/// # Errors
+/// `Unavailable`: "systemd-nspawn is missing; install the package systemd-container …".
+pub fn require(program: &str) -> Result<PathBuf> {
+    find(program)
+        .ok_or_else(|| Error::new(Code::Unavailable, missing_message(program)).detail("program", program))
+}
+
+/// What to tell a person about a program that [`find`] did not find.
+pub fn missing_message(program: &str) -> String {
+    let family = family().unwrap_or(Family::Debian);
+    let known = |tool: &&Tool| tool.program == program;
+    if let Some(tool) = TOOLS.iter().find(known) {
+        let package = tool.package(family);
+        return format!("{program} is missing; install the package {package}, or start berth with --setup");
+    }
+    match ARCH_TOOLS.iter().find(known) {
+        Some(tool) => format!("{program} is missing; install the package {}", tool.package(family)),
+        None => format!("{program} is missing; install it"),
+    }
+}
+
+/// The keyring file of an archive, when the host has one.
+pub fn keyring(archive: Archive) -> Option<PathBuf> {
+    let name = match archive {
+        Archive::Debian => "debian-archive-keyring",
+        Archive::Ubuntu => "ubuntu-archive-keyring",
+    };
+    // `.pgp` is the name since Debian 13.
+    ["gpg", "pgp"]
+        .map(|suffix| PathBuf::from(format!("/usr/share/keyrings/{name}.{suffix}")))
+        .into_iter()
+        .find(|path| path.is_file())
+}
+
+/// Packages that may bring an archive's keyring, likeliest first. Not every host has one of them.
+pub fn keyring_packages(family: Family, archive: Archive) -> &'static [&'static str] {
+    match (family, archive) {
+        (Family::Debian | Family::Arch, Archive::Debian) => &["debian-archive-keyring"],
+        (Family::Debian, Archive::Ubuntu) => &["ubuntu-keyring", "ubuntu-archive-keyring"],
+        (Family::Fedora, Archive::Debian) => &["debian-keyring"],
+        (Family::Fedora, Archive::Ubuntu) => &["ubu-keyring"],
+        (Family::Arch, Archive::Ubuntu) => &["ubuntu-keyring"],
+    }
+}
+
+/// Which family this host belongs to, by its os-release(5).
+pub fn family() -> Option<Family> {
+    let files = ["/etc/os-release", "/usr/lib/os-release"];
+    family_of(&files.iter().find_map(|file| fs::read_to_string(file).ok())?)
+}
+
+fn family_of(os_release: &str) -> Option<Family> {
+    let value = |key: &str| {
+        let line = os_release.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
+    };
+    let ids = format!("{} {}", value("ID"), value("ID_LIKE"));
+    ids.split_whitespace().find_map(|id| match id {
+        "debian" | "ubuntu" => Some(Family::Debian),
+        "fedora" | "rhel" | "centos" => Some(Family::Fedora),
+        "arch" | "archlinux" => Some(Family::Arch),
+        _ => None,
+    })
+}
+
+impl Tool {
+    fn package(&self, family: Family) -> &'static str {
+        match family {
+            Family::Debian => self.debian,
+            Family::Fedora => self.fedora,
+            Family::Arch => self.arch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families() {
+        for (text, want) in [
+            ("PRETTY_NAME=\"Debian\"\nID=debian\n", Some(Family::Debian)),
+            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", Some(Family::Debian)),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"", Some(Family::Fedora)),
+            ("ID=fedora", Some(Family::Fedora)),
+            ("ID='manjaro'\nID_LIKE=arch", Some(Family::Arch)),
+            ("VERSION_ID=1\nID=alpine", None),
+            ("", None),
+        ] {
+            assert_eq!(family_of(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn programs_are_files_that_can_be_run() {
+        assert!(find("sh").is_some_and(|path| path.is_absolute()));
+        for none in ["no-such-program-of-berth", "", ".", "sbin"] {
+            assert_eq!(find(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn messages_name_the_package() {
+        assert!(missing_message("debootstrap").contains("install the package debootstrap"));
+        assert!(missing_message("pacstrap").contains("install the package arch-install-scripts"));
+        assert_eq!(missing_message("x"), "x is missing; install it");
+        assert_eq!(require("no-such-program-of-berth").unwrap_err().code(), Code::Unavailable);
+    }
+}

@@ -1,0 +1,29 @@
+//! Cross-origin headers, as the OpenWork server sends them, for configured origins only.
+
+use super::{Request, Response};
+
+const ALLOW_HEADERS: &str = "Authorization, Content-Type, X-OpenWork-Host-Token, X-OpenWork-Client-Id, \
+     X-OpenCode-Directory, X-Opencode-Directory, x-opencode-directory";
+const ALLOW_METHODS: &str = "GET,POST,PUT,PATCH,DELETE,OPTIONS";
+
+/// What `Access-Control-Allow-Origin` says to this request, if anything.
+pub fn allowed_origin(origins: &[String], request: &Request) -> Option<String> {
+    if origins.iter().any(|origin| origin == "*") {
+        return Some("*".to_owned());
+    }
+    let origin = request.header("Origin")?;
+    origins.iter().any(|known| known == origin).then(|| origin.to_owned())
+}
+
+/// Adds the headers.
+#[must_use]
+pub fn apply(response: Response, allowed: Option<String>) -> Response {
+    match allowed {
+        None => response,
+        Some(origin) => response
+            .with("Access-Control-Allow-Origin", origin)
+            .with("Access-Control-Allow-Headers", ALLOW_HEADERS)
+            .with("Access-Control-Allow-Methods", ALLOW_METHODS)
+            .with("Vary", "Origin"),
+    }
+}

@@ -1,0 +1,12 @@
+//! HTTP without any meaning: requests in, replies out, routes matched. Only `accept`, `request` and `reply` name
+//! tiny_http. Knows nothing of workspaces.
+
+pub mod accept;
+pub mod cors;
+pub mod reply;
+pub mod request;
+pub mod route;
+
+pub use reply::Response;
+pub use request::{Method, Request};
+pub use route::{Answer, Auth, Class, Effect, Gate, Route};

@@ -1,0 +1,225 @@
+//! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use serde::de::DeserializeOwned;
+
+use super::reply::Response;
+use crate::access::Actor;
+use crate::base::{Code, Error, Result};
+
+/// The methods that any route has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "RFC 9110")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    Options,
+    Other,
+}
+
+impl Method {
+    /// As it stands on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
+            Method::Other => "OTHER",
+        }
+    }
+}
+
+/// A request that must be answered by [`Request::answer`].
+pub struct Request {
+    inner: tiny_http::Request,
+    method: Method,
+    /// Set by dispatch when a route has matched.
+    pub(super) params: Vec<(&'static str, String)>,
+    actor: Option<Actor>,
+    started: Instant,
+}
+
+impl Request {
+    pub(super) fn new(inner: tiny_http::Request) -> Request {
+        let method = match inner.method() {
+            tiny_http::Method::Get => Method::Get,
+            tiny_http::Method::Head => Method::Head,
+            tiny_http::Method::Post => Method::Post,
+            tiny_http::Method::Put => Method::Put,
+            tiny_http::Method::Patch => Method::Patch,
+            tiny_http::Method::Delete => Method::Delete,
+            tiny_http::Method::Options => Method::Options,
+            _ => Method::Other,
+        };
+        Request { inner, method, params: Vec::new(), actor: None, started: Instant::now() }
+    }
+
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The path as sent, without the query.
+    pub fn path(&self) -> &str {
+        let url = self.inner.url();
+        url.split_once('?').map_or(url, |(path, _)| path)
+    }
+
+    /// Who is asking; `None` on public routes and until it is known.
+    pub fn actor(&self) -> Option<&Actor> {
+        self.actor.as_ref()
+    }
+
+    /// Notes who is asking; dispatch alone knows.
+    pub fn set_actor(&mut self, actor: Option<Actor>) {
+        self.actor = actor;
+    }
+
+    /// When it was taken.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The address it came from.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.inner.remote_addr().map(|address| address.ip())
+    }
+
+    /// The first header of this name.
+    pub fn header(&self, name: &'static str) -> Option<&str> {
+        self.inner
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv(name))
+            .map(|header| header.value.as_str())
+    }
+
+    /// The token of `Authorization: Bearer`; the scheme's case does not matter (RFC 9110, 11.1).
+    pub fn bearer(&self) -> Option<&str> {
+        let (scheme, token) = self.header("Authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    }
+
+    /// A parameter of the matched route, decoded.
+    pub fn param(&self, name: &str) -> &str {
+        self.params.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+    }
+
+    /// The first value of a query parameter, decoded.
+    pub fn query(&self, name: &str) -> Option<String> {
+        let (_, query) = self.inner.url().split_once('?')?;
+        query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(&key.replace('+', " "))? == name).then(|| decode(&value.replace('+', " ")))?
+        })
+    }
+
+    /// A boolean query parameter; absent is `false`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for anything but true or false.
+    pub fn query_flag(&self, name: &'static str) -> Result<bool> {
+        match self.query(name).as_deref() {
+            None | Some("false" | "0") => Ok(false),
+            Some("true" | "1" | "") => Ok(true),
+            Some(other) => Err(Error::new(
+                Code::InvalidRequest,
+                format!("{name} is true or false, not '{}'", other.escape_debug()),
+            )),
+        }
+    }
+
+    /// The body, at most `cap` bytes.
+    ///
+    /// # Errors
+    /// `BodyTooLarge`, before anything is read if its length is announced; `InvalidRequest` when it breaks off.
+    pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
+        let too_large = || Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"));
+        let announced = self.inner.body_length();
+        if announced.is_some_and(|length| length > cap) {
+            return Err(too_large());
+        }
+        let mut body = Vec::with_capacity(announced.unwrap_or(0));
+        let read = self.inner.as_reader().take(cap as u64 + 1).read_to_end(&mut body);
+        read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
+        match announced {
+            _ if body.len() > cap => Err(too_large()),
+            Some(length) if body.len() < length => {
+                Err(Error::new(Code::InvalidRequest, "The body broke off"))
+            }
+            _ => Ok(body),
+        }
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// `InvalidJson` when it is not JSON, `InvalidPayload` when it is JSON of another shape.
+    pub fn json<T: DeserializeOwned>(&mut self, cap: usize) -> Result<T> {
+        let body = self.body(cap)?;
+        parse_json(&body)
+    }
+
+    /// The body as JSON; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`Request::json`].
+    pub fn json_if_any<T: DeserializeOwned>(&mut self, cap: usize) -> Result<Option<T>> {
+        let body = self.body(cap)?;
+        if body.iter().all(u8::is_ascii_whitespace) { Ok(None) } else { parse_json(&body).map(Some) }
+    }
+
+    /// Sends the answer; a client that is gone does not get it.
+    pub fn answer(self, response: Response) {
+        response.send(self.inner);
+    }
+}
+
+fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    // A struct would also be read from an array, field by field; no client means that.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first != b'{') {
+        serde_json::from_slice::<serde::de::IgnoredAny>(body).map_err(invalid_json)?;
+        return Err(Error::new(Code::InvalidPayload, "The body must be a JSON object"));
+    }
+    serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => {
+            Error::new(Code::InvalidPayload, format!("The body has not the expected shape: {error}"))
+        }
+        _ => invalid_json(error),
+    })
+}
+
+fn invalid_json(error: serde_json::Error) -> Error {
+    Error::new(Code::InvalidJson, format!("The body is not JSON: {error}"))
+}
+
+/// Percent-decoding; `None` when it is malformed or not UTF-8.
+pub(super) fn decode(text: &str) -> Option<String> {
+    if !text.contains('%') {
+        return Some(text.to_owned());
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        if *first == b'%' {
+            let hex = tail.get(..2).filter(|hex| hex.iter().all(u8::is_ascii_hexdigit))?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}

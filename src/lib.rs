@@ -1,0 +1,93 @@
+//! berth gives AI agents a place to work: one static binary, driven with `curl`.
+//!
+//! This page is the architecture. The modules, in reading order, each using only those below it:
+//!
+//! | module | what it is |
+//! |--|--|
+//! | [`cli`] | the subcommands |
+//! | [`config`] | flags, environment and `server.json`, resolved into [`server::Settings`] |
+//! | [`server`] | builds everything, owns every thread, runs the shutdown |
+//! | [`api`] | the route table, dispatch, one file per resource |
+//! | [`http`] | requests, replies, routes; the only place that knows tiny_http |
+//! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
+//! | [`workspaces`] | the records, their status machine, their registry |
+//! | [`access`] | credentials, scopes, approval mode |
+//! | [`runs`] | commands: policy, output, which are under way |
+//! | [`containers`] | base images, bootstraps, nspawn, the agent |
+//! | [`store`] | files: atomic, locked, contained, removed |
+//! | [`proc`] | children: spawn, groups, poll loop, captured output |
+//! | [`base`] | errors, names, limits, threads, log lines |
+//!
+//! # The life of a request
+//!
+//! tiny_http → `http-accept` → a queue → an `http-N` thread: route, credential, read-only, scope, approval, handler
+//! ([`api::dispatch`]). A handler parses, calls one service and shapes the answer. Work that waits for a child moves,
+//! with its request, to a `run-N` thread; a build is accepted at once and goes on on `build-0`.
+//!
+//! # Commands
+//!
+//! Every command runs in a cgroup of its own (v2; no controller needed), so its end is certain: `cgroup.kill` reaches
+//! whatever it started. On the host it is born there (`CLONE_INTO_CGROUP`). In a container the agent, PID 1, forks
+//! processes that wait for a command; the engine moves each into its cgroup *before* it gets one, and keeps a few in
+//! store, since the move waits for an RCU grace period. Whatever the agent says is untrusted: its socket's path lies
+//! outside the container, pids come from the kernel, sizes and waits are bounded.
+//!
+//! # Threads
+//!
+//! | thread | bounded by | blocks on |
+//! |--|--|--|
+//! | main | 1 | the signal pipe |
+//! | `http-accept` | 1 | tiny_http's queue |
+//! | `http-N` | `--http-threads` | nothing longer than a file or a request's body |
+//! | `run-N` | `--max-runs` | one command's poll loop |
+//! | `build-N` | 1 | a build step's child |
+//! | `container-NAME` | running containers | nspawn's end |
+//! | `container-spares` | 1 | refill requests |
+//! | `trash` | 1 | requests to empty it |
+//!
+//! Locks go one way: registry → one workspace's file → leaves. No file is touched under the first.
+//!
+//! # Files
+//!
+//! ```text
+//! <data>/lock                        flock: one server
+//! <data>/credentials.json            generated tokens, 0600
+//! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
+//! <data>/workspaces/ID/root          a container's files (root.build.log beside it)
+//! <data>/workspaces/ID/files         a host workspace's, where none was named
+//! <data>/images/DISTRO               base images, complete by existing
+//! <data>/agent/berth-VERSION         our own binary, bound into containers
+//! <data>/trash                       what is being removed
+//! ```
+//!
+//! After `kill -9` the next start ends what the cgroup tree still holds, gives up half-made roots and says so in the
+//! workspace's `error_message`. Mounts need no repair: every tool that mounts runs in a mount namespace of its own.
+//!
+//! # Differences from DESIGN.md
+//!
+//! - `lifecycle` was added between `http` and `workspaces`: something must bring records, containers and runs
+//!   together, and a handler may not.
+//! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP.
+//! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
+//!   replace it, and no path of the host is visible.
+//! - The agent is PID 1 of the container: signals from inside cannot end or stop it.
+//! - Deletion is journaled by the rename into the trash, not in the record, so that it works on a full disk.
+//!
+//! # Limitations
+//!
+//! - tiny_http still meets the wire, on loopback; the gate comes next.
+//! - Containers are ended with the server.
+
+pub mod access;
+pub mod api;
+pub mod base;
+pub mod cli;
+pub mod config;
+pub mod containers;
+pub mod http;
+pub mod lifecycle;
+pub mod proc;
+pub mod runs;
+pub mod server;
+pub mod store;
+pub mod workspaces;

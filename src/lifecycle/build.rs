@@ -1,0 +1,170 @@
+//! Builds: one at a time for each workspace, journaled, cancellable. The root is made beside its place and moved
+//! there when it is complete; an existing one is only given up for `rebuild`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{ENDING, Lifecycle, build_log_path, has_root};
+use crate::base::ids::Distro;
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result};
+use crate::containers::BuildLog;
+use crate::proc::Cancel;
+use crate::store::beneath::Root;
+use crate::store::tree;
+use crate::workspaces::{Job, Record, Workspace};
+
+impl Lifecycle {
+    /// Accepts a build and returns the workspace as `building`; the work goes on in the background.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `Busy`, `WorkspaceNotFound`.
+    pub fn start_build(
+        self: &Arc<Self>,
+        id: Uuid,
+        distro: Option<Distro>,
+        rebuild: bool,
+    ) -> Result<Arc<Record>> {
+        let workspace = self.registry.get(id)?;
+        let cancel = Cancel::new()?;
+        let before = workspace.update(|record| {
+            let before = record.clone();
+            record.start_build(distro, rebuild, has_root(record), built_distro(record))?;
+            Ok(before)
+        })?;
+        lock(&self.builds).insert(id, cancel.clone());
+        if workspace.check_alive().is_err() {
+            // Deletion began between: it may have looked for a build before this one was entered.
+            cancel.cancel();
+        }
+        let accepted = workspace.record();
+        let job = {
+            let (lifecycle, workspace) = (self.clone(), workspace.clone());
+            move || lifecycle.build(&workspace, &cancel)
+        };
+        if self.builder.submit(job).is_err() {
+            lock(&self.builds).remove(&id);
+            workspace.update(|record| {
+                *record = before;
+                Ok(())
+            })?;
+            return Err(Error::new(Code::Busy, "Too many builds are waiting; try again later"));
+        }
+        Ok(accepted)
+    }
+
+    /// The job on the builder's thread.
+    fn build(&self, workspace: &Workspace, cancel: &Cancel) {
+        let result = self.build_steps(workspace, cancel);
+        if let Err(error) = &result {
+            log::warn!("build of workspace {}: {error}", workspace.id());
+        }
+        finish(workspace, result.err().map(|error| format!("Container build failed: {}", error.message())));
+        lock(&self.builds).remove(&workspace.id());
+    }
+
+    fn build_steps(&self, workspace: &Workspace, cancel: &Cancel) -> Result<()> {
+        let record = workspace.record();
+        let root = PathBuf::from(&record.shown.path);
+        let Some(Job::Build { fresh }) = record.job else { return Ok(()) };
+        let mut log = BuildLog::create(&build_log_path(&record))?;
+        let cancelled = || Error::new(Code::Cancelled, "The build was cancelled");
+        if cancel.is_cancelled() {
+            return Err(cancelled());
+        }
+        if fresh {
+            let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
+            log.say(format!("Building container with {distro}"));
+            // New runs are refused since the status changed; those under way hold the old root.
+            if !self.runs.end_all(workspace.id(), ENDING) {
+                return Err(Error::internal("A command in the workspace could not be ended"));
+            }
+            self.engine.remove(&workspace.machine_name());
+            self.give_up(&root)?;
+            let staging = staging_of(&root, workspace.id());
+            remove_in_place(&staging)?;
+            let made = self
+                .images
+                .make_root(distro, &staging, &mut log, cancel)
+                .and_then(|()| if cancel.is_cancelled() { Err(cancelled()) } else { Ok(()) });
+            if let Err(error) = made {
+                log.say(format!("Failed: {}", error.message()));
+                let _ = remove_in_place(&staging);
+                return Err(error);
+            }
+            std::fs::rename(&staging, &root).at("move", &staging)?;
+            log.say("Base system installed");
+        } else {
+            log.say("The container exists; it is kept");
+        }
+        self.run_init_in_build(workspace, &record, &mut log, cancel)?;
+        log.say("Ready");
+        Ok(())
+    }
+
+    /// Moves an old root out of the way: into the trash where that is one rename, else removed on the spot.
+    pub(super) fn give_up(&self, root: &Path) -> Result<()> {
+        if root.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        if let Some(mount) = tree::mounts_below(root)?.first() {
+            return Err(Error::new(
+                Code::MountedInside,
+                format!("{} is mounted inside the workspace; unmount it first", mount.display()),
+            ));
+        }
+        if self.registry.discard_folder(root).is_ok() {
+            self.empty_trash();
+            return Ok(());
+        }
+        remove_in_place(root)
+    }
+}
+
+/// Where a root is made before it is moved to its place.
+pub(super) fn staging_of(root: &Path, id: Uuid) -> PathBuf {
+    root.with_file_name(format!(".berth-new-{id}"))
+}
+
+pub(super) fn remove_in_place(path: &Path) -> Result<()> {
+    match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+        (Some(parent), Some(name)) => tree::remove_tree(parent, name),
+        _ => Err(Error::internal("a root without a name")),
+    }
+}
+
+/// Records the end of a job. A full disk may refuse the record for a while; memory and disk must not disagree, so
+/// it is tried again, and after a restart the start-up repair says what is true.
+pub(super) fn finish(workspace: &Workspace, error: Option<String>) {
+    const TRIES: u32 = 60;
+    for _ in 0..TRIES {
+        match workspace.update(|record| {
+            record.finish(error.clone());
+            Ok(())
+        }) {
+            Ok(()) => return,
+            Err(failed) if failed.code() == Code::WorkspaceNotFound => return,
+            Err(failed) => log::error!("workspace {}: {failed}", workspace.id()),
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// What an existing root says of itself; the workload may have changed it, so it decides nothing but a question.
+fn built_distro(record: &Record) -> Option<Distro> {
+    let root = Root::open(Path::new(&record.shown.path)).ok()?;
+    let text = String::from_utf8(root.read("etc/os-release", 64 << 10).ok()??).ok()?;
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+            .map(|v| v.trim_matches(['"', '\'']))
+    };
+    match (field("ID")?, field("VERSION_CODENAME")) {
+        ("arch", _) => Some(Distro::ArchLinux),
+        (_, Some(codename)) => Distro::parse(codename).ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,125 @@
+//! What a person needs to see why a build or an init script failed. Reads a root that the workload can change:
+//! everything is opened beneath it.
+
+use std::path::Path;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Lifecycle, build_log_path, init};
+use crate::base::ids::Distro;
+use crate::base::{Result, clock, limits};
+use crate::store::beneath::Root;
+use crate::store::{file, tree};
+use crate::workspaces::{Kind, Status};
+
+/// The answer of `debug`.
+#[derive(Debug, Serialize)]
+pub struct Debug {
+    id: Uuid,
+    name: String,
+    status: Status,
+    path: String,
+    path_exists: bool,
+    size_bytes: Option<u64>,
+    directories: Vec<Directory>,
+    has_bash: bool,
+    init_script_exists: bool,
+    init_script_modified: Option<String>,
+    distro: Option<Distro>,
+    last_error: Option<String>,
+    running: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Directory {
+    path: &'static str,
+    exists: bool,
+    file_count: Option<u64>,
+}
+
+/// The answer of `init-log`.
+#[derive(Debug, Serialize)]
+pub struct InitLog {
+    exists: bool,
+    content: String,
+    total_lines: Option<u64>,
+    log_path: String,
+}
+
+/// The spec's seven, in its order.
+const DIRECTORIES: [&str; 7] = ["bin", "usr", "etc", "var", "var/log", "root", "tmp"];
+
+impl Lifecycle {
+    /// The state of a workspace's folder.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound`.
+    pub fn debug(&self, id: Uuid) -> Result<Debug> {
+        let workspace = self.registry.get(id)?;
+        let record = workspace.record();
+        let path = Path::new(&record.shown.path);
+        let root = Root::open(path).ok();
+        let count = |folder: &str| root.as_ref().and_then(|root| root.entry_count(folder).ok().flatten());
+        let exists = |file: &str| root.as_ref().is_some_and(|root| root.exists(file).unwrap_or(false));
+        let script = root.as_ref().and_then(|root| root.metadata(init::SCRIPT).ok().flatten());
+        let sized = record.shown.workspace_type == Kind::Container && root.is_some();
+        Ok(Debug {
+            id,
+            name: record.shown.name.as_str().to_owned(),
+            status: record.shown.status,
+            path: record.shown.path.clone(),
+            path_exists: root.is_some(),
+            size_bytes: sized.then(|| tree::disk_usage(path).ok()).flatten(),
+            directories: DIRECTORIES
+                .map(|path| {
+                    let file_count = count(path);
+                    Directory { path, exists: file_count.is_some(), file_count }
+                })
+                .into(),
+            has_bash: exists("bin/bash") || exists("usr/bin/bash"),
+            init_script_exists: script.is_some(),
+            init_script_modified: script.and_then(|script| script.modified().ok()).map(clock::debug_time),
+            distro: record.shown.distro,
+            last_error: record.shown.error_message.clone(),
+            running: self.engine.is_running(&workspace.machine_name()),
+        })
+    }
+
+    /// The last lines of the init script's log, or of the build's while there is none.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound`; `Internal` when a log exists and cannot be read.
+    pub fn init_log(&self, id: Uuid) -> Result<InitLog> {
+        let workspace = self.registry.get(id)?;
+        let record = workspace.record();
+        let log_path = format!("/{}", init::LOG);
+        if let Ok(root) = Root::open(Path::new(&record.shown.path)) {
+            for file in [init::LOG, init::OLD_LOG] {
+                // A device, a folder or a loop of links in the log's place is no log.
+                let Ok(Some(tail)) = root.read_tail(file, limits::INIT_LOG_BYTES) else { continue };
+                let total = root.count_lines(file).ok().flatten();
+                return Ok(shown(&tail.bytes, tail.complete, total, log_path));
+            }
+        }
+        let build_log = build_log_path(&record);
+        match file::read_optional(&build_log, limits::BUILD_LOG_BYTES + 4096)? {
+            Some(bytes) => {
+                let lines = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+                Ok(shown(&bytes, true, Some(lines), log_path))
+            }
+            None => Ok(InitLog { exists: false, content: String::new(), total_lines: None, log_path }),
+        }
+    }
+}
+
+fn shown(bytes: &[u8], complete: bool, total_lines: Option<u64>, log_path: String) -> InitLog {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines: Vec<&str> = text.lines().collect();
+    if !complete && !lines.is_empty() {
+        // The first line of a tail is a piece of one.
+        lines.remove(0);
+    }
+    let skip = lines.len().saturating_sub(limits::INIT_LOG_LINES);
+    InitLog { exists: true, content: lines[skip..].join("\n"), total_lines, log_path }
+}

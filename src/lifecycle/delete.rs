@@ -1,0 +1,74 @@
+//! Deletion: first out of sight, then everything inside ends, then the files go into the trash by one rename.
+
+use std::path::Path;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use super::build::{remove_in_place, staging_of};
+use super::{ENDING, Lifecycle, build_log_path};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result};
+use crate::store::tree;
+use crate::workspaces::{Kind, Workspace};
+
+impl Lifecycle {
+    /// Deletes a workspace: exactly its own tree. A host workspace's folder that berth did not make stays.
+    ///
+    /// # Errors
+    /// `DefaultWorkspace`, `WorkspaceNotFound`, `MountedInside`; the workspace is as it was then, except that its
+    /// commands have been ended.
+    pub fn delete(&self, id: Uuid) -> Result<()> {
+        let workspace = self.registry.get(id)?;
+        workspace.begin_delete()?;
+        let deleted = self.delete_begun(&workspace);
+        if deleted.is_err() {
+            workspace.abandon_delete();
+        }
+        self.empty_trash();
+        deleted
+    }
+
+    fn delete_begun(&self, workspace: &Workspace) -> Result<()> {
+        let record = workspace.record();
+        let root = Path::new(&record.shown.path);
+        let container = record.shown.workspace_type == Kind::Container;
+        for folder in [workspace.folder()].into_iter().chain(container.then_some(root)) {
+            if let Some(mount) = tree::mounts_below(folder)?.first() {
+                return Err(Error::new(
+                    Code::MountedInside,
+                    format!("{} is mounted inside the workspace; unmount it first", mount.display()),
+                ));
+            }
+        }
+        self.end_build(workspace.id())?;
+        if !self.runs.end_all(workspace.id(), ENDING) {
+            return Err(Error::internal("A command in the workspace could not be ended"));
+        }
+        self.engine.remove(&workspace.machine_name());
+        if container && !record.own_folder {
+            remove_in_place(&staging_of(root, workspace.id()))?;
+            remove_in_place(root)?;
+            let _ = std::fs::remove_file(build_log_path(&record));
+        }
+        self.registry.discard(workspace)
+    }
+
+    /// Cancels a build or init script and waits until it has let go of the root.
+    fn end_build(&self, id: Uuid) -> Result<()> {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            match lock(&self.builds).get(&id) {
+                None => return Ok(()),
+                Some(cancel) => cancel.cancel(),
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    Code::BuildRunning,
+                    "The build could not be ended in time; try again",
+                ));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+}

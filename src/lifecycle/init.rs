@@ -1,0 +1,218 @@
+//! The init script: in the container, with the workspace's variables, its own shebang, a deadline and a log inside.
+//! Every file it needs is opened beneath the root: the workload may have put links in their place.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::build::finish;
+use super::{Lifecycle, has_root, variables};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, limits};
+use crate::containers::BuildLog;
+use crate::proc::spawn::{dev_null, pipe};
+use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
+use crate::runs::exec::{SHELLS, environment};
+use crate::store::beneath::Root;
+use crate::workspaces::{Record, Workspace};
+
+/// The script's place inside, while it runs.
+pub const SCRIPT: &str = "sandboxed-init.sh";
+/// The log's place inside (the spec).
+pub const LOG: &str = "var/log/sandboxed.sh-init.log";
+/// Where sandboxed.sh itself wrote it.
+pub const OLD_LOG: &str = "var/log/sandboxed-init.log";
+
+/// The answer of `rerun-init`.
+#[derive(Debug, Serialize)]
+pub struct InitResult {
+    /// It ended with 0.
+    pub success: bool,
+    /// -1 when a signal or the deadline ended it.
+    pub exit_code: i32,
+    /// Head and tail.
+    pub stdout: String,
+    /// Head and tail.
+    pub stderr: String,
+    /// How long it took.
+    pub duration_secs: f64,
+}
+
+impl Lifecycle {
+    /// Checks and journals another run of the init script; the returned step does it, on a worker.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `NotReady`, `NoInitScript`, `BuildRunning`, `WorkspaceNotFound`.
+    pub fn start_rerun(
+        self: &Arc<Self>,
+        id: Uuid,
+    ) -> Result<impl FnOnce() -> Result<InitResult> + Send + use<>> {
+        let workspace = self.registry.get(id)?;
+        let cancel = Cancel::new()?;
+        let script = workspace.update(|record| record.start_rerun(has_root(record)))?;
+        lock(&self.builds).insert(id, cancel.clone());
+        let guard = Rerun { lifecycle: self.clone(), workspace, ended: false };
+        Ok(move || {
+            let mut guard = guard;
+            let record = guard.workspace.record();
+            let result = guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &cancel);
+            let message = match &result {
+                Ok(result) if result.success => None,
+                Ok(result) => Some(failure(result)),
+                Err(error) => Some(format!("Init script failed: {}", error.message())),
+            };
+            guard.end(message);
+            result
+        })
+    }
+
+    /// The last step of a build.
+    pub(super) fn run_init_in_build(
+        &self,
+        workspace: &Workspace,
+        record: &Record,
+        log: &mut BuildLog,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let Some(script) = &record.shown.init_script else { return Ok(()) };
+        log.say("Running init script");
+        let result = self.run_init(workspace, record, script, Some(log), cancel)?;
+        if result.success { Ok(()) } else { Err(Error::new(Code::BuildFailed, failure(&result))) }
+    }
+
+    fn run_init(
+        &self,
+        workspace: &Workspace,
+        record: &Record,
+        script: &str,
+        build_log: Option<&mut BuildLog>,
+        cancel: &Cancel,
+    ) -> Result<InitResult> {
+        let root = Root::open(Path::new(&record.shown.path))?;
+        root.write_new(SCRIPT, script.as_bytes(), 0o755)?;
+        let result = self.run_script(workspace, record, script, &root, build_log, cancel);
+        if let Err(error) = root.remove(SCRIPT) {
+            log::warn!("workspace {}: {error}", workspace.id());
+        }
+        result
+    }
+
+    fn run_script(
+        &self,
+        workspace: &Workspace,
+        record: &Record,
+        script: &str,
+        root: &Root,
+        build_log: Option<&mut BuildLog>,
+        cancel: &Cancel,
+    ) -> Result<InitResult> {
+        let inside = format!("/{SCRIPT}");
+        // The kernel itself reads the shebang (execve(2)); without one the file is a shell script.
+        let (programs, argv): (Vec<&str>, Vec<&str>) = if script.starts_with("#!") {
+            (vec![inside.as_str()], vec![inside.as_str()])
+        } else {
+            (SHELLS.to_vec(), vec!["sh", inside.as_str()])
+        };
+        let c = |text: &str| c_string(text, Code::Internal, "init script's path");
+        let command = Command {
+            programs: programs.into_iter().map(c).collect::<Result<_>>()?,
+            argv: argv.into_iter().map(c).collect::<Result<_>>()?,
+            env: environment("/root", variables(record), &BTreeMap::new())?,
+            cwd: "/".to_owned(),
+        };
+        // A log that cannot be opened (the workload put a folder or a link in its place) must not stop the script.
+        let init_log = root.write_new(LOG, b"", 0o644).and_then(|()| root.append_open(LOG));
+        if let Err(error) = &init_log {
+            log::warn!("workspace {}: the init log cannot be written: {error}", workspace.id());
+        }
+        let logs = std::cell::RefCell::new((init_log.ok().map(BuildLog::to), build_log));
+        let (mut out, mut err) = (
+            Tee { logs: &logs, kept: Capture::new(limits::INIT_OUTPUT_BYTES) },
+            Tee { logs: &logs, kept: Capture::new(limits::INIT_OUTPUT_BYTES) },
+        );
+        let (stdout, stdout_child) = pipe()?;
+        let (stderr, stderr_child) = pipe()?;
+        let stdio = Stdio { stdin: dev_null()?, stdout: stdout_child, stderr: stderr_child };
+        let started = Instant::now();
+        let mut process = self.machine(workspace, record)?.launch("init", &command, stdio)?;
+        let io = Io { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
+        let ended = pump(process.as_mut(), io, limits::INIT_SCRIPT_TIMEOUT, cancel)?;
+        drop(process);
+        let exit_code = match ended {
+            Ended::Exited(exit) => exit.code(),
+            Ended::TimedOut => -1,
+            Ended::Cancelled => return Err(Error::new(Code::Cancelled, "The init script was cancelled")),
+        };
+        Ok(InitResult {
+            success: ended == Ended::Exited(Exit::Code(0)),
+            exit_code,
+            stdout: out.kept.finish().into_text(),
+            stderr: err.kept.finish().into_text(),
+            duration_secs: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// What an error message says of a script that failed: its last words, wherever it wrote them.
+fn failure(result: &InitResult) -> String {
+    let last = |text: &str| {
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(limits::ERROR_TAIL_LINES)..].join(" | ")
+    };
+    let words = match (last(&result.stderr), last(&result.stdout)) {
+        (err, _) if !err.is_empty() => err,
+        (_, out) if !out.is_empty() => out,
+        _ => "it printed nothing".to_owned(),
+    };
+    let how = match result.exit_code {
+        -1 => "was ended by a signal or its deadline".to_owned(),
+        code => format!("exited with code {code}"),
+    };
+    format!("Init script {how}: {words}")
+}
+
+/// Records the end of a rerun however its job ends, also when it was never begun.
+struct Rerun {
+    lifecycle: Arc<Lifecycle>,
+    workspace: Arc<Workspace>,
+    ended: bool,
+}
+
+impl Rerun {
+    fn end(&mut self, message: Option<String>) {
+        if !self.ended {
+            self.ended = true;
+            finish(&self.workspace, message);
+            lock(&self.lifecycle.builds).remove(&self.workspace.id());
+        }
+    }
+}
+
+impl Drop for Rerun {
+    fn drop(&mut self) {
+        self.end(Some("Init script failed: it was not run".to_owned()));
+    }
+}
+
+/// Keeps a stream and passes it on to both logs.
+struct Tee<'a, 'b> {
+    logs: &'a std::cell::RefCell<(Option<BuildLog>, Option<&'b mut BuildLog>)>,
+    kept: Capture,
+}
+
+impl Sink for Tee<'_, '_> {
+    fn take(&mut self, bytes: &[u8]) {
+        self.kept.take(bytes);
+        let mut logs = self.logs.borrow_mut();
+        if let Some(log) = &mut logs.0 {
+            log.take(bytes);
+        }
+        if let Some(log) = &mut logs.1 {
+            log.take(bytes);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What happens to a workspace: builds, init scripts, commands, deletion. Brings together the records
+//! (`workspaces`), the containers and the runs, none of which knows the others. Knows nothing of HTTP.
+//!
+//! Threads: `build-N`, `trash`. Lock: `builds`, a leaf.
+
+pub mod build;
+pub mod commands;
+pub mod debug;
+pub mod delete;
+pub mod init;
+pub mod repair;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use uuid::Uuid;
+
+use crate::base::pool::Pool;
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Result, limits};
+use crate::containers::machine::Machine;
+use crate::containers::{Engine, Images};
+use crate::proc::Cancel;
+use crate::runs::Runs;
+use crate::store::beneath::Root;
+use crate::workspaces::{Record, Registry, Workspace};
+
+/// What the start decided about commands.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// HOME of host commands.
+    pub home: String,
+    /// Bytes kept of each stream.
+    pub output_limit: usize,
+}
+
+/// Everything that can happen to workspaces.
+pub struct Lifecycle {
+    registry: Arc<Registry>,
+    engine: Engine,
+    images: Images,
+    runs: Arc<Runs>,
+    policy: Policy,
+    builds: Mutex<HashMap<Uuid, Cancel>>,
+    builder: Pool,
+    // Closing it ends the thread; the thread is let go at exit, since what it has not removed waits for the next start.
+    emptied: Option<Sender<()>>,
+    trash: Option<JoinOnDrop>,
+}
+
+/// How long a deletion or rebuild waits for what it ended to be gone.
+const ENDING: Duration = Duration::from_secs(15);
+
+impl Lifecycle {
+    /// Starts the builder and the trash's thread, and repairs what a crash left.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(
+        registry: Arc<Registry>,
+        engine: Engine,
+        images: Images,
+        runs: Arc<Runs>,
+        policy: Policy,
+    ) -> Result<Arc<Lifecycle>> {
+        // Full: somebody has asked already.
+        let (emptied, wanted) = bounded(1);
+        let trash = spawn("trash".into(), limits::STACK, {
+            let registry = registry.clone();
+            move || wanted.iter().for_each(|()| registry.empty_trash())
+        })?;
+        let builder = Pool::new("build", 0, 1, limits::BUILD_QUEUE)?;
+        let lifecycle = Lifecycle {
+            registry,
+            engine,
+            images,
+            runs,
+            policy,
+            builds: Mutex::default(),
+            builder,
+            emptied: Some(emptied),
+            trash: Some(trash),
+        };
+        lifecycle.repair();
+        lifecycle.empty_trash();
+        Ok(Arc::new(lifecycle))
+    }
+
+    /// The records.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The runs.
+    pub fn runs(&self) -> &Arc<Runs> {
+        &self.runs
+    }
+
+    /// Whether nothing can escape the end of its run: there are cgroups here.
+    pub fn ends_for_certain(&self) -> bool {
+        self.engine.cgroups().certain()
+    }
+
+    fn empty_trash(&self) {
+        if let Some(emptied) = &self.emptied {
+            let _ = emptied.try_send(());
+        }
+    }
+
+    fn machine(&self, workspace: &Workspace, record: &Record) -> Result<Arc<Machine>> {
+        self.engine.machine(
+            &workspace.machine_name(),
+            &record.shown.name.host_name(),
+            Path::new(&record.shown.path),
+            workspace.folder(),
+        )
+    }
+
+    /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.
+    pub fn close(&self, deadline: Instant) {
+        for cancel in lock(&self.builds).values() {
+            cancel.cancel();
+        }
+        self.runs.close(deadline);
+        self.engine.stop();
+    }
+}
+
+impl Drop for Lifecycle {
+    fn drop(&mut self) {
+        self.emptied = None;
+        if let Some(trash) = self.trash.take() {
+            trash.detach();
+        }
+    }
+}
+
+/// `<root>.build.log`.
+pub(crate) fn build_log_path(record: &Record) -> PathBuf {
+    PathBuf::from(format!("{}.build.log", record.shown.path))
+}
+
+/// Whether the container's root is complete: it appears by one rename, so a look at its own folders is enough.
+pub(crate) fn has_root(record: &Record) -> bool {
+    Root::open(Path::new(&record.shown.path))
+        .is_ok_and(|root| ["usr", "etc", "var"].iter().all(|folder| root.is_dir(folder).unwrap_or(false)))
+}
+
+/// Environment of commands in a workspace, before the request's own.
+pub(crate) fn variables(record: &Record) -> &BTreeMap<String, String> {
+    &record.shown.env_vars
+}

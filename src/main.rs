@@ -1,0 +1,7 @@
+//! Hands the arguments to [`berth::cli`] and its exit code to the system; nothing else.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    berth::cli::run(std::env::args_os().collect())
+}

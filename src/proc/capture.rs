@@ -1,0 +1,124 @@
+//! What is kept of a stream: the first and the last bytes up to a cap, and how many there were.
+
+use std::collections::VecDeque;
+
+/// Takes a child's output as it comes.
+pub trait Sink {
+    /// The next bytes; never more than a pipe chunk.
+    fn take(&mut self, bytes: &[u8]);
+}
+
+/// Keeps the head and the tail of a stream in bounded memory.
+#[derive(Debug)]
+pub struct Capture {
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    cap: usize,
+    total: u64,
+}
+
+/// What a [`Capture`] kept.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// The kept bytes: all of them, or head and tail joined.
+    pub bytes: Vec<u8>,
+    /// Where the gap is in `bytes`, if some were dropped.
+    pub gap: Option<usize>,
+    /// How many bytes came.
+    pub total: u64,
+}
+
+impl Capture {
+    /// Keeps at most `cap` bytes.
+    pub fn new(cap: usize) -> Capture {
+        Capture { head: Vec::new(), tail: VecDeque::new(), cap, total: 0 }
+    }
+
+    /// Ends the capture.
+    pub fn finish(self) -> Captured {
+        let mut bytes = self.head;
+        let gap = (self.total > (bytes.len() + self.tail.len()) as u64).then_some(bytes.len());
+        bytes.reserve_exact(self.tail.len());
+        let (front, back) = self.tail.as_slices();
+        bytes.extend_from_slice(front);
+        bytes.extend_from_slice(back);
+        Captured { bytes, gap, total: self.total }
+    }
+}
+
+impl Sink for Capture {
+    fn take(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
+        let head_cap = self.cap / 2;
+        let to_head = bytes.len().min(head_cap.saturating_sub(self.head.len()));
+        self.head.extend_from_slice(&bytes[..to_head]);
+        let rest = &bytes[to_head..];
+        let tail_cap = self.cap - head_cap;
+        let rest = &rest[rest.len().saturating_sub(tail_cap)..];
+        let overflow = (self.tail.len() + rest.len()).saturating_sub(tail_cap);
+        self.tail.drain(..overflow);
+        self.tail.extend(rest);
+    }
+}
+
+impl Captured {
+    /// Bytes that came but were not kept.
+    pub fn omitted(&self) -> u64 {
+        self.total - self.bytes.len() as u64
+    }
+
+    /// The kept bytes as text: what is not UTF-8 replaced, a line of its own where bytes are missing.
+    pub fn into_text(self) -> String {
+        let omitted = self.omitted();
+        match self.gap {
+            None => match String::from_utf8(self.bytes) {
+                Ok(text) => text,
+                Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+            },
+            Some(gap) => {
+                let note = format!("\n[... {omitted} bytes omitted ...]\n");
+                let mut text = String::with_capacity(self.bytes.len() + note.len());
+                text.push_str(&String::from_utf8_lossy(&self.bytes[..gap]));
+                text.push_str(&note);
+                text.push_str(&String::from_utf8_lossy(&self.bytes[gap..]));
+                text
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn captured(cap: usize, chunks: &[&[u8]]) -> Captured {
+        let mut capture = Capture::new(cap);
+        for chunk in chunks {
+            capture.take(chunk);
+        }
+        capture.finish()
+    }
+
+    #[test]
+    fn everything_up_to_the_cap() {
+        let all = captured(10, &[b"01234", b"56789"]);
+        assert_eq!((all.bytes.as_slice(), all.gap, all.total), (b"0123456789".as_slice(), None, 10));
+    }
+
+    #[test]
+    fn head_and_tail_beyond_it() {
+        let cut = captured(10, &[b"0123", b"456789abcdef", b"g"]);
+        assert_eq!((cut.bytes.as_slice(), cut.gap, cut.total), (b"01234cdefg".as_slice(), Some(5), 17));
+        assert_eq!(cut.into_text(), "01234\n[... 7 bytes omitted ...]\ncdefg");
+    }
+
+    #[test]
+    fn any_chunking_keeps_the_same() {
+        let data: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        let whole = captured(1000, &[&data]).bytes;
+        for size in [1, 7, 499, 500, 501, 999, 1000, 1001, 4999] {
+            let chunks: Vec<&[u8]> = data.chunks(size).collect();
+            assert_eq!(captured(1000, &chunks).bytes, whole, "chunks of {size}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Children: started in one way, watched by one poll loop, ended with their whole tree.
+//! Knows nothing of workspaces, containers or HTTP.
+
+pub mod cancel;
+pub mod capture;
+pub mod cgroup;
+pub mod pump;
+pub mod spawn;
+pub mod sys;
+
+pub use cancel::Cancel;
+pub use capture::{Capture, Captured, Sink};
+pub use cgroup::{Cgroups, Group};
+pub use pump::{Ended, Io, pump};
+pub use spawn::{Child, Spec};
+
+use std::ffi::CString;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::base::{Code, Error, Result};
+
+/// How a process ended, as waitid(2) said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// `exit(code)`.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// Whether it ended with status 0.
+    pub fn success(self) -> bool {
+        self == Exit::Code(0)
+    }
+
+    /// The status as sandboxed.sh answers it: -1 for a signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Exit::Code(code) => code,
+            Exit::Signal(_) => -1,
+        }
+    }
+
+    /// The signal, if one ended it.
+    pub fn signal(self) -> Option<i32> {
+        match self {
+            Exit::Code(_) => None,
+            Exit::Signal(signal) => Some(signal),
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Something that runs and will end: a child of ours, or a process in a container.
+pub trait Process: Send {
+    /// Readable once [`Process::try_exit`] has something to say.
+    fn done_fd(&self) -> BorrowedFd<'_>;
+
+    /// The exit status if it has ended. Does not wait.
+    ///
+    /// # Errors
+    /// When the status cannot be had any more, or the process never started (the error says why).
+    fn try_exit(&mut self) -> Result<Option<Exit>>;
+
+    /// Asks it and its process group to end (SIGTERM).
+    fn terminate(&mut self);
+
+    /// Ends it and everything that it started.
+    fn kill(&mut self);
+}
+
+/// A command in kernel terms.
+#[derive(Clone, Debug)]
+pub struct Command {
+    /// Programs to try in order, absolute; the first that exists is run.
+    pub programs: Vec<CString>,
+    /// All arguments with `argv[0]`.
+    pub argv: Vec<CString>,
+    /// `NAME=value`, nothing else is inherited.
+    pub env: Vec<CString>,
+    /// Working directory; what a relative one is relative to is the launcher's business.
+    pub cwd: String,
+}
+
+/// The child's side of its three streams.
+#[derive(Debug)]
+pub struct Stdio {
+    /// File descriptor 0.
+    pub stdin: OwnedFd,
+    /// File descriptor 1.
+    pub stdout: OwnedFd,
+    /// File descriptor 2.
+    pub stderr: OwnedFd,
+}
+
+/// Who can start a command: the host itself, or a container.
+pub trait Launcher: Send + Sync {
+    /// Starts `command`; `id` names the run, in the cgroup tree among other places.
+    ///
+    /// # Errors
+    /// `InvalidCwd` when the working directory does not exist; nothing has run then.
+    fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>>;
+}
+
+/// Text from a client as the kernel takes it.
+///
+/// # Errors
+/// `code` when it contains a NUL.
+pub fn c_string(text: &str, code: Code, what: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| {
+        Error::new(code, format!("The {what} contains a NUL byte, which no process can receive"))
+    })
+}

@@ -1,0 +1,189 @@
+//! The poll loop that watches one process: its streams, its end, its deadline and its cancellation, on the calling
+//! thread. Nothing in it waits for a stream alone: a child that never reads, or a grandchild that keeps a pipe
+//! open, cannot hold the answer.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::{Cancel, Exit, Process, Sink};
+use crate::base::{At, Result, limits};
+
+/// Our side of a process's streams.
+pub struct Io<'a> {
+    /// The pipe to its stdin and what goes there, then end of file.
+    pub stdin: Option<(OwnedFd, Vec<u8>)>,
+    /// The pipe from its stdout.
+    pub stdout: OwnedFd,
+    /// The pipe from its stderr.
+    pub stderr: OwnedFd,
+    /// Takes its stdout.
+    pub out: &'a mut dyn Sink,
+    /// Takes its stderr.
+    pub err: &'a mut dyn Sink,
+}
+
+/// How a process was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It ended by itself; what it left in the background may go on.
+    Exited(Exit),
+    /// Its deadline came; it and everything it started has been killed.
+    TimedOut,
+    /// It was cancelled; it and everything it started has been killed.
+    Cancelled,
+}
+
+/// Two pipes and a reader's state for each.
+struct Output<'a> {
+    fd: Option<OwnedFd>,
+    sink: &'a mut dyn Sink,
+}
+
+impl Output<'_> {
+    /// Reads what is there, at most `chunks` times; closes at the end of file.
+    fn read(&mut self, buffer: &mut [u8], chunks: usize) {
+        for _ in 0..chunks {
+            let Some(fd) = &self.fd else { return };
+            match rustix::io::read(fd, &mut *buffer) {
+                Ok(0) => self.fd = None,
+                Ok(n) => self.sink.take(&buffer[..n]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.fd = None,
+            }
+        }
+    }
+}
+
+/// A pipe in which at most this much can wait, whatever F_SETPIPE_SZ an unprivileged child used (pipe(7)).
+const DRAIN_CHUNKS: usize = (1 << 20) / limits::PIPE_CHUNK;
+
+/// Runs the loop until the process has ended, one way or another.
+///
+/// # Errors
+/// When the process never started (then nothing has run), or its status was lost.
+pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &Cancel) -> Result<Ended> {
+    let mut stdin = io.stdin.map(|(fd, bytes)| (fd, bytes, 0usize));
+    let mut out = Output { fd: Some(io.stdout), sink: io.out };
+    let mut err = Output { fd: Some(io.stderr), sink: io.err };
+    for fd in [out.fd.as_ref(), err.fd.as_ref(), stdin.as_ref().map(|s| &s.0)].into_iter().flatten() {
+        rustix::io::ioctl_fionbio(fd, true).at("prepare", "a pipe")?;
+    }
+    let mut buffer = vec![0u8; limits::PIPE_CHUNK];
+    let mut deadline = Instant::now() + timeout;
+    let mut terminated = false;
+    loop {
+        let ready = wait(process.done_fd(), cancel.as_fd(), &stdin, &out, &err, deadline)?;
+        if ready.stdin {
+            feed(&mut stdin);
+        }
+        // Output first: what the process wrote before it ended is in the pipes by the time its end is seen.
+        if ready.out {
+            out.read(&mut buffer, 4);
+        }
+        if ready.err {
+            err.read(&mut buffer, 4);
+        }
+        if ready.done {
+            match process.try_exit() {
+                Ok(None) => {}
+                Ok(Some(exit)) => {
+                    if terminated {
+                        process.kill();
+                    }
+                    out.read(&mut buffer, DRAIN_CHUNKS);
+                    err.read(&mut buffer, DRAIN_CHUNKS);
+                    return Ok(if terminated { Ended::TimedOut } else { Ended::Exited(exit) });
+                }
+                Err(error) => {
+                    process.kill();
+                    return Err(error);
+                }
+            }
+        }
+        if ready.cancel {
+            process.kill();
+            return Ok(Ended::Cancelled);
+        }
+        if Instant::now() >= deadline {
+            if terminated {
+                process.kill();
+                out.read(&mut buffer, DRAIN_CHUNKS);
+                err.read(&mut buffer, DRAIN_CHUNKS);
+                return Ok(Ended::TimedOut);
+            }
+            process.terminate();
+            terminated = true;
+            deadline = Instant::now() + limits::TERM_GRACE;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Ready {
+    done: bool,
+    cancel: bool,
+    stdin: bool,
+    out: bool,
+    err: bool,
+}
+
+/// One poll(2) over everything that can happen, until `deadline`.
+fn wait(
+    done: BorrowedFd<'_>,
+    cancel: BorrowedFd<'_>,
+    stdin: &Option<(OwnedFd, Vec<u8>, usize)>,
+    out: &Output<'_>,
+    err: &Output<'_>,
+    deadline: Instant,
+) -> Result<Ready> {
+    let streams = [
+        (stdin.as_ref().map(|stdin| &stdin.0), PollFlags::OUT),
+        (out.fd.as_ref(), PollFlags::IN),
+        (err.fd.as_ref(), PollFlags::IN),
+    ];
+    let mut fds =
+        vec![PollFd::from_borrowed_fd(done, PollFlags::IN), PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
+    let mut places = [None; 3];
+    for ((fd, flags), place) in streams.into_iter().zip(&mut places) {
+        if let Some(fd) = fd {
+            *place = Some(fds.len());
+            fds.push(PollFd::from_borrowed_fd(fd.as_fd(), flags));
+        }
+    }
+    let [stdin_at, out_at, err_at] = places;
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Rounded up by the kernel's own resolution; never busy, never late by more than a tick.
+    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Ready::default()),
+        Err(error) => return Err(error).at("poll", "a process"),
+    }
+    let hit = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
+    let ready = Ready {
+        done: hit(Some(0)),
+        cancel: hit(Some(1)),
+        stdin: hit(stdin_at),
+        out: hit(out_at),
+        err: hit(err_at),
+    };
+    Ok(ready)
+}
+
+/// Writes what the pipe takes; closes it when everything is written or nobody reads.
+fn feed(stdin: &mut Option<(OwnedFd, Vec<u8>, usize)>) {
+    let Some((fd, bytes, sent)) = stdin else { return };
+    match rustix::io::write(fd, &bytes[*sent..]) {
+        Ok(n) => *sent += n,
+        Err(Errno::AGAIN | Errno::INTR) => {}
+        // EPIPE: the process does not want its input, which is its right.
+        Err(_) => *sent = bytes.len(),
+    }
+    if *sent >= bytes.len() {
+        *stdin = None;
+    }
+}

@@ -1,0 +1,221 @@
+//! Starts a child of the host: the one way to spawn. The child leads its own session and process group, is born into
+//! its own cgroup, and inherits nothing but three streams and the environment it was given.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+use super::sys::{self, Exec};
+use super::{Cancel, Ended, Exit, Group, Io, Process, Sink, Stdio, pump};
+use crate::base::{At, Code, Error, Result};
+
+/// PATH of every child unless its environment says otherwise.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A running child of ours. Dropping it ends it, and its group with it unless it ended by itself before.
+#[derive(Debug)]
+pub struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+    group: Group,
+    exit: Option<Exit>,
+}
+
+impl Child {
+    /// Starts `programs[0]` (or the next one that exists) in the folder `cwd`.
+    ///
+    /// # Errors
+    /// `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
+    pub fn start(
+        programs: &[CString],
+        argv: &[CString],
+        env: &[CString],
+        cwd: BorrowedFd<'_>,
+        stdio: &Stdio,
+        group: Group,
+    ) -> Result<Child> {
+        let mut env = env.to_vec();
+        env.extend(group.mark());
+        let exec = Exec {
+            programs,
+            argv,
+            env: &env,
+            cwd,
+            stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
+            cgroup: group.folder(),
+        };
+        match sys::spawn(&exec) {
+            Ok(spawned) => Ok(Child { pid: spawned.pid, pidfd: spawned.pidfd, group, exit: None }),
+            Err(error) => {
+                let program = programs.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+                let code = match error.raw_os_error() {
+                    Some(libc::E2BIG) => Code::InvalidCommand,
+                    _ => Code::SpawnFailed,
+                };
+                Err(Error::new(code, format!("Could not start {program}: {error}")))
+            }
+        }
+    }
+
+    /// Its process id; valid until it has been waited for.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+}
+
+impl Process for Child {
+    fn done_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    fn try_exit(&mut self) -> Result<Option<Exit>> {
+        if self.exit.is_none() {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), options).at("wait for", "a child")?;
+            self.exit = status.map(|status| match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Exit::Code(code),
+                (None, signal) => Exit::Signal(signal.unwrap_or(libc::SIGKILL)),
+            });
+        }
+        Ok(self.exit)
+    }
+
+    fn terminate(&mut self) {
+        self.group.signal(Signal::TERM, Some(self.pid));
+    }
+
+    fn kill(&mut self) {
+        if self.exit.is_none() {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
+        if let Err(error) = self.group.kill(Some(self.pid)) {
+            log::error!("{error}");
+        }
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if matches!(self.try_exit(), Ok(None)) {
+            self.kill();
+        }
+    }
+}
+
+/// A tool that berth runs for itself (debootstrap, cp, …), not for a client.
+#[derive(Debug)]
+pub struct Spec {
+    program: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Spec {
+    /// Runs `program`, an absolute path, with PATH, HOME=/root and LANG=C.UTF-8 and nothing else in its environment.
+    pub fn new(program: impl Into<PathBuf>) -> Spec {
+        let env = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Spec { program: program.into(), args: Vec::new(), env }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Spec {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds variables.
+    #[must_use]
+    pub fn envs<'a>(mut self, vars: impl IntoIterator<Item = &'a (String, String)>) -> Spec {
+        self.env.extend(vars.into_iter().cloned());
+        self
+    }
+
+    /// Runs it to its end; all its output goes to `sink`, its input is empty.
+    ///
+    /// # Errors
+    /// `SpawnFailed` when it could not be started; a failing exit is not an error.
+    pub fn run(
+        &self,
+        group: Group,
+        sink: &mut dyn Sink,
+        timeout: Duration,
+        cancel: &Cancel,
+    ) -> Result<Ended> {
+        let (out, out_child) = pipe()?;
+        let (err, err_child) = pipe()?;
+        let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
+        let mut child = self.start(stdio, group)?;
+        // Two pipes and one sink: the lines of both streams in the order in which they are read.
+        let sink = std::cell::RefCell::new(sink);
+        let io =
+            Io { stdin: None, stdout: out, stderr: err, out: &mut Shared(&sink), err: &mut Shared(&sink) };
+        pump(&mut child, io, timeout, cancel)
+    }
+
+    /// Starts it with the given streams.
+    ///
+    /// # Errors
+    /// `SpawnFailed` when it could not be started.
+    pub fn start(&self, stdio: Stdio, group: Group) -> Result<Child> {
+        let text = |text: &str| super::c_string(text, Code::Internal, "argument");
+        let program = text(&self.program.to_string_lossy())?;
+        let mut argv = vec![program.clone()];
+        for arg in &self.args {
+            argv.push(text(arg)?);
+        }
+        let mut env = Vec::new();
+        for (name, value) in &self.env {
+            env.push(text(&format!("{name}={value}"))?);
+        }
+        let cwd = open_dir("/")?;
+        Child::start(&[program], &argv, &env, cwd.as_fd(), &stdio, group)
+    }
+}
+
+struct Shared<'a, 'b>(&'a std::cell::RefCell<&'b mut dyn Sink>);
+
+impl Sink for Shared<'_, '_> {
+    fn take(&mut self, bytes: &[u8]) {
+        self.0.borrow_mut().take(bytes);
+    }
+}
+
+/// A pipe (read end, write end), both closed on exec.
+///
+/// # Errors
+/// When the process is out of file descriptors.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).at("open", "a pipe")
+}
+
+/// /dev/null, for reading and writing.
+///
+/// # Errors
+/// When the process is out of file descriptors.
+pub fn dev_null() -> Result<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).at("open", "/dev/null")
+}
+
+/// A folder as a working directory.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_dir(path: impl AsRef<std::path::Path>) -> Result<OwnedFd> {
+    let path = path.as_ref();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).at("open the folder", path)
+}

@@ -1,0 +1,246 @@
+//! The only file with `unsafe`: starting a process in a cgroup of its own, forking the single-threaded agent, and
+//! replacing the calling process. No safe binding exists for these; everything else goes through rustix.
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_char, c_int};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// What [`spawn`] starts. Everything is prepared by the caller: the child may not allocate.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    /// Tried in order until one exists.
+    pub programs: &'a [CString],
+    /// Arguments with `argv[0]`.
+    pub argv: &'a [CString],
+    /// The whole environment.
+    pub env: &'a [CString],
+    /// Working directory.
+    pub cwd: BorrowedFd<'a>,
+    /// File descriptors 0, 1 and 2 of the child.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// A started child.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id, which is also the id of its session and process group.
+    pub pid: i32,
+    /// A descriptor that means this process and never another one with the same number (pidfd_open(2)).
+    pub pidfd: OwnedFd,
+}
+
+/// `struct clone_args` of clone3(2), first version with `cgroup` (Linux 5.7).
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The null-terminated pointer array that execve(2) takes; valid as long as `strings` is.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Starts a child as leader of a new session, with default signal handling, no inherited descriptor but its three
+/// streams, and nothing inherited from our environment.
+///
+/// # Errors
+/// What clone3(2), fchdir(2) or execve(2) said. No child is left behind then.
+pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
+    let programs: Vec<*const c_char> = exec.programs.iter().map(|p| p.as_ptr()).collect();
+    let argv = pointers(exec.argv);
+    let env = pointers(exec.env);
+    let stdio = exec.stdio.map(|fd| fd.as_raw_fd());
+    let (failure_read, failure_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+
+    let mut pidfd: c_int = -1;
+    let mut args = CloneArgs {
+        flags: CLONE_PIDFD,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = exec.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+
+    // A handler of ours must not run in the child, where it would write into our own self-pipe.
+    let blocked = AllSignalsBlocked::new();
+    // SAFETY: without CLONE_VM the child gets its own copy of this address space, as after fork(2). It runs only
+    // `child`, which makes nothing but async-signal-safe system calls on memory prepared above, and never returns.
+    // `args` is the kernel's layout and outlives the call; `pidfd` is where the kernel writes the descriptor.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<CloneArgs>()) };
+    if pid == 0 {
+        child(&programs, &argv, &env, exec.cwd.as_raw_fd(), stdio, failure_write.as_raw_fd());
+    }
+    let clone_error = io::Error::last_os_error();
+    drop(blocked);
+    if pid < 0 {
+        return Err(clone_error);
+    }
+    // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = pid as i32;
+
+    drop(failure_write);
+    let mut errno = [0u8; 4];
+    loop {
+        match rustix::io::read(&failure_read, &mut errno) {
+            Err(rustix::io::Errno::INTR) => {}
+            // End of file: execve closed the other end.
+            Ok(4) => {
+                let _ = rustix::process::waitid(
+                    rustix::process::WaitId::PidFd(pidfd.as_fd()),
+                    rustix::process::WaitIdOptions::EXITED,
+                );
+                return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)));
+            }
+            _ => return Ok(Spawned { pid, pidfd }),
+        }
+    }
+}
+
+/// The child's side: only system calls, no allocation, no return.
+fn child(
+    programs: &[*const c_char],
+    argv: &[*const c_char],
+    env: &[*const c_char],
+    cwd: RawFd,
+    stdio: [RawFd; 3],
+    failure: RawFd,
+) -> ! {
+    // SAFETY: every call is on the list of signal-safety(7) or a bare system call; all pointers come from vectors
+    // that the parent keeps alive in the memory that this process has a copy of.
+    unsafe {
+        default_signals();
+        let mut ok = libc::setsid() != -1;
+        for (target, fd) in stdio.iter().enumerate() {
+            ok &= libc::dup2(*fd, target as c_int) != -1;
+        }
+        ok &= libc::fchdir(cwd) != -1;
+        // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        if ok {
+            for program in programs {
+                libc::execve(*program, argv.as_ptr(), env.as_ptr());
+                if *libc::__errno_location() != libc::ENOENT {
+                    break;
+                }
+            }
+        }
+        let errno = (*libc::__errno_location()).to_ne_bytes();
+        libc::write(failure, errno.as_ptr().cast(), errno.len());
+        libc::_exit(127)
+    }
+}
+
+/// Undoes what the Rust runtime and we did to signals: SIGPIPE is ignored by the runtime, and a blocked mask or an
+/// ignored signal would be inherited through execve(2).
+///
+/// # Safety
+/// Only in a process that is about to exec.
+unsafe fn default_signals() {
+    // SAFETY: plain system calls on local memory.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+    }
+}
+
+/// Blocks all signals of this thread until dropped.
+struct AllSignalsBlocked(libc::sigset_t);
+
+impl AllSignalsBlocked {
+    fn new() -> AllSignalsBlocked {
+        // SAFETY: both sets are local memory of the right type; pthread_sigmask only changes this thread.
+        unsafe {
+            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
+                (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            AllSignalsBlocked(before)
+        }
+    }
+}
+
+impl Drop for AllSignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: restores the mask that `new` saved.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+    }
+}
+
+/// Which side of [`fork`] this is.
+#[derive(Debug)]
+pub enum Forked {
+    /// The parent, with the child's pid.
+    Parent(i32),
+    /// The child.
+    Child,
+}
+
+/// fork(2) for the agent, which has one thread: there the child may go on like any program.
+///
+/// # Errors
+/// What fork(2) said; also when the process has more than one thread.
+pub fn fork_single_threaded() -> io::Result<Forked> {
+    // SAFETY: with a single thread no lock can be held by a thread that does not exist in the child. PID 1 of the
+    // container starts none, and this is checked where it is cheap to check: in debug builds and tests.
+    debug_assert!(std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() <= 1));
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Turns this process into `programs[0]` (or the next that exists); returns only when that failed.
+pub fn exec(
+    programs: &[CString],
+    argv: &[CString],
+    env: &[CString],
+    stdio: [BorrowedFd<'_>; 3],
+) -> io::Error {
+    let argv = pointers(argv);
+    let env = pointers(env);
+    // SAFETY: the pointer arrays are null-terminated and alive; dup2 and close_range concern only this process,
+    // which is about to exec or to exit.
+    unsafe {
+        for (target, fd) in stdio.iter().enumerate() {
+            if libc::dup2(fd.as_raw_fd(), target as c_int) == -1 {
+                return io::Error::last_os_error();
+            }
+        }
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        default_signals();
+        for program in programs {
+            libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr());
+            if *libc::__errno_location() != libc::ENOENT {
+                break;
+            }
+        }
+    }
+    io::Error::last_os_error()
+}

@@ -1,0 +1,52 @@
+//! Starts commands on the host itself, in a workspace's folder.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use crate::base::{Code, Error, Result};
+use crate::proc::spawn::open_dir;
+use crate::proc::{Cgroups, Child, Command, Launcher, Process, Stdio};
+use crate::store::beneath::Root;
+
+/// The host as a place to run commands for one workspace.
+pub struct HostLauncher {
+    /// Where groups are made.
+    pub cgroups: Cgroups,
+    /// The workspace's folder.
+    pub folder: PathBuf,
+}
+
+impl HostLauncher {
+    /// Opens the working directory once; the child enters what was opened, whatever the name means by then.
+    fn cwd(&self, cwd: &str) -> Result<OwnedFd> {
+        let refuse = |error: Error| {
+            Error::new(
+                Code::InvalidCwd,
+                format!("The working directory cannot be entered: {}", error.message()),
+            )
+            .detail("cwd", cwd)
+        };
+        if cwd.starts_with('/') {
+            return open_dir(cwd).map_err(refuse);
+        }
+        let root = Root::open(&self.folder).map_err(|error| {
+            Error::new(
+                Code::InvalidCwd,
+                format!("The workspace's folder cannot be entered: {}", error.message()),
+            )
+        })?;
+        match cwd {
+            "" | "." => open_dir(&self.folder).map_err(refuse),
+            _ => root.dir_beneath(cwd).map_err(refuse),
+        }
+    }
+}
+
+impl Launcher for HostLauncher {
+    fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
+        let cwd = self.cwd(&command.cwd)?;
+        let group = self.cgroups.group(&format!("runs/{id}"))?;
+        let child = Child::start(&command.programs, &command.argv, &command.env, cwd.as_fd(), &stdio, group)?;
+        Ok(Box::new(child))
+    }
+}

@@ -1,0 +1,222 @@
+//! Builds everything, owns every thread, runs the shutdown.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::access::{Approval, TokenSetting};
+use crate::access::{Credentials, Source};
+pub use crate::api::Advertised;
+use crate::api::{Ctx, dispatch};
+use crate::base::ids::Distro;
+use crate::base::pool::Pool;
+use crate::base::{At, Error, Result, limits};
+use crate::containers::mirrors::Sources;
+use crate::containers::{Engine, Images, tools};
+use crate::http::accept::Listener;
+use crate::lifecycle::{Lifecycle, Policy};
+use crate::proc::Cgroups;
+use crate::runs::Runs;
+use crate::store::{file, lock::DataLock};
+use crate::workspaces::{Configured, Registry};
+
+/// Everything that was decided before the start. `config::resolve` makes it; nothing else reads flags,
+/// environment or `server.json`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Address to listen on: an IP address or `localhost`.
+    pub host: String,
+    /// Port; 0 lets the kernel choose.
+    pub port: u16,
+    /// Where all state lies; absolute.
+    pub data_dir: PathBuf,
+    /// The configuration file that was read.
+    pub config_path: Option<PathBuf>,
+    /// What flags, environment and file say about the client token.
+    pub client_token: TokenSetting,
+    /// What they say about the host token.
+    pub host_token: TokenSetting,
+    /// How gated writes are approved.
+    pub approval: Approval,
+    /// Refuse every write.
+    pub read_only: bool,
+    /// Origins that browsers may call from; `*` for all.
+    pub cors_origins: Vec<String>,
+    /// Workspaces from flags, environment or file, in order; the first is the default host workspace.
+    pub workspaces: Vec<Configured>,
+    /// Folders in which the API may make host workspaces; absolute.
+    pub authorized_roots: Vec<PathBuf>,
+    /// The current folder at the start: the default host workspace when none is configured.
+    pub current_dir: PathBuf,
+    /// HOME of the user that runs the server; host commands get it.
+    pub home: PathBuf,
+    /// Log one line for each request.
+    pub log_requests: bool,
+    /// What the capabilities advertise.
+    pub advertised: Advertised,
+    /// Package mirrors by distribution.
+    pub mirrors: BTreeMap<Distro, String>,
+    /// Keyrings that sign a distribution's archive, where the host's package is not to be used.
+    pub keyrings: BTreeMap<Distro, PathBuf>,
+    /// `http_proxy` and friends of our own environment, handed to bootstraps only.
+    pub proxy_env: Vec<(String, String)>,
+    /// Commands that may run at once.
+    pub max_runs: usize,
+    /// Bytes kept of each of stdout and stderr of one command.
+    pub output_limit: usize,
+    /// Threads that answer requests.
+    pub http_threads: usize,
+}
+
+/// Runs the server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting: a taken port, a data folder that is in use or cannot be written, a damaged state file.
+pub fn run(settings: Settings) -> Result<()> {
+    let started = Instant::now();
+    file::create_dir_private(&settings.data_dir)?;
+    let _lock = DataLock::take(&settings.data_dir)?;
+    let signals = Signals::catch()?;
+    let listener = Listener::bind(&settings.host, settings.port)?;
+    let credentials = Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?;
+    let lifecycle = build(&settings)?;
+    let address = listener.address();
+    let ctx = Arc::new(Ctx {
+        lifecycle: lifecycle.clone(),
+        credentials,
+        approval: settings.approval,
+        read_only: settings.read_only,
+        cors_origins: settings.cors_origins.clone(),
+        authorized_roots: settings.authorized_roots.clone(),
+        config_path: settings.config_path.clone(),
+        address,
+        advertised: settings.advertised.clone(),
+        log_requests: settings.log_requests,
+        started,
+        run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
+    });
+    let pool = Pool::new("http", settings.http_threads, settings.http_threads, limits::HTTP_QUEUE)?;
+    let accepting = listener.serve(pool, {
+        let ctx = ctx.clone();
+        move |request| dispatch::dispatch(&ctx, request)
+    })?;
+    announce(&ctx, &settings);
+
+    signals.wait()?;
+    log::info!("Stopping; a second signal stops at once");
+    signals.exit_on_next();
+    listener.stop();
+    lifecycle.close(Instant::now() + limits::DRAIN);
+    drop(accepting);
+    drop(ctx);
+    drop(lifecycle);
+    log::info!("Stopped");
+    Ok(())
+}
+
+/// The services, from the lowest up.
+fn build(settings: &Settings) -> Result<Arc<Lifecycle>> {
+    let data_dir = &settings.data_dir;
+    let cgroups = Cgroups::take(&cgroup_name(data_dir));
+    let sources = Sources {
+        mirrors: settings.mirrors.clone(),
+        keyrings: settings.keyrings.clone(),
+        proxy_env: settings.proxy_env.clone(),
+    };
+    let registry =
+        Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
+    let images = Images::open(&data_dir.join("images"), sources, cgroups.clone())?;
+    let engine = Engine::new(cgroups, data_dir)?;
+    let policy =
+        Policy { home: settings.home.to_string_lossy().into_owned(), output_limit: settings.output_limit };
+    Lifecycle::new(Arc::new(registry), engine, images, Arc::new(Runs::default()), policy)
+}
+
+/// The same at every start on this data folder, so that a start finds what a crashed server left running.
+fn cgroup_name(data_dir: &Path) -> String {
+    let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    let digest = crate::access::credentials::hash(&real.to_string_lossy());
+    format!("berth-{}", &digest[..12])
+}
+
+/// What a person wants to know after the start.
+fn announce(ctx: &Ctx, settings: &Settings) {
+    log::info!("OpenWork server listening on http://{}", ctx.address);
+    let made = |source: Source| ctx.credentials.fresh && source == Source::Generated;
+    // Not through the log, which never carries a secret: straight to the person's terminal.
+    if made(ctx.credentials.client_source) {
+        eprintln!("Client token: {}", ctx.credentials.client_token());
+    }
+    if made(ctx.credentials.host_source) {
+        eprintln!("Host token: {}", ctx.credentials.host_token());
+    }
+    match settings.workspaces.len() {
+        0 => log::info!(
+            "No workspaces configured; commands on the host run in {}",
+            settings.current_dir.display()
+        ),
+        count => log::info!("Workspaces: {count}"),
+    }
+    let missing = tools::missing_tools();
+    if !missing.is_empty() {
+        let names: Vec<String> =
+            missing.iter().map(|tool| format!("{} (package {})", tool.program, tool.package)).collect();
+        log::warn!("Container workspaces cannot be built: {} missing; start with --setup", names.join(", "));
+    }
+    if rustix::process::geteuid().as_raw() != 0 {
+        log::warn!("Container workspaces need root; everything else works");
+    }
+    if !ctx.lifecycle.ends_for_certain() {
+        log::warn!(
+            "No writable cgroup v2 here: a command that hides its children well can leave some behind"
+        );
+    }
+    let token = match ctx.credentials.host_source {
+        Source::Generated => {
+            let program = std::env::current_exe().unwrap_or_else(|_| "berth".into());
+            let (program, data_dir) = (program.display(), settings.data_dir.display());
+            format!("$('{program}' token show --data-dir '{data_dir}' | sed -n 's/^Host token: //p')")
+        }
+        _ => "$OPENWORK_HOST_TOKEN".to_owned(),
+    };
+    log::info!("Try: curl -H \"Authorization: Bearer {token}\" http://{}/api/workspaces", ctx.address);
+}
+
+/// SIGTERM and SIGINT as bytes in a pipe: a handler, never a blocked mask, which children would inherit.
+struct Signals {
+    received: UnixStream,
+}
+
+impl Signals {
+    fn catch() -> Result<Signals> {
+        let (received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            let end = handler_end.try_clone().at("duplicate", "a socket")?;
+            signal_hook::low_level::pipe::register(signal, end)
+                .map_err(|error| Error::internal("Signals cannot be handled").because(error))?;
+        }
+        Ok(Signals { received })
+    }
+
+    fn wait(&self) -> Result<()> {
+        use std::io::Read as _;
+        (&self.received).read_exact(&mut [0]).at("read", "the signal pipe")
+    }
+
+    /// A second signal ends the process at once; what still runs is ended by the next start.
+    fn exit_on_next(&self) {
+        let Ok(received) = self.received.try_clone() else { return };
+        let waiting = crate::base::thread::spawn("second-signal".into(), limits::STACK, move || {
+            use std::io::Read as _;
+            let mut received = received;
+            if received.read_exact(&mut [0]).is_ok() {
+                std::process::exit(1);
+            }
+        });
+        if let Ok(waiting) = waiting {
+            waiting.detach();
+        }
+    }
+}

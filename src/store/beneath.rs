@@ -1,0 +1,380 @@
+//! Opens in trees that a hostile workload can change at any moment. Every path is resolved by the kernel inside the
+//! tree (openat2(2)), and what was checked is the very inode that is then used.
+//! Knows nothing of workspaces. Any thread; no locks. No call waits for the workload: a FIFO, a device, a socket or
+//! a file lease ends in an error.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, open, openat,
+    openat2, renameat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::path::Arg;
+
+use super::file::{sync_folder, temp_name};
+use crate::base::{At, Code, Error, Result, limits};
+
+/// Symlinks resolve as they would for a process that has the tree as its root; `/proc` offers no way round.
+const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// The top of such a tree. Paths are relative to it, with or without a leading slash. Unless a function says
+/// otherwise, its errors are `InvalidPath` when the tree itself stands in the way (a link loop, a FIFO where a file
+/// should be), `Busy` when the tree changes too fast, `DiskFull`, and `Internal` for the rest.
+#[derive(Debug)]
+pub struct Root(OwnedFd);
+
+/// The end of a file.
+#[derive(Debug)]
+pub struct Tail {
+    /// The last bytes.
+    pub bytes: Vec<u8>,
+    /// Size of the whole file.
+    pub total_size: u64,
+    /// Whether `bytes` is the whole file.
+    pub complete: bool,
+}
+
+impl Root {
+    /// Opens the folder at `path`; links in `path` itself are followed, it is not the workload's.
+    ///
+    /// # Errors
+    /// `Internal` when there is no such folder.
+    pub fn open(path: &Path) -> Result<Root> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open(path, flags, Mode::empty()).map(Root).at("open", path)
+    }
+
+    /// Opens a regular file for reading; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn open_file(&self, rel: &str) -> Result<Option<File>> {
+        let Some(found) = self.find(rel)? else { return Ok(None) };
+        check_regular(&found, rel)?;
+        reopen(&found, OFlags::RDONLY, rel).map(Some)
+    }
+
+    /// A whole file of at most `max_bytes`; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also for a larger file.
+    pub fn read(&self, rel: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(rel)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        told(file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes), "read", rel)?;
+        if bytes.len() as u64 > max_bytes {
+            return Err(refused("read", rel, &format!("it is larger than {max_bytes} bytes")));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The last `max_bytes` of a file; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn read_tail(&self, rel: &str, max_bytes: u64) -> Result<Option<Tail>> {
+        let Some(mut file) = self.open_file(rel)? else { return Ok(None) };
+        let read = |file: &mut File| {
+            let total_size = file.metadata()?.len();
+            let start = total_size.saturating_sub(max_bytes);
+            file.seek(SeekFrom::Start(start))?;
+            let mut bytes = Vec::new();
+            file.take(max_bytes).read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>(Tail { bytes, total_size, complete: start == 0 })
+        };
+        told(read(&mut file), "read", rel).map(Some)
+    }
+
+    /// Number of lines, the last one counted also without its newline. `None` if there is no such file or it is
+    /// larger than `limits::LINE_COUNT_BYTES`.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn count_lines(&self, rel: &str) -> Result<Option<u64>> {
+        let Some(file) = self.open_file(rel)? else { return Ok(None) };
+        if told(file.metadata(), "read", rel)?.len() > limits::LINE_COUNT_BYTES {
+            return Ok(None);
+        }
+        let mut chunk = vec![0; limits::PIPE_CHUNK];
+        let (mut lines, mut last) = (0, b'\n');
+        // A file that grows while we read must not keep us here.
+        let mut file = file.take(limits::LINE_COUNT_BYTES);
+        loop {
+            let count = match file.read(&mut chunk) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                count => told(count, "read", rel)?,
+            };
+            let Some(&end) = chunk[..count].last() else { break };
+            lines += chunk[..count].iter().filter(|&&byte| byte == b'\n').count() as u64;
+            last = end;
+        }
+        Ok(Some(lines + u64::from(last != b'\n')))
+    }
+
+    /// What the entry is, after following links inside the tree; `None` if it is not there.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn metadata(&self, rel: &str) -> Result<Option<Metadata>> {
+        let Some(found) = self.find(rel)? else { return Ok(None) };
+        told(File::from(found).metadata(), "read", rel).map(Some)
+    }
+
+    /// Whether there is an entry of any kind; a link that leads nowhere is none.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn exists(&self, rel: &str) -> Result<bool> {
+        Ok(self.find(rel)?.is_some())
+    }
+
+    /// Whether there is a folder.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn is_dir(&self, rel: &str) -> Result<bool> {
+        Ok(self.metadata(rel)?.is_some_and(|metadata| metadata.is_dir()))
+    }
+
+    /// How many entries a folder has, at most `limits::ENTRY_COUNT`; `None` if there is no such folder.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn entry_count(&self, rel: &str) -> Result<Option<u64>> {
+        let opened = present(self.resolve(rel, FOLDER, IN_ROOT));
+        let Some(folder) = told(opened, "list", rel)? else { return Ok(None) };
+        let mut count = 0;
+        for entry in told(Dir::new(folder), "list", rel)? {
+            let entry = told(entry, "list", rel)?;
+            count += u64::from(!is_dots(entry.file_name().to_bytes()));
+            if count == limits::ENTRY_COUNT {
+                break;
+            }
+        }
+        Ok(Some(count))
+    }
+
+    /// Replaces a file by one with exactly these bytes and this mode, which belongs to the owner of its folder. Whatever
+    /// had the name before, a link included, is replaced and not followed.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when its folder is missing or a folder has the name.
+    pub fn write_new(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        let (folder, name) = self.folder_of(rel, "write")?;
+        let temp = temp_name();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fill = || {
+            let mut file = File::from(openat(&folder, &temp, flags, Mode::RUSR | Mode::WUSR)?);
+            inherit_owner(&file, &folder)?;
+            fchmod(&file, Mode::from_raw_mode(mode))?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            renameat(&folder, &temp, &folder, name)?;
+            Ok::<_, io::Error>(())
+        };
+        let written = fill();
+        if written.is_err() {
+            // Absent if the creation itself failed.
+            let _ = unlinkat(&folder, &temp, AtFlags::empty());
+        }
+        told(written.and_then(|()| sync_folder(&folder)), "write", rel)
+    }
+
+    /// Opens a file for appending, and makes it (mode 0644, owner of its folder) if there is none. The file that is
+    /// written to has this one name only: no link, and no second name that the workload gave to somebody else's file.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when its folder is missing or the entry is a link or has several names.
+    pub fn append_open(&self, rel: &str) -> Result<File> {
+        let (folder, name) = self.folder_of(rel, "append to")?;
+        let new = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        for _ in 0..limits::OPEN_RETRIES {
+            match openat(&folder, name, new, Mode::from_raw_mode(0o644)) {
+                Err(Errno::EXIST) => {}
+                made => {
+                    let made = File::from(told(made, "append to", rel)?);
+                    told(inherit_owner(&made, &folder), "append to", rel)?;
+                    return Ok(made);
+                }
+            }
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = match openat(&folder, name, flags, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                found => told(found, "append to", rel)?,
+            };
+            check_regular(&found, rel)?;
+            if told(fstat(&found), "append to", rel)?.st_nlink > 1 {
+                return Err(refused("append to", rel, "the file has further names (hard links)"));
+            }
+            return reopen(&found, OFlags::WRONLY | OFlags::APPEND, rel);
+        }
+        told(Err(Errno::AGAIN), "append to", rel)
+    }
+
+    /// Removes a file, a link or whatever else is not a folder; says whether there was one.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also for a folder.
+    pub fn remove(&self, rel: &str) -> Result<bool> {
+        let (parent, name) = split(rel, "remove")?;
+        let folder = present(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
+        let Some(folder) = told(folder, "remove", rel)? else { return Ok(false) };
+        let removed = present(unlinkat(&folder, name, AtFlags::empty()));
+        Ok(told(removed, "remove", rel)?.is_some())
+    }
+
+    /// Opens a folder as working directory (`O_PATH`: fit for `fchdir`, not for listing). Unlike the others this
+    /// refuses whatever points out of the tree instead of resolving it inside: absolute paths, absolute links, `..`
+    /// beyond the top.
+    ///
+    /// # Errors
+    /// `InvalidCwd` with `details.reason` `missing`, `not_a_directory` or `leaves_the_tree`; otherwise see [`Root`].
+    pub fn dir_beneath(&self, rel: &str) -> Result<OwnedFd> {
+        let refuse = |reason: &str, problem: &str| {
+            let message = format!("The working directory {rel} {problem}");
+            Err(Error::new(Code::InvalidCwd, message).detail("reason", reason))
+        };
+        match self.resolve(rel, OFlags::PATH | OFlags::DIRECTORY, BENEATH) {
+            Err(Errno::NOENT) => refuse("missing", "does not exist in the workspace"),
+            Err(Errno::NOTDIR) => refuse("not_a_directory", "is not a folder"),
+            Err(Errno::XDEV) => refuse("leaves_the_tree", "leads out of the workspace"),
+            opened => told(opened, "enter", rel),
+        }
+    }
+
+    fn find(&self, rel: &str) -> Result<Option<OwnedFd>> {
+        told(present(self.resolve(rel, OFlags::PATH, IN_ROOT)), "open", rel)
+    }
+
+    fn folder_of<'a>(&self, rel: &'a str, verb: &str) -> Result<(OwnedFd, &'a str)> {
+        let (parent, name) = split(rel, verb)?;
+        let folder = self.resolve(parent, FOLDER, IN_ROOT);
+        Ok((told(folder, verb, rel)?, name))
+    }
+
+    fn resolve(&self, rel: &str, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+        open_resolved(&self.0, if rel.is_empty() { "." } else { rel }, flags, how)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// openat2(2) with its EAGAIN retried.
+pub(super) fn open_resolved(
+    at: impl AsFd,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    how: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    for _ in 0..limits::OPEN_RETRIES {
+        match openat2(&at, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            // With `..` in the path, any rename or mount on the machine during the walk is answered with EAGAIN.
+            Err(Errno::AGAIN) => std::thread::yield_now(),
+            opened => return opened,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Opens what an `O_PATH` descriptor already holds: the magic link in our own `/proc` cannot lead anywhere else.
+fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> {
+    // O_NONBLOCK: a lease on the file (fcntl(2), F_SETLEASE) would make us wait for its holder.
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    match open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()) {
+        Err(Errno::NOENT) => Err(Error::internal("/proc is not mounted; berth needs it")),
+        opened => told(opened, "open", rel).map(File::from),
+    }
+}
+
+fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
+    match FileType::from_raw_mode(told(fstat(found), "open", rel)?.st_mode) {
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(refused("open", rel, "it is a folder")),
+        FileType::Symlink => Err(refused("open", rel, "it is a symbolic link")),
+        _ => Err(refused("open", rel, "it is not a regular file")),
+    }
+}
+
+/// Inside a container, a file of the real root would be nobody's.
+fn inherit_owner(file: &File, folder: &OwnedFd) -> rustix::io::Result<()> {
+    let (file_is, folder_is) = (fstat(file)?, fstat(folder)?);
+    if (file_is.st_uid, file_is.st_gid) == (folder_is.st_uid, folder_is.st_gid) {
+        return Ok(());
+    }
+    let owner = (Uid::from_raw(folder_is.st_uid), Gid::from_raw(folder_is.st_gid));
+    match fchown(file, Some(owner.0), Some(owner.1)) {
+        // Only root gives files away.
+        Err(Errno::PERM) => Ok(()),
+        done => done,
+    }
+}
+
+/// The folder's part and the entry's own name.
+fn split<'a>(rel: &'a str, verb: &str) -> Result<(&'a str, &'a str)> {
+    let (parent, name) = match rel.rsplit_once('/') {
+        None | Some(("", _)) => (".", rel.trim_start_matches('/')),
+        Some(split) => split,
+    };
+    if name.is_empty() || is_dots(name.as_bytes()) {
+        return Err(refused(verb, rel, "no file can have this name"));
+    }
+    Ok((parent, name))
+}
+
+pub(super) fn is_dots(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
+}
+
+fn present<T>(done: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+    match done {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+fn refused(verb: &str, rel: &str, why: &str) -> Error {
+    Error::new(Code::InvalidPath, format!("Could not {verb} {rel}: {why}"))
+}
+
+/// What the kernel's answer means here.
+fn told<T, E: Into<io::Error>>(done: Result<T, E>, verb: &str, rel: &str) -> Result<T> {
+    let error: io::Error = match done {
+        Ok(value) => return Ok(value),
+        Err(error) => error.into(),
+    };
+    let why = match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => "it, or a folder above it, does not exist",
+        Some(Errno::NOTDIR) => "a part of the path is not a folder",
+        Some(Errno::ISDIR) => "it is a folder",
+        Some(Errno::LOOP) => "a link in the path leads in circles or is not allowed",
+        Some(Errno::XDEV) => "it leads out of the workspace",
+        Some(Errno::NAMETOOLONG | Errno::INVAL) => "no file can have this name",
+        Some(Errno::AGAIN) => {
+            let message = format!("Could not {verb} {rel}: it is being changed; try again");
+            return Err(Error::new(Code::Busy, message));
+        }
+        Some(Errno::NOSYS) => return Err(no_openat2()),
+        _ => return Err::<T, _>(error).at(verb, rel),
+    };
+    Err(refused(verb, rel, why))
+}
+
+pub(super) fn no_openat2() -> Error {
+    Error::internal(
+        "openat2(2) is missing or forbidden here; berth needs Linux 5.6 or newer, without a filter on it",
+    )
+}
+
+#[cfg(test)]
+#[path = "beneath_tests.rs"]
+mod tests;

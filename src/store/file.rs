@@ -1,0 +1,200 @@
+//! Files in folders that only berth and its operator change: whole replacement, capped reads, private folders.
+//! Not for trees that a workload can write to; those are opened through [`super::beneath`].
+//! Any thread; no lock of its own: who writes the same file from two threads holds one ([`super::json`] does).
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::base::{At, Error, Result};
+
+const TEMP_PREFIX: &str = ".tmp-";
+
+/// A fresh name for a file that is not yet what it will be; [`is_temp_name`] knows it again.
+pub(super) fn temp_name() -> String {
+    format!("{TEMP_PREFIX}{}", Uuid::new_v4().simple())
+}
+
+fn is_temp_name(name: &str) -> bool {
+    name.strip_prefix(TEMP_PREFIX)
+        .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Replaces `path` by a file with exactly these bytes and this mode: readers, and a crash at any moment, leave
+/// either the old content or the new one. A symlink at `path` is replaced, not followed.
+///
+/// # Errors
+/// `DiskFull` or `Internal`; the old file is then still there and no temporary file is left. The one exception is
+/// a folder that cannot be synced (a failing disk): the new content is then in place, but may not survive a crash.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let folder = folder_of(path);
+    let temp = folder.join(temp_name());
+    let written = write_synced(&temp, bytes, mode).and_then(|()| fs::rename(&temp, path));
+    if let Err(error) = written {
+        // Absent if the creation itself failed.
+        let _ = fs::remove_file(&temp);
+        return Err(error).at("write", path);
+    }
+    sync_folder(&File::open(folder).at("open", folder)?).at("sync", folder)
+}
+
+fn write_synced(temp: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
+    // open(2) applies the umask, fchmod(2) does not.
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes a rename or removal in `folder` survive a crash.
+pub(super) fn sync_folder(folder: impl std::os::fd::AsFd) -> io::Result<()> {
+    match rustix::fs::fsync(folder) {
+        // File systems without a synchronous directory say EINVAL (fsync(2)); then there is nothing to wait for.
+        Err(Errno::INVAL) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Removes what interrupted writes left in `dir` (not below it), and says how many files that were. Only for the
+/// start, while nobody writes there.
+///
+/// # Errors
+/// `Internal` when the folder cannot be read or a leftover cannot be removed; an absent folder has no leftovers.
+pub fn sweep_temps(dir: &Path) -> Result<usize> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.at("list", dir)?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry.at("list", dir)?;
+        let is_temp = entry.file_name().to_str().is_some_and(is_temp_name);
+        if is_temp && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let path: PathBuf = entry.path();
+            fs::remove_file(&path).at("remove", &path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// The whole file, or `None` if there is none. Symlinks are followed: an operator may keep the file elsewhere.
+///
+/// # Errors
+/// `Internal` when it is not a regular file, larger than `max_bytes`, or cannot be read.
+pub fn read_optional(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    // Without O_NONBLOCK, opening a FIFO waits for a writer.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+    let opened = OpenOptions::new().read(true).custom_flags(flags as i32).open(path);
+    let file = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.at("open", path)?,
+    };
+    let metadata = file.metadata().at("read", path)?;
+    if !metadata.is_file() {
+        return Err(Error::internal(format!("{} is not a regular file", path.display())));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(max_bytes)).unwrap_or(0));
+    // One byte more than allowed tells "exactly full" from "too large", also while the file grows.
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).at("read", path)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(Error::internal(format!("{} is larger than {max_bytes} bytes", path.display())));
+    }
+    Ok(Some(bytes))
+}
+
+/// Makes the folder and the missing ones above it, readable for their owner only. A folder that exists stays as it is.
+///
+/// # Errors
+/// `Internal` or `DiskFull` when one cannot be made, for example because a file has its name.
+pub fn create_dir_private(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).at("create the folder", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::base::Code;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn replaces_content_and_mode_and_leaves_no_temp() {
+        let dir = Scratch::new();
+        let path = dir.join("a.json");
+        write_atomic(&path, b"one", 0o644).unwrap();
+        write_atomic(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        write_atomic(&path, b"two", 0o666).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666, "whatever the umask");
+        assert_eq!(fs::read_dir(&*dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file_and_removes_its_temp() {
+        let dir = Scratch::new();
+        fs::create_dir(dir.join("taken")).unwrap();
+        assert!(write_atomic(&dir.join("taken"), b"x", 0o600).is_err(), "a folder cannot be replaced");
+        assert_eq!(fs::read_dir(&*dir).unwrap().count(), 1);
+        assert!(write_atomic(&dir.join("missing/x"), b"x", 0o600).is_err());
+    }
+
+    #[test]
+    fn a_full_disk_has_its_own_code_and_loses_nothing() {
+        let dir = Scratch::new();
+        let _mount = dir.mount_tmpfs("small", "size=64k");
+        let path = dir.join("small/a");
+        write_atomic(&path, b"old", 0o600).unwrap();
+        let failed = write_atomic(&path, &[7; 1 << 20], 0o600).unwrap_err();
+        assert_eq!(failed.code(), Code::DiskFull);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.join("small")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn sweeps_only_its_own_leftovers() {
+        let dir = Scratch::new();
+        for name in [temp_name(), temp_name(), ".tmp-mine".into(), "a".into()] {
+            write_atomic(&dir.join(name), b"", 0o600).unwrap();
+        }
+        fs::create_dir(dir.join(temp_name())).unwrap();
+        assert_eq!(sweep_temps(&dir).unwrap(), 2);
+        assert_eq!(fs::read_dir(&*dir).unwrap().count(), 3);
+        assert_eq!(sweep_temps(&dir.join("missing")).unwrap(), 0);
+    }
+
+    #[test]
+    fn reads_regular_files_up_to_the_cap() {
+        let dir = Scratch::new();
+        write_atomic(&dir.join("a"), b"12345", 0o600).unwrap();
+        symlink("a", dir.join("link")).unwrap();
+        assert_eq!(read_optional(&dir.join("link"), 5).unwrap().unwrap(), b"12345");
+        assert!(read_optional(&dir.join("a"), 4).unwrap_err().message().contains("larger than 4 bytes"));
+        assert_eq!(read_optional(&dir.join("b"), 5).unwrap(), None);
+        dir.fifo("fifo");
+        for odd in [dir.join("fifo"), dir.to_path_buf(), "/dev/zero".into()] {
+            assert!(read_optional(&odd, 5).unwrap_err().message().contains("not a regular file"));
+        }
+    }
+
+    #[test]
+    fn private_folders_are_private() {
+        let dir = Scratch::new();
+        create_dir_private(&dir.join("a/b")).unwrap();
+        create_dir_private(&dir.join("a/b")).unwrap();
+        assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o7777, 0o700);
+        write_atomic(&dir.join("file"), b"", 0o600).unwrap();
+        assert!(create_dir_private(&dir.join("file")).is_err());
+    }
+}

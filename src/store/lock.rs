@@ -1,0 +1,41 @@
+//! One server for each data folder, by flock(2): the kernel lets go of it however the server ends.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::base::{At, Error, Result};
+
+/// Held while the server lives.
+#[derive(Debug)]
+pub struct DataLock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl DataLock {
+    /// Takes the folder.
+    ///
+    /// # Errors
+    /// `Config`, with the pid of the server that has it.
+    pub fn take(folder: &Path) -> Result<DataLock> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = folder.join("lock");
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&path).at("open", &path)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            return Err(Error::config(
+                folder.display(),
+                format!(
+                    "another berth (pid {}) uses this data folder; stop it, or choose another with --data-dir",
+                    pid.trim()
+                ),
+            ));
+        }
+        file.set_len(0).and_then(|()| file.rewind()).at("write", &path)?;
+        writeln!(file, "{}", std::process::id()).at("write", &path)?;
+        Ok(DataLock(file))
+    }
+}

@@ -1,0 +1,82 @@
+//! For the tests of this module: a folder that is removed at the end, mounts that are unmounted before it.
+
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use uuid::Uuid;
+
+/// A folder of its own for one test.
+pub(super) struct Scratch(PathBuf);
+
+/// A mount that lasts as long as this value. Drop it before its [`Scratch`].
+pub(super) struct Mounted(PathBuf);
+
+impl Scratch {
+    pub(super) fn new() -> Scratch {
+        let path = std::env::temp_dir().join(format!("berth-test-{}", Uuid::new_v4().simple()));
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub(super) fn mount_tmpfs(&self, name: &str, options: &str) -> Mounted {
+        let path = self.join(name);
+        fs::create_dir_all(&path).unwrap();
+        let options = std::ffi::CString::new(options).unwrap();
+        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), Some(&*options)).unwrap();
+        Mounted(path)
+    }
+
+    /// A chain of `levels` folders `d` below the folder `name`, each beside an empty folder, which the file
+    /// system may list before it or after it.
+    pub(super) fn deep(&self, name: &str, levels: usize) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let mut here = openat(CWD, self.join(name), flags, Mode::empty()).unwrap();
+        for level in 0..levels {
+            mkdirat(&here, format!("e{level}"), Mode::RWXU).unwrap();
+            mkdirat(&here, "d", Mode::RWXU).unwrap();
+            here = openat(&here, "d", flags, Mode::empty()).unwrap();
+        }
+    }
+
+    pub(super) fn fifo(&self, name: &str) {
+        mknodat(CWD, self.join(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+}
+
+impl Mounted {
+    pub(super) fn bind(source: &Path, target: PathBuf) -> Mounted {
+        fs::create_dir_all(&target).unwrap();
+        Mounted::bind_file(source, target)
+    }
+
+    pub(super) fn bind_file(source: &Path, target: PathBuf) -> Mounted {
+        mount_bind(source, &target).unwrap();
+        Mounted(target)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let name = self.0.file_name().and_then(|name| name.to_str()).unwrap();
+        let removed = super::tree::remove_tree(self.0.parent().unwrap(), name);
+        if !std::thread::panicking() {
+            removed.unwrap();
+        }
+    }
+}

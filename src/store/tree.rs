@@ -1,0 +1,215 @@
+//! Removal of whole trees whose content a hostile workload made: exactly this tree, never through a link, never
+//! across a mount. Depth costs nothing: at most `limits::TREE_DEPTH` descriptors, no recursion.
+//! Any thread; no locks. Nothing may write into the tree any more; if something does, the removal fails, no more.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, chmod, fchmod, fstat, open, renameat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::beneath::{is_dots, no_openat2, open_resolved};
+use super::file::temp_name;
+pub use super::mounts::mounts_below;
+use super::mounts::mounts_below_real;
+pub use super::usage::disk_usage;
+use crate::base::{At, Code, Error, Result, limits};
+
+/// Removes the entry `name` of the folder `parent` with everything in it. A link is removed itself; an entry that is
+/// not there is fine.
+///
+/// # Errors
+/// `InvalidPath` when `name` is not a single name. `MountedInside`, with `details.path`, when something is mounted on
+/// or in the tree: nothing has been removed then, unless the mount appeared meanwhile. `Conflict` when something keeps
+/// writing into the tree, `Internal` when an entry cannot be removed; what was removed by then is gone.
+pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
+    let single = !name.is_empty() && !name.contains('/') && !is_dots(name.as_bytes());
+    let Some(entry) = CString::new(name).ok().filter(|_| single) else {
+        return Err(Error::new(Code::InvalidPath, format!("{name:?} is not the name of a file or folder")));
+    };
+    let parent = match fs::canonicalize(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        real => real.at("open", parent)?,
+    };
+    let shown = parent.join(name);
+    if let Some(point) = mounts_below_real(&shown)?.first() {
+        return Err(mounted(point));
+    }
+    remove(&parent, &entry, shown)
+}
+
+fn remove(parent: &Path, name: &CStr, shown: PathBuf) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let above = open(parent, flags, Mode::empty()).at("open", parent)?;
+    let mut walk = Walk { shown, levels: Vec::new(), moved: false };
+    for _ in 0..limits::TREE_PASSES {
+        match walk.enter(above.as_fd(), name)? {
+            None => return Ok(()),
+            Some(top) => walk.levels.push((top, name.to_owned())),
+        }
+        walk.run()?;
+        walk.levels.clear();
+        match unlinkat(&above, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            // Something was written into it behind our back.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            Err(errno) => return Err(walk.failed(errno, None)),
+        }
+    }
+    Err(walk.failed(Errno::AGAIN, None))
+}
+
+struct Walk {
+    shown: PathBuf,
+    /// From the tree's top to where we are: each folder and its name.
+    levels: Vec<(Dir, CString)>,
+    /// Whether the top got new entries from below.
+    moved: bool,
+}
+
+impl Walk {
+    /// Empties the top folder.
+    fn run(&mut self) -> Result<()> {
+        loop {
+            let depth = self.levels.len();
+            let Some((dir, _)) = self.levels.last_mut() else { return Ok(()) };
+            match dir.read() {
+                Some(entry) => {
+                    let entry = entry.map_err(|errno| self.failed(errno, None))?;
+                    if !is_dots(entry.file_name().to_bytes()) {
+                        self.entry(entry.file_name(), entry.file_type())?;
+                    }
+                }
+                None if depth > 1 => self.leave()?,
+                None if self.moved => {
+                    self.moved = false;
+                    dir.rewind();
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn entry(&mut self, name: &CStr, kind: FileType) -> Result<()> {
+        let (Some((dir, _)), Some((top, _))) = (self.levels.last(), self.levels.first()) else {
+            return Ok(());
+        };
+        let (here, top) = (self.fd(dir)?, self.fd(top)?);
+        if kind != FileType::Directory {
+            match unlinkat(here, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                // The file system does not tell types, or it was replaced.
+                Err(Errno::ISDIR) => {}
+                Err(errno) => return Err(self.failed(errno, Some(name))),
+            }
+        }
+        let Some(below) = self.enter(here, name)? else { return Ok(()) };
+        if self.levels.len() < limits::TREE_DEPTH {
+            self.levels.push((below, name.to_owned()));
+            return Ok(());
+        }
+        match renameat(here, name, top, temp_name()) {
+            Ok(()) => self.moved = true,
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(self.failed(errno, Some(name))),
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        let (Some((_, name)), Some((above, _))) = (self.levels.pop(), self.levels.last()) else {
+            return Ok(());
+        };
+        match unlinkat(self.fd(above)?, &*name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // Something was written into it behind our back: the next pass sees it.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => Ok(()),
+            Err(errno) => Err(self.failed(errno, Some(&name))),
+        }
+    }
+
+    /// Opens the folder `name`, made writable for its owner; what is not a folder is removed instead.
+    fn enter(&self, at: BorrowedFd<'_>, name: &CStr) -> Result<Option<Dir>> {
+        for _ in 0..limits::TREE_PASSES {
+            let mut opened = open_folder(at, name, OFlags::RDONLY);
+            if matches!(opened, Err(Errno::ACCESS)) {
+                // If this does not help, the error of the second attempt says why.
+                let _ = open_folder(at, name, OFlags::PATH).and_then(allow_path);
+                opened = open_folder(at, name, OFlags::RDONLY);
+            }
+            let done = match opened {
+                Ok(folder) => allow(&folder).and_then(|()| Dir::new(folder)).map(Some),
+                Err(Errno::NOTDIR | Errno::LOOP) => unlinkat(at, name, AtFlags::empty()).map(|()| None),
+                Err(errno) => Err(errno),
+            };
+            match done {
+                Err(Errno::NOENT) => return Ok(None),
+                // Replaced by a folder since we looked.
+                Err(Errno::ISDIR) => {}
+                done => return done.map_err(|errno| self.failed(errno, Some(name))),
+            }
+        }
+        Err(self.failed(Errno::AGAIN, Some(name)))
+    }
+
+    fn fd<'a>(&self, dir: &'a Dir) -> Result<BorrowedFd<'a>> {
+        dir.fd().map_err(|errno| self.failed(errno, None))
+    }
+
+    fn failed(&self, errno: Errno, name: Option<&CStr>) -> Error {
+        let mut path = self.shown.clone();
+        let below = self.levels.iter().skip(1).map(|(_, name)| name.as_c_str());
+        // Before the first level is open, `name` is the top itself.
+        let last = name.filter(|_| !self.levels.is_empty());
+        path.extend(below.chain(last).map(|name| OsStr::from_bytes(name.to_bytes())));
+        match errno {
+            // EXDEV: openat2 met a mount. EBUSY: so did unlink, rmdir or rename.
+            Errno::XDEV | Errno::BUSY => mounted(&path),
+            Errno::NOSYS => no_openat2(),
+            Errno::AGAIN => {
+                let message = format!("Could not remove {}: something keeps writing into it", path.display());
+                Error::new(Code::Conflict, message)
+            }
+            errno => {
+                let message = format!("Could not remove {}", path.display());
+                Error::internal(message).because(io::Error::from(errno))
+            }
+        }
+    }
+}
+
+fn open_folder(at: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    open_resolved(at, name, flags, ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
+}
+
+/// Removing from a folder takes its write and search bits, unless one is root.
+fn allow(folder: &OwnedFd) -> rustix::io::Result<()> {
+    let mode = Mode::from_raw_mode(fstat(folder)?.st_mode);
+    if !mode.contains(Mode::RWXU) {
+        // Somebody else's folder; what cannot be removed from it will be named.
+        let _ = fchmod(folder, mode | Mode::RWXU);
+    }
+    Ok(())
+}
+
+/// The same for a folder that may not even be read, where fchmod(2) does not take the descriptor.
+fn allow_path(folder: OwnedFd) -> rustix::io::Result<()> {
+    chmod(format!("/proc/self/fd/{}", folder.as_raw_fd()), Mode::RWXU)
+}
+
+fn mounted(path: &Path) -> Error {
+    let shown = path.display().to_string();
+    Error::new(Code::MountedInside, format!("A file system is mounted at {shown}; unmount it and try again"))
+        .detail("path", shown)
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

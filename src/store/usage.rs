@@ -1,0 +1,198 @@
+//! How much disk a tree takes. Reads only; never follows a link or crosses a mount; memory and descriptors are bounded
+//! whatever the tree looks like.
+
+use std::collections::HashSet;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Statx, StatxFlags, open, openat, seek,
+    statx,
+};
+use rustix::io::Errno;
+
+use super::beneath::{is_dots, no_openat2, open_resolved};
+use crate::base::{At, Code, Error, Result, limits};
+
+/// Bytes that the tree at `path` takes on disk, as du(1) counts: allocated blocks, a file with several names once.
+/// 0 if there is no such entry. What may not be read, is mounted inside, or lies deeper than
+/// `limits::USAGE_DEPTH` is left out.
+///
+/// # Errors
+/// `Busy` when folders are moved about meanwhile, `Internal` when the disk fails.
+pub fn disk_usage(path: &Path) -> Result<u64> {
+    let top = match open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(0),
+        top => top.at("open", path)?,
+    };
+    match measure(&top) {
+        Err(Errno::NOSYS) => Err(no_openat2()),
+        Err(Errno::STALE) => {
+            let message = format!("{} is being changed; try again", path.display());
+            Err(Error::new(Code::Busy, message))
+        }
+        total => total.at("measure", path),
+    }
+}
+
+/// One file of one file system.
+type Identity = (u32, u32, u64);
+
+struct Level {
+    identity: Identity,
+    /// Closed while we are more than `TREE_DEPTH` levels below.
+    dir: Option<Dir>,
+    /// Where reading goes on.
+    offset: u64,
+}
+
+fn measure(top: &OwnedFd) -> rustix::io::Result<u64> {
+    let status = stat(top, c"")?;
+    let mut tally = Tally { total: 0, seen: HashSet::new(), mount: status.stx_mnt_id };
+    let mut levels = Vec::new();
+    if tally.add(&status) {
+        levels.extend(enter(top, c".", identity(&status))?);
+    }
+    while let Some(level) = levels.last_mut() {
+        let Level { dir: Some(dir), offset, .. } = level else { return Err(Errno::STALE) };
+        let Some(entry) = dir.read() else {
+            leave(&mut levels)?;
+            continue;
+        };
+        let entry = entry?;
+        *offset = entry.offset() as u64;
+        let name = entry.file_name();
+        if is_dots(name.to_bytes()) {
+            continue;
+        }
+        let status = match stat(dir.fd()?, name) {
+            Err(Errno::NOENT | Errno::ACCESS) => continue,
+            status => status?,
+        };
+        if tally.add(&status) {
+            let below = enter(dir.fd()?, name, identity(&status))?;
+            if levels.len() < limits::USAGE_DEPTH {
+                levels.extend(below);
+            }
+            if let Some(far) = levels.len().checked_sub(limits::TREE_DEPTH + 1) {
+                levels[far].dir = None;
+            }
+        }
+    }
+    Ok(tally.total)
+}
+
+/// Opens a folder; `None` if it is gone, replaced, mounted over, or not for us.
+fn enter(at: impl AsFd, name: &CStr, identity: Identity) -> rustix::io::Result<Option<Level>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    match open_resolved(at, name, flags, ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::ACCESS) => Ok(None),
+        dir => Ok(Some(Level { identity, dir: Some(Dir::new(dir?)?), offset: 0 })),
+    }
+}
+
+fn leave(levels: &mut Vec<Level>) -> rustix::io::Result<()> {
+    let Some(Level { dir: Some(done), .. }) = levels.pop() else { return Err(Errno::STALE) };
+    let Some(above) = levels.last_mut().filter(|above| above.dir.is_none()) else { return Ok(()) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let up = match openat(done.fd()?, c"..", flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Err(Errno::STALE),
+        up => up?,
+    };
+    // `..` is where the folder is now, not where we came from.
+    if identity(&stat(&up, c"")?) != above.identity {
+        return Err(Errno::STALE);
+    }
+    seek(&up, SeekFrom::Start(above.offset))?;
+    above.dir = Some(Dir::new(up)?);
+    Ok(())
+}
+
+struct Tally {
+    total: u64,
+    /// Files with several names that were counted.
+    seen: HashSet<Identity>,
+    mount: u64,
+}
+
+impl Tally {
+    /// Counts an entry; says whether it is a folder to look into.
+    fn add(&mut self, status: &Statx) -> bool {
+        if status.stx_mnt_id != self.mount {
+            return false;
+        }
+        let is_dir = FileType::from_raw_mode(status.stx_mode.into()) == FileType::Directory;
+        if !is_dir && status.stx_nlink > 1 {
+            let identity = identity(status);
+            let room = self.seen.len() < limits::USAGE_LINKS;
+            let known = if room { !self.seen.insert(identity) } else { self.seen.contains(&identity) };
+            if known {
+                return false;
+            }
+        }
+        // stat(2): in units of 512 bytes, whatever the file system's block size.
+        self.total = self.total.saturating_add(status.stx_blocks.saturating_mul(512));
+        is_dir
+    }
+}
+
+fn identity(status: &Statx) -> Identity {
+    (status.stx_dev_major, status.stx_dev_minor, status.stx_ino)
+}
+
+/// The entry `name` of the folder `at`, or `at` itself if the name is empty.
+fn stat(at: impl AsFd, name: &CStr) -> rustix::io::Result<Statx> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    // Before Linux 5.8 there is no mount id; all are 0 then, and openat2 alone keeps us on our mount.
+    statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+    use crate::store::file::write_atomic;
+    use crate::store::scratch::{Mounted, Scratch};
+
+    fn blocks(path: &Path) -> u64 {
+        fs::symlink_metadata(path).unwrap().blocks() * 512
+    }
+
+    #[test]
+    fn counts_blocks_once_and_stays_inside() {
+        let dir = Scratch::new();
+        let tree = dir.join("tree");
+        fs::create_dir_all(tree.join("sub")).unwrap();
+        fs::create_dir(dir.join("outside")).unwrap();
+        write_atomic(&dir.join("outside/big"), &[1; 1 << 20], 0o600).unwrap();
+        write_atomic(&tree.join("sub/file"), &[1; 100_000], 0o600).unwrap();
+        fs::hard_link(tree.join("sub/file"), tree.join("again")).unwrap();
+        symlink(dir.join("outside"), tree.join("link")).unwrap();
+        symlink(dir.join("outside/big"), tree.join("sub/link")).unwrap();
+        fs::File::create(tree.join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        let expected: u64 = ["", "sub", "sub/file", "link", "sub/link", "sparse"]
+            .map(|name| blocks(&tree.join(name)))
+            .iter()
+            .sum();
+        assert_eq!(disk_usage(&tree).unwrap(), expected);
+        let _mount = Mounted::bind(&dir.join("outside"), tree.join("mnt"));
+        assert_eq!(disk_usage(&tree).unwrap(), expected);
+        assert_eq!(disk_usage(&dir.join("missing")).unwrap(), 0);
+        assert_eq!(disk_usage(&tree.join("link")).unwrap(), blocks(&tree.join("link")));
+        assert_eq!(disk_usage(&tree.join("again")).unwrap(), blocks(&tree.join("again")));
+    }
+
+    #[test]
+    fn counting_goes_on_where_it_left_off_on_the_way_up() {
+        let dir = Scratch::new();
+        fs::create_dir(dir.join("tree")).unwrap();
+        dir.deep("tree", 300);
+        let one = blocks(&dir.join("tree/d"));
+        // What is listed after the folder that leads down is only found after the way back up.
+        let counted = disk_usage(&dir.join("tree")).unwrap();
+        assert_eq!(counted, blocks(&dir.join("tree")) + 600 * one);
+    }
+}

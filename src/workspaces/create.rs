@@ -1,0 +1,289 @@
+//! What a client may ask for when it makes or changes a workspace, checked into a record.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::record::{Kind, Shown};
+use crate::base::ids::{Distro, Label, check_env};
+use crate::base::{Code, Error, Result, limits};
+
+/// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
+#[derive(Debug, Deserialize)]
+pub struct Create {
+    /// Required.
+    pub name: String,
+    /// Default `host`.
+    pub workspace_type: Option<Kind>,
+    /// The folder.
+    pub path: Option<String>,
+    /// Forces `container`.
+    pub template: Option<String>,
+    /// All that can be changed later as well.
+    #[serde(flatten)]
+    pub fields: Fields,
+}
+
+/// What both `POST` and `PUT` take.
+#[derive(Debug, Default, Deserialize)]
+pub struct Fields {
+    /// Library skills.
+    pub skills: Option<Vec<String>>,
+    /// Library tools.
+    pub tools: Option<Vec<String>>,
+    /// Plugins.
+    pub plugins: Option<Vec<String>>,
+    /// Distribution; blank clears.
+    pub distro: Option<String>,
+    /// Variables.
+    pub env_vars: Option<BTreeMap<String, String>>,
+    /// Fragments; at creation they come from a template only, as observed.
+    pub init_scripts: Option<Vec<String>>,
+    /// Script; blank clears.
+    pub init_script: Option<String>,
+    /// Network.
+    pub shared_network: Option<bool>,
+    /// `exit_node` or `tailnet_only`.
+    pub tailscale_mode: Option<String>,
+    /// MCP servers.
+    pub mcps: Option<Vec<String>>,
+    /// Profile; blank clears.
+    pub config_profile: Option<String>,
+}
+
+/// The body of `PUT /api/workspaces/:id`.
+#[derive(Debug, Default, Deserialize)]
+pub struct Update {
+    /// A new label.
+    pub name: Option<String>,
+    /// A label only; blank clears.
+    pub template: Option<String>,
+    /// The rest.
+    #[serde(flatten)]
+    pub fields: Fields,
+}
+
+impl Update {
+    /// Applies everything that was given, or nothing.
+    ///
+    /// # Errors
+    /// 400s that name the field.
+    pub fn apply(self, shown: &mut Shown) -> Result<()> {
+        if let Some(name) = self.name {
+            shown.name = Label::parse(&name)?;
+        }
+        if let Some(template) = self.template {
+            shown.template = not_blank(template);
+        }
+        self.fields.apply(shown)
+    }
+}
+
+impl Fields {
+    /// Applies everything that was given.
+    ///
+    /// # Errors
+    /// 400s that name the field.
+    pub fn apply(self, shown: &mut Shown) -> Result<()> {
+        if let Some(distro) = self.distro {
+            shown.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
+        }
+        if let Some(vars) = self.env_vars {
+            check_env_vars(&vars)?;
+            shown.env_vars = vars;
+        }
+        if let Some(script) = self.init_script {
+            if script.len() > limits::INIT_SCRIPT_BYTES || script.contains('\0') {
+                return Err(Error::new(
+                    Code::InvalidPayload,
+                    format!(
+                        "init_script is text of at most {} bytes, without NUL bytes",
+                        limits::INIT_SCRIPT_BYTES
+                    ),
+                ));
+            }
+            shown.init_script = not_blank(script);
+        }
+        if let Some(mode) = self.tailscale_mode {
+            if !["exit_node", "tailnet_only"].contains(&mode.as_str()) {
+                return Err(Error::new(Code::InvalidPayload, "tailscale_mode is exit_node or tailnet_only"));
+            }
+            shown.tailscale_mode = Some(mode);
+        }
+        if let Some(profile) = self.config_profile {
+            shown.config_profile = not_blank(profile);
+        }
+        let lists = [
+            ("skills", self.skills, &mut shown.skills),
+            ("tools", self.tools, &mut shown.tools),
+            ("plugins", self.plugins, &mut shown.plugins),
+            ("init_scripts", self.init_scripts, &mut shown.init_scripts),
+            ("mcps", self.mcps, &mut shown.mcps),
+        ];
+        for (field, given, kept) in lists {
+            if let Some(given) = given {
+                *kept = names(field, given)?;
+            }
+        }
+        if self.shared_network.is_some() {
+            shown.shared_network = self.shared_network;
+        }
+        Ok(())
+    }
+}
+
+/// Trims, drops blanks and repetitions, keeps the order.
+fn names(field: &str, given: Vec<String>) -> Result<Vec<String>> {
+    const MOST: usize = 1000;
+    let mut kept: Vec<String> = Vec::new();
+    for name in given {
+        let name = name.trim();
+        if name.len() > limits::NAME_BYTES || name.contains(char::is_control) {
+            return Err(Error::new(
+                Code::InvalidName,
+                format!(
+                    "{field} holds names of at most {} bytes without control characters",
+                    limits::NAME_BYTES
+                ),
+            ));
+        }
+        if !name.is_empty() && !kept.iter().any(|known| known == name) {
+            kept.push(name.to_owned());
+        }
+    }
+    if kept.len() > MOST {
+        return Err(Error::new(Code::InvalidPayload, format!("{field} holds at most {MOST} names")));
+    }
+    Ok(kept)
+}
+
+/// Checks a map of variables, each and in total.
+///
+/// # Errors
+/// `InvalidEnv`.
+pub fn check_env_vars(vars: &BTreeMap<String, String>) -> Result<()> {
+    for (name, value) in vars {
+        check_env(name, value)?;
+    }
+    let total: usize = vars.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if total > limits::ENV_TOTAL_BYTES {
+        return Err(Error::new(
+            Code::InvalidEnv,
+            format!(
+                "The variables are larger than {} bytes in total; put the data into a file",
+                limits::ENV_TOTAL_BYTES
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn not_blank(text: String) -> Option<String> {
+    (!text.trim().is_empty()).then_some(text)
+}
+
+/// Which folders the API may use for workspaces.
+#[derive(Clone, Debug)]
+pub struct Grounds {
+    /// berth's own.
+    pub data_dir: PathBuf,
+    /// What a relative path is relative to: the default host workspace.
+    pub base: PathBuf,
+    /// Where host workspaces and custom roots may lie.
+    pub authorized_roots: Vec<PathBuf>,
+}
+
+impl Grounds {
+    /// A host workspace's folder. Made if it does not exist, once everything else has been checked.
+    ///
+    /// # Errors
+    /// `InvalidPath` with the places that are allowed.
+    pub fn host_folder(&self, given: &str) -> Result<PathBuf> {
+        let path = self.resolve(given)?;
+        if path.exists() && !path.is_dir() {
+            return Err(Error::new(
+                Code::InvalidPath,
+                format!("{} exists and is not a folder", path.display()),
+            ));
+        }
+        Ok(path)
+    }
+
+    /// A container's root where a client insists on a place: it must not exist yet, so that no build and no
+    /// deletion can ever touch what was there before.
+    ///
+    /// # Errors
+    /// `InvalidPath` with what is allowed.
+    pub fn container_folder(&self, given: &str) -> Result<PathBuf> {
+        let path = self.resolve(given)?;
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::new(
+                Code::InvalidPath,
+                format!(
+                    "{} exists; a container's folder is made by berth. Leave out path, or name a folder that does not exist yet",
+                    path.display()
+                ),
+            ));
+        }
+        if self.authorized_roots.contains(&path) {
+            return Err(Error::new(
+                Code::InvalidPath,
+                "An authorized root itself cannot be a container's folder",
+            ));
+        }
+        Ok(path)
+    }
+
+    /// The folder with every link of its existing part resolved, inside an authorized root, outside our own data.
+    fn resolve(&self, given: &str) -> Result<PathBuf> {
+        let refuse = |message: String| Error::new(Code::InvalidPath, message).detail("path", given);
+        if given.trim().is_empty() || given.contains('\0') || given.contains(char::is_control) {
+            return Err(refuse("path is empty or contains control characters".into()));
+        }
+        let path = self.base.join(given);
+        if path.components().any(|part| part == Component::ParentDir) {
+            return Err(refuse("path may not contain '..'".into()));
+        }
+        // The name's existing part is resolved, the rest is what will be made below it.
+        let mut existing = path.as_path();
+        let mut rest = Vec::new();
+        let real = loop {
+            match existing.canonicalize() {
+                Ok(real) => break real,
+                Err(_) => {
+                    if existing.symlink_metadata().is_ok() {
+                        return Err(refuse(format!("{} is a link that leads nowhere", existing.display())));
+                    }
+                    rest.push(existing.file_name().ok_or_else(|| refuse("path cannot be resolved".into()))?);
+                    existing = existing.parent().unwrap_or(Path::new("/"));
+                }
+            }
+        };
+        let mut real = real;
+        real.extend(rest.iter().rev());
+        if real.to_str().is_none() {
+            return Err(refuse("path is not UTF-8".into()));
+        }
+        let data = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
+        if real.starts_with(&data) || data.starts_with(&real) {
+            return Err(refuse(format!(
+                "path may not be, contain or lie in berth's data folder {}",
+                data.display()
+            )));
+        }
+        let roots: Vec<PathBuf> = self
+            .authorized_roots
+            .iter()
+            .map(|root| root.canonicalize().unwrap_or_else(|_| root.clone()))
+            .collect();
+        if real == Path::new("/") || !roots.iter().any(|root| real.starts_with(root)) {
+            let allowed: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+            return Err(refuse(format!(
+                "path must lie in an authorized root ({}); more are allowed with --authorized-root",
+                allowed.join(", ")
+            )));
+        }
+        Ok(real)
+    }
+}

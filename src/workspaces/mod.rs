@@ -1,0 +1,37 @@
+//! Workspaces as records: what they are called, where they lie, what state they are in. Knows neither runs nor
+//! containers nor HTTP; what happens *to* a workspace is in `lifecycle`.
+
+pub mod create;
+pub mod record;
+pub mod registry;
+pub mod status;
+
+pub use record::{Job, Kind, Record, Shown, Status};
+pub use registry::{Registry, Workspace};
+
+use std::path::PathBuf;
+
+/// A workspace that flags, environment or file named.
+#[derive(Clone)]
+pub struct Configured {
+    /// Its folder; absolute, exists.
+    pub path: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// `local` or `remote`.
+    pub workspace_type: String,
+    /// Where its OpenCode answers.
+    pub base_url: Option<String>,
+    /// The directory that OpenCode is told.
+    pub directory: Option<String>,
+    /// For OpenCode's basic authentication.
+    pub opencode_username: Option<String>,
+    /// For OpenCode's basic authentication.
+    pub opencode_password: Option<String>,
+}
+
+impl std::fmt::Debug for Configured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Configured({}, {})", self.name, self.path.display())
+    }
+}

@@ -1,0 +1,156 @@
+//! A workspace's record: the object of the API, and what berth needs besides.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::base::ids::{Distro, Label};
+
+/// Where a workspace's commands run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// On the host itself.
+    Host,
+    /// In a container; `chroot` is sandboxed.sh's old word.
+    #[serde(alias = "chroot")]
+    Container,
+}
+
+/// What can be done with a workspace now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// A container that has not been built.
+    Pending,
+    /// A build or an init script is under way.
+    Building,
+    /// Commands can run.
+    Ready,
+    /// The last build or init script failed; `error_message` says why.
+    Error,
+}
+
+/// The workspace object of `/api`: the union of the spec's fields and those that sandboxed.sh's clients know. Nulls
+/// are always written, as observed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shown {
+    /// Nil for the default host workspace.
+    pub id: Uuid,
+    /// A label.
+    pub name: Label,
+    /// Host or container.
+    pub workspace_type: Kind,
+    /// The folder: a host workspace's files, or a container's root.
+    pub path: String,
+    /// The state.
+    pub status: Status,
+    /// Why the last build failed.
+    pub error_message: Option<String>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Library skills to sync.
+    #[serde(default)]
+    pub skills: Vec<String>,
+    /// Library tools to sync.
+    #[serde(default)]
+    pub tools: Vec<String>,
+    /// Plugin identifiers.
+    #[serde(default)]
+    pub plugins: Vec<String>,
+    /// Template it was made from.
+    pub template: Option<String>,
+    /// Distribution; null until chosen, then the default is built.
+    pub distro: Option<Distro>,
+    /// Variables of every command.
+    #[serde(default)]
+    pub env_vars: BTreeMap<String, String>,
+    /// Library fragments that run before the init script.
+    #[serde(default)]
+    pub init_scripts: Vec<String>,
+    /// Script that runs at the end of a build.
+    pub init_script: Option<String>,
+    /// Network of a container; null means shared.
+    pub shared_network: Option<bool>,
+    /// Kept for sandboxed.sh's clients.
+    pub tailscale_mode: Option<String>,
+    /// Kept for sandboxed.sh's clients.
+    #[serde(default)]
+    pub mcps: Vec<String>,
+    /// Kept for sandboxed.sh's clients.
+    pub config_profile: Option<String>,
+}
+
+/// What is under way, journaled so that a start after a crash knows what to repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    /// A build; `fresh`: it makes the root, so an unfinished root holds nothing of anybody's.
+    Build {
+        /// The root did not exist before, or was given up with `rebuild`.
+        fresh: bool,
+    },
+    /// The init script runs again in a root that stays.
+    RerunInit,
+}
+
+/// How a workspace came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// By flag, environment or file; listed while it is configured.
+    Configured,
+    /// By the API.
+    Api,
+}
+
+/// The stored form.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// What clients see.
+    #[serde(flatten)]
+    pub shown: Shown,
+    /// How it came to be.
+    pub origin: Origin,
+    /// What is under way.
+    pub job: Option<Job>,
+    /// The folder was made by berth inside the workspace's own data, and goes with it.
+    pub own_folder: bool,
+}
+
+impl Record {
+    /// A workspace with nothing but a name and a place.
+    pub fn new(id: Uuid, name: Label, kind: Kind, path: String, origin: Origin) -> Record {
+        let status = match kind {
+            Kind::Host => Status::Ready,
+            Kind::Container => Status::Pending,
+        };
+        Record {
+            shown: Shown {
+                id,
+                name,
+                workspace_type: kind,
+                path,
+                status,
+                error_message: None,
+                created_at: crate::base::clock::now_rfc3339(),
+                skills: Vec::new(),
+                tools: Vec::new(),
+                plugins: Vec::new(),
+                template: None,
+                distro: None,
+                env_vars: BTreeMap::new(),
+                init_scripts: Vec::new(),
+                init_script: None,
+                shared_network: None,
+                tailscale_mode: None,
+                mcps: Vec::new(),
+                config_profile: None,
+            },
+            origin,
+            job: None,
+            own_folder: false,
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! All workspaces: loaded from `<data>/workspaces/<id>/workspace.json`, each file on its own so that one bad file
+//! harms one workspace. A workspace's folder appears complete, by rename, and disappears by rename into the trash.
+//!
+//! Locks, in this order: `workspaces` (level 1, to look up or insert an Arc), then one record's file (level 3, in
+//! `store::json`). No file is touched under the first.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::Configured;
+use super::create::{Create, Grounds, Update};
+use super::record::{Kind, Origin, Record};
+use super::status::not_found;
+use crate::base::ids::Label;
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result, limits};
+use crate::store::json::JsonFile;
+use crate::store::{file, tree};
+
+/// One workspace.
+pub struct Workspace {
+    id: Uuid,
+    folder: PathBuf,
+    record: JsonFile<Record>,
+    /// Deletion has begun. In memory only: a full disk must not stop anyone from deleting.
+    deleting: AtomicBool,
+    /// Its id in the OpenWork API.
+    pub openwork_id: String,
+    /// What the configuration says about its OpenCode.
+    pub configured: Option<Configured>,
+}
+
+impl Workspace {
+    /// Its UUID.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Its folder in the data folder: record, log, runtime files; never the workload's to write.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its record as of now.
+    pub fn record(&self) -> Arc<Record> {
+        self.record.get()
+    }
+
+    /// Changes its record; nothing of a refused or failed change remains.
+    ///
+    /// # Errors
+    /// Those of `change`, of the disk, and `WorkspaceNotFound` once deletion has begun.
+    pub fn update<R>(&self, change: impl FnOnce(&mut Record) -> Result<R>) -> Result<R> {
+        self.record.update(|record| {
+            self.check_alive()?;
+            change(record)
+        })
+    }
+
+    /// Refuses what may not happen to a workspace that is going away.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound` once deletion has begun.
+    pub fn check_alive(&self) -> Result<()> {
+        if self.deleting.load(Ordering::SeqCst) { Err(not_found(&self.id.to_string())) } else { Ok(()) }
+    }
+
+    /// Begins deletion: from now on it is not found.
+    ///
+    /// # Errors
+    /// `DefaultWorkspace`, or `WorkspaceNotFound` when somebody else has begun.
+    pub fn begin_delete(&self) -> Result<()> {
+        self.record().check_deletable()?;
+        if self.deleting.swap(true, Ordering::SeqCst) { Err(not_found(&self.id.to_string())) } else { Ok(()) }
+    }
+
+    /// Takes [`Workspace::begin_delete`] back.
+    pub fn abandon_delete(&self) {
+        self.deleting.store(false, Ordering::SeqCst);
+    }
+
+    /// Its name among the machine's containers, and of its cgroup: short, since a machine name has at most 64
+    /// characters, and different on each server.
+    pub fn machine_name(&self) -> String {
+        format!("berth-{}", &self.id.simple().to_string()[..20])
+    }
+}
+
+/// All of them.
+pub struct Registry {
+    folder: PathBuf,
+    trash: PathBuf,
+    grounds: Grounds,
+    workspaces: RwLock<HashMap<Uuid, Arc<Workspace>>>,
+    /// The configured ones in their order, for the OpenWork API, and which is active.
+    active: Mutex<Vec<Uuid>>,
+}
+
+const RECORD: &str = "workspace.json";
+const STAGING: &str = ".new-";
+
+impl Registry {
+    /// Loads the records, adds or refreshes the configured workspaces, removes what a crash left half-made.
+    ///
+    /// # Errors
+    /// When the data folder cannot be read or written. A record that cannot be read is logged and left alone.
+    pub fn open(
+        data_dir: &Path,
+        configured: &[Configured],
+        current_dir: &Path,
+        authorized_roots: &[PathBuf],
+    ) -> Result<Registry> {
+        let folder = data_dir.join("workspaces");
+        let trash = data_dir.join("trash");
+        file::create_dir_private(&folder)?;
+        file::create_dir_private(&trash)?;
+        let default_path = configured.first().map_or(current_dir, |first| &first.path);
+        let registry = Registry {
+            grounds: Grounds {
+                data_dir: data_dir.to_owned(),
+                base: default_path.to_owned(),
+                authorized_roots: authorized_roots.to_owned(),
+            },
+            folder,
+            trash,
+            workspaces: RwLock::default(),
+            active: Mutex::default(),
+        };
+        registry.load()?;
+        let default = Configured {
+            path: current_dir.to_owned(),
+            name: "host".to_owned(),
+            workspace_type: "local".to_owned(),
+            base_url: None,
+            directory: None,
+            opencode_username: None,
+            opencode_password: None,
+        };
+        let wanted = if configured.is_empty() { std::slice::from_ref(&default) } else { configured };
+        for (position, workspace) in wanted.iter().enumerate() {
+            registry.configure(position, workspace)?;
+        }
+        // Configured before, but no longer: the record waits on disk, the workspace is not served.
+        let listed = lock(&registry.active).clone();
+        registry
+            .write()
+            .retain(|id, workspace| workspace.record().origin == Origin::Api || listed.contains(id));
+        Ok(registry)
+    }
+
+    fn load(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)? {
+            let entry = entry.at("list", &self.folder)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(STAGING) {
+                tree::remove_tree(&self.folder, &name)?;
+                continue;
+            }
+            let Ok(id) = Uuid::try_parse(&name) else { continue };
+            let folder = entry.path();
+            let _ = file::sweep_temps(&folder);
+            match read_record(&folder, id) {
+                Ok(record) => self.insert(folder, record, None),
+                Err(error) => log::error!("workspace {id} is not served: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a configured workspace into the registry, with the id that its path has.
+    fn configure(&self, position: usize, workspace: &Configured) -> Result<()> {
+        let path = workspace
+            .path
+            .to_str()
+            .ok_or_else(|| Error::config(workspace.path.display(), "a workspace's path must be UTF-8"))?;
+        let id = if position == 0 { Uuid::nil() } else { path_uuid(path) };
+        let name = Label::parse(&workspace.name).or_else(|_| Label::parse("workspace"))?;
+        let record = match self.find(id) {
+            Some(known) => {
+                let changed = known.record().shown.path != path;
+                if changed {
+                    known.update(|record| {
+                        record.shown.path = path.to_owned();
+                        record.shown.name = name;
+                        Ok(())
+                    })?;
+                }
+                let folder = known.folder.clone();
+                self.write().remove(&id);
+                read_record(&folder, id)?
+            }
+            None => self.store(Record::new(id, name, Kind::Host, path.to_owned(), Origin::Configured))?,
+        };
+        lock(&self.active).push(id);
+        self.insert(self.folder.join(id.to_string()), record, Some(workspace.clone()));
+        Ok(())
+    }
+
+    /// Makes a new record's folder: complete or not at all.
+    fn store(&self, record: Record) -> Result<JsonFile<Record>> {
+        let id = record.shown.id;
+        let staging_name = format!("{STAGING}{id}");
+        let staging = self.folder.join(&staging_name);
+        let folder = self.folder.join(id.to_string());
+        file::create_dir_private(&staging)?;
+        let text =
+            serde_json::to_vec_pretty(&record).map_err(|error| Error::internal("record").because(error))?;
+        let stored = file::write_atomic(&staging.join(RECORD), &text, 0o600)
+            .and_then(|()| std::fs::rename(&staging, &folder).at("move", &staging));
+        if let Err(error) = stored {
+            let _ = tree::remove_tree(&self.folder, &staging_name);
+            return Err(error);
+        }
+        let synced = std::fs::File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.at("sync", &self.folder)?;
+        read_record(&folder, id)
+    }
+
+    fn insert(&self, folder: PathBuf, record: JsonFile<Record>, configured: Option<Configured>) {
+        let shown = &record.get().shown;
+        let openwork_id = openwork_id(&shown.path);
+        let deleting = AtomicBool::new(false);
+        let workspace = Workspace { id: shown.id, folder, record, deleting, openwork_id, configured };
+        self.write().insert(shown.id, Arc::new(workspace));
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Uuid, Arc<Workspace>>> {
+        self.workspaces.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: Uuid) -> Option<Arc<Workspace>> {
+        self.workspaces.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The workspace `id`.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound`.
+    pub fn get(&self, id: Uuid) -> Result<Arc<Workspace>> {
+        self.find(id)
+            .filter(|workspace| workspace.check_alive().is_ok())
+            .ok_or_else(|| not_found(&id.to_string()))
+    }
+
+    /// All, sorted by name.
+    pub fn list(&self) -> Vec<Arc<Record>> {
+        let mut all: Vec<Arc<Record>> = {
+            let workspaces = self.workspaces.read().unwrap_or_else(PoisonError::into_inner); // LOCK: 1
+            let alive = workspaces.values().filter(|workspace| workspace.check_alive().is_ok());
+            alive.map(|workspace| workspace.record()).collect()
+        };
+        all.sort_by(|a, b| (a.shown.name.as_str(), a.shown.id).cmp(&(b.shown.name.as_str(), b.shown.id)));
+        all
+    }
+
+    /// Every workspace, in no order.
+    pub fn all(&self) -> Vec<Arc<Workspace>> {
+        self.workspaces.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Those of the OpenWork API: the configured ones in their order with the active one first, then the others.
+    pub fn openwork_list(&self) -> Vec<Arc<Workspace>> {
+        let order = lock(&self.active).clone();
+        let mut all = self.all();
+        all.retain(|workspace| workspace.check_alive().is_ok());
+        all.sort_by_cached_key(|workspace| {
+            let position = order.iter().position(|id| *id == workspace.id).unwrap_or(usize::MAX);
+            let record = workspace.record();
+            (position, record.shown.created_at.clone(), workspace.id)
+        });
+        all
+    }
+
+    /// The workspace with an OpenWork id.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound`.
+    pub fn by_openwork_id(&self, id: &str) -> Result<Arc<Workspace>> {
+        let found = self.openwork_list().into_iter().find(|workspace| workspace.openwork_id == id);
+        found.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))
+    }
+
+    /// Makes a workspace the active one of the OpenWork API; in memory only, as observed.
+    pub fn activate(&self, id: Uuid) {
+        let mut order = lock(&self.active);
+        order.retain(|known| *known != id);
+        order.insert(0, id);
+    }
+
+    /// Makes a workspace as a client asked for it.
+    ///
+    /// # Errors
+    /// 400s that name the field; nothing remains of a refused workspace.
+    pub fn create(&self, request: Create) -> Result<Arc<Workspace>> {
+        let name = Label::parse(&request.name)?;
+        if request.template.as_deref().is_some_and(|template| !template.trim().is_empty()) {
+            return Err(Error::new(Code::LibraryMissing, "Library not initialized"));
+        }
+        if self.workspaces.read().unwrap_or_else(PoisonError::into_inner).len() >= limits::WORKSPACES {
+            return Err(Error::new(
+                Code::Conflict,
+                format!("There are {} workspaces already", limits::WORKSPACES),
+            ));
+        }
+        let kind = request.workspace_type.unwrap_or(Kind::Host);
+        let id = Uuid::new_v4();
+        let given = request.path.as_deref().filter(|path| !path.trim().is_empty());
+        let (path, own_folder) = match (given, kind) {
+            (Some(given), Kind::Host) => (self.grounds.host_folder(given)?, false),
+            (Some(given), Kind::Container) => {
+                (self.check_apart(self.grounds.container_folder(given)?)?, false)
+            }
+            (None, Kind::Host) => (self.folder.join(id.to_string()).join("files"), true),
+            (None, Kind::Container) => (self.folder.join(id.to_string()).join("root"), true),
+        };
+        let text =
+            path.to_str().ok_or_else(|| Error::new(Code::InvalidPath, "path is not UTF-8"))?.to_owned();
+        let mut record = Record::new(id, name, kind, text, Origin::Api);
+        record.own_folder = own_folder;
+        let mut fields = request.fields;
+        fields.init_scripts = None;
+        fields.apply(&mut record.shown)?;
+        if kind == Kind::Host && !own_folder {
+            std::fs::create_dir_all(&path).at("make the folder", &path)?;
+        }
+        let record = self.store(record)?;
+        if kind == Kind::Host && own_folder {
+            std::fs::create_dir(&path).at("make the folder", &path)?;
+        }
+        self.insert(self.folder.join(id.to_string()), record, None);
+        self.get(id)
+    }
+
+    /// A root may neither lie in another workspace's folder nor contain one.
+    fn check_apart(&self, path: PathBuf) -> Result<PathBuf> {
+        for record in self.list() {
+            let other = Path::new(&record.shown.path);
+            let container_above = record.shown.workspace_type == Kind::Container && path.starts_with(other);
+            if path == other || other.starts_with(&path) || container_above {
+                return Err(Error::new(
+                    Code::InvalidPath,
+                    format!("path overlaps with the folder of workspace {}", record.shown.id),
+                ));
+            }
+        }
+        Ok(path)
+    }
+
+    /// Changes a workspace as a client asked for it: everything given, or nothing.
+    ///
+    /// # Errors
+    /// 400s that name the field, `WorkspaceNotFound`.
+    pub fn change(&self, id: Uuid, update: Update) -> Result<Arc<Record>> {
+        let workspace = self.get(id)?;
+        workspace.update(|record| update.apply(&mut record.shown))?;
+        Ok(workspace.record())
+    }
+
+    /// Takes a workspace whose deletion has begun, and everything below its own folder, out of sight. What is in the
+    /// trash is removed by [`Registry::empty_trash`].
+    ///
+    /// # Errors
+    /// When the folder cannot be moved.
+    pub fn discard(&self, workspace: &Workspace) -> Result<()> {
+        let target = self.trash.join(Uuid::new_v4().to_string());
+        std::fs::rename(&workspace.folder, &target).at("delete", &workspace.folder)?;
+        self.write().remove(&workspace.id);
+        Ok(())
+    }
+
+    /// Moves a folder of this file system into the trash.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn discard_folder(&self, folder: &Path) -> Result<()> {
+        std::fs::rename(folder, self.trash.join(Uuid::new_v4().to_string())).at("delete", folder)
+    }
+
+    /// Removes what is in the trash; slow.
+    pub fn empty_trash(&self) {
+        for entry in std::fs::read_dir(&self.trash).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let removed = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => tree::remove_tree(&self.trash, &name),
+                _ => std::fs::remove_file(entry.path()).at("remove", entry.path()),
+            };
+            if let Err(error) = removed {
+                log::warn!("the trash could not be emptied: {error}");
+            }
+        }
+    }
+}
+
+fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<Record>> {
+    let path = folder.join(RECORD);
+    let missing = Record::new(Uuid::max(), Label::parse("missing")?, Kind::Host, String::new(), Origin::Api);
+    let record = JsonFile::open(&path, 0o600, missing)?;
+    if record.get().shown.id != id {
+        return Err(Error::config(path.display(), "the file is missing, or its id is not the folder's name"));
+    }
+    Ok(record)
+}
+
+/// The OpenWork API's id of a folder: `ws_` and the first 12 hex digits of the path's SHA-256.
+fn openwork_id(path: &str) -> String {
+    Sha256::digest(path.as_bytes())
+        .iter()
+        .take(6)
+        .fold("ws_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
+}
+
+/// A UUID that a configured path always has (RFC 9562, version 8).
+fn path_uuid(path: &str) -> Uuid {
+    let digest = Sha256::digest(path.as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}

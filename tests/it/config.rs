@@ -1,0 +1,400 @@
+//! Flags, environment and `server.json`: what each does, which wins, and that a mistake is an error which names its
+//! place.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::procs::secs;
+use crate::scratch::Scratch;
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, berth};
+
+/// A set-up with tokens and without workspaces.
+fn plain() -> Setup {
+    Setup::bare().env("OPENWORK_TOKEN", CLIENT_TOKEN).env("OPENWORK_HOST_TOKEN", HOST_TOKEN)
+}
+
+/// `GET /status` of a server with this set-up.
+#[track_caller]
+fn status(setup: &Setup) -> Value {
+    setup.start().owner().get(200, "/status")
+}
+
+/// The names of the workspaces' folders, as the OpenWork API lists them.
+#[track_caller]
+fn folders(setup: &Setup) -> Vec<String> {
+    let list = setup.start().owner().get(200, "/workspaces");
+    let items = list["items"].as_array().unwrap();
+    items.iter().map(|item| item["path"].as_str().unwrap().rsplit('/').next().unwrap().to_owned()).collect()
+}
+
+/// Ends at once, with 2, and says all of `parts` on stderr.
+#[track_caller]
+fn refused(setup: &Setup, parts: &[&str]) {
+    let ended = setup.run();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    for part in parts {
+        assert!(ended.stderr.contains(part), "nothing about {part:?} in: {}", ended.stderr);
+    }
+    assert!(!ended.stdout.contains("listening"), "{ended:?}");
+}
+
+#[test]
+fn both_spellings_of_flags() {
+    let told = status(&plain().only_args(&["--port", "0", "--approval", "auto", "--approval-timeout=1234"]));
+    assert_eq!(told["approval"], json!({"mode": "auto", "timeoutMs": 1234}));
+}
+
+#[test]
+fn serve_is_the_same() {
+    let told = status(&plain().only_args(&["serve", "--port=0", "--approval=auto"]));
+    assert_eq!(told["approval"]["mode"], "auto");
+}
+
+#[test]
+fn port_zero_prints_the_real_port() {
+    let server = plain().start();
+    assert_ne!(server.address.port(), 0);
+    let told = server.owner().get(200, "/status");
+    assert_eq!(told["server"]["port"], server.address.port());
+    assert_eq!(told["server"]["host"], "127.0.0.1");
+    let line = format!("OpenWork server listening on http://127.0.0.1:{}", server.address.port());
+    assert!(server.stdout.text().contains(&line), "{}", server.stdout.text());
+}
+
+#[test]
+fn help_is_complete() {
+    let scratch = Scratch::new();
+    for args in [&["--help"][..], &["-h"], &["serve", "--help"], &["help"]] {
+        let ended = berth(&scratch, args, &[]);
+        assert_eq!(ended.code, Some(0), "{args:?} {ended:?}");
+        for flag in [
+            "--host",
+            "--port",
+            "--config",
+            "--token",
+            "--host-token",
+            "--approval",
+            "--approval-timeout",
+            "--opencode-base-url",
+            "--opencode-directory",
+            "--opencode-username",
+            "--opencode-password",
+            "--workspace",
+            "--cors",
+            "--read-only",
+            "--log-format",
+            "--log-requests",
+            "--no-log-requests",
+            "--verbose",
+            "--version",
+            "--help",
+            "--data-dir",
+            "--mirror",
+            "--max-runs",
+            "--output-limit",
+            "--setup",
+            "token show",
+            "BERTH_DATA_DIR",
+            "OPENWORK_TOKEN",
+            "OPENWORK_HOST_TOKEN",
+            "OPENWORK_PORT",
+        ] {
+            assert!(ended.stdout.contains(flag), "{args:?} says nothing about {flag}:\n{}", ended.stdout);
+        }
+    }
+}
+
+#[test]
+fn version() {
+    let ended = berth(&Scratch::new(), &["--version"], &[]);
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.stdout.trim_end().ends_with(env!("CARGO_PKG_VERSION")), "{ended:?}");
+}
+
+#[test]
+fn flag_beats_environment_beats_file() {
+    let timeout = |setup: &Setup| status(setup)["approval"]["timeoutMs"].as_u64().unwrap();
+    let with_file = || {
+        let setup = plain();
+        let file = setup.scratch().file("server.json", r#"{"approval": {"timeoutMs": 1000}}"#);
+        setup.arg(format!("--config={}", file.display()))
+    };
+    assert_eq!(timeout(&plain()), 30_000);
+    assert_eq!(timeout(&with_file()), 1000);
+    assert_eq!(timeout(&with_file().env("OPENWORK_APPROVAL_TIMEOUT_MS", "2000")), 2000);
+    let all = with_file().env("OPENWORK_APPROVAL_TIMEOUT_MS", "2000").arg("--approval-timeout=3000");
+    assert_eq!(timeout(&all), 3000);
+}
+
+#[test]
+fn every_field_of_the_file() {
+    let setup = Setup::bare();
+    setup.scratch().folder("conf/finance");
+    let file = setup.scratch().file(
+        "conf/server.json",
+        json!({
+            "host": "127.0.0.1", "port": 0, "token": CLIENT_TOKEN, "hostToken": HOST_TOKEN,
+            "approval": {"mode": "auto", "timeoutMs": 5000}, "readOnly": true,
+            "workspaces": [{"path": "finance", "name": "Finance", "workspaceType": "local",
+                "baseUrl": "http://127.0.0.1:4096", "directory": "/some/where",
+                "opencodeUsername": "u", "opencodePassword": "p"}],
+            "corsOrigins": ["http://localhost:5173"], "authorizedRoots": ["."],
+            "opencodeUsername": "u", "opencodePassword": "p", "logFormat": "json", "logRequests": false,
+        })
+        .to_string(),
+    );
+    let server = setup.only_args(&["--config", file.to_str().unwrap()]).start();
+    let told = server.owner().get(200, "/status");
+    assert_eq!(told["readOnly"], true);
+    assert_eq!(told["approval"], json!({"mode": "auto", "timeoutMs": 5000}));
+    assert_eq!(told["corsOrigins"], json!(["http://localhost:5173"]));
+    assert_eq!(told["tokenSource"], json!({"client": "file", "host": "file"}));
+    assert_eq!(told["server"]["configPath"], file.to_str().unwrap());
+    let conf = fs::canonicalize(file.parent().unwrap()).unwrap();
+    assert_eq!(told["authorizedRoots"], json!([conf]));
+    let workspace = &told["workspace"];
+    assert_eq!(workspace["name"], "Finance");
+    assert_eq!(workspace["path"], conf.join("finance").to_str().unwrap());
+    assert_eq!(
+        (&workspace["workspaceType"], &workspace["baseUrl"]),
+        (&json!("local"), &json!("http://127.0.0.1:4096"))
+    );
+    server.anyone().get(200, "/health");
+    server.owner().get(200, "/whoami");
+    assert!(!server.log().contains("GET /health"), "logRequests:false is not heard:\n{}", server.log());
+}
+
+#[test]
+fn the_file_is_found_where_it_was() {
+    let auto = r#"{"approval": {"mode": "auto"}}"#;
+    let setup = plain();
+    setup.scratch().file("home/.config/openwork/server.json", auto);
+    assert_eq!(status(&setup)["approval"]["mode"], "auto");
+    let named = plain();
+    let file = named.scratch().file("other.json", auto);
+    assert_eq!(
+        status(&named.env("OPENWORK_SERVER_CONFIG", file.to_str().unwrap()))["approval"]["mode"],
+        "auto"
+    );
+}
+
+#[test]
+fn every_variable() {
+    let setup = plain()
+        .only_args(&[])
+        .env("OPENWORK_HOST", "127.0.0.1")
+        .env("OPENWORK_PORT", "0")
+        .env("OPENWORK_APPROVAL_MODE", "auto")
+        .env("OPENWORK_READONLY", "yes")
+        .env("OPENWORK_CORS_ORIGINS", "http://a.example, http://b.example")
+        .env("OPENWORK_WORKSPACES", "work")
+        .env("OPENWORK_OPENCODE_BASE_URL", "http://127.0.0.1:4096")
+        .env("OPENWORK_SANDBOX_ENABLED", "1")
+        .env("OPENWORK_SANDBOX_BACKEND", "docker")
+        .env("OPENWORK_INBOX_ENABLED", "0")
+        .env("OPENWORK_INBOX_MAX_BYTES", "1000")
+        .env("OPENWORK_LOG_REQUESTS", "false");
+    let server = setup.start();
+    let told = server.owner().get(200, "/status");
+    assert_eq!((&told["readOnly"], &told["approval"]["mode"]), (&json!(true), &json!("auto")));
+    assert_eq!(told["corsOrigins"], json!(["http://a.example", "http://b.example"]));
+    assert_eq!(told["tokenSource"], json!({"client": "env", "host": "env"}));
+    assert_eq!(told["workspace"]["baseUrl"], "http://127.0.0.1:4096");
+    let can = server.owner().get(200, "/capabilities");
+    assert_eq!(can["sandbox"], json!({"enabled": true, "backend": "docker"}));
+    let files = &can["toolProviders"]["files"];
+    assert_eq!((&files["injection"], &files["maxBytes"]), (&json!(false), &json!(1000)));
+    assert!(!server.log().contains("GET /status"), "OPENWORK_LOG_REQUESTS is not heard:\n{}", server.log());
+}
+
+#[test]
+fn tokens_by_flag() {
+    let server = Setup::bare().args(&["--token", CLIENT_TOKEN, "--host-token", HOST_TOKEN]).start();
+    assert_eq!(server.owner().get(200, "/status")["tokenSource"], json!({"client": "cli", "host": "cli"}));
+}
+
+#[test]
+fn workspaces_of_a_stronger_source_replace_the_others() {
+    let base = || {
+        let setup = plain();
+        for name in ["f1", "e1", "e2", "c1", "c2"] {
+            setup.scratch().folder(name);
+        }
+        let file = setup.scratch().file("server.json", r#"{"workspaces": [{"path": "f1"}]}"#);
+        setup.arg(format!("--config={}", file.display()))
+    };
+    assert_eq!(folders(&base()), ["f1"]);
+    assert_eq!(folders(&base().env("OPENWORK_WORKSPACES", "e1,e2")), ["e1", "e2"]);
+    assert_eq!(folders(&base().env("OPENWORK_WORKSPACES", "e1;e2")), ["e1", "e2"]);
+    assert_eq!(folders(&base().env("OPENWORK_WORKSPACES", r#"["e2", "e1"]"#)), ["e2", "e1"]);
+    let all = base().env("OPENWORK_WORKSPACES", "e1").args(&["--workspace", "c2", "--workspace=c1"]);
+    assert_eq!(folders(&all), ["c2", "c1"]);
+}
+
+#[test]
+fn a_relative_workspace_starts_from_its_own_place() {
+    // From a flag: the current folder. From the file: the file's folder.
+    let setup = plain();
+    setup.scratch().folder("conf/here");
+    setup.scratch().folder("elsewhere/here");
+    let file = setup.scratch().file("conf/server.json", r#"{"workspaces": [{"path": "here"}]}"#);
+    let cwd = setup.scratch().path().join("elsewhere");
+    let root = fs::canonicalize(setup.scratch().path()).unwrap();
+    let from_file = setup.clone().cwd(&cwd).args(&["--config", file.to_str().unwrap()]);
+    assert_eq!(status(&from_file)["workspace"]["path"], root.join("conf/here").to_str().unwrap());
+    let from_flag = from_file.args(&["--workspace", "here"]);
+    assert_eq!(status(&from_flag)["workspace"]["path"], root.join("elsewhere/here").to_str().unwrap());
+}
+
+#[test]
+fn without_workspaces_the_current_folder_is_the_default_one() {
+    let setup = plain();
+    let cwd = fs::canonicalize(setup.scratch().folder("elsewhere")).unwrap();
+    let server = setup.cwd(&cwd).start();
+    let told = server.owner().get(200, &format!("/api/workspaces/{}", crate::server::NIL));
+    assert_eq!(told["path"], cwd.to_str().unwrap());
+}
+
+#[test]
+fn mistakes_name_their_place() {
+    refused(&plain().arg("--nonsense"), &["--nonsense", "--help"]);
+    refused(&plain().arg("stray"), &["stray"]);
+    refused(&plain().arg("--approval=perhaps"), &["--approval", "perhaps"]);
+    refused(&plain().arg("--approval"), &["--approval"]);
+    refused(&plain().arg("--approval-timeout=soon"), &["--approval-timeout", "soon"]);
+    refused(&plain().arg("--log-format=xml"), &["--log-format", "xml"]);
+    refused(&plain().arg("--max-runs=none"), &["--max-runs"]);
+    refused(&plain().arg("--mirror=nothing"), &["--mirror"]);
+    refused(&plain().arg("--mirror=no-such-distro=http://m.example/"), &["--mirror", "no-such-distro"]);
+    for port in ["x", "-1", "65536", ""] {
+        refused(&plain().only_args(&[&format!("--port={port}")]), &["--port"]);
+    }
+    refused(&plain().only_args(&[]).env("OPENWORK_PORT", "x"), &["OPENWORK_PORT"]);
+    refused(&plain().env("OPENWORK_APPROVAL_MODE", "perhaps"), &["OPENWORK_APPROVAL_MODE", "perhaps"]);
+}
+
+#[test]
+fn a_bad_file_is_named() {
+    for (text, part) in [
+        ("{", "line"),
+        ("[]", ""),
+        (r#"{"prot": 1}"#, "prot"),
+        (r#"{"approval": {"moed": "auto"}}"#, "moed"),
+        (r#"{"port": "8787"}"#, "port"),
+        (r#"{"approval": {"mode": "perhaps"}}"#, "perhaps"),
+        (r#"{"workspaces": [{"name": "no path"}]}"#, "path"),
+    ] {
+        let setup = plain();
+        let file = setup.scratch().file("bad.json", text);
+        let setup = setup.only_args(&["--config", file.to_str().unwrap()]);
+        refused(&setup, &[file.to_str().unwrap(), part]);
+    }
+    let setup = plain();
+    refused(&setup.args(&["--config", "not-there.json"]), &["not-there.json"]);
+}
+
+#[test]
+fn a_missing_workspace_folder_is_said() {
+    refused(&plain().arg("--workspace=not-there"), &["--workspace", "not-there"]);
+    let setup = plain();
+    setup.scratch().file("a-file", "");
+    refused(&setup.arg("--workspace=a-file"), &["--workspace", "a-file"]);
+    let setup = plain();
+    let file = setup.scratch().file("server.json", r#"{"workspaces": [{"path": "gone"}]}"#);
+    refused(&setup.args(&["--config", file.to_str().unwrap()]), &[file.to_str().unwrap(), "gone"]);
+}
+
+#[test]
+fn a_taken_port_is_said() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let ended = plain().only_args(&[&format!("--port={port}")]).run();
+    assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
+    assert!(ended.stderr.contains(&port), "{ended:?}");
+}
+
+#[test]
+fn the_data_folder_is_for_one_server() {
+    let setup = plain();
+    let first = setup.start();
+    let second = setup.run();
+    assert!(second.code.is_some_and(|code| code != 0), "{second:?}");
+    assert!(
+        second.stderr.contains(&first.pid.to_string()),
+        "the first's pid {} is not in {second:?}",
+        first.pid
+    );
+    first.owner().get(200, "/status");
+    // The lock goes with its holder, however that ends.
+    first.crash();
+    setup.start();
+}
+
+#[test]
+fn the_data_folder_by_flag_beats_the_variable() {
+    let setup = plain();
+    let flag = setup.scratch().path().join("by-flag");
+    let server = setup.arg(format!("--data-dir={}", flag.display())).start();
+    assert!(flag.is_dir());
+    assert!(!server.data.exists(), "the variable's folder was made too");
+}
+
+#[test]
+fn others_than_root_use_the_xdg_folder() {
+    let setup = plain().data("").env("XDG_DATA_HOME", "");
+    let home = setup.scratch().path().join("home");
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let server = setup.start_through(&nobody);
+    server.anyone().get(200, "/health");
+    server.owner().post(200, "/api/workspaces", json!({"name": "mine"}));
+    assert!(home.join(".local/share/berth").is_dir(), "{}", server.log());
+    server.stop();
+    let xdg = setup.scratch().folder("xdg");
+    fs::set_permissions(&xdg, fs::Permissions::from_mode(0o777)).unwrap();
+    setup.env("XDG_DATA_HOME", xdg.to_str().unwrap()).start_through(&nobody);
+    assert!(xdg.join("berth").is_dir());
+}
+
+#[test]
+fn the_last_lines_of_a_start_can_be_pasted() {
+    let server = Setup::new().start();
+    let line = server.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
+    assert!(line.contains(&format!("127.0.0.1:{}", server.address.port())), "{line}");
+    assert!(server.stdout.text().contains("berth token show"), "{}", server.log());
+    assert!(!server.log().contains(HOST_TOKEN) && !server.log().contains(CLIENT_TOKEN), "{}", server.log());
+}
+
+#[test]
+fn term_and_int_end_it_cleanly() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let server = Server::start();
+        server.anyone().get(200, "/health");
+        let ended = server.stop_by(signal);
+        assert_eq!(ended.code(), Some(0), "{signal:?}: {ended}");
+    }
+}
+
+#[test]
+fn setup_with_everything_there_just_serves() {
+    // A package manager that only says that it was called: with all tools there it must not be.
+    let setup = Setup::new();
+    let mark = setup.scratch().path().join("called");
+    let script = format!("#!/bin/sh\necho \"$0 $*\" >> {}\n", mark.display());
+    for name in ["apt-get", "dnf", "pacman"] {
+        let fake = setup.scratch().file(&format!("bin/{name}"), &script);
+        fs::set_permissions(fake, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    crate::fixture::tools();
+    let path = format!("{}/bin:{}", setup.scratch().path().display(), std::env::var("PATH").unwrap());
+    let server = setup.env("PATH", path).args(&["--setup", "--yes"]).start();
+    server.anyone().get(200, "/health");
+    let called = fs::read_to_string(&mark).unwrap_or_default();
+    for there in ["systemd-container", "debootstrap ", "debian-archive-keyring"] {
+        assert!(!called.contains(there), "installs what is there already: {called}");
+    }
+}

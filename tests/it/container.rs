@@ -1,0 +1,144 @@
+//! `exec` in a real container: every abuse, and what a container promises beyond the host: its root is nobody
+//! outside, its paths are its own, its commands are born without privileges to gain.
+
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::abuse::all_abuses;
+use crate::fixture::{Place, shared, shared_box};
+use crate::procs::{self, unique_secs};
+
+all_abuses!(shared_box());
+
+/// Runs a long sleep in the container, calls `look` with its pid on this machine, then ends it.
+fn with_sleep(place: &Place<'_>, look: impl FnOnce(u32)) {
+    let number = unique_secs();
+    thread::scope(|scope| {
+        let (server, path) = (place.server, place.path("/exec"));
+        let body = json!({"command": format!("sleep {number}"), "timeout_secs": 60});
+        scope.spawn(move || server.owner().post(200, &path, body));
+        let pid = procs::wait_sleep(&number);
+        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| look(pid)));
+        procs::kill(pid);
+        if let Err(panic) = looked {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn it_is_the_debian_that_was_asked_for() {
+    let place = shared_box();
+    assert!(place.sh("cat /etc/os-release").contains("VERSION_CODENAME=bookworm"));
+    assert_eq!(place.sh("id -u; id -un; echo $HOME; pwd"), "0\nroot\n/root\n/\n");
+}
+
+#[test]
+fn root_inside_is_nobody_outside() {
+    let place = shared_box();
+    with_sleep(&place, |pid| {
+        let uids = procs::uids(pid);
+        assert_eq!(uids.len(), 4);
+        assert!(uids.iter().all(|uid| *uid >= 65536), "root of the container is {uids:?} outside");
+        assert_eq!(procs::status(pid, "Seccomp").as_deref(), Some("2"), "no system call filter");
+        assert_eq!(procs::status(pid, "NoNewPrivs").as_deref(), Some("1"));
+        assert!(procs::init_of(pid).is_some(), "it lives in this machine's own pid namespace");
+    });
+    let owner = place.sh("stat -c %u /; stat -c %u /usr/bin/env; touch /root/mine; stat -c %u /root/mine");
+    assert_eq!(owner, "0\n0\n0\n", "inside, root owns the system and what it makes");
+}
+
+#[test]
+fn cwd_is_a_place_inside() {
+    let place = shared_box();
+    let pwd = |cwd: Value| place.exec(json!({"command": "pwd -P", "cwd": cwd}))["stdout"].clone();
+    assert_eq!(pwd(json!("/tmp")), "/tmp\n");
+    assert_eq!(pwd(json!("/")), "/\n");
+    assert_eq!(pwd(json!("tmp")), "/tmp\n");
+    assert_eq!(pwd(json!("usr/lib")), "/usr/lib\n");
+    // The form with the host's path is still taken.
+    assert_eq!(pwd(json!(place.root.join("usr/share"))), "/usr/share\n");
+    // What leads out of the root on the host leads nowhere inside.
+    assert_eq!(pwd(json!("/../../tmp")), "/tmp\n");
+    place.sh("ln -sfn /var/tmp /root/link");
+    assert_eq!(pwd(json!("/root/link")), "/var/tmp\n");
+}
+
+#[test]
+fn the_workspace_env_is_there() {
+    let place = shared_box();
+    assert_eq!(place.sh("echo $FROM_WORKSPACE"), "ws\n");
+    let told = place.exec(json!({"command": "echo $FROM_WORKSPACE", "env": {"FROM_WORKSPACE": "request"}}));
+    assert_eq!(told["stdout"], "request\n");
+}
+
+#[test]
+fn the_network_is_the_hosts_unless_said_otherwise() {
+    let server = shared();
+    let addresses = "cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' ' | sort | tr '\\n' ' '";
+    let closed = Place::ready(server, json!({"name": "closed", "shared_network": false}));
+    assert_eq!(closed.sh(addresses).trim(), "lo", "shared_network:false must isolate");
+    // A server on the host's loopback must not be there.
+    let told =
+        closed.exec(json!({"command": format!("exec 3<>/dev/tcp/127.0.0.1/{}", server.address.port())}));
+    assert_ne!(told["exit_code"], 0, "it reaches the host's loopback: {told}");
+    let open = shared_box();
+    assert!(
+        open.exec(json!({"command": format!("exec 3<>/dev/tcp/127.0.0.1/{}", server.address.port())}))["exit_code"]
+            == 0
+    );
+    assert!(open.sh("cat /etc/resolv.conf").lines().count() > 0);
+}
+
+#[test]
+fn collaborators_may_run_in_containers() {
+    let server = shared();
+    let place = shared_box();
+    let told = server.collaborator().post(200, &place.path("/exec"), json!({"command": "echo hi"}));
+    assert_eq!(told["stdout"], "hi\n");
+    server.anyone().refused(
+        401,
+        "unauthorized",
+        "POST",
+        &place.path("/exec"),
+        Some(json!({"command": "true"})),
+    );
+}
+
+#[test]
+fn what_one_command_writes_the_next_one_reads() {
+    let place = Place::ready(shared(), json!({"name": "memory"}));
+    place.sh("echo kept > /srv/file; mkdir -p /opt/x; chmod 750 /opt/x; useradd -m someone");
+    assert_eq!(place.sh("cat /srv/file; stat -c %a /opt/x; id -u someone"), "kept\n750\n1000\n");
+    let other = shared_box();
+    assert_ne!(
+        other.exec(json!({"command": "cat /srv/file"}))["exit_code"],
+        0,
+        "containers share their roots"
+    );
+    assert_eq!(place.sh("su someone -c 'id -un; touch /home/someone/f'"), "someone\n");
+}
+
+#[test]
+fn packages_can_be_installed() {
+    // dpkg's own moves (rename over directories, chown, setuid bits) on this root, without the network.
+    let place = Place::ready(shared(), json!({"name": "packages"}));
+    let script = "set -e; mkdir -p /tmp/p/DEBIAN /tmp/p/opt/hello; echo hi > /tmp/p/opt/hello/f; chmod 4755 /tmp/p/opt/hello/f
+        printf 'Package: hello-berth\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@y.z>\\nDescription: x\\n' > /tmp/p/DEBIAN/control
+        dpkg-deb --root-owner-group -b /tmp/p /tmp/p.deb >/dev/null; dpkg -i /tmp/p.deb >/dev/null; dpkg -s hello-berth | grep ^Status
+        stat -c '%a %U' /opt/hello/f; dpkg --purge hello-berth >/dev/null; test ! -e /opt/hello && echo gone";
+    assert_eq!(place.sh(script), "Status: install ok installed\n4755 root\ngone\n");
+}
+
+#[test]
+fn the_shell_inside_does_what_shells_do() {
+    let place = shared_box();
+    // Nothing of the server or of the agent leaks in as an open file.
+    assert_eq!(place.sh("ls /proc/self/fd | sort -n | tr '\\n' ' '"), "0 1 2 3 ");
+    assert_eq!(place.exec(json!({"command": "tty"}))["stdout"], "not a tty\n");
+    assert_eq!(
+        place.sh("cat /proc/self/status | grep -E '^(SigBlk|SigIgn):' | tr -d '\\t'"),
+        format!("SigBlk:{0:016x}\nSigIgn:{0:016x}\n", 0)
+    );
+}

@@ -1,0 +1,394 @@
+//! Builds: the real bootstrap, the init script, its log, building again, and that one workspace is built by one
+//! build at a time which DELETE ends.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fixture::{DISTRO, Place, bootstrap_facts, shared};
+use crate::procs::{self, secs, unique_secs, wait_for};
+
+#[test]
+fn a_real_bootstrap() {
+    let facts = bootstrap_facts();
+    let log = facts["log"].as_str().unwrap();
+    for line in ["I: Retrieving", "I: Validating", "I: Unpacking", "I: Base system installed successfully."] {
+        assert!(log.contains(line), "debootstrap was not seen to say {line:?}:\n{log}");
+    }
+    assert!(facts["debian_version"].as_str().unwrap().starts_with("12."), "{}", facts["debian_version"]);
+    // It streams: the log was seen to grow while it was made.
+    let seen = facts["log_lengths_seen"].as_array().unwrap();
+    assert!(seen.len() > 5, "the build log came in {} pieces", seen.len());
+}
+
+#[test]
+fn the_next_builds_use_the_kept_image() {
+    let start = Instant::now();
+    let place = Place::ready(shared(), json!({"name": "quick"}));
+    assert!(!place.init_log().contains("I: Retrieving"), "bootstrapped again:\n{}", place.init_log());
+    assert!(start.elapsed() < secs(30), "a build from the image took {:?}", start.elapsed());
+    assert_eq!(place.sh("cat /etc/debian_version"), bootstrap_facts()["debian_version"].as_str().unwrap());
+}
+
+#[test]
+fn the_init_script_runs_inside_with_its_shebang_and_env() {
+    let script = "#!/usr/bin/perl -w\nprint \"perl says $ENV{GREETING}\\n\"; print STDERR \"on stderr\\n\";\n\
+                  open my $f, '>', '/root/made'; print $f `id -u`; print `cat /proc/1/comm`;\n";
+    let place = Place::ready(
+        shared(),
+        json!({"name": "perl", "init_script": script, "env_vars": {"GREETING": "hi $x"}}),
+    );
+    let log = place.init_log();
+    assert!(log.contains("perl says hi $x"), "{log}");
+    assert!(log.contains("on stderr"), "{log}");
+    assert_eq!(place.sh("cat /root/made"), "0\n");
+    assert!(place.sh("cat /var/log/sandboxed.sh-init.log").contains("perl says hi $x"));
+    let told = place.client.get(200, &place.path("/init-log"));
+    assert_eq!(
+        (&told["exists"], &told["log_path"]),
+        (&json!(true), &json!("/var/log/sandboxed.sh-init.log"))
+    );
+    assert!(told["total_lines"].as_u64().is_some_and(|lines| lines > 1), "{told}");
+    assert!(!told["content"].as_str().unwrap().ends_with('\n'), "{told}");
+    let told = place.client.get(200, &place.path("/debug"));
+    assert_eq!((&told["init_script_exists"], &told["last_error"]), (&json!(false), &Value::Null), "{told}");
+}
+
+#[test]
+fn a_script_without_shebang_is_for_the_shell() {
+    let place = Place::ready(shared(), json!({"name": "plain", "init_script": "echo plain > /root/made\n"}));
+    assert_eq!(place.sh("cat /root/made"), "plain\n");
+}
+
+#[test]
+fn the_log_has_the_last_500_lines() {
+    let place = Place::ready(shared(), json!({"name": "long log", "init_script": "#!/bin/sh\nseq 1 3000\n"}));
+    let told = place.client.get(200, &place.path("/init-log"));
+    let lines: Vec<_> = told["content"].as_str().unwrap().lines().collect();
+    assert_eq!(lines.len(), 500);
+    assert!(lines.contains(&"3000") && !lines.contains(&"2000"), "{}", lines[0]);
+    assert!(told["total_lines"].as_u64().unwrap() >= 3000);
+}
+
+#[test]
+fn a_failing_init_script_is_an_error_that_says_why_and_can_be_repaired() {
+    let script = "#!/bin/bash\necho before\necho 'E: nothing works' >&2\nexit 4\n";
+    let place = Place::pending(shared(), json!({"name": "failing", "init_script": script}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let done = place.settled();
+    assert_eq!(done["status"], "error", "{done}");
+    let message = done["error_message"].as_str().unwrap();
+    assert!(message.contains('4') && message.contains("E: nothing works"), "{message}");
+    assert!(place.init_log().contains("E: nothing works"));
+    assert_eq!(place.client.get(200, &place.path("/debug"))["last_error"], done["error_message"]);
+    place.exec_refused("workspace_not_ready", json!({"command": "true"}));
+
+    let rerun = || place.client.call("POST", &place.path("/rerun-init"), None).expect(200).value();
+    let told = rerun();
+    assert_eq!((&told["success"], &told["exit_code"]), (&json!(false), &json!(4)), "{told}");
+    assert_eq!((&told["stdout"], &told["stderr"]), (&json!("before\n"), &json!("E: nothing works\n")));
+    assert!(told["duration_secs"].is_f64(), "{told}");
+    assert_eq!(place.show()["status"], "error");
+
+    let repaired = "#!/bin/bash\necho repaired | tee /root/made\n";
+    place.client.put(200, &place.path(""), json!({"init_script": repaired}));
+    let told = rerun();
+    assert_eq!(
+        (&told["success"], &told["exit_code"], &told["stdout"]),
+        (&json!(true), &json!(0), &json!("repaired\n"))
+    );
+    let now = place.show();
+    assert_eq!((&now["status"], &now["error_message"]), (&json!("ready"), &Value::Null));
+    assert_eq!(place.sh("cat /root/made"), "repaired\n");
+    assert!(place.init_log().contains("repaired"));
+}
+
+#[test]
+fn rerun_init_needs_a_container_and_a_script() {
+    let place = Place::pending(shared(), json!({"name": "unbuilt", "init_script": "true"}));
+    place.client.refused(400, "workspace_not_ready", "POST", &place.path("/rerun-init"), None);
+    let place = Place::ready(shared(), json!({"name": "no script"}));
+    place.client.refused(400, "no_init_script", "POST", &place.path("/rerun-init"), None);
+    assert_eq!(place.show()["status"], "ready");
+}
+
+#[test]
+fn what_an_init_script_leaves_behind_does_not_hold_the_build() {
+    let number = unique_secs();
+    let script = format!("#!/bin/bash\nsetsid sleep {number} &\necho started\n");
+    let place = Place::pending(shared(), json!({"name": "daemon", "init_script": script}));
+    let start = Instant::now();
+    place.build();
+    assert!(start.elapsed() < secs(30), "{:?}", start.elapsed());
+    place.delete();
+    procs::assert_dead(&number);
+}
+
+#[test]
+fn rebuild_starts_from_nothing_and_needs_to_be_said() {
+    let place = Place::ready(shared(), json!({"name": "again"}));
+    place.sh("echo mine > /root/precious");
+    // A plain build of what is built and whole destroys nothing.
+    let plain = place.client.call("POST", &place.path("/build"), None);
+    assert!([200, 409].contains(&plain.status), "{plain}");
+    assert_eq!(place.settled()["status"], "ready");
+    assert_eq!(place.sh("cat /root/precious"), "mine\n");
+    for (query, body) in [("?rebuild=true", None), ("", Some(json!({"rebuild": true})))] {
+        place.sh("echo mine > /root/precious");
+        let told =
+            place.client.call("POST", &place.path(&format!("/build{query}")), body.as_ref()).expect(200);
+        assert_eq!(told.value()["status"], "building");
+        assert_eq!(place.settled()["status"], "ready");
+        assert_ne!(place.exec(json!({"command": "cat /root/precious"}))["exit_code"], 0, "it is still there");
+    }
+}
+
+#[test]
+fn a_build_can_name_its_distro() {
+    let body = json!({"name": "late", "workspace_type": "container"});
+    let server = shared();
+    let made = server.owner().post(200, "/api/workspaces", body);
+    assert_eq!(made["distro"], Value::Null);
+    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let told = server.owner().post(200, &format!("{path}/build"), json!({"distro": "bookworm"}));
+    assert_eq!((&told["status"], &told["distro"]), (&json!("building"), &json!(DISTRO)));
+    wait_for("the build", secs(60), || (server.owner().get(200, &path)["status"] == "ready").then_some(()));
+    server.owner().delete(200, &path);
+}
+
+#[test]
+fn collaborators_may_build_where_nobody_is_asked() {
+    let server = shared();
+    let place = Place::pending(server, json!({"name": "built by a collaborator"}));
+    server.collaborator().call("POST", &place.path("/build"), None).expect(200);
+    assert_eq!(place.settled()["status"], "ready");
+}
+
+#[test]
+fn debug_shows_the_root() {
+    let place = Place::ready(shared(), json!({"name": "looked at"}));
+    let told = place.client.get(200, &place.path("/debug"));
+    let mut fields: Vec<_> = told.as_object().unwrap().keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    assert_eq!(
+        fields,
+        [
+            "directories",
+            "distro",
+            "has_bash",
+            "id",
+            "init_script_exists",
+            "init_script_modified",
+            "last_error",
+            "name",
+            "path",
+            "path_exists",
+            "size_bytes",
+            "status",
+        ]
+    );
+    assert_eq!(
+        (&told["status"], &told["path_exists"], &told["has_bash"]),
+        (&json!("ready"), &json!(true), &json!(true))
+    );
+    assert!(told["size_bytes"].as_u64().is_some_and(|size| size > 50_000_000), "{told}");
+    let folders = told["directories"].as_array().unwrap();
+    for (folder, name) in folders.iter().zip(["bin", "usr", "etc", "var", "var/log", "root", "tmp"]) {
+        assert_eq!((&folder["path"], &folder["exists"]), (&json!(name), &json!(true)), "{folder}");
+        assert!(folder["file_count"].is_u64(), "{folder}");
+    }
+    assert!(
+        folders[0]["file_count"].as_u64().unwrap() > 50 && folders[2]["file_count"].as_u64().unwrap() > 50
+    );
+}
+
+#[test]
+fn eight_parallel_builds_are_one() {
+    const ROUNDS: usize = 20;
+    let place =
+        Place::pending(shared(), json!({"name": "single flight", "init_script": "#!/bin/sh\nsleep 0.3\n"}));
+    for round in 0..ROUNDS {
+        let start = Barrier::new(8);
+        let mut statuses: Vec<u16> = thread::scope(|scope| {
+            let calls: Vec<_> = (0..8)
+                .map(|_| {
+                    let (start, path, server) = (&start, place.path("/build?rebuild=true"), place.server);
+                    scope.spawn(move || {
+                        let owner = server.owner();
+                        owner.get(200, "/health");
+                        start.wait();
+                        let reply = owner.call("POST", &path, None);
+                        if reply.status == 409 {
+                            assert_eq!(reply.value()["code"], "build_running", "{reply}");
+                        }
+                        reply.status
+                    })
+                })
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        });
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 409, 409, 409, 409, 409, 409, 409], "round {round}");
+        assert_eq!(place.settled()["status"], "ready", "round {round}");
+    }
+}
+
+#[test]
+fn rerun_init_and_build_exclude_each_other() {
+    let place = Place::ready(shared(), json!({"name": "exclusive", "init_script": "#!/bin/sh\ntrue\n"}));
+    let number = unique_secs();
+    place.client.put(200, &place.path(""), json!({"init_script": format!("#!/bin/sh\nsleep {number}\n")}));
+    thread::scope(|scope| {
+        let (server, path) = (place.server, place.path("/rerun-init"));
+        scope.spawn(move || server.owner().call("POST", &path, None));
+        let pid = procs::wait_sleep(&number);
+        for call in ["/build", "/build?rebuild=true", "/rerun-init"] {
+            let reply = place.client.call("POST", &place.path(call), None);
+            assert_eq!(reply.status, 409, "{call}: {reply}");
+        }
+        procs::kill(pid);
+    });
+    assert_ne!(place.show()["status"], "building");
+}
+
+#[test]
+fn delete_ends_a_running_build() {
+    let number = unique_secs();
+    let script = format!("#!/bin/sh\ntrap '' TERM\nsetsid sleep {number} &\nsleep {number}\n");
+    let place = Place::pending(shared(), json!({"name": "short lived", "init_script": script}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    wait_for("the init script", secs(60), || (procs::sleeps(&number).len() == 2).then_some(()));
+    assert_eq!(place.show()["status"], "building");
+    let (path, root, client) = (place.path(""), place.root.clone(), place.server.owner());
+    let start = Instant::now();
+    place.delete();
+    assert!(start.elapsed() < secs(20), "{:?}", start.elapsed());
+    procs::assert_dead(&number);
+    client.refused(404, "workspace_not_found", "GET", &path, None);
+    assert!(!root.exists() && !root.parent().unwrap().exists(), "left behind: {}", root.display());
+    assert!(procs::mounts_below(root.parent().unwrap()).is_empty());
+}
+
+#[test]
+fn delete_at_any_moment_of_a_build_leaves_nothing() {
+    for step in 0..12 {
+        let place =
+            Place::pending(shared(), json!({"name": "any moment", "init_script": "#!/bin/sh\nsleep 0.2\n"}));
+        place.client.call("POST", &place.path("/build"), None).expect(200);
+        // The one place where time is the test: a build has no other handle for "somewhere in the middle".
+        thread::sleep(Duration::from_millis(step * 100));
+        let folder = place.root.parent().unwrap().to_owned();
+        place.delete();
+        assert!(!folder.exists(), "step {step} has left {}", folder.display());
+        assert!(procs::mounts_below(&folder).is_empty(), "step {step}");
+    }
+}
+
+#[test]
+fn delete_stops_what_runs_inside() {
+    let place = Place::ready(shared(), json!({"name": "running"}));
+    let number = unique_secs();
+    thread::scope(|scope| {
+        let (server, path) = (place.server, place.path("/exec"));
+        let body = json!({"command": format!("setsid sleep {number} & sleep {number}"), "timeout_secs": 60});
+        scope.spawn(move || server.owner().call("POST", &path, Some(&body)));
+        wait_for("both to run", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
+        let folder = place.root.parent().unwrap().to_owned();
+        place.delete();
+        procs::assert_dead(&number);
+        assert!(!folder.exists());
+        assert!(procs::mounts_below(&folder).is_empty());
+    });
+}
+
+#[test]
+fn a_build_that_cannot_work_says_why() {
+    // A mirror that nobody listens on: the message must carry the tool's last words, never be empty.
+    let server =
+        crate::server::Setup::new().arg("--mirror=debian-bookworm=http://127.0.0.1:1/debian").start();
+    let place = Place::pending(&server, json!({"name": "no mirror"}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let done = place.settled();
+    assert_eq!(done["status"], "error", "{done}");
+    let message = done["error_message"].as_str().unwrap();
+    assert!(
+        message.contains("127.0.0.1:1") || message.contains("InRelease") || message.contains("Release"),
+        "{message}"
+    );
+    assert!(!place.root.join("usr").exists(), "a half-made root is left");
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    assert_eq!(place.settled()["status"], "error");
+}
+
+#[test]
+fn a_missing_tool_names_its_package() {
+    let setup = crate::server::Setup::new();
+    let empty = setup.scratch().folder("empty");
+    // Only what a shell needs; neither debootstrap nor nspawn.
+    for tool in ["sh", "bash", "cp", "tar"] {
+        std::os::unix::fs::symlink(format!("/bin/{tool}"), empty.join(tool)).unwrap();
+    }
+    let server = setup.env("PATH", empty.to_str().unwrap()).start();
+    let log = server.log();
+    let body = json!({"name": "no tools", "workspace_type": "container", "distro": DISTRO});
+    let made = server.owner().post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let reply = server.owner().call("POST", &format!("{path}/build"), None);
+    let message = if reply.status == 200 {
+        let done = wait_for("the build to fail", secs(20), || {
+            let now = server.owner().get(200, &path);
+            (now["status"] != "building").then_some(now)
+        });
+        assert_eq!(done["status"], "error", "{done}");
+        done["error_message"].as_str().unwrap().to_owned()
+    } else {
+        reply.text()
+    };
+    assert!(message.contains("systemd-container") || message.contains("debootstrap"), "{message}");
+    assert!(
+        log.contains("systemd-container") && log.contains("debootstrap"),
+        "the start says nothing:\n{log}"
+    );
+}
+
+#[test]
+fn a_restart_in_mid_build_is_an_error_that_says_so() {
+    let setup = crate::fixture::seeded();
+    let server = setup.start();
+    let number = unique_secs();
+    let script = format!("#!/bin/sh\nsetsid sleep {number} &\nsleep {number}\n");
+    let body = json!({"name": "b", "workspace_type": "container", "distro": DISTRO, "init_script": script});
+    let made = server.owner().post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    server.owner().call("POST", &format!("{path}/build"), None).expect(200);
+    wait_for("the init script", secs(60), || (procs::sleeps(&number).len() == 2).then_some(()));
+    server.crash();
+    let server = setup.start();
+    let now = server.owner().get(200, &path);
+    assert_eq!(now["status"], "error", "{now}");
+    assert!(
+        now["error_message"].as_str().is_some_and(|text| text.to_lowercase().contains("interrupted")),
+        "{now}"
+    );
+    procs::assert_dead(&number);
+    server.owner().put(200, &path, json!({"init_script": "#!/bin/sh\necho fine\n"}));
+    server.owner().call("POST", &format!("{path}/build"), None).expect(200);
+    let done = wait_for("the next build", secs(60), || {
+        let now = server.owner().get(200, &path);
+        (now["status"] != "building").then_some(now)
+    });
+    assert_eq!(done["status"], "ready", "{done}");
+    // A stop in an orderly way is no different.
+    server.owner().put(200, &path, json!({"init_script": format!("#!/bin/sh\nsleep {number}\n")}));
+    server.owner().call("POST", &format!("{path}/build?rebuild=true"), None).expect(200);
+    procs::wait_sleep(&number);
+    server.stop();
+    procs::assert_dead(&number);
+    assert!(procs::mounts_below(setup.data_dir()).is_empty());
+    let server = setup.start();
+    let now = server.owner().get(200, &path);
+    assert_eq!(now["status"], "error", "{now}");
+    assert!(!now["error_message"].as_str().unwrap_or_default().is_empty(), "{now}");
+}

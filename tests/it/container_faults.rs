@@ -1,0 +1,213 @@
+//! Whatever dies, the next command works: the agent, nspawn, the shell inside, everything inside.
+
+use std::thread;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Place, shared};
+use crate::procs::{self, secs, unique_secs};
+
+/// Runs a sleep inside, calls `harm` with its pid on this machine, and returns what its caller was told.
+fn harmed(place: &Place<'_>, harm: impl FnOnce(u32)) -> (u16, Value) {
+    let number = unique_secs();
+    let answer = thread::scope(|scope| {
+        let (server, path) = (place.server, place.path("/exec"));
+        let body = json!({"command": format!("echo started; sleep {number}"), "timeout_secs": 30});
+        let run = scope.spawn(move || {
+            let reply = server.owner().call("POST", &path, Some(&body));
+            (reply.status, reply.value())
+        });
+        harm(procs::wait_sleep(&number));
+        run.join().unwrap()
+    });
+    procs::assert_dead(&number);
+    answer
+}
+
+#[track_caller]
+fn still_works(place: &Place<'_>) {
+    let start = Instant::now();
+    assert_eq!(place.sh("echo alive; cat /root/kept"), "alive\nkept\n");
+    assert!(start.elapsed() < secs(15), "came back after {:?}", start.elapsed());
+}
+
+fn fresh(name: &str) -> Place<'static> {
+    let place = Place::ready(shared(), json!({"name": name}));
+    place.sh("echo kept > /root/kept");
+    place
+}
+
+/// The command was cut short; its caller must hear so at once, not after the command's timeout.
+#[track_caller]
+fn told_of_a_cut((status, told): &(u16, Value)) {
+    if *status == 200 {
+        assert_ne!(told["exit_code"], 0, "a command that was killed is no success: {told}");
+        assert_eq!(told["timed_out"], false, "nothing timed out: {told}");
+    } else {
+        assert!(*status >= 500 && told["code"].is_string(), "{status} {told}");
+    }
+}
+
+#[test]
+fn kill_the_containers_first_process() {
+    let place = fresh("init dies");
+    for _ in 0..3 {
+        told_of_a_cut(&harmed(&place, |pid| procs::kill(procs::init_of(pid).expect("no container"))));
+        still_works(&place);
+    }
+}
+
+#[test]
+fn kill_nspawn() {
+    let place = fresh("nspawn dies");
+    for _ in 0..3 {
+        let answer = harmed(&place, |pid| {
+            let init = procs::init_of(pid).expect("no container");
+            let nspawn = procs::parent(init).unwrap();
+            assert!(
+                procs::name(nspawn).contains("nspawn"),
+                "the parent of the container is {}",
+                procs::name(nspawn)
+            );
+            procs::kill(nspawn);
+        });
+        told_of_a_cut(&answer);
+        still_works(&place);
+    }
+}
+
+#[test]
+fn kill_the_agent() {
+    let place = fresh("agent dies");
+    // It is a copy of our binary, under a name of its own.
+    let ours = std::fs::metadata(crate::server::BINARY).unwrap().len();
+    for _ in 0..3 {
+        let answer = harmed(&place, |pid| {
+            let home = std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+            let agents: Vec<u32> = procs::all()
+                .into_iter()
+                .filter(|other| {
+                    std::fs::read_link(format!("/proc/{other}/ns/pid")).is_ok_and(|ns| ns == home)
+                })
+                .filter(|other| {
+                    std::fs::metadata(format!("/proc/{other}/exe")).is_ok_and(|exe| exe.len() == ours)
+                })
+                .collect();
+            assert!(!agents.is_empty(), "no process of our binary in the container");
+            agents.iter().for_each(|agent| procs::kill(*agent));
+        });
+        told_of_a_cut(&answer);
+        still_works(&place);
+    }
+}
+
+#[test]
+fn kill_the_shell_inside() {
+    let place = fresh("shell dies");
+    let (status, told) = harmed(&place, |pid| procs::kill(procs::parent(pid).unwrap()));
+    assert_eq!(status, 200);
+    assert_eq!(
+        (&told["exit_code"], &told["signal"], &told["stdout"]),
+        (&json!(-1), &json!(9), &json!("started\n")),
+        "{told}"
+    );
+    still_works(&place);
+}
+
+#[test]
+fn a_container_that_kills_all_it_can_see() {
+    let place = fresh("suicidal");
+    for command in ["kill -9 -1", "kill -9 1; kill -TERM 1; kill -INT 1; true", "kill -STOP -1; true"] {
+        let reply = place.client.call(
+            "POST",
+            &place.path("/exec"),
+            Some(&json!({"command": command, "timeout_secs": 3})),
+        );
+        assert!(reply.status == 200 || reply.status >= 500, "{command}: {reply}");
+        still_works(&place);
+    }
+}
+
+#[test]
+fn a_stopped_agent_is_replaced() {
+    // SIGSTOP from outside: nothing inside answers any more, and nothing ends by itself.
+    let place = fresh("frozen");
+    let number = unique_secs();
+    let (server, path) = (place.server, place.path("/exec"));
+    thread::scope(|scope| {
+        let body = json!({"command": format!("sleep {number}"), "timeout_secs": 2});
+        let first = scope.spawn({
+            let path = path.clone();
+            move || server.owner().call("POST", &path, Some(&body))
+        });
+        let pid = procs::wait_sleep(&number);
+        let init = procs::init_of(pid).unwrap();
+        let start = Instant::now();
+        procs::signal(init, rustix::process::Signal::STOP);
+        let reply = first.join().unwrap();
+        assert!(start.elapsed() < secs(30), "the timeout of a frozen container took {:?}", start.elapsed());
+        assert!(reply.status == 200 || reply.status >= 500, "{reply}");
+    });
+    procs::assert_dead(&number);
+    still_works(&place);
+}
+
+#[test]
+fn files_that_the_agent_lives_on_may_be_ruined() {
+    let place = fresh("ruined");
+    // What a workload with root can do to its own system, short of its shell.
+    place.sh("rm -rf /run/* /dev/shm/* /tmp/* 2>/dev/null; chmod 000 /tmp /run; true");
+    still_works(&place);
+    told_of_a_cut(&harmed(&place, |pid| procs::kill(procs::init_of(pid).unwrap())));
+    still_works(&place);
+}
+
+#[test]
+fn a_stopped_server_leaves_no_container() {
+    let setup = crate::fixture::seeded();
+    let server = setup.start();
+    let place = Place::ready(&server, json!({"name": "left alone"}));
+    let number = unique_secs();
+    place.exec(json!({"command": format!("setsid sleep {number} >/dev/null 2>&1 </dev/null & true")}));
+    let (path, id) = (place.path("/exec"), place.id.clone());
+    drop_without_delete(place);
+    server.stop();
+    procs::assert_dead(&number);
+    procs::wait_for("no process of ours", secs(5), || {
+        procs::mentioning(setup.data_dir()).is_empty().then_some(())
+    });
+    assert!(procs::mounts_below(setup.data_dir()).is_empty(), "{:?}", procs::mounts_below(setup.data_dir()));
+    let server = setup.start();
+    assert_eq!(server.owner().get(200, &format!("/api/workspaces/{id}"))["status"], "ready");
+    assert_eq!(server.owner().post(200, &path, json!({"command": "echo back"}))["stdout"], "back\n");
+}
+
+#[test]
+fn a_crashed_server_takes_its_containers_back() {
+    let setup = crate::fixture::seeded();
+    let server = setup.start();
+    let place = Place::ready(&server, json!({"name": "survivor"}));
+    place.sh("echo kept > /root/kept");
+    let number = unique_secs();
+    place.exec(json!({"command": format!("setsid sleep {number} >/dev/null 2>&1 </dev/null & true")}));
+    let (path, id) = (place.path("/exec"), place.id.clone());
+    drop_without_delete(place);
+    server.crash();
+    let server = setup.start();
+    assert_eq!(server.owner().get(200, &format!("/api/workspaces/{id}"))["status"], "ready");
+    let told = server.owner().post(200, &path, json!({"command": "cat /root/kept"}));
+    assert_eq!(told["stdout"], "kept\n", "{told}");
+    server.owner().delete(200, &format!("/api/workspaces/{id}"));
+    procs::assert_dead(&number);
+    server.stop();
+    procs::wait_for("no process of ours", secs(5), || {
+        procs::mentioning(setup.data_dir()).is_empty().then_some(())
+    });
+    assert!(procs::mounts_below(setup.data_dir()).is_empty());
+}
+
+/// The workspace shall outlive this server.
+fn drop_without_delete(place: Place<'_>) {
+    std::mem::forget(place);
+}

@@ -1,0 +1,215 @@
+//! The server is killed with -9 at random moments of creates, builds, commands and deletes. The next start serves the
+//! same data folder: nothing acknowledged is lost, nothing is doubled, nothing runs on, nothing stays mounted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::fixture::{DISTRO, seeded};
+use crate::procs::{self, secs, unique_secs, wait_for};
+use crate::server::{NIL, Server};
+
+const ROUNDS: u32 = 50;
+
+/// What the callers know: from answers, and from requests whose answer never came.
+#[derive(Default)]
+struct Truth {
+    /// Acknowledged, and no delete was sent: id → name.
+    there: BTreeMap<String, String>,
+    /// Acknowledged deletes: the ids.
+    gone: BTreeSet<String>,
+    /// A create without an answer: the name.
+    maybe_made: Option<String>,
+    /// A delete without an answer: the id.
+    maybe_gone: Option<String>,
+}
+
+/// xorshift64: a crash that cannot be repeated cannot be repaired, so the seed is printed and can be given.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Random {
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let seed = std::env::var("CRASH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock | 1);
+        eprintln!("CRASH_SEED={seed}");
+        Random(seed)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let setup = seeded();
+    let mark = format!("it-mark-{}", unique_secs());
+    let mut random = Random::new();
+    let mut truth = Truth::default();
+    for round in 0..ROUNDS {
+        let server = setup.start();
+        check(&server, &mut truth, &mark, round);
+        let life = Duration::from_millis(random.below(1500));
+        let dead = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let deadline = Instant::now() + life;
+                while Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                procs::kill(server.pid);
+                dead.store(true, Ordering::Release);
+            });
+            let mut step = 0;
+            while !dead.load(Ordering::Acquire) {
+                let name = format!("r{round}-{step}");
+                if sequence(&server.owner(), &mut truth, &mut random, name, &mark).is_none() {
+                    break;
+                }
+                step += 1;
+            }
+        });
+        server.crash();
+    }
+    let server = setup.start();
+    check(&server, &mut truth, &mark, ROUNDS);
+    let owner = server.owner();
+    for id in truth.there.keys() {
+        owner.delete(200, &format!("/api/workspaces/{id}"));
+    }
+    let body = json!({"name": "after all", "workspace_type": "container", "distro": DISTRO});
+    let last = owner.post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", last["id"].as_str().unwrap());
+    owner.call("POST", &format!("{path}/build"), None).expect(200);
+    wait_for("the last build", secs(60), || (owner.get(200, &path)["status"] == "ready").then_some(()));
+    owner.delete(200, &path);
+    server.stop();
+    nothing_left(setup.data_dir(), &mark, 0);
+    assert!(folders(setup.data_dir()).is_empty(), "{:?}", folders(setup.data_dir()));
+}
+
+/// Create, build, run, delete; `None` as soon as the server has died.
+fn sequence(owner: &Client, truth: &mut Truth, random: &mut Random, name: String, mark: &str) -> Option<()> {
+    let post = |path: &str, body: Value| {
+        let body = serde_json::to_vec(&body).unwrap();
+        owner.try_send("POST", path, &[], Some(&body)).ok()
+    };
+    truth.maybe_made = Some(name.clone());
+    let init = ["", "#!/bin/sh\nsleep 0.2\n"][random.below(2) as usize];
+    let made = post(
+        "/api/workspaces",
+        json!({
+            "name": name, "workspace_type": "container", "distro": DISTRO, "init_script": init, "env_vars": {"MARK": mark}
+        }),
+    )?;
+    let made = made.expect(200).value();
+    let id = made["id"].as_str().unwrap().to_owned();
+    truth.maybe_made = None;
+    truth.there.insert(id.clone(), name);
+    let path = format!("/api/workspaces/{id}");
+    if random.below(8) > 0 {
+        post(&format!("{path}/build"), json!({}))?.expect(200);
+        // One in three is deleted while it is built.
+        if random.below(3) > 0 {
+            loop {
+                let now = owner.try_send("GET", &path, &[], None).ok()?.expect(200).value();
+                if now["status"] != "building" {
+                    assert_eq!(now["status"], "ready", "{now}");
+                    break;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            let told =
+                post(&format!("{path}/exec"), json!({"command": "echo $MARK; setsid sleep 5 & sleep 0.05"}))?;
+            assert_eq!(told.clone().expect(200).value()["stdout"], format!("{mark}\n"), "{told}");
+        }
+    }
+    if random.below(3) > 0 {
+        truth.there.remove(&id);
+        truth.maybe_gone = Some(id.clone());
+        owner.try_send("DELETE", &path, &[], None).ok()?.expect(200);
+        truth.maybe_gone = None;
+        truth.gone.insert(id);
+    }
+    Some(())
+}
+
+fn check(server: &Server, truth: &mut Truth, mark: &str, round: u32) {
+    nothing_left(&server.data, mark, server.pid);
+    let list = server.owner().get(200, "/api/workspaces");
+    let mut found = BTreeMap::new();
+    for workspace in list.as_array().unwrap() {
+        let id = workspace["id"].as_str().unwrap().to_owned();
+        let name = workspace["name"].as_str().unwrap().to_owned();
+        let status = workspace["status"].as_str().unwrap();
+        assert!(["pending", "ready", "error"].contains(&status), "round {round}: {workspace}");
+        if status == "error" {
+            let message = workspace["error_message"].as_str().unwrap_or_default();
+            assert!(message.to_lowercase().contains("interrupted"), "round {round}: {workspace}");
+        }
+        if id != NIL {
+            assert_eq!(found.insert(id, name), None, "round {round}: one id twice in {list}");
+        }
+    }
+    // An answer that never came leaves two possibilities, and now one of them has become a fact.
+    if let Some(name) = truth.maybe_made.take() {
+        let made = found.iter().find(|(_, found)| **found == name);
+        if let Some((id, name)) = made {
+            truth.there.insert(id.clone(), name.clone());
+        }
+    }
+    if let Some(id) = truth.maybe_gone.take() {
+        match found.get(&id) {
+            Some(name) => _ = truth.there.insert(id, name.clone()),
+            None => _ = truth.gone.insert(id),
+        }
+    }
+    assert_eq!(
+        found, truth.there,
+        "round {round}: what is there (left) is not what was acknowledged (right)"
+    );
+    let orphans: Vec<_> = wait_or(secs(10), || {
+        let folders = folders(&server.data);
+        folders.into_iter().filter(|name| !truth.there.keys().any(|id| name.contains(id.as_str()))).collect()
+    });
+    assert!(orphans.is_empty(), "round {round}: folders of no workspace: {orphans:?}");
+}
+
+/// Names in the data folder's `workspaces`.
+fn folders(data: &Path) -> Vec<String> {
+    let entries = fs::read_dir(data.join("workspaces")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Asks until the list is empty, at most this long; the last list.
+fn wait_or<T>(longest: Duration, mut ask: impl FnMut() -> Vec<T>) -> Vec<T> {
+    let deadline = Instant::now() + longest;
+    loop {
+        let list = ask();
+        if list.is_empty() || Instant::now() > deadline {
+            return list;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn nothing_left(data: &Path, mark: &str, server: u32) {
+    let left = wait_or(secs(10), || {
+        let mut left = procs::mentioning(data);
+        left.extend(procs::naming(mark).into_iter().map(|pid| (pid, procs::arguments(pid))));
+        left.retain(|(pid, _)| *pid != server && *pid != std::process::id());
+        left
+    });
+    assert!(left.is_empty(), "still running: {left:?}");
+    let mounts = wait_or(secs(10), || procs::mounts_below(data));
+    assert!(mounts.is_empty(), "still mounted: {mounts:?}");
+}

@@ -1,0 +1,118 @@
+//! The log: the observed shapes, one line for each request, never a secret, never a raw control character.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::procs::secs;
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, NIL, Server, Setup};
+
+#[track_caller]
+fn line(server: &Server, part: &str) -> String {
+    server.stdout.line_with(part, secs(5)).unwrap_or_else(|| panic!("no {part:?} in:\n{}", server.log()))
+}
+
+#[test]
+fn pretty_request_lines() {
+    let server = Server::start();
+    server.anyone().get(200, "/health");
+    let told = line(&server, "GET /health 200 ");
+    let tail = told.split_once("GET /health 200 ").unwrap().1;
+    let number = tail.strip_suffix("ms").unwrap_or_else(|| panic!("no duration: {told:?}"));
+    assert!(number.parse::<f64>().is_ok(), "{told:?}");
+    server.anyone().call("POST", "/nothing?token=abc", None).expect(404);
+    line(&server, "POST /nothing 404 ");
+    assert!(!server.log().contains("token=abc"), "a query may carry a secret:\n{}", server.log());
+}
+
+#[test]
+fn json_lines() {
+    let server = Setup::new().arg("--log-format=json").env("OPENWORK_RUN_ID", "run-42").start();
+    server.collaborator().get(200, "/status");
+    server.anyone().call("GET", "/status", None).expect(401);
+    let wanted = ["\"status\":401", "\"status\":200"].map(|part| line(&server, part));
+    for text in server.stdout.text().lines() {
+        let parsed: Result<Value, _> = serde_json::from_str(text);
+        let entry = parsed.unwrap_or_else(|error| panic!("{error}: {text:?}"));
+        assert!(entry["timeUnixNano"].is_string() || entry["timeUnixNano"].is_u64(), "{entry}");
+        assert!(entry["severityText"].is_string() && entry["body"].is_string(), "{entry}");
+        assert_eq!(entry["attributes"]["run.id"], "run-42", "{entry}");
+        assert_eq!(entry["attributes"]["process.pid"], server.pid, "{entry}");
+        for field in ["service.name", "service.version", "service.instance.id", "host.name"] {
+            assert!(entry["resource"][field].is_string(), "{field}: {entry}");
+        }
+    }
+    let [refused, fine] = wanted.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    assert_eq!((&refused["severityNumber"], &fine["severityNumber"]), (&json!(13), &json!(9)));
+    let attributes = &fine["attributes"];
+    assert_eq!((&attributes["method"], &attributes["path"]), (&json!("GET"), &json!("/status")));
+    assert!(attributes["durationMs"].is_number(), "{fine}");
+}
+
+#[test]
+fn requests_can_be_left_out() {
+    let server = Setup::new().arg("--no-log-requests").start();
+    server.anyone().get(200, "/health");
+    server.owner().get(200, "/api/workspaces");
+    server.owner().post(200, &format!("/api/workspaces/{NIL}/exec"), json!({"command": "true"}));
+    let stdout = server.stdout.clone();
+    server.stop();
+    assert!(
+        !stdout.text().contains("/health 200") && !stdout.text().contains("/api/workspaces 200"),
+        "{}",
+        stdout.text()
+    );
+}
+
+#[test]
+fn no_secret_stands_in_the_log() {
+    for format in ["pretty", "json"] {
+        let server = Setup::new().args(&["--verbose", &format!("--log-format={format}")]).start();
+        server.owner().get(200, "/status");
+        server.collaborator().get(200, "/whoami");
+        server.anyone().with("X-OpenWork-Host-Token", HOST_TOKEN).get(200, "/whoami");
+        server.anyone().call("GET", &format!("/whoami?token={HOST_TOKEN}"), None).expect(401);
+        server.with_token("a-wrong-secret").call("GET", "/whoami", None).expect(401);
+        let exec = format!("/api/workspaces/{NIL}/exec");
+        let body =
+            json!({"command": "echo command-secret", "stdin": "stdin-secret", "env": {"K": "env-secret"}});
+        server.owner().post(200, &exec, body);
+        server.owner().post(400, &exec, json!({"command": "true", "env": {"A B": "env-secret"}}));
+        server.owner().post(200, "/api/workspaces", json!({"name": "w", "env_vars": {"K": "env-secret"}}));
+        let (stdout, stderr) = (server.stdout.clone(), server.stderr.clone());
+        server.stop();
+        let log = format!("{}{}", stdout.text(), stderr.text());
+        for secret in [HOST_TOKEN, CLIENT_TOKEN, "a-wrong-secret", "stdin-secret", "env-secret"] {
+            assert!(!log.contains(secret), "{secret} in the log:\n{log}");
+        }
+    }
+}
+
+#[test]
+fn a_request_cannot_write_its_own_line() {
+    for format in ["pretty", "json"] {
+        let server = Setup::new().arg(format!("--log-format={format}")).start();
+        for path in [
+            "/a%0aFAKE%20LINE",
+            "/a%0d%1b[31mFAKE",
+            "/w/%1b]0;FAKE%07/status",
+            "/%c2%9bFAKE",
+            "/%e2%80%aeFAKE",
+        ] {
+            server.owner().send(
+                "GET",
+                path,
+                &[("X-OpenWork-Client-Id", "x\u{1b}[31m"), ("User-Agent", "a\tb")],
+                None,
+            );
+        }
+        server.anyone().get(200, "/health");
+        server.stdout.line_with("/health", Duration::from_secs(5)).expect("no line for /health");
+        let log = server.log();
+        for text in log.split('\n') {
+            assert!(!text.starts_with("FAKE"), "{format}: a forged line:\n{log}");
+            let raw = text.chars().find(|c| c.is_control() || ('\u{202a}'..='\u{202e}').contains(c));
+            assert_eq!(raw, None, "{format}: a raw control character in {text:?}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The tests: one binary, the real server, real containers. Reading order: the harness (`client`, `server`, `scratch`,
+//! `procs`, `fixture`), then one module for each promise. Tests wait for facts (an answer, a line, a process that is
+//! gone), and every wait has an end.
+
+// The rules that `.clippy.toml` makes for the server (children by `proc::Spec`, files by `store`) are about code that
+// serves strangers. A test is its own only user, and it must not depend on the code that it checks.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, unreachable_pub)]
+
+mod client;
+mod fixture;
+mod procs;
+mod scratch;
+mod server;
+
+mod abuse;
+mod config;
+mod container;
+mod container_build;
+mod container_faults;
+mod contract;
+mod crash;
+mod diskfull;
+mod exec_host;
+mod hostile_root;
+mod logging;
+mod readme;
+mod system;
+mod tidy;
+mod tokens;
+mod workspaces;
+mod workspaces_refused;

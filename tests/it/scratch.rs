@@ -1,0 +1,77 @@
+//! Temporary folders that go away with their owner, also when a killed server has left mounts in them, and also after
+//! a test run that was itself killed. Never removes through a mount.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::procs;
+
+/// A folder below `target/tmp`: on the disk that holds the image cache, and with a short name, for an agent's socket
+/// must fit below it into the 108 bytes of a Unix address.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+static SWEEP: Once = Once::new();
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        SWEEP.call_once(sweep);
+        let name = format!("it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes a folder in it.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Writes a file in it.
+    pub fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+/// Detaches what is mounted below `path`, then removes it; if a mount stays, so does the folder.
+pub fn remove(path: &Path) {
+    for point in procs::mounts_below(path).iter().rev() {
+        let _ = Command::new("umount").arg("-l").arg(point).status();
+    }
+    if procs::mounts_below(path).is_empty() {
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+/// Removes what test runs have left that did not live to clean up.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(env!("CARGO_TARGET_TMPDIR")) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.strip_prefix("it-")).and_then(|n| n.split('-').next());
+        if let Some(owner) = owner {
+            if !Path::new("/proc").join(owner).exists() {
+                remove(&entry.path());
+            }
+        }
+    }
+}

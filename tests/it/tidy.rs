@@ -1,0 +1,246 @@
+//! Promises of DESIGN.md about the source itself, as checks: who may use whom, how long a file may be, where the
+//! dangerous things live. Each failure says what to do instead.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Top to bottom: a module may use what stands below it.
+const LAYERS: [&str; 19] = [
+    "main",
+    "lib",
+    "cli",
+    "config",
+    "server",
+    "gate",
+    "api",
+    "http",
+    "lifecycle",
+    "workspaces",
+    "project",
+    "access",
+    "opencode",
+    "runs",
+    "containers",
+    "events",
+    "store",
+    "proc",
+    "base",
+];
+
+/// Below, and yet not to be used: what ties the two together is a trait that the upper one defines.
+const NEVER: [(&str, &str); 3] =
+    [("workspaces", "runs"), ("workspaces", "containers"), ("containers", "runs")];
+
+const MAX_LINES: usize = 600;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`: its path below the project, and its text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+/// The code of a text: without `//` comments, documentation among them.
+fn code(text: &str) -> String {
+    let lines = text.lines().map(|line| match line.find("//") {
+        // An address in a string is not a comment.
+        Some(at) if !line[..at].ends_with(':') => &line[..at],
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn layer(file: &str) -> &str {
+    let name = file.strip_prefix("src/").unwrap();
+    name.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// The modules that stand directly behind `crate::` (or `berth::`), also in `crate::{a, b::c}`.
+fn uses(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in ["crate::", "berth::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+                continue;
+            }
+            let rest = &code[at + start.len()..];
+            let Some(group) = rest.strip_prefix('{') else {
+                found.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+                continue;
+            };
+            let (mut depth, mut name, mut fresh) = (0, String::new(), true);
+            for c in group.chars() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => {
+                        found.push(std::mem::take(&mut name));
+                        fresh = true;
+                    }
+                    c if depth == 0 && fresh && (c.is_alphanumeric() || c == '_') => name.push(c),
+                    c if depth == 0 && c == ':' => fresh = false,
+                    _ => {}
+                }
+            }
+            found.push(name);
+        }
+    }
+    found.retain(|name| !name.is_empty());
+    found
+}
+
+#[test]
+fn uses_are_found() {
+    let text = "use crate::base::{A, B};\nuse crate::{store::file, proc, http::{x, y}};\nlet x = crate::runs::Y; // crate::no";
+    assert_eq!(uses(&code(text)), ["base", "store", "proc", "http", "runs"]);
+}
+
+#[test]
+fn arrows_point_down() {
+    let rank = |name: &str| LAYERS.iter().position(|layer| *layer == name);
+    let mut wrong = Vec::new();
+    for (file, text) in sources("src") {
+        let from = layer(&file);
+        let Some(height) = rank(from) else {
+            wrong.push(format!("{file}: {from} has no place in the order of DESIGN.md section 2"));
+            continue;
+        };
+        for to in uses(&code(&text)) {
+            match rank(&to) {
+                None => wrong.push(format!("{file}: uses {to}, which has no place in the order")),
+                Some(depth) if depth < height => {
+                    wrong.push(format!(
+                        "{file}: {from} uses {to}, which stands above it; turn the arrow with a trait"
+                    ));
+                }
+                Some(_) if NEVER.contains(&(from, to.as_str())) => {
+                    wrong.push(format!(
+                        "{file}: {from} must not know {to}; let {to}'s owner hand it a trait object"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_can_be_read_in_one_sitting() {
+    for folder in ["src", "tests"] {
+        for (file, text) in sources(folder) {
+            let lines = text.lines().count();
+            assert!(lines <= MAX_LINES, "{file} has {lines} lines; split it by concept, at most {MAX_LINES}");
+        }
+    }
+}
+
+#[test]
+fn every_file_has_a_charter() {
+    for folder in ["src", "tests"] {
+        for (file, text) in sources(folder) {
+            assert!(text.starts_with("//! "), "{file} must open with what it is for, in a //! comment");
+        }
+    }
+}
+
+#[test]
+fn unsafe_has_one_home() {
+    for (file, text) in sources("src") {
+        if file == "src/proc/sys.rs" {
+            continue;
+        }
+        let code = code(&text);
+        for (at, word) in code.match_indices(concat!("uns", "afe")) {
+            let next = code[at + word.len()..].trim_start();
+            let starts =
+                ["{", "fn", "impl", "extern", "trait", "("].iter().any(|start| next.starts_with(start));
+            assert!(!starts, "{file}: system calls without a safe binding live in src/proc/sys.rs");
+        }
+    }
+}
+
+#[test]
+fn tiny_http_is_named_at_the_door_only() {
+    for (file, text) in sources("src") {
+        let door =
+            ["src/http/accept.rs", "src/http/request.rs", "src/http/reply.rs"].contains(&file.as_str());
+        assert!(
+            door || !code(&text).contains("tiny_http"),
+            "{file} names tiny_http; use http::Request and http::Reply"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    for folder in ["src", "tests"] {
+        for (file, text) in sources(folder) {
+            for word in [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")] {
+                assert!(!text.contains(word), "{file}: do it, or open an issue; no {word} in the source");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_top_level_is_small() {
+    let wanted = ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "assets", "src", "target", "tests"];
+    for entry in fs::read_dir(root()).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(
+            name.starts_with('.') || wanted.contains(&name.as_str()),
+            "{name} has no place at the top level"
+        );
+    }
+}
+
+#[test]
+fn every_dependency_has_a_reason() {
+    let text = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (mut inside, mut reason) = (false, false);
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            inside = line.ends_with("dependencies]");
+            reason = false;
+        } else if line.is_empty() {
+            reason = false;
+        } else if line.starts_with('#') {
+            reason = true;
+        } else if inside
+            && line.split_once('=').is_some_and(|(name, _)| !name.contains(' ') || name.ends_with(' '))
+        {
+            assert!(reason, "{line}: say in a comment above it (or above its group) why it is there");
+        }
+    }
+}
+
+#[test]
+fn modules_are_named_by_a_concept() {
+    for (file, _) in sources("src") {
+        for part in PathBuf::from(&file).components() {
+            let part = part.as_os_str().to_str().unwrap().trim_end_matches(".rs");
+            let vague = ["utils", "util", "helpers", "helper", "common", "manager", "misc"].contains(&part);
+            assert!(!vague, "{file}: {part} says nothing; name the concept");
+        }
+    }
+}

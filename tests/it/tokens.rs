@@ -1,0 +1,108 @@
+//! Generated tokens: kept, private, printed once; `berth token show` prints them again.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+
+use crate::procs::secs;
+use crate::scratch::Scratch;
+use crate::server::{Setup, berth, read};
+
+#[test]
+fn generated_tokens_are_kept_and_printed_once() {
+    let setup = Setup::bare().arg("--workspace=work");
+    let first = setup.start();
+    let client = token_line(&first.stdout.line_with("Client token: ", secs(5)).expect("no client token"));
+    let host = token_line(&first.stdout.line_with("Host token: ", secs(5)).expect("no host token"));
+    assert_ne!(client, host);
+    assert!(client.len() >= 32 && host.len() >= 32, "guessable: {client} {host}");
+    assert_eq!(first.with_token(&client).get(200, "/whoami")["actor"]["scope"], "collaborator");
+    assert_eq!(first.with_token(&host).get(200, "/whoami")["actor"]["scope"], "owner");
+    first.stop();
+
+    let second = setup.start();
+    assert_eq!(second.with_token(&host).get(200, "/whoami")["actor"]["scope"], "owner");
+    let sources = &second.with_token(&host).get(200, "/status")["tokenSource"];
+    assert_eq!((&sources["client"], &sources["host"]), (&"generated".into(), &"generated".into()));
+    assert!(
+        !second.log().contains(&client) && !second.log().contains(&host),
+        "printed twice:\n{}",
+        second.log()
+    );
+}
+
+#[test]
+fn token_show_prints_them_again() {
+    let setup = Setup::bare();
+    let server = setup.start();
+    let client = token_line(&server.stdout.line_with("Client token: ", secs(5)).unwrap());
+    let host = token_line(&server.stdout.line_with("Host token: ", secs(5)).unwrap());
+    let data = setup.data_dir().to_str().unwrap();
+    for (args, env) in [
+        (&["token", "show", "--data-dir", data][..], &[][..]),
+        (&["token", "show"], &[("BERTH_DATA_DIR", data)]),
+    ] {
+        let ended = berth(setup.scratch(), args, env);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(ended.stdout.contains(&client) && ended.stdout.contains(&host), "{ended:?}");
+    }
+}
+
+#[test]
+fn token_show_without_a_data_folder_says_so() {
+    let scratch = Scratch::new();
+    let nowhere = scratch.path().join("nowhere");
+    let ended = berth(&scratch, &["token", "show", "--data-dir", nowhere.to_str().unwrap()], &[]);
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("nowhere"), "{ended:?}");
+    assert!(!nowhere.exists(), "asking made the folder");
+}
+
+#[test]
+fn the_file_is_private() {
+    let setup = Setup::bare();
+    let server = setup.start();
+    let host = token_line(&server.stdout.line_with("Host token: ", secs(5)).unwrap());
+    for entry in fs::read_dir(setup.data_dir()).unwrap().flatten() {
+        let secret =
+            fs::read(entry.path()).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(&host));
+        if secret {
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", entry.path().display());
+        }
+    }
+    let kept: Value = serde_json::from_str(&read(setup.data_dir().join("credentials.json"))).unwrap();
+    assert_eq!(kept["hostToken"], host.as_str());
+    let mode = fs::metadata(setup.data_dir()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode & 0o007, 0, "everybody may look into the data folder: {mode:o}");
+}
+
+#[test]
+fn a_damaged_file_is_not_overwritten() {
+    let setup = Setup::bare();
+    setup.start().stop();
+    let path = setup.data_dir().join("credentials.json");
+    fs::write(&path, "{ torn").unwrap();
+    let ended = setup.run();
+    assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
+    assert!(ended.stderr.contains("credentials.json"), "{ended:?}");
+    assert_eq!(read(&path), "{ torn");
+}
+
+#[test]
+fn an_empty_token_is_an_error() {
+    for name in ["OPENWORK_TOKEN", "OPENWORK_HOST_TOKEN"] {
+        let ended = Setup::bare().env(name, "").run();
+        assert_eq!(ended.code, Some(2), "{name}: {ended:?}");
+        assert!(ended.stderr.contains(name), "{ended:?}");
+    }
+    for flag in ["--token=", "--host-token="] {
+        let ended = Setup::bare().arg(flag).run();
+        assert_eq!(ended.code, Some(2), "{flag}: {ended:?}");
+    }
+}
+
+fn token_line(line: &str) -> String {
+    line.rsplit("token: ").next().unwrap().trim().to_owned()
+}

@@ -1,0 +1,393 @@
+//! The workspace record: create, read, change, delete, and that nothing of it is ever lost or shared.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::fixture::DISTRO;
+use crate::server::{NIL, Server, Setup, read};
+
+const FIELDS: [&str; 19] = [
+    "config_profile",
+    "created_at",
+    "distro",
+    "env_vars",
+    "error_message",
+    "id",
+    "init_script",
+    "init_scripts",
+    "mcps",
+    "name",
+    "path",
+    "plugins",
+    "shared_network",
+    "skills",
+    "status",
+    "tailscale_mode",
+    "template",
+    "tools",
+    "workspace_type",
+];
+
+fn path_of(workspace: &Value) -> PathBuf {
+    PathBuf::from(workspace["path"].as_str().unwrap())
+}
+
+fn url(workspace: &Value) -> String {
+    format!("/api/workspaces/{}", workspace["id"].as_str().unwrap())
+}
+
+#[test]
+fn the_default_workspace() {
+    let server = Server::start();
+    let told = server.owner().get(200, &format!("/api/workspaces/{NIL}"));
+    let mut names: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, FIELDS, "every field, nulls too, and no other");
+    assert_eq!(
+        (&told["id"], &told["workspace_type"], &told["status"]),
+        (&json!(NIL), &json!("host"), &json!("ready"))
+    );
+    for (field, value) in [
+        ("error_message", Value::Null),
+        ("skills", json!([])),
+        ("tools", json!([])),
+        ("plugins", json!([])),
+        ("template", Value::Null),
+        ("distro", Value::Null),
+        ("env_vars", json!({})),
+        ("init_script", Value::Null),
+        ("init_scripts", json!([])),
+        ("shared_network", Value::Null),
+        ("tailscale_mode", Value::Null),
+        ("mcps", json!([])),
+        ("config_profile", Value::Null),
+    ] {
+        assert_eq!(told[field], value, "{field}");
+    }
+    assert_eq!(path_of(&told), fs::canonicalize(&server.work).unwrap());
+    let created = told["created_at"].as_str().unwrap();
+    assert!(created.len() > 20 && created.ends_with('Z') && created.as_bytes()[10] == b'T', "{created}");
+}
+
+#[test]
+fn create_takes_every_field() {
+    let server = Server::start();
+    let owner = server.owner();
+    let made = owner.post(200, "/api/workspaces", json!({
+        "name": "my workspace $(x);", "workspace_type": "container", "skills": ["python-dev", " go ", "", "go"],
+        "tools": ["t"], "plugins": ["p"], "distro": "jammy", "env_vars": {"KEY": "VALUE", "_x": ""},
+        "init_script": "#!/bin/bash\necho hi\n", "shared_network": false, "tailscale_mode": "tailnet_only",
+        "mcps": ["m"], "config_profile": "c", "not_known": 1
+    }));
+    assert_eq!((&made["name"], &made["status"]), (&json!("my workspace $(x);"), &json!("pending")));
+    assert_eq!((&made["workspace_type"], &made["distro"]), (&json!("container"), &json!("ubuntu-jammy")));
+    assert_eq!(made["env_vars"], json!({"KEY": "VALUE", "_x": ""}));
+    assert_eq!(
+        (&made["tools"], &made["plugins"], &made["mcps"]),
+        (&json!(["t"]), &json!(["p"]), &json!(["m"]))
+    );
+    assert_eq!((&made["shared_network"], &made["tailscale_mode"]), (&json!(false), &json!("tailnet_only")));
+    assert_eq!(
+        (&made["config_profile"], &made["init_script"]),
+        (&json!("c"), &json!("#!/bin/bash\necho hi\n"))
+    );
+    assert_eq!(owner.get(200, &url(&made)), made);
+    assert!(
+        path_of(&made).starts_with(fs::canonicalize(&server.data).unwrap()),
+        "a container lives with berth: {made}"
+    );
+}
+
+#[test]
+fn aliases_are_stored_in_their_canonical_form() {
+    let server = Server::start();
+    for (alias, name) in [
+        ("noble", "ubuntu-noble"),
+        ("ubuntu-noble", "ubuntu-noble"),
+        ("jammy", "ubuntu-jammy"),
+        ("bookworm", "debian-bookworm"),
+        ("arch", "arch-linux"),
+        ("archlinux", "arch-linux"),
+    ] {
+        let body = json!({"name": "a", "workspace_type": "chroot", "distro": alias});
+        let made = server.owner().post(200, "/api/workspaces", body);
+        assert_eq!(
+            (&made["distro"], &made["workspace_type"]),
+            (&json!(name), &json!("container")),
+            "{alias}"
+        );
+    }
+}
+
+#[test]
+fn a_host_workspace_gets_a_folder() {
+    let server = Server::start();
+    let owner = server.owner();
+    let made = owner.post(200, "/api/workspaces", json!({"name": "h"}));
+    assert_eq!((&made["workspace_type"], &made["status"]), (&json!("host"), &json!("ready")));
+    assert!(path_of(&made).is_dir() && path_of(&made).starts_with(fs::canonicalize(&server.data).unwrap()));
+    let inside = fs::canonicalize(&server.work).unwrap().join("inside");
+    fs::create_dir(&inside).unwrap();
+    let made = owner.post(200, "/api/workspaces", json!({"name": "i", "path": inside}));
+    assert_eq!(path_of(&made), inside);
+}
+
+#[test]
+fn lists_are_sorted_by_name() {
+    let server = Server::start();
+    for name in ["zebra", "apple", "mango", "apple"] {
+        server.owner().post(200, "/api/workspaces", json!({"name": name}));
+    }
+    let list = server.owner().get(200, "/api/workspaces");
+    let names: Vec<_> = list.as_array().unwrap().iter().map(|w| w["name"].as_str().unwrap()).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    assert_eq!(names, sorted);
+    assert_eq!(names.len(), 5);
+}
+
+#[test]
+fn two_of_the_same_name_never_share_a_folder() {
+    let server = Server::start();
+    let owner = server.owner();
+    for kind in ["host", "container"] {
+        let body = json!({"name": "twin", "workspace_type": kind, "distro": DISTRO});
+        let one = owner.post(200, "/api/workspaces", body.clone());
+        let two = owner.post(200, "/api/workspaces", body);
+        assert_ne!(one["id"], two["id"]);
+        let (a, b) = (path_of(&one), path_of(&two));
+        assert!(!a.starts_with(&b) && !b.starts_with(&a), "{} and {}", a.display(), b.display());
+        owner.delete(200, &url(&one));
+        owner.get(200, &url(&two));
+    }
+}
+
+#[test]
+fn put_changes_what_is_given() {
+    let server = Server::start();
+    let owner = server.owner();
+    let made = owner.post(
+        200,
+        "/api/workspaces",
+        json!({
+            "name": "w", "workspace_type": "container", "distro": "noble", "skills": ["a"], "tools": ["t"],
+            "env_vars": {"A": "1"}, "init_script": "x", "config_profile": "c", "shared_network": true
+        }),
+    );
+    let url = url(&made);
+    let same = owner.put(200, &url, json!({}));
+    assert_eq!(same, made, "nothing given, nothing changed");
+    let nulls = owner.put(
+        200,
+        &url,
+        json!({"name": null, "skills": null, "init_script": null, "shared_network": null}),
+    );
+    assert_eq!(nulls, made, "null is the same as not given");
+    let put = owner.put(200, &url, json!({
+        "name": "renamed", "skills": ["b", "c"], "tools": [], "env_vars": {"B": "2"}, "distro": "bookworm",
+        "init_scripts": ["f"], "mcps": ["m"], "shared_network": false, "tailscale_mode": "exit_node", "template": "label"
+    }));
+    assert_eq!(
+        (&put["name"], &put["skills"], &put["tools"]),
+        (&json!("renamed"), &json!(["b", "c"]), &json!([]))
+    );
+    assert_eq!((&put["env_vars"], &put["distro"]), (&json!({"B": "2"}), &json!("debian-bookworm")));
+    assert_eq!((&put["init_scripts"], &put["mcps"]), (&json!(["f"]), &json!(["m"])));
+    assert_eq!((&put["shared_network"], &put["tailscale_mode"]), (&json!(false), &json!("exit_node")));
+    assert_eq!((&put["template"], &put["init_script"]), (&json!("label"), &json!("x")));
+    for field in ["id", "path", "workspace_type", "status", "created_at"] {
+        assert_eq!(put[field], made[field], "{field}");
+    }
+    let blank = json!({"template": "", "distro": "", "init_script": " ", "config_profile": ""});
+    let put = owner.put(200, &url, blank);
+    for field in ["template", "distro", "init_script", "config_profile"] {
+        assert_eq!(put[field], Value::Null, "{field}");
+    }
+    assert_eq!(owner.get(200, &url), put);
+    // Type and folder are for life; a client that sends the whole object back changes neither.
+    let mut whole = put.clone();
+    whole["path"] = json!("/etc");
+    whole["workspace_type"] = json!("host");
+    assert_eq!(owner.put(200, &url, whole), put);
+    let nil = owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"name": "mine"}));
+    assert_eq!(nil["name"], "mine");
+}
+
+#[test]
+fn parallel_puts_of_different_fields_lose_nothing() {
+    const ROUNDS: usize = 200;
+    let server = Server::start();
+    let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
+    let (url, start) = (url(&made), Barrier::new(2));
+    thread::scope(|scope| {
+        for field in ["skills", "plugins"] {
+            let (url, start, server) = (&url, &start, &server);
+            scope.spawn(move || {
+                let owner = server.owner();
+                for round in 0..ROUNDS {
+                    start.wait();
+                    let put = owner.put(200, url, json!({field: [format!("{field}-{round}")]}));
+                    assert_eq!(put[field], json!([format!("{field}-{round}")]), "round {round}");
+                    start.wait();
+                    let now = owner.get(200, url);
+                    for field in ["skills", "plugins"] {
+                        assert_eq!(now[field], json!([format!("{field}-{round}")]), "lost in round {round}");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn everything_is_there_after_a_restart() {
+    let setup = Setup::new();
+    let server = setup.start();
+    let owner = server.owner();
+    let kept = owner.post(200, "/api/workspaces", json!({"name": "kept", "env_vars": {"A": "1"}}));
+    let gone = owner.post(200, "/api/workspaces", json!({"name": "gone"}));
+    let kept = owner.put(200, &url(&kept), json!({"skills": ["s"]}));
+    owner.delete(200, &url(&gone));
+    owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"env_vars": {"N": "1"}}));
+    let before = owner.get(200, "/api/workspaces");
+    server.stop();
+    let server = setup.start();
+    assert_eq!(server.owner().get(200, "/api/workspaces"), before);
+    assert_eq!(server.owner().get(200, &url(&kept)), kept);
+    server.owner().refused(404, "workspace_not_found", "GET", &url(&gone), None);
+    server.crash();
+    assert_eq!(setup.start().owner().get(200, "/api/workspaces"), before);
+}
+
+#[test]
+fn a_hundred_parallel_creates_are_a_hundred_workspaces() {
+    let setup = Setup::new();
+    let server = setup.start();
+    thread::scope(|scope| {
+        for thread in 0..10 {
+            let server = &server;
+            scope.spawn(move || {
+                let owner = server.owner();
+                for n in 0..10 {
+                    owner.post(200, "/api/workspaces", json!({"name": format!("{thread}-{n}")}));
+                }
+            });
+        }
+    });
+    let count = |server: &Server| server.owner().get(200, "/api/workspaces").as_array().unwrap().len();
+    assert_eq!(count(&server), 101);
+    server.stop();
+    assert_eq!(count(&setup.start()), 101);
+}
+
+#[test]
+fn delete_removes_exactly_its_own() {
+    let server = Server::start();
+    let owner = server.owner();
+    let outside = server.scratch().file("outside/precious", "keep me");
+    // A folder of berth's own goes with its workspace, whatever lies in it; links are removed, not followed.
+    let made = owner.post(200, "/api/workspaces", json!({"name": "ours"}));
+    let folder = path_of(&made);
+    std::os::unix::fs::symlink(outside.parent().unwrap(), folder.join("link")).unwrap();
+    let deep = (0..200).fold(folder.clone(), |path, _| path.join("d"));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("file"), "x").unwrap();
+    let told = owner.delete(200, &url(&made));
+    assert!(told.as_str().is_some_and(|text| text.contains(made["id"].as_str().unwrap())), "{told}");
+    assert!(!folder.exists(), "left behind");
+    assert_eq!(read(&outside), "keep me");
+    owner.refused(404, "workspace_not_found", "GET", &url(&made), None);
+    owner.refused(404, "workspace_not_found", "DELETE", &url(&made), None);
+    // Somebody else's folder stays; only the record goes.
+    let theirs = fs::canonicalize(&server.work).unwrap().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("file"), "x").unwrap();
+    let made = owner.post(200, "/api/workspaces", json!({"name": "theirs", "path": theirs}));
+    owner.delete(200, &url(&made));
+    assert_eq!(read(theirs.join("file")), "x");
+    let left: Vec<_> = leftovers(&server.data);
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// What lies in the data folder's `workspaces`.
+fn leftovers(data: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data.join("workspaces")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn delete_answers_with_a_sentence() {
+    let server = Server::start();
+    let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
+    let reply = server.owner().call("DELETE", &url(&made), None).expect(200);
+    assert!(reply.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")), "{reply}");
+    assert_eq!(reply.text(), format!("Workspace {} deleted successfully", made["id"].as_str().unwrap()));
+}
+
+#[test]
+fn the_default_workspace_cannot_be_deleted() {
+    let server = Server::start();
+    let url = format!("/api/workspaces/{NIL}");
+    server.owner().refused(400, "default_workspace", "DELETE", &url, None);
+    server.owner().get(200, &url);
+    assert!(server.work.is_dir());
+}
+
+#[test]
+fn host_workspaces_cannot_be_built() {
+    let server = Server::start();
+    for call in ["build", "rerun-init"] {
+        let url = format!("/api/workspaces/{NIL}/{call}");
+        server.owner().refused(400, "not_a_container", "POST", &url, None);
+    }
+}
+
+#[test]
+fn debug_and_init_log_of_a_host_workspace() {
+    let server = Server::start();
+    let told = server.owner().get(200, &format!("/api/workspaces/{NIL}/debug"));
+    assert_eq!(
+        (&told["path_exists"], &told["size_bytes"], &told["has_bash"]),
+        (&json!(true), &Value::Null, &json!(false))
+    );
+    let folders: Vec<_> =
+        told["directories"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
+    assert_eq!(folders, ["bin", "usr", "etc", "var", "var/log", "root", "tmp"]);
+    let told = server.owner().get(200, &format!("/api/workspaces/{NIL}/init-log"));
+    assert_eq!(
+        told,
+        json!({
+            "exists": false, "content": "", "total_lines": null, "log_path": "/var/log/sandboxed.sh-init.log"
+        })
+    );
+}
+
+#[test]
+fn debug_of_a_container_that_is_not_built() {
+    let server = Server::start();
+    let body = json!({"name": "c", "workspace_type": "container", "distro": DISTRO});
+    let made = server.owner().post(200, "/api/workspaces", body);
+    let told = server.owner().get(200, &format!("{}/debug", url(&made)));
+    assert_eq!((&told["id"], &told["name"], &told["status"]), (&made["id"], &json!("c"), &json!("pending")));
+    assert_eq!((&told["path"], &told["distro"]), (&made["path"], &json!(DISTRO)));
+    assert_eq!((&told["init_script_exists"], &told["last_error"]), (&json!(false), &Value::Null));
+    for entry in told["directories"].as_array().unwrap() {
+        assert_eq!((&entry["exists"], &entry["file_count"]), (&json!(false), &Value::Null), "{entry}");
+    }
+    let exec = format!("{}/exec", url(&made));
+    let told =
+        server.owner().refused(400, "workspace_not_ready", "POST", &exec, Some(json!({"command": "true"})));
+    assert!(told["message"].as_str().unwrap().contains("Build it first"), "{told}");
+}
+
+#[test]
+fn templates_wait_for_the_library() {
+    let server = Server::start();
+    let body = json!({"name": "t", "template": "nodejs-dev"});
+    let told = server.owner().call("POST", "/api/workspaces", Some(&body)).expect(503);
+    assert_eq!(told.value()["code"], "library_not_initialized", "{told}");
+}
