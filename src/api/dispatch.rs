@@ -147,7 +147,7 @@ fn reply(ctx: &Ctx, request: Request, response: Response) {
         };
         let auth = request.actor().map_or("none", |actor| actor.scope.as_str());
         log::log!(
-            target: "request", level, method = method, path = path, status = status, durationMs = millis, auth = auth;
+            target: "berth::request", level, method = method, path = path, status = status, durationMs = millis, auth = auth;
             "{method} {path} {status} {millis}ms"
         );
     }

@@ -126,6 +126,7 @@ impl Lifecycle {
         }
         self.runs.close(deadline);
         self.engine.stop();
+        self.engine.cgroups().release();
     }
 }
 

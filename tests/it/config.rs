@@ -4,13 +4,14 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::procs::secs;
 use crate::scratch::Scratch;
-use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, berth};
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, NIL, Server, Setup, berth, run};
 
 /// A set-up with tokens and without workspaces.
 fn plain() -> Setup {
@@ -356,17 +357,25 @@ fn others_than_root_use_the_xdg_folder() {
     server.stop();
     let xdg = setup.scratch().folder("xdg");
     fs::set_permissions(&xdg, fs::Permissions::from_mode(0o777)).unwrap();
-    setup.env("XDG_DATA_HOME", xdg.to_str().unwrap()).start_through(&nobody);
+    let setup = setup.env("XDG_DATA_HOME", xdg.to_str().unwrap());
+    setup.start_through(&nobody);
     assert!(xdg.join("berth").is_dir());
 }
 
 #[test]
 fn the_last_lines_of_a_start_can_be_pasted() {
-    let server = Setup::new().start();
-    let line = server.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
-    assert!(line.contains(&format!("127.0.0.1:{}", server.address.port())), "{line}");
-    assert!(server.stdout.text().contains("berth token show"), "{}", server.log());
-    assert!(!server.log().contains(HOST_TOKEN) && !server.log().contains(CLIENT_TOKEN), "{}", server.log());
+    let given = Setup::new().start();
+    let line = given.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
+    assert!(line.contains("$OPENWORK_HOST_TOKEN"), "{line}");
+    assert!(!given.log().contains(HOST_TOKEN) && !given.log().contains(CLIENT_TOKEN), "{}", given.log());
+    // With tokens of berth's own the line works as it stands, in any shell of this machine.
+    let made = Setup::bare().start();
+    let line = made.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
+    assert!(line.contains(&format!("127.0.0.1:{}", made.address.port())), "{line}");
+    let pasted = &line[line.find("curl ").unwrap()..];
+    let ended = run(Command::new("bash").args(["-c", pasted]), secs(20));
+    assert_eq!(ended.code, Some(0), "{pasted}: {ended:?}");
+    assert!(ended.stdout.contains(NIL), "{pasted}: {ended:?}");
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn status() {
             "corsOrigins",
             "ok",
             "readOnly",
+            "runs",
             "server",
             "tokenSource",
             "uptimeMs",

@@ -57,14 +57,41 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The code of a text: without `//` comments, documentation among them.
+/// The code of a text: without `//` comments, documentation among them, and without what stands in strings.
 fn code(text: &str) -> String {
-    let lines = text.lines().map(|line| match line.find("//") {
-        // An address in a string is not a comment.
-        Some(at) if !line[..at].ends_with(':') => &line[..at],
-        _ => line,
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    let mut code = String::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let skip = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if let Some(end) = raw_string(rest) {
+            end
+        } else if c == '"' {
+            let mut escaped = false;
+            let end = rest[1..].find(|c| {
+                let ends = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                ends
+            });
+            end.map_or(rest.len(), |end| end + 2)
+        } else if rest.starts_with("'\"'") || rest.starts_with("'\\\"'") {
+            rest[1..].find('\'').unwrap() + 2
+        } else {
+            code.push(c);
+            c.len_utf8()
+        };
+        rest = &rest[skip..];
+    }
+    code
+}
+
+/// The length of the raw string at the start of `text`, if there is one.
+fn raw_string(text: &str) -> Option<usize> {
+    let hashes = text.strip_prefix('r')?.bytes().take_while(|byte| *byte == b'#').count();
+    let start = 1 + hashes;
+    text[start..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    Some(text[start + 1..].find(&end)? + start + 1 + end.len())
 }
 
 fn layer(file: &str) -> &str {
@@ -110,7 +137,8 @@ fn uses(code: &str) -> Vec<String> {
 
 #[test]
 fn uses_are_found() {
-    let text = "use crate::base::{A, B};\nuse crate::{store::file, proc, http::{x, y}};\nlet x = crate::runs::Y; // crate::no";
+    let text = "use crate::base::{A, B};\nuse crate::{store::file, proc, http::{x, y}};\nlet x = crate::runs::Y; // crate::no\n\
+                \"crate::no \\\" crate::no\"; r#\"crate::no\"#; '\"'; x('\"', \"crate::no\")";
     assert_eq!(uses(&code(text)), ["base", "store", "proc", "http", "runs"]);
 }
 

@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use crate::procs::secs;
 use crate::scratch::Scratch;
-use crate::server::{Setup, berth, read};
+use crate::server::{Server, Setup, berth, read};
 
 #[test]
 fn generated_tokens_are_kept_and_printed_once() {
     let setup = Setup::bare().arg("--workspace=work");
     let first = setup.start();
-    let client = token_line(&first.stdout.line_with("Client token: ", secs(5)).expect("no client token"));
-    let host = token_line(&first.stdout.line_with("Host token: ", secs(5)).expect("no host token"));
+    let client = token_line(&first, "Client token: ");
+    let host = token_line(&first, "Host token: ");
     assert_ne!(client, host);
     assert!(client.len() >= 32 && host.len() >= 32, "guessable: {client} {host}");
     assert_eq!(first.with_token(&client).get(200, "/whoami")["actor"]["scope"], "collaborator");
@@ -36,8 +36,8 @@ fn generated_tokens_are_kept_and_printed_once() {
 fn token_show_prints_them_again() {
     let setup = Setup::bare();
     let server = setup.start();
-    let client = token_line(&server.stdout.line_with("Client token: ", secs(5)).unwrap());
-    let host = token_line(&server.stdout.line_with("Host token: ", secs(5)).unwrap());
+    let client = token_line(&server, "Client token: ");
+    let host = token_line(&server, "Host token: ");
     let data = setup.data_dir().to_str().unwrap();
     for (args, env) in [
         (&["token", "show", "--data-dir", data][..], &[][..]),
@@ -63,7 +63,7 @@ fn token_show_without_a_data_folder_says_so() {
 fn the_file_is_private() {
     let setup = Setup::bare();
     let server = setup.start();
-    let host = token_line(&server.stdout.line_with("Host token: ", secs(5)).unwrap());
+    let host = token_line(&server, "Host token: ");
     for entry in fs::read_dir(setup.data_dir()).unwrap().flatten() {
         let secret =
             fs::read(entry.path()).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(&host));
@@ -103,6 +103,11 @@ fn an_empty_token_is_an_error() {
     }
 }
 
-fn token_line(line: &str) -> String {
+/// Tokens are for the person at the terminal: on stderr, so that no log ever has them.
+#[track_caller]
+fn token_line(server: &Server, start: &str) -> String {
+    let line =
+        server.stderr.line_with(start, secs(5)).unwrap_or_else(|| panic!("no {start:?} in {}", server.log()));
+    assert!(!server.stdout.text().contains(start), "a token in the log: {}", server.log());
     line.rsplit("token: ").next().unwrap().trim().to_owned()
 }
