@@ -34,6 +34,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The configuration file that was read.
     pub config_path: Option<PathBuf>,
+    /// Where scoped tokens are to be kept, if not beside the others.
+    pub token_store: Option<PathBuf>,
     /// What flags, environment and file say about the client token.
     pub client_token: TokenSetting,
     /// What they say about the host token.
@@ -158,6 +160,12 @@ fn announce(ctx: &Ctx, settings: &Settings) {
             settings.current_dir.display()
         ),
         count => log::info!("Workspaces: {count}"),
+    }
+    if let Some(path) = &settings.token_store {
+        log::warn!(
+            "OPENWORK_TOKEN_STORE: this version has no scoped tokens yet; {} is left alone",
+            path.display()
+        );
     }
     let missing = tools::missing_tools();
     if !missing.is_empty() {

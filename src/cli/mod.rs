@@ -78,6 +78,7 @@ Environment
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
   OPENWORK_INBOX_MAX_BYTES   largest upload [50000000, at most 250000000]
+  OPENWORK_TOKEN_STORE       file for scoped tokens (a coming version)
   OPENWORK_TOY_UI            serve the page at /ui [yes]
   OPENWORK_SANDBOX_ENABLED, OPENWORK_SANDBOX_BACKEND (none, docker, container), OPENWORK_BROWSER_PROVIDER
   (sandbox-headless, host-interactive, client-interactive): what /capabilities says

@@ -162,6 +162,10 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
                 .map(|port| u16::try_from(port).unwrap_or_default())
         })?,
         data_dir: sources.data_dir(args.data_dir.as_deref())?,
+        token_store: sources
+            .var("OPENWORK_TOKEN_STORE")?
+            .map(|path| values::absolute("OPENWORK_TOKEN_STORE", current_dir, &path))
+            .transpose()?,
         client_token: client.0,
         host_token: owner.0,
         approval: Approval { mode, timeout: Duration::from_millis(timeout_ms) },
@@ -226,7 +230,8 @@ impl Sources<'_> {
         let mut workspaces: Vec<Configured> = Vec::new();
         let mut add = |place: &str, workspace: Configured| {
             if !workspace.path.is_dir() {
-                return Err(Error::config(place, format!("{} is not a folder", workspace.path.display())));
+                let problem = if workspace.path.exists() { "is not a folder" } else { "does not exist" };
+                return Err(Error::config(place, format!("{} {problem}", workspace.path.display())));
             }
             if workspaces.iter().any(|other| other.path == workspace.path) {
                 return Err(Error::config(place, format!("{} is given twice", workspace.path.display())));

@@ -105,7 +105,8 @@ fn become_command(socket: &OwnedFd) -> ! {
     let c_strings = |texts: Vec<String>| -> Vec<CString> {
         texts.into_iter().filter_map(|text| CString::new(text).ok()).collect()
     };
-    let (programs, argv, env) = (c_strings(start.programs), c_strings(start.argv), c_strings(start.env));
+    let attempts: Vec<Vec<CString>> = start.attempts.into_iter().map(c_strings).collect();
+    let env = c_strings(start.env);
     let fail = |answer: Answer| -> ! {
         let _ = send_message(socket, &answer, &[], Instant::now() + patience);
         exit(127)
@@ -117,6 +118,6 @@ fn become_command(socket: &OwnedFd) -> ! {
     if let Err(errno) = rustix::process::chdir(start.cwd.as_str()) {
         fail(Answer::NoCwd { errno: errno.raw_os_error() });
     }
-    let error = sys::exec(&programs, &argv, &env, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+    let error = sys::exec(&attempts, &env, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     fail(Answer::NoExec { errno: error.raw_os_error().unwrap_or(libc::EIO) })
 }

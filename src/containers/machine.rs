@@ -255,8 +255,7 @@ impl Machine {
         let mut env: Vec<String> = command.env.iter().map(text).collect();
         env.extend(spare.group.mark().as_ref().map(text));
         let start = Start {
-            programs: command.programs.iter().map(text).collect(),
-            argv: command.argv.iter().map(text).collect(),
+            attempts: command.attempts.iter().map(|argv| argv.iter().map(text).collect()).collect(),
             env,
             cwd: command.cwd.clone(),
         };

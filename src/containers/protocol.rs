@@ -20,10 +20,8 @@ use crate::base::{At, Code, Error, Result};
 /// Engine → waiting process: become this command. Three descriptors travel along: stdin, stdout, stderr.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// Programs to try in order.
-    pub programs: Vec<String>,
-    /// Arguments with `argv[0]`.
-    pub argv: Vec<String>,
+    /// Command lines to try in order.
+    pub attempts: Vec<Vec<String>>,
     /// `NAME=value`.
     pub env: Vec<String>,
     /// Absolute, inside the container.

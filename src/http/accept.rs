@@ -2,7 +2,7 @@
 //!
 //! Threads: `http-accept` here; `http-N` in the pool; tiny_http's own behind its listener.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 
 use super::request::Request;
@@ -25,10 +25,13 @@ impl Listener {
         let place = format!("{host}:{port}");
         let addresses: Vec<SocketAddr> =
             (host, port).to_socket_addrs().map_err(|error| Error::config(&place, error))?.collect();
-        let server = tiny_http::Server::http(addresses.as_slice())
-            .map_err(|error| Error::config(&place, format!("cannot listen: {error}")))?;
-        let address =
-            server.server_addr().to_ip().ok_or_else(|| Error::config(&place, "not an IP address"))?;
+        let failed = |error: &dyn std::fmt::Display| Error::config(&place, format!("cannot listen: {error}"));
+        let listener = TcpListener::bind(addresses.as_slice()).map_err(|error| failed(&error))?;
+        // Accepted sockets inherit it (tcp(7)). tiny_http writes head and body apart; with Nagle's algorithm the body
+        // would wait 40 ms for the client's delayed acknowledgement.
+        rustix::net::sockopt::set_tcp_nodelay(&listener, true).map_err(|error| failed(&error))?;
+        let address = listener.local_addr().map_err(|error| failed(&error))?;
+        let server = tiny_http::Server::from_listener(listener, None).map_err(|error| failed(&error))?;
         Ok(Listener { server: Arc::new(server), address })
     }
 

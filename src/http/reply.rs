@@ -1,6 +1,7 @@
 //! Replies: status, headers, body; shaped once, sent once.
 
-use std::io::Cursor;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use serde::Serialize;
 
@@ -33,16 +34,11 @@ impl Response {
         Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes())
     }
 
-    /// `value` as JSON. Written in two passes, so that a large answer takes exactly its size of memory.
+    /// `value` as JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Response {
-        let mut count = Count(0);
-        let mut body = Vec::new();
-        let written = serde_json::to_writer(&mut count, value).and_then(|()| {
-            body.reserve_exact(count.0);
-            serde_json::to_writer(&mut body, value)
-        });
-        match written {
-            Ok(()) => Response::empty(status).with("Content-Type", JSON).with_body(body),
+        let mut body = Frugal(Vec::with_capacity(1024));
+        match serde_json::to_writer(&mut body, value) {
+            Ok(()) => Response::empty(status).with("Content-Type", JSON).with_body(body.0),
             Err(error) => Response::error(&Error::internal("The answer could not be written").because(error)),
         }
     }
@@ -75,32 +71,72 @@ impl Response {
         self.status
     }
 
+    /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
+    /// client. Framing stays tiny_http's: it closes after a request that asked for it.
     pub(super) fn send(self, request: tiny_http::Request) {
-        let length = self.body.len();
-        let headers = self
-            .headers
-            .iter()
-            .filter_map(|(name, value)| tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()).ok())
-            .collect();
-        // Always with a Content-Length: tiny_http would switch to chunks at 32 KiB, which plain clients like less.
-        let response = tiny_http::Response::new(
-            tiny_http::StatusCode(self.status),
-            headers,
-            Cursor::new(self.body),
-            Some(length),
-            None,
-        )
-        .with_chunked_threshold(usize::MAX);
+        let without_body = *request.method() == tiny_http::Method::Head;
+        let mut head = String::with_capacity(256);
+        let _ = write!(head, "HTTP/1.1 {} {}\r\nServer: berth\r\n", self.status, reason(self.status));
+        let _ = write!(head, "Date: {}\r\n", chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT"));
+        for (name, value) in &self.headers {
+            // A control character in a value would begin another header.
+            let value: String = value.chars().filter(|c| !c.is_control()).collect();
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        // RFC 9110, 8.6: none in a 204.
+        if self.status != 204 {
+            let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
+        }
+        head.push_str("\r\n");
+        let mut message = head.into_bytes();
+        let mut writer = request.into_writer();
         // The client is gone: nobody is left to be told.
-        let _ = request.respond(response);
+        let _ = if without_body {
+            writer.write_all(&message)
+        } else if self.body.len() <= ONE_WRITE {
+            message.extend_from_slice(&self.body);
+            writer.write_all(&message)
+        } else {
+            writer.write_all(&message).and_then(|()| writer.write_all(&self.body))
+        };
+        let _ = writer.flush();
     }
 }
 
-struct Count(usize);
+/// Bodies up to this size are copied behind their head.
+const ONE_WRITE: usize = 64 << 10;
 
-impl std::io::Write for Count {
+/// The reason phrase (RFC 9110, 15) of the statuses that we send.
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        409 => "Conflict",
+        413 => "Content Too Large",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        507 => "Insufficient Storage",
+        _ => "Other",
+    }
+}
+
+/// A buffer whose last growth wastes an eighth instead of a half: an answer may be tens of megabytes.
+struct Frugal(Vec<u8>);
+
+impl std::io::Write for Frugal {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 += bytes.len();
+        let missing = (self.0.len() + bytes.len()).saturating_sub(self.0.capacity());
+        if missing > 0 {
+            let step = if self.0.len() < 1 << 20 { self.0.len() } else { self.0.len() / 8 };
+            self.0.reserve_exact(missing + step);
+        }
+        self.0.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

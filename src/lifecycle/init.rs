@@ -16,7 +16,7 @@ use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
-use crate::runs::exec::{SHELLS, environment};
+use crate::runs::exec::{environment, in_shell};
 use crate::store::beneath::Root;
 use crate::workspaces::{Record, Workspace};
 
@@ -112,16 +112,14 @@ impl Lifecycle {
     ) -> Result<InitResult> {
         let inside = format!("/{SCRIPT}");
         // The kernel itself reads the shebang (execve(2)); without one the file is a shell script.
-        let (programs, argv): (Vec<&str>, Vec<&str>) = if script.starts_with("#!") {
-            (vec![inside.as_str()], vec![inside.as_str()])
+        let attempts = if script.starts_with("#!") {
+            vec![vec![c_string(&inside, Code::Internal, "init script's path")?]]
         } else {
-            (SHELLS.to_vec(), vec!["sh", inside.as_str()])
+            in_shell(&[inside.as_str()])?
         };
-        let c = |text: &str| c_string(text, Code::Internal, "init script's path");
         let command = Command {
-            programs: programs.into_iter().map(c).collect::<Result<_>>()?,
-            argv: argv.into_iter().map(c).collect::<Result<_>>()?,
-            env: environment("/root", variables(record), &BTreeMap::new())?,
+            attempts,
+            env: environment("/root", variables(record), &BTreeMap::new())?.0,
             cwd: "/".to_owned(),
         };
         // A log that cannot be opened (the workload put a folder or a link in its place) must not stop the script.

@@ -81,10 +81,8 @@ pub trait Process: Send {
 /// A command in kernel terms.
 #[derive(Clone, Debug)]
 pub struct Command {
-    /// Programs to try in order, absolute; the first that exists is run.
-    pub programs: Vec<CString>,
-    /// All arguments with `argv[0]`.
-    pub argv: Vec<CString>,
+    /// Command lines to try in order until one can be executed; `argv[0]` is the program's absolute path.
+    pub attempts: Vec<Vec<CString>>,
     /// `NAME=value`, nothing else is inherited.
     pub env: Vec<CString>,
     /// Working directory; what a relative one is relative to is the launcher's business.

@@ -27,13 +27,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `programs[0]` (or the next one that exists) in the folder `cwd`.
+    /// Starts the first of `attempts` that can be executed, in the folder `cwd`.
     ///
     /// # Errors
     /// `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
     pub fn start(
-        programs: &[CString],
-        argv: &[CString],
+        attempts: &[Vec<CString>],
         env: &[CString],
         cwd: BorrowedFd<'_>,
         stdio: &Stdio,
@@ -42,8 +41,7 @@ impl Child {
         let mut env = env.to_vec();
         env.extend(group.mark());
         let exec = Exec {
-            programs,
-            argv,
+            attempts,
             env: &env,
             cwd,
             stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
@@ -52,7 +50,11 @@ impl Child {
         match sys::spawn(&exec) {
             Ok(spawned) => Ok(Child { pid: spawned.pid, pidfd: spawned.pidfd, group, exit: None }),
             Err(error) => {
-                let program = programs.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+                let program = attempts
+                    .last()
+                    .and_then(|argv| argv.first())
+                    .map(|p| p.to_string_lossy().into_owned())
+                    .unwrap_or_default();
                 let code = match error.raw_os_error() {
                     Some(libc::E2BIG) => Code::InvalidCommand,
                     _ => Code::SpawnFailed,
@@ -173,7 +175,7 @@ impl Spec {
     pub fn start(&self, stdio: Stdio, group: Group) -> Result<Child> {
         let text = |text: &str| super::c_string(text, Code::Internal, "argument");
         let program = text(&self.program.to_string_lossy())?;
-        let mut argv = vec![program.clone()];
+        let mut argv = vec![program];
         for arg in &self.args {
             argv.push(text(arg)?);
         }
@@ -182,7 +184,7 @@ impl Spec {
             env.push(text(&format!("{name}={value}"))?);
         }
         let cwd = open_dir("/")?;
-        Child::start(&[program], &argv, &env, cwd.as_fd(), &stdio, group)
+        Child::start(&[argv], &env, cwd.as_fd(), &stdio, group)
     }
 }
 

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
+use super::plain;
 use crate::base::ids::check_env;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::spawn::{PATH, dev_null, pipe};
@@ -69,7 +70,22 @@ pub struct ExecResult {
 }
 
 /// The shells that a command is given to, in order.
-pub const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
+const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
+
+/// A shell with these arguments, whichever the system has.
+///
+/// # Errors
+/// `InvalidCommand` for a NUL byte.
+pub fn in_shell(args: &[&str]) -> Result<Vec<Vec<CString>>> {
+    let line = |shell: &str| {
+        [shell]
+            .iter()
+            .chain(args)
+            .map(|arg| c_string(arg, Code::InvalidCommand, "command"))
+            .collect::<Result<_>>()
+    };
+    SHELLS.into_iter().map(line).collect()
+}
 
 impl ExecRequest {
     /// How long it may run.
@@ -113,21 +129,23 @@ impl ExecRequest {
         if cwd.contains('\0') {
             return Err(Error::new(Code::InvalidCwd, "cwd contains a NUL byte"));
         }
-        let argv = ["sh", "-c", &self.command];
-        let argv = argv.map(|arg| c_string(arg, Code::InvalidCommand, "command"));
-        Ok(Command {
-            programs: SHELLS
-                .map(|shell| c_string(shell, Code::Internal, "shell"))
-                .into_iter()
-                .collect::<Result<_>>()?,
-            argv: argv.into_iter().collect::<Result<_>>()?,
-            env: environment(home, defaults, &self.env)?,
-            cwd,
-        })
+        let (env, path) = environment(home, defaults, &self.env)?;
+        let shell_has_a_say = ["BASH_ENV", "ENV", "POSIXLY_CORRECT"];
+        let variables = || defaults.keys().chain(self.env.keys());
+        let mut attempts = Vec::new();
+        if !variables().any(|name| shell_has_a_say.contains(&name.as_str())) {
+            for line in plain::command_lines(&self.command, &path) {
+                let line = line.iter().map(|arg| c_string(arg, Code::InvalidCommand, "command"));
+                attempts.push(line.collect::<Result<_>>()?);
+            }
+        }
+        attempts.extend(in_shell(&["-c", &self.command])?);
+        Ok(Command { attempts, env, cwd })
     }
 }
 
-/// An environment made from nothing: PATH, HOME, LANG, then the workspace's variables, then the request's.
+/// An environment made from nothing: PATH, HOME, LANG, then the workspace's variables, then the request's. The second
+/// value is its PATH.
 ///
 /// # Errors
 /// `InvalidEnv`.
@@ -135,7 +153,7 @@ pub fn environment(
     home: &str,
     defaults: &BTreeMap<String, String>,
     given: &BTreeMap<String, String>,
-) -> Result<Vec<CString>> {
+) -> Result<(Vec<CString>, String)> {
     for (name, value) in given {
         check_env(name, value)?;
     }
@@ -151,9 +169,9 @@ pub fn environment(
             ),
         ));
     }
-    all.into_iter()
-        .map(|(name, value)| c_string(&format!("{name}={value}"), Code::InvalidEnv, "variable"))
-        .collect()
+    let path = all.get("PATH").copied().unwrap_or_default().to_owned();
+    let entry = |(name, value)| c_string(&format!("{name}={value}"), Code::InvalidEnv, "variable");
+    Ok((all.into_iter().map(entry).collect::<Result<_>>()?, path))
 }
 
 /// How a command was left, and what is kept of its output.

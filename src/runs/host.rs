@@ -46,7 +46,7 @@ impl Launcher for HostLauncher {
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
         let cwd = self.cwd(&command.cwd)?;
         let group = self.cgroups.group(&format!("runs/{id}"))?;
-        let child = Child::start(&command.programs, &command.argv, &command.env, cwd.as_fd(), &stdio, group)?;
+        let child = Child::start(&command.attempts, &command.env, cwd.as_fd(), &stdio, group)?;
         Ok(Box::new(child))
     }
 }

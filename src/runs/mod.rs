@@ -3,6 +3,7 @@
 
 pub mod exec;
 pub mod host;
+pub mod plain;
 pub mod table;
 
 pub use exec::{ExecRequest, ExecResult, run};

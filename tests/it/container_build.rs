@@ -1,13 +1,13 @@
 //! Builds: the real bootstrap, the init script, its log, building again, and that one workspace is built by one
 //! build at a time which DELETE ends.
 
-use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::fixture::{DISTRO, Place, bootstrap_facts, shared};
+use crate::meeting::Meeting;
 use crate::procs::{self, secs, unique_secs, wait_for};
 
 #[test]
@@ -25,8 +25,9 @@ fn a_real_bootstrap() {
 
 #[test]
 fn the_next_builds_use_the_kept_image() {
+    let server = shared();
     let start = Instant::now();
-    let place = Place::ready(shared(), json!({"name": "quick"}));
+    let place = Place::ready(server, json!({"name": "quick"}));
     assert!(!place.init_log().contains("I: Retrieving"), "bootstrapped again:\n{}", place.init_log());
     assert!(start.elapsed() < secs(30), "a build from the image took {:?}", start.elapsed());
     assert_eq!(place.sh("cat /etc/debian_version"), bootstrap_facts()["debian_version"].as_str().unwrap());
@@ -210,14 +211,15 @@ fn eight_parallel_builds_are_one() {
     let place =
         Place::pending(shared(), json!({"name": "single flight", "init_script": "#!/bin/sh\nsleep 0.3\n"}));
     for round in 0..ROUNDS {
-        let start = Barrier::new(8);
+        let start = Meeting::of(8);
         let mut statuses: Vec<u16> = thread::scope(|scope| {
             let calls: Vec<_> = (0..8)
                 .map(|_| {
-                    let (start, path, server) = (&start, place.path("/build?rebuild=true"), place.server);
+                    let (start, path, owner) =
+                        (&start, place.path("/build?rebuild=true"), place.server.owner());
+                    // Connected before the race, one after the other; see exec_host on bursts of connections.
+                    owner.get(200, "/health");
                     scope.spawn(move || {
-                        let owner = server.owner();
-                        owner.get(200, "/health");
                         start.wait();
                         let reply = owner.call("POST", &path, None);
                         if reply.status == 409 {

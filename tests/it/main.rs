@@ -8,6 +8,7 @@
 
 mod client;
 mod fixture;
+mod meeting;
 mod procs;
 mod scratch;
 mod server;

@@ -108,6 +108,7 @@ fn an_empty_token_is_an_error() {
 fn token_line(server: &Server, start: &str) -> String {
     let line =
         server.stderr.line_with(start, secs(5)).unwrap_or_else(|| panic!("no {start:?} in {}", server.log()));
-    assert!(!server.stdout.text().contains(start), "a token in the log: {}", server.log());
-    line.rsplit("token: ").next().unwrap().trim().to_owned()
+    let token = line.rsplit("token: ").next().unwrap().trim().to_owned();
+    assert!(!server.stdout.text().contains(&token), "a token in the log: {}", server.log());
+    token
 }

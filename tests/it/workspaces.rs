@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
 use std::thread;
 
 use serde_json::{Value, json};
 
 use crate::fixture::DISTRO;
+use crate::meeting::Meeting;
 use crate::server::{NIL, Server, Setup, read};
 
 const FIELDS: [&str; 19] = [
@@ -222,7 +222,7 @@ fn parallel_puts_of_different_fields_lose_nothing() {
     const ROUNDS: usize = 200;
     let server = Server::start();
     let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
-    let (url, start) = (url(&made), Barrier::new(2));
+    let (url, start) = (url(&made), Meeting::of(2));
     thread::scope(|scope| {
         for field in ["skills", "plugins"] {
             let (url, start, server) = (&url, &start, &server);

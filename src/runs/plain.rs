@@ -1,0 +1,136 @@
+//! Commands that need no shell. Starting bash costs more than most commands it is asked to start, and when it is given
+//! a single program call it does nothing but look the program up and become it (execve without fork). A command that is
+//! provably just that is looked up here; what is in any doubt goes to the shell, and so does a program that is not
+//! found or cannot be executed, so that the message and status are the shell's own.
+
+/// Builtins and keywords of bash 5 whose program twin, if there is one, is not the same thing. `true` and `false` are
+/// left out: POSIX gives their programs no behaviour of their own.
+const SHELL_WORDS: [&str; 78] = [
+    ".",
+    ":",
+    "[",
+    "[[",
+    "alias",
+    "bg",
+    "bind",
+    "break",
+    "builtin",
+    "caller",
+    "case",
+    "cd",
+    "command",
+    "compgen",
+    "complete",
+    "compopt",
+    "continue",
+    "coproc",
+    "declare",
+    "dirs",
+    "disown",
+    "do",
+    "done",
+    "echo",
+    "elif",
+    "else",
+    "enable",
+    "esac",
+    "eval",
+    "exec",
+    "exit",
+    "export",
+    "fc",
+    "fg",
+    "fi",
+    "for",
+    "function",
+    "getopts",
+    "hash",
+    "help",
+    "history",
+    "if",
+    "in",
+    "jobs",
+    "kill",
+    "let",
+    "local",
+    "logout",
+    "mapfile",
+    "popd",
+    "printf",
+    "pushd",
+    "pwd",
+    "read",
+    "readarray",
+    "readonly",
+    "return",
+    "select",
+    "set",
+    "shift",
+    "shopt",
+    "source",
+    "suspend",
+    "test",
+    "then",
+    "time",
+    "times",
+    "trap",
+    "type",
+    "typeset",
+    "ulimit",
+    "umask",
+    "unalias",
+    "unset",
+    "until",
+    "wait",
+    "while",
+    "{",
+];
+
+/// Characters that mean nothing to a shell wherever they stand in a word. `=` and `~` are missing on purpose, and so
+/// is everything beyond ASCII, where the locale has a say.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-./,:+@%".contains(c)
+}
+
+/// The command lines to try for `command` before a shell, one for each folder of `path`; none when it needs a shell.
+pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
+    let words: Vec<&str> = command.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
+    let Some((program, args)) = words.split_first() else { return Vec::new() };
+    if SHELL_WORDS.contains(program) || !words.iter().all(|word| word.chars().all(is_plain)) {
+        return Vec::new();
+    }
+    let line =
+        |program: String| [program].into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect();
+    if program.contains('/') {
+        // A relative one is relative to the working directory, for the kernel as for the shell.
+        return vec![line((*program).to_owned())];
+    }
+    // An empty or relative folder in PATH means the working directory; rare enough to leave to the shell.
+    if !path.split(':').all(|folder| folder.starts_with('/')) {
+        return Vec::new();
+    }
+    path.split(':').map(|folder| line(format!("{folder}/{program}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_provably_plain() {
+        let lines = command_lines("  ls -la  src/main.rs ", "/a:/b");
+        assert_eq!(lines, [["/a/ls", "-la", "src/main.rs"], ["/b/ls", "-la", "src/main.rs"]]);
+        assert_eq!(command_lines("./run x", "/a"), [["./run", "x"]]);
+        assert_eq!(command_lines("true", "/a"), [["/a/true"]]);
+        for shell in [
+            "", "echo hi", "ls *", "ls $HOME", "ls; ls", "A=1 ls", "ls ~", "ls \"x\"", "ls 'x'", "ls | x",
+            "ls > f", "cd x", "ls\nls", "ls #x", "ls {a,b}", "!ls", "ls \\x", "ls &", "(ls)", "`ls`", "ls é",
+            "time ls", "ls a=b", "ls ?", "ls [a]", "ls ^x", "ls\0",
+        ] {
+            assert!(command_lines(shell, "/a").is_empty(), "{shell:?}");
+        }
+        assert!(command_lines("ls", "").is_empty());
+        assert!(command_lines("ls", "/a::/b").is_empty());
+        assert!(command_lines("ls", "bin:/b").is_empty());
+    }
+}

@@ -1,0 +1,34 @@
+//! Threads that go on together, like `std::sync::Barrier`, but who waits in vain fails: one caller that panics must not
+//! leave the others, and with them the whole run, waiting for ever.
+
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+pub struct Meeting {
+    wanted: usize,
+    /// How many wait, and how often all have met.
+    state: Mutex<(usize, u64)>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    pub fn of(wanted: usize) -> Meeting {
+        Meeting { wanted, state: Mutex::new((0, 0)), changed: Condvar::new() }
+    }
+
+    #[track_caller]
+    pub fn wait(&self) {
+        let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
+        state.0 += 1;
+        if state.0 == self.wanted {
+            *state = (0, state.1 + 1);
+            self.changed.notify_all();
+            return;
+        }
+        let round = state.1;
+        let longest = Duration::from_secs(100);
+        let waited = self.changed.wait_timeout_while(state, longest, |state| state.1 == round);
+        let met = !waited.unwrap_or_else(|poison| poison.into_inner()).1.timed_out();
+        assert!(met, "the others did not come within {longest:?}");
+    }
+}
