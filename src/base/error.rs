@@ -101,6 +101,20 @@ codes! {
     Config = 500 "config",
     /// Our bug, or the machine failed us.
     Internal = 500 "internal_error",
+    /// On loopback or a Unix socket, a Host that is not ours.
+    HostNotAllowed = 403 "host_not_allowed",
+    /// A page that was not allowed for sends a write or opens a WebSocket.
+    OriginNotAllowed = 403 "origin_not_allowed",
+    /// The request did not arrive in time.
+    RequestTimeout = 408 "request_timeout",
+    /// An `Expect` other than `100-continue`.
+    ExpectationFailed = 417 "expectation_failed",
+    /// Too many or too large headers.
+    HeadTooLarge = 431 "head_too_large",
+    /// A method or transfer coding that does not exist here.
+    NotImplemented = 501 "not_implemented",
+    /// Neither HTTP/1.1 nor HTTP/1.0.
+    HttpVersion = 505 "http_version_not_supported",
 }
 
 /// An error with everything its reader needs. Cheap to move: one pointer.

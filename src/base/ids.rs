@@ -62,7 +62,7 @@ impl TryFrom<String> for Label {
     }
 }
 
-/// Checks one environment variable; `place` says where it stands, for the message.
+/// Checks one environment variable.
 ///
 /// # Errors
 /// `InvalidEnv` for a name outside `[A-Za-z_][A-Za-z0-9_]*`, a NUL in the value, or a variable the kernel refuses.
@@ -82,6 +82,28 @@ pub fn check_env(name: &str, value: &str) -> Result<()> {
         return refuse(format!(
             "{name} is longer than {} bytes; put the data into a file",
             limits::ENV_ENTRY_BYTES
+        ));
+    }
+    Ok(())
+}
+
+/// Checks variables, each and in total.
+///
+/// # Errors
+/// `InvalidEnv`.
+pub fn check_env_vars<'a>(vars: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
+    let mut total = 0;
+    for (name, value) in vars {
+        check_env(name, value)?;
+        total += name.len() + value.len() + 2;
+    }
+    if total > limits::ENV_TOTAL_BYTES {
+        return Err(Error::new(
+            Code::InvalidEnv,
+            format!(
+                "The variables are larger than {} bytes in total; put the data into a file",
+                limits::ENV_TOTAL_BYTES
+            ),
         ));
     }
     Ok(())

@@ -96,3 +96,73 @@ pub const TREE_PASSES: usize = 32;
 pub const USAGE_LINKS: usize = 1_000_000;
 /// Deepest folder that disk usage looks into; each level costs some 50 bytes.
 pub const USAGE_DEPTH: usize = 100_000;
+
+/// Largest request head, the request line included; what nginx and Apache take is half of it.
+pub const HEAD_BYTES: usize = 16 << 10;
+/// Most headers of a request; browsers send some 20.
+pub const HEAD_LINES: usize = 100;
+/// From a head's first byte to its last; a slow line needs one.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request; proxies in front keep theirs about as long.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// A body that stands still for so long will not come.
+pub const BODY_STALL: Duration = Duration::from_secs(30);
+/// A client that takes nothing for so long does not read any more.
+pub const WRITE_STALL: Duration = Duration::from_secs(30);
+/// Bodies up to here go in only when they are complete: a slow client holds none of the threads inside, and a body
+/// that turns out broken was never seen there.
+pub const HELD_BODY_BYTES: usize = 64 << 10;
+/// What a handler has left of a body is read and forgotten up to here, to keep the connection.
+pub const DRAINED_BODY_BYTES: u64 = 256 << 10;
+/// How long a refused client may go on sending, so that our close does not destroy the answer before it is read.
+pub const LINGER: Duration = Duration::from_secs(1);
+/// Extensions of a chunked body, which are ignored.
+pub const CHUNK_EXTENSION_BYTES: usize = 256;
+/// Trailers of a chunked body, which are ignored.
+pub const TRAILER_BYTES: usize = 8 << 10;
+/// Longest request id that is taken from a client.
+pub const REQUEST_ID_BYTES: usize = 64;
+/// Largest head of an answer of ours.
+pub const ANSWER_HEAD_BYTES: usize = 64 << 10;
+/// What is read from a socket at once.
+pub const RELAY_BYTES: usize = 16 << 10;
+/// What an idle connection keeps for its next request: most heads fit.
+pub const IDLE_BUFFER_BYTES: usize = 2 << 10;
+/// Default for `--max-connections`.
+pub const CONNECTIONS: usize = 512;
+/// Seats beyond it for callers on this machine, one prompt request each.
+pub const RESERVED_CONNECTIONS: usize = 8;
+/// In such a seat, from the connection to the complete head.
+pub const HURRIED_HEAD: Duration = Duration::from_secs(3);
+/// Connections that wait to be accepted; the kernel clips it to net.core.somaxconn.
+pub const BACKLOG: i32 = 1024;
+/// Clients that were refused at the door and are still being told.
+pub const REFUSED: usize = 64;
+/// Descriptors that one request takes: the client's, ours to the inside, two of tiny_http's.
+pub const DESCRIPTORS_PER_CONNECTION: usize = 4;
+/// Descriptors kept for everything else when the limit of open files is what bounds connections.
+pub const DESCRIPTORS_RESERVED: usize = 40;
+/// Stack of a connection's thread. Measured use stays under 24 KiB; only what is touched is ever backed by memory.
+pub const GATE_STACK: usize = 128 << 10;
+/// An idle connection thread waits so long for another client.
+pub const GATE_THREAD_IDLE: Duration = Duration::from_secs(10);
+/// Pause of the accept loop when the machine refuses it something.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// The same complaint is logged once in so long.
+pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
+/// An unused connection to the inside is closed after so long; it costs a thread there.
+pub const INSIDE_IDLE: Duration = Duration::from_secs(10);
+/// The inside answers a greeting without any work; a thrashing machine needs this long.
+pub const INSIDE_ANSWER: Duration = Duration::from_secs(5);
+/// The inside is not started anew more often than this.
+pub const INSIDE_PAUSE: Duration = Duration::from_secs(1);
+/// A ticket that was not redeemed by then belongs to a client that has gone.
+pub const TICKET: Duration = Duration::from_secs(60);
+/// Failed authentications that one address may make at once: a person with a wrong script.
+pub const FAILURE_BURST: f64 = 20.0;
+/// How many more it may make each second.
+pub const FAILURES_PER_SEC: f64 = 1.0;
+/// How long the answer to any further one is held back.
+pub const FAILURE_DELAY: Duration = Duration::from_secs(1);
+/// Addresses whose failures are remembered.
+pub const THROTTLED_PEERS: usize = 4096;

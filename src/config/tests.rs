@@ -307,7 +307,7 @@ fn mistakes_name_their_place() {
         (&["--approval-timeout", "0"], "--approval-timeout:"),
         (&["--approval-timeout", "30s"], "--approval-timeout:"),
         (&["--opencode-base-url", "localhost:1"], "--opencode-base-url:"),
-        (&["--workspace", "nowhere"], "/cwd/nowhere is not a folder"),
+        (&["--workspace", "nowhere"], "/cwd/nowhere does not exist"),
         (&["--workspace", "key.gpg"], "key.gpg is not a folder"),
         (&["--workspace="], "--workspace:"),
         (&["--workspace=ws1", "--workspace=./ws1/."], "ws1 is given twice"),

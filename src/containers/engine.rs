@@ -55,24 +55,21 @@ impl Engine {
         &self.cgroups
     }
 
-    /// The container `name` with the files in `root`; it starts with its first command.
+    /// The container that `place` describes; it starts with its first command. One that runs keeps what it was
+    /// started with.
     ///
     /// # Errors
     /// When the agent's binary cannot be put into the data folder.
-    pub fn machine(&self, name: &str, host_name: &str, root: &Path, runtime: &Path) -> Result<Arc<Machine>> {
-        if let Some(machine) = lock(&self.machines).get(name) {
-            return Ok(machine.clone());
+    pub fn machine(&self, place: Place) -> Result<Arc<Machine>> {
+        let name = place.machine.clone();
+        let known = lock(&self.machines).get(&name).cloned();
+        if let Some(machine) = known {
+            machine.set_place(place);
+            return Ok(machine);
         }
-        let place = Place {
-            machine: name.to_owned(),
-            host_name: host_name.to_owned(),
-            root: root.to_owned(),
-            runtime: runtime.to_owned(),
-            agent: self.agent()?,
-        };
         let refill = self.refill.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
         let machine = Machine::new(place, self.cgroups.clone(), refill);
-        Ok(lock(&self.machines).entry(name.to_owned()).or_insert(machine).clone())
+        Ok(lock(&self.machines).entry(name).or_insert(machine).clone())
     }
 
     /// Ends a container and forgets it.
@@ -98,7 +95,10 @@ impl Engine {
     }
 
     /// A copy of our own binary that containers can bind: an upgrade may replace or delete the original while we run.
-    fn agent(&self) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn agent(&self) -> Result<PathBuf> {
         if let Some(path) = self.agent.get() {
             return Ok(path.clone());
         }

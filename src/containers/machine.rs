@@ -3,7 +3,7 @@
 //! through cgroups and pidfds.
 //!
 //! Threads: `container-N` owns the nspawn process while the container runs. Locks: `state` may be held while the
-//! container starts (about 0.1 s, at most [`limits::CONTAINER_START`]); `spares` is a leaf.
+//! container starts (about 0.1 s, at most [`limits::CONTAINER_START`]); `spares` and `place` are leaves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -38,12 +38,16 @@ pub struct Place {
     pub runtime: PathBuf,
     /// The agent's binary.
     pub agent: PathBuf,
+    /// No network but its own loopback.
+    pub private_network: bool,
 }
 
 /// A container. Cheap while it is stopped.
 #[derive(Debug)]
 pub struct Machine {
-    place: Place,
+    /// Never changes, unlike the rest of the place.
+    name: String,
+    place: Mutex<Place>,
     cgroups: Cgroups,
     state: Mutex<Option<Arc<Running>>>,
     sequence: AtomicU64,
@@ -81,12 +85,26 @@ impl Machine {
         cgroups: Cgroups,
         refill: crossbeam_channel::Sender<std::sync::Weak<Machine>>,
     ) -> Arc<Machine> {
-        Arc::new(Machine { place, cgroups, state: Mutex::new(None), sequence: AtomicU64::new(0), refill })
+        let name = place.machine.clone();
+        let place = Mutex::new(place);
+        Arc::new(Machine {
+            name,
+            place,
+            cgroups,
+            state: Mutex::new(None),
+            sequence: AtomicU64::new(0),
+            refill,
+        })
     }
 
     /// Whether it runs.
     pub fn is_running(&self) -> bool {
         lock(&self.state).as_ref().is_some_and(|running| !running.ended.load(Ordering::Acquire))
+    }
+
+    /// What holds from its next start on.
+    pub(super) fn set_place(&self, place: Place) {
+        *lock(&self.place) = place;
     }
 
     /// Ends everything inside and returns when it is over. Harmless when it is stopped.
@@ -113,7 +131,7 @@ impl Machine {
     }
 
     fn start(&self) -> Result<Running> {
-        let place = &self.place;
+        let place = &lock(&self.place).clone();
         let nspawn = tools::require("systemd-nspawn")?;
         let unshare = tools::require("unshare")?;
         let group = self.cgroups.group(&place.machine)?;
@@ -204,7 +222,7 @@ impl Machine {
             return Err(gone());
         }
         let number = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let group = self.cgroups.group(&format!("{}/runs/{number}", self.place.machine))?;
+        let group = self.cgroups.group(&format!("{}/runs/{number}", self.name))?;
         group.add(pid)?;
         Ok(Spare { socket, pid, pidfd, group })
     }
@@ -226,7 +244,8 @@ impl Machine {
         let deadline = Instant::now() + limits::AGENT_ANSWER;
         let mut spare = None;
         while let Some(candidate) = lock(&running.spares).pop() {
-            // Someone inside may have killed it meanwhile.
+            // Someone inside may have stopped or killed it meanwhile.
+            let _ = pidfd_send_signal(&candidate.pidfd, Signal::CONT);
             if !has_ended(candidate.pidfd.as_fd()) {
                 spare = Some(candidate);
                 break;
@@ -424,6 +443,9 @@ fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> 
     args.extend(options.map(str::to_owned));
     args.push(format!("--machine={}", place.machine));
     args.push(format!("--hostname={}", place.host_name));
+    if place.private_network {
+        args.push("--private-network".to_owned());
+    }
     args.push(format!("--directory={}", text(&place.root)));
     args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));
     args.push(format!("--bind-ro={}:/etc/resolv.conf", bindable(resolv_conf)));

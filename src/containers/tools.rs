@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::base::{Code, Error, Result};
 
 /// Where programs are looked for; our own PATH is the caller's and may be anything.
-pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub use crate::proc::spawn::PATH;
 
 /// Distributions whose packages have the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

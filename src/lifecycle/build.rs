@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{ENDING, Lifecycle, build_log_path, has_root};
+use super::{Build, ENDING, Lifecycle, build_log_path, has_root};
 use crate::base::ids::Distro;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
@@ -35,7 +35,7 @@ impl Lifecycle {
             record.start_build(distro, rebuild, has_root(record), built_distro(record))?;
             Ok(before)
         })?;
-        lock(&self.builds).insert(id, cancel.clone());
+        lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: false });
         if workspace.check_alive().is_err() {
             // Deletion began between: it may have looked for a build before this one was entered.
             cancel.cancel();
@@ -58,6 +58,11 @@ impl Lifecycle {
 
     /// The job on the builder's thread.
     fn build(&self, workspace: &Workspace, cancel: &Cancel) {
+        match lock(&self.builds).get_mut(&workspace.id()) {
+            Some(build) => build.begun = true,
+            // Deleted while it waited for its turn.
+            None => return,
+        }
         let result = self.build_steps(workspace, cancel);
         if let Err(error) = &result {
             log::warn!("build of workspace {}: {error}", workspace.id());

@@ -58,9 +58,16 @@ impl Lifecycle {
     fn end_build(&self, id: Uuid) -> Result<()> {
         let deadline = Instant::now() + ENDING;
         loop {
-            match lock(&self.builds).get(&id) {
-                None => return Ok(()),
-                Some(cancel) => cancel.cancel(),
+            {
+                let mut builds = lock(&self.builds);
+                match builds.get(&id) {
+                    None => return Ok(()),
+                    Some(build) if build.begun => build.cancel.cancel(),
+                    Some(_) => {
+                        builds.remove(&id);
+                        return Ok(());
+                    }
+                }
             }
             if Instant::now() >= deadline {
                 return Err(Error::new(

@@ -10,7 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::build::finish;
-use super::{Lifecycle, has_root, variables};
+use super::{Build, Lifecycle, has_root, variables};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
@@ -53,11 +53,13 @@ impl Lifecycle {
     ) -> Result<impl FnOnce() -> Result<InitResult> + Send + use<>> {
         let workspace = self.registry.get(id)?;
         let cancel = Cancel::new()?;
-        let script = workspace.update(|record| record.start_rerun(has_root(record)))?;
-        lock(&self.builds).insert(id, cancel.clone());
-        let guard = Rerun { lifecycle: self.clone(), workspace, ended: false };
+        let (script, before) = workspace.update(|record| {
+            let before = record.clone();
+            Ok((record.start_rerun(has_root(record))?, before))
+        })?;
+        lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: true });
+        let guard = Rerun { lifecycle: self.clone(), workspace, before: Some(before) };
         Ok(move || {
-            let mut guard = guard;
             let record = guard.workspace.record();
             let result = guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &cancel);
             let message = match &result {
@@ -173,26 +175,34 @@ fn failure(result: &InitResult) -> String {
     format!("Init script {how}: {words}")
 }
 
-/// Records the end of a rerun however its job ends, also when it was never begun.
+/// A rerun that was journaled. One that no worker took leaves the workspace as it was.
 struct Rerun {
     lifecycle: Arc<Lifecycle>,
     workspace: Arc<Workspace>,
-    ended: bool,
+    before: Option<Record>,
 }
 
 impl Rerun {
-    fn end(&mut self, message: Option<String>) {
-        if !self.ended {
-            self.ended = true;
-            finish(&self.workspace, message);
-            lock(&self.lifecycle.builds).remove(&self.workspace.id());
-        }
+    fn end(mut self, message: Option<String>) {
+        self.before = None;
+        finish(&self.workspace, message);
     }
 }
 
 impl Drop for Rerun {
     fn drop(&mut self) {
-        self.end(Some("Init script failed: it was not run".to_owned()));
+        if let Some(before) = self.before.take() {
+            let restored = self.workspace.update(|record| {
+                record.job = None;
+                record.shown.status = before.shown.status;
+                record.shown.error_message = before.shown.error_message;
+                Ok(())
+            });
+            if let Err(error) = restored {
+                log::error!("workspace {}: {error}", self.workspace.id());
+            }
+        }
+        lock(&self.lifecycle.builds).remove(&self.workspace.id());
     }
 }
 

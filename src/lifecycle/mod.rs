@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::base::pool::Pool;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
-use crate::containers::machine::Machine;
+use crate::containers::machine::{Machine, Place};
 use crate::containers::{Engine, Images};
 use crate::proc::Cancel;
 use crate::runs::Runs;
@@ -44,11 +44,18 @@ pub struct Lifecycle {
     images: Images,
     runs: Arc<Runs>,
     policy: Policy,
-    builds: Mutex<HashMap<Uuid, Cancel>>,
+    builds: Mutex<HashMap<Uuid, Build>>,
     builder: Pool,
     // Closing it ends the thread; the thread is let go at exit, since what it has not removed waits for the next start.
     emptied: Option<Sender<()>>,
     trash: Option<JoinOnDrop>,
+}
+
+/// A build or init script that was accepted.
+struct Build {
+    cancel: Cancel,
+    /// A worker has it; before that, taking it out of the table is enough to cancel it.
+    begun: bool,
 }
 
 /// How long a deletion or rebuild waits for what it ended to be gone.
@@ -111,18 +118,20 @@ impl Lifecycle {
     }
 
     fn machine(&self, workspace: &Workspace, record: &Record) -> Result<Arc<Machine>> {
-        self.engine.machine(
-            &workspace.machine_name(),
-            &record.shown.name.host_name(),
-            Path::new(&record.shown.path),
-            workspace.folder(),
-        )
+        self.engine.machine(Place {
+            machine: workspace.machine_name(),
+            host_name: record.shown.name.host_name(),
+            root: PathBuf::from(&record.shown.path),
+            runtime: workspace.folder().to_owned(),
+            agent: self.engine.agent()?,
+            private_network: record.shown.shared_network == Some(false),
+        })
     }
 
     /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.
     pub fn close(&self, deadline: Instant) {
-        for cancel in lock(&self.builds).values() {
-            cancel.cancel();
+        for build in lock(&self.builds).values() {
+            build.cancel.cancel();
         }
         self.runs.close(deadline);
         self.engine.stop();

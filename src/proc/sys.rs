@@ -237,8 +237,11 @@ unsafe fn try_all(argvs: &[Vec<*const c_char>], env: &[*const c_char]) {
 unsafe fn default_signals() {
     // SAFETY: plain system calls on local memory.
     unsafe {
+        // By bare system calls: glibc's own signal(3) refuses its internal signals 32 and 33, which a parent may have
+        // ignored. All zero is SIG_DFL in the kernel's struct on every architecture; 8 is the size of its mask.
+        let default = [0u64; 8];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u8>(), 8usize);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::plain;
-use crate::base::ids::check_env;
+use crate::base::ids::check_env_vars;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::spawn::{PATH, dev_null, pipe};
 use crate::proc::{Cancel, Capture, Captured, Command, Ended, Exit, Io, Launcher, Stdio, c_string, pump};
@@ -154,21 +154,9 @@ pub fn environment(
     defaults: &BTreeMap<String, String>,
     given: &BTreeMap<String, String>,
 ) -> Result<(Vec<CString>, String)> {
-    for (name, value) in given {
-        check_env(name, value)?;
-    }
     let mut all: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", home), ("LANG", "C.UTF-8")]);
     all.extend(defaults.iter().chain(given).map(|(name, value)| (name.as_str(), value.as_str())));
-    let total: usize = all.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-    if total > limits::ENV_TOTAL_BYTES {
-        return Err(Error::new(
-            Code::InvalidEnv,
-            format!(
-                "The variables are larger than {} bytes in total; put the data into a file",
-                limits::ENV_TOTAL_BYTES
-            ),
-        ));
-    }
+    check_env_vars(all.iter().map(|(name, value)| (*name, *value)))?;
     let path = all.get("PATH").copied().unwrap_or_default().to_owned();
     let entry = |(name, value)| c_string(&format!("{name}={value}"), Code::InvalidEnv, "variable");
     Ok((all.into_iter().map(entry).collect::<Result<_>>()?, path))

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use super::record::{Kind, Shown};
-use crate::base::ids::{Distro, Label, check_env};
+use crate::base::ids::{Distro, Label, check_env_vars};
 use crate::base::{Code, Error, Result, limits};
 
 /// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
@@ -90,7 +90,7 @@ impl Fields {
             shown.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
         }
         if let Some(vars) = self.env_vars {
-            check_env_vars(&vars)?;
+            check_env_vars(vars.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
             shown.env_vars = vars;
         }
         if let Some(script) = self.init_script {
@@ -156,27 +156,6 @@ fn names(field: &str, given: Vec<String>) -> Result<Vec<String>> {
         return Err(Error::new(Code::InvalidPayload, format!("{field} holds at most {MOST} names")));
     }
     Ok(kept)
-}
-
-/// Checks a map of variables, each and in total.
-///
-/// # Errors
-/// `InvalidEnv`.
-pub fn check_env_vars(vars: &BTreeMap<String, String>) -> Result<()> {
-    for (name, value) in vars {
-        check_env(name, value)?;
-    }
-    let total: usize = vars.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-    if total > limits::ENV_TOTAL_BYTES {
-        return Err(Error::new(
-            Code::InvalidEnv,
-            format!(
-                "The variables are larger than {} bytes in total; put the data into a file",
-                limits::ENV_TOTAL_BYTES
-            ),
-        ));
-    }
-    Ok(())
 }
 
 fn not_blank(text: String) -> Option<String> {

@@ -1,5 +1,5 @@
 //! What container tests start from: the tools, a base image that was really bootstrapped once and is kept in
-//! `target/it-cache`, one server that all of them share, and workspaces that are deleted with their owner.
+//! `it-cache` in the target folder, one server that all of them share, and workspaces that are deleted with their owner.
 
 use std::fs;
 use std::panic;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Reply};
 use crate::procs::{secs, wait_for};
+use crate::scratch::Scratch;
 use crate::server::{BINARY, NIL, Server, Setup};
 
 /// What every container here is built from: this machine's own family, so its own mirror and keyring serve.
@@ -152,7 +153,7 @@ pub fn shared_box() -> Place<'static> {
 /// A set-up whose data folder already has the base image.
 #[track_caller]
 pub fn seeded() -> Setup {
-    let setup = Setup::new();
+    let setup = Setup::in_folder(Scratch::in_memory());
     fs::create_dir_all(setup.data_dir()).unwrap();
     copy(&cache().join("images"), &setup.data_dir().join("images"));
     setup
@@ -183,7 +184,7 @@ pub fn bootstrap_facts() -> Value {
     serde_json::from_slice(&fs::read(cache().join("facts.json")).unwrap()).unwrap()
 }
 
-/// `target/it-cache`: `images/` as the server has made it, and `facts.json`. Made by the first test that asks; when
+/// `it-cache` in the target folder: `images/` as the server has made it, and `facts.json`. Made by the first test that asks; when
 /// that fails, the others fail at once.
 #[track_caller]
 fn cache() -> &'static Path {
@@ -245,7 +246,8 @@ pub fn guard(server: &Server) {
         ours "$1" "$2" && kill -TERM "$1"
         for _ in $(seq 150); do ours "$1" "$2" || break; sleep 0.1; done
         ours "$1" "$2" && kill -KILL "$1"
-        grep -q " $3/" /proc/self/mountinfo || rm -rf --one-file-system "$3"
+        umount -l "$3" 2>/dev/null
+        grep -q " $3[/ ]" /proc/self/mountinfo || rm -rf --one-file-system "$3"
     "#;
     let exe = fs::canonicalize(BINARY).unwrap();
     let guard = Command::new("sh")

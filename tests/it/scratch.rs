@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -24,6 +24,19 @@ impl Scratch {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).unwrap();
         Scratch(path)
+    }
+
+    /// The same in a tmpfs of its own, where there is memory to spare: container tests copy a whole Debian some
+    /// hundred times, which takes four times as long on a common disk.
+    pub fn in_memory() -> Scratch {
+        let scratch = Scratch::new();
+        if free_memory() > 8 << 30 {
+            // A failure is no loss but time.
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "size=6g,mode=755", "it-scratch"]).arg(scratch.path());
+            let _ = mount.stderr(Stdio::null()).status();
+        }
+        scratch
     }
 
     pub fn path(&self) -> &Path {
@@ -50,6 +63,13 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         remove(&self.0);
     }
+}
+
+fn free_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
 }
 
 /// Detaches what is mounted below `path`, then removes it; if a mount stays, so does the folder.

@@ -62,7 +62,12 @@ pub struct Ended {
 impl Setup {
     /// A data folder, a home, one workspace, both tokens by environment, any free port.
     pub fn new() -> Setup {
-        Setup::bare()
+        Setup::in_folder(Scratch::new())
+    }
+
+    /// The same in another folder.
+    pub fn in_folder(scratch: Scratch) -> Setup {
+        Setup::bare_in(scratch)
             .arg("--workspace=work")
             .env("OPENWORK_TOKEN", CLIENT_TOKEN)
             .env("OPENWORK_HOST_TOKEN", HOST_TOKEN)
@@ -70,7 +75,10 @@ impl Setup {
 
     /// Only a data folder, a home and a free port.
     pub fn bare() -> Setup {
-        let scratch = Scratch::new();
+        Setup::bare_in(Scratch::new())
+    }
+
+    fn bare_in(scratch: Scratch) -> Setup {
         scratch.folder("home");
         scratch.folder("work");
         let data = scratch.path().join("data");

@@ -1,0 +1,268 @@
+//! The accept loop: it never ends by itself. Whatever the machine refuses (descriptors, memory, threads) costs one
+//! client its connection, who is told if that is possible, and nothing else.
+//!
+//! Threads: `gate-accept` here; a `gate-N` for each connection, kept for a while for the next one.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::client::Socket;
+use super::listen::Door;
+use super::table::Seat;
+use super::wire::{self, Got};
+use super::{Shared, refuse, relay};
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Code, Error, limits};
+use crate::proc::Cancel;
+
+/// How many clients one door may hand in before the others get their turn.
+const AT_ONCE: usize = 64;
+
+pub(super) struct Accepting {
+    gate: Arc<Shared>,
+    doors: Vec<Door>,
+    stop: Cancel,
+    workers: Workers,
+    /// Given up to take in, and turn away, a client that would otherwise stay in the queue and wake us for ever.
+    spare: Option<OwnedFd>,
+    refused: Vec<(Socket, Instant)>,
+    complaint: Complaint,
+}
+
+impl Accepting {
+    pub(super) fn new(gate: Arc<Shared>, doors: Vec<Door>, stop: Cancel) -> Accepting {
+        Accepting {
+            gate,
+            doors,
+            stop,
+            workers: Workers::new(),
+            spare: spare(),
+            refused: Vec::new(),
+            complaint: Complaint::default(),
+        }
+    }
+
+    /// Accepts until told to stop; then the doors close. The workers, who still serve, are handed back.
+    pub(super) fn run(mut self) -> Workers {
+        while !self.stop.is_cancelled() {
+            let ready = self.wait();
+            self.settle_refused();
+            for door in ready {
+                for _ in 0..AT_ONCE {
+                    if !self.accept(door) {
+                        break;
+                    }
+                }
+            }
+            self.gate.inside.trim();
+        }
+        self.workers
+    }
+
+    /// The doors at which somebody knocks. Wakes now and then for those who were refused, and to tidy up.
+    fn wait(&self) -> Vec<usize> {
+        let mut sockets = vec![PollFd::new(&self.stop, PollFlags::IN)];
+        sockets.extend(self.doors.iter().map(|door| PollFd::new(door, PollFlags::IN)));
+        sockets.extend(self.refused.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::IN)));
+        let pause = if self.refused.is_empty() { limits::INSIDE_IDLE } else { limits::LINGER };
+        let pause = Timespec { tv_sec: i64::try_from(pause.as_secs()).unwrap_or(1), tv_nsec: 0 };
+        match poll(&mut sockets, Some(&pause)) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Vec::new(),
+            // ENOMEM; nothing is known about the doors, so all are tried.
+            Err(_) => {
+                std::thread::sleep(limits::ACCEPT_PAUSE);
+                return (0..self.doors.len()).collect();
+            }
+        }
+        let doors = sockets[1..=self.doors.len()].iter().enumerate();
+        doors.filter(|(_, door)| !door.revents().is_empty()).map(|(number, _)| number).collect()
+    }
+
+    /// Takes one client in; `false` when nobody is left at this door for now.
+    fn accept(&mut self, door: usize) -> bool {
+        match self.doors[door].accept() {
+            Ok((socket, peer, local)) => {
+                if self.spare.is_none() {
+                    self.spare = spare();
+                }
+                match self.gate.table.admit(socket, peer, local) {
+                    Ok(seat) => self.start(seat),
+                    Err(socket) => {
+                        self.complaint.log("All connections are taken (--max-connections)");
+                        self.refuse(socket);
+                    }
+                }
+                true
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN) => false,
+                Some(Errno::MFILE | Errno::NFILE) => {
+                    self.complaint.log(&format!("Out of file descriptors ({error}); connections are refused"));
+                    self.turn_away(door);
+                    false
+                }
+                Some(Errno::NOBUFS | Errno::NOMEM) => {
+                    self.complaint.log(&format!("Out of memory ({error}); connections are refused"));
+                    std::thread::sleep(limits::ACCEPT_PAUSE);
+                    false
+                }
+                // accept(2): errors of that one connection are reported here; the next may be fine.
+                _ => {
+                    log::debug!("accept: {error}");
+                    true
+                }
+            },
+        }
+    }
+
+    /// Without a descriptor: the spare one's place is enough to say no.
+    fn turn_away(&mut self, door: usize) {
+        self.refused.clear();
+        self.spare = None;
+        if let Ok((socket, ..)) = self.doors[door].accept() {
+            tell(&socket);
+        }
+        self.spare = spare();
+        if self.spare.is_none() {
+            std::thread::sleep(limits::ACCEPT_PAUSE);
+        }
+    }
+
+    fn start(&mut self, seat: Seat) {
+        if let Err((seat, error)) = self.workers.serve(&self.gate, seat) {
+            self.complaint.log(&error.to_string());
+            tell(&seat.record.socket);
+            drop(seat);
+            std::thread::sleep(limits::ACCEPT_PAUSE);
+        }
+    }
+
+    fn refuse(&mut self, socket: Socket) {
+        tell(&socket);
+        // At once closed, it would be reset by the request that is on its way, and the answer with it.
+        if self.refused.len() < limits::REFUSED {
+            socket.shutdown(std::net::Shutdown::Write);
+            self.refused.push((socket, Instant::now()));
+        }
+    }
+
+    fn settle_refused(&mut self) {
+        let mut buffer = Vec::new();
+        self.refused.retain(|(socket, since)| {
+            buffer.clear();
+            since.elapsed() < limits::LINGER
+                && matches!(wire::receive(socket, &mut buffer), Ok(Got::Some(_) | Got::Nothing))
+        });
+    }
+}
+
+fn tell(socket: &Socket) {
+    let busy = Error::new(Code::Busy, "The server has no room for another connection; try again");
+    let _ = wire::send(socket, refuse::answer(&busy, "", false).as_bytes());
+}
+
+fn spare() -> Option<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+/// Says the same thing once per burst.
+#[derive(Default)]
+struct Complaint {
+    last: Option<Instant>,
+    kept_back: u64,
+}
+
+impl Complaint {
+    fn log(&mut self, text: &str) {
+        if self.last.is_some_and(|last| last.elapsed() < limits::COMPLAINT_PAUSE) {
+            self.kept_back += 1;
+            return;
+        }
+        match std::mem::take(&mut self.kept_back) {
+            0 => log::warn!("{text}"),
+            more => log::warn!("{text} (and {more} more since the last such line)"),
+        }
+        self.last = Some(Instant::now());
+    }
+}
+
+/// The connections' threads.
+pub(super) struct Workers {
+    /// Room for none: sent only to a thread that is waiting at that moment, else the sender starts one.
+    seats: Sender<Seat>,
+    waiting: Receiver<Seat>,
+    threads: Vec<JoinOnDrop>,
+    number: u64,
+}
+
+impl Workers {
+    fn new() -> Workers {
+        let (seats, waiting) = bounded(0);
+        Workers { seats, waiting, threads: Vec::new(), number: 0 }
+    }
+
+    fn serve(&mut self, gate: &Arc<Shared>, seat: Seat) -> Result<(), (Seat, Error)> {
+        let seat = match self.seats.try_send(seat) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(seat) | TrySendError::Disconnected(seat)) => seat,
+        };
+        self.threads.retain(|thread| !thread.is_finished());
+        self.number += 1;
+        // The slot keeps the seat here when no thread can be started.
+        let slot = Arc::new(Mutex::new(Some(seat)));
+        let (gate, waiting, mine) = (gate.clone(), self.waiting.clone(), slot.clone());
+        let started = spawn(format!("gate-{}", self.number), limits::GATE_STACK, move || {
+            let mut next = lock(&mine).take();
+            drop(mine);
+            while let Some(seat) = next {
+                relay::serve(&gate, seat);
+                next = waiting.recv_timeout(limits::GATE_THREAD_IDLE).ok();
+            }
+        });
+        match started {
+            Ok(thread) => {
+                self.threads.push(thread);
+                Ok(())
+            }
+            Err(error) => match lock(&slot).take() {
+                Some(seat) => Err((seat, error)),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Waits for the threads; their connections must have been ended.
+    pub(super) fn join(self) {
+        let Workers { seats, waiting, threads, .. } = self;
+        drop((seats, waiting));
+        drop(threads);
+    }
+}
+
+/// Raises the soft limit of open files to the hard one, and returns the limit as it was, for children that use
+/// select(2), and as it is.
+pub fn raise_file_limit() -> (u64, u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let old = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: old.maximum, maximum: old.maximum };
+    let now = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => old.maximum,
+        Err(_) => old.current,
+    };
+    (old.current.unwrap_or(u64::MAX), now.unwrap_or(u64::MAX))
+}
+
+/// How many connections the limit of open files allows.
+pub(super) fn cap(wanted: usize, files: u64) -> usize {
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let room = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
+    wanted.min(room.saturating_sub(limits::RESERVED_CONNECTIONS).max(4))
+}
+

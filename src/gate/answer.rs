@@ -1,0 +1,181 @@
+//! The head of an answer on its way out: how long its body is, and what the client gets to see. The inside is our own
+//! code, so this is careful, not suspicious; it still never reads past what it was given. Pure.
+
+use std::io::Write as _;
+
+use super::body::{Body, Chunks};
+use crate::base::{Error, Result};
+
+/// Where an answer's body ends.
+#[derive(Debug)]
+pub(super) enum Framing {
+    /// As its head says.
+    Sized(Body),
+    /// With the inner connection.
+    Close,
+}
+
+/// An answer whose head has been written anew.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) framing: Framing,
+    /// The client's connection ends with it.
+    pub(super) close: bool,
+    /// The inside promises that the answer is exactly as long as it says, so its connection may serve another.
+    pub(super) whole: bool,
+    /// The socket is to be handed over.
+    pub(super) ticket: Option<String>,
+}
+
+/// What the request decides about its answer.
+pub(super) struct Asked<'a> {
+    pub(super) is_head: bool,
+    pub(super) is_11: bool,
+    pub(super) upgrade: bool,
+    /// Another request may follow.
+    pub(super) keep: bool,
+    pub(super) id: &'a str,
+}
+
+/// The length of the head at the start of `bytes`, once it is complete.
+pub(super) fn end(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
+/// Reads a complete head and appends the client's to `out`; `None` for an interim answer, which is for us alone.
+///
+/// # Errors
+/// `Internal` when the inside answered something that is not HTTP.
+pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Result<Option<Answer>> {
+    let broken = || Error::internal("Unexpected answer from inside");
+    let head = std::str::from_utf8(head).map_err(|_| broken())?;
+    let (first, rest) = head.split_once("\r\n").ok_or_else(broken)?;
+    let status: u16 = first.get(9..12).and_then(|digits| digits.parse().ok()).ok_or_else(broken)?;
+    if !first.starts_with("HTTP/1.1 ") || !(100..600).contains(&status) {
+        return Err(broken());
+    }
+    if status < 200 && status != 101 {
+        return Ok(None);
+    }
+    let (mut length, mut chunked, mut whole, mut ticket) = (None, false, false, None);
+    out.extend_from_slice(first.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for line in rest.split_terminator("\r\n").take_while(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(':').ok_or_else(broken)?;
+        let (is, value) = (|known: &str| name.eq_ignore_ascii_case(known), value.trim_ascii());
+        let pass = match name.len() {
+            2 if is("TE") => false,
+            6 if is("Server") => false,
+            7 if is("Upgrade") || is("Trailer") => false,
+            10 if is("Connection") || is("Keep-Alive") => false,
+            12 if is("X-Request-Id") => false,
+            13 if is("X-Berth-Whole") => {
+                whole = true;
+                false
+            }
+            14 if is("X-Berth-Ticket") => {
+                ticket = Some(value.to_owned());
+                false
+            }
+            14 if is("Content-Length") => {
+                length = Some(value.parse::<u64>().map_err(|_| broken())?);
+                false
+            }
+            17 if is("Transfer-Encoding") => {
+                chunked = true;
+                false
+            }
+            _ => true,
+        };
+        if pass {
+            out.extend_from_slice(line.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    if status == 101 && !(asked.upgrade && ticket.is_some()) {
+        return Err(broken());
+    }
+    let taken = ticket.is_some();
+    // RFC 9110, 6.4.1 and 8.6: which answers have no body, and which not even a length.
+    let bodyless = asked.is_head || status == 204 || status == 304 || taken;
+    let framing = match (bodyless, length) {
+        (true, _) => Framing::Sized(Body::none()),
+        (_, _) if chunked => Framing::Sized(Body::Chunked(Chunks::new(u64::MAX))),
+        (_, Some(length)) => Framing::Sized(Body::Length(length)),
+        (_, None) => Framing::Close,
+    };
+    // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
+    let close = !asked.keep || taken || matches!(framing, Framing::Close);
+    match length {
+        Some(length) if !chunked && status != 204 && !taken => {
+            let _ = write!(out, "Content-Length: {length}\r\n");
+        }
+        _ if chunked && asked.is_11 && status != 204 && !taken => {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        _ => {}
+    }
+    out.extend_from_slice(match status {
+        101 => b"Connection: Upgrade\r\nUpgrade: websocket\r\n".as_slice(),
+        _ if close => b"Connection: close\r\n",
+        _ => b"",
+    });
+    for part in ["Server: berth\r\nX-Request-Id: ", asked.id, "\r\n\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    Ok(Some(Answer { status, framing, close, whole, ticket }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out(head: &str, is_head: bool, is_11: bool, upgrade: bool) -> Result<Option<(Answer, String)>> {
+        let asked = Asked { is_head, is_11, upgrade, keep: is_11, id: "r1" };
+        assert_eq!(end(head.as_bytes()), Some(head.len()));
+        let mut out = Vec::new();
+        let answer = rewrite(head.as_bytes(), &asked, &mut out)?;
+        Ok(answer.map(|answer| (answer, String::from_utf8(out).unwrap())))
+    }
+
+    #[test]
+    fn heads_are_ours() {
+        let head = "HTTP/1.1 200 OK\r\nServer: tiny-http (Rust)\r\nDate: x\r\nContent-Length: 5\r\nX-Berth-Whole: 1\r\n\r\n";
+        let (answer, text) = out(head, false, true, false).unwrap().unwrap();
+        assert_eq!(
+            text,
+            "HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 5\r\nServer: berth\r\nX-Request-Id: r1\r\n\r\n"
+        );
+        assert!(answer.whole && !answer.close && matches!(answer.framing, Framing::Sized(Body::Length(5))));
+        let (answer, text) = out(head, true, false, false).unwrap().unwrap();
+        assert!(answer.close && text.contains("Content-Length: 5\r\nConnection: close\r\n"));
+        assert!(matches!(answer.framing, Framing::Sized(Body::Length(0))));
+    }
+
+    #[test]
+    fn chunks_are_only_for_http_1_1() {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let (answer, text) = out(head, false, true, false).unwrap().unwrap();
+        assert!(!answer.close && text.contains("Transfer-Encoding: chunked"));
+        let (answer, text) = out(head, false, false, false).unwrap().unwrap();
+        assert!(answer.close && !text.contains("Transfer-Encoding"));
+    }
+
+    #[test]
+    fn upgrades_and_odd_answers() {
+        let head = "HTTP/1.1 101 x\r\nContent-Length: 0\r\nX-Berth-Ticket: 7\r\nSec-WebSocket-Accept: k\r\n\r\n";
+        let (answer, text) = out(head, false, true, true).unwrap().unwrap();
+        assert_eq!(answer.ticket.as_deref(), Some("7"));
+        assert!(text.contains("Connection: Upgrade\r\nUpgrade: websocket\r\n"));
+        assert!(!text.contains("Content-Length") && !text.contains("Ticket"));
+        assert!(out(head, false, true, false).is_err(), "nobody asked for an upgrade");
+        assert!(out("HTTP/1.1 100 Continue\r\n\r\n", false, true, false).unwrap().is_none());
+        assert!(out("HTTP/1.1 2x0 OK\r\n\r\n", false, true, false).is_err());
+        assert!(out("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", false, true, false).is_err());
+        let (answer, text) = out("HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n", false, true, false).unwrap().unwrap();
+        assert!(!answer.close && !text.contains("Content-Length"));
+        let (answer, _) = out("HTTP/1.1 200 x\r\n\r\n", false, true, false).unwrap().unwrap();
+        assert!(answer.close && matches!(answer.framing, Framing::Close));
+    }
+}

@@ -1,0 +1,265 @@
+//! How long a body is, byte by byte: declared lengths and chunks, for requests and for answers.
+//! Pure: bytes in, bytes out. Knows no sockets and no deadlines.
+
+use std::io::Write as _;
+
+use crate::base::{Code, Error, Result, limits};
+
+/// What is still to come of a body.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks (RFC 9112, 7.1).
+    Chunked(Chunks),
+}
+
+impl Body {
+    /// No body at all.
+    pub(super) fn none() -> Body {
+        Body::Length(0)
+    }
+
+    /// Whether all of it has been taken.
+    pub(super) fn is_done(&self) -> bool {
+        match self {
+            Body::Length(left) => *left == 0,
+            Body::Chunked(chunks) => chunks.state == State::Done,
+        }
+    }
+
+    /// Takes from `input` as far as one piece of data goes: how many bytes were used, and the data among them.
+    /// Nothing used means that more input is needed.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for broken chunks, `BodyTooLarge` beyond the cap.
+    pub(super) fn take<'a>(&mut self, input: &'a [u8]) -> Result<(usize, &'a [u8])> {
+        match self {
+            Body::Length(left) => {
+                let data = &input[..input.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
+                *left -= data.len() as u64;
+                Ok((data.len(), data))
+            }
+            Body::Chunked(chunks) => chunks.take(input),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In the digits of a size; so many so far.
+    Size(u8),
+    /// In an extension, which is ignored.
+    Extension,
+    /// Behind the CR of a size line.
+    SizeEnd,
+    /// In the data.
+    Data,
+    /// The CR, then the LF behind the data.
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line, in it, behind its CR.
+    Trailer,
+    TrailerLine,
+    TrailerLf,
+    /// Behind the CR of the empty line that ends it all.
+    LastLf,
+    Done,
+}
+
+/// Reads chunks; every line ends with CR LF.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    state: State,
+    /// Of this chunk: its size as far as read, then the data still to come.
+    left: u64,
+    /// Of the whole body: the data that may still come.
+    room: u64,
+    /// Of this chunk's size line.
+    extension: usize,
+    trailers: usize,
+}
+
+impl Chunks {
+    /// A body of at most `cap` bytes.
+    pub(super) fn new(cap: u64) -> Chunks {
+        Chunks { state: State::Size(0), left: 0, room: cap, extension: 0, trailers: 0 }
+    }
+
+    fn take<'a>(&mut self, input: &'a [u8]) -> Result<(usize, &'a [u8])> {
+        let mut at = 0;
+        while at < input.len() && self.state != State::Done {
+            if self.state == State::Data {
+                let size = usize::try_from(self.left).unwrap_or(usize::MAX);
+                let data = &input[at..at + size.min(input.len() - at)];
+                self.left -= data.len() as u64;
+                if self.left == 0 {
+                    self.state = State::DataCr;
+                }
+                return Ok((at + data.len(), data));
+            }
+            self.byte(input[at])?;
+            at += 1;
+        }
+        Ok((at, &[]))
+    }
+
+    /// One byte that is not data.
+    fn byte(&mut self, byte: u8) -> Result<()> {
+        let broken = |what: &str| Err(Error::new(Code::InvalidRequest, format!("Broken chunked body: {what}")));
+        self.state = match (self.state, byte) {
+            (State::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                // 16 digits are what a u64 holds; RFC 9112, 7.1 wants overflow to be noticed.
+                if digits == 16 {
+                    return broken("a chunk size of more than 16 digits");
+                }
+                let digit = (byte as char).to_digit(16).unwrap_or_default();
+                self.left = self.left << 4 | u64::from(digit);
+                State::Size(digits + 1)
+            }
+            (State::Size(0), _) => return broken("a chunk without a size"),
+            (State::Size(_), b'\r') => State::SizeEnd,
+            // White space before the semicolon is allowed (BWS); it counts as part of what is ignored.
+            (State::Size(_), b';' | b' ' | b'\t') => State::Extension,
+            (State::Size(_), _) => return broken("a chunk size with something else than digits"),
+            (State::Extension, b'\r') => State::SizeEnd,
+            (State::Extension, byte) if byte == b'\t' || (b' '..0x7f).contains(&byte) => {
+                self.extension += 1;
+                if self.extension > limits::CHUNK_EXTENSION_BYTES {
+                    return broken("too many chunk extensions");
+                }
+                State::Extension
+            }
+            (State::Extension, _) => return broken("a control character in a chunk extension"),
+            (State::SizeEnd, b'\n') => self.chunk()?,
+            (State::SizeEnd, _) => return broken("a size line that does not end with CR LF"),
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => {
+                self.left = 0;
+                State::Size(0)
+            }
+            (State::DataCr | State::DataLf, _) => return broken("more data than the chunk's size says"),
+            (State::Trailer, b'\r') => State::LastLf,
+            (State::TrailerLine, b'\r') => State::TrailerLf,
+            (State::Trailer | State::TrailerLine, byte) if byte == b'\t' || (byte >= b' ' && byte != 0x7f) => {
+                self.trailers += 1;
+                if self.trailers > limits::TRAILER_BYTES {
+                    return Err(Error::new(Code::HeadTooLarge, "The trailers are too large"));
+                }
+                State::TrailerLine
+            }
+            (State::Trailer | State::TrailerLine, _) => return broken("a control character in a trailer"),
+            (State::TrailerLf, b'\n') => {
+                self.trailers += 2;
+                State::Trailer
+            }
+            (State::LastLf, b'\n') => State::Done,
+            (State::TrailerLf | State::LastLf, _) => return broken("a trailer line that does not end with CR LF"),
+            (State::Data | State::Done, _) => return Ok(()),
+        };
+        Ok(())
+    }
+
+    /// Behind a size line.
+    fn chunk(&mut self) -> Result<State> {
+        self.extension = 0;
+        if self.left == 0 {
+            return Ok(State::Trailer);
+        }
+        // Refused on its announcement, before any of it is read.
+        self.room = self.room.checked_sub(self.left).ok_or_else(too_large)?;
+        Ok(State::Data)
+    }
+}
+
+/// Appends `data` as one chunk; nothing for none, which would be the end.
+pub(super) fn wrap(data: &[u8], out: &mut Vec<u8>) {
+    if data.is_empty() {
+        return;
+    }
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{:x}\r\n", data.len());
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The 413, wherever it is noticed.
+pub(super) fn too_large() -> Error {
+    Error::new(Code::BodyTooLarge, "The body is larger than this endpoint takes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data, and how many bytes lie behind the body; in pieces of `step` bytes.
+    fn read(input: &[u8], step: usize, cap: u64) -> Result<(Vec<u8>, usize)> {
+        let (mut body, mut data, mut used) = (Body::Chunked(Chunks::new(cap)), Vec::new(), 0);
+        while !body.is_done() {
+            let piece = &input[used..input.len().min(used + step)];
+            if piece.is_empty() {
+                return Err(Error::internal("unfinished"));
+            }
+            let (n, part) = body.take(piece)?;
+            data.extend_from_slice(part);
+            used += n;
+        }
+        Ok((data, input.len() - used))
+    }
+
+    #[test]
+    fn chunks_are_read_however_they_are_cut() {
+        for (input, want, rest) in [
+            ("0\r\n\r\n", "", 0),
+            ("5\r\nhello\r\n0\r\n\r\nGET", "hello", 3),
+            ("3;a=b;c=\"d\"\r\nabc\r\n002\r\nde\r\n00\r\nX: y\r\nZ: \r\n\r\n", "abcde", 0),
+            ("A \r\n0123456789\r\n0\r\n\r\n", "0123456789", 0),
+        ] {
+            for step in 1..=input.len() {
+                let (data, left) = read(input.as_bytes(), step, 100).unwrap();
+                assert_eq!((data.as_slice(), left), (want.as_bytes(), rest), "{input:?} in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn broken_chunks_are_refused_however_they_are_cut() {
+        let long = format!("1;{}\r\n", "x".repeat(300));
+        let trailers = format!("0\r\n{}", "A: b\r\n".repeat(2000));
+        for (input, status) in [
+            ("\r\n", 400),
+            ("g\r\n", 400),
+            ("-1\r\n", 400),
+            ("+1\r\n", 400),
+            ("0x1\r\n", 400),
+            ("1\nA", 400),
+            ("1\rA", 400),
+            ("3\r\nabcd\r\n", 400),
+            ("3\r\nabc\n0\r\n\r\n", 400),
+            ("3\r\nabc\rX", 400),
+            ("00000000000000001\r\n", 400),
+            ("0\r\nX: \0\r\n\r\n", 400),
+            ("0\r\nX: y\n\r\n", 400),
+            ("0\r\n\rX", 400),
+            ("1;\n\r\n", 400),
+            ("65\r\n", 413),
+            ("ffffffffffffffff\r\n", 413),
+            ("60\r\n", 0),
+            (&long, 400),
+            (&trailers, 431),
+        ] {
+            for step in [1, 2, 3, 7, input.len()] {
+                let error = read(input.as_bytes(), step, 100).unwrap_err();
+                let status = if status == 0 { 500 } else { status };
+                assert_eq!(error.code().status(), status, "{input:.50?} in steps of {step}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_cap_counts_all_chunks() {
+        let input = b"3\r\nabc\r\n3\r\nabc\r\n0\r\n\r\n";
+        assert!(read(input, 5, 6).is_ok());
+        assert_eq!(read(input, 5, 5).unwrap_err().code(), Code::BodyTooLarge);
+    }
+}

@@ -1,0 +1,266 @@
+//! What the inside may do with the client behind a request: learn that it has gone, or take its socket over.
+//! Depends on nothing else in this folder, so that it can be named by the layers below the gate.
+//!
+//! Threads: any. Locks: one in [`Gone`], one in [`Tickets`], both leaves; flags are raised and sockets handed over
+//! after unlocking.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::base::thread::lock;
+use crate::base::{Error, Result, limits};
+use crate::proc::Cancel;
+
+/// A connected client, of either kind.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Ends one or both directions; a peer that has gone already is no error.
+    pub fn shutdown(&self, how: Shutdown) {
+        let _ = match self {
+            Socket::Tcp(stream) => stream.shutdown(how),
+            Socket::Unix(stream) => stream.shutdown(how),
+        };
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for &Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => (&mut &*stream).read(buffer),
+            Socket::Unix(stream) => (&mut &*stream).read(buffer),
+        }
+    }
+}
+
+impl Write for &Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => (&mut &*stream).write(bytes),
+            Socket::Unix(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A client's socket that was taken over, blocking, with a write that fails after [`limits::WRITE_STALL`]. Clones are
+/// the same socket: one thread may read while another writes. It is closed, and its seat at the gate is free, when
+/// the last clone is dropped; the gate's own end cuts it.
+#[derive(Clone)]
+pub struct ClientSocket {
+    socket: Arc<Socket>,
+    _seat: Arc<dyn Any + Send + Sync>,
+}
+
+impl ClientSocket {
+    /// `seat` is what the gate wants back in the end.
+    pub(super) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>) -> ClientSocket {
+        ClientSocket { socket, _seat: seat }
+    }
+
+    /// Ends one or both directions.
+    pub fn shutdown(&self, how: Shutdown) {
+        self.socket.shutdown(how);
+    }
+}
+
+impl fmt::Debug for ClientSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.socket.fmt(f)
+    }
+}
+
+impl AsFd for ClientSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Read for ClientSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.socket).read(buffer)
+    }
+}
+
+impl Write for ClientSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.socket).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Who wants to know that a client has gone. Cloned to the gate, which tells, and to the inside, which asks.
+#[derive(Clone, Debug, Default)]
+pub struct Gone(Arc<Mutex<HashMap<u64, Watched>>>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    gone: bool,
+    next: u64,
+    flags: Vec<(u64, Cancel)>,
+}
+
+impl Gone {
+    /// Raises `flag` when the client of this connection hangs up while it waits for an answer: at once if it has
+    /// hung up already. Until the subscription is dropped.
+    pub fn subscribe(&self, connection: u64, flag: &Cancel) -> Subscription {
+        let number = match lock(&self.0).get_mut(&connection) {
+            Some(watched) if !watched.gone => {
+                watched.next += 1;
+                watched.flags.push((watched.next, flag.clone()));
+                Some(watched.next)
+            }
+            _ => None,
+        };
+        if number.is_none() {
+            flag.cancel();
+        }
+        Subscription { gone: self.clone(), connection, number: number.unwrap_or_default() }
+    }
+
+    pub(super) fn open(&self, connection: u64) {
+        lock(&self.0).insert(connection, Watched::default());
+    }
+
+    pub(super) fn raise(&self, connection: u64) {
+        let flags = match lock(&self.0).get_mut(&connection) {
+            Some(watched) => {
+                watched.gone = true;
+                std::mem::take(&mut watched.flags)
+            }
+            None => return,
+        };
+        for (_, flag) in flags {
+            flag.cancel();
+        }
+    }
+
+    pub(super) fn close(&self, connection: u64) {
+        self.raise(connection);
+        lock(&self.0).remove(&connection);
+    }
+}
+
+/// Ends the interest of [`Gone::subscribe`] when dropped.
+#[derive(Debug)]
+pub struct Subscription {
+    gone: Gone,
+    connection: u64,
+    number: u64,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(watched) = lock(&self.gone.0).get_mut(&self.connection) {
+            watched.flags.retain(|(number, _)| *number != self.number);
+        }
+    }
+}
+
+/// What to do with the socket, and the bytes that the client sent behind its request already. It runs on the
+/// connection's own thread and should only pass them on.
+pub type Take = Box<dyn FnOnce(ClientSocket, Vec<u8>) + Send>;
+
+/// Sockets that are to be handed over: the inside leaves a ticket and answers with its number in `X-Berth-Ticket`,
+/// the gate writes the answer's head to the client and redeems the number.
+#[derive(Clone, Default)]
+pub struct Tickets(Arc<Mutex<HashMap<String, (Instant, Take)>>>);
+
+impl Tickets {
+    /// Leaves a ticket and returns its number, which is worthless to a client: the gate looks only at answers.
+    /// A ticket that is not redeemed is dropped unused some time after [`limits::TICKET`].
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn deposit(&self, take: impl FnOnce(ClientSocket, Vec<u8>) + Send + 'static) -> Result<String> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)
+            .map_err(|error| Error::internal("The kernel gives no random bytes").because(error))?;
+        let number = format!("{:032x}", u128::from_ne_bytes(random));
+        let mut waiting = lock(&self.0);
+        let expired: Vec<String> = waiting
+            .iter()
+            .filter(|(_, (since, _))| since.elapsed() > limits::TICKET)
+            .map(|(number, _)| number.clone())
+            .collect();
+        let expired: Vec<_> = expired.iter().filter_map(|number| waiting.remove(number)).collect();
+        waiting.insert(number.clone(), (Instant::now(), Box::new(take)));
+        drop(waiting);
+        // What a ticket holds may take locks of its own when it goes.
+        drop(expired);
+        Ok(number)
+    }
+
+    /// The ticket of this number, once.
+    pub fn redeem(&self, number: &str) -> Option<Take> {
+        lock(&self.0).remove(number).map(|(_, take)| take)
+    }
+}
+
+impl fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tickets({})", lock(&self.0).len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gone_is_told_once_and_also_to_those_who_ask_late() {
+        let gone = Gone::default();
+        gone.open(7);
+        let flags: Vec<Cancel> = (0..4).map(|_| Cancel::new().unwrap()).collect();
+        let first = gone.subscribe(7, &flags[0]);
+        drop(gone.subscribe(7, &flags[1]));
+        assert!(!flags[0].is_cancelled());
+        gone.raise(7);
+        assert!(flags[0].is_cancelled());
+        assert!(!flags[1].is_cancelled(), "it was not interested any more");
+        let _late = gone.subscribe(7, &flags[2]);
+        assert!(flags[2].is_cancelled());
+        drop(first);
+        gone.close(7);
+        let _unknown = gone.subscribe(7, &flags[3]);
+        assert!(flags[3].is_cancelled());
+    }
+
+    #[test]
+    fn a_ticket_is_good_once() {
+        let tickets = Tickets::default();
+        let number = tickets.deposit(|_, _| {}).unwrap();
+        assert_eq!(number.len(), 32);
+        assert!(tickets.redeem("x").is_none());
+        assert!(tickets.redeem(&number).is_some());
+        assert!(tickets.redeem(&number).is_none());
+    }
+}

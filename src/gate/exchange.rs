@@ -1,0 +1,318 @@
+//! One request and its answer between a client and the inside, both directions at once: poll(2) over the two sockets,
+//! nothing is held back. What is still to be sent one way stops only the reading of that way.
+//!
+//! Meanwhile the client is watched. Its end of input counts as gone, as in Go's net/http: subscribers are told, but an
+//! answer that still comes is still sent, for those that only half-closed. A reset ends the exchange.
+
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::answer::{self, Answer, Asked, Framing};
+use super::body::{self, Body};
+use super::head::Head;
+use super::relay::{Connection, Next, stalled};
+use super::wire::{self, Got};
+use crate::base::{Error, Result, limits};
+
+const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NVAL);
+
+/// Where an exchange stands.
+struct Exchange {
+    head: Head,
+    inside: UnixStream,
+    /// The body did not go in whole: it follows, through `head.body`.
+    streamed: bool,
+    /// The inside takes no more of it.
+    deaf: bool,
+    sent_in: usize,
+    sent_out: usize,
+    answer: Option<Answer>,
+    /// The answer has come to its end.
+    complete: bool,
+    /// More came than belongs to the answer.
+    stray: bool,
+    /// The client will send no more.
+    half_closed: bool,
+    /// Since when the client has not taken, and not sent, what we wait for.
+    blocked: Option<Instant>,
+    starved: Option<Instant>,
+}
+
+/// How a step went.
+enum Step {
+    On,
+    /// Both sides are done.
+    Done,
+    /// The client cannot get the rest.
+    Cut,
+}
+
+impl Exchange {
+    fn wants_body(&self) -> bool {
+        self.streamed && !self.deaf && !self.head.body.is_done()
+    }
+
+    fn finished_with(&self, buffer: &[u8]) -> bool {
+        self.complete && self.sent_out == buffer.len()
+    }
+}
+
+impl Connection<'_> {
+    /// Sends what `to_inside` holds and what of the body follows, and the answer to the client.
+    ///
+    /// # Errors
+    /// What the client is to be told, when no answer has been begun.
+    pub(super) fn exchange(&mut self, head: Head, inside: UnixStream, streamed: bool) -> Result<Next> {
+        self.to_client.clear();
+        self.from_inside.clear();
+        let mut x = Exchange {
+            head,
+            inside,
+            streamed,
+            deaf: false,
+            sent_in: 0,
+            sent_out: 0,
+            answer: None,
+            complete: false,
+            stray: false,
+            half_closed: false,
+            blocked: None,
+            starved: None,
+        };
+        loop {
+            let step = self.push_in(&mut x).and_then(|()| self.push_out(&mut x));
+            let step = match step {
+                Ok(Step::On) => self.await_and_read(&mut x),
+                other => other,
+            };
+            match step {
+                Ok(Step::On) => {}
+                Ok(Step::Done) => return self.finish(x),
+                Ok(Step::Cut) => return Ok(Next::Close),
+                // Too late to tell it: an answer that breaks off is noticed by its length.
+                Err(_) if x.answer.is_some() => return Ok(Next::Close),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn push_in(&mut self, x: &mut Exchange) -> Result<()> {
+        loop {
+            if x.sent_in < self.to_inside.len() && !x.deaf {
+                match wire::send(&x.inside, &self.to_inside[x.sent_in..]) {
+                    Ok(sent) => x.sent_in += sent,
+                    // It has answered without reading on; the answer is what counts.
+                    Err(_) => x.deaf = true,
+                }
+                if x.sent_in < self.to_inside.len() {
+                    return Ok(());
+                }
+            }
+            self.to_inside.clear();
+            x.sent_in = 0;
+            if !x.wants_body() || self.at == self.input.len() {
+                return Ok(());
+            }
+            x.starved = None;
+            self.wrap_body(&mut x.head.body)?;
+        }
+    }
+
+    /// Moves what has come of a streamed body into `to_inside`, as chunks.
+    fn wrap_body(&mut self, body: &mut Body) -> Result<()> {
+        while self.at < self.input.len() && !body.is_done() {
+            let (used, data) = body.take(&self.input[self.at..])?;
+            self.at += used;
+            body::wrap(data, &mut self.to_inside);
+        }
+        if body.is_done() {
+            self.to_inside.extend_from_slice(b"0\r\n\r\n");
+        }
+        Ok(())
+    }
+
+    fn push_out(&mut self, x: &mut Exchange) -> Result<Step> {
+        if x.sent_out < self.to_client.len() {
+            match wire::send(&*self.socket, &self.to_client[x.sent_out..]) {
+                Ok(0) => {
+                    x.blocked.get_or_insert_with(Instant::now);
+                }
+                Ok(sent) => {
+                    x.sent_out += sent;
+                    x.blocked = None;
+                }
+                Err(_) => return Ok(self.lost()),
+            }
+        }
+        if x.finished_with(&self.to_client) {
+            return Ok(Step::Done);
+        }
+        if x.sent_out == self.to_client.len() {
+            self.to_client.clear();
+            x.sent_out = 0;
+        } else {
+            x.blocked.get_or_insert_with(Instant::now);
+        }
+        Ok(Step::On)
+    }
+
+    fn await_and_read(&mut self, x: &mut Exchange) -> Result<Step> {
+        let reads_body = x.wants_body() && self.to_inside.is_empty();
+        x.starved = reads_body.then(|| x.starved.unwrap_or_else(Instant::now));
+        let mut client = if x.half_closed { PollFlags::empty() } else { PollFlags::RDHUP };
+        client.set(PollFlags::IN, reads_body);
+        client.set(PollFlags::OUT, !self.to_client.is_empty());
+        let mut inside = PollFlags::empty();
+        inside.set(PollFlags::IN, self.to_client.is_empty() && !x.complete);
+        inside.set(PollFlags::OUT, !self.to_inside.is_empty() && !x.deaf);
+        let stalls = [
+            x.blocked.map(|since| since + limits::WRITE_STALL),
+            x.starved.map(|since| since + limits::BODY_STALL),
+        ];
+        let mut sockets = [PollFd::new(&*self.socket, client), PollFd::new(&x.inside, inside)];
+        // With nothing to wait for there, its hang-up would wake us again and again.
+        let watched = if inside.is_empty() { 1 } else { 2 };
+        let woken = wire::wait(&mut sockets[..watched], stalls.into_iter().flatten().min())
+            .map_err(|error| Error::internal("poll failed").because(error))?;
+        let (client, inside) = (sockets[0].revents(), sockets[1].revents());
+        if !woken {
+            return if x.blocked.is_some() { Ok(self.lost()) } else { Err(stalled()) };
+        }
+        if client.intersects(LOST) {
+            return Ok(self.lost());
+        }
+        if client.contains(PollFlags::RDHUP) {
+            x.half_closed = true;
+            self.gate.gone.raise(self.seat.record.id);
+        }
+        if client.contains(PollFlags::IN) && reads_body {
+            self.input.clear();
+            self.at = 0;
+            match wire::receive(&*self.socket, &mut self.input) {
+                Ok(Got::Some(_) | Got::Nothing) => {}
+                // The rest of the body will not come; the inside notices when its connection ends.
+                _ => return Ok(self.lost()),
+            }
+        }
+        if watched == 2 && inside.intersects(LOST.union(PollFlags::IN)) {
+            return self.read_answer(x);
+        }
+        Ok(Step::On)
+    }
+
+    fn read_answer(&mut self, x: &mut Exchange) -> Result<Step> {
+        match wire::receive(&x.inside, &mut self.from_inside) {
+            Ok(Got::Some(_)) => {}
+            Ok(Got::Nothing) => return Ok(Step::On),
+            Ok(Got::End) | Err(_) => {
+                return match &x.answer {
+                    None => Err(Error::internal("The request was dropped without an answer")),
+                    Some(Answer { framing: Framing::Close, .. }) => {
+                        x.complete = true;
+                        Ok(Step::On)
+                    }
+                    // Too short: the client must see that it is, so it gets no proper end.
+                    Some(_) => Ok(Step::Cut),
+                };
+            }
+        }
+        let mut used = 0;
+        if x.answer.is_none() {
+            used = self.read_answer_head(x)?;
+        }
+        let Some(answer) = &mut x.answer else { return Ok(Step::On) };
+        let rest = &self.from_inside[used..];
+        match &mut answer.framing {
+            Framing::Close => self.to_client.extend_from_slice(rest),
+            Framing::Sized(body) => {
+                let plain = !x.head.is_11 && matches!(body, Body::Chunked(_));
+                let mut at = 0;
+                while at < rest.len() && !body.is_done() {
+                    let (step, data) = body.take(&rest[at..])?;
+                    self.to_client.extend_from_slice(if plain { data } else { &rest[at..at + step] });
+                    at += step;
+                }
+                x.complete = body.is_done();
+                x.stray |= at < rest.len();
+            }
+        }
+        self.from_inside.clear();
+        Ok(Step::On)
+    }
+
+    /// Looks for the end of the answer's head and rewrites it; how many bytes it and interim answers took.
+    fn read_answer_head(&mut self, x: &mut Exchange) -> Result<usize> {
+        let mut at = 0;
+        while let Some(length) = answer::end(&self.from_inside[at..]) {
+            let left_of_body = match &x.head.body {
+                _ if !x.wants_body() && self.to_inside.is_empty() => 0,
+                Body::Length(left) => *left,
+                Body::Chunked(_) => u64::MAX,
+            };
+            let asked = Asked {
+                is_head: x.head.is_head,
+                is_11: x.head.is_11,
+                upgrade: x.head.upgrade,
+                keep: x.head.keep_alive
+                    && !self.seat.record.hurried
+                    && !self.gate.table.is_draining()
+                    && left_of_body <= limits::DRAINED_BODY_BYTES,
+                id: &self.id,
+            };
+            let head = &self.from_inside[at..at + length];
+            at += length;
+            x.answer = answer::rewrite(head, &asked, &mut self.to_client)?;
+            if let Some(answer) = &x.answer {
+                if answer.status == 401 {
+                    // Only this thread, which serves only this client, is held up.
+                    std::thread::sleep(self.gate.throttle.failed(self.seat.record.peer, Instant::now()));
+                }
+                return Ok(at);
+            }
+        }
+        self.from_inside.drain(..at);
+        if self.from_inside.len() > limits::ANSWER_HEAD_BYTES {
+            return Err(Error::internal("An answer's head is too large"));
+        }
+        Ok(0)
+    }
+
+    fn lost(&self) -> Step {
+        self.gate.gone.raise(self.seat.record.id);
+        Step::Cut
+    }
+
+    /// The answer has been sent.
+    fn finish(&mut self, mut x: Exchange) -> Result<Next> {
+        let Some(answer) = x.answer else { return Ok(Next::Close) };
+        let unread = x.streamed && !x.head.body.is_done();
+        if answer.whole && !x.stray && !x.streamed && !x.head.upgrade && self.to_inside.is_empty() {
+            self.gate.inside.give_back(x.inside);
+        } else {
+            drop(x.inside);
+        }
+        if let Some(number) = &answer.ticket {
+            let Some(take) = self.gate.tickets.redeem(number).filter(|_| !unread) else {
+                log::error!("{}: an answer with a ticket that is not good", self.id);
+                return Ok(Next::Close);
+            };
+            return Ok(Next::Taken(take));
+        }
+        if answer.close {
+            return Ok(if unread || self.at < self.input.len() { Next::Linger } else { Next::Close });
+        }
+        // The answer promised that the connection goes on; at most `DRAINED_BODY_BYTES` stand in the way.
+        while !x.head.body.is_done() {
+            if self.at == self.input.len() && !matches!(self.receive_body(), Ok(true)) {
+                return Ok(Next::Close);
+            }
+            match x.head.body.take(&self.input[self.at..]) {
+                Ok((used, _)) => self.at += used,
+                Err(_) => return Ok(Next::Close),
+            }
+        }
+        Ok(Next::Again)
+    }
+}

@@ -1,0 +1,474 @@
+//! The head of a request: found, checked, and written anew for the inside. httparse splits it; every rule that is
+//! stricter than httparse stands here. What the gate itself tells the inside travels in `X-Berth-*` headers, which no
+//! client can send. Pure: no sockets, no clocks. RFC numbers: 9110 (semantics), 9112 (messages), 6455 (WebSocket).
+
+use std::io::Write as _;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+
+use httparse::Header;
+
+use super::body::{self, Body, Chunks};
+use super::who::{Authority, Rules};
+use crate::base::{Code, Error, Result, limits};
+
+/// What the checks need to know besides the bytes.
+pub(super) struct Context<'a> {
+    pub(super) rules: &'a Rules,
+    /// The largest body for a method and path.
+    pub(super) body_cap: &'a (dyn Fn(&str, &str) -> usize + Send + Sync),
+    pub(super) peer: &'a str,
+    pub(super) local: Option<IpAddr>,
+    pub(super) connection: u64,
+}
+
+/// A request that may go in.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) is_head: bool,
+    /// HTTP/1.1; else 1.0.
+    pub(super) is_11: bool,
+    /// The client allows another request on this connection.
+    pub(super) keep_alive: bool,
+    pub(super) body: Body,
+    /// It announced its body, so that the inside gets an announcement too, be it 0.
+    pub(super) has_body: bool,
+    /// It waits for `100 Continue` before it sends the body.
+    pub(super) expects_continue: bool,
+    /// A complete WebSocket handshake.
+    pub(super) upgrade: bool,
+}
+
+fn bad(message: impl Into<String>) -> Error {
+    Error::new(Code::InvalidRequest, message)
+}
+
+/// Finds the end of a head in bytes that arrive piecemeal.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    at: usize,
+    line: usize,
+}
+
+impl Scan {
+    /// Looks at what is new in `bytes`, which begin where the head begins; the head's length when it is complete.
+    ///
+    /// # Errors
+    /// `InvalidRequest` at the first byte that no head may contain, `HeadTooLarge` beyond the limit.
+    pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>> {
+        let visible = &bytes[..bytes.len().min(limits::HEAD_BYTES)];
+        while let Some(&byte) = visible.get(self.at) {
+            let after_cr = self.at > 0 && visible[self.at - 1] == b'\r';
+            self.at += 1;
+            match byte {
+                b'\n' if !after_cr => return Err(bad("A line ends with LF instead of CR LF")),
+                b'\n' => {
+                    match (self.line + 2 == self.at, self.line) {
+                        // RFC 9112, 2.2: one empty line in front is what some clients send after a body.
+                        (true, 0) | (false, _) => self.line = self.at,
+                        (true, 2) => return Err(bad("The request line is empty")),
+                        (true, _) => return Ok(Some(self.at)),
+                    }
+                }
+                _ if after_cr => return Err(bad("A CR without LF")),
+                b'\r' | b'\t' | b' '..=b'~' => {}
+                0x80.. => return Err(bad("A byte that is not ASCII; encode it")),
+                _ => return Err(bad("A control character")),
+            }
+        }
+        if bytes.len() >= limits::HEAD_BYTES {
+            return Err(too_large());
+        }
+        Ok(None)
+    }
+}
+
+fn too_large() -> Error {
+    Error::new(
+        Code::HeadTooLarge,
+        format!(
+            "The request line and headers are larger than {} KiB or more than {}",
+            limits::HEAD_BYTES >> 10,
+            limits::HEAD_LINES
+        ),
+    )
+}
+
+/// Everything about the headers that decides something.
+#[derive(Default)]
+struct Facts<'h> {
+    host: Option<&'h str>,
+    length: Option<&'h str>,
+    encoding: Option<&'h str>,
+    expect: Option<&'h str>,
+    upgrade: Option<&'h str>,
+    origin: Option<&'h str>,
+    key: Option<&'h str>,
+    version: Option<&'h str>,
+    request_id: Option<&'h str>,
+    close: bool,
+    connection_upgrade: bool,
+    /// Headers that `Connection` names: they concern only this hop.
+    hop: Vec<&'h str>,
+}
+
+/// Checks a complete head and appends the one for the inside to `out`, without the framing of the body and without
+/// the empty line. `id` gets the request's id: the client's if it is harmless, else the one that is in it already.
+///
+/// # Errors
+/// Whatever is wrong, with the code that says so. Nothing was appended then.
+pub(super) fn admit(bytes: &[u8], context: &Context<'_>, id: &mut String, out: &mut Vec<u8>) -> Result<Head> {
+    let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    let line_end = bytes.windows(2).position(|pair| pair == b"\r\n").unwrap_or(bytes.len());
+    let (method, target, is_11) = request_line(&bytes[..line_end])?;
+    let mut storage = [const { MaybeUninit::<Header<'_>>::uninit() }; limits::HEAD_LINES];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(bytes, &mut storage) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) => return Err(bad("The head ends too early")),
+        Err(httparse::Error::TooManyHeaders) => return Err(too_large()),
+        Err(error) => return Err(bad(format!("The head is malformed: {error}"))),
+    }
+    let headers = &*parsed.headers;
+    let facts = facts(headers)?;
+    if let Some(wanted) = facts.request_id.filter(|wanted| is_harmless(wanted)) {
+        id.clear();
+        id.push_str(wanted);
+    }
+    let host = match facts.host {
+        Some(text) => Some(Authority::parse(text).ok_or_else(|| bad("The Host header is not a host"))?),
+        None if is_11 => return Err(bad("A request of HTTP/1.1 needs a Host header")),
+        None => None,
+    };
+    let target = origin_form(method, target, host.as_ref())?;
+    context.rules.check_host(host.as_ref(), context.local)?;
+    let upgrade = handshake(&facts, method, is_11)?;
+    let changes = !matches!(method, "GET" | "HEAD" | "OPTIONS");
+    if let Some(origin) = facts.origin.filter(|_| changes || upgrade) {
+        context.rules.check_origin(origin, host.as_ref())?;
+    }
+    let path = target.split('?').next().unwrap_or_default();
+    let body = framing(&facts, is_11, (context.body_cap)(method, path) as u64)?;
+    let has_body = facts.length.is_some() || facts.encoding.is_some();
+    if upgrade && has_body {
+        return Err(bad("A WebSocket handshake has no body"));
+    }
+    let expects_continue = match facts.expect {
+        // RFC 9110, 10.1.1: ignored in HTTP/1.0.
+        Some(_) if !is_11 => false,
+        Some(value) if value.eq_ignore_ascii_case("100-continue") => !body.is_done(),
+        Some(_) => return Err(Error::new(Code::ExpectationFailed, "Expect can only be 100-continue")),
+        None => false,
+    };
+    write_head(out, method, target, headers, &facts, upgrade);
+    let connection = context.connection;
+    // Writing to a vector cannot fail.
+    let _ = write!(
+        out,
+        "X-Berth-Peer: {}\r\nX-Berth-Connection: {connection}\r\nX-Berth-Request: {id}\r\n",
+        context.peer
+    );
+    Ok(Head {
+        is_head: method == "HEAD",
+        is_11,
+        keep_alive: is_11 && !facts.close,
+        body,
+        has_body,
+        expects_continue,
+        upgrade,
+    })
+}
+
+/// RFC 9112, 3: exactly two spaces; the version is case-sensitive (2.3).
+fn request_line(line: &[u8]) -> Result<(&'static str, &str, bool)> {
+    let line = std::str::from_utf8(line).map_err(|_| bad("The request line is not ASCII"))?;
+    let mut parts = line.split(' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(bad("The request line is not METHOD TARGET VERSION"));
+    };
+    let digit = |at: usize| version.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let is_11 = match version {
+        "HTTP/1.1" => true,
+        "HTTP/1.0" => false,
+        _ if version.len() == 8
+            && version.starts_with("HTTP/")
+            && digit(5)
+            && &version[6..7] == "."
+            && digit(7) =>
+        {
+            return Err(Error::new(Code::HttpVersion, "Only HTTP/1.1 and HTTP/1.0 are spoken here"));
+        }
+        _ => return Err(bad("The request line does not end with an HTTP version")),
+    };
+    if method.is_empty() || !method.bytes().all(is_token) {
+        return Err(bad("The method is not a word"));
+    }
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let method = known.into_iter().find(|known| *known == method).ok_or_else(|| {
+        Error::new(Code::NotImplemented, format!("The methods here are {}", known.join(", ")))
+    })?;
+    if target.is_empty() || target.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b'#') {
+        return Err(bad("The request target is not a path"));
+    }
+    Ok((method, target, is_11))
+}
+
+/// RFC 9112, 3.2: a path, or a URL whose authority is the Host's, or `*` for OPTIONS. The inside sees only paths.
+fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> Result<&'t str> {
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok(target);
+    }
+    let scheme = |scheme: &str, default: u16| {
+        let found = target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+        found.then(|| (&target[scheme.len()..], default))
+    };
+    let (rest, default) = scheme("http://", 80)
+        .or_else(|| scheme("https://", 443))
+        .ok_or_else(|| bad("The request target is neither a path nor an http URL"))?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let authority = Authority::parse(&rest[..end]).ok_or_else(|| bad("The request target's host is not a host"))?;
+    if !host.is_some_and(|host| host.same(&authority, default)) {
+        return Err(bad("The request target and the Host header name different hosts"));
+    }
+    match &rest[end..] {
+        "" => Ok("/"),
+        path if path.starts_with('/') => Ok(path),
+        // A query without a path has no form that tiny_http could be given.
+        _ => Err(bad("The request target has no path")),
+    }
+}
+
+fn facts<'h>(headers: &[Header<'h>]) -> Result<Facts<'h>> {
+    let mut facts = Facts::default();
+    for header in headers {
+        let value = std::str::from_utf8(header.value).map_err(|_| bad("A header's value is not ASCII"))?;
+        let value = value.trim_matches([' ', '\t']);
+        let name = header.name;
+        if name.is_empty() {
+            return Err(bad("A header without a name"));
+        }
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        let once = |place: &mut Option<&'h str>| match place.replace(value) {
+            None => Ok(()),
+            Some(_) => Err(bad(format!("More than one {name} header"))),
+        };
+        match name.len() {
+            4 if is("Host") => once(&mut facts.host)?,
+            6 if is("Expect") => once(&mut facts.expect)?,
+            6 if is("Origin") => once(&mut facts.origin)?,
+            7 if is("Upgrade") => once(&mut facts.upgrade)?,
+            10 if is("Connection") => connection_options(&mut facts, value)?,
+            12 if is("X-Request-Id") => facts.request_id = Some(value),
+            14 if is("Content-Length") => once(&mut facts.length)?,
+            17 if is("Transfer-Encoding") => once(&mut facts.encoding)?,
+            17 if is("Sec-WebSocket-Key") => once(&mut facts.key)?,
+            21 if is("Sec-WebSocket-Version") => once(&mut facts.version)?,
+            _ => {}
+        }
+    }
+    Ok(facts)
+}
+
+fn connection_options<'h>(facts: &mut Facts<'h>, value: &'h str) -> Result<()> {
+    for option in value.split(',').map(|option| option.trim_matches([' ', '\t'])) {
+        let is = |known: &str| option.eq_ignore_ascii_case(known);
+        match option.len() {
+            0 => {}
+            5 if is("close") => facts.close = true,
+            7 if is("upgrade") => facts.connection_upgrade = true,
+            10 if is("keep-alive") => {}
+            _ if !option.bytes().all(is_token) => return Err(bad("A Connection option is not a word")),
+            // RFC 9110, 7.6.1: never what everybody on the way needs.
+            _ if is("host") || is("content-length") || is("transfer-encoding") || is("authorization") => {
+                return Err(bad("The Connection header names a header that is not of this hop"));
+            }
+            _ => facts.hop.push(option),
+        }
+    }
+    Ok(())
+}
+
+/// RFC 6455, 4.2.1. Whatever else `Upgrade` asks for, it is not spoken here.
+fn handshake(facts: &Facts<'_>, method: &str, is_11: bool) -> Result<bool> {
+    let Some(upgrade) = facts.upgrade else {
+        if facts.connection_upgrade {
+            return Err(bad("Connection: upgrade without an Upgrade header"));
+        }
+        return Ok(false);
+    };
+    let complete = upgrade.eq_ignore_ascii_case("websocket")
+        && method == "GET"
+        && is_11
+        && facts.connection_upgrade
+        && facts.version == Some("13")
+        && facts.key.is_some_and(is_key);
+    if complete { Ok(true) } else { Err(bad("Upgrade is taken only in a complete WebSocket handshake, version 13")) }
+}
+
+/// 16 bytes in base64: 22 characters, of which the last carries two bits, and two signs.
+fn is_key(key: &str) -> bool {
+    let bytes = key.as_bytes();
+    bytes.len() == 24
+        && bytes[22..] == *b"=="
+        && bytes[..22].iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte))
+        && b"AQgw".contains(&bytes[21])
+}
+
+/// RFC 9112, 6. The one rule: if two readers could disagree about where the body ends, it is refused.
+fn framing(facts: &Facts<'_>, is_11: bool, cap: u64) -> Result<Body> {
+    match (facts.length, facts.encoding) {
+        (Some(_), Some(_)) => Err(bad("Both Content-Length and Transfer-Encoding")),
+        (None, Some(_)) if !is_11 => Err(bad("Transfer-Encoding in HTTP/1.0")),
+        (None, Some(value)) if value.eq_ignore_ascii_case("chunked") => Ok(Body::Chunked(Chunks::new(cap))),
+        (None, Some(_)) => {
+            Err(Error::new(Code::NotImplemented, "Transfer-Encoding can only be chunked, and that once"))
+        }
+        (Some(digits), None) => {
+            if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(bad("Content-Length is not a number"));
+            }
+            // Only digits: what does not fit is too large.
+            let length = digits.parse().unwrap_or(u64::MAX);
+            if length > cap { Err(body::too_large()) } else { Ok(Body::Length(length)) }
+        }
+        (None, None) => Ok(Body::none()),
+    }
+}
+
+fn write_head(
+    out: &mut Vec<u8>,
+    method: &str,
+    target: &str,
+    headers: &[Header<'_>],
+    facts: &Facts<'_>,
+    upgrade: bool,
+) {
+    for part in [method, " ", target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    for header in headers {
+        let hop = facts.hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
+        if hop || is_ours(header.name, upgrade) {
+            continue;
+        }
+        out.extend_from_slice(header.name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(header.value.trim_ascii());
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// What never goes in as it came: this hop's own headers, and those that the gate writes.
+fn is_ours(name: &str, upgrade: bool) -> bool {
+    let is = |known: &str| name.eq_ignore_ascii_case(known);
+    let starts = |known: &str| name.len() >= known.len() && name[..known.len()].eq_ignore_ascii_case(known);
+    match name.as_bytes()[0].to_ascii_lowercase() {
+        b'c' => is("Connection") || is("Content-Length"),
+        b'e' => is("Expect"),
+        b'h' => is("HTTP2-Settings"),
+        b'k' => is("Keep-Alive"),
+        b'p' => starts("Proxy-"),
+        b't' => is("TE") || is("Trailer") || is("Transfer-Encoding"),
+        b'u' => is("Upgrade") && !upgrade,
+        b'x' => starts("X-Berth-") || is("X-Request-Id"),
+        _ => false,
+    }
+}
+
+fn is_harmless(id: &str) -> bool {
+    (1..=limits::REQUEST_ID_BYTES).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(head: &str) -> Result<(Head, String, String)> {
+        let rules = Rules::new(&[], &["http://app.test".into()])?;
+        let context = Context {
+            rules: &rules,
+            body_cap: &|_, path| if path == "/big" { 1000 } else { 10 },
+            peer: "192.0.2.9",
+            local: Some([127, 0, 0, 1].into()),
+            connection: 7,
+        };
+        let end = Scan::default().find(head.as_bytes())?.ok_or_else(|| Error::internal("unfinished"))?;
+        assert_eq!(end, head.len(), "{head:?}");
+        let (mut id, mut out) = ("made-1".to_owned(), Vec::new());
+        let admitted = admit(head.as_bytes(), &context, &mut id, &mut out);
+        assert!(admitted.is_ok() || out.is_empty(), "a refused head left something");
+        Ok((admitted?, String::from_utf8(out).unwrap(), id))
+    }
+
+    #[test]
+    fn what_goes_in_is_clean() {
+        let (head, out, id) = check(concat!(
+            "POST http://LOCALHOST./big?x=1 HTTP/1.1\r\nhost:\tlocalhost:80 \r\nX-Berth-Peer: 127.0.0.1\r\n",
+            "x-berth-anything: y\r\nX-Request-ID: a.B-_9\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n",
+            "Keep-Alive: 5\r\nTE: trailers\r\nProxy-Authorization: z\r\nTrailer: q\r\nExpect: 100-Continue\r\n",
+            "Content-Length: 0012\r\nAccept:\r\nOrigin: http://localhost\r\n\r\n"
+        ))
+        .unwrap();
+        assert_eq!(
+            out,
+            concat!(
+                "POST /big?x=1 HTTP/1.1\r\nhost: localhost:80\r\nAccept: \r\nOrigin: http://localhost\r\n",
+                "X-Berth-Peer: 192.0.2.9\r\nX-Berth-Connection: 7\r\nX-Berth-Request: a.B-_9\r\n"
+            )
+        );
+        assert_eq!(id, "a.B-_9");
+        assert!(head.keep_alive && head.expects_continue && head.has_body && !head.upgrade);
+        assert!(matches!(head.body, Body::Length(12)));
+        let (head, out, id) = check("\r\nGET / HTTP/1.0\r\nX-Request-Id: a b\r\n\r\n").unwrap();
+        assert!(!head.keep_alive && !head.is_11 && out.starts_with("GET / HTTP/1.1\r\nX-Berth-Peer"));
+        assert_eq!(id, "made-1");
+    }
+
+    #[test]
+    fn only_a_complete_handshake_upgrades() {
+        let handshake = concat!(
+            "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n",
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        let (head, out, _) = check(handshake).unwrap();
+        assert!(head.upgrade && out.contains("Upgrade: WebSocket\r\n") && !out.contains("\r\nConnection:"));
+        for (from, to, status) in [
+            ("GET", "POST", 400),
+            ("HTTP/1.1", "HTTP/1.0", 400),
+            (", Upgrade", "", 400),
+            ("Upgrade: WebSocket\r\n", "", 400),
+            ("WebSocket\r\n", "h2c\r\n", 400),
+            (": 13", ": 8", 400),
+            ("bmNlZQ", "bmNl", 0),
+            ("==\r\n", "=\r\n", 400),
+            ("Q==", "R==", 400),
+            ("\r\n\r\n", "\r\nContent-Length: 0\r\n\r\n", 400),
+            ("\r\n\r\n", "\r\nOrigin: http://evil.test\r\n\r\n", 403),
+            ("\r\n\r\n", "\r\nOrigin: http://app.test\r\n\r\n", 0),
+            ("\r\n\r\n", "\r\nOrigin: http://localhost\r\n\r\n", 0),
+        ] {
+            let got = check(&handshake.replace(from, to)).map_or_else(|error| error.code().status(), |_| 0);
+            assert_eq!(got, status, "{from:?} -> {to:?}");
+        }
+    }
+
+    #[test]
+    fn heads_arrive_piecemeal() {
+        let head = b"\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut scan = Scan::default();
+        for end in 0..head.len() {
+            assert_eq!(scan.find(&head[..end]).unwrap(), None, "{end}");
+        }
+        assert_eq!(scan.find(head).unwrap(), Some(head.len()));
+        let large = [b"GET / HTTP/1.1\r\nA: ".as_slice(), &[b'x'; limits::HEAD_BYTES]].concat();
+        assert_eq!(Scan::default().find(&large).unwrap_err().code(), Code::HeadTooLarge);
+    }
+}

@@ -1,0 +1,173 @@
+//! Connections to tiny_http, each known to be served before a request depends on it.
+//!
+//! tiny_http 0.12 counts its idle threads before a woken one has lowered the count (`util/task_pool.rs`), so of several
+//! connections that arrive together some can wait for a thread that never comes. Here they arrive one at a time: a
+//! new one is made under a lock, which is kept until a question sent over it has been answered. By then its thread has
+//! taken the task and lowered the count under tiny_http's own lock, so the next count is true: either a thread is
+//! counted that will look into the queue before it sleeps, or a new one is started.
+//!
+//! Connections are kept and used again, by whichever client comes next, but only after an answer that the inside
+//! vouched for (`Answer::whole`) to a request that had gone in whole: nothing can be left on them.
+//!
+//! Threads: the connections' own and `gate-accept`, which trims. Locks: `line` (held while connecting), then `stock`
+//! (a leaf).
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result, limits};
+
+/// Starts tiny_http and its loop on a socket at this path. Called at the start, and again on another path when the
+/// loop was found dead.
+pub type Open = Box<dyn Fn(&Path) -> Result<()> + Send + Sync>;
+
+/// The question that the accept loop answers by itself, at once.
+pub const PING: &str = "X-Berth-Ping";
+
+pub(super) struct Inside {
+    folder: PathBuf,
+    /// Keeps the short path of a long folder's name alive.
+    handle: OwnedFd,
+    open: Open,
+    line: Mutex<Line>,
+    stock: Mutex<VecDeque<(UnixStream, Instant)>>,
+}
+
+struct Line {
+    number: u32,
+    path: PathBuf,
+    opened: Instant,
+}
+
+impl Inside {
+    /// Makes the private folder and starts the inside in it.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, or `open` failed.
+    pub(super) fn new(folder: &Path, open: Open) -> Result<Inside> {
+        // Only what a crashed server left can be there: the data folder is locked.
+        clear(folder);
+        fs::DirBuilder::new().mode(0o700).create(folder).at("create the folder", folder)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(folder, flags, Mode::empty()).at("open", folder)?;
+        let inside = Inside {
+            folder: folder.to_owned(),
+            handle,
+            open,
+            line: Mutex::new(Line { number: 0, path: PathBuf::new(), opened: Instant::now() }),
+            stock: Mutex::default(),
+        };
+        inside.reopen(&mut lock(&inside.line))?;
+        Ok(inside)
+    }
+
+    /// A connection that is being served.
+    ///
+    /// # Errors
+    /// `Busy` when there are no descriptors for it, `Unavailable` when the inside does not answer.
+    pub(super) fn take(&self) -> Result<UnixStream> {
+        if let Some((stream, _)) = lock(&self.stock).pop_back() {
+            return Ok(stream);
+        }
+        let mut line = lock(&self.line);
+        self.spare_descriptors()?;
+        let failed = match greet(&line.path) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        if line.opened.elapsed() < limits::INSIDE_PAUSE {
+            return Err(unavailable(failed));
+        }
+        log::error!("The HTTP loop does not answer ({failed}); starting another");
+        // The old ones may belong to a loop that has ended: their requests would never be picked up.
+        lock(&self.stock).clear();
+        self.reopen(&mut line).and_then(|()| greet(&line.path)).map_err(unavailable)
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn give_back(&self, stream: UnixStream) {
+        lock(&self.stock).push_back((stream, Instant::now()));
+    }
+
+    /// Lets go of what a busier time has left.
+    pub(super) fn trim(&self) {
+        let mut stock = lock(&self.stock);
+        while stock.front().is_some_and(|(_, since)| since.elapsed() > limits::INSIDE_IDLE) {
+            stock.pop_front();
+        }
+    }
+
+    fn reopen(&self, line: &mut Line) -> Result<()> {
+        line.number += 1;
+        line.opened = Instant::now();
+        let name = format!("http-{}", line.number);
+        let path = self.folder.join(&name);
+        // unix(7): 108 bytes, a NUL among them.
+        line.path = if path.as_os_str().len() < 108 {
+            path
+        } else {
+            format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()).into()
+        };
+        (self.open)(&line.path)
+    }
+
+    /// tiny_http panics or ends its loop when it runs out of descriptors: it needs two for a connection, we one.
+    /// Somebody else may take them between this look and the use; then the loop is replaced.
+    fn spare_descriptors(&self) -> Result<()> {
+        let look = || (0..4).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.handle, 0)).collect::<Result<Vec<_>, _>>();
+        match look() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::new(Code::Busy, "The server is out of file descriptors").because(
+                std::io::Error::from(error),
+            )),
+        }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        clear(&self.folder);
+    }
+}
+
+fn clear(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+/// Connects and waits until a thread of tiny_http has taken the connection.
+fn greet(path: &Path) -> Result<UnixStream> {
+    let mut stream = UnixStream::connect(path).at("connect to", path)?;
+    stream.set_read_timeout(Some(limits::INSIDE_ANSWER)).at("set up", path)?;
+    stream.write_all(format!("GET / HTTP/1.1\r\n{PING}: 1\r\n\r\n").as_bytes()).at("write to", path)?;
+    let mut answer = Vec::with_capacity(512);
+    while super::answer::end(&answer) != Some(answer.len()) {
+        let mut piece = [0; 512];
+        let read = stream.read(&mut piece).at("read from", path)?;
+        answer.extend_from_slice(&piece[..read]);
+        if read == 0 || answer.len() > 4096 {
+            return Err(Error::internal("The HTTP loop did not answer its first question"));
+        }
+    }
+    if !answer.starts_with(b"HTTP/1.1 204") {
+        return Err(Error::internal("The HTTP loop did not understand its first question"));
+    }
+    Ok(stream)
+}
+
+fn unavailable(cause: Error) -> Error {
+    Error::new(Code::Unavailable, "The server cannot take requests at the moment").because(cause)
+}

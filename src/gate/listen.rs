@@ -1,0 +1,384 @@
+//! Where clients knock: TCP addresses, Unix sockets, sockets that systemd passes. Binds them and, at the end, removes
+//! what it made. Knows nothing of what is spoken on them.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+use super::client::Socket;
+use super::table::Peer;
+use crate::base::{Error, Result, limits};
+
+/// What to listen on.
+#[derive(Debug)]
+pub enum Listen {
+    /// A TCP address; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Who may connect, as in chmod(1).
+        mode: u32,
+        /// The group it belongs to, by name or number.
+        group: Option<String>,
+    },
+    /// A listening socket that somebody else has bound.
+    Inherited(OwnedFd),
+}
+
+impl Listen {
+    /// Reads a value of `--listen`: `127.0.0.1:8787`, `[::1]:0`, `unix:/run/berth.sock`,
+    /// `unix:/run/berth.sock?mode=660&group=NAME`. A Unix socket is for its owner alone unless told otherwise.
+    ///
+    /// # Errors
+    /// `Config`, with what is wrong.
+    pub fn parse(text: &str) -> Result<Listen> {
+        let wrong = |problem: &str| Error::config("--listen", format!("{text:?}: {problem}"));
+        let Some(rest) = text.strip_prefix("unix:") else {
+            let address = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+            return address.as_deref().unwrap_or(text).parse().map(Listen::Tcp).map_err(|_| {
+                wrong("is neither ADDRESS:PORT (such as 127.0.0.1:8787 or [::1]:8787) nor unix:/PATH")
+            });
+        };
+        let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
+        if !path.starts_with('/') || path.contains('\0') {
+            return Err(wrong("the path of a Unix socket must be absolute"));
+        }
+        let (mut mode, mut group) = (0o600, None);
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("mode", octal)) => {
+                    let bits = u32::from_str_radix(octal, 8).ok();
+                    mode = bits.filter(|bits| *bits <= 0o777).ok_or_else(|| wrong("mode is octal, such as 660"))?;
+                }
+                Some(("group", name)) if !name.is_empty() => group = Some(name.to_owned()),
+                _ => return Err(wrong("the options are mode=OCTAL and group=NAME")),
+            }
+        }
+        Ok(Listen::Unix { path: path.into(), mode, group })
+    }
+
+    /// The sockets that systemd has passed (sd_listen_fds(3)), from the values of `LISTEN_PID` and `LISTEN_FDS`;
+    /// none when they are for another process.
+    ///
+    /// # Errors
+    /// `Config` when what was passed is not there or is not a listening socket.
+    pub fn inherited(listen_pid: Option<&str>, listen_fds: Option<&str>) -> Result<Vec<Listen>> {
+        let (Some(pid), Some(count)) = (listen_pid, listen_fds) else { return Ok(Vec::new()) };
+        let ours = getpid();
+        if pid.parse() != Ok(ours.as_raw_nonzero().get()) {
+            return Ok(Vec::new());
+        }
+        let place = "LISTEN_FDS";
+        let count: i32 = count
+            .parse()
+            .ok()
+            .filter(|count| (0..=64).contains(count))
+            .ok_or_else(|| Error::config(place, format!("{count:?} is not a small number")))?;
+        // A descriptor that is known only by its number is nobody's in Rust; this makes a duplicate that is ours.
+        let itself = pidfd_open(ours, PidfdFlags::empty()).map_err(|error| Error::config(place, error))?;
+        (3..3 + count)
+            .map(|number| {
+                let fd = pidfd_getfd(&itself, number, PidfdGetfdFlags::empty())
+                    .map_err(|error| Error::config(place, format!("descriptor {number}: {error}")))?;
+                let listens = sockopt::socket_type(&fd) == Ok(SocketType::STREAM)
+                    && sockopt::socket_acceptconn(&fd) == Ok(true);
+                if listens {
+                    Ok(Listen::Inherited(fd))
+                } else {
+                    Err(Error::config(place, format!("descriptor {number} is not a listening stream socket")))
+                }
+            })
+            .collect()
+    }
+}
+
+/// Bound listeners. Clients queue at them from now on; the gate lets them in.
+#[derive(Debug)]
+pub struct Doors {
+    pub(super) doors: Vec<Door>,
+    addresses: Vec<Address>,
+}
+
+impl Doors {
+    /// Binds all of them.
+    ///
+    /// # Errors
+    /// `Config` when there is none, or for one that cannot be listened on.
+    pub fn bind(listeners: Vec<Listen>) -> Result<Doors> {
+        if listeners.is_empty() {
+            return Err(Error::config("--listen", "there is nothing to listen on"));
+        }
+        let all_of_v4: Vec<u16> = listeners
+            .iter()
+            .filter_map(|listen| match listen {
+                Listen::Tcp(SocketAddr::V4(address)) if address.ip().is_unspecified() => Some(address.port()),
+                _ => None,
+            })
+            .collect();
+        let mut doors = Vec::new();
+        for listen in listeners {
+            let also_v4 = matches!(&listen, Listen::Tcp(address) if all_of_v4.contains(&address.port()));
+            doors.push(Door::open(listen, also_v4)?);
+        }
+        let addresses = doors.iter().map(Door::address).collect::<Result<_>>()?;
+        Ok(Doors { doors, addresses })
+    }
+
+    /// The real addresses, in the same order.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+}
+
+/// A bound listener, non-blocking.
+#[derive(Debug)]
+pub(super) struct Door {
+    listener: Listener,
+    /// A socket file that we made: its path, device and inode.
+    made: Option<(PathBuf, u64, u64)>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A real address of the gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP.
+    Ip(SocketAddr),
+    /// A Unix socket's path; empty for one without a path.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Whether callers from other machines can reach it.
+    pub fn is_exposed(&self) -> bool {
+        matches!(self, Address::Ip(address) if !address.ip().to_canonical().is_loopback())
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Ip(address) => write!(f, "http://{address}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Door {
+    /// Binds. `also_v4`: the same port is wanted for all of IPv4 too, so IPv6 must leave it alone.
+    ///
+    /// # Errors
+    /// `Config`: the address is not ours, is taken, or is a file that is not a socket.
+    fn open(listen: Listen, also_v4: bool) -> Result<Door> {
+        match listen {
+            Listen::Tcp(address) => tcp(address, also_v4)
+                .map(|listener| Door { listener: Listener::Tcp(listener), made: None })
+                .map_err(|error| Error::config(address, format!("cannot listen: {error}"))),
+            Listen::Unix { path, mode, group } => unix(&path, mode, group.as_deref()),
+            Listen::Inherited(fd) => {
+                let family = sockopt::socket_domain(&fd).map_err(|error| Error::config("LISTEN_FDS", error))?;
+                let listener = match family {
+                    AddressFamily::UNIX => Listener::Unix(UnixListener::from(fd)),
+                    AddressFamily::INET | AddressFamily::INET6 => Listener::Tcp(TcpListener::from(fd)),
+                    _ => return Err(Error::config("LISTEN_FDS", "a socket that is neither TCP nor Unix")),
+                };
+                let set = match &listener {
+                    Listener::Tcp(listener) => listener.set_nonblocking(true),
+                    Listener::Unix(listener) => listener.set_nonblocking(true),
+                };
+                set.map_err(|error| Error::config("LISTEN_FDS", error))?;
+                Ok(Door { listener, made: None })
+            }
+        }
+    }
+
+    /// Where it is.
+    fn address(&self) -> Result<Address> {
+        let address = match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().map(Address::Ip),
+            Listener::Unix(listener) => listener.local_addr().map(|address| {
+                Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default())
+            }),
+        };
+        address.map_err(|error| Error::config("--listen", error))
+    }
+
+    /// The next client, who they are, and the address they called.
+    pub(super) fn accept(&self) -> io::Result<(Socket, Peer, Option<IpAddr>)> {
+        match &self.listener {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept()?;
+                // Fails only for a client that has gone again.
+                let local = stream.local_addr()?.ip().to_canonical();
+                Ok((Socket::Tcp(stream), Peer::Ip(peer.ip().to_canonical()), Some(local)))
+            }
+            Listener::Unix(listener) => {
+                listener.accept().map(|(stream, _)| (Socket::Unix(stream), Peer::Unix, None))
+            }
+        }
+    }
+}
+
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some((path, device, inode)) = &self.made {
+            // Another server may have put its own there since.
+            if fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*device, *inode)) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn tcp(address: SocketAddr, also_v4: bool) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() && also_v4 {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, limits::BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<Door> {
+    let wrong = |problem: String| Error::config(path.display(), problem);
+    let cannot = |error: &dyn std::fmt::Display| wrong(format!("cannot listen: {error}"));
+    let group = group.map(group_id).transpose().map_err(wrong)?;
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(wrong("is there already and is not a socket".into()));
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Ok(_) => return Err(wrong("somebody listens there already".into())),
+            // What a server left that could not clean up.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(|error| cannot(&error))?;
+            }
+            Err(error) => return Err(cannot(&error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot(&error)),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let bound = || -> Result<OwnedFd, Errno> {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    };
+    let socket = bound().map_err(|error| cannot(&error))?;
+    // Nobody can connect before listen(2), so nobody gets in under the mode that the umask gave it.
+    let set = || -> io::Result<fs::Metadata> {
+        if group.is_some() {
+            chown(path, None, group)?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        rustix::net::listen(&socket, limits::BACKLOG)?;
+        fs::symlink_metadata(path)
+    };
+    let meta = set().map_err(|error| {
+        let _ = fs::remove_file(path);
+        cannot(&error)
+    })?;
+    let made = Some((path.to_owned(), meta.dev(), meta.ino()));
+    Ok(Door { listener: Listener::Unix(socket.into()), made })
+}
+
+/// A group's number; from `/etc/group`, since a static binary has no other directory to ask.
+fn group_id(name: &str) -> Result<u32, String> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let groups = fs::read_to_string("/etc/group").map_err(|error| format!("/etc/group: {error}"))?;
+    let mut lines = groups.lines().map(|line| line.split(':'));
+    let found = lines.find_map(|mut fields| {
+        let known = fields.next()?;
+        (known == name).then(|| fields.nth(1)?.parse().ok())?
+    });
+    found.ok_or_else(|| format!("there is no group {name:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_the_flag() {
+        for (text, want) in [
+            ("127.0.0.1:8787", "Tcp(127.0.0.1:8787)"),
+            ("[::1]:0", "Tcp([::1]:0)"),
+            ("localhost:1", "Tcp(127.0.0.1:1)"),
+            ("unix:/run/b.sock", r#"Unix { path: "/run/b.sock", mode: 384, group: None }"#),
+            ("unix:/b?mode=660&group=adm", r#"Unix { path: "/b", mode: 432, group: Some("adm") }"#),
+        ] {
+            assert_eq!(format!("{:?}", Listen::parse(text).unwrap()), want);
+        }
+        for text in ["", "8787", "127.0.0.1", "::1:80", "example.org:80", "unix:", "unix:b", "unix:/b?mode=8", "unix:/b?mode=7777", "unix:/b?x=y", "unix:/b?group="] {
+            assert!(Listen::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_dead_socket_is_replaced() {
+        let folder = std::env::temp_dir().join(format!("berth-listen-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("s");
+        let open = |mode| Door::open(Listen::Unix { path: path.clone(), mode, group: Some("0".into()) }, false);
+        let first = open(0o660).unwrap();
+        assert_eq!(first.address().unwrap(), Address::Unix(path.clone()));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(open(0o600).unwrap_err().message().contains("somebody listens"));
+        drop(first);
+        assert!(!path.exists(), "it is removed with its owner");
+        drop(UnixListener::bind(&path).unwrap());
+        drop(open(0o600).unwrap());
+        fs::File::create(&path).unwrap();
+        assert!(open(0o600).unwrap_err().message().contains("not a socket"));
+        fs::remove_file(&path).unwrap();
+        fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
+    fn both_families_share_a_port() {
+        let v4 = Door::open(Listen::Tcp("0.0.0.0:0".parse().unwrap()), false).unwrap();
+        let Address::Ip(address) = v4.address().unwrap() else { panic!() };
+        assert!(v4.address().unwrap().is_exposed());
+        let v6 = SocketAddr::new("::".parse().unwrap(), address.port());
+        assert!(Door::open(Listen::Tcp(v6), true).is_ok());
+    }
+
+    #[test]
+    fn passed_sockets_are_for_their_process_only() {
+        assert!(Listen::inherited(None, None).unwrap().is_empty());
+        assert!(Listen::inherited(Some("1"), Some("1")).unwrap().is_empty());
+        let ours = std::process::id().to_string();
+        assert!(Listen::inherited(Some(&ours), Some("0")).unwrap().is_empty());
+        assert!(Listen::inherited(Some(&ours), Some("x")).is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! The door. It accepts clients, reads and checks what they say, and relays requests to tiny_http on a private Unix
+//! socket; tiny_http never meets the wire, and no byte of a refused request reaches it. It owns the clients' sockets,
+//! so it can tell the inside when a client has gone, and hand a socket over. Knows nothing of routes.
+//!
+//! In reading order: `listen` and `accept` (who comes in), `table` (who is in), `relay` (one connection), `head`,
+//! `who`, `body` (what is let through), `exchange` and `answer` (one request), `inside` (the way to tiny_http),
+//! `client` (what the inside may do with a client), `refuse`, `throttle`, `wire`.
+//!
+//! Threads: `gate-accept`, owned by [`Gate`]; `gate-N`, one for each connection. Locks: none is held while another is
+//! taken, but for the inside's own two.
+
+pub mod client;
+
+mod accept;
+mod answer;
+mod body;
+mod exchange;
+mod head;
+mod inside;
+mod listen;
+mod refuse;
+mod relay;
+mod table;
+mod throttle;
+mod who;
+mod wire;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Error, Result, limits};
+use crate::proc::Cancel;
+
+use accept::{Accepting, Workers};
+use client::{Gone, Tickets};
+use inside::Inside;
+use table::Table;
+use throttle::Throttle;
+use who::Rules;
+
+pub use accept::raise_file_limit;
+pub use inside::{Open, PING};
+pub use listen::{Address, Doors, Listen};
+pub use table::{Connection, Peer, State};
+
+/// The largest body that goes in, for a method and a path; without a known route, the largest of all.
+pub type BodyCap = Arc<dyn Fn(&str, &str) -> usize + Send + Sync>;
+
+/// What was decided before the start.
+pub struct Settings {
+    /// Connections at once; fewer when the limit of open files says so.
+    pub max_connections: usize,
+    /// The limit of open files, from [`raise_file_limit`].
+    pub max_files: u64,
+    /// Names by which clients may call on loopback, besides those of loopback itself.
+    pub allowed_hosts: Vec<String>,
+    /// Origins whose pages may write and open WebSockets; `*` for all.
+    pub cors_origins: Vec<String>,
+    /// How large bodies may be.
+    pub body_cap: BodyCap,
+    /// Made with mode 0700, and removed at the end; the socket to tiny_http lies in it.
+    pub private_folder: PathBuf,
+    /// Shared with the inside: who wants to know about clients that have gone.
+    pub gone: Gone,
+    /// Shared with the inside: sockets to hand over.
+    pub tickets: Tickets,
+}
+
+/// What the connections share.
+struct Shared {
+    table: Arc<Table>,
+    inside: Inside,
+    rules: Rules,
+    body_cap: BodyCap,
+    gone: Gone,
+    tickets: Tickets,
+    throttle: Throttle,
+    start_id: String,
+}
+
+/// The running door. Dropping it is the same as [`Gate::stop`].
+pub struct Gate {
+    shared: Arc<Shared>,
+    stop: Cancel,
+    accepting: Mutex<Option<JoinOnDrop>>,
+    workers: Arc<Mutex<Option<Workers>>>,
+}
+
+impl Gate {
+    /// Starts the inside with `open` and lets clients in.
+    ///
+    /// # Errors
+    /// `Config` for an allowed host that is none; whatever `open` says; a machine without room.
+    pub fn start(doors: Doors, settings: Settings, open: Open) -> Result<Gate> {
+        let rules = Rules::new(&settings.allowed_hosts, &settings.cors_origins)?;
+        let cap = accept::cap(settings.max_connections, settings.max_files);
+        if cap < settings.max_connections {
+            log::warn!(
+                "The limit of {} open files allows {cap} connections, not {}",
+                settings.max_files,
+                settings.max_connections
+            );
+        }
+        let mut random = [0; 4];
+        getrandom::fill(&mut random)
+            .map_err(|error| Error::internal("The kernel gives no random bytes").because(error))?;
+        let shared = Arc::new(Shared {
+            table: Arc::new(Table::new(cap, settings.gone.clone())),
+            inside: Inside::new(&settings.private_folder, open)?,
+            rules,
+            body_cap: settings.body_cap,
+            gone: settings.gone,
+            tickets: settings.tickets,
+            throttle: Throttle::default(),
+            start_id: format!("{:08x}", u32::from_ne_bytes(random)),
+        });
+        let stop = Cancel::new()?;
+        let accepting = Accepting::new(shared.clone(), doors.doors, stop.clone());
+        let workers = Arc::new(Mutex::new(None));
+        let left = workers.clone();
+        let thread = spawn("gate-accept".into(), limits::GATE_STACK, move || {
+            let workers = accepting.run();
+            *lock(&left) = Some(workers);
+        })?;
+        Ok(Gate { shared, stop, accepting: Mutex::new(Some(thread)), workers })
+    }
+
+    /// Everybody who is connected now.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.shared.table.list()
+    }
+
+    /// Closes the listeners and the connections that wait for a request; the others end with the answer they are
+    /// getting. Returns `true` once all have ended, `false` at the deadline: then [`Gate::stop`] cuts the rest.
+    pub fn drain(&self, deadline: Instant) -> bool {
+        self.close_doors();
+        self.shared.table.close_idle();
+        self.shared.table.wait_empty(deadline)
+    }
+
+    /// Ends everything now. The inside must still be there; it can end afterwards.
+    pub fn stop(&self) {
+        self.close_doors();
+        self.shared.table.close_idle();
+        let cut = self.shared.table.cut();
+        if cut > 0 {
+            log::info!("Cut {cut} connections");
+        }
+        let workers = lock(&self.workers).take();
+        if let Some(workers) = workers {
+            workers.join();
+        }
+    }
+
+    /// Joins the accept loop: nobody is let in any more once this returns.
+    fn close_doors(&self) {
+        self.stop.cancel();
+        let accepting = lock(&self.accepting).take();
+        drop(accepting);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

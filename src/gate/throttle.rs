@@ -1,0 +1,104 @@
+//! Slows down whoever fails to authenticate, per address; never whoever succeeds. Knows only that a 401 was answered.
+//!
+//! Threads: the connections' own, which do the waiting. Lock: one, a leaf.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::table::Peer;
+use crate::base::limits;
+use crate::base::thread::lock;
+
+/// A token bucket per address.
+#[derive(Debug, Default)]
+pub(super) struct Throttle(Mutex<HashMap<Peer, Bucket>>);
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn refill(&mut self, now: Instant) {
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * limits::FAILURES_PER_SEC;
+        self.tokens = (self.tokens + earned).min(limits::FAILURE_BURST);
+        self.at = now;
+    }
+}
+
+impl Throttle {
+    /// Counts a failure and says for how long its answer is to be held back.
+    pub(super) fn failed(&self, peer: Peer, now: Instant) -> Duration {
+        let peer = network(peer);
+        let mut buckets = lock(&self.0);
+        if buckets.len() >= limits::THROTTLED_PEERS && !buckets.contains_key(&peer) {
+            make_room(&mut buckets, now);
+        }
+        let bucket = buckets.entry(peer).or_insert(Bucket { tokens: limits::FAILURE_BURST, at: now });
+        bucket.refill(now);
+        if bucket.tokens >= 1.0 {
+            bucket.tokens -= 1.0;
+            return Duration::ZERO;
+        }
+        limits::FAILURE_DELAY
+    }
+}
+
+/// Who owns one IPv6 address owns its /64: counted together.
+fn network(peer: Peer) -> Peer {
+    match peer {
+        Peer::Ip(IpAddr::V6(address)) => {
+            Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into()))
+        }
+        other => other,
+    }
+}
+
+fn make_room(buckets: &mut HashMap<Peer, Bucket>, now: Instant) {
+    buckets.retain(|_, bucket| {
+        bucket.refill(now);
+        bucket.tokens < limits::FAILURE_BURST
+    });
+    // All of them failed a moment ago: forgetting the least guilty costs the least.
+    if buckets.len() >= limits::THROTTLED_PEERS {
+        let least = buckets.iter().max_by(|(_, a), (_, b)| a.tokens.total_cmp(&b.tokens));
+        if let Some(peer) = least.map(|(peer, _)| *peer) {
+            buckets.remove(&peer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_free_then_it_costs_and_time_heals() {
+        let (throttle, now) = (Throttle::default(), Instant::now());
+        let peer = Peer::Ip("2001:db8::1".parse().unwrap());
+        let neighbour = Peer::Ip("2001:db8::2".parse().unwrap());
+        let other = Peer::Ip("192.0.2.1".parse().unwrap());
+        for _ in 0..20 {
+            assert_eq!(throttle.failed(peer, now), Duration::ZERO);
+        }
+        assert_eq!(throttle.failed(peer, now), limits::FAILURE_DELAY);
+        assert_eq!(throttle.failed(neighbour, now), limits::FAILURE_DELAY);
+        assert_eq!(throttle.failed(other, now), Duration::ZERO);
+        let later = now + Duration::from_secs(2);
+        assert_eq!(throttle.failed(peer, later), Duration::ZERO);
+        assert_eq!(throttle.failed(peer, later), Duration::ZERO);
+        assert_eq!(throttle.failed(peer, later), limits::FAILURE_DELAY);
+    }
+
+    #[test]
+    fn it_stays_small() {
+        let (throttle, now) = (Throttle::default(), Instant::now());
+        for n in 0..limits::THROTTLED_PEERS as u32 + 100 {
+            throttle.failed(Peer::Ip(IpAddr::V4(n.into())), now);
+        }
+        assert_eq!(lock(&throttle.0).len(), limits::THROTTLED_PEERS);
+    }
+}

@@ -1,0 +1,86 @@
+//! Reading, writing and waiting on sockets with a deadline. Sockets stay in blocking mode, because whoever takes one
+//! over expects that; here every call but [`receive_waiting`] says that it does not want to wait.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::base::limits;
+
+/// What came of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Got {
+    /// So many bytes, at least one.
+    Some(usize),
+    /// Nothing yet.
+    Nothing,
+    /// The other side will send no more.
+    End,
+}
+
+/// Appends what has arrived, at most what the buffer has room for; makes some room if it has none.
+pub(super) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<Got> {
+    receive_with(socket, buffer, RecvFlags::DONTWAIT)
+}
+
+/// The same, but waits as long as the socket's own time-out says; `Nothing` when that has passed.
+pub(super) fn receive_waiting(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<Got> {
+    receive_with(socket, buffer, RecvFlags::empty())
+}
+
+fn receive_with(socket: impl AsFd, buffer: &mut Vec<u8>, flags: RecvFlags) -> io::Result<Got> {
+    if buffer.capacity() - buffer.len() < limits::IDLE_BUFFER_BYTES / 2 {
+        buffer.reserve(limits::RELAY_BYTES);
+    }
+    loop {
+        match rustix::net::recv(&socket, spare_capacity(buffer), flags) {
+            Ok((0, _)) => return Ok(Got::End),
+            Ok((n, _)) => return Ok(Got::Some(n)),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(Got::Nothing),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sends what the socket takes at once.
+pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match rustix::net::send(&socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(n) => return Ok(n),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(0),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until something happens or the deadline has passed; `false` for the latter.
+pub(super) fn wait(sockets: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let left = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        match poll(sockets, left.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits for input; `false` when the deadline has passed.
+pub(super) fn wait_input(socket: impl AsFd, deadline: Instant) -> io::Result<bool> {
+    wait(&mut [PollFd::new(&socket, PollFlags::IN)], Some(deadline))
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
