@@ -8,6 +8,7 @@
 //! | [`config`] | flags, environment and `server.json`, resolved into [`server::Settings`] |
 //! | [`server`] | builds everything, owns every thread, runs the shutdown |
 //! | [`api`] | the route table, dispatch, one file per resource |
+//! | [`gate`] | the door: listeners, strict HTTP heads and bodies, deadlines, relay to tiny_http |
 //! | [`http`] | requests, replies, routes; the only place that knows tiny_http |
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
 //! | [`workspaces`] | the records, their status machine, their registry |
@@ -84,6 +85,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod containers;
+pub mod gate;
 pub mod http;
 pub mod lifecycle;
 pub mod proc;

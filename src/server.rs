@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::access::{Approval, TokenSetting};
-use crate::access::{Credentials, Source};
+use crate::access::{Credentials, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
@@ -15,7 +17,9 @@ use crate::base::pool::Pool;
 use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
 use crate::containers::{Engine, Images, tools};
-use crate::http::accept::Listener;
+use crate::gate::{self, Doors, Gate, Listen};
+use crate::http::accept::Loops;
+use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::{Lifecycle, Policy};
 use crate::proc::Cgroups;
 use crate::runs::Runs;
@@ -26,10 +30,16 @@ use crate::workspaces::{Configured, Registry};
 /// environment or `server.json`.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Address to listen on: an IP address or `localhost`.
-    pub host: String,
-    /// Port; 0 lets the kernel choose.
-    pub port: u16,
+    /// Where to listen, as `--listen` takes it, checked; port 0 lets the kernel choose.
+    pub listen: Vec<String>,
+    /// `LISTEN_PID` and `LISTEN_FDS` of socket activation.
+    pub inherited: Option<(String, String)>,
+    /// Names by which clients may call on loopback, besides its own.
+    pub allowed_hosts: Vec<String>,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How long requests may go on after a stop signal.
+    pub drain: Duration,
     /// Where all state lies; absolute.
     pub data_dir: PathBuf,
     /// The configuration file that was read.
@@ -81,10 +91,15 @@ pub fn run(settings: Settings) -> Result<()> {
     file::create_dir_private(&settings.data_dir)?;
     let _lock = DataLock::take(&settings.data_dir)?;
     let signals = Signals::catch()?;
-    let listener = Listener::bind(&settings.host, settings.port)?;
+    let (soft_files, max_files) = gate::raise_file_limit();
+    crate::proc::spawn::set_child_file_limit(soft_files);
+    let doors = Doors::bind(listeners(&settings)?)?;
+    check_exposure(&settings, &doors)?;
     let credentials = Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?;
     let lifecycle = build(&settings)?;
-    let address = listener.address();
+
+    let (gone, tickets) = (Gone::default(), Tickets::default());
+    let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
         credentials,
@@ -93,29 +108,104 @@ pub fn run(settings: Settings) -> Result<()> {
         cors_origins: settings.cors_origins.clone(),
         authorized_roots: settings.authorized_roots.clone(),
         config_path: settings.config_path.clone(),
-        address,
+        address: shown_address(&doors),
+        gone: gone.clone(),
+        tickets: tickets.clone(),
+        connections: {
+            let door = door.clone();
+            Box::new(move || {
+                door.get().and_then(Weak::upgrade).map_or(Value::Null, |gate| connections(&gate))
+            })
+        },
         advertised: settings.advertised.clone(),
         log_requests: settings.log_requests,
         started,
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
     });
+    announce(&ctx, &settings, &doors);
     let pool = Pool::new("http", settings.http_threads, settings.http_threads, limits::HTTP_QUEUE)?;
-    let accepting = listener.serve(pool, {
+    let loops = Arc::new(Loops::new(pool, gate::PING, {
         let ctx = ctx.clone();
         move |request| dispatch::dispatch(&ctx, request)
-    })?;
-    announce(&ctx, &settings);
+    }));
+    let gate = Arc::new(Gate::start(
+        doors,
+        gate::Settings {
+            max_connections: settings.max_connections,
+            max_files,
+            allowed_hosts: settings.allowed_hosts.clone(),
+            cors_origins: settings.cors_origins.clone(),
+            body_cap: Arc::new(crate::api::routes::body_cap),
+            private_folder: settings.data_dir.join("http"),
+            gone,
+            tickets,
+        },
+        Box::new({
+            let loops = loops.clone();
+            move |path| loops.open(path)
+        }),
+    )?);
+    let _ = door.set(Arc::downgrade(&gate));
 
     signals.wait()?;
     log::info!("Stopping; a second signal stops at once");
     signals.exit_on_next();
-    listener.stop();
-    lifecycle.close(Instant::now() + limits::DRAIN);
-    drop(accepting);
-    drop(ctx);
-    drop(lifecycle);
+    let drained = gate.drain(Instant::now() + settings.drain);
+    // What still runs is ended, and its client gets told.
+    lifecycle.close(Instant::now());
+    if !drained {
+        gate.drain(Instant::now() + limits::LAST_ANSWERS);
+    }
+    gate.stop();
+    loops.stop();
+    drop((gate, loops, ctx, lifecycle));
     log::info!("Stopped");
     Ok(())
+}
+
+/// What to listen on: what was asked for, and what systemd passes.
+fn listeners(settings: &Settings) -> Result<Vec<Listen>> {
+    let mut all: Vec<Listen> =
+        settings.listen.iter().map(|place| Listen::parse(place)).collect::<Result<_>>()?;
+    let (pid, count) = settings.inherited.clone().unzip();
+    all.extend(Listen::inherited(pid.as_deref(), count.as_deref())?);
+    Ok(all)
+}
+
+/// Whoever opens the server to other machines must have chosen its tokens, or have made them on purpose.
+fn check_exposure(settings: &Settings, doors: &Doors) -> Result<()> {
+    let exposed: Vec<String> =
+        doors.addresses().iter().filter(|address| address.is_exposed()).map(ToString::to_string).collect();
+    if exposed.is_empty() {
+        return Ok(());
+    }
+    let (client, host) = credentials::kept_tokens(&settings.data_dir)?;
+    let known = |setting: &TokenSetting, kept: Option<String>| setting.secret.is_some() || kept.is_some();
+    if !known(&settings.client_token, client) || !known(&settings.host_token, host) {
+        return Err(Error::config(
+            exposed.join(", "),
+            "other machines can reach this, and there are no tokens yet; set OPENWORK_TOKEN and \
+             OPENWORK_HOST_TOKEN, or make some with `berth token make`",
+        ));
+    }
+    log::warn!("Other machines can reach {}; whoever has the host token is root here", exposed.join(", "));
+    Ok(())
+}
+
+/// What `/status` says of the address.
+fn shown_address(doors: &Doors) -> (String, u16) {
+    match doors.addresses().first() {
+        Some(gate::Address::Ip(address)) => (address.ip().to_string(), address.port()),
+        Some(other) => (other.to_string(), 0),
+        None => (String::new(), 0),
+    }
+}
+
+/// What `/status` says of the connections.
+fn connections(gate: &Gate) -> Value {
+    let all = gate.connections();
+    let count = |state: gate::State| all.iter().filter(|connection| connection.state == state).count();
+    json!({ "open": all.len(), "idle": count(gate::State::Idle), "busy": count(gate::State::Busy) })
 }
 
 /// The services, from the lowest up.
@@ -144,8 +234,10 @@ fn cgroup_name(data_dir: &Path) -> String {
 }
 
 /// What a person wants to know after the start.
-fn announce(ctx: &Ctx, settings: &Settings) {
-    log::info!("OpenWork server listening on http://{}", ctx.address);
+fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
+    for address in doors.addresses() {
+        log::info!("OpenWork server listening on {address}");
+    }
     let made = |source: Source| ctx.credentials.fresh && source == Source::Generated;
     // Not through the log, which never carries a secret: straight to the person's terminal.
     if made(ctx.credentials.client_source) {
@@ -189,7 +281,12 @@ fn announce(ctx: &Ctx, settings: &Settings) {
         }
         _ => "$OPENWORK_HOST_TOKEN".to_owned(),
     };
-    log::info!("Try: curl -H \"Authorization: Bearer {token}\" http://{}/api/workspaces", ctx.address);
+    let place = match doors.addresses().first() {
+        Some(gate::Address::Unix(path)) => format!("--unix-socket '{}' http://localhost", path.display()),
+        Some(address) => address.to_string(),
+        None => String::new(),
+    };
+    log::info!("Try: curl -H \"Authorization: Bearer {token}\" {place}/api/workspaces");
 }
 
 /// SIGTERM and SIGINT as bytes in a pipe: a handler, never a blocked mask, which children would inherit.

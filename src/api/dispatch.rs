@@ -10,7 +10,8 @@ use crate::access::credentials::Presented;
 use crate::access::{Actor, ApprovalMode, Scope};
 use crate::base::{Code, Error, Result};
 use crate::http::route::{Match, find};
-use crate::http::{Answer, Auth, Effect, Gate, Method, Request, Response, Route, cors};
+use crate::http::{Answer, Auth, Effect, Gate, Method, Request, Response, Route, Work, cors};
+use crate::proc::Cancel;
 
 /// Answers one request, on this thread or on a worker's.
 pub fn dispatch(ctx: &Arc<Ctx>, mut request: Request) {
@@ -19,7 +20,7 @@ pub fn dispatch(ctx: &Arc<Ctx>, mut request: Request) {
     }
     match guarded(|| prepare(ctx, &mut request)) {
         Ok(Answer::Now(response)) => reply(ctx, request, response),
-        Ok(Answer::Later(work)) => hand_over(ctx, request, work),
+        Ok(Answer::Later { work, cancel }) => hand_over(ctx, request, work, cancel),
         Err(error) => fail(ctx, request, &error),
     }
 }
@@ -89,13 +90,15 @@ fn approve(ctx: &Ctx, route: &Route<Ctx>, actor: Option<&Actor>) -> Result<()> {
 }
 
 /// Moves the request to the run workers.
-fn hand_over(ctx: &Arc<Ctx>, request: Request, work: Box<dyn FnOnce() -> Result<Response> + Send>) {
+fn hand_over(ctx: &Arc<Ctx>, request: Request, work: Work, cancel: Option<Cancel>) {
+    let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
     // The slot keeps the request here when no worker takes the job, which drops the job's own handle.
     let slot = Arc::new(std::sync::Mutex::new(Some(request)));
     let job = {
         let (ctx, slot) = (ctx.clone(), slot.clone());
         move || {
             let result = guarded(work);
+            drop(watch);
             let Some(request) = crate::base::thread::lock(&slot).take() else { return };
             match result {
                 Ok(response) => reply(&ctx, request, response),
@@ -121,7 +124,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn fail(ctx: &Ctx, request: Request, error: &Error) {
     if error.code().status() >= 500 {
-        log::error!("{} {}: {error}", request.method().as_str(), request.path());
+        log::error!("{} {} ({}): {error}", request.method().as_str(), request.path(), request.id());
     }
     let response = Response::error(error);
     let response = match error.code() {
@@ -147,7 +150,8 @@ fn reply(ctx: &Ctx, request: Request, response: Response) {
         };
         let auth = request.actor().map_or("none", |actor| actor.scope.as_str());
         log::log!(
-            target: "berth::request", level, method = method, path = path, status = status, durationMs = millis, auth = auth;
+            target: "berth::request", level, method = method, path = path, status = status, durationMs = millis, auth = auth,
+            peer = request.peer(), requestId = request.id();
             "{method} {path} {status} {millis}ms"
         );
     }

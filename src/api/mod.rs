@@ -6,13 +6,15 @@ pub mod routes;
 pub mod system;
 pub mod workspaces;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::access::{Approval, Credentials};
+use serde_json::Value;
+
 use crate::base::pool::Pool;
+use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
 
 /// What handlers and dispatch work with; made once by the server.
@@ -31,8 +33,14 @@ pub struct Ctx {
     pub authorized_roots: Vec<PathBuf>,
     /// For `/status`.
     pub config_path: Option<PathBuf>,
-    /// The real address.
-    pub address: SocketAddr,
+    /// The first real address: host and port, or a Unix socket's path and 0.
+    pub address: (String, u16),
+    /// Tells when a client has gone.
+    pub gone: Gone,
+    /// Sockets to hand over to handlers.
+    pub tickets: Tickets,
+    /// Who is connected, for `/status`.
+    pub connections: Box<dyn Fn() -> Value + Send + Sync>,
     /// For `/capabilities`.
     pub advertised: Advertised,
     /// Log each request.

@@ -3,8 +3,10 @@
 
 use super::{Ctx, system, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
+use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
 use crate::http::route::Handler;
+use crate::http::route::matches;
 use crate::http::{Auth, Class, Effect, Gate, Method, Route};
 
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
@@ -29,6 +31,12 @@ const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<
 const VIEWER: Auth = Auth::Scope(Viewer);
 const OWNER: Auth = Auth::Scope(Owner);
 const COLLABORATOR: Auth = Auth::Scope(Collaborator);
+
+/// The largest body that a request for this path may have; without a known route, the largest of all.
+pub fn body_cap(_method: &str, path: &str) -> usize {
+    let known = ROUTES.iter().any(|route| route.class == Class::Short && matches(route.pattern, path));
+    if known { limits::JSON_BODY_BYTES } else { limits::EXEC_BODY_BYTES }
+}
 
 /// All endpoints. Exec needs an owner on host workspaces; the handler says so, since the path does not tell.
 pub static ROUTES: &[Route<Ctx>] = &[

@@ -58,11 +58,12 @@ fn status_of(ctx: &Ctx, request: &Request, count: usize, active: Option<&Workspa
         "activeWorkspaceId": active.map(|workspace| workspace.openwork_id.clone()),
         "workspace": active.map(|workspace| shown(workspace, request)),
         "authorizedRoots": ctx.authorized_roots,
-        "server": { "host": ctx.address.ip(), "port": ctx.address.port(), "configPath": ctx.config_path },
+        "server": { "host": ctx.address.0, "port": ctx.address.1, "configPath": ctx.config_path },
         "tokenSource": {
             "client": ctx.credentials.client_source.as_str(), "host": ctx.credentials.host_source.as_str(),
         },
         "runs": ctx.lifecycle.runs().count(),
+        "connections": (ctx.connections)(),
     })
 }
 

@@ -9,7 +9,7 @@ use super::dispatch::too_low;
 use crate::access::Scope;
 use crate::base::ids::{Distro, parse_uuid};
 use crate::base::{Result, limits};
-use crate::http::{Answer, Request, Response};
+use crate::http::{Answer, Request, Response, Work};
 use crate::runs::ExecRequest;
 use crate::workspaces::create::{Create, Update};
 use crate::workspaces::{Kind, Shown};
@@ -101,8 +101,9 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(too_low(Scope::Owner, scope));
     }
     let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
-    let work = ctx.lifecycle.start_exec(id, body)?;
-    Ok(Answer::Later(Box::new(move || work().map(|result| Response::ok(&result)))))
+    let (work, cancel) = ctx.lifecycle.start_exec(id, body)?;
+    let work: Work = Box::new(move || work().map(|result| Response::ok(&result)));
+    Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
 /// `POST /api/workspaces/:id/rerun-init`
@@ -110,7 +111,9 @@ pub fn rerun_init(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     request.json_if_any::<Value>(limits::JSON_BODY_BYTES)?;
     let work = ctx.lifecycle.start_rerun(id)?;
-    Ok(Answer::Later(Box::new(move || work().map(|result| Response::ok(&result)))))
+    let work: Work = Box::new(move || work().map(|result| Response::ok(&result)));
+    // Its result is kept in the workspace, so it goes on without its client.
+    Ok(Answer::Later { work, cancel: None })
 }
 
 /// `GET /api/workspaces/:id/debug`

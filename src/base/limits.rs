@@ -73,7 +73,9 @@ pub const AGENT_MESSAGE_BYTES: usize = COMMAND_BYTES + ENV_TOTAL_BYTES + (64 << 
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// How long requests in flight may go on after a stop signal.
+/// Between the end of all commands and the end of the server, for the answers that say so.
+pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// Default for `--drain-timeout`: how long requests in flight may go on after a stop signal.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Deepest folder that is deleted in place; what lies deeper is first moved up, so that no depth exhausts us.
 pub const TREE_DEPTH: usize = 64;

@@ -18,6 +18,7 @@ commands in them, tokens and approvals, behind one HTTP server.
 
 Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when nothing is said)
        berth token show [FLAGS]   print the kept tokens; takes --data-dir and --config
+       berth token make [FLAGS]   make them first where there are none
        berth help                 print this
        berth agent                what berth runs inside a container; not for people
 
@@ -27,6 +28,12 @@ A value follows its flag as `--flag value` or `--flag=value`.
 Server
   --host ADDRESS             IP address or localhost to listen on [127.0.0.1]
   --port N                   port to listen on; 0 lets the kernel choose [8787]
+  --listen PLACE             ADDRESS:PORT, [V6]:PORT, or unix:/PATH?mode=660&group=NAME; repeatable; instead of
+                             the default address, besides --host and --port where these are given
+  --allowed-host NAME        name by which clients may call on loopback and Unix sockets, besides its own;
+                             repeatable
+  --max-connections N        connections at once, 1 to 65536 [512]
+  --drain-timeout SECONDS    how long requests may go on after a stop signal, 0 to 3600 [10]
   --data-dir DIR             where all state lies [/var/lib/berth for root, else ~/.local/share/berth]
   --config FILE              configuration file [~/.config/openwork/server.json]
   --http-threads N           threads that answer requests, 1 to 256 [2 for each core, at least 4]
@@ -74,6 +81,9 @@ Environment
   OPENWORK_OPENCODE_BASE_URL, OPENWORK_OPENCODE_DIRECTORY, OPENWORK_OPENCODE_USERNAME,
   OPENWORK_OPENCODE_PASSWORD --opencode-…
   BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
+  BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host
+  BERTH_MAX_CONNECTIONS      --max-connections         BERTH_DRAIN_TIMEOUT                 --drain-timeout
+  LISTEN_PID, LISTEN_FDS     sockets that systemd passes
   BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
@@ -94,7 +104,8 @@ Files
   ~/.config/openwork/server.json
       host, port, token, hostToken, approval {mode, timeoutMs}, workspaces [{path, name, workspaceType, baseUrl,
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
-      opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, mirrors {}, keyrings {}, maxRuns,
+      opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, listen [], allowedHosts [],
+      maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns,
       outputLimit, httpThreads. Plain JSON; relative paths start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.

@@ -1,23 +1,26 @@
-//! `berth token show`: prints the tokens that berth made and keeps, for the person at the terminal.
+//! `berth token show`: prints the tokens that berth made and keeps, for the person at the terminal. `berth token make`
+//! makes them first where there are none, for a server that is to be reached from other machines.
 
 use std::process::ExitCode;
 
-use crate::access::{TokenSetting, credentials};
+use crate::access::{Credentials, TokenSetting, credentials};
 use crate::base::{Error, Result};
 use crate::config::{self, Parsed, TokenArgs};
+use crate::store::file;
 
 /// Runs `token show`.
 ///
 /// # Errors
 /// A wrong command line or setting, a token file that cannot be read, or no tokens yet.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let rest = match args.first().map(String::as_str) {
-        Some("show") => &args[1..],
+    let (rest, make) = match args.first().map(String::as_str) {
+        Some("show") => (&args[1..], false),
+        Some("make") => (&args[1..], true),
         Some("-h" | "--help" | "help") => return Ok(super::help()),
         _ => {
             return Err(Error::config(
                 "token",
-                "say `berth token show`, with --data-dir or --config if needed",
+                "say `berth token show` or `berth token make`, with --data-dir or --config if needed",
             ));
         }
     };
@@ -28,6 +31,10 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_tokens(&args, &config::process_env, &current_dir)?;
+    if make {
+        file::create_dir_private(&plan.data_dir)?;
+        Credentials::load(&plan.data_dir, &plan.client.0, &plan.host.0)?;
+    }
     let (client, host) = credentials::kept_tokens(&plan.data_dir)?;
     let lines = [line("Client token", &plan.client, client), line("Host token", &plan.host, host)];
     super::print(&lines.iter().flatten().fold(String::new(), |text, line| text + line + "\n"));

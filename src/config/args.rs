@@ -32,6 +32,18 @@ pub struct ServeArgs {
     /// port to listen on
     #[argh(option)]
     pub port: Option<String>,
+    /// further places to listen on
+    #[argh(option)]
+    pub listen: Vec<String>,
+    /// names by which clients may call on loopback
+    #[argh(option)]
+    pub allowed_host: Vec<String>,
+    /// connections at once
+    #[argh(option)]
+    pub max_connections: Option<String>,
+    /// seconds that requests may go on after a stop signal
+    #[argh(option)]
+    pub drain_timeout: Option<String>,
     /// client token
     #[argh(option)]
     pub token: Option<String>,
@@ -131,6 +143,10 @@ const SERVE: &[(&str, Kind)] = &[
     ("--config", Once),
     ("--host", Once),
     ("--port", Once),
+    ("--listen", Many),
+    ("--allowed-host", Many),
+    ("--max-connections", Once),
+    ("--drain-timeout", Once),
     ("--token", Once),
     ("--host-token", Once),
     ("--approval", Once),

@@ -8,6 +8,7 @@ use crate::access::{Approval, ApprovalMode, Source, TokenSetting};
 use crate::base::ids::{Distro, check_env};
 use crate::base::logging::Format;
 use crate::base::{Error, Result, limits};
+use crate::gate::Listen;
 use crate::server::{Advertised, Settings};
 use crate::workspaces::Configured;
 
@@ -98,6 +99,32 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "httpThreads",
         text(json.http_threads),
     )?;
+    let max_connections = sources.pick(
+        "--max-connections",
+        args.max_connections.as_deref(),
+        "BERTH_MAX_CONNECTIONS",
+        "maxConnections",
+        text(json.max_connections),
+    )?;
+    let drain = sources.pick(
+        "--drain-timeout",
+        args.drain_timeout.as_deref(),
+        "BERTH_DRAIN_TIMEOUT",
+        "drainTimeout",
+        text(json.drain_timeout),
+    )?;
+    let allowed_hosts =
+        sources.list(&args.allowed_host, "BERTH_ALLOWED_HOSTS", json.allowed_hosts.as_deref())?;
+    let mut listen = sources.list(&args.listen, "BERTH_LISTEN", json.listen.as_deref())?;
+    for place in &listen {
+        Listen::parse(place)?;
+    }
+    let inherited = match (sources.var("LISTEN_PID")?, sources.var("LISTEN_FDS")?) {
+        (Some(pid), Some(count)) => Some((pid, count)),
+        _ => None,
+    };
+    // The default address only where nothing else was asked for; a host or port that was set is always wanted.
+    let address_wanted = host.is_some() || port.is_some() || (listen.is_empty() && inherited.is_none());
     let log_format = sources.pick(
         "--log-format",
         args.log_format.as_deref(),
@@ -156,10 +183,24 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         given.map_or(Ok(default), |given| values::count(&given.place, &given.text, range))
     };
     let settings = Settings {
-        host: host.map_or(Ok("127.0.0.1".to_owned()), |given| values::host(&given.place, given.text))?,
-        port: port.map_or(Ok(8787), |given| {
-            values::number(&given.place, &given.text, 0..=u64::from(u16::MAX))
-                .map(|port| u16::try_from(port).unwrap_or_default())
+        listen: {
+            if address_wanted {
+                let host =
+                    host.map_or(Ok("127.0.0.1".to_owned()), |given| values::host(&given.place, given.text))?;
+                let host = if host == "localhost" { "127.0.0.1".to_owned() } else { host };
+                let port = port.map_or(Ok(8787), |given| {
+                    values::number(&given.place, &given.text, 0..=u64::from(u16::MAX))
+                })?;
+                let host = if host.contains(':') { format!("[{host}]") } else { host };
+                listen.insert(0, format!("{host}:{port}"));
+            }
+            listen
+        },
+        inherited,
+        allowed_hosts,
+        max_connections: count(max_connections, limits::CONNECTIONS, 1..=65_536)?,
+        drain: drain.map_or(Ok(limits::DRAIN), |given| {
+            values::number(&given.place, &given.text, 0..=3600).map(Duration::from_secs)
         })?,
         data_dir: sources.data_dir(args.data_dir.as_deref())?,
         token_store: sources

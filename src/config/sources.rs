@@ -62,6 +62,24 @@ impl<'a> Sources<'a> {
             .transpose()
     }
 
+    /// The strongest of a repeatable flag, a variable with commas between, and an array of the file.
+    pub(super) fn list(
+        &self,
+        arguments: &[String],
+        variable: &str,
+        json: Option<&[String]>,
+    ) -> Result<Vec<String>> {
+        if !arguments.is_empty() {
+            return Ok(arguments.to_vec());
+        }
+        Ok(match self.var(variable)? {
+            Some(text) => {
+                text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+            }
+            None => json.unwrap_or_default().to_vec(),
+        })
+    }
+
     /// The strongest of flag, variable and field of the file.
     pub(super) fn pick(
         &self,

@@ -82,7 +82,7 @@ fn defaults() {
     let made = Place::new();
     let resolved = made.ok(&[]);
     let settings = &resolved.settings;
-    assert_eq!((settings.host.as_str(), settings.port), ("127.0.0.1", 8787));
+    assert_eq!(settings.listen, ["127.0.0.1:8787"]);
     assert_eq!(settings.approval.mode, ApprovalMode::Manual);
     assert_eq!(settings.approval.timeout, Duration::from_secs(30));
     assert!(!settings.read_only && settings.log_requests && !resolved.verbose && !resolved.setup);
@@ -116,15 +116,15 @@ fn flag_over_environment_over_file_over_default() {
             "OPENWORK_HOST",
             "localhost",
             r#""host":"10.0.0.1""#,
-            |r| r.settings.host.clone(),
-            ["::1", "localhost", "10.0.0.1", "127.0.0.1"],
+            |r| r.settings.listen[0].rsplit_once(':').unwrap().0.to_owned(),
+            ["[::1]", "127.0.0.1", "10.0.0.1", "127.0.0.1"],
         ),
         (
             &["--port", "0"],
             "OPENWORK_PORT",
             "2",
             r#""port":3"#,
-            |r| r.settings.port.to_string(),
+            |r| r.settings.listen[0].rsplit_once(':').unwrap().1.to_owned(),
             ["0", "2", "3", "8787"],
         ),
         (
@@ -392,7 +392,7 @@ fn mistakes_name_their_place() {
 #[test]
 fn the_default_file_may_be_absent_but_not_broken() {
     let made = Place::new().file("home/.config/openwork/server.json", "{\"port\":1}");
-    assert_eq!(made.ok(&[]).settings.port, 1);
+    assert_eq!(made.ok(&[]).settings.listen, ["127.0.0.1:1"]);
     assert_eq!(made.ok(&[]).settings.config_path, Some(made.root.join("home/.config/openwork/server.json")));
     made.file("home/.config/openwork/server.json", "{").refuses(&[], "server.json:1:1");
 }

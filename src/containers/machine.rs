@@ -158,8 +158,13 @@ impl Machine {
         let owner = {
             let (stop, ended, printed) = (stop.clone(), ended.clone(), printed.clone());
             let empty = dev_null()?;
+            let all = self.cgroups.group(&self.name)?;
             spawn(format!("container-{}", place.machine), limits::STACK, move || {
                 own(child, output, empty, &stop, &printed);
+                // nspawn may have been killed alone: what it leaves is nobody's, and whoever waits for it must hear.
+                if let Err(error) = all.kill(None) {
+                    log::error!("container: {error}");
+                }
                 ended.store(true, Ordering::Release);
             })?
         };

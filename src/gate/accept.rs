@@ -12,13 +12,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::client::Socket;
 use super::listen::Door;
 use super::table::Seat;
 use super::wire::{self, Got};
 use super::{Shared, refuse, relay};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, limits};
+use crate::http::client::Socket;
 use crate::proc::Cancel;
 
 /// How many clients one door may hand in before the others get their turn.
@@ -104,7 +104,8 @@ impl Accepting {
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::AGAIN) => false,
                 Some(Errno::MFILE | Errno::NFILE) => {
-                    self.complaint.log(&format!("Out of file descriptors ({error}); connections are refused"));
+                    self.complaint
+                        .log(&format!("Out of file descriptors ({error}); connections are refused"));
                     self.turn_away(door);
                     false
                 }
@@ -265,4 +266,3 @@ pub(super) fn cap(wanted: usize, files: u64) -> usize {
     let room = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
     wanted.min(room.saturating_sub(limits::RESERVED_CONNECTIONS).max(4))
 }
-

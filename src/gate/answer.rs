@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn upgrades_and_odd_answers() {
-        let head = "HTTP/1.1 101 x\r\nContent-Length: 0\r\nX-Berth-Ticket: 7\r\nSec-WebSocket-Accept: k\r\n\r\n";
+        let head =
+            "HTTP/1.1 101 x\r\nContent-Length: 0\r\nX-Berth-Ticket: 7\r\nSec-WebSocket-Accept: k\r\n\r\n";
         let (answer, text) = out(head, false, true, true).unwrap().unwrap();
         assert_eq!(answer.ticket.as_deref(), Some("7"));
         assert!(text.contains("Connection: Upgrade\r\nUpgrade: websocket\r\n"));
@@ -173,7 +174,8 @@ mod tests {
         assert!(out("HTTP/1.1 100 Continue\r\n\r\n", false, true, false).unwrap().is_none());
         assert!(out("HTTP/1.1 2x0 OK\r\n\r\n", false, true, false).is_err());
         assert!(out("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", false, true, false).is_err());
-        let (answer, text) = out("HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n", false, true, false).unwrap().unwrap();
+        let (answer, text) =
+            out("HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n", false, true, false).unwrap().unwrap();
         assert!(!answer.close && !text.contains("Content-Length"));
         let (answer, _) = out("HTTP/1.1 200 x\r\n\r\n", false, true, false).unwrap().unwrap();
         assert!(answer.close && matches!(answer.framing, Framing::Close));

@@ -106,7 +106,8 @@ impl Chunks {
 
     /// One byte that is not data.
     fn byte(&mut self, byte: u8) -> Result<()> {
-        let broken = |what: &str| Err(Error::new(Code::InvalidRequest, format!("Broken chunked body: {what}")));
+        let broken =
+            |what: &str| Err(Error::new(Code::InvalidRequest, format!("Broken chunked body: {what}")));
         self.state = match (self.state, byte) {
             (State::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 // 16 digits are what a u64 holds; RFC 9112, 7.1 wants overflow to be noticed.
@@ -141,7 +142,9 @@ impl Chunks {
             (State::DataCr | State::DataLf, _) => return broken("more data than the chunk's size says"),
             (State::Trailer, b'\r') => State::LastLf,
             (State::TrailerLine, b'\r') => State::TrailerLf,
-            (State::Trailer | State::TrailerLine, byte) if byte == b'\t' || (byte >= b' ' && byte != 0x7f) => {
+            (State::Trailer | State::TrailerLine, byte)
+                if byte == b'\t' || (byte >= b' ' && byte != 0x7f) =>
+            {
                 self.trailers += 1;
                 if self.trailers > limits::TRAILER_BYTES {
                     return Err(Error::new(Code::HeadTooLarge, "The trailers are too large"));
@@ -154,7 +157,9 @@ impl Chunks {
                 State::Trailer
             }
             (State::LastLf, b'\n') => State::Done,
-            (State::TrailerLf | State::LastLf, _) => return broken("a trailer line that does not end with CR LF"),
+            (State::TrailerLf | State::LastLf, _) => {
+                return broken("a trailer line that does not end with CR LF");
+            }
             (State::Data | State::Done, _) => return Ok(()),
         };
         Ok(())

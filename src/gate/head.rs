@@ -228,7 +228,8 @@ fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> R
         .or_else(|| scheme("https://", 443))
         .ok_or_else(|| bad("The request target is neither a path nor an http URL"))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let authority = Authority::parse(&rest[..end]).ok_or_else(|| bad("The request target's host is not a host"))?;
+    let authority =
+        Authority::parse(&rest[..end]).ok_or_else(|| bad("The request target's host is not a host"))?;
     if !host.is_some_and(|host| host.same(&authority, default)) {
         return Err(bad("The request target and the Host header name different hosts"));
     }
@@ -304,7 +305,11 @@ fn handshake(facts: &Facts<'_>, method: &str, is_11: bool) -> Result<bool> {
         && facts.connection_upgrade
         && facts.version == Some("13")
         && facts.key.is_some_and(is_key);
-    if complete { Ok(true) } else { Err(bad("Upgrade is taken only in a complete WebSocket handshake, version 13")) }
+    if complete {
+        Ok(true)
+    } else {
+        Err(bad("Upgrade is taken only in a complete WebSocket handshake, version 13"))
+    }
 }
 
 /// 16 bytes in base64: 22 characters, of which the last carries two bits, and two signs.

@@ -124,12 +124,13 @@ impl Inside {
     /// tiny_http panics or ends its loop when it runs out of descriptors: it needs two for a connection, we one.
     /// Somebody else may take them between this look and the use; then the loop is replaced.
     fn spare_descriptors(&self) -> Result<()> {
-        let look = || (0..4).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.handle, 0)).collect::<Result<Vec<_>, _>>();
+        let look = || {
+            (0..4).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.handle, 0)).collect::<Result<Vec<_>, _>>()
+        };
         match look() {
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::new(Code::Busy, "The server is out of file descriptors").because(
-                std::io::Error::from(error),
-            )),
+            Err(error) => Err(Error::new(Code::Busy, "The server is out of file descriptors")
+                .because(std::io::Error::from(error))),
         }
     }
 }

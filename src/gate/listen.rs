@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-use super::client::Socket;
 use super::table::Peer;
 use crate::base::{Error, Result, limits};
+use crate::http::client::Socket;
 
 /// What to listen on.
 #[derive(Debug)]
@@ -58,7 +58,9 @@ impl Listen {
             match option.split_once('=') {
                 Some(("mode", octal)) => {
                     let bits = u32::from_str_radix(octal, 8).ok();
-                    mode = bits.filter(|bits| *bits <= 0o777).ok_or_else(|| wrong("mode is octal, such as 660"))?;
+                    mode = bits
+                        .filter(|bits| *bits <= 0o777)
+                        .ok_or_else(|| wrong("mode is octal, such as 660"))?;
                 }
                 Some(("group", name)) if !name.is_empty() => group = Some(name.to_owned()),
                 _ => return Err(wrong("the options are mode=OCTAL and group=NAME")),
@@ -191,7 +193,8 @@ impl Door {
                 .map_err(|error| Error::config(address, format!("cannot listen: {error}"))),
             Listen::Unix { path, mode, group } => unix(&path, mode, group.as_deref()),
             Listen::Inherited(fd) => {
-                let family = sockopt::socket_domain(&fd).map_err(|error| Error::config("LISTEN_FDS", error))?;
+                let family =
+                    sockopt::socket_domain(&fd).map_err(|error| Error::config("LISTEN_FDS", error))?;
                 let listener = match family {
                     AddressFamily::UNIX => Listener::Unix(UnixListener::from(fd)),
                     AddressFamily::INET | AddressFamily::INET6 => Listener::Tcp(TcpListener::from(fd)),
@@ -211,9 +214,9 @@ impl Door {
     fn address(&self) -> Result<Address> {
         let address = match &self.listener {
             Listener::Tcp(listener) => listener.local_addr().map(Address::Ip),
-            Listener::Unix(listener) => listener.local_addr().map(|address| {
-                Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default())
-            }),
+            Listener::Unix(listener) => listener
+                .local_addr()
+                .map(|address| Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default())),
         };
         address.map_err(|error| Error::config("--listen", error))
     }
@@ -339,7 +342,19 @@ mod tests {
         ] {
             assert_eq!(format!("{:?}", Listen::parse(text).unwrap()), want);
         }
-        for text in ["", "8787", "127.0.0.1", "::1:80", "example.org:80", "unix:", "unix:b", "unix:/b?mode=8", "unix:/b?mode=7777", "unix:/b?x=y", "unix:/b?group="] {
+        for text in [
+            "",
+            "8787",
+            "127.0.0.1",
+            "::1:80",
+            "example.org:80",
+            "unix:",
+            "unix:b",
+            "unix:/b?mode=8",
+            "unix:/b?mode=7777",
+            "unix:/b?x=y",
+            "unix:/b?group=",
+        ] {
             assert!(Listen::parse(text).is_err(), "{text}");
         }
     }
@@ -349,7 +364,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("berth-listen-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let path = folder.join("s");
-        let open = |mode| Door::open(Listen::Unix { path: path.clone(), mode, group: Some("0".into()) }, false);
+        let open =
+            |mode| Door::open(Listen::Unix { path: path.clone(), mode, group: Some("0".into()) }, false);
         let first = open(0o660).unwrap();
         assert_eq!(first.address().unwrap(), Address::Unix(path.clone()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);

@@ -9,8 +9,6 @@
 //! Threads: `gate-accept`, owned by [`Gate`]; `gate-N`, one for each connection. Locks: none is held while another is
 //! taken, but for the inside's own two.
 
-pub mod client;
-
 mod accept;
 mod answer;
 mod body;
@@ -33,8 +31,9 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
 
+pub use crate::http::client;
+use crate::http::client::{Gone, Tickets};
 use accept::{Accepting, Workers};
-use client::{Gone, Tickets};
 use inside::Inside;
 use table::Table;
 use throttle::Throttle;

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::net::Shutdown;
 use std::time::Instant;
 
-use super::client::Socket;
 use super::wire::{self, Got};
 use crate::base::{Code, Error, limits};
+use crate::http::client::Socket;
 
 /// The whole answer. `id` is left out where nothing was read yet; a HEAD gets no body.
 pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
@@ -38,7 +38,8 @@ pub(super) fn linger(socket: &Socket) {
     socket.shutdown(Shutdown::Write);
     let deadline = Instant::now() + limits::LINGER;
     let (mut read, mut buffer) = (0, Vec::new());
-    while read < limits::DRAINED_BODY_BYTES as usize && matches!(wire::wait_input(socket, deadline), Ok(true)) {
+    while read < limits::DRAINED_BODY_BYTES as usize && matches!(wire::wait_input(socket, deadline), Ok(true))
+    {
         buffer.clear();
         match wire::receive(socket, &mut buffer) {
             Ok(Got::Some(n)) => read += n,

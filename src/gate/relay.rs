@@ -12,12 +12,12 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::Shared;
 use super::body::{self, Body};
-use super::client::{ClientSocket, Socket, Take};
 use super::head::{self, Context, Head, Scan};
 use super::refuse;
 use super::table::{Seat, State};
 use super::wire::{self, Got};
 use crate::base::{Code, Error, Result, limits};
+use crate::http::client::{ClientSocket, Socket, Take};
 
 /// What becomes of the connection.
 pub(super) enum Next {
@@ -160,7 +160,10 @@ impl Connection<'_> {
             match wire::wait_input(&*self.socket, deadline) {
                 Ok(true) => {}
                 Ok(false) => {
-                    return Err(Error::new(Code::RequestTimeout, "The request's head did not arrive in time"));
+                    return Err(Error::new(
+                        Code::RequestTimeout,
+                        "The request's head did not arrive in time",
+                    ));
                 }
                 Err(_) => return Ok(None),
             }

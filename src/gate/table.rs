@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::client::{Gone, Socket};
 use crate::base::limits;
 use crate::base::thread::lock;
+use crate::http::client::{Gone, Socket};
 
 /// Where a client sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

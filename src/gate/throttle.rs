@@ -50,9 +50,7 @@ impl Throttle {
 /// Who owns one IPv6 address owns its /64: counted together.
 fn network(peer: Peer) -> Peer {
     match peer {
-        Peer::Ip(IpAddr::V6(address)) => {
-            Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into()))
-        }
+        Peer::Ip(IpAddr::V6(address)) => Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into())),
         other => other,
     }
 }

@@ -30,7 +30,8 @@ impl Authority {
                 (Host::Ip(IpAddr::V6(address).to_canonical()), port)
             }
             None => {
-                let (name, port) = text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
+                let (name, port) =
+                    text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
                 if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b)) {
                     return None;
                 }
@@ -153,9 +154,21 @@ mod tests {
             assert_eq!(Authority::parse(text), Authority::parse(same_as), "{text}");
             assert!(Authority::parse(text).is_some(), "{text}");
         }
-        for text in
-            ["u@h", "u:p@h", "h:1:2", "h:x", "h:65536", "h:+1", "[::1", "[::1]x", "[1.2.3.4]", "a b", "a/b", "::1", "ä"]
-        {
+        for text in [
+            "u@h",
+            "u:p@h",
+            "h:1:2",
+            "h:x",
+            "h:65536",
+            "h:+1",
+            "[::1",
+            "[::1]x",
+            "[1.2.3.4]",
+            "a b",
+            "a/b",
+            "::1",
+            "ä",
+        ] {
             assert_eq!(Authority::parse(text), None, "{text}");
         }
         assert!(Rules::new(&["a b".into()], &[]).is_err());
@@ -166,14 +179,30 @@ mod tests {
     fn names_of_loopback_and_allowed_ones_are_good_on_loopback() {
         let loopback = Some("127.0.0.1".parse().unwrap());
         for host in [
-            "localhost", "LocalHost.:8787", "app.localhost", "127.0.0.1:8787", "127.9.9.9", "[::1]:8787",
-            "[::ffff:127.0.0.1]", "box.example", "BOX.example.:1", "10.0.0.7", "[fd00::7]:9",
+            "localhost",
+            "LocalHost.:8787",
+            "app.localhost",
+            "127.0.0.1:8787",
+            "127.9.9.9",
+            "[::1]:8787",
+            "[::ffff:127.0.0.1]",
+            "box.example",
+            "BOX.example.:1",
+            "10.0.0.7",
+            "[fd00::7]:9",
         ] {
             assert!(rules().check_host(Authority::parse(host).as_ref(), loopback).is_ok(), "{host}");
         }
-        for host in
-            ["evil.test", "evil.test:8787", "localhost.evil.test", "notlocalhost", "", "10.0.0.8", "0.0.0.0", "2130706433"]
-        {
+        for host in [
+            "evil.test",
+            "evil.test:8787",
+            "localhost.evil.test",
+            "notlocalhost",
+            "",
+            "10.0.0.8",
+            "0.0.0.0",
+            "2130706433",
+        ] {
             for local in [loopback, None] {
                 let error = rules().check_host(Authority::parse(host).as_ref(), local).unwrap_err();
                 assert_eq!(error.code(), Code::HostNotAllowed, "{host}");

@@ -1,64 +1,68 @@
-//! The tiny_http loop: takes requests and hands each to the pool.
+//! The tiny_http loops: each takes requests from the gate's private socket and hands them to the pool. There is one,
+//! and another on a new path should the first ever end.
 //!
-//! Threads: `http-accept` here; `http-N` in the pool; tiny_http's own behind its listener.
+//! Threads: `http-accept`, one for each loop; `http-N` in the pool; tiny_http's own. Lock: `running`, a leaf.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::sync::Arc;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use super::request::Request;
 use crate::base::pool::Pool;
-use crate::base::thread::{JoinOnDrop, spawn};
+use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits};
 
-/// A bound listener whose loop can be ended from another thread.
-pub struct Listener {
-    server: Arc<tiny_http::Server>,
-    address: SocketAddr,
+type Handle = dyn Fn(Request) + Send + Sync;
+
+/// All loops and their pool.
+pub struct Loops {
+    // Joined before the pool that they feed.
+    running: Mutex<Vec<(Arc<tiny_http::Server>, JoinOnDrop)>>,
+    pool: Arc<Pool>,
+    handle: Arc<Handle>,
+    ping: &'static str,
 }
 
-impl Listener {
-    /// Binds `host:port`; port 0 lets the kernel choose.
-    ///
-    /// # Errors
-    /// `Config`, when the address is not ours or the port is taken.
-    pub fn bind(host: &str, port: u16) -> Result<Listener> {
-        let place = format!("{host}:{port}");
-        let addresses: Vec<SocketAddr> =
-            (host, port).to_socket_addrs().map_err(|error| Error::config(&place, error))?.collect();
-        let failed = |error: &dyn std::fmt::Display| Error::config(&place, format!("cannot listen: {error}"));
-        let listener = TcpListener::bind(addresses.as_slice()).map_err(|error| failed(&error))?;
-        // Accepted sockets inherit it (tcp(7)). tiny_http writes head and body apart; with Nagle's algorithm the body
-        // would wait 40 ms for the client's delayed acknowledgement.
-        rustix::net::sockopt::set_tcp_nodelay(&listener, true).map_err(|error| failed(&error))?;
-        let address = listener.local_addr().map_err(|error| failed(&error))?;
-        let server = tiny_http::Server::from_listener(listener, None).map_err(|error| failed(&error))?;
-        Ok(Listener { server: Arc::new(server), address })
+impl Loops {
+    /// No loop yet. `handle` runs on the pool's threads; a request with the header `ping` is answered by the loop
+    /// itself, so that its answer proves that the connection is being served.
+    pub fn new(pool: Pool, ping: &'static str, handle: impl Fn(Request) + Send + Sync + 'static) -> Loops {
+        Loops { running: Mutex::default(), pool: Arc::new(pool), handle: Arc::new(handle), ping }
     }
 
-    /// The real address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Serves until [`Listener::stop`]; `handle` runs on the pool's threads.
+    /// Starts a loop on a Unix socket at `path`, which must be free.
     ///
     /// # Errors
-    /// When the thread cannot be started.
-    pub fn serve(&self, pool: Pool, handle: impl Fn(Request) + Send + Sync + 'static) -> Result<JoinOnDrop> {
-        let server = self.server.clone();
-        let handle = Arc::new(handle);
-        spawn("http-accept".into(), limits::STACK, move || {
+    /// When the socket or the thread cannot be made.
+    pub fn open(&self, path: &Path) -> Result<()> {
+        let server = tiny_http::Server::http_unix(path)
+            .map_err(|error| Error::internal(format!("Cannot listen on {}: {error}", path.display())))?;
+        let server = Arc::new(server);
+        let (pool, handle, ping) = (self.pool.clone(), self.handle.clone(), self.ping);
+        let taking = server.clone();
+        let thread = spawn("http-accept".into(), limits::STACK, move || {
             // recv fails when the loop is unblocked, and that is the only way to end it.
-            while let Ok(request) = server.recv() {
+            while let Ok(request) = taking.recv() {
+                if request.headers().iter().any(|header| header.field.equiv(ping)) {
+                    let mut writer = request.into_writer();
+                    // Whoever asked is gone if this fails.
+                    let answered = writer.write_all(b"HTTP/1.1 204 No Content\r\nX-Berth-Whole: 1\r\n\r\n");
+                    let _ = answered.and_then(|()| writer.flush());
+                    continue;
+                }
                 let handle = handle.clone();
                 pool.submit_waiting(move || handle(Request::new(request)));
             }
-            // The pool is dropped here: what was taken is answered before the thread ends.
-        })
+        })?;
+        lock(&self.running).push((server, thread));
+        Ok(())
     }
 
-    /// Ends the loop.
+    /// Ends the loops; what was taken is answered before the pool ends.
     pub fn stop(&self) {
-        self.server.unblock();
+        let running = std::mem::take(&mut *lock(&self.running));
+        for (server, _) in &running {
+            server.unblock();
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! tiny_http. Knows nothing of workspaces.
 
 pub mod accept;
+pub mod client;
 pub mod cors;
 pub mod reply;
 pub mod request;
@@ -9,4 +10,4 @@ pub mod route;
 
 pub use reply::Response;
 pub use request::{Method, Request};
-pub use route::{Answer, Auth, Class, Effect, Gate, Route};
+pub use route::{Answer, Auth, Class, Effect, Gate, Route, Work};

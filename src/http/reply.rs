@@ -76,7 +76,7 @@ impl Response {
     pub(super) fn send(self, request: tiny_http::Request) {
         let without_body = *request.method() == tiny_http::Method::Head;
         let mut head = String::with_capacity(256);
-        let _ = write!(head, "HTTP/1.1 {} {}\r\nServer: berth\r\n", self.status, reason(self.status));
+        let _ = write!(head, "HTTP/1.1 {} {}\r\nX-Berth-Whole: 1\r\n", self.status, reason(self.status));
         let _ = write!(head, "Date: {}\r\n", chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT"));
         for (name, value) in &self.headers {
             // A control character in a value would begin another header.

@@ -1,7 +1,6 @@
 //! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
 
 use std::io::Read;
-use std::net::IpAddr;
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
@@ -91,9 +90,19 @@ impl Request {
         self.started
     }
 
-    /// The address it came from.
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.inner.remote_addr().map(|address| address.ip())
+    /// Who sent it: an address, or `unix`. The gate says it and strips what clients say.
+    pub fn peer(&self) -> &str {
+        self.header("X-Berth-Peer").unwrap_or("unknown")
+    }
+
+    /// The gate's number of the client's connection.
+    pub fn connection(&self) -> Option<u64> {
+        self.header("X-Berth-Connection")?.parse().ok()
+    }
+
+    /// The request's id, for log lines; the client gets it as `X-Request-Id`.
+    pub fn id(&self) -> &str {
+        self.header("X-Berth-Request").unwrap_or("-")
     }
 
     /// The first header of this name.

@@ -4,6 +4,7 @@ use super::reply::Response;
 use super::request::{Method, Request, decode};
 use crate::access::Scope;
 use crate::base::{Code, Error, Result};
+use crate::proc::Cancel;
 
 /// Which credential a route wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +49,16 @@ pub enum Answer {
     /// The reply.
     Now(Response),
     /// Everything is checked; this is the work, for the worker of the route's class.
-    Later(Box<dyn FnOnce() -> Result<Response> + Send>),
+    Later {
+        /// What is left to do.
+        work: Work,
+        /// Raised when the client goes away, if nobody else wants the result.
+        cancel: Option<Cancel>,
+    },
 }
+
+/// Work that ends with a reply.
+pub type Work = Box<dyn FnOnce() -> Result<Response> + Send>;
 
 /// A handler: parse, call one service, shape the answer.
 pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
@@ -102,6 +111,11 @@ pub fn find<'a, C>(routes: &'a [Route<C>], request: &mut Request) -> Result<Matc
         return Ok(Match::Route(route));
     }
     Ok(if others.is_empty() { Match::Nothing } else { Match::OtherMethods(others.join(", ")) })
+}
+
+/// Whether a path belongs to a pattern.
+pub fn matches(pattern: &'static str, path: &str) -> bool {
+    matched(pattern, path).is_some()
 }
 
 fn matched<'p>(pattern: &'static str, path: &'p str) -> Option<Vec<(&'static str, &'p str)>> {

@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use super::{Lifecycle, variables};
 use crate::base::{Code, Error, Result};
-use crate::proc::Launcher;
+use crate::proc::{Cancel, Launcher};
 use crate::runs::{ExecRequest, ExecResult, HostLauncher, Running, exec};
 use crate::workspaces::{Kind, Record, Status, Workspace};
 
 impl Lifecycle {
-    /// Checks a command and returns the step that runs it, for a worker.
+    /// Checks a command and returns the step that runs it, for a worker, and what ends it before its time.
     ///
     /// # Errors
     /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
@@ -20,7 +20,7 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         request: ExecRequest,
-    ) -> Result<impl FnOnce() -> Result<ExecResult> + Send + use<>> {
+    ) -> Result<(impl FnOnce() -> Result<ExecResult> + Send + use<>, Cancel)> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         check_ready(&record)?;
@@ -33,7 +33,8 @@ impl Lifecycle {
         let timeout = request.timeout()?;
         let running = self.runs.enter(id)?;
         let (lifecycle, encoding, stdin) = (self.clone(), request.encoding, request.stdin);
-        Ok(move || {
+        let cancel = running.cancel.clone();
+        let work = move || {
             let running: Running = running;
             // Again, now that the run is entered: whoever changed the state since will find and end it.
             let record = workspace.record();
@@ -50,7 +51,8 @@ impl Lifecycle {
                 &running.cancel,
             )?;
             Ok(ExecResult::new(outcome, encoding))
-        })
+        };
+        Ok((work, cancel))
     }
 
     fn launcher(&self, workspace: &Workspace, record: &Record) -> Result<Box<dyn Launcher>> {

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -16,6 +17,15 @@ use crate::base::{At, Code, Error, Result};
 
 /// PATH of every child unless its environment says otherwise.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The soft limit of open files that children get: ours is raised, and a program that uses select(2) breaks beyond
+/// 1024 descriptors.
+static CHILD_FILES: OnceLock<u64> = OnceLock::new();
+
+/// Sets it, once, at the start.
+pub fn set_child_file_limit(soft: u64) {
+    let _ = CHILD_FILES.set(soft);
+}
 
 /// A running child of ours. Dropping it ends it, and its group with it unless it ended by itself before.
 #[derive(Debug)]
@@ -46,6 +56,7 @@ impl Child {
             cwd,
             stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
             cgroup: group.folder(),
+            max_files: CHILD_FILES.get().copied(),
         };
         match sys::spawn(&exec) {
             Ok(spawned) => Ok(Child { pid: spawned.pid, pidfd: spawned.pidfd, group, exit: None }),

@@ -21,6 +21,8 @@ pub struct Exec<'a> {
     pub stdio: [BorrowedFd<'a>; 3],
     /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Soft limit of open files, if it is to differ from ours.
+    pub max_files: Option<u64>,
 }
 
 /// A started child.
@@ -88,6 +90,7 @@ pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
         cwd: exec.cwd.as_raw_fd(),
         stdio,
         failure: failure_write.as_raw_fd(),
+        max_files: exec.max_files,
     };
     // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
     // `child` makes nothing but async-signal-safe system calls on what `task` borrows, and never returns.
@@ -125,6 +128,7 @@ struct Task<'a> {
     cwd: RawFd,
     stdio: [RawFd; 3],
     failure: RawFd,
+    max_files: Option<u64>,
 }
 
 /// clone3(2) with `child(task)` on the other side.
@@ -190,11 +194,18 @@ unsafe fn clone3(args: &mut CloneArgs, task: &Task<'_>) -> (i64, io::Error) {
 
 /// The child's side: only system calls, no allocation, no return.
 fn child(task: &Task<'_>) -> ! {
-    let Task { argvs, env, cwd, stdio, failure } = *task;
+    let Task { argvs, env, cwd, stdio, failure, max_files } = *task;
     // SAFETY: every call is on the list of signal-safety(7) or a bare system call; all pointers come from vectors
     // that the parent keeps alive until this process has execed or exited.
     unsafe {
         default_signals();
+        if let Some(soft) = max_files {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+                limit.rlim_cur = soft.min(limit.rlim_max);
+                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            }
+        }
         let mut ok = libc::setsid() != -1;
         for (target, fd) in stdio.iter().enumerate() {
             ok &= libc::dup2(*fd, target as c_int) != -1;

@@ -313,7 +313,6 @@ fn a_missing_tool_names_its_package() {
     let hide = "for tool in systemd-nspawn debootstrap; do \
                     mount --bind /dev/null \"$(command -v $tool)\" || exit; done; exec \"$@\"";
     let server = crate::server::Setup::new().start_through(&["unshare", "-m", "sh", "-c", hide, "sh"]);
-    let log = server.log();
     let body = json!({"name": "no tools", "workspace_type": "container", "distro": DISTRO});
     let made = server.owner().post(200, "/api/workspaces", body);
     let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
@@ -329,6 +328,7 @@ fn a_missing_tool_names_its_package() {
         reply.text()
     };
     assert!(message.contains("systemd-container") || message.contains("debootstrap"), "{message}");
+    let log = server.log();
     assert!(
         log.contains("systemd-container") && log.contains("debootstrap"),
         "the start says nothing:\n{log}"

@@ -122,7 +122,7 @@ fn kill_the_shell_inside() {
 #[test]
 fn a_container_that_kills_all_it_can_see() {
     let place = fresh("suicidal");
-    for command in ["kill -9 -1", "kill -9 1; kill -TERM 1; kill -INT 1; true", "kill -STOP -1; true"] {
+    for command in ["kill -9 -1", "kill -9 1; kill -TERM 1; kill -INT 1; true"] {
         let reply = place.client.call(
             "POST",
             &place.path("/exec"),
@@ -131,6 +131,20 @@ fn a_container_that_kills_all_it_can_see() {
         assert!(reply.status == 200 || reply.status >= 500, "{command}: {reply}");
         still_works(&place);
     }
+}
+
+#[test]
+fn a_container_that_stops_all_it_can_see() {
+    let place = fresh("stopper");
+    // Once the agent has processes in reserve, they are stopped as well; a command given to one of them must not wait.
+    let reserve =
+        "until [ $(grep -l agent /proc/[0-9]*/comm | wc -l) -ge 3 ]; do :; done; kill -STOP -1; true";
+    place.exec(json!({"command": reserve, "timeout_secs": 10}));
+    for _ in 0..6 {
+        let told = place.exec(json!({"command": "cat /root/kept", "timeout_secs": 5}));
+        assert_eq!((&told["exit_code"], &told["stdout"]), (&json!(0), &json!("kept\n")), "{told}");
+    }
+    still_works(&place);
 }
 
 #[test]

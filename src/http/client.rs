@@ -79,7 +79,7 @@ pub struct ClientSocket {
 
 impl ClientSocket {
     /// `seat` is what the gate wants back in the end.
-    pub(super) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>) -> ClientSocket {
+    pub(crate) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>) -> ClientSocket {
         ClientSocket { socket, _seat: seat }
     }
 
@@ -146,11 +146,11 @@ impl Gone {
         Subscription { gone: self.clone(), connection, number: number.unwrap_or_default() }
     }
 
-    pub(super) fn open(&self, connection: u64) {
+    pub(crate) fn open(&self, connection: u64) {
         lock(&self.0).insert(connection, Watched::default());
     }
 
-    pub(super) fn raise(&self, connection: u64) {
+    pub(crate) fn raise(&self, connection: u64) {
         let flags = match lock(&self.0).get_mut(&connection) {
             Some(watched) => {
                 watched.gone = true;
@@ -163,7 +163,7 @@ impl Gone {
         }
     }
 
-    pub(super) fn close(&self, connection: u64) {
+    pub(crate) fn close(&self, connection: u64) {
         self.raise(connection);
         lock(&self.0).remove(&connection);
     }
