@@ -21,8 +21,9 @@
 //!
 //! # The life of a request
 //!
-//! tiny_http → `http-accept` → a queue → an `http-N` thread: route, credential, read-only, scope, approval, handler
-//! ([`api::dispatch`]). A handler parses, calls one service and shapes the answer. Work that waits for a child moves,
+//! A client talks to the gate ([`gate`]): a `gate-N` thread reads the head within its deadline, checks it strictly, and
+//! relays the request over a private Unix socket to tiny_http → `http-accept` → a queue → an `http-N` thread: route,
+//! credential, read-only, scope, approval, handler ([`api::dispatch`]). A handler parses, calls one service and shapes the answer. Work that waits for a child moves,
 //! with its request, to a `run-N` thread; a build is accepted at once and goes on on `build-0`.
 //!
 //! # Commands
@@ -38,6 +39,9 @@
 //! | thread | bounded by | blocks on |
 //! |--|--|--|
 //! | main | 1 | the signal pipe |
+//! | `gate-accept` | 1 | the listeners |
+//! | `gate-N` | `--max-connections` | one client and its answer, with deadlines |
+//! | tiny_http's own | connections that the gate lets through | the private socket |
 //! | `http-accept` | 1 | tiny_http's queue |
 //! | `http-N` | `--http-threads` | nothing longer than a file or a request's body |
 //! | `run-N` | `--max-runs` | one command's poll loop |
@@ -58,6 +62,7 @@
 //! <data>/workspaces/ID/files         a host workspace's, where none was named
 //! <data>/images/DISTRO               base images, complete by existing
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
+//! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed
 //! ```
 //!
@@ -71,12 +76,13 @@
 //! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP.
 //! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
 //!   replace it, and no path of the host is visible.
+//! - A command without any shell syntax is executed without a shell ([`runs::plain`]): bash costs more than most
+//!   commands that it starts, and would do nothing but execve.
 //! - The agent is PID 1 of the container: signals from inside cannot end or stop it.
 //! - Deletion is journaled by the rename into the trash, not in the record, so that it works on a full disk.
 //!
 //! # Limitations
 //!
-//! - tiny_http still meets the wire, on loopback; the gate comes next.
 //! - Containers are ended with the server.
 
 pub mod access;

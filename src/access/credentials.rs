@@ -66,6 +66,9 @@ pub const FILE: &str = "credentials.json";
 pub struct Credentials {
     client: String,
     host: String,
+    // Compared instead of the tokens: of equal size whatever was presented, and made once.
+    client_digest: Digest32,
+    host_digest: Digest32,
     /// Where the client token came from.
     pub client_source: Source,
     /// Where the host token came from.
@@ -114,6 +117,8 @@ impl Credentials {
             file::write_atomic(&path, &text, 0o600)?;
         }
         Ok(Credentials {
+            client_digest: digest(&client_token),
+            host_digest: digest(&host_token),
             client: client_token,
             host: host_token,
             client_source: client.source,
@@ -132,19 +137,19 @@ impl Credentials {
         &self.host
     }
 
-    /// Who is asking, or `None` when nothing valid was presented. The host token is an owner in either header.
+    /// Who is asking, or `None` when nothing valid was presented. The host token is an owner in either header. Every
+    /// comparison takes the same time, whatever was presented and however much of it is right.
     pub fn actor(&self, presented: Presented<'_>) -> Option<Actor> {
-        let client_id = presented.client_id.map(str::to_owned);
-        if let Some(token) = presented.host {
-            if same(token, &self.host) {
-                return Some(Actor::host(hash(token), client_id));
-            }
+        let client_id = || presented.client_id.map(str::to_owned);
+        let is = |digest: &Digest32, wanted: &Digest32| bool::from(digest.ct_eq(wanted));
+        if let Some(token) = presented.host.map(digest).filter(|token| is(token, &self.host_digest)) {
+            return Some(Actor::host(hex(&token), client_id()));
         }
-        let token = presented.bearer?;
-        if same(token, &self.host) {
-            return Some(Actor::host(hash(token), client_id));
+        let token = digest(presented.bearer?);
+        if is(&token, &self.host_digest) {
+            return Some(Actor::host(hex(&token), client_id()));
         }
-        same(token, &self.client).then(|| Actor::remote(Scope::Collaborator, hash(token), client_id))
+        is(&token, &self.client_digest).then(|| Actor::remote(Scope::Collaborator, hex(&token), client_id()))
     }
 }
 
@@ -171,16 +176,21 @@ fn read_kept(path: &Path) -> Result<Kept> {
 fn generate() -> Result<String> {
     let mut bytes = [0u8; 32];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
-    Ok(bytes.iter().fold("owt_".to_owned(), |text, byte| text + &format!("{byte:02x}")))
+    Ok(format!("owt_{}", hex(&bytes)))
 }
 
 /// SHA-256 in hex: how tokens are named in actors and audit lines.
 pub fn hash(token: &str) -> String {
-    Sha256::digest(token.as_bytes()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    hex(&digest(token))
 }
 
-/// Compares in a time that depends on neither content nor length: digests of equal size are compared.
-fn same(presented: &str, wanted: &str) -> bool {
-    let (a, b) = (Sha256::digest(presented.as_bytes()), Sha256::digest(wanted.as_bytes()));
-    bool::from(a.as_slice().ct_eq(b.as_slice()))
+type Digest32 = [u8; 32];
+
+fn digest(token: &str) -> Digest32 {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }

@@ -156,6 +156,8 @@ pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 pub const INSIDE_IDLE: Duration = Duration::from_secs(10);
 /// The inside answers a greeting without any work; a thrashing machine needs this long.
 pub const INSIDE_ANSWER: Duration = Duration::from_secs(5);
+/// So often it may fail to, before it is taken for dead.
+pub const INSIDE_SILENCES: u32 = 2;
 /// The inside is not started anew more often than this.
 pub const INSIDE_PAUSE: Duration = Duration::from_secs(1);
 /// A ticket that was not redeemed by then belongs to a client that has gone.

@@ -118,6 +118,9 @@ fn become_command(socket: &OwnedFd) -> ! {
     if let Err(errno) = rustix::process::chdir(start.cwd.as_str()) {
         fail(Answer::NoCwd { errno: errno.raw_os_error() });
     }
+    if send_message(socket, &Answer::Accepted, &[], Instant::now() + patience).is_err() {
+        exit(0);
+    }
     let error = sys::exec(&attempts, &env, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     fail(Answer::NoExec { errno: error.raw_os_error().unwrap_or(libc::EIO) })
 }

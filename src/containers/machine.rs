@@ -119,7 +119,7 @@ impl Machine {
     fn running(&self) -> Result<Arc<Running>> {
         let mut state = lock(&self.state);
         if let Some(running) = state.as_ref() {
-            if !running.ended.load(Ordering::Acquire) {
+            if !running.ended.load(Ordering::Acquire) && !has_ended(running.init.as_fd()) {
                 return Ok(running.clone());
             }
             running.end();
@@ -285,27 +285,29 @@ impl Machine {
         };
         let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
         protocol::send_message(&spare.socket, &start, &fds, deadline)?;
-        Ok(ContainerProcess {
-            running,
-            spare,
-            answers: Answers::default(),
-            exit: None,
-            cwd: command.cwd.clone(),
-        })
+        let mut answers = Answers::default();
+        protocol::receive_accepted(&spare.socket, &mut answers, deadline, |answer| {
+            refused(&answer, &command.cwd)
+        })?;
+        Ok(ContainerProcess { running, spare, answers, exit: None, cwd: command.cwd.clone() })
     }
 }
 
 impl Launcher for Arc<Machine> {
     fn launch(&self, _id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
-        // The second try is for a container that ended unnoticed: nothing of the command has run by then.
-        let process = match self.begin(command, &stdio) {
-            Err(error) if error.code() == Code::ContainerStopped => {
-                self.stop();
-                self.begin(command, &stdio)?
+        // As long as the command has not been accepted, nothing of it has run, and it can be tried again: with another
+        // process, since someone inside may have killed the first, and in the end with another container, since this
+        // one may be on its way out.
+        const TRIES: u32 = 4;
+        for _ in 1..TRIES {
+            match self.begin(command, &stdio) {
+                Err(error) if error.code() == Code::ContainerStopped => {}
+                other => return Ok(Box::new(other?)),
             }
-            other => other?,
-        };
-        Ok(Box::new(process))
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.stop();
+        Ok(Box::new(self.begin(command, &stdio)?))
     }
 }
 
@@ -365,26 +367,10 @@ impl Process for ContainerProcess {
             return Ok(self.exit);
         }
         match self.answers.next(&self.spare.socket)? {
-            None | Some(Answer::Ready) => {}
+            None | Some(Answer::Ready | Answer::Accepted) => {}
             Some(Answer::Exited { code }) => self.exit = Some(Exit::Code(code & 0xff)),
             Some(Answer::Killed { signal }) => self.exit = Some(Exit::Signal(signal)),
-            Some(Answer::NoCwd { errno }) => {
-                let reason = std::io::Error::from_raw_os_error(errno);
-                return Err(Error::new(
-                    Code::InvalidCwd,
-                    format!(
-                        "The working directory {} cannot be entered in the container: {reason}",
-                        self.cwd
-                    ),
-                ));
-            }
-            Some(Answer::NoExec { errno }) => {
-                let reason = std::io::Error::from_raw_os_error(errno);
-                return Err(Error::new(
-                    Code::InvalidCommand,
-                    format!("The container cannot run it: {reason}"),
-                ));
-            }
+            Some(answer) => return Err(refused(&answer, &self.cwd)),
         }
         Ok(self.exit)
     }
@@ -401,6 +387,21 @@ impl Process for ContainerProcess {
             self.running.end();
         }
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+}
+
+/// What an answer says that is no status: the command has not run.
+fn refused(answer: &Answer, cwd: &str) -> Error {
+    let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
+    match answer {
+        Answer::NoCwd { errno } => Error::new(
+            Code::InvalidCwd,
+            format!("The working directory {cwd} cannot be entered in the container: {}", reason(errno)),
+        ),
+        Answer::NoExec { errno } => {
+            Error::new(Code::InvalidCommand, format!("The container cannot run it: {}", reason(errno)))
+        }
+        other => Error::internal(format!("unexpected answer of an agent: {other:?}")),
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Start {
 pub enum Answer {
     /// A process waits for its [`Start`]; the kernel attaches its pid.
     Ready,
+    /// The command is about to be executed: from here on it may have run.
+    Accepted,
     /// The working directory could not be entered; nothing has run.
     NoCwd {
         /// What chdir(2) said.
@@ -183,6 +185,27 @@ pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
     match (answers.parse()?, pid) {
         (Some(Answer::Ready), Some(pid)) => Ok(pid),
         _ => Err(gone().because("the first message was not a greeting")),
+    }
+}
+
+/// Waits until a process has accepted its [`Start`].
+///
+/// # Errors
+/// Nothing has run then: `ContainerStopped` when the process ended, or nothing came until `deadline`; the answer that
+/// came instead is given to `refused`.
+pub fn receive_accepted(
+    socket: impl AsFd,
+    answers: &mut Answers,
+    deadline: Instant,
+    refused: impl FnOnce(Answer) -> Error,
+) -> Result<()> {
+    loop {
+        match answers.next(&socket)? {
+            None => ready(socket.as_fd(), PollFlags::IN, deadline)?,
+            Some(Answer::Accepted) => return Ok(()),
+            Some(Answer::Exited { .. } | Answer::Killed { .. } | Answer::Ready) => return Err(gone()),
+            Some(other) => return Err(refused(other)),
+        }
     }
 }
 

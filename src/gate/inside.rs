@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,10 @@ struct Line {
     number: u32,
     path: PathBuf,
     opened: Instant,
+    /// When the last attempt failed, if it did.
+    failed: Option<Instant>,
+    /// Greetings in a row that were not answered.
+    silent: u32,
 }
 
 impl Inside {
@@ -64,7 +68,13 @@ impl Inside {
             folder: folder.to_owned(),
             handle,
             open,
-            line: Mutex::new(Line { number: 0, path: PathBuf::new(), opened: Instant::now() }),
+            line: Mutex::new(Line {
+                number: 0,
+                path: PathBuf::new(),
+                opened: Instant::now(),
+                failed: None,
+                silent: 0,
+            }),
             stock: Mutex::default(),
         };
         inside.reopen(&mut lock(&inside.line))?;
@@ -76,22 +86,49 @@ impl Inside {
     /// # Errors
     /// `Busy` when there are no descriptors for it, `Unavailable` when the inside does not answer.
     pub(super) fn take(&self) -> Result<UnixStream> {
-        if let Some((stream, _)) = lock(&self.stock).pop_back() {
+        if let Some(stream) = self.kept() {
             return Ok(stream);
         }
         let mut line = lock(&self.line);
+        // One may have come back while we waited for our turn.
+        if let Some(stream) = self.kept() {
+            return Ok(stream);
+        }
+        // Whoever waited behind a failure would only repeat it, one after the other.
+        if line.failed.is_some_and(|failed| failed.elapsed() < limits::INSIDE_PAUSE) {
+            return Err(Error::new(Code::Unavailable, UNAVAILABLE));
+        }
         self.spare_descriptors()?;
+        let taken = self.greet_or_replace(&mut line);
+        line.failed = taken.is_err().then(Instant::now);
+        taken.map_err(|cause| Error::new(Code::Unavailable, UNAVAILABLE).because(cause))
+    }
+
+    fn greet_or_replace(&self, line: &mut Line) -> Result<UnixStream> {
         let failed = match greet(&line.path) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                line.silent = 0;
+                return Ok(stream);
+            }
             Err(error) => error,
         };
-        if line.opened.elapsed() < limits::INSIDE_PAUSE {
-            return Err(unavailable(failed));
+        // Silence may only mean that it has too much to do; a loop that has ended refuses or hangs up.
+        if failed.code() == Code::Busy && line.silent < limits::INSIDE_SILENCES {
+            line.silent += 1;
+            return Err(failed);
         }
-        log::error!("The HTTP loop does not answer ({failed}); starting another");
+        if line.opened.elapsed() < limits::INSIDE_PAUSE {
+            return Err(failed);
+        }
+        log::error!("The HTTP loop takes no connections ({failed}); starting another");
         // The old ones may belong to a loop that has ended: their requests would never be picked up.
         lock(&self.stock).clear();
-        self.reopen(&mut line).and_then(|()| greet(&line.path)).map_err(unavailable)
+        self.reopen(line)?;
+        greet(&line.path)
+    }
+
+    fn kept(&self) -> Option<UnixStream> {
+        lock(&self.stock).pop_back().map(|(stream, _)| stream)
     }
 
     /// Keeps a connection for the next request.
@@ -110,6 +147,7 @@ impl Inside {
     fn reopen(&self, line: &mut Line) -> Result<()> {
         line.number += 1;
         line.opened = Instant::now();
+        line.silent = 0;
         let name = format!("http-{}", line.number);
         let path = self.folder.join(&name);
         // unix(7): 108 bytes, a NUL among them.
@@ -157,7 +195,12 @@ fn greet(path: &Path) -> Result<UnixStream> {
     let mut answer = Vec::with_capacity(512);
     while super::answer::end(&answer) != Some(answer.len()) {
         let mut piece = [0; 512];
-        let read = stream.read(&mut piece).at("read from", path)?;
+        let read = match stream.read(&mut piece) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(Error::new(Code::Busy, "no answer in time").because(error));
+            }
+            other => other.at("read from", path)?,
+        };
         answer.extend_from_slice(&piece[..read]);
         if read == 0 || answer.len() > 4096 {
             return Err(Error::internal("The HTTP loop did not answer its first question"));
@@ -169,6 +212,4 @@ fn greet(path: &Path) -> Result<UnixStream> {
     Ok(stream)
 }
 
-fn unavailable(cause: Error) -> Error {
-    Error::new(Code::Unavailable, "The server cannot take requests at the moment").because(cause)
-}
+const UNAVAILABLE: &str = "The server cannot take requests at the moment";

@@ -40,7 +40,7 @@ pub fn post(lines: &str, body: &str) -> String {
 
 /// POST to a route that is known to take 2 MiB; without a credential, so that it does nothing.
 fn post_known(lines: &str, body: &str) -> String {
-    format!("POST /api/nothing HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{body}")
+    format!("POST /api/workspaces HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{body}")
 }
 
 /// What must never be seen inside, hidden in something that is refused.
