@@ -1,5 +1,5 @@
 //! Raw flags: which exist, which take a value. What a value means is `resolve`'s business.
-//! argh fills the structs; [`expand`] in front of it knows `--flag=value`, `-h` and `-V`, and says what is wrong
+//! argh fills the structs; `expand` in front of it knows `--flag=value`, `-h` and `-V`, and says what is wrong
 //! in our own words with the flag's name first.
 
 use argh::FromArgs;

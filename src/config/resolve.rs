@@ -1,4 +1,4 @@
-//! Decides every setting from what [`Sources`] finds. Checks that named folders and keyrings exist; changes nothing.
+//! Decides every setting from what `Sources` finds. Checks that named folders and keyrings exist; changes nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -15,7 +15,7 @@ use super::values;
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// The environment of this process, for everybody who calls [`resolve`] outside tests.
+/// The environment of this process, for everybody who calls `resolve` outside tests.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that the lint points to")]
 pub fn process_env(name: &str) -> Option<OsString> {
     std::env::var_os(name)

@@ -32,11 +32,13 @@ pub(super) struct Accepting {
     /// Given up to take in, and turn away, a client that would otherwise stay in the queue and wake us for ever.
     spare: Option<OwnedFd>,
     refused: Vec<(Socket, Instant)>,
+    /// How many of them.
+    room: usize,
     complaint: Complaint,
 }
 
 impl Accepting {
-    pub(super) fn new(gate: Arc<Shared>, doors: Vec<Door>, stop: Cancel) -> Accepting {
+    pub(super) fn new(gate: Arc<Shared>, doors: Vec<Door>, room: Room, stop: Cancel) -> Accepting {
         Accepting {
             gate,
             doors,
@@ -44,6 +46,7 @@ impl Accepting {
             workers: Workers::new(),
             spare: spare(),
             refused: Vec::new(),
+            room: room.refused,
             complaint: Complaint::default(),
         }
     }
@@ -148,7 +151,7 @@ impl Accepting {
     fn refuse(&mut self, socket: Socket) {
         tell(&socket);
         // At once closed, it would be reset by the request that is on its way, and the answer with it.
-        if self.refused.len() < limits::REFUSED {
+        if self.refused.len() < self.room {
             socket.shutdown(std::net::Shutdown::Write);
             self.refused.push((socket, Instant::now()));
         }
@@ -260,9 +263,48 @@ pub fn raise_file_limit() -> (u64, u64) {
     (old.current.unwrap_or(u64::MAX), now.unwrap_or(u64::MAX))
 }
 
-/// How many connections the limit of open files allows.
-pub(super) fn cap(wanted: usize, files: u64) -> usize {
-    let files = usize::try_from(files).unwrap_or(usize::MAX);
-    let room = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
-    wanted.min(room.saturating_sub(limits::RESERVED_CONNECTIONS).max(4))
+/// How many of each there may be at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Connections.
+    pub(super) cap: usize,
+    /// Seats beyond them for callers on this machine.
+    pub(super) reserved: usize,
+    /// Refused clients who are still being told.
+    pub(super) refused: usize,
+}
+
+impl Room {
+    /// What was asked for, as far as the limit of open files allows it: tiny_http must never meet that limit.
+    pub(super) fn new(wanted: usize, files: u64) -> Room {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let seats = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
+        let (reserved, refused) = (limits::RESERVED_CONNECTIONS, limits::REFUSED);
+        if wanted + reserved + refused <= seats {
+            return Room { cap: wanted, reserved, refused };
+        }
+        let reserved = reserved.min(seats / 3).max(1);
+        // Few enough to fit into what is reserved for everything else.
+        Room { cap: wanted.min(seats.saturating_sub(reserved)).max(1), reserved, refused: 8 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_descriptors_together_stay_below_the_limit() {
+        for files in [64, 100, 256, 1024, 4096] {
+            for wanted in [1, 4, 512, 100_000] {
+                let Room { cap, reserved, refused } = Room::new(wanted, files);
+                let seats = (cap + reserved) * limits::DESCRIPTORS_PER_CONNECTION;
+                // An idle server has some 25 open.
+                assert!((seats + refused + 25) as u64 <= files, "{wanted} of {files}");
+                assert!(cap >= 1 && cap <= wanted && reserved >= 1);
+            }
+        }
+        assert_eq!(Room::new(512, 1 << 20), Room { cap: 512, reserved: 8, refused: 64 });
+        assert!(Room::new(512, 10).cap >= 1);
+    }
 }

@@ -33,7 +33,7 @@ use crate::proc::Cancel;
 
 pub use crate::http::client;
 use crate::http::client::{Gone, Tickets};
-use accept::{Accepting, Workers};
+use accept::{Accepting, Room, Workers};
 use inside::Inside;
 use table::Table;
 use throttle::Throttle;
@@ -94,11 +94,12 @@ impl Gate {
     /// `Config` for an allowed host that is none; whatever `open` says; a machine without room.
     pub fn start(doors: Doors, settings: Settings, open: Open) -> Result<Gate> {
         let rules = Rules::new(&settings.allowed_hosts, &settings.cors_origins)?;
-        let cap = accept::cap(settings.max_connections, settings.max_files);
-        if cap < settings.max_connections {
+        let room = Room::new(settings.max_connections, settings.max_files);
+        if room.cap < settings.max_connections {
             log::warn!(
-                "The limit of {} open files allows {cap} connections, not {}",
+                "The limit of {} open files allows {} connections, not {}",
                 settings.max_files,
+                room.cap,
                 settings.max_connections
             );
         }
@@ -106,7 +107,7 @@ impl Gate {
         getrandom::fill(&mut random)
             .map_err(|error| Error::internal("The kernel gives no random bytes").because(error))?;
         let shared = Arc::new(Shared {
-            table: Arc::new(Table::new(cap, settings.gone.clone())),
+            table: Arc::new(Table::new(room.cap, room.reserved, settings.gone.clone())),
             inside: Inside::new(&settings.private_folder, open)?,
             rules,
             body_cap: settings.body_cap,
@@ -116,7 +117,7 @@ impl Gate {
             start_id: format!("{:08x}", u32::from_ne_bytes(random)),
         });
         let stop = Cancel::new()?;
-        let accepting = Accepting::new(shared.clone(), doors.doors, stop.clone());
+        let accepting = Accepting::new(shared.clone(), doors.doors, room, stop.clone());
         let workers = Arc::new(Mutex::new(None));
         let left = workers.clone();
         let thread = spawn("gate-accept".into(), limits::GATE_STACK, move || {

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::base::limits;
 use crate::base::thread::lock;
 use crate::http::client::{Gone, Socket};
 
@@ -116,6 +115,7 @@ pub struct Connection {
 #[derive(Debug)]
 pub(super) struct Table {
     cap: usize,
+    reserved: usize,
     next: AtomicU64,
     seats: Mutex<Seats>,
     left: Condvar,
@@ -137,9 +137,10 @@ pub(super) struct Seat {
 }
 
 impl Table {
-    pub(super) fn new(cap: usize, gone: Gone) -> Table {
+    pub(super) fn new(cap: usize, reserved: usize, gone: Gone) -> Table {
         Table {
             cap,
+            reserved,
             next: AtomicU64::new(1),
             seats: Mutex::default(),
             left: Condvar::new(),
@@ -159,7 +160,7 @@ impl Table {
     ) -> Result<Seat, Socket> {
         let mut seats = lock(&self.seats);
         let hurried = seats.records.len() - seats.hurried >= self.cap;
-        if hurried && !(peer.is_local() && seats.hurried < limits::RESERVED_CONNECTIONS) {
+        if hurried && !(peer.is_local() && seats.hurried < self.reserved) {
             return Err(socket);
         }
         let record = Arc::new(Record {
@@ -263,17 +264,19 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
+    const RESERVED: usize = 3;
+
     fn socket() -> Socket {
         Socket::Unix(UnixStream::pair().unwrap().0)
     }
 
     #[test]
     fn the_cap_holds_and_the_reserve_is_for_this_machine() {
-        let table = Arc::new(Table::new(2, Gone::default()));
+        let table = Arc::new(Table::new(2, RESERVED, Gone::default()));
         let far = Peer::Ip("192.0.2.1".parse().unwrap());
         let mut seats: Vec<Seat> = (0..2).map(|_| table.admit(socket(), far, None).unwrap()).collect();
         assert!(table.admit(socket(), far, None).is_err());
-        for _ in 0..limits::RESERVED_CONNECTIONS {
+        for _ in 0..RESERVED {
             let seat = table.admit(socket(), Peer::Unix, None).unwrap();
             assert!(seat.record.hurried);
             seats.push(seat);
@@ -282,7 +285,7 @@ mod tests {
         seats.remove(0);
         let seat = table.admit(socket(), far, None).unwrap();
         assert!(!seat.record.hurried);
-        assert_eq!(table.list().len(), 2 + limits::RESERVED_CONNECTIONS);
+        assert_eq!(table.list().len(), 2 + RESERVED);
         drop(seat);
         seats.clear();
         assert!(table.wait_empty(Instant::now()));

@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::request::Request;
@@ -21,13 +22,20 @@ pub struct Loops {
     pool: Arc<Pool>,
     handle: Arc<Handle>,
     ping: &'static str,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Loops {
     /// No loop yet. `handle` runs on the pool's threads; a request with the header `ping` is answered by the loop
     /// itself, so that its answer proves that the connection is being served.
     pub fn new(pool: Pool, ping: &'static str, handle: impl Fn(Request) + Send + Sync + 'static) -> Loops {
-        Loops { running: Mutex::default(), pool: Arc::new(pool), handle: Arc::new(handle), ping }
+        Loops {
+            running: Mutex::default(),
+            pool: Arc::new(pool),
+            handle: Arc::new(handle),
+            ping,
+            stopping: Arc::default(),
+        }
     }
 
     /// Starts a loop on a Unix socket at `path`, which must be free.
@@ -39,10 +47,20 @@ impl Loops {
             .map_err(|error| Error::internal(format!("Cannot listen on {}: {error}", path.display())))?;
         let server = Arc::new(server);
         let (pool, handle, ping) = (self.pool.clone(), self.handle.clone(), self.ping);
+        let stopping = self.stopping.clone();
         let taking = server.clone();
         let thread = spawn("http-accept".into(), limits::STACK, move || {
-            // recv fails when the loop is unblocked, and that is the only way to end it.
-            while let Ok(request) = taking.recv() {
+            loop {
+                let request = match taking.recv() {
+                    Ok(request) => request,
+                    Err(_) if stopping.load(Ordering::SeqCst) => return,
+                    // Its own accept has failed, once and for all. The connections that it has still bring requests;
+                    // the gate notices that there are no new ones, and has another loop opened.
+                    Err(error) => {
+                        log::error!("tiny_http accepts no more connections: {error}");
+                        continue;
+                    }
+                };
                 if request.headers().iter().any(|header| header.field.equiv(ping)) {
                     let mut writer = request.into_writer();
                     // Whoever asked is gone if this fails.
@@ -60,6 +78,7 @@ impl Loops {
 
     /// Ends the loops; what was taken is answered before the pool ends.
     pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
         let running = std::mem::take(&mut *lock(&self.running));
         for (server, _) in &running {
             server.unblock();

@@ -283,7 +283,7 @@ impl Drop for AllSignalsBlocked {
     }
 }
 
-/// Which side of [`fork`] this is.
+/// Which side of [`fork_single_threaded`] this is.
 #[derive(Debug)]
 pub enum Forked {
     /// The parent, with the child's pid.
