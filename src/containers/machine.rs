@@ -148,8 +148,12 @@ impl Machine {
         let (output, output_child) = pipe()?;
         let output_child2 = output_child.try_clone().at("duplicate", "a pipe")?;
         let child_group = self.cgroups.group(&format!("{}/machine", place.machine))?;
+        // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
+        // then shows in every process of the host.
+        let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
         let child = Spec::new(unshare)
             .args(nspawn_args(place, &nspawn, &resolv_conf))
+            .envs(self.cgroups.only_v2().then_some(&unified))
             .start(Stdio { stdin: listener, stdout: output_child, stderr: output_child2 }, child_group)?;
 
         let stop = Cancel::new()?;

@@ -67,6 +67,14 @@ impl Cgroups {
         self.tree.is_some()
     }
 
+    /// Whether the host has nothing but v2.
+    pub fn only_v2(&self) -> bool {
+        self.tree
+            .as_ref()
+            .is_some_and(|tree| tree.mirror.is_none() && tree.folder.starts_with("/sys/fs/cgroup"))
+            && Path::new("/sys/fs/cgroup/cgroup.procs").exists()
+    }
+
     /// Makes the group `path` (components joined by `/`).
     ///
     /// # Errors
