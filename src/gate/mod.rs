@@ -4,7 +4,7 @@
 //!
 //! In reading order: `listen` and `accept` (who comes in), `table` (who is in), `relay` (one connection), `head`,
 //! `who`, `body` (what is let through), `exchange` and `answer` (one request), `inside` (the way to tiny_http),
-//! `client` (what the inside may do with a client), `refuse`, `throttle`, `wire`.
+//! `refuse`, `throttle`, `wire`. What the inside may do with a client is in `http::client`.
 //!
 //! Threads: `gate-accept`, owned by [`Gate`]; `gate-N`, one for each connection. Locks: none is held while another is
 //! taken, but for the inside's own two.
@@ -31,7 +31,6 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
 
-pub use crate::http::client;
 use crate::http::client::{Gone, Tickets};
 use accept::{Accepting, Room, Workers};
 use inside::Inside;

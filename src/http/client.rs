@@ -1,5 +1,5 @@
 //! What the inside may do with the client behind a request: learn that it has gone, or take its socket over.
-//! Depends on nothing else in this folder, so that it can be named by the layers below the gate.
+//! The gate, which owns the sockets, fills both registries; handlers below it only name them.
 //!
 //! Threads: any. Locks: one in [`Gone`], one in [`Tickets`], both leaves; flags are raised and sockets handed over
 //! after unlocking.
