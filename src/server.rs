@@ -78,6 +78,8 @@ pub struct Settings {
     pub max_runs: usize,
     /// Bytes kept of each of stdout and stderr of one command.
     pub output_limit: usize,
+    /// How long an init script may take.
+    pub init_timeout: Duration,
     /// Threads that answer requests.
     pub http_threads: usize,
 }
@@ -221,8 +223,11 @@ fn build(settings: &Settings) -> Result<Arc<Lifecycle>> {
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
     let images = Images::open(&data_dir.join("images"), sources, cgroups.clone())?;
     let engine = Engine::new(cgroups, data_dir)?;
-    let policy =
-        Policy { home: settings.home.to_string_lossy().into_owned(), output_limit: settings.output_limit };
+    let policy = Policy {
+        home: settings.home.to_string_lossy().into_owned(),
+        output_limit: settings.output_limit,
+        init_timeout: settings.init_timeout,
+    };
     Lifecycle::new(Arc::new(registry), engine, images, Arc::new(Runs::default()), policy)
 }
 

@@ -29,7 +29,7 @@ pub const TERM_GRACE: Duration = Duration::from_millis(100);
 pub const OUTPUT_BYTES: usize = 10 << 20;
 /// How much is read from a pipe at once; a pipe holds 64 KiB by default (pipe(7)).
 pub const PIPE_CHUNK: usize = 64 << 10;
-/// An init script's deadline.
+/// Default for `--init-timeout`, as a bootstrap's: most of either is downloading packages.
 pub const INIT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// A bootstrap's deadline: a slow mirror is slow, a dead one must not hold the builder for ever.
 pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(3600);

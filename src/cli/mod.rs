@@ -57,6 +57,7 @@ Workspaces
 Commands and containers
   --max-runs N               commands that may run at once, 1 to 1024 [64]
   --output-limit BYTES       kept of each of stdout and stderr, 4096 to 1073741824 [10485760]
+  --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
                              or arch-linux; repeatable
   --keyring NAME=FILE        keyring (for arch-linux: pacman's gnupg folder) of its archive; repeatable
@@ -86,6 +87,7 @@ Environment
   LISTEN_PID, LISTEN_FDS     sockets that systemd passes
   BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
+  BERTH_INIT_TIMEOUT         --init-timeout
   OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
   OPENWORK_INBOX_MAX_BYTES   largest upload [50000000, at most 250000000]
   OPENWORK_TOKEN_STORE       file for scoped tokens (a coming version)
@@ -106,7 +108,7 @@ Files
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
       opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns,
-      outputLimit, httpThreads. Plain JSON; relative paths start from the file's folder.
+      outputLimit, initTimeout, httpThreads. Plain JSON; relative paths start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.
 

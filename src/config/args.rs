@@ -104,6 +104,9 @@ pub struct ServeArgs {
     /// bytes kept of each of stdout and stderr
     #[argh(option)]
     pub output_limit: Option<String>,
+    /// seconds that an init script may take
+    #[argh(option)]
+    pub init_timeout: Option<String>,
     /// threads that answer requests
     #[argh(option)]
     pub http_threads: Option<String>,
@@ -167,6 +170,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--keyring", Many),
     ("--max-runs", Once),
     ("--output-limit", Once),
+    ("--init-timeout", Once),
     ("--http-threads", Once),
     ("--setup", Switch),
     ("--yes", Switch),

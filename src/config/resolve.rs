@@ -47,6 +47,8 @@ pub struct TokenPlan {
 const APPROVAL_TIMEOUT_MS: u64 = 30_000;
 /// JavaScript clients keep this as a timer's delay, and larger ones fire at once.
 const APPROVAL_TIMEOUT_MS_MAX: u64 = (1 << 31) - 1;
+/// A day: a script that compiles a world takes hours; what takes longer is a service and no init script.
+const INIT_TIMEOUT_MAX: u64 = 24 * 60 * 60;
 const INBOX_BYTES: u64 = 50_000_000;
 const INBOX_BYTES_MAX: u64 = 250_000_000;
 const HTTP: &[&str] = &["http://", "https://"];
@@ -91,6 +93,13 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "BERTH_OUTPUT_LIMIT",
         "outputLimit",
         text(json.output_limit),
+    )?;
+    let init_timeout = sources.pick(
+        "--init-timeout",
+        args.init_timeout.as_deref(),
+        "BERTH_INIT_TIMEOUT",
+        "initTimeout",
+        text(json.init_timeout),
     )?;
     let http_threads = sources.pick(
         "--http-threads",
@@ -223,6 +232,9 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         proxy_env: sources.proxies()?,
         max_runs: count(max_runs, limits::RUN_WORKERS, 1..=1024)?,
         output_limit: count(output_limit, limits::OUTPUT_BYTES, 4096..=1 << 30)?,
+        init_timeout: init_timeout.map_or(Ok(limits::INIT_SCRIPT_TIMEOUT), |given| {
+            values::number(&given.place, &given.text, 1..=INIT_TIMEOUT_MAX).map(Duration::from_secs)
+        })?,
         http_threads: count(http_threads, default_http_threads(), 1..=256)?,
         config_path: sources.file.path.clone(),
     };

@@ -214,6 +214,14 @@ fn flag_over_environment_over_file_over_default() {
             ["4096", "4097", "1073741824", "10485760"],
         ),
         (
+            &["--init-timeout", "1"],
+            "BERTH_INIT_TIMEOUT",
+            "2",
+            r#""initTimeout":86400"#,
+            |r| r.settings.init_timeout.as_secs().to_string(),
+            ["1", "2", "86400", "3600"],
+        ),
+        (
             &["--mirror", "noble=http://a"],
             "BERTH_MIRRORS",
             "ubuntu-noble=https://b",
@@ -329,6 +337,8 @@ fn mistakes_name_their_place() {
         (&["--max-runs", "1025"], "--max-runs:"),
         (&["--output-limit", "4095"], "--output-limit:"),
         (&["--output-limit", "1073741825"], "--output-limit:"),
+        (&["--init-timeout", "0"], "--init-timeout:"),
+        (&["--init-timeout", "86401"], "--init-timeout:"),
         (&["--http-threads", "257"], "--http-threads:"),
         (&["--http-threads", "99999999999999999999"], "--http-threads:"),
         (&["--config", "none.json"], "--config: "),
@@ -362,6 +372,7 @@ fn mistakes_name_their_place() {
         ("BERTH_KEYRINGS", "noble=x"),
         ("BERTH_MAX_RUNS", "x"),
         ("BERTH_OUTPUT_LIMIT", "1"),
+        ("BERTH_INIT_TIMEOUT", "1h"),
         ("BERTH_HTTP_THREADS", "0"),
     ] {
         Place::new().env(name, value).refuses(&[], &format!("{name}: "));
@@ -380,6 +391,7 @@ fn mistakes_name_their_place() {
         ("{\"keyrings\":{\"noble\":\"none\"}}", "keyrings.noble: "),
         ("{\"maxRuns\":0}", "maxRuns: "),
         ("{\"outputLimit\":1}", "outputLimit: "),
+        ("{\"initTimeout\":0}", "initTimeout: "),
         ("{\"httpThreads\":1000}", "httpThreads: "),
         ("{\"logFormat\":\"x\"}", "logFormat: "),
         ("{\"nonsense\":1}", "unknown field `nonsense`"),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -38,6 +38,8 @@ pub struct InitResult {
     pub stdout: String,
     /// Head and tail.
     pub stderr: String,
+    /// Its deadline ended it, with everything that it had started.
+    pub timed_out: bool,
     /// How long it took.
     pub duration_secs: f64,
 }
@@ -64,7 +66,7 @@ impl Lifecycle {
             let result = guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &cancel);
             let message = match &result {
                 Ok(result) if result.success => None,
-                Ok(result) => Some(failure(result)),
+                Ok(result) => Some(failure(result, guard.lifecycle.policy.init_timeout)),
                 Err(error) => Some(format!("Init script failed: {}", error.message())),
             };
             guard.end(message);
@@ -83,7 +85,10 @@ impl Lifecycle {
         let Some(script) = &record.shown.init_script else { return Ok(()) };
         log.say("Running init script");
         let result = self.run_init(workspace, record, script, Some(log), cancel)?;
-        if result.success { Ok(()) } else { Err(Error::new(Code::BuildFailed, failure(&result))) }
+        if result.success {
+            return Ok(());
+        }
+        Err(Error::new(Code::BuildFailed, failure(&result, self.policy.init_timeout)))
     }
 
     fn run_init(
@@ -140,7 +145,7 @@ impl Lifecycle {
         let started = Instant::now();
         let mut process = self.machine(workspace, record)?.launch("init", &command, stdio)?;
         let io = Io { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
-        let ended = pump(process.as_mut(), io, limits::INIT_SCRIPT_TIMEOUT, cancel)?;
+        let ended = pump(process.as_mut(), io, self.policy.init_timeout, cancel)?;
         drop(process);
         let exit_code = match ended {
             Ended::Exited(exit) => exit.code(),
@@ -152,13 +157,14 @@ impl Lifecycle {
             exit_code,
             stdout: out.kept.finish().into_text(),
             stderr: err.kept.finish().into_text(),
+            timed_out: ended == Ended::TimedOut,
             duration_secs: started.elapsed().as_secs_f64(),
         })
     }
 }
 
 /// What an error message says of a script that failed: its last words, wherever it wrote them.
-fn failure(result: &InitResult) -> String {
+fn failure(result: &InitResult, deadline: Duration) -> String {
     let last = |text: &str| {
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         lines[lines.len().saturating_sub(limits::ERROR_TAIL_LINES)..].join(" | ")
@@ -169,7 +175,11 @@ fn failure(result: &InitResult) -> String {
         _ => "it printed nothing".to_owned(),
     };
     let how = match result.exit_code {
-        -1 => "was ended by a signal or its deadline".to_owned(),
+        _ if result.timed_out => format!(
+            "took longer than {} s (--init-timeout) and was ended with all that it had started",
+            deadline.as_secs()
+        ),
+        -1 => "was ended by a signal".to_owned(),
         code => format!("exited with code {code}"),
     };
     format!("Init script {how}: {words}")

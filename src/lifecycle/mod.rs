@@ -35,6 +35,8 @@ pub struct Policy {
     pub home: String,
     /// Bytes kept of each stream.
     pub output_limit: usize,
+    /// How long an init script may take.
+    pub init_timeout: Duration,
 }
 
 /// Everything that can happen to workspaces.

@@ -126,6 +126,39 @@ fn what_an_init_script_leaves_behind_does_not_hold_the_build() {
 }
 
 #[test]
+fn an_init_script_that_never_ends_is_ended_with_its_whole_tree() {
+    let server = crate::fixture::seeded().arg("--init-timeout=3").start();
+    let number = unique_secs();
+    // It ignores TERM, and its children hide in sessions of their own and hold its pipes.
+    let endless = format!(
+        "#!/bin/bash\ntrap '' TERM\necho begun\nsetsid sleep {number} &\n(setsid sh -c 'trap \"\" TERM; sleep {number}; :' &)\n\
+         while :; do sleep {number}; done\n"
+    );
+    let place = Place::pending(&server, json!({"name": "endless", "init_script": endless}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    wait_for("the script", secs(60), || (procs::sleeps(&number).len() == 3).then_some(()));
+    let done = place.settled();
+    procs::assert_dead(&number);
+    assert_eq!(done["status"], "error", "{done}");
+    let message = done["error_message"].as_str().unwrap();
+    assert!(message.contains("longer than 3 s") && message.contains("--init-timeout"), "{message}");
+    assert!(message.contains("begun"), "its last words are missing: {message}");
+    assert!(place.init_log().contains("begun"));
+
+    let told = place.client.call("POST", &place.path("/rerun-init"), None).expect(200).value();
+    let outcome = (&told["success"], &told["exit_code"], &told["timed_out"], &told["stdout"]);
+    assert_eq!(outcome, (&json!(false), &json!(-1), &json!(true), &json!("begun\n")), "{told}");
+    procs::assert_dead(&number);
+    assert_eq!(place.show()["status"], "error");
+
+    // The builder's one thread is free again, and the next build is not held by what was.
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    assert_eq!(place.settled()["status"], "ready");
+    assert_eq!(place.sh("echo works"), "works\n");
+}
+
+#[test]
 fn rebuild_starts_from_nothing_and_needs_to_be_said() {
     let place = Place::ready(shared(), json!({"name": "again"}));
     place.sh("echo mine > /root/precious");
@@ -200,7 +233,7 @@ fn eight_parallel_builds_are_one() {
                 .map(|_| {
                     let (start, path, owner) =
                         (&start, place.path("/build?rebuild=true"), place.server.owner());
-                    // Connected before the race, one after the other; see exec_host on bursts of connections.
+                    // Connected before the race, so that it is about the build and not about accepting.
                     owner.get(200, "/health");
                     scope.spawn(move || {
                         start.wait();

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::abuse::all_abuses;
 use crate::fixture::Place;
+use crate::meeting::Meeting;
 use crate::procs::{self, unique_secs};
 use crate::server::{NIL, Server, Setup};
 
@@ -133,14 +134,17 @@ fn more_runs_than_allowed_are_told_to_come_back() {
 fn sixty_running_commands_do_not_stop_the_server() {
     let server = Server::start();
     let number = unique_secs();
+    let start = Meeting::of(60);
     thread::scope(|scope| {
         for _ in 0..60 {
             let command = json!({"command": format!("sleep {number}"), "timeout_secs": 60});
             let owner = server.owner();
-            // One connection after the other: in a burst tiny_http 0.12 may leave one without a thread (DESIGN.md,
-            // decision 2), until the gate stands in front of it.
-            owner.get(200, "/health");
-            scope.spawn(move || owner.post(200, &exec_path(), command));
+            let start = &start;
+            scope.spawn(move || {
+                // All connect at once: the door must leave none of them without an answer.
+                start.wait();
+                owner.post(200, &exec_path(), command)
+            });
         }
         procs::wait_for("all to run", procs::secs(20), || (procs::sleeps(&number).len() == 60).then_some(()));
         for _ in 0..100 {
