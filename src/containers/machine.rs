@@ -23,7 +23,9 @@ use super::tools;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::{dev_null, open_dir, pipe};
-use crate::proc::{Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Spec, Stdio, pump};
+use crate::proc::{
+    Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Spec, Stdio, Usage, pump,
+};
 
 /// Everything that a container's start needs to know.
 #[derive(Clone, Debug)]
@@ -391,6 +393,10 @@ impl Process for ContainerProcess {
             self.running.end();
         }
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+
+    fn usage(&self) -> Usage {
+        self.spare.group.usage()
     }
 }
 

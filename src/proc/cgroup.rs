@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::Usage;
 use crate::base::thread::lock;
 use crate::base::{At, Error, Result, limits};
 
@@ -198,6 +199,16 @@ impl Group {
                 }
             }
         }
+    }
+
+    /// What everything that was ever in the group has used.
+    pub fn usage(&self) -> Usage {
+        let How::Cgroup { folder, .. } = &self.how else { return Usage::default() };
+        // Processor time is there without any controller (cgroup-v2.rst, cpu.stat).
+        let cpu_micros = read_in(folder, "cpu.stat").ok().and_then(|text| {
+            text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
+        });
+        Usage { cpu_micros, ..Usage::default() }
     }
 
     /// Whether `pid` is in this group or below it, as the kernel says.

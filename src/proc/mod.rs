@@ -4,6 +4,7 @@
 pub mod cancel;
 pub mod capture;
 pub mod cgroup;
+pub mod limits;
 pub mod pump;
 pub mod spawn;
 pub mod sys;
@@ -11,6 +12,7 @@ pub mod sys;
 pub use cancel::Cancel;
 pub use capture::{Capture, Captured, Sink};
 pub use cgroup::{Cgroups, Group};
+pub use limits::{Limits, Usage};
 pub use pump::{Ended, Io, pump};
 pub use spawn::{Child, Spec};
 
@@ -76,6 +78,9 @@ pub trait Process: Send {
 
     /// Ends it and everything that it started.
     fn kill(&mut self);
+
+    /// What it and everything it started has used; complete once it has ended.
+    fn usage(&self) -> Usage;
 }
 
 /// A command in kernel terms.
@@ -87,6 +92,8 @@ pub struct Command {
     pub env: Vec<CString>,
     /// Working directory; what a relative one is relative to is the launcher's business.
     pub cwd: String,
+    /// What it and everything it starts may use, within what its surroundings may.
+    pub limits: Option<Limits>,
 }
 
 /// The child's side of its three streams.
@@ -105,7 +112,8 @@ pub trait Launcher: Send + Sync {
     /// Starts `command`; `id` names the run, in the cgroup tree among other places.
     ///
     /// # Errors
-    /// `InvalidCwd` when the working directory does not exist; nothing has run then.
+    /// `InvalidCwd` when the working directory does not exist, `Unavailable` when this host cannot enforce a limit
+    /// of the command; nothing has run then.
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>>;
 }
 

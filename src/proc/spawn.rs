@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::sys::{self, Exec};
-use super::{Cancel, Ended, Exit, Group, Io, Process, Sink, Stdio, pump};
+use super::{Cancel, Ended, Exit, Group, Io, Process, Sink, Stdio, Usage, pump};
 use crate::base::{At, Code, Error, Result};
 
 /// PATH of every child unless its environment says otherwise.
@@ -116,6 +116,10 @@ impl Process for Child {
         }
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+
+    fn usage(&self) -> Usage {
+        self.group.usage()
     }
 }
 
