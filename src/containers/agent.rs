@@ -115,6 +115,11 @@ fn become_command(socket: &OwnedFd) -> ! {
         fail(Answer::NoExec { errno: libc::EBADF })
     };
     let _ = rustix::process::setsid();
+    if start.tty {
+        if let Err(errno) = rustix::process::ioctl_tiocsctty(&stdin) {
+            fail(Answer::NoExec { errno: errno.raw_os_error() });
+        }
+    }
     if let Err(errno) = rustix::process::chdir(start.cwd.as_str()) {
         fail(Answer::NoCwd { errno: errno.raw_os_error() });
     }

@@ -24,8 +24,9 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::{dev_null, open_dir, pipe};
 use crate::proc::{
-    Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Spec, Stdio, Usage, pump,
+    Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Pty, Spec, Stdio, Usage, pump,
 };
+use crate::store::beneath::Root;
 
 /// Everything that a container's start needs to know.
 #[derive(Clone, Debug)]
@@ -288,6 +289,7 @@ impl Machine {
             attempts: command.attempts.iter().map(|argv| argv.iter().map(text).collect()).collect(),
             env,
             cwd: command.cwd.clone(),
+            tty: command.tty,
         };
         let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
         protocol::send_message(&spare.socket, &start, &fds, deadline)?;
@@ -314,6 +316,24 @@ impl Launcher for Arc<Machine> {
         }
         self.stop();
         Ok(Box::new(self.begin(command, &stdio)?))
+    }
+
+    fn terminal(&self) -> Result<Pty> {
+        let running = self.running()?;
+        let gone =
+            || Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again");
+        let init = pidfd_pid(running.init.as_fd()).ok_or_else(gone)?;
+        let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|_| gone())?;
+        // It still lives, so the number was its own when the folder was opened.
+        if has_ended(running.init.as_fd()) {
+            return Err(gone());
+        }
+        let pty = Pty::of(root.open_ptmx()?)?;
+        // It was made by our own root, who is nobody inside: `su`, `mesg` and opening /dev/tty anew need an owner.
+        let root_inside = (Uid::from_raw(running.uid_base), Gid::from_raw(running.uid_base));
+        rustix::fs::fchown(&pty.slave, Some(root_inside.0), Some(root_inside.1))
+            .at("give away", "a terminal")?;
+        Ok(pty)
     }
 }
 
@@ -492,6 +512,13 @@ fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}
+
+/// The number of the process that a pidfd means (pidfd_open(2): `Pid:` in fdinfo); `None` once it has been reaped.
+fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<Pid> {
+    use std::os::fd::AsRawFd as _;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    Pid::from_raw(text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?)
 }
 
 fn parent_of(pid: i32) -> Option<Pid> {

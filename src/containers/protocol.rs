@@ -26,6 +26,8 @@ pub struct Start {
     pub env: Vec<String>,
     /// Absolute, inside the container.
     pub cwd: String,
+    /// The first descriptor is a terminal, which is to control the command's session.
+    pub tty: bool,
 }
 
 /// Agent → engine.

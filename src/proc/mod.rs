@@ -5,6 +5,7 @@ pub mod cancel;
 pub mod capture;
 pub mod cgroup;
 pub mod limits;
+pub mod pty;
 pub mod pump;
 pub mod spawn;
 pub mod sys;
@@ -13,6 +14,7 @@ pub use cancel::Cancel;
 pub use capture::{Capture, Captured, Sink};
 pub use cgroup::{Cgroups, Group};
 pub use limits::{Limits, Usage};
+pub use pty::Pty;
 pub use pump::{Ended, Io, pump};
 pub use spawn::{Child, Spec};
 
@@ -94,6 +96,9 @@ pub struct Command {
     pub cwd: String,
     /// What it and everything it starts may use, within what its surroundings may.
     pub limits: Option<Limits>,
+    /// Its stdin is a terminal of [`Launcher::terminal`], which is to be the controlling one of its session: for job
+    /// control, ^C, SIGWINCH and `/dev/tty`.
+    pub tty: bool,
 }
 
 /// The child's side of its three streams.
@@ -115,6 +120,12 @@ pub trait Launcher: Send + Sync {
     /// `InvalidCwd` when the working directory does not exist, `Unavailable` when this host cannot enforce a limit
     /// of the command; nothing has run then.
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>>;
+
+    /// A new terminal of the place in which commands are started, so that `tty` and `/dev/pts/N` mean it there.
+    ///
+    /// # Errors
+    /// When there are no more of them, or the place cannot be started.
+    fn terminal(&self) -> Result<Pty>;
 }
 
 /// Text from a client as the kernel takes it.

@@ -37,7 +37,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts the first of `attempts` that can be executed, in the folder `cwd`.
+    /// Starts the first of `attempts` that can be executed, in the folder `cwd`. `tty`: stdin is a terminal, which
+    /// becomes the controlling one.
     ///
     /// # Errors
     /// `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
@@ -46,6 +47,7 @@ impl Child {
         env: &[CString],
         cwd: BorrowedFd<'_>,
         stdio: &Stdio,
+        tty: bool,
         group: Group,
     ) -> Result<Child> {
         let mut env = env.to_vec();
@@ -57,6 +59,7 @@ impl Child {
             stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
             cgroup: group.folder(),
             max_files: CHILD_FILES.get().copied(),
+            tty,
         };
         match sys::spawn(&exec) {
             Ok(spawned) => Ok(Child { pid: spawned.pid, pidfd: spawned.pidfd, group, exit: None }),
@@ -199,7 +202,7 @@ impl Spec {
             env.push(text(&format!("{name}={value}"))?);
         }
         let cwd = open_dir("/")?;
-        Child::start(&[argv], &env, cwd.as_fd(), &stdio, group)
+        Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, group)
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Exec<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Soft limit of open files, if it is to differ from ours.
     pub max_files: Option<u64>,
+    /// Stdin is a terminal, and the child's session gets it as its controlling one.
+    pub tty: bool,
 }
 
 /// A started child.
@@ -91,6 +93,7 @@ pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
         stdio,
         failure: failure_write.as_raw_fd(),
         max_files: exec.max_files,
+        tty: exec.tty,
     };
     // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
     // `child` makes nothing but async-signal-safe system calls on what `task` borrows, and never returns.
@@ -129,6 +132,7 @@ struct Task<'a> {
     stdio: [RawFd; 3],
     failure: RawFd,
     max_files: Option<u64>,
+    tty: bool,
 }
 
 /// clone3(2) with `child(task)` on the other side.
@@ -194,7 +198,7 @@ unsafe fn clone3(args: &mut CloneArgs, task: &Task<'_>) -> (i64, io::Error) {
 
 /// The child's side: only system calls, no allocation, no return.
 fn child(task: &Task<'_>) -> ! {
-    let Task { argvs, env, cwd, stdio, failure, max_files } = *task;
+    let Task { argvs, env, cwd, stdio, failure, max_files, tty } = *task;
     // SAFETY: every call is on the list of signal-safety(7) or a bare system call; all pointers come from vectors
     // that the parent keeps alive until this process has execed or exited.
     unsafe {
@@ -210,6 +214,8 @@ fn child(task: &Task<'_>) -> ! {
         for (target, fd) in stdio.iter().enumerate() {
             ok &= libc::dup2(*fd, target as c_int) != -1;
         }
+        // Only for the leader of a session without a terminal, which setsid has just made of us.
+        ok &= !tty || libc::ioctl(0, libc::TIOCSCTTY, 0) != -1;
         ok &= libc::fchdir(cwd) != -1;
         // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
         libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);

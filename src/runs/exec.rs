@@ -140,7 +140,7 @@ impl ExecRequest {
             }
         }
         attempts.extend(in_shell(&["-c", &self.command])?);
-        Ok(Command { attempts, env, cwd, limits: None })
+        Ok(Command { attempts, env, cwd, limits: None, tty: false })
     }
 }
 

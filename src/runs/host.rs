@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::base::{Code, Error, Result};
 use crate::proc::spawn::open_dir;
-use crate::proc::{Cgroups, Child, Command, Launcher, Process, Stdio};
+use crate::proc::{Cgroups, Child, Command, Launcher, Process, Pty, Stdio};
 use crate::store::beneath::Root;
 
 /// The host as a place to run commands for one workspace.
@@ -46,7 +46,11 @@ impl Launcher for HostLauncher {
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
         let cwd = self.cwd(&command.cwd)?;
         let group = self.cgroups.group(&format!("runs/{id}"))?;
-        let child = Child::start(&command.attempts, &command.env, cwd.as_fd(), &stdio, group)?;
+        let child = Child::start(&command.attempts, &command.env, cwd.as_fd(), &stdio, command.tty, group)?;
         Ok(Box::new(child))
+    }
+
+    fn terminal(&self) -> Result<Pty> {
+        Pty::open()
     }
 }

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, open, openat,
-    openat2, renameat, unlinkat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs, major,
+    minor, open, openat, openat2, renameat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -115,6 +115,26 @@ impl Root {
             last = end;
         }
         Ok(Some(lines + u64::from(last != b'\n')))
+    }
+
+    /// A new terminal's end at `/dev/pts/ptmx`, non-blocking: only what is that device on a devpts, never a file or a
+    /// FIFO that the workload put there.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when something else stands there.
+    pub fn open_ptmx(&self) -> Result<OwnedFd> {
+        const PTMX: &str = "/dev/pts/ptmx";
+        /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
+        const DEVPTS: i64 = 0x1cd1;
+        let found =
+            self.find(PTMX)?.ok_or_else(|| refused("open", PTMX, "the container has no terminals"))?;
+        let stat = told(fstat(&found), "open", PTMX)?;
+        let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && (major(stat.st_rdev), minor(stat.st_rdev)) == (5, 2);
+        if !device || told(fstatfs(&found), "open", PTMX)?.f_type != DEVPTS {
+            return Err(refused("open", PTMX, "it is not the device that makes terminals"));
+        }
+        reopen(&found, OFlags::RDWR, PTMX).map(OwnedFd::from)
     }
 
     /// What the entry is, after following links inside the tree; `None` if it is not there.

@@ -25,6 +25,7 @@ mod exec_host;
 mod gate_door;
 mod hostile_root;
 mod logging;
+mod pty;
 mod readme;
 mod system;
 mod tidy;

@@ -1,0 +1,113 @@
+//! Pseudo-terminals below the API: a program on the host and in a real container gets one as its controlling
+//! terminal, of the right size from its first moment on.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use berth::containers::Engine;
+use berth::containers::machine::Place;
+use berth::proc::pty::{Size, set_size};
+use berth::proc::{Cgroups, Command, Exit, Launcher};
+use berth::runs::HostLauncher;
+
+use crate::fixture::{DISTRO, seeded};
+use crate::procs::{secs, wait_for};
+use crate::server::BINARY;
+
+/// Runs a shell script on a terminal of 132 × 43 and returns all that appeared there.
+fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
+    let command = Command {
+        attempts: vec![["/bin/sh", "-c", script].map(|word| word.parse_c()).to_vec()],
+        env: vec!["PATH=/usr/bin:/bin".parse_c()],
+        cwd: "/".into(),
+        tty: true,
+        limits: None,
+    };
+    let pty = launcher.terminal().unwrap();
+    set_size(&pty.master, Size { cols: 132, rows: 43 }).unwrap();
+    let (master, stdio) = pty.split().unwrap();
+    let mut process = launcher.launch("pty-test", &command, stdio).unwrap();
+    let shown = read_to_the_end(master);
+    let exit = wait_for("the script to end", secs(10), || process.try_exit().unwrap());
+    assert_eq!(exit, Exit::Code(7), "{shown}");
+    shown
+}
+
+/// EIO is how a terminal says that nobody has its other end any more.
+fn read_to_the_end(master: OwnedFd) -> String {
+    rustix::io::ioctl_fionbio(&master, false).unwrap();
+    let mut shown = Vec::new();
+    let error = std::fs::File::from(master).read_to_end(&mut shown).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    String::from_utf8(shown).unwrap()
+}
+
+trait ParseC {
+    fn parse_c(&self) -> std::ffi::CString;
+}
+
+impl ParseC for str {
+    fn parse_c(&self) -> std::ffi::CString {
+        std::ffi::CString::new(self).unwrap()
+    }
+}
+
+/// What must be true of a terminal wherever it is.
+const SCRIPT: &str = r#"
+    tty; stty size; test -c "$(tty)" && : > "$(tty)" && echo opens
+    : > /dev/tty && echo controls
+    test "$(ps -o tty= -p $$ 2>/dev/null || echo pts/0)" = "$(tty | cut -c6-)" && echo "ps knows"
+    stty -a | grep -o ' iutf8'
+    exit 7"#;
+
+fn check(shown: &str) {
+    let lines: Vec<&str> = shown.lines().collect();
+    let number = lines[0].strip_prefix("/dev/pts/").unwrap_or_else(|| panic!("{shown}"));
+    assert!(number.parse::<u32>().is_ok(), "{shown}");
+    assert_eq!(lines[1..], ["43 132", "opens", "controls", "ps knows", " iutf8"], "{shown}");
+}
+
+#[test]
+fn a_program_on_the_host_has_a_terminal() {
+    let cgroups = Cgroups::take(&format!("berth-it-pty-{}", std::process::id()));
+    let launcher = HostLauncher { cgroups: cgroups.clone(), folder: "/".into() };
+    check(&on_terminal(&launcher, SCRIPT));
+    cgroups.release();
+}
+
+#[test]
+fn a_program_in_a_container_has_a_terminal_of_the_container() {
+    let setup = seeded();
+    let data = setup.data_dir();
+    let cgroups = Cgroups::take(&format!("berth-it-ptyc-{}", std::process::id()));
+    let engine = Engine::new(cgroups.clone(), data).unwrap();
+    let root = data.join("images").join(DISTRO);
+    let root = if root.join("usr").is_dir() { root } else { root.join("root") };
+    let place = Place {
+        machine: format!("berth-it-{}", std::process::id()),
+        host_name: "box".into(),
+        root,
+        runtime: data.to_owned(),
+        agent: Path::new(BINARY).to_owned(),
+        private_network: false,
+    };
+    let machine = engine.machine(place).unwrap();
+    let shown = on_terminal(&machine, SCRIPT);
+    check(&shown);
+    // The first terminal of this devpts, so it is not one of the host's; and it belongs to root inside.
+    assert!(shown.starts_with("/dev/pts/0\r\n"), "{shown}");
+    let owner = on_terminal(&machine, "stat -c '%u %a' $(tty); exit 7");
+    assert!(owner.starts_with("0 "), "{owner}");
+    // What the workload puts in its place is not opened.
+    let command = "mount -t tmpfs none /dev/pts; mkfifo /dev/pts/ptmx; ls -l /dev/pts/ptmx; exit 7";
+    let shown = on_terminal(&machine, command);
+    if shown.lines().last().is_some_and(|line| line.starts_with('p')) {
+        let error = machine.terminal().unwrap_err();
+        assert!(error.message().contains("not the device"), "{error}");
+    } else {
+        panic!("the container could not hide its terminals: {shown}");
+    }
+    engine.stop();
+    cgroups.release();
+}
