@@ -24,8 +24,8 @@ struct Manager {
     refresh: Option<&'static [&'static str]>,
     /// Packages follow.
     install: &'static [&'static str],
-    /// A package follows; it exists when this succeeds and prints something. `None`: all of them do.
-    query: Option<&'static [&'static str]>,
+    /// A package follows; it exists when this succeeds and prints something.
+    query: &'static [&'static str],
 }
 
 const MANAGERS: [Manager; 3] = [
@@ -34,14 +34,14 @@ const MANAGERS: [Manager; 3] = [
         family: Family::Debian,
         refresh: Some(&["apt-get", "update"]),
         install: &["apt-get", "install", "--yes", "--no-install-recommends"],
-        query: Some(&["apt-cache", "show"]),
+        query: &["apt-cache", "show"],
     },
     Manager {
         program: "dnf",
         family: Family::Fedora,
         refresh: None,
         install: &["dnf", "install", "--assumeyes", "--setopt=install_weak_deps=False"],
-        query: Some(&["dnf", "--quiet", "repoquery"]),
+        query: &["dnf", "--quiet", "repoquery"],
     },
     Manager {
         program: "pacman",
@@ -49,7 +49,7 @@ const MANAGERS: [Manager; 3] = [
         // Not -Sy: a refresh without an upgrade leaves a half-upgraded system.
         refresh: None,
         install: &["pacman", "-S", "--needed", "--noconfirm"],
-        query: None,
+        query: &["pacman", "-Si"],
     },
 ];
 
@@ -133,16 +133,21 @@ fn confirm(
     let commands: String =
         refresh.iter().chain([&install]).map(|command| format!("berth would run: {command}\n")).collect();
     io::stderr().write_all(format!("{commands}Go on? [y/N] ").as_bytes()).at("ask at", "the terminal")?;
+    if agreed(io::stdin().lock(), limits::SETUP_ANSWER) {
+        return Ok(());
+    }
+    Err(Error::internal("Setup was not confirmed; start without --setup, or with --yes"))
+}
+
+/// Whether the person says yes in time. Anything else, an end of file and silence too, is a no.
+fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
     let mut answer = [0; 64];
-    let length = match readable(io::stdin().as_fd(), limits::SETUP_ANSWER) {
+    let length = match readable(terminal.as_fd(), within) {
         // The terminal hands over whole lines.
-        true => io::stdin().lock().read(&mut answer).unwrap_or(0),
+        true => terminal.read(&mut answer).unwrap_or(0),
         false => 0,
     };
-    match std::str::from_utf8(&answer[..length]).unwrap_or_default().trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Error::internal("Setup was not confirmed; start without --setup, or with --yes")),
-    }
+    matches!(std::str::from_utf8(&answer[..length]).unwrap_or_default().trim(), "y" | "Y" | "yes")
 }
 
 /// How commands are run here.
@@ -226,8 +231,7 @@ impl<'a> Host<'a> {
 
     /// Whether the package sources know a package. Needs no root.
     fn has_package(&self, manager: &Manager, package: &str) -> bool {
-        let Some(query) = manager.query else { return true };
-        let Ok(mut command) = self.command(&[query, &[package]].concat()) else { return false };
+        let Ok(mut command) = self.command(&[manager.query, &[package]].concat()) else { return false };
         // apt-cache ends with 0 and says nothing for a name that no package has but some provide.
         let answer = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
         answer.is_ok_and(|answer| answer.status.success() && !answer.stdout.trim_ascii().is_empty())
@@ -259,6 +263,27 @@ fn readable(fd: BorrowedFd<'_>, within: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_yes_in_time_is_a_yes() {
+        use std::os::unix::net::UnixStream;
+        let said = |text: Option<&str>, stays: bool| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(text.unwrap_or_default().as_bytes()).unwrap();
+            let theirs = stays.then_some(theirs);
+            let yes = agreed(ours, Duration::from_millis(50));
+            drop(theirs);
+            yes
+        };
+        for yes in ["y\n", "Y\n", "yes\n", " yes \n"] {
+            assert!(said(Some(yes), true), "{yes:?}");
+        }
+        for no in ["\n", "n\n", "no\n", "yesterday\n", "\u{fc}\n"] {
+            assert!(!said(Some(no), true), "{no:?}");
+        }
+        assert!(!said(None, false), "an end of file");
+        assert!(!said(None, true), "silence");
+    }
 
     #[test]
     fn every_manager_knows_its_packages() {

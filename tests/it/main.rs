@@ -27,6 +27,7 @@ mod hostile_root;
 mod logging;
 mod pty;
 mod readme;
+mod setup;
 mod system;
 mod tidy;
 mod tokens;
