@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use httparse::Header;
 
-use super::body::{self, Body, Chunks};
+use super::body::{self, Body, Chunks, is_token};
 use super::who::{Authority, Rules};
 use crate::base::{Code, Error, Result, limits};
 
@@ -385,11 +385,6 @@ fn is_ours(name: &str, upgrade: bool) -> bool {
 fn is_harmless(id: &str) -> bool {
     (1..=limits::REQUEST_ID_BYTES).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-}
-
-/// RFC 9110, 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ mod exchange;
 mod head;
 mod inside;
 mod listen;
+#[cfg(test)]
+mod properties;
 mod refuse;
 mod relay;
 mod table;
