@@ -22,7 +22,7 @@
 //! # The life of a request
 //!
 //! A client talks to the gate ([`gate`]): a `gate-N` thread reads the head within its deadline, checks it strictly, and
-//! relays the request over a private Unix socket to tiny_http → `http-accept` → a queue → an `http-N` thread: route,
+//! relays the request over a private Unix socket to tiny_http → its queue → an `http-N` thread: route,
 //! credential, read-only, scope, approval, handler ([`api::dispatch`]). A handler parses, calls one service and shapes the answer. Work that waits for a child moves,
 //! with its request, to a `run-N` thread; a build is accepted at once and goes on on `build-0`.
 //!
@@ -42,8 +42,8 @@
 //! | `gate-accept` | 1 | the listeners |
 //! | `gate-N` | `--max-connections` | one client and its answer, with deadlines |
 //! | tiny_http's own | connections that the gate lets through | the private socket |
-//! | `http-accept` | 1 | tiny_http's queue |
-//! | `http-N` | `--http-threads` | nothing longer than a file or a request's body |
+//! | `http-N` | `--http-threads` | nothing longer than a file |
+//! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `build-N` | 1 | a build step's child |
 //! | `container-NAME` | running containers | nspawn's end |
@@ -73,6 +73,8 @@
 //!
 //! - `lifecycle` was added between `http` and `workspaces`: something must bring records, containers and runs
 //!   together, and a handler may not.
+//! - `http-N` threads take requests from tiny_http's own queue; there is no second one (crossbeam) behind it. It cost
+//!   8 of the 68 µs of processor time that a list took. What a slow client could hold up moves to `transfer-N`.
 //! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP.
 //! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
 //!   replace it, and no path of the host is visible.

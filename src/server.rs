@@ -18,7 +18,7 @@ use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
 use crate::containers::{Engine, Images, tools};
 use crate::gate::{self, Doors, Gate, Listen};
-use crate::http::accept::Loops;
+use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::{Lifecycle, Policy};
 use crate::proc::Cgroups;
@@ -123,10 +123,10 @@ pub fn run(settings: Settings) -> Result<()> {
         log_requests: settings.log_requests,
         started,
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
+        transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
     });
     announce(&ctx, &settings, &doors);
-    let pool = Pool::new("http", settings.http_threads, settings.http_threads, limits::HTTP_QUEUE)?;
-    let loops = Arc::new(Loops::new(pool, gate::PING, {
+    let http = Arc::new(accept::Pool::new(settings.http_threads, gate::PING, {
         let ctx = ctx.clone();
         move |request| dispatch::dispatch(&ctx, request)
     }));
@@ -143,8 +143,8 @@ pub fn run(settings: Settings) -> Result<()> {
             tickets,
         },
         Box::new({
-            let loops = loops.clone();
-            move |path| loops.open(path)
+            let http = http.clone();
+            move |path| http.open(path)
         }),
     )?);
     let _ = door.set(Arc::downgrade(&gate));
@@ -159,8 +159,8 @@ pub fn run(settings: Settings) -> Result<()> {
         gate.drain(Instant::now() + limits::LAST_ANSWERS);
     }
     gate.stop();
-    loops.stop();
-    drop((gate, loops, ctx, lifecycle));
+    http.stop();
+    drop((gate, http, ctx, lifecycle));
     log::info!("Stopped");
     Ok(())
 }

@@ -2,19 +2,28 @@
 //! log line. Nothing about a single endpoint stands here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::Ctx;
 use super::routes::ROUTES;
 use crate::access::credentials::Presented;
 use crate::access::{Actor, ApprovalMode, Scope};
+use crate::base::pool::Pool;
+use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::http::route::{Match, find};
 use crate::http::{Answer, Auth, Effect, Gate, Method, Request, Response, Route, Work, cors};
 use crate::proc::Cancel;
 
 /// Answers one request, on this thread or on a worker's.
-pub fn dispatch(ctx: &Arc<Ctx>, mut request: Request) {
+pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
+    if request.is_streamed() {
+        return on_worker(ctx, &ctx.transfers, TRANSFERS_BUSY, request, handle);
+    }
+    handle(ctx, request);
+}
+
+fn handle(ctx: &Arc<Ctx>, mut request: Request) {
     if request.method() == Method::Options {
         return reply(ctx, request, Response::empty(204));
     }
@@ -89,31 +98,47 @@ fn approve(ctx: &Ctx, route: &Route<Ctx>, actor: Option<&Actor>) -> Result<()> {
     .detail("action", action))
 }
 
+const RUNS_BUSY: &str = "All run workers are taken; try again, or start berth with a larger --max-runs";
+const TRANSFERS_BUSY: &str = "Too many large bodies and answers are on their way; try again";
+
 /// Moves the request to the run workers.
 fn hand_over(ctx: &Arc<Ctx>, request: Request, work: Work, cancel: Option<Cancel>) {
     let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
+    on_worker(ctx, &ctx.run_workers, RUNS_BUSY, request, move |ctx, request| {
+        let result = guarded(work);
+        drop(watch);
+        match result {
+            Ok(response) => reply(ctx, request, response),
+            Err(error) => fail(ctx, request, &error),
+        }
+    });
+}
+
+/// Has a worker go on with the request; without one, its answer is 503.
+fn on_worker(
+    ctx: &Arc<Ctx>,
+    workers: &Pool,
+    busy: &'static str,
+    mut request: Request,
+    job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
+) {
+    let was_on_worker = request.on_worker();
+    request.set_on_worker(true);
     // The slot keeps the request here when no worker takes the job, which drops the job's own handle.
-    let slot = Arc::new(std::sync::Mutex::new(Some(request)));
-    let job = {
+    let slot = Arc::new(Mutex::new(Some(request)));
+    let taken = workers.submit({
         let (ctx, slot) = (ctx.clone(), slot.clone());
         move || {
-            let result = guarded(work);
-            drop(watch);
-            let Some(request) = crate::base::thread::lock(&slot).take() else { return };
-            match result {
-                Ok(response) => reply(&ctx, request, response),
-                Err(error) => fail(&ctx, request, &error),
+            let request = lock(&slot).take();
+            if let Some(request) = request {
+                job(&ctx, request);
             }
         }
-    };
-    if ctx.run_workers.submit(job).is_err() {
-        if let Some(request) = crate::base::thread::lock(&slot).take() {
-            let busy = Error::new(
-                Code::Busy,
-                "All run workers are taken; try again, or start berth with a larger --max-runs",
-            );
-            fail(ctx, request, &busy);
-        }
+    });
+    let left = if taken.is_err() { lock(&slot).take() } else { None };
+    if let Some(mut request) = left {
+        request.set_on_worker(was_on_worker);
+        fail(ctx, request, &Error::new(Code::Busy, busy));
     }
 }
 
@@ -122,7 +147,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::internal("Unexpected server error")))
 }
 
-fn fail(ctx: &Ctx, request: Request, error: &Error) {
+fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     if error.code().status() >= 500 {
         log::error!("{} {} ({}): {error}", request.method().as_str(), request.path(), request.id());
     }
@@ -138,7 +163,14 @@ fn allow(error: &Error) -> String {
     error.body()["details"]["allow"].as_str().unwrap_or_default().to_owned()
 }
 
-fn reply(ctx: &Ctx, request: Request, response: Response) {
+fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
+    if response.is_small() || request.on_worker() {
+        return send(ctx, request, response);
+    }
+    on_worker(ctx, &ctx.transfers, TRANSFERS_BUSY, request, move |ctx, request| send(ctx, request, response));
+}
+
+fn send(ctx: &Ctx, request: Request, response: Response) {
     let response = cors::apply(response, cors::allowed_origin(&ctx.cors_origins, &request));
     if ctx.log_requests {
         let (method, path, status) = (request.method().as_str(), request.path(), response.status());

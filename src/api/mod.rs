@@ -49,6 +49,8 @@ pub struct Ctx {
     pub started: Instant,
     /// The workers of [`crate::http::Class::Run`].
     pub run_workers: Pool,
+    /// The workers for bodies and answers that a slow client could hold up.
+    pub transfers: Pool,
 }
 
 /// Facts for `GET /capabilities` that only the start knows.

@@ -46,8 +46,9 @@ pub const INIT_LOG_BYTES: u64 = 4 << 20;
 /// A build log's cap; beyond it lines are dropped and the log says so.
 pub const BUILD_LOG_BYTES: u64 = 64 << 20;
 
-/// Requests waiting for a pool thread; beyond it the accept loop waits.
-pub const HTTP_QUEUE: usize = 1024;
+/// Requests at once whose body or answer is too large to be held for them, each on a thread that a slow client may hold
+/// up to [`BODY_STALL`] or [`WRITE_STALL`] from byte to byte; further ones are answered 503 at once.
+pub const TRANSFERS: usize = 64;
 /// Jobs waiting for a run worker while all are busy; 0: answered 503 at once.
 pub const RUN_QUEUE: usize = 0;
 /// Builds waiting for the builder.
@@ -156,6 +157,9 @@ pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 pub const INSIDE_IDLE: Duration = Duration::from_secs(10);
 /// The inside answers a greeting without any work; a thrashing machine needs this long.
 pub const INSIDE_ANSWER: Duration = Duration::from_secs(5);
+/// How long a connection's thread waits for an answer alone before it also watches its client: most answers are there by
+/// then, and a client's end is noticed this much later. The kernel counts in ticks of up to 10 ms.
+pub const QUICK_ANSWER: Duration = Duration::from_millis(10);
 /// So often it may fail to, before it is taken for dead.
 pub const INSIDE_SILENCES: u32 = 2;
 /// The inside is not started anew more often than this.

@@ -41,7 +41,7 @@ impl Pool {
     /// # Errors
     /// When the first threads cannot be started.
     pub fn new(name: &'static str, min: usize, max: usize, queue: usize) -> Result<Pool> {
-        // Full: `submit` refuses before it gets there, `submit_waiting` waits.
+        // Never full: `submit` refuses before it gets there.
         let (jobs, waiting) = bounded(max + queue);
         let pool = Pool {
             name,
@@ -70,15 +70,6 @@ impl Pool {
             return Err(Refused);
         }
         self.jobs.as_ref().map_or(Err(Refused), |jobs| jobs.try_send(Box::new(job)).map_err(|_| Refused))
-    }
-
-    /// Hands a job to a worker, waiting for a place in the queue.
-    pub fn submit_waiting(&self, job: impl FnOnce() + Send + 'static) {
-        self.counts.pending.fetch_add(1, Ordering::SeqCst);
-        if let Some(jobs) = &self.jobs {
-            // Disconnected only while the pool is being dropped; the job is dropped with it.
-            let _ = jobs.send(Box::new(job));
-        }
     }
 
     /// Sees to it that `pending` jobs have threads, as far as `max` allows; `false` when there is no thread at all.

@@ -4,6 +4,7 @@
 //! Meanwhile the client is watched. Its end of input counts as gone, as in Go's net/http: subscribers are told, but an
 //! answer that still comes is still sent, for those that only half-closed. A reset ends the exchange.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
@@ -81,9 +82,16 @@ impl Connection<'_> {
             blocked: None,
             starved: None,
         };
+        // Most answers come within a fraction of a millisecond; to wait for them needs no look at the client.
+        let mut quick = !streamed;
         loop {
             let step = self.push_in(&mut x).and_then(|()| self.push_out(&mut x));
             let step = match step {
+                Ok(Step::On) if quick && self.to_inside.is_empty() => {
+                    quick = false;
+                    let got = wire::receive_waiting(&x.inside, &mut self.from_inside);
+                    self.take_answer(&mut x, got)
+                }
                 Ok(Step::On) => self.await_and_read(&mut x),
                 other => other,
             };
@@ -197,13 +205,14 @@ impl Connection<'_> {
             }
         }
         if watched == 2 && inside.intersects(LOST.union(PollFlags::IN)) {
-            return self.read_answer(x);
+            let got = wire::receive(&x.inside, &mut self.from_inside);
+            return self.take_answer(x, got);
         }
         Ok(Step::On)
     }
 
-    fn read_answer(&mut self, x: &mut Exchange) -> Result<Step> {
-        match wire::receive(&x.inside, &mut self.from_inside) {
+    fn take_answer(&mut self, x: &mut Exchange, got: io::Result<Got>) -> Result<Step> {
+        match got {
             Ok(Got::Some(_)) => {}
             Ok(Got::Nothing) => return Ok(Step::On),
             Ok(Got::End) | Err(_) => {

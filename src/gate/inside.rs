@@ -31,7 +31,7 @@ use crate::base::{At, Code, Error, Result, limits};
 /// loop was found dead.
 pub type Open = Box<dyn Fn(&Path) -> Result<()> + Send + Sync>;
 
-/// The question that the accept loop answers by itself, at once.
+/// The question that is answered before anything else is looked at.
 pub const PING: &str = "X-Berth-Ping";
 
 pub(super) struct Inside {
@@ -209,6 +209,7 @@ fn greet(path: &Path) -> Result<UnixStream> {
     if !answer.starts_with(b"HTTP/1.1 204") {
         return Err(Error::internal("The HTTP loop did not understand its first question"));
     }
+    stream.set_read_timeout(Some(limits::QUICK_ANSWER)).at("set up", path)?;
     Ok(stream)
 }
 

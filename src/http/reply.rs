@@ -71,6 +71,12 @@ impl Response {
         self.status
     }
 
+    /// Whether it is small enough to leave at once, however slowly its client reads: the private socket takes 200 KB
+    /// (net.core.wmem_default), and the gate reads on until its client is behind.
+    pub fn is_small(&self) -> bool {
+        self.body.len() <= ONE_WRITE
+    }
+
     /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
     /// client. Framing stays tiny_http's: it closes after a request that asked for it.
     pub(super) fn send(self, request: tiny_http::Request) {

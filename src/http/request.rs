@@ -47,6 +47,8 @@ pub struct Request {
     pub(super) params: Vec<(&'static str, String)>,
     actor: Option<Actor>,
     started: Instant,
+    /// On a thread that a slow client may hold.
+    on_worker: bool,
 }
 
 impl Request {
@@ -61,7 +63,7 @@ impl Request {
             tiny_http::Method::Options => Method::Options,
             _ => Method::Other,
         };
-        Request { inner, method, params: Vec::new(), actor: None, started: Instant::now() }
+        Request { inner, method, params: Vec::new(), actor: None, started: Instant::now(), on_worker: false }
     }
 
     /// The method.
@@ -88,6 +90,22 @@ impl Request {
     /// When it was taken.
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Whether its body is still on its way: the gate holds small ones until they are complete, and sends in chunks
+    /// what it does not hold.
+    pub fn is_streamed(&self) -> bool {
+        self.header("Transfer-Encoding").is_some()
+    }
+
+    /// Notes whether it has been moved to a worker.
+    pub fn set_on_worker(&mut self, on_worker: bool) {
+        self.on_worker = on_worker;
+    }
+
+    /// Whether it is on a worker, where waiting for its client holds up nobody else.
+    pub fn on_worker(&self) -> bool {
+        self.on_worker
     }
 
     /// Who sent it: an address, or `unix`. The gate says it and strips what clients say.

@@ -12,6 +12,7 @@ mod meeting;
 mod procs;
 mod scratch;
 mod server;
+mod slow_clients;
 
 mod abuse;
 mod config;
