@@ -24,7 +24,8 @@
 //! A client talks to the gate ([`gate`]): a `gate-N` thread reads the head within its deadline, checks it strictly, and
 //! relays the request over a private Unix socket to tiny_http → its queue → an `http-N` thread: route,
 //! credential, read-only, scope, approval, handler ([`api::dispatch`]). A handler parses, calls one service and shapes the answer. Work that waits for a child moves,
-//! with its request, to a `run-N` thread; a build is accepted at once and goes on on `build-0`.
+//! with its request, to a `run-N` thread; a build is accepted at once and goes on on `build-0`. What follows a run over
+//! a long time gets a `stream-N` thread and the client's own socket, past tiny_http ([`http::client::Tickets`]).
 //!
 //! # Commands
 //!
@@ -45,6 +46,7 @@
 //! | `http-N` | `--http-threads` | nothing longer than a file |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
+//! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader |
 //! | `build-N` | 1 | a build step's child |
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |

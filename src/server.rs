@@ -76,6 +76,8 @@ pub struct Settings {
     pub proxy_env: Vec<(String, String)>,
     /// Commands that may run at once.
     pub max_runs: usize,
+    /// Followers and waits at once.
+    pub max_streams: usize,
     /// Bytes kept of each of stdout and stderr of one command.
     pub output_limit: usize,
     /// How long an init script may take.
@@ -123,6 +125,7 @@ pub fn run(settings: Settings) -> Result<()> {
         log_requests: settings.log_requests,
         started,
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
+        stream_workers: Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?,
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
     });
     announce(&ctx, &settings, &doors);

@@ -2,23 +2,22 @@
 //! log line. Nothing about a single endpoint stands here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::Ctx;
 use super::routes::ROUTES;
 use crate::access::credentials::Presented;
 use crate::access::{Actor, ApprovalMode, Scope};
-use crate::base::pool::Pool;
-use crate::base::thread::lock;
+use crate::base::pool::Place;
 use crate::base::{Code, Error, Result};
 use crate::http::route::{Match, find};
-use crate::http::{Answer, Auth, Effect, Gate, Method, Request, Response, Route, Work, cors};
+use crate::http::{Answer, Auth, Class, Effect, Gate, Method, Reply, Request, Response, Route, Work, cors};
 use crate::proc::Cancel;
 
 /// Answers one request, on this thread or on a worker's.
 pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
     if request.is_streamed() {
-        return on_worker(ctx, &ctx.transfers, TRANSFERS_BUSY, request, handle);
+        return on_worker(ctx, ctx.transfer_place(), request, handle);
     }
     handle(ctx, request);
 }
@@ -28,14 +27,14 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
         return reply(ctx, request, Response::empty(204));
     }
     match guarded(|| prepare(ctx, &mut request)) {
-        Ok(Answer::Now(response)) => reply(ctx, request, response),
-        Ok(Answer::Later { work, cancel }) => hand_over(ctx, request, work, cancel),
+        Ok((_, Answer::Now(response))) => reply(ctx, request, response),
+        Ok((class, Answer::Later { work, cancel })) => hand_over(ctx, request, class, work, cancel),
         Err(error) => fail(ctx, request, &error),
     }
 }
 
 /// Everything up to the handler's own answer.
-fn prepare(ctx: &Arc<Ctx>, request: &mut Request) -> Result<Answer> {
+fn prepare(ctx: &Arc<Ctx>, request: &mut Request) -> Result<(Class, Answer)> {
     let route = match find(ROUTES, request)? {
         Match::Route(route) => route,
         // The OpenWork server says 404 for a wrong method, sandboxed.sh 405.
@@ -56,7 +55,7 @@ fn prepare(ctx: &Arc<Ctx>, request: &mut Request) -> Result<Answer> {
     }
     approve(ctx, route, actor.as_ref())?;
     request.set_actor(actor);
-    (route.handler)(ctx, request)
+    (route.handler)(ctx, request).map(|answer| (route.class, answer))
 }
 
 /// The 403 of a credential that does not reach.
@@ -98,47 +97,36 @@ fn approve(ctx: &Ctx, route: &Route<Ctx>, actor: Option<&Actor>) -> Result<()> {
     .detail("action", action))
 }
 
-const RUNS_BUSY: &str = "All run workers are taken; try again, or start berth with a larger --max-runs";
-const TRANSFERS_BUSY: &str = "Too many large bodies and answers are on their way; try again";
-
-/// Moves the request to the run workers.
-fn hand_over(ctx: &Arc<Ctx>, request: Request, work: Work, cancel: Option<Cancel>) {
+/// Moves the request to the workers of its class.
+fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel: Option<Cancel>) {
+    let place = match class {
+        Class::Stream => ctx.stream_place(),
+        Class::Short | Class::Run => ctx.run_place(),
+    };
     let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
-    on_worker(ctx, &ctx.run_workers, RUNS_BUSY, request, move |ctx, request| {
-        let result = guarded(work);
-        drop(watch);
-        match result {
-            Ok(response) => reply(ctx, request, response),
-            Err(error) => fail(ctx, request, &error),
-        }
+    on_worker(ctx, place, request, move |ctx, request| {
+        let ctx = ctx.clone();
+        work(Reply::new(request, watch, move |request, result| match result {
+            Ok(response) => reply(&ctx, request, response),
+            Err(error) => fail(&ctx, request, &error),
+        }));
     });
 }
 
 /// Has a worker go on with the request; without one, its answer is 503.
 fn on_worker(
     ctx: &Arc<Ctx>,
-    workers: &Pool,
-    busy: &'static str,
+    place: Result<Place>,
     mut request: Request,
     job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
 ) {
-    let was_on_worker = request.on_worker();
-    request.set_on_worker(true);
-    // The slot keeps the request here when no worker takes the job, which drops the job's own handle.
-    let slot = Arc::new(Mutex::new(Some(request)));
-    let taken = workers.submit({
-        let (ctx, slot) = (ctx.clone(), slot.clone());
-        move || {
-            let request = lock(&slot).take();
-            if let Some(request) = request {
-                job(&ctx, request);
-            }
+    match place {
+        Ok(place) => {
+            request.set_on_worker(true);
+            let ctx = ctx.clone();
+            place.run(move || job(&ctx, request));
         }
-    });
-    let left = if taken.is_err() { lock(&slot).take() } else { None };
-    if let Some(mut request) = left {
-        request.set_on_worker(was_on_worker);
-        fail(ctx, request, &Error::new(Code::Busy, busy));
+        Err(busy) => fail(ctx, request, &busy),
     }
 }
 
@@ -167,7 +155,7 @@ fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
     if response.is_small() || request.on_worker() {
         return send(ctx, request, response);
     }
-    on_worker(ctx, &ctx.transfers, TRANSFERS_BUSY, request, move |ctx, request| send(ctx, request, response));
+    on_worker(ctx, ctx.transfer_place(), request, move |ctx, request| send(ctx, request, response));
 }
 
 fn send(ctx: &Ctx, request: Request, response: Response) {

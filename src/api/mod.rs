@@ -13,7 +13,8 @@ use std::time::Instant;
 use crate::access::{Approval, Credentials};
 use serde_json::Value;
 
-use crate::base::pool::Pool;
+use crate::base::pool::{Place, Pool};
+use crate::base::{Code, Error, Result};
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
 
@@ -49,8 +50,42 @@ pub struct Ctx {
     pub started: Instant,
     /// The workers of [`crate::http::Class::Run`].
     pub run_workers: Pool,
+    /// The workers of [`crate::http::Class::Stream`].
+    pub stream_workers: Pool,
     /// The workers for bodies and answers that a slow client could hold up.
     pub transfers: Pool,
+}
+
+impl Ctx {
+    /// A worker for a command.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn run_place(&self) -> Result<Place> {
+        let busy = "All run workers are taken; try again, or start berth with a larger --max-runs";
+        reserve(&self.run_workers, busy)
+    }
+
+    /// A worker for a wait or a stream.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn stream_place(&self) -> Result<Place> {
+        let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
+        reserve(&self.stream_workers, busy)
+    }
+
+    /// A worker for a large body or answer.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn transfer_place(&self) -> Result<Place> {
+        reserve(&self.transfers, "Too many large bodies and answers are on their way; try again")
+    }
+}
+
+fn reserve(workers: &Pool, busy: &str) -> Result<Place> {
+    workers.reserve().map_err(|_| Error::new(Code::Busy, busy))
 }
 
 /// Facts for `GET /capabilities` that only the start knows.

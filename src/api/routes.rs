@@ -33,9 +33,13 @@ const OWNER: Auth = Auth::Scope(Owner);
 const COLLABORATOR: Auth = Auth::Scope(Collaborator);
 
 /// The largest body that a request for this path may have; without a known route, the largest of all.
-pub fn body_cap(_method: &str, path: &str) -> usize {
-    let known = ROUTES.iter().any(|route| route.class == Class::Short && matches(route.pattern, path));
-    if known { limits::JSON_BODY_BYTES } else { limits::EXEC_BODY_BYTES }
+pub fn body_cap(method: &str, path: &str) -> usize {
+    let mut caps = ROUTES.iter().filter(|route| matches(route.pattern, path)).map(|route| {
+        let large = route.class != Class::Short && route.method.as_str() == method;
+        if large { limits::EXEC_BODY_BYTES } else { limits::JSON_BODY_BYTES }
+    });
+    let Some(first) = caps.next() else { return limits::EXEC_BODY_BYTES };
+    caps.fold(first, usize::max)
 }
 
 /// All endpoints. Exec needs an owner on host workspaces; the handler says so, since the path does not tell.

@@ -9,7 +9,7 @@ use super::dispatch::too_low;
 use crate::access::Scope;
 use crate::base::ids::{Distro, parse_uuid};
 use crate::base::{Result, limits};
-use crate::http::{Answer, Request, Response, Work};
+use crate::http::{Answer, Request, Response};
 use crate::runs::ExecRequest;
 use crate::workspaces::create::{Create, Update};
 use crate::workspaces::{Kind, Shown};
@@ -102,8 +102,7 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
     let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
     let (work, cancel) = ctx.lifecycle.start_exec(id, body)?;
-    let work: Work = Box::new(move || work().map(|result| Response::ok(&result)));
-    Ok(Answer::Later { work, cancel: Some(cancel) })
+    Ok(Answer::later(move || work().map(|result| Response::ok(&result)), Some(cancel)))
 }
 
 /// `POST /api/workspaces/:id/rerun-init`
@@ -111,9 +110,8 @@ pub fn rerun_init(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     request.json_if_any::<Value>(limits::JSON_BODY_BYTES)?;
     let work = ctx.lifecycle.start_rerun(id)?;
-    let work: Work = Box::new(move || work().map(|result| Response::ok(&result)));
     // Its result is kept in the workspace, so it goes on without its client.
-    Ok(Answer::Later { work, cancel: None })
+    Ok(Answer::later(move || work().map(|result| Response::ok(&result)), None))
 }
 
 /// `GET /api/workspaces/:id/debug`

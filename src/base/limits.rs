@@ -49,12 +49,14 @@ pub const BUILD_LOG_BYTES: u64 = 64 << 20;
 /// Requests at once whose body or answer is too large to be held for them, each on a thread that a slow client may hold
 /// up to [`BODY_STALL`] or [`WRITE_STALL`] from byte to byte; further ones are answered 503 at once.
 pub const TRANSFERS: usize = 64;
-/// Jobs waiting for a run worker while all are busy; 0: answered 503 at once.
+/// Jobs waiting for a run or stream worker while all are busy; 0: answered 503 at once.
 pub const RUN_QUEUE: usize = 0;
 /// Builds waiting for the builder.
 pub const BUILD_QUEUE: usize = 256;
-/// Default for `--max-runs`.
-pub const RUN_WORKERS: usize = 64;
+/// Default for `--max-runs`: threads start when they are needed, and one costs 30 KB while its command is quiet.
+pub const RUN_WORKERS: usize = 256;
+/// Default for `--max-streams`: followers, long waits, terminals.
+pub const STREAM_WORKERS: usize = 256;
 /// An idle worker beyond the minimum ends after this long.
 pub const WORKER_IDLE: Duration = Duration::from_secs(30);
 /// Stack of ordinary threads. Measured use stays under 64 KiB; serde_json nests to 128 levels.

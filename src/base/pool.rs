@@ -1,11 +1,11 @@
 //! A bounded set of named worker threads with a queue. Workers beyond the minimum start when they are needed and end
 //! when they are not. Knows nothing of what the jobs are.
 //!
-//! Lock: `workers`, held only to start a thread or to count.
+//! Locks: `workers`, held only to start a thread or to count; `jobs`, held only to send without waiting.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -15,12 +15,14 @@ use super::{Result, limits};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The workers. Dropping it lets the jobs that were taken end, then joins.
-pub struct Pool {
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
     name: &'static str,
     max: usize,
     queue: usize,
-    // Fields drop in order: this closes the queue, so that the joins below can finish.
-    jobs: Option<Sender<Job>>,
+    /// `None` once the pool ends: that closes the queue, so that the joins can finish.
+    jobs: Mutex<Option<Sender<Job>>>,
     waiting: Receiver<Job>,
     counts: Arc<Counts>,
     workers: Mutex<Vec<JoinOnDrop>>,
@@ -41,22 +43,22 @@ impl Pool {
     /// # Errors
     /// When the first threads cannot be started.
     pub fn new(name: &'static str, min: usize, max: usize, queue: usize) -> Result<Pool> {
-        // Never full: `submit` refuses before it gets there.
+        // Never full: `reserve` refuses before it gets there.
         let (jobs, waiting) = bounded(max + queue);
-        let pool = Pool {
+        let inner = Inner {
             name,
             max,
             queue,
-            jobs: Some(jobs),
+            jobs: Mutex::new(Some(jobs)),
             waiting,
             counts: Arc::default(),
             workers: Mutex::default(),
             number: AtomicUsize::new(0),
         };
         for _ in 0..min {
-            pool.start(true)?;
+            inner.start(true)?;
         }
-        Ok(pool)
+        Ok(Pool(Arc::new(inner)))
     }
 
     /// Hands a job to a worker.
@@ -64,14 +66,53 @@ impl Pool {
     /// # Errors
     /// When every worker is taken and the queue is full; the job is dropped then.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> std::result::Result<(), Refused> {
-        let pending = self.counts.pending.fetch_add(1, Ordering::SeqCst);
-        if pending >= self.max + self.queue || !self.staffed(pending + 1) {
-            self.counts.pending.fetch_sub(1, Ordering::SeqCst);
-            return Err(Refused);
-        }
-        self.jobs.as_ref().map_or(Err(Refused), |jobs| jobs.try_send(Box::new(job)).map_err(|_| Refused))
+        self.reserve().map(|place| place.run(job))
     }
 
+    /// Keeps a worker for a job that is not made yet, so that a refusal can still be answered.
+    ///
+    /// # Errors
+    /// When every worker is taken and the queue is full.
+    pub fn reserve(&self) -> std::result::Result<Place, Refused> {
+        let inner = &self.0;
+        let pending = inner.counts.pending.fetch_add(1, Ordering::SeqCst);
+        let place = Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false };
+        if pending >= inner.max + inner.queue || !inner.staffed(pending + 1) {
+            return Err(Refused);
+        }
+        Ok(place)
+    }
+}
+
+/// A worker that is kept for one job; dropped without one, it is free again.
+pub struct Place {
+    // A job may lie in wait longer than its pool lives.
+    pool: Weak<Inner>,
+    counts: Arc<Counts>,
+    /// Handed over: the worker gives it back.
+    used: bool,
+}
+
+impl Place {
+    /// Hands the job over. It is dropped if the pool has ended.
+    pub fn run(mut self, job: impl FnOnce() + Send + 'static) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        // The thread that the reservation started may have grown tired of waiting.
+        pool.staffed(pool.counts.pending.load(Ordering::SeqCst));
+        let jobs = lock(&pool.jobs).clone();
+        self.used = jobs.is_some_and(|jobs| jobs.try_send(Box::new(job)).is_ok());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.used {
+            self.counts.pending.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Inner {
     /// Sees to it that `pending` jobs have threads, as far as `max` allows; `false` when there is no thread at all.
     fn staffed(&self, pending: usize) -> bool {
         let live = self.counts.live.load(Ordering::SeqCst);
@@ -137,8 +178,9 @@ fn work(waiting: &Receiver<Job>, counts: &Counts, stays: bool) {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.jobs = None;
-        lock(&self.workers).clear();
+        *lock(&self.0.jobs) = None;
+        let workers = std::mem::take(&mut *lock(&self.0.workers));
+        drop(workers);
     }
 }
 
@@ -173,5 +215,21 @@ mod tests {
             .is_err()
         {}
         finished.recv().unwrap();
+    }
+
+    #[test]
+    fn a_kept_place_is_a_place() {
+        let pool = Pool::new("test", 0, 1, 0).unwrap();
+        let place = pool.reserve().unwrap();
+        assert!(pool.reserve().is_err());
+        drop(place);
+        let place = pool.reserve().unwrap();
+        let (done, finished) = bounded(1);
+        place.run(move || done.send(()).unwrap());
+        finished.recv().unwrap();
+        while pool.reserve().is_err() {}
+        let late = pool.reserve().unwrap();
+        drop(pool);
+        late.run(|| panic!("the pool has ended"));
     }
 }

@@ -1,7 +1,7 @@
 //! Threads with a name, an owner and an end; locks that outlive a panic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, current};
 
 use super::{Error, Result};
 
@@ -23,7 +23,8 @@ impl JoinOnDrop {
 
 impl Drop for JoinOnDrop {
     fn drop(&mut self) {
-        if let Some(handle) = self.0.take() {
+        // What a thread drops last may own that very thread.
+        if let Some(handle) = self.0.take().filter(|handle| handle.thread().id() != current().id()) {
             // A panicked thread has already logged its panic.
             let _ = handle.join();
         }

@@ -55,7 +55,8 @@ Workspaces
   --opencode-password TEXT   its password; better use OPENWORK_OPENCODE_PASSWORD
 
 Commands and containers
-  --max-runs N               commands that may run at once, 1 to 1024 [64]
+  --max-runs N               commands that may run at once, 1 to 1024 [256]
+  --max-streams N            followers of output, waits and terminals at once, 1 to 4096 [256]
   --output-limit BYTES       kept of each of stdout and stderr, 4096 to 1073741824 [10485760]
   --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
@@ -86,6 +87,7 @@ Environment
   BERTH_MAX_CONNECTIONS      --max-connections         BERTH_DRAIN_TIMEOUT                 --drain-timeout
   LISTEN_PID, LISTEN_FDS     sockets that systemd passes
   BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
+  BERTH_MAX_STREAMS          --max-streams
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   BERTH_INIT_TIMEOUT         --init-timeout
   OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
@@ -107,7 +109,7 @@ Files
       host, port, token, hostToken, approval {mode, timeoutMs}, workspaces [{path, name, workspaceType, baseUrl,
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
       opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, listen [], allowedHosts [],
-      maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns,
+      maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
       outputLimit, initTimeout, httpThreads. Plain JSON; relative paths start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.

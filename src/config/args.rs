@@ -101,6 +101,9 @@ pub struct ServeArgs {
     /// commands that may run at once
     #[argh(option)]
     pub max_runs: Option<String>,
+    /// followers and waits at once
+    #[argh(option)]
+    pub max_streams: Option<String>,
     /// bytes kept of each of stdout and stderr
     #[argh(option)]
     pub output_limit: Option<String>,
@@ -169,6 +172,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--mirror", Many),
     ("--keyring", Many),
     ("--max-runs", Once),
+    ("--max-streams", Once),
     ("--output-limit", Once),
     ("--init-timeout", Once),
     ("--http-threads", Once),

@@ -39,6 +39,7 @@ pub struct ServerJson {
     pub mirrors: Option<BTreeMap<String, String>>,
     pub keyrings: Option<BTreeMap<String, String>>,
     pub max_runs: Option<u64>,
+    pub max_streams: Option<u64>,
     pub output_limit: Option<u64>,
     pub init_timeout: Option<u64>,
     pub http_threads: Option<u64>,

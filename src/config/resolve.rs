@@ -87,6 +87,13 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "maxRuns",
         text(json.max_runs),
     )?;
+    let max_streams = sources.pick(
+        "--max-streams",
+        args.max_streams.as_deref(),
+        "BERTH_MAX_STREAMS",
+        "maxStreams",
+        text(json.max_streams),
+    )?;
     let output_limit = sources.pick(
         "--output-limit",
         args.output_limit.as_deref(),
@@ -231,6 +238,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         keyrings: sources.keyrings(args)?,
         proxy_env: sources.proxies()?,
         max_runs: count(max_runs, limits::RUN_WORKERS, 1..=1024)?,
+        max_streams: count(max_streams, limits::STREAM_WORKERS, 1..=4096)?,
         output_limit: count(output_limit, limits::OUTPUT_BYTES, 4096..=1 << 30)?,
         init_timeout: init_timeout.map_or(Ok(limits::INIT_SCRIPT_TIMEOUT), |given| {
             values::number(&given.place, &given.text, 1..=INIT_TIMEOUT_MAX).map(Duration::from_secs)

@@ -26,6 +26,8 @@ pub(super) struct Answer {
     pub(super) whole: bool,
     /// The socket is to be handed over.
     pub(super) ticket: Option<String>,
+    /// The client was told that the body comes in chunks.
+    pub(super) chunked: bool,
 }
 
 /// What the request decides about its answer.
@@ -107,12 +109,12 @@ pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Resu
     };
     // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
     let close = !asked.keep || taken || matches!(framing, Framing::Close);
+    let framed = !matches!(status, 101 | 204);
+    let told_chunked = chunked && asked.is_11 && framed;
     match length {
-        Some(length) if !chunked && status != 204 && !taken => {
+        _ if told_chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Some(length) if framed && !chunked => {
             let _ = write!(out, "Content-Length: {length}\r\n");
-        }
-        _ if chunked && asked.is_11 && status != 204 && !taken => {
-            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
         _ => {}
     }
@@ -124,7 +126,7 @@ pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Resu
     for part in ["Server: berth\r\nX-Request-Id: ", asked.id, "\r\n\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    Ok(Some(Answer { status, framing, close, whole, ticket }))
+    Ok(Some(Answer { status, framing, close, whole, ticket, chunked: told_chunked }))
 }
 
 #[cfg(test)]
@@ -160,6 +162,19 @@ mod tests {
         assert!(!answer.close && text.contains("Transfer-Encoding: chunked"));
         let (answer, text) = out(head, false, false, false).unwrap().unwrap();
         assert!(answer.close && !text.contains("Transfer-Encoding"));
+    }
+
+    #[test]
+    fn who_takes_the_socket_knows_how_to_frame() {
+        let stream = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Berth-Ticket: 7\r\n\r\n";
+        let (answer, text) = out(stream, false, true, false).unwrap().unwrap();
+        assert!(answer.chunked && answer.close && matches!(answer.framing, Framing::Sized(Body::Length(0))));
+        assert!(text.contains("Transfer-Encoding: chunked\r\nConnection: close\r\n"), "{text}");
+        let (answer, text) = out(stream, false, false, false).unwrap().unwrap();
+        assert!(!answer.chunked && !text.contains("Transfer-Encoding"), "{text}");
+        let sized = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Berth-Ticket: 7\r\n\r\n";
+        let (answer, text) = out(sized, false, true, false).unwrap().unwrap();
+        assert!(!answer.chunked && text.contains("Content-Length: 9\r\nConnection: close\r\n"), "{text}");
     }
 
     #[test]

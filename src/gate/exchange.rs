@@ -307,7 +307,7 @@ impl Connection<'_> {
                 log::error!("{}: an answer with a ticket that is not good", self.id);
                 return Ok(Next::Close);
             };
-            return Ok(Next::Taken(take));
+            return Ok(Next::Taken(take, answer.chunked));
         }
         if answer.close {
             return Ok(if unread || self.at < self.input.len() { Next::Linger } else { Next::Close });

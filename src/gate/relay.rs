@@ -27,8 +27,8 @@ pub(super) enum Next {
     Linger,
     /// It ends.
     Close,
-    /// It belongs to somebody else now.
-    Taken(Take),
+    /// It belongs to somebody else now, who was told to write chunks or was not.
+    Taken(Take, bool),
 }
 
 pub(super) struct Connection<'g> {
@@ -92,7 +92,7 @@ pub(super) fn serve(gate: &Shared, seat: Seat) {
     };
     match end {
         Next::Linger => refuse::linger(&connection.socket),
-        Next::Taken(take) => connection.hand_over(take),
+        Next::Taken(take, chunked) => connection.hand_over(take, chunked),
         Next::Again | Next::Close => {}
     }
 }
@@ -278,13 +278,13 @@ impl Connection<'_> {
         Next::Linger
     }
 
-    fn hand_over(self, take: Take) {
+    fn hand_over(self, take: Take, chunked: bool) {
         self.seat.record.set(State::Taken);
         // SO_RCVTIMEO would end an idle terminal; a write that stands still ends whatever it is.
         let _ = set_socket_timeout(&*self.socket, Timeout::Recv, None);
         let _ = set_socket_timeout(&*self.socket, Timeout::Send, Some(limits::WRITE_STALL));
         let early = self.input[self.at..].to_vec();
-        take(ClientSocket::new(self.socket, Arc::new(self.seat)), early);
+        take(ClientSocket::new(self.socket, Arc::new(self.seat), chunked), early);
     }
 }
 

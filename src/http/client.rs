@@ -75,12 +75,18 @@ impl Write for &Socket {
 pub struct ClientSocket {
     socket: Arc<Socket>,
     _seat: Arc<dyn Any + Send + Sync>,
+    chunked: bool,
 }
 
 impl ClientSocket {
     /// `seat` is what the gate wants back in the end.
-    pub(crate) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>) -> ClientSocket {
-        ClientSocket { socket, _seat: seat }
+    pub(crate) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>, chunked: bool) -> ClientSocket {
+        ClientSocket { socket, _seat: seat, chunked }
+    }
+
+    /// Whether the answer's head promised chunks; else the body ends at the announced length, or with the connection.
+    pub fn is_chunked(&self) -> bool {
+        self.chunked
     }
 
     /// Ends one or both directions.

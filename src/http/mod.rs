@@ -8,6 +8,6 @@ pub mod reply;
 pub mod request;
 pub mod route;
 
-pub use reply::Response;
+pub use reply::{Reply, Response};
 pub use request::{Method, Request};
 pub use route::{Answer, Auth, Class, Effect, Gate, Route, Work};

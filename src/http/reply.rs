@@ -5,14 +5,26 @@ use std::io::Write as _;
 
 use serde::Serialize;
 
-use crate::base::{Code, Error, limits};
+use super::client::Subscription;
+use super::request::Request;
+use crate::base::{Code, Error, Result, limits};
 
 /// An answer in the making.
 #[derive(Debug)]
 pub struct Response {
     status: u16,
     headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Bytes(Vec<u8>),
+    /// Whoever holds this ticket writes it to the client's socket: so many bytes, or chunks.
+    Taken {
+        ticket: String,
+        length: Option<u64>,
+    },
 }
 
 const JSON: &str = "application/json";
@@ -21,7 +33,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 impl Response {
     /// No body.
     pub fn empty(status: u16) -> Response {
-        Response { status, headers: Vec::new(), body: Vec::new() }
+        Response { status, headers: Vec::new(), body: Body::Bytes(Vec::new()) }
     }
 
     /// 200 with `value` as JSON.
@@ -61,8 +73,16 @@ impl Response {
         self
     }
 
-    fn with_body(mut self, body: Vec<u8>) -> Response {
-        self.body = body;
+    /// 200 whose body is written to the client's own socket, by whoever left the ticket
+    /// ([`super::client::Tickets`]); without a length as long as it takes.
+    pub fn taken(ticket: String, length: Option<u64>) -> Response {
+        Response { status: 200, headers: Vec::new(), body: Body::Taken { ticket, length } }
+    }
+
+    /// With this body, of the type that a header says.
+    #[must_use]
+    pub fn with_body(mut self, body: Vec<u8>) -> Response {
+        self.body = Body::Bytes(body);
         self
     }
 
@@ -74,7 +94,8 @@ impl Response {
     /// Whether it is small enough to leave at once, however slowly its client reads: the private socket takes 200 KB
     /// (net.core.wmem_default), and the gate reads on until its client is behind.
     pub fn is_small(&self) -> bool {
-        self.body.len() <= ONE_WRITE
+        matches!(&self.body, Body::Bytes(body) if body.len() <= ONE_WRITE)
+            || matches!(self.body, Body::Taken { .. })
     }
 
     /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
@@ -89,23 +110,78 @@ impl Response {
             let value: String = value.chars().filter(|c| !c.is_control()).collect();
             let _ = write!(head, "{name}: {value}\r\n");
         }
-        // RFC 9110, 8.6: none in a 204.
-        if self.status != 204 {
-            let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
-        }
+        let body = match self.body {
+            Body::Bytes(body) => {
+                // RFC 9110, 8.6: none in a 204.
+                if self.status != 204 {
+                    let _ = write!(head, "Content-Length: {}\r\n", body.len());
+                }
+                body
+            }
+            Body::Taken { ticket, length } => {
+                let _ = match length {
+                    Some(length) => write!(head, "Content-Length: {length}\r\n"),
+                    None => write!(head, "Transfer-Encoding: chunked\r\n"),
+                };
+                let _ = write!(head, "X-Berth-Ticket: {ticket}\r\n");
+                Vec::new()
+            }
+        };
         head.push_str("\r\n");
         let mut message = head.into_bytes();
         let mut writer = request.into_writer();
         // The client is gone: nobody is left to be told.
         let _ = if without_body {
             writer.write_all(&message)
-        } else if self.body.len() <= ONE_WRITE {
-            message.extend_from_slice(&self.body);
+        } else if body.len() <= ONE_WRITE {
+            message.extend_from_slice(&body);
             writer.write_all(&message)
         } else {
-            writer.write_all(&message).and_then(|()| writer.write_all(&self.body))
+            writer.write_all(&message).and_then(|()| writer.write_all(&body))
         };
         let _ = writer.flush();
+    }
+}
+
+/// The way back to a client: may change threads, and is used once. Dropped unused it tells the client that we failed.
+pub struct Reply(Option<Waiting>);
+
+struct Waiting {
+    request: Request,
+    finish: Box<dyn FnOnce(Request, Result<Response>) + Send>,
+    watch: Option<Subscription>,
+}
+
+impl Reply {
+    /// `finish` answers the request; until then `watch` is kept.
+    pub fn new(
+        request: Request,
+        watch: Option<Subscription>,
+        finish: impl FnOnce(Request, Result<Response>) + Send + 'static,
+    ) -> Reply {
+        Reply(Some(Waiting { request, finish: Box::new(finish), watch }))
+    }
+
+    /// Answers.
+    pub fn send(mut self, result: Result<Response>) {
+        if let Some(waiting) = self.0.take() {
+            waiting.finish(result);
+        }
+    }
+}
+
+impl Waiting {
+    fn finish(self, result: Result<Response>) {
+        drop(self.watch);
+        (self.finish)(self.request, result);
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.0.take() {
+            waiting.finish(Err(Error::internal("Unexpected server error")));
+        }
     }
 }
 

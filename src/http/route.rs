@@ -1,6 +1,6 @@
 //! Rows of the route table and how a path finds its row.
 
-use super::reply::Response;
+use super::reply::{Reply, Response};
 use super::request::{Method, Request, decode};
 use crate::access::Scope;
 use crate::base::{Code, Error, Result};
@@ -42,6 +42,8 @@ pub enum Class {
     Short,
     /// A command: checked on the pool, run by the run workers.
     Run,
+    /// Waits or streams: checked on the pool, done by the stream workers.
+    Stream,
 }
 
 /// What a handler says.
@@ -57,8 +59,15 @@ pub enum Answer {
     },
 }
 
-/// Work that ends with a reply.
-pub type Work = Box<dyn FnOnce() -> Result<Response> + Send>;
+/// Work that replies at its end, or before.
+pub type Work = Box<dyn FnOnce(Reply) + Send>;
+
+impl Answer {
+    /// Work whose result is the reply.
+    pub fn later(work: impl FnOnce() -> Result<Response> + Send + 'static, cancel: Option<Cancel>) -> Answer {
+        Answer::Later { work: Box::new(move |reply: Reply| reply.send(work())), cancel }
+    }
+}
 
 /// A handler: parse, call one service, shape the answer.
 pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
