@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::build_log::BuildLog;
 use super::mirrors::Sources;
-use super::tools;
+use super::tools::{self, Archive, Family};
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::{Cancel, Ended, Group, Spec};
@@ -37,9 +37,9 @@ pub fn bootstrap(
     log: &mut BuildLog,
     cancel: &Cancel,
 ) -> Result<()> {
-    let (what, args) = match distro {
-        Distro::ArchLinux => ("pacstrap", pacstrap(root, sources)?),
-        _ => ("debootstrap", debootstrap(distro, root, sources)?),
+    let (what, args) = match suite(distro) {
+        Some(suite) => ("debootstrap", debootstrap(distro, &suite, root, sources)?),
+        None => ("pacstrap", pacstrap(root, sources)?),
     };
     log.new_step();
     let spec = Spec::new(tools::require("unshare")?)
@@ -53,44 +53,124 @@ pub fn bootstrap(
     clean(root)
 }
 
-fn debootstrap(distro: Distro, root: &Path, sources: &Sources) -> Result<Vec<String>> {
-    // (suite, components, keyring file, its package, a script of the same family for a host that has none of this
-    // suite's: Debian 12's debootstrap does not know noble, and all Ubuntu suites since gutsy share one.)
-    let (suite, components, keyring, package, family_script) = match distro {
-        Distro::UbuntuNoble => {
-            ("noble", "main,universe", "ubuntu-archive-keyring.gpg", "ubuntu-keyring", "gutsy")
-        }
-        Distro::UbuntuJammy => {
-            ("jammy", "main,universe", "ubuntu-archive-keyring.gpg", "ubuntu-keyring", "gutsy")
-        }
-        _ => ("bookworm", "main", "debian-archive-keyring.gpg", "debian-archive-keyring", "sid"),
-    };
+/// What a bootstrap takes from this host.
+#[derive(Debug)]
+pub struct Needs {
+    /// debootstrap or pacstrap.
+    pub program: PathBuf,
+    /// What verifies the packages: a file for debootstrap, pacman's folder.
+    pub keyring: PathBuf,
+    /// A script of the suite's family, for a debootstrap that has none of the suite itself.
+    pub stand_in: Option<PathBuf>,
+}
+
+/// Finds what a bootstrap of `distro` takes from this host.
+///
+/// # Errors
+/// `Unavailable` or `BuildFailed` with what is missing and what to install.
+pub fn needs(distro: Distro, sources: &Sources) -> Result<Needs> {
+    match suite(distro) {
+        Some(suite) => debootstrap_needs(distro, &suite, sources),
+        None => pacstrap_needs(sources),
+    }
+}
+
+/// A distribution as debootstrap knows it.
+struct Suite {
+    name: &'static str,
+    components: &'static str,
+    archive: Archive,
+    /// Debian 12's debootstrap does not know noble; all Ubuntu suites since gutsy share one script, as all of Debian's
+    /// do.
+    family_script: &'static str,
+}
+
+fn suite(distro: Distro) -> Option<Suite> {
+    let ubuntu =
+        |name| Suite { name, components: "main,universe", archive: Archive::Ubuntu, family_script: "gutsy" };
+    match distro {
+        Distro::UbuntuNoble => Some(ubuntu("noble")),
+        Distro::UbuntuJammy => Some(ubuntu("jammy")),
+        Distro::DebianBookworm => Some(Suite {
+            name: "bookworm",
+            components: "main",
+            archive: Archive::Debian,
+            family_script: "sid",
+        }),
+        Distro::ArchLinux => None,
+    }
+}
+
+fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &Sources) -> Result<Needs> {
     let program = tools::require("debootstrap")?;
-    let keyring = match sources.keyrings.get(&distro) {
-        Some(path) => path.clone(),
-        None => Path::new("/usr/share/keyrings").join(keyring),
-    };
-    if !keyring.is_file() {
+    let configured = sources.keyrings.get(&distro);
+    if let Some(path) = configured.filter(|path| !path.is_file()) {
+        let problem =
+            format!("The keyring of {distro}, {}, is not a file that debootstrap can use", path.display());
+        return Err(Error::new(Code::BuildFailed, problem));
+    }
+    let Some(keyring) = configured.cloned().or_else(|| tools::keyring(suite.archive)) else {
+        let family = tools::family().unwrap_or(Family::Debian);
         return Err(Error::new(
             Code::BuildFailed,
             format!(
-                "{} is missing, so the packages of {distro} could not be verified; install the package {package}, or \
-                 copy the keyring from a machine that has it and pass --keyring {distro}=FILE",
+                "The keyring of {distro} is missing, so its packages could not be verified; install the package {}, or \
+                 copy {} from a machine that has it and pass --keyring {distro}=FILE",
+                tools::keyring_packages(family, suite.archive).join(" or "),
+                tools::keyring_file(suite.archive).display(),
+            ),
+        ));
+    };
+    let scripts = Path::new("/usr/share/debootstrap/scripts");
+    let stand_in = (!scripts.join(suite.name).exists()).then(|| scripts.join(suite.family_script));
+    if let Some(script) = stand_in.as_ref().filter(|script| !script.exists()) {
+        return Err(Error::new(
+            Code::BuildFailed,
+            format!(
+                "debootstrap knows neither {} nor its family ({} is missing); install a newer debootstrap",
+                suite.name,
+                script.display()
+            ),
+        ));
+    }
+    Ok(Needs { program, keyring, stand_in })
+}
+
+fn pacstrap_needs(sources: &Sources) -> Result<Needs> {
+    let program = tools::require("pacstrap")?;
+    tools::require("pacman")?;
+    if sources.mirror(Distro::ArchLinux).is_none() {
+        return Err(Error::new(
+            Code::BuildFailed,
+            "No mirror for arch-linux is known on this host; pass --mirror arch-linux=URL, with $repo and $arch in it",
+        ));
+    }
+    let configured = sources.keyrings.get(&Distro::ArchLinux).cloned();
+    let keyring = configured.unwrap_or_else(|| PathBuf::from("/etc/pacman.d/gnupg"));
+    if !keyring.is_dir() {
+        return Err(Error::new(
+            Code::BuildFailed,
+            format!(
+                "{} is missing, so the packages of arch-linux could not be verified; install archlinux-keyring and \
+                 run `pacman-key --init && pacman-key --populate archlinux`, or pass --keyring arch-linux=FOLDER",
                 keyring.display()
             ),
         ));
     }
-    let scripts = Path::new("/usr/share/debootstrap/scripts");
+    Ok(Needs { program, keyring, stand_in: None })
+}
+
+fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &Sources) -> Result<Vec<String>> {
+    let Needs { program, keyring, stand_in } = debootstrap_needs(distro, suite, sources)?;
     let mut args = vec![program.to_string_lossy().into_owned(), "--variant=minbase".to_owned()];
-    args.push(format!("--components={components}"));
+    args.push(format!("--components={}", suite.components));
     args.push(format!("--keyring={}", keyring.display()));
     // Without it debootstrap warns and goes on when the archive is not signed.
     args.push("--force-check-gpg".to_owned());
-    args.push(suite.to_owned());
+    args.push(suite.name.to_owned());
     args.push(root.to_string_lossy().into_owned());
     let mirror = sources.mirror(distro);
-    let script = (!scripts.join(suite).exists()).then(|| scripts.join(family_script));
-    match (mirror, script) {
+    match (mirror, stand_in) {
         (Some(mirror), script) => {
             args.push(mirror);
             args.extend(script.map(|script| script.to_string_lossy().into_owned()));
@@ -103,31 +183,13 @@ fn debootstrap(distro: Distro, root: &Path, sources: &Sources) -> Result<Vec<Str
 }
 
 fn pacstrap(root: &Path, sources: &Sources) -> Result<Vec<String>> {
-    let program = tools::require("pacstrap")?;
-    tools::require("pacman")?;
-    let Some(mirror) = sources.mirror(Distro::ArchLinux) else {
-        return Err(Error::new(
-            Code::BuildFailed,
-            "No mirror for arch-linux is known on this host; pass --mirror arch-linux=URL, with $repo and $arch in it",
-        ));
-    };
-    let keyring_folder = sources.keyrings.get(&Distro::ArchLinux).cloned();
-    let gpg = keyring_folder.unwrap_or_else(|| PathBuf::from("/etc/pacman.d/gnupg"));
-    if !gpg.is_dir() {
-        return Err(Error::new(
-            Code::BuildFailed,
-            format!(
-                "{} is missing, so the packages of arch-linux could not be verified; install archlinux-keyring and \
-                 run `pacman-key --init && pacman-key --populate archlinux`, or pass --keyring arch-linux=FOLDER",
-                gpg.display()
-            ),
-        ));
-    }
+    let Needs { program, keyring, .. } = pacstrap_needs(sources)?;
+    let mirror = sources.mirror(Distro::ArchLinux).unwrap_or_default();
     let config = root.with_extension("pacman.conf");
     let text = format!(
         "[options]\nArchitecture = auto\nSigLevel = Required DatabaseOptional\nGPGDir = {}\n\
          [core]\nServer = {mirror}\n[extra]\nServer = {mirror}\n",
-        gpg.display()
+        keyring.display()
     );
     file::write_atomic(&config, text.as_bytes(), 0o600)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -135,7 +197,8 @@ fn pacstrap(root: &Path, sources: &Sources) -> Result<Vec<String>> {
         text(&program),
         "-C".into(),
         text(&config),
-        "-c".into(),
+        // Neither the host's keyring nor its mirror list. The cache stays in the root (no -c) and is emptied with it: a
+        // build leaves nothing in the host's own.
         "-G".into(),
         "-M".into(),
         text(root),

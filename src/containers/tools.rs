@@ -111,17 +111,19 @@ pub fn missing_message(program: &str) -> String {
     }
 }
 
+/// Where an archive's keyring lies on a host that has it.
+pub fn keyring_file(archive: Archive) -> PathBuf {
+    PathBuf::from(match archive {
+        Archive::Debian => "/usr/share/keyrings/debian-archive-keyring.gpg",
+        Archive::Ubuntu => "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
+    })
+}
+
 /// The keyring file of an archive, when the host has one.
 pub fn keyring(archive: Archive) -> Option<PathBuf> {
-    let name = match archive {
-        Archive::Debian => "debian-archive-keyring",
-        Archive::Ubuntu => "ubuntu-archive-keyring",
-    };
+    let path = keyring_file(archive);
     // `.pgp` is the name since Debian 13.
-    ["gpg", "pgp"]
-        .map(|suffix| PathBuf::from(format!("/usr/share/keyrings/{name}.{suffix}")))
-        .into_iter()
-        .find(|path| path.is_file())
+    [path.clone(), path.with_extension("pgp")].into_iter().find(|path| path.is_file())
 }
 
 /// Packages that may bring an archive's keyring, likeliest first. Not every host has one of them.

@@ -26,6 +26,7 @@ mod exec_host;
 mod gate_door;
 mod hostile_root;
 mod logging;
+mod other_distros;
 mod pty;
 mod readme;
 mod setup;

@@ -1,0 +1,161 @@
+//! Ubuntu and Arch Linux, whose archives no machine of Debian can verify by itself: real debootstrap and real pacstrap
+//! from small archives that are made and signed here. What Ubuntu's holds are Debian's own packages, so the system that
+//! comes out is a Debian; the way there (suite, script of the family, components, keyring, signature) is Ubuntu's.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::fixture::{DISTRO, Place, seeded};
+use crate::procs::secs;
+use crate::scratch::Scratch;
+use crate::server::{Setup, read, run};
+
+#[track_caller]
+fn shell(folder: &Path, script: &str) -> String {
+    let script = format!("set -e\n{script}");
+    let done = run(Command::new("sh").args(["-c", &script]).current_dir(folder), secs(120));
+    assert_eq!(done.code, Some(0), "{script}: {done:?}");
+    done.stdout
+}
+
+/// A gnupg folder with one key that signs; `NAME.gpg` beside it is its public half.
+#[track_caller]
+fn key(scratch: &Scratch, name: &str) -> PathBuf {
+    let home = scratch.folder(name);
+    // The agent that gpg starts goes when its folder does (gpg-agent(1)); told so, it goes at once.
+    shell(
+        scratch.path(),
+        &format!(
+            "chmod 700 {name}
+            touch {name}/pubring.gpg # pacman wants this name (pacman-key --init)
+            gpg --homedir {name} --batch --quiet --passphrase '' --quick-generate-key '{name} <x@y.z>' rsa2048 sign
+            gpg --homedir {name} --batch --quiet --export > {name}.gpg
+            gpgconf --homedir {name} --kill all"
+        ),
+    );
+    home
+}
+
+/// An archive for `suite` with what a minimal Debian consists of, signed with `key`.
+#[track_caller]
+fn ubuntu(scratch: &Scratch, suite: &str) {
+    let archive = scratch.folder("archive");
+    // The names are those in the image that the other tests start from.
+    let image = seeded();
+    let status = image.data_dir().join("images").join(DISTRO).join("var/lib/dpkg/status");
+    shell(
+        &archive,
+        &format!(
+            "mkdir -p pool dists/{suite}/main/binary-amd64 dists/{suite}/universe/binary-amd64
+            names=$(sed -n 's/^Package: //p' {status})
+            (cd pool; apt-get download -qq $names 2>/dev/null || {{ apt-get -qq update; apt-get download -qq $names; }}) >&2
+            dpkg-scanpackages pool > dists/{suite}/main/binary-amd64/Packages
+            : > dists/{suite}/universe/binary-amd64/Packages
+            cd dists/{suite}
+            {{
+                printf '%s\\n' 'Origin: Ubuntu' 'Suite: {suite}' 'Codename: {suite}' 'Architectures: amd64' \\
+                    'Components: main universe' \"Date: $(date -Ru)\" SHA256:
+                for file in */binary-amd64/Packages; do
+                    echo \" $(sha256sum $file | cut -d ' ' -f 1) $(stat -c %s $file) $file\"
+                done
+            }} > Release
+            gpg --homedir {good} --batch --quiet --clearsign -o InRelease Release
+            gpgconf --homedir {good} --kill all",
+            status = status.display(),
+            good = scratch.path().join("good").display(),
+        ),
+    );
+}
+
+#[test]
+fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
+    let scratch = Scratch::new();
+    key(&scratch, "good");
+    key(&scratch, "other");
+    ubuntu(&scratch, "noble");
+    let start = |keyring: &str| {
+        let folder = scratch.path().display();
+        Setup::in_folder(Scratch::in_memory())
+            .arg(format!("--mirror=ubuntu-noble=file://{folder}/archive"))
+            .arg(format!("--keyring=ubuntu-noble={folder}/{keyring}"))
+            .start()
+    };
+    let extra =
+        json!({"name": "noble", "distro": "ubuntu-noble", "init_script": "#!/bin/sh\necho by init\n"});
+
+    // Signed by somebody else: nothing of it may be used.
+    let server = start("other.gpg");
+    let place = Place::pending(&server, extra.clone());
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let done = place.settled();
+    assert_eq!(done["status"], "error", "{done}");
+    assert!(done["error_message"].as_str().unwrap().contains("signed by unknown key"), "{done}");
+    drop(place);
+    server.stop();
+
+    let server = start("good.gpg");
+    let place = Place::ready(&server, extra);
+    let log = read(place.root.with_extension("build.log"));
+    for line in ["I: Valid Release signature", "I: Base system installed successfully", "by init"] {
+        assert!(log.contains(line), "no {line:?} in\n{log}");
+    }
+    assert_eq!(place.sh("id -u; dpkg --audit; dpkg-query -Wf '${Status}' apt"), "0\ninstall ok installed");
+}
+
+#[test]
+fn arch_is_built_by_pacstrap_from_signed_packages() {
+    let scratch = Scratch::new();
+    let good = key(&scratch, "good");
+    // Knows the signer, and does not trust it. (pacman 6.0.2 itself crashes over a signer that it does not know.)
+    let other = key(&scratch, "other");
+    shell(
+        scratch.path(),
+        "gpg --homedir other --batch --quiet --import good.gpg; gpgconf --homedir other --kill all",
+    );
+    let archive = scratch.folder("archive");
+    // One static program is enough of a system; pacstrap asks for the package `base`.
+    shell(
+        &archive,
+        "(apt-get download -qq busybox-static 2>/dev/null || { apt-get -qq update; apt-get download -qq busybox-static; }) >&2
+        dpkg-deb -x busybox-static_*.deb busybox
+        mkdir -p base/usr/bin base/etc base/root db/base-1-1
+        cp busybox/bin/busybox base/usr/bin/busybox
+        for applet in sh cat echo id ls sleep; do ln -s busybox base/usr/bin/$applet; done
+        for folder in bin sbin; do ln -s usr/bin base/$folder; done
+        printf 'ID=arch\\nNAME=\"Arch Linux\"\\n' > base/etc/os-release
+        echo root:x:0:0:root:/root:/bin/sh > base/etc/passwd
+        printf '%s\\n' 'pkgname = base' 'pkgbase = base' 'pkgver = 1-1' 'pkgdesc = x' 'arch = any' > base/.PKGINFO
+        pkg=base-1-1-any.pkg.tar.xz
+        tar -C base --owner=0 --group=0 -cJf $pkg .PKGINFO bin etc root sbin usr
+        gpg --homedir $(realpath ../good) --batch --quiet --detach-sign $pkg
+        gpgconf --homedir $(realpath ../good) --kill all
+        printf '%%%s%%\\n%s\\n\\n' FILENAME $pkg NAME base VERSION 1-1 ARCH any CSIZE $(stat -c %s $pkg) \
+            SHA256SUM $(sha256sum $pkg | cut -d ' ' -f 1) PGPSIG $(base64 -w 0 $pkg.sig) > db/base-1-1/desc
+        tar -C db -czf core.db base-1-1
+        tar -czf extra.db --files-from=/dev/null",
+    );
+    let start = |keyring: &Path| {
+        Setup::in_folder(Scratch::in_memory())
+            .arg(format!("--mirror=arch-linux=file://{}", archive.display()))
+            .arg(format!("--keyring=arch-linux={}", keyring.display()))
+            .start()
+    };
+    let extra = json!({"name": "arch", "distro": "arch-linux", "init_script": "echo by init\n"});
+
+    let server = start(&other);
+    let place = Place::pending(&server, extra.clone());
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let done = place.settled();
+    assert_eq!(done["status"], "error", "{done}");
+    let message = done["error_message"].as_str().unwrap();
+    assert!(message.contains("signature from \"good <x@y.z>\" is unknown trust"), "{message}");
+    drop(place);
+    server.stop();
+
+    let server = start(&good);
+    let place = Place::ready(&server, extra);
+    assert!(place.init_log().contains("by init"), "{}", place.init_log());
+    assert_eq!(place.sh("cat /etc/os-release; id -u"), "ID=arch\nNAME=\"Arch Linux\"\n0\n");
+}
