@@ -176,3 +176,6 @@ pub const FAILURES_PER_SEC: f64 = 1.0;
 pub const FAILURE_DELAY: Duration = Duration::from_secs(1);
 /// Addresses whose failures are remembered.
 pub const THROTTLED_PEERS: usize = 4096;
+
+/// The server's share of the processors where it has a cgroup of its own; everybody else's is 100 (cgroup-v2.rst).
+pub const SERVER_CPU_WEIGHT: u64 = 1000;

@@ -154,6 +154,7 @@ impl Machine {
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
+        // The outer group's limits hold for what is made in it; nspawn's start enters its folders in the v1 hierarchies.
         let child = Spec::new(unshare)
             .args(nspawn_args(place, &nspawn, &resolv_conf))
             .envs(self.cgroups.only_v2().then_some(&unified))
@@ -234,7 +235,8 @@ impl Machine {
             return Err(gone());
         }
         let number = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let group = self.cgroups.group(&format!("{}/runs/{number}", self.name))?;
+        let mut group = self.cgroups.group(&format!("{}/runs/{number}", self.name))?;
+        group.account()?;
         group.add(pid)?;
         Ok(Spare { socket, pid, pidfd, group })
     }
@@ -263,10 +265,14 @@ impl Machine {
                 break;
             }
         }
-        let spare = match spare {
+        let mut spare = match spare {
             Some(spare) => spare,
             None => self.spare(&running.runtime, &running.group, deadline)?,
         };
+        if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
+            self.cgroups.confine(&mut spare.group, &limits)?;
+            spare.group.add_to_limits(spare.pid)?;
+        }
         // Full: a refill of some container is on its way anyway.
         let _ = self.refill.try_send(Arc::downgrade(self));
 

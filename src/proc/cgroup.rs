@@ -18,7 +18,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::Usage;
+use super::control::{self, Current, Enforcement, Files, entrance};
+use super::hierarchy::{Controller, Tree};
+use super::{Limits, Usage};
 use crate::base::thread::lock;
 use crate::base::{At, Error, Result, limits};
 
@@ -28,52 +30,50 @@ const MARK: &str = "BERTH_RUN_ID";
 /// Where groups are made.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
-    tree: Option<Tree>,
+    home: Option<Home>,
+    enforcement: Arc<Enforcement>,
 }
 
 #[derive(Clone, Debug)]
-struct Tree {
+struct Home {
+    tree: Arc<Tree>,
     /// Groups that still lived when their owner was done with them: what a command left in the background. They
     /// are removed when they are empty, a few at each later opportunity.
     left: Arc<Mutex<VecDeque<String>>>,
-    /// Our folder in the v2 hierarchy.
-    folder: PathBuf,
-    /// The same folder as /proc/PID/cgroup names it.
-    inside: PathBuf,
-    /// The same folder in the `name=systemd` v1 hierarchy: nspawn repeats its cgroup there on hybrid machines.
-    mirror: Option<PathBuf>,
 }
 
 impl Cgroups {
     /// Takes the folder `name` of the v2 tree and ends whatever an earlier server with the same name left in it:
     /// the caller holds the data folder's lock, so no living server owns it.
     pub fn take(name: &str) -> Cgroups {
-        let Some(tree) = find_tree(name) else { return Cgroups { tree: None } };
-        let groups = Cgroups { tree: Some(tree.clone()) };
-        if tree.folder.exists() {
-            let left = Group::open(&tree, "").and_then(|group| group.kill(None));
+        let tree = Tree::find(name);
+        let enforcement = Arc::new(control::enforcement(tree.as_ref()));
+        let home = tree.map(|tree| Home { tree: Arc::new(tree), left: Arc::default() });
+        if let Some(home) = &home {
+            let left = Group::open(home, "").and_then(|group| group.kill(None));
             if let Err(error) = left {
                 log::warn!("processes of an earlier server could not be ended: {error}");
             }
-            remove_folders(&tree, "");
+            for child in home.tree.children() {
+                home.tree.remove(&child, true);
+            }
         }
-        match fs::create_dir_all(&tree.folder) {
-            Ok(()) => groups,
-            Err(_) => Cgroups { tree: None },
-        }
+        Cgroups { home, enforcement }
     }
 
     /// Whether groups are cgroups, so that nothing can escape them.
     pub fn certain(&self) -> bool {
-        self.tree.is_some()
+        self.home.is_some()
     }
 
     /// Whether the host has nothing but v2.
     pub fn only_v2(&self) -> bool {
-        self.tree
-            .as_ref()
-            .is_some_and(|tree| tree.mirror.is_none() && tree.folder.starts_with("/sys/fs/cgroup"))
-            && Path::new("/sys/fs/cgroup/cgroup.procs").exists()
+        self.home.as_ref().is_some_and(|home| home.tree.only_v2)
+    }
+
+    /// Which limits hold here.
+    pub fn enforcement(&self) -> &Enforcement {
+        &self.enforcement
     }
 
     /// Makes the group `path` (components joined by `/`).
@@ -81,16 +81,36 @@ impl Cgroups {
     /// # Errors
     /// When the cgroup cannot be made.
     pub fn group(&self, path: &str) -> Result<Group> {
-        match &self.tree {
-            Some(tree) => Group::open(tree, path),
+        match &self.home {
+            Some(home) => Group::open(home, path),
             None => Ok(Group { how: How::Mark(path.replace('/', "-")) }),
         }
     }
 
+    /// Makes the group of one command, within `limits`.
+    ///
+    /// # Errors
+    /// `Unavailable` when this host cannot enforce one of them; when the cgroup cannot be made.
+    pub fn group_within(&self, path: &str, limits: Option<&Limits>) -> Result<Group> {
+        let Some(limits) = limits.filter(|limits| !limits.is_empty()) else { return self.group(path) };
+        let mut group = self.group(path)?;
+        self.confine(&mut group, limits)?;
+        Ok(group)
+    }
+
+    /// Bounds the group of one command, which nothing or only a waiting process is in.
+    ///
+    /// # Errors
+    /// `Unavailable` when this host cannot enforce one of `limits`; nothing has changed then.
+    pub fn confine(&self, group: &mut Group, limits: &Limits) -> Result<()> {
+        self.enforcement.check(limits)?;
+        group.confine(limits)
+    }
+
     /// Removes the whole tree at the end of the server; groups that still live stay for the next start.
     pub fn release(&self) {
-        if let Some(tree) = &self.tree {
-            remove_folders(tree, "");
+        if let Some(home) = &self.home {
+            home.tree.remove("", true);
         }
     }
 }
@@ -103,18 +123,94 @@ pub struct Group {
 
 #[derive(Debug)]
 enum How {
-    Cgroup { tree: Tree, path: String, folder: OwnedFd },
+    Cgroup {
+        home: Home,
+        path: String,
+        folder: OwnedFd,
+        /// Folders that the group has in v1 hierarchies.
+        v1: Vec<PathBuf>,
+    },
     Mark(String),
 }
 
 impl Group {
-    fn open(tree: &Tree, path: &str) -> Result<Group> {
-        let folder = tree.folder.join(path);
-        fs::create_dir_all(&folder).at("make the cgroup", &folder)?;
+    fn open(home: &Home, path: &str) -> Result<Group> {
+        // Whoever was done with a group of this name is not to remove it any more.
+        lock(&home.left).retain(|left| left != path);
+        let folder = home.tree.make(path).at("make the cgroup", path)?;
         let fd =
             rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .at("open the cgroup", &folder)?;
-        Ok(Group { how: How::Cgroup { tree: tree.clone(), path: path.to_owned(), folder: fd } })
+        Ok(Group {
+            how: How::Cgroup { home: home.clone(), path: path.to_owned(), folder: fd, v1: Vec::new() },
+        })
+    }
+
+    fn files(&self) -> Option<Files<'_>> {
+        match &self.how {
+            How::Cgroup { home, path, .. } => {
+                Some(Files { tree: &home.tree, folder: home.tree.folder.join(path), path })
+            }
+            How::Mark(_) => None,
+        }
+    }
+
+    /// Gives the group folders in the v1 hierarchies of those `controllers` that it cannot have otherwise. Who enters
+    /// the group later enters them too.
+    fn make_v1(&mut self, controllers: &[Controller]) -> Result<()> {
+        let How::Cgroup { home, path, v1, .. } = &mut self.how else { return Ok(()) };
+        for (controller, folder) in home.tree.v1_folders(path) {
+            if controllers.contains(&controller) && !v1.contains(&folder) {
+                fs::create_dir_all(&folder).at("make the cgroup", &folder)?;
+                v1.push(folder);
+            }
+        }
+        Ok(())
+    }
+
+    fn confine(&mut self, limits: &Limits) -> Result<()> {
+        let mut wanted = Vec::new();
+        if limits.memory_bytes.is_some() || limits.swap_bytes.is_some() {
+            wanted.push(Controller::Memory);
+        }
+        wanted.extend(limits.cpus.map(|_| Controller::Cpu));
+        wanted.extend(limits.pids.map(|_| Controller::Pids));
+        self.make_v1(&wanted)?;
+        if let Some(files) = self.files() {
+            files.bound(limits)?;
+            if limits.memory_bytes.is_some() {
+                files.die_together()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the group every account that this host can keep, and bounds it. For a group that others are made in.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hold(&mut self, limits: &Limits) -> Result<()> {
+        self.make_v1(&Controller::ALL)?;
+        self.files().map_or(Ok(()), |files| files.bound(limits))
+    }
+
+    /// Keeps an account of the group's memory, so that a kill for want of it can be told.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn account(&mut self) -> Result<()> {
+        self.make_v1(&[Controller::Memory])
+    }
+
+    /// What a process that is not born into the group's every hierarchy must write `0` to.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn entrances(&self) -> Result<Vec<OwnedFd>> {
+        match &self.how {
+            How::Cgroup { v1, .. } => v1.iter().map(|folder| entrance(folder)).collect(),
+            How::Mark(_) => Ok(Vec::new()),
+        }
     }
 
     /// The cgroup's folder, to be born into.
@@ -140,7 +236,21 @@ impl Group {
     /// When the kernel refuses, e.g. because the process is gone.
     pub fn add(&self, pid: i32) -> Result<()> {
         match &self.how {
-            How::Cgroup { folder, .. } => write_in(folder, "cgroup.procs", &pid.to_string()),
+            How::Cgroup { folder, v1, .. } => {
+                write_in(folder, "cgroup.procs", &pid.to_string())?;
+                enter_v1(v1, pid)
+            }
+            How::Mark(_) => Ok(()),
+        }
+    }
+
+    /// Moves a process that is in the group into those of its v1 folders that were made since.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_to_limits(&self, pid: i32) -> Result<()> {
+        match &self.how {
+            How::Cgroup { v1, .. } => enter_v1(v1, pid),
             How::Mark(_) => Ok(()),
         }
     }
@@ -201,42 +311,50 @@ impl Group {
         }
     }
 
-    /// What everything that was ever in the group has used.
+    /// What everything that was ever in the group has used. Where only v1 controllers are, and the group has no
+    /// account of its own, most of it is not known.
     pub fn usage(&self) -> Usage {
-        let How::Cgroup { folder, .. } = &self.how else { return Usage::default() };
-        // Processor time is there without any controller (cgroup-v2.rst, cpu.stat).
-        let cpu_micros = read_in(folder, "cpu.stat").ok().and_then(|text| {
-            text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
-        });
-        Usage { cpu_micros, ..Usage::default() }
+        self.files().map(|files| files.usage()).unwrap_or_default()
+    }
+
+    /// What the group uses now.
+    pub fn current(&self) -> Current {
+        self.files().map(|files| files.current()).unwrap_or_default()
     }
 
     /// Whether `pid` is in this group or below it, as the kernel says.
     pub fn contains(&self, pid: i32) -> bool {
-        let How::Cgroup { tree, path, .. } = &self.how else { return true };
+        let How::Cgroup { home, path, .. } = &self.how else { return true };
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
-        let wanted = Path::new(&tree.inside).join(path);
+        let wanted = home.tree.inside.join(path);
         text.lines().filter_map(|line| line.strip_prefix("0::")).any(|at| Path::new(at).starts_with(&wanted))
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let How::Cgroup { tree, path, .. } = &self.how else { return };
+        let How::Cgroup { home, path, v1, .. } = &self.how else { return };
         let mut retry = Vec::new();
-        if !path.is_empty() && !remove_folders(tree, path) {
+        if !path.is_empty() && !home.tree.remove(path, !v1.is_empty()) {
             retry.push(path.clone());
         }
         let older: Vec<String> = {
-            let mut left = lock(&tree.left);
+            let mut left = lock(&home.left);
             let count = left.len().min(4);
             left.drain(..count).collect()
         };
-        retry.extend(older.into_iter().filter(|path| !remove_folders(tree, path)));
+        retry.extend(older.into_iter().filter(|path| !home.tree.remove(path, true)));
         if !retry.is_empty() {
-            lock(&tree.left).extend(retry);
+            lock(&home.left).extend(retry);
         }
     }
+}
+
+fn enter_v1(folders: &[PathBuf], pid: i32) -> Result<()> {
+    folders.iter().try_for_each(|folder| {
+        let entered = rustix::io::write(&entrance(folder)?, pid.to_string().as_bytes());
+        entered.at("enter the cgroup", folder).map(|_| ())
+    })
 }
 
 /// Sends SIGKILL through a pidfd; a process that is gone already is fine.
@@ -286,67 +404,6 @@ fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
     }
-}
-
-/// Removes `path` and the folders below it, deepest first; `false` when something lives there. Folders in the
-/// mirror are only ever empty shells.
-fn remove_folders(tree: &Tree, path: &str) -> bool {
-    if let Some(mirror) = &tree.mirror {
-        remove_cgroup(&mirror.join(path));
-    }
-    remove_cgroup(&tree.folder.join(path))
-}
-
-fn remove_cgroup(folder: &Path) -> bool {
-    // Nearly always there is nothing below: one rmdir, no listing.
-    match fs::remove_dir(folder) {
-        Ok(()) => return true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
-        Err(_) => {}
-    }
-    if let Ok(entries) = fs::read_dir(folder) {
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    fs::remove_dir(folder).is_ok()
-}
-
-/// Finds a writable place for the folder `name`: below our own cgroup where systemd delegated it to us
-/// (user.delegate, systemd.resource-control(5)), else at the top of the hierarchy.
-fn find_tree(name: &str) -> Option<Tree> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let fields = |line: &str| -> Option<(String, String, String)> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        Some((left.split(' ').nth(4)?.to_owned(), right.next()?.to_owned(), right.nth(1)?.to_owned()))
-    };
-    let mounts: Vec<_> = mounts.lines().filter_map(fields).collect();
-    let unified = &mounts.iter().find(|(_, kind, _)| kind == "cgroup2")?.0;
-    let named = mounts.iter().find(|(_, kind, options)| kind == "cgroup" && options.contains("name=systemd"));
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
-
-    let mut places = Vec::new();
-    let own_folder = Path::new(unified).join(&own);
-    let delegated = rustix::fs::getxattr(&own_folder, "user.delegate", &mut [0u8; 8]).is_ok()
-        || rustix::fs::getxattr(&own_folder, "trusted.delegate", &mut [0u8; 8]).is_ok();
-    if !own.is_empty() && delegated {
-        places.push(own);
-    }
-    places.push(String::new());
-    for place in places {
-        let inside = Path::new("/").join(&place).join(name);
-        let below = inside.strip_prefix("/").ok()?;
-        let folder = Path::new(unified).join(below);
-        if fs::create_dir_all(&folder).is_ok()
-            && rustix::fs::access(folder.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok()
-        {
-            let mirror = named.map(|(at, _, _)| Path::new(at).join(below));
-            return Some(Tree { left: Arc::default(), folder, inside, mirror });
-        }
-    }
-    None
 }
 
 /// Processes that carry the mark or belong to the session of `leader`.

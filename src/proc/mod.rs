@@ -4,6 +4,8 @@
 pub mod cancel;
 pub mod capture;
 pub mod cgroup;
+pub mod control;
+mod hierarchy;
 pub mod limits;
 pub mod pty;
 pub mod pump;
@@ -13,6 +15,7 @@ pub mod sys;
 pub use cancel::Cancel;
 pub use capture::{Capture, Captured, Sink};
 pub use cgroup::{Cgroups, Group};
+pub use control::{Current, Enforcement};
 pub use limits::{Limits, Usage};
 pub use pty::Pty;
 pub use pump::{Ended, Io, pump};

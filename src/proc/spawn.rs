@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Signal, pidfd_send_signal};
 
-use super::sys::{self, Exec};
+use super::sys::{self, Exec, Reaped};
 use super::{Cancel, Ended, Exit, Group, Io, Process, Sink, Stdio, Usage, pump};
 use crate::base::{At, Code, Error, Result};
 
@@ -27,6 +27,19 @@ pub fn set_child_file_limit(soft: u64) {
     let _ = CHILD_FILES.set(soft);
 }
 
+/// What children get as their `oom_score_adj`, once ours is lower than a workload's may be.
+static CHILD_OOM_SCORE: OnceLock<&'static str> = OnceLock::new();
+
+/// Makes the kernel prefer everything else when memory runs out; children do not inherit it. Needs privileges; without
+/// them nothing changes.
+pub fn protect_from_oom() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    // Not -1000: a server that eats all memory by a bug of its own must still be found.
+    if super::hierarchy::write(SCORE.as_ref(), "-900").is_ok() {
+        let _ = CHILD_OOM_SCORE.set("0");
+    }
+}
+
 /// A running child of ours. Dropping it ends it, and its group with it unless it ended by itself before.
 #[derive(Debug)]
 pub struct Child {
@@ -34,6 +47,9 @@ pub struct Child {
     pidfd: OwnedFd,
     group: Group,
     exit: Option<Exit>,
+    reaped: Option<Reaped>,
+    /// Our own largest resident set when the child had left it.
+    our_max_rss: u64,
 }
 
 impl Child {
@@ -52,17 +68,27 @@ impl Child {
     ) -> Result<Child> {
         let mut env = env.to_vec();
         env.extend(group.mark());
+        let entrances = group.entrances()?;
         let exec = Exec {
             attempts,
             env: &env,
             cwd,
             stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
             cgroup: group.folder(),
+            entrances: &entrances,
+            oom_score: CHILD_OOM_SCORE.get().copied(),
             max_files: CHILD_FILES.get().copied(),
             tty,
         };
         match sys::spawn(&exec) {
-            Ok(spawned) => Ok(Child { pid: spawned.pid, pidfd: spawned.pidfd, group, exit: None }),
+            Ok(spawned) => Ok(Child {
+                pid: spawned.pid,
+                pidfd: spawned.pidfd,
+                group,
+                exit: None,
+                reaped: None,
+                our_max_rss: sys::own_max_rss_bytes(),
+            }),
             Err(error) => {
                 let program = attempts
                     .last()
@@ -83,6 +109,18 @@ impl Child {
         self.pid
     }
 
+    /// Takes the status when there is one; `wait`: when there will be one.
+    fn reap(&mut self, wait: bool) -> Result<()> {
+        if self.exit.is_none() {
+            self.reaped = sys::reap(self.pidfd.as_fd(), wait).at("wait for", "a child")?;
+            self.exit = self.reaped.map(|reaped| match reaped.status {
+                Ok(code) => Exit::Code(code),
+                Err(signal) => Exit::Signal(signal),
+            });
+        }
+        Ok(())
+    }
+
     /// Its group.
     pub fn group(&self) -> &Group {
         &self.group
@@ -95,14 +133,7 @@ impl Process for Child {
     }
 
     fn try_exit(&mut self) -> Result<Option<Exit>> {
-        if self.exit.is_none() {
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), options).at("wait for", "a child")?;
-            self.exit = status.map(|status| match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Exit::Code(code),
-                (None, signal) => Exit::Signal(signal.unwrap_or(libc::SIGKILL)),
-            });
-        }
+        self.reap(false)?;
         Ok(self.exit)
     }
 
@@ -117,12 +148,18 @@ impl Process for Child {
         if let Err(error) = self.group.kill(Some(self.pid)) {
             log::error!("{error}");
         }
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let _ = self.reap(true);
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
     }
 
     fn usage(&self) -> Usage {
-        self.group.usage()
+        let mut usage = self.group.usage();
+        if let Some(reaped) = self.reaped {
+            usage.cpu_micros = usage.cpu_micros.or(Some(reaped.cpu_micros));
+            let own = (reaped.max_rss_bytes > self.our_max_rss).then_some(reaped.max_rss_bytes);
+            usage.peak_memory_bytes = usage.peak_memory_bytes.or(own);
+        }
+        usage
     }
 }
 

@@ -21,6 +21,10 @@ pub struct Exec<'a> {
     pub stdio: [BorrowedFd<'a>; 3],
     /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes anything.
+    pub entrances: &'a [OwnedFd],
+    /// What the child writes to its own `oom_score_adj`, where ours is not for children.
+    pub oom_score: Option<&'static str>,
     /// Soft limit of open files, if it is to differ from ours.
     pub max_files: Option<u64>,
     /// Stdin is a terminal, and the child's session gets it as its controlling one.
@@ -94,6 +98,8 @@ pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
         failure: failure_write.as_raw_fd(),
         max_files: exec.max_files,
         tty: exec.tty,
+        entrances: exec.entrances,
+        oom_score: exec.oom_score,
     };
     // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
     // `child` makes nothing but async-signal-safe system calls on what `task` borrows, and never returns.
@@ -133,6 +139,8 @@ struct Task<'a> {
     failure: RawFd,
     max_files: Option<u64>,
     tty: bool,
+    entrances: &'a [OwnedFd],
+    oom_score: Option<&'static str>,
 }
 
 /// clone3(2) with `child(task)` on the other side.
@@ -198,7 +206,7 @@ unsafe fn clone3(args: &mut CloneArgs, task: &Task<'_>) -> (i64, io::Error) {
 
 /// The child's side: only system calls, no allocation, no return.
 fn child(task: &Task<'_>) -> ! {
-    let Task { argvs, env, cwd, stdio, failure, max_files, tty } = *task;
+    let Task { argvs, env, cwd, stdio, failure, max_files, tty, entrances, oom_score } = *task;
     // SAFETY: every call is on the list of signal-safety(7) or a bare system call; all pointers come from vectors
     // that the parent keeps alive until this process has execed or exited.
     unsafe {
@@ -211,6 +219,15 @@ fn child(task: &Task<'_>) -> ! {
             }
         }
         let mut ok = libc::setsid() != -1;
+        for entrance in entrances {
+            // 0 is the writer itself (cgroups(7)).
+            ok &= libc::write(entrance.as_raw_fd(), c"0".as_ptr().cast(), 1) == 1;
+        }
+        if let Some(score) = oom_score {
+            let own = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            libc::write(own, score.as_ptr().cast(), score.len());
+            libc::close(own);
+        }
         for (target, fd) in stdio.iter().enumerate() {
             ok &= libc::dup2(*fd, target as c_int) != -1;
         }
@@ -286,6 +303,61 @@ impl Drop for AllSignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: restores the mask that `new` saved.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+    }
+}
+
+/// A child that ended, and what it used.
+#[derive(Clone, Copy, Debug)]
+pub struct Reaped {
+    /// Its exit code, or else the signal that killed it.
+    pub status: Result<i32, i32>,
+    /// Processor time of it and of all its descendants that were waited for, in microseconds.
+    pub cpu_micros: u64,
+    /// The largest resident set among them, in bytes. Never less than ours was when it started: it ran in our memory
+    /// until it executed its program, and the kernel counts that (exec_mmap).
+    pub max_rss_bytes: u64,
+}
+
+/// Waits for a child through its pidfd; `wait`: until it has ended.
+///
+/// # Errors
+/// When it has been waited for already.
+pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
+    let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
+    // SAFETY: all zero is a valid value of both structs; the kernel fills them in, and si_status is what waitid
+    // sets for every child that it reports. The bare system call has a fifth argument that libc's wrapper lacks.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let mut usage: libc::rusage = std::mem::zeroed();
+        let at = ptr::from_mut(&mut info);
+        let fd = pidfd.as_raw_fd();
+        while libc::syscall(libc::SYS_waitid, libc::P_PIDFD, fd, at, options, ptr::from_mut(&mut usage)) == -1
+        {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        if info.si_pid() == 0 {
+            return Ok(None);
+        }
+        let status = info.si_status();
+        let micros = |time: libc::timeval| (time.tv_sec as u64) * 1_000_000 + time.tv_usec as u64;
+        Ok(Some(Reaped {
+            status: if info.si_code == libc::CLD_EXITED { Ok(status) } else { Err(status) },
+            cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),
+            max_rss_bytes: usage.ru_maxrss as u64 * 1024,
+        }))
+    }
+}
+
+/// The largest resident set that this process ever had, in bytes.
+pub fn own_max_rss_bytes() -> u64 {
+    // SAFETY: the kernel fills in local memory of the right type.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage.ru_maxrss as u64 * 1024
     }
 }
 

@@ -45,7 +45,7 @@ impl HostLauncher {
 impl Launcher for HostLauncher {
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
         let cwd = self.cwd(&command.cwd)?;
-        let group = self.cgroups.group(&format!("runs/{id}"))?;
+        let group = self.cgroups.group_within(&format!("runs/{id}"), command.limits.as_ref())?;
         let child = Child::start(&command.attempts, &command.env, cwd.as_fd(), &stdio, command.tty, group)?;
         Ok(Box::new(child))
     }

@@ -1,0 +1,337 @@
+//! Limits and accounts of a group, in the words of the kernel's files: cgroup v2 where the group has the controllers,
+//! v1 folders beside it elsewhere.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use serde::Serialize;
+
+use super::hierarchy::{By, Controller, Tree, write};
+use super::{Limits, Usage};
+use crate::base::{At, Code, Error, Result};
+
+/// Whether one kind of limit holds on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Enforced {
+    /// A limit of this kind holds.
+    pub enforced: bool,
+    /// By what, or why not and what to do about it.
+    pub how: String,
+}
+
+/// Which limits hold on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Enforcement {
+    /// `memory_bytes`
+    pub memory_bytes: Enforced,
+    /// `swap_bytes`
+    pub swap_bytes: Enforced,
+    /// `cpus`
+    pub cpus: Enforced,
+    /// `pids`
+    pub pids: Enforced,
+}
+
+impl Enforcement {
+    /// What of `limits` does not hold, as `(name, why)`.
+    pub fn missing(&self, limits: &Limits) -> Vec<(&'static str, &str)> {
+        let asked = [
+            ("memory_bytes", limits.memory_bytes.is_some(), &self.memory_bytes),
+            ("swap_bytes", limits.swap_bytes.is_some(), &self.swap_bytes),
+            ("cpus", limits.cpus.is_some(), &self.cpus),
+            ("pids", limits.pids.is_some(), &self.pids),
+        ];
+        asked
+            .into_iter()
+            .filter(|(_, asked, enforced)| *asked && !enforced.enforced)
+            .map(|(name, _, enforced)| (name, enforced.how.as_str()))
+            .collect()
+    }
+
+    /// For a command whose limits must hold or it may not run.
+    ///
+    /// # Errors
+    /// `Unavailable` with what is missing.
+    pub fn check(&self, limits: &Limits) -> Result<()> {
+        match self.missing(limits).first() {
+            None => Ok(()),
+            Some((name, why)) => {
+                Err(Error::new(Code::Unavailable, format!("This host cannot enforce limits.{name}: {why}"))
+                    .detail("limit", *name))
+            }
+        }
+    }
+}
+
+/// What is possible in `tree`, or without any.
+pub(super) fn enforcement(tree: Option<&Tree>) -> Enforcement {
+    let of = |controller: Controller| match tree.map(|tree| tree.by(controller)) {
+        Some(By::V2) => Enforced { enforced: true, how: "cgroup v2".into() },
+        Some(By::V1(_)) => Enforced { enforced: true, how: "cgroup v1".into() },
+        Some(By::Nothing(why)) => Enforced { enforced: false, how: why.clone() },
+        None => Enforced {
+            enforced: false,
+            how: "no cgroup hierarchy is writable for berth; start it as root, or as a systemd service with \
+                  Delegate=yes"
+                .into(),
+        },
+    };
+    let memory = of(Controller::Memory);
+    let swap_file = tree.and_then(|tree| match tree.by(Controller::Memory) {
+        By::V2 => Some(tree.folder.join("memory.swap.max")),
+        By::V1(folder) => Some(folder.join("memory.memsw.limit_in_bytes")),
+        By::Nothing(_) => None,
+    });
+    let swap_bytes = match swap_file {
+        Some(file) if file.exists() => memory.clone(),
+        _ if no_swap() => Enforced { enforced: true, how: "this machine has no swap".into() },
+        Some(_) => Enforced {
+            enforced: false,
+            how: "the kernel does not account swap (swapaccount=1 on its command line switches it on)".into(),
+        },
+        None => memory.clone(),
+    };
+    Enforcement { memory_bytes: memory, swap_bytes, cpus: of(Controller::Cpu), pids: of(Controller::Pids) }
+}
+
+fn no_swap() -> bool {
+    fs::read_to_string("/proc/meminfo").is_ok_and(|text| {
+        text.lines().any(|line| {
+            line.strip_prefix("SwapTotal:").is_some_and(|rest| rest.trim().split(' ').next() == Some("0"))
+        })
+    })
+}
+
+/// The files of one group.
+#[derive(Debug)]
+pub(super) struct Files<'a> {
+    pub(super) tree: &'a Tree,
+    /// Its folder in the v2 hierarchy.
+    pub(super) folder: PathBuf,
+    pub(super) path: &'a str,
+}
+
+impl Files<'_> {
+    /// The folder that has the files of `controller`, whether or not it exists.
+    fn of(&self, controller: Controller) -> Option<(PathBuf, bool)> {
+        match self.tree.by(controller) {
+            By::V2 => Some((self.folder.clone(), true)),
+            By::V1(folder) => Some((folder.join(self.path), false)),
+            By::Nothing(_) => None,
+        }
+    }
+
+    /// Sets `limits`; where they say nothing, there is none. A limit for which there is no controller here is left
+    /// out: [`Enforcement`] says so.
+    pub(super) fn bound(&self, limits: &Limits) -> Result<()> {
+        let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+        let put = |folder: &Path, file: &str, text: &str| -> Result<()> {
+            let path = folder.join(file);
+            write(&path, text).map_err(|error| match error.raw_os_error() {
+                // v1 refuses a limit below what cannot be reclaimed; v2 kills.
+                Some(libc::EBUSY) => Error::new(
+                    Code::Conflict,
+                    format!("More than that is in use and cannot be taken back now ({file} {text})"),
+                ),
+                _ => Error::internal(format!("Could not write {text} to {}: {error}", path.display())),
+            })
+        };
+        let here = |folder: &Path, v2: bool| v2 || folder.is_dir();
+        match self.of(Controller::Memory) {
+            Some((folder, true)) => {
+                put(&folder, "memory.max", &or_max(limits.memory_bytes))?;
+                if folder.join("memory.swap.max").exists() {
+                    put(&folder, "memory.swap.max", &or_max(limits.swap_bytes))?;
+                }
+            }
+            Some((folder, false)) if here(&folder, false) => {
+                let or_none = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
+                let both = "memory.memsw.limit_in_bytes";
+                // Memory alone may never exceed memory and swap together, in between neither.
+                if folder.join(both).exists() {
+                    put(&folder, both, "-1")?;
+                }
+                put(&folder, "memory.limit_in_bytes", &or_none(limits.memory_bytes))?;
+                if folder.join(both).exists() {
+                    let sum = limits.memory_bytes.zip(limits.swap_bytes).map(|(memory, swap)| memory + swap);
+                    put(&folder, both, &or_none(sum))?;
+                }
+            }
+            _ => {}
+        }
+        const PERIOD: u64 = 100_000;
+        let quota = limits.cpus.map(|cpus| (cpus * PERIOD as f64).round().max(1000.0) as u64);
+        match self.of(Controller::Cpu) {
+            Some((folder, true)) => put(&folder, "cpu.max", &format!("{} {PERIOD}", or_max(quota)))?,
+            Some((folder, false)) if here(&folder, false) => {
+                put(&folder, "cpu.cfs_period_us", &PERIOD.to_string())?;
+                put(&folder, "cpu.cfs_quota_us", &quota.map_or("-1".to_owned(), |quota| quota.to_string()))?;
+            }
+            _ => {}
+        }
+        if let Some((folder, v2)) = self.of(Controller::Pids) {
+            if here(&folder, v2) {
+                put(&folder, "pids.max", &or_max(limits.pids))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// When memory runs out, all of the group is killed together: half a command helps nobody.
+    pub(super) fn die_together(&self) -> Result<()> {
+        match self.of(Controller::Memory) {
+            Some((folder, true)) => {
+                write(&folder.join("memory.oom.group"), "1").at("write", "memory.oom.group")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What was used so far.
+    pub(super) fn usage(&self) -> Usage {
+        let mut usage = Usage {
+            // Processor time is there without any controller (cgroup-v2.rst, cpu.stat).
+            cpu_micros: field(&self.folder, "cpu.stat", "usage_usec"),
+            ..Usage::default()
+        };
+        match self.of(Controller::Memory) {
+            Some((folder, true)) => {
+                usage.peak_memory_bytes = number(&folder, "memory.peak");
+                usage.oom_killed = field(&folder, "memory.events", "oom_kill").map(|count| count > 0);
+            }
+            Some((folder, false)) => {
+                usage.peak_memory_bytes = number(&folder, "memory.max_usage_in_bytes");
+                usage.oom_killed = field(&folder, "memory.oom_control", "oom_kill").map(|count| count > 0);
+            }
+            None => {}
+        }
+        if let Some((folder, _)) = self.of(Controller::Pids) {
+            usage.peak_pids = number(&folder, "pids.peak");
+            usage.pids_refused = field(&folder, "pids.events", "max");
+        }
+        usage
+    }
+
+    /// What is used now.
+    pub(super) fn current(&self) -> Current {
+        let mut current = Current::default();
+        match self.of(Controller::Memory) {
+            Some((folder, true)) => {
+                current.memory_bytes = number(&folder, "memory.current");
+                current.swap_bytes = number(&folder, "memory.swap.current");
+            }
+            Some((folder, false)) => {
+                current.memory_bytes = number(&folder, "memory.usage_in_bytes");
+                let both = number(&folder, "memory.memsw.usage_in_bytes");
+                current.swap_bytes =
+                    both.zip(current.memory_bytes).map(|(both, memory)| both.saturating_sub(memory));
+            }
+            None => {}
+        }
+        if let Some((folder, _)) = self.of(Controller::Pids) {
+            current.pids = number(&folder, "pids.current");
+        }
+        current
+    }
+}
+
+/// What a group uses at the moment; `None` where this host cannot tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Current {
+    /// Memory with page cache.
+    pub memory_bytes: Option<u64>,
+    /// Swap.
+    pub swap_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+/// The file through which a process enters a v1 folder; the folder is made.
+pub(super) fn entrance(folder: &Path) -> Result<OwnedFd> {
+    let file = folder.join("cgroup.procs");
+    rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).at("open", &file)
+}
+
+fn number(folder: &Path, file: &str) -> Option<u64> {
+    fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+}
+
+fn field(folder: &Path, file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(folder.join(file)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::spawn::{Spec, dev_null};
+    use super::super::{Cgroups, Exit, Process, Stdio};
+    use super::*;
+
+    /// Runs a shell script within limits to its end; this machine must be able to enforce them.
+    fn within(limits: Limits, script: &str) -> (Exit, Usage, Duration) {
+        let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
+        let cgroups = Cgroups::take(&name);
+        let group = cgroups.group_within("runs/x", Some(&limits)).unwrap();
+        let stdio =
+            || Stdio { stdin: dev_null().unwrap(), stdout: dev_null().unwrap(), stderr: dev_null().unwrap() };
+        let begun = Instant::now();
+        let mut child = Spec::new("/bin/sh").args(["-c", script]).start(stdio(), group).unwrap();
+        let exit = loop {
+            if let Some(exit) = child.try_exit().unwrap() {
+                break exit;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{script} does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let (usage, took) = (child.usage(), begun.elapsed());
+        child.group().kill(None).unwrap();
+        drop(child);
+        cgroups.release();
+        (exit, usage, took)
+    }
+
+    #[test]
+    fn a_hog_dies_within_its_memory_and_it_is_said() {
+        let limits = Limits { memory_bytes: Some(64 << 20), swap_bytes: Some(0), ..Limits::default() };
+        let (exit, usage, _) = within(limits, "dd if=/dev/zero of=/dev/null bs=300M count=1");
+        assert!(!exit.success(), "{exit:?}");
+        assert_eq!(usage.oom_killed, Some(true));
+        assert!(usage.peak_memory_bytes.is_some_and(|peak| peak > 32 << 20 && peak <= 64 << 20), "{usage:?}");
+        let (exit, usage, _) = within(limits, "dd if=/dev/zero of=/dev/null bs=16M count=1");
+        assert!(exit.success(), "{exit:?}");
+        assert_eq!(usage.oom_killed, Some(false));
+        assert!(usage.peak_memory_bytes.is_some_and(|peak| peak > 16 << 20), "{usage:?}");
+    }
+
+    #[test]
+    fn processes_are_counted_and_the_next_one_refused() {
+        let limits = Limits { pids: Some(8), ..Limits::default() };
+        let (_, usage, _) = within(limits, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.3 & done; wait");
+        assert!(usage.pids_refused.is_some_and(|count| count > 0), "{usage:?}");
+        assert_eq!(usage.peak_pids, Some(8));
+    }
+
+    #[test]
+    fn processor_time_is_rationed() {
+        let limits = Limits { cpus: Some(0.2), ..Limits::default() };
+        let script = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let (exit, usage, took) = within(limits, script);
+        assert!(exit.success());
+        let used = Duration::from_micros(usage.cpu_micros.unwrap());
+        // One period more than its part, since a quota may be used at a period's beginning.
+        assert!(used <= took.mul_f64(0.2) + Duration::from_millis(100), "{used:?} of {took:?}");
+    }
+
+    #[test]
+    fn without_controllers_a_limit_is_refused_and_named() {
+        let none = enforcement(None);
+        let error = none.check(&Limits { memory_bytes: Some(64 << 20), ..Limits::default() }).unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable);
+        assert!(error.message().contains("limits.memory_bytes"), "{error}");
+        none.check(&Limits::default()).unwrap();
+    }
+}

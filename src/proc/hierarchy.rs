@@ -1,0 +1,319 @@
+//! The kernel's cgroup hierarchies as this machine has them: where our tree of groups lies, and which controllers its
+//! groups have. Three worlds exist: v2 with controllers (systemd today; ours when it is delegated to us or we are
+//! root), v1 controllers beside a v2 hierarchy that has none, and nothing writable at all.
+//!
+//! Knows nothing of processes but our own. No threads, no locks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+
+use crate::base::limits;
+
+/// What can be bounded by a controller of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Controller {
+    Memory,
+    Cpu,
+    Pids,
+}
+
+impl Controller {
+    pub(super) const ALL: [Controller; 3] = [Controller::Memory, Controller::Cpu, Controller::Pids];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Controller::Memory => "memory",
+            Controller::Cpu => "cpu",
+            Controller::Pids => "pids",
+        }
+    }
+}
+
+/// How the groups of our tree get a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// Its files are in the group's own folder.
+    V2,
+    /// Its files are in a folder of the same name below this one, which a process must enter on its own.
+    V1(PathBuf),
+    /// Not at all, and why.
+    Nothing(String),
+}
+
+/// Our part of the hierarchies.
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    /// Our folder in the v2 hierarchy.
+    pub(super) folder: PathBuf,
+    /// The same folder as /proc/PID/cgroup names it.
+    pub(super) inside: PathBuf,
+    /// The same folder in the `name=systemd` v1 hierarchy: nspawn repeats its cgroup there on hybrid machines.
+    pub(super) mirror: Option<PathBuf>,
+    /// In the order of [`Controller::ALL`].
+    by: [By; 3],
+    /// The host has nothing but v2.
+    pub(super) only_v2: bool,
+}
+
+/// A mounted hierarchy.
+struct Mount {
+    /// Which of its folders is mounted.
+    root: String,
+    at: PathBuf,
+    v2: bool,
+    options: String,
+}
+
+impl Tree {
+    /// Finds a writable place for the folder `name`: below our own cgroup where systemd delegated it to us
+    /// (user.delegate, systemd.resource-control(5)), else at the top of the hierarchy.
+    pub(super) fn find(name: &str) -> Option<Tree> {
+        let mounts = mounts();
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let unified = mounts.iter().find(|mount| mount.v2)?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+        // Relative to what is mounted, which in a container may be a part of the hierarchy.
+        let own = Path::new(own).strip_prefix(&unified.root).unwrap_or(Path::new("")).to_owned();
+
+        let mut found: Option<Tree> = None;
+        let own_folder = unified.at.join(&own);
+        let delegated = rustix::fs::getxattr(&own_folder, "user.delegate", &mut [0u8; 8]).is_ok()
+            || rustix::fs::getxattr(&own_folder, "trusted.delegate", &mut [0u8; 8]).is_ok();
+        if delegated && own != Path::new("") {
+            leave(&own_folder);
+            found = Tree::at(unified, &own, name, &mounts);
+        }
+        // A better place than one without controllers, if there is one.
+        if found.as_ref().is_none_or(|tree| tree.by.iter().any(|by| *by != By::V2)) {
+            let top = Tree::at(unified, Path::new(""), name, &mounts);
+            found = match (found, top) {
+                (Some(own), Some(top)) if own.count_v2() >= top.count_v2() => {
+                    let _ = fs::remove_dir(&top.folder);
+                    Some(own)
+                }
+                (Some(own), Some(top)) => {
+                    let _ = fs::remove_dir(&own.folder);
+                    Some(top)
+                }
+                (own, top) => own.or(top),
+            };
+        }
+        found
+    }
+
+    fn at(unified: &Mount, place: &Path, name: &str, mounts: &[Mount]) -> Option<Tree> {
+        let folder = unified.at.join(place).join(name);
+        fs::create_dir_all(&folder).ok()?;
+        rustix::fs::access(folder.join("cgroup.procs"), Access::WRITE_OK).ok()?;
+        let offered =
+            fs::read_to_string(unified.at.join(place).join("cgroup.controllers")).unwrap_or_default();
+        let by = Controller::ALL.map(|controller| {
+            let word = controller.name();
+            if offered.split_whitespace().any(|offered| offered == word) {
+                let switch = format!("+{word}");
+                return match [unified.at.join(place), folder.clone()].iter().try_for_each(|at| control(at, &switch)) {
+                    Ok(()) => By::V2,
+                    Err(error) => By::Nothing(format!(
+                        "the cgroup controller {word} could not be switched on for {}: {error}; start berth as a \
+                         systemd service with Delegate=yes",
+                        folder.display()
+                    )),
+                };
+            }
+            v1(controller, name, mounts)
+        });
+        // The hybrid layout of systemd; elsewhere there is none.
+        let named = mounts.iter().find(|mount| !mount.v2 && mount.option("name=systemd"));
+        let only_v2 = mounts.iter().all(|mount| mount.v2);
+        Some(Tree {
+            mirror: named.map(|named| named.at.join(place).join(name)),
+            inside: Path::new(&unified.root).join(place).join(name),
+            folder,
+            by,
+            only_v2,
+        })
+    }
+
+    pub(super) fn by(&self, controller: Controller) -> &By {
+        &self.by[controller as usize]
+    }
+
+    fn count_v2(&self) -> usize {
+        self.by.iter().filter(|by| **by == By::V2).count()
+    }
+
+    /// Makes the folder of a group, and of those above it.
+    pub(super) fn make(&self, path: &str) -> std::io::Result<PathBuf> {
+        let folder = self.folder.join(path);
+        match fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                fs::create_dir_all(&folder)?;
+                self.enable_above(path)?;
+            }
+            Err(error) => return Err(error),
+        }
+        // The folder above may have been made as a leaf.
+        let file = match Controller::ALL.into_iter().find(|controller| self.by(*controller) == &By::V2) {
+            Some(Controller::Memory) => "memory.max",
+            Some(Controller::Cpu) => "cpu.max",
+            Some(Controller::Pids) => "pids.max",
+            None => return Ok(folder),
+        };
+        if rustix::fs::access(folder.join(file), Access::EXISTS).is_err() {
+            self.enable_above(path)?;
+        }
+        Ok(folder)
+    }
+
+    /// Switches our controllers on for the children of every folder between the tree and the group.
+    fn enable_above(&self, path: &str) -> std::io::Result<()> {
+        let ours = Controller::ALL.into_iter().filter(|controller| self.by(*controller) == &By::V2);
+        let switch = ours.map(|controller| format!("+{}", controller.name())).collect::<Vec<_>>().join(" ");
+        if switch.is_empty() {
+            return Ok(());
+        }
+        let mut at = self.folder.clone();
+        control(&at, &switch)?;
+        let parts: Vec<_> = Path::new(path).components().collect();
+        for part in parts.iter().take(parts.len().saturating_sub(1)) {
+            at.push(part);
+            control(&at, &switch)?;
+        }
+        Ok(())
+    }
+
+    /// The folders of a group in the v1 hierarchies, with their controllers.
+    pub(super) fn v1_folders(&self, path: &str) -> Vec<(Controller, PathBuf)> {
+        let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.by(controller) {
+            By::V1(folder) => Some((controller, folder.join(path))),
+            _ => None,
+        });
+        v1.collect()
+    }
+
+    /// The names of what is directly below our folder.
+    pub(super) fn children(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    }
+
+    /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` when something lives there.
+    /// Folders in the mirror are only ever empty shells. `everywhere`: its v1 folders as well.
+    pub(super) fn remove(&self, path: &str, everywhere: bool) -> bool {
+        if let Some(mirror) = &self.mirror {
+            remove_folder(&mirror.join(path));
+        }
+        let mut removed = remove_folder(&self.folder.join(path));
+        if everywhere {
+            for (_, folder) in self.v1_folders(path) {
+                removed &= remove_folder(&folder);
+            }
+        }
+        removed
+    }
+}
+
+impl Mount {
+    fn option(&self, wanted: &str) -> bool {
+        self.options.split(',').any(|option| option == wanted)
+    }
+}
+
+fn mounts() -> Vec<Mount> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let parse = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
+        let kind = *right.first()?;
+        (kind == "cgroup" || kind == "cgroup2").then_some(())?;
+        Some(Mount {
+            root: (*left.get(3)?).to_owned(),
+            at: PathBuf::from(left.get(4)?),
+            v2: kind == "cgroup2",
+            options: (*right.get(2)?).to_owned(),
+        })
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+/// A controller that no v2 hierarchy offers us.
+fn v1(controller: Controller, name: &str, mounts: &[Mount]) -> By {
+    let word = controller.name();
+    let Some(mount) = mounts.iter().find(|mount| !mount.v2 && mount.option(word)) else {
+        // /proc/cgroups: name, hierarchy, count, enabled (cgroups(7)).
+        let known = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+        let off = known.lines().any(|line| {
+            let mut fields = line.split_whitespace();
+            fields.next() == Some(word) && fields.nth(2) == Some("0")
+        });
+        return By::Nothing(if off {
+            format!(
+                "the kernel was started with the cgroup controller {word} switched off (cgroup_enable={word} on its command line switches it on)"
+            )
+        } else {
+            format!(
+                "the cgroup controller {word} is not available to berth; start it as root, or as a systemd service with Delegate=yes"
+            )
+        });
+    };
+    let folder = mount.at.join(name);
+    let usable = fs::create_dir_all(&folder).is_ok()
+        && rustix::fs::access(folder.join("cgroup.procs"), Access::WRITE_OK).is_ok();
+    if usable {
+        By::V1(folder)
+    } else {
+        By::Nothing(format!("{} is not writable for berth; start it as root", mount.at.display()))
+    }
+}
+
+/// Moves our own process out of the folder that shall get children with controllers: a cgroup has either (cgroup-v2.rst,
+/// "No Internal Process Constraint").
+fn leave(own_folder: &Path) {
+    let offered = fs::read_to_string(own_folder.join("cgroup.controllers")).unwrap_or_default();
+    if offered.trim().is_empty() {
+        return;
+    }
+    let leaf = own_folder.join("server");
+    let moved = fs::create_dir_all(&leaf)
+        .and_then(|()| write(&leaf.join("cgroup.procs"), &std::process::id().to_string()));
+    if let Err(error) = moved {
+        log::warn!("the server could not move into {}: {error}", leaf.display());
+        return;
+    }
+    // Where the controller is on for us, a crowd of workloads leaves us our share.
+    if control(own_folder, "+cpu").is_ok() {
+        let _ = write(&leaf.join("cpu.weight"), &limits::SERVER_CPU_WEIGHT.to_string());
+    }
+}
+
+fn control(folder: &Path, switch: &str) -> std::io::Result<()> {
+    write(&folder.join("cgroup.subtree_control"), switch)
+}
+
+/// Writes a file of a cgroup.
+pub(super) fn write(file: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    fs::OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
+}
+
+fn remove_folder(folder: &Path) -> bool {
+    // Nearly always there is nothing below: one rmdir, no listing.
+    match fs::remove_dir(folder) {
+        Ok(()) => return true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
+        Err(_) => {}
+    }
+    if let Ok(entries) = fs::read_dir(folder) {
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            remove_folder(&entry.path());
+        }
+    }
+    fs::remove_dir(folder).is_ok()
+}
