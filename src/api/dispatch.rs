@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::Ctx;
-use super::routes::ROUTES;
+use super::routes::TABLE;
 use crate::access::credentials::Presented;
 use crate::access::{Actor, ApprovalMode, Scope};
 use crate::base::pool::Place;
 use crate::base::{Code, Error, Result};
-use crate::http::route::{Match, find};
+use crate::http::route::Match;
 use crate::http::{Answer, Auth, Class, Effect, Gate, Method, Reply, Request, Response, Route, Work, cors};
 use crate::proc::Cancel;
 
@@ -35,7 +35,7 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
 
 /// Everything up to the handler's own answer.
 fn prepare(ctx: &Arc<Ctx>, request: &mut Request) -> Result<(Class, Answer)> {
-    let route = match find(ROUTES, request)? {
+    let route = match TABLE.find(request)? {
         Match::Route(route) => route,
         // The OpenWork server says 404 for a wrong method, sandboxed.sh 405.
         Match::OtherMethods(methods) if request.path().starts_with("/api/") => {

@@ -1,12 +1,13 @@
 //! The table: every endpoint with its credential, approval, effect and work class. Dispatch, the README's list and the
 //! contract tests come from it.
 
+use std::sync::LazyLock;
+
 use super::{Ctx, system, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
-use crate::http::route::Handler;
-use crate::http::route::matches;
+use crate::http::route::{Handler, Table};
 use crate::http::{Auth, Class, Effect, Gate, Method, Route};
 
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
@@ -34,13 +35,16 @@ const COLLABORATOR: Auth = Auth::Scope(Collaborator);
 
 /// The largest body that a request for this path may have; without a known route, the largest of all.
 pub fn body_cap(method: &str, path: &str) -> usize {
-    let mut caps = ROUTES.iter().filter(|route| matches(route.pattern, path)).map(|route| {
+    let mut caps = TABLE.rows(path).into_iter().map(|route| {
         let large = route.class != Class::Short && route.method.as_str() == method;
         if large { limits::EXEC_BODY_BYTES } else { limits::JSON_BODY_BYTES }
     });
     let Some(first) = caps.next() else { return limits::EXEC_BODY_BYTES };
     caps.fold(first, usize::max)
 }
+
+/// The rows of [`ROUTES`], to find one in.
+pub(super) static TABLE: LazyLock<Table<Ctx>> = LazyLock::new(|| Table::new(ROUTES));
 
 /// All endpoints. Exec needs an owner on host workspaces; the handler says so, since the path does not tell.
 pub static ROUTES: &[Route<Ctx>] = &[

@@ -1,5 +1,6 @@
 //! Times as each API wants them: RFC 3339 UTC with nanoseconds for `/api`, Unix milliseconds for the OpenWork routes.
 
+use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -18,4 +19,17 @@ pub fn now_unix_ms() -> u64 {
 /// A file time as `debug` shows it: `YYYY-MM-DD HH:MM:SS UTC`.
 pub fn debug_time(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// Now, as HTTP writes it (RFC 9110, 5.6.7), behind whatever `out` holds. Each thread keeps the last second's text.
+pub fn push_http_date(out: &mut String) {
+    thread_local!(static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) });
+    let now = Utc::now();
+    LAST.with_borrow_mut(|(second, text)| {
+        if *second != now.timestamp() {
+            *second = now.timestamp();
+            *text = now.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        }
+        out.push_str(text);
+    });
 }

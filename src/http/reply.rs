@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::client::Subscription;
 use super::request::Request;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, clock, limits};
 
 /// An answer in the making.
 #[derive(Debug)]
@@ -104,7 +104,9 @@ impl Response {
         let without_body = *request.method() == tiny_http::Method::Head;
         let mut head = String::with_capacity(256);
         let _ = write!(head, "HTTP/1.1 {} {}\r\nX-Berth-Whole: 1\r\n", self.status, reason(self.status));
-        let _ = write!(head, "Date: {}\r\n", chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT"));
+        head.push_str("Date: ");
+        clock::push_http_date(&mut head);
+        head.push_str("\r\n");
         for (name, value) in &self.headers {
             // A control character in a value would begin another header.
             let value: String = value.chars().filter(|c| !c.is_control()).collect();

@@ -100,59 +100,118 @@ pub enum Match<'a, C> {
     Nothing,
 }
 
-/// Finds the row of a request.
-///
-/// # Errors
-/// `InvalidRequest` when a parameter is not percent-encoded UTF-8.
-pub fn find<'a, C>(routes: &'a [Route<C>], request: &mut Request) -> Result<Match<'a, C>> {
-    let method = if request.method() == Method::Head { Method::Get } else { request.method() };
-    let mut others: Vec<&str> = Vec::new();
-    for route in routes {
-        let Some(params) = matched(route.pattern, request.path()) else { continue };
-        if route.method != method {
-            others.push(route.method.as_str());
-            continue;
-        }
-        let decoded: Option<Vec<_>> =
-            params.into_iter().map(|(name, value)| Some((name, decode(value)?))).collect();
-        request.params = decoded
-            .ok_or_else(|| Error::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8"))?;
-        return Ok(Match::Route(route));
-    }
-    Ok(if others.is_empty() { Match::Nothing } else { Match::OtherMethods(others.join(", ")) })
+/// The rows, arranged so that a request looks only at those with as many segments as its path.
+pub struct Table<C: 'static> {
+    by_length: Vec<Vec<Row<C>>>,
 }
 
-/// Whether a path belongs to a pattern.
-pub fn matches(pattern: &'static str, path: &str) -> bool {
-    matched(pattern, path).is_some()
+struct Row<C: 'static> {
+    segments: Vec<&'static str>,
+    route: &'static Route<C>,
 }
 
-fn matched<'p>(pattern: &'static str, path: &'p str) -> Option<Vec<(&'static str, &'p str)>> {
-    let mut params = Vec::new();
-    let mut segments = path.split('/');
-    for wanted in pattern.split('/') {
-        let segment = segments.next()?;
-        match wanted.strip_prefix(':') {
-            Some(name) if !segment.is_empty() => params.push((name, segment)),
-            None if segment == wanted => {}
-            _ => return None,
+impl<C> Table<C> {
+    /// Arranges the rows; among those that fit a path, the first wins.
+    pub fn new(routes: &'static [Route<C>]) -> Table<C> {
+        let mut by_length: Vec<Vec<Row<C>>> = Vec::new();
+        for route in routes {
+            let segments: Vec<_> = route.pattern.split('/').collect();
+            by_length.resize_with(by_length.len().max(segments.len() + 1), Vec::new);
+            by_length[segments.len()].push(Row { segments, route });
         }
+        Table { by_length }
     }
-    segments.next().is_none().then_some(params)
+
+    /// Finds the row of a request.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when a parameter is not percent-encoded UTF-8.
+    pub fn find(&self, request: &mut Request) -> Result<Match<'static, C>> {
+        let method = if request.method() == Method::Head { Method::Get } else { request.method() };
+        let mut others: Vec<&str> = Vec::new();
+        let mut found = None;
+        let path: Vec<&str> = request.path().split('/').collect();
+        for row in self.fitting(&path) {
+            if row.route.method == method {
+                found = Some((row.route, row.params(&path)));
+                break;
+            }
+            others.push(row.route.method.as_str());
+        }
+        if let Some((route, params)) = found {
+            request.params = params
+                .ok_or_else(|| Error::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8"))?;
+            return Ok(Match::Route(route));
+        }
+        Ok(if others.is_empty() { Match::Nothing } else { Match::OtherMethods(others.join(", ")) })
+    }
+
+    /// The rows to which a path belongs, whatever their methods.
+    pub fn rows(&self, path: &str) -> Vec<&'static Route<C>> {
+        let path: Vec<&str> = path.split('/').collect();
+        self.fitting(&path).map(|row| row.route).collect()
+    }
+
+    fn fitting<'a>(&'a self, path: &'a [&str]) -> impl Iterator<Item = &'a Row<C>> {
+        self.by_length.get(path.len()).into_iter().flatten().filter(|row| row.fits(path))
+    }
+}
+
+impl<C> Row<C> {
+    fn fits(&self, path: &[&str]) -> bool {
+        self.segments.iter().zip(path).all(|(wanted, segment)| {
+            if wanted.starts_with(':') { !segment.is_empty() } else { segment == wanted }
+        })
+    }
+
+    /// `None` when one is not percent-encoded UTF-8.
+    fn params(&self, path: &[&str]) -> Option<Vec<(&'static str, String)>> {
+        let named = self
+            .segments
+            .iter()
+            .zip(path)
+            .filter_map(|(wanted, segment)| Some((wanted.strip_prefix(':')?, segment)));
+        named.map(|(name, segment)| Some((name, decode(segment)?))).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const fn row(method: Method, pattern: &'static str) -> Route<()> {
+        let handler: Handler<()> = |(), _| Ok(Answer::Now(Response::empty(204)));
+        Route {
+            method,
+            pattern,
+            auth: Auth::Public,
+            gate: Gate::Open,
+            effect: Effect::Read,
+            class: Class::Short,
+            handler,
+        }
+    }
+
+    static ROWS: [Route<()>; 4] = [
+        row(Method::Get, "/a"),
+        row(Method::Get, "/a/:id"),
+        row(Method::Put, "/a/:id"),
+        row(Method::Get, "/a/:id/b"),
+    ];
+
     #[test]
     fn patterns() {
-        assert_eq!(matched("/a/:id/b", "/a/x%20y/b"), Some(vec![("id", "x%20y")]));
-        assert_eq!(matched("/a", "/a"), Some(vec![]));
-        for (pattern, path) in
-            [("/a", "/a/"), ("/a/:id", "/a/"), ("/a/:id", "/a"), ("/a/:id", "/a/b/c"), ("/a", "/b")]
-        {
-            assert_eq!(matched(pattern, path), None, "{pattern} {path}");
+        let table = Table::new(&ROWS);
+        let count = |path: &str| table.rows(path).len();
+        assert_eq!((count("/a"), count("/a/x"), count("/a/x%20y/b")), (1, 2, 1));
+        for path in ["", "/", "a", "/a/", "//a", "/a//b", "/a/x/", "/a/x/c", "/b", "/a/x/b/", "/a/x/b/c"] {
+            assert_eq!(count(path), 0, "{path}");
         }
+        let params = |path: &str| {
+            let path: Vec<&str> = path.split('/').collect();
+            table.fitting(&path).next().map(|row| row.params(&path))
+        };
+        assert_eq!(params("/a/x%20y/b"), Some(Some(vec![("id", "x y".to_owned())])));
+        assert_eq!(params("/a/%zz"), Some(None));
     }
 }
