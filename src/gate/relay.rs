@@ -103,7 +103,10 @@ impl Connection<'_> {
         let length = match self.await_head() {
             Ok(Some(length)) => length,
             Ok(None) => return Next::Close,
-            Err(error) => return self.refuse(&error, false),
+            Err(error) => {
+                let is_head = asks_head(&self.input);
+                return self.refuse(&error, is_head);
+            }
         };
         self.count += 1;
         let record = &self.seat.record;
@@ -120,7 +123,7 @@ impl Connection<'_> {
             connection: record.id,
         };
         let bytes = &self.input[self.at..self.at + length];
-        let is_head = bytes.starts_with(b"HEAD ");
+        let is_head = asks_head(bytes);
         self.to_inside.clear();
         let admitted = head::admit(bytes, &context, &mut self.id, &mut self.to_inside);
         self.at += length;
@@ -286,6 +289,11 @@ impl Connection<'_> {
         let early = self.input[self.at..].to_vec();
         take(ClientSocket::new(self.socket, Arc::new(self.seat), chunked), early);
     }
+}
+
+/// Whether no answer may have a body (RFC 9110, 9.3.2), be the rest of the head what it may.
+fn asks_head(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(b"\r\n").unwrap_or(bytes).starts_with(b"HEAD ")
 }
 
 /// The 408 of a body.

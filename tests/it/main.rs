@@ -30,6 +30,8 @@ mod other_distros;
 mod pty;
 mod readme;
 mod setup;
+mod smuggling;
+mod smuggling_cases;
 mod system;
 mod tidy;
 mod tokens;

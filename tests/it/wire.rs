@@ -375,6 +375,13 @@ fn head_answers_have_no_body_and_keep_the_connection() {
     }
     stream.write_all(get("").as_bytes()).unwrap();
     assert_eq!(Raw::read(&mut stream).unwrap().status, 200);
+    for refused in ["X : y\r\n", "X: \x01\r\n"] {
+        let mut stream = connect(&server);
+        stream.write_all(format!("\r\n{}", get(refused).replace("GET", "HEAD")).as_bytes()).unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap();
+        assert!(all.starts_with("HTTP/1.1 400 ") && all.ends_with("\r\n\r\n"), "{all}");
+    }
 }
 
 #[test]
