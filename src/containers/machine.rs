@@ -24,7 +24,8 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::{dev_null, open_dir, pipe};
 use crate::proc::{
-    Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Pty, Spec, Stdio, Usage, pump,
+    Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Pty, Reach, Spec, Stdio, Usage,
+    pump,
 };
 use crate::store::beneath::Root;
 
@@ -76,8 +77,8 @@ struct Running {
 struct Spare {
     socket: OwnedFd,
     pid: i32,
-    pidfd: OwnedFd,
-    group: Group,
+    pidfd: Arc<OwnedFd>,
+    group: Arc<Group>,
 }
 
 const SOCKET: &str = "agent.sock";
@@ -238,7 +239,7 @@ impl Machine {
         let mut group = self.cgroups.group(&format!("{}/runs/{number}", self.name))?;
         group.account()?;
         group.add(pid)?;
-        Ok(Spare { socket, pid, pidfd, group })
+        Ok(Spare { socket, pid, pidfd: Arc::new(pidfd), group: Arc::new(group) })
     }
 
     /// Makes processes until enough wait; the `container-spares` thread calls it.
@@ -259,7 +260,7 @@ impl Machine {
         let mut spare = None;
         while let Some(candidate) = lock(&running.spares).pop() {
             // Someone inside may have stopped or killed it meanwhile.
-            let _ = pidfd_send_signal(&candidate.pidfd, Signal::CONT);
+            let _ = pidfd_send_signal(&*candidate.pidfd, Signal::CONT);
             if !has_ended(candidate.pidfd.as_fd()) {
                 spare = Some(candidate);
                 break;
@@ -412,13 +413,17 @@ impl Process for ContainerProcess {
     }
 
     fn kill(&mut self) {
-        let _ = pidfd_send_signal(&self.spare.pidfd, Signal::KILL);
+        let _ = pidfd_send_signal(&*self.spare.pidfd, Signal::KILL);
         if let Err(error) = self.spare.group.kill(Some(self.spare.pid)) {
             // Nothing of a run may live on: then nothing of its container does.
             log::error!("a run could not be ended, so its container is: {error}");
             self.running.end();
         }
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+
+    fn reach(&self) -> Reach {
+        Reach { pid: self.spare.pid, pidfd: self.spare.pidfd.clone(), group: self.spare.group.clone() }
     }
 
     fn usage(&self) -> Usage {

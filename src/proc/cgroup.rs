@@ -291,6 +291,15 @@ impl Group {
         }
     }
 
+    /// Sends KILL to every process of the group, also to what is being forked, and does not wait for their end.
+    pub fn kill_now(&self, leader: Option<i32>) {
+        match &self.how {
+            // cgroup.kill is Linux 5.14.
+            How::Cgroup { folder, .. } if write_in(folder, "cgroup.kill", "1").is_ok() => {}
+            _ => self.signal(Signal::KILL, leader),
+        }
+    }
+
     /// Sends `signal` to every process of the group, never to one that only has a number which the group had.
     pub fn signal(&self, signal: Signal, leader: Option<i32>) {
         let pids: Vec<i32> = match &self.how {

@@ -9,6 +9,7 @@ mod hierarchy;
 pub mod limits;
 pub mod pty;
 pub mod pump;
+pub mod reach;
 pub mod spawn;
 pub mod sys;
 
@@ -19,6 +20,7 @@ pub use control::{Current, Enforcement};
 pub use limits::{Limits, Usage};
 pub use pty::Pty;
 pub use pump::{Ended, Io, pump};
+pub use reach::{Reach, Whom};
 pub use spawn::{Child, Spec};
 
 use std::ffi::CString;
@@ -83,6 +85,9 @@ pub trait Process: Send {
 
     /// Ends it and everything that it started.
     fn kill(&mut self);
+
+    /// The way to signal it from other threads.
+    fn reach(&self) -> Reach;
 
     /// What it and everything it started has used; complete once it has ended.
     fn usage(&self) -> Usage;

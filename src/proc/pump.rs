@@ -40,16 +40,36 @@ pub enum Ended {
 struct Output<'a> {
     fd: Option<OwnedFd>,
     sink: &'a mut dyn Sink,
+    /// How many bytes it got.
+    taken: u64,
 }
 
 impl Output<'_> {
+    /// Reads all that waits at this moment: what the process wrote before its end, and not what others write on.
+    fn drain(&mut self, buffer: &mut [u8]) {
+        let Some(fd) = &self.fd else { return };
+        // A terminal counts only what its line discipline has passed on, so at least a pipe's usual size is tried.
+        let waiting = rustix::io::ioctl_fionread(fd).unwrap_or(0).max(limits::PIPE_CHUNK as u64);
+        let before = self.taken;
+        while self.fd.is_some() && self.taken - before < waiting {
+            let had = self.taken;
+            self.read(buffer, 1);
+            if self.taken == had {
+                return;
+            }
+        }
+    }
+
     /// Reads what is there, at most `chunks` times; closes at the end of file.
     fn read(&mut self, buffer: &mut [u8], chunks: usize) {
         for _ in 0..chunks {
             let Some(fd) = &self.fd else { return };
             match rustix::io::read(fd, &mut *buffer) {
                 Ok(0) => self.fd = None,
-                Ok(n) => self.sink.take(&buffer[..n]),
+                Ok(n) => {
+                    self.taken += n as u64;
+                    self.sink.take(&buffer[..n]);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 Err(_) => self.fd = None,
@@ -58,17 +78,14 @@ impl Output<'_> {
     }
 }
 
-/// A pipe in which at most this much can wait, whatever F_SETPIPE_SZ an unprivileged child used (pipe(7)).
-const DRAIN_CHUNKS: usize = (1 << 20) / limits::PIPE_CHUNK;
-
 /// Runs the loop until the process has ended, one way or another.
 ///
 /// # Errors
 /// When the process never started (then nothing has run), or its status was lost.
 pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &Cancel) -> Result<Ended> {
     let mut stdin = io.stdin.map(|(fd, bytes)| (fd, bytes, 0usize));
-    let mut out = Output { fd: Some(io.stdout), sink: io.out };
-    let mut err = Output { fd: Some(io.stderr), sink: io.err };
+    let mut out = Output { fd: Some(io.stdout), sink: io.out, taken: 0 };
+    let mut err = Output { fd: Some(io.stderr), sink: io.err, taken: 0 };
     for fd in [out.fd.as_ref(), err.fd.as_ref(), stdin.as_ref().map(|s| &s.0)].into_iter().flatten() {
         rustix::io::ioctl_fionbio(fd, true).at("prepare", "a pipe")?;
     }
@@ -94,8 +111,8 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
                     if terminated {
                         process.kill();
                     }
-                    out.read(&mut buffer, DRAIN_CHUNKS);
-                    err.read(&mut buffer, DRAIN_CHUNKS);
+                    out.drain(&mut buffer);
+                    err.drain(&mut buffer);
                     return Ok(if terminated { Ended::TimedOut } else { Ended::Exited(exit) });
                 }
                 Err(error) => {
@@ -106,13 +123,15 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
         }
         if ready.cancel {
             process.kill();
+            out.drain(&mut buffer);
+            err.drain(&mut buffer);
             return Ok(Ended::Cancelled);
         }
         if Instant::now() >= deadline {
             if terminated {
                 process.kill();
-                out.read(&mut buffer, DRAIN_CHUNKS);
-                err.read(&mut buffer, DRAIN_CHUNKS);
+                out.drain(&mut buffer);
+                err.drain(&mut buffer);
                 return Ok(Ended::TimedOut);
             }
             process.terminate();

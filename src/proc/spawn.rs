@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::sys::{self, Exec, Reaped};
-use super::{Cancel, Ended, Exit, Group, Io, Process, Sink, Stdio, Usage, pump};
+use super::{Cancel, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, pump};
 use crate::base::{At, Code, Error, Result};
 
 /// PATH of every child unless its environment says otherwise.
@@ -44,8 +44,8 @@ pub fn protect_from_oom() {
 #[derive(Debug)]
 pub struct Child {
     pid: i32,
-    pidfd: OwnedFd,
-    group: Group,
+    pidfd: Arc<OwnedFd>,
+    group: Arc<Group>,
     exit: Option<Exit>,
     reaped: Option<Reaped>,
     /// Our own largest resident set when the child had left it.
@@ -83,8 +83,8 @@ impl Child {
         match sys::spawn(&exec) {
             Ok(spawned) => Ok(Child {
                 pid: spawned.pid,
-                pidfd: spawned.pidfd,
-                group,
+                pidfd: Arc::new(spawned.pidfd),
+                group: Arc::new(group),
                 exit: None,
                 reaped: None,
                 our_max_rss: sys::own_max_rss_bytes(),
@@ -143,13 +143,17 @@ impl Process for Child {
 
     fn kill(&mut self) {
         if self.exit.is_none() {
-            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+            let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
         }
         if let Err(error) = self.group.kill(Some(self.pid)) {
             log::error!("{error}");
         }
         let _ = self.reap(true);
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+
+    fn reach(&self) -> Reach {
+        Reach { pid: self.pid, pidfd: self.pidfd.clone(), group: self.group.clone() }
     }
 
     fn usage(&self) -> Usage {
