@@ -77,8 +77,8 @@ struct Running {
 struct Spare {
     socket: OwnedFd,
     pid: i32,
-    pidfd: Arc<OwnedFd>,
-    group: Arc<Group>,
+    pidfd: OwnedFd,
+    group: Group,
 }
 
 const SOCKET: &str = "agent.sock";
@@ -239,7 +239,7 @@ impl Machine {
         let mut group = self.cgroups.group(&format!("{}/runs/{number}", self.name))?;
         group.account()?;
         group.add(pid)?;
-        Ok(Spare { socket, pid, pidfd: Arc::new(pidfd), group: Arc::new(group) })
+        Ok(Spare { socket, pid, pidfd, group })
     }
 
     /// Makes processes until enough wait; the `container-spares` thread calls it.
@@ -260,7 +260,7 @@ impl Machine {
         let mut spare = None;
         while let Some(candidate) = lock(&running.spares).pop() {
             // Someone inside may have stopped or killed it meanwhile.
-            let _ = pidfd_send_signal(&*candidate.pidfd, Signal::CONT);
+            let _ = pidfd_send_signal(&candidate.pidfd, Signal::CONT);
             if !has_ended(candidate.pidfd.as_fd()) {
                 spare = Some(candidate);
                 break;
@@ -304,7 +304,9 @@ impl Machine {
         protocol::receive_accepted(&spare.socket, &mut answers, deadline, |answer| {
             refused(&answer, &command.cwd)
         })?;
-        Ok(ContainerProcess { running, spare, answers, exit: None, cwd: command.cwd.clone() })
+        let Spare { socket, pid, pidfd, group } = spare;
+        let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
+        Ok(ContainerProcess { running, socket, reach, answers, exit: None, cwd: command.cwd.clone() })
     }
 }
 
@@ -384,7 +386,8 @@ fn own(
 /// A command in a container.
 struct ContainerProcess {
     running: Arc<Running>,
-    spare: Spare,
+    socket: OwnedFd,
+    reach: Reach,
     answers: Answers,
     exit: Option<Exit>,
     cwd: String,
@@ -392,14 +395,14 @@ struct ContainerProcess {
 
 impl Process for ContainerProcess {
     fn done_fd(&self) -> BorrowedFd<'_> {
-        self.spare.socket.as_fd()
+        self.socket.as_fd()
     }
 
     fn try_exit(&mut self) -> Result<Option<Exit>> {
         if self.exit.is_some() {
             return Ok(self.exit);
         }
-        match self.answers.next(&self.spare.socket)? {
+        match self.answers.next(&self.socket)? {
             None | Some(Answer::Ready | Answer::Accepted) => {}
             Some(Answer::Exited { code }) => self.exit = Some(Exit::Code(code & 0xff)),
             Some(Answer::Killed { signal }) => self.exit = Some(Exit::Signal(signal)),
@@ -409,12 +412,12 @@ impl Process for ContainerProcess {
     }
 
     fn terminate(&mut self) {
-        self.spare.group.signal(Signal::TERM, Some(self.spare.pid));
+        self.reach.group.signal(Signal::TERM, Some(self.reach.pid));
     }
 
     fn kill(&mut self) {
-        let _ = pidfd_send_signal(&*self.spare.pidfd, Signal::KILL);
-        if let Err(error) = self.spare.group.kill(Some(self.spare.pid)) {
+        let _ = pidfd_send_signal(&*self.reach.pidfd, Signal::KILL);
+        if let Err(error) = self.reach.group.kill(Some(self.reach.pid)) {
             // Nothing of a run may live on: then nothing of its container does.
             log::error!("a run could not be ended, so its container is: {error}");
             self.running.end();
@@ -423,11 +426,11 @@ impl Process for ContainerProcess {
     }
 
     fn reach(&self) -> Reach {
-        Reach { pid: self.spare.pid, pidfd: self.spare.pidfd.clone(), group: self.spare.group.clone() }
+        self.reach.clone()
     }
 
     fn usage(&self) -> Usage {
-        self.spare.group.usage()
+        self.reach.group.usage()
     }
 }
 
