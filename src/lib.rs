@@ -35,6 +35,14 @@
 //! store, since the move waits for an RCU grace period. Whatever the agent says is untrusted: its socket's path lies
 //! outside the container, pids come from the kernel, sizes and waits are bounded.
 //!
+//! # Terminals
+//!
+//! A terminal ([`runs::terminal`]) is a program on a PTY, a model of its screen and the clients that watch. Its thread
+//! reads always and waits for nobody; clients have bounded queues, and one that falls behind gets a picture of the
+//! screen instead. Output is passed on in pieces that tear neither a character nor a control sequence, so a client can
+//! join between any two. In a container the PTY comes from the container's own devpts, opened from outside. Sockets
+//! ([`http::websocket`]) come and go: the gate hands a client's over with its ticket, and one thread serves it.
+//!
 //! # Threads
 //!
 //! | thread | bounded by | blocks on |
@@ -46,7 +54,8 @@
 //! | `http-N` | `--http-threads` | nothing longer than a file |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
-//! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader |
+//! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
+//! | `terminal-N` | 64 terminals | what its program writes, and what it is to read |
 //! | `build-N` | 1 | a build step's child |
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |

@@ -99,7 +99,8 @@ pub fn run(settings: Settings) -> Result<()> {
     crate::proc::spawn::set_child_file_limit(soft_files);
     let doors = Doors::bind(listeners(&settings)?)?;
     check_exposure(&settings, &doors)?;
-    let credentials = Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?;
+    let credentials =
+        Arc::new(Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?);
     let lifecycle = build(&settings)?;
 
     let (gone, tickets) = (Gone::default(), Tickets::default());
@@ -155,6 +156,8 @@ pub fn run(settings: Settings) -> Result<()> {
     signals.wait()?;
     log::info!("Stopping; a second signal stops at once");
     signals.exit_on_next();
+    // They would not end by themselves, and their clients are told.
+    lifecycle.terminals().close();
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
     lifecycle.close(Instant::now());

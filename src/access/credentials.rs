@@ -137,6 +137,11 @@ impl Credentials {
         &self.host
     }
 
+    /// Whether the token with this hash ([`Actor::token_hash`]) is still good: open sockets ask it again and again.
+    pub fn is_good(&self, token_hash: &str) -> bool {
+        [&self.client_digest, &self.host_digest].into_iter().any(|digest| hex(digest) == token_hash)
+    }
+
     /// Who is asking, or `None` when nothing valid was presented. The host token is an owner in either header. Every
     /// comparison takes the same time, whatever was presented and however much of it is right.
     pub fn actor(&self, presented: Presented<'_>) -> Option<Actor> {

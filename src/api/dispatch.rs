@@ -70,7 +70,7 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
         return Ok(None);
     }
     let presented = Presented {
-        bearer: request.bearer(),
+        bearer: request.bearer().or_else(|| request.subprotocol_token()),
         host: request.header("X-OpenWork-Host-Token"),
         client_id: request.header("X-OpenWork-Client-Id"),
     };

@@ -4,6 +4,8 @@
 pub mod dispatch;
 pub mod routes;
 pub mod system;
+pub mod terminal_socket;
+pub mod terminals;
 pub mod workspaces;
 
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ pub struct Ctx {
     /// What can happen to workspaces.
     pub lifecycle: Arc<Lifecycle>,
     /// The tokens.
-    pub credentials: Credentials,
+    pub credentials: Arc<Credentials>,
     /// How gated writes are approved.
     pub approval: Approval,
     /// Refuse writes.

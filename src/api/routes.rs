@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, system, workspaces};
+use super::{Ctx, system, terminals, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -90,4 +90,25 @@ pub static ROUTES: &[Route<Ctx>] = &[
     ),
     read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
     read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),
+    // Terminals. On host workspaces all of it is for owners.
+    Route {
+        method: Get,
+        pattern: "/api/workspaces/:id/shell",
+        auth: COLLABORATOR,
+        gate: TERMINAL,
+        effect: Effect::Write,
+        class: Class::Run,
+        handler: terminals::shell,
+    },
+    read("/api/workspaces/:id/terminals", VIEWER, terminals::list),
+    run("/api/workspaces/:id/terminals", TERMINAL, terminals::create),
+    read("/api/workspaces/:id/terminals/:terminal", VIEWER, terminals::get),
+    write(Delete, "/api/workspaces/:id/terminals/:terminal", COLLABORATOR, TERMINAL, terminals::delete),
+    write(Post, "/api/workspaces/:id/terminals/:terminal/resize", COLLABORATOR, TERMINAL, terminals::resize),
+    write(Post, "/api/workspaces/:id/terminals/:terminal/input", COLLABORATOR, TERMINAL, terminals::input),
+    read("/api/workspaces/:id/terminals/:terminal/screen", VIEWER, terminals::screen),
+    write(Get, "/api/workspaces/:id/terminals/:terminal/ws", COLLABORATOR, TERMINAL, terminals::socket),
 ];
+
+/// Whoever may type into a terminal runs commands.
+const TERMINAL: Gate = Gate::Collaborators("workspace.terminal");

@@ -67,10 +67,14 @@ codes! {
     NotFound = 404 "not_found",
     /// No such workspace.
     WorkspaceNotFound = 404 "workspace_not_found",
+    /// No such terminal.
+    TerminalNotFound = 404 "terminal_not_found",
     /// The route exists with another method.
     MethodNotAllowed = 405 "method_not_allowed",
     /// Something else is going on that excludes this.
     Conflict = 409 "conflict",
+    /// The terminal's program has ended.
+    TerminalEnded = 409 "terminal_ended",
     /// A build of this workspace is under way.
     BuildRunning = 409 "build_running",
     /// Would destroy data, and `rebuild` was not given.

@@ -76,6 +76,47 @@ pub const AGENT_MESSAGE_BYTES: usize = COMMAND_BYTES + ENV_TOTAL_BYTES + (64 << 
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
 
+/// Terminals that run at once; each costs a thread, a shell and its model, some 100 KB at 80 × 24.
+pub const TERMINALS: usize = 64;
+/// Widest terminal.
+pub const TERMINAL_COLS: u16 = 1000;
+/// Highest terminal.
+pub const TERMINAL_ROWS: u16 = 500;
+/// Most cells of a terminal: a model keeps two screens of 20 bytes a cell, and four bytes of output can touch all.
+pub const TERMINAL_CELLS: u32 = 100_000;
+/// Input that waits for a program that does not read, behind what the kernel holds.
+pub const TERMINAL_INPUT_BYTES: usize = 64 << 10;
+/// A terminal without clients, input and output ends after this long, unless its maker said otherwise.
+pub const TERMINAL_IDLE: Duration = Duration::from_secs(3600);
+/// The longest that its maker may say.
+pub const TERMINAL_IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The shell of `/shell` outlives its last socket by this long: a laptop's nap. Observed: 30 s, which users lose work to.
+pub const SHELL_LINGER: Duration = Duration::from_secs(300);
+/// A terminal whose program has ended can still be looked at for so long.
+pub const TERMINAL_KEPT: Duration = Duration::from_secs(600);
+/// And at most so many of them.
+pub const TERMINALS_KEPT: usize = 64;
+/// Clients of one terminal.
+pub const WATCHERS: usize = 32;
+/// Output that waits for a client; one that is further behind gets the screen painted anew instead.
+pub const WATCH_BYTES: usize = 256 << 10;
+/// Longest control sequence that is kept in one piece. Pictures in the text (sixel) are longer, and harmless.
+pub const SEQUENCE_BYTES: usize = 4 << 10;
+/// Longest title of a terminal's window.
+pub const TITLE_CHARS: usize = 256;
+/// How often a WebSocket's peer is asked whether it is still there. Proxies cut what is silent for a minute.
+pub const PING: Duration = Duration::from_secs(20);
+/// How long it may take to answer.
+pub const PONG: Duration = Duration::from_secs(20);
+/// How long the peer of a WebSocket may take to say goodbye after us.
+pub const GOODBYE: Duration = Duration::from_secs(2);
+/// How often an open socket's credential is looked at: a revoked one ends it within this time.
+pub const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
+/// Largest message of a WebSocket's client: what it types, or pastes.
+pub const SOCKET_MESSAGE_BYTES: usize = 64 << 10;
+/// Reads from a terminal before its thread looks at anything else; the kernel gives at most 4 KiB each time.
+pub const TERMINAL_READS: usize = 16;
+
 /// Between the end of all commands and the end of the server, for the answers that say so.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Default for `--drain-timeout`: how long requests in flight may go on after a stop signal.

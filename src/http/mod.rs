@@ -7,6 +7,7 @@ pub mod cors;
 pub mod reply;
 pub mod request;
 pub mod route;
+pub mod websocket;
 
 pub use reply::{Reply, Response};
 pub use request::{Method, Request};

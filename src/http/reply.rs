@@ -79,6 +79,11 @@ impl Response {
         Response { status: 200, headers: Vec::new(), body: Body::Taken { ticket, length } }
     }
 
+    /// 101: from here on the socket belongs to whoever left the ticket.
+    pub fn upgraded(ticket: String) -> Response {
+        Response { status: 101, headers: Vec::new(), body: Body::Taken { ticket, length: Some(0) } }
+    }
+
     /// With this body, of the type that a header says.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {
@@ -193,6 +198,7 @@ const ONE_WRITE: usize = 64 << 10;
 /// The reason phrase (RFC 9110, 15) of the statuses that we send.
 fn reason(status: u16) -> &'static str {
     match status {
+        101 => "Switching Protocols",
         200 => "OK",
         201 => "Created",
         204 => "No Content",

@@ -138,6 +138,27 @@ impl Request {
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     }
 
+    /// Whether it is a WebSocket's handshake; the gate lets no other upgrade through.
+    pub fn is_upgrade(&self) -> bool {
+        self.header("Upgrade").is_some()
+    }
+
+    /// The subprotocols that a WebSocket's client offers (RFC 6455, 11.3.4: the header may stand there more than once).
+    pub fn subprotocols(&self) -> impl Iterator<Item = &str> {
+        self.inner
+            .headers()
+            .iter()
+            .filter(|header| header.field.equiv("Sec-WebSocket-Protocol"))
+            .flat_map(|header| header.value.as_str().split(','))
+            .map(str::trim)
+    }
+
+    /// The token of a WebSocket's client that can set no headers, as browsers cannot: it is offered as a subprotocol
+    /// `jwt.TOKEN`. Never taken from anything but a handshake, and never chosen, so it is not sent back.
+    pub fn subprotocol_token(&self) -> Option<&str> {
+        self.is_upgrade().then(|| self.subprotocols().find_map(|offered| offered.strip_prefix("jwt.")))?
+    }
+
     /// A parameter of the matched route, decoded.
     pub fn param(&self, name: &str) -> &str {
         self.params.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)

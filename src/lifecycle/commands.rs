@@ -55,7 +55,7 @@ impl Lifecycle {
         Ok((work, cancel))
     }
 
-    fn launcher(&self, workspace: &Workspace, record: &Record) -> Result<Box<dyn Launcher>> {
+    pub(super) fn launcher(&self, workspace: &Workspace, record: &Record) -> Result<Box<dyn Launcher>> {
         Ok(match record.shown.workspace_type {
             Kind::Host => Box::new(HostLauncher {
                 cgroups: self.engine.cgroups().clone(),
@@ -66,7 +66,7 @@ impl Lifecycle {
     }
 }
 
-fn check_ready(record: &Record) -> Result<()> {
+pub(super) fn check_ready(record: &Record) -> Result<()> {
     if record.shown.status == Status::Ready {
         return Ok(());
     }
@@ -83,7 +83,7 @@ fn check_ready(record: &Record) -> Result<()> {
 }
 
 /// Absolute means inside; a path below the root as the host names it is taken too, as observed.
-fn cwd_inside(cwd: &str, root: &str) -> String {
+pub(super) fn cwd_inside(cwd: &str, root: &str) -> String {
     match Path::new(cwd).strip_prefix(root) {
         Ok(below) => format!("/{}", below.display()),
         Err(_) if cwd.starts_with('/') => cwd.to_owned(),

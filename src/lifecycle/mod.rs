@@ -9,6 +9,7 @@ pub mod debug;
 pub mod delete;
 pub mod init;
 pub mod repair;
+pub mod terminals;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use crate::containers::machine::{Machine, Place};
 use crate::containers::{Engine, Images};
 use crate::proc::Cancel;
 use crate::runs::Runs;
+use crate::runs::terminal::Terminals;
 use crate::store::beneath::Root;
 use crate::workspaces::{Record, Registry, Workspace};
 
@@ -45,6 +47,7 @@ pub struct Lifecycle {
     engine: Engine,
     images: Images,
     runs: Arc<Runs>,
+    terminals: Terminals,
     policy: Policy,
     builds: Mutex<HashMap<Uuid, Build>>,
     builder: Pool,
@@ -87,6 +90,7 @@ impl Lifecycle {
             engine,
             images,
             runs,
+            terminals: Terminals::default(),
             policy,
             builds: Mutex::default(),
             builder,

@@ -12,6 +12,7 @@ pub mod pump;
 pub mod reach;
 pub mod spawn;
 pub mod sys;
+pub mod waker;
 
 pub use cancel::Cancel;
 pub use capture::{Capture, Captured, Sink};
@@ -22,6 +23,7 @@ pub use pty::Pty;
 pub use pump::{Ended, Io, pump};
 pub use reach::{Reach, Whom};
 pub use spawn::{Child, Spec};
+pub use waker::Waker;
 
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};

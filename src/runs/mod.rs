@@ -5,6 +5,7 @@ pub mod exec;
 pub mod host;
 pub mod plain;
 pub mod table;
+pub mod terminal;
 
 pub use exec::{ExecRequest, ExecResult, run};
 pub use host::HostLauncher;

@@ -1,0 +1,172 @@
+//! What is said on the sockets of terminals. `/shell` speaks as sandboxed.sh does: the client sends text messages
+//! `{"t":"i","d":INPUT}` and `{"t":"r","c":COLS,"r":ROWS}`, gets the program's output as text messages, and anything
+//! else is ignored. `…/terminals/:t/ws` takes the same and raw input as binary messages; it sends output as binary
+//! messages and news as text: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`, `{"t":"exit",…}`.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Ctx;
+use crate::access::Credentials;
+use crate::base::Result;
+use crate::http::websocket::{Conversation, Handshake, Incoming, Outgoing, Pace, serve};
+use crate::http::{Request, Response};
+use crate::proc::Exit;
+use crate::runs::terminal::request::nearest_size;
+use crate::runs::terminal::watch::Out;
+use crate::runs::terminal::{End, Watcher};
+
+/// The subprotocols of both, the first that a client offers is chosen.
+pub const PROTOCOLS: [&str; 2] = ["sandboxed.sh", "sandboxed"];
+
+/// Which of the two languages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// Of `/shell`.
+    Shell,
+    /// Of `…/terminals/:t/ws`.
+    Terminal,
+}
+
+/// What an open socket needs of the server.
+pub struct Opener {
+    tickets: crate::http::client::Tickets,
+    place: crate::base::pool::Place,
+    handshake: Handshake,
+    credentials: Arc<Credentials>,
+    token_hash: String,
+}
+
+impl Opener {
+    /// Keeps a worker for the socket that this request asks for.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is no handshake, `Busy` when all workers are taken.
+    pub fn new(ctx: &Ctx, request: &Request) -> Result<Opener> {
+        Ok(Opener {
+            tickets: ctx.tickets.clone(),
+            handshake: Handshake::of(request, &PROTOCOLS)?,
+            place: ctx.stream_place()?,
+            credentials: ctx.credentials.clone(),
+            token_hash: request.actor().map(|actor| actor.token_hash.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Answers the handshake; the conversation begins when the gate hands the socket over.
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn open(self, watcher: Watcher, language: Language) -> Result<Response> {
+        let socket = TerminalSocket {
+            watcher,
+            language,
+            pending: Vec::new(),
+            credentials: self.credentials,
+            token_hash: self.token_hash,
+        };
+        let place = self.place;
+        let ticket = self.tickets.deposit(move |client, early| {
+            place.run(move || {
+                let terminal = socket.watcher.terminal().id;
+                let left = serve(client, early, socket, Pace::default());
+                log::debug!("terminal {terminal}: a client left: {left:?}");
+            });
+        })?;
+        Ok(self.handshake.accept(ticket))
+    }
+}
+
+struct TerminalSocket {
+    watcher: Watcher,
+    language: Language,
+    /// Input for which the program has no room yet.
+    pending: Vec<u8>,
+    credentials: Arc<Credentials>,
+    token_hash: String,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "t")]
+enum Said {
+    #[serde(rename = "i")]
+    Input { d: String },
+    #[serde(rename = "r")]
+    Resize { c: u16, r: u16 },
+}
+
+impl TerminalSocket {
+    fn type_in(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+        self.push();
+    }
+
+    fn push(&mut self) {
+        let taken = self.watcher.type_in(&self.pending);
+        self.pending.drain(..taken);
+    }
+
+    fn say(&self, out: Out) -> Vec<Outgoing> {
+        let news = |value: Value| Outgoing::Text(value.to_string());
+        match (out, self.language) {
+            (Out::Text(text), Language::Shell) => vec![Outgoing::Text(text)],
+            (Out::Text(text), Language::Terminal) => vec![Outgoing::Binary(text.into_bytes())],
+            (Out::Role { writes }, Language::Terminal) => vec![news(json!({"t": "role", "writes": writes}))],
+            (Out::Size(size), Language::Terminal) => {
+                vec![news(json!({"t": "size", "c": size.cols, "r": size.rows}))]
+            }
+            (Out::Role { .. } | Out::Size(_), Language::Shell) => Vec::new(),
+            (Out::End(end), language) => {
+                let mut told = ending(end);
+                let close = Outgoing::Close(1000, told.to_string());
+                told["t"] = json!("exit");
+                if language == Language::Terminal { vec![news(told), close] } else { vec![close] }
+            }
+        }
+    }
+}
+
+/// The reason of the close, short enough for one.
+fn ending(end: End) -> Value {
+    json!({
+        "exit_code": end.exit.map_or(-1, Exit::code),
+        "signal": end.exit.and_then(Exit::signal),
+        "ended_by": end.why,
+    })
+}
+
+impl Conversation for TerminalSocket {
+    fn wake(&self) -> BorrowedFd<'_> {
+        self.watcher.as_fd()
+    }
+
+    fn outgoing(&mut self) -> Vec<Outgoing> {
+        self.watcher.take().into_iter().flat_map(|out| self.say(out)).collect()
+    }
+
+    fn incoming(&mut self, message: Incoming<'_>) {
+        match (message, self.language) {
+            // What is not understood is ignored, as observed.
+            (Incoming::Text(text), _) => match serde_json::from_str(text) {
+                Ok(Said::Input { d }) => self.type_in(d.as_bytes()),
+                Ok(Said::Resize { c, r }) if c > 0 && r > 0 => self.watcher.resize(nearest_size(c, r)),
+                _ => {}
+            },
+            (Incoming::Binary(bytes), Language::Terminal) => self.type_in(bytes),
+            (Incoming::Binary(_), Language::Shell) => {}
+        }
+    }
+
+    fn is_full(&mut self) -> bool {
+        if !self.pending.is_empty() {
+            self.push();
+        }
+        !self.pending.is_empty()
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.credentials.is_good(&self.token_hash)
+    }
+}

@@ -1,0 +1,147 @@
+//! `/api/workspaces/:id/terminals` and `/api/workspaces/:id/shell`.
+
+use uuid::Uuid;
+
+use super::Ctx;
+use super::dispatch::too_low;
+use super::terminal_socket::{Language, Opener};
+use crate::access::Scope;
+use crate::base::ids::parse_uuid;
+use crate::base::{Code, Error, Result, limits};
+use crate::http::{Answer, Request, Response};
+use crate::runs::terminal::request::size;
+use crate::runs::terminal::{InputRequest, Mode, ResizeRequest, TerminalRequest};
+use crate::workspaces::Kind;
+
+/// The workspace in the path; a host's is for owners, also to look at.
+fn workspace(ctx: &Ctx, request: &Request) -> Result<Uuid> {
+    let id = parse_uuid(request.param("id"))?;
+    let kind = ctx.lifecycle.registry().get(id)?.record().shown.workspace_type;
+    let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
+    if kind == Kind::Host && scope < Scope::Owner {
+        return Err(too_low(Scope::Owner, scope));
+    }
+    Ok(id)
+}
+
+/// The terminal's id in the path.
+fn terminal(request: &Request) -> Result<Uuid> {
+    let text = request.param("terminal");
+    parse_uuid(text).map_err(|_| Error::new(Code::InvalidId, "The terminal id in the path is not a UUID"))
+}
+
+/// `GET /api/workspaces/:id/terminals`
+pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = workspace(ctx, request)?;
+    Ok(Answer::Now(Response::ok(&ctx.lifecycle.terminals().list(id))))
+}
+
+/// `POST /api/workspaces/:id/terminals`
+pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = workspace(ctx, request)?;
+    let body: TerminalRequest = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
+    let start = ctx.lifecycle.start_terminal(id, &body)?;
+    let work = move || {
+        let terminal = start()?;
+        let place = format!("/api/workspaces/{id}/terminals/{}", terminal.id);
+        Ok(Response::json(201, &terminal.shown()).with("Location", place))
+    };
+    // It is there to stay, also when whoever asked for it has gone: the list has it.
+    Ok(Answer::later(work, None))
+}
+
+/// `GET /api/workspaces/:id/terminals/:terminal`
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    Ok(Answer::Now(Response::ok(&found.shown())))
+}
+
+/// `DELETE /api/workspaces/:id/terminals/:terminal`
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let ended = ctx.lifecycle.terminals().remove(workspace(ctx, request)?, terminal(request)?)?;
+    Ok(Answer::Now(Response::ok(&ended)))
+}
+
+/// `POST /api/workspaces/:id/terminals/:terminal/resize`
+pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let body: ResizeRequest = request.json(limits::JSON_BODY_BYTES)?;
+    found.resize(body.size()?)?;
+    Ok(Answer::Now(Response::ok(&found.shown())))
+}
+
+/// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON when the request says so, else the bytes themselves.
+pub fn input(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let json = request.header("Content-Type").is_some_and(is_json);
+    let bytes = if json {
+        // Base64 and escapes make it longer than what it says.
+        let body: InputRequest = request.json(6 * limits::TERMINAL_INPUT_BYTES)?;
+        body.bytes(found.application_cursor_keys())?
+    } else {
+        request.body(limits::TERMINAL_INPUT_BYTES)?
+    };
+    if bytes.len() > limits::TERMINAL_INPUT_BYTES {
+        let most = limits::TERMINAL_INPUT_BYTES;
+        return Err(Error::new(Code::BodyTooLarge, format!("Input is at most {most} bytes at once")));
+    }
+    found.type_in(&bytes)?;
+    Ok(Answer::Now(Response::ok(&serde_json::json!({ "bytes": bytes.len() }))))
+}
+
+fn is_json(kind: &str) -> bool {
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// `GET /api/workspaces/:id/terminals/:terminal/screen`: text, or JSON for `?format=json` or `Accept: application/json`.
+pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let json = match request.query("format").as_deref() {
+        None => request.header("Accept").is_some_and(|kinds| kinds.split(',').any(is_json)),
+        Some("json") => true,
+        Some("text") => false,
+        Some(other) => {
+            let message = format!("format is text or json, not '{}'", other.escape_debug());
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+    };
+    Ok(Answer::Now(if json { Response::ok(&found.view()) } else { Response::sentence(found.text()) }))
+}
+
+/// `GET /api/workspaces/:id/terminals/:terminal/ws`: writes if nobody does; `?mode=read` never, `?takeover=true` always.
+pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let mode = match (request.query("mode").as_deref(), request.query_flag("takeover")?) {
+        (None | Some("write"), false) => Mode::Write,
+        (None | Some("write"), true) => Mode::TakeOver,
+        (Some("read"), false) => Mode::Read,
+        (Some("read"), true) => {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                "takeover=true is for clients that write, mode=read for others",
+            ));
+        }
+        (Some(other), _) => {
+            let message = format!("mode is read or write, not '{}'", other.escape_debug());
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+    };
+    let opener = Opener::new(ctx, request)?;
+    Ok(Answer::Now(opener.open(found.watch(mode)?, Language::Terminal)?))
+}
+
+/// `GET /api/workspaces/:id/shell`: a login shell, the same one for whoever comes back with the same token.
+pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = workspace(ctx, request)?;
+    let opener = Opener::new(ctx, request)?;
+    let number = |name: &str, usual: u16| match request.query(name) {
+        None => Ok(usual),
+        Some(text) => text.parse().map_err(|_| {
+            Error::new(Code::InvalidRequest, format!("{name} is a number, not '{}'", text.escape_debug()))
+        }),
+    };
+    let wanted = size(number("cols", 80)?, number("rows", 24)?)?;
+    let owner = request.actor().map(|actor| actor.token_hash.clone()).unwrap_or_default();
+    let start = ctx.lifecycle.start_shell(id, owner, wanted)?;
+    Ok(Answer::later(move || opener.open(start()?, Language::Shell), None))
+}

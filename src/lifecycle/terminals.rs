@@ -1,0 +1,78 @@
+//! Terminals in a workspace: where they run, and that they may.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::commands::{check_ready, cwd_inside};
+use super::{Lifecycle, variables};
+use crate::base::Result;
+use crate::proc::pty::Size;
+use crate::runs::terminal::{Kind, Plan, Terminal, TerminalRequest, Terminals, Watcher};
+use crate::workspaces::{Kind as WorkspaceKind, Workspace};
+
+impl Lifecycle {
+    /// All terminals.
+    pub fn terminals(&self) -> &Terminals {
+        &self.terminals
+    }
+
+    /// Checks a request for a terminal and returns the step that starts it, for a worker: a container may have to be
+    /// started for it.
+    ///
+    /// # Errors
+    /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
+    pub fn start_terminal(
+        self: &Arc<Self>,
+        id: Uuid,
+        request: &TerminalRequest,
+    ) -> Result<impl FnOnce() -> Result<Arc<Terminal>> + Send + use<>> {
+        let workspace = self.registry.get(id)?;
+        let plan = self.plan(&workspace, request, Kind::Terminal)?;
+        let lifecycle = self.clone();
+        Ok(move || lifecycle.start_planned(&workspace, plan))
+    }
+
+    /// The same for the shell of whoever holds the credential `owner`: the one that still runs, else a new one of
+    /// this size.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_shell(
+        self: &Arc<Self>,
+        id: Uuid,
+        owner: String,
+        size: Size,
+    ) -> Result<impl FnOnce() -> Result<Watcher> + Send + use<>> {
+        let workspace = self.registry.get(id)?;
+        let request =
+            TerminalRequest { cols: Some(size.cols), rows: Some(size.rows), ..TerminalRequest::default() };
+        let plan = self.plan(&workspace, &request, Kind::Shell)?;
+        let lifecycle = self.clone();
+        Ok(move || lifecycle.terminals.shell((id, owner), || lifecycle.start_planned(&workspace, plan)))
+    }
+
+    fn plan(&self, workspace: &Workspace, request: &TerminalRequest, kind: Kind) -> Result<Plan> {
+        let record = workspace.record();
+        check_ready(&record)?;
+        let container = record.shown.workspace_type == WorkspaceKind::Container;
+        let home = if container { "/root" } else { &self.policy.home };
+        let id = workspace.id().to_string();
+        let place = [("WORKSPACE_ID", id.as_str()), ("WORKSPACE_NAME", record.shown.name.as_str())];
+        let mut plan = request.plan(home, &place, variables(&record), kind)?;
+        if container {
+            plan.command.cwd = cwd_inside(&plan.command.cwd, &record.shown.path);
+        }
+        Ok(plan)
+    }
+
+    fn start_planned(&self, workspace: &Workspace, plan: Plan) -> Result<Arc<Terminal>> {
+        let running = self.runs.enter(workspace.id())?;
+        // Now that it is entered: whoever changed the state since the check will find and end it.
+        let record = workspace.record();
+        workspace.check_alive()?;
+        check_ready(&record)?;
+        let launcher = self.launcher(workspace, &record)?;
+        self.terminals.start(running, workspace.id(), launcher.as_ref(), plan)
+    }
+}

@@ -1,0 +1,37 @@
+//! Wakes a poll(2) from another thread, as often as need be; [`super::Cancel`] is for once and for all.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::base::{At, Result};
+
+/// Readable from [`Waker::wake`] until [`Waker::clear`].
+#[derive(Debug)]
+pub struct Waker(OwnedFd);
+
+impl Waker {
+    /// One that is not readable.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn new() -> Result<Waker> {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Waker).at("open", "an eventfd")
+    }
+
+    /// Makes it readable. It cannot fail: the counter would have to reach 2^64.
+    pub fn wake(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes note. Whoever looks at what may have changed after this misses nothing.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

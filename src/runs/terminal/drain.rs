@@ -1,0 +1,245 @@
+//! The thread of a terminal: reads what the program writes as soon as it does, writes what it is to read, notices its
+//! end and ends it with everything it started. It never waits for a client. What a hangup leaves alive is killed.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::watch::Out;
+use super::{End, Kind, State, Terminal, Why};
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{At, Result, clock, limits};
+use crate::proc::{Exit, Process, pty};
+use crate::runs::Running;
+
+/// What the thread owns.
+pub(super) struct Drain {
+    terminal: Arc<Terminal>,
+    /// Dropping it hangs up: the kernel sends SIGHUP to the session.
+    master: Option<OwnedFd>,
+    process: Box<dyn Process>,
+    /// Says that the terminal is over, when it is dropped.
+    _running: Running,
+    /// The program has closed the terminal; it is looked at again then.
+    deaf_until: Option<Instant>,
+}
+
+/// A program may close its terminal and open /dev/tty anew; poll(2) would tell us all the while that it is closed.
+const DEAF: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct Ready {
+    output: bool,
+    input: bool,
+    done: bool,
+    cancelled: bool,
+}
+
+impl Drain {
+    pub(super) fn new(
+        terminal: Arc<Terminal>,
+        master: OwnedFd,
+        process: Box<dyn Process>,
+        running: Running,
+    ) -> Drain {
+        Drain { terminal, master: Some(master), process, _running: running, deaf_until: None }
+    }
+
+    pub(super) fn spawn(self) -> Result<JoinOnDrop> {
+        let name = format!("terminal-{}", &self.terminal.id.simple().to_string()[..6]);
+        spawn(name, limits::STACK, move || self.run())
+    }
+
+    fn run(mut self) {
+        // Whatever happens here, those who wait for the end must hear of it.
+        let told = TellEnd { terminal: self.terminal.clone() };
+        let (why, exit) = loop {
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    log::error!("terminal: {error}");
+                    break (Why::Workspace, None);
+                }
+            };
+            if ready.output {
+                self.read();
+            }
+            if ready.input {
+                self.write();
+            }
+            self.resize();
+            if ready.done {
+                match self.process.try_exit() {
+                    Ok(None) => {}
+                    Ok(exit) => break (Why::Exit, exit),
+                    Err(error) => {
+                        log::debug!("terminal: {error}");
+                        break (Why::Exit, None);
+                    }
+                }
+            }
+            if ready.cancelled {
+                let why = lock(&self.terminal.state).wanted.unwrap_or(Why::Workspace);
+                break (why, self.hang_up());
+            }
+            if self.idle_deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+                break (Why::Idle, self.hang_up());
+            }
+        };
+        // What it wrote last is still in the kernel's buffer.
+        self.deaf_until = None;
+        self.read();
+        self.process.kill();
+        told.tell(End { exit, why });
+    }
+
+    /// When it will have gone unused for too long; `None` while somebody watches.
+    fn idle_deadline(&self) -> Option<Instant> {
+        let state = lock(&self.terminal.state);
+        let since = match self.terminal.kind {
+            Kind::Terminal => state.active,
+            // Whatever its programs go on writing: nobody came back for them.
+            Kind::Shell => state.left,
+        };
+        state.seats.is_empty().then(|| since + self.terminal.idle)
+    }
+
+    /// One poll(2) over everything that can happen.
+    fn wait(&mut self) -> Result<Ready> {
+        let input = !lock(&self.terminal.state).input.is_empty();
+        let deadline = [self.idle_deadline(), self.deaf_until].into_iter().flatten().min();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.process.done_fd(), PollFlags::IN),
+            PollFd::new(&self.terminal.cancel, PollFlags::IN),
+            PollFd::new(&self.terminal.waker, PollFlags::IN),
+        ];
+        if let (Some(master), None) = (&self.master, self.deaf_until) {
+            let flags = if input { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            fds.push(PollFd::new(master, flags));
+        }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error).at("poll", "a terminal"),
+        }
+        let hit = |at: usize, flags: PollFlags| fds.get(at).is_some_and(|fd| fd.revents().intersects(flags));
+        let any = PollFlags::all();
+        let ready = Ready {
+            output: hit(3, PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            input: hit(3, PollFlags::OUT),
+            done: hit(0, any),
+            cancelled: hit(1, any),
+        };
+        if hit(2, any) {
+            self.terminal.waker.clear();
+        }
+        if self.deaf_until.is_some_and(|until| Instant::now() >= until) {
+            self.deaf_until = None;
+        }
+        Ok(ready)
+    }
+
+    fn read(&mut self) {
+        let Some(master) = &self.master else { return };
+        let mut chunk = [0u8; 8 << 10];
+        for _ in 0..limits::TERMINAL_READS {
+            match rustix::io::read(master, &mut chunk) {
+                Ok(0) | Err(Errno::IO) => {
+                    self.deaf_until = Some(Instant::now() + DEAF);
+                    return;
+                }
+                Ok(count) => lock(&self.terminal.state).take_output(&chunk[..count]),
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        let Some(master) = &self.master else { return };
+        let mut state = lock(&self.terminal.state);
+        let (front, back) = state.input.as_slices();
+        let next = if front.is_empty() { back } else { front };
+        // EAGAIN: the program has not read what it has. Anything else will be noticed as its end.
+        let Ok(written) = rustix::io::write(master, next) else { return };
+        let full = state.input.len() >= limits::TERMINAL_INPUT_BYTES;
+        state.input.drain(..written);
+        if full {
+            wake_writer(&mut state);
+        }
+    }
+
+    fn resize(&mut self) {
+        let size = lock(&self.terminal.state).resized.take();
+        if let (Some(size), Some(master)) = (size, &self.master) {
+            if let Err(error) = pty::set_size(master, size) {
+                log::debug!("terminal: {error}");
+            }
+        }
+    }
+
+    /// Tells the program as a modem that loses its line would (SIGHUP), so that an editor can save what it has, and
+    /// gives it a moment.
+    fn hang_up(&mut self) -> Option<Exit> {
+        self.read();
+        self.master = None;
+        let left = limits::TERM_GRACE;
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(self.process.done_fd(), PollFlags::IN)], Some(&timeout));
+        if let Ok(Some(exit)) = self.process.try_exit() {
+            return Some(exit);
+        }
+        self.process.kill();
+        self.process.try_exit().ok().flatten()
+    }
+}
+
+/// There is room for input again.
+fn wake_writer(state: &mut State) {
+    let writer = state.writer;
+    if let Some(seat) = writer.and_then(|number| state.seat(number)) {
+        seat.wake().wake();
+    }
+}
+
+/// Says that a terminal has ended, also when its thread does not get that far.
+struct TellEnd {
+    terminal: Arc<Terminal>,
+}
+
+impl TellEnd {
+    fn tell(self, end: End) {
+        self.set(end);
+    }
+
+    fn set(&self, end: End) {
+        let mut state = lock(&self.terminal.state);
+        if state.end.is_some() {
+            return;
+        }
+        let last = state.splitter.rest();
+        state.screen.feed(&last);
+        state.end = Some((end, Instant::now(), clock::now_rfc3339()));
+        state.input.clear();
+        for seat in &mut state.seats {
+            seat.push_text(&last.text);
+            seat.push(Out::End(end));
+        }
+        drop(state);
+        self.terminal.ended.notify_all();
+        log::debug!("terminal {} ended: {end:?}", self.terminal.id);
+    }
+}
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        self.set(End { exit: None, why: Why::Exit });
+    }
+}

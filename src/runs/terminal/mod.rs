@@ -1,0 +1,376 @@
+//! Terminals: objects of their own, apart from the sockets that show them. Each has a program on a PTY, a model of its
+//! screen, any number of clients that watch, and at most one of them that writes. Knows neither WebSockets nor HTTP,
+//! workspaces or containers.
+//!
+//! In reading order: `request` (what clients ask for), `split` and `screen` (what the program writes), `watch` (who
+//! sees it), this file (one terminal),
+//! `drain` (its thread), `table` (all of them).
+//!
+//! Threads: `terminal-N`, one for each; it owns the program and our end of the PTY, reads always, whoever watches, and
+//! is the only one that writes to it. Locks: one for each terminal, a leaf, held for as long as the model needs for a
+//! few KiB; one for the table, never held together with it.
+
+mod drain;
+pub mod request;
+mod screen;
+mod split;
+pub mod table;
+pub mod watch;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Running;
+use crate::base::thread::{JoinOnDrop, lock};
+use crate::base::{Code, Error, Result, clock, limits};
+use crate::proc::pty::{Size, set_size};
+use crate::proc::{Cancel, Command, Exit, Launcher, Waker};
+use drain::Drain;
+use screen::Screen;
+use split::Splitter;
+use watch::{Out, Seat};
+
+pub use request::{InputRequest, ResizeRequest, TerminalRequest};
+pub use screen::View;
+pub use table::Terminals;
+pub use watch::{Mode, Watcher};
+
+/// What a terminal is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Asked for by name; its last screen stays for a while when its program has ended.
+    Terminal,
+    /// The one behind `/shell`; it goes with its program.
+    Shell,
+}
+
+/// What a new terminal is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What runs in it; its `tty` is set here.
+    pub command: Command,
+    /// What it is called in lists.
+    pub label: String,
+    /// Its size, which the program finds when it starts.
+    pub size: Size,
+    /// What it is for.
+    pub kind: Kind,
+    /// How long it may go without clients, input and output.
+    pub idle: Duration,
+}
+
+/// Why a terminal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// Its program did.
+    Exit,
+    /// Somebody deleted it.
+    Deleted,
+    /// Nobody used it.
+    Idle,
+    /// Its workspace was deleted or rebuilt, or the server stops.
+    Workspace,
+}
+
+/// How a terminal ended.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// How its program was left; `None` when that could not be learned.
+    pub exit: Option<Exit>,
+    /// On whose account.
+    pub why: Why,
+}
+
+/// A terminal as replies show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shown {
+    id: Uuid,
+    workspace_id: Uuid,
+    kind: Kind,
+    command: String,
+    status: &'static str,
+    cols: u16,
+    rows: u16,
+    title: String,
+    created_at: String,
+    idle_timeout_secs: u64,
+    /// Clients that watch now.
+    clients: usize,
+    /// One of them writes.
+    writer: bool,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    ended_by: Option<Why>,
+    ended_at: Option<String>,
+}
+
+/// A terminal.
+pub struct Terminal {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose it is.
+    pub workspace: Uuid,
+    /// What it is for.
+    pub kind: Kind,
+    label: String,
+    created_at: String,
+    idle: Duration,
+    cancel: Cancel,
+    waker: Waker,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+struct State {
+    splitter: Splitter,
+    screen: Screen,
+    seats: Vec<Seat>,
+    next_seat: u64,
+    /// The client whose input counts.
+    writer: Option<u64>,
+    /// What the program has not read yet.
+    input: VecDeque<u8>,
+    /// A size that the kernel has not been told yet.
+    resized: Option<Size>,
+    /// The last input, output, look, or coming and going of a client.
+    active: Instant,
+    /// When the last client left.
+    left: Instant,
+    /// What was asked for, while the thread has not ended it yet.
+    wanted: Option<Why>,
+    end: Option<(End, Instant, String)>,
+}
+
+impl Terminal {
+    /// Starts a program on a new terminal. `running` says who it belongs to and ends it. The thread is not the
+    /// terminal's own to join: it may be the last that knows it.
+    ///
+    /// # Errors
+    /// When it could not be started; nothing runs then.
+    fn start(
+        running: Running,
+        workspace: Uuid,
+        launcher: &dyn Launcher,
+        plan: Plan,
+    ) -> Result<(Arc<Terminal>, JoinOnDrop)> {
+        let pty = launcher.terminal()?;
+        // Before the program starts, so that its first look at the size is right (TIOCGWINSZ).
+        set_size(&pty.master, plan.size)?;
+        let (master, stdio) = pty.split()?;
+        let command = Command { tty: true, ..plan.command };
+        let process = launcher.launch(&running.id.simple().to_string(), &command, stdio)?;
+        let terminal = Arc::new(Terminal {
+            id: running.id,
+            workspace,
+            kind: plan.kind,
+            label: plan.label,
+            created_at: clock::now_rfc3339(),
+            idle: plan.idle,
+            cancel: running.cancel.clone(),
+            waker: Waker::new()?,
+            state: Mutex::new(State {
+                splitter: Splitter::default(),
+                screen: Screen::new(plan.size),
+                seats: Vec::new(),
+                next_seat: 0,
+                writer: None,
+                input: VecDeque::new(),
+                resized: None,
+                active: Instant::now(),
+                left: Instant::now(),
+                wanted: None,
+                end: None,
+            }),
+            ended: Condvar::new(),
+        });
+        let thread = Drain::new(terminal.clone(), master, process, running).spawn()?;
+        Ok((terminal, thread))
+    }
+
+    /// As replies show it.
+    pub fn shown(&self) -> Shown {
+        let state = lock(&self.state);
+        let end = state.end.as_ref().map(|(end, _, at)| (*end, at.clone()));
+        let exit = end.as_ref().and_then(|(end, _)| end.exit);
+        let size = state.screen.size();
+        Shown {
+            id: self.id,
+            workspace_id: self.workspace,
+            kind: self.kind,
+            command: self.label.clone(),
+            status: if end.is_some() { "ended" } else { "running" },
+            cols: size.cols,
+            rows: size.rows,
+            title: state.screen.title().to_owned(),
+            created_at: self.created_at.clone(),
+            idle_timeout_secs: self.idle.as_secs(),
+            clients: state.seats.len(),
+            writer: state.writer.is_some(),
+            exit_code: end.as_ref().map(|_| exit.map_or(-1, Exit::code)),
+            signal: exit.and_then(Exit::signal),
+            ended_by: end.as_ref().map(|(end, _)| end.why),
+            ended_at: end.map(|(_, at)| at),
+        }
+    }
+
+    /// Its screen as text: what a person would see, without blanks at the ends.
+    pub fn text(&self) -> String {
+        self.looked_at().screen.text()
+    }
+
+    /// Its screen as data.
+    pub fn view(&self) -> View {
+        self.looked_at().screen.view()
+    }
+
+    /// Whether an arrow key is to be sent as its application mode wants it (DECCKM).
+    pub fn application_cursor_keys(&self) -> bool {
+        lock(&self.state).screen.application_cursor_keys()
+    }
+
+    /// Types `bytes`, all of them or none.
+    ///
+    /// # Errors
+    /// `TerminalEnded`; `Conflict` when the program has left so much unread that they do not fit.
+    pub fn type_in(&self, bytes: &[u8]) -> Result<()> {
+        let mut state = lock(&self.state);
+        check_running(&state)?;
+        if state.input.len() + bytes.len() > limits::TERMINAL_INPUT_BYTES {
+            let unread = state.input.len();
+            return Err(Error::new(
+                Code::Conflict,
+                "The program does not read its input, and no more of it can be kept; try again later, or end it",
+            )
+            .detail("unread_bytes", unread));
+        }
+        self.queue(&mut state, bytes);
+        Ok(())
+    }
+
+    /// Changes its size; the program gets SIGWINCH.
+    ///
+    /// # Errors
+    /// `TerminalEnded`.
+    pub fn resize(&self, size: Size) -> Result<()> {
+        let mut state = lock(&self.state);
+        check_running(&state)?;
+        if state.screen.size() != size {
+            state.screen.resize(size);
+            state.resized = Some(size);
+            state.seats.iter_mut().for_each(|seat| seat.push(Out::Size(size)));
+            self.waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Lets a client watch, from a full picture of the screen on.
+    ///
+    /// # Errors
+    /// `TerminalEnded`; `Busy` when too many do already.
+    pub fn watch(self: &Arc<Self>, mode: Mode) -> Result<Watcher> {
+        let mut state = lock(&self.state);
+        check_running(&state)?;
+        if state.seats.len() >= limits::WATCHERS {
+            return Err(Error::new(Code::Busy, "Too many clients watch this terminal"));
+        }
+        let number = state.next_seat;
+        let seat = Seat::new(number)?;
+        let wake = seat.wake();
+        state.next_seat += 1;
+        state.active = Instant::now();
+        state.seats.push(seat);
+        if mode == Mode::TakeOver || mode == Mode::Write && state.writer.is_none() {
+            state.set_writer(Some(number));
+        }
+        let writes = state.writer == Some(number);
+        if let Some(seat) = state.seat(number) {
+            if matches!(mode, Mode::Write | Mode::Read) {
+                seat.push(Out::Role { writes });
+            }
+        }
+        Ok(Watcher::new(self.clone(), number, mode, wake))
+    }
+
+    /// Ends it with everything that it started, and waits until that is over.
+    pub fn end(&self, why: Why) {
+        let mut state = lock(&self.state);
+        if state.end.is_none() {
+            state.wanted.get_or_insert(why);
+            self.cancel.cancel();
+        }
+        let longest = limits::KILL_WAIT + limits::TERM_GRACE;
+        drop(
+            self.ended
+                .wait_timeout_while(state, longest, |state| state.end.is_none())
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Somebody looks, so it is in use.
+    fn looked_at(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        state.active = Instant::now();
+        state
+    }
+
+    /// Since when it has been over.
+    fn ended_since(&self) -> Option<Instant> {
+        lock(&self.state).end.as_ref().map(|(_, since, _)| *since)
+    }
+
+    fn queue(&self, state: &mut State, bytes: &[u8]) {
+        state.input.extend(bytes);
+        state.active = Instant::now();
+        self.waker.wake();
+    }
+}
+
+impl State {
+    fn seat(&mut self, number: u64) -> Option<&mut Seat> {
+        self.seats.iter_mut().find(|seat| seat.number() == number)
+    }
+
+    /// Makes this client the one that writes, and tells it and the one before.
+    fn set_writer(&mut self, number: Option<u64>) {
+        let before = std::mem::replace(&mut self.writer, number);
+        if before == number {
+            return;
+        }
+        for (changed, writes) in [(before, false), (number, true)] {
+            if let Some(seat) = changed.and_then(|number| self.seat(number)) {
+                seat.push(Out::Role { writes });
+            }
+        }
+    }
+
+    /// Takes what the program wrote. The answer to its questions comes from the terminal of the client that writes;
+    /// while there is none the model answers, so that a program that only curl looks at does not wait in vain. Never
+    /// both: a second answer would be typed into the shell.
+    fn take_output(&mut self, bytes: &[u8]) {
+        let cut = self.splitter.take(bytes);
+        let answers = self.screen.feed(&cut);
+        if self.writer.is_none() && self.input.len() + answers.len() <= limits::TERMINAL_INPUT_BYTES {
+            self.input.extend(answers.as_bytes());
+        }
+        self.active = Instant::now();
+        for seat in &mut self.seats {
+            seat.push_text(&cut.text);
+        }
+    }
+}
+
+fn check_running(state: &State) -> Result<()> {
+    if state.end.is_some() {
+        return Err(Error::new(
+            Code::TerminalEnded,
+            "The terminal's program has ended; its last screen is still there",
+        ));
+    }
+    Ok(())
+}

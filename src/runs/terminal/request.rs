@@ -1,0 +1,312 @@
+//! What clients say about terminals: a new one, a size, input. Checked here, before anything happens. Pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+
+use super::{Kind, Plan};
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::pty::Size;
+use crate::proc::{Command, c_string};
+use crate::runs::exec::{environment, in_shell};
+
+/// The body of `POST …/terminals`.
+#[derive(Debug, Default, Deserialize)]
+pub struct TerminalRequest {
+    /// For the shell; without it a login shell is started.
+    pub command: Option<String>,
+    /// Relative to the workspace, or absolute.
+    pub cwd: Option<String>,
+    /// On top of the workspace's variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Default 80.
+    pub cols: Option<u16>,
+    /// Default 24.
+    pub rows: Option<u16>,
+    /// How long it may go unused.
+    pub idle_timeout_secs: Option<u64>,
+}
+
+/// The body of `POST …/resize`.
+#[derive(Debug, Deserialize)]
+pub struct ResizeRequest {
+    cols: u16,
+    rows: u16,
+}
+
+/// The JSON body of `POST …/input`: text first, then keys; or bytes that are not text.
+#[derive(Debug, Default, Deserialize)]
+pub struct InputRequest {
+    text: Option<String>,
+    #[serde(default)]
+    keys: Vec<String>,
+    base64: Option<String>,
+}
+
+/// What terminals have been since the VT100; the observed server's shells begin so too.
+const DEFAULT_SIZE: Size = Size { cols: 80, rows: 24 };
+
+/// What the model and every client that is worth the name understand.
+const TERM: &str = "xterm-256color";
+
+impl TerminalRequest {
+    /// What is to be started, in kernel terms. `defaults`: the workspace's variables, checked when they were stored;
+    /// `place`: variables that say where this is.
+    ///
+    /// # Errors
+    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`, `InvalidPayload`.
+    pub fn plan(
+        &self,
+        home: &str,
+        place: &[(&str, &str)],
+        defaults: &BTreeMap<String, String>,
+        kind: Kind,
+    ) -> Result<Plan> {
+        let mut defaults = defaults.clone();
+        for (name, value) in place.iter().chain(&[("TERM", TERM)]) {
+            defaults.entry((*name).to_owned()).or_insert_with(|| (*value).to_owned());
+        }
+        let attempts = match &self.command {
+            None => [["/bin/bash", "--login"], ["/bin/sh", "-i"]]
+                .iter()
+                .map(|line| line.iter().map(|word| c_string(word, Code::Internal, "shell")).collect())
+                .collect::<Result<_>>()?,
+            Some(command) if command.trim().is_empty() => {
+                return Err(Error::new(
+                    Code::InvalidCommand,
+                    "command is empty; leave it out to get a shell",
+                ));
+            }
+            Some(command) if command.len() > limits::COMMAND_BYTES => {
+                let longest = limits::COMMAND_BYTES;
+                return Err(Error::new(
+                    Code::InvalidCommand,
+                    format!("command is longer than {longest} bytes"),
+                ));
+            }
+            Some(command) => in_shell(&["-c", command])?,
+        };
+        let cwd = self.cwd.clone().unwrap_or_default();
+        if cwd.contains('\0') {
+            return Err(Error::new(Code::InvalidCwd, "cwd contains a NUL byte"));
+        }
+        let (env, _) = environment(home, &defaults, &self.env)?;
+        Ok(Plan {
+            command: Command { attempts, env, cwd, limits: None, tty: true },
+            label: self.command.clone().unwrap_or_else(|| "login shell".to_owned()),
+            size: size(self.cols.unwrap_or(DEFAULT_SIZE.cols), self.rows.unwrap_or(DEFAULT_SIZE.rows))?,
+            kind,
+            idle: match kind {
+                Kind::Terminal => self.idle()?,
+                Kind::Shell => limits::SHELL_LINGER,
+            },
+        })
+    }
+
+    fn idle(&self) -> Result<Duration> {
+        let longest = limits::TERMINAL_IDLE_MAX;
+        match self.idle_timeout_secs.map(Duration::from_secs) {
+            None => Ok(limits::TERMINAL_IDLE),
+            Some(idle) if !idle.is_zero() && idle <= longest => Ok(idle),
+            Some(_) => Err(Error::new(
+                Code::InvalidPayload,
+                format!("idle_timeout_secs is a number of seconds from 1 to {}", longest.as_secs()),
+            )),
+        }
+    }
+}
+
+impl ResizeRequest {
+    /// The size.
+    ///
+    /// # Errors
+    /// `InvalidPayload`.
+    pub fn size(&self) -> Result<Size> {
+        size(self.cols, self.rows)
+    }
+}
+
+/// A size that a terminal can have.
+///
+/// # Errors
+/// `InvalidPayload` with the limits.
+pub fn size(cols: u16, rows: u16) -> Result<Size> {
+    if cols == 0 || rows == 0 || nearest_size(cols, rows) != (Size { cols, rows }) {
+        return Err(Error::new(
+            Code::InvalidPayload,
+            format!(
+                "A terminal has 1 to {} cols, 1 to {} rows and at most {} cells, not {cols} × {rows}",
+                limits::TERMINAL_COLS,
+                limits::TERMINAL_ROWS,
+                limits::TERMINAL_CELLS
+            ),
+        ));
+    }
+    Ok(Size { cols, rows })
+}
+
+/// The size nearest to this one that a terminal can have, for those whom nobody can tell that it cannot.
+pub fn nearest_size(cols: u16, rows: u16) -> Size {
+    let cols = cols.clamp(1, limits::TERMINAL_COLS);
+    let most = u16::try_from(limits::TERMINAL_CELLS / u32::from(cols)).unwrap_or(u16::MAX);
+    Size { cols, rows: rows.clamp(1, limits::TERMINAL_ROWS.min(most)) }
+}
+
+impl InputRequest {
+    /// The bytes that a keyboard would have sent. `application`: arrow keys are wanted in their application mode.
+    ///
+    /// # Errors
+    /// `InvalidPayload`.
+    pub fn bytes(&self, application: bool) -> Result<Vec<u8>> {
+        let wrong = |message: String| Error::new(Code::InvalidPayload, message);
+        if self.text.is_none() && self.keys.is_empty() && self.base64.is_none() {
+            return Err(wrong(
+                "Say \"text\", \"keys\" or \"base64\"; or send the bytes themselves as the body".into(),
+            ));
+        }
+        let mut bytes = match &self.base64 {
+            Some(text) => BASE64_STANDARD
+                .decode(text)
+                .map_err(|error| wrong(format!("base64 cannot be decoded: {error}")))?,
+            None => Vec::new(),
+        };
+        bytes.extend_from_slice(self.text.as_deref().unwrap_or_default().as_bytes());
+        for name in &self.keys {
+            let key = key(name, application).ok_or_else(|| {
+                wrong(format!(
+                    "There is no key '{}'; there are enter, tab, escape, space, backspace, delete, insert, home, end, \
+                     page-up, page-down, up, down, left, right, f1 to f12, ctrl-X and alt-X",
+                    name.escape_debug()
+                ))
+            })?;
+            bytes.extend_from_slice(&key);
+        }
+        Ok(bytes)
+    }
+}
+
+/// What xterm sends for a key.
+fn key(name: &str, application: bool) -> Option<Vec<u8>> {
+    let arrow = |letter: char| if application { format!("\x1bO{letter}") } else { format!("\x1b[{letter}") };
+    let text = match name {
+        "enter" => "\r".to_owned(),
+        "tab" => "\t".to_owned(),
+        "escape" => "\x1b".to_owned(),
+        "space" => " ".to_owned(),
+        "backspace" => "\x7f".to_owned(),
+        "up" => arrow('A'),
+        "down" => arrow('B'),
+        "right" => arrow('C'),
+        "left" => arrow('D'),
+        "home" => arrow('H'),
+        "end" => arrow('F'),
+        "insert" => "\x1b[2~".to_owned(),
+        "delete" => "\x1b[3~".to_owned(),
+        "page-up" => "\x1b[5~".to_owned(),
+        "page-down" => "\x1b[6~".to_owned(),
+        _ => return modified(name).or_else(|| function(name)),
+    };
+    Some(text.into_bytes())
+}
+
+/// `ctrl-X` and `alt-X`.
+fn modified(name: &str) -> Option<Vec<u8>> {
+    let single = |text: &str| {
+        let mut all = text.chars();
+        all.next().filter(|_| all.next().is_none())
+    };
+    if let Some(c) = name.strip_prefix("ctrl-").and_then(single) {
+        // The control characters are the letters without their upper bits (ECMA-48).
+        return match c.to_ascii_uppercase() {
+            '?' => Some(vec![0x7f]),
+            c @ '@'..='_' => Some(vec![c as u8 & 0x1f]),
+            _ => None,
+        };
+    }
+    let c = name.strip_prefix("alt-").and_then(single)?;
+    Some(format!("\x1b{c}").into_bytes())
+}
+
+fn function(name: &str) -> Option<Vec<u8>> {
+    let number: usize = name.strip_prefix('f')?.parse().ok()?;
+    let keys = [
+        "\x1bOP", "\x1bOQ", "\x1bOR", "\x1bOS", "\x1b[15~", "\x1b[17~", "\x1b[18~", "\x1b[19~", "\x1b[20~",
+        "\x1b[21~", "\x1b[23~", "\x1b[24~",
+    ];
+    keys.get(number.checked_sub(1)?).map(|key| key.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(json: serde_json::Value) -> Result<Vec<u8>> {
+        serde_json::from_value::<InputRequest>(json).unwrap().bytes(false)
+    }
+
+    #[test]
+    fn keys_are_what_a_keyboard_sends() {
+        use serde_json::json;
+        assert_eq!(input(json!({"text": "ls", "keys": ["enter"]})).unwrap(), b"ls\r");
+        assert_eq!(
+            input(json!({"keys": ["ctrl-c", "ctrl-[", "ctrl-?", "alt-x", "f1", "f12"]})).unwrap(),
+            b"\x03\x1b\x7f\x1bx\x1bOP\x1b[24~"
+        );
+        assert_eq!(input(json!({"base64": "AP8="})).unwrap(), [0, 255]);
+        assert_eq!(
+            (key("up", false).unwrap(), key("up", true).unwrap()),
+            (b"\x1b[A".to_vec(), b"\x1bOA".to_vec())
+        );
+        for bad in [
+            json!({}),
+            json!({"keys": ["nope"]}),
+            json!({"keys": ["ctrl-"]}),
+            json!({"keys": ["f0"]}),
+            json!({"keys": ["f13"]}),
+            json!({"keys": ["ctrl-é"]}),
+            json!({"base64": "!"}),
+        ] {
+            assert_eq!(input(bad.clone()).unwrap_err().code(), Code::InvalidPayload, "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        assert!(
+            size(80, 24).is_ok() && size(1, 1).is_ok() && size(1000, 100).is_ok() && size(200, 500).is_ok()
+        );
+        for (cols, rows) in [(0, 24), (80, 0), (1001, 1), (1, 501), (1000, 101), (65535, 65535)] {
+            let error = size(cols, rows).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidPayload);
+            let near = nearest_size(cols, rows);
+            assert!(size(near.cols, near.rows).is_ok(), "{cols} × {rows} became {near:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_started_is_a_shell_with_a_terminal() {
+        let plan = |request: &TerminalRequest| {
+            let workspace = BTreeMap::from([("TERM".to_owned(), "vt100".to_owned())]);
+            request.plan("/root", &[("WORKSPACE_ID", "7")], &workspace, Kind::Terminal)
+        };
+        let made = plan(&TerminalRequest::default()).unwrap();
+        assert_eq!(made.command.attempts[0][0].to_str().unwrap(), "/bin/bash");
+        let env: Vec<_> = made.command.env.iter().map(|entry| entry.to_str().unwrap()).collect();
+        assert!(env.contains(&"TERM=vt100") && env.contains(&"WORKSPACE_ID=7"), "{env:?}");
+        assert_eq!((made.size, made.idle, made.command.tty), (DEFAULT_SIZE, limits::TERMINAL_IDLE, true));
+        for bad in [
+            TerminalRequest { command: Some(" ".into()), ..TerminalRequest::default() },
+            TerminalRequest { command: Some("a\0".into()), ..TerminalRequest::default() },
+            TerminalRequest { cwd: Some("a\0".into()), ..TerminalRequest::default() },
+            TerminalRequest { cols: Some(0), ..TerminalRequest::default() },
+            TerminalRequest { idle_timeout_secs: Some(0), ..TerminalRequest::default() },
+            TerminalRequest { idle_timeout_secs: Some(u64::MAX), ..TerminalRequest::default() },
+        ] {
+            assert_eq!(plan(&bad).unwrap_err().code().status(), 400, "{bad:?}");
+        }
+    }
+}

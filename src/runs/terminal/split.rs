@@ -1,0 +1,218 @@
+//! Cuts what a program writes to its terminal into pieces that can be passed on: never inside a character, never
+//! inside a control sequence (ECMA-48). So a client that joins between two pieces misses no half of anything. Pure.
+
+use std::ops::Range;
+
+use crate::base::limits;
+
+/// What was held back, and where the parser stands in it.
+#[derive(Debug, Default)]
+pub(super) struct Splitter {
+    /// The beginning of a character.
+    bytes: Vec<u8>,
+    /// The beginning of a sequence.
+    held: String,
+    state: State,
+    /// The sequence in `held` is longer than we hold, and its beginning is gone.
+    torn: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Ground,
+    Escape,
+    EscapeIntermediate,
+    Csi,
+    /// OSC, DCS, SOS, PM or APC: ends with ST, an OSC in practice also with BEL.
+    Text,
+}
+
+/// A piece.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Everything; what was not UTF-8 is replaced.
+    pub(super) text: String,
+    /// The complete control sequences in it.
+    pub(super) sequences: Vec<Range<usize>>,
+}
+
+impl Splitter {
+    /// Takes the next bytes and gives what is whole.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Cut {
+        let mut text = std::mem::take(&mut self.held);
+        let from = text.len();
+        self.decode(bytes, &mut text);
+        let mut start = (!self.torn && self.state != State::Ground).then_some(0);
+        let mut sequences = Vec::new();
+        let mut rest = from;
+        while let Some(c) = text[rest..].chars().next() {
+            let at = rest;
+            if self.state == State::Ground {
+                match text[rest..].find(begins) {
+                    Some(next) if next > 0 => {
+                        rest += next;
+                        continue;
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            rest += c.len_utf8();
+            // The end of a string is ESC \, and so the beginning of another sequence: they stay together.
+            let string_ends = self.state == State::Text && c == '\u{1b}';
+            let next = self.state.after(c);
+            if begins(c) && !string_ends && next != State::Ground {
+                start = Some(at);
+                self.torn = false;
+            }
+            if self.state != State::Ground && next == State::Ground {
+                // CAN and SUB abandon a sequence.
+                let complete = !matches!(c, '\u{18}' | '\u{1a}');
+                sequences.extend(start.take().filter(|_| complete).map(|start| start..rest));
+                self.torn = false;
+            }
+            self.state = next;
+        }
+        if let (Some(start), false) = (start, self.state == State::Ground) {
+            if text.len() - start <= limits::SEQUENCE_BYTES {
+                self.held = text.split_off(start);
+            } else {
+                self.torn = true;
+            }
+        }
+        Cut { text, sequences }
+    }
+
+    /// Whatever is still held, at the end.
+    pub(super) fn rest(&mut self) -> Cut {
+        let mut text = std::mem::take(&mut self.held);
+        if !self.bytes.is_empty() {
+            self.bytes.clear();
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+        Cut { text, sequences: Vec::new() }
+    }
+
+    /// Appends `bytes` as characters and keeps the beginning of one that is not complete.
+    fn decode(&mut self, bytes: &[u8], text: &mut String) {
+        let joined;
+        let mut rest = bytes;
+        if !self.bytes.is_empty() {
+            joined = [self.bytes.as_slice(), bytes].concat();
+            self.bytes.clear();
+            rest = &joined;
+        }
+        loop {
+            match std::str::from_utf8(rest) {
+                Ok(whole) => return text.push_str(whole),
+                Err(error) => {
+                    let (good, bad) = rest.split_at(error.valid_up_to());
+                    // Valid by the error's own word, so nothing is replaced here.
+                    text.push_str(&String::from_utf8_lossy(good));
+                    let Some(length) = error.error_len() else {
+                        self.bytes = bad.to_vec();
+                        return;
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &bad[length..];
+                }
+            }
+        }
+    }
+}
+
+/// ESC, or one of the C1 characters that stand for ESC and a letter.
+fn begins(c: char) -> bool {
+    matches!(c, '\u{1b}' | '\u{90}' | '\u{98}' | '\u{9b}' | '\u{9d}'..='\u{9f}')
+}
+
+impl State {
+    fn after(self, c: char) -> State {
+        match (self, c) {
+            (State::Text, '\u{7}' | '\u{9c}') => State::Ground,
+            (_, '\u{18}' | '\u{1a}') => State::Ground,
+            (_, '\u{1b}') => State::Escape,
+            (State::Text, _) => State::Text,
+            (_, '\u{9b}') => State::Csi,
+            (_, '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}') => State::Text,
+            (State::Escape, '[') => State::Csi,
+            (State::Escape, ']' | 'P' | 'X' | '^' | '_') => State::Text,
+            (State::Escape | State::EscapeIntermediate, ' '..='/') => State::EscapeIntermediate,
+            (State::Csi, ' '..='?') => State::Csi,
+            // Other control characters are executed in the middle of a sequence.
+            (_, '\0'..='\u{1f}') => self,
+            _ => State::Ground,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequences(cut: &Cut) -> Vec<&str> {
+        cut.sequences.iter().map(|range| &cut.text[range.clone()]).collect()
+    }
+
+    #[test]
+    fn sequences_are_found() {
+        let mut splitter = Splitter::default();
+        let text = "a\x1b[1;2Hb\x1b(0\x1b]0;title\x07\x1b]2;t\x1b\\c\x1bPq\x1b\\\x1b7\u{9b}5n\x1b[3\x18d";
+        let cut = splitter.take(text.as_bytes());
+        assert_eq!(cut.text, text);
+        assert_eq!(
+            sequences(&cut),
+            [
+                "\x1b[1;2H",
+                "\x1b(0",
+                "\x1b]0;title\x07",
+                "\x1b]2;t\x1b\\",
+                "\x1bPq\x1b\\",
+                "\x1b7",
+                "\u{9b}5n"
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_is_torn_wherever_the_bytes_are_cut() {
+        let text = "grün €uro 𝄞\x1b[38;5;196mred\x1b[0m\x1b]0;tïtle\x1b\\\x1b[6n\x1bP+q544e\x1b\\\u{9b}0c日本\x1b\x1b[A.";
+        let whole = Splitter::default().take(text.as_bytes());
+        for size in 1..text.len() {
+            let mut splitter = Splitter::default();
+            let (mut all, mut found) = (String::new(), Vec::new());
+            for bytes in text.as_bytes().chunks(size) {
+                let cut = splitter.take(bytes);
+                assert_eq!(splitter.held.is_empty(), splitter.state == State::Ground);
+                found.extend(sequences(&cut).into_iter().map(str::to_owned));
+                all.push_str(&cut.text);
+            }
+            assert_eq!(all, text, "chunks of {size}");
+            assert_eq!(found, sequences(&whole), "chunks of {size}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced_and_a_beginning_is_kept() {
+        let mut splitter = Splitter::default();
+        assert_eq!(splitter.take(b"a\xffb\xe2\x82").text, "a\u{fffd}b");
+        assert_eq!(splitter.take(b"\xacc\xe2").text, "€c");
+        assert_eq!(splitter.take(b"x").text, "\u{fffd}x");
+        assert_eq!(splitter.take(b"\xf0\x9d").text, "");
+        assert_eq!(splitter.rest().text, "\u{fffd}");
+    }
+
+    #[test]
+    fn a_sequence_without_end_is_not_held_for_ever() {
+        let mut splitter = Splitter::default();
+        let mut given = splitter.take(b"\x1b]0;").text.len();
+        for _ in 0..10 {
+            given += splitter.take(&[b'x'; 1000]).text.len();
+            assert!(splitter.held.len() <= limits::SEQUENCE_BYTES);
+        }
+        given += splitter.take(b"\x07after\x1b[m").text.len();
+        assert_eq!(given, 4 + 10_000 + 1 + 8);
+        assert_eq!(sequences(&splitter.take(b"\x1b[1m")), ["\x1b[1m"]);
+    }
+}

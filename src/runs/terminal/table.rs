@@ -1,0 +1,189 @@
+//! All terminals: by workspace, at most so many at once, and the shells that sockets come back to.
+//!
+//! Locks: `state`, held only to look up, insert and remove; one for each shell's key while that shell is being started,
+//! taken before it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+
+use super::{Kind, Mode, Plan, Shown, Terminal, Watcher, Why};
+use crate::base::thread::{JoinOnDrop, lock};
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::Launcher;
+use crate::runs::Running;
+
+/// Whose shell it is: a workspace and a credential.
+pub type ShellKey = (Uuid, String);
+
+/// The table.
+#[derive(Default)]
+pub struct Terminals {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    all: Vec<Entry>,
+    /// Being started.
+    starting: usize,
+    shells: HashMap<ShellKey, Arc<Mutex<Option<Arc<Terminal>>>>>,
+}
+
+/// Dropping it joins the thread, which has ended or is about to.
+struct Entry {
+    terminal: Arc<Terminal>,
+    _thread: JoinOnDrop,
+}
+
+/// A place that was kept for a terminal that is being started.
+struct Place<'a>(&'a Terminals);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).starting -= 1;
+    }
+}
+
+impl Terminals {
+    /// Starts one for `workspace`, which `running` was entered for.
+    ///
+    /// # Errors
+    /// `Busy` when there are too many; what the launcher says.
+    pub fn start(
+        &self,
+        running: Running,
+        workspace: Uuid,
+        launcher: &dyn Launcher,
+        plan: Plan,
+    ) -> Result<Arc<Terminal>> {
+        let place = self.place()?;
+        let (terminal, thread) = Terminal::start(running, workspace, launcher, plan)?;
+        lock(&self.state).all.push(Entry { terminal: terminal.clone(), _thread: thread });
+        drop(place);
+        Ok(terminal)
+    }
+
+    /// The shell of this key, still running or started with `start`, and a client of it.
+    ///
+    /// # Errors
+    /// What `start` says; `Busy` when too many clients watch it.
+    pub fn shell(&self, key: ShellKey, start: impl FnOnce() -> Result<Arc<Terminal>>) -> Result<Watcher> {
+        let slot = lock(&self.state).shells.entry(key).or_default().clone();
+        let mut shell = lock(&slot);
+        if let Some(terminal) = shell.as_ref() {
+            match terminal.watch(Mode::Shared) {
+                Err(error) if error.code() == Code::TerminalEnded => {}
+                watcher => return watcher,
+            }
+        }
+        let terminal = start()?;
+        let watcher = terminal.watch(Mode::Shared)?;
+        *shell = Some(terminal);
+        Ok(watcher)
+    }
+
+    /// The terminal `id` of `workspace`.
+    ///
+    /// # Errors
+    /// `TerminalNotFound`, also for one of another workspace.
+    pub fn get(&self, workspace: Uuid, id: Uuid) -> Result<Arc<Terminal>> {
+        self.all()
+            .into_iter()
+            .find(|terminal| terminal.id == id && terminal.workspace == workspace)
+            .ok_or_else(|| {
+                Error::new(
+                    Code::TerminalNotFound,
+                    format!("Terminal {id} not found; GET /api/workspaces/{workspace}/terminals lists them"),
+                )
+            })
+    }
+
+    /// Those of `workspace`, the oldest first.
+    pub fn list(&self, workspace: Uuid) -> Vec<Shown> {
+        let all = self.all();
+        all.iter()
+            .filter(|terminal| terminal.workspace == workspace)
+            .map(|terminal| terminal.shown())
+            .collect()
+    }
+
+    /// Ends one and forgets it; how it was left.
+    ///
+    /// # Errors
+    /// `TerminalNotFound`.
+    pub fn remove(&self, workspace: Uuid, id: Uuid) -> Result<Shown> {
+        let terminal = self.get(workspace, id)?;
+        terminal.end(Why::Deleted);
+        let gone = {
+            let mut state = lock(&self.state);
+            let at = state.all.iter().position(|known| known.terminal.id == id);
+            at.map(|at| state.all.remove(at))
+        };
+        drop(gone);
+        Ok(terminal.shown())
+    }
+
+    /// Ends all of them: the server stops.
+    pub fn close(&self) {
+        let all = std::mem::take(&mut lock(&self.state).all);
+        // All are told before any is waited for.
+        for Entry { terminal, .. } in &all {
+            terminal.cancel.cancel();
+        }
+        for Entry { terminal, .. } in &all {
+            terminal.end(Why::Workspace);
+        }
+    }
+
+    fn place(&self) -> Result<Place<'_>> {
+        self.tidy();
+        let mut state = lock(&self.state);
+        let running = state.all.iter().filter(|entry| entry.terminal.ended_since().is_none()).count();
+        if running + state.starting >= limits::TERMINALS {
+            return Err(Error::new(
+                Code::Busy,
+                format!("{} terminals run already; delete one that is not needed", limits::TERMINALS),
+            ));
+        }
+        state.starting += 1;
+        Ok(Place(self))
+    }
+
+    fn all(&self) -> Vec<Arc<Terminal>> {
+        self.tidy();
+        lock(&self.state).all.iter().map(|entry| entry.terminal.clone()).collect()
+    }
+
+    /// Forgets what ended long ago, shells at once.
+    fn tidy(&self) {
+        let mut state = lock(&self.state);
+        let mut kept = 0;
+        let mut stays = |terminal: &Terminal| match terminal.ended_since() {
+            None => true,
+            Some(_) if terminal.kind == Kind::Shell => false,
+            Some(since) => {
+                kept += 1;
+                kept <= limits::TERMINALS_KEPT && since.elapsed() < limits::TERMINAL_KEPT
+            }
+        };
+        // The youngest first: of too many that have ended, the oldest are forgotten.
+        let (mut stay, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.all).into_iter().rev().partition(|entry| stays(&entry.terminal));
+        stay.reverse();
+        state.all = stay;
+        state.shells.retain(|_, slot| {
+            // Being started at this moment: leave it.
+            let Ok(mut shell) = slot.try_lock() else { return true };
+            let ended = shell.as_ref().is_some_and(|shell| shell.ended_since().is_some());
+            if ended {
+                *shell = None;
+            }
+            shell.is_some() || Arc::strong_count(slot) > 1
+        });
+        drop(state);
+        // Their threads are joined here.
+        drop(gone);
+    }
+}

@@ -1,0 +1,226 @@
+//! A client's view of a terminal: what it has still to be told, in bounded memory. The terminal's thread never waits
+//! for a client: one that is too far behind loses what waits for it and gets the screen painted anew.
+//!
+//! Lock: the terminal's own.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{End, Terminal};
+use crate::base::thread::lock;
+use crate::base::{Result, limits};
+use crate::proc::Waker;
+use crate::proc::pty::Size;
+
+/// What a client wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Watch only.
+    Read,
+    /// Write if nobody else does, else watch.
+    Write,
+    /// Write, whoever did before.
+    TakeOver,
+    /// Write together with others: whoever has typed last is the one whose terminal answers the program's questions.
+    Shared,
+}
+
+/// Something that a client must be told.
+#[derive(Debug)]
+pub enum Out {
+    /// More output, or all that is on the screen.
+    Text(String),
+    /// Whether its input counts from now on.
+    Role {
+        /// It does.
+        writes: bool,
+    },
+    /// The terminal has another size.
+    Size(Size),
+    /// The terminal has ended; nothing follows.
+    End(End),
+}
+
+/// A client's place in the terminal's state.
+#[derive(Debug)]
+pub(super) struct Seat {
+    number: u64,
+    queue: VecDeque<Out>,
+    /// Bytes of text in it.
+    bytes: usize,
+    /// The next text is the whole screen.
+    repaint: bool,
+    wake: Arc<Waker>,
+}
+
+impl Seat {
+    pub(super) fn new(number: u64) -> Result<Seat> {
+        let wake = Arc::new(Waker::new()?);
+        wake.wake();
+        Ok(Seat { number, queue: VecDeque::new(), bytes: 0, repaint: true, wake })
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn wake(&self) -> Arc<Waker> {
+        self.wake.clone()
+    }
+
+    pub(super) fn push(&mut self, out: Out) {
+        self.queue.push_back(out);
+        self.wake.wake();
+    }
+
+    /// More output. Full: everything that waits is dropped for a picture of the screen at the time it is sent.
+    pub(super) fn push_text(&mut self, text: &str) {
+        if self.repaint || text.is_empty() {
+            return;
+        }
+        if self.bytes + text.len() > limits::WATCH_BYTES {
+            self.queue.retain(|out| !matches!(out, Out::Text(_)));
+            self.bytes = 0;
+            self.repaint = true;
+        } else {
+            self.bytes += text.len();
+            match self.queue.back_mut() {
+                Some(Out::Text(last)) => last.push_str(text),
+                _ => self.queue.push_back(Out::Text(text.to_owned())),
+            }
+        }
+        self.wake.wake();
+    }
+}
+
+/// A client of a terminal. It leaves when this is dropped.
+pub struct Watcher {
+    terminal: Arc<Terminal>,
+    number: u64,
+    mode: Mode,
+    wake: Arc<Waker>,
+}
+
+impl Watcher {
+    pub(super) fn new(terminal: Arc<Terminal>, number: u64, mode: Mode, wake: Arc<Waker>) -> Watcher {
+        Watcher { terminal, number, mode, wake }
+    }
+
+    /// The terminal.
+    pub fn terminal(&self) -> &Arc<Terminal> {
+        &self.terminal
+    }
+
+    /// Everything there is to tell now, the oldest first. Does not wait; until then its descriptor is readable.
+    pub fn take(&self) -> Vec<Out> {
+        self.wake.clear();
+        let mut state = lock(&self.terminal.state);
+        let state = &mut *state;
+        let Some(seat) = state.seats.iter_mut().find(|seat| seat.number == self.number) else {
+            return Vec::new();
+        };
+        let mut all = Vec::from(std::mem::take(&mut seat.queue));
+        seat.bytes = 0;
+        if std::mem::take(&mut seat.repaint) {
+            // Behind the news of its size, and before that of its end.
+            let at = all.iter().position(|out| matches!(out, Out::End(_))).unwrap_or(all.len());
+            all.insert(at, Out::Text(state.screen.repaint()));
+        }
+        all
+    }
+
+    /// Types as much of `bytes` as the program has room for, and says how much that was: all of it when this client
+    /// may not write, so that nothing waits. When there is room again, the descriptor is readable.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        let mut state = lock(&self.terminal.state);
+        if state.end.is_some() {
+            return bytes.len();
+        }
+        if state.writer != Some(self.number) {
+            // What another client's terminal has answered already must not be typed a second time.
+            if self.mode != Mode::Shared || is_answer(bytes) {
+                return bytes.len();
+            }
+            state.set_writer(Some(self.number));
+        }
+        let room = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
+        let taken = room.min(bytes.len());
+        self.terminal.queue(&mut state, &bytes[..taken]);
+        taken
+    }
+
+    /// Changes the terminal's size, if this client may.
+    pub fn resize(&self, size: Size) {
+        let may = self.mode == Mode::Shared || lock(&self.terminal.state).writer == Some(self.number);
+        if may {
+            // It may have ended meanwhile, which the client will be told.
+            let _ = self.terminal.resize(size);
+        }
+    }
+}
+
+impl AsFd for Watcher {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut state = lock(&self.terminal.state);
+        state.seats.retain(|seat| seat.number != self.number);
+        if state.writer == Some(self.number) {
+            state.writer = None;
+        }
+        state.active = Instant::now();
+        state.left = state.active;
+        // Its idle time begins now.
+        self.terminal.waker.wake();
+    }
+}
+
+/// Whether this is nothing but what a terminal answers to questions: device attributes, status, cursor position, modes,
+/// colours, versions. A function key with a modifier looks the same (`CSI 1;5R`).
+fn is_answer(bytes: &[u8]) -> bool {
+    let cut = super::split::Splitter::default().take(bytes);
+    let all: usize = cut.sequences.iter().map(ExactSizeIterator::len).sum();
+    !cut.sequences.is_empty()
+        && all == bytes.len()
+        && cut.sequences.iter().all(|range| {
+            let sequence = &cut.text[range.clone()];
+            let string = sequence.starts_with("\x1b]") || sequence.starts_with("\x1bP");
+            string || sequence.starts_with("\x1b[") && sequence.ends_with(['c', 'n', 'R', 't', 'y'])
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_from_keys() {
+        for answer in
+            ["\x1b[?1;2c", "\x1b[3;4R", "\x1b[0n\x1b[?1;2c", "\x1b]11;rgb:0/0/0\x1b\\", "\x1bP1$r0m\x1b\\"]
+        {
+            assert!(is_answer(answer.as_bytes()), "{answer:?}");
+        }
+        for keys in
+            ["", "a", "\r", "\x1b", "\x1b[A", "\x1bOP", "\x1b[?1;2cx", "\x1b[200~c\x1b[201~", "\x1b[1;5D"]
+        {
+            assert!(!is_answer(keys.as_bytes()), "{keys:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_client_costs_no_more_than_its_share() {
+        let mut seat = Seat::new(0).unwrap();
+        seat.repaint = false;
+        for _ in 0..100 {
+            seat.push_text(&"x".repeat(10_000));
+            assert!(seat.bytes <= limits::WATCH_BYTES);
+        }
+        assert!(seat.repaint && seat.queue.is_empty());
+    }
+}
