@@ -43,6 +43,14 @@
 //! join between any two. In a container the PTY comes from the container's own devpts, opened from outside. Sockets
 //! ([`http::websocket`]) come and go: the gate hands a client's over with its ticket, and one thread serves it.
 //!
+//! # Limits
+//!
+//! All workloads together are bounded by the tree's own group, a container by its group in it, a command by the group of
+//! its own ([`proc::limits`], [`proc::control`]). Where controllers are v2's, every group has them; on a machine with v1
+//! controllers a container's start enters v1 groups once and everything in it inherits them, and a command is moved only
+//! when it has limits, since a move waits for the kernel. What a host cannot enforce is refused for a command and listed
+//! as a warning for a workspace. The server itself is what the kernel kills last, and has its own share of the processors.
+//!
 //! # Threads
 //!
 //! | thread | bounded by | blocks on |

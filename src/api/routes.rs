@@ -89,6 +89,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         workspaces::rerun_init,
     ),
     read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
+    read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
     read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),
     // Terminals. On host workspaces all of it is for owners.
     Route {

@@ -63,7 +63,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     let body: Update = request.json(limits::JSON_BODY_BYTES)?;
-    let record = ctx.lifecycle.registry().change(id, body)?;
+    let record = ctx.lifecycle.change(id, body)?;
     shown(&record.shown, request)
 }
 
@@ -117,6 +117,11 @@ pub fn rerun_init(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `GET /api/workspaces/:id/debug`
 pub fn debug(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&ctx.lifecycle.debug(id(request)?)?)))
+}
+
+/// `GET /api/workspaces/:id/resources`
+pub fn resources(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(&ctx.lifecycle.resources(id(request)?)?)))
 }
 
 /// `GET /api/workspaces/:id/init-log`

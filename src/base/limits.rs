@@ -220,3 +220,13 @@ pub const THROTTLED_PEERS: usize = 4096;
 
 /// The server's share of the processors where it has a cgroup of its own; everybody else's is 100 (cgroup-v2.rst).
 pub const SERVER_CPU_WEIGHT: u64 = 1000;
+/// Everybody else's, where the kernel compares our tree with other services'.
+pub const WORK_CPU_WEIGHT: u64 = 50;
+/// Memory that workloads may not have, on a small machine: the server's, and the kernel's to go on with.
+pub const RESERVE_LEAST: u64 = 128 << 20;
+/// The same on a large one.
+pub const RESERVE_MOST: u64 = 1 << 30;
+/// Processes of a container, whatever the machine: a desktop browser or a build needs hundreds.
+pub const CONTAINER_PIDS_LEAST: u64 = 512;
+/// A fork bomb's size on a large machine.
+pub const CONTAINER_PIDS_MOST: u64 = 4096;

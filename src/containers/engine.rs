@@ -11,7 +11,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::machine::{Machine, Place};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
-use crate::proc::Cgroups;
+use crate::proc::{Cgroups, Current, Limits, Usage};
 use crate::store::file;
 
 /// Starts and finds containers.
@@ -84,6 +84,21 @@ impl Engine {
     pub fn is_running(&self, name: &str) -> bool {
         let machine = lock(&self.machines).get(name).cloned();
         machine.is_some_and(|machine| machine.is_running())
+    }
+
+    /// What a running container uses, now and so far.
+    pub fn usage(&self, name: &str) -> Option<(Current, Usage)> {
+        let machine = lock(&self.machines).get(name).cloned();
+        machine.and_then(|machine| machine.usage())
+    }
+
+    /// Bounds a running container anew; one that is stopped gets its limits at its start.
+    ///
+    /// # Errors
+    /// `Conflict` when the kernel cannot take back what is in use.
+    pub fn rebound(&self, name: &str, limits: &Limits) -> Result<()> {
+        let machine = lock(&self.machines).get(name).cloned();
+        machine.map_or(Ok(()), |machine| machine.rebound(limits))
     }
 
     /// Ends all containers.

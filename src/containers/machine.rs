@@ -24,8 +24,8 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::{dev_null, open_dir, pipe};
 use crate::proc::{
-    Cancel, Capture, Cgroups, Command, Exit, Group, Io, Launcher, Process, Pty, Reach, Spec, Stdio, Usage,
-    pump,
+    Cancel, Capture, Cgroups, Command, Current, Exit, Group, Io, Launcher, Limits, Process, Pty, Reach, Spec,
+    Stdio, Usage, pump,
 };
 use crate::store::beneath::Root;
 
@@ -44,6 +44,8 @@ pub struct Place {
     pub agent: PathBuf,
     /// No network but its own loopback.
     pub private_network: bool,
+    /// What everything in it may use together.
+    pub limits: Limits,
 }
 
 /// A container. Cheap while it is stopped.
@@ -69,6 +71,8 @@ struct Running {
     /// PID 1 of the container.
     init: OwnedFd,
     spares: Mutex<Vec<Spare>>,
+    /// Something in it was killed for want of memory: v1 counts that for the innermost group alone.
+    oom_killed: AtomicBool,
     owner: Mutex<Option<JoinOnDrop>>,
 }
 
@@ -111,6 +115,23 @@ impl Machine {
         *lock(&self.place) = place;
     }
 
+    /// What it uses, now and since its start, if it runs.
+    pub(super) fn usage(&self) -> Option<(Current, Usage)> {
+        let running = lock(&self.state).clone()?;
+        let mut usage = running.group.usage();
+        usage.oom_killed =
+            usage.oom_killed.map(|killed| killed || running.oom_killed.load(Ordering::Relaxed));
+        Some((running.group.current(), usage))
+    }
+
+    /// Puts other limits on what runs.
+    pub(super) fn rebound(&self, limits: &Limits) -> Result<()> {
+        match lock(&self.state).clone() {
+            Some(running) if !running.ended.load(Ordering::Acquire) => running.group.rebound(limits),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends everything inside and returns when it is over. Harmless when it is stopped.
     pub fn stop(&self) {
         let running = lock(&self.state).take();
@@ -138,9 +159,11 @@ impl Machine {
         let place = &lock(&self.place).clone();
         let nspawn = tools::require("systemd-nspawn")?;
         let unshare = tools::require("unshare")?;
-        let group = self.cgroups.group(&place.machine)?;
+        let mut group = self.cgroups.group(&place.machine)?;
         // What a crashed predecessor may have left under this name.
         group.kill(None)?;
+        // For all that is made in it; nspawn's start enters its folders in v1 hierarchies.
+        group.hold(&place.limits)?;
 
         std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
         let resolv_conf = place.runtime.join("resolv.conf");
@@ -155,7 +178,6 @@ impl Machine {
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
-        // The outer group's limits hold for what is made in it; nspawn's start enters its folders in the v1 hierarchies.
         let child = Spec::new(unshare)
             .args(nspawn_args(place, &nspawn, &resolv_conf))
             .envs(self.cgroups.only_v2().then_some(&unified))
@@ -214,6 +236,7 @@ impl Machine {
             uid_base,
             init,
             spares: Mutex::new(vec![first]),
+            oom_killed: AtomicBool::new(false),
             owner: Mutex::new(Some(owner)),
         })
     }
@@ -430,7 +453,11 @@ impl Process for ContainerProcess {
     }
 
     fn usage(&self) -> Usage {
-        self.reach.group.usage()
+        let usage = self.reach.group.usage();
+        if usage.oom_killed == Some(true) {
+            self.running.oom_killed.store(true, Ordering::Relaxed);
+        }
+        usage
     }
 }
 
@@ -454,6 +481,8 @@ impl Drop for ContainerProcess {
         if matches!(self.try_exit(), Ok(None)) {
             self.kill();
         }
+        // Its group's account goes with it.
+        self.usage();
     }
 }
 
@@ -469,7 +498,9 @@ fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> 
         "--propagation=slave",
         "/bin/sh",
         "-c",
-        r#"mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn && exec "$@""#,
+        // nspawn is charged to the container's memory, and its end is the container's: the workload goes first.
+        r#"mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn || exit
+           echo -900 2>/dev/null >/proc/self/oom_score_adj; exec "$@""#,
         "sh",
     ];
     let mut args: Vec<String> = args.map(str::to_owned).to_vec();
@@ -489,6 +520,7 @@ fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> 
         "--resolv-conf=off",
         "--link-journal=no",
         "--console=pipe",
+        "--oom-score-adjust=0",
     ];
     args.extend(options.map(str::to_owned));
     args.push(format!("--machine={}", place.machine));

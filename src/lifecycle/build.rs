@@ -80,6 +80,7 @@ impl Lifecycle {
         if cancel.is_cancelled() {
             return Err(cancelled());
         }
+        self.log_warnings(&record, &mut log);
         if fresh {
             let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
             log.say(format!("Building container with {distro}"));

@@ -59,6 +59,7 @@ impl Lifecycle {
         Ok(match record.shown.workspace_type {
             Kind::Host => Box::new(HostLauncher {
                 cgroups: self.engine.cgroups().clone(),
+                group: self.host_group(workspace, record)?,
                 folder: PathBuf::from(&record.shown.path),
             }),
             Kind::Container => Box::new(self.machine(workspace, record)?),

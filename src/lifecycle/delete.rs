@@ -46,6 +46,8 @@ impl Lifecycle {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
         self.engine.remove(&workspace.machine_name());
+        let group = lock(&self.host_groups).remove(&workspace.id());
+        drop(group);
         if container && !record.own_folder {
             remove_in_place(&staging_of(root, workspace.id()))?;
             remove_in_place(root)?;

@@ -1,7 +1,7 @@
 //! What happens to a workspace: builds, init scripts, commands, deletion. Brings together the records
 //! (`workspaces`), the containers and the runs, none of which knows the others. Knows nothing of HTTP.
 //!
-//! Threads: `build-N`, `trash`. Lock: `builds`, a leaf.
+//! Threads: `build-N`, `trash`. Locks: `builds` and `host_groups`, leaves.
 
 pub mod build;
 pub mod commands;
@@ -9,6 +9,7 @@ pub mod debug;
 pub mod delete;
 pub mod init;
 pub mod repair;
+pub mod resources;
 pub mod terminals;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,7 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::containers::machine::{Machine, Place};
 use crate::containers::{Engine, Images};
-use crate::proc::Cancel;
+use crate::proc::{Cancel, Group};
 use crate::runs::Runs;
 use crate::runs::terminal::Terminals;
 use crate::store::beneath::Root;
@@ -50,6 +51,7 @@ pub struct Lifecycle {
     terminals: Terminals,
     policy: Policy,
     builds: Mutex<HashMap<Uuid, Build>>,
+    host_groups: Mutex<HashMap<Uuid, Group>>,
     builder: Pool,
     // Closing it ends the thread; the thread is let go at exit, since what it has not removed waits for the next start.
     emptied: Option<Sender<()>>,
@@ -93,6 +95,7 @@ impl Lifecycle {
             terminals: Terminals::default(),
             policy,
             builds: Mutex::default(),
+            host_groups: Mutex::default(),
             builder,
             emptied: Some(emptied),
             trash: Some(trash),
@@ -131,6 +134,7 @@ impl Lifecycle {
             runtime: workspace.folder().to_owned(),
             agent: self.engine.agent()?,
             private_network: record.shown.shared_network == Some(false),
+            limits: self.limits_of(record),
         })
     }
 
@@ -141,6 +145,7 @@ impl Lifecycle {
         }
         self.runs.close(deadline);
         self.engine.stop();
+        lock(&self.host_groups).clear();
         self.engine.cgroups().release();
     }
 }

@@ -5,7 +5,7 @@
 //! No threads; one leaf
 //! lock, for the list of groups that outlived their owner.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::fs;
 use std::io::{Read, Seek};
@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::control::{self, Current, Enforcement, Files, entrance};
 use super::hierarchy::{Controller, Tree};
-use super::{Limits, Usage};
+use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
 use crate::base::{At, Error, Result, limits};
 
@@ -32,6 +32,7 @@ const MARK: &str = "BERTH_RUN_ID";
 pub struct Cgroups {
     home: Option<Home>,
     enforcement: Arc<Enforcement>,
+    capacity: Capacity,
 }
 
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ struct Home {
     /// Groups that still lived when their owner was done with them: what a command left in the background. They
     /// are removed when they are empty, a few at each later opportunity.
     left: Arc<Mutex<VecDeque<String>>>,
+    /// Groups at the top of the tree that have folders in v1 hierarchies for everything in them.
+    held: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Cgroups {
@@ -48,7 +51,8 @@ impl Cgroups {
     pub fn take(name: &str) -> Cgroups {
         let tree = Tree::find(name);
         let enforcement = Arc::new(control::enforcement(tree.as_ref()));
-        let home = tree.map(|tree| Home { tree: Arc::new(tree), left: Arc::default() });
+        let capacity = Capacity::of_host();
+        let home = tree.map(|tree| Home { tree: Arc::new(tree), left: Arc::default(), held: Arc::default() });
         if let Some(home) = &home {
             let left = Group::open(home, "").and_then(|group| group.kill(None));
             if let Err(error) = left {
@@ -57,8 +61,13 @@ impl Cgroups {
             for child in home.tree.children() {
                 home.tree.remove(&child, true);
             }
+            let all = Files { tree: &home.tree, folder: home.tree.folder.clone(), path: "" };
+            if let Err(error) = all.bound(&capacity.all_work()) {
+                log::warn!("all workloads together could not be bounded: {error}");
+            }
+            all.weigh(limits::WORK_CPU_WEIGHT);
         }
-        Cgroups { home, enforcement }
+        Cgroups { home, enforcement, capacity }
     }
 
     /// Whether groups are cgroups, so that nothing can escape them.
@@ -74,6 +83,11 @@ impl Cgroups {
     /// Which limits hold here.
     pub fn enforcement(&self) -> &Enforcement {
         &self.enforcement
+    }
+
+    /// What this machine has for us.
+    pub fn capacity(&self) -> &Capacity {
+        &self.capacity
     }
 
     /// Makes the group `path` (components joined by `/`).
@@ -185,12 +199,24 @@ impl Group {
         Ok(())
     }
 
-    /// Gives the group every account that this host can keep, and bounds it. For a group that others are made in.
+    /// Gives the group every account that this host can keep, and bounds it. For a group at the top of our tree, which
+    /// others are made in; a limit for which there is no controller here is left out, and [`Enforcement`] says so.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn hold(&mut self, limits: &Limits) -> Result<()> {
         self.make_v1(&Controller::ALL)?;
+        if let How::Cgroup { home, path, .. } = &self.how {
+            lock(&home.held).insert(path.clone());
+        }
+        self.files().map_or(Ok(()), |files| files.bound(limits))
+    }
+
+    /// Bounds a group that [`Group::hold`] bounded, while things run in it.
+    ///
+    /// # Errors
+    /// `Conflict` when the kernel cannot take back what is in use.
+    pub fn rebound(&self, limits: &Limits) -> Result<()> {
         self.files().map_or(Ok(()), |files| files.bound(limits))
     }
 
@@ -202,15 +228,24 @@ impl Group {
         self.make_v1(&[Controller::Memory])
     }
 
-    /// What a process that is not born into the group's every hierarchy must write `0` to.
+    /// What a process must write `0` to before it is in the group in the v1 hierarchies as well, where birth puts it
+    /// beside the server: the group's own folders, else those of the group at the top that it belongs to.
     ///
     /// # Errors
     /// When one cannot be opened.
     pub fn entrances(&self) -> Result<Vec<OwnedFd>> {
-        match &self.how {
-            How::Cgroup { v1, .. } => v1.iter().map(|folder| entrance(folder)).collect(),
-            How::Mark(_) => Ok(Vec::new()),
+        let How::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
+        let top = path.split('/').next().unwrap_or_default();
+        let held = lock(&home.held).contains(top);
+        let mut all = Vec::new();
+        for ((_, own), (_, above)) in home.tree.v1_folders(path).iter().zip(home.tree.v1_folders(top)) {
+            if v1.contains(own) {
+                all.push(entrance(own)?);
+            } else if held {
+                all.push(entrance(&above)?);
+            }
         }
+        Ok(all)
     }
 
     /// The cgroup's folder, to be born into.
@@ -343,6 +378,9 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let How::Cgroup { home, path, v1, .. } = &self.how else { return };
+        if !v1.is_empty() {
+            lock(&home.held).remove(path);
+        }
         let mut retry = Vec::new();
         if !path.is_empty() && !home.tree.remove(path, !v1.is_empty()) {
             retry.push(path.clone());

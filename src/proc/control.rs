@@ -189,6 +189,15 @@ impl Files<'_> {
         }
     }
 
+    /// The group's part of the processors when all want them, where 100 is usual.
+    pub(super) fn weigh(&self, weight: u64) {
+        let _ = match self.of(Controller::Cpu) {
+            Some((folder, true)) => write(&folder.join("cpu.weight"), &weight.to_string()),
+            Some((folder, false)) => write(&folder.join("cpu.shares"), &(weight * 1024 / 100).to_string()),
+            None => Ok(()),
+        };
+    }
+
     /// What was used so far.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage {

@@ -195,13 +195,19 @@ impl Tree {
         v1.collect()
     }
 
-    /// The names of what is directly below our folder.
+    /// The names of what is directly below our folders.
     pub(super) fn children(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        entries
+        let v1 = self.v1_folders("").into_iter().map(|(_, folder)| folder);
+        let mut names: Vec<String> = [self.folder.clone()]
+            .into_iter()
+            .chain(v1)
+            .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect()
+            .collect();
+        names.sort();
+        names.dedup();
+        names
     }
 
     /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` when something lives there.

@@ -2,6 +2,7 @@
 //! Knows nothing of workspaces, containers or HTTP.
 
 pub mod cancel;
+pub mod capacity;
 pub mod capture;
 pub mod cgroup;
 pub mod control;
@@ -15,6 +16,7 @@ pub mod sys;
 pub mod waker;
 
 pub use cancel::Cancel;
+pub use capacity::Capacity;
 pub use capture::{Capture, Captured, Sink};
 pub use cgroup::{Cgroups, Group};
 pub use control::{Current, Enforcement};

@@ -12,6 +12,8 @@ use crate::store::beneath::Root;
 pub struct HostLauncher {
     /// Where groups are made.
     pub cgroups: Cgroups,
+    /// The group that the commands' own are made in.
+    pub group: String,
     /// The workspace's folder.
     pub folder: PathBuf,
 }
@@ -45,7 +47,7 @@ impl HostLauncher {
 impl Launcher for HostLauncher {
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
         let cwd = self.cwd(&command.cwd)?;
-        let group = self.cgroups.group_within(&format!("runs/{id}"), command.limits.as_ref())?;
+        let group = self.cgroups.group_within(&format!("{}/{id}", self.group), command.limits.as_ref())?;
         let child = Child::start(&command.attempts, &command.env, cwd.as_fd(), &stdio, command.tty, group)?;
         Ok(Box::new(child))
     }

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use super::record::{Kind, Shown};
+use super::resources::Resources;
 use crate::base::ids::{Distro, Label, check_env_vars};
 use crate::base::{Code, Error, Result, limits};
 
@@ -50,6 +51,8 @@ pub struct Fields {
     pub mcps: Option<Vec<String>>,
     /// Profile; blank clears.
     pub config_profile: Option<String>,
+    /// Limits; `{}` clears.
+    pub resources: Option<Resources>,
 }
 
 /// The body of `PUT /api/workspaces/:id`.
@@ -125,6 +128,10 @@ impl Fields {
             if let Some(given) = given {
                 *kept = names(field, given)?;
             }
+        }
+        if let Some(resources) = self.resources {
+            resources.check()?;
+            shown.resources = Some(resources).filter(|resources| *resources != Resources::default());
         }
         if self.shared_network.is_some() {
             shown.shared_network = self.shared_network;

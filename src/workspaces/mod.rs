@@ -4,10 +4,12 @@
 pub mod create;
 pub mod record;
 pub mod registry;
+pub mod resources;
 pub mod status;
 
 pub use record::{Job, Kind, Record, Shown, Status};
 pub use registry::{Registry, Workspace};
+pub use resources::Resources;
 
 use std::path::PathBuf;
 

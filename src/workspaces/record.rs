@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::resources::Resources;
 use crate::base::ids::{Distro, Label};
 
 /// Where a workspace's commands run.
@@ -80,6 +81,9 @@ pub struct Shown {
     pub mcps: Vec<String>,
     /// Kept for sandboxed.sh's clients.
     pub config_profile: Option<String>,
+    /// What its commands may use together; null and what is not named: the machine's defaults.
+    #[serde(default)]
+    pub resources: Option<Resources>,
 }
 
 /// What is under way, journaled so that a start after a crash knows what to repair.
@@ -147,6 +151,7 @@ impl Record {
                 tailscale_mode: None,
                 mcps: Vec::new(),
                 config_profile: None,
+                resources: None,
             },
             origin,
             job: None,

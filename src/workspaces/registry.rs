@@ -351,13 +351,22 @@ impl Registry {
         Ok(path)
     }
 
-    /// Changes a workspace as a client asked for it: everything given, or nothing.
+    /// Changes a workspace as a client asked for it: everything given, or nothing. `effect` makes the change felt, and
+    /// may refuse it.
     ///
     /// # Errors
-    /// 400s that name the field, `WorkspaceNotFound`.
-    pub fn change(&self, id: Uuid, update: Update) -> Result<Arc<Record>> {
+    /// 400s that name the field, `WorkspaceNotFound`, what `effect` said.
+    pub fn change(
+        &self,
+        id: Uuid,
+        update: Update,
+        effect: impl FnOnce(&Record) -> Result<()>,
+    ) -> Result<Arc<Record>> {
         let workspace = self.get(id)?;
-        workspace.update(|record| update.apply(&mut record.shown))?;
+        workspace.update(|record| {
+            update.apply(&mut record.shown)?;
+            effect(record)
+        })?;
         Ok(workspace.record())
     }
 

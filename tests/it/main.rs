@@ -29,6 +29,7 @@ mod logging;
 mod other_distros;
 mod pty;
 mod readme;
+mod resources;
 mod setup;
 mod smuggling;
 mod smuggling_cases;

@@ -71,7 +71,7 @@ fn check(shown: &str) {
 #[test]
 fn a_program_on_the_host_has_a_terminal() {
     let cgroups = Cgroups::take(&format!("berth-it-pty-{}", std::process::id()));
-    let launcher = HostLauncher { cgroups: cgroups.clone(), folder: "/".into() };
+    let launcher = HostLauncher { cgroups: cgroups.clone(), group: "runs".into(), folder: "/".into() };
     check(&on_terminal(&launcher, SCRIPT));
     cgroups.release();
 }
@@ -91,6 +91,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         runtime: data.to_owned(),
         agent: Path::new(BINARY).to_owned(),
         private_network: false,
+        limits: Default::default(),
     };
     let machine = engine.machine(place).unwrap();
     let shown = on_terminal(&machine, SCRIPT);

@@ -10,7 +10,7 @@ use crate::fixture::DISTRO;
 use crate::meeting::Meeting;
 use crate::server::{NIL, Server, Setup, read};
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "config_profile",
     "created_at",
     "distro",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 19] = [
     "name",
     "path",
     "plugins",
+    "resources",
     "shared_network",
     "skills",
     "status",

@@ -1,0 +1,183 @@
+//! What a workspace's commands may use together, what they use, and what of it this host can enforce.
+//!
+//! Lock: `host_groups`, a leaf: the groups of host workspaces that have limits, kept so that the limits are.
+
+use std::collections::hash_map::Entry;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Lifecycle, build_log_path};
+use crate::base::Result;
+use crate::base::thread::lock;
+use crate::proc::control::Enforced;
+use crate::proc::{Capacity, Current, Enforcement, Limits, Usage};
+use crate::store::tree;
+use crate::workspaces::create::Update;
+use crate::workspaces::{Kind, Record, Resources, Workspace};
+
+/// The answer of `resources`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What holds now, or will from the next start on: asked for, else the default.
+    limits: Resources,
+    /// What was asked for.
+    asked: Option<Resources>,
+    used: Used,
+    /// Whether and how each limit is enforced.
+    enforcement: Enforcements,
+    /// In words, what was asked for and does not hold here.
+    warnings: Vec<String>,
+    /// What there is on this machine for everything together.
+    machine: Capacity,
+    /// What all workloads of this server may use together.
+    all_workloads: Limits,
+}
+
+#[derive(Debug, Serialize)]
+struct Used {
+    #[serde(flatten)]
+    now: Current,
+    #[serde(flatten)]
+    so_far: Usage,
+    disk_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Enforcements {
+    #[serde(flatten)]
+    group: Enforcement,
+    disk_bytes: Enforced,
+}
+
+impl Lifecycle {
+    /// Changes a workspace as a client asked for it, its limits at once.
+    ///
+    /// # Errors
+    /// 400s that name the field; `Conflict` when the kernel cannot take back now what is in use; `WorkspaceNotFound`.
+    /// Nothing has changed then.
+    pub fn change(&self, id: Uuid, update: Update) -> Result<Arc<Record>> {
+        let workspace = self.registry.get(id)?;
+        let before = workspace.record();
+        let changed = self.registry.change(id, update, |record| {
+            if record.shown.resources == before.shown.resources {
+                return Ok(());
+            }
+            self.apply(&workspace, record)
+        });
+        if changed.is_err() && workspace.check_alive().is_ok() {
+            // The record could not be written, so what it still says must hold.
+            if let Err(error) = self.apply(&workspace, &workspace.record()) {
+                log::error!("workspace {id}: {error}");
+            }
+        }
+        changed
+    }
+
+    /// What a workspace may use and uses.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound`.
+    pub fn resources(&self, id: Uuid) -> Result<Report> {
+        let workspace = self.registry.get(id)?;
+        let record = workspace.record();
+        let limits = self.limits_of(&record);
+        let asked = record.shown.resources;
+        let (now, so_far) = match record.shown.workspace_type {
+            Kind::Container => self.engine.usage(&workspace.machine_name()).unwrap_or_default(),
+            Kind::Host => lock(&self.host_groups)
+                .get(&id)
+                .map(|group| (group.current(), group.usage()))
+                .unwrap_or_default(),
+        };
+        let disk = (record.shown.workspace_type == Kind::Container)
+            .then(|| tree::disk_usage(Path::new(&record.shown.path)).ok())
+            .flatten();
+        let cgroups = self.engine.cgroups();
+        Ok(Report {
+            limits: Resources {
+                memory_bytes: limits.memory_bytes,
+                swap_bytes: limits.swap_bytes,
+                cpus: limits.cpus,
+                pids: limits.pids,
+                disk_bytes: asked.and_then(|asked| asked.disk_bytes),
+            },
+            asked,
+            used: Used { now, so_far, disk_bytes: disk },
+            enforcement: Enforcements {
+                group: cgroups.enforcement().clone(),
+                disk_bytes: disk_enforcement(),
+            },
+            warnings: self.warnings(&record),
+            machine: *cgroups.capacity(),
+            all_workloads: cgroups.capacity().all_work(),
+        })
+    }
+
+    /// What was asked for and does not hold on this host, in words.
+    pub(super) fn warnings(&self, record: &Record) -> Vec<String> {
+        let Some(asked) = record.shown.resources else { return Vec::new() };
+        let say = |name: &str, why: &str| format!("resources.{name} is not enforced on this host: {why}");
+        let enforcement = self.engine.cgroups().enforcement();
+        let mut all: Vec<String> =
+            enforcement.missing(&asked.limits()).into_iter().map(|(name, why)| say(name, why)).collect();
+        if asked.disk_bytes.is_some() {
+            all.push(say("disk_bytes", &disk_enforcement().how));
+        }
+        all
+    }
+
+    /// What holds for a workspace: what was asked for, for a container else the machine's defaults.
+    pub(super) fn limits_of(&self, record: &Record) -> Limits {
+        let asked = record.shown.resources.map(|resources| resources.limits()).unwrap_or_default();
+        match record.shown.workspace_type {
+            Kind::Container => asked.or(self.engine.cgroups().capacity().one_container()),
+            Kind::Host => asked,
+        }
+    }
+
+    /// The group in which a host workspace's commands get theirs.
+    pub(super) fn host_group(&self, workspace: &Workspace, record: &Record) -> Result<String> {
+        let mut groups = lock(&self.host_groups);
+        let name = format!("host-{}", workspace.machine_name());
+        let limits = self.limits_of(record);
+        if let Entry::Vacant(free) = groups.entry(workspace.id()) {
+            if limits.is_empty() {
+                return Ok("runs".to_owned());
+            }
+            let mut group = self.engine.cgroups().group(&name)?;
+            group.hold(&limits)?;
+            free.insert(group);
+        }
+        Ok(name)
+    }
+
+    /// Puts the limits of `record` on what runs already.
+    fn apply(&self, workspace: &Workspace, record: &Record) -> Result<()> {
+        let limits = self.limits_of(record);
+        match record.shown.workspace_type {
+            Kind::Container => self.engine.rebound(&workspace.machine_name(), &limits),
+            Kind::Host => match lock(&self.host_groups).get(&workspace.id()) {
+                Some(group) => group.rebound(&limits),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Says in a build's log what will not hold.
+    pub(super) fn log_warnings(&self, record: &Record, log: &mut crate::containers::BuildLog) {
+        for warning in self.warnings(record) {
+            log::warn!("workspace {}: {warning} ({})", record.shown.id, build_log_path(record).display());
+            log.say(format!("Warning: {warning}"));
+        }
+    }
+}
+
+fn disk_enforcement() -> Enforced {
+    Enforced {
+        enforced: false,
+        how: "berth sets no disk quotas; put its data folder on a file system of its own".into(),
+    }
+}

@@ -1,0 +1,115 @@
+//! How much of everything this machine has for us, and what follows for workloads that nobody has bounded: a small
+//! machine must outlive each of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Limits;
+use crate::base::limits;
+
+/// What there is, within what the server itself may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Capacity {
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Swap.
+    pub swap_bytes: u64,
+    /// Processors.
+    pub cpus: u64,
+    /// Processes and threads at once.
+    pub pids: u64,
+}
+
+impl Capacity {
+    /// This machine's.
+    pub fn of_host() -> Capacity {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let size = |name: &str| {
+            let kib = meminfo
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+            kib.map(|kib: u64| kib * 1024)
+        };
+        let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+        let memory = size("MemTotal:").unwrap_or(u64::MAX);
+        let pids = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
+        Capacity {
+            memory_bytes: enclosing_memory().map_or(memory, |enclosing| memory.min(enclosing)),
+            swap_bytes: size("SwapTotal:").unwrap_or(0),
+            cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
+            // pid_max's own default.
+            pids: pids.into_iter().flatten().min().unwrap_or(32768),
+        }
+    }
+
+    /// What all workloads together may use: everything but what the server and the machine itself need.
+    pub fn all_work(&self) -> Limits {
+        let reserve = (self.memory_bytes / 10).clamp(limits::RESERVE_LEAST, limits::RESERVE_MOST);
+        Limits {
+            memory_bytes: Some(self.memory_bytes.saturating_sub(reserve).max(self.memory_bytes / 2)),
+            swap_bytes: None,
+            cpus: None,
+            pids: Some((self.pids - self.pids / 4).max(1)),
+        }
+    }
+
+    /// What one container may use if nobody said anything.
+    pub fn one_container(&self) -> Limits {
+        Limits {
+            memory_bytes: self.all_work().memory_bytes,
+            // A workload that lives in swap slows down everybody.
+            swap_bytes: Some(self.swap_bytes / 2),
+            cpus: None,
+            pids: Some((self.pids / 8).clamp(limits::CONTAINER_PIDS_LEAST, limits::CONTAINER_PIDS_MOST)),
+        }
+    }
+}
+
+/// The least limit of memory among our own cgroup and those above it.
+fn enclosing_memory() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let number = |file: PathBuf| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let mut least = None;
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+        let (top, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        for above in Path::new(path).ancestors() {
+            let limit = number(Path::new(top).join(above).join(file));
+            least = [least, limit].into_iter().flatten().min();
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_machine_keeps_a_reserve_and_a_large_one_not_too_much() {
+        let of = |memory_bytes| Capacity { memory_bytes, swap_bytes: 0, cpus: 1, pids: 3800 };
+        let all = |memory| of(memory).all_work().memory_bytes.unwrap();
+        assert_eq!(all(512 << 20), (512 << 20) - limits::RESERVE_LEAST);
+        assert_eq!(all(64 << 30), (64 << 30) - limits::RESERVE_MOST);
+        assert_eq!(all(100 << 20), 50 << 20);
+        let one = of(512 << 20).one_container();
+        assert_eq!(one.pids, Some(limits::CONTAINER_PIDS_LEAST));
+        assert_eq!(one.swap_bytes, Some(0));
+    }
+
+    #[test]
+    fn this_machine_has_something() {
+        let here = Capacity::of_host();
+        assert!(here.memory_bytes > 64 << 20 && here.memory_bytes < 1 << 50, "{here:?}");
+        assert!(here.cpus > 0 && here.pids > 100, "{here:?}");
+        here.all_work().check("x").unwrap();
+        here.one_container().check("x").unwrap();
+    }
+}

@@ -1,0 +1,56 @@
+//! What a workspace's commands may use, as a client says it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Code, Error, Result};
+use crate::proc::Limits;
+
+/// The field `resources`; what is not named keeps the machine's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// Memory with page cache.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Swap; 0: none.
+    #[serde(default)]
+    pub swap_bytes: Option<u64>,
+    /// Processors, e.g. 0.5 or 2.
+    #[serde(default)]
+    pub cpus: Option<f64>,
+    /// Processes and threads at once.
+    #[serde(default)]
+    pub pids: Option<u64>,
+    /// The container's files.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
+}
+
+/// The smallest base image is larger.
+const LEAST_DISK: u64 = 16 << 20;
+
+impl Resources {
+    /// Whether a machine could hold them.
+    ///
+    /// # Errors
+    /// `InvalidPayload` with the field and what it may be.
+    pub fn check(&self) -> Result<()> {
+        self.limits().check("resources")?;
+        if self.disk_bytes.is_some_and(|bytes| !(LEAST_DISK..=1 << 60).contains(&bytes)) {
+            let message =
+                format!("resources.disk_bytes is a number of bytes from {LEAST_DISK} to {}", 1u64 << 60);
+            return Err(Error::new(Code::InvalidPayload, message).detail("field", "resources.disk_bytes"));
+        }
+        Ok(())
+    }
+
+    /// Those that a group of processes can have.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            memory_bytes: self.memory_bytes,
+            swap_bytes: self.swap_bytes,
+            cpus: self.cpus,
+            pids: self.pids,
+        }
+    }
+}
