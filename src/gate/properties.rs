@@ -5,6 +5,7 @@
 //! A run ends by time, not by count: after `BERTH_PROOF_SECS`, else 30 s in CI and 2 s elsewhere. The seed is printed
 //! with the count (`--nocapture`) and in every failure; `BERTH_PROOF_SEED` repeats it. A failure is shrunk first.
 
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -302,17 +303,24 @@ impl<'a> Plain<'a> {
 }
 
 /// A host and its port, as far as the strategies make them.
-fn place(authority: &str) -> (String, &str) {
+fn place(authority: &str) -> (String, u16) {
     let bracket = authority.rfind(']').unwrap_or(0);
     let colon = authority[bracket..].find(':').map_or(authority.len(), |at| bracket + at);
     let (host, port) = authority.split_at(colon);
-    let port = if port.len() > 1 { &port[1..] } else { "80" };
+    let port = port.get(1..).and_then(|digits| digits.parse().ok()).unwrap_or(80);
     (host.to_ascii_lowercase().trim_end_matches('.').to_owned(), port)
 }
 
 fn names_loopback(host: &str) -> bool {
     let (host, _) = place(host);
-    host == "localhost" || host.ends_with(".localhost") || host.starts_with("127.") || host == "[::1]"
+    host == "localhost" || host.ends_with(".localhost") || host.starts_with("127.") || is_v6_loopback(&host)
+}
+
+fn is_v6_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    address
+        .and_then(|text| text.parse::<Ipv6Addr>().ok())
+        .is_some_and(|address| address.to_canonical().is_loopback())
 }
 
 fn check_head(bytes: &[u8], cuts: &[Index]) -> Checked {
