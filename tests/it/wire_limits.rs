@@ -9,7 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::procs::secs;
+use rustix::net::sockopt::set_socket_linger;
+
+use crate::procs::{secs, wait_for};
 use crate::server::{HOST_TOKEN, Server, Setup};
 use crate::wire::{Raw, assert_served, connect, get};
 
@@ -99,8 +101,8 @@ fn beyond_the_cap_people_on_this_machine_still_get_in() {
 
 #[test]
 fn bursts_on_a_fresh_server_are_all_answered() {
-    let server = Server::start();
     for size in [6, 12, 30] {
+        let server = Server::start();
         for _ in 0..50 {
             let mut streams: Vec<TcpStream> = (0..size).map(|_| connect(&server)).collect();
             for stream in &mut streams {
@@ -113,10 +115,24 @@ fn bursts_on_a_fresh_server_are_all_answered() {
     }
 }
 
+/// Open files and threads of the server.
+fn held(server: &Server) -> (usize, usize) {
+    let count = |folder: &str| fs::read_dir(format!("/proc/{}/{folder}", server.pid)).unwrap().count();
+    (count("fd"), count("task"))
+}
+
 #[test]
-fn a_reset_storm_leaves_no_trace() {
+fn ten_thousand_resets_leave_no_trace() {
     let server = Server::start();
-    for number in 0..2000 {
+    // It says where it listens before all of its threads are there.
+    let (mut before, mut same) = (held(&server), 0);
+    wait_for("the start to be over", secs(10), || {
+        let now = held(&server);
+        same = if now == before { same + 1 } else { 0 };
+        before = now;
+        (same > 60).then_some(())
+    });
+    for number in 0..10_000 {
         let mut stream = connect(&server);
         if number % 3 == 1 {
             let _ = stream.write_all(b"GET /health HTTP/1.1\r\n");
@@ -124,11 +140,19 @@ fn a_reset_storm_leaves_no_trace() {
         if number % 3 == 2 {
             let _ = stream.write_all(get("").as_bytes());
         }
-        let linger = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
-        linger.unwrap();
+        set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
     }
+    let start = Instant::now();
     assert_served(&server);
+    assert!(start.elapsed() < secs(1), "served only after {:?}", start.elapsed());
     assert!(!server.log().contains("panicked"), "{}", server.log());
+    // Threads and connections to the inside are kept for the next client for 10 s.
+    let now = wait_for(&format!("{before:?} open files and threads"), secs(40), || {
+        let now = held(&server);
+        (now.0 <= before.0 && now.1 <= before.1).then_some(now)
+    });
+    eprintln!("open files and threads: {before:?} before, {now:?} {:?} after 10,000 resets", start.elapsed());
+    assert_served(&server);
 }
 
 #[test]
