@@ -155,6 +155,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
 pub const BODY_STALL: Duration = Duration::from_secs(30);
 /// A client that takes nothing for so long does not read any more.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
+/// So often a socket that is full is tried although poll(2) does not call it writable: TCP does that only when a third of
+/// its buffer, often more than 1 MB, is free again, and a slow client needs longer than [`WRITE_STALL`] for that.
+pub const WRITE_LOOK: Duration = Duration::from_secs(1);
 /// Bodies up to here go in only when they are complete: a slow client holds none of the threads inside, and a body
 /// that turns out broken was never seen there.
 pub const HELD_BODY_BYTES: usize = 64 << 10;

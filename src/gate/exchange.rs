@@ -175,18 +175,23 @@ impl Connection<'_> {
         let mut inside = PollFlags::empty();
         inside.set(PollFlags::IN, self.to_client.is_empty() && !x.complete);
         inside.set(PollFlags::OUT, !self.to_inside.is_empty() && !x.deaf);
-        let stalls = [
-            x.blocked.map(|since| since + limits::WRITE_STALL),
+        let wakes = [
+            x.blocked.map(|since| (since + limits::WRITE_STALL).min(Instant::now() + limits::WRITE_LOOK)),
             x.starved.map(|since| since + limits::BODY_STALL),
         ];
         let mut sockets = [PollFd::new(&*self.socket, client), PollFd::new(&x.inside, inside)];
         // With nothing to wait for there, its hang-up would wake us again and again.
         let watched = if inside.is_empty() { 1 } else { 2 };
-        let woken = wire::wait(&mut sockets[..watched], stalls.into_iter().flatten().min())
+        let woken = wire::wait(&mut sockets[..watched], wakes.into_iter().flatten().min())
             .map_err(|error| Error::internal("poll failed").because(error))?;
         let (client, inside) = (sockets[0].revents(), sockets[1].revents());
         if !woken {
-            return if x.blocked.is_some() { Ok(self.lost()) } else { Err(stalled()) };
+            if x.blocked.is_some_and(|since| since.elapsed() >= limits::WRITE_STALL) {
+                wire::forget_unsent(&*self.socket);
+                return Ok(self.lost());
+            }
+            let starved = x.starved.is_some_and(|since| since.elapsed() >= limits::BODY_STALL);
+            return if starved { Err(stalled()) } else { Ok(Step::On) };
         }
         if client.intersects(LOST) {
             return Ok(self.lost());

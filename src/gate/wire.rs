@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::base::limits;
@@ -58,6 +59,13 @@ pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Makes the close a reset. What a client does not take would otherwise stay with the kernel, some MB for each, until it
+/// has asked the client eight times, about two minutes later (tcp_orphan_retries in tcp(7)).
+pub(super) fn forget_unsent(socket: impl AsFd) {
+    // A socket on which this fails is reset already.
+    let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
 
 /// Waits until something happens or the deadline has passed; `false` for the latter.

@@ -1,13 +1,15 @@
 //! Clients that send or read slowly, more of them than there are threads that answer: nobody else waits for them.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Instant;
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::procs::secs;
-use crate::server::{HOST_TOKEN, Server, Setup};
+use crate::server::{HOST_TOKEN, NIL, Server, Setup};
 use crate::wire::connect;
 
 const CLIENTS: usize = 12;
@@ -69,4 +71,83 @@ fn large_answers_that_nobody_reads_hold_up_nobody() {
     let mut answer = Vec::new();
     clients[0].read_to_end(&mut answer).unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200") && answer.len() > 8 << 20 && answer.ends_with(b"]"));
+}
+
+/// A command with 50 MB of output, asked for by a client that has taken the first bytes of the answer.
+fn large_answer(server: &Server) -> TcpStream {
+    let body = json!({"command": "head -c 50000000 /dev/zero | tr '\\0' x"}).to_string();
+    let mut stream = connect(server);
+    let request = format!(
+        "POST /api/workspaces/{NIL}/exec HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).unwrap();
+    assert_eq!(String::from_utf8_lossy(&status), "HTTP/1.1 200");
+    stream
+}
+
+/// Whether the server cuts it within this time. Not a byte is read for that.
+fn is_cut(stream: &TcpStream, longest: Duration) -> bool {
+    let longest = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: 0 };
+    poll(&mut [PollFd::new(stream, PollFlags::empty())], Some(&longest)).unwrap() > 0
+}
+
+#[test]
+fn readers_may_be_slow_but_must_read() {
+    let server = Setup::new().arg("--output-limit=64000000").start();
+    thread::scope(|scope| {
+        let server = &server;
+        let stops = scope.spawn(move || {
+            let (stream, start) = (large_answer(server), Instant::now());
+            assert!(is_cut(&stream, secs(40)), "a client that reads nothing is still there after 40 s");
+            start.elapsed()
+        });
+        let one_byte = scope.spawn(move || {
+            let mut stream = large_answer(server);
+            for _ in 0..10 {
+                stream.read_exact(&mut [0]).unwrap();
+                thread::sleep(secs(1));
+            }
+            let stopped = Instant::now();
+            assert!(is_cut(&stream, secs(40)), "it is still there 40 s after its last byte");
+            stopped.elapsed()
+        });
+        // The kernel has some MB in its buffers; at this speed their third, which it wants free before it calls a socket
+        // writable again, takes longer than the stall.
+        let steady = scope.spawn(move || {
+            let (mut stream, start, mut piece) = (large_answer(server), Instant::now(), [0; 2000]);
+            let mut answer = Vec::new();
+            while start.elapsed() < secs(40) {
+                stream.read_exact(&mut piece).unwrap();
+                answer.extend_from_slice(&piece);
+                thread::sleep(Duration::from_millis(100));
+            }
+            // Then it hurries, and has all of it.
+            stream.shutdown(Shutdown::Write).unwrap();
+            if let Err(error) = stream.read_to_end(&mut answer) {
+                panic!("a client that read 20 kB a second was cut, {} bytes came: {error}", answer.len());
+            }
+            assert!(answer.len() > 50_000_000 && answer.ends_with(b"}"), "{} bytes came", answer.len());
+        });
+        let mut longest = Duration::ZERO;
+        while !(stops.is_finished() && one_byte.is_finished() && steady.is_finished()) {
+            let start = Instant::now();
+            server.anyone().get(200, "/health");
+            server.owner().post(200, &format!("/api/workspaces/{NIL}/exec"), json!({"command": "true"}));
+            longest = longest.max(start.elapsed());
+            thread::sleep(Duration::from_millis(50));
+        }
+        let (stops, one_byte) = (stops.join().unwrap(), one_byte.join().unwrap());
+        steady.join().unwrap();
+        eprintln!(
+            "cut {stops:?} after the start, {one_byte:?} after the last of ten bytes; others waited {longest:?} at most"
+        );
+        assert!(stops >= secs(29) && stops <= secs(36), "{stops:?}");
+        // To TCP, which opens its window in large steps, those ten bytes were none.
+        assert!(one_byte >= secs(15) && one_byte <= secs(36), "{one_byte:?}");
+        assert!(longest < secs(2), "{longest:?}");
+    });
 }
