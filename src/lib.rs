@@ -14,7 +14,7 @@
 //! | [`workspaces`] | the records, their status machine, their registry |
 //! | [`access`] | credentials, scopes, approval mode |
 //! | [`runs`] | commands: policy, output, which are under way |
-//! | [`containers`] | base images, bootstraps, nspawn, the agent |
+//! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
 //! | [`store`] | files: atomic, locked, contained, removed |
 //! | [`proc`] | children: spawn, groups, poll loop, captured output |
 //! | [`base`] | errors, names, limits, threads, log lines |

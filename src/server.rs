@@ -16,12 +16,14 @@ use crate::base::ids::Distro;
 use crate::base::pool::Pool;
 use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
-use crate::containers::{Engine, Images, tools};
+use crate::containers::probe::{Status, Subject};
+use crate::containers::{Engine, Images};
 use crate::gate::{self, Doors, Gate, Listen};
 use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
+use crate::lifecycle::doctor::Doctor;
 use crate::lifecycle::{Lifecycle, Policy};
-use crate::proc::Cgroups;
+use crate::proc::{Cancel, Cgroups};
 use crate::runs::Runs;
 use crate::store::{file, lock::DataLock};
 use crate::workspaces::{Configured, Registry};
@@ -102,12 +104,15 @@ pub fn run(settings: Settings) -> Result<()> {
     check_exposure(&settings, &doors)?;
     let credentials =
         Arc::new(Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?);
-    let lifecycle = build(&settings)?;
+    let cgroups = Cgroups::take(&cgroup_name(&settings.data_dir));
+    let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
+    let lifecycle = build(&settings, cgroups)?;
 
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
+        doctor: doctor.clone(),
         credentials,
         approval: settings.approval,
         read_only: settings.read_only,
@@ -161,6 +166,7 @@ pub fn run(settings: Settings) -> Result<()> {
     lifecycle.terminals().close();
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
+    doctor.close();
     lifecycle.close(Instant::now());
     if !drained {
         gate.drain(Instant::now() + limits::LAST_ANSWERS);
@@ -217,18 +223,32 @@ fn connections(gate: &Gate) -> Value {
     json!({ "open": all.len(), "idle": count(gate::State::Idle), "busy": count(gate::State::Busy) })
 }
 
-/// The services, from the lowest up.
-fn build(settings: &Settings) -> Result<Arc<Lifecycle>> {
-    let data_dir = &settings.data_dir;
-    let cgroups = Cgroups::take(&cgroup_name(data_dir));
-    let sources = Sources {
+/// Where packages come from.
+fn sources(settings: &Settings) -> Sources {
+    Sources {
         mirrors: settings.mirrors.clone(),
         keyrings: settings.keyrings.clone(),
         proxy_env: settings.proxy_env.clone(),
-    };
+    }
+}
+
+/// What a look at the machine looks at.
+pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject {
+    Subject {
+        data_dir: settings.data_dir.clone(),
+        sources: sources(settings),
+        cgroups,
+        max_connections: settings.max_connections,
+        cancel,
+    }
+}
+
+/// The services, from the lowest up.
+fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
+    let data_dir = &settings.data_dir;
     let registry =
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
-    let images = Images::open(&data_dir.join("images"), sources, cgroups.clone())?;
+    let images = Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?;
     let engine = Engine::new(cgroups, data_dir)?;
     let policy = Policy {
         home: settings.home.to_string_lossy().into_owned(),
@@ -271,19 +291,8 @@ fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
             path.display()
         );
     }
-    let missing = tools::missing_tools();
-    if !missing.is_empty() {
-        let names: Vec<String> =
-            missing.iter().map(|tool| format!("{} (package {})", tool.program, tool.package)).collect();
-        log::warn!("Container workspaces cannot be built: {} missing; start with --setup", names.join(", "));
-    }
-    if rustix::process::geteuid().as_raw() != 0 {
-        log::warn!("Container workspaces need root; everything else works");
-    }
-    if !ctx.lifecycle.ends_for_certain() {
-        log::warn!(
-            "No writable cgroup v2 here: a command that hides its children well can leave some behind"
-        );
+    for check in ctx.doctor.at_start().iter().filter(|check| check.status != Status::Ok) {
+        log::warn!("{}; {}", check.found, check.fix.as_deref().unwrap_or("see berth doctor"));
     }
     let token = match ctx.credentials.host_source {
         Source::Generated => {

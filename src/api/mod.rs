@@ -2,6 +2,7 @@
 //! the answer: no I/O, no locks, no status numbers.
 
 pub mod dispatch;
+pub mod doctor;
 pub mod routes;
 pub mod system;
 pub mod terminal_socket;
@@ -19,11 +20,14 @@ use crate::base::pool::{Place, Pool};
 use crate::base::{Code, Error, Result};
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::doctor::Doctor;
 
 /// What handlers and dispatch work with; made once by the server.
 pub struct Ctx {
     /// What can happen to workspaces.
     pub lifecycle: Arc<Lifecycle>,
+    /// What this machine can do.
+    pub doctor: Arc<Doctor>,
     /// The tokens.
     pub credentials: Arc<Credentials>,
     /// How gated writes are approved.

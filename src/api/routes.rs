@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, system, terminals, workspaces};
+use super::{Ctx, doctor, system, terminals, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -70,6 +70,15 @@ pub static ROUTES: &[Route<Ctx>] = &[
     },
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
+    Route {
+        method: Get,
+        pattern: "/api/doctor",
+        auth: VIEWER,
+        gate: Gate::Open,
+        effect: Effect::Read,
+        class: Class::Run,
+        handler: doctor::report,
+    },
     read("/api/workspaces", VIEWER, workspaces::list),
     write(Post, "/api/workspaces", OWNER, Gate::Open, workspaces::create),
     read("/api/workspaces/:id", VIEWER, workspaces::get),

@@ -123,6 +123,23 @@ pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Deepest folder that is deleted in place; what lies deeper is first moved up, so that no depth exhausts us.
 pub const TREE_DEPTH: usize = 64;
+/// One step of `berth doctor`: each takes milliseconds, on a thrashing machine seconds.
+pub const PROBE: Duration = Duration::from_secs(10);
+/// What is kept of what a probe prints; a package's list of changes, the longest, is below 1 MiB.
+pub const PROBE_OUTPUT_BYTES: usize = 4 << 20;
+/// A report is shown again for so long, however often it is asked for.
+pub const PROBE_FRESH: Duration = Duration::from_secs(10);
+/// Disk that one container needs: a minimal Debian takes some 200 MB, its packages while it is built as much again.
+pub const ROOT_BYTES: u64 = 1 << 30;
+/// Disk that is worth a word when there is less.
+pub const COMFORT_BYTES: u64 = 5 << 30;
+/// Files that one container needs: a minimal Debian has some 10,000.
+pub const ROOT_FILES: u64 = 30_000;
+/// Memory that is worth a word when less is available: apt and dpkg take some 200 MB.
+pub const COMFORT_MEMORY: u64 = 512 << 20;
+/// Processes and threads that are worth a word when fewer are possible: `--max-connections`, `--max-runs` and
+/// workloads together.
+pub const COMFORT_PROCESSES: u64 = 4096;
 /// How long a person may think about `--setup`'s question.
 pub const SETUP_ANSWER: Duration = Duration::from_secs(300);
 /// A package manager called by `--setup`.

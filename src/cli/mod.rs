@@ -1,6 +1,7 @@
 //! The command line: which subcommand, what it prints, which exit code. One file a subcommand; what flags mean is
 //! `config`'s business. Runs on the main thread.
 
+pub mod doctor;
 pub mod serve;
 pub mod setup;
 pub mod token;
@@ -10,6 +11,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::base::{Code, Error, Result, logging};
+use crate::containers::probe;
 
 /// What `berth --help` prints. Tests keep it complete.
 pub const HELP: &str = "\
@@ -19,8 +21,10 @@ commands in them, tokens and approvals, behind one HTTP server.
 Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when nothing is said)
        berth token show [FLAGS]   print the kept tokens; takes --data-dir and --config
        berth token make [FLAGS]   make them first where there are none
+       berth doctor [FLAGS]       show what this machine can do and what is missing, as --json too; takes the
+                                  flags of serve; ends with 1 when container workspaces cannot work
        berth help                 print this
-       berth agent                what berth runs inside a container; not for people
+       berth agent, berth probe   what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
 A value follows its flag as `--flag value` or `--flag=value`.
@@ -142,9 +146,12 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     match words.first().map(String::as_str) {
         Some("serve") => serve::run(&words[1..]),
         Some("token") => token::run(&words[1..]),
+        Some("doctor") => doctor::run(&words[1..]),
+        // A single thread, as the agent: a probe forks.
+        Some("probe") => Ok(probe::child::main(&words[1..])),
         Some("help") => Ok(help()),
         Some(word) if !word.starts_with('-') => {
-            Err(Error::config(word, "unknown subcommand; there are serve, token and help"))
+            Err(Error::config(word, "unknown subcommand; there are serve, doctor, token and help"))
         }
         _ => serve::run(&words),
     }

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod images;
 pub mod machine;
 pub mod mirrors;
+pub mod probe;
 pub mod protocol;
 pub mod tools;
 

@@ -7,6 +7,7 @@ pub mod build;
 pub mod commands;
 pub mod debug;
 pub mod delete;
+pub mod doctor;
 pub mod init;
 pub mod repair;
 pub mod resources;
@@ -113,11 +114,6 @@ impl Lifecycle {
     /// The runs.
     pub fn runs(&self) -> &Arc<Runs> {
         &self.runs
-    }
-
-    /// Whether nothing can escape the end of its run: there are cgroups here.
-    pub fn ends_for_certain(&self) -> bool {
-        self.engine.cgroups().certain()
     }
 
     fn empty_trash(&self) {

@@ -19,7 +19,7 @@ pub use cancel::Cancel;
 pub use capacity::Capacity;
 pub use capture::{Capture, Captured, Sink};
 pub use cgroup::{Cgroups, Group};
-pub use control::{Current, Enforcement};
+pub use control::{Current, Enforced, Enforcement};
 pub use limits::{Limits, Usage};
 pub use pty::Pty;
 pub use pump::{Ended, Io, pump};

@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::thread::UnshareFlags;
+
 /// What [`spawn`] starts. Everything is prepared by the caller: the child may not allocate.
 #[derive(Debug)]
 pub struct Exec<'a> {
@@ -402,4 +404,41 @@ pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 
         try_all(&argvs, &env);
     }
     io::Error::last_os_error()
+}
+
+/// Moves this process into new namespaces (unshare(2)).
+///
+/// # Errors
+/// What unshare(2) said.
+pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
+    // SAFETY: without FILES every thread keeps its table of descriptors, which is what the caller would have to promise.
+    unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }?;
+    Ok(())
+}
+
+/// Has a mount show its owners as the user namespace behind `userns` maps them (mount_setattr(2), Linux 5.12), and takes
+/// writing away. The mount must not be attached anywhere yet.
+///
+/// # Errors
+/// What mount_setattr(2) said: EINVAL where the file system cannot.
+pub fn id_map_read_only(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: userns.as_raw_fd() as u64,
+    };
+    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
+    // size is given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            ptr::from_ref(&attributes),
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -22,6 +22,7 @@ mod container_faults;
 mod contract;
 mod crash;
 mod diskfull;
+mod doctor;
 mod exec_host;
 mod gate_door;
 mod hostile_root;

@@ -111,7 +111,13 @@ fn apt(scratch: &Scratch) -> String {
         dpkg-deb --root-owner-group -b "$name" "$name.deb" >&2
     "#;
     let rows = packages("systemd-container", "debian-archive-keyring", "ubuntu-keyring");
-    let repo = repository(scratch, &rows, package, "dpkg-scanpackages . > Packages");
+    // Without a Release apt sometimes asks for the Packages again and again ("Method gave a blank filename").
+    let index = r#"
+        dpkg-scanpackages . > Packages
+        printf '%s\n' "Date: $(date -Ru)" SHA256: \
+            " $(sha256sum Packages | cut -d ' ' -f 1) $(stat -c %s Packages) Packages" > Release
+    "#;
+    let repo = repository(scratch, &rows, package, index);
     format!(
         "{BARE} rm -rf /etc/apt/sources.list.d /etc/apt/sources.list /usr/bin/dnf /usr/bin/pacman
         mkdir -p /etc/apt/sources.list.d

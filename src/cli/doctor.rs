@@ -1,0 +1,112 @@
+//! `berth doctor`: what this machine can do for berth, and what to install or switch on, as a table or as JSON. Takes the
+//! flags of `serve`, so that it looks at the same folders, mirrors and keyrings; needs no running server and disturbs
+//! none. Keeps no log: its output is the report.
+
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use crate::base::{At, Error, Result, limits, logging, thread};
+use crate::config::{self, Parsed, ServeArgs};
+use crate::containers::probe::{Check, Report, Status};
+use crate::lifecycle::doctor::Doctor;
+use crate::proc::{Cancel, Cgroups};
+use crate::server;
+use crate::store::lock::BinaryLock;
+
+/// Looks, and ends with 1 when something that berth needs is missing.
+///
+/// # Errors
+/// Wrong settings (exit code 2).
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    let (json, rest): (Vec<String>, Vec<String>) = args.iter().cloned().partition(|arg| arg == "--json");
+    let args = match ServeArgs::parse(&rest)? {
+        Parsed::Run(args) => args,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    let settings = config::resolve(&args, &config::process_env, &current_dir)?.settings;
+    let lock = BinaryLock::take(limits::PROBE)?;
+    // Beside the groups of a running server; what a doctor that was killed has left ends here.
+    let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
+    let cancel = Cancel::new()?;
+    on_interrupt(&cancel)?;
+    let doctor = Doctor::new(server::subject(&settings, cgroups.clone(), cancel.clone()));
+    let report = doctor.report();
+    cgroups.release();
+    if cancel.is_cancelled() {
+        return Err(Error::internal("interrupted; everything that was tried out has been removed"));
+    }
+    super::print(&if json.is_empty() { table(&report) } else { as_json(&report)? });
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is being tried out ends in order: what it has made must go as well.
+fn on_interrupt(cancel: &Cancel) -> Result<()> {
+    let (mut received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let end = handler_end.try_clone().at("duplicate", "a socket")?;
+        signal_hook::low_level::pipe::register(signal, end)
+            .map_err(|error| Error::internal("Signals cannot be handled").because(error))?;
+    }
+    let cancel = cancel.clone();
+    let waiting = thread::spawn("interrupt".into(), limits::STACK, move || {
+        if received.read_exact(&mut [0]).is_ok() {
+            cancel.cancel();
+        }
+    })?;
+    waiting.detach();
+    Ok(())
+}
+
+fn as_json(report: &Report) -> Result<String> {
+    serde_json::to_string_pretty(report)
+        .map(|text| text + "\n")
+        .map_err(|error| Error::internal("The report cannot be written as JSON").because(error))
+}
+
+/// One line for each thing, what to do below it.
+fn table(report: &Report) -> String {
+    let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Check { name, status, found, fix } in &report.checks {
+        let word = match status {
+            Status::Ok => "ok",
+            Status::Warn => "warn",
+            Status::Fail => "FAIL",
+        };
+        text += &format!("{word:<4}  {name:<width$}  {}\n", logging::one_line(found));
+        if let Some(fix) = fix {
+            text += &format!("{:width$}        → {}\n", "", logging::one_line(fix));
+        }
+    }
+    let count = |status| report.checks.iter().filter(|check| check.status == status).count();
+    text + &match (count(Status::Fail), count(Status::Warn)) {
+        (0, 0) => "\nEverything is there.\n".to_owned(),
+        (0, warnings) => format!("\nWorkspaces in containers work; {warnings} could be better.\n"),
+        (failures, _) => format!("\nWorkspaces in containers do not work: {failures} missing.\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_for_each_and_its_fix_below() {
+        let check = |name: &str, status, fix: Option<&str>| Check {
+            name: name.into(),
+            status,
+            found: format!("about {name}"),
+            fix: fix.map(str::to_owned),
+        };
+        let checks = vec![check("a", Status::Ok, None), check("longer", Status::Fail, Some("do\nthis"))];
+        let report = Report { ok: false, version: "1", checked_at: String::new(), checks };
+        let text = table(&report);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "ok    a       about a");
+        assert_eq!(lines[1], "FAIL  longer  about longer");
+        assert!(lines[2].starts_with("              → do") && lines.len() == 5, "{text}");
+    }
+}

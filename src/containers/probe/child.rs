@@ -1,0 +1,166 @@
+//! The other side of a probe: `berth probe NAME FOLDER`, a process of its own with one thread, in whose namespaces
+//! everything is tried and with which everything ends. Says on stderr what failed.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount,
+    open_tree,
+};
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+
+use crate::base::{At, Error, Result};
+use crate::proc::spawn::pipe;
+use crate::proc::sys::{self, Forked};
+
+/// An id that no file of the scratch folder has by itself.
+const FIRST_ID: u32 = 20 << 16;
+
+/// Runs the probe that `args` name.
+pub fn main(args: &[String]) -> ExitCode {
+    let tried = match args {
+        [name, folder] => enter(Path::new(folder)).and_then(|()| match name.as_str() {
+            "userns" => user_namespace(),
+            "overlay" => own_mounts().and_then(|()| overlay(".")),
+            "idmap" => own_mounts().and_then(|()| id_mapped().map(drop)),
+            "idmap-overlay" => own_mounts().and_then(|()| id_mapped_overlay()),
+            _ => Err(Error::internal(format!("there is no probe {name}"))),
+        }),
+        _ => Err(Error::internal("this is for berth itself: berth probe NAME FOLDER")),
+    };
+    match tried {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What follows names its files relative to the folder: an overlay's options cannot take every path.
+fn enter(folder: &Path) -> Result<()> {
+    std::env::set_current_dir(folder).at("enter", folder)
+}
+
+fn own_mounts() -> Result<()> {
+    sys::new_namespaces(UnshareFlags::NEWNS).at("make", "a mount namespace")?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at("unshare", "mounts")
+}
+
+fn make(folders: &[&str]) -> Result<()> {
+    folders.iter().try_for_each(|folder| std::fs::create_dir(folder).at("make", folder))
+}
+
+fn put(path: &str) -> Result<()> {
+    std::fs::File::create_new(path).and_then(|mut file| file.write_all(b"x")).at("write", path)
+}
+
+fn same(what: &str, found: u32, wanted: u32) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::internal(format!("{what} belongs to {found}, not to {wanted}")))
+}
+
+/// Becomes root of a new one.
+fn user_namespace() -> Result<()> {
+    let uid = rustix::process::geteuid().as_raw();
+    sys::new_namespaces(UnshareFlags::NEWUSER).at("make", "a user namespace")?;
+    set("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+    same("the new namespace's root", rustix::process::geteuid().as_raw(), 0)
+}
+
+/// Layers a folder over another one below `lower`, and writes, replaces and removes.
+fn overlay(lower: &str) -> Result<()> {
+    make(&["lower", "upper", "work", "merged"])?;
+    put("lower/old")?;
+    layer(&if lower == "." { "lower".to_owned() } else { format!("{lower}/lower") })?;
+    put("merged/new")?;
+    std::fs::remove_file("merged/old").at("remove", "merged/old")?;
+    if Path::new("merged/old").exists() || !Path::new("lower/old").exists() {
+        return Err(Error::internal("a removed file is still there, or was removed below"));
+    }
+    Ok(())
+}
+
+fn layer(lower: &str) -> Result<()> {
+    let options = format!("lowerdir={lower},upperdir=upper,workdir=work");
+    let options = crate::proc::c_string(&options, crate::base::Code::Internal, "options")?;
+    mount("overlay", "merged", "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .at("mount", "an overlay")
+}
+
+/// Shows a folder's files as a container's root owns them, read-only, at `mapped`.
+fn id_mapped() -> Result<()> {
+    make(&["lower", "mapped"])?;
+    put("lower/old")?;
+    let userns = mapped_namespace()?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, "lower", flags).at("clone", "a mount")?;
+    sys::id_map_read_only(tree.as_fd(), userns.as_fd()).at("map the ids of", "a mount")?;
+    move_mount(tree, "", CWD, "mapped", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("attach", "a mount")?;
+    same("a mapped file", owner("mapped/old")?, FIRST_ID)
+}
+
+/// The same as the lower layer of an overlay whose upper one the container's root owns.
+fn id_mapped_overlay() -> Result<()> {
+    id_mapped()?;
+    make(&["upper", "work", "merged"])?;
+    for folder in ["upper", "work"] {
+        std::os::unix::fs::chown(folder, Some(FIRST_ID), Some(FIRST_ID)).at("give away", folder)?;
+    }
+    layer("mapped")?;
+    same("a file from below", owner("merged/old")?, FIRST_ID)?;
+    // Its copy keeps the owner.
+    let copied = std::fs::File::options().append(true).open("merged/old").and_then(|mut f| f.write_all(b"y"));
+    copied.at("change", "merged/old")?;
+    same("a changed file", owner("upper/old")?, FIRST_ID)
+}
+
+fn owner(path: &str) -> Result<u32> {
+    std::fs::metadata(path).map(|meta| meta.uid()).at("look at", path)
+}
+
+fn set(path: &str, text: &str) -> Result<()> {
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .at("write", path)
+}
+
+/// A user namespace with a container's ids; its only process is gone when this returns.
+fn mapped_namespace() -> Result<OwnedFd> {
+    let (ready, ready_child) = pipe()?;
+    let (stay_child, stay) = pipe()?;
+    match sys::fork_single_threaded().at("fork", "a process")? {
+        Forked::Child => {
+            drop((ready, stay));
+            let made = sys::new_namespaces(UnshareFlags::NEWUSER);
+            if made.is_ok() {
+                let _ = rustix::io::write(&ready_child, b"x");
+                let _ = std::fs::File::from(stay_child).read(&mut [0]);
+            }
+            std::process::exit(0);
+        }
+        Forked::Parent(pid) => {
+            drop((ready_child, stay_child));
+            let begun = std::fs::File::from(ready).read_exact(&mut [0]);
+            let made = begun.at("make", "a user namespace").and_then(|()| {
+                set(&format!("/proc/{pid}/uid_map"), &format!("0 {FIRST_ID} 65536"))?;
+                set(&format!("/proc/{pid}/gid_map"), &format!("0 {FIRST_ID} 65536"))?;
+                let path = format!("/proc/{pid}/ns/user");
+                rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", &path)
+            });
+            drop(stay);
+            let _ = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+            made
+        }
+    }
+}

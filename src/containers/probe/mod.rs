@@ -1,0 +1,222 @@
+//! What this host can do for berth, found out by doing it: every probe runs in a child of its own or in a scratch folder,
+//! within a deadline, and leaves nothing behind. `berth doctor` and `GET /api/doctor` show the report; the start of the
+//! server logs the part that costs nothing. Knows nothing of either.
+//!
+//! No threads of its own (the trial of a container has its engine's), no locks.
+
+pub mod child;
+mod kernel;
+mod nspawn;
+mod programs;
+mod resources;
+mod trial;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::mirrors::Sources;
+use super::tools::{self, Family};
+use crate::base::{At, Result, clock, limits};
+use crate::proc::{Cancel, Capture, Cgroups, Ended, Exit, Spec};
+use crate::store::tree;
+
+/// How serious it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// Something is slower, weaker or not possible; the main job is.
+    Warn,
+    /// The main job, a command in a container, is not possible.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What, in a word or two; stays the same between versions.
+    pub name: String,
+    /// How serious.
+    pub status: Status,
+    /// What is there, or what is missing and what that means.
+    pub found: String,
+    /// What to install or switch on; absent where nothing is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl Check {
+    fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {
+        Check { name: name.into(), status: Status::Ok, found: found.into(), fix: None }
+    }
+
+    fn warn(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Check {
+        Check { name: name.into(), status: Status::Warn, found: found.into(), fix: Some(fix.into()) }
+    }
+
+    fn fail(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Check {
+        Check { name: name.into(), status: Status::Fail, found: found.into(), fix: Some(fix.into()) }
+    }
+}
+
+/// Everything that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Nothing that berth needs is missing.
+    pub ok: bool,
+    /// Of the binary that looked.
+    pub version: &'static str,
+    /// When, RFC 3339.
+    pub checked_at: String,
+    /// In the order in which one thing needs another.
+    pub checks: Vec<Check>,
+}
+
+/// Whose possibilities are looked at.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Where all state lies, or will lie.
+    pub data_dir: PathBuf,
+    /// Mirrors and keyrings.
+    pub sources: Sources,
+    /// Where the children's groups are made.
+    pub cgroups: Cgroups,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Ends what is being tried out.
+    pub cancel: Cancel,
+}
+
+/// Tries everything out; takes about a second, and at most [`limits::PROBE`] for each step.
+pub fn examine(subject: &Subject) -> Report {
+    let mut checks = vec![kernel::version()];
+    checks.extend(at_start(subject));
+    checks.extend(nspawn::checks(subject));
+    checks.push(kernel::user_namespaces(subject));
+    checks.extend(resources::enforcement(subject));
+    match Scratch::new(&subject.data_dir) {
+        Ok(scratch) => {
+            checks.push(resources::data_folder(subject, &scratch));
+            checks.extend(kernel::mounts(subject, &scratch));
+            checks.push(trial::container(subject, &scratch));
+        }
+        Err(error) => checks.push(Check::fail(
+            "data folder",
+            format!("berth cannot work in {}: {error}", subject.data_dir.display()),
+            "let berth's user own it, or choose another with --data-dir",
+        )),
+    }
+    checks.extend(programs::distributions(subject));
+    checks.extend(resources::space(subject));
+    checks.extend(resources::machine(subject));
+    checks.push(kernel::terminals());
+    checks.extend(programs::network(subject));
+    let ok = checks.iter().all(|check| check.status != Status::Fail);
+    Report { ok, version: env!("CARGO_PKG_VERSION"), checked_at: clock::now_rfc3339(), checks }
+}
+
+/// What costs nothing to look at, for the start of the server.
+pub fn at_start(subject: &Subject) -> Vec<Check> {
+    let mut checks = vec![if is_root() {
+        Check::ok("root", "berth runs as root")
+    } else {
+        Check::fail("root", "Container workspaces need root; everything else works", "start berth as root")
+    }];
+    checks.extend(programs::required());
+    checks.push(resources::groups(subject));
+    checks
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// How a package is installed on this host.
+fn install(packages: &[&str]) -> String {
+    let packages = packages.join(" ");
+    match tools::family().unwrap_or(Family::Debian) {
+        Family::Debian => format!("apt-get install {packages}"),
+        Family::Fedora => format!("dnf install {packages}"),
+        Family::Arch => format!("pacman -S {packages}"),
+    }
+}
+
+/// Runs one of the host's programs: what it printed, or as the error its last words.
+fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::result::Result<String, String> {
+    let mut printed = Capture::new(limits::PROBE_OUTPUT_BYTES);
+    let group = subject.cgroups.group(&format!("doctor/{}", uuid::Uuid::new_v4().simple()));
+    let ended = group.and_then(|group| {
+        let spec = Spec::new(program).args(args.iter().copied());
+        spec.run(group, &mut printed, limits::PROBE, &subject.cancel)
+    });
+    // Its own group went with the child; the one above it goes when nothing else is being tried.
+    drop(subject.cgroups.group("doctor"));
+    let text = printed.finish().into_text();
+    let last = || text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
+    match ended {
+        Ok(Ended::Exited(Exit::Code(0))) => Ok(text),
+        Ok(Ended::Exited(exit)) if last().is_empty() => Err(exit.to_string()),
+        Ok(Ended::Exited(_)) => Err(last()),
+        Ok(Ended::TimedOut) => Err(format!("did not end within {} s", limits::PROBE.as_secs())),
+        Ok(Ended::Cancelled) => Err("was interrupted".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Runs one of our own probes ([`child`]) in a process of its own.
+fn try_out(subject: &Subject, probe: &str, folder: &Path) -> std::result::Result<(), String> {
+    // The child's own link, which is the file that we run (proc(5)).
+    run(subject, "/proc/self/exe", &["probe", probe, &folder.to_string_lossy()]).map(drop)
+}
+
+const SCRATCH: &str = ".berth-doctor-";
+
+/// Removes the scratch folders of processes that were killed.
+fn sweep(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(SCRATCH).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = tree::remove_tree(parent, &name);
+        }
+    }
+}
+
+/// A folder on the file system of the data folder, gone with the value.
+struct Scratch {
+    parent: PathBuf,
+    name: String,
+}
+
+impl Scratch {
+    /// In the data folder, or where it would be made.
+    fn new(data_dir: &Path) -> Result<Scratch> {
+        let parent = data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned();
+        sweep(&parent);
+        let name = format!("{SCRATCH}{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
+        let path = parent.join(&name);
+        std::fs::create_dir(&path).at("make", &path)?;
+        Ok(Scratch { parent, name })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.parent.join(&self.name)
+    }
+
+    /// A folder in it.
+    fn folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).at("make", &path)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = tree::remove_tree(&self.parent, &self.name) {
+            log::warn!("{} could not be removed: {error}", self.path().display());
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What there is of everything, and which limits on it hold: groups of processes, disk, memory, descriptors.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, mknodat};
+use rustix::process::{Resource, getrlimit};
+
+use super::{Check, Scratch, Subject, is_root, run};
+use crate::base::limits;
+
+/// Whether the end of a command is certain.
+pub(super) fn groups(subject: &Subject) -> Check {
+    if subject.cgroups.certain() {
+        let kind = if subject.cgroups.only_v2() { "cgroup v2" } else { "cgroup v2 beside v1" };
+        return Check::ok("cgroups", format!("{kind}; nothing escapes the end of its command"));
+    }
+    Check::warn(
+        "cgroups",
+        "No writable cgroup v2 here: a command that hides its children well can leave some behind",
+        "start berth as root, or as a systemd service with Delegate=yes",
+    )
+}
+
+/// Which limits hold.
+pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
+    let all = subject.cgroups.enforcement();
+    let rows = [
+        ("limit of memory", &all.memory_bytes),
+        ("limit of swap", &all.swap_bytes),
+        ("limit of processors", &all.cpus),
+        ("limit of processes", &all.pids),
+    ];
+    let row = |(name, enforced): (&str, &crate::proc::Enforced)| {
+        if enforced.enforced {
+            return Check::ok(name, enforced.how.clone());
+        }
+        let (found, fix) =
+            enforced.how.split_once("; ").unwrap_or((&enforced.how, "switch the controller on"));
+        Check::warn(name, found, fix)
+    };
+    rows.into_iter().map(row).collect()
+}
+
+/// Whether programs and devices in the data folder work, as debootstrap wants.
+pub(super) fn data_folder(subject: &Subject, scratch: &Scratch) -> Check {
+    let name = "data folder";
+    let shown = subject.data_dir.display();
+    let remount = "mount its file system without nodev and noexec, or choose another place with --data-dir";
+    let program = scratch.path().join("program");
+    let made = crate::store::file::write_atomic(&program, b"#!/bin/sh\n", 0o755);
+    if let Err(error) = made {
+        return Check::fail(
+            name,
+            format!("{shown} cannot be written: {error}"),
+            "make room, or --data-dir elsewhere",
+        );
+    }
+    if let Err(why) = run(subject, &program, &[]) {
+        return Check::fail(name, format!("No program can be started in {shown}: {why}"), remount);
+    }
+    if is_root() {
+        let device = scratch.path().join("null");
+        // /dev/null is 1:3 (null(4)).
+        let tried = mknodat(
+            rustix::fs::CWD,
+            &device,
+            FileType::CharacterDevice,
+            Mode::RUSR,
+            rustix::fs::makedev(1, 3),
+        )
+        .map_err(std::io::Error::from)
+        .and_then(|()| fs::File::open(&device));
+        if let Err(error) = tried {
+            return Check::fail(name, format!("No device works in {shown}: {error}"), remount);
+        }
+    }
+    let note = if subject.data_dir.is_dir() { "" } else { " (made at the first start)" };
+    Check::ok(name, format!("{shown}{note}"))
+}
+
+/// Room for roots.
+pub(super) fn space(subject: &Subject) -> Vec<Check> {
+    let folder = subject.data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let name = "disk";
+    let Ok(space) = rustix::fs::statvfs(folder) else {
+        return vec![Check::warn(name, "its size cannot be read", "look at it with df")];
+    };
+    let (free, all) = (space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize);
+    let found = format!("{} free of {}", bytes(free), bytes(all));
+    let fix = "make room, or choose a larger disk with --data-dir";
+    let mut checks = vec![if free < limits::ROOT_BYTES {
+        Check::fail(name, format!("{found}: not enough for one container"), fix)
+    } else if free < limits::COMFORT_BYTES {
+        Check::warn(name, format!("{found}: enough for few containers"), fix)
+    } else {
+        Check::ok(name, found)
+    }];
+    // Some file systems make them as they are needed, and say 0.
+    if space.f_files > 0 && space.f_favail < limits::ROOT_FILES {
+        let found = format!("{} files can still be made: not enough for one container", space.f_favail);
+        checks.push(Check::fail("inodes", found, fix));
+    }
+    checks
+}
+
+/// Memory, descriptors, processes.
+pub(super) fn machine(subject: &Subject) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+    };
+    if let Some((free, all)) = memory("MemAvailable").zip(memory("MemTotal")) {
+        let swap = memory("SwapTotal").unwrap_or(0);
+        let found = format!("{} available of {}, swap {}", bytes(free), bytes(all), bytes(swap));
+        checks.push(if free < limits::COMFORT_MEMORY {
+            Check::warn(
+                "memory",
+                format!("{found}: little for builds"),
+                "end what is not needed, or add memory or swap",
+            )
+        } else {
+            Check::ok("memory", found)
+        });
+    }
+    let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let wanted =
+        (subject.max_connections * limits::DESCRIPTORS_PER_CONNECTION + limits::DESCRIPTORS_RESERVED) as u64;
+    let shown = if files == u64::MAX { "no limit".to_owned() } else { format!("{files}") };
+    checks.push(if files < wanted {
+        Check::warn(
+            "open files",
+            format!("{shown}: too few for {} connections (--max-connections)", subject.max_connections),
+            format!("ulimit -Hn {wanted} before the start, or LimitNOFILE={wanted} in the service"),
+        )
+    } else {
+        Check::ok("open files", shown)
+    });
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let own = getrlimit(Resource::Nproc).current.filter(|_| !is_root());
+    let most = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max"), own];
+    if let Some(most) = most.into_iter().flatten().min() {
+        checks.push(if most < limits::COMFORT_PROCESSES {
+            Check::warn(
+                "processes",
+                format!("{most} at once"),
+                "raise kernel.pid_max, kernel.threads-max or ulimit -u, whichever is the lowest",
+            )
+        } else {
+            Check::ok("processes", format!("{most} at once"))
+        });
+    }
+    checks
+}
+
+/// For a person: three digits are enough.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(unit > 0 && value < 10.0);
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_for_a_person() {
+        for (count, want) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (77 << 30, "77 GiB"), (5 << 40, "5.0 TiB")]
+        {
+            assert_eq!(bytes(count), want);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The whole way once: an engine of its own starts a container in a scratch folder and runs a command in it.
+
+use std::time::Instant;
+
+use super::{Check, Scratch, Subject, is_root};
+use crate::base::{At, Code, Error, Result, limits};
+use crate::containers::Engine;
+use crate::containers::machine::Place;
+use crate::containers::tools;
+use crate::proc::spawn::{dev_null, pipe};
+use crate::proc::{Capture, Command, Ended, Exit, Io, Launcher as _, Limits, Stdio, c_string, pump};
+
+/// A container starts and answers.
+pub(super) fn container(subject: &Subject, scratch: &Scratch) -> Check {
+    let name = "container";
+    if !is_root() {
+        return Check::warn(name, "not tried without root", "run berth doctor as root");
+    }
+    if tools::find("systemd-nspawn").is_none() || tools::find("unshare").is_none() {
+        return Check::fail(name, "not tried: programs are missing", "install them first (see above)");
+    }
+    if subject.cancel.is_cancelled() {
+        return Check::warn(name, "not tried: interrupted", "run berth doctor again");
+    }
+    let started = Instant::now();
+    match run_in_one(subject, scratch) {
+        Ok(()) => Check::ok(name, format!("started and answered in {} ms", started.elapsed().as_millis())),
+        Err(error) => Check::fail(
+            name,
+            format!("A container cannot be started: {error}"),
+            "mend what is said above first; then run berth serve --verbose and look at its log",
+        ),
+    }
+}
+
+fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
+    let root = scratch.folder("root")?;
+    for folder in ["usr", "etc", "var", "tmp", "proc", "sys", "dev", "run", "root"] {
+        std::fs::create_dir(root.join(folder)).at("make", folder)?;
+    }
+    let runtime = scratch.folder("runtime")?;
+    let engine = Engine::new(subject.cgroups.clone(), &scratch.folder("engine")?)?;
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let machine = engine.machine(Place {
+        machine: format!("berth-doctor-{}", &id[..12]),
+        host_name: "doctor".into(),
+        root,
+        runtime,
+        agent: engine.agent()?,
+        private_network: true,
+        limits: Limits::default(),
+    })?;
+    // The one program that is surely there.
+    let text = |text: &str| c_string(text, Code::Internal, "argument");
+    let command = Command {
+        attempts: vec![vec![text("/proc/1/exe")?, text("--version")?]],
+        env: Vec::new(),
+        cwd: "/".into(),
+        limits: None,
+        tty: false,
+    };
+    let (stdout, stdout_child) = pipe()?;
+    let (stderr, stderr_child) = pipe()?;
+    let stdio = Stdio { stdin: dev_null()?, stdout: stdout_child, stderr: stderr_child };
+    let (mut out, mut err) =
+        (Capture::new(limits::PROBE_OUTPUT_BYTES), Capture::new(limits::PROBE_OUTPUT_BYTES));
+    let mut process = machine.launch("doctor", &command, stdio)?;
+    let io = Io { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
+    let ended = pump(process.as_mut(), io, limits::PROBE, &subject.cancel)?;
+    drop(process);
+    engine.stop();
+    let said = out.finish().into_text();
+    if ended == Ended::Exited(Exit::Code(0)) && said.trim() == env!("CARGO_PKG_VERSION") {
+        return Ok(());
+    }
+    Err(Error::internal(format!("its command ended with {ended:?}: {said}{}", err.finish().into_text())))
+}
