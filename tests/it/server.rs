@@ -23,8 +23,9 @@ pub const HOST_TOKEN: &str = "it-host-52b09f7c6e6d4c07b3aa";
 pub const NIL: &str = "00000000-0000-0000-0000-000000000000";
 pub const BINARY: &str = env!("CARGO_BIN_EXE_berth");
 
-/// Longest wait for the line with the address. A start takes some 10 ms; a machine that builds two containers, more.
-const START: Duration = Duration::from_secs(20);
+/// Longest wait for the line with the address. A start takes some 10 ms; a machine that builds two containers, more;
+/// with `--setup` a real package manager works before it.
+const START: Duration = Duration::from_secs(90);
 /// Longest wait for the end after a TERM; the server itself lets running requests go on for 10 s.
 const STOP: Duration = Duration::from_secs(20);
 
