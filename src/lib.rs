@@ -81,6 +81,9 @@
 //! <data>/workspaces/ID/files         a host workspace's, where none was named
 //! <data>/images/DISTRO               base images, complete by existing
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
+//! <data>/library                     templates, skills, tools, scripts; `--library` names another
+//! <data>/private_key                 seals secrets in templates, 0600
+//! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed
 //! ```

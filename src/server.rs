@@ -26,6 +26,7 @@ use crate::lifecycle::{Lifecycle, Policy};
 use crate::proc::{Cancel, Cgroups};
 use crate::runs::Runs;
 use crate::store::{file, lock::DataLock};
+use crate::workspaces::library::{Key, Library};
 use crate::workspaces::{Configured, Registry};
 
 /// Everything that was decided before the start. `config::resolve` makes it; nothing else reads flags,
@@ -84,6 +85,12 @@ pub struct Settings {
     pub output_limit: usize,
     /// How long an init script may take.
     pub init_timeout: Duration,
+    /// The library's folder; `library` in the data folder if it is not named.
+    pub library: Option<PathBuf>,
+    /// What seals secrets in templates, if it was given.
+    pub private_key: TokenSetting,
+    /// Where it is kept otherwise; `private_key` in the data folder if not named.
+    pub private_key_file: Option<PathBuf>,
     /// Threads that answer requests.
     pub http_threads: usize,
 }
@@ -250,12 +257,18 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
     let images = Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?;
     let engine = Engine::new(cgroups, data_dir)?;
+    let library = {
+        let default = data_dir.join("library");
+        let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));
+        let key = Key::new(settings.private_key.secret.as_deref(), &key_file)?;
+        Library::open(settings.library.as_deref().unwrap_or(&default), key)?
+    };
     let policy = Policy {
         home: settings.home.to_string_lossy().into_owned(),
         output_limit: settings.output_limit,
         init_timeout: settings.init_timeout,
     };
-    Lifecycle::new(Arc::new(registry), engine, images, Arc::new(Runs::default()), policy)
+    Lifecycle::new(Arc::new(registry), engine, images, Arc::new(Runs::default()), library, policy)
 }
 
 /// The same at every start on this data folder, so that a start finds what a crashed server left running.

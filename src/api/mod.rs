@@ -3,6 +3,7 @@
 
 pub mod dispatch;
 pub mod doctor;
+pub mod library;
 pub mod routes;
 pub mod system;
 pub mod terminal_socket;

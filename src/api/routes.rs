@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, doctor, system, terminals, workspaces};
+use super::{Ctx, doctor, library, system, terminals, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -97,6 +97,13 @@ pub static ROUTES: &[Route<Ctx>] = &[
         Gate::Collaborators("workspace.rerun-init"),
         workspaces::rerun_init,
     ),
+    write(
+        Post,
+        "/api/workspaces/:id/sync",
+        COLLABORATOR,
+        Gate::Collaborators("workspace.sync"),
+        workspaces::sync,
+    ),
     read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
     read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),
@@ -118,6 +125,51 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Post, "/api/workspaces/:id/terminals/:terminal/input", COLLABORATOR, TERMINAL, terminals::input),
     read("/api/workspaces/:id/terminals/:terminal/screen", VIEWER, terminals::screen),
     write(Get, "/api/workspaces/:id/terminals/:terminal/ws", COLLABORATOR, TERMINAL, terminals::socket),
+    // sandboxed.sh: the library.
+    read("/api/library/workspace-template", VIEWER, library::templates),
+    read("/api/library/workspace-template/:name", VIEWER, library::template),
+    write(Put, "/api/library/workspace-template/:name", OWNER, Gate::Open, library::put_template),
+    write(Delete, "/api/library/workspace-template/:name", OWNER, Gate::Open, library::delete_template),
+    read("/api/library/skill", VIEWER, library::skills),
+    read("/api/library/skill/:name", VIEWER, library::skill),
+    write(Put, "/api/library/skill/:name", OWNER, Gate::Open, library::put_skill),
+    write(Delete, "/api/library/skill/:name", OWNER, Gate::Open, library::delete_skill),
+    read("/api/library/skill/:name/files/*path", VIEWER, library::skill_file),
+    write(Put, "/api/library/skill/:name/files/*path", OWNER, Gate::Open, library::put_skill_file),
+    write(Delete, "/api/library/skill/:name/files/*path", OWNER, Gate::Open, library::delete_skill_file),
+    read("/api/library/skills", VIEWER, library::skills),
+    read("/api/library/skills/:name", VIEWER, library::skill),
+    write(Put, "/api/library/skills/:name", OWNER, Gate::Open, library::put_skill),
+    write(Delete, "/api/library/skills/:name", OWNER, Gate::Open, library::delete_skill),
+    read("/api/library/skills/:name/references/*path", VIEWER, library::skill_file),
+    write(Put, "/api/library/skills/:name/references/*path", OWNER, Gate::Open, library::put_skill_file),
+    write(
+        Delete,
+        "/api/library/skills/:name/references/*path",
+        OWNER,
+        Gate::Open,
+        library::delete_skill_file,
+    ),
+    read("/api/library/tool", VIEWER, library::texts),
+    read("/api/library/tool/:name", VIEWER, library::text),
+    write(Put, "/api/library/tool/:name", OWNER, Gate::Open, library::put_text),
+    write(Delete, "/api/library/tool/:name", OWNER, Gate::Open, library::delete_text),
+    read("/api/library/init-script", VIEWER, library::texts),
+    read("/api/library/init-script/:name", VIEWER, library::text),
+    write(Put, "/api/library/init-script/:name", OWNER, Gate::Open, library::put_text),
+    write(Delete, "/api/library/init-script/:name", OWNER, Gate::Open, library::delete_text),
+    read("/api/library/command", VIEWER, library::texts),
+    read("/api/library/command/:name", VIEWER, library::text),
+    write(Put, "/api/library/command/:name", OWNER, Gate::Open, library::put_text),
+    write(Delete, "/api/library/command/:name", OWNER, Gate::Open, library::delete_text),
+    read("/api/library/agent", VIEWER, library::texts),
+    read("/api/library/agent/:name", VIEWER, library::text),
+    write(Put, "/api/library/agent/:name", OWNER, Gate::Open, library::put_text),
+    write(Delete, "/api/library/agent/:name", OWNER, Gate::Open, library::delete_text),
+    read("/api/library/plugins", VIEWER, library::plugins),
+    write(Put, "/api/library/plugins", OWNER, Gate::Open, library::put_plugins),
+    read("/api/library/mcps", VIEWER, library::mcps),
+    write(Put, "/api/library/mcps", OWNER, Gate::Open, library::put_mcps),
 ];
 
 /// Whoever may type into a terminal runs commands.

@@ -49,8 +49,8 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `POST /api/workspaces`; 200 and not 201, as observed.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let body: Create = request.json(limits::JSON_BODY_BYTES)?;
-    let workspace = ctx.lifecycle.registry().create(body)?;
-    shown(&workspace.record().shown, request)
+    let record = ctx.lifecycle.create(body)?;
+    shown(&record.shown, request)
 }
 
 /// `GET /api/workspaces/:id`
@@ -89,6 +89,12 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let distro =
         body.distro.filter(|name| !name.trim().is_empty()).map(|name| Distro::parse(&name)).transpose()?;
     let record = ctx.lifecycle.start_build(id, distro, rebuild)?;
+    shown(&record.shown, request)
+}
+
+/// `POST /api/workspaces/:id/sync`
+pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let record = ctx.lifecycle.sync(id(request)?)?;
     shown(&record.shown, request)
 }
 

@@ -91,8 +91,8 @@ codes! {
     Unavailable = 503 "unavailable",
     /// The container ended while something ran in it, or could not be started.
     ContainerStopped = 503 "container_stopped",
-    /// The template library has not been set up.
-    LibraryMissing = 503 "library_not_initialized",
+    /// The library has nothing of this name.
+    NotInLibrary = 404 "not_in_library",
     /// No space left where berth keeps its data.
     DiskFull = 507 "disk_full",
     /// A child could not be started.

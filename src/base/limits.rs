@@ -250,3 +250,14 @@ pub const RESERVE_MOST: u64 = 1 << 30;
 pub const CONTAINER_PIDS_LEAST: u64 = 512;
 /// A fork bomb's size on a large machine.
 pub const CONTAINER_PIDS_MOST: u64 = 4096;
+
+/// Largest file of the library: texts for people and agents.
+pub const LIBRARY_FILE_BYTES: u64 = 1 << 20;
+/// Entries of one folder of the library, and files of one skill.
+pub const LIBRARY_ENTRIES: usize = 10_000;
+/// Longest name in the library: with `.json` behind it still a file's name (255 bytes).
+pub const LIBRARY_NAME_BYTES: usize = 200;
+/// Deepest file of a skill.
+pub const LIBRARY_PATH_PARTS: usize = 8;
+/// Longest front matter of a Markdown file; real ones have a few lines.
+pub const FRONT_MATTER_BYTES: usize = 64 << 10;

@@ -63,6 +63,7 @@ Commands and containers
   --max-streams N            followers of output, waits and terminals at once, 1 to 4096 [256]
   --output-limit BYTES       kept of each of stdout and stderr, 4096 to 1073741824 [10485760]
   --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
+  --library DIR              templates, skills, tools and scripts; a git clone will do [library in --data-dir]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
                              or arch-linux; repeatable
   --keyring NAME=FILE        keyring (for arch-linux: pacman's gnupg folder) of its archive; repeatable
@@ -93,7 +94,10 @@ Environment
   BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
   BERTH_MAX_STREAMS          --max-streams
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
-  BERTH_INIT_TIMEOUT         --init-timeout
+  BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
+  PRIVATE_KEY, PRIVATE_KEY_FILE
+                             what seals secrets in templates: 32 bytes in hex or base64, or a file with
+                             them [private_key in --data-dir, made when it is first needed]
   OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
   OPENWORK_INBOX_MAX_BYTES   largest upload [50000000, at most 250000000]
   OPENWORK_TOKEN_STORE       file for scoped tokens (a coming version)
@@ -114,7 +118,7 @@ Files
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
       opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
-      outputLimit, initTimeout, httpThreads. Plain JSON; relative paths start from the file's folder.
+      outputLimit, initTimeout, library, httpThreads. Plain JSON; relative paths start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.
 

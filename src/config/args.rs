@@ -110,6 +110,9 @@ pub struct ServeArgs {
     /// seconds that an init script may take
     #[argh(option)]
     pub init_timeout: Option<String>,
+    /// folder of templates, skills, tools and scripts
+    #[argh(option)]
+    pub library: Option<String>,
     /// threads that answer requests
     #[argh(option)]
     pub http_threads: Option<String>,
@@ -175,6 +178,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--max-streams", Once),
     ("--output-limit", Once),
     ("--init-timeout", Once),
+    ("--library", Once),
     ("--http-threads", Once),
     ("--setup", Switch),
     ("--yes", Switch),

@@ -42,6 +42,7 @@ pub struct ServerJson {
     pub max_streams: Option<u64>,
     pub output_limit: Option<u64>,
     pub init_timeout: Option<u64>,
+    pub library: Option<String>,
     pub http_threads: Option<u64>,
 }
 

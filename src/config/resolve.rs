@@ -108,6 +108,13 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "initTimeout",
         text(json.init_timeout),
     )?;
+    let library = sources.pick(
+        "--library",
+        args.library.as_deref(),
+        "LIBRARY_PATH",
+        "library",
+        json.library.clone(),
+    )?;
     let http_threads = sources.pick(
         "--http-threads",
         args.http_threads.as_deref(),
@@ -243,6 +250,18 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         init_timeout: init_timeout.map_or(Ok(limits::INIT_SCRIPT_TIMEOUT), |given| {
             values::number(&given.place, &given.text, 1..=INIT_TIMEOUT_MAX).map(Duration::from_secs)
         })?,
+        library: library
+            .map(|given| values::absolute(&given.place, sources.base(given.source), &given.text))
+            .transpose()?,
+        private_key: {
+            let secret = sources.var("PRIVATE_KEY")?;
+            let source = if secret.is_some() { Source::Env } else { Source::Generated };
+            TokenSetting { secret, source }
+        },
+        private_key_file: sources
+            .var("PRIVATE_KEY_FILE")?
+            .map(|path| values::absolute("PRIVATE_KEY_FILE", current_dir, &path))
+            .transpose()?,
         http_threads: count(http_threads, default_http_threads(), 1..=256)?,
         config_path: sources.file.path.clone(),
     };

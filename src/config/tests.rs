@@ -230,6 +230,19 @@ fn flag_over_environment_over_file_over_default() {
             ["1", "2", "86400", "3600"],
         ),
         (
+            &["--library", "/l"],
+            "LIBRARY_PATH",
+            "m",
+            r#""library":"n""#,
+            |r| {
+                r.settings
+                    .library
+                    .as_ref()
+                    .map_or("-".into(), |path| path.file_name().unwrap().to_string_lossy().into())
+            },
+            ["l", "m", "n", "-"],
+        ),
+        (
             &["--mirror", "noble=http://a"],
             "BERTH_MIRRORS",
             "ubuntu-noble=https://b",

@@ -76,7 +76,7 @@ pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
 pub struct Route<C> {
     /// The method; GET answers HEAD as well.
     pub method: Method,
-    /// Segments that start with `:` are parameters.
+    /// Segments that start with `:` are parameters; a last one that starts with `*` is all that is left of the path.
     pub pattern: &'static str,
     /// The credential.
     pub auth: Auth,
@@ -103,6 +103,8 @@ pub enum Match<'a, C> {
 /// The rows, arranged so that a request looks only at those with as many segments as its path.
 pub struct Table<C: 'static> {
     by_length: Vec<Vec<Row<C>>>,
+    /// Those that end with `*`.
+    open: Vec<Row<C>>,
 }
 
 struct Row<C: 'static> {
@@ -113,13 +115,17 @@ struct Row<C: 'static> {
 impl<C> Table<C> {
     /// Arranges the rows; among those that fit a path, the first wins.
     pub fn new(routes: &'static [Route<C>]) -> Table<C> {
-        let mut by_length: Vec<Vec<Row<C>>> = Vec::new();
+        let (mut by_length, mut open): (Vec<Vec<Row<C>>>, Vec<Row<C>>) = Default::default();
         for route in routes {
             let segments: Vec<_> = route.pattern.split('/').collect();
+            if segments.last().is_some_and(|last| last.starts_with('*')) {
+                open.push(Row { segments, route });
+                continue;
+            }
             by_length.resize_with(by_length.len().max(segments.len() + 1), Vec::new);
             by_length[segments.len()].push(Row { segments, route });
         }
-        Table { by_length }
+        Table { by_length, open }
     }
 
     /// Finds the row of a request.
@@ -153,25 +159,29 @@ impl<C> Table<C> {
     }
 
     fn fitting<'a>(&'a self, path: &'a [&str]) -> impl Iterator<Item = &'a Row<C>> {
-        self.by_length.get(path.len()).into_iter().flatten().filter(|row| row.fits(path))
+        self.by_length.get(path.len()).into_iter().flatten().chain(&self.open).filter(|row| row.fits(path))
     }
 }
 
 impl<C> Row<C> {
     fn fits(&self, path: &[&str]) -> bool {
-        self.segments.iter().zip(path).all(|(wanted, segment)| {
-            if wanted.starts_with(':') { !segment.is_empty() } else { segment == wanted }
-        })
+        path.len() >= self.segments.len()
+            && self.segments.iter().zip(path).all(|(wanted, segment)| {
+                if wanted.starts_with([':', '*']) { !segment.is_empty() } else { segment == wanted }
+            })
     }
 
     /// `None` when one is not percent-encoded UTF-8.
     fn params(&self, path: &[&str]) -> Option<Vec<(&'static str, String)>> {
-        let named = self
-            .segments
-            .iter()
-            .zip(path)
-            .filter_map(|(wanted, segment)| Some((wanted.strip_prefix(':')?, segment)));
-        named.map(|(name, segment)| Some((name, decode(segment)?))).collect()
+        let mut params = Vec::new();
+        for (at, (wanted, segment)) in self.segments.iter().zip(path).enumerate() {
+            if let Some(name) = wanted.strip_prefix(':') {
+                params.push((name, decode(segment)?));
+            } else if let Some(name) = wanted.strip_prefix('*') {
+                params.push((name, decode(&path[at..].join("/"))?));
+            }
+        }
+        Some(params)
     }
 }
 
@@ -192,7 +202,8 @@ mod tests {
         }
     }
 
-    static ROWS: [Route<()>; 4] = [
+    static ROWS: [Route<()>; 5] = [
+        row(Method::Get, "/f/*path"),
         row(Method::Get, "/a"),
         row(Method::Get, "/a/:id"),
         row(Method::Put, "/a/:id"),
@@ -213,5 +224,7 @@ mod tests {
         };
         assert_eq!(params("/a/x%20y/b"), Some(Some(vec![("id", "x y".to_owned())])));
         assert_eq!(params("/a/%zz"), Some(None));
+        assert_eq!(params("/f/x/y%20z"), Some(Some(vec![("path", "x/y z".to_owned())])));
+        assert_eq!((count("/f"), count("/f/"), count("/f//x"), count("/f/x/")), (0, 0, 0, 1));
     }
 }

@@ -106,6 +106,10 @@ impl Lifecycle {
         } else {
             log.say("The container exists; it is kept");
         }
+        let synced = self.sync_files(workspace, &record)?;
+        if synced.written > 0 {
+            log.say(format!("Wrote {} files of skills and tools", synced.written));
+        }
         self.run_init_in_build(workspace, &record, &mut log, cancel)?;
         log.say("Ready");
         Ok(())

@@ -18,10 +18,13 @@ use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
 use crate::runs::exec::{environment, in_shell};
 use crate::store::beneath::Root;
+use crate::workspaces::library::TextKind;
 use crate::workspaces::{Record, Workspace};
 
 /// The script's place inside, while it runs.
 pub const SCRIPT: &str = "sandboxed-init.sh";
+/// Where the library's fragments stand, while they run.
+const FRAGMENTS: &str = "sandboxed-init-fragments.sh";
 /// The log's place inside (the spec).
 pub const LOG: &str = "var/log/sandboxed.sh-init.log";
 /// Where sandboxed.sh itself wrote it.
@@ -55,15 +58,19 @@ impl Lifecycle {
     ) -> Result<impl FnOnce() -> Result<InitResult> + Send + use<>> {
         let workspace = self.registry.get(id)?;
         let cancel = Cancel::new()?;
-        let (script, before) = workspace.update(|record| {
+        let before = workspace.update(|record| {
             let before = record.clone();
-            Ok((record.start_rerun(has_root(record))?, before))
+            record.start_rerun(has_root(record))?;
+            Ok(before)
         })?;
         lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: true });
         let guard = Rerun { lifecycle: self.clone(), workspace, before: Some(before) };
         Ok(move || {
             let record = guard.workspace.record();
-            let result = guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &cancel);
+            let script = guard.lifecycle.init_script(&record);
+            let result = script.and_then(|script| {
+                guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &cancel)
+            });
             let message = match &result {
                 Ok(result) if result.success => None,
                 Ok(result) => Some(failure(result, guard.lifecycle.policy.init_timeout)),
@@ -82,28 +89,72 @@ impl Lifecycle {
         log: &mut BuildLog,
         cancel: &Cancel,
     ) -> Result<()> {
-        let Some(script) = &record.shown.init_script else { return Ok(()) };
+        let script = self.init_script(record)?;
+        if script.is_empty() {
+            return Ok(());
+        }
         log.say("Running init script");
-        let result = self.run_init(workspace, record, script, Some(log), cancel)?;
+        let result = self.run_init(workspace, record, &script, Some(log), cancel)?;
         if result.success {
             return Ok(());
         }
         Err(Error::new(Code::BuildFailed, failure(&result, self.policy.init_timeout)))
     }
 
+    /// What runs in the end: the library's fragments and the skills' setup commands, if there are any, as one shell
+    /// script, which then becomes the workspace's own script.
+    fn init_script(&self, record: &Record) -> Result<InitScript> {
+        let shown = &record.shown;
+        let mut before = String::new();
+        for name in &shown.init_scripts {
+            match self.library.text(TextKind::InitScript, name) {
+                Ok(fragment) => before += &section(name, &fragment.content),
+                Err(error) if matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
+                    log::warn!("workspace {}: {}", shown.id, error.message());
+                    let quoted = error.message().replace('\'', "'\\''");
+                    before += &section(name, &format!("echo '{quoted}; skipped' >&2"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let setup = self.library.setup_commands(&shown.skills)?;
+        if !setup.is_empty() {
+            before += &section("Skill Setup Commands", &setup.join("\n"));
+        }
+        Ok(InitScript { before, own: shown.init_script.clone() })
+    }
+
     fn run_init(
         &self,
         workspace: &Workspace,
         record: &Record,
-        script: &str,
+        script: &InitScript,
         build_log: Option<&mut BuildLog>,
         cancel: &Cancel,
     ) -> Result<InitResult> {
         let root = Root::open(Path::new(&record.shown.path))?;
-        root.write_new(SCRIPT, script.as_bytes(), 0o755)?;
-        let result = self.run_script(workspace, record, script, &root, build_log, cancel);
-        if let Err(error) = root.remove(SCRIPT) {
-            log::warn!("workspace {}: {error}", workspace.id());
+        let mut files = Vec::new();
+        if let Some(own) = &script.own {
+            files.push((SCRIPT, own.clone()));
+        }
+        if !script.before.is_empty() {
+            // The own script keeps its shebang, and what the fragments exported.
+            let then = if script.own.is_some() { runner(script.own.as_deref()) } else { String::new() };
+            files.push((FRAGMENTS, format!("#!/usr/bin/env bash\n{}{then}", script.before)));
+        }
+        let result = files
+            .iter()
+            .try_for_each(|(name, text)| root.write_new(name, text.as_bytes(), 0o755))
+            .and_then(|()| match files.last() {
+                Some((name, text)) => {
+                    self.run_script(workspace, record, (name, text), &root, build_log, cancel)
+                }
+                None => Err(Error::new(Code::NoInitScript, "No init script configured for this workspace")),
+            });
+        for (name, _) in &files {
+            if let Err(error) = root.remove(name) {
+                log::warn!("workspace {}: {error}", workspace.id());
+            }
         }
         result
     }
@@ -112,12 +163,12 @@ impl Lifecycle {
         &self,
         workspace: &Workspace,
         record: &Record,
-        script: &str,
+        (name, script): (&str, &str),
         root: &Root,
         build_log: Option<&mut BuildLog>,
         cancel: &Cancel,
     ) -> Result<InitResult> {
-        let inside = format!("/{SCRIPT}");
+        let inside = format!("/{name}");
         // The kernel itself reads the shebang (execve(2)); without one the file is a shell script.
         let attempts = if script.starts_with("#!") {
             vec![vec![c_string(&inside, Code::Internal, "init script's path")?]]
@@ -163,6 +214,36 @@ impl Lifecycle {
             duration_secs: started.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// What runs at the end of a build.
+struct InitScript {
+    /// Fragments and setup commands, for bash.
+    before: String,
+    /// The workspace's own, whatever it is written in.
+    own: Option<String>,
+}
+
+impl InitScript {
+    fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.own.is_none()
+    }
+}
+
+/// A part of the assembled script, without its shebang.
+fn section(name: &str, text: &str) -> String {
+    let text = match text.split_once('\n') {
+        Some((first, rest)) if first.starts_with("#!") => rest,
+        _ => text,
+    };
+    // A name has no line breaks (`Label`), so it cannot leave its comment.
+    format!("\n# === {name} ===\n{text}\n")
+}
+
+/// The last line of the fragments: becomes the workspace's own script.
+fn runner(own: Option<&str>) -> String {
+    let shell = if own.is_some_and(|own| own.starts_with("#!")) { "" } else { "bash " };
+    format!("\n# === Custom Script ===\nexec {shell}/{SCRIPT}\n")
 }
 
 /// What an error message says of a script that failed: its last words, wherever it wrote them.

@@ -1,7 +1,7 @@
 //! What happens to a workspace: builds, init scripts, commands, deletion. Brings together the records
 //! (`workspaces`), the containers and the runs, none of which knows the others. Knows nothing of HTTP.
 //!
-//! Threads: `build-N`, `trash`. Locks: `builds` and `host_groups`, leaves.
+//! Threads: `build-N`, `trash`. Locks: `builds` and `host_groups`, leaves; `syncing`, held while files are written.
 
 pub mod build;
 pub mod commands;
@@ -9,6 +9,7 @@ pub mod debug;
 pub mod delete;
 pub mod doctor;
 pub mod init;
+pub mod library;
 pub mod repair;
 pub mod resources;
 pub mod terminals;
@@ -30,7 +31,7 @@ use crate::proc::{Cancel, Group};
 use crate::runs::Runs;
 use crate::runs::terminal::Terminals;
 use crate::store::beneath::Root;
-use crate::workspaces::{Record, Registry, Workspace};
+use crate::workspaces::{Library, Record, Registry, Workspace};
 
 /// What the start decided about commands.
 #[derive(Clone, Debug)]
@@ -50,7 +51,10 @@ pub struct Lifecycle {
     images: Images,
     runs: Arc<Runs>,
     terminals: Terminals,
+    library: Library,
     policy: Policy,
+    /// One sync at a time: two of one workspace would undo each other.
+    syncing: Mutex<()>,
     builds: Mutex<HashMap<Uuid, Build>>,
     host_groups: Mutex<HashMap<Uuid, Group>>,
     builder: Pool,
@@ -79,6 +83,7 @@ impl Lifecycle {
         engine: Engine,
         images: Images,
         runs: Arc<Runs>,
+        library: Library,
         policy: Policy,
     ) -> Result<Arc<Lifecycle>> {
         // Full: somebody has asked already.
@@ -94,7 +99,9 @@ impl Lifecycle {
             images,
             runs,
             terminals: Terminals::default(),
+            library,
             policy,
+            syncing: Mutex::default(),
             builds: Mutex::default(),
             host_groups: Mutex::default(),
             builder,

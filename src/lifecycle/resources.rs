@@ -53,7 +53,8 @@ struct Enforcements {
 }
 
 impl Lifecycle {
-    /// Changes a workspace as a client asked for it, its limits at once.
+    /// Changes a workspace as a client asked for it, its limits at once. What was changed in its skills and tools is
+    /// written into it; the change stands also where that fails, and a sync by hand says why.
     ///
     /// # Errors
     /// 400s that name the field; `Conflict` when the kernel cannot take back now what is in use; `WorkspaceNotFound`.
@@ -61,6 +62,7 @@ impl Lifecycle {
     pub fn change(&self, id: Uuid, update: Update) -> Result<Arc<Record>> {
         let workspace = self.registry.get(id)?;
         let before = workspace.record();
+        let syncs = update.fields.skills.is_some() || update.fields.tools.is_some();
         let changed = self.registry.change(id, update, |record| {
             if record.shown.resources == before.shown.resources {
                 return Ok(());
@@ -72,6 +74,9 @@ impl Lifecycle {
             if let Err(error) = self.apply(&workspace, &workspace.record()) {
                 log::error!("workspace {id}: {error}");
             }
+        }
+        if syncs && changed.is_ok() {
+            self.sync_or_warn(&workspace);
         }
         changed
     }

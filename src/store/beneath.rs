@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs, major,
-    minor, open, openat, openat2, renameat, unlinkat,
+    minor, mkdirat, open, openat, openat2, renameat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -180,6 +180,70 @@ impl Root {
         Ok(Some(count))
     }
 
+    /// The names in a folder, at most `most`, in no order; none if there is no such folder. Names that are not UTF-8 are
+    /// left out.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also for a folder with more entries.
+    pub fn entries(&self, rel: &str, most: usize) -> Result<Vec<String>> {
+        let opened = present(self.resolve(rel, FOLDER, IN_ROOT));
+        let Some(folder) = told(opened, "list", rel)? else { return Ok(Vec::new()) };
+        let mut names = Vec::new();
+        for entry in told(Dir::new(folder), "list", rel)? {
+            let entry = told(entry, "list", rel)?;
+            if is_dots(entry.file_name().to_bytes()) {
+                continue;
+            }
+            if names.len() == most {
+                return Err(refused("list", rel, &format!("it has more than {most} entries")));
+            }
+            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// Makes a folder and those above it that are missing, each with mode 0755 and the owner of the one above it.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when something else has one of the names.
+    pub fn make_dirs(&self, rel: &str) -> Result<()> {
+        let mut folder = told(self.resolve("", FOLDER, IN_ROOT), "make", rel)?;
+        let mut done = String::new();
+        for name in rel.split('/').filter(|name| !name.is_empty()) {
+            if is_dots(name.as_bytes()) {
+                return Err(refused("make", rel, "no folder can have this name"));
+            }
+            done = if done.is_empty() { name.to_owned() } else { format!("{done}/{name}") };
+            let made = match mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(error) => return told(Err(error), "make", rel),
+            };
+            // From the top again: a link inside the tree leads where it would lead the workload.
+            let next = told(self.resolve(&done, FOLDER, IN_ROOT), "make", rel)?;
+            if made {
+                told(inherit_owner(&next, &folder), "make", rel)?;
+            }
+            folder = next;
+        }
+        Ok(())
+    }
+
+    /// Removes a folder if it is empty; says whether it did.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn remove_empty_dir(&self, rel: &str) -> Result<bool> {
+        let (parent, name) = split(rel, "remove")?;
+        let folder = present(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
+        let Some(folder) = told(folder, "remove", rel)? else { return Ok(false) };
+        match unlinkat(&folder, name, AtFlags::REMOVEDIR) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(error) => told(Err(error), "remove", rel),
+        }
+    }
+
     /// Replaces a file by one with exactly these bytes and this mode, which belongs to the owner of its folder. Whatever
     /// had the name before, a link included, is replaced and not followed.
     ///
@@ -326,8 +390,8 @@ fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
 }
 
 /// Inside a container, a file of the real root would be nobody's.
-fn inherit_owner(file: &File, folder: &OwnedFd) -> rustix::io::Result<()> {
-    let (file_is, folder_is) = (fstat(file)?, fstat(folder)?);
+fn inherit_owner(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Result<()> {
+    let (file_is, folder_is) = (fstat(&file)?, fstat(folder)?);
     if (file_is.st_uid, file_is.st_gid) == (folder_is.st_uid, folder_is.st_gid) {
         return Ok(());
     }

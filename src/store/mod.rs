@@ -10,4 +10,4 @@ pub mod tree;
 mod usage;
 
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;

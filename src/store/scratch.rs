@@ -1,4 +1,4 @@
-//! For the tests of this module: a folder that is removed at the end, mounts that are unmounted before it.
+//! For unit tests: a folder that is removed at the end, mounts that are unmounted before it.
 
 use std::fs;
 use std::ops::Deref;
@@ -9,13 +9,13 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use uuid::Uuid;
 
 /// A folder of its own for one test.
-pub(super) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 /// A mount that lasts as long as this value. Drop it before its [`Scratch`].
 pub(super) struct Mounted(PathBuf);
 
 impl Scratch {
-    pub(super) fn new() -> Scratch {
+    pub(crate) fn new() -> Scratch {
         let path = std::env::temp_dir().join(format!("berth-test-{}", Uuid::new_v4().simple()));
         fs::create_dir(&path).unwrap();
         Scratch(path)

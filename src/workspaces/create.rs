@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::library::Template;
 use super::record::{Kind, Shown};
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, check_env_vars};
@@ -84,6 +85,37 @@ impl Update {
 }
 
 impl Fields {
+    /// These on top of a template's: variables and lists of both, of everything else what was asked for, or else what
+    /// the template says, as observed.
+    ///
+    /// # Errors
+    /// `Conflict` when a secret of the template cannot be opened.
+    pub fn over(self, template: &Template) -> Result<Fields> {
+        let base = &template.fields;
+        let both =
+            |base: &[String], own: Option<Vec<String>>| Some([base, &own.unwrap_or_default()].concat());
+        let or = |base: &[String], own: Option<Vec<String>>| {
+            Some(own.filter(|own| !own.is_empty()).unwrap_or_else(|| base.to_vec()))
+        };
+        let mut env_vars = template.variables()?.clone();
+        env_vars.extend(self.env_vars.unwrap_or_default());
+        let text = |own: Option<String>, base: &Option<String>| own.or_else(|| base.clone());
+        Ok(Fields {
+            skills: both(&base.skills, self.skills),
+            tools: both(&base.tools, self.tools),
+            plugins: or(&base.plugins, self.plugins),
+            mcps: or(&base.mcps, self.mcps),
+            distro: text(self.distro, &base.distro),
+            env_vars: Some(env_vars),
+            resources: self.resources,
+            init_scripts: Some(base.init_scripts.clone()),
+            init_script: text(self.init_script, &Some(base.init_script.clone())),
+            shared_network: self.shared_network.or(base.shared_network),
+            tailscale_mode: text(self.tailscale_mode, &base.tailscale_mode),
+            config_profile: text(self.config_profile, &base.config_profile),
+        })
+    }
+
     /// Applies everything that was given.
     ///
     /// # Errors

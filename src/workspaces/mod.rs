@@ -2,11 +2,14 @@
 //! containers nor HTTP; what happens *to* a workspace is in `lifecycle`.
 
 pub mod create;
+pub mod library;
 pub mod record;
 pub mod registry;
 pub mod resources;
 pub mod status;
+pub mod sync;
 
+pub use library::Library;
 pub use record::{Job, Kind, Record, Shown, Status};
 pub use registry::{Registry, Workspace};
 pub use resources::Resources;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::Configured;
 use super::create::{Create, Grounds, Update};
+use super::library::Template;
 use super::record::{Kind, Origin, Record};
 use super::status::not_found;
 use crate::base::ids::Label;
@@ -292,22 +293,22 @@ impl Registry {
         order.insert(0, id);
     }
 
-    /// Makes a workspace as a client asked for it.
+    /// Makes a workspace as a client asked for it, from a template if it named one: then it is a container.
     ///
     /// # Errors
     /// 400s that name the field; nothing remains of a refused workspace.
-    pub fn create(&self, request: Create) -> Result<Arc<Workspace>> {
+    pub fn create(&self, request: Create, template: Option<&Template>) -> Result<Arc<Workspace>> {
         let name = Label::parse(&request.name)?;
-        if request.template.as_deref().is_some_and(|template| !template.trim().is_empty()) {
-            return Err(Error::new(Code::LibraryMissing, "Library not initialized"));
-        }
         if self.workspaces.read().unwrap_or_else(PoisonError::into_inner).len() >= limits::WORKSPACES {
             return Err(Error::new(
                 Code::Conflict,
                 format!("There are {} workspaces already", limits::WORKSPACES),
             ));
         }
-        let kind = request.workspace_type.unwrap_or(Kind::Host);
+        let kind = match template {
+            Some(_) => Kind::Container,
+            None => request.workspace_type.unwrap_or(Kind::Host),
+        };
         let id = Uuid::new_v4();
         let given = request.path.as_deref().filter(|path| !path.trim().is_empty());
         let (path, own_folder) = match (given, kind) {
@@ -324,6 +325,10 @@ impl Registry {
         record.own_folder = own_folder;
         let mut fields = request.fields;
         fields.init_scripts = None;
+        if let Some(template) = template {
+            fields = fields.over(template)?;
+            record.shown.template = Some(template.name.clone());
+        }
         fields.apply(&mut record.shown)?;
         if kind == Kind::Host && !own_folder {
             std::fs::create_dir_all(&path).at("make the folder", &path)?;

@@ -42,7 +42,7 @@ impl Record {
     ///
     /// # Errors
     /// `NotAContainer`, `NotReady` without a root, `NoInitScript`, `BuildRunning`.
-    pub fn start_rerun(&mut self, has_root: bool) -> Result<String> {
+    pub fn start_rerun(&mut self, has_root: bool) -> Result<()> {
         if self.shown.workspace_type != Kind::Container {
             return Err(Error::new(Code::NotAContainer, "Rerun init only works for container workspaces"));
         }
@@ -50,13 +50,13 @@ impl Record {
         if !has_root {
             return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
         }
-        let Some(script) = self.shown.init_script.clone() else {
+        if self.shown.init_script.is_none() && self.shown.init_scripts.is_empty() {
             return Err(Error::new(Code::NoInitScript, "No init script configured for this workspace"));
-        };
+        }
         self.job = Some(Job::RerunInit);
         self.shown.status = Status::Building;
         self.shown.error_message = None;
-        Ok(script)
+        Ok(())
     }
 
     /// Ends what is under way, well or with a message.

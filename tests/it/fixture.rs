@@ -41,9 +41,14 @@ impl<'a> Place<'a> {
         let mut body = json!({"name": "box", "workspace_type": "container", "distro": DISTRO});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let client = server.owner();
-        let made = client.post(200, "/api/workspaces", body);
+        Place::of(server, &client.post(200, "/api/workspaces", body))
+    }
+
+    /// One that has just been made.
+    pub fn of(server: &'a Server, made: &Value) -> Place<'a> {
         let root = PathBuf::from(made["path"].as_str().unwrap());
-        Place { server, client, id: made["id"].as_str().unwrap().to_owned(), root, ours: true }
+        let id = made["id"].as_str().unwrap().to_owned();
+        Place { server, client: server.owner(), id, root, ours: true }
     }
 
     /// A built one.

@@ -26,6 +26,7 @@ mod doctor;
 mod exec_host;
 mod gate_door;
 mod hostile_root;
+mod library;
 mod logging;
 mod other_distros;
 mod pty;

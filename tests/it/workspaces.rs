@@ -387,9 +387,10 @@ fn debug_of_a_container_that_is_not_built() {
 }
 
 #[test]
-fn templates_wait_for_the_library() {
+fn an_unknown_template_makes_nothing() {
     let server = Server::start();
     let body = json!({"name": "t", "template": "nodejs-dev"});
-    let told = server.owner().call("POST", "/api/workspaces", Some(&body)).expect(503);
-    assert_eq!(told.value()["code"], "library_not_initialized", "{told}");
+    let told = server.owner().refused(404, "not_in_library", "POST", "/api/workspaces", Some(body));
+    assert_eq!(told["message"], "Workspace template not found: nodejs-dev");
+    assert_eq!(server.owner().get(200, "/api/workspaces").as_array().unwrap().len(), 1);
 }

@@ -1,0 +1,178 @@
+//! `/api/library`: templates, skills, tools, scripts, commands, agents, plugins and MCP servers. Sentences are
+//! sandboxed.sh's own.
+
+use serde::Deserialize;
+use serde_json::{Map as Object, Value};
+
+use super::Ctx;
+use crate::access::Scope;
+use crate::base::{Code, Error, Result, limits};
+use crate::http::{Answer, Request, Response};
+use crate::workspaces::library::{Map, TemplateFields, TextKind};
+
+#[derive(Deserialize)]
+struct Content {
+    content: String,
+}
+
+fn said(sentence: &str) -> Result<Answer> {
+    Ok(Answer::Now(Response::sentence(sentence.to_owned())))
+}
+
+fn shown(value: &impl serde::Serialize) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(value)))
+}
+
+fn content(request: &mut Request) -> Result<String> {
+    // Half of it may be escapes of JSON.
+    Ok(request.json::<Content>(limits::JSON_BODY_BYTES)?.content)
+}
+
+/// `GET /api/library/workspace-template`
+pub fn templates(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().templates()?)
+}
+
+/// `GET /api/library/workspace-template/:name`; viewers see the names of variables only.
+pub fn template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let mut template = ctx.lifecycle.library().template(request.param("name"))?;
+    if request.actor().is_none_or(|actor| actor.scope < Scope::Collaborator) {
+        template.fields.env_vars.values_mut().for_each(|value| "********".clone_into(value));
+    }
+    shown(&template)
+}
+
+/// `PUT /api/library/workspace-template/:name`
+pub fn put_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let fields: TemplateFields = request.json(limits::JSON_BODY_BYTES)?;
+    ctx.lifecycle.library().put_template(request.param("name"), fields)?;
+    said("Workspace template saved successfully")
+}
+
+/// `DELETE /api/library/workspace-template/:name`
+pub fn delete_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    ctx.lifecycle.library().delete_template(request.param("name"))?;
+    said("Workspace template deleted successfully")
+}
+
+/// `GET /api/library/skill`
+pub fn skills(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().skills()?)
+}
+
+/// `GET /api/library/skill/:name`
+pub fn skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().skill(request.param("name"))?)
+}
+
+/// `PUT /api/library/skill/:name`
+pub fn put_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let text = content(request)?;
+    ctx.lifecycle.library().put_skill(request.param("name"), &text)?;
+    ctx.lifecycle.library_changed(request.param("name"));
+    said("Skill saved successfully")
+}
+
+/// `DELETE /api/library/skill/:name`
+pub fn delete_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    ctx.lifecycle.library().delete_skill(request.param("name"))?;
+    ctx.lifecycle.library_changed(request.param("name"));
+    said("Skill deleted successfully")
+}
+
+/// `GET /api/library/skill/:name/files/*path`
+pub fn skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    said(&ctx.lifecycle.library().skill_file(request.param("name"), request.param("path"))?)
+}
+
+/// `PUT /api/library/skill/:name/files/*path`
+pub fn put_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let text = content(request)?;
+    ctx.lifecycle.library().put_skill_file(request.param("name"), request.param("path"), &text)?;
+    ctx.lifecycle.library_changed(request.param("name"));
+    said("File saved successfully")
+}
+
+/// `DELETE /api/library/skill/:name/files/*path`
+pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    ctx.lifecycle.library().delete_skill_file(request.param("name"), request.param("path"))?;
+    ctx.lifecycle.library_changed(request.param("name"));
+    said("File deleted successfully")
+}
+
+/// The kinds of text have one set of handlers; the path says which.
+fn kind(request: &Request) -> Result<TextKind> {
+    match request.path().split('/').nth(3) {
+        Some("tool") => Ok(TextKind::Tool),
+        Some("init-script") => Ok(TextKind::InitScript),
+        Some("command") => Ok(TextKind::Command),
+        Some("agent") => Ok(TextKind::Agent),
+        _ => Err(Error::new(Code::NotFound, "Not found")),
+    }
+}
+
+/// `GET /api/library/tool` and the other kinds.
+pub fn texts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().texts(kind(request)?)?)
+}
+
+/// `GET /api/library/tool/:name` and the other kinds.
+pub fn text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().text(kind(request)?, request.param("name"))?)
+}
+
+/// `PUT /api/library/tool/:name` and the other kinds.
+pub fn put_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let kind = kind(request)?;
+    let text = content(request)?;
+    ctx.lifecycle.library().put_text(kind, request.param("name"), &text)?;
+    if kind == TextKind::Tool {
+        ctx.lifecycle.library_changed(request.param("name"));
+    }
+    said(&format!("{} saved successfully", kind.title()))
+}
+
+/// `DELETE /api/library/tool/:name` and the other kinds.
+pub fn delete_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let kind = kind(request)?;
+    ctx.lifecycle.library().delete_text(kind, request.param("name"))?;
+    if kind == TextKind::Tool {
+        ctx.lifecycle.library_changed(request.param("name"));
+    }
+    said(&format!("{} deleted successfully", kind.title()))
+}
+
+/// `GET /api/library/plugins`
+pub fn plugins(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().map(Map::Plugins)?)
+}
+
+/// `PUT /api/library/plugins`
+pub fn put_plugins(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
+    ctx.lifecycle.library().put_map(Map::Plugins, &entries)?;
+    said("Plugins saved successfully")
+}
+
+/// `GET /api/library/mcps`; viewers see no environments and headers, which hold secrets.
+pub fn mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let mut entries = ctx.lifecycle.library().map(Map::Mcps)?;
+    if request.actor().is_none_or(|actor| actor.scope < Scope::Collaborator) {
+        let fields = entries.values_mut().filter_map(Value::as_object_mut);
+        for hidden in
+            fields.flat_map(Object::iter_mut).filter(|(name, _)| *name == "env" || *name == "headers")
+        {
+            for value in hidden.1.as_object_mut().into_iter().flat_map(Object::values_mut) {
+                *value = "********".into();
+            }
+        }
+    }
+    shown(&entries)
+}
+
+/// `PUT /api/library/mcps`
+pub fn put_mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
+    ctx.lifecycle.library().put_map(Map::Mcps, &entries)?;
+    said("MCP servers saved successfully")
+}

@@ -1,0 +1,89 @@
+//! Workspaces and the library: one made from a template, skills and tools written into one, and into all that use what
+//! has just changed.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Lifecycle, has_root};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result};
+use crate::workspaces::create::Create;
+use crate::workspaces::sync::{Synced, sync};
+use crate::workspaces::{Kind, Library, Record, Status, Workspace};
+
+impl Lifecycle {
+    /// The library.
+    pub fn library(&self) -> &Library {
+        &self.library
+    }
+
+    /// Makes a workspace as a client asked for it; one from a template is a container whose build begins at once.
+    ///
+    /// # Errors
+    /// 400s that name the field, `NotInLibrary` for an unknown template; nothing remains of a refused workspace.
+    pub fn create(self: &Arc<Self>, request: Create) -> Result<Arc<Record>> {
+        let name = request.template.as_deref().map(str::trim).filter(|name| !name.is_empty());
+        let template = name.map(|name| self.library.template(name)).transpose()?;
+        let workspace = self.registry.create(request, template.as_ref())?;
+        self.sync_or_warn(&workspace);
+        if template.is_none() {
+            return Ok(workspace.record());
+        }
+        self.start_build(workspace.id(), None, false).inspect_err(|_| {
+            if let Err(error) = self.delete(workspace.id()) {
+                log::error!("workspace {}: {error}", workspace.id());
+            }
+        })
+    }
+
+    /// Writes skills and tools into a workspace.
+    ///
+    /// # Errors
+    /// `WorkspaceNotFound`; `BuildRunning`; `NotReady` for a container without a root; when the workspace's files stand
+    /// in the way.
+    pub fn sync(&self, id: Uuid) -> Result<Arc<Record>> {
+        let workspace = self.registry.get(id)?;
+        let record = workspace.record();
+        if record.shown.status == Status::Building {
+            return Err(Error::new(Code::BuildRunning, "The build that is under way syncs as well"));
+        }
+        if record.shown.workspace_type == Kind::Container && !has_root(&record) {
+            return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
+        }
+        self.sync_files(&workspace, &record)?;
+        Ok(workspace.record())
+    }
+
+    /// Has all workspaces that use a skill or tool of this name get its present form.
+    pub fn library_changed(&self, name: &str) {
+        for workspace in self.registry.all() {
+            let record = workspace.record();
+            let shown = &record.shown;
+            let named = shown.skills.iter().chain(&shown.tools).any(|used| used == name);
+            let has_all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
+            if named || has_all {
+                self.sync_or_warn(&workspace);
+            }
+        }
+    }
+
+    /// A build does it itself, behind the root.
+    pub(super) fn sync_or_warn(&self, workspace: &Workspace) {
+        let record = workspace.record();
+        let shown = &record.shown;
+        let container = shown.workspace_type == Kind::Container;
+        if container && (shown.status == Status::Building || !has_root(&record)) {
+            return;
+        }
+        if let Err(error) = self.sync_files(workspace, &record) {
+            log::warn!("workspace {}: skills and tools were not written: {error}", workspace.id());
+        }
+    }
+
+    pub(super) fn sync_files(&self, workspace: &Workspace, record: &Record) -> Result<Synced> {
+        let _syncing = lock(&self.syncing);
+        workspace.check_alive()?;
+        sync(&self.library, &record.shown, workspace.folder())
+    }
+}

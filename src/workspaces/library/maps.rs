@@ -1,0 +1,81 @@
+//! `plugins.json` and `mcp/servers.json`: one object each, from a name to what it is.
+
+use serde_json::{Map as Object, Value};
+
+use super::Library;
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result};
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Map {
+    /// `plugins.json`
+    Plugins,
+    /// `mcp/servers.json`
+    Mcps,
+}
+
+impl Map {
+    fn path(self) -> &'static str {
+        match self {
+            Map::Plugins => "plugins.json",
+            Map::Mcps => "mcp/servers.json",
+        }
+    }
+
+    /// What is wrong with an entry, if anything.
+    fn fault(self, entry: &Value) -> Option<&'static str> {
+        let text = |name: &str| entry.get(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+        let flag = entry.get("enabled").is_none_or(Value::is_boolean);
+        match self {
+            _ if !entry.is_object() => Some("is not an object"),
+            _ if !flag => Some("has an `enabled` that is neither true nor false"),
+            Map::Plugins if !text("package") => Some("has no `package`"),
+            Map::Plugins => None,
+            Map::Mcps => match entry.get("type").and_then(Value::as_str) {
+                Some("local") => {
+                    let command = entry.get("command").and_then(Value::as_array);
+                    let good = command.is_some_and(|c| !c.is_empty() && c.iter().all(Value::is_string));
+                    (!good).then_some("is local and has no `command`, a list of words")
+                }
+                Some("remote") => (!text("url")).then_some("is remote and has no `url`"),
+                _ => Some("has a `type` that is neither local nor remote"),
+            },
+        }
+    }
+}
+
+impl Library {
+    /// The object; empty if there is none yet.
+    ///
+    /// # Errors
+    /// `InvalidPayload` when somebody has broken the file: the message says where.
+    pub fn map(&self, map: Map) -> Result<Object<String, Value>> {
+        let Some(text) = self.read(map.path())? else { return Ok(Object::new()) };
+        serde_json::from_str(&text).map_err(|error| {
+            Error::new(
+                Code::Conflict,
+                format!("{} in the library is not a JSON object: {error}; repair or remove it", map.path()),
+            )
+        })
+    }
+
+    /// Replaces the object.
+    ///
+    /// # Errors
+    /// `InvalidPayload` with the entry that cannot be.
+    pub fn put_map(&self, map: Map, entries: &Object<String, Value>) -> Result<()> {
+        for (name, entry) in entries {
+            let fault = if name.trim().is_empty() { Some("has no name") } else { map.fault(entry) };
+            if let Some(fault) = fault {
+                let message = format!("The entry '{}' {fault}", name.escape_debug());
+                return Err(Error::new(Code::InvalidPayload, message).detail("path", name.as_str()));
+            }
+        }
+        let mut text = serde_json::to_string_pretty(entries)
+            .map_err(|error| Error::internal("library").because(error))?;
+        text.push('\n');
+        let _writes = lock(&self.writes);
+        self.write(map.path(), &text)
+    }
+}

@@ -1,0 +1,112 @@
+//! The library: templates, skills, tools, scripts, commands and agents as plain files in one folder, which may be a git
+//! clone that people edit by hand. Every call reads what is there now, so a hand edit counts at once; a broken file is
+//! listed with its error and breaks nothing else. Links in it lead nowhere outside (`store::beneath`).
+//! Knows nothing of workspaces.
+//!
+//! Lock: `writes`, so that of two writers of one thing the later wins whole.
+
+mod front_matter;
+mod maps;
+mod seal;
+mod skill;
+mod template;
+mod text;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::base::ids::Label;
+use crate::base::{Code, Error, Result, limits};
+use crate::store::beneath::Root;
+use crate::store::file;
+
+pub use front_matter::with_name;
+pub use maps::Map;
+pub use seal::Key;
+pub use skill::{Skill, SkillFile, SkillListed};
+pub use template::{Template, TemplateFields, TemplateListed};
+pub use text::{Text, TextKind, TextListed};
+
+/// The folder.
+pub struct Library {
+    folder: PathBuf,
+    key: Key,
+    writes: Mutex<()>,
+}
+
+impl Library {
+    /// The library in `folder`, made if need be.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn open(folder: &Path, key: Key) -> Result<Library> {
+        if !folder.is_dir() {
+            file::create_dir_private(folder)?;
+        }
+        Ok(Library { folder: folder.to_owned(), key, writes: Mutex::default() })
+    }
+
+    fn root(&self) -> Result<Root> {
+        Root::open(&self.folder)
+    }
+
+    /// A text file of the library; `None` if there is none.
+    fn read(&self, rel: &str) -> Result<Option<String>> {
+        let Some(bytes) = self.root()?.read(rel, limits::LIBRARY_FILE_BYTES)? else { return Ok(None) };
+        let text = String::from_utf8(bytes);
+        text.map(Some).map_err(|_| Error::new(Code::InvalidPath, format!("{rel} is not UTF-8 text")))
+    }
+
+    fn write(&self, rel: &str, text: &str) -> Result<()> {
+        if text.len() as u64 > limits::LIBRARY_FILE_BYTES {
+            let most = limits::LIBRARY_FILE_BYTES;
+            return Err(Error::new(Code::InvalidPayload, format!("content is longer than {most} bytes")));
+        }
+        let root = self.root()?;
+        if let Some((folder, _)) = rel.rsplit_once('/') {
+            root.make_dirs(folder)?;
+        }
+        root.write_new(rel, text.as_bytes(), 0o644)
+    }
+
+    /// The names below `folder` that end with `suffix`, without it, sorted; what no name can be is left out.
+    fn names(&self, folder: &str, suffix: &str) -> Result<Vec<String>> {
+        let mut names: Vec<String> = self
+            .root()?
+            .entries(folder, limits::LIBRARY_ENTRIES)?
+            .into_iter()
+            .filter_map(|entry| Some(entry.strip_suffix(suffix)?.to_owned()))
+            .filter(|name| check_name(name).is_ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// A name of something in the library, which becomes part of a file's name.
+///
+/// # Errors
+/// `InvalidName` with the rule; sandboxed.sh answers 500 here.
+pub fn check_name(name: &str) -> Result<()> {
+    Label::parse(name)?;
+    if name.len() > limits::LIBRARY_NAME_BYTES {
+        let most = limits::LIBRARY_NAME_BYTES;
+        return Err(Error::new(Code::InvalidName, format!("Name is longer than {most} bytes")));
+    }
+    Ok(())
+}
+
+/// A file's path below a skill: its parts are names.
+///
+/// # Errors
+/// `InvalidName`.
+pub fn check_path(path: &str) -> Result<()> {
+    if path.split('/').count() > limits::LIBRARY_PATH_PARTS {
+        return Err(Error::new(Code::InvalidName, "The path has too many folders"));
+    }
+    path.split('/').try_for_each(check_name)
+}
+
+fn missing(what: &str, name: &str) -> Error {
+    Error::new(Code::NotInLibrary, format!("{what} not found: {name}"))
+}

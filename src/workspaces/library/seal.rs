@@ -1,0 +1,146 @@
+//! Secrets in templates, sealed at rest: AES-256-GCM with a random nonce, in the form that sandboxed.sh writes, so that
+//! a library can be taken over with its key.
+//!
+//! Lock: the key's cell, while it is made.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use aes_gcm::aead::{Aead, KeyInit};
+use aes_gcm::{Aes256Gcm, Nonce};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::base::thread::lock;
+use crate::base::{At, Error, Result};
+use crate::store::file;
+
+const OPEN: &str = "<encrypted v=\"1\">";
+const CLOSE: &str = "</encrypted>";
+const NONCE_BYTES: usize = 12;
+
+/// What seals and opens: given, or kept in a file that is made with the first secret.
+pub struct Key {
+    file: PathBuf,
+    bytes: Mutex<Option<[u8; 32]>>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.file.display())
+    }
+}
+
+impl Key {
+    /// The key in `given`, or else in `file`.
+    ///
+    /// # Errors
+    /// `Config` when `given` is no key.
+    pub fn new(given: Option<&str>, file: &Path) -> Result<Key> {
+        let bytes = given
+            .map(|text| {
+                parse(text).ok_or_else(|| {
+                    Error::config("PRIVATE_KEY", "a key is 32 bytes, as 64 hex digits or in base64")
+                })
+            })
+            .transpose()?;
+        Ok(Key { file: file.to_owned(), bytes: Mutex::new(bytes) })
+    }
+
+    /// Reads the key, or makes it if `make`.
+    fn bytes(&self, make: bool) -> Result<Option<[u8; 32]>> {
+        let mut cell = lock(&self.bytes);
+        if cell.is_none() {
+            *cell = match file::read_optional(&self.file, 4 << 10)? {
+                Some(text) => {
+                    Some(String::from_utf8(text).ok().as_deref().and_then(parse).ok_or_else(|| {
+                        Error::config(
+                            self.file.display(),
+                            "not a key: 32 bytes as 64 hex digits or in base64",
+                        )
+                    })?)
+                }
+                None if make => {
+                    let mut bytes = [0; 32];
+                    getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
+                    let hex = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+                    file::write_atomic(&self.file, format!("{hex}\n").as_bytes(), 0o600)?;
+                    Some(bytes)
+                }
+                None => None,
+            };
+        }
+        Ok(*cell)
+    }
+
+    /// Seals a text; one that is sealed already stays as it is.
+    ///
+    /// # Errors
+    /// When the key cannot be read or kept.
+    pub(super) fn seal(&self, text: &str) -> Result<String> {
+        if is_sealed(text) {
+            return Ok(text.to_owned());
+        }
+        let failed = || Error::internal("A secret could not be encrypted");
+        let key = self.bytes(true)?.ok_or_else(failed)?;
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
+        let cipher = Aes256Gcm::new_from_slice(&key).map_err(|_| failed())?;
+        let sealed = cipher.encrypt(Nonce::from_slice(&nonce), text.as_bytes()).map_err(|_| failed())?;
+        let mut bytes = nonce.to_vec();
+        bytes.extend(sealed);
+        Ok(format!("{OPEN}{}{CLOSE}", BASE64_STANDARD.encode(bytes)))
+    }
+
+    /// Opens a sealed text; `None` when this key does not, or somebody has changed it.
+    pub(super) fn open(&self, text: &str) -> Option<String> {
+        let inner = text.strip_prefix(OPEN)?.strip_suffix(CLOSE)?;
+        let bytes = BASE64_STANDARD.decode(inner.trim()).ok()?;
+        let (nonce, sealed) = bytes.split_at_checked(NONCE_BYTES)?;
+        let key = self.bytes(false).ok()??;
+        let cipher = Aes256Gcm::new_from_slice(&key).ok()?;
+        String::from_utf8(cipher.decrypt(Nonce::from_slice(nonce), sealed).ok()?).ok()
+    }
+}
+
+/// Whether a text has the form of a sealed one.
+pub(super) fn is_sealed(text: &str) -> bool {
+    text.starts_with(OPEN) && text.ends_with(CLOSE)
+}
+
+fn parse(text: &str) -> Option<[u8; 32]> {
+    let text = text.trim();
+    let bytes = if text.len() == 64 && text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        let byte = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+        (0..32).map(|n| byte(2 * n)).collect::<Option<Vec<u8>>>()?
+    } else {
+        BASE64_STANDARD.decode(text).ok()?
+    };
+    bytes.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_only() {
+        let folder = Scratch::new();
+        let key = Key::new(None, &folder.join("key")).unwrap();
+        let sealed = key.seal("s3cret é").unwrap();
+        assert!(is_sealed(&sealed) && !sealed.contains("s3cret"));
+        assert_ne!(sealed, key.seal("s3cret é").unwrap(), "the nonce is new each time");
+        assert_eq!(key.seal(&sealed).unwrap(), sealed);
+        assert_eq!(key.open(&sealed).as_deref(), Some("s3cret é"));
+        let again = Key::new(None, &folder.join("key")).unwrap();
+        assert_eq!(again.open(&sealed).as_deref(), Some("s3cret é"));
+        let other = Key::new(Some(&"ab".repeat(32)), &folder.join("none")).unwrap();
+        assert_eq!(other.open(&sealed), None);
+        let mut broken = sealed.into_bytes();
+        broken[30] ^= 1;
+        assert_eq!(key.open(&String::from_utf8(broken).unwrap()), None);
+        assert!(Key::new(Some("short"), Path::new("/")).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! Skills: a folder each, `SKILL.md` and whatever lies beside it.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Library, check_name, check_path, front_matter, missing};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, limits};
+
+/// A row of the list.
+#[derive(Debug, Serialize)]
+pub struct SkillListed {
+    /// Its name.
+    pub name: String,
+    /// From the front matter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Its folder below the library.
+    pub path: String,
+    /// Where it came from; kept for sandboxed.sh's clients.
+    pub source: Value,
+    /// Run at the end of a build.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub setup_commands: Vec<String>,
+    /// Why its front matter cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A Markdown file beside `SKILL.md`.
+#[derive(Debug, Serialize)]
+pub struct SkillFile {
+    /// Its own name.
+    pub name: String,
+    /// Its path below the skill.
+    pub path: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// A skill, whole.
+#[derive(Debug, Serialize)]
+pub struct Skill {
+    /// What the list has too.
+    #[serde(flatten)]
+    pub listed: SkillListed,
+    /// `SKILL.md`.
+    pub content: String,
+    /// The Markdown files beside it.
+    pub files: Vec<SkillFile>,
+    /// The paths of all other files.
+    pub references: Vec<String>,
+}
+
+const FOLDER: &str = "skill";
+const MAIN: &str = "SKILL.md";
+
+fn folder(name: &str) -> String {
+    format!("{FOLDER}/{name}")
+}
+
+impl Library {
+    /// All skills, sorted by name.
+    ///
+    /// # Errors
+    /// When the library cannot be read.
+    pub fn skills(&self) -> Result<Vec<SkillListed>> {
+        let mut rows = Vec::new();
+        for name in self.names(FOLDER, "")? {
+            match self.read(&format!("{}/{MAIN}", folder(&name))) {
+                Ok(Some(content)) => rows.push(listed(name, &content)),
+                Ok(None) => {}
+                Err(error) => {
+                    let broken = SkillListed { error: Some(error.message().to_owned()), ..listed(name, "") };
+                    rows.push(broken);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// One skill.
+    ///
+    /// # Errors
+    /// `InvalidName`, `NotInLibrary`; `InvalidPath` for a file in it that cannot be read as text.
+    pub fn skill(&self, name: &str) -> Result<Skill> {
+        check_name(name)?;
+        let content =
+            self.read(&format!("{}/{MAIN}", folder(name)))?.ok_or_else(|| missing("Skill", name))?;
+        let (mut files, mut references) = (Vec::new(), Vec::new());
+        for path in self.files_below(&folder(name))? {
+            if path == MAIN {
+                continue;
+            }
+            if path.ends_with(".md") {
+                if let Some(content) = self.read(&format!("{}/{path}", folder(name)))? {
+                    let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
+                    files.push(SkillFile { name, path, content });
+                }
+            } else {
+                references.push(path);
+            }
+        }
+        Ok(Skill { listed: listed(name.to_owned(), &content), content, files, references })
+    }
+
+    /// Writes a skill's `SKILL.md`.
+    ///
+    /// # Errors
+    /// `InvalidName`, `InvalidPayload`.
+    pub fn put_skill(&self, name: &str, content: &str) -> Result<()> {
+        self.put_skill_file(name, MAIN, content)
+    }
+
+    /// Removes a skill with all its files; fine if there is none.
+    ///
+    /// # Errors
+    /// `InvalidName`.
+    pub fn delete_skill(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        let _writes = lock(&self.writes);
+        let root = self.root()?;
+        for path in self.files_below(&folder(name))? {
+            root.remove(&format!("{}/{path}", folder(name)))?;
+            let mut path = path.as_str();
+            while let Some((above, _)) = path.rsplit_once('/') {
+                root.remove_empty_dir(&format!("{}/{above}", folder(name)))?;
+                path = above;
+            }
+        }
+        root.remove_empty_dir(&folder(name)).map(drop)
+    }
+
+    /// What the named skills want to have run, in their order; unknown ones want nothing.
+    ///
+    /// # Errors
+    /// When the library cannot be read.
+    pub fn setup_commands(&self, names: &[String]) -> Result<Vec<String>> {
+        let mut commands = Vec::new();
+        for name in names.iter().filter(|name| check_name(name).is_ok()) {
+            if let Some(content) = self.read(&format!("{}/{MAIN}", folder(name)))? {
+                commands.extend(listed(name.clone(), &content).setup_commands);
+            }
+        }
+        Ok(commands)
+    }
+
+    /// A file of a skill, as text.
+    ///
+    /// # Errors
+    /// `InvalidName`, `NotInLibrary`, `InvalidPath` when it is not text.
+    pub fn skill_file(&self, name: &str, path: &str) -> Result<String> {
+        check_name(name)?;
+        check_path(path)?;
+        let content = self.read(&format!("{}/{path}", folder(name)))?;
+        content.ok_or_else(|| missing("Skill file", &format!("{name}/{path}")))
+    }
+
+    /// Writes a file of a skill.
+    ///
+    /// # Errors
+    /// `InvalidName`, `InvalidPayload`.
+    pub fn put_skill_file(&self, name: &str, path: &str, content: &str) -> Result<()> {
+        check_name(name)?;
+        check_path(path)?;
+        let _writes = lock(&self.writes);
+        self.write(&format!("{}/{path}", folder(name)), content)
+    }
+
+    /// Removes a file of a skill; fine if there is none.
+    ///
+    /// # Errors
+    /// `InvalidName`; `InvalidPath` for `SKILL.md`, without which there is no skill.
+    pub fn delete_skill_file(&self, name: &str, path: &str) -> Result<()> {
+        check_name(name)?;
+        check_path(path)?;
+        if path == MAIN {
+            return Err(Error::new(Code::InvalidPath, "SKILL.md cannot be deleted; delete the skill"));
+        }
+        let _writes = lock(&self.writes);
+        self.root()?.remove(&format!("{}/{path}", folder(name))).map(drop)
+    }
+
+    /// The files below a folder of the library, with their paths below it, sorted. Hidden ones are left out.
+    fn files_below(&self, top: &str) -> Result<Vec<String>> {
+        let root = self.root()?;
+        let (mut files, mut folders) = (Vec::new(), vec![String::new()]);
+        while let Some(below) = folders.pop() {
+            let folder = if below.is_empty() { top.to_owned() } else { format!("{top}/{below}") };
+            for entry in root.entries(&folder, limits::LIBRARY_ENTRIES)? {
+                let path = if below.is_empty() { entry.clone() } else { format!("{below}/{entry}") };
+                if check_path(&path).is_err() {
+                    continue;
+                }
+                if files.len() + folders.len() >= limits::LIBRARY_ENTRIES {
+                    return Err(Error::new(Code::InvalidPath, format!("{top} has too many files")));
+                }
+                let real = format!("{top}/{path}");
+                if root.is_dir(&real)? {
+                    folders.push(path);
+                } else {
+                    files.push(path);
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+fn listed(name: String, content: &str) -> SkillListed {
+    let (matter, error) = match front_matter::read(content) {
+        Ok(matter) => (matter, None),
+        Err(error) => (front_matter::FrontMatter::default(), Some(error)),
+    };
+    SkillListed {
+        path: folder(&name),
+        name,
+        description: matter.description,
+        source: json!({ "type": "Local" }),
+        setup_commands: matter.setup_commands,
+        error,
+    }
+}

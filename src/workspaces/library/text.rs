@@ -1,0 +1,198 @@
+//! What is one text for each name: tools, init scripts, commands, agents.
+
+use serde::Serialize;
+
+use super::{Library, check_name, front_matter, missing};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result};
+
+/// A kind of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextKind {
+    /// `tool/NAME.ts`
+    Tool,
+    /// `init-script/NAME/SCRIPT.sh`
+    InitScript,
+    /// `command/NAME.md`
+    Command,
+    /// `agent/NAME.md`
+    Agent,
+}
+
+/// A row of a list.
+#[derive(Debug, Serialize)]
+pub struct TextListed {
+    /// Its name.
+    pub name: String,
+    /// What its head says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The file below the library.
+    pub path: String,
+    /// Why it cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One of them, whole.
+#[derive(Debug, Serialize)]
+pub struct Text {
+    /// What the list has too.
+    #[serde(flatten)]
+    pub listed: TextListed,
+    /// The file's text.
+    pub content: String,
+}
+
+impl TextKind {
+    fn folder(self) -> &'static str {
+        match self {
+            TextKind::Tool => "tool",
+            TextKind::InitScript => "init-script",
+            TextKind::Command => "command",
+            TextKind::Agent => "agent",
+        }
+    }
+
+    /// What follows a name in its file's.
+    fn suffix(self) -> &'static str {
+        match self {
+            TextKind::Tool => ".ts",
+            TextKind::InitScript => "/SCRIPT.sh",
+            TextKind::Command | TextKind::Agent => ".md",
+        }
+    }
+
+    fn path(self, name: &str) -> String {
+        format!("{}/{name}{}", self.folder(), self.suffix())
+    }
+
+    fn missing(self, name: &str) -> Error {
+        let what = match self {
+            TextKind::Tool => "Library tool",
+            TextKind::InitScript => "Init script",
+            TextKind::Command => "Command",
+            TextKind::Agent => "Agent",
+        };
+        missing(what, name)
+    }
+
+    /// How a sentence to the client names it.
+    pub fn title(self) -> &'static str {
+        match self {
+            TextKind::Tool => "Tool",
+            TextKind::InitScript => "Init script",
+            TextKind::Command => "Command",
+            TextKind::Agent => "Agent",
+        }
+    }
+
+    fn describe(self, text: &str) -> Result<Option<String>, String> {
+        Ok(match self {
+            TextKind::Tool => block_comment(text),
+            TextKind::InitScript => first_comment(text),
+            TextKind::Command | TextKind::Agent => front_matter::read(text)?.description,
+        })
+    }
+}
+
+/// The first `/** … */`, joined to one line.
+fn block_comment(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("/**")?;
+    let (comment, _) = rest.split_once("*/")?;
+    let words: Vec<&str> = comment
+        .lines()
+        .map(|line| line.trim().trim_start_matches('*').trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// The first comment line behind the shebang.
+fn first_comment(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!"))?;
+    let comment = line.trim().strip_prefix('#')?.trim();
+    let comment = comment.strip_prefix("Description:").unwrap_or(comment).trim();
+    (!comment.is_empty()).then(|| comment.to_owned())
+}
+
+impl Library {
+    /// All of a kind, sorted by name.
+    ///
+    /// # Errors
+    /// When the library cannot be read.
+    pub fn texts(&self, kind: TextKind) -> Result<Vec<TextListed>> {
+        // An init script is a folder; the others are files.
+        let suffix = if kind == TextKind::InitScript { "" } else { kind.suffix() };
+        let mut rows = Vec::new();
+        for name in self.names(kind.folder(), suffix)? {
+            match self.text(kind, &name) {
+                Ok(text) => rows.push(text.listed),
+                // A folder without a script in it.
+                Err(error) if error.code() == Code::NotInLibrary => {}
+                Err(error) => rows.push(TextListed {
+                    path: kind.path(&name),
+                    name,
+                    description: None,
+                    error: Some(error.message().to_owned()),
+                }),
+            }
+        }
+        Ok(rows)
+    }
+
+    /// One of a kind.
+    ///
+    /// # Errors
+    /// `InvalidName`, `NotInLibrary`.
+    pub fn text(&self, kind: TextKind, name: &str) -> Result<Text> {
+        check_name(name)?;
+        let path = kind.path(name);
+        let content = self.read(&path)?.ok_or_else(|| kind.missing(name))?;
+        let (description, error) = match kind.describe(&content) {
+            Ok(description) => (description, None),
+            Err(error) => (None, Some(error)),
+        };
+        Ok(Text { listed: TextListed { name: name.to_owned(), description, path, error }, content })
+    }
+
+    /// Writes one of a kind.
+    ///
+    /// # Errors
+    /// `InvalidName`, `InvalidPayload`.
+    pub fn put_text(&self, kind: TextKind, name: &str, content: &str) -> Result<()> {
+        check_name(name)?;
+        let _writes = lock(&self.writes);
+        self.write(&kind.path(name), content)
+    }
+
+    /// Removes one of a kind; fine if there is none, as observed.
+    ///
+    /// # Errors
+    /// `InvalidName`.
+    pub fn delete_text(&self, kind: TextKind, name: &str) -> Result<()> {
+        check_name(name)?;
+        let _writes = lock(&self.writes);
+        let root = self.root()?;
+        root.remove(&kind.path(name))?;
+        if kind == TextKind::InitScript {
+            root.remove_empty_dir(&format!("{}/{name}", kind.folder()))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_come_from_the_head() {
+        let tool = "// x\n/**\n * Opens a\n * door\n */\nexport {}";
+        assert_eq!(TextKind::Tool.describe(tool), Ok(Some("Opens a door".into())));
+        let script = "#!/bin/bash\n\n# Description: installs node\nset -e\n";
+        assert_eq!(TextKind::InitScript.describe(script), Ok(Some("installs node".into())));
+        assert_eq!(TextKind::InitScript.describe("#!/bin/sh\necho x # y\n"), Ok(None));
+        assert_eq!(TextKind::Agent.describe("---\ndescription: d\n---\n"), Ok(Some("d".into())));
+    }
+}
