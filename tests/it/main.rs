@@ -33,6 +33,7 @@ mod pty;
 mod readme;
 mod resources;
 mod setup;
+mod slow_attacks;
 mod smuggling;
 mod smuggling_cases;
 mod system;

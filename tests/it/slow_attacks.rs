@@ -1,0 +1,165 @@
+//! slowhttptest, from Debian, with 400 connections that send their heads, send their bodies, or read their answers as
+//! slowly as they can: whoever comes next is served within 100 ms, and what the server holds stays under its caps.
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::thread::gettid;
+use serde_json::json;
+
+use crate::procs::{memory, secs, wait_for};
+use crate::server::{Ended, HOST_TOKEN, Server, Setup, run};
+use crate::wire::{Raw, connect, get};
+
+const CONNECTIONS: usize = 400;
+/// What the next client may wait for its answer, always.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// For each connection its own thread and, while its answer is not taken, one of tiny_http's; and those of the server.
+const THREADS: usize = 2 * (CONNECTIONS + 8) + 40;
+/// While heads or bodies arrive: what 500 idle connections may cost.
+const RSS_BYTES: u64 = 30 << 20;
+/// While answers of 58 KiB are not taken: each is held once, on its way.
+const RSS_READING_BYTES: u64 = RSS_BYTES + CONNECTIONS as u64 * (64 << 10);
+
+/// The longest that `/health` took, on a connection of its own and on one that is open, and what the server held.
+#[derive(Debug, Default)]
+struct Worst {
+    fresh: Duration,
+    open: Duration,
+    samples: usize,
+    threads: usize,
+    rss: u64,
+}
+
+impl Worst {
+    fn took(&self) -> Duration {
+        self.fresh.max(self.open)
+    }
+}
+
+/// A server that has the processor before all else on this machine, whose load is not what is measured. In a session
+/// of its own: the kernel shares the processor out between sessions first (sched(7), autogroup).
+fn undisturbed() -> Server {
+    let server = Setup::new().start_through(&["setsid", "nice", "-n", "-15"]);
+    // Without root, or without autogroup, it has to do with what it gets.
+    let _ = fs::write(format!("/proc/{}/autogroup", server.pid), "-15");
+    server
+}
+
+/// The same for this thread, which measures.
+fn first_of_all() {
+    let thread = gettid().as_raw_nonzero().to_string();
+    let _ = Command::new("chrt").args(["--rr", "--pid", "1", &thread]).stderr(Stdio::null()).status();
+}
+
+fn health(stream: &mut TcpStream) {
+    stream.write_all(get("").as_bytes()).unwrap();
+    assert_eq!(Raw::read(stream).unwrap().status, 200);
+}
+
+fn watch(server: &Server, over: &AtomicBool) -> Worst {
+    first_of_all();
+    let (mut worst, mut open) = (Worst::default(), connect(server));
+    health(&mut open);
+    while !over.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        health(&mut connect(server));
+        worst.fresh = worst.fresh.max(start.elapsed());
+        let start = Instant::now();
+        health(&mut open);
+        worst.open = worst.open.max(start.elapsed());
+        worst.samples += 1;
+        let threads = fs::read_dir(format!("/proc/{}/task", server.pid)).unwrap().count();
+        worst.threads = worst.threads.max(threads);
+        worst.rss = worst.rss.max(memory(server.pid, "VmRSS"));
+        thread::sleep(Duration::from_millis(10));
+    }
+    worst
+}
+
+fn files(server: &Server) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", server.pid)).unwrap().count()
+}
+
+/// One attack, watched from its first connection on; beside it, another server that nobody attacks.
+fn attack(server: &Server, calm: &Server, arguments: &[&str]) -> (Ended, Worst, Worst) {
+    let before = files(server);
+    let mut command = Command::new("slowhttptest");
+    // `-m` is the Accept header, and whatever is put behind it.
+    let credential = format!("*/*\r\nAuthorization: Bearer {HOST_TOKEN}");
+    command.args(["-c", "400", "-r", "400", "-p", "3", "-v", "1", "-m", &credential]).args(arguments);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let attacker = scope.spawn(|| {
+            let ended = run(&mut command, secs(40));
+            over.store(true, Ordering::Relaxed);
+            ended
+        });
+        let beside = scope.spawn(|| watch(calm, &over));
+        let watching = scope.spawn(|| watch(server, &over));
+        wait_for("the attack to be under way", secs(5), || {
+            (files(server) >= before + CONNECTIONS || attacker.is_finished()).then_some(())
+        });
+        (attacker.join().unwrap(), watching.join().unwrap(), beside.join().unwrap())
+    })
+}
+
+/// Without colours and line ends.
+fn plain(text: &str) -> String {
+    let parts = text.split('\u{1b}').map(|part| match part.strip_prefix('[') {
+        Some(code) => {
+            code.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').get(1..).unwrap_or_default()
+        }
+        None => part,
+    });
+    parts.collect::<String>().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn four_hundred_slow_clients_keep_nobody_waiting() {
+    let (server, calm) = (undisturbed(), undisturbed());
+    // Its answer is as large as one that is held for its client can be.
+    let script = "#".repeat(58 << 10);
+    let workspace = json!({"name": "w", "workspace_type": "container", "init_script": script});
+    server.owner().post(200, "/api/workspaces", workspace);
+    let (health, list) =
+        (format!("http://{}/health", server.address), format!("http://{}/api/workspaces", server.address));
+    for (mode, arguments, rss) in [
+        // Twelve seconds: the deadline for heads ends them all after ten.
+        ("heads", vec!["-H", "-u", &health, "-i", "1", "-l", "12"], RSS_BYTES),
+        ("bodies", vec!["-B", "-u", &health, "-i", "1", "-s", "8192", "-l", "8"], RSS_BYTES),
+        (
+            "reading",
+            vec!["-X", "-u", &list, "-k", "10", "-w", "512", "-y", "1024", "-n", "1", "-z", "32", "-l", "10"],
+            RSS_READING_BYTES,
+        ),
+    ] {
+        // Who waits on a machine that has no time for anybody says nothing about the server: then it is tried again, and
+        // the server that nobody attacks is the witness.
+        for attempt in 1.. {
+            let (ended, worst, beside) = attack(&server, &calm, &arguments);
+            eprintln!("slow {mode}: {worst:?}; beside it, not attacked: {beside:?}");
+            assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+            let told = plain(&ended.stdout);
+            assert!(told.contains("connected: 400"), "{mode}: {told}");
+            assert!(!told.contains("service available: NO"), "{mode}: {told}");
+            assert_eq!(mode == "heads", told.contains("No open connections left"), "{mode}: {told}");
+            assert!(worst.threads <= THREADS, "{mode}: {worst:?}, at most {THREADS} threads");
+            assert!(worst.rss <= rss, "{mode}: {worst:?}, at most {rss} bytes");
+            if worst.took() <= PATIENCE {
+                break;
+            }
+            let overloaded = beside.took() > PATIENCE / 2;
+            assert!(
+                overloaded && attempt < 4,
+                "{mode}: {worst:?}, not attacked: {beside:?}, attempt {attempt}"
+            );
+        }
+    }
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
