@@ -12,7 +12,7 @@
 //! | [`http`] | requests, replies, routes; the only place that knows tiny_http |
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
 //! | [`workspaces`] | the records, their status machine, their registry |
-//! | [`access`] | credentials, scopes, approval mode |
+//! | [`access`] | credentials, scopes, approvals |
 //! | [`runs`] | commands: policy, output, which are under way |
 //! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
 //! | [`store`] | files: atomic, locked, contained, removed |
@@ -67,6 +67,7 @@
 //! | `build-N` | 1 | a build step's child |
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |
+//! | `approvals` | 1 | the next deadline of a write that waits for a person |
 //! | `trash` | 1 | requests to empty it |
 //!
 //! Locks go one way: registry → one workspace's file → leaves. No file is touched under the first.

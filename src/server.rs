@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::access::{Approval, TokenSetting};
+use crate::access::{Approval, Approvals, TokenSetting};
 use crate::access::{Credentials, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
@@ -122,6 +122,7 @@ pub fn run(settings: Settings) -> Result<()> {
         doctor: doctor.clone(),
         credentials,
         approval: settings.approval,
+        approvals: Approvals::new(settings.approval.timeout)?,
         read_only: settings.read_only,
         cors_origins: settings.cors_origins.clone(),
         authorized_roots: settings.authorized_roots.clone(),
@@ -171,6 +172,7 @@ pub fn run(settings: Settings) -> Result<()> {
     signals.exit_on_next();
     // They would not end by themselves, and their clients are told.
     lifecycle.terminals().close();
+    ctx.approvals.close();
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
     doctor.close();

@@ -1,8 +1,10 @@
 //! Who may do what: credentials, scopes, read-only mode. Knows nothing of HTTP.
 
+pub mod approvals;
 pub mod credentials;
 pub mod scope;
 
+pub use approvals::Approvals;
 pub use credentials::{Credentials, Source, TokenSetting};
 pub use scope::{Actor, Scope};
 

@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use super::Ctx;
 use super::routes::TABLE;
+use serde_json::Value;
+
+use crate::access::approvals::Asked;
 use crate::access::credentials::Presented;
 use crate::access::{Actor, ApprovalMode, Scope};
+use crate::base::ids::parse_uuid;
 use crate::base::pool::Place;
-use crate::base::{Code, Error, Result};
+use crate::base::{Code, Error, Result, limits};
 use crate::http::route::Match;
 use crate::http::{Answer, Auth, Class, Effect, Gate, Method, Reply, Request, Response, Route, Work, cors};
 use crate::proc::Cancel;
@@ -26,15 +30,15 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
     if request.method() == Method::Options {
         return reply(ctx, request, Response::empty(204));
     }
-    match guarded(|| prepare(ctx, &mut request)) {
-        Ok((_, Answer::Now(response))) => reply(ctx, request, response),
-        Ok((class, Answer::Later { work, cancel })) => hand_over(ctx, request, class, work, cancel),
+    match guarded(|| admit(ctx, &mut request)) {
+        Ok((route, None)) => perform(ctx, request, route),
+        Ok((route, Some(action))) => ask(ctx, request, route, action),
         Err(error) => fail(ctx, request, &error),
     }
 }
 
-/// Everything up to the handler's own answer.
-fn prepare(ctx: &Arc<Ctx>, request: &mut Request) -> Result<(Class, Answer)> {
+/// Everything up to the handler: its row, and the action that a person must allow first.
+fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Option<&'static str>)> {
     let route = match TABLE.find(request)? {
         Match::Route(route) => route,
         // The OpenWork server says 404 for a wrong method, sandboxed.sh 405.
@@ -53,9 +57,77 @@ fn prepare(ctx: &Arc<Ctx>, request: &mut Request) -> Result<(Class, Answer)> {
             return Err(too_low(required, actor.scope));
         }
     }
-    approve(ctx, route, actor.as_ref())?;
+    let owner = actor.as_ref().is_some_and(|actor| actor.scope == Scope::Owner);
     request.set_actor(actor);
-    (route.handler)(ctx, request).map(|answer| (route.class, answer))
+    Ok(match route.gate {
+        Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
+            (route, Some(action))
+        }
+        Gate::Open | Gate::Collaborators(_) => (route, None),
+    })
+}
+
+fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
+    match guarded(|| (route.handler)(ctx, &mut request)) {
+        Ok(Answer::Now(response)) => reply(ctx, request, response),
+        Ok(Answer::Later { work, cancel }) => hand_over(ctx, request, route.class, work, cancel),
+        Err(error) => fail(ctx, request, &error),
+    }
+}
+
+/// Lays the request aside until a person has answered. It is the very request that goes on then; one whose client has
+/// gone meanwhile does not.
+fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
+    let gone = match Cancel::new() {
+        Ok(gone) => gone,
+        Err(error) => return fail(ctx, request, &error),
+    };
+    let asked = match guarded(|| describe(ctx, &mut request, action)) {
+        Ok(asked) => asked,
+        Err(error) => return fail(ctx, request, &error),
+    };
+    let watch = request.connection().map(|client| ctx.gone.subscribe(client, &gone));
+    let step = {
+        let (ctx, gone) = (Arc::downgrade(ctx), gone.clone());
+        move |verdict: Result<()>| {
+            drop(watch);
+            let Some(ctx) = ctx.upgrade() else { return };
+            match verdict {
+                Ok(()) if gone.is_cancelled() => {}
+                Ok(()) => on_worker(&ctx, ctx.transfer_place(), request, |ctx, request| {
+                    perform(ctx, request, route)
+                }),
+                Err(error) => fail(&ctx, request, &error),
+            }
+        }
+    };
+    ctx.approvals.ask(asked, gone, Box::new(step));
+}
+
+/// What the person who is asked gets to see.
+fn describe(ctx: &Ctx, request: &mut Request, action: &str) -> Result<Asked> {
+    let path = request.path().to_owned();
+    // A large body stays with its client until the answer: nobody reads it here.
+    let body = if request.is_streamed() {
+        "with a large body".to_owned()
+    } else {
+        let body = request.hold_body(limits::HELD_BODY_BYTES)?;
+        let text = match serde_json::from_slice::<Value>(body) {
+            Ok(Value::Object(fields)) if fields.get("command").is_some_and(Value::is_string) => {
+                fields["command"].as_str().unwrap_or_default().to_owned()
+            }
+            _ => String::from_utf8_lossy(body).into_owned(),
+        };
+        text.chars().take(limits::APPROVAL_SUMMARY_CHARS).collect::<String>().escape_debug().to_string()
+    };
+    let id = request.param("id").to_owned();
+    let workspace = parse_uuid(&id).ok().and_then(|id| ctx.lifecycle.registry().get(id).ok());
+    let record = workspace.map(|workspace| workspace.record());
+    let name = record.as_ref().map_or("?", |record| record.shown.name.as_str());
+    let summary = format!("{action} in {name} ({} {path}): {body}", request.method().as_str());
+    let paths = record.iter().map(|record| record.shown.path.clone()).collect();
+    let actor = request.actor().cloned().ok_or_else(|| Error::internal("a gated route without an actor"))?;
+    Ok(Asked::new(&id, action, summary, paths, actor))
 }
 
 /// The 403 of a credential that does not reach.
@@ -81,20 +153,6 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
         (_, Some(actor)) => Ok(Some(actor)),
         (_, None) => Err(Error::new(Code::Unauthorized, "Invalid bearer token")),
     }
-}
-
-/// The approval's place in the order. There is nobody to ask yet, so in manual mode a collaborator is refused.
-fn approve(ctx: &Ctx, route: &Route<Ctx>, actor: Option<&Actor>) -> Result<()> {
-    let Gate::Collaborators(action) = route.gate else { return Ok(()) };
-    let owner = actor.is_some_and(|actor| actor.scope == Scope::Owner);
-    if owner || ctx.approval.mode == ApprovalMode::Auto {
-        return Ok(());
-    }
-    Err(Error::new(
-        Code::WriteDenied,
-        "This needs the host's approval, which cannot be asked for yet; use the host token, or start berth with --approval auto",
-    )
-    .detail("action", action))
 }
 
 /// Moves the request to the workers of its class.

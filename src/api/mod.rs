@@ -1,6 +1,7 @@
 //! The two APIs: the route table, the dispatch, one file per resource. A handler parses, calls one service and shapes
 //! the answer: no I/O, no locks, no status numbers.
 
+pub mod approvals;
 pub mod dispatch;
 pub mod doctor;
 pub mod library;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::access::{Approval, Credentials};
+use crate::access::{Approval, Approvals, Credentials};
 use serde_json::Value;
 
 use crate::base::pool::{Place, Pool};
@@ -33,6 +34,8 @@ pub struct Ctx {
     pub credentials: Arc<Credentials>,
     /// How gated writes are approved.
     pub approval: Approval,
+    /// Writes that wait for a person.
+    pub approvals: Approvals,
     /// Refuse writes.
     pub read_only: bool,
     /// Origins that browsers may call from.

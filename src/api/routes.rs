@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, doctor, library, system, terminals, workspaces};
+use super::{Ctx, approvals, doctor, library, system, terminals, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -67,6 +67,17 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Short,
         handler: system::activate,
+    },
+    read("/approvals", Auth::Host, approvals::list),
+    // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
+    Route {
+        method: Post,
+        pattern: "/approvals/:id",
+        auth: Auth::Host,
+        gate: Gate::Open,
+        effect: Effect::Read,
+        class: Class::Short,
+        handler: approvals::answer,
     },
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),

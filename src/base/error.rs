@@ -61,6 +61,10 @@ codes! {
     Forbidden = 403 "forbidden",
     /// Nobody allowed it.
     WriteDenied = 403 "write_denied",
+    /// No write with this id waits for approval.
+    ApprovalNotFound = 404 "approval_not_found",
+    /// Too many writes wait for approval.
+    TooManyPending = 429 "too_many_pending",
     /// The server is read-only.
     ReadOnly = 403 "read_only",
     /// No such route.

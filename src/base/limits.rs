@@ -261,3 +261,10 @@ pub const LIBRARY_NAME_BYTES: usize = 200;
 pub const LIBRARY_PATH_PARTS: usize = 8;
 /// Longest front matter of a Markdown file; real ones have a few lines.
 pub const FRONT_MATTER_BYTES: usize = 64 << 10;
+
+/// Writes that may wait for approval at once; each holds a connection and its body.
+pub const APPROVALS: usize = 128;
+/// Those of one token, so that one confused agent leaves room for the others.
+pub const APPROVALS_PER_TOKEN: usize = 16;
+/// What of a body the person who approves is shown.
+pub const APPROVAL_SUMMARY_CHARS: usize = 400;

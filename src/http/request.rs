@@ -49,6 +49,8 @@ pub struct Request {
     started: Instant,
     /// On a thread that a slow client may hold.
     on_worker: bool,
+    /// The body, once it was read ahead of its handler.
+    held: Option<Vec<u8>>,
 }
 
 impl Request {
@@ -63,7 +65,8 @@ impl Request {
             tiny_http::Method::Options => Method::Options,
             _ => Method::Other,
         };
-        Request { inner, method, params: Vec::new(), actor: None, started: Instant::now(), on_worker: false }
+        let (params, started) = (Vec::new(), Instant::now());
+        Request { inner, method, params, actor: None, started, on_worker: false, held: None }
     }
 
     /// The method.
@@ -188,11 +191,23 @@ impl Request {
         }
     }
 
+    /// Reads the body ahead of its handler, who gets it as if nothing had happened.
+    ///
+    /// # Errors
+    /// As [`Request::body`].
+    pub fn hold_body(&mut self, cap: usize) -> Result<&[u8]> {
+        let body = self.body(cap)?;
+        Ok(self.held.insert(body))
+    }
+
     /// The body, at most `cap` bytes.
     ///
     /// # Errors
     /// `BodyTooLarge`, before anything is read if its length is announced; `InvalidRequest` when it breaks off.
     pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
+        if let Some(held) = self.held.take() {
+            return Ok(held);
+        }
         let too_large = || Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"));
         let announced = self.inner.body_length();
         if announced.is_some_and(|length| length > cap) {

@@ -37,7 +37,7 @@ fn ask(client: &Client, method: &str, path: &str) -> (u16, String) {
 #[test]
 fn every_route_asks_for_its_credential() {
     for (mode, asked) in [("auto", false), ("manual", true)] {
-        let server = Setup::new().arg(format!("--approval={mode}")).start();
+        let server = Setup::new().args(&[&format!("--approval={mode}"), "--approval-timeout=200"]).start();
         // Wrong tokens are slowed down, each connection for itself.
         thread::scope(|scope| {
             for rows in ROUTES.chunks(ROUTES.len().div_ceil(32)) {

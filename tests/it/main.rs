@@ -15,6 +15,7 @@ mod server;
 mod slow_clients;
 
 mod abuse;
+mod approvals;
 mod config;
 mod container;
 mod container_build;

@@ -1,0 +1,273 @@
+//! Writes that wait for a person. What waits is data, not a thread: the step that goes on with the request, its deadline,
+//! and what the person is shown. An answer is good once; a request whose client has gone never runs. In memory only.
+//! Knows nothing of HTTP.
+//!
+//! Thread: `approvals` keeps the deadlines. Lock: `state`, a leaf: steps run after unlocking.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Actor;
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Code, Error, Result, clock, limits};
+use crate::proc::Cancel;
+
+/// What the person is shown.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Asked {
+    /// Good for one answer.
+    pub id: String,
+    /// As the path named it.
+    pub workspace_id: String,
+    /// What kind of write.
+    pub action: String,
+    /// What exactly.
+    pub summary: String,
+    /// Folders that it concerns.
+    pub paths: Vec<String>,
+    /// Unix milliseconds.
+    pub created_at: u64,
+    /// Who asks.
+    pub actor: Actor,
+}
+
+impl Asked {
+    /// A question of now, with an id of its own.
+    pub fn new(workspace_id: &str, action: &str, summary: String, paths: Vec<String>, actor: Actor) -> Asked {
+        Asked {
+            id: Uuid::new_v4().to_string(),
+            workspace_id: workspace_id.to_owned(),
+            action: action.to_owned(),
+            summary,
+            paths,
+            created_at: clock::now_unix_ms(),
+            actor,
+        }
+    }
+}
+
+/// What goes on with the request: does it, or tells its client why not.
+pub type Step = Box<dyn FnOnce(Result<()>) + Send>;
+
+struct Waiting {
+    asked: Asked,
+    deadline: Instant,
+    /// Raised when the client has gone.
+    gone: Cancel,
+    step: Step,
+}
+
+#[derive(Default)]
+struct State {
+    /// By number, so oldest first.
+    waiting: BTreeMap<u64, Waiting>,
+    number: u64,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// All that wait.
+pub struct Approvals {
+    shared: Arc<Shared>,
+    timeout: Duration,
+    timer: Mutex<Option<JoinOnDrop>>,
+}
+
+impl Approvals {
+    /// None wait yet. `timeout`: how long each may.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn new(timeout: Duration) -> Result<Approvals> {
+        let shared = Arc::new(Shared::default());
+        let timer = spawn("approvals".into(), limits::STACK, {
+            let shared = shared.clone();
+            move || keep_deadlines(&shared)
+        })?;
+        Ok(Approvals { shared, timeout, timer: Mutex::new(Some(timer)) })
+    }
+
+    /// Asks. `step` is called once, with the answer, on whatever thread it comes from; it should only pass it on.
+    ///
+    /// # Errors
+    /// Given to `step` as well: `TooManyPending` when this token, or all together, ask too much; `ShuttingDown`.
+    pub fn ask(&self, asked: Asked, gone: Cancel, step: Step) {
+        let refused = {
+            let mut state = lock(&self.shared.state);
+            let same = |waiting: &&Waiting| waiting.asked.actor.token_hash == asked.actor.token_hash;
+            state.waiting.retain(|_, waiting| !waiting.gone.is_cancelled());
+            if state.closed {
+                Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
+            } else if state.waiting.len() >= limits::APPROVALS
+                || state.waiting.values().filter(same).count() >= limits::APPROVALS_PER_TOKEN
+            {
+                let message = "Too many writes wait for approval already; have them answered first";
+                Some(Error::new(Code::TooManyPending, message))
+            } else {
+                log::info!(
+                    "Approval {} wanted: {}; answer with POST /approvals/{}",
+                    asked.id,
+                    asked.summary,
+                    asked.id
+                );
+                state.number += 1;
+                let (number, deadline) = (state.number, Instant::now() + self.timeout);
+                state.waiting.insert(number, Waiting { asked, deadline, gone, step });
+                self.shared.changed.notify_all();
+                return;
+            }
+        };
+        if let Some(error) = refused {
+            step(Err(error));
+        }
+    }
+
+    /// Those that wait and whose clients still do, oldest first.
+    pub fn list(&self) -> Vec<Asked> {
+        let state = lock(&self.shared.state);
+        let live = state.waiting.values().filter(|waiting| !waiting.gone.is_cancelled());
+        live.map(|waiting| waiting.asked.clone()).collect()
+    }
+
+    /// Answers one.
+    ///
+    /// # Errors
+    /// `ApprovalNotFound` for one that is not waiting: unknown, answered, timed out, or its client has gone.
+    pub fn answer(&self, id: &str, allow: bool, by: &Actor) -> Result<()> {
+        let found = {
+            let mut state = lock(&self.shared.state);
+            let number =
+                state.waiting.iter().find(|(_, waiting)| waiting.asked.id == id).map(|(number, _)| *number);
+            number.and_then(|number| state.waiting.remove(&number))
+        };
+        let Some(waiting) = found.filter(|waiting| !waiting.gone.is_cancelled()) else {
+            return Err(Error::new(Code::ApprovalNotFound, "Approval request not found"));
+        };
+        let word = if allow { "allowed" } else { "denied" };
+        log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.asked.summary);
+        let verdict = if allow { Ok(()) } else { Err(denied(id, "denied")) };
+        (waiting.step)(verdict);
+        Ok(())
+    }
+
+    /// Tells all that wait that the server ends; nobody can ask any more.
+    pub fn close(&self) {
+        let left = {
+            let mut state = lock(&self.shared.state);
+            state.closed = true;
+            self.shared.changed.notify_all();
+            std::mem::take(&mut state.waiting)
+        };
+        for waiting in left.into_values() {
+            (waiting.step)(Err(Error::new(Code::ShuttingDown, "The server is shutting down")));
+        }
+        let timer = lock(&self.timer).take();
+        drop(timer);
+    }
+}
+
+impl Drop for Approvals {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn denied(id: &str, reason: &str) -> Error {
+    Error::new(Code::WriteDenied, "Write request denied").detail("requestId", id).detail("reason", reason)
+}
+
+fn keep_deadlines(shared: &Shared) {
+    let mut state = lock(&shared.state);
+    while !state.closed {
+        let now = Instant::now();
+        let late: Vec<u64> = state
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.deadline <= now || waiting.gone.is_cancelled())
+            .map(|(number, _)| *number)
+            .collect();
+        let late: Vec<Waiting> = late.iter().filter_map(|number| state.waiting.remove(number)).collect();
+        if late.is_empty() {
+            let next = state.waiting.values().map(|waiting| waiting.deadline).min();
+            let patience = next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
+            state = shared.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+            continue;
+        }
+        drop(state);
+        for waiting in late {
+            log::info!("Approval {} was not answered in time: {}", waiting.asked.id, waiting.asked.summary);
+            let verdict = denied(&waiting.asked.id, "timeout");
+            (waiting.step)(Err(verdict));
+        }
+        state = lock(&shared.state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::access::Scope;
+
+    fn ask(approvals: &Approvals, token: &str) -> (Cancel, mpsc::Receiver<Result<()>>) {
+        let (told, verdict) = mpsc::channel();
+        let actor = Actor::remote(Scope::Collaborator, token.to_owned(), None);
+        let gone = Cancel::new().unwrap();
+        let step: Step = Box::new(move |verdict| told.send(verdict).unwrap());
+        approvals.ask(Asked::new("w", "a", "s".into(), Vec::new(), actor), gone.clone(), step);
+        (gone, verdict)
+    }
+
+    fn owner() -> Actor {
+        Actor::host("h".into(), None)
+    }
+
+    #[test]
+    fn an_answer_is_good_once() {
+        let approvals = Approvals::new(Duration::from_secs(60)).unwrap();
+        let (_gone, verdict) = ask(&approvals, "t");
+        let id = approvals.list()[0].id.clone();
+        approvals.answer(&id, true, &owner()).unwrap();
+        assert!(verdict.recv().unwrap().is_ok());
+        let again = approvals.answer(&id, true, &owner()).unwrap_err();
+        assert_eq!(again.code(), Code::ApprovalNotFound);
+        let (_gone, verdict) = ask(&approvals, "t");
+        approvals.answer(&approvals.list()[0].id, false, &owner()).unwrap();
+        assert_eq!(verdict.recv().unwrap().unwrap_err().code(), Code::WriteDenied);
+    }
+
+    #[test]
+    fn who_has_gone_is_never_served_and_silence_is_a_no() {
+        let approvals = Approvals::new(Duration::from_millis(50)).unwrap();
+        let (gone, _verdict) = ask(&approvals, "t");
+        let id = approvals.list()[0].id.clone();
+        gone.cancel();
+        assert!(approvals.list().is_empty());
+        assert_eq!(approvals.answer(&id, true, &owner()).unwrap_err().code(), Code::ApprovalNotFound);
+        let (_gone, verdict) = ask(&approvals, "t");
+        let error = verdict.recv().unwrap().unwrap_err();
+        assert_eq!(error.body()["details"]["reason"], "timeout");
+    }
+
+    #[test]
+    fn no_token_fills_the_list_and_the_end_is_told() {
+        let approvals = Approvals::new(Duration::from_secs(60)).unwrap();
+        let asked: Vec<_> = (0..limits::APPROVALS_PER_TOKEN).map(|_| ask(&approvals, "t")).collect();
+        let (_gone, verdict) = ask(&approvals, "t");
+        assert_eq!(verdict.recv().unwrap().unwrap_err().code(), Code::TooManyPending);
+        let (_gone, _other) = ask(&approvals, "u");
+        approvals.close();
+        assert_eq!(asked[0].1.recv().unwrap().unwrap_err().code(), Code::ShuttingDown);
+    }
+}
