@@ -87,6 +87,7 @@
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed
+//! <data>/.berth-doctor-PID-*         while `berth doctor` tries something out
 //! ```
 //!
 //! After `kill -9` the next start ends what the cgroup tree still holds, gives up half-made roots and says so in the

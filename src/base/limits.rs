@@ -140,6 +140,8 @@ pub const COMFORT_MEMORY: u64 = 512 << 20;
 /// Processes and threads that are worth a word when fewer are possible: `--max-connections`, `--max-runs` and
 /// workloads together.
 pub const COMFORT_PROCESSES: u64 = 4096;
+/// How long the data folder's lock may outlive its server: a child that has not yet executed its program holds it.
+pub const LOCK_PASSES: Duration = Duration::from_secs(2);
 /// How long a person may think about `--setup`'s question.
 pub const SETUP_ANSWER: Duration = Duration::from_secs(300);
 /// A package manager called by `--setup`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::base::{At, Error, Result};
+use crate::base::{At, Error, Result, limits};
 
 /// Held while the server lives.
 #[derive(Debug)]
@@ -25,9 +25,15 @@ impl DataLock {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).at("open", &path)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let deadline = Instant::now() + limits::LOCK_PASSES;
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
+            // A server that was killed while it started a child: until its execve(2) the child has our descriptors too.
+            if !Path::new("/proc").join(pid.trim()).join("exe").exists() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
             return Err(Error::config(
                 folder.display(),
                 format!(
@@ -72,5 +78,30 @@ impl BinaryLock {
         use std::os::unix::fs::MetadataExt as _;
         let meta = self.0.metadata().at("look at", "our own binary")?;
         Ok(format!("{:x}-{:x}", meta.dev(), meta.ino()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn a_dead_servers_children_are_waited_for_and_a_living_one_is_named() {
+        let folder = Scratch::new();
+        let held = DataLock::take(&folder).unwrap();
+        let begun = Instant::now();
+        let refused = DataLock::take(&folder).unwrap_err();
+        assert!(refused.to_string().contains(&format!("pid {}", std::process::id())), "{refused}");
+        assert!(begun.elapsed() < limits::LOCK_PASSES);
+        // No process has this number: the kernel's largest is 4194304 (proc(5), pid_max).
+        let path = folder.join("lock");
+        File::options().write(true).truncate(true).open(&path).unwrap().write_all(b"4194305\n").unwrap();
+        let owner = crate::base::thread::spawn("owner".into(), limits::STACK, move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        DataLock::take(&folder).unwrap();
+        drop(owner);
     }
 }

@@ -258,6 +258,26 @@ fn a_systemd_that_may_have_the_known_hole_is_named() {
 }
 
 #[test]
+fn where_root_is_not_really_root_it_says_what_that_one_may_not() {
+    // As in an outer container that was not made for this.
+    let scratch = Scratch::new();
+    let switch_off = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", switch_off, "sh"];
+    let (report, code) = report(&scratch, &wrapper);
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(of(&report, "user namespaces"), ("fail", "sysctl -w user.max_user_namespaces=65536"));
+    assert!(
+        row(&report, "user namespaces")["found"].as_str().unwrap().contains("as many as allowed"),
+        "{report:#}"
+    );
+    let (status, fix) = of(&report, "data folder");
+    assert!(status == "fail" && fix.contains("CAP_MKNOD"), "{report:#}");
+    assert_eq!(of(&report, "container").0, "fail");
+    assert_eq!(of(&report, "id-mapped mounts").0, "warn");
+    nothing_left(&scratch);
+}
+
+#[test]
 fn it_takes_the_flags_of_serve_and_refuses_others() {
     let scratch = Scratch::new();
     let key = scratch.file("key.gpg", "k");

@@ -68,10 +68,19 @@ fn same(what: &str, found: u32, wanted: u32) -> Result<()> {
     Err(Error::internal(format!("{what} belongs to {found}, not to {wanted}")))
 }
 
+/// ENOSPC means that there are as many as allowed, not a full disk (user_namespaces(7)).
+fn refused(error: &io::Error) -> Error {
+    let why = match error.raw_os_error() {
+        Some(libc::ENOSPC) => "as many as allowed are in use (user.max_user_namespaces)".to_owned(),
+        _ => error.to_string(),
+    };
+    Error::internal(format!("No user namespace can be made: {why}"))
+}
+
 /// Becomes root of a new one.
 fn user_namespace() -> Result<()> {
     let uid = rustix::process::geteuid().as_raw();
-    sys::new_namespaces(UnshareFlags::NEWUSER).at("make", "a user namespace")?;
+    sys::new_namespaces(UnshareFlags::NEWUSER).map_err(|error| refused(&error))?;
     set("/proc/self/uid_map", &format!("0 {uid} 1"))?;
     same("the new namespace's root", rustix::process::geteuid().as_raw(), 0)
 }
@@ -143,16 +152,22 @@ fn mapped_namespace() -> Result<OwnedFd> {
         Forked::Child => {
             drop((ready, stay));
             let made = sys::new_namespaces(UnshareFlags::NEWUSER);
+            let errno = made.as_ref().err().and_then(io::Error::raw_os_error).unwrap_or(0);
+            let _ = rustix::io::write(&ready_child, &errno.to_ne_bytes());
             if made.is_ok() {
-                let _ = rustix::io::write(&ready_child, b"x");
                 let _ = std::fs::File::from(stay_child).read(&mut [0]);
             }
             std::process::exit(0);
         }
         Forked::Parent(pid) => {
             drop((ready_child, stay_child));
-            let begun = std::fs::File::from(ready).read_exact(&mut [0]);
-            let made = begun.at("make", "a user namespace").and_then(|()| {
+            let mut errno = [0; 4];
+            let begun = std::fs::File::from(ready).read_exact(&mut errno);
+            let begun = begun.and_then(|()| match i32::from_ne_bytes(errno) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            });
+            let made = begun.map_err(|error| refused(&error)).and_then(|()| {
                 set(&format!("/proc/{pid}/uid_map"), &format!("0 {FIRST_ID} 65536"))?;
                 set(&format!("/proc/{pid}/gid_map"), &format!("0 {FIRST_ID} 65536"))?;
                 let path = format!("/proc/{pid}/ns/user");

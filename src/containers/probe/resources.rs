@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Scratch, Subject, is_root, run};
@@ -62,16 +62,15 @@ pub(super) fn data_folder(subject: &Subject, scratch: &Scratch) -> Check {
     if is_root() {
         let device = scratch.path().join("null");
         // /dev/null is 1:3 (null(4)).
-        let tried = mknodat(
-            rustix::fs::CWD,
-            &device,
-            FileType::CharacterDevice,
-            Mode::RUSR,
-            rustix::fs::makedev(1, 3),
-        )
-        .map_err(std::io::Error::from)
-        .and_then(|()| fs::File::open(&device));
-        if let Err(error) = tried {
+        let made = mknodat(CWD, &device, FileType::CharacterDevice, Mode::RUSR, makedev(1, 3));
+        if let Err(error) = made {
+            return Check::fail(
+                name,
+                format!("No device can be made in {shown}, as every build must: {error}"),
+                "start berth as root of the machine itself, or with CAP_MKNOD in the outer container",
+            );
+        }
+        if let Err(error) = fs::File::open(&device) {
             return Check::fail(name, format!("No device works in {shown}: {error}"), remount);
         }
     }
