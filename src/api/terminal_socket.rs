@@ -1,7 +1,8 @@
 //! What is said on the sockets of terminals. `/shell` speaks as sandboxed.sh does: the client sends text messages
 //! `{"t":"i","d":INPUT}` and `{"t":"r","c":COLS,"r":ROWS}`, gets the program's output as text messages, and anything
 //! else is ignored. `…/terminals/:t/ws` takes the same and raw input as binary messages; it sends output as binary
-//! messages and news as text: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`, `{"t":"exit",…}`.
+//! messages and news as text: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`, `{"t":"exit",…}`; with
+//! `{"t":"take"}` a client becomes the one that writes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -95,6 +96,8 @@ enum Said {
     Input { d: String },
     #[serde(rename = "r")]
     Resize { c: u16, r: u16 },
+    #[serde(rename = "take")]
+    Take,
 }
 
 impl TerminalSocket {
@@ -152,6 +155,7 @@ impl Conversation for TerminalSocket {
             (Incoming::Text(text), _) => match serde_json::from_str(text) {
                 Ok(Said::Input { d }) => self.type_in(d.as_bytes()),
                 Ok(Said::Resize { c, r }) if c > 0 && r > 0 => self.watcher.resize(nearest_size(c, r)),
+                Ok(Said::Take) if self.language == Language::Terminal => self.watcher.take_over(),
                 _ => {}
             },
             (Incoming::Binary(bytes), Language::Terminal) => self.type_in(bytes),

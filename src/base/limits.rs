@@ -112,6 +112,9 @@ pub const PONG: Duration = Duration::from_secs(20);
 pub const GOODBYE: Duration = Duration::from_secs(2);
 /// How often an open socket's credential is looked at: a revoked one ends it within this time.
 pub const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
+/// What the kernel may hold for a WebSocket's client (doubled by it, socket(7)): more than a fast line needs for a
+/// screen, less than a slow one takes in ten seconds.
+pub const SOCKET_BUFFER_BYTES: usize = 128 << 10;
 /// Largest message of a WebSocket's client: what it types, or pastes.
 pub const SOCKET_MESSAGE_BYTES: usize = 64 << 10;
 /// Reads from a terminal before its thread looks at anything else; the kernel gives at most 4 KiB each time.

@@ -277,6 +277,40 @@ impl Machine {
         }
     }
 
+    /// Tries something again that only a container on its way out refuses: with another process, since someone inside
+    /// may have killed the first, and in the end with another container.
+    fn insist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        const TRIES: u32 = 4;
+        for _ in 1..TRIES {
+            match attempt() {
+                Err(error) if error.code() == Code::ContainerStopped => {}
+                done => return done,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.stop();
+        attempt()
+    }
+
+    fn open_terminal(&self) -> Result<Pty> {
+        let running = self.running()?;
+        let gone =
+            || Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again");
+        let init = pidfd_pid(running.init.as_fd()).ok_or_else(gone)?;
+        let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|_| gone())?;
+        let master = root.open_ptmx();
+        // It still lives, so the number was its own when the folder was opened; and a dying one has nothing mounted.
+        if has_ended(running.init.as_fd()) {
+            return Err(gone());
+        }
+        let pty = Pty::of(master?)?;
+        // It was made by our own root, who is nobody inside: `su`, `mesg` and opening /dev/tty anew need an owner.
+        let root_inside = (Uid::from_raw(running.uid_base), Gid::from_raw(running.uid_base));
+        rustix::fs::fchown(&pty.slave, Some(root_inside.0), Some(root_inside.1))
+            .at("give away", "a terminal")?;
+        Ok(pty)
+    }
+
     fn begin(self: &Arc<Self>, command: &Command, stdio: &Stdio) -> Result<ContainerProcess> {
         let running = self.running()?;
         let deadline = Instant::now() + limits::AGENT_ANSWER;
@@ -335,37 +369,12 @@ impl Machine {
 
 impl Launcher for Arc<Machine> {
     fn launch(&self, _id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
-        // As long as the command has not been accepted, nothing of it has run, and it can be tried again: with another
-        // process, since someone inside may have killed the first, and in the end with another container, since this
-        // one may be on its way out.
-        const TRIES: u32 = 4;
-        for _ in 1..TRIES {
-            match self.begin(command, &stdio) {
-                Err(error) if error.code() == Code::ContainerStopped => {}
-                other => return Ok(Box::new(other?)),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.stop();
-        Ok(Box::new(self.begin(command, &stdio)?))
+        // As long as the command has not been accepted, nothing of it has run.
+        self.insist(|| Ok(Box::new(self.begin(command, &stdio)?) as Box<dyn Process>))
     }
 
     fn terminal(&self) -> Result<Pty> {
-        let running = self.running()?;
-        let gone =
-            || Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again");
-        let init = pidfd_pid(running.init.as_fd()).ok_or_else(gone)?;
-        let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|_| gone())?;
-        // It still lives, so the number was its own when the folder was opened.
-        if has_ended(running.init.as_fd()) {
-            return Err(gone());
-        }
-        let pty = Pty::of(root.open_ptmx()?)?;
-        // It was made by our own root, who is nobody inside: `su`, `mesg` and opening /dev/tty anew need an owner.
-        let root_inside = (Uid::from_raw(running.uid_base), Gid::from_raw(running.uid_base));
-        rustix::fs::fchown(&pty.slave, Some(root_inside.0), Some(root_inside.1))
-            .at("give away", "a terminal")?;
-        Ok(pty)
+        self.insist(|| self.open_terminal())
     }
 }
 

@@ -38,7 +38,7 @@ impl Handshake {
         let key = request.header("Sec-WebSocket-Key").filter(|_| request.is_upgrade()).ok_or_else(|| {
             Error::new(
                 Code::InvalidRequest,
-                "Connection header did not include 'upgrade': this is a WebSocket, which curl does not speak",
+                "Connection header did not include 'upgrade': this is a WebSocket",
             )
         })?;
         let protocol = request
@@ -174,6 +174,8 @@ pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversati
     if rustix::io::ioctl_fionbio(&socket, true).is_err() {
         return Left::Broken;
     }
+    // What the kernel holds is neither counted nor replaced by something newer. Without it megabytes would wait there.
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, limits::SOCKET_BUFFER_BYTES);
     let config = WebSocketConfig::default()
         .read_buffer_size(limits::RELAY_BYTES)
         .write_buffer_size(limits::RELAY_BYTES)

@@ -34,6 +34,15 @@ impl<'a> Place<'a> {
         Place { server, client: server.owner(), id: NIL.into(), root: server.work.clone(), ours: false }
     }
 
+    /// A host workspace of its own.
+    #[track_caller]
+    pub fn another_host(server: &'a Server) -> Place<'a> {
+        let client = server.owner();
+        let made = client.post(200, "/api/workspaces", json!({"name": "another"}));
+        let root = PathBuf::from(made["path"].as_str().unwrap());
+        Place { server, client, id: made["id"].as_str().unwrap().to_owned(), root, ours: true }
+    }
+
     /// A container workspace that has not been built; `extra` are further fields of its creation.
     #[track_caller]
     pub fn pending(server: &'a Server, extra: Value) -> Place<'a> {

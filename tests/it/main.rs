@@ -13,6 +13,8 @@ mod procs;
 mod scratch;
 mod server;
 mod slow_clients;
+mod socket;
+mod terminal;
 
 mod abuse;
 mod approvals;
@@ -38,6 +40,9 @@ mod slow_attacks;
 mod smuggling;
 mod smuggling_cases;
 mod system;
+mod terminals;
+mod terminals_limits;
+mod terminals_shell;
 mod tidy;
 mod tokens;
 mod wire;

@@ -30,6 +30,9 @@ pub(super) struct Drain {
 /// A program may close its terminal and open /dev/tty anew; poll(2) would tell us all the while that it is closed.
 const DEAF: Duration = Duration::from_millis(100);
 
+/// What the last reads may take together is more than the kernel keeps.
+const LAST_READS: usize = (1 << 20) / (limits::TERMINAL_READS * (4 << 10));
+
 #[derive(Default)]
 struct Ready {
     output: bool,
@@ -89,10 +92,14 @@ impl Drain {
                 break (Why::Idle, self.hang_up());
             }
         };
-        // What it wrote last is still in the kernel's buffer.
-        self.deaf_until = None;
-        self.read();
         self.process.kill();
+        // What was written last is still in the kernel's buffer (n_tty keeps 4 KiB, the tty layer 640 KiB before it).
+        self.deaf_until = None;
+        for _ in 0..LAST_READS {
+            if self.deaf_until.is_none() && !self.read() {
+                break;
+            }
+        }
         told.tell(End { exit, why });
     }
 
@@ -146,20 +153,22 @@ impl Drain {
         Ok(ready)
     }
 
-    fn read(&mut self) {
-        let Some(master) = &self.master else { return };
+    /// Reads what is there; `false` when that was all.
+    fn read(&mut self) -> bool {
+        let Some(master) = &self.master else { return false };
         let mut chunk = [0u8; 8 << 10];
         for _ in 0..limits::TERMINAL_READS {
             match rustix::io::read(master, &mut chunk) {
                 Ok(0) | Err(Errno::IO) => {
                     self.deaf_until = Some(Instant::now() + DEAF);
-                    return;
+                    return false;
                 }
                 Ok(count) => lock(&self.terminal.state).take_output(&chunk[..count]),
                 Err(Errno::INTR) => {}
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
+        true
     }
 
     fn write(&mut self) {

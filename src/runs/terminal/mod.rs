@@ -263,7 +263,7 @@ impl Terminal {
         if state.screen.size() != size {
             state.screen.resize(size);
             state.resized = Some(size);
-            state.seats.iter_mut().for_each(|seat| seat.push(Out::Size(size)));
+            state.seats.iter_mut().for_each(|seat| seat.resize(size));
             self.waker.wake();
         }
         Ok(())
@@ -288,8 +288,9 @@ impl Terminal {
         if mode == Mode::TakeOver || mode == Mode::Write && state.writer.is_none() {
             state.set_writer(Some(number));
         }
-        let writes = state.writer == Some(number);
+        let (writes, size) = (state.writer == Some(number), state.screen.size());
         if let Some(seat) = state.seat(number) {
+            seat.push(Out::Size(size));
             if matches!(mode, Mode::Write | Mode::Read) {
                 seat.push(Out::Role { writes });
             }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use avt::parser::Function;
 use avt::{Cell, Color, Line, Pen, ScreenKind, Terminal};
 use serde::Serialize;
 
@@ -154,9 +155,14 @@ impl Screen {
 
     /// Changes the size as terminals do: the shell's lines are wrapped anew.
     pub(super) fn resize(&mut self, size: Size) {
-        self.size = size;
+        let before = std::mem::replace(&mut self.size, size);
         let resized = catch_unwind(AssertUnwindSafe(|| {
             self.vt.resize(usize::from(size.cols), usize::from(size.rows));
+            // avt 0.19 forgets the tab stop at the old right edge when the columns were a multiple of eight.
+            if before.cols % 8 == 0 && before.cols < size.cols {
+                let back = u16::try_from(self.vt.cursor().col + 1).unwrap_or(1);
+                self.vt.execute([Function::Cha(before.cols + 1), Function::Hts, Function::Cha(back)]);
+            }
         }));
         if resized.is_err() {
             log::error!("the screen model could not be resized; it starts anew");
@@ -181,7 +187,12 @@ impl Screen {
     /// the client's terminal anything.
     pub(super) fn repaint(&self) -> String {
         let mut all = CLEAN.to_owned();
-        all.push_str(&self.vt.dump());
+        let dump = without_repeats(&self.vt.dump());
+        match self.vt.active_screen_kind() {
+            // Not every terminal knows the older 1047. What 1049 saves besides is what the dump has just restored.
+            ScreenKind::Alternate => all.push_str(&dump.replace("\x1b[?1047h", "\x1b[?1049h")),
+            ScreenKind::Primary => all.push_str(&dump),
+        }
         for mode in &self.modes.on {
             let _ = write!(all, "\x1b[?{mode}h");
         }
@@ -233,6 +244,26 @@ fn terminal(size: Size) -> Terminal {
     let (cols, rows) = (usize::from(size.cols.max(1)), usize::from(size.rows.max(1)));
     #[expect(clippy::expect_used, reason = "the only error is a size of zero")]
     Terminal::new(cols, rows).expect("a terminal of at least one cell")
+}
+
+/// Writes out what the dump says by REP (`CSI n b`), which many terminals do not know.
+fn without_repeats(dump: &str) -> String {
+    let mut all = String::with_capacity(dump.len());
+    for (at, part) in dump.split("\x1b[").enumerate() {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        match (part[..digits].parse::<usize>(), part[digits..].strip_prefix('b'), all.chars().next_back()) {
+            (Ok(count), Some(rest), Some(last)) if at > 0 => {
+                all.extend(std::iter::repeat_n(last, count));
+                all.push_str(rest);
+            }
+            _ if at > 0 => {
+                all.push_str("\x1b[");
+                all.push_str(part);
+            }
+            _ => all.push_str(part),
+        }
+    }
+    all
 }
 
 fn runs(line: &Line) -> Vec<Run> {

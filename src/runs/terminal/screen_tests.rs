@@ -108,6 +108,31 @@ fn a_repeat_is_no_lever() {
 }
 
 #[test]
+fn a_repaint_has_no_sequence_that_only_some_know() {
+    let repaint = shown("────────────────────\r\n\x1b[7m          \x1b[0m\r\nxxxxxxxxxxxx y").repaint();
+    assert!(!repaint.contains("b\x1b") && !repaint.contains("[17b"), "{repaint:?}");
+    assert!(repaint.contains(&"─".repeat(20)) && repaint.contains(&" ".repeat(10)), "{repaint:?}");
+    assert_eq!(without_repeats("a\x1b[3b\x1b[1mé\x1b[2b\x1b[4b\x1b[12C"), "aaaa\x1b[1mééééééé\x1b[12C");
+}
+
+#[test]
+fn tab_stops_are_every_eight_columns_after_any_resize() {
+    for steps in [&[80, 120][..], &[80, 79, 100, 101, 160, 200], &[16, 24, 8, 90], &[1, 2, 64, 72]] {
+        let mut screen = Screen::new(Size { cols: steps[0], rows: 3 });
+        for cols in &steps[1..] {
+            screen.resize(Size { cols: *cols, rows: 3 });
+        }
+        feed(&mut screen, "\r\x1b[2K");
+        let last = usize::from(steps[steps.len() - 1]) - 1;
+        for stop in (8..last).step_by(8) {
+            feed(&mut screen, "\t");
+            assert_eq!(screen.view().cursor.col, stop, "{steps:?}");
+        }
+        assert!(!screen.repaint().contains('W'), "{:?}", screen.repaint());
+    }
+}
+
+#[test]
 fn resizing_keeps_what_it_can() {
     let mut screen = shown("one\r\ntwo\r\nthree");
     screen.resize(Size { cols: 10, rows: 2 });

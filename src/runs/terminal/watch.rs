@@ -75,15 +75,25 @@ impl Seat {
         self.wake.wake();
     }
 
+    /// Another size: the picture for the old one is of no use any more, and every terminal wraps it anew in its own way.
+    pub(super) fn resize(&mut self, size: Size) {
+        self.drop_text();
+        self.push(Out::Size(size));
+    }
+
+    fn drop_text(&mut self) {
+        self.queue.retain(|out| !matches!(out, Out::Text(_)));
+        self.bytes = 0;
+        self.repaint = true;
+    }
+
     /// More output. Full: everything that waits is dropped for a picture of the screen at the time it is sent.
     pub(super) fn push_text(&mut self, text: &str) {
         if self.repaint || text.is_empty() {
             return;
         }
         if self.bytes + text.len() > limits::WATCH_BYTES {
-            self.queue.retain(|out| !matches!(out, Out::Text(_)));
-            self.bytes = 0;
-            self.repaint = true;
+            self.drop_text();
         } else {
             self.bytes += text.len();
             match self.queue.back_mut() {
@@ -149,6 +159,11 @@ impl Watcher {
         let taken = room.min(bytes.len());
         self.terminal.queue(&mut state, &bytes[..taken]);
         taken
+    }
+
+    /// Makes this client the one that writes, whoever it was before.
+    pub fn take_over(&self) {
+        lock(&self.terminal.state).set_writer(Some(self.number));
     }
 
     /// Changes the terminal's size, if this client may.
