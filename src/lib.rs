@@ -51,6 +51,12 @@
 //! when it has limits, since a move waits for the kernel. What a host cannot enforce is refused for a command and listed
 //! as a warning for a workspace. The server itself is what the kernel kills last, and has its own share of the processors.
 //!
+//! # Runs
+//!
+//! An exec keeps its output in memory and puts it into its answer. Any other run writes it to files, where any number
+//! of readers find it by offset, each at its own speed ([`runs::spool`], [`runs::follow`]); the thread that reads the
+//! command's pipes never waits for one of them. A run is told to have ended once its status was waited for.
+//!
 //! # Threads
 //!
 //! | thread | bounded by | blocks on |
@@ -80,6 +86,9 @@
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
 //! <data>/workspaces/ID/root          a container's files (root.build.log beside it)
 //! <data>/workspaces/ID/files         a host workspace's, where none was named
+//! <data>/runs/ID/run.json            a run as it is shown, and how much there is of its output
+//! <data>/runs/ID/stdout, stderr      each byte at its own offset; what is not kept any more is a hole
+//! <data>/runs/ID/turns               where the two streams took turns
 //! <data>/images/DISTRO               base images, complete by existing
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another

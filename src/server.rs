@@ -81,8 +81,12 @@ pub struct Settings {
     pub max_runs: usize,
     /// Followers and waits at once.
     pub max_streams: usize,
-    /// Bytes kept of each of stdout and stderr of one command.
+    /// Bytes kept of each of stdout and stderr of one exec.
     pub output_limit: usize,
+    /// Bytes kept of each stream of one run, on disk.
+    pub run_output_limit: u64,
+    /// Bytes that all runs keep together.
+    pub runs_disk_limit: u64,
     /// How long an init script may take.
     pub init_timeout: Duration,
     /// The library's folder; `library` in the data folder if it is not named.
@@ -140,7 +144,7 @@ pub fn run(settings: Settings) -> Result<()> {
         log_requests: settings.log_requests,
         started,
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
-        stream_workers: Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?,
+        stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
     });
     announce(&ctx, &settings, &doors);
@@ -172,6 +176,7 @@ pub fn run(settings: Settings) -> Result<()> {
     signals.exit_on_next();
     // They would not end by themselves, and their clients are told.
     lifecycle.terminals().close();
+    lifecycle.stop_soon();
     ctx.approvals.close();
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
@@ -268,9 +273,11 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
     let policy = Policy {
         home: settings.home.to_string_lossy().into_owned(),
         output_limit: settings.output_limit,
+        run_output_limit: settings.run_output_limit,
         init_timeout: settings.init_timeout,
     };
-    Lifecycle::new(Arc::new(registry), engine, images, Arc::new(Runs::default()), library, policy)
+    let runs = Runs::open(&data_dir.join("runs"), settings.run_output_limit, settings.runs_disk_limit)?;
+    Lifecycle::new(Arc::new(registry), engine, images, runs, library, policy)
 }
 
 /// The same at every start on this data folder, so that a start finds what a crashed server left running.

@@ -4,8 +4,10 @@
 pub mod approvals;
 pub mod dispatch;
 pub mod doctor;
+pub mod follow;
 pub mod library;
 pub mod routes;
+pub mod runs;
 pub mod system;
 pub mod terminal_socket;
 pub mod terminals;
@@ -61,7 +63,7 @@ pub struct Ctx {
     /// The workers of [`crate::http::Class::Run`].
     pub run_workers: Pool,
     /// The workers of [`crate::http::Class::Stream`].
-    pub stream_workers: Pool,
+    pub stream_workers: Arc<Pool>,
     /// The workers for bodies and answers that a slow client could hold up.
     pub transfers: Pool,
 }
@@ -81,8 +83,7 @@ impl Ctx {
     /// # Errors
     /// `Busy`.
     pub fn stream_place(&self) -> Result<Place> {
-        let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
-        reserve(&self.stream_workers, busy)
+        stream_place(&self.stream_workers)
     }
 
     /// A worker for a large body or answer.
@@ -92,6 +93,11 @@ impl Ctx {
     pub fn transfer_place(&self) -> Result<Place> {
         reserve(&self.transfers, "Too many large bodies and answers are on their way; try again")
     }
+}
+
+/// The same, from a thread that has no context.
+fn stream_place(workers: &Pool) -> Result<Place> {
+    reserve(workers, "All stream workers are taken; try again, or start berth with a larger --max-streams")
 }
 
 fn reserve(workers: &Pool, busy: &str) -> Result<Place> {

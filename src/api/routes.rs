@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, approvals, doctor, library, system, terminals, workspaces};
+use super::{Ctx, approvals, doctor, library, runs, system, terminals, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -29,6 +29,23 @@ const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<
     Route { method: Post, pattern, auth, gate, effect: Effect::Write, class: Class::Run, handler }
 }
 
+const RUN: Gate = Gate::Collaborators("workspace.run");
+
+/// Something that may wait for longer than a request should.
+const fn stream(
+    method: Method,
+    pattern: &'static str,
+    effect: Effect,
+    gate: Gate,
+    handler: Handler<Ctx>,
+) -> Route<Ctx> {
+    let auth = match effect {
+        Effect::Read => VIEWER,
+        Effect::Write => COLLABORATOR,
+    };
+    Route { method, pattern, auth, gate, effect, class: Class::Stream, handler }
+}
+
 const VIEWER: Auth = Auth::Scope(Viewer);
 const OWNER: Auth = Auth::Scope(Owner);
 const COLLABORATOR: Auth = Auth::Scope(Collaborator);
@@ -46,7 +63,8 @@ pub fn body_cap(method: &str, path: &str) -> usize {
 /// The rows of [`ROUTES`], to find one in.
 pub(super) static TABLE: LazyLock<Table<Ctx>> = LazyLock::new(|| Table::new(ROUTES));
 
-/// All endpoints. Exec needs an owner on host workspaces; the handler says so, since the path does not tell.
+/// All endpoints. Commands and their output need an owner on host workspaces; the handlers say so, since the path does
+/// not tell.
 pub static ROUTES: &[Route<Ctx>] = &[
     // OpenWork: the server itself.
     read("/health", Auth::Public, system::health),
@@ -103,6 +121,16 @@ pub static ROUTES: &[Route<Ctx>] = &[
         workspaces::build,
     ),
     run("/api/workspaces/:id/exec", Gate::Collaborators("workspace.exec"), workspaces::exec),
+    run("/api/workspaces/:id/runs", RUN, runs::create),
+    read("/api/workspaces/:id/runs", VIEWER, runs::list),
+    read("/api/workspaces/:id/runs/:run", VIEWER, runs::get),
+    // Nobody has to be asked before something is ended.
+    stream(Delete, "/api/workspaces/:id/runs/:run", Effect::Write, Gate::Open, runs::delete),
+    write(Post, "/api/workspaces/:id/runs/:run/signal", COLLABORATOR, Gate::Open, runs::signal),
+    stream(Post, "/api/workspaces/:id/runs/:run/stdin", Effect::Write, RUN, runs::stdin),
+    stream(Post, "/api/workspaces/:id/runs/:run/wait", Effect::Read, Gate::Open, runs::wait),
+    stream(Get, "/api/workspaces/:id/runs/:run/output", Effect::Read, Gate::Open, runs::output),
+    stream(Get, "/api/workspaces/:id/runs/:run/events", Effect::Read, Gate::Open, runs::events),
     run(
         "/api/workspaces/:id/rerun-init",
         Gate::Collaborators("workspace.rerun-init"),

@@ -4,15 +4,15 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::Ctx;
-use super::dispatch::too_low;
+use super::{Ctx, runs};
 use crate::access::Scope;
 use crate::base::ids::{Distro, parse_uuid};
 use crate::base::{Result, limits};
+use crate::http::sse::Format;
 use crate::http::{Answer, Request, Response};
 use crate::runs::ExecRequest;
+use crate::workspaces::Shown;
 use crate::workspaces::create::{Create, Update};
-use crate::workspaces::{Kind, Shown};
 
 fn id(request: &Request) -> Result<Uuid> {
     parse_uuid(request.param("id"))
@@ -100,13 +100,11 @@ pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `POST /api/workspaces/:id/exec`
 pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let id = id(request)?;
-    let kind = ctx.lifecycle.registry().get(id)?.record().shown.workspace_type;
-    let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
-    if kind == Kind::Host && scope < Scope::Owner {
-        return Err(too_low(Scope::Owner, scope));
-    }
+    let id = runs::may(ctx, request)?;
     let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
+    if let Some(format) = Format::asked(request)? {
+        return runs::exec_stream(ctx, id, body, format);
+    }
     let (work, cancel) = ctx.lifecycle.start_exec(id, body)?;
     Ok(Answer::later(move || work().map(|result| Response::ok(&result)), Some(cancel)))
 }

@@ -73,6 +73,8 @@ codes! {
     WorkspaceNotFound = 404 "workspace_not_found",
     /// No such terminal.
     TerminalNotFound = 404 "terminal_not_found",
+    /// No such run, or one that was forgotten.
+    RunNotFound = 404 "run_not_found",
     /// The route exists with another method.
     MethodNotAllowed = 405 "method_not_allowed",
     /// Something else is going on that excludes this.

@@ -8,7 +8,10 @@ pub const JSON_BODY_BYTES: usize = 2 << 20;
 pub const EXEC_BODY_BYTES: usize = 32 << 20;
 /// Longest `command`: the kernel refuses a single argument of 128 KiB or more (execve(2), MAX_ARG_STRLEN).
 pub const COMMAND_BYTES: usize = (128 << 10) - 1;
-/// Longest single variable, for the same reason.
+/// All of `args` together; with the environment far below execve's limit of a quarter of the stack limit (2 MiB). Also
+/// the product of a command's length and the folders of its PATH: there is a command line for each of them.
+pub const COMMAND_TOTAL_BYTES: usize = 256 << 10;
+/// Longest single variable, for the same reason as a command.
 pub const ENV_ENTRY_BYTES: usize = (128 << 10) - 1;
 /// All variables of one command; far below execve's limit of a quarter of the stack limit (2 MiB).
 pub const ENV_TOTAL_BYTES: usize = 1 << 20;
@@ -46,6 +49,47 @@ pub const INIT_LOG_BYTES: u64 = 4 << 20;
 /// A build log's cap; beyond it lines are dropped and the log says so.
 pub const BUILD_LOG_BYTES: u64 = 64 << 20;
 
+/// Default for `--run-output-limit`: what is kept of each stream of a run, on disk; a build log of a day fits.
+pub const RUN_OUTPUT_BYTES: u64 = 2 << 30;
+/// Default for `--runs-disk-limit`: what all runs may keep together.
+pub const RUNS_DISK_BYTES: u64 = 16 << 30;
+/// Runs leave free this share (1 / n) of the file system that they lie on …
+pub const RUNS_FREE_SHARE: u64 = 20;
+/// … but need not leave more than this: enough for everything else that berth writes.
+pub const RUNS_FREE_BYTES: u64 = 512 << 20;
+/// After so many further bytes a run looks whether there is still room.
+pub const SPOOL_CHECK_BYTES: u64 = 1 << 20;
+/// What a run keeps of each stream at least when room is made for others.
+pub const SPOOL_LEAST_BYTES: u64 = 256 << 10;
+/// A full window moves on by this share (1 / n) of itself, so that the disk is not asked for each chunk.
+pub const SPOOL_STEP_SHARE: u64 = 16;
+/// Stretches that a stream may have lost before they are counted together.
+pub const SPOOL_GAPS: usize = 64;
+/// How often the two streams may take turns before their order is no longer noted: 64 MiB of notes.
+pub const SPOOL_TURNS: u64 = 4 << 20;
+/// Ended runs that are remembered; the oldest are forgotten first.
+pub const RUNS_KEPT: usize = 1000;
+/// For how long.
+pub const RUN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// What is shown of a command; whoever sent it knows the rest.
+pub const COMMAND_SHOWN_BYTES: usize = 4 << 10;
+/// Longest tag of a run.
+pub const TAG_BYTES: usize = 255;
+/// A run's record: a shown command and some numbers.
+pub const RUN_RECORD_BYTES: u64 = 1 << 20;
+/// How long a client's bytes for a command's stdin wait for room in its pipe.
+pub const STDIN_PATIENCE: Duration = Duration::from_secs(5);
+/// Most of one event's bytes: a page of text, and small enough that hundreds of followers cost little.
+pub const EVENT_BYTES: usize = 16 << 10;
+/// A silent stream says that it is there: proxies give up after 60 s, some after 30.
+pub const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Longest `wait_secs` and `timeout_secs` of a wait, and longest `soft_timeout_secs`.
+pub const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long a wait without `timeout_secs` lasts: less than any proxy's patience.
+pub const WAIT: Duration = Duration::from_secs(30);
+/// How long a deletion waits for what it ended to be gone.
+pub const RUN_ENDING: Duration = Duration::from_secs(15);
+
 /// Requests at once whose body or answer is too large to be held for them, each on a thread that a slow client may hold
 /// up to [`BODY_STALL`] or [`WRITE_STALL`] from byte to byte; further ones are answered 503 at once.
 pub const TRANSFERS: usize = 64;
@@ -71,8 +115,10 @@ pub const AGENT_ANSWER: Duration = Duration::from_secs(10);
 /// Spare processes that wait in a running container, each already in a cgroup of its own: joining one costs
 /// up to 15 ms on an idle machine (the kernel waits for an RCU grace period), too slow to do while a client waits.
 pub const SPARE_PROCESSES: usize = 4;
-/// Largest message between engine and agent: arguments and environment of one command.
-pub const AGENT_MESSAGE_BYTES: usize = COMMAND_BYTES + ENV_TOTAL_BYTES + (64 << 10);
+/// Largest message between engine and agent: the command lines and the environment of one command, in JSON, where a
+/// control character takes six bytes.
+pub const AGENT_MESSAGE_BYTES: usize =
+    6 * (COMMAND_TOTAL_BYTES + 2 * COMMAND_BYTES + ENV_TOTAL_BYTES) + (64 << 10);
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
 

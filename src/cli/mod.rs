@@ -61,7 +61,9 @@ Workspaces
 Commands and containers
   --max-runs N               commands that may run at once, 1 to 1024 [256]
   --max-streams N            followers of output, waits and terminals at once, 1 to 4096 [256]
-  --output-limit BYTES       kept of each of stdout and stderr, 4096 to 1073741824 [10485760]
+  --output-limit BYTES       kept of each stream of an exec, in memory, 4096 to 1073741824 [10485760]
+  --run-output-limit BYTES   kept of each stream of a run, on disk; from 1048576 [2147483648]
+  --runs-disk-limit BYTES    kept of all runs together; from 1048576 [17179869184]
   --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
   --library DIR              templates, skills, tools and scripts; a git clone will do [library in --data-dir]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
@@ -92,7 +94,8 @@ Environment
   BERTH_MAX_CONNECTIONS      --max-connections         BERTH_DRAIN_TIMEOUT                 --drain-timeout
   LISTEN_PID, LISTEN_FDS     sockets that systemd passes
   BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
-  BERTH_MAX_STREAMS          --max-streams
+  BERTH_MAX_STREAMS          --max-streams             BERTH_RUN_OUTPUT_LIMIT              --run-output-limit
+  BERTH_RUNS_DISK_LIMIT      --runs-disk-limit
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
   PRIVATE_KEY, PRIVATE_KEY_FILE
@@ -118,7 +121,8 @@ Files
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
       opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
-      outputLimit, initTimeout, library, httpThreads. Plain JSON; relative paths start from the file's folder.
+      runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads. Plain JSON; relative paths
+      start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.
 

@@ -104,6 +104,12 @@ pub struct ServeArgs {
     /// followers and waits at once
     #[argh(option)]
     pub max_streams: Option<String>,
+    /// bytes kept of each stream of a run
+    #[argh(option)]
+    pub run_output_limit: Option<String>,
+    /// bytes that all runs keep together
+    #[argh(option)]
+    pub runs_disk_limit: Option<String>,
     /// bytes kept of each of stdout and stderr
     #[argh(option)]
     pub output_limit: Option<String>,
@@ -176,6 +182,8 @@ const SERVE: &[(&str, Kind)] = &[
     ("--keyring", Many),
     ("--max-runs", Once),
     ("--max-streams", Once),
+    ("--run-output-limit", Once),
+    ("--runs-disk-limit", Once),
     ("--output-limit", Once),
     ("--init-timeout", Once),
     ("--library", Once),

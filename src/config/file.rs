@@ -40,6 +40,8 @@ pub struct ServerJson {
     pub keyrings: Option<BTreeMap<String, String>>,
     pub max_runs: Option<u64>,
     pub max_streams: Option<u64>,
+    pub run_output_limit: Option<u64>,
+    pub runs_disk_limit: Option<u64>,
     pub output_limit: Option<u64>,
     pub init_timeout: Option<u64>,
     pub library: Option<String>,

@@ -49,6 +49,8 @@ const APPROVAL_TIMEOUT_MS: u64 = 30_000;
 const APPROVAL_TIMEOUT_MS_MAX: u64 = (1 << 31) - 1;
 /// A day: a script that compiles a world takes hours; what takes longer is a service and no init script.
 const INIT_TIMEOUT_MAX: u64 = 24 * 60 * 60;
+/// Below the least a run has too little to be read by anybody; nobody has a larger disk than the most.
+const RUN_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 50;
 const INBOX_BYTES: u64 = 50_000_000;
 const INBOX_BYTES_MAX: u64 = 250_000_000;
 const HTTP: &[&str] = &["http://", "https://"];
@@ -93,6 +95,20 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "BERTH_MAX_STREAMS",
         "maxStreams",
         text(json.max_streams),
+    )?;
+    let run_output_limit = sources.pick(
+        "--run-output-limit",
+        args.run_output_limit.as_deref(),
+        "BERTH_RUN_OUTPUT_LIMIT",
+        "runOutputLimit",
+        text(json.run_output_limit),
+    )?;
+    let runs_disk_limit = sources.pick(
+        "--runs-disk-limit",
+        args.runs_disk_limit.as_deref(),
+        "BERTH_RUNS_DISK_LIMIT",
+        "runsDiskLimit",
+        text(json.runs_disk_limit),
     )?;
     let output_limit = sources.pick(
         "--output-limit",
@@ -246,6 +262,12 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         proxy_env: sources.proxies()?,
         max_runs: count(max_runs, limits::RUN_WORKERS, 1..=1024)?,
         max_streams: count(max_streams, limits::STREAM_WORKERS, 1..=4096)?,
+        run_output_limit: run_output_limit.map_or(Ok(limits::RUN_OUTPUT_BYTES), |given| {
+            values::number(&given.place, &given.text, RUN_BYTES)
+        })?,
+        runs_disk_limit: runs_disk_limit.map_or(Ok(limits::RUNS_DISK_BYTES), |given| {
+            values::number(&given.place, &given.text, RUN_BYTES)
+        })?,
         output_limit: count(output_limit, limits::OUTPUT_BYTES, 4096..=1 << 30)?,
         init_timeout: init_timeout.map_or(Ok(limits::INIT_SCRIPT_TIMEOUT), |given| {
             values::number(&given.place, &given.text, 1..=INIT_TIMEOUT_MAX).map(Duration::from_secs)

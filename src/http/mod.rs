@@ -7,6 +7,8 @@ pub mod cors;
 pub mod reply;
 pub mod request;
 pub mod route;
+pub mod sse;
+pub mod stream;
 pub mod websocket;
 
 pub use reply::{Reply, Response};

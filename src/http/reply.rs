@@ -169,6 +169,11 @@ impl Reply {
         Reply(Some(Waiting { request, finish: Box::new(finish), watch }))
     }
 
+    /// What tells that the client has gone, to be kept for longer than until the answer.
+    pub fn take_watch(&mut self) -> Option<Subscription> {
+        self.0.as_mut().and_then(|waiting| waiting.watch.take())
+    }
+
     /// Answers.
     pub fn send(mut self, result: Result<Response>) {
         if let Some(waiting) = self.0.take() {

@@ -2,14 +2,34 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::{Lifecycle, variables};
-use crate::base::{Code, Error, Result};
+use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Launcher};
-use crate::runs::{ExecRequest, ExecResult, HostLauncher, Running, exec};
+use crate::runs::request::Plan;
+use crate::runs::run::Origin;
+use crate::runs::spool::Writer;
+use crate::runs::{ExecRequest, ExecResult, HostLauncher, Live, Run, Running, exec};
 use crate::workspaces::{Kind, Record, Status, Workspace};
+
+/// A run that was accepted and waits for its worker.
+pub struct Accepted {
+    lifecycle: Arc<Lifecycle>,
+    workspace: Arc<Workspace>,
+    running: Running,
+    writer: Writer,
+    plan: Plan,
+}
+
+/// A run that was started.
+pub struct Started {
+    running: Running,
+    writer: Writer,
+    live: Live,
+}
 
 impl Lifecycle {
     /// Checks a command and returns the step that runs it, for a worker, and what ends it before its time.
@@ -21,38 +41,66 @@ impl Lifecycle {
         id: Uuid,
         request: ExecRequest,
     ) -> Result<(impl FnOnce() -> Result<ExecResult> + Send + use<>, Cancel)> {
+        request.check_exec()?;
         let workspace = self.registry.get(id)?;
+        let timeout = request.exec_timeout()?;
+        let kept = request.output_limit(0, self.policy.output_limit as u64)?;
+        let asked = request.asked(Origin::Exec, timeout);
+        let encoding = request.encoding;
+        let plan = self.plan_command(&workspace, request, timeout)?;
+        let running = self.runs.enter_exec(id, asked)?;
+        let (lifecycle, cancel) = (self.clone(), running.run.cancel.clone());
+        let work = move || {
+            let running: Running = running;
+            let launcher = lifecycle.launcher_now(&workspace)?;
+            exec::run(launcher.as_ref(), &running.run, plan, kept as usize, encoding)
+        };
+        Ok((work, cancel))
+    }
+
+    /// Checks a run and enters it. `timeout`: how long it may take.
+    ///
+    /// # Errors
+    /// 400s that name the field; `NotReady`; `WorkspaceNotFound`; `DiskFull`.
+    pub fn accept_run(
+        self: &Arc<Self>,
+        id: Uuid,
+        request: ExecRequest,
+        timeout: Duration,
+    ) -> Result<Accepted> {
+        request.check_run()?;
+        let workspace = self.registry.get(id)?;
+        let window = request.output_limit(2 * limits::PIPE_CHUNK as u64, self.policy.run_output_limit)?;
+        let asked = request.asked(Origin::Run, timeout);
+        let plan = self.plan_command(&workspace, request, timeout)?;
+        let (running, writer) = self.runs.enter_spooled(id, asked, window)?;
+        Ok(Accepted { lifecycle: self.clone(), workspace, running, writer, plan })
+    }
+
+    fn plan_command(
+        &self,
+        workspace: &Workspace,
+        mut request: ExecRequest,
+        timeout: Duration,
+    ) -> Result<Plan> {
         let record = workspace.record();
         check_ready(&record)?;
         let container = record.shown.workspace_type == Kind::Container;
         let home = if container { "/root" } else { &self.policy.home };
-        let mut command = request.command(home, variables(&record))?;
+        let mut plan = request.plan(home, variables(&record), timeout)?;
         if container {
-            command.cwd = cwd_inside(&command.cwd, &record.shown.path);
+            plan.command.cwd = cwd_inside(&plan.command.cwd, &record.shown.path);
         }
-        let timeout = request.timeout()?;
-        let running = self.runs.enter(id)?;
-        let (lifecycle, encoding, stdin) = (self.clone(), request.encoding, request.stdin);
-        let cancel = running.cancel.clone();
-        let work = move || {
-            let running: Running = running;
-            // Again, now that the run is entered: whoever changed the state since will find and end it.
-            let record = workspace.record();
-            workspace.check_alive()?;
-            check_ready(&record)?;
-            let launcher = lifecycle.launcher(&workspace, &record)?;
-            let outcome = exec::run(
-                launcher.as_ref(),
-                &running.id.simple().to_string(),
-                &command,
-                stdin.map(String::into_bytes),
-                lifecycle.policy.output_limit,
-                timeout,
-                &running.cancel,
-            )?;
-            Ok(ExecResult::new(outcome, encoding))
-        };
-        Ok((work, cancel))
+        Ok(plan)
+    }
+
+    /// Where the workspace's commands start, looked up again now that the run is entered: whoever changed the state
+    /// since will find and end it.
+    fn launcher_now(&self, workspace: &Workspace) -> Result<Box<dyn Launcher>> {
+        let record = workspace.record();
+        workspace.check_alive()?;
+        check_ready(&record)?;
+        self.launcher(workspace, &record)
     }
 
     pub(super) fn launcher(&self, workspace: &Workspace, record: &Record) -> Result<Box<dyn Launcher>> {
@@ -64,6 +112,31 @@ impl Lifecycle {
             }),
             Kind::Container => Box::new(self.machine(workspace, record)?),
         })
+    }
+}
+
+impl Accepted {
+    /// The run.
+    pub fn run(&self) -> &Arc<Run> {
+        &self.running.run
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it could not be started: then nothing has run, and it is forgotten.
+    pub fn start(self) -> Result<Started> {
+        let Accepted { lifecycle, workspace, running, writer, plan } = self;
+        let launcher = lifecycle.launcher_now(&workspace)?;
+        let live = Live::start(launcher.as_ref(), &running.run, plan)?;
+        Ok(Started { running, writer, live })
+    }
+}
+
+impl Started {
+    /// Watches it to its end, on this thread.
+    pub fn watch(self) {
+        self.live.spool(self.running, self.writer);
     }
 }
 

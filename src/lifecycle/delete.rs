@@ -45,6 +45,7 @@ impl Lifecycle {
         if !self.runs.end_all(workspace.id(), ENDING) {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
+        self.runs.forget_all(workspace.id());
         self.engine.remove(&workspace.machine_name());
         let group = lock(&self.host_groups).remove(&workspace.id());
         drop(group);

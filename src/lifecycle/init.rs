@@ -16,7 +16,7 @@ use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
-use crate::runs::exec::{environment, in_shell};
+use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
 use crate::workspaces::library::TextKind;
 use crate::workspaces::{Record, Workspace};

@@ -38,8 +38,10 @@ use crate::workspaces::{Library, Record, Registry, Workspace};
 pub struct Policy {
     /// HOME of host commands.
     pub home: String,
-    /// Bytes kept of each stream.
+    /// Bytes kept of each stream of an exec.
     pub output_limit: usize,
+    /// Bytes kept of each stream of a run.
+    pub run_output_limit: u64,
     /// How long an init script may take.
     pub init_timeout: Duration,
 }
@@ -139,6 +141,11 @@ impl Lifecycle {
             private_network: record.shown.shared_network == Some(false),
             limits: self.limits_of(record),
         })
+    }
+
+    /// The server is about to stop.
+    pub fn stop_soon(&self) {
+        self.runs.stop_soon();
     }
 
     /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.

@@ -77,7 +77,7 @@ impl Limits {
 }
 
 /// What a group used until its end; `None` where this host cannot tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Processor time of everything in the group, in microseconds.
     pub cpu_micros: Option<u64>,

@@ -57,7 +57,7 @@ impl Child {
     /// becomes the controlling one.
     ///
     /// # Errors
-    /// `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
+    /// `InvalidCommand` or `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
     pub fn start(
         attempts: &[Vec<CString>],
         env: &[CString],
@@ -90,16 +90,14 @@ impl Child {
                 our_max_rss: sys::own_max_rss_bytes(),
             }),
             Err(error) => {
-                let program = attempts
-                    .last()
-                    .and_then(|argv| argv.first())
-                    .map(|p| p.to_string_lossy().into_owned())
-                    .unwrap_or_default();
+                use libc::{E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR};
+                // What the kernel finds wrong with the command itself.
+                let wrong = [E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR];
                 let code = match error.raw_os_error() {
-                    Some(libc::E2BIG) => Code::InvalidCommand,
+                    Some(errno) if wrong.contains(&errno) => Code::InvalidCommand,
                     _ => Code::SpawnFailed,
                 };
-                Err(Error::new(code, format!("Could not start {program}: {error}")))
+                Err(Error::new(code, format!("Could not start {}: {error}", program(attempts))))
             }
         }
     }
@@ -243,8 +241,20 @@ impl Spec {
             env.push(text(&format!("{name}={value}"))?);
         }
         let cwd = open_dir("/")?;
+        // A tool that is not there is not the client's mistake.
         Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, group)
+            .map_err(|error| Error::new(Code::SpawnFailed, error.message()))
     }
+}
+
+/// What was to be started: a path, or a name where several folders were tried for it.
+fn program(attempts: &[Vec<CString>]) -> String {
+    let names: Vec<_> =
+        attempts.iter().filter_map(|argv| argv.first()).map(|path| path.to_string_lossy()).collect();
+    let Some(last) = names.last() else { return String::new() };
+    let name = last.rsplit('/').next().unwrap_or_default();
+    let same = names.len() > 1 && names.iter().all(|path| path.rsplit('/').next() == Some(name));
+    if same { name.to_owned() } else { last.clone().into_owned() }
 }
 
 struct Shared<'a, 'b>(&'a std::cell::RefCell<&'b mut dyn Sink>);

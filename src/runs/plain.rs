@@ -3,6 +3,8 @@
 //! provably just that is looked up here; what is in any doubt goes to the shell, and so does a program that is not
 //! found or cannot be executed, so that the message and status are the shell's own.
 
+use crate::base::limits;
+
 /// Builtins and keywords of bash 5 whose program twin, if there is one, is not the same thing. `true` and `false` are
 /// left out: POSIX gives their programs no behaviour of their own.
 const SHELL_WORDS: [&str; 78] = [
@@ -92,6 +94,12 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-./,:+@%".contains(c)
 }
 
+/// Whether a command line of this length may be made for each folder of `path`.
+pub fn is_searchable(length: usize, path: &str) -> bool {
+    let folders = path.bytes().filter(|byte| *byte == b':').count() + 1;
+    folders.saturating_mul(length) + path.len() <= limits::COMMAND_TOTAL_BYTES
+}
+
 /// The command lines to try for `command` before a shell, one for each folder of `path`; none when it needs a shell.
 pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
     let words: Vec<&str> = command.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
@@ -106,7 +114,7 @@ pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
         return vec![line((*program).to_owned())];
     }
     // An empty or relative folder in PATH means the working directory; rare enough to leave to the shell.
-    if !path.split(':').all(|folder| folder.starts_with('/')) {
+    if !path.split(':').all(|folder| folder.starts_with('/')) || !is_searchable(command.len(), path) {
         return Vec::new();
     }
     path.split(':').map(|folder| line(format!("{folder}/{program}"))).collect()
@@ -132,5 +140,8 @@ mod tests {
         assert!(command_lines("ls", "").is_empty());
         assert!(command_lines("ls", "/a::/b").is_empty());
         assert!(command_lines("ls", "bin:/b").is_empty());
+        let long = format!("ls {}", "x".repeat(100_000));
+        assert_eq!(command_lines(&long, "/a:/b").len(), 2);
+        assert!(command_lines(&long, &"/a:".repeat(10_000)).is_empty(), "a gigabyte of command lines");
     }
 }

@@ -1,65 +1,268 @@
-//! Which runs are under way, by workspace, so that a build, a deletion or the end of the server can end them.
+//! All runs: those under way, so that a build, a deletion or the end of the server can end them, and those that ended,
+//! with their output, until they are too many or too old.
 //!
-//! Lock: `runs`, a leaf; `ended` is its condition.
+//! Lock: `runs`, held only to look up, insert and remove; `ended` is its condition. Files are removed after unlocking.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::room::Room;
+use super::run::{Asked, End, Origin, Problem, RECORD, Record, Run, Status};
+use super::spool::{Spool, Writer};
 use crate::base::thread::lock;
-use crate::base::{Code, Error, Result};
-use crate::proc::Cancel;
+use crate::base::{At, Code, Error, Result, clock, limits};
+use crate::proc::{Cancel, Usage};
+use crate::store::file;
 
 /// The table.
-#[derive(Default)]
 pub struct Runs {
     runs: Mutex<State>,
     ended: Condvar,
+    folder: PathBuf,
+    /// Most bytes kept of a stream.
+    window: u64,
+    room: Arc<Room>,
+    stopping: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    by_id: HashMap<Uuid, (Uuid, Cancel)>,
+    by_id: HashMap<Uuid, Arc<Run>>,
+    /// How many of them have not ended.
+    running: usize,
+    /// Those that have, the oldest first, with the moment in which they did.
+    kept: VecDeque<(Uuid, Instant)>,
     closed: bool,
 }
 
-/// A run's entry; dropping it says that the run is over.
+/// A run's entry while it is under way; dropping it says that the run is over.
 pub struct Running {
     table: Arc<Runs>,
-    /// The run's id.
+    /// Its id.
     pub id: Uuid,
-    /// Ends the run.
+    /// Ends it.
     pub cancel: Cancel,
+    /// The run.
+    pub run: Arc<Run>,
 }
 
 impl Runs {
-    /// Enters a run of `workspace`. Entered before the workspace's state is checked, so that whoever changes the
-    /// state first and then ends all runs misses none.
+    /// The runs below `folder`: those of an earlier server that ended are there again. Those that it left running
+    /// without an end of its own are said to have failed; whoever calls this has ended their processes.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub fn open(folder: &Path, window: u64, total: u64) -> Result<Arc<Runs>> {
+        file::create_dir_private(folder)?;
+        let room = Arc::new(Room::new(folder.to_owned(), total));
+        let runs = Arc::new(Runs {
+            runs: Mutex::default(),
+            ended: Condvar::new(),
+            folder: folder.to_owned(),
+            window,
+            room,
+            stopping: AtomicBool::new(false),
+        });
+        let weak: Weak<Runs> = Arc::downgrade(&runs);
+        runs.room.set_maker(move |enough| {
+            if let Some(runs) = weak.upgrade() {
+                runs.make_room(enough);
+            }
+        });
+        runs.load()?;
+        Ok(runs)
+    }
+
+    fn load(&self) -> Result<()> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)? {
+            let path = entry.at("list", &self.folder)?.path();
+            match self.load_one(&path) {
+                Some(run) => found.push(Arc::new(run)),
+                None => remove_folder(&path),
+            }
+        }
+        found.sort_by_cached_key(|run| run.started_at());
+        let mut state = lock(&self.runs);
+        for run in found {
+            state.kept.push_back((run.id, Instant::now()));
+            state.by_id.insert(run.id, run);
+        }
+        let surplus = state.surplus();
+        drop(state);
+        surplus.iter().for_each(|run| forget(run));
+        Ok(())
+    }
+
+    /// `None`: nothing that could be shown.
+    fn load_one(&self, path: &Path) -> Option<Run> {
+        let bytes = file::read_optional(&path.join(RECORD), limits::RUN_RECORD_BYTES).ok()??;
+        let mut record: Record = serde_json::from_slice(&bytes).ok()?;
+        if path.file_name()?.to_str()? != record.id.to_string() {
+            return None;
+        }
+        let interrupted = record.end.is_none();
+        if interrupted {
+            record.marks = Spool::found(path);
+            record.end = Some(End {
+                status: Status::Failed,
+                exit_code: None,
+                signal: None,
+                error: Some(Problem {
+                    code: "interrupted".to_owned(),
+                    message: "The server ended without warning; the command was ended at its next start"
+                        .to_owned(),
+                }),
+                finished_at: clock::now_rfc3339(),
+                wall_secs: 0.0,
+                usage: Usage::default(),
+            });
+        }
+        let spool = Spool::known(path, self.window, self.room.clone(), record.marks.clone());
+        let run = Run::ended(record, path.to_owned(), spool).ok()?;
+        if interrupted {
+            // Else the next start says the same once more.
+            let _ = run.save(false);
+        }
+        Some(run)
+    }
+
+    /// Enters a terminal of `workspace`, to be ended with it. Entered before the workspace's state is checked, so that
+    /// whoever changes the state first and then ends all runs misses none.
     ///
     /// # Errors
     /// `ShuttingDown` once the server ends.
     pub fn enter(self: &Arc<Self>, workspace: Uuid) -> Result<Running> {
-        let (id, cancel) = (Uuid::new_v4(), Cancel::new()?);
+        self.enter_exec(workspace, Asked::terminal())
+    }
+
+    /// Enters an exec.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, asked: Asked) -> Result<Running> {
+        self.insert(Run::new(Uuid::new_v4(), workspace, asked, None)?)
+    }
+
+    /// Enters a run whose output is spooled, at most `window` bytes of each stream.
+    ///
+    /// # Errors
+    /// As above; `DiskFull`.
+    pub fn enter_spooled(
+        self: &Arc<Self>,
+        workspace: Uuid,
+        asked: Asked,
+        window: u64,
+    ) -> Result<(Running, Writer)> {
+        let surplus = lock(&self.runs).surplus();
+        surplus.iter().for_each(|run| forget(run));
+        let id = Uuid::new_v4();
+        let folder = self.folder.join(id.to_string());
+        file::create_dir_private(&folder)?;
+        let made = Spool::create(&folder, window, self.room.clone()).and_then(|(spool, writer)| {
+            let run = Run::new(id, workspace, asked, Some((folder.clone(), spool)))?;
+            run.save(false)?;
+            Ok((self.insert(run)?, writer))
+        });
+        if made.is_err() {
+            remove_folder(&folder);
+        }
+        made
+    }
+
+    fn insert(self: &Arc<Self>, run: Run) -> Result<Running> {
+        let run = Arc::new(run);
         let mut state = lock(&self.runs);
         if state.closed {
             return Err(Error::new(Code::ShuttingDown, "The server is shutting down"));
         }
-        state.by_id.insert(id, (workspace, cancel.clone()));
-        Ok(Running { table: self.clone(), id, cancel })
+        state.running += 1;
+        state.by_id.insert(run.id, run.clone());
+        drop(state);
+        Ok(Running { table: self.clone(), id: run.id, cancel: run.cancel.clone(), run })
+    }
+
+    /// A run of this workspace.
+    ///
+    /// # Errors
+    /// `RunNotFound`.
+    pub fn get(&self, workspace: Uuid, id: Uuid) -> Result<Arc<Run>> {
+        let found = lock(&self.runs).by_id.get(&id).cloned();
+        let is_it = |run: &Arc<Run>| run.workspace == workspace && run.asked.origin != Origin::Terminal;
+        found.filter(is_it).ok_or_else(|| {
+            Error::new(
+                Code::RunNotFound,
+                format!("Run {id} not found; ended runs are forgotten after a while"),
+            )
+        })
+    }
+
+    /// All runs of a workspace, the newest first.
+    pub fn list(&self, workspace: Uuid) -> Vec<Arc<Run>> {
+        let surplus = lock(&self.runs).surplus();
+        surplus.iter().for_each(|run| forget(run));
+        let all = |run: &&Arc<Run>| run.workspace == workspace && run.asked.origin != Origin::Terminal;
+        let mut runs: Vec<_> = lock(&self.runs).by_id.values().filter(all).cloned().collect();
+        runs.sort_by_cached_key(|run| std::cmp::Reverse((run.started_at(), run.id)));
+        runs
+    }
+
+    /// Ends the run and forgets it with its output; `false` when it had not ended after `patience`.
+    pub fn remove(&self, run: &Run, patience: Duration) -> bool {
+        if !self.end_matching(|other| other.id == run.id, patience) {
+            return false;
+        }
+        self.forget_matching(|other| other.id == run.id);
+        true
+    }
+
+    /// Forgets what ended in a workspace that goes.
+    pub fn forget_all(&self, workspace: Uuid) {
+        self.forget_matching(|run| run.workspace == workspace);
+    }
+
+    fn forget_matching(&self, matches: impl Fn(&Run) -> bool) {
+        let mut state = lock(&self.runs);
+        let gone: Vec<_> =
+            state.by_id.values().filter(|run| !run.is_running() && matches(run)).cloned().collect();
+        for run in &gone {
+            state.by_id.remove(&run.id);
+        }
+        let State { kept, by_id, .. } = &mut *state;
+        kept.retain(|(id, _)| by_id.contains_key(id));
+        drop(state);
+        gone.iter().for_each(|run| forget(run));
     }
 
     /// Ends all runs of `workspace` and waits until they have ended; `false` when some had not after `patience`.
     pub fn end_all(&self, workspace: Uuid, patience: Duration) -> bool {
-        self.end_matching(|owner| owner == workspace, patience)
+        self.end_matching(|run| run.workspace == workspace, patience)
+    }
+
+    /// The server is about to stop: whoever follows a run that outlives it may go.
+    pub fn stop_soon(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();
+        for run in runs {
+            run.bells.ring();
+        }
+    }
+
+    /// Whether the server is about to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// Lets no new run in, waits until `deadline` for those under way, then ends them.
     pub fn close(&self, deadline: Instant) {
         let mut state = lock(&self.runs);
         state.closed = true;
-        while !state.by_id.is_empty() && Instant::now() < deadline {
+        while state.running > 0 && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -69,17 +272,18 @@ impl Runs {
 
     /// How many are under way.
     pub fn count(&self) -> usize {
-        lock(&self.runs).by_id.len()
+        lock(&self.runs).running
     }
 
-    fn end_matching(&self, matches: impl Fn(Uuid) -> bool, patience: Duration) -> bool {
+    fn end_matching(&self, matches: impl Fn(&Run) -> bool, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = lock(&self.runs);
         loop {
             let mut any = false;
-            for (owner, cancel) in state.by_id.values() {
-                if matches(*owner) {
-                    cancel.cancel();
+            if state.running > 0 {
+                let kept = |run: &Run| state.kept.iter().any(|(id, _)| *id == run.id);
+                for run in state.by_id.values().filter(|run| matches(run) && !kept(run)) {
+                    run.cancel.cancel();
                     any = true;
                 }
             }
@@ -90,11 +294,85 @@ impl Runs {
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+
+    /// Forgets the runs that ended first, then takes from the running ones with the most.
+    fn make_room(&self, enough: &dyn Fn() -> bool) {
+        while !enough() {
+            let oldest = {
+                let mut state = lock(&self.runs);
+                let oldest = state.kept.pop_front();
+                oldest.and_then(|(id, _)| state.by_id.remove(&id))
+            };
+            let Some(run) = oldest else { break };
+            log::info!("run {} is forgotten: its output is needed as room for others", run.id);
+            forget(&run);
+        }
+        while !enough() {
+            let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();
+            let largest =
+                runs.iter().filter_map(|run| run.spool.as_ref()).max_by_key(|spool| spool.largest());
+            match largest.map(|spool| (spool, spool.largest())) {
+                Some((spool, size)) if size > limits::SPOOL_LEAST_BYTES => {
+                    spool.shrink((size / 2).max(limits::SPOOL_LEAST_BYTES));
+                    // It cannot give anything.
+                    if spool.largest() >= size {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+impl State {
+    /// Takes out what is too old or too much.
+    fn surplus(&mut self) -> Vec<Arc<Run>> {
+        let mut gone = Vec::new();
+        while let Some((id, since)) = self.kept.front() {
+            if self.kept.len() <= limits::RUNS_KEPT && since.elapsed() < limits::RUN_KEPT {
+                break;
+            }
+            gone.extend(self.by_id.remove(id));
+            self.kept.pop_front();
+        }
+        gone
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        lock(&self.table.runs).by_id.remove(&self.id);
+        let keeps = self.run.asked.origin == Origin::Run && !self.run.is_running();
+        let mut state = lock(&self.table.runs);
+        state.running -= 1;
+        if keeps {
+            state.kept.push_back((self.run.id, Instant::now()));
+        } else {
+            state.by_id.remove(&self.run.id);
+        }
+        drop(state);
         self.table.ended.notify_all();
+        if !keeps {
+            forget(&self.run);
+        }
+    }
+}
+
+/// Removes what lies on disk, if anything does.
+fn forget(run: &Run) {
+    if let (Some(spool), Some(folder)) = (&run.spool, &run.folder) {
+        spool.remove();
+        remove_folder(folder);
+    }
+}
+
+/// A run's folder has no folders in it.
+fn remove_folder(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let _ = std::fs::remove_file(entry.path());
+    }
+    if let Err(error) = std::fs::remove_dir(folder) {
+        log::warn!("{}: {error}", folder.display());
     }
 }

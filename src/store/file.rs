@@ -32,23 +32,36 @@ fn is_temp_name(name: &str) -> bool {
 /// `DiskFull` or `Internal`; the old file is then still there and no temporary file is left. The one exception is
 /// a folder that cannot be synced (a failing disk): the new content is then in place, but may not survive a crash.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    put(path, bytes, mode, true)?;
     let folder = folder_of(path);
-    let temp = folder.join(temp_name());
-    let written = write_synced(&temp, bytes, mode).and_then(|()| fs::rename(&temp, path));
-    if let Err(error) = written {
-        // Absent if the creation itself failed.
-        let _ = fs::remove_file(&temp);
-        return Err(error).at("write", path);
-    }
     sync_folder(&File::open(folder).at("open", folder)?).at("sync", folder)
 }
 
-fn write_synced(temp: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// The same for readers and for a crash of ours, but the machine's own crash may leave anything: for what is worth
+/// nothing after that, and should not wait for the disk.
+///
+/// # Errors
+/// As above.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    put(path, bytes, mode, false)
+}
+
+fn put(path: &Path, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
+    let temp = folder_of(path).join(temp_name());
+    let written = write_new(&temp, bytes, mode, synced).and_then(|()| fs::rename(&temp, path));
+    if written.is_err() {
+        // Absent if the creation itself failed.
+        let _ = fs::remove_file(&temp);
+    }
+    written.at("write", path)
+}
+
+fn write_new(temp: &Path, bytes: &[u8], mode: u32, synced: bool) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
     // open(2) applies the umask, fchmod(2) does not.
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
     file.write_all(bytes)?;
-    file.sync_all()
+    if synced { file.sync_all() } else { Ok(()) }
 }
 
 /// Makes a rename or removal in `folder` survive a crash.

@@ -12,10 +12,10 @@ use crate::procs::{secs, wait_for};
 use crate::server::{NIL, Server, Setup};
 
 /// A small file system of its own, for as long as this lives.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(pub PathBuf);
 
 impl SmallDisk {
-    fn new(setup: &Setup, size: &str) -> SmallDisk {
+    pub fn new(setup: &Setup, size: &str) -> SmallDisk {
         let path = setup.scratch().folder("small-disk");
         let options = format!("size={size},mode=700");
         let done =
@@ -25,14 +25,14 @@ impl SmallDisk {
     }
 
     /// Leaves not one byte.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut file = File::create(self.0.join("filler")).unwrap();
         for size in [64 << 10, 4 << 10, 1] {
             while file.write_all(&vec![0; size]).is_ok() {}
         }
     }
 
-    fn free(&self) {
+    pub fn free(&self) {
         fs::remove_file(self.0.join("filler")).unwrap();
     }
 }

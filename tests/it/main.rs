@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, unreachable_pub)]
 
 mod client;
+mod events;
 mod fixture;
 mod meeting;
 mod procs;
@@ -35,6 +36,9 @@ mod other_distros;
 mod pty;
 mod readme;
 mod resources;
+mod runs;
+mod runs_disk;
+mod runs_stream;
 mod setup;
 mod slow_attacks;
 mod smuggling;

@@ -11,7 +11,7 @@ use super::{Kind, Plan};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::pty::Size;
 use crate::proc::{Command, c_string};
-use crate::runs::exec::{environment, in_shell};
+use crate::runs::request::{environment, in_shell};
 
 /// The body of `POST …/terminals`.
 #[derive(Debug, Default, Deserialize)]

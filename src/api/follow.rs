@@ -1,0 +1,159 @@
+//! A run's output as a stream of events, and a stretch of it as a body: written to the client's own socket by a
+//! `stream-N` thread. What an event is called and what stands in it is decided here and nowhere else.
+
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value, json};
+
+use crate::base::limits;
+use crate::http::client::ClientSocket;
+use crate::http::sse::Format;
+use crate::http::stream::StreamBody;
+use crate::runs::Runs;
+use crate::runs::follow::{Follower, PIECE, Piece};
+use crate::runs::spool::{Position, Stream};
+use crate::runs::watch::Woken;
+
+/// The id of the last event has this behind the position: a browser that comes back with it needs nothing more.
+const EXIT_MARK: &str = ":exit";
+
+/// Where a client goes on that got everything up to an event's id; `None` when there is nothing left for it.
+pub(super) fn resume(id: &str) -> Option<Option<Position>> {
+    match id.strip_suffix(EXIT_MARK) {
+        Some(position) => Position::parse(position).map(|_| None),
+        None => Position::parse(id).map(Some),
+    }
+}
+
+/// Writes events until the run has ended, the server stops or the client has gone; `true` unless it was the client.
+pub(super) fn events(socket: ClientSocket, mut follower: Follower, format: Format, runs: &Runs) -> bool {
+    let mut body = StreamBody::new(socket);
+    let mut buffer = vec![0; PIECE];
+    let mut out = format.opening().to_vec();
+    let status = |out: &mut Vec<u8>, follower: &Follower, name: &str, id: String| {
+        format.write(out, name, &id, object(json!({ "run": follower.run().view() })));
+    };
+    status(&mut out, &follower, "status", follower.at().to_string());
+    loop {
+        let piece = match follower.next_text(&mut buffer) {
+            Ok(piece) => piece,
+            Err(error) => {
+                // The stream breaks off, and the client can see that it does.
+                log::error!("run {}: {error}", follower.run().id);
+                return true;
+            }
+        };
+        let id = follower.at().to_string();
+        match piece {
+            Piece::Bytes(stream, offset, n) => {
+                format.write(&mut out, stream.as_str(), &id, chunk(offset, &buffer[..n]));
+            }
+            Piece::Missed(stream, from, to) => {
+                let data = json!({ "stream": stream, "from": from, "to": to });
+                format.write(&mut out, "missed", &id, object(data));
+            }
+            Piece::End => {
+                status(&mut out, &follower, "exit", id + EXIT_MARK);
+                return body.send(&out).and_then(|()| body.end()).is_ok();
+            }
+            Piece::Nothing => {}
+        }
+        if piece != Piece::Nothing && out.len() < limits::EVENT_BYTES {
+            continue;
+        }
+        if body.send(&out).is_err() {
+            return false;
+        }
+        out.clear();
+        if piece != Piece::Nothing {
+            continue;
+        }
+        // The others get to see how their run ends.
+        if runs.is_stopping() && follower.run().asked.detach {
+            status(&mut out, &follower, "status", id);
+            return body.send(&out).and_then(|()| body.end()).is_ok();
+        }
+        let deadline = Instant::now() + limits::HEARTBEAT;
+        match follower.wait(Some((body.client(), StreamBody::GONE)), deadline) {
+            Ok(Woken::Rung) => {}
+            Ok(Woken::Late) => out.extend_from_slice(format.heartbeat()),
+            Ok(Woken::Other) => return false,
+            Err(error) => {
+                log::error!("run {}: {error}", follower.run().id);
+                return true;
+            }
+        }
+    }
+}
+
+/// Writes what there is, which the head has announced as `length` bytes; breaks off when some of it vanishes meanwhile.
+pub(super) fn stretch(socket: ClientSocket, mut follower: Follower, stream: Option<Stream>, length: u64) {
+    let mut body = StreamBody::new(socket);
+    let mut buffer = vec![0; 4 * PIECE];
+    let mut left = length;
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        match read(&mut follower, stream, &mut buffer[..most]) {
+            Some(n) if body.send(&buffer[..n]).is_ok() => left -= n as u64,
+            _ => return,
+        }
+    }
+    let _ = body.end();
+}
+
+/// The next bytes of one stream or of both.
+pub(super) fn read(follower: &mut Follower, stream: Option<Stream>, buffer: &mut [u8]) -> Option<usize> {
+    loop {
+        match follower.next_bytes_of(stream, buffer) {
+            Ok(Piece::Bytes(_, _, n)) => return Some(n),
+            // Of one stream the head announced what lies before the gap, of both what lies around it.
+            Ok(Piece::Missed(..)) if stream.is_none() => {}
+            Ok(_) => return None,
+            Err(error) => {
+                log::error!("run {}: {error}", follower.run().id);
+                return None;
+            }
+        }
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// Bytes of a stream: as text where they are text, else in base64, so that none is changed.
+fn chunk(offset: u64, bytes: &[u8]) -> Map<String, Value> {
+    let mut data = Map::new();
+    data.insert("offset".into(), offset.into());
+    data.insert("bytes".into(), bytes.len().into());
+    match std::str::from_utf8(bytes) {
+        Ok(text) => data.insert("text".into(), text.into()),
+        Err(_) => data.insert("base64".into(), BASE64_STANDARD.encode(bytes).into()),
+    };
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_say_where_to_go_on() {
+        assert_eq!(resume("7:0"), Some(Some(Position { out: 7, err: 0 })));
+        assert_eq!(resume("7:0:exit"), Some(None));
+        for id in ["", "7", ":", "7:", "7:0:", "-1:0", "+1:0", "7:0:x", "99999999999999999999:0", "x:exit"] {
+            assert_eq!(resume(id), None, "{id}");
+        }
+    }
+
+    #[test]
+    fn no_byte_is_changed() {
+        assert_eq!(chunk(3, "é\0".as_bytes())["text"], "é\0");
+        assert_eq!(chunk(3, b"\xff")["base64"], "/w==");
+    }
+}

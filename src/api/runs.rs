@@ -1,0 +1,408 @@
+//! `/api/workspaces/:id/runs`: commands that are more than one request.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rustix::event::PollFlags;
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::dispatch::too_low;
+use super::{Ctx, follow, stream_place};
+use crate::access::Scope;
+use crate::base::ids::parse_uuid;
+use crate::base::pool::Place;
+use crate::base::{Code, Error, Result, limits};
+use crate::http::client::Tickets;
+use crate::http::sse::Format;
+use crate::http::{Answer, Method, Reply, Request, Response};
+use crate::proc::{Cancel, Whom};
+use crate::runs::follow::{Follower, wait_end};
+use crate::runs::spool::{Position, Stream};
+use crate::runs::watch::Woken;
+use crate::runs::{ExecRequest, Run, View, signal};
+use crate::workspaces::Kind;
+
+/// Who may run commands somewhere may see what they print; in containers, viewers may as well.
+pub(super) fn may(ctx: &Ctx, request: &Request) -> Result<Uuid> {
+    let id = parse_uuid(request.param("id"))?;
+    let kind = ctx.lifecycle.registry().get(id)?.record().shown.workspace_type;
+    let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
+    if kind == Kind::Host && scope < Scope::Owner {
+        return Err(too_low(Scope::Owner, scope));
+    }
+    Ok(id)
+}
+
+fn find(ctx: &Ctx, request: &Request) -> Result<Arc<Run>> {
+    let workspace = may(ctx, request)?;
+    ctx.lifecycle.runs().get(workspace, parse_uuid(request.param("run"))?)
+}
+
+/// `POST /api/workspaces/:id/runs`
+pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let id = may(ctx, request)?;
+    let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
+    let (soft, timeout) = (body.soft_timeout()?, body.run_timeout()?);
+    let waiter = soft.map(|soft| Ok((ctx.stream_place()?, Cancel::new()?, soft))).transpose()?;
+    let accepted = ctx.lifecycle.accept_run(id, body, timeout)?;
+    let cancel = waiter.as_ref().map(|(_, gone, _)| gone.clone());
+    let work = Box::new(move |reply: Reply| {
+        let run = accepted.run().clone();
+        let started = match accepted.start() {
+            Ok(started) => started,
+            Err(error) => return reply.send(Err(error)),
+        };
+        let created = move |run: &Run| {
+            let place = format!("/api/workspaces/{id}/runs/{}", run.id);
+            Response::json(201, &run.view()).with("Location", place)
+        };
+        match waiter {
+            None => reply.send(Ok(created(&run))),
+            Some((place, gone, soft)) => place.run(move || {
+                let waited = wait_end(&run, Some(gone.as_fd()), Instant::now() + soft);
+                reply.send(waited.map(|()| created(&run)));
+            }),
+        }
+        started.watch();
+    });
+    Ok(Answer::Later { work, cancel })
+}
+
+/// `POST /api/workspaces/:id/exec?stream=…`: a run that is followed by whoever starts it, and ends with them.
+pub(super) fn exec_stream(ctx: &Ctx, id: Uuid, body: ExecRequest, format: Format) -> Result<Answer> {
+    body.check_exec()?;
+    let timeout = body.exec_timeout()?;
+    let place = ctx.stream_place()?;
+    let accepted = ctx.lifecycle.accept_run(id, body, timeout)?;
+    let (tickets, runs) = (ctx.tickets.clone(), ctx.lifecycle.runs().clone());
+    let cancel = accepted.run().cancel.clone();
+    let work = Box::new(move |mut reply: Reply| {
+        let run = accepted.run().clone();
+        let started = match accepted.start() {
+            Ok(started) => started,
+            Err(error) => return reply.send(Err(error)),
+        };
+        // Until the socket is ours, the gate tells when the client goes.
+        let watch = reply.take_watch();
+        let ticket = Follower::new(run.clone(), Position::default()).and_then(|follower| {
+            tickets.deposit(move |socket, _| {
+                place.run(move || {
+                    drop(watch);
+                    let run = run.clone();
+                    if !follow::events(socket, follower, format, &runs) {
+                        run.cancel.cancel();
+                    }
+                });
+            })
+        });
+        reply.send(ticket.map(|ticket| streamed(Response::taken(ticket, None), format)));
+        started.watch();
+    });
+    Ok(Answer::Later { work, cancel: Some(cancel) })
+}
+
+fn streamed(response: Response, format: Format) -> Response {
+    // A proxy must neither keep nor gather it (nginx: X-Accel-Buffering).
+    let response = response.with("Content-Type", format.content_type());
+    response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")
+}
+
+/// `GET /api/workspaces/:id/runs`, with `?status=` and `?tag=`.
+pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = may(ctx, request)?;
+    let (status, tag) = (request.query("status"), request.query("tag"));
+    let wanted = |run: &&Arc<Run>| {
+        status.as_ref().is_none_or(|status| run.status().as_str() == status)
+            && tag.as_ref().is_none_or(|tag| run.asked.tag.as_ref() == Some(tag))
+    };
+    let runs = ctx.lifecycle.runs().list(workspace);
+    Ok(Answer::Now(Response::ok(&runs.iter().filter(wanted).map(|run| run.view()).collect::<Vec<View>>())))
+}
+
+/// `GET /api/workspaces/:id/runs/:run`
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(&find(ctx, request)?.view())))
+}
+
+/// `DELETE /api/workspaces/:id/runs/:run`
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let run = find(ctx, request)?;
+    let runs = ctx.lifecycle.runs().clone();
+    let work = move || match runs.remove(&run, limits::RUN_ENDING) {
+        true => Ok(Response::empty(204)),
+        false => Err(Error::internal("The run could not be ended")),
+    };
+    Ok(Answer::later(work, None))
+}
+
+#[derive(Deserialize)]
+struct SignalBody {
+    signal: NameOrNumber,
+    #[serde(default)]
+    to: To,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NameOrNumber {
+    Name(String),
+    Number(i32),
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum To {
+    #[default]
+    All,
+    Main,
+}
+
+/// `POST /api/workspaces/:id/runs/:run/signal`
+pub fn signal(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let run = find(ctx, request)?;
+    let body: SignalBody = request.json(limits::JSON_BODY_BYTES)?;
+    let signal = match body.signal {
+        NameOrNumber::Name(name) => signal::parse(&name)?,
+        NameOrNumber::Number(number) => signal::parse(&number.to_string())?,
+    };
+    let whom = match body.to {
+        To::All => Whom::All,
+        To::Main => Whom::Main,
+    };
+    run.signal(signal, whom)?;
+    Ok(Answer::Now(Response::ok(&run.view())))
+}
+
+#[derive(Deserialize)]
+struct StdinBody {
+    data: Option<String>,
+    data_base64: Option<String>,
+    #[serde(default)]
+    eof: bool,
+}
+
+/// `POST /api/workspaces/:id/runs/:run/stdin`
+pub fn stdin(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let run = find(ctx, request)?;
+    let mut eof = request.query_flag("eof")?;
+    let is_json = request.header("Content-Type").is_some_and(|kind| {
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        kind.eq_ignore_ascii_case("application/json")
+    });
+    let bytes = if is_json {
+        let body: StdinBody = request.json(limits::EXEC_BODY_BYTES)?;
+        eof |= body.eof;
+        match (body.data, body.data_base64) {
+            (Some(text), None) => text.into_bytes(),
+            (None, Some(text)) => BASE64_STANDARD.decode(text).map_err(|error| {
+                Error::new(Code::InvalidPayload, format!("data_base64 is not base64: {error}"))
+            })?,
+            (None, None) if eof => Vec::new(),
+            _ => return Err(Error::new(Code::InvalidPayload, "Give either data or data_base64")),
+        }
+    } else {
+        request.body(limits::EXEC_BODY_BYTES)?
+    };
+    let work = move || {
+        let taken = run.input.put(&bytes, eof)?;
+        Ok(Response::ok(&json!({ "bytes_taken": taken, "stdin_open": run.input.is_open() })))
+    };
+    Ok(Answer::later(work, None))
+}
+
+/// `POST /api/workspaces/:id/runs/:run/wait`
+pub fn wait(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let run = find(ctx, request)?;
+    let patience = seconds(request, "timeout_secs")?.unwrap_or(limits::WAIT);
+    if !run.is_running() {
+        return Ok(Answer::Now(Response::ok(&run.view())));
+    }
+    let gone = Cancel::new()?;
+    let cancel = Some(gone.clone());
+    let work = move || {
+        wait_end(&run, Some(gone.as_fd()), Instant::now() + patience)?;
+        Ok(Response::ok(&run.view()))
+    };
+    Ok(Answer::later(work, cancel))
+}
+
+fn seconds(request: &Request, name: &'static str) -> Result<Option<Duration>> {
+    let Some(text) = request.query(name) else { return Ok(None) };
+    let most = limits::WAIT_MAX.as_secs_f64();
+    match text.parse::<f64>() {
+        Ok(given) if given >= 0.0 => Ok(Some(Duration::from_secs_f64(given.min(most)))),
+        _ => Err(Error::new(Code::InvalidRequest, format!("{name} is a number of seconds from 0 to {most}"))),
+    }
+}
+
+/// `GET /api/workspaces/:id/runs/:run/events`
+pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let run = find(ctx, request)?;
+    let format = Format::asked(request)?.unwrap_or(Format::Sse);
+    let id = request.header("Last-Event-ID").map(str::to_owned).or_else(|| request.query("last_event_id"));
+    let at = match id.as_deref().map(|id| follow::resume(id).ok_or(id)) {
+        None => Position::default(),
+        Some(Ok(Some(at))) => at,
+        // It has everything: 204 tells a browser not to come back.
+        Some(Ok(None)) => return Ok(Answer::Now(Response::empty(204))),
+        Some(Err(id)) => {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("Last-Event-ID is the id of an event, like 120:0, not '{}'", id.escape_debug()),
+            ));
+        }
+    };
+    let follower = Follower::new(run, at)?;
+    if request.method() == Method::Head {
+        return Ok(Answer::Now(streamed(Response::empty(200), format)));
+    }
+    let (place, runs) = (ctx.stream_place()?, ctx.lifecycle.runs().clone());
+    let ticket = ctx.tickets.deposit(move |socket, _| {
+        place.run(move || {
+            follow::events(socket, follower, format, &runs);
+        });
+    })?;
+    Ok(Answer::Now(streamed(Response::taken(ticket, None), format)))
+}
+
+/// What `output` is asked for.
+struct Wanted {
+    /// `None`: both, in the order in which they were written.
+    stream: Option<Stream>,
+    at: Position,
+    limit: Option<usize>,
+    head: bool,
+}
+
+/// `GET /api/workspaces/:id/runs/:run/output`
+pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let run = find(ctx, request)?;
+    let stream = match request.query("stream").as_deref() {
+        None | Some("stdout") => Some(Stream::Stdout),
+        Some("stderr") => Some(Stream::Stderr),
+        Some("both") => None,
+        Some(other) => {
+            let message = format!("stream is stdout, stderr or both, not '{}'", other.escape_debug());
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+    };
+    let limit = match request.query("limit").map(|text| text.parse::<usize>()) {
+        None => None,
+        Some(Ok(limit @ 1..=WHOLE)) => Some(limit),
+        Some(_) => {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("limit is a number of bytes from 1 to {WHOLE}"),
+            ));
+        }
+    };
+    let end = run.spool.as_ref().map(|spool| spool.end()).unwrap_or_default();
+    let at = offset(request.query("offset").as_deref(), stream, end)?;
+    let wanted = Wanted { stream, at, limit, head: request.method() == Method::Head };
+    let patience = seconds(request, "wait_secs")?.filter(|patience| !patience.is_zero());
+    let nothing_yet = match stream {
+        Some(stream) => at.of(stream) >= end.of(stream),
+        None => at.out >= end.out && at.err >= end.err,
+    };
+    let tickets = ctx.tickets.clone();
+    if let Some(patience) = patience.filter(|_| nothing_yet && run.is_running()) {
+        let gone = Cancel::new()?;
+        let (cancel, workers) = (Some(gone.clone()), ctx.stream_workers.clone());
+        let work = move || {
+            let follower = Follower::new(run.clone(), wanted.at)?;
+            let deadline = Instant::now() + patience;
+            while !follower.has_more(wanted.stream) {
+                if follower.wait(Some((gone.as_fd(), PollFlags::IN)), deadline)? != Woken::Rung {
+                    break;
+                }
+            }
+            part(&tickets, || stream_place(&workers), run, &wanted)
+        };
+        return Ok(Answer::later(work, cancel));
+    }
+    part(&tickets, || ctx.stream_place(), run, &wanted).map(Answer::Now)
+}
+
+/// Up to so many bytes are answered at once; more are streamed.
+const WHOLE: usize = 64 << 10;
+
+fn offset(text: Option<&str>, stream: Option<Stream>, end: Position) -> Result<Position> {
+    let mut at = Position::default();
+    let parsed = match (text, stream) {
+        (None | Some("0"), _) => Some(at),
+        (Some(text), None) => Position::parse(text),
+        (Some(text), Some(stream)) => {
+            let offset = match text.strip_prefix('-') {
+                // From the end, as `tail -c` counts.
+                Some(back) => back.parse().ok().map(|back: u64| end.of(stream).saturating_sub(back)),
+                None => text.parse().ok(),
+            };
+            offset.map(|offset| {
+                at.set(stream, offset);
+                at
+            })
+        }
+    };
+    parsed.ok_or_else(|| {
+        let message = match stream {
+            Some(_) => "offset is a number of bytes, from the end if it is negative",
+            None => "offset of both streams is what X-Next-Offset said, like 120:0",
+        };
+        Error::new(Code::InvalidRequest, message)
+    })
+}
+
+/// The answer with what there is now.
+fn part(
+    tickets: &Tickets,
+    place: impl FnOnce() -> Result<Place>,
+    run: Arc<Run>,
+    wanted: &Wanted,
+) -> Result<Response> {
+    let status = run.status();
+    let stream = wanted.stream;
+    let mut follower = Follower::new(run, wanted.at)?.until_now();
+    let stretch = follower.stretch(stream);
+    let length = stretch.length.min(wanted.limit.map_or(u64::MAX, |limit| limit as u64));
+    let headers = |response: Response, next: Position| {
+        let show = |at: Position| stream.map_or_else(|| at.to_string(), |stream| at.of(stream).to_string());
+        let response = response
+            .with("Content-Type", "application/octet-stream")
+            .with("Cache-Control", "no-store")
+            .with("X-Content-Type-Options", "nosniff")
+            .with("X-Offset", show(stretch.from))
+            .with("X-Next-Offset", show(next))
+            .with("X-Run-Status", status.as_str());
+        if stretch.missed > 0 {
+            response.with("X-Missed-Bytes", stretch.missed.to_string())
+        } else {
+            response
+        }
+    };
+    follower.go_to(stretch.from);
+    if length <= WHOLE as u64 {
+        let mut body = vec![0; length as usize];
+        let mut filled = 0;
+        while filled < body.len() {
+            match follow::read(&mut follower, stream, &mut body[filled..]) {
+                Some(n) => filled += n,
+                None => break,
+            }
+        }
+        body.truncate(filled);
+        return Ok(headers(Response::empty(200).with_body(body), follower.at()));
+    }
+    if wanted.head {
+        return Ok(headers(Response::empty(200), stretch.to));
+    }
+    let place = place()?;
+    let ticket = tickets.deposit(move |socket, _| {
+        place.run(move || follow::stretch(socket, follower, stream, length));
+    })?;
+    Ok(headers(Response::taken(ticket, Some(length)), stretch.to))
+}

@@ -1,0 +1,101 @@
+//! Events as they go over the wire: server-sent events (the HTML standard, 9.2) for browsers and `curl -N`, or the same
+//! as JSON lines for programs. Pure.
+
+use std::io::Write as _;
+
+use serde_json::{Map, Value};
+
+use super::Request;
+use crate::base::{Code, Error, Result};
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `text/event-stream`.
+    Sse,
+    /// One JSON object a line.
+    Ndjson,
+}
+
+impl Format {
+    /// What `?stream=` asks for.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for anything but `sse` and `ndjson`.
+    pub fn asked(request: &Request) -> Result<Option<Format>> {
+        match request.query("stream").as_deref() {
+            None => Ok(None),
+            Some("sse") => Ok(Some(Format::Sse)),
+            Some("ndjson") => Ok(Some(Format::Ndjson)),
+            Some(other) => Err(Error::new(
+                Code::InvalidRequest,
+                format!("stream is sse or ndjson, not '{}'", other.escape_debug()),
+            )),
+        }
+    }
+
+    /// The `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::Sse => "text/event-stream",
+            Format::Ndjson => "application/x-ndjson",
+        }
+    }
+
+    /// What opens a stream: how soon a browser that lost it comes back.
+    pub fn opening(self) -> &'static [u8] {
+        match self {
+            Format::Sse => b"retry: 1000\n\n",
+            Format::Ndjson => b"",
+        }
+    }
+
+    /// Says only that the stream is alive.
+    pub fn heartbeat(self) -> &'static [u8] {
+        match self {
+            Format::Sse => b": ping\n\n",
+            Format::Ndjson => b"{\"event\":\"ping\"}\n",
+        }
+    }
+
+    /// Appends an event. JSON has no line breaks but escaped ones, so one `data` line holds it.
+    pub fn write(self, out: &mut Vec<u8>, event: &str, id: &str, data: Map<String, Value>) {
+        // Writing to a vector cannot fail, and a map with string keys can be serialized.
+        let _ = match self {
+            Format::Sse => {
+                let _ = write!(out, "event: {event}\nid: {id}\ndata: ");
+                let _ = serde_json::to_writer(&mut *out, &data);
+                out.write_all(b"\n\n")
+            }
+            Format::Ndjson => {
+                let mut line = Map::from_iter([("event".into(), event.into()), ("id".into(), id.into())]);
+                line.extend(data);
+                let _ = serde_json::to_writer(&mut *out, &line);
+                out.write_all(b"\n")
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_formats_say_the_same() {
+        let data = || Map::from_iter([("text".to_owned(), Value::from("a\nb\u{2028}"))]);
+        let written = |format: Format| {
+            let mut out = Vec::new();
+            format.write(&mut out, "stdout", "3:0", data());
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(written(Format::Sse), "event: stdout\nid: 3:0\ndata: {\"text\":\"a\\nb\u{2028}\"}\n\n");
+        let line = written(Format::Ndjson);
+        assert!(line.ends_with("}\n") && line.matches('\n').count() == 1);
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&line["event"], &line["id"], &line["text"]),
+            (&"stdout".into(), &"3:0".into(), &"a\nb\u{2028}".into())
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! Reading a run's output from a position on, piece by piece: in the order in which the command wrote it, each byte once,
+//! with a word for what is not kept any more, and at last how it ended. Knows nothing of who reads.
+//!
+//! One thread each; nothing shared but the run.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+
+use super::run::Run;
+use super::spool::{Files, Position, Read, Spool, Stream};
+use super::watch::{Bell, Woken};
+use crate::base::{Code, Error, Result, limits};
+
+/// The next of a run's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// The first bytes of the buffer, at this offset of this stream.
+    Bytes(Stream, u64, usize),
+    /// This stretch of a stream is not kept any more.
+    Missed(Stream, u64, u64),
+    /// That was all for now.
+    Nothing,
+    /// That was all: the run has ended, or the reader reads no further.
+    End,
+}
+
+/// A reader's place in a run.
+pub struct Follower {
+    run: Arc<Run>,
+    spool: Arc<Spool>,
+    files: Arc<Files>,
+    bell: Arc<Bell>,
+    at: Position,
+    turn: u64,
+    /// It reads no further.
+    until: Option<Position>,
+    /// Up to here a stream was looked at and held back, because a character was not complete.
+    held: Position,
+}
+
+impl Follower {
+    /// Begins at a position, which may lie behind the end.
+    ///
+    /// # Errors
+    /// `Conflict` for an exec, whose output is not spooled; when the output is gone.
+    pub fn new(run: Arc<Run>, at: Position) -> Result<Follower> {
+        let spool = run.spool.clone().ok_or_else(|| {
+            Error::new(Code::Conflict, "This is an exec: its output is in its own answer; use POST …/runs")
+        })?;
+        let (files, bell) = (spool.open()?, Bell::new()?);
+        run.bells.add(&bell);
+        let end = spool.end();
+        let at = Position { out: at.out.min(end.out), err: at.err.min(end.err) };
+        Ok(Follower { run, spool, files, bell, at, turn: 0, until: None, held: Position::default() })
+    }
+
+    /// Reads only what is there now.
+    #[must_use]
+    pub fn until_now(mut self) -> Follower {
+        self.until = Some(self.spool.end());
+        self
+    }
+
+    /// Whether there is more to read, or an end to see; rings from then on are heard.
+    pub fn has_more(&self, stream: Option<Stream>) -> bool {
+        self.bell.arm();
+        if !self.run.is_running() {
+            return true;
+        }
+        let end = self.spool.end();
+        let more = |stream| self.at.of(stream) < end.of(stream);
+        stream.map_or_else(|| more(Stream::Stdout) || more(Stream::Stderr), more)
+    }
+
+    /// What can be read of one stream without a gap, or of both around their gaps.
+    pub fn stretch(&self, stream: Option<Stream>) -> Stretch {
+        let marks = self.spool.marks();
+        let end = self.until.unwrap_or_else(|| marks.end()).min(marks.end());
+        let (mut from, mut to) = (self.at, self.at);
+        let Some(stream) = stream else {
+            let missed = marks.out.lost_from(from.out) + marks.err.lost_from(from.err);
+            let length = end.out - from.out.min(end.out) + end.err - from.err.min(end.err);
+            return Stretch { from, to: end, length: length.saturating_sub(missed), missed };
+        };
+        let (track, at) = (marks.of(stream), from.of(stream));
+        let begin = track.gap_at(at).unwrap_or(at).min(end.of(stream));
+        from.set(stream, begin);
+        to.set(stream, track.kept_until(begin).clamp(begin, end.of(stream)));
+        Stretch { from, to, length: to.of(stream) - begin, missed: begin.saturating_sub(at) }
+    }
+
+    /// Goes on elsewhere.
+    pub fn go_to(&mut self, at: Position) {
+        self.at = at;
+    }
+
+    /// Everything before it has been read.
+    pub fn at(&self) -> Position {
+        self.at
+    }
+
+    /// The run.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// The next piece of text: characters of UTF-8 are not cut, what is no UTF-8 comes as it is. Does not wait.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn next_text(&mut self, buffer: &mut [u8]) -> Result<Piece> {
+        self.next(buffer, true)
+    }
+
+    /// The next piece of one stream or of both, cut anywhere. Does not wait.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn next_bytes_of(&mut self, stream: Option<Stream>, buffer: &mut [u8]) -> Result<Piece> {
+        let Some(stream) = stream else { return self.next(buffer, false) };
+        self.bell.arm();
+        let ended = self.until.is_some() || !self.run.is_running();
+        let (from, to) = (self.at.of(stream), self.until.unwrap_or_else(|| self.spool.end()).of(stream));
+        let nothing = if ended { Piece::End } else { Piece::Nothing };
+        if from >= to {
+            return Ok(nothing);
+        }
+        let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(buffer.len());
+        Ok(match self.spool.read(&self.files, stream, from, &mut buffer[..length])? {
+            Read::Bytes(n) => {
+                self.at.set(stream, from + n as u64);
+                Piece::Bytes(stream, from, n)
+            }
+            Read::Missed(to) => {
+                self.at.set(stream, to);
+                Piece::Missed(stream, from, to)
+            }
+            Read::Nothing => nothing,
+        })
+    }
+
+    fn next(&mut self, buffer: &mut [u8], text: bool) -> Result<Piece> {
+        self.bell.arm();
+        // In this order: what was written before the end is there once the end is seen.
+        let ended = self.until.is_some() || !self.run.is_running();
+        let end = self.until.unwrap_or_else(|| self.spool.end());
+        loop {
+            let (turn, turn_end) = self.spool.turn(&self.files, self.at, self.turn)?;
+            self.turn = turn;
+            let limit = turn_end.map_or(end, |turn| turn.min(end));
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                let (from, to) = (self.at.of(stream), limit.of(stream));
+                let last = ended && to == end.of(stream);
+                if from >= to || (!last && to <= self.held.of(stream)) {
+                    continue;
+                }
+                let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(buffer.len());
+                match self.spool.read(&self.files, stream, from, &mut buffer[..length])? {
+                    Read::Bytes(n) => {
+                        // Before a gap there is nothing to wait for.
+                        let whole = if text && n == length { whole_characters(&buffer[..n]) } else { n };
+                        let n = if whole == 0 && last && from + n as u64 == to { n } else { whole };
+                        if n == 0 {
+                            self.held.set(stream, to);
+                            continue;
+                        }
+                        self.at.set(stream, from + n as u64);
+                        return Ok(Piece::Bytes(stream, from, n));
+                    }
+                    Read::Missed(to) => {
+                        self.at.set(stream, to);
+                        return Ok(Piece::Missed(stream, from, to));
+                    }
+                    Read::Nothing => {}
+                }
+            }
+            if turn_end.is_none() || limit == end {
+                return Ok(if ended { Piece::End } else { Piece::Nothing });
+            }
+            self.turn += 1;
+        }
+    }
+
+    /// Waits for more after [`Piece::Nothing`].
+    ///
+    /// # Errors
+    /// When poll(2) fails.
+    pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<Woken> {
+        self.bell.wait(other, deadline)
+    }
+}
+
+/// What a read would give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its first byte.
+    pub from: Position,
+    /// Behind its last.
+    pub to: Position,
+    /// So many bytes.
+    pub length: u64,
+    /// So many are not kept any more.
+    pub missed: u64,
+}
+
+/// Waits until a run has ended; what `other` says, or the deadline, ends the wait as well.
+///
+/// # Errors
+/// When poll(2) fails, or the process is out of file descriptors.
+pub fn wait_end(run: &Run, other: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<()> {
+    let bell = Bell::new()?;
+    run.bells.add(&bell);
+    loop {
+        bell.arm();
+        if !run.is_running() {
+            return Ok(());
+        }
+        match bell.wait(other.map(|fd| (fd, PollFlags::IN)), deadline)? {
+            Woken::Rung => {}
+            Woken::Other | Woken::Late => return Ok(()),
+        }
+    }
+}
+
+/// How many bytes can go out as text without cutting a character: a beginning that could still become one is held back.
+/// Bytes that are no UTF-8 are nobody's beginning.
+fn whole_characters(bytes: &[u8]) -> usize {
+    // No character is longer than four bytes, so only the last three can be a beginning.
+    for back in 1..=bytes.len().min(3) {
+        let at = bytes.len() - back;
+        match bytes[at] {
+            0b1000_0000..=0b1011_1111 => {}
+            _ => {
+                let incomplete = std::str::from_utf8(&bytes[at..])
+                    .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none());
+                return if incomplete { at } else { bytes.len() };
+            }
+        }
+    }
+    bytes.len()
+}
+
+/// Most bytes of a piece.
+pub const PIECE: usize = limits::EVENT_BYTES;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_stay_whole() {
+        let text = "aé€𝄞".as_bytes();
+        let cut: Vec<usize> = (0..=text.len()).map(|end| whole_characters(&text[..end])).collect();
+        assert_eq!(cut, [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10]);
+        assert_eq!(whole_characters(b"\xff\xfe"), 2);
+        assert_eq!(whole_characters(b"\x80\x80\x80\x80"), 4);
+        assert_eq!(whole_characters(b"a\xe2\x28"), 3, "no character goes on like this");
+    }
+}

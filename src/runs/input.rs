@@ -1,0 +1,142 @@
+//! A command's stdin while it runs: a pipe's or terminal's end that clients write to. One at a time; a command that
+//! does not read makes its writer wait for a bounded time, and nobody else.
+//!
+//! Threads: any. Lock: `end`, held while one client's bytes go in, at most [`limits::STDIN_PATIENCE`].
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, limits};
+
+/// The writing end.
+#[derive(Debug, Default)]
+pub struct Input {
+    end: Mutex<Option<End>>,
+    closed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct End {
+    /// Non-blocking.
+    fd: OwnedFd,
+    /// A terminal is not closed; its line discipline makes an end of file of ^D (termios(3), VEOF).
+    is_terminal: bool,
+}
+
+impl Input {
+    /// Opens it for clients; `fd` is non-blocking.
+    pub fn open(&self, fd: OwnedFd, is_terminal: bool) {
+        *lock(&self.end) = Some(End { fd, is_terminal });
+    }
+
+    /// Nothing more goes in. Does not wait for somebody who is writing.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        if let Ok(mut end) = self.end.try_lock() {
+            *end = None;
+        }
+    }
+
+    /// Whether anything can go in.
+    pub fn is_open(&self) -> bool {
+        let open = match self.end.try_lock() {
+            Ok(end) => end.is_some(),
+            Err(TryLockError::WouldBlock) => true,
+            Err(TryLockError::Poisoned(poison)) => poison.into_inner().is_some(),
+        };
+        open && !self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Writes the bytes, then, if wanted, the end of file; returns how many were written.
+    ///
+    /// # Errors
+    /// `Conflict` when stdin is closed or somebody else is writing; `Busy` when the command did not read in time. The
+    /// detail `bytes_taken` says how many bytes went in; the rest can be sent again.
+    pub fn put(&self, bytes: &[u8], eof: bool) -> Result<usize> {
+        let mut end = match self.end.try_lock() {
+            Ok(end) => end,
+            Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(refused(Code::Conflict, "Somebody else is writing to this stdin; try again", 0));
+            }
+        };
+        let closed = "Stdin is closed; start the run with \"open_stdin\": true to write to it later";
+        let Some(open) = end.as_ref() else { return Err(refused(Code::Conflict, closed, 0)) };
+        let deadline = Instant::now() + limits::STDIN_PATIENCE;
+        let taken = write(open, bytes, deadline);
+        if self.closed.load(Ordering::SeqCst) {
+            *end = None;
+            return taken;
+        }
+        if let Err(error) = &taken {
+            // The command has closed it.
+            if error.code() == Code::Conflict {
+                *end = None;
+            }
+            return taken;
+        }
+        if eof {
+            if open.is_terminal {
+                write(open, &[4], deadline)?;
+            } else {
+                *end = None;
+            }
+        }
+        taken
+    }
+}
+
+fn write(end: &End, bytes: &[u8], deadline: Instant) -> Result<usize> {
+    let mut taken = 0;
+    while taken < bytes.len() {
+        match rustix::io::write(&end.fd, &bytes[taken..]) {
+            Ok(n) => taken += n,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    let full = "The command does not read its stdin; send the rest later";
+                    return Err(refused(Code::Busy, full, taken));
+                }
+                let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+                let _ = poll(&mut [PollFd::new(&end.fd, PollFlags::OUT)], Some(&timeout));
+            }
+            // EPIPE, or EIO of a terminal.
+            Err(_) => return Err(refused(Code::Conflict, "The command reads no more", taken)),
+        }
+    }
+    Ok(taken)
+}
+
+fn refused(code: Code, message: &str, taken: usize) -> Error {
+    Error::new(code, message).detail("bytes_taken", taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::spawn::pipe;
+
+    #[test]
+    fn says_how_much_went_in() {
+        let input = Input::default();
+        assert_eq!(input.put(b"x", false).unwrap_err().code(), Code::Conflict);
+        let (reader, writer) = pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        input.open(writer, false);
+        assert_eq!(input.put(b"abc", false).unwrap(), 3);
+        let full = input.put(&vec![b'x'; 1 << 20], false).unwrap_err();
+        assert_eq!(full.code(), Code::Busy);
+        let taken = full.body()["details"]["bytes_taken"].as_u64().unwrap();
+        assert!((1..1 << 20).contains(&taken), "{taken}");
+        drop(reader);
+        assert_eq!(input.put(b"x", false).unwrap_err().code(), Code::Conflict);
+        assert!(!input.is_open());
+    }
+}

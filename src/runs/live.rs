@@ -1,0 +1,102 @@
+//! A command from its start to its end, on one thread: the streams that it gets, the loop that watches it, and where its
+//! output goes. Both kinds of runs go this way; they differ in what takes the output.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::request::{Plan, Stdin};
+use super::run::Run;
+use super::spool::{Stream, Writer};
+use super::table::Running;
+use crate::base::{At, Result};
+use crate::proc::spawn::{dev_null, pipe};
+use crate::proc::{Ended, Io, Launcher, Process, Sink, Stdio, Usage, pty, pump};
+
+/// A command that has been started.
+pub struct Live {
+    process: Box<dyn Process>,
+    stdin: Option<(OwnedFd, Vec<u8>)>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    timeout: Duration,
+}
+
+impl Live {
+    /// Starts it; from now on `run` can be signalled and written to.
+    ///
+    /// # Errors
+    /// When it could not be started: then nothing has run.
+    pub fn start(launcher: &dyn Launcher, run: &Run, plan: Plan) -> Result<Live> {
+        let Plan { command, stdin, pty, timeout } = plan;
+        let (ours, stdio) = match pty {
+            Some(size) => {
+                let terminal = launcher.terminal()?;
+                pty::set_size(&terminal.master, size)?;
+                let (master, stdio) = terminal.split()?;
+                run.input.open(master.try_clone().at("duplicate", "a terminal")?, true);
+                ((None, master, dev_null()?), stdio)
+            }
+            None => {
+                let (stdout, stdout_child) = pipe()?;
+                let (stderr, stderr_child) = pipe()?;
+                let (fed, stdin) = match stdin {
+                    Stdin::Empty => (None, dev_null()?),
+                    Stdin::Bytes(bytes) => {
+                        let (child, ours) = pipe()?;
+                        (Some((ours, bytes)), child)
+                    }
+                    Stdin::Open => {
+                        let (child, ours) = pipe()?;
+                        rustix::io::ioctl_fionbio(&ours, true).at("prepare", "a pipe")?;
+                        run.input.open(ours, false);
+                        (None, child)
+                    }
+                };
+                ((fed, stdout, stderr), Stdio { stdin, stdout: stdout_child, stderr: stderr_child })
+            }
+        };
+        let process = launcher.launch(&run.id.simple().to_string(), &command, stdio)?;
+        run.attach(process.reach());
+        let (stdin, stdout, stderr) = ours;
+        Ok(Live { process, stdin, stdout, stderr, timeout })
+    }
+
+    /// Watches it until it has ended. The first value is an error when its status was lost.
+    pub fn watch(self, run: &Run, out: &mut dyn Sink, err: &mut dyn Sink) -> (Result<Ended>, Usage) {
+        let Live { mut process, stdin, stdout, stderr, timeout } = self;
+        let io = Io { stdin, stdout, stderr, out, err };
+        let ended = pump(process.as_mut(), io, timeout, &run.cancel);
+        let usage = process.usage();
+        (ended, usage)
+    }
+
+    /// The same, for a run whose output is spooled: to its very end, the record included.
+    pub fn spool(self, running: Running, writer: Writer) {
+        let run = &running.run;
+        let writer = RefCell::new(writer);
+        let sink = |stream| Spooled { run, writer: &writer, stream };
+        let (ended, usage) = self.watch(run, &mut sink(Stream::Stdout), &mut sink(Stream::Stderr));
+        if let Err(error) = &ended {
+            log::warn!("run {}: {error}", run.id);
+        }
+        run.finish(ended, usage);
+        // What cannot be written is missing after the next start only.
+        if let Err(error) = run.save(true) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+struct Spooled<'a> {
+    run: &'a Run,
+    writer: &'a RefCell<Writer>,
+    stream: Stream,
+}
+
+impl Sink for Spooled<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        self.writer.borrow_mut().append(self.stream, bytes);
+        self.run.bells.ring();
+    }
+}

@@ -1,0 +1,366 @@
+//! The body of `/exec` and `/runs`: checked, and put into kernel terms. Knows nothing of where it will run.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::plain;
+use super::run::{Asked, Origin, shown};
+use crate::base::ids::check_env_vars;
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::pty::Size;
+use crate::proc::spawn::PATH;
+use crate::proc::{Command, Limits, c_string};
+
+/// The body. What only `/runs` takes is refused by `/exec`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ExecRequest {
+    /// For the shell.
+    pub command: Option<String>,
+    /// Instead: a program, found by PATH, and its arguments, without a shell.
+    pub args: Option<Vec<String>>,
+    /// Relative to the workspace, or absolute.
+    pub cwd: Option<String>,
+    /// Default 300, at most 600; larger values are clipped, as observed. For a run the same as `hard_timeout_secs`.
+    pub timeout_secs: Option<f64>,
+    /// On top of the workspace's variables.
+    pub env: BTreeMap<String, String>,
+    /// What the command reads; without it the input is empty.
+    pub stdin: Option<String>,
+    /// `base64` adds the untouched bytes of both streams.
+    pub encoding: Option<Encoding>,
+    /// What is kept of each stream, at most what the server was started with.
+    pub output_limit_bytes: Option<u64>,
+    /// The client's own word for it.
+    pub tag: Option<String>,
+    /// What it may use.
+    pub limits: Option<Limits>,
+    /// Runs: it outlives the server.
+    pub detach: bool,
+    /// Runs: how long the answer waits for its end.
+    pub soft_timeout_secs: Option<f64>,
+    /// Runs: after so long it is ended.
+    pub hard_timeout_secs: Option<f64>,
+    /// Runs: a terminal instead of pipes; its output is stdout.
+    pub pty: Option<PtySize>,
+    /// Runs: stdin stays open for `POST …/stdin`.
+    pub open_stdin: bool,
+}
+
+/// How output is answered besides text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// Text only.
+    Text,
+    /// `stdout_base64` and `stderr_base64` as well.
+    Base64,
+}
+
+/// A terminal's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PtySize {
+    /// Characters in a row.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+impl From<PtySize> for Size {
+    fn from(size: PtySize) -> Size {
+        Size { cols: size.cols, rows: size.rows }
+    }
+}
+
+/// Where a command reads from.
+#[derive(Debug)]
+pub enum Stdin {
+    /// /dev/null.
+    Empty,
+    /// These bytes, then the end.
+    Bytes(Vec<u8>),
+    /// Whatever clients send while it runs.
+    Open,
+}
+
+/// A command with all that starting it needs.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is executed.
+    pub command: Command,
+    /// Where it reads from.
+    pub stdin: Stdin,
+    /// It gets a terminal of this size.
+    pub pty: Option<Size>,
+    /// After so long it is ended.
+    pub timeout: Duration,
+}
+
+/// The shells that a command is given to, in order.
+const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
+/// What a run without a deadline gets: longer than any machine stays up.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A shell with these arguments, whichever the system has.
+///
+/// # Errors
+/// `InvalidCommand` for a NUL byte.
+pub fn in_shell(args: &[&str]) -> Result<Vec<Vec<CString>>> {
+    let line = |shell: &str| {
+        [shell]
+            .iter()
+            .chain(args)
+            .map(|arg| c_string(arg, Code::InvalidCommand, "command"))
+            .collect::<Result<_>>()
+    };
+    SHELLS.into_iter().map(line).collect()
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Code::InvalidPayload, message)
+}
+
+fn seconds(name: &str, given: f64, longest: Duration) -> Result<Duration> {
+    if given >= 0.0 {
+        return Ok(Duration::from_secs_f64(given.min(longest.as_secs_f64())));
+    }
+    Err(invalid(format!("{name} is a number of seconds from 0 to {}", longest.as_secs())))
+}
+
+impl ExecRequest {
+    /// Refuses what an exec cannot do.
+    ///
+    /// # Errors
+    /// `InvalidPayload` that names the field.
+    pub fn check_exec(&self) -> Result<()> {
+        let only_runs = [
+            ("detach", self.detach),
+            ("soft_timeout_secs", self.soft_timeout_secs.is_some()),
+            ("hard_timeout_secs", self.hard_timeout_secs.is_some()),
+            ("pty", self.pty.is_some()),
+            ("open_stdin", self.open_stdin),
+        ];
+        match only_runs.iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(invalid(format!("{name} is for POST …/runs"))),
+            None => self.check_tag(),
+        }
+    }
+
+    /// Refuses what contradicts itself.
+    ///
+    /// # Errors
+    /// `InvalidPayload` that names the field.
+    pub fn check_run(&self) -> Result<()> {
+        if self.stdin.is_some() && (self.open_stdin || self.pty.is_some()) {
+            return Err(invalid(
+                "stdin is the whole input; with open_stdin or a pty, send it with POST …/runs/:run/stdin",
+            ));
+        }
+        if self.detach {
+            return Err(invalid("detach is not to be had yet: runs end with the server"));
+        }
+        if self.timeout_secs.is_some() && self.hard_timeout_secs.is_some() {
+            return Err(invalid("timeout_secs means the same as hard_timeout_secs here; give one of them"));
+        }
+        if self.pty.is_some_and(|size| size.cols == 0 || size.rows == 0) {
+            return Err(invalid("pty needs at least one column and one row"));
+        }
+        self.check_tag()
+    }
+
+    fn check_tag(&self) -> Result<()> {
+        if self.tag.as_ref().is_some_and(|tag| tag.len() > limits::TAG_BYTES) {
+            return Err(invalid(format!("tag is at most {} bytes long", limits::TAG_BYTES)));
+        }
+        self.limits.map_or(Ok(()), |limits| limits.check("limits"))
+    }
+
+    /// How long an exec may run.
+    ///
+    /// # Errors
+    /// `InvalidPayload` for a negative number.
+    pub fn exec_timeout(&self) -> Result<Duration> {
+        self.timeout_secs.map_or(Ok(limits::EXEC_TIMEOUT), |given| {
+            seconds("timeout_secs", given, limits::EXEC_TIMEOUT_MAX)
+        })
+    }
+
+    /// How long a run may run.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn run_timeout(&self) -> Result<Duration> {
+        let given = self.hard_timeout_secs.or(self.timeout_secs);
+        given.map_or(Ok(FOREVER), |given| seconds("hard_timeout_secs", given, FOREVER))
+    }
+
+    /// How long the answer about a run waits for its end.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn soft_timeout(&self) -> Result<Option<Duration>> {
+        self.soft_timeout_secs.map(|given| seconds("soft_timeout_secs", given, limits::WAIT_MAX)).transpose()
+    }
+
+    /// How many bytes of each stream are kept, from `least` to `most`.
+    ///
+    /// # Errors
+    /// `InvalidPayload` outside of them.
+    pub fn output_limit(&self, least: u64, most: u64) -> Result<u64> {
+        match self.output_limit_bytes {
+            None => Ok(most),
+            Some(given) if (least..=most).contains(&given) => Ok(given),
+            Some(_) => Err(invalid(format!("output_limit_bytes is a number from {least} to {most}"))),
+        }
+    }
+
+    /// What is shown of it.
+    pub fn asked(&self, origin: Origin, timeout: Duration) -> Asked {
+        let mut left = limits::COMMAND_SHOWN_BYTES;
+        let args = self.args.as_ref().map(|args| {
+            let fits = |arg: &&String| {
+                left = left.saturating_sub(arg.len());
+                left > 0
+            };
+            args.iter().take_while(fits).cloned().collect()
+        });
+        Asked {
+            origin,
+            command: self.command.as_deref().map(shown),
+            args,
+            cwd: self.cwd.as_deref().map(shown),
+            user: self.user_shown(),
+            tag: self.tag.clone(),
+            pty: self.pty,
+            detach: self.detach,
+            limits: self.limits,
+            timeout_secs: (timeout < FOREVER).then_some(timeout.as_secs_f64()),
+        }
+    }
+
+    fn user_shown(&self) -> Option<String> {
+        None
+    }
+
+    /// The command in kernel terms. `defaults`: the workspace's variables, checked when they were stored.
+    ///
+    /// # Errors
+    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`; `InvalidPayload` unless there is a command or arguments.
+    pub fn plan(
+        &mut self,
+        home: &str,
+        defaults: &BTreeMap<String, String>,
+        timeout: Duration,
+    ) -> Result<Plan> {
+        let cwd = self.cwd.clone().unwrap_or_default();
+        if cwd.contains('\0') {
+            return Err(Error::new(Code::InvalidCwd, "cwd contains a NUL byte"));
+        }
+        if self.pty.is_some() && !defaults.contains_key("TERM") {
+            self.env.entry("TERM".into()).or_insert_with(|| "xterm-256color".into());
+        }
+        let (env, path) = environment(home, defaults, &self.env)?;
+        let attempts = match (&self.command, &self.args) {
+            (Some(command), None) => self.shell_attempts(command, defaults, &path)?,
+            (None, Some(args)) => program_attempts(args, &path)?,
+            _ => {
+                return Err(invalid(
+                    "Give either command, a line for the shell, or args, a program and its arguments",
+                ));
+            }
+        };
+        let tty = self.pty.is_some();
+        let stdin = match self.stdin.take() {
+            Some(text) => Stdin::Bytes(text.into_bytes()),
+            None if self.open_stdin || tty => Stdin::Open,
+            None => Stdin::Empty,
+        };
+        let command = Command { attempts, env, cwd, limits: self.limits, tty };
+        Ok(Plan { command, stdin, pty: self.pty.map(Size::from), timeout })
+    }
+
+    fn shell_attempts(
+        &self,
+        command: &str,
+        defaults: &BTreeMap<String, String>,
+        path: &str,
+    ) -> Result<Vec<Vec<CString>>> {
+        if command.trim().is_empty() {
+            return Err(Error::new(Code::InvalidCommand, "command is empty"));
+        }
+        if command.len() > limits::COMMAND_BYTES {
+            return Err(Error::new(
+                Code::InvalidCommand,
+                format!(
+                    "command is longer than {} bytes, which no process can receive; send the script as stdin to \"bash -s\", or as a file",
+                    limits::COMMAND_BYTES
+                ),
+            ));
+        }
+        let shell_has_a_say = ["BASH_ENV", "ENV", "POSIXLY_CORRECT"];
+        let mut variables = defaults.keys().chain(self.env.keys());
+        let mut attempts = Vec::new();
+        if !variables.any(|name| shell_has_a_say.contains(&name.as_str())) {
+            for line in plain::command_lines(command, path) {
+                attempts.push(c_strings(&line)?);
+            }
+        }
+        attempts.extend(in_shell(&["-c", command])?);
+        Ok(attempts)
+    }
+}
+
+/// A program and its arguments; without a slash it is looked for in each folder of `path`.
+fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
+    let empty = || Error::new(Code::InvalidCommand, "args begins with the program to run");
+    let (program, rest) = args.split_first().filter(|(program, _)| !program.is_empty()).ok_or_else(empty)?;
+    let total: usize = args.iter().map(String::len).sum();
+    if total > limits::COMMAND_TOTAL_BYTES || args.iter().any(|arg| arg.len() > limits::COMMAND_BYTES) {
+        return Err(Error::new(
+            Code::InvalidCommand,
+            format!(
+                "args are too long: at most {} bytes each and {} together; send data as stdin, or as a file",
+                limits::COMMAND_BYTES,
+                limits::COMMAND_TOTAL_BYTES
+            ),
+        ));
+    }
+    if !program.contains('/') && !plain::is_searchable(total, path) {
+        return Err(Error::new(
+            Code::InvalidCommand,
+            "PATH has too many folders to look for the program in; give its whole path",
+        ));
+    }
+    let line = |program: String| c_strings(&[&[program], rest].concat());
+    if program.contains('/') {
+        return Ok(vec![line(program.clone())?]);
+    }
+    // POSIX: an empty folder in PATH means the working directory.
+    let folder = |folder: &str| if folder.is_empty() { "." } else { folder }.to_owned();
+    path.split(':').map(|part| line(format!("{}/{program}", folder(part)))).collect()
+}
+
+fn c_strings(line: &[String]) -> Result<Vec<CString>> {
+    line.iter().map(|arg| c_string(arg, Code::InvalidCommand, "command")).collect()
+}
+
+/// An environment made from nothing: PATH, HOME, LANG, then the workspace's variables, then the request's. The second
+/// value is its PATH.
+///
+/// # Errors
+/// `InvalidEnv`.
+pub fn environment(
+    home: &str,
+    defaults: &BTreeMap<String, String>,
+    given: &BTreeMap<String, String>,
+) -> Result<(Vec<CString>, String)> {
+    let mut all: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", home), ("LANG", "C.UTF-8")]);
+    all.extend(defaults.iter().chain(given).map(|(name, value)| (name.as_str(), value.as_str())));
+    check_env_vars(all.iter().map(|(name, value)| (*name, *value)))?;
+    let path = all.get("PATH").copied().unwrap_or_default().to_owned();
+    let entry = |(name, value)| c_string(&format!("{name}={value}"), Code::InvalidEnv, "variable");
+    Ok((all.into_iter().map(entry).collect::<Result<_>>()?, path))
+}

@@ -1,0 +1,398 @@
+//! One command under an id: what was asked for, where it stands, how it ended, and the ways to reach it meanwhile.
+//!
+//! Threads: the one that watches the process says how it ended; any others look, signal and wait. Locks: `begun`, `end`,
+//! `reach`, leaves; the input's, the spool's and the bells' own.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::input::Input;
+use super::request::PtySize;
+use super::spool::{Marks, Spool};
+use super::watch::Bells;
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, clock, limits};
+use crate::proc::{Cancel, Ended, Exit, Limits, Reach, Usage, Whom};
+use crate::store::file;
+
+/// How a run came about, and so what is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// `POST …/exec`: its output goes into one answer, and then it is forgotten.
+    Exec,
+    /// `POST …/runs`: its output is spooled.
+    Run,
+    /// A terminal, which is listed elsewhere; here it is only ended with its workspace.
+    Terminal,
+}
+
+/// What was asked for, as it is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Asked {
+    /// How it came about.
+    pub origin: Origin,
+    /// For the shell; the beginning, if it is long.
+    pub command: Option<String>,
+    /// Without a shell; the first ones, if they are long.
+    pub args: Option<Vec<String>>,
+    /// As given.
+    pub cwd: Option<String>,
+    /// As given.
+    pub user: Option<String>,
+    /// The client's own word.
+    pub tag: Option<String>,
+    /// Its terminal's size.
+    pub pty: Option<PtySize>,
+    /// It outlives the server.
+    pub detach: bool,
+    /// What it may use.
+    pub limits: Option<Limits>,
+    /// After so many seconds it is ended.
+    pub timeout_secs: Option<f64>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It has not ended.
+    Running,
+    /// By itself, with an exit code.
+    Exited,
+    /// By a signal, its own or a client's, or because its workspace or the server ended.
+    Killed,
+    /// By its deadline.
+    TimedOut,
+    /// Nobody knows how: its status was lost.
+    Failed,
+}
+
+impl Status {
+    /// As it stands in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Running => "running",
+            Status::Exited => "exited",
+            Status::Killed => "killed",
+            Status::TimedOut => "timed_out",
+            Status::Failed => "failed",
+        }
+    }
+}
+
+/// Why a run ended, where its status does not say it all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+impl From<&Error> for Problem {
+    fn from(error: &Error) -> Problem {
+        Problem { code: error.code().as_str().to_owned(), message: error.message().to_owned() }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct End {
+    /// Never [`Status::Running`].
+    pub status: Status,
+    /// -1 when a signal or its deadline ended it, as `exec` says it; `None` when nobody knows.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Why, if its status does not say it.
+    pub error: Option<Problem>,
+    /// RFC 3339.
+    pub finished_at: String,
+    /// From start to end.
+    pub wall_secs: f64,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// A run.
+#[derive(Debug)]
+pub struct Run {
+    /// Its id.
+    pub id: Uuid,
+    /// Where it runs.
+    pub workspace: Uuid,
+    /// What was asked for.
+    pub asked: Asked,
+    /// Ends it, with everything that it started.
+    pub cancel: Cancel,
+    /// Its stdin, where clients may write to it.
+    pub input: Input,
+    /// Who waits for it.
+    pub bells: Bells,
+    /// Its output; `None` for an exec.
+    pub spool: Option<Arc<Spool>>,
+    /// What an exec has written so far.
+    pub counts: [AtomicU64; 2],
+    pub(super) folder: Option<PathBuf>,
+    begun: Mutex<Begun>,
+    end: Mutex<Option<End>>,
+    reach: Mutex<Option<Reach>>,
+}
+
+/// When a run was accepted, then when its process was started: a container may have to start first.
+#[derive(Debug)]
+struct Begun {
+    at: String,
+    since: Instant,
+}
+
+impl Begun {
+    fn now() -> Begun {
+        Begun { at: clock::now_rfc3339(), since: Instant::now() }
+    }
+}
+
+/// A run on disk.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) id: Uuid,
+    pub(super) workspace: Uuid,
+    pub(super) asked: Asked,
+    pub(super) started_at: String,
+    pub(super) end: Option<End>,
+    pub(super) marks: Marks,
+}
+
+/// The record's file in a run's folder.
+pub(super) const RECORD: &str = "run.json";
+
+/// A run as clients see it.
+#[derive(Debug, Serialize)]
+pub struct View {
+    id: Uuid,
+    workspace_id: Uuid,
+    status: Status,
+    #[serde(flatten)]
+    asked: Asked,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    timed_out: bool,
+    oom_killed: Option<bool>,
+    error: Option<Problem>,
+    started_at: String,
+    finished_at: Option<String>,
+    wall_secs: f64,
+    cpu_secs: Option<f64>,
+    peak_memory_bytes: Option<u64>,
+    stdout_bytes: u64,
+    stderr_bytes: u64,
+    /// Some of the output is not kept.
+    truncated: bool,
+    /// From where on everything is kept.
+    stdout_start: u64,
+    stderr_start: u64,
+    /// Output was lost because the disk took no more.
+    disk_full: bool,
+    stdin_open: bool,
+}
+
+impl Run {
+    pub(super) fn new(
+        id: Uuid,
+        workspace: Uuid,
+        asked: Asked,
+        spool: Option<(PathBuf, Arc<Spool>)>,
+    ) -> Result<Run> {
+        let (folder, spool) = spool.unzip();
+        Ok(Run {
+            id,
+            workspace,
+            asked,
+            cancel: Cancel::new()?,
+            input: Input::default(),
+            bells: Bells::default(),
+            spool,
+            counts: [AtomicU64::new(0), AtomicU64::new(0)],
+            folder,
+            begun: Mutex::new(Begun::now()),
+            end: Mutex::default(),
+            reach: Mutex::default(),
+        })
+    }
+
+    /// One that has ended, from its record.
+    pub(super) fn ended(record: Record, folder: PathBuf, spool: Spool) -> Result<Run> {
+        let Record { id, workspace, asked, started_at, end, .. } = record;
+        let mut run = Run::new(id, workspace, asked, Some((folder, Arc::new(spool))))?;
+        run.begun = Mutex::new(Begun { at: started_at, since: Instant::now() });
+        run.end = Mutex::new(end);
+        Ok(run)
+    }
+
+    pub(super) fn record(&self) -> Record {
+        Record {
+            id: self.id,
+            workspace: self.workspace,
+            asked: self.asked.clone(),
+            started_at: self.started_at(),
+            end: self.end(),
+            marks: self.spool.as_ref().map(|spool| spool.marks()).unwrap_or_default(),
+        }
+    }
+
+    /// Writes the record, as far as there is one.
+    pub(super) fn save(&self, durable: bool) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let path = folder.join(RECORD);
+        let bytes = serde_json::to_vec(&self.record())
+            .map_err(|error| Error::internal("A run's record").because(error))?;
+        if durable { file::write_atomic(&path, &bytes, 0o600) } else { file::replace(&path, &bytes, 0o600) }
+    }
+
+    /// When it was started, RFC 3339.
+    pub fn started_at(&self) -> String {
+        lock(&self.begun).at.clone()
+    }
+
+    /// How it ended; `None` while it has not.
+    pub fn end(&self) -> Option<End> {
+        lock(&self.end).clone()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&self) -> bool {
+        lock(&self.end).is_none()
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> Status {
+        lock(&self.end).as_ref().map_or(Status::Running, |end| end.status)
+    }
+
+    /// The process is there: from now on it can be signalled.
+    pub(super) fn attach(&self, reach: Reach) {
+        *lock(&self.begun) = Begun::now();
+        *lock(&self.reach) = Some(reach);
+    }
+
+    /// It has ended, and its status has been waited for.
+    pub(super) fn finish(&self, ended: Result<Ended>, usage: Usage) {
+        let cancelled = || {
+            Problem::from(&Error::new(
+                Code::Cancelled,
+                "Ended by a request, with its workspace's container, or with the server",
+            ))
+        };
+        let (status, exit_code, signal, error) = match ended {
+            Ok(Ended::Exited(Exit::Code(code))) => (Status::Exited, Some(code), None, None),
+            Ok(Ended::Exited(Exit::Signal(signal))) => (Status::Killed, Some(-1), Some(signal), None),
+            Ok(Ended::TimedOut) => (Status::TimedOut, Some(-1), None, None),
+            Ok(Ended::Cancelled) => {
+                (Status::Killed, Some(-1), Some(Signal::KILL.as_raw()), Some(cancelled()))
+            }
+            Err(error) => (Status::Failed, None, None, Some(Problem::from(&error))),
+        };
+        let end = End {
+            status,
+            exit_code,
+            signal,
+            error,
+            finished_at: clock::now_rfc3339(),
+            wall_secs: lock(&self.begun).since.elapsed().as_secs_f64(),
+            usage,
+        };
+        self.input.close();
+        *lock(&self.reach) = None;
+        lock(&self.end).get_or_insert(end);
+        self.bells.ring();
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `Conflict` when it has ended: its process ids may be somebody else's by now.
+    pub fn signal(&self, signal: Signal, whom: Whom) -> Result<()> {
+        let reach = lock(&self.reach).clone();
+        match reach {
+            Some(reach) if self.is_running() => {
+                reach.signal(signal, whom);
+                Ok(())
+            }
+            _ if self.is_running() => Err(Error::new(Code::Conflict, "The run is only starting; try again")),
+            _ => {
+                Err(Error::new(Code::Conflict, "The run has ended").detail("status", self.status().as_str()))
+            }
+        }
+    }
+
+    /// As clients see it.
+    pub fn view(&self) -> View {
+        let end = self.end();
+        let marks = self.spool.as_ref().map(|spool| spool.marks());
+        let count = |at: usize| self.counts[at].load(Ordering::Relaxed);
+        let (mut out, mut err) = (count(0), count(1));
+        if let Some(marks) = &marks {
+            (out, err) = (marks.out.end, marks.err.end);
+        }
+        let usage = end.as_ref().map(|end| end.usage).unwrap_or_default();
+        View {
+            id: self.id,
+            workspace_id: self.workspace,
+            status: end.as_ref().map_or(Status::Running, |end| end.status),
+            asked: self.asked.clone(),
+            exit_code: end.as_ref().and_then(|end| end.exit_code),
+            signal: end.as_ref().and_then(|end| end.signal),
+            timed_out: end.as_ref().is_some_and(|end| end.status == Status::TimedOut),
+            oom_killed: usage.oom_killed,
+            started_at: self.started_at(),
+            wall_secs: end
+                .as_ref()
+                .map_or_else(|| lock(&self.begun).since.elapsed().as_secs_f64(), |end| end.wall_secs),
+            cpu_secs: usage.cpu_micros.map(|micros| Duration::from_micros(micros).as_secs_f64()),
+            peak_memory_bytes: usage.peak_memory_bytes,
+            stdout_bytes: out,
+            stderr_bytes: err,
+            truncated: marks.as_ref().is_some_and(|marks| marks.out.is_cut() || marks.err.is_cut()),
+            stdout_start: marks.as_ref().map_or(0, |marks| marks.out.start()),
+            stderr_start: marks.as_ref().map_or(0, |marks| marks.err.start()),
+            disk_full: marks.as_ref().is_some_and(|marks| marks.disk_full),
+            stdin_open: self.input.is_open(),
+            error: end.as_ref().and_then(|end| end.error.clone()),
+            finished_at: end.map(|end| end.finished_at),
+        }
+    }
+}
+
+impl Asked {
+    /// What stands for a terminal.
+    pub(super) fn terminal() -> Asked {
+        Asked {
+            origin: Origin::Terminal,
+            command: None,
+            args: None,
+            cwd: None,
+            user: None,
+            tag: None,
+            pty: None,
+            detach: false,
+            limits: None,
+            timeout_secs: None,
+        }
+    }
+}
+
+/// The beginning of a long text.
+pub(super) fn shown(text: &str) -> String {
+    if text.len() <= limits::COMMAND_SHOWN_BYTES {
+        return text.to_owned();
+    }
+    let end = (0..=limits::COMMAND_SHOWN_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}…", &text[..end])
+}

@@ -1,0 +1,459 @@
+//! A run's output on disk: one file for each stream, in which each byte lies at its own offset, and the turns in which
+//! the streams were written. A full window moves on by punching holes at its front, so offsets stay true; a disk that
+//! takes no more costs the bytes that came then, and nobody else notices. Nothing is kept in memory for each byte.
+//!
+//! Threads: one writes, any read; anybody may take from the front. Locks: `marks` and `files`, both leaves without I/O
+//! under them but for opening.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::room::Room;
+use super::track::Track;
+use crate::base::thread::lock;
+use crate::base::{At, Result, limits};
+
+/// One of a command's two outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+impl Stream {
+    /// `stdout` or `stderr`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+/// How far both streams are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Bytes of stdout.
+    pub out: u64,
+    /// Bytes of stderr.
+    pub err: u64,
+}
+
+impl Position {
+    /// How far this one is.
+    pub fn of(self, stream: Stream) -> u64 {
+        match stream {
+            Stream::Stdout => self.out,
+            Stream::Stderr => self.err,
+        }
+    }
+
+    /// The same, with this one elsewhere.
+    pub fn set(&mut self, stream: Stream, offset: u64) {
+        match stream {
+            Stream::Stdout => self.out = offset,
+            Stream::Stderr => self.err = offset,
+        }
+    }
+
+    /// The earlier place in each stream.
+    #[must_use]
+    pub fn min(self, other: Position) -> Position {
+        Position { out: self.out.min(other.out), err: self.err.min(other.err) }
+    }
+
+    /// `O:E`.
+    pub fn parse(text: &str) -> Option<Position> {
+        let (out, err) = text.split_once(':')?;
+        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
+        Some(Position { out: number(out)?, err: number(err)? })
+    }
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.out, self.err)
+    }
+}
+
+/// What there is of a run's output.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// Stdout.
+    pub out: Track,
+    /// Stderr.
+    pub err: Track,
+    /// Turns that were noted.
+    pub turns: u64,
+    /// The disk took no more at some time, or failed.
+    #[serde(default)]
+    pub disk_full: bool,
+}
+
+impl Marks {
+    /// One stream's.
+    pub fn of(&self, stream: Stream) -> &Track {
+        match stream {
+            Stream::Stdout => &self.out,
+            Stream::Stderr => &self.err,
+        }
+    }
+
+    fn of_mut(&mut self, stream: Stream) -> &mut Track {
+        match stream {
+            Stream::Stdout => &mut self.out,
+            Stream::Stderr => &mut self.err,
+        }
+    }
+
+    /// Where both streams end.
+    pub fn end(&self) -> Position {
+        Position { out: self.out.end, err: self.err.end }
+    }
+}
+
+/// The open files.
+#[derive(Debug)]
+pub struct Files {
+    out: File,
+    err: File,
+    turns: File,
+}
+
+const NAMES: [&str; 3] = ["stdout", "stderr", "turns"];
+/// A turn: where both streams were when another one began to be written.
+const TURN_BYTES: u64 = 16;
+/// What file systems free at once.
+const BLOCK: u64 = 4096;
+
+/// The output of one run.
+#[derive(Debug)]
+pub struct Spool {
+    folder: PathBuf,
+    window: u64,
+    room: Arc<Room>,
+    /// Open as long as anybody needs them.
+    files: Mutex<Weak<Files>>,
+    marks: Mutex<Marks>,
+    can_punch: AtomicBool,
+    unchecked: AtomicU64,
+}
+
+/// The writing end.
+pub struct Writer {
+    spool: Arc<Spool>,
+    files: Arc<Files>,
+    /// Whose turn it is.
+    turn: Option<Stream>,
+}
+
+impl Spool {
+    /// Makes the files in `folder`, which exists. `window`: bytes kept of each stream.
+    ///
+    /// # Errors
+    /// `DiskFull`, or whatever keeps a file from being made.
+    pub fn create(folder: &Path, window: u64, room: Arc<Room>) -> Result<(Arc<Spool>, Writer)> {
+        let spool = Arc::new(Spool::known(folder, window, room, Marks::default()));
+        let make = |name: &str| {
+            let path = folder.join(name);
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .at("make", &path)
+        };
+        let files = Arc::new(Files { out: make(NAMES[0])?, err: make(NAMES[1])?, turns: make(NAMES[2])? });
+        *lock(&spool.files) = Arc::downgrade(&files);
+        spool.can_punch.store(punch(&files.out, 0, BLOCK).is_ok(), Ordering::Relaxed);
+        Ok((spool.clone(), Writer { spool, files, turn: None }))
+    }
+
+    /// One that lies there, or is being written by another process.
+    pub fn known(folder: &Path, window: u64, room: Arc<Room>, marks: Marks) -> Spool {
+        room.add(size(&marks));
+        Spool {
+            folder: folder.to_owned(),
+            window: window.max(2 * limits::PIPE_CHUNK as u64),
+            room,
+            files: Mutex::default(),
+            marks: Mutex::new(marks),
+            can_punch: AtomicBool::new(true),
+            unchecked: AtomicU64::new(0),
+        }
+    }
+
+    /// What lies in `folder`, by its files alone, as a writer left it that could not say more.
+    pub fn found(folder: &Path) -> Marks {
+        let length = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
+        Marks {
+            out: Track::whole(length(NAMES[0])),
+            err: Track::whole(length(NAMES[1])),
+            turns: length(NAMES[2]) / TURN_BYTES,
+            disk_full: false,
+        }
+    }
+
+    /// Removes the files; who has them open may read on.
+    pub fn remove(&self) {
+        for name in NAMES {
+            let _ = std::fs::remove_file(self.folder.join(name));
+        }
+    }
+
+    /// What there is.
+    pub fn marks(&self) -> Marks {
+        lock(&self.marks).clone()
+    }
+
+    /// Where both streams end.
+    pub fn end(&self) -> Position {
+        lock(&self.marks).end()
+    }
+
+    /// The files, to read from.
+    ///
+    /// # Errors
+    /// When they are gone, or the process is out of file descriptors.
+    pub fn open(&self) -> Result<Arc<Files>> {
+        let mut open = lock(&self.files);
+        if let Some(files) = open.upgrade() {
+            return Ok(files);
+        }
+        let read = |name: &str| {
+            let path = self.folder.join(name);
+            File::open(&path).at("open", &path)
+        };
+        let files = Arc::new(Files { out: read(NAMES[0])?, err: read(NAMES[1])?, turns: read(NAMES[2])? });
+        *open = Arc::downgrade(&files);
+        Ok(files)
+    }
+
+    /// Reads from one stream into `buffer`.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn read(&self, files: &Files, stream: Stream, offset: u64, buffer: &mut [u8]) -> Result<Read> {
+        loop {
+            let (end, gap, until) = {
+                let marks = lock(&self.marks);
+                let track = marks.of(stream);
+                (track.end, track.gap_at(offset), track.kept_until(offset))
+            };
+            if offset >= end {
+                return Ok(Read::Nothing);
+            }
+            if let Some(to) = gap {
+                return Ok(Read::Missed(to));
+            }
+            let wanted = usize::try_from(until - offset).unwrap_or(usize::MAX).min(buffer.len());
+            let n = files.of(stream).read_at(&mut buffer[..wanted], offset).at("read", &self.folder)?;
+            // Gone since: what was read may have been the hole.
+            if lock(&self.marks).of(stream).is_cut_between(offset, offset + n.max(1) as u64) {
+                continue;
+            }
+            return Ok(if n == 0 { Read::Missed(until) } else { Read::Bytes(n) });
+        }
+    }
+
+    /// Where the turn that begins at or before `at` ends, if it has ended, and its number.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn turn(&self, files: &Files, at: Position, from: u64) -> Result<(u64, Option<Position>)> {
+        let turns = lock(&self.marks).turns;
+        let sum = |turn: Position| turn.out + turn.err;
+        // Turn 0 begins at the start, whatever is written there.
+        let begins = |number: u64| -> Result<Position> {
+            let mut bytes = [0; TURN_BYTES as usize];
+            files.turns.read_exact_at(&mut bytes, number * TURN_BYTES).at("read", &self.folder)?;
+            let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
+            Ok(Position { out: number(0), err: number(8) })
+        };
+        // Whoever follows goes from one turn to the next; only the first look has to search.
+        let mut low = from.min(turns.saturating_sub(1));
+        if low + 1 < turns && sum(begins(low + 1)?) <= sum(at) {
+            let mut high = turns;
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                if sum(begins(middle)?) <= sum(at) {
+                    low = middle;
+                } else {
+                    high = middle;
+                }
+            }
+        }
+        Ok((low, if low + 1 < turns { Some(begins(low + 1)?) } else { None }))
+    }
+
+    /// Gives up what lies before the last `keep` bytes of each stream.
+    pub fn shrink(&self, keep: u64) {
+        let Ok(files) = self.open() else { return };
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.lose_front(&files, stream, |track| track.end.saturating_sub(keep));
+        }
+    }
+
+    /// What the larger stream keeps.
+    pub fn largest(&self) -> u64 {
+        let marks = lock(&self.marks);
+        marks.out.kept().max(marks.err.kept())
+    }
+
+    fn lose_front(&self, files: &Files, stream: Stream, to: impl FnOnce(&Track) -> u64) {
+        let (from, to) = {
+            let mut marks = lock(&self.marks);
+            let track = marks.of_mut(stream);
+            let (from, to) = (track.start(), to(track));
+            if to <= from || !self.can_punch.load(Ordering::Relaxed) {
+                return;
+            }
+            // Noted first, so that a reader can tell a hole from what was written.
+            let before = track.kept();
+            track.lose(0, to);
+            self.room.sub(before - track.kept());
+            (from, to)
+        };
+        let (from, to) = (from / BLOCK * BLOCK, to / BLOCK * BLOCK);
+        if let Err(error) = punch(files.of(stream), from, to - from) {
+            log::warn!(
+                "{}: output that is not needed any more stays on the disk: {error}",
+                self.folder.display()
+            );
+        }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.room.sub(size(&lock(&self.marks)));
+    }
+}
+
+/// What came of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// So many bytes, at least one.
+    Bytes(usize),
+    /// Everything up to this offset is gone.
+    Missed(u64),
+    /// The command has not written more.
+    Nothing,
+}
+
+impl Files {
+    fn of(&self, stream: Stream) -> &File {
+        match stream {
+            Stream::Stdout => &self.out,
+            Stream::Stderr => &self.err,
+        }
+    }
+}
+
+impl Writer {
+    /// The next bytes of a stream. What the disk does not take is lost, and counted.
+    pub fn append(&mut self, stream: Stream, bytes: &[u8]) {
+        let (spool, length) = (&self.spool, bytes.len() as u64);
+        let step = spool.window / limits::SPOOL_STEP_SHARE;
+        let (end, start) = {
+            let marks = lock(&spool.marks);
+            (marks.of(stream).end, marks.of(stream).start())
+        };
+        let full = end + length - start > spool.window;
+        if full {
+            spool.lose_front(&self.files, stream, |track| {
+                (track.end + length + step).saturating_sub(spool.window)
+            });
+        }
+        // Without holes the beginning is kept and the rest is counted.
+        let wanted = !full || spool.can_punch.load(Ordering::Relaxed);
+        let written = if wanted { self.write(stream, end, bytes) } else { 0 };
+        let noted = self.turn != Some(stream) && self.note_turn();
+        self.turn = Some(stream);
+        {
+            let mut marks = lock(&spool.marks);
+            marks.turns += u64::from(noted);
+            marks.disk_full |= wanted && written < length;
+            let track = marks.of_mut(stream);
+            let before = track.kept();
+            track.end += length;
+            track.lose(end + written, end + length);
+            // Less than before where gaps were joined.
+            spool.room.add(track.kept().saturating_sub(before));
+            spool.room.sub(before.saturating_sub(track.kept()));
+        }
+        if spool.unchecked.fetch_add(written, Ordering::Relaxed) + written >= limits::SPOOL_CHECK_BYTES {
+            spool.unchecked.store(0, Ordering::Relaxed);
+            spool.room.check();
+        }
+    }
+
+    /// How many of the bytes are on the disk now.
+    fn write(&self, stream: Stream, at: u64, bytes: &[u8]) -> u64 {
+        let mut done = 0;
+        let mut asked = false;
+        while done < bytes.len() {
+            match self.files.of(stream).write_at(&bytes[done..], at + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if asked {
+                        self.complain(&error);
+                        break;
+                    }
+                    asked = true;
+                    self.spool.room.make(limits::SPOOL_CHECK_BYTES);
+                }
+            }
+        }
+        done as u64
+    }
+
+    fn complain(&self, error: &std::io::Error) {
+        if !lock(&self.spool.marks).disk_full {
+            log::error!("{}: output is lost: {error}", self.spool.folder.display());
+        }
+    }
+
+    /// Notes where the streams take turns; `false` when that was not possible.
+    fn note_turn(&self) -> bool {
+        let (turns, at) = {
+            let marks = lock(&self.spool.marks);
+            (marks.turns, marks.end())
+        };
+        if turns >= limits::SPOOL_TURNS {
+            return false;
+        }
+        let mut bytes = [0; TURN_BYTES as usize];
+        bytes[..8].copy_from_slice(&at.out.to_le_bytes());
+        bytes[8..].copy_from_slice(&at.err.to_le_bytes());
+        let noted = self.files.turns.write_all_at(&bytes, turns * TURN_BYTES).is_ok();
+        if noted {
+            self.spool.room.add(TURN_BYTES);
+        }
+        noted
+    }
+}
+
+fn size(marks: &Marks) -> u64 {
+    marks.out.kept() + marks.err.kept() + marks.turns * TURN_BYTES
+}
+
+fn punch(file: &File, from: u64, length: u64) -> std::result::Result<(), Errno> {
+    if length == 0 {
+        return Ok(());
+    }
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, length)
+}

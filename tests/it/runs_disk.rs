@@ -1,0 +1,137 @@
+//! What runs keep on disk: a window that moves on, a total that the oldest give way to, and a disk that is full. (11)
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::diskfull::SmallDisk;
+use crate::events::Events;
+use crate::fixture::Place;
+use crate::procs::{secs, wait_for};
+use crate::runs::{ended, output, start};
+use crate::server::Setup;
+
+fn on_disk(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).unwrap().flatten();
+    files.map(|file| file.metadata().unwrap().blocks() * 512).sum()
+}
+
+fn folder(place: &Place<'_>, run: &str) -> std::path::PathBuf {
+    place.server.data.join("runs").join(run.rsplit('/').next().unwrap())
+}
+
+/// What `seq 1 1000000` prints.
+fn numbers() -> String {
+    (1..=1_000_000).map(|n| format!("{n}\n")).collect()
+}
+
+#[test]
+fn a_full_window_moves_on_and_offsets_stay_true() {
+    let server = Setup::new().arg("--run-output-limit=1048576").start();
+    let place = Place::host(&server);
+    let run = start(&place, json!({"command": "seq 1 1000000; echo err >&2"}));
+    let told = ended(&place, &run);
+    let all = numbers();
+    assert_eq!((&told["stdout_bytes"], &told["truncated"]), (&json!(all.len()), &json!(true)));
+    let begin = told["stdout_start"].as_u64().unwrap() as usize;
+    let kept = all.len() - begin;
+    assert!((15 << 16..=1 << 20).contains(&kept), "{kept} bytes are kept");
+    let bytes = on_disk(&folder(&place, &run));
+    assert!(bytes < (1 << 20) + (64 << 10), "{bytes} bytes on disk");
+    let reply = output(&place, &run, "?offset=5");
+    assert!(reply.text() == all[begin..], "the bytes at their offsets");
+    assert_eq!(reply.header("x-offset"), Some(begin.to_string().as_str()));
+    assert_eq!(reply.header("x-missed-bytes"), Some((begin - 5).to_string().as_str()));
+    assert_eq!(output(&place, &run, "?offset=-8").text(), "1000000\n");
+    let both = output(&place, &run, "?stream=both");
+    assert!(both.text() == format!("{}err\n", &all[begin..]));
+    assert_eq!(both.header("x-missed-bytes"), Some(begin.to_string().as_str()));
+    // A follower that lags behind is told what it missed.
+    let mut events = Events::follow(&server, &run, Some("7:0"));
+    let missed = events.wait("missed");
+    assert_eq!(missed.data, json!({"stream": "stdout", "from": 7, "to": begin}));
+    let (out, err, _) = events.collect();
+    assert!(out == all.as_bytes()[begin..] && err == b"err\n");
+    // A run may ask for less.
+    let run = start(&place, json!({"command": "seq 1 1000000", "output_limit_bytes": 131072}));
+    let told = ended(&place, &run);
+    let begin = told["stdout_start"].as_u64().unwrap() as usize;
+    assert!((100_000..=131_072).contains(&(all.len() - begin)), "{told}");
+    assert!(output(&place, &run, "").text() == all[begin..]);
+}
+
+#[test]
+fn the_oldest_give_way() {
+    let server = Setup::new().arg("--runs-disk-limit=16777216").start();
+    let place = Place::host(&server);
+    let runs: Vec<String> = (0..4)
+        .map(|_| {
+            let run = start(&place, json!({"command": "seq 1 1000000"}));
+            ended(&place, &run);
+            run
+        })
+        .collect();
+    let known: Vec<bool> = runs.iter().map(|run| place.client.call("GET", run, None).status == 200).collect();
+    assert_eq!(known, [false, false, true, true]);
+    assert!(!folder(&place, &runs[0]).exists() && folder(&place, &runs[3]).exists());
+    assert!(output(&place, &runs[3], "").text() == numbers());
+    // One that would not fit at all keeps its end, and is not told otherwise.
+    let run = start(&place, json!({"command": "seq 1 4000000"}));
+    let told = ended(&place, &run);
+    assert_eq!((&told["stdout_bytes"], &told["truncated"]), (&json!(30_888_896), &json!(true)));
+    let begin = told["stdout_start"].as_u64().unwrap();
+    assert!(30_888_896 - begin <= 17 << 20 && begin < 30_000_000, "{told}");
+    assert!(output(&place, &run, "").text().ends_with("\n3999999\n4000000\n"));
+}
+
+#[test]
+fn a_full_disk_is_said_and_kills_nothing() {
+    let setup = Setup::new();
+    let disk = SmallDisk::new(&setup, "24m");
+    let server = setup.data(disk.0.join("data")).start();
+    let place = Place::host(&server);
+    let run = start(
+        &place,
+        json!({"command": "echo begin; read x; seq 1 1000000; echo err >&2; read x; echo end",
+        "open_stdin": true}),
+    );
+    wait_for("its beginning", secs(10), || (output(&place, &run, "").text() == "begin\n").then_some(()));
+    disk.fill();
+    let put = || {
+        let text = [("Content-Type", "text/plain")];
+        place.client.send("POST", &format!("{run}/stdin"), &text, Some(b"\n")).expect(200);
+    };
+    put();
+    let all = 6 + numbers().len() as u64;
+    wait_for("all its output", secs(30), || (place.client.get(200, &run)["stderr_bytes"] == 4).then_some(()));
+    let told = place.client.get(200, &run);
+    assert_eq!(
+        (&told["status"], &told["disk_full"], &told["truncated"]),
+        (&json!("running"), &json!(true), &json!(true))
+    );
+    assert_eq!(told["stdout_bytes"], all);
+    // A plain exec needs no disk; another run is refused and says why.
+    place.sh("true");
+    let refused =
+        place.client.call("POST", &place.path("/runs"), Some(&json!({"command": "true"}))).expect(507);
+    assert_eq!(refused.value()["code"], "disk_full");
+    disk.free();
+    put();
+    let told = ended(&place, &run);
+    assert_eq!((&told["status"], &told["exit_code"]), (&json!("exited"), &json!(0)));
+    // What came when there was room again lies where it belongs.
+    let end = output(&place, &run, &format!("?offset={all}"));
+    assert_eq!(
+        (end.text().as_str(), end.header("x-next-offset")),
+        ("end\n", Some((all + 4).to_string().as_str()))
+    );
+    let mut events = Events::follow(&server, &run, None);
+    let missed = events.wait("missed");
+    assert_eq!(missed.data["stream"], "stdout");
+    let exit = events.wait("exit");
+    assert_eq!(exit.data["run"]["exit_code"], 0);
+    drop(place);
+    server.stop();
+}
