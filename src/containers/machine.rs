@@ -227,6 +227,9 @@ impl Machine {
             drop(owner);
             return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
         };
+        for process in [init.as_fd(), first.pidfd.as_fd()] {
+            make_expendable(process);
+        }
         log::debug!("container {} started, uids {uid_base}+65536", place.machine);
         Ok(Running {
             stop,
@@ -529,7 +532,6 @@ fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> 
         "--resolv-conf=off",
         "--link-journal=no",
         "--console=pipe",
-        "--oom-score-adjust=0",
     ];
     args.extend(options.map(str::to_owned));
     args.push(format!("--machine={}", place.machine));
@@ -574,6 +576,21 @@ fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<Pid> {
     use std::os::fd::AsRawFd as _;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     Pid::from_raw(text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?)
+}
+
+/// Takes nspawn's own oom score from a process inside, and so from all that it starts. Set by us it is also the least that
+/// anyone inside can choose (proc_pid_oom_score_adj(5)). nspawn's --oom-score-adjust= fails on common kernels: by then it
+/// may not write the file any more.
+fn make_expendable(process: BorrowedFd<'_>) {
+    let Some(pid) = pidfd_pid(process) else { return };
+    let Ok(folder) = open_dir(format!("/proc/{}", pid.as_raw_nonzero())) else { return };
+    // It still lives, so the folder is its own.
+    if !has_ended(process) {
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&folder, "oom_score_adj", flags, rustix::fs::Mode::empty());
+        // Without CAP_SYS_RESOURCE nspawn has the same score.
+        let _ = file.and_then(|file| rustix::io::write(&file, b"0"));
+    }
 }
 
 fn parent_of(pid: i32) -> Option<Pid> {
