@@ -45,6 +45,8 @@ codes! {
     InvalidEnv = 400 "invalid_env",
     /// The working directory of a command does not exist or leaves the workspace.
     InvalidCwd = 400 "invalid_cwd",
+    /// A user that does not exist where the command is to run, or whom it cannot become.
+    InvalidUser = 400 "invalid_user",
     /// A command that cannot be run as given.
     InvalidCommand = 400 "invalid_command",
     /// The call makes no sense for a host workspace.

@@ -73,6 +73,10 @@ pub const RUNS_KEPT: usize = 1000;
 pub const RUN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is shown of a command; whoever sent it knows the rest.
 pub const COMMAND_SHOWN_BYTES: usize = 4 << 10;
+/// Largest /etc/passwd or /etc/group that is looked into.
+pub const ACCOUNTS_BYTES: u64 = 1 << 20;
+/// Most groups of one user; the kernel takes 65,536 (NGROUPS_MAX).
+pub const GROUPS: usize = 1024;
 /// Longest tag of a run.
 pub const TAG_BYTES: usize = 255;
 /// A run's record: a shown command and some numbers.

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, accept_with};
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{Gid, Pid, Uid, WaitOptions, wait};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::protocol::{Answer, Start, receive_request, send_message};
 use crate::base::{Result, limits};
@@ -118,6 +119,17 @@ fn become_command(socket: &OwnedFd) -> ! {
     if start.tty {
         if let Err(errno) = rustix::process::ioctl_tiocsctty(&stdin) {
             fail(Answer::NoExec { errno: errno.raw_os_error() });
+        }
+    }
+    if let Some(user) = &start.user {
+        // This process has one thread, so its ids are the process's.
+        let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+        let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        let became = set_thread_groups(&groups)
+            .and_then(|()| set_thread_res_gid(gid, gid, gid))
+            .and_then(|()| set_thread_res_uid(uid, uid, uid));
+        if let Err(errno) = became {
+            fail(Answer::NoUser { errno: errno.raw_os_error() });
         }
     }
     if let Err(errno) = rustix::process::chdir(start.cwd.as_str()) {

@@ -337,18 +337,10 @@ impl Machine {
         // Full: a refill of some container is on its way anyway.
         let _ = self.refill.try_send(Arc::downgrade(self));
 
-        // Otherwise `echo x >/dev/stderr` fails inside: opening a pipe anew checks its owner.
-        for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
-            if rustix::fs::fstat(fd)
-                .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_fifo())
-            {
-                let _ = rustix::fs::fchown(
-                    fd,
-                    Some(Uid::from_raw(running.uid_base)),
-                    Some(Gid::from_raw(running.uid_base)),
-                );
-            }
-        }
+        // Otherwise `echo x >/dev/stderr` fails inside.
+        let outside = |id: u32| running.uid_base.saturating_add(id);
+        let (uid, gid) = command.user.as_ref().map_or((0, 0), |user| (user.uid, user.gid));
+        stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
         let text = |c: &std::ffi::CString| c.to_string_lossy().into_owned();
         let mut env: Vec<String> = command.env.iter().map(text).collect();
         env.extend(spare.group.mark().as_ref().map(text));
@@ -357,6 +349,7 @@ impl Machine {
             env,
             cwd: command.cwd.clone(),
             tty: command.tty,
+            user: command.user.clone(),
         };
         let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
         protocol::send_message(&spare.socket, &start, &fds, deadline)?;
@@ -378,6 +371,11 @@ impl Launcher for Arc<Machine> {
 
     fn terminal(&self) -> Result<Pty> {
         self.insist(|| self.open_terminal())
+    }
+
+    fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        let root = lock(&self.place).root.clone();
+        Root::open(&root)?.read(path.trim_start_matches('/'), max_bytes)
     }
 }
 
@@ -480,6 +478,10 @@ fn refused(answer: &Answer, cwd: &str) -> Error {
         Answer::NoCwd { errno } => Error::new(
             Code::InvalidCwd,
             format!("The working directory {cwd} cannot be entered in the container: {}", reason(errno)),
+        ),
+        Answer::NoUser { errno } => Error::new(
+            Code::InvalidUser,
+            format!("The command cannot become that user in the container: {}", reason(errno)),
         ),
         Answer::NoExec { errno } => {
             Error::new(Code::InvalidCommand, format!("The container cannot run it: {}", reason(errno)))

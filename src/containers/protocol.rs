@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::base::{At, Code, Error, Result};
+use crate::proc::User;
 
 /// Engine → waiting process: become this command. Three descriptors travel along: stdin, stdout, stderr.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub struct Start {
     pub cwd: String,
     /// The first descriptor is a terminal, which is to control the command's session.
     pub tty: bool,
+    /// Whom to become first.
+    pub user: Option<User>,
 }
 
 /// Agent → engine.
@@ -41,6 +44,11 @@ pub enum Answer {
     /// The working directory could not be entered; nothing has run.
     NoCwd {
         /// What chdir(2) said.
+        errno: i32,
+    },
+    /// The process could not become the user; nothing has run.
+    NoUser {
+        /// What the kernel said.
         errno: i32,
     },
     /// No program could be executed; nothing has run.

@@ -12,7 +12,7 @@ use crate::proc::{Cancel, Launcher};
 use crate::runs::request::Plan;
 use crate::runs::run::Origin;
 use crate::runs::spool::Writer;
-use crate::runs::{ExecRequest, ExecResult, HostLauncher, Live, Run, Running, exec};
+use crate::runs::{ExecRequest, ExecResult, HostLauncher, Live, Run, Running, exec, user};
 use crate::workspaces::{Kind, Record, Status, Workspace};
 
 /// A run that was accepted and waits for its worker.
@@ -87,7 +87,11 @@ impl Lifecycle {
         check_ready(&record)?;
         let container = record.shown.workspace_type == Kind::Container;
         let home = if container { "/root" } else { &self.policy.home };
-        let mut plan = request.plan(home, variables(&record), timeout)?;
+        let user = match &request.user {
+            Some(user) => Some(user::resolve(user, self.launcher(workspace, &record)?.as_ref())?),
+            None => None,
+        };
+        let mut plan = request.plan(home, user, variables(&record), timeout)?;
         if container {
             plan.command.cwd = cwd_inside(&plan.command.cwd, &record.shown.path);
         }

@@ -181,6 +181,7 @@ impl Lifecycle {
             cwd: "/".to_owned(),
             limits: None,
             tty: false,
+            user: None,
         };
         // A log that cannot be opened (the workload put a folder or a link in its place) must not stop the script.
         let init_log = root.write_new(LOG, b"", 0o644).and_then(|()| root.append_open(LOG));

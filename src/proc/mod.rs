@@ -30,6 +30,10 @@ pub use waker::Waker;
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::fs::{FileType, Stat, fchown, fstat};
+use rustix::process::{Gid, Uid};
+use serde::{Deserialize, Serialize};
+
 use crate::base::{Code, Error, Result};
 
 /// How a process ended, as waitid(2) said it.
@@ -97,6 +101,17 @@ pub trait Process: Send {
     fn usage(&self) -> Usage;
 }
 
+/// Whose rights a command has, in the numbers of the place where it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// All further groups.
+    pub groups: Vec<u32>,
+}
+
 /// A command in kernel terms.
 #[derive(Clone, Debug)]
 pub struct Command {
@@ -111,6 +126,8 @@ pub struct Command {
     /// Its stdin is a terminal of [`Launcher::terminal`], which is to be the controlling one of its session: for job
     /// control, ^C, SIGWINCH and `/dev/tty`.
     pub tty: bool,
+    /// Somebody else than who starts it.
+    pub user: Option<User>,
 }
 
 /// The child's side of its three streams.
@@ -122,6 +139,19 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// File descriptor 2.
     pub stderr: OwnedFd,
+}
+
+impl Stdio {
+    /// Makes pipes, or the terminal if that is what they are, belong to the command's user: opening /dev/stdout anew
+    /// checks the owner. What cannot be given away stays usable as it is.
+    pub fn give_to(&self, uid: Uid, gid: Gid, tty: bool) {
+        for fd in [&self.stdin, &self.stdout, &self.stderr] {
+            let is_pipe = |stat: Stat| FileType::from_raw_mode(stat.st_mode).is_fifo();
+            if tty || fstat(fd).is_ok_and(is_pipe) {
+                let _ = fchown(fd, Some(uid), Some(gid));
+            }
+        }
+    }
 }
 
 /// Who can start a command: the host itself, or a container.
@@ -138,6 +168,12 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// When there are no more of them, or the place cannot be started.
     fn terminal(&self) -> Result<Pty>;
+
+    /// A file of the place, by its absolute path there, of at most so many bytes; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it is larger, or no regular file.
+    fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>>;
 }
 
 /// Text from a client as the kernel takes it.

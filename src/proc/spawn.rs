@@ -11,8 +11,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::sys::{self, Exec, Reaped};
-use super::{Cancel, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, pump};
+use super::sys::{self, Exec, Failed, Reaped, Step};
+use super::{Cancel, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, User, pump};
 use crate::base::{At, Code, Error, Result};
 
 /// PATH of every child unless its environment says otherwise.
@@ -54,16 +54,17 @@ pub struct Child {
 
 impl Child {
     /// Starts the first of `attempts` that can be executed, in the folder `cwd`. `tty`: stdin is a terminal, which
-    /// becomes the controlling one.
+    /// becomes the controlling one. `user`: somebody else whose rights it gets.
     ///
     /// # Errors
-    /// `InvalidCommand` or `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
+    /// `InvalidCommand`, `InvalidCwd`, `InvalidUser` or `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
     pub fn start(
         attempts: &[Vec<CString>],
         env: &[CString],
         cwd: BorrowedFd<'_>,
         stdio: &Stdio,
         tty: bool,
+        user: Option<&User>,
         group: Group,
     ) -> Result<Child> {
         let mut env = env.to_vec();
@@ -79,6 +80,7 @@ impl Child {
             oom_score: CHILD_OOM_SCORE.get().copied(),
             max_files: CHILD_FILES.get().copied(),
             tty,
+            user,
         };
         match sys::spawn(&exec) {
             Ok(spawned) => Ok(Child {
@@ -89,7 +91,13 @@ impl Child {
                 reaped: None,
                 our_max_rss: sys::own_max_rss_bytes(),
             }),
-            Err(error) => {
+            Err(Failed { error, step: Step::Cwd }) => {
+                Err(Error::new(Code::InvalidCwd, format!("The working directory cannot be entered: {error}")))
+            }
+            Err(Failed { error, step: Step::User }) => {
+                Err(Error::new(Code::InvalidUser, format!("The command cannot become that user: {error}")))
+            }
+            Err(Failed { error, step: Step::Exec }) => {
                 use libc::{E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR};
                 // What the kernel finds wrong with the command itself.
                 let wrong = [E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR];
@@ -242,7 +250,7 @@ impl Spec {
         }
         let cwd = open_dir("/")?;
         // A tool that is not there is not the client's mistake.
-        Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, group)
+        Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, None, group)
             .map_err(|error| Error::new(Code::SpawnFailed, error.message()))
     }
 }

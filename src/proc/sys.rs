@@ -9,6 +9,8 @@ use std::ptr;
 
 use rustix::thread::UnshareFlags;
 
+use super::User;
+
 /// What [`spawn`] starts. Everything is prepared by the caller: the child may not allocate.
 #[derive(Debug)]
 pub struct Exec<'a> {
@@ -31,6 +33,40 @@ pub struct Exec<'a> {
     pub max_files: Option<u64>,
     /// Stdin is a terminal, and the child's session gets it as its controlling one.
     pub tty: bool,
+    /// Somebody else whose rights the child gets before it looks at the working directory or the program.
+    pub user: Option<&'a User>,
+}
+
+/// What could not be done for a child.
+#[derive(Debug)]
+pub struct Failed {
+    /// What the kernel said.
+    pub error: io::Error,
+    /// At which step.
+    pub step: Step,
+}
+
+/// A step of a child's start that may fail for the command's own sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To start at all, or to execute the program.
+    Exec,
+    /// To become the user.
+    User,
+    /// To enter the working directory.
+    Cwd,
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Failed {
+        Failed { error, step: Step::Exec }
+    }
+}
+
+impl From<rustix::io::Errno> for Failed {
+    fn from(errno: rustix::io::Errno) -> Failed {
+        io::Error::from(errno).into()
+    }
 }
 
 /// A started child.
@@ -72,7 +108,7 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 ///
 /// # Errors
 /// What clone3(2), fchdir(2) or execve(2) said. No child is left behind then.
-pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
+pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
     let argvs: Vec<_> = exec.attempts.iter().map(|argv| pointers(argv)).collect();
     let env = pointers(exec.env);
     let stdio = exec.stdio.map(|fd| fd.as_raw_fd());
@@ -100,6 +136,7 @@ pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
         failure: failure_write.as_raw_fd(),
         max_files: exec.max_files,
         tty: exec.tty,
+        user: exec.user,
         entrances: exec.entrances,
         oom_score: exec.oom_score,
     };
@@ -108,28 +145,39 @@ pub fn spawn(exec: &Exec<'_>) -> io::Result<Spawned> {
     let (pid, clone_error) = unsafe { clone3(&mut args, &task) };
     drop(blocked);
     if pid < 0 {
-        return Err(clone_error);
+        return Err(clone_error.into());
     }
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = pid as i32;
 
     drop(failure_write);
-    let mut errno = [0u8; 4];
+    let mut told = [0u8; 8];
     loop {
-        match rustix::io::read(&failure_read, &mut errno) {
+        match rustix::io::read(&failure_read, &mut told) {
             Err(rustix::io::Errno::INTR) => {}
             // End of file: execve closed the other end.
-            Ok(4) => {
+            Ok(8) => {
                 let _ = rustix::process::waitid(
                     rustix::process::WaitId::PidFd(pidfd.as_fd()),
                     rustix::process::WaitIdOptions::EXITED,
                 );
-                return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)));
+                let (errno, step) = u64_parts(told);
+                let step = [Step::User, Step::Cwd].into_iter().find(|known| *known as i32 == step);
+                return Err(Failed {
+                    error: io::Error::from_raw_os_error(errno),
+                    step: step.unwrap_or(Step::Exec),
+                });
             }
             _ => return Ok(Spawned { pid, pidfd }),
         }
     }
+}
+
+/// Two numbers that a child has written.
+fn u64_parts(told: [u8; 8]) -> (i32, i32) {
+    let [a, b, c, d, e, f, g, h] = told;
+    (i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h]))
 }
 
 /// What the child does; everything in it was prepared by the parent.
@@ -141,6 +189,7 @@ struct Task<'a> {
     failure: RawFd,
     max_files: Option<u64>,
     tty: bool,
+    user: Option<&'a User>,
     entrances: &'a [OwnedFd],
     oom_score: Option<&'static str>,
 }
@@ -208,7 +257,8 @@ unsafe fn clone3(args: &mut CloneArgs, task: &Task<'_>) -> (i64, io::Error) {
 
 /// The child's side: only system calls, no allocation, no return.
 fn child(task: &Task<'_>) -> ! {
-    let Task { argvs, env, cwd, stdio, failure, max_files, tty, entrances, oom_score } = *task;
+    let Task { argvs, env, cwd, stdio, failure, max_files, tty, entrances, oom_score, user } = *task;
+    let mut step = Step::Exec;
     // SAFETY: every call is on the list of signal-safety(7) or a bare system call; all pointers come from vectors
     // that the parent keeps alive until this process has execed or exited.
     unsafe {
@@ -235,15 +285,37 @@ fn child(task: &Task<'_>) -> ! {
         }
         // Only for the leader of a session without a terminal, which setsid has just made of us.
         ok &= !tty || libc::ioctl(0, libc::TIOCSCTTY, 0) != -1;
-        ok &= libc::fchdir(cwd) != -1;
+        if let Some(user) = user.filter(|_| ok) {
+            step = Step::User;
+            ok = become_user(user);
+        }
+        if ok {
+            step = Step::Cwd;
+            ok = libc::fchdir(cwd) != -1;
+        }
         // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
         libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         if ok {
+            step = Step::Exec;
             try_all(argvs, env);
         }
-        let errno = (*libc::__errno_location()).to_ne_bytes();
-        libc::write(failure, errno.as_ptr().cast(), errno.len());
+        let told = [*libc::__errno_location(), step as i32];
+        libc::write(failure, told.as_ptr().cast(), size_of_val(&told));
         libc::_exit(127)
+    }
+}
+
+/// Takes on a user's rights, and gives up all others for good: execve(2) drops the capabilities of who is not root.
+///
+/// # Safety
+/// Only in a process that is about to exec or to exit.
+unsafe fn become_user(user: &User) -> bool {
+    // SAFETY: bare system calls on what the caller keeps alive. Not libc's own functions: those change the ids of all
+    // threads of a process (nptl(7)), and the child may share its memory with a parent that has some.
+    unsafe {
+        libc::syscall(libc::SYS_setgroups, user.groups.len(), user.groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) == 0
+            && libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) == 0
     }
 }
 

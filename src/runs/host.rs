@@ -1,12 +1,15 @@
 //! Starts commands on the host itself, in a workspace's folder.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Gid, Uid};
 
 use crate::base::{Code, Error, Result};
 use crate::proc::spawn::open_dir;
 use crate::proc::{Cgroups, Child, Command, Launcher, Process, Pty, Stdio};
 use crate::store::beneath::Root;
+use crate::store::file;
 
 /// The host as a place to run commands for one workspace.
 pub struct HostLauncher {
@@ -48,8 +51,16 @@ impl Launcher for HostLauncher {
     fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
         let cwd = self.cwd(&command.cwd)?;
         let group = self.cgroups.group_within(&format!("{}/{id}", self.group), command.limits.as_ref())?;
-        let child = Child::start(&command.attempts, &command.env, cwd.as_fd(), &stdio, command.tty, group)?;
-        Ok(Box::new(child))
+        let user = command.user.as_ref();
+        if let Some(user) = user {
+            stdio.give_to(Uid::from_raw(user.uid), Gid::from_raw(user.gid), command.tty);
+        }
+        let (argvs, env, tty) = (&command.attempts, &command.env, command.tty);
+        Ok(Box::new(Child::start(argvs, env, cwd.as_fd(), &stdio, tty, user, group)?))
+    }
+
+    fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        file::read_optional(Path::new(path), max_bytes)
     }
 
     fn terminal(&self) -> Result<Pty> {

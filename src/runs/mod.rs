@@ -3,7 +3,7 @@
 //!
 //! In reading order: `request` (what is asked for), `run` (what is known of a run), `table` (all of them), `live` (from
 //! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`, `watch` (who
-//! waits), `input`, `host`, `plain`.
+//! waits), `input`, `host`, `plain`, `user`.
 
 pub mod exec;
 pub mod follow;
@@ -19,6 +19,7 @@ pub mod spool;
 pub mod table;
 pub mod terminal;
 pub mod track;
+pub mod user;
 pub mod watch;
 
 pub use exec::ExecResult;

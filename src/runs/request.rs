@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plain;
 use super::run::{Asked, Origin, shown};
+use super::user::Account;
 use crate::base::ids::check_env_vars;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::pty::Size;
@@ -32,6 +33,8 @@ pub struct ExecRequest {
     pub stdin: Option<String>,
     /// `base64` adds the untouched bytes of both streams.
     pub encoding: Option<Encoding>,
+    /// Who runs it where it runs: a name or a uid, with `:` and a group if not its own; root if nobody is named.
+    pub user: Option<String>,
     /// What is kept of each stream, at most what the server was started with.
     pub output_limit_bytes: Option<u64>,
     /// The client's own word for it.
@@ -232,17 +235,13 @@ impl ExecRequest {
             command: self.command.as_deref().map(shown),
             args,
             cwd: self.cwd.as_deref().map(shown),
-            user: self.user_shown(),
+            user: self.user.as_deref().map(shown),
             tag: self.tag.clone(),
             pty: self.pty,
             detach: self.detach,
             limits: self.limits,
             timeout_secs: (timeout < FOREVER).then_some(timeout.as_secs_f64()),
         }
-    }
-
-    fn user_shown(&self) -> Option<String> {
-        None
     }
 
     /// The command in kernel terms. `defaults`: the workspace's variables, checked when they were stored.
@@ -252,6 +251,7 @@ impl ExecRequest {
     pub fn plan(
         &mut self,
         home: &str,
+        user: Option<Account>,
         defaults: &BTreeMap<String, String>,
         timeout: Duration,
     ) -> Result<Plan> {
@@ -259,9 +259,17 @@ impl ExecRequest {
         if cwd.contains('\0') {
             return Err(Error::new(Code::InvalidCwd, "cwd contains a NUL byte"));
         }
-        if self.pty.is_some() && !defaults.contains_key("TERM") {
-            self.env.entry("TERM".into()).or_insert_with(|| "xterm-256color".into());
+        let mut implied = Vec::new();
+        if self.pty.is_some() {
+            implied.push(("TERM", "xterm-256color".to_owned()));
         }
+        if let Some(account) = &user {
+            implied.extend(["USER", "LOGNAME"].map(|variable| (variable, account.name.clone())));
+        }
+        for (variable, value) in implied.into_iter().filter(|(name, _)| !defaults.contains_key(*name)) {
+            self.env.entry(variable.to_owned()).or_insert(value);
+        }
+        let home = user.as_ref().map_or(home, |account| &account.home);
         let (env, path) = environment(home, defaults, &self.env)?;
         let attempts = match (&self.command, &self.args) {
             (Some(command), None) => self.shell_attempts(command, defaults, &path)?,
@@ -278,7 +286,8 @@ impl ExecRequest {
             None if self.open_stdin || tty => Stdin::Open,
             None => Stdin::Empty,
         };
-        let command = Command { attempts, env, cwd, limits: self.limits, tty };
+        let user = user.map(|account| account.user);
+        let command = Command { attempts, env, cwd, limits: self.limits, tty, user };
         Ok(Plan { command, stdin, pty: self.pty.map(Size::from), timeout })
     }
 

@@ -22,6 +22,7 @@ fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
         env: vec!["PATH=/usr/bin:/bin".parse_c()],
         cwd: "/".into(),
         tty: true,
+        user: None,
         limits: None,
     };
     let pty = launcher.terminal().unwrap();

@@ -47,6 +47,7 @@ in_both! {
     a_wait_ends_with_the_run_or_its_own_time
     a_run_with_a_terminal_sees_one
     arguments_go_past_the_shell
+    a_command_can_be_another_user
     an_exec_is_among_the_runs_while_it_runs
     deletion_ends_a_run_that_runs
     what_makes_no_sense_is_refused
@@ -379,6 +380,43 @@ fn arguments_go_past_the_shell(place: &Place<'_>) {
     place.exec_refused("invalid_payload", json!({}));
     let path = json!({"PATH": "/a:".repeat(30_000)});
     place.exec_refused("invalid_command", json!({"args": ["true", "x".repeat(9000)], "env": path}));
+}
+
+fn a_command_can_be_another_user(place: &Place<'_>) {
+    let who = "id -un; id -u; id -g; id -G; echo $USER $LOGNAME $HOME; grep -E '^Cap(Prm|Eff)' /proc/self/status; \
+               echo seen >/dev/stdout";
+    let body = |user: &str| json!({"command": who, "user": user, "cwd": "/"});
+    let none = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nseen\n";
+    let nobody = format!("nobody\n65534\n65534\n65534\nnobody nobody /nonexistent\n{none}");
+    assert_eq!(place.exec(body("nobody"))["stdout"], nobody);
+    assert_eq!(place.exec(body("65534"))["stdout"], nobody);
+    let run = start(place, body("nobody"));
+    ended(place, &run);
+    assert_eq!(output(place, &run, "").text(), nobody);
+    assert_eq!(place.client.get(200, &run)["user"], "nobody");
+    let told =
+        place.exec(json!({"command": "id -u; id -g; id -G; echo $HOME", "user": "4711:daemon", "cwd": "/"}));
+    assert_eq!(told["stdout"], "4711\n1\n1\n/\n", "{told}");
+    let run = start(
+        place,
+        json!({"command": "tty >/dev/tty; stat -c %u $(tty)", "user": "nobody", "cwd": "/",
+        "pty": {"cols": 80, "rows": 24}}),
+    );
+    ended(place, &run);
+    assert!(output(place, &run, "").text().ends_with("\r\n65534\r\n"), "{}", output(place, &run, "").text());
+    // It has no more rights than the user has, in its working directory as well.
+    assert_eq!(
+        place.exec(json!({"command": "cat /etc/shadow", "user": "nobody", "cwd": "/"}))["exit_code"],
+        1
+    );
+    place.sh("mkdir -p -m 700 /tmp/it-only-root");
+    place.exec_refused(
+        "invalid_cwd",
+        json!({"command": "true", "user": "nobody", "cwd": "/tmp/it-only-root"}),
+    );
+    for user in ["no-such-user", "", "root:no-such-group", "-1", "root\n"] {
+        place.exec_refused("invalid_user", json!({"command": "true", "user": user}));
+    }
 }
 
 fn an_exec_is_among_the_runs_while_it_runs(place: &Place<'_>) {

@@ -58,6 +58,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         cwd: "/".into(),
         limits: None,
         tty: false,
+        user: None,
     };
     let (stdout, stdout_child) = pipe()?;
     let (stderr, stderr_child) = pipe()?;
