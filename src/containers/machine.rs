@@ -6,18 +6,17 @@
 //! container starts (about 0.1 s, at most [`limits::CONTAINER_START`]); `spares` and `place` are leaves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
 };
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 
+use super::inside::{has_ended, make_expendable, parent_of, pidfd_pid, uid_base};
 use super::protocol::{self, Answer, Answers, Start};
 use super::tools;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
@@ -566,41 +565,4 @@ fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
     bind(&socket, &address_in(folder)?).at("bind", at)?;
     listen(&socket, 128).at("listen on", at)?;
     Ok(socket)
-}
-
-fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
-}
-
-/// The number of the process that a pidfd means (pidfd_open(2): `Pid:` in fdinfo); `None` once it has been reaped.
-fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<Pid> {
-    use std::os::fd::AsRawFd as _;
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    Pid::from_raw(text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?)
-}
-
-/// Takes nspawn's own oom score from a process inside, and so from all that it starts. Set by us it is also the least that
-/// anyone inside can choose (proc_pid_oom_score_adj(5)). nspawn's --oom-score-adjust= fails on common kernels: by then it
-/// may not write the file any more.
-fn make_expendable(process: BorrowedFd<'_>) {
-    let Some(pid) = pidfd_pid(process) else { return };
-    let Ok(folder) = open_dir(format!("/proc/{}", pid.as_raw_nonzero())) else { return };
-    // It still lives, so the folder is its own.
-    if !has_ended(process) {
-        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&folder, "oom_score_adj", flags, rustix::fs::Mode::empty());
-        // Without CAP_SYS_RESOURCE nspawn has the same score.
-        let _ = file.and_then(|file| rustix::io::write(&file, b"0"));
-    }
-}
-
-fn parent_of(pid: i32) -> Option<Pid> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    Pid::from_raw(status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?)
-}
-
-/// The first uid of a process's user namespace, on the host.
-fn uid_base(pid: i32) -> Option<u32> {
-    std::fs::metadata(format!("/proc/{pid}")).ok().map(|proc_dir| proc_dir.uid())
 }

@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod build_log;
 pub mod engine;
 pub mod images;
+mod inside;
 pub mod machine;
 pub mod mirrors;
 pub mod probe;
