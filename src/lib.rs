@@ -74,6 +74,7 @@
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |
+//! | `container-idle` | 1 | the moment at which the first container may have been idle for long enough |
 //! | `trash` | 1 | requests to empty it |
 //!
 //! Locks go one way: registry → one workspace's file → leaves. No file is touched under the first.
@@ -90,17 +91,24 @@
 //! <data>/runs/ID/stdout, stderr      each byte at its own offset; what is not kept any more is a hole
 //! <data>/runs/ID/turns               where the two streams took turns
 //! <data>/images/DISTRO               base images, complete by existing
+//! <data>/workspaces/ID/machine.json  a running container: what a later server must know to take it over
+//! <data>/workspaces/ID/agent.sock    its agent's door; machine.log beside it has nspawn's words
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another
 //! <data>/private_key                 seals secrets in templates, 0600
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
+//! <data>/cgroup                      where the tree of groups lies
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed
 //! <data>/.berth-doctor-PID-*         while `berth doctor` tries something out
 //! ```
 //!
-//! After `kill -9` the next start ends what the cgroup tree still holds, gives up half-made roots and says so in the
-//! workspace's `error_message`. Mounts need no repair: every tool that mounts runs in a mount namespace of its own.
+//! After `kill -9` containers run on. The next start takes over each whose state file agrees with the kernel (the boot,
+//! nspawn's and the agent's pids and start times, their cgroup, an agent that takes connections), ends the commands that
+//! were under way and lost their reader, leaves alone what ended commands left in the background (their groups carry the
+//! attribute `user.berth.left`), and ends everything else in the tree. Half-made roots are given up, and the workspace's
+//! `error_message` says so. Mounts need no repair: every tool that mounts runs in a mount namespace of its own. A server
+//! that ends properly ends its containers.
 //!
 //! # Differences from DESIGN.md
 //!
@@ -115,10 +123,6 @@
 //!   commands that it starts, and would do nothing but execve.
 //! - The agent is PID 1 of the container: signals from inside cannot end or stop it.
 //! - Deletion is journaled by the rename into the trash, not in the record, so that it works on a full disk.
-//!
-//! # Limitations
-//!
-//! - Containers are ended with the server.
 
 pub mod access;
 pub mod api;

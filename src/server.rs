@@ -95,6 +95,8 @@ pub struct Settings {
     pub private_key: TokenSetting,
     /// Where it is kept otherwise; `private_key` in the data folder if not named.
     pub private_key_file: Option<PathBuf>,
+    /// After so long without commands and terminals a container is stopped; zero: never.
+    pub idle_timeout: Duration,
     /// Threads that answer requests.
     pub http_threads: usize,
 }
@@ -115,7 +117,7 @@ pub fn run(settings: Settings) -> Result<()> {
     check_exposure(&settings, &doors)?;
     let credentials =
         Arc::new(Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?);
-    let cgroups = Cgroups::take(&cgroup_name(&settings.data_dir));
+    let cgroups = take_cgroups(&settings.data_dir)?;
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let lifecycle = build(&settings, cgroups)?;
 
@@ -275,9 +277,24 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
         output_limit: settings.output_limit,
         run_output_limit: settings.run_output_limit,
         init_timeout: settings.init_timeout,
+        idle_timeout: settings.idle_timeout,
     };
     let runs = Runs::open(&data_dir.join("runs"), settings.run_output_limit, settings.runs_disk_limit)?;
     Lifecycle::new(Arc::new(registry), engine, images, runs, library, policy)
+}
+
+/// Where groups are made; what an earlier server left at another place is ended.
+fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
+    let cgroups = Cgroups::take(&cgroup_name(data_dir));
+    let memory = data_dir.join("cgroup");
+    let before = file::read_optional(&memory, 4096)?.and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(before) = before {
+        cgroups.end_elsewhere(Path::new(&before));
+    }
+    if let Some(folder) = cgroups.folder() {
+        file::replace(&memory, folder.to_string_lossy().as_bytes(), 0o600)?;
+    }
+    Ok(cgroups)
 }
 
 /// The same at every start on this data folder, so that a start finds what a crashed server left running.

@@ -143,6 +143,8 @@ pub static ROUTES: &[Route<Ctx>] = &[
         Gate::Collaborators("workspace.sync"),
         workspaces::sync,
     ),
+    run("/api/workspaces/:id/start", Gate::Collaborators("workspace.start"), workspaces::start),
+    run("/api/workspaces/:id/stop", Gate::Collaborators("workspace.stop"), workspaces::stop),
     read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
     read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),

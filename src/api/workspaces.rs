@@ -123,6 +123,18 @@ pub fn debug(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&ctx.lifecycle.debug(id(request)?)?)))
 }
 
+/// `POST /api/workspaces/:id/start`
+pub fn start(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
+    Ok(Answer::later(move || lifecycle.start(id).map(|status| Response::ok(&status)), None))
+}
+
+/// `POST /api/workspaces/:id/stop`
+pub fn stop(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
+    Ok(Answer::later(move || lifecycle.stop(id).map(|status| Response::ok(&status)), None))
+}
+
 /// `GET /api/workspaces/:id/resources`
 pub fn resources(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&ctx.lifecycle.resources(id(request)?)?)))

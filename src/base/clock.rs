@@ -7,7 +7,12 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Now, RFC 3339, UTC, nanoseconds, `Z`: the form that sandboxed.sh's clients parse.
 pub fn now_rfc3339() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true)
+    rfc3339(Utc::now())
+}
+
+/// A time in that form.
+pub fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
 /// Now, in milliseconds since 1970.

@@ -323,3 +323,7 @@ pub const APPROVALS: usize = 128;
 pub const APPROVALS_PER_TOKEN: usize = 16;
 /// What of a body the person who approves is shown.
 pub const APPROVAL_SUMMARY_CHARS: usize = 400;
+/// Default for `--idle-timeout`, in seconds.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Ten years, in seconds: never, for all purposes, and far from the clock's end.
+pub const IDLE_TIMEOUT_MOST: u64 = 10 * 365 * 24 * 3600;

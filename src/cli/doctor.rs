@@ -30,6 +30,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let lock = BinaryLock::take(limits::PROBE)?;
     // Beside the groups of a running server; what a doctor that was killed has left ends here.
     let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
+    cgroups.sweep(&[]);
     let cancel = Cancel::new()?;
     on_interrupt(&cancel)?;
     let doctor = Doctor::new(server::subject(&settings, cgroups.clone(), cancel.clone()));

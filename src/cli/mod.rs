@@ -65,6 +65,7 @@ Commands and containers
   --run-output-limit BYTES   kept of each stream of a run, on disk; from 1048576 [2147483648]
   --runs-disk-limit BYTES    kept of all runs together; from 1048576 [17179869184]
   --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
+  --idle-timeout SECONDS     stop a container that has no commands and terminals for so long; 0: never [1800]
   --library DIR              templates, skills, tools and scripts; a git clone will do [library in --data-dir]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
                              or arch-linux; repeatable
@@ -98,6 +99,7 @@ Environment
   BERTH_RUNS_DISK_LIMIT      --runs-disk-limit
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
+  BERTH_IDLE_TIMEOUT         --idle-timeout
   PRIVATE_KEY, PRIVATE_KEY_FILE
                              what seals secrets in templates: 32 bytes in hex or base64, or a file with
                              them [private_key in --data-dir, made when it is first needed]

@@ -119,6 +119,9 @@ pub struct ServeArgs {
     /// folder of templates, skills, tools and scripts
     #[argh(option)]
     pub library: Option<String>,
+    /// seconds after which an idle container is stopped
+    #[argh(option)]
+    pub idle_timeout: Option<String>,
     /// threads that answer requests
     #[argh(option)]
     pub http_threads: Option<String>,
@@ -187,6 +190,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--output-limit", Once),
     ("--init-timeout", Once),
     ("--library", Once),
+    ("--idle-timeout", Once),
     ("--http-threads", Once),
     ("--setup", Switch),
     ("--yes", Switch),

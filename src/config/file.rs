@@ -45,6 +45,7 @@ pub struct ServerJson {
     pub output_limit: Option<u64>,
     pub init_timeout: Option<u64>,
     pub library: Option<String>,
+    pub idle_timeout: Option<u64>,
     pub http_threads: Option<u64>,
 }
 

@@ -131,6 +131,13 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "library",
         json.library.clone(),
     )?;
+    let idle_timeout = sources.pick(
+        "--idle-timeout",
+        args.idle_timeout.as_deref(),
+        "BERTH_IDLE_TIMEOUT",
+        "idleTimeout",
+        text(json.idle_timeout),
+    )?;
     let http_threads = sources.pick(
         "--http-threads",
         args.http_threads.as_deref(),
@@ -284,6 +291,9 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
             .var("PRIVATE_KEY_FILE")?
             .map(|path| values::absolute("PRIVATE_KEY_FILE", current_dir, &path))
             .transpose()?,
+        idle_timeout: idle_timeout.map_or(Ok(limits::IDLE_TIMEOUT), |given| {
+            values::number(&given.place, &given.text, 0..=limits::IDLE_TIMEOUT_MOST).map(Duration::from_secs)
+        })?,
         http_threads: count(http_threads, default_http_threads(), 1..=256)?,
         config_path: sources.file.path.clone(),
     };

@@ -259,6 +259,14 @@ fn flag_over_environment_over_file_over_default() {
             ["l", "m", "n", "-"],
         ),
         (
+            &["--idle-timeout", "0"],
+            "BERTH_IDLE_TIMEOUT",
+            "2",
+            r#""idleTimeout":86400"#,
+            |r| r.settings.idle_timeout.as_secs().to_string(),
+            ["0", "2", "86400", "1800"],
+        ),
+        (
             &["--mirror", "noble=http://a"],
             "BERTH_MIRRORS",
             "ubuntu-noble=https://b",

@@ -1,38 +1,45 @@
-//! All containers of this server, by name; the agent's binary; the thread that keeps spare processes ready.
+//! All containers of this server, by name; the agent's binary; the threads that keep spare processes ready and that stop
+//! what is idle.
 //!
-//! Threads: `container-spares`. Lock: `machines`, held only to look up or insert.
+//! Threads: `container-spares`, `container-idle`. Lock: `machines`, held only to look up or insert.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::machine::{Machine, Place};
+use super::machine::{Machine, Place, Status, Wishes};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::{Cgroups, Current, Limits, Usage};
 use crate::store::file;
+
+type Machines = Arc<Mutex<HashMap<String, Arc<Machine>>>>;
 
 /// Starts and finds containers.
 pub struct Engine {
     cgroups: Cgroups,
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
-    machines: Mutex<HashMap<String, Arc<Machine>>>,
-    // Closing the queue ends the thread, so the sender is dropped first.
-    refill: Option<Sender<Weak<Machine>>>,
-    spares: Option<JoinOnDrop>,
+    machines: Machines,
+    // Closing their queues ends the threads, so this is dropped first.
+    wishes: Option<Wishes>,
+    threads: Vec<JoinOnDrop>,
 }
 
 impl Engine {
     /// An engine that has started nothing yet.
     ///
     /// # Errors
-    /// When its thread cannot be started.
+    /// When a thread cannot be started.
     pub fn new(cgroups: Cgroups, data_dir: &Path) -> Result<Engine> {
+        let machines = Machines::default();
         // Full: dropped; the next command makes its process itself.
-        let (refill, wanted) = bounded::<Weak<Machine>>(64);
+        let (refill, wanted) = bounded::<std::sync::Weak<Machine>>(64);
+        // Full: somebody has asked already.
+        let (watch, look) = bounded(1);
         let spares = spawn("container-spares".into(), limits::STACK, move || {
             for machine in wanted {
                 if let Some(machine) = machine.upgrade() {
@@ -40,13 +47,17 @@ impl Engine {
                 }
             }
         })?;
+        let idle = spawn("container-idle".into(), limits::STACK, {
+            let machines = machines.clone();
+            move || stop_idle(&machines, &look)
+        })?;
         Ok(Engine {
             cgroups,
             data_dir: data_dir.to_owned(),
             agent: OnceLock::new(),
-            machines: Mutex::default(),
-            refill: Some(refill),
-            spares: Some(spares),
+            machines,
+            wishes: Some(Wishes { refill, watch }),
+            threads: vec![spares, idle],
         })
     }
 
@@ -67,8 +78,8 @@ impl Engine {
             machine.set_place(place);
             return Ok(machine);
         }
-        let refill = self.refill.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
-        let machine = Machine::new(place, self.cgroups.clone(), refill);
+        let wishes = self.wishes.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
+        let machine = Machine::new(place, self.cgroups.clone(), wishes);
         Ok(lock(&self.machines).entry(name).or_insert(machine).clone())
     }
 
@@ -80,10 +91,39 @@ impl Engine {
         }
     }
 
-    /// Whether the container runs.
-    pub fn is_running(&self, name: &str) -> bool {
+    /// Takes over the container that `place` describes, if an earlier server left it running. Groups of commands that
+    /// were under way then are ended, unless `keep` wants them by their name, `runs/NUMBER`.
+    ///
+    /// # Errors
+    /// When the machine refuses something; the container is not taken over then.
+    pub fn adopt(&self, place: Place, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let name = place.machine.clone();
+        let adopted = self.machine(place)?.adopt(keep);
+        if !matches!(adopted, Ok(true)) {
+            lock(&self.machines).remove(&name);
+        }
+        adopted
+    }
+
+    /// Stops the container, if it runs.
+    pub fn stop_one(&self, name: &str) {
         let machine = lock(&self.machines).get(name).cloned();
-        machine.is_some_and(|machine| machine.is_running())
+        if let Some(machine) = machine {
+            machine.stop();
+        }
+    }
+
+    /// What the container is doing.
+    pub fn status(&self, name: &str) -> Status {
+        let machine = lock(&self.machines).get(name).cloned();
+        machine.map_or(Status { state: "stopped", ..Status::default() }, |machine| machine.status())
+    }
+
+    /// Makes a change of idle times felt.
+    pub fn look_for_idle(&self) {
+        if let Some(wishes) = &self.wishes {
+            let _ = wishes.watch.try_send(());
+        }
     }
 
     /// What a running container uses, now and so far.
@@ -101,11 +141,15 @@ impl Engine {
         machine.map_or(Ok(()), |machine| machine.rebound(limits))
     }
 
-    /// Ends all containers.
-    pub fn stop(&self) {
-        let machines: Vec<_> = lock(&self.machines).drain().map(|(_, machine)| machine).collect();
-        for machine in machines {
-            machine.stop();
+    /// Ends all containers but those that `stays` names: they run on for the next server.
+    pub fn stop(&self, stays: &dyn Fn(&str) -> bool) {
+        let machines: Vec<_> = lock(&self.machines).drain().collect();
+        for (name, machine) in machines {
+            if stays(&name) {
+                machine.let_go();
+            } else {
+                machine.stop();
+            }
         }
     }
 
@@ -131,8 +175,24 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop();
-        self.refill = None;
-        self.spares = None;
+        self.stop(&|_| false);
+        self.wishes = None;
+        self.threads.clear();
+    }
+}
+
+/// The thread that stops what is idle: sleeps until the first container may be.
+fn stop_idle(machines: &Machines, look: &Receiver<()>) {
+    loop {
+        let all: Vec<Arc<Machine>> = lock(machines).values().cloned().collect();
+        let next = all.iter().filter_map(|machine| machine.stop_if_idle()).min();
+        drop(all);
+        let asked = match next {
+            Some(at) => look.recv_deadline(at.max(Instant::now())),
+            None => look.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        if asked == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
     }
 }

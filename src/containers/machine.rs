@@ -1,51 +1,35 @@
-//! One container that may be running: started on first use by nspawn, with the agent as PID 1, ended as a whole.
-//! Whatever comes from inside is untrusted; what must be certain (its end, a run's end) is done from outside
-//! through cgroups and pidfds.
+//! One container that may be running: started on first use by nspawn, with the agent as PID 1, taken over from an earlier
+//! server, ended as a whole. Whatever comes from inside is untrusted; what must be certain (its end, a run's end) is done
+//! from outside through cgroups and pidfds.
 //!
-//! Threads: `container-N` owns the nspawn process while the container runs. Locks: `state` may be held while the
-//! container starts (about 0.1 s, at most [`limits::CONTAINER_START`]); `spares` and `place` are leaves.
+//! Locks: `state` is held while the container starts (about 0.1 s, at most [`limits::CONTAINER_START`]) or stops, so
+//! that no start meets an end; `place` and `idle_since` are leaves.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
-};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
+use serde::Serialize;
 
-use super::inside::{has_ended, make_expendable, parent_of, pidfd_pid, uid_base};
-use super::protocol::{self, Answer, Answers, Start};
-use super::tools;
-use crate::base::thread::{JoinOnDrop, lock, spawn};
-use crate::base::{At, Code, Error, Result, limits};
-use crate::proc::spawn::{dev_null, open_dir, pipe};
+pub use super::place::Place;
+use super::place::nspawn_args;
+use super::process::{ContainerProcess, refused};
+use super::protocol::{self, Answers, Start};
+use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
+use super::state::{State, Who};
+use super::{door, tools};
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result, clock, limits};
+use crate::proc::spawn::{open_dir, protect_other_from_oom};
 use crate::proc::{
-    Cancel, Capture, Cgroups, Command, Current, Exit, Group, Io, Launcher, Limits, Process, Pty, Reach, Spec,
-    Stdio, Usage, pump,
+    Cgroups, Command, Current, Group, Launcher, Limits, Process, Pty, Reach, Spec, Stdio, Usage,
 };
 use crate::store::beneath::Root;
-
-/// Everything that a container's start needs to know.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Short and unique among all containers of the machine: `--machine=`.
-    pub machine: String,
-    /// What `hostname` says inside.
-    pub host_name: String,
-    /// The folder with its files.
-    pub root: PathBuf,
-    /// Where its socket and our copy of resolv.conf lie; outside the root.
-    pub runtime: PathBuf,
-    /// The agent's binary.
-    pub agent: PathBuf,
-    /// No network but its own loopback.
-    pub private_network: bool,
-    /// What everything in it may use together.
-    pub limits: Limits,
-}
+use crate::store::file;
 
 /// A container. Cheap while it is stopped.
 #[derive(Debug)]
@@ -56,62 +40,96 @@ pub struct Machine {
     cgroups: Cgroups,
     state: Mutex<Option<Arc<Running>>>,
     sequence: AtomicU64,
-    refill: crossbeam_channel::Sender<std::sync::Weak<Machine>>,
+    load: Arc<Load>,
+    wishes: Wishes,
 }
 
+/// What keeps it from being idle.
 #[derive(Debug)]
-struct Running {
-    stop: Cancel,
-    ended: Arc<AtomicBool>,
-    runtime: OwnedFd,
-    group: Group,
-    /// The first uid of the container on the host.
-    uid_base: u32,
-    /// PID 1 of the container.
-    init: OwnedFd,
-    spares: Mutex<Vec<Spare>>,
-    /// Something in it was killed for want of memory: v1 counts that for the innermost group alone.
-    oom_killed: AtomicBool,
-    owner: Mutex<Option<JoinOnDrop>>,
+struct Load {
+    busy: AtomicUsize,
+    idle_since: Mutex<Instant>,
 }
 
-/// A process in the container that waits for its command, in a group of its own.
+/// Whom a machine tells what.
+#[derive(Clone, Debug)]
+pub(super) struct Wishes {
+    /// It needs waiting processes.
+    pub(super) refill: crossbeam_channel::Sender<Weak<Machine>>,
+    /// It runs, and may be idle one day.
+    pub(super) watch: crossbeam_channel::Sender<()>,
+}
+
+/// As long as one is there, its container is not stopped for being idle.
 #[derive(Debug)]
-struct Spare {
-    socket: OwnedFd,
-    pid: i32,
-    pidfd: OwnedFd,
-    group: Group,
-}
+pub struct Busy(Arc<Load>);
 
-const SOCKET: &str = "agent.sock";
+/// What a person may want to know of a container.
+#[derive(Debug, Default, Serialize)]
+pub struct Status {
+    /// `running`, `stopped`, or `changing` while it starts or stops.
+    pub state: &'static str,
+    /// Since when it runs.
+    pub since: Option<String>,
+    /// It was started by an earlier server.
+    pub adopted: bool,
+    /// The first of its 65536 users on the host.
+    pub uid_base: Option<u32>,
+    /// Its PID 1 on the host.
+    pub init_pid: Option<i32>,
+    /// As /proc names it.
+    pub cgroup: Option<String>,
+    /// The version of the agent in it; the next start takes this server's.
+    pub agent_version: Option<String>,
+    /// Commands and terminals in it.
+    pub busy: usize,
+    /// After so long without any it is stopped; null: never.
+    pub idle_timeout_secs: Option<u64>,
+}
 
 impl Machine {
-    pub(super) fn new(
-        place: Place,
-        cgroups: Cgroups,
-        refill: crossbeam_channel::Sender<std::sync::Weak<Machine>>,
-    ) -> Arc<Machine> {
-        let name = place.machine.clone();
-        let place = Mutex::new(place);
+    pub(super) fn new(place: Place, cgroups: Cgroups, wishes: Wishes) -> Arc<Machine> {
         Arc::new(Machine {
-            name,
-            place,
+            name: place.machine.clone(),
+            place: Mutex::new(place),
             cgroups,
             state: Mutex::new(None),
             sequence: AtomicU64::new(0),
-            refill,
+            load: Arc::new(Load { busy: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }),
+            wishes,
         })
     }
 
-    /// Whether it runs.
-    pub fn is_running(&self) -> bool {
-        lock(&self.state).as_ref().is_some_and(|running| !running.ended.load(Ordering::Acquire))
-    }
-
-    /// What holds from its next start on.
+    /// What holds from its next start on, and for its idleness at once.
     pub(super) fn set_place(&self, place: Place) {
         *lock(&self.place) = place;
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        let idle_timeout = lock(&self.place).idle_timeout;
+        let status = Status {
+            state: "stopped",
+            busy: self.load.busy.load(Ordering::Relaxed),
+            idle_timeout_secs: idle_timeout.map(|timeout| timeout.as_secs()),
+            ..Status::default()
+        };
+        let running = match self.state.try_lock() {
+            Ok(state) => state.clone(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().clone(),
+            Err(TryLockError::WouldBlock) => return Status { state: "changing", ..status },
+        };
+        let Some(running) = running.filter(|running| running.is_alive()) else { return status };
+        Status {
+            state: "running",
+            since: Some(clock::rfc3339(running.state.started_at)),
+            adopted: running.adopted,
+            uid_base: Some(running.uid_base),
+            init_pid: Some(running.state.init_pid()),
+            cgroup: Some(running.state.cgroup.to_string_lossy().into_owned()),
+            agent_version: Some(running.state.agent_version.clone()),
+            ..status
+        }
     }
 
     /// What it uses, now and since its start, if it runs.
@@ -126,24 +144,69 @@ impl Machine {
     /// Puts other limits on what runs.
     pub(super) fn rebound(&self, limits: &Limits) -> Result<()> {
         match lock(&self.state).clone() {
-            Some(running) if !running.ended.load(Ordering::Acquire) => running.group.rebound(limits),
+            Some(running) if running.is_alive() => running.group.rebound(limits),
             _ => Ok(()),
         }
     }
 
+    /// Keeps it from being idle.
+    pub fn busy(&self) -> Busy {
+        self.load.busy.fetch_add(1, Ordering::AcqRel);
+        Busy(self.load.clone())
+    }
+
+    /// Starts it if it does not run.
+    ///
+    /// # Errors
+    /// `ContainerStopped` with nspawn's last words; `Unavailable` when a tool is missing.
+    pub fn ensure_running(&self) -> Result<()> {
+        self.running().map(drop)
+    }
+
     /// Ends everything inside and returns when it is over. Harmless when it is stopped.
     pub fn stop(&self) {
-        let running = lock(&self.state).take();
-        if let Some(running) = running {
+        let mut state = lock(&self.state);
+        if let Some(running) = state.take() {
             running.end();
         }
+    }
+
+    /// Leaves it running for the next server.
+    pub(super) fn let_go(&self) {
+        let mut state = lock(&self.state);
+        if let Some(running) = state.take() {
+            running.let_go();
+        }
+    }
+
+    /// Stops it if it has been idle for long enough; else says when to look again.
+    pub(super) fn stop_if_idle(&self) -> Option<Instant> {
+        let timeout = lock(&self.place).idle_timeout?;
+        let Ok(mut state) = self.state.try_lock() else {
+            // It starts or stops at this moment.
+            return Some(Instant::now() + Duration::from_secs(1));
+        };
+        state.as_ref()?;
+        // Whoever wants it busy from here on waits for the lock, and starts it again.
+        if self.load.busy.load(Ordering::Acquire) > 0 {
+            return Some(Instant::now() + timeout);
+        }
+        let due = *lock(&self.load.idle_since) + timeout;
+        if due > Instant::now() {
+            return Some(due);
+        }
+        log::info!("container {} did nothing for {} s and is stopped", self.name, timeout.as_secs());
+        if let Some(running) = state.take() {
+            running.end();
+        }
+        None
     }
 
     /// The running container, started if need be.
     fn running(&self) -> Result<Arc<Running>> {
         let mut state = lock(&self.state);
         if let Some(running) = state.as_ref() {
-            if !running.ended.load(Ordering::Acquire) && !has_ended(running.init.as_fd()) {
+            if running.is_alive() {
                 return Ok(running.clone());
             }
             running.end();
@@ -151,6 +214,9 @@ impl Machine {
         }
         let running = Arc::new(self.start()?);
         *state = Some(running.clone());
+        *lock(&self.load.idle_since) = Instant::now();
+        // Full: somebody has asked already.
+        let _ = self.wishes.watch.try_send(());
         Ok(running)
     }
 
@@ -161,18 +227,20 @@ impl Machine {
         let mut group = self.cgroups.group(&place.machine)?;
         // What a crashed predecessor may have left under this name.
         group.kill(None)?;
+        State::remove(&place.runtime);
         // For all that is made in it; nspawn's start enters its folders in v1 hierarchies.
         group.hold(&place.limits)?;
 
         std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
         let resolv_conf = place.runtime.join("resolv.conf");
         let servers = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-        crate::store::file::write_atomic(&resolv_conf, &servers, 0o644)?;
+        file::replace(&resolv_conf, &servers, 0o644)?;
         let runtime = open_dir(&place.runtime)?;
-        let listener = listen_in(&runtime)?;
-
-        let (output, output_child) = pipe()?;
-        let output_child2 = output_child.try_clone().at("duplicate", "a pipe")?;
+        let listener = door::listen_in(&runtime)?;
+        let log = place.runtime.join("machine.log");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
+        let output = rustix::fs::open(&log, flags, Mode::from_raw_mode(0o600)).at("write", &log)?;
+        let output2 = output.try_clone().at("duplicate", "a file")?;
         let child_group = self.cgroups.group(&format!("{}/machine", place.machine))?;
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
@@ -180,77 +248,112 @@ impl Machine {
         let child = Spec::new(unshare)
             .args(nspawn_args(place, &nspawn, &resolv_conf))
             .envs(self.cgroups.only_v2().then_some(&unified))
-            .start(Stdio { stdin: listener, stdout: output_child, stderr: output_child2 }, child_group)?;
-
-        let stop = Cancel::new()?;
-        let ended = Arc::new(AtomicBool::new(false));
-        let printed = Arc::new(Mutex::new(String::new()));
-        let owner = {
-            let (stop, ended, printed) = (stop.clone(), ended.clone(), printed.clone());
-            let empty = dev_null()?;
-            let all = self.cgroups.group(&self.name)?;
-            spawn(format!("container-{}", place.machine), limits::STACK, move || {
-                own(child, output, empty, &stop, &printed);
-                // nspawn may have been killed alone: what it leaves is nobody's, and whoever waits for it must hear.
-                if let Err(error) = all.kill(None) {
-                    log::error!("container: {error}");
-                }
-                ended.store(true, Ordering::Release);
-            })?
-        };
+            .start(Stdio { stdin: listener, stdout: output, stderr: output2 }, child_group)?;
+        let leader = Who::of(child.pid());
+        let all = self.cgroups.group(&self.name)?;
+        let owner = Owner::start(&self.name, Leader::Ours(child), all, place.runtime.clone())?;
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
             match self.spare(&runtime, &group, deadline) {
                 Ok(spare) => break spare,
-                Err(error) if ended.load(Ordering::Acquire) || Instant::now() >= deadline => {
-                    stop.cancel();
-                    drop(owner);
+                Err(error) if owner.has_ended() || Instant::now() >= deadline => {
+                    owner.end();
                     let _ = group.kill(None);
-                    let printed = lock(&printed).trim().to_owned();
+                    let printed = file::read_optional(&log, 64 << 10).ok().flatten().unwrap_or_default();
+                    let printed = String::from_utf8_lossy(&printed);
+                    let said = if printed.trim().is_empty() { error.message() } else { printed.trim() };
                     return Err(Error::new(
                         Code::ContainerStopped,
-                        format!(
-                            "The container could not be started: {}",
-                            if printed.is_empty() { error.message() } else { &printed }
-                        ),
+                        format!("The container could not be started: {said}"),
                     ));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         };
-        let init = parent_of(first.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let uid_base = uid_base(first.pid);
-        let (Some(init), Some(uid_base)) = (init, uid_base) else {
-            stop.cancel();
-            drop(owner);
+        let init = parent_of(first.pid).and_then(Who::of);
+        let init_fd = init.and_then(|init| pidfd_open(Pid::from_raw(init.pid)?, PidfdFlags::empty()).ok());
+        let (Some(leader), Some(init), Some(init_fd), Some(uid_base)) =
+            (leader, init, init_fd, uid_base(first.pid))
+        else {
             return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
         };
-        for process in [init.as_fd(), first.pidfd.as_fd()] {
-            make_expendable(process);
+        // nspawn is charged to the container's memory, and its end is the container's: the workload goes first. Its
+        // child, which everything inside comes from, has been forked by now.
+        protect_other_from_oom(leader.pid, || Who::of(leader.pid) == Some(leader));
+        let state = State::new(leader, init, group.inside().unwrap_or_default());
+        if let Err(error) = state.write(&place.runtime) {
+            // It works all the same; only a later server will not find it.
+            log::warn!("container {}: {error}", self.name);
         }
         log::debug!("container {} started, uids {uid_base}+65536", place.machine);
         Ok(Running {
-            stop,
-            ended,
+            state,
+            adopted: false,
+            runtime,
+            group,
+            uid_base,
+            init: init_fd,
+            spares: Mutex::new(vec![first]),
+            oom_killed: AtomicBool::new(false),
+            owner,
+        })
+    }
+
+    /// Takes over what an earlier server left running, as it is. Groups of commands that were under way then and that
+    /// `keep` does not want are ended; what ended commands left in the background goes on. `false`: there is nothing to
+    /// take over; whatever is left is the caller's to end.
+    ///
+    /// # Errors
+    /// When the machine refuses something; nothing has been taken over then.
+    pub(super) fn adopt(&self, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let mut slot = lock(&self.state);
+        let place = lock(&self.place).clone();
+        let Some(state) = State::read(&place.runtime) else { return Ok(false) };
+        let mut group = self.cgroups.group(&self.name)?;
+        if !self.cgroups.certain()
+            || state.protocol != protocol::VERSION
+            || group.inside().as_ref() != Some(&state.cgroup)
+        {
+            return Ok(false);
+        }
+        let Some((leader, init)) = state.find(&group) else { return Ok(false) };
+        let Some(uid_base) = uid_base(state.init_pid()) else { return Ok(false) };
+        let runtime = open_dir(&place.runtime)?;
+        if has_ended(init.as_fd()) || door::call(&runtime).is_err() {
+            return Ok(false);
+        }
+        group.hold(&place.limits)?;
+        for name in group.children("runs") {
+            let path = format!("runs/{name}");
+            self.sequence.fetch_max(name.parse::<u64>().map_or(0, |number| number + 1), Ordering::Relaxed);
+            let run = self.cgroups.group(&format!("{}/{path}", self.name))?;
+            if !run.is_left() && !keep(&path) {
+                run.kill(None)?;
+            }
+        }
+        let all = self.cgroups.group(&self.name)?;
+        let owner = Owner::start(&self.name, Leader::Adopted(leader), all, place.runtime.clone())?;
+        log::info!("container {} runs on, since {}", self.name, clock::rfc3339(state.started_at));
+        *slot = Some(Arc::new(Running {
+            state,
+            adopted: true,
             runtime,
             group,
             uid_base,
             init,
-            spares: Mutex::new(vec![first]),
+            spares: Mutex::default(),
             oom_killed: AtomicBool::new(false),
-            owner: Mutex::new(Some(owner)),
-        })
+            owner,
+        }));
+        *lock(&self.load.idle_since) = Instant::now();
+        let _ = self.wishes.watch.try_send(());
+        Ok(true)
     }
 
     /// Has the agent fork a process and puts it into a group of its own.
     fn spare(&self, runtime: &OwnedFd, machine: &Group, deadline: Instant) -> Result<Spare> {
-        let refused =
-            |_| Error::new(Code::ContainerStopped, "The container's agent does not take connections");
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .at("open", "a socket")?;
-        sockopt::set_socket_passcred(&socket, true).at("prepare", "a socket")?;
-        connect(&socket, &address_in(runtime)?).map_err(refused)?;
+        let socket = door::call(runtime)?;
         let pid = protocol::receive_ready(&socket, deadline)?;
         let gone =
             || Error::new(Code::ContainerStopped, "A process of the container ended before it was used");
@@ -270,8 +373,7 @@ impl Machine {
     /// Makes processes until enough wait; the `container-spares` thread calls it.
     pub(super) fn refill(&self) {
         let Some(running) = lock(&self.state).clone() else { return };
-        while lock(&running.spares).len() < limits::SPARE_PROCESSES && !running.ended.load(Ordering::Acquire)
-        {
+        while lock(&running.spares).len() < limits::SPARE_PROCESSES && !running.owner.has_ended() {
             match self.spare(&running.runtime, &running.group, Instant::now() + limits::AGENT_ANSWER) {
                 Ok(spare) => lock(&running.spares).push(spare),
                 Err(_) => return,
@@ -314,6 +416,7 @@ impl Machine {
     }
 
     fn begin(self: &Arc<Self>, command: &Command, stdio: &Stdio) -> Result<ContainerProcess> {
+        let busy = self.busy();
         let running = self.running()?;
         let deadline = Instant::now() + limits::AGENT_ANSWER;
         let mut spare = None;
@@ -334,7 +437,7 @@ impl Machine {
             spare.group.add_to_limits(spare.pid)?;
         }
         // Full: a refill of some container is on its way anyway.
-        let _ = self.refill.try_send(Arc::downgrade(self));
+        let _ = self.wishes.refill.try_send(Arc::downgrade(self));
 
         // Otherwise `echo x >/dev/stderr` fails inside.
         let outside = |id: u32| running.uid_base.saturating_add(id);
@@ -358,7 +461,8 @@ impl Machine {
         })?;
         let Spare { socket, pid, pidfd, group } = spare;
         let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
-        Ok(ContainerProcess { running, socket, reach, answers, exit: None, cwd: command.cwd.clone() })
+        let cwd = command.cwd.clone();
+        Ok(ContainerProcess { running, socket, reach, answers, exit: None, cwd, _busy: busy })
     }
 }
 
@@ -384,185 +488,9 @@ impl Drop for Machine {
     }
 }
 
-impl Running {
-    fn end(&self) {
-        self.stop.cancel();
-        let _ = pidfd_send_signal(&self.init, Signal::KILL);
-        if let Err(error) = self.group.kill(None) {
-            log::error!("container: {error}");
-        }
-        lock(&self.spares).clear();
-        let owner = lock(&self.owner).take();
-        drop(owner);
-    }
-}
-
-/// The owner thread: drains what nspawn prints and waits for its end.
-fn own(
-    mut child: crate::proc::Child,
-    output: OwnedFd,
-    empty: OwnedFd,
-    stop: &Cancel,
-    printed: &Mutex<String>,
-) {
-    let mut kept = Capture::new(8 << 10);
-    let mut nothing = Capture::new(0);
-    let io = Io { stdin: None, stdout: output, stderr: empty, out: &mut kept, err: &mut nothing };
-    // A container has no deadline of its own: it runs until it is stopped.
-    let forever = Duration::from_secs(u64::from(u32::MAX));
-    let ended = pump(&mut child, io, forever, stop);
-    *lock(printed) = kept.finish().into_text();
-    log::debug!("nspawn ended: {ended:?}");
-}
-
-/// A command in a container.
-struct ContainerProcess {
-    running: Arc<Running>,
-    socket: OwnedFd,
-    reach: Reach,
-    answers: Answers,
-    exit: Option<Exit>,
-    cwd: String,
-}
-
-impl Process for ContainerProcess {
-    fn done_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    fn try_exit(&mut self) -> Result<Option<Exit>> {
-        if self.exit.is_some() {
-            return Ok(self.exit);
-        }
-        match self.answers.next(&self.socket)? {
-            None | Some(Answer::Ready | Answer::Accepted) => {}
-            Some(Answer::Exited { code }) => self.exit = Some(Exit::Code(code & 0xff)),
-            Some(Answer::Killed { signal }) => self.exit = Some(Exit::Signal(signal)),
-            Some(answer) => return Err(refused(&answer, &self.cwd)),
-        }
-        Ok(self.exit)
-    }
-
-    fn terminate(&mut self) {
-        self.reach.group.signal(Signal::TERM, Some(self.reach.pid));
-    }
-
-    fn kill(&mut self) {
-        let _ = pidfd_send_signal(&*self.reach.pidfd, Signal::KILL);
-        if let Err(error) = self.reach.group.kill(Some(self.reach.pid)) {
-            // Nothing of a run may live on: then nothing of its container does.
-            log::error!("a run could not be ended, so its container is: {error}");
-            self.running.end();
-        }
-        self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
-    }
-
-    fn reach(&self) -> Reach {
-        self.reach.clone()
-    }
-
-    fn usage(&self) -> Usage {
-        let usage = self.reach.group.usage();
-        if usage.oom_killed == Some(true) {
-            self.running.oom_killed.store(true, Ordering::Relaxed);
-        }
-        usage
-    }
-}
-
-/// What an answer says that is no status: the command has not run.
-fn refused(answer: &Answer, cwd: &str) -> Error {
-    let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
-    match answer {
-        Answer::NoCwd { errno } => Error::new(
-            Code::InvalidCwd,
-            format!("The working directory {cwd} cannot be entered in the container: {}", reason(errno)),
-        ),
-        Answer::NoUser { errno } => Error::new(
-            Code::InvalidUser,
-            format!("The command cannot become that user in the container: {}", reason(errno)),
-        ),
-        Answer::NoExec { errno } => {
-            Error::new(Code::InvalidCommand, format!("The container cannot run it: {}", reason(errno)))
-        }
-        other => Error::internal(format!("unexpected answer of an agent: {other:?}")),
-    }
-}
-
-impl Drop for ContainerProcess {
+impl Drop for Busy {
     fn drop(&mut self) {
-        if matches!(self.try_exit(), Ok(None)) {
-            self.kill();
-        }
-        // Its group's account goes with it.
-        self.usage();
+        *lock(&self.0.idle_since) = Instant::now();
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> {
-    // nspawn(1) separates source and target by a colon.
-    let bindable = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let inside = "/run/berth/agent";
-    let args = [
-        // /run/systemd/nspawn must be a tmpfs (nspawn removes files below it); in a mount namespace of its own
-        // ours vanishes with the last process, also after kill -9.
-        "--mount",
-        "--propagation=slave",
-        "/bin/sh",
-        "-c",
-        // nspawn is charged to the container's memory, and its end is the container's: the workload goes first.
-        r#"mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn || exit
-           echo -900 2>/dev/null >/proc/self/oom_score_adj; exec "$@""#,
-        "sh",
-    ];
-    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
-    args.push(text(nspawn));
-    let options = [
-        // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
-        "--quiet",
-        "--register=no",
-        "--keep-unit",
-        "--settings=no",
-        // Root inside is nobody outside. `auto` maps ownership by an ID-mapped mount, and changes it on disk only
-        // where the kernel or the file system cannot.
-        "--private-users=pick",
-        "--private-users-ownership=auto",
-        "--no-new-privileges=yes",
-        "--timezone=off",
-        "--resolv-conf=off",
-        "--link-journal=no",
-        "--console=pipe",
-    ];
-    args.extend(options.map(str::to_owned));
-    args.push(format!("--machine={}", place.machine));
-    args.push(format!("--hostname={}", place.host_name));
-    if place.private_network {
-        args.push("--private-network".to_owned());
-    }
-    args.push(format!("--directory={}", text(&place.root)));
-    args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));
-    args.push(format!("--bind-ro={}:/etc/resolv.conf", bindable(resolv_conf)));
-    args.extend([inside.to_owned(), "agent".to_owned()]);
-    args
-}
-
-/// A path through our own descriptor: sockets' paths are at most 107 bytes (unix(7)), a data folder's may be longer.
-fn address_in(folder: &OwnedFd) -> Result<SocketAddrUnix> {
-    use std::os::fd::AsRawFd as _;
-    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
-    SocketAddrUnix::new(path.as_str()).at("name", "the agent's socket")
-}
-
-fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
-    let at = "the agent's socket";
-    match rustix::fs::unlinkat(folder, SOCKET, rustix::fs::AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(error).at("remove", at),
-    }
-    let socket =
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).at("open", at)?;
-    bind(&socket, &address_in(folder)?).at("bind", at)?;
-    listen(&socket, 128).at("listen on", at)?;
-    Ok(socket)
 }

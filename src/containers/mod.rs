@@ -4,13 +4,17 @@
 pub mod agent;
 pub mod bootstrap;
 pub mod build_log;
+mod door;
 pub mod engine;
 pub mod images;
-mod inside;
 pub mod machine;
 pub mod mirrors;
+mod place;
 pub mod probe;
+mod process;
 pub mod protocol;
+mod running;
+mod state;
 pub mod tools;
 
 pub use build_log::BuildLog;

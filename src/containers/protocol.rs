@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::base::{At, Code, Error, Result};
 use crate::proc::User;
 
+/// What both sides understand. A server that finds a running agent of another one ends it.
+pub const VERSION: u32 = 1;
+
 /// Engine → waiting process: become this command. Three descriptors travel along: stdin, stdout, stderr.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {

@@ -9,6 +9,8 @@ use uuid::Uuid;
 use super::{Lifecycle, build_log_path, init};
 use crate::base::ids::Distro;
 use crate::base::{Result, clock, limits};
+use crate::containers::machine;
+use crate::proc::Enforcement;
 use crate::store::beneath::Root;
 use crate::store::{file, tree};
 use crate::workspaces::{Kind, Status};
@@ -29,6 +31,12 @@ pub struct Debug {
     distro: Option<Distro>,
     last_error: Option<String>,
     running: bool,
+    /// The container; null on the host.
+    machine: Option<machine::Status>,
+    /// Whether and how this host enforces limits.
+    enforcement: Enforcement,
+    /// What was asked for and does not hold here.
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,6 +72,8 @@ impl Lifecycle {
         let exists = |file: &str| root.as_ref().is_some_and(|root| root.exists(file).unwrap_or(false));
         let script = root.as_ref().and_then(|root| root.metadata(init::SCRIPT).ok().flatten());
         let sized = record.shown.workspace_type == Kind::Container && root.is_some();
+        let machine = (record.shown.workspace_type == Kind::Container)
+            .then(|| self.engine.status(&workspace.machine_name()));
         Ok(Debug {
             id,
             name: record.shown.name.as_str().to_owned(),
@@ -82,7 +92,10 @@ impl Lifecycle {
             init_script_modified: script.and_then(|script| script.modified().ok()).map(clock::debug_time),
             distro: record.shown.distro,
             last_error: record.shown.error_message.clone(),
-            running: self.engine.is_running(&workspace.machine_name()),
+            running: machine.as_ref().is_some_and(|machine| machine.state == "running"),
+            machine,
+            enforcement: self.engine.cgroups().enforcement().clone(),
+            warnings: self.warnings(&record),
         })
     }
 

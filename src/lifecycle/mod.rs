@@ -10,6 +10,7 @@ pub mod delete;
 pub mod doctor;
 pub mod init;
 pub mod library;
+pub mod power;
 pub mod repair;
 pub mod resources;
 pub mod terminals;
@@ -44,6 +45,8 @@ pub struct Policy {
     pub run_output_limit: u64,
     /// How long an init script may take.
     pub init_timeout: Duration,
+    /// After so long without commands and terminals a container is stopped; zero: never.
+    pub idle_timeout: Duration,
 }
 
 /// Everything that can happen to workspaces.
@@ -132,7 +135,13 @@ impl Lifecycle {
     }
 
     fn machine(&self, workspace: &Workspace, record: &Record) -> Result<Arc<Machine>> {
-        self.engine.machine(Place {
+        self.engine.machine(self.place(workspace, record)?)
+    }
+
+    fn place(&self, workspace: &Workspace, record: &Record) -> Result<Place> {
+        let idle_timeout =
+            record.shown.idle_timeout_secs.map_or(self.policy.idle_timeout, Duration::from_secs);
+        Ok(Place {
             machine: workspace.machine_name(),
             host_name: record.shown.name.host_name(),
             root: PathBuf::from(&record.shown.path),
@@ -140,6 +149,7 @@ impl Lifecycle {
             agent: self.engine.agent()?,
             private_network: record.shown.shared_network == Some(false),
             limits: self.limits_of(record),
+            idle_timeout: Some(idle_timeout).filter(|timeout| !timeout.is_zero()),
         })
     }
 
@@ -154,7 +164,7 @@ impl Lifecycle {
             build.cancel.cancel();
         }
         self.runs.close(deadline);
-        self.engine.stop();
+        self.engine.stop(&|name| self.runs_on(name));
         lock(&self.host_groups).clear();
         self.engine.cgroups().release();
     }

@@ -1,6 +1,9 @@
-//! What a start does about work that a crash or restart cut off.
+//! What a start does about what an earlier server left: containers that still run are taken over, everything else that
+//! runs is ended, and work that was cut off is said to be.
 
 use std::path::Path;
+
+use uuid::Uuid;
 
 use super::build::{finish, remove_in_place, staging_of};
 use super::{Lifecycle, init};
@@ -10,11 +13,43 @@ use crate::workspaces::{Job, Kind, Workspace};
 
 impl Lifecycle {
     pub(super) fn repair(&self) {
+        let mut adopted = Vec::new();
+        for workspace in self.registry.all() {
+            match self.adopt(&workspace) {
+                Ok(true) => adopted.push(workspace.machine_name()),
+                Ok(false) => {}
+                Err(error) => log::warn!("container of workspace {} is ended: {error}", workspace.id()),
+            }
+        }
+        self.engine.cgroups().sweep(&adopted);
         for workspace in self.registry.all() {
             if let Err(error) = self.repair_one(&workspace) {
                 log::error!("workspace {} could not be repaired: {error}", workspace.id());
             }
         }
+    }
+
+    /// Takes over a workspace's container, if it runs and its root is not half made.
+    fn adopt(&self, workspace: &Workspace) -> Result<bool> {
+        let record = workspace.record();
+        if record.shown.workspace_type != Kind::Container || matches!(record.job, Some(Job::Build { .. })) {
+            return Ok(false);
+        }
+        let kept = self.detached(workspace.id());
+        self.engine.adopt(self.place(workspace, &record)?, &|group| kept.iter().any(|kept| kept == group))
+    }
+
+    /// The groups of commands in a workspace's container that were started to outlive the server, as
+    /// `runs/NUMBER`.
+    pub(super) fn detached(&self, _workspace: Uuid) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether a container stays when the server ends, for what was started in it to outlive the server.
+    pub(super) fn runs_on(&self, machine: &str) -> bool {
+        let all = self.registry.all();
+        let workspace = all.iter().find(|workspace| workspace.machine_name() == machine);
+        workspace.is_some_and(|workspace| !self.detached(workspace.id()).is_empty())
     }
 
     fn repair_one(&self, workspace: &Workspace) -> Result<()> {

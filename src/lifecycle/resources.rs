@@ -69,6 +69,13 @@ impl Lifecycle {
             }
             self.apply(&workspace, record)
         });
+        if let Ok(record) = &changed {
+            if record.shown.workspace_type == Kind::Container {
+                // What holds from the next start on, and its idle time at once.
+                self.machine(&workspace, record)?;
+                self.engine.look_for_idle();
+            }
+        }
         if changed.is_err() && workspace.check_alive().is_ok() {
             // The record could not be written, so what it still says must hold.
             if let Err(error) = self.apply(&workspace, &workspace.record()) {

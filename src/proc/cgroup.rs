@@ -27,6 +27,9 @@ use crate::base::{At, Error, Result, limits};
 /// The variable by which processes are found where there is no cgroup.
 const MARK: &str = "BERTH_RUN_ID";
 
+/// The attribute of a group that outlived its owner. The kernel keeps it as long as the group (kernfs, Linux 5.7).
+const LEFT: &str = "user.berth.left";
+
 /// Where groups are made.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
@@ -46,21 +49,14 @@ struct Home {
 }
 
 impl Cgroups {
-    /// Takes the folder `name` of the v2 tree and ends whatever an earlier server with the same name left in it:
-    /// the caller holds the data folder's lock, so no living server owns it.
+    /// Takes the folder `name` of the v2 tree, with what an earlier server of the same name left in it: the caller holds
+    /// the data folder's lock, so no living server owns it. [`Cgroups::sweep`] ends what nobody takes over.
     pub fn take(name: &str) -> Cgroups {
         let tree = Tree::find(name);
         let enforcement = Arc::new(control::enforcement(tree.as_ref()));
         let capacity = Capacity::of_host();
         let home = tree.map(|tree| Home { tree: Arc::new(tree), left: Arc::default(), held: Arc::default() });
         if let Some(home) = &home {
-            let left = Group::open(home, "").and_then(|group| group.kill(None));
-            if let Err(error) = left {
-                log::warn!("processes of an earlier server could not be ended: {error}");
-            }
-            for child in home.tree.children() {
-                home.tree.remove(&child, true);
-            }
             let all = Files { tree: &home.tree, folder: home.tree.folder.clone(), path: "" };
             if let Err(error) = all.bound(&capacity.all_work()) {
                 log::warn!("all workloads together could not be bounded: {error}");
@@ -68,6 +64,33 @@ impl Cgroups {
             all.weigh(limits::WORK_CPU_WEIGHT);
         }
         Cgroups { home, enforcement, capacity }
+    }
+
+    /// Ends everything in our tree but what is in the groups at its top that `keep` names.
+    pub fn sweep(&self, keep: &[String]) {
+        let Some(home) = &self.home else { return };
+        for child in home.tree.children() {
+            if keep.contains(&child) {
+                continue;
+            }
+            if let Err(error) = Group::open(home, &child).and_then(|group| group.kill(None)) {
+                log::warn!("processes of an earlier server could not be ended: {error}");
+            }
+            home.tree.remove(&child, true);
+        }
+    }
+
+    /// The folder of our tree, for a later server.
+    pub fn folder(&self) -> Option<&Path> {
+        self.home.as_ref().map(|home| home.tree.folder.as_path())
+    }
+
+    /// Ends everything in the tree of an earlier server, if that was elsewhere: it may have been started by systemd once
+    /// and by hand now.
+    pub fn end_elsewhere(&self, folder: &Path) {
+        if let Some(home) = self.home.as_ref().filter(|home| home.tree.folder != folder) {
+            home.tree.end_elsewhere(folder);
+        }
     }
 
     /// Whether groups are cgroups, so that nothing can escape them.
@@ -366,6 +389,35 @@ impl Group {
         self.files().map(|files| files.current()).unwrap_or_default()
     }
 
+    /// As /proc names it.
+    pub fn inside(&self) -> Option<PathBuf> {
+        match &self.how {
+            How::Cgroup { home, path, .. } => Some(home.tree.inside.join(path)),
+            How::Mark(_) => None,
+        }
+    }
+
+    /// Its name below our tree, by which [`Cgroups::group`] finds it again.
+    pub fn path(&self) -> &str {
+        match &self.how {
+            How::Cgroup { path, .. } => path,
+            How::Mark(id) => id,
+        }
+    }
+
+    /// The groups directly below `below` in this one.
+    pub fn children(&self, below: &str) -> Vec<String> {
+        match &self.how {
+            How::Cgroup { home, path, .. } => home.tree.children_of(&Path::new(path).join(below)),
+            How::Mark(_) => Vec::new(),
+        }
+    }
+
+    /// Whether its command had ended and something of it lived on, as [`Group`]'s destructor noted.
+    pub fn is_left(&self) -> bool {
+        self.folder().is_some_and(|folder| rustix::fs::fgetxattr(folder, LEFT, &mut [0u8; 8]).is_ok())
+    }
+
     /// Whether `pid` is in this group or below it, as the kernel says.
     pub fn contains(&self, pid: i32) -> bool {
         let How::Cgroup { home, path, .. } = &self.how else { return true };
@@ -383,6 +435,10 @@ impl Drop for Group {
         }
         let mut retry = Vec::new();
         if !path.is_empty() && !home.tree.remove(path, !v1.is_empty()) {
+            // For a later server: whoever it belonged to has ended, so this is no part of it any more.
+            if let How::Cgroup { folder, .. } = &self.how {
+                let _ = rustix::fs::fsetxattr(folder, LEFT, b"1", rustix::fs::XattrFlags::empty());
+            }
             retry.push(path.clone());
         }
         let older: Vec<String> = {

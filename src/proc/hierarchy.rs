@@ -197,8 +197,16 @@ impl Tree {
 
     /// The names of what is directly below our folders.
     pub(super) fn children(&self) -> Vec<String> {
-        let v1 = self.v1_folders("").into_iter().map(|(_, folder)| folder);
-        let mut names: Vec<String> = [self.folder.clone()]
+        self.children_of(Path::new(""))
+    }
+
+    /// The names of what is directly below a group's folders.
+    pub(super) fn children_of(&self, path: &Path) -> Vec<String> {
+        let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.by(controller) {
+            By::V1(folder) => Some(folder.join(path)),
+            _ => None,
+        });
+        let mut names: Vec<String> = [self.folder.join(path)]
             .into_iter()
             .chain(v1)
             .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
@@ -208,6 +216,20 @@ impl Tree {
         names.sort();
         names.dedup();
         names
+    }
+
+    /// Ends and removes a tree of our name at another place.
+    pub(super) fn end_elsewhere(&self, folder: &Path) {
+        let ours = folder.file_name() == self.folder.file_name() && folder.starts_with("/sys/fs/cgroup");
+        if !ours || !folder.is_dir() {
+            return;
+        }
+        log::warn!("ending what an earlier server left in {}", folder.display());
+        let _ = write(&folder.join("cgroup.kill"), "1");
+        let deadline = std::time::Instant::now() + limits::KILL_WAIT;
+        while !remove_folder(folder) && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` when something lives there.

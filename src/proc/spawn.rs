@@ -40,6 +40,20 @@ pub fn protect_from_oom() {
     }
 }
 
+/// The same for another process that others depend on; what it has started already is not spared with it. `still`: the
+/// number still means that process, asked once its file is open.
+pub fn protect_other_from_oom(pid: i32, still: impl FnOnce() -> bool) {
+    if CHILD_OOM_SCORE.get().is_none() {
+        return;
+    }
+    let path = format!("/proc/{pid}/oom_score_adj");
+    if let Ok(file) = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        if still() {
+            let _ = rustix::io::write(&file, b"-900");
+        }
+    }
+}
+
 /// A running child of ours. Dropping it ends it, and its group with it unless it ended by itself before.
 #[derive(Debug)]
 pub struct Child {

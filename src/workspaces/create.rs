@@ -54,6 +54,8 @@ pub struct Fields {
     pub config_profile: Option<String>,
     /// Limits; `{}` clears.
     pub resources: Option<Resources>,
+    /// After so long without commands and terminals its container is stopped; 0: never.
+    pub idle_timeout_secs: Option<u64>,
 }
 
 /// The body of `PUT /api/workspaces/:id`.
@@ -108,6 +110,7 @@ impl Fields {
             distro: text(self.distro, &base.distro),
             env_vars: Some(env_vars),
             resources: self.resources,
+            idle_timeout_secs: self.idle_timeout_secs,
             init_scripts: Some(base.init_scripts.clone()),
             init_script: text(self.init_script, &Some(base.init_script.clone())),
             shared_network: self.shared_network.or(base.shared_network),
@@ -164,6 +167,18 @@ impl Fields {
         if let Some(resources) = self.resources {
             resources.check()?;
             shown.resources = Some(resources).filter(|resources| *resources != Resources::default());
+        }
+        if let Some(secs) = self.idle_timeout_secs {
+            if secs > limits::IDLE_TIMEOUT_MOST {
+                return Err(Error::new(
+                    Code::InvalidPayload,
+                    format!(
+                        "idle_timeout_secs is a number of seconds from 0 (never) to {}",
+                        limits::IDLE_TIMEOUT_MOST
+                    ),
+                ));
+            }
+            shown.idle_timeout_secs = Some(secs);
         }
         if self.shared_network.is_some() {
             shown.shared_network = self.shared_network;

@@ -84,6 +84,9 @@ pub struct Shown {
     /// What its commands may use together; null and what is not named: the machine's defaults.
     #[serde(default)]
     pub resources: Option<Resources>,
+    /// After so long without commands and terminals its container is stopped; 0: never; null: the server's default.
+    #[serde(default)]
+    pub idle_timeout_secs: Option<u64>,
 }
 
 /// What is under way, journaled so that a start after a crash knows what to repair.
@@ -152,6 +155,7 @@ impl Record {
                 mcps: Vec::new(),
                 config_profile: None,
                 resources: None,
+                idle_timeout_secs: None,
             },
             origin,
             job: None,

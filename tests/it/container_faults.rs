@@ -224,6 +224,11 @@ fn a_crashed_server_takes_its_containers_back() {
     assert_eq!(server.owner().get(200, &format!("/api/workspaces/{id}"))["status"], "ready");
     let told = server.owner().post(200, &path, json!({"command": "cat /root/kept"}));
     assert_eq!(told["stdout"], "kept\n", "{told}");
+    assert_eq!(
+        procs::sleeps(&number).len(),
+        1,
+        "what an ended command left is the container's, which runs on"
+    );
     server.owner().delete(200, &format!("/api/workspaces/{id}"));
     procs::assert_dead(&number);
     server.stop();

@@ -28,6 +28,8 @@ struct Truth {
     maybe_made: Option<String>,
     /// A delete without an answer: the id.
     maybe_gone: Option<String>,
+    /// Containers that were found running.
+    adopted: usize,
 }
 
 /// xorshift64: a crash that cannot be repeated cannot be repaired, so the seed is printed and can be given.
@@ -82,7 +84,8 @@ fn killed_at_random_moments() {
     }
     let server = setup.start();
     check(&server, &mut truth, &mark, ROUNDS);
-    eprintln!("{ROUNDS} crashes: {} workspaces there, {} deleted", truth.there.len(), truth.gone.len());
+    let (there, gone, adopted) = (truth.there.len(), truth.gone.len(), truth.adopted);
+    eprintln!("{ROUNDS} crashes: {there} workspaces there, {gone} deleted; {adopted} containers ran on");
     assert!(
         truth.there.len() + truth.gone.len() >= ROUNDS as usize / 2,
         "too little happened to prove anything"
@@ -149,8 +152,9 @@ fn sequence(owner: &Client, truth: &mut Truth, random: &mut Random, name: String
 }
 
 fn check(server: &Server, truth: &mut Truth, mark: &str, round: u32) {
-    nothing_left(&server.data, mark, server.pid);
     let list = server.owner().get(200, "/api/workspaces");
+    truth.adopted += adopted(server, &list);
+    nothing_left(&server.data, mark, server.pid);
     let mut found = BTreeMap::new();
     for workspace in list.as_array().unwrap() {
         let id = workspace["id"].as_str().unwrap().to_owned();
@@ -187,6 +191,27 @@ fn check(server: &Server, truth: &mut Truth, mark: &str, round: u32) {
         folders.into_iter().filter(|name| !truth.there.keys().any(|id| name.contains(id.as_str()))).collect()
     });
     assert!(orphans.is_empty(), "round {round}: folders of no workspace: {orphans:?}");
+}
+
+/// The containers that the crash left running work; they are stopped, so that whatever is left then is an orphan.
+fn adopted(server: &Server, list: &Value) -> usize {
+    let owner = server.owner();
+    let mut count = 0;
+    for workspace in list.as_array().unwrap() {
+        let path = format!("/api/workspaces/{}", workspace["id"].as_str().unwrap());
+        let machine = &owner.get(200, &format!("{path}/debug"))["machine"];
+        if machine["state"] != "running" {
+            continue;
+        }
+        assert_eq!(machine["adopted"], true, "{machine}");
+        if workspace["status"] == "ready" {
+            let told = owner.post(200, &format!("{path}/exec"), json!({"command": "echo adopted"}));
+            assert_eq!(told["stdout"], "adopted\n", "{told}");
+        }
+        assert_eq!(owner.post(200, &format!("{path}/stop"), json!({}))["state"], "stopped");
+        count += 1;
+    }
+    count
 }
 
 /// Names in the data folder's `workspaces`, besides the default one's record.

@@ -10,6 +10,7 @@ mod client;
 mod events;
 mod fixture;
 mod meeting;
+mod power;
 mod procs;
 mod scratch;
 mod server;

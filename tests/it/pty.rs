@@ -93,6 +93,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         agent: Path::new(BINARY).to_owned(),
         private_network: false,
         limits: Default::default(),
+        idle_timeout: None,
     };
     let machine = engine.machine(place).unwrap();
     let shown = on_terminal(&machine, SCRIPT);
@@ -110,6 +111,6 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     } else {
         panic!("the container could not hide its terminals: {shown}");
     }
-    engine.stop();
+    engine.stop(&|_| false);
     cgroups.release();
 }

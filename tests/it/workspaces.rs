@@ -10,13 +10,14 @@ use crate::fixture::DISTRO;
 use crate::meeting::Meeting;
 use crate::server::{NIL, Server, Setup, read};
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 21] = [
     "config_profile",
     "created_at",
     "distro",
     "env_vars",
     "error_message",
     "id",
+    "idle_timeout_secs",
     "init_script",
     "init_scripts",
     "mcps",

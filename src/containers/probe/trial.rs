@@ -49,6 +49,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         agent: engine.agent()?,
         private_network: true,
         limits: Limits::default(),
+        idle_timeout: None,
     })?;
     // The one program that is surely there.
     let text = |text: &str| c_string(text, Code::Internal, "argument");
@@ -69,7 +70,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
     let io = Io { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
     let ended = pump(process.as_mut(), io, limits::PROBE, &subject.cancel)?;
     drop(process);
-    engine.stop();
+    engine.stop(&|_| false);
     let said = out.finish().into_text();
     if ended == Ended::Exited(Exit::Code(0)) && said.trim() == env!("CARGO_PKG_VERSION") {
         return Ok(());

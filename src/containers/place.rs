@@ -1,0 +1,74 @@
+//! What a container is started with: its place on the host, and nspawn's command line for it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::proc::Limits;
+
+/// Everything that a container's start needs to know.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Short and unique among all containers of the machine: `--machine=`.
+    pub machine: String,
+    /// What `hostname` says inside.
+    pub host_name: String,
+    /// The folder with its files.
+    pub root: PathBuf,
+    /// Where its socket, its state and our copy of resolv.conf lie; outside the root.
+    pub runtime: PathBuf,
+    /// The agent's binary.
+    pub agent: PathBuf,
+    /// No network but its own loopback.
+    pub private_network: bool,
+    /// What everything in it may use together.
+    pub limits: Limits,
+    /// It is stopped when it has done nothing for so long; `None`: never.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// What `unshare` is called with, so that it becomes nspawn, so that it becomes our agent.
+pub(super) fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> {
+    // nspawn(1) separates source and target by a colon.
+    let bindable = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let inside = "/run/berth/agent";
+    let args = [
+        // /run/systemd/nspawn must be a tmpfs (nspawn removes files below it); in a mount namespace of its own
+        // ours vanishes with the last process, also after kill -9.
+        "--mount",
+        "--propagation=slave",
+        "/bin/sh",
+        "-c",
+        r#"mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn && exec "$@""#,
+        "sh",
+    ];
+    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+    args.push(text(nspawn));
+    let options = [
+        // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
+        "--quiet",
+        "--register=no",
+        "--keep-unit",
+        "--settings=no",
+        // Root inside is nobody outside. `auto` maps ownership by an ID-mapped mount, and changes it on disk only
+        // where the kernel or the file system cannot.
+        "--private-users=pick",
+        "--private-users-ownership=auto",
+        "--no-new-privileges=yes",
+        "--timezone=off",
+        "--resolv-conf=off",
+        "--link-journal=no",
+        "--console=pipe",
+    ];
+    args.extend(options.map(str::to_owned));
+    args.push(format!("--machine={}", place.machine));
+    args.push(format!("--hostname={}", place.host_name));
+    if place.private_network {
+        args.push("--private-network".to_owned());
+    }
+    args.push(format!("--directory={}", text(&place.root)));
+    args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));
+    args.push(format!("--bind-ro={}:/etc/resolv.conf", bindable(resolv_conf)));
+    args.extend([inside.to_owned(), "agent".to_owned()]);
+    args
+}

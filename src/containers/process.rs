@@ -1,0 +1,100 @@
+//! A command in a container, as whoever started it sees it. What the agent says of it is untrusted; its end is made sure
+//! of from outside.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::machine::Busy;
+use super::protocol::{Answer, Answers};
+use super::running::Running;
+use crate::base::{Code, Error, Result};
+use crate::proc::{Exit, Process, Reach, Usage};
+
+/// A command in a container.
+pub(super) struct ContainerProcess {
+    pub(super) running: Arc<Running>,
+    pub(super) socket: OwnedFd,
+    pub(super) reach: Reach,
+    pub(super) answers: Answers,
+    pub(super) exit: Option<Exit>,
+    pub(super) cwd: String,
+    /// As long as it is there, the container is not idle.
+    pub(super) _busy: Busy,
+}
+
+impl Process for ContainerProcess {
+    fn done_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn try_exit(&mut self) -> Result<Option<Exit>> {
+        if self.exit.is_some() {
+            return Ok(self.exit);
+        }
+        match self.answers.next(&self.socket)? {
+            None | Some(Answer::Ready | Answer::Accepted) => {}
+            Some(Answer::Exited { code }) => self.exit = Some(Exit::Code(code & 0xff)),
+            Some(Answer::Killed { signal }) => self.exit = Some(Exit::Signal(signal)),
+            Some(answer) => return Err(refused(&answer, &self.cwd)),
+        }
+        Ok(self.exit)
+    }
+
+    fn terminate(&mut self) {
+        self.reach.group.signal(Signal::TERM, Some(self.reach.pid));
+    }
+
+    fn kill(&mut self) {
+        let _ = pidfd_send_signal(&*self.reach.pidfd, Signal::KILL);
+        if let Err(error) = self.reach.group.kill(Some(self.reach.pid)) {
+            // Nothing of a run may live on: then nothing of its container does.
+            log::error!("a run could not be ended, so its container is: {error}");
+            self.running.end();
+        }
+        self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
+    }
+
+    fn reach(&self) -> Reach {
+        self.reach.clone()
+    }
+
+    fn usage(&self) -> Usage {
+        let usage = self.reach.group.usage();
+        if usage.oom_killed == Some(true) {
+            self.running.oom_killed.store(true, Ordering::Relaxed);
+        }
+        usage
+    }
+}
+
+impl Drop for ContainerProcess {
+    fn drop(&mut self) {
+        if matches!(self.try_exit(), Ok(None)) {
+            self.kill();
+        }
+        // Its group's account goes with it.
+        self.usage();
+    }
+}
+
+/// What an answer says that is no status: the command has not run.
+pub(super) fn refused(answer: &Answer, cwd: &str) -> Error {
+    let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
+    match answer {
+        Answer::NoCwd { errno } => Error::new(
+            Code::InvalidCwd,
+            format!("The working directory {cwd} cannot be entered in the container: {}", reason(errno)),
+        ),
+        Answer::NoUser { errno } => Error::new(
+            Code::InvalidUser,
+            format!("The command cannot become that user in the container: {}", reason(errno)),
+        ),
+        Answer::NoExec { errno } => {
+            Error::new(Code::InvalidCommand, format!("The container cannot run it: {}", reason(errno)))
+        }
+        other => Error::internal(format!("unexpected answer of an agent: {other:?}")),
+    }
+}

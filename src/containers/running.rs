@@ -1,0 +1,185 @@
+//! A container that runs: nspawn, the agent, the group of everything in it, and what waits for commands.
+//!
+//! Threads: `container-NAME` waits for nspawn's end and then ends whatever is left. Locks: `spares` and `owner`, leaves.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+
+use super::state::State;
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Result, limits};
+use crate::proc::{Cancel, Child, Group, Process as _};
+
+/// What runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) state: State,
+    /// Taken over from an earlier server.
+    pub(super) adopted: bool,
+    /// The workspace's folder.
+    pub(super) runtime: OwnedFd,
+    pub(super) group: Group,
+    /// The first uid of the container on the host.
+    pub(super) uid_base: u32,
+    /// PID 1 of the container.
+    pub(super) init: OwnedFd,
+    pub(super) spares: Mutex<Vec<Spare>>,
+    /// Something in it was killed for want of memory: v1 counts that for the innermost group alone.
+    pub(super) oom_killed: AtomicBool,
+    pub(super) owner: Owner,
+}
+
+/// A process in the container that waits for its command, in a group of its own.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) socket: OwnedFd,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) group: Group,
+}
+
+/// nspawn's process.
+#[derive(Debug)]
+pub(super) enum Leader {
+    /// Started by us.
+    Ours(Child),
+    /// Started by an earlier server.
+    Adopted(OwnedFd),
+}
+
+/// The thread that waits for nspawn.
+#[derive(Debug)]
+pub(super) struct Owner {
+    stop: Cancel,
+    /// It goes on without us.
+    let_go: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinOnDrop>>,
+}
+
+impl Owner {
+    /// Waits for `leader` on a thread of its own. `all`: everything in the container; `runtime`: where its state lies.
+    pub(super) fn start(name: &str, leader: Leader, all: Group, runtime: PathBuf) -> Result<Owner> {
+        let stop = Cancel::new()?;
+        let (let_go, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let thread = {
+            let (stop, let_go, ended) = (stop.clone(), let_go.clone(), ended.clone());
+            spawn(format!("container-{name}"), limits::STACK, move || {
+                leader.wait(&stop);
+                if let_go.load(Ordering::Acquire) {
+                    leader.forget();
+                    return;
+                }
+                leader.kill();
+                // nspawn may have been killed alone: what it leaves is nobody's, and whoever waits for it must hear.
+                if let Err(error) = all.kill(None) {
+                    log::error!("container: {error}");
+                }
+                State::remove(&runtime);
+                ended.store(true, Ordering::Release);
+            })?
+        };
+        Ok(Owner { stop, let_go, ended, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Ends nspawn and everything in the container, and returns when it is over.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
+        // Under the lock: a second one who wants the end waits for it as well.
+        lock(&self.thread).take();
+    }
+
+    fn let_go(&self) {
+        self.let_go.store(true, Ordering::Release);
+        self.end();
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Running {
+    /// Whether commands can be sent to it.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.owner.has_ended() && !has_ended(self.init.as_fd())
+    }
+
+    /// Ends everything in it and returns when it is over.
+    pub(super) fn end(&self) {
+        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        if let Err(error) = self.group.kill(None) {
+            log::error!("container: {error}");
+        }
+        lock(&self.spares).clear();
+        self.owner.end();
+    }
+
+    /// Leaves it running for the next server.
+    pub(super) fn let_go(&self) {
+        lock(&self.spares).clear();
+        self.owner.let_go();
+    }
+}
+
+impl Leader {
+    /// Until it has ended, or `stop`. A container has no deadline of its own.
+    fn wait(&self, stop: &Cancel) {
+        let process = match self {
+            Leader::Ours(child) => child.done_fd(),
+            Leader::Adopted(pidfd) => pidfd.as_fd(),
+        };
+        let wanted = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        while matches!(poll(&mut [wanted(process), wanted(stop.as_fd())], None), Err(rustix::io::Errno::INTR))
+        {
+        }
+    }
+
+    fn kill(self) {
+        match self {
+            Leader::Ours(mut child) => child.kill(),
+            Leader::Adopted(pidfd) => {
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            }
+        }
+    }
+
+    /// Its destructor would end it; the kernel gives it to another parent when we end.
+    fn forget(self) {
+        std::mem::forget(self);
+    }
+}
+
+pub(super) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}
+
+pub(super) fn parent_of(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// The number of the process that a pidfd means (pidfd_open(2): `Pid:` in fdinfo); `None` once it has been reaped.
+pub(super) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<Pid> {
+    use std::os::fd::AsRawFd as _;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    Pid::from_raw(text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?)
+}
+
+/// The first uid of a process's user namespace, on the host.
+pub(super) fn uid_base(pid: i32) -> Option<u32> {
+    std::fs::metadata(format!("/proc/{pid}")).ok().map(|proc_dir| proc_dir.uid())
+}

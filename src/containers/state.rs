@@ -1,0 +1,117 @@
+//! What a running container leaves in its workspace's folder, so that a server that starts while it runs finds it. Nothing
+//! in it is believed: each number is compared with what the kernel says of it now. Without locks.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use super::protocol;
+use crate::base::Result;
+use crate::proc::Group;
+use crate::store::file;
+
+/// `<workspace>/machine.json`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    /// What the agent understands.
+    pub(super) protocol: u32,
+    /// berth's version in it.
+    pub(super) agent_version: String,
+    /// Process numbers mean nothing after a reboot.
+    boot_id: String,
+    /// nspawn, which is the container.
+    leader: Who,
+    /// The agent, PID 1 inside.
+    init: Who,
+    /// Its cgroup, as /proc names it.
+    pub(super) cgroup: PathBuf,
+    pub(super) started_at: DateTime<Utc>,
+}
+
+/// A process that no other one can be taken for: its number, and when it started, in clock ticks since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Who {
+    pub(super) pid: i32,
+    start: u64,
+}
+
+const FILE: &str = "machine.json";
+
+impl Who {
+    pub(super) fn of(pid: i32) -> Option<Who> {
+        Some(Who { pid, start: started(pid)? })
+    }
+
+    /// A descriptor of exactly this process, if it lives and is in `group`.
+    fn find(self, group: &Group) -> Option<OwnedFd> {
+        // First the descriptor, then the checks: what it means can no longer change.
+        let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        (started(self.pid) == Some(self.start) && group.contains(self.pid)).then_some(fd)
+    }
+}
+
+impl State {
+    pub(super) fn new(leader: Who, init: Who, cgroup: PathBuf) -> State {
+        State {
+            protocol: protocol::VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: boot_id(),
+            leader,
+            init,
+            cgroup,
+            started_at: Utc::now(),
+        }
+    }
+
+    /// What is in `folder`, if it is of this boot and can be read.
+    pub(super) fn read(folder: &Path) -> Option<State> {
+        let bytes = file::read_optional(&folder.join(FILE), 64 << 10).ok()??;
+        serde_json::from_slice(&bytes).ok().filter(|state: &State| state.boot_id == boot_id())
+    }
+
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(self)
+            .map_err(|error| crate::base::Error::internal("machine.json").because(error))?;
+        file::replace(&folder.join(FILE), &bytes, 0o600)
+    }
+
+    pub(super) fn remove(folder: &Path) {
+        let _ = std::fs::remove_file(folder.join(FILE));
+    }
+
+    /// nspawn and the agent, if both are what they were and still in `group`.
+    pub(super) fn find(&self, group: &Group) -> Option<(OwnedFd, OwnedFd)> {
+        Some((self.leader.find(group)?, self.init.find(group)?))
+    }
+
+    pub(super) fn init_pid(&self) -> i32 {
+        self.init.pid
+    }
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Field 22 of /proc/PID/stat; the second, the command's name, may contain anything.
+fn started(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_its_number_and_its_start() {
+        let own = Who::of(std::process::id() as i32).unwrap();
+        assert_eq!(Who::of(own.pid), Some(own));
+        assert!(own.start > 0);
+        assert_eq!(Who::of(i32::MAX), None);
+        assert!(!boot_id().is_empty());
+    }
+}

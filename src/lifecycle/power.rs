@@ -1,0 +1,52 @@
+//! Starting and stopping a container on demand.
+
+use uuid::Uuid;
+
+use super::{ENDING, Lifecycle};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result};
+use crate::containers::machine::Status;
+use crate::workspaces::{Kind, Record};
+
+impl Lifecycle {
+    /// Starts a container that does not run; commands do so by themselves.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `NotReady`, `WorkspaceNotFound`, `ContainerStopped` with nspawn's last words.
+    pub fn start(&self, id: Uuid) -> Result<Status> {
+        let workspace = self.registry.get(id)?;
+        let record = workspace.record();
+        check_container(&record)?;
+        super::commands::check_ready(&record)?;
+        let machine = self.machine(&workspace, &record)?;
+        machine.ensure_running()?;
+        Ok(machine.status())
+    }
+
+    /// Ends every command and terminal in a container, then the container. The next command starts it again.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `WorkspaceNotFound`; `BuildRunning` while a build or init script needs it.
+    pub fn stop(&self, id: Uuid) -> Result<Status> {
+        let workspace = self.registry.get(id)?;
+        check_container(&workspace.record())?;
+        if lock(&self.builds).contains_key(&id) {
+            return Err(Error::new(
+                Code::BuildRunning,
+                "A build or init script of the workspace is under way; wait for its end, or delete the workspace",
+            ));
+        }
+        if !self.runs.end_all(id, ENDING) {
+            return Err(Error::internal("A command in the workspace could not be ended"));
+        }
+        self.engine.stop_one(&workspace.machine_name());
+        Ok(self.engine.status(&workspace.machine_name()))
+    }
+}
+
+fn check_container(record: &Record) -> Result<()> {
+    if record.shown.workspace_type == Kind::Container {
+        return Ok(());
+    }
+    Err(Error::new(Code::NotAContainer, "Only a container workspace can be started and stopped"))
+}
