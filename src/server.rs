@@ -288,11 +288,15 @@ fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     let cgroups = Cgroups::take(&cgroup_name(data_dir));
     let memory = data_dir.join("cgroup");
     let before = file::read_optional(&memory, 4096)?.and_then(|bytes| String::from_utf8(bytes).ok());
-    if let Some(before) = before {
-        cgroups.end_elsewhere(Path::new(&before));
+    if let Some(before) = &before {
+        cgroups.end_elsewhere(Path::new(before));
     }
-    if let Some(folder) = cgroups.folder() {
-        file::replace(&memory, folder.to_string_lossy().as_bytes(), 0o600)?;
+    let now = cgroups.folder().map(|folder| folder.to_string_lossy().into_owned());
+    if now != before {
+        // A full disk must not keep the server from starting.
+        if let Err(error) = file::replace(&memory, now.unwrap_or_default().as_bytes(), 0o600) {
+            log::warn!("{error}");
+        }
     }
     Ok(cgroups)
 }
