@@ -393,3 +393,7 @@ fn taken(written: tungstenite::Result<()>) -> tungstenite::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+#[path = "websocket_tests.rs"]
+mod tests;

@@ -47,6 +47,7 @@ mod smuggling_cases;
 mod system;
 mod terminals;
 mod terminals_limits;
+mod terminals_real;
 mod terminals_shell;
 mod tidy;
 mod tokens;

@@ -162,22 +162,37 @@ fn the_host_is_for_owners_and_containers_are_for_collaborators() {
 }
 
 #[test]
-fn in_manual_mode_collaborators_are_asked_about() {
-    let server = Server::start();
-    let place = Place::host(&server);
-    let terminal = Terminal::shell(&place);
+fn in_manual_mode_the_host_is_asked_first() {
+    let server = seeded().args(&["--approval=manual", "--approval-timeout=20000"]).start();
+    let place = Place::ready(&server, json!({}));
     let client = bearer(CLIENT_TOKEN);
-    for path in [place.path("/shell"), terminal.path("/ws")] {
-        assert_eq!(refused(&server, &path, &[("Authorization", &client)]), (403, "write_denied".to_owned()));
-    }
-    for call in ["/input", "/resize"] {
-        server.collaborator().refused(403, "write_denied", "POST", &terminal.path(call), Some(json!({})));
+    for (reply, wanted) in [("deny", 403), ("allow", 101)] {
+        std::thread::scope(|scope| {
+            let opening = scope.spawn(|| {
+                let opened = Socket::try_open(&server, &place.path("/shell"), &[("Authorization", &client)]);
+                opened.map_err(|reply| reply.status)
+            });
+            let asked = wait_for("the question", secs(20), || {
+                let items = server.owner().get(200, "/approvals")["items"].clone();
+                items.get(0).cloned()
+            });
+            assert_eq!(asked["action"], "workspace.terminal", "{asked}");
+            let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+            server.owner().post(200, &path, json!({ "reply": reply }));
+            match opening.join().unwrap() {
+                Ok(mut shell) => {
+                    assert_eq!(wanted, 101);
+                    shell.type_in("clear; echo allowed\r");
+                    shell.shows("allowed");
+                }
+                Err(status) => assert_eq!(status, wanted),
+            }
+        });
     }
     let read_only = Setup::new().arg("--read-only").start();
-    assert_eq!(
-        refused(&read_only, &place.path("/shell"), &[("Authorization", &bearer(HOST_TOKEN))]),
-        (403, "read_only".to_owned())
-    );
+    let owner = [("Authorization", &*bearer(HOST_TOKEN))];
+    let path = format!("/api/workspaces/{NIL}/shell");
+    assert_eq!(refused(&read_only, &path, &owner), (403, "read_only".to_owned()));
 }
 
 #[test]

@@ -1,0 +1,206 @@
+//! Conversations with peers of every kind, in less time than the real paces take.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use super::super::client::Socket;
+use super::*;
+use crate::base::thread::{JoinOnDrop, spawn};
+use crate::proc::Waker;
+
+/// What the test may change while the conversation goes on.
+struct Hand {
+    waker: Waker,
+    /// So many messages of this size are still to be said.
+    says: AtomicUsize,
+    size: AtomicUsize,
+    allowed: AtomicBool,
+    full: AtomicBool,
+    heard: AtomicUsize,
+}
+
+struct Talker(Arc<Hand>);
+
+impl Conversation for Talker {
+    fn wake(&self) -> BorrowedFd<'_> {
+        self.0.waker.as_fd()
+    }
+
+    fn outgoing(&mut self) -> Vec<Outgoing> {
+        self.0.waker.clear();
+        let left = self.0.says.load(Ordering::SeqCst);
+        if left == 0 {
+            return Vec::new();
+        }
+        self.0.says.store(left - 1, Ordering::SeqCst);
+        self.0.waker.wake();
+        vec![Outgoing::Text("x".repeat(self.0.size.load(Ordering::SeqCst)))]
+    }
+
+    fn incoming(&mut self, message: Incoming<'_>) {
+        assert!(!self.0.full.load(Ordering::SeqCst), "{message:?} came while we were full");
+        self.0.heard.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn is_full(&mut self) -> bool {
+        self.0.full.load(Ordering::SeqCst)
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.0.allowed.load(Ordering::SeqCst)
+    }
+}
+
+const FAST: Pace = Pace {
+    ping: Duration::from_millis(200),
+    patience: Duration::from_millis(300),
+    stall: Duration::from_millis(400),
+};
+
+/// How it ended, and when.
+type Ended = mpsc::Receiver<(Left, Duration)>;
+
+fn talk(pace: Pace) -> (Arc<Hand>, UnixStream, Ended, JoinOnDrop) {
+    let hand = Arc::new(Hand {
+        waker: Waker::new().unwrap(),
+        says: AtomicUsize::new(0),
+        size: AtomicUsize::new(1),
+        allowed: AtomicBool::new(true),
+        full: AtomicBool::new(false),
+        heard: AtomicUsize::new(0),
+    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let socket = ClientSocket::new(Arc::new(Socket::Unix(ours)), Arc::new(()), false);
+    let (told, ended) = mpsc::channel();
+    let talker = Talker(hand.clone());
+    let thread = spawn("test-talk".into(), limits::STACK, move || {
+        let start = Instant::now();
+        let left = serve(socket, Vec::new(), talker, pace);
+        let _ = told.send((left, start.elapsed()));
+    });
+    (hand, theirs, ended, thread.unwrap())
+}
+
+fn client(stream: UnixStream) -> WebSocket<UnixStream> {
+    WebSocket::from_raw_socket(stream, Role::Client, None)
+}
+
+fn wait(ended: &Ended) -> (Left, Duration) {
+    ended.recv_timeout(Duration::from_secs(20)).unwrap()
+}
+
+#[test]
+fn a_peer_that_answers_pings_stays() {
+    let (hand, stream, ended, _thread) = talk(FAST);
+    let mut ws = client(stream);
+    let start = Instant::now();
+    let mut pings = 0;
+    while start.elapsed() < Duration::from_secs(2) {
+        pings += usize::from(ws.read().unwrap().is_ping());
+    }
+    assert!(pings >= 5, "{pings}");
+    hand.size.store(100_000, Ordering::SeqCst);
+    hand.says.store(3, Ordering::SeqCst);
+    hand.waker.wake();
+    let mut texts = 0;
+    while texts < 3 {
+        let message = ws.read().unwrap();
+        texts += usize::from(message.is_text() && message.len() == 100_000);
+    }
+    ws.close(None).unwrap();
+    while ws.read().is_ok() {}
+    assert_eq!(wait(&ended).0, Left::Closed);
+}
+
+#[test]
+fn a_peer_that_is_silent_is_given_up() {
+    let (_hand, _stream, ended, _thread) = talk(FAST);
+    let (left, took) = wait(&ended);
+    assert_eq!(left, Left::Silent);
+    assert!(took >= FAST.ping + FAST.patience && took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+    // It sends, so it is there; but it does not read.
+    let patient = Pace { patience: Duration::from_secs(60), ..FAST };
+    let (hand, _stream, ended, _thread) = talk(patient);
+    hand.size.store(1 << 20, Ordering::SeqCst);
+    hand.says.store(100, Ordering::SeqCst);
+    hand.waker.wake();
+    assert_eq!(wait(&ended).0, Left::Stalled);
+    assert!(hand.says.load(Ordering::SeqCst) > 90, "what nobody takes is not fetched");
+
+    let (hand, mut stream, ended, _thread) = talk(patient);
+    hand.size.store(1 << 20, Ordering::SeqCst);
+    hand.says.store(1, Ordering::SeqCst);
+    hand.waker.wake();
+    let mut chunk = [0u8; 64 << 10];
+    let mut taken = 0;
+    while taken < 1 << 20 {
+        taken += stream.read(&mut chunk).unwrap();
+        std::thread::sleep(FAST.stall / 4);
+    }
+    assert!(ended.try_recv().is_err());
+    drop(stream);
+    assert_eq!(wait(&ended).0, Left::Closed);
+}
+
+#[test]
+fn a_revoked_credential_ends_it() {
+    let (hand, stream, ended, _thread) = talk(Pace::default());
+    let mut ws = client(stream);
+    hand.allowed.store(false, Ordering::SeqCst);
+    let start = Instant::now();
+    loop {
+        if let Message::Close(Some(frame)) = ws.read().unwrap() {
+            assert_eq!(u16::from(frame.code), 1008);
+            break;
+        }
+    }
+    assert!(start.elapsed() < limits::CREDENTIAL_CHECK * 3, "{:?}", start.elapsed());
+    while ws.read().is_ok() {}
+    assert_eq!(wait(&ended).0, Left::Closed);
+}
+
+#[test]
+fn who_does_not_say_goodbye_is_not_waited_for() {
+    let (hand, stream, ended, _thread) = talk(Pace::default());
+    hand.allowed.store(false, Ordering::SeqCst);
+    let (left, took) = wait(&ended);
+    assert_eq!(left, Left::Closed);
+    assert!(took < limits::CREDENTIAL_CHECK + limits::GOODBYE * 3, "{took:?}");
+    drop(stream);
+}
+
+#[test]
+fn what_cannot_be_taken_waits_outside_and_a_hang_up_is_still_noticed() {
+    let (hand, stream, ended, _thread) = talk(FAST);
+    hand.full.store(true, Ordering::SeqCst);
+    let mut ws = client(stream);
+    for _ in 0..10 {
+        ws.send(Message::text("x")).unwrap();
+    }
+    // Far longer than a silent peer would get: it is we who do not read.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        assert!(ended.try_recv().is_err());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(hand.heard.load(Ordering::SeqCst) <= 1);
+    hand.full.store(false, Ordering::SeqCst);
+    hand.waker.wake();
+    let start = Instant::now();
+    while hand.heard.load(Ordering::SeqCst) < 10 {
+        assert!(start.elapsed() < Duration::from_secs(10), "{}", hand.heard.load(Ordering::SeqCst));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    hand.full.store(true, Ordering::SeqCst);
+    ws.send(Message::text("x")).unwrap();
+    drop(ws);
+    assert_eq!(wait(&ended).0, Left::Closed);
+}
