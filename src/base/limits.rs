@@ -114,6 +114,8 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 
 /// A container's first answer: nspawn needs about 100 ms, a loaded machine more.
 pub const CONTAINER_START: Duration = Duration::from_secs(20);
+/// How long a command is offered to a container that ends, and to its successor, before its client is told.
+pub const INSIST: Duration = Duration::from_secs(5);
 /// An agent's answer to something that needs no work. Its container may be hostile or thrashing.
 pub const AGENT_ANSWER: Duration = Duration::from_secs(10);
 /// Spare processes that wait in a running container, each already in a cgroup of its own: joining one costs

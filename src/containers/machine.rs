@@ -384,15 +384,22 @@ impl Machine {
     /// Tries something again that only a container on its way out refuses: with another process, since someone inside
     /// may have killed the first, and in the end with another container.
     fn insist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        const ROUNDS: u32 = 3;
         const TRIES: u32 = 4;
-        for _ in 1..TRIES {
-            match attempt() {
-                Err(error) if error.code() == Code::ContainerStopped => {}
-                done => return done,
+        let begun = Instant::now();
+        for _ in 0..ROUNDS {
+            for _ in 0..TRIES {
+                match attempt() {
+                    // One that does not start at all has been waited for already.
+                    Err(error)
+                        if error.code() == Code::ContainerStopped && begun.elapsed() < limits::INSIST => {}
+                    done => return done,
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
-            std::thread::sleep(Duration::from_millis(5));
+            // One that is on its way out is not waited for.
+            self.stop();
         }
-        self.stop();
         attempt()
     }
 
