@@ -15,6 +15,7 @@
 //! | [`access`] | credentials, scopes, approvals |
 //! | [`runs`] | commands: policy, output, which are under way |
 //! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
+//! | [`events`] | the bus: numbered events that any number of followers read at their own speed |
 //! | [`store`] | files: atomic, locked, contained, removed |
 //! | [`proc`] | children: spawn, groups, poll loop, captured output |
 //! | [`base`] | errors, names, limits, threads, log lines |
@@ -130,6 +131,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod containers;
+pub mod events;
 pub mod gate;
 pub mod http;
 pub mod lifecycle;

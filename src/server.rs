@@ -18,6 +18,7 @@ use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
 use crate::containers::probe::{Status, Subject};
 use crate::containers::{Engine, Images};
+use crate::events::Bus;
 use crate::gate::{self, Doors, Gate, Listen};
 use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
@@ -121,6 +122,7 @@ pub fn run(settings: Settings) -> Result<()> {
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let lifecycle = build(&settings, cgroups)?;
 
+    let bus = Arc::new(Bus::default());
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
@@ -134,6 +136,7 @@ pub fn run(settings: Settings) -> Result<()> {
         authorized_roots: settings.authorized_roots.clone(),
         config_path: settings.config_path.clone(),
         address: shown_address(&doors),
+        bus: bus.clone(),
         gone: gone.clone(),
         tickets: tickets.clone(),
         connections: {
@@ -178,6 +181,7 @@ pub fn run(settings: Settings) -> Result<()> {
     signals.exit_on_next();
     // They would not end by themselves, and their clients are told.
     lifecycle.terminals().close();
+    bus.close();
     lifecycle.stop_soon();
     ctx.approvals.close();
     let drained = gate.drain(Instant::now() + settings.drain);

@@ -15,7 +15,9 @@ use crate::base::ids::parse_uuid;
 use crate::base::pool::Place;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::route::Match;
-use crate::http::{Answer, Auth, Class, Effect, Gate, Method, Reply, Request, Response, Route, Work, cors};
+use crate::http::{
+    Answer, Auth, Class, Effect, Gate, Method, Prepared, Reply, Request, Response, Route, Work, cors,
+};
 use crate::proc::Cancel;
 
 /// Answers one request, on this thread or on a worker's.
@@ -63,27 +65,76 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
         Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
             (route, Some(action))
         }
-        Gate::Open | Gate::Collaborators(_) => (route, None),
+        Gate::Open | Gate::Collaborators(_) | Gate::Everyone(_) => (route, None),
     })
 }
 
 fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
-    match guarded(|| (route.handler)(ctx, &mut request)) {
-        Ok(Answer::Now(response)) => reply(ctx, request, response),
-        Ok(Answer::Later { work, cancel }) => hand_over(ctx, request, route.class, work, cancel),
-        Err(error) => fail(ctx, request, &error),
+    match (guarded(|| (route.handler)(ctx, &mut request)), route.gate) {
+        (Ok(Answer::Prepared(prepared)), Gate::Everyone(action)) => {
+            allow_prepared(ctx, request, route.class, action, prepared);
+        }
+        (Ok(Answer::Prepared(_)), _) | (Ok(_), Gate::Everyone(_)) => {
+            let message =
+                "What a handler of a route for everyone's approval does must be prepared, and only that";
+            fail(ctx, request, &Error::internal(message));
+        }
+        (Ok(Answer::Now(response)), _) => reply(ctx, request, response),
+        (Ok(Answer::Later { work, cancel }), _) => hand_over(ctx, request, route.class, work, cancel),
+        (Err(error), _) => fail(ctx, request, &error),
     }
+}
+
+/// Has a prepared write done, after a person has allowed it where one must.
+fn allow_prepared(ctx: &Arc<Ctx>, request: Request, class: Class, action: &'static str, prepared: Prepared) {
+    let Prepared { summary, paths, work } = prepared;
+    let work = move |ctx: &Arc<Ctx>, mut request: Request| match guarded(|| work(&mut request)) {
+        Ok(response) => reply(ctx, request, response),
+        Err(error) => fail(ctx, request, &error),
+    };
+    if ctx.approval.mode == ApprovalMode::Auto {
+        // A large body is being read by a worker already.
+        if class == Class::Short || request.on_worker() {
+            return work(ctx, request);
+        }
+        return on_worker(ctx, place_of(ctx, class), request, work);
+    }
+    let Some(actor) = request.actor().cloned() else {
+        return fail(ctx, request, &Error::internal("a gated route without an actor"));
+    };
+    let summary = shown(&summary);
+    let asked = Asked::new(request.param("id"), action, summary, paths, actor);
+    wait_for_person(ctx, request, asked, move |ctx, request| {
+        let place = if class == Class::Short { ctx.transfer_place() } else { place_of(ctx, class) };
+        on_worker(ctx, place, request, work);
+    });
+}
+
+/// Text of a client as it may stand in a list and a log line.
+fn shown(text: &str) -> String {
+    text.chars().take(limits::APPROVAL_SUMMARY_CHARS).collect::<String>().escape_debug().to_string()
 }
 
 /// Lays the request aside until a person has answered. It is the very request that goes on then; one whose client has
 /// gone meanwhile does not.
 fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
+    match guarded(|| describe(ctx, &mut request, action)) {
+        Ok(asked) => wait_for_person(ctx, request, asked, move |ctx, request| {
+            on_worker(ctx, ctx.transfer_place(), request, |ctx, request| perform(ctx, request, route));
+        }),
+        Err(error) => fail(ctx, request, &error),
+    }
+}
+
+/// `allowed` goes on with the request, on the thread of whoever answers: it should only pass it on.
+fn wait_for_person(
+    ctx: &Arc<Ctx>,
+    request: Request,
+    asked: Asked,
+    allowed: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
+) {
     let gone = match Cancel::new() {
         Ok(gone) => gone,
-        Err(error) => return fail(ctx, request, &error),
-    };
-    let asked = match guarded(|| describe(ctx, &mut request, action)) {
-        Ok(asked) => asked,
         Err(error) => return fail(ctx, request, &error),
     };
     let watch = request.connection().map(|client| ctx.gone.subscribe(client, &gone));
@@ -94,9 +145,7 @@ fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action:
             let Some(ctx) = ctx.upgrade() else { return };
             match verdict {
                 Ok(()) if gone.is_cancelled() => {}
-                Ok(()) => on_worker(&ctx, ctx.transfer_place(), request, |ctx, request| {
-                    perform(ctx, request, route)
-                }),
+                Ok(()) => allowed(&ctx, request),
                 Err(error) => fail(&ctx, request, &error),
             }
         }
@@ -118,7 +167,7 @@ fn describe(ctx: &Ctx, request: &mut Request, action: &str) -> Result<Asked> {
             }
             _ => String::from_utf8_lossy(body).into_owned(),
         };
-        text.chars().take(limits::APPROVAL_SUMMARY_CHARS).collect::<String>().escape_debug().to_string()
+        shown(&text)
     };
     let id = request.param("id").to_owned();
     let workspace = parse_uuid(&id).ok().and_then(|id| ctx.lifecycle.registry().get(id).ok());
@@ -155,12 +204,16 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
     }
 }
 
-/// Moves the request to the workers of its class.
-fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel: Option<Cancel>) {
-    let place = match class {
+fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
+    match class {
         Class::Stream => ctx.stream_place(),
         Class::Short | Class::Run => ctx.run_place(),
-    };
+    }
+}
+
+/// Moves the request to the workers of its class.
+fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel: Option<Cancel>) {
+    let place = place_of(ctx, class);
     let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
     on_worker(ctx, place, request, move |ctx, request| {
         let ctx = ctx.clone();

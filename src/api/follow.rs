@@ -11,10 +11,10 @@ use crate::base::limits;
 use crate::http::client::ClientSocket;
 use crate::http::sse::Format;
 use crate::http::stream::StreamBody;
+use crate::proc::bell::Woken;
 use crate::runs::Runs;
 use crate::runs::follow::{Follower, PIECE, Piece};
 use crate::runs::spool::{Position, Stream};
-use crate::runs::watch::Woken;
 
 /// The id of the last event has this behind the position: a browser that comes back with it needs nothing more.
 const EXIT_MARK: &str = ":exit";

@@ -11,6 +11,7 @@ pub mod runs;
 pub mod system;
 pub mod terminal_socket;
 pub mod terminals;
+pub mod topic;
 pub mod workspaces;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use serde_json::Value;
 
 use crate::base::pool::{Place, Pool};
 use crate::base::{Code, Error, Result};
+use crate::events::Bus;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::doctor::Doctor;
@@ -48,6 +50,8 @@ pub struct Ctx {
     pub config_path: Option<PathBuf>,
     /// The first real address: host and port, or a Unix socket's path and 0.
     pub address: (String, u16),
+    /// What happens, for followers.
+    pub bus: Arc<Bus>,
     /// Tells when a client has gone.
     pub gone: Gone,
     /// Sockets to hand over to handlers.

@@ -20,10 +20,10 @@ use crate::base::{Code, Error, Result, limits};
 use crate::http::client::Tickets;
 use crate::http::sse::Format;
 use crate::http::{Answer, Method, Reply, Request, Response};
+use crate::proc::bell::Woken;
 use crate::proc::{Cancel, Whom};
 use crate::runs::follow::{Follower, wait_end};
 use crate::runs::spool::{Position, Stream};
-use crate::runs::watch::Woken;
 use crate::runs::{ExecRequest, Run, View, signal};
 use crate::workspaces::Kind;
 
@@ -106,7 +106,8 @@ pub(super) fn exec_stream(ctx: &Ctx, id: Uuid, body: ExecRequest, format: Format
     Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
-fn streamed(response: Response, format: Format) -> Response {
+/// The head of a stream.
+pub(super) fn streamed(response: Response, format: Format) -> Response {
     // A proxy must neither keep nor gather it (nginx: X-Accel-Buffering).
     let response = response.with("Content-Type", format.content_type());
     response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")

@@ -85,6 +85,8 @@ pub const RUN_RECORD_BYTES: u64 = 1 << 20;
 pub const STDIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Most of one event's bytes: a page of text, and small enough that hundreds of followers cost little.
 pub const EVENT_BYTES: usize = 16 << 10;
+/// Events that a topic keeps for those who come late, where nothing else is said; a build has a few hundred.
+pub const TOPIC_EVENTS: usize = 1000;
 /// A silent stream says that it is there: proxies give up after 60 s, some after 30.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest `wait_secs` and `timeout_secs` of a wait, and longest `soft_timeout_secs`.

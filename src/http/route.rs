@@ -22,8 +22,11 @@ pub enum Auth {
 pub enum Gate {
     /// Never.
     Open,
-    /// Unless an owner asks; the word is the action that is shown.
+    /// Unless an owner asks; the word is the action that is shown. Asked before the handler has seen the request.
     Collaborators(&'static str),
+    /// Whoever asks, owners and hosts too, as observed on the OpenWork routes. The handler checks the request first and
+    /// answers with [`Answer::Prepared`].
+    Everyone(&'static str),
 }
 
 /// Whether it changes anything; a read-only server refuses writes.
@@ -57,7 +60,23 @@ pub enum Answer {
         /// Raised when the client goes away, if nobody else wants the result.
         cancel: Option<Cancel>,
     },
+    /// Everything is checked, nothing is done: a write of a route with [`Gate::Everyone`]. Only this is let through there.
+    Prepared(Prepared),
 }
+
+/// A write that waits for its permission.
+pub struct Prepared {
+    /// What exactly, for the person who is asked.
+    pub summary: String,
+    /// Files and folders that it concerns.
+    pub paths: Vec<String>,
+    /// Does it: on the thread of the request in automatic mode when the route is short, else on a worker. It may read the
+    /// request's body only then, if it is large.
+    pub work: PreparedWork,
+}
+
+/// What a prepared write does.
+pub type PreparedWork = Box<dyn FnOnce(&mut Request) -> Result<Response> + Send>;
 
 /// Work that replies at its end, or before.
 pub type Work = Box<dyn FnOnce(Reply) + Send>;
@@ -66,6 +85,15 @@ impl Answer {
     /// Work whose result is the reply.
     pub fn later(work: impl FnOnce() -> Result<Response> + Send + 'static, cancel: Option<Cancel>) -> Answer {
         Answer::Later { work: Box::new(move |reply: Reply| reply.send(work())), cancel }
+    }
+
+    /// A write that a person may have to allow.
+    pub fn prepared(
+        summary: impl Into<String>,
+        paths: Vec<String>,
+        work: impl FnOnce(&mut Request) -> Result<Response> + Send + 'static,
+    ) -> Answer {
+        Answer::Prepared(Prepared { summary: summary.into(), paths, work: Box::new(work) })
     }
 }
 

@@ -8,6 +8,7 @@ pub mod commands;
 pub mod debug;
 pub mod delete;
 pub mod doctor;
+pub mod files;
 pub mod init;
 pub mod library;
 pub mod power;

@@ -1,6 +1,7 @@
 //! Children: started in one way, watched by one poll loop, ended with their whole tree.
 //! Knows nothing of workspaces, containers or HTTP.
 
+pub mod bell;
 pub mod cancel;
 pub mod capacity;
 pub mod capture;

@@ -11,8 +11,8 @@ use rustix::event::PollFlags;
 
 use super::run::Run;
 use super::spool::{Files, Position, Read, Spool, Stream};
-use super::watch::{Bell, Woken};
 use crate::base::{Code, Error, Result, limits};
+use crate::proc::bell::{Bell, Woken};
 
 /// The next of a run's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 //! [`crate::proc::Launcher`] for the process; knows neither containers nor workspaces nor HTTP.
 //!
 //! In reading order: `request` (what is asked for), `run` (what is known of a run), `table` (all of them), `live` (from
-//! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`, `watch` (who
-//! waits), `input`, `host`, `plain`, `user`.
+//! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`,
+//! `input`, `host`, `plain`, `user`.
 
 pub mod exec;
 pub mod follow;
@@ -20,7 +20,6 @@ pub mod table;
 pub mod terminal;
 pub mod track;
 pub mod user;
-pub mod watch;
 
 pub use exec::ExecResult;
 pub use host::HostLauncher;

@@ -15,9 +15,9 @@ use uuid::Uuid;
 use super::input::Input;
 use super::request::PtySize;
 use super::spool::{Marks, Spool};
-use super::watch::Bells;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, limits};
+use crate::proc::bell::Bells;
 use crate::proc::{Cancel, Ended, Exit, Limits, Reach, Usage, Whom};
 use crate::store::file;
 

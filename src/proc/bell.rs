@@ -1,4 +1,4 @@
-//! Waiting for a run's next output or its end, together with whatever else the waiting thread must notice.
+//! Waiting for news, a run's next output or an event, together with whatever else the waiting thread must notice.
 //!
 //! Threads: any. Lock: the list of bells, a leaf; a bell is rung without waiting for anybody.
 
@@ -67,7 +67,7 @@ impl Bell {
         match poll(&mut fds, Some(&timeout)) {
             // An interruption counts as a ring: whoever waits looks again.
             Err(rustix::io::Errno::INTR) => return Ok(Woken::Rung),
-            polled => polled.at("poll", "a run")?,
+            polled => polled.at("poll", "for news")?,
         };
         if fds.get(1).is_some_and(|other| !other.revents().is_empty()) {
             return Ok(Woken::Other);
@@ -80,7 +80,7 @@ impl Bell {
     }
 }
 
-/// Everybody who waits for one run. A bell that was dropped is forgotten.
+/// Everybody who waits for news of one thing. A bell that was dropped is forgotten.
 #[derive(Debug, Default)]
 pub struct Bells(Mutex<Vec<Weak<Bell>>>);
 

@@ -1,0 +1,90 @@
+//! A topic of the bus as a stream of events, written to the client's own socket by a `stream-N` thread. Knows nothing of
+//! what the events mean.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::Ctx;
+use crate::base::{Code, Error, Result, limits};
+use crate::events::{Follower, Next, Topic};
+use crate::http::client::ClientSocket;
+use crate::http::sse::Format;
+use crate::http::stream::StreamBody;
+use crate::http::{Answer, Method, Request, Response};
+use crate::proc::bell::Woken;
+
+/// Streams the topic: what is kept of it behind `Last-Event-ID` (or `?since=`), or all of that without, then what
+/// happens, as SSE or with `?stream=ndjson`. `opening` is an event of number 0 that comes first, on a fresh stream only.
+///
+/// # Errors
+/// `InvalidRequest` for an id that is no number; `Busy`.
+pub fn stream(
+    ctx: &Ctx,
+    request: &Request,
+    topic: &Arc<Topic>,
+    opening: Option<(&'static str, Map<String, Value>)>,
+) -> Result<Answer> {
+    let format = Format::asked(request)?.unwrap_or(Format::Sse);
+    let id = request.header("Last-Event-ID").map(str::to_owned).or_else(|| request.query("since"));
+    let cursor = match id.as_deref().filter(|id| !id.is_empty()).map(|id| id.parse::<u64>().map_err(|_| id)) {
+        None => None,
+        Some(Ok(cursor)) => Some(cursor),
+        Some(Err(id)) => {
+            let message =
+                format!("Last-Event-ID is the id of an event, a number, not '{}'", id.escape_debug());
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+    };
+    if request.method() == Method::Head {
+        return Ok(Answer::Now(super::runs::streamed(Response::empty(200), format)));
+    }
+    let mut out = format.opening().to_vec();
+    if let Some((kind, data)) = opening.filter(|_| cursor.is_none()) {
+        format.write(&mut out, kind, "0", data);
+    }
+    let follower = topic.follow_kept(cursor)?;
+    let place = ctx.stream_place()?;
+    let ticket =
+        ctx.tickets.deposit(move |socket, _| place.run(move || follow(socket, follower, format, out)))?;
+    Ok(Answer::Now(super::runs::streamed(Response::taken(ticket, None), format)))
+}
+
+fn follow(socket: ClientSocket, mut follower: Follower, format: Format, mut out: Vec<u8>) {
+    let mut body = StreamBody::new(socket);
+    loop {
+        let next = follower.read_next();
+        match &next {
+            Next::Event(event) => {
+                format.write(&mut out, event.kind, &event.seq.to_string(), event.data.clone())
+            }
+            Next::Missed { from, to } => {
+                let data = Map::from_iter([("from".into(), json!(from)), ("to".into(), json!(to))]);
+                format.write(&mut out, "missed", &to.to_string(), data);
+            }
+            Next::Ended => {
+                format.write(&mut out, "end", &follower.at().to_string(), Map::new());
+                let _ = body.send(&out).and_then(|()| body.end());
+                return;
+            }
+            Next::Nothing => {}
+        }
+        if next != Next::Nothing && out.len() < limits::EVENT_BYTES {
+            continue;
+        }
+        if body.send(&out).is_err() {
+            return;
+        }
+        out.clear();
+        if next != Next::Nothing {
+            continue;
+        }
+        match follower.wait(Some((body.client(), StreamBody::GONE)), Instant::now() + limits::HEARTBEAT) {
+            Ok(Woken::Rung) => {}
+            Ok(Woken::Late) => out.extend_from_slice(format.heartbeat()),
+            Ok(Woken::Other) => return,
+            Err(error) => return log::error!("an event stream: {error}"),
+        }
+    }
+}

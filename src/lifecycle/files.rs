@@ -1,0 +1,25 @@
+//! A workspace's files, for whoever reads and writes them from outside of its commands: the only way to them.
+
+use std::path::Path;
+
+use super::{Lifecycle, has_root};
+use crate::base::{Code, Error, Result};
+use crate::store::beneath::Root;
+use crate::workspaces::Workspace;
+use crate::workspaces::record::Kind;
+
+impl Lifecycle {
+    /// The folder of a host workspace, or a container's root. The workload can change everything in it at any moment:
+    /// nothing there is opened but beneath what this returns.
+    ///
+    /// # Errors
+    /// `NotReady` for a container that was not built; `Internal` when a host workspace's folder is gone.
+    pub fn files(&self, workspace: &Workspace) -> Result<Root> {
+        let record = workspace.record();
+        if record.shown.workspace_type == Kind::Container && !has_root(&record) {
+            let message = "The container has no files yet; build it with POST /api/workspaces/:id/build";
+            return Err(Error::new(Code::NotReady, message));
+        }
+        Root::open(Path::new(&record.shown.path))
+    }
+}
