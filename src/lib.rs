@@ -91,7 +91,7 @@
 //! <data>/runs/ID/run.json            a run as it is shown, and how much there is of its output
 //! <data>/runs/ID/stdout, stderr      each byte at its own offset; what is not kept any more is a hole
 //! <data>/runs/ID/turns               where the two streams took turns
-//! <data>/images/DISTRO               base images, complete by existing
+//! <data>/images/ID, names/NAME       base images, complete by existing, and what points to them ([`containers::images`])
 //! <data>/workspaces/ID/machine.json  a running container: what a later server must know to take it over
 //! <data>/workspaces/ID/agent.sock    its agent's door; machine.log beside it has nspawn's words
 //! <data>/agent/berth-VERSION         our own binary, bound into containers

@@ -41,6 +41,8 @@ codes! {
     InvalidPath = 400 "invalid_path",
     /// Not one of the supported distributions.
     InvalidDistro = 400 "invalid_distro",
+    /// What was to become an image cannot be one.
+    InvalidImage = 400 "invalid_image",
     /// An environment variable's name or value that no process can have.
     InvalidEnv = 400 "invalid_env",
     /// The working directory of a command does not exist or leaves the workspace.
@@ -73,6 +75,8 @@ codes! {
     NotFound = 404 "not_found",
     /// No such workspace.
     WorkspaceNotFound = 404 "workspace_not_found",
+    /// No such image.
+    ImageNotFound = 404 "image_not_found",
     /// No such terminal.
     TerminalNotFound = 404 "terminal_not_found",
     /// No such run, or one that was forgotten.
@@ -87,6 +91,8 @@ codes! {
     BuildRunning = 409 "build_running",
     /// Would destroy data, and `rebuild` was not given.
     RebuildRequired = 409 "rebuild_required",
+    /// Somebody needs the image.
+    ImageInUse = 409 "image_in_use",
     /// A file system is mounted inside what would be deleted.
     MountedInside = 409 "mounted_inside",
     /// The body is larger than the endpoint takes.

@@ -331,3 +331,19 @@ pub const APPROVAL_SUMMARY_CHARS: usize = 400;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Ten years, in seconds: never, for all purposes, and far from the clock's end.
 pub const IDLE_TIMEOUT_MOST: u64 = 10 * 365 * 24 * 3600;
+
+/// Longest name of an image: with what stands around it still a file's name.
+pub const IMAGE_NAME_BYTES: usize = 128;
+/// Entries of an image; a desktop with toolchains has some 500,000. Each costs an inode on disk.
+pub const IMAGE_ENTRIES: u64 = 1_000_000;
+/// Deepest folder of an image. Real ones reach 30; what reads a tree keeps a descriptor for each level.
+pub const IMAGE_DEPTH: usize = 128;
+/// Longest extended attribute: the kernel's own limit (xattr(7)).
+pub const IMAGE_XATTR_BYTES: usize = 64 << 10;
+/// Differences on either side that a verification tells.
+pub const IMAGE_DIFFERENCES: usize = 20;
+/// How long a removal waits for a reader that is about to let go: a child holds our descriptors until its execve(2).
+pub const IMAGE_LET_GO: Duration = Duration::from_secs(2);
+/// How often it is looked whether another process has made the image that one waits for; the kernel's locks of files
+/// cannot be waited for together with a cancellation.
+pub const IMAGE_LOOK: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@ use super::build_log::BuildLog;
 use super::mirrors::Sources;
 use super::tools::{self, Archive, Family};
 use crate::base::ids::Distro;
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Ended, Group, Spec};
 use crate::store::file;
 
@@ -49,8 +49,7 @@ pub fn bootstrap(
         .args(args)
         .envs(&sources.proxy_env);
     let ended = spec.run(group, log, limits::BOOTSTRAP_TIMEOUT, cancel)?;
-    outcome(ended, what, log)?;
-    clean(root)
+    outcome(ended, what, log)
 }
 
 /// What a bootstrap takes from this host.
@@ -204,36 +203,4 @@ fn pacstrap(root: &Path, sources: &Sources) -> Result<Vec<String>> {
         text(root),
         "base".into(),
     ])
-}
-
-/// Takes out what belongs to one machine or can be fetched again. The folder is fresh from the distribution's own
-/// tool; no workload has touched it.
-fn clean(root: &Path) -> Result<()> {
-    let empty = |folder: &str, keep: &dyn Fn(&str) -> bool| {
-        for entry in std::fs::read_dir(root.join(folder)).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) && !keep(&name.to_string_lossy()) {
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-    };
-    empty("var/cache/apt/archives", &|name| !name.ends_with(".deb"));
-    empty("var/cache/pacman/pkg", &|_| false);
-    empty("var/lib/apt/lists", &|name| name == "lock");
-    for (path, text) in [("etc/machine-id", ""), ("etc/hostname", "workspace\n"), ("etc/resolv.conf", "")] {
-        let path = root.join(path);
-        // A link (Ubuntu's resolv.conf) would be followed into the host by a plain write.
-        match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).at("replace", &path),
-        }
-        file::write_atomic(&path, text.as_bytes(), 0o644)?;
-    }
-    // Names resolve to the workspace's own host name, or sudo and others wait for DNS.
-    let hosts = root.join("etc/hosts");
-    if !hosts.exists() {
-        file::write_atomic(&hosts, b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n", 0o644)?;
-    }
-    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::base::ids::Distro;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 use crate::containers::BuildLog;
+use crate::containers::images::Pull;
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 use crate::store::tree;
@@ -94,7 +95,8 @@ impl Lifecycle {
             remove_in_place(&staging)?;
             let made = self
                 .images
-                .make_root(distro, &staging, &mut log, cancel)
+                .base(distro, Pull::Missing, &mut log, cancel)
+                .and_then(|image| self.images.copy(&image, &staging, &mut log, cancel))
                 .and_then(|()| if cancel.is_cancelled() { Err(cancelled()) } else { Ok(()) });
             if let Err(error) = made {
                 log.say(format!("Failed: {}", error.message()));

@@ -33,7 +33,14 @@ fn is_temp_name(name: &str) -> bool {
 /// a folder that cannot be synced (a failing disk): the new content is then in place, but may not survive a crash.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, true)?;
-    let folder = folder_of(path);
+    sync_folder_at(folder_of(path))
+}
+
+/// Makes renames and removals in the folder at this path survive a crash of the machine.
+///
+/// # Errors
+/// `Internal` when the disk fails.
+pub fn sync_folder_at(folder: &Path) -> Result<()> {
     sync_folder(&File::open(folder).at("open", folder)?).at("sync", folder)
 }
 

@@ -173,6 +173,14 @@ pub fn seeded() -> Setup {
     setup
 }
 
+/// The tree of the base image in a data folder.
+#[track_caller]
+pub fn image_root(data: &Path) -> PathBuf {
+    let images = data.join("images");
+    let id = crate::server::read(images.join("names").join(DISTRO));
+    images.join(id.trim()).join("root")
+}
+
 /// Fails with the name of the package, when a tool that container workspaces need is not there.
 #[track_caller]
 pub fn tools() {
@@ -205,7 +213,7 @@ fn cache() -> &'static Path {
     static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let made = CACHE.get_or_init(|| {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("it-cache");
-        if path.join("images").is_dir() {
+        if path.join("images/names").join(DISTRO).is_file() {
             return Some(path);
         }
         panic::catch_unwind(|| bootstrap(&path)).ok().map(|()| path)

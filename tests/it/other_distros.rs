@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::fixture::{DISTRO, Place, seeded};
+use crate::fixture::{Place, image_root, seeded};
 use crate::procs::secs;
 use crate::scratch::Scratch;
 use crate::server::{Setup, read, run};
@@ -44,7 +44,7 @@ fn ubuntu(scratch: &Scratch, suite: &str) {
     let archive = scratch.folder("archive");
     // The names are those in the image that the other tests start from.
     let image = seeded();
-    let status = image.data_dir().join("images").join(DISTRO).join("var/lib/dpkg/status");
+    let status = image_root(image.data_dir()).join("var/lib/dpkg/status");
     shell(
         &archive,
         &format!(

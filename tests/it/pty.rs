@@ -11,7 +11,7 @@ use berth::proc::pty::{Size, set_size};
 use berth::proc::{Cgroups, Command, Exit, Launcher};
 use berth::runs::HostLauncher;
 
-use crate::fixture::{DISTRO, seeded};
+use crate::fixture::{image_root, seeded};
 use crate::procs::{secs, wait_for};
 use crate::server::BINARY;
 
@@ -83,8 +83,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let data = setup.data_dir();
     let cgroups = Cgroups::take(&format!("berth-it-ptyc-{}", std::process::id()));
     let engine = Engine::new(cgroups.clone(), data).unwrap();
-    let root = data.join("images").join(DISTRO);
-    let root = if root.join("usr").is_dir() { root } else { root.join("root") };
+    let root = image_root(data);
     let place = Place {
         machine: format!("berth-it-{}", std::process::id()),
         host_name: "box".into(),

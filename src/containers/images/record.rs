@@ -1,0 +1,85 @@
+//! What is kept beside an image, and what clients see of it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{ImageId, ImageName};
+use crate::base::{Error, Result};
+use crate::store::beneath::Root;
+use crate::store::file;
+
+/// How an image came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// By the distribution's own bootstrap.
+    Built,
+    /// From an archive or a folder.
+    Imported,
+}
+
+/// `image.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The SHA-256 of its listing.
+    pub id: ImageId,
+    /// The name under which it was made; the pointer of that name may lead elsewhere by now.
+    pub name: ImageName,
+    /// How it came to be.
+    pub source: Source,
+    /// What it was made from, in words.
+    pub origin: String,
+    /// What it says of itself: `PRETTY_NAME` of os-release(5).
+    pub os: Option<String>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Entries, the root folder among them.
+    pub entries: u64,
+    /// Bytes in its files, each file once.
+    pub size_bytes: u64,
+}
+
+/// An image as clients see it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shown {
+    /// What is kept.
+    #[serde(flatten)]
+    pub record: Record,
+    /// The names that point to it.
+    pub names: Vec<ImageName>,
+    /// Who needs it: workspaces and snapshots, by id.
+    pub held_by: Vec<String>,
+}
+
+impl Record {
+    /// Reads the record in an image's folder; `None` if that is none.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be read.
+    pub(super) fn read(folder: &Path) -> Result<Option<Record>> {
+        let path = folder.join("image.json");
+        let Some(bytes) = file::read_optional(&path, 64 << 10)? else { return Ok(None) };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Error::internal(format!("{} is damaged", path.display())).because(error))
+    }
+
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::internal("An image's record cannot be written").because(error))?;
+        bytes.push(b'\n');
+        file::write_atomic(&folder.join("image.json"), &bytes, 0o600)
+    }
+}
+
+/// The value of a field of os-release(5) in a tree.
+pub(super) fn os_release(root: &Root, field: &str) -> Option<String> {
+    let read = |path| root.read(path, 64 << 10).ok().flatten();
+    let bytes = read("etc/os-release").or_else(|| read("usr/lib/os-release"))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix('='))?;
+    let value: String =
+        value.trim_matches(['"', '\'']).chars().filter(|c| !c.is_control()).take(200).collect();
+    (!value.is_empty()).then_some(value)
+}

@@ -1,0 +1,108 @@
+//! An image in the making: a folder that is locked while somebody works on it, and vanishes unless it was finished.
+
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::id::ImageName;
+use super::listing::{self, Known, Others};
+use super::record::{Record, Source, os_release};
+use super::{NEW, moment, try_lock};
+use crate::base::{At, Error, Result, clock};
+use crate::proc::Cancel;
+use crate::store::beneath::Root;
+use crate::store::{file, tree};
+
+pub(super) struct Staging {
+    images: PathBuf,
+    name: String,
+    _locked: File,
+}
+
+impl Staging {
+    /// Makes the folder, with an empty tree in it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn new(images: &Path) -> Result<Staging> {
+        let name = format!("{NEW}{}", uuid::Uuid::new_v4());
+        let path = images.join(&name);
+        // A sweep between the two would take the folder away.
+        let _moment = moment(images)?;
+        file::create_dir_private(&path)?;
+        let locked = File::open(&path).at("open", &path)?;
+        if !try_lock(&locked).at("lock", &path)? {
+            return Err(Error::internal(format!("{} is locked by somebody else", path.display())));
+        }
+        let staging = Staging { images: images.to_owned(), name, _locked: locked };
+        let root = staging.root();
+        std::fs::create_dir(&root).at("make", &root)?;
+        // As a root it must be enterable by its own users; the folder above is private.
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).at("prepare", &root)?;
+        Ok(staging)
+    }
+
+    pub(super) fn folder(&self) -> PathBuf {
+        self.images.join(&self.name)
+    }
+
+    /// The tree.
+    pub(super) fn root(&self) -> PathBuf {
+        self.folder().join("root")
+    }
+
+    /// Makes an existing folder of the same file system the tree.
+    pub(super) fn take(&self, folder: &Path) -> Result<()> {
+        std::fs::remove_dir(self.root()).at("replace", self.root())?;
+        std::fs::rename(folder, self.root()).at("move", folder)
+    }
+
+    /// Makes the tree an image: listed, on disk, in its place. An image with this very content may be there already;
+    /// then that one is returned.
+    ///
+    /// # Errors
+    /// `Cancelled`, `InvalidImage`, `DiskFull`, `Internal`; nothing is left then.
+    pub(super) fn finish(
+        self,
+        name: &ImageName,
+        source: Source,
+        origin: String,
+        known: &Known,
+        cancel: &Cancel,
+    ) -> Result<Record> {
+        let folder = self.folder();
+        let path = folder.join("listing");
+        let mut out = File::create_new(&path).at("write", &path)?;
+        let totals = listing::write(&self.root(), known, Others::Remove, &mut out, cancel)?;
+        let record = Record {
+            id: totals.id,
+            name: name.clone(),
+            source,
+            origin,
+            os: os_release(&Root::open(&self.root())?, "PRETTY_NAME"),
+            created_at: clock::now_rfc3339(),
+            entries: totals.entries,
+            size_bytes: totals.bytes,
+        };
+        // What has an image's name must be whole, also after a cut of power.
+        rustix::fs::syncfs(&out).at("write", &folder)?;
+        record.write(&folder)?;
+        let place = self.images.join(record.id.as_str());
+        match std::fs::rename(&folder, &place) {
+            Ok(()) => {
+                file::sync_folder_at(&self.images)?;
+                Ok(record)
+            }
+            Err(_) if place.is_dir() => Ok(Record::read(&place)?.unwrap_or(record)),
+            Err(error) => Err(error).at("move", &folder),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(left) = tree::remove_tree(&self.images, &self.name) {
+            log::warn!("a half-made image is left until the next start: {left}");
+        }
+    }
+}

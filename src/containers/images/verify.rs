@@ -1,0 +1,78 @@
+//! Whether an image still is what its id says: everything in it is read again.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{BufRead as _, BufReader, Seek as _};
+
+use serde::Serialize;
+
+use super::listing::{self, Known, Others};
+use super::{ImageId, Images};
+use crate::base::{At, Result, limits};
+use crate::proc::Cancel;
+
+/// What a look at an image found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verified {
+    /// The image.
+    pub id: ImageId,
+    /// It is what it was.
+    pub ok: bool,
+    /// Lines of the listing that are not true any more (`-`) or that would stand there now (`+`), the first of them.
+    pub differences: Vec<String>,
+}
+
+impl Images {
+    /// Reads the whole image and compares it with its id.
+    ///
+    /// # Errors
+    /// `ImageNotFound`, `Cancelled`, or what reading says.
+    pub fn verify(&self, id: &ImageId, cancel: &Cancel) -> Result<Verified> {
+        let image = self.get(id)?;
+        let mut now = tempfile(&self.folder)?;
+        let totals = listing::write(&image.root, &Known::new(), Others::Show, &mut now, cancel)?;
+        let mut verified = Verified { id: id.clone(), ok: totals.id == *id, differences: Vec::new() };
+        if !verified.ok {
+            let path = image.root.with_file_name("listing");
+            let mut then = File::open(&path).at("open", &path)?;
+            now.rewind().at("read", "the listing")?;
+            compare(&mut then, &mut now, &mut verified.differences).at("read", &path)?;
+        }
+        Ok(verified)
+    }
+}
+
+/// A file without a name.
+fn tempfile(folder: &std::path::Path) -> Result<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    open(folder, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("write in", folder)
+}
+
+/// Lines that only one of the two has. Their digests fit into memory where the lines might not.
+fn compare(then: &mut File, now: &mut File, differences: &mut Vec<String>) -> std::io::Result<()> {
+    let state = RandomState::new();
+    let mut known = [HashSet::new(), HashSet::new()];
+    for (file, lines) in [&mut *then, &mut *now].into_iter().zip(&mut known) {
+        for line in BufReader::new(&mut *file).split(b'\n') {
+            lines.insert(state.hash_one(line?));
+        }
+        file.rewind()?;
+    }
+    for (file, other, sign) in [(then, &known[1], '-'), (now, &known[0], '+')] {
+        let lines = BufReader::new(file).split(b'\n');
+        let mut left = limits::IMAGE_DIFFERENCES;
+        for line in lines {
+            let line = line?;
+            if !other.contains(&state.hash_one(&line)) {
+                differences.push(format!("{sign} {}", String::from_utf8_lossy(&line)));
+                left -= 1;
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
