@@ -58,6 +58,10 @@
 //! of readers find it by offset, each at its own speed ([`runs::spool`], [`runs::follow`]); the thread that reads the
 //! command's pipes never waits for one of them. A run is told to have ended once its status was waited for.
 //!
+//! A detached run has a keeper ([`runs::keeper`]), a process of ours outside of every container, which has the pipes, the
+//! files, the deadline and the wait for the end. Servers follow it over a socket and may come and go; the files are
+//! written by the keeper alone, so a server that reads knows their marks a little late and looks for holes itself.
+//!
 //! # Threads
 //!
 //! | thread | bounded by | blocks on |
@@ -70,6 +74,7 @@
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
+//! | `keepers` | 1 | what keepers of detached runs say; a keeper itself has `main` and `keeper-door` |
 //! | `terminal-N` | 64 terminals | what its program writes, and what it is to read |
 //! | `build-N` | 1 | a build step's child |
 //! | `container-NAME` | running containers | nspawn's end |
@@ -91,6 +96,7 @@
 //! <data>/runs/ID/run.json            a run as it is shown, and how much there is of its output
 //! <data>/runs/ID/stdout, stderr      each byte at its own offset; what is not kept any more is a hole
 //! <data>/runs/ID/turns               where the two streams took turns
+//! <data>/runs/ID/keeper.sock         a detached run's keeper; keeper.log beside it has its mistakes
 //! <data>/images/ID, names/NAME       base images, complete by existing, and what points to them ([`containers::images`])
 //! <data>/workspaces/ID/machine.json  a running container: what a later server must know to take it over
 //! <data>/workspaces/ID/agent.sock    its agent's door; machine.log beside it has nspawn's words
@@ -107,9 +113,9 @@
 //! After `kill -9` containers run on. The next start takes over each whose state file agrees with the kernel (the boot,
 //! nspawn's and the agent's pids and start times, their cgroup, an agent that takes connections), ends the commands that
 //! were under way and lost their reader, leaves alone what ended commands left in the background (their groups carry the
-//! attribute `user.berth.left`), and ends everything else in the tree. Half-made roots are given up, and the workspace's
+//! attribute `user.berth.left`), as it does detached runs and their keepers, and ends everything else in the tree. Half-made roots are given up, and the workspace's
 //! `error_message` says so. Mounts need no repair: every tool that mounts runs in a mount namespace of its own. A server
-//! that ends properly ends its containers.
+//! that ends properly ends its containers, but for those in which a detached run goes on.
 //!
 //! # Differences from DESIGN.md
 //!
@@ -120,6 +126,7 @@
 //! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP.
 //! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
 //!   replace it, and no path of the host is visible.
+//! - Detached runs are kept by a process outside, not by the agent, which the workload can kill or impersonate.
 //! - A command without any shell syntax is executed without a shell ([`runs::plain`]): bash costs more than most
 //!   commands that it starts, and would do nothing but execve.
 //! - The agent is PID 1 of the container: signals from inside cannot end or stop it.

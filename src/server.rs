@@ -269,7 +269,7 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
     let registry =
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
     let images = Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?;
-    let engine = Engine::new(cgroups, data_dir)?;
+    let engine = Engine::new(cgroups.clone(), data_dir)?;
     let library = {
         let default = data_dir.join("library");
         let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));
@@ -283,7 +283,8 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
         init_timeout: settings.init_timeout,
         idle_timeout: settings.idle_timeout,
     };
-    let runs = Runs::open(&data_dir.join("runs"), settings.run_output_limit, settings.runs_disk_limit)?;
+    let (window, total) = (settings.run_output_limit, settings.runs_disk_limit);
+    let runs = Runs::open(&data_dir.join("runs"), window, total, cgroups)?;
     Lifecycle::new(Arc::new(registry), engine, images, runs, library, policy)
 }
 

@@ -71,6 +71,10 @@ pub const SPOOL_TURNS: u64 = 4 << 20;
 pub const RUNS_KEPT: usize = 1000;
 /// For how long.
 pub const RUN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Runs that outlive the server at once; each has a process of ours beside it, with some 200 KB of its own.
+pub const DETACHED_RUNS: usize = 64;
+/// A keeper's answer, and how long it may take to end its run: TERM, the grace, KILL.
+pub const KEEPER_ANSWER: Duration = Duration::from_secs(8);
 /// What is shown of a command; whoever sent it knows the rest.
 pub const COMMAND_SHOWN_BYTES: usize = 4 << 10;
 /// Largest /etc/passwd or /etc/group that is looked into.

@@ -11,7 +11,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::base::{Code, Error, Result, logging};
-use crate::containers::probe;
+use crate::containers::{probe, resume};
+use crate::runs::keeper;
 
 /// What `berth --help` prints. Tests keep it complete.
 pub const HELP: &str = "\
@@ -24,7 +25,7 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth doctor [FLAGS]       show what this machine can do and what is missing, as --json too; takes the
                                   flags of serve; ends with 1 when container workspaces cannot work
        berth help                 print this
-       berth agent, berth probe   what berth starts for itself; not for people
+       berth agent, keeper, probe what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
 A value follows its flag as `--flag value` or `--flag=value`.
@@ -159,6 +160,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("doctor") => doctor::run(&words[1..]),
         // A single thread, as the agent: a probe forks.
         Some("probe") => Ok(probe::child::main(&words[1..])),
+        Some("keeper") => Ok(keeper::child::main(resume)),
         Some("help") => Ok(help()),
         Some(word) if !word.starts_with('-') => {
             Err(Error::config(word, "unknown subcommand; there are serve, doctor, token and help"))

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 pub use super::place::Place;
 use super::place::nspawn_args;
-use super::process::{ContainerProcess, refused};
+use super::process::{ContainerProcess, Held, refused};
 use super::protocol::{self, Answers, Start};
 use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
 use super::state::{State, Who};
@@ -26,7 +26,7 @@ use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::proc::spawn::{open_dir, protect_other_from_oom};
 use crate::proc::{
-    Cgroups, Command, Current, Group, Launcher, Limits, Process, Pty, Reach, Spec, Stdio, Usage,
+    Cgroups, Command, Current, Group, Hold, Launcher, Limits, Process, Pty, Reach, Spec, Stdio, Usage,
 };
 use crate::store::beneath::Root;
 use crate::store::file;
@@ -153,6 +153,12 @@ impl Machine {
     pub fn busy(&self) -> Busy {
         self.load.busy.fetch_add(1, Ordering::AcqRel);
         Busy(self.load.clone())
+    }
+
+    /// For what an earlier server started in it and another process of ours watches; `None` when it does not run.
+    pub fn hold(&self) -> Option<Box<dyn Hold>> {
+        let running = lock(&self.state).clone().filter(|running| running.is_alive())?;
+        Some(Box::new(Held { running, _busy: Some(self.busy()) }))
     }
 
     /// Starts it if it does not run.
@@ -469,7 +475,16 @@ impl Machine {
         let Spare { socket, pid, pidfd, group } = spare;
         let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
         let cwd = command.cwd.clone();
-        Ok(ContainerProcess { running, socket, reach, answers, exit: None, cwd, _busy: busy })
+        Ok(ContainerProcess {
+            running: Some(running),
+            socket,
+            reach,
+            answers,
+            exit: None,
+            cwd,
+            busy: Some(busy),
+            handed: false,
+        })
     }
 }
 

@@ -20,3 +20,4 @@ pub mod tools;
 pub use build_log::BuildLog;
 pub use engine::Engine;
 pub use images::Images;
+pub use process::resume;

@@ -10,19 +10,43 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::machine::Busy;
 use super::protocol::{Answer, Answers};
 use super::running::Running;
-use crate::base::{Code, Error, Result};
-use crate::proc::{Exit, Process, Reach, Usage};
+use crate::base::{At, Code, Error, Result};
+use crate::proc::{Cgroups, Exit, Handed, Hold, Process, Reach, Usage};
 
 /// A command in a container.
 pub(super) struct ContainerProcess {
-    pub(super) running: Arc<Running>,
+    /// `None` where its container is another process's.
+    pub(super) running: Option<Arc<Running>>,
     pub(super) socket: OwnedFd,
     pub(super) reach: Reach,
     pub(super) answers: Answers,
     pub(super) exit: Option<Exit>,
     pub(super) cwd: String,
     /// As long as it is there, the container is not idle.
-    pub(super) _busy: Busy,
+    pub(super) busy: Option<Busy>,
+    pub(super) handed: bool,
+}
+
+/// A command in a container that another process of ours has started.
+///
+/// # Errors
+/// When its group cannot be opened.
+pub fn resume(handed: Handed, cgroups: &Cgroups) -> Result<Box<dyn Process>> {
+    let Handed { pid, pidfd, socket, read, group } = handed;
+    let group = cgroups.group_again(&group)?;
+    let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
+    let answers = Answers::after(read);
+    let cwd = String::new();
+    Ok(Box::new(ContainerProcess {
+        running: None,
+        socket,
+        reach,
+        answers,
+        exit: None,
+        cwd,
+        busy: None,
+        handed: false,
+    }))
 }
 
 impl Process for ContainerProcess {
@@ -52,7 +76,9 @@ impl Process for ContainerProcess {
         if let Err(error) = self.reach.group.kill(Some(self.reach.pid)) {
             // Nothing of a run may live on: then nothing of its container does.
             log::error!("a run could not be ended, so its container is: {error}");
-            self.running.end();
+            if let Some(running) = &self.running {
+                running.end();
+            }
         }
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
     }
@@ -64,14 +90,51 @@ impl Process for ContainerProcess {
     fn usage(&self) -> Usage {
         let usage = self.reach.group.usage();
         if usage.oom_killed == Some(true) {
-            self.running.oom_killed.store(true, Ordering::Relaxed);
+            if let Some(running) = &self.running {
+                running.oom_killed.store(true, Ordering::Relaxed);
+            }
         }
         usage
+    }
+
+    fn hand_over(&mut self) -> Result<Option<(Handed, Box<dyn Hold>)>> {
+        let Some(running) = self.running.clone() else { return Ok(None) };
+        let handed = Handed {
+            pid: self.reach.pid,
+            pidfd: self.reach.pidfd.try_clone().at("duplicate", "a process")?,
+            socket: self.socket.try_clone().at("duplicate", "the agent's socket")?,
+            read: self.answers.rest().to_vec(),
+            group: self.reach.group.path().to_owned(),
+        };
+        self.handed = true;
+        self.reach.group.let_go();
+        Ok(Some((handed, Box::new(Held { running, _busy: self.busy.take() }))))
+    }
+}
+
+/// A container in which something runs that is watched elsewhere.
+pub(super) struct Held {
+    pub(super) running: Arc<Running>,
+    pub(super) _busy: Option<Busy>,
+}
+
+impl Hold for Held {
+    fn ended(&self, usage: &Usage) {
+        if usage.oom_killed == Some(true) {
+            self.running.oom_killed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn give_up(&self) {
+        self.running.end();
     }
 }
 
 impl Drop for ContainerProcess {
     fn drop(&mut self) {
+        if self.handed {
+            return;
+        }
         if matches!(self.try_exit(), Ok(None)) {
             self.kill();
         }

@@ -135,6 +135,16 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// Goes on after these bytes.
+    pub fn after(bytes: Vec<u8>) -> Answers {
+        Answers { bytes }
+    }
+
+    /// What came and is not read yet.
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The next answer if it is complete. Does not wait.
     ///
     /// # Errors

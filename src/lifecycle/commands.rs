@@ -12,7 +12,7 @@ use crate::proc::{Cancel, Launcher};
 use crate::runs::request::Plan;
 use crate::runs::run::Origin;
 use crate::runs::spool::Writer;
-use crate::runs::{ExecRequest, ExecResult, HostLauncher, Live, Run, Running, exec, user};
+use crate::runs::{ExecRequest, ExecResult, HostLauncher, Live, Run, Running, exec, keeper, user};
 use crate::workspaces::{Kind, Record, Status, Workspace};
 
 /// A run that was accepted and waits for its worker.
@@ -21,14 +21,23 @@ pub struct Accepted {
     workspace: Arc<Workspace>,
     running: Running,
     writer: Writer,
+    window: u64,
     plan: Plan,
 }
 
 /// A run that was started.
-pub struct Started {
-    running: Running,
-    writer: Writer,
-    live: Live,
+pub enum Started {
+    /// Somebody here has to watch it.
+    Here {
+        /// Its entry.
+        running: Running,
+        /// Takes its output.
+        writer: Writer,
+        /// The command.
+        live: Live,
+    },
+    /// It has a keeper.
+    Kept,
 }
 
 impl Lifecycle {
@@ -74,7 +83,7 @@ impl Lifecycle {
         let asked = request.asked(Origin::Run, timeout);
         let plan = self.plan_command(&workspace, request, timeout)?;
         let (running, writer) = self.runs.enter_spooled(id, asked, window)?;
-        Ok(Accepted { lifecycle: self.clone(), workspace, running, writer, plan })
+        Ok(Accepted { lifecycle: self.clone(), workspace, running, writer, window, plan })
     }
 
     fn plan_command(
@@ -130,17 +139,33 @@ impl Accepted {
     /// # Errors
     /// When it could not be started: then nothing has run, and it is forgotten.
     pub fn start(self) -> Result<Started> {
-        let Accepted { lifecycle, workspace, running, writer, plan } = self;
+        let Accepted { lifecycle, workspace, running, writer, window, plan } = self;
         let launcher = lifecycle.launcher_now(&workspace)?;
+        if running.run.asked.detach {
+            let record = workspace.record();
+            let place = match record.shown.workspace_type {
+                Kind::Host => keeper::Place::Host {
+                    group: lifecycle.host_group(&workspace, &record)?,
+                    folder: PathBuf::from(&record.shown.path),
+                },
+                Kind::Container => keeper::Place::Launcher(launcher.as_ref()),
+            };
+            // Its keeper writes.
+            drop(writer);
+            lifecycle.runs.start_kept(running, place, window, plan)?;
+            return Ok(Started::Kept);
+        }
         let live = Live::start(launcher.as_ref(), &running.run, plan)?;
-        Ok(Started { running, writer, live })
+        Ok(Started::Here { running, writer, live })
     }
 }
 
 impl Started {
-    /// Watches it to its end, on this thread.
+    /// Watches it to its end, on this thread, if nobody else does.
     pub fn watch(self) {
-        self.live.spool(self.running, self.writer);
+        if let Started::Here { running, writer, live } = self {
+            live.spool(&running.run, writer);
+        }
     }
 }
 

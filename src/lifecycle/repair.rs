@@ -3,8 +3,6 @@
 
 use std::path::Path;
 
-use uuid::Uuid;
-
 use super::build::{finish, remove_in_place, staging_of};
 use super::{Lifecycle, init};
 use crate::base::Result;
@@ -21,7 +19,14 @@ impl Lifecycle {
                 Err(error) => log::warn!("container of workspace {} is ended: {error}", workspace.id()),
             }
         }
-        self.engine.cgroups().sweep(&adopted);
+        let kept = self.runs.kept_groups().into_iter().map(|(_, group)| group);
+        self.engine.cgroups().sweep(&adopted.into_iter().chain(kept).collect::<Vec<_>>());
+        self.runs.go_on(|id| {
+            let workspace = self.registry.get(id).ok()?;
+            let record = workspace.record();
+            (record.shown.workspace_type == Kind::Container)
+                .then(|| self.machine(&workspace, &record).ok()?.hold())?
+        });
         for workspace in self.registry.all() {
             if let Err(error) = self.repair_one(&workspace) {
                 log::error!("workspace {} could not be repaired: {error}", workspace.id());
@@ -35,21 +40,23 @@ impl Lifecycle {
         if record.shown.workspace_type != Kind::Container || matches!(record.job, Some(Job::Build { .. })) {
             return Ok(false);
         }
-        let kept = self.detached(workspace.id());
+        let kept = self.detached(workspace);
         self.engine.adopt(self.place(workspace, &record)?, &|group| kept.iter().any(|kept| kept == group))
     }
 
     /// The groups of commands in a workspace's container that were started to outlive the server, as
     /// `runs/NUMBER`.
-    pub(super) fn detached(&self, _workspace: Uuid) -> Vec<String> {
-        Vec::new()
+    pub(super) fn detached(&self, workspace: &Workspace) -> Vec<String> {
+        let inside = format!("{}/", workspace.machine_name());
+        let groups = self.runs.kept_groups().into_iter().filter(|(id, _)| *id == workspace.id());
+        groups.filter_map(|(_, group)| Some(group.strip_prefix(&inside)?.to_owned())).collect()
     }
 
     /// Whether a container stays when the server ends, for what was started in it to outlive the server.
     pub(super) fn runs_on(&self, machine: &str) -> bool {
         let all = self.registry.all();
         let workspace = all.iter().find(|workspace| workspace.machine_name() == machine);
-        workspace.is_some_and(|workspace| !self.detached(workspace.id()).is_empty())
+        workspace.is_some_and(|workspace| !self.detached(workspace).is_empty())
     }
 
     fn repair_one(&self, workspace: &Workspace) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! Threads: any. Lock: the list of bells, a leaf; a bell is rung without waiting for anybody.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
@@ -52,6 +52,11 @@ impl Bell {
         }
     }
 
+    /// Takes note of a ring that poll(2) has seen.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+
     /// Waits for a ring, for `other`, or until the deadline.
     ///
     /// # Errors
@@ -75,8 +80,14 @@ impl Bell {
         if fds[0].revents().is_empty() {
             return Ok(Woken::Late);
         }
-        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+        self.clear();
         Ok(Woken::Rung)
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -104,7 +115,6 @@ impl Bells {
 mod tests {
     use super::*;
     use crate::proc::Cancel;
-    use std::os::fd::AsFd;
     use std::time::Duration;
 
     #[test]

@@ -11,21 +11,21 @@ use std::fs;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 
 use super::control::{self, Current, Enforcement, Files, entrance};
 use super::hierarchy::{Controller, Tree};
+use super::mark::{MARK, kill_pid, marked};
 use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
 use crate::base::{At, Error, Result, limits};
-
-/// The variable by which processes are found where there is no cgroup.
-const MARK: &str = "BERTH_RUN_ID";
 
 /// The attribute of a group that outlived its owner. The kernel keeps it as long as the group (kernfs, Linux 5.7).
 const LEFT: &str = "user.berth.left";
@@ -48,6 +48,10 @@ struct Home {
     held: Arc<Mutex<BTreeSet<String>>>,
 }
 
+/// The same tree for another process of ours, which neither looks for it nor changes its bounds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handle(Option<(Tree, BTreeSet<String>)>);
+
 impl Cgroups {
     /// Takes the folder `name` of the v2 tree, with what an earlier server of the same name left in it: the caller holds
     /// the data folder's lock, so no living server owns it. [`Cgroups::sweep`] ends what nobody takes over.
@@ -66,17 +70,26 @@ impl Cgroups {
         Cgroups { home, enforcement, capacity }
     }
 
-    /// Ends everything in our tree but what is in the groups at its top that `keep` names.
+    /// The tree as another process of ours sees it.
+    pub fn of(handle: Handle) -> Cgroups {
+        let home = handle.0.map(|(tree, held)| Home {
+            tree: Arc::new(tree),
+            left: Arc::default(),
+            held: Arc::new(Mutex::new(held)),
+        });
+        let enforcement = Arc::new(control::enforcement(home.as_ref().map(|home| &*home.tree)));
+        Cgroups { home, enforcement, capacity: Capacity::of_host() }
+    }
+
+    /// For [`Cgroups::of`].
+    pub fn handle(&self) -> Handle {
+        Handle(self.home.as_ref().map(|home| ((*home.tree).clone(), lock(&home.held).clone())))
+    }
+
+    /// Ends everything in our tree but what is in the groups that `keep` names.
     pub fn sweep(&self, keep: &[String]) {
-        let Some(home) = &self.home else { return };
-        for child in home.tree.children() {
-            if keep.contains(&child) {
-                continue;
-            }
-            if let Err(error) = Group::open(home, &child).and_then(|group| group.kill(None)) {
-                log::warn!("processes of an earlier server could not be ended: {error}");
-            }
-            home.tree.remove(&child, true);
+        if let Some(home) = &self.home {
+            sweep_below(home, "", keep);
         }
     }
 
@@ -120,8 +133,22 @@ impl Cgroups {
     pub fn group(&self, path: &str) -> Result<Group> {
         match &self.home {
             Some(home) => Group::open(home, path),
-            None => Ok(Group { how: How::Mark(path.replace('/', "-")) }),
+            None => Ok(Group::of(How::Mark(path.replace('/', "-")))),
         }
+    }
+
+    /// A group that something of ours lives in, with all the folders that it has.
+    ///
+    /// # Errors
+    /// When the cgroup is gone and cannot be made again.
+    pub fn group_again(&self, path: &str) -> Result<Group> {
+        let mut group = self.group(path)?;
+        if let How::Cgroup { home, path, v1, .. } = &mut group.how {
+            v1.extend(
+                home.tree.v1_folders(path).into_iter().map(|(_, folder)| folder).filter(|at| at.is_dir()),
+            );
+        }
+        Ok(group)
     }
 
     /// Makes the group of one command, within `limits`.
@@ -152,10 +179,29 @@ impl Cgroups {
     }
 }
 
+fn sweep_below(home: &Home, path: &str, keep: &[String]) {
+    for child in home.tree.children_of(Path::new(path)) {
+        let child = if path.is_empty() { child } else { format!("{path}/{child}") };
+        if keep.contains(&child) {
+            continue;
+        }
+        if keep.iter().any(|kept| Path::new(kept).starts_with(&child)) {
+            sweep_below(home, &child, keep);
+            continue;
+        }
+        if let Err(error) = Group::open(home, &child).and_then(|group| group.kill(None)) {
+            log::warn!("processes of an earlier server could not be ended: {error}");
+        }
+        home.tree.remove(&child, true);
+    }
+}
+
 /// A set of processes.
 #[derive(Debug)]
 pub struct Group {
     how: How,
+    /// Whoever lives in it is somebody else's from now on.
+    let_go: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -178,9 +224,16 @@ impl Group {
         let fd =
             rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .at("open the cgroup", &folder)?;
-        Ok(Group {
-            how: How::Cgroup { home: home.clone(), path: path.to_owned(), folder: fd, v1: Vec::new() },
-        })
+        Ok(Group::of(How::Cgroup { home: home.clone(), path: path.to_owned(), folder: fd, v1: Vec::new() }))
+    }
+
+    fn of(how: How) -> Group {
+        Group { how, let_go: AtomicBool::new(false) }
+    }
+
+    /// Leaves it as it is: what lives in it goes on for somebody else.
+    pub fn let_go(&self) {
+        self.let_go.store(true, Ordering::Relaxed);
     }
 
     fn files(&self) -> Option<Files<'_>> {
@@ -430,6 +483,9 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let How::Cgroup { home, path, v1, .. } = &self.how else { return };
+        if self.let_go.load(Ordering::Relaxed) {
+            return;
+        }
         if !v1.is_empty() {
             lock(&home.held).remove(path);
         }
@@ -458,15 +514,6 @@ fn enter_v1(folders: &[PathBuf], pid: i32) -> Result<()> {
         let entered = rustix::io::write(&entrance(folder)?, pid.to_string().as_bytes());
         entered.at("enter the cgroup", folder).map(|_| ())
     })
-}
-
-/// Sends SIGKILL through a pidfd; a process that is gone already is fine.
-fn kill_pid(pid: i32) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            let _ = pidfd_send_signal(&fd, Signal::KILL);
-        }
-    }
 }
 
 fn write_in(folder: &OwnedFd, file: &str, text: &str) -> Result<()> {
@@ -506,52 +553,5 @@ fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
         }
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
-    }
-}
-
-/// Processes that carry the mark or belong to the session of `leader`.
-fn marked(wanted: &str, leader: Option<i32>) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let own = std::process::id() as i32;
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own)
-        .filter(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // Fields after the command name, which may contain anything: state, ppid, pgrp, session.
-            let mut after = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
-            let state = after.next();
-            let session = after.nth(2).and_then(|field| field.parse::<i32>().ok());
-            if state.is_none_or(|state| state == "Z" || state == "X") {
-                return false;
-            }
-            leader.is_some() && session == leader
-                || fs::read(format!("/proc/{pid}/environ"))
-                    .is_ok_and(|env| env.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mark_finds_a_child_that_left_its_session() {
-        let wanted = format!("{MARK}=test-{}", std::process::id());
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the test needs a child that the code under test did not start"
-        )]
-        let mut child = std::process::Command::new("setsid")
-            .args(["sleep", "1000"])
-            .env(MARK, &wanted[MARK.len() + 1..])
-            .spawn()
-            .unwrap();
-        let group = Group { how: How::Mark(wanted[MARK.len() + 1..].to_owned()) };
-        while marked(&wanted, None).is_empty() {}
-        group.kill(None).unwrap();
-        assert!(!child.wait().unwrap().success());
     }
 }

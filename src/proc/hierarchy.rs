@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
+use serde::{Deserialize, Serialize};
 
 use crate::base::limits;
 
@@ -32,7 +33,7 @@ impl Controller {
 }
 
 /// How the groups of our tree get a controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum By {
     /// Its files are in the group's own folder.
     V2,
@@ -43,7 +44,7 @@ pub(super) enum By {
 }
 
 /// Our part of the hierarchies.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Tree {
     /// Our folder in the v2 hierarchy.
     pub(super) folder: PathBuf,
@@ -193,11 +194,6 @@ impl Tree {
             _ => None,
         });
         v1.collect()
-    }
-
-    /// The names of what is directly below our folders.
-    pub(super) fn children(&self) -> Vec<String> {
-        self.children_of(Path::new(""))
     }
 
     /// The names of what is directly below a group's folders.

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod control;
 mod hierarchy;
 pub mod limits;
+mod mark;
 pub mod pty;
 pub mod pump;
 pub mod reach;
@@ -19,7 +20,7 @@ pub mod waker;
 pub use cancel::Cancel;
 pub use capacity::Capacity;
 pub use capture::{Capture, Captured, Sink};
-pub use cgroup::{Cgroups, Group};
+pub use cgroup::{Cgroups, Group, Handle};
 pub use control::{Current, Enforced, Enforcement};
 pub use limits::{Limits, Usage};
 pub use pty::Pty;
@@ -100,6 +101,46 @@ pub trait Process: Send {
 
     /// What it and everything it started has used; complete once it has ended.
     fn usage(&self) -> Usage;
+
+    /// Gives up watching it, for another process of ours to go on with. `None`, and it goes on as it was, where that is
+    /// not possible: a child can be waited for by its parent alone.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors; it goes on as it was.
+    fn hand_over(&mut self) -> Result<Option<(Handed, Box<dyn Hold>)>> {
+        Ok(None)
+    }
+}
+
+/// A [`Process`] on its way to another process of ours.
+#[derive(Debug)]
+pub struct Handed {
+    /// Its number.
+    pub pid: i32,
+    /// The process.
+    pub pidfd: OwnedFd,
+    /// Where its end will be told.
+    pub socket: OwnedFd,
+    /// What was read of that already.
+    pub read: Vec<u8>,
+    /// Its group's name.
+    pub group: String,
+}
+
+/// What a process that is watched elsewhere needs of the place where it runs, for as long as it runs.
+pub trait Hold: Send {
+    /// It has ended, and used this.
+    fn ended(&self, usage: &Usage);
+
+    /// It cannot be ended: everything around it must be.
+    fn give_up(&self);
+}
+
+/// The host itself needs nothing.
+impl Hold for () {
+    fn ended(&self, _usage: &Usage) {}
+
+    fn give_up(&self) {}
 }
 
 /// Whose rights a command has, in the numbers of the place where it runs.
@@ -114,7 +155,7 @@ pub struct User {
 }
 
 /// A command in kernel terms.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Command {
     /// Command lines to try in order until one can be executed; `argv[0]` is the program's absolute path.
     pub attempts: Vec<Vec<CString>>,

@@ -5,12 +5,13 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::keeper::Link;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 
@@ -19,6 +20,8 @@ use crate::base::{Code, Error, Result, limits};
 pub struct Input {
     end: Mutex<Option<End>>,
     closed: AtomicBool,
+    /// Who else holds the same end, and closes it with us.
+    keeper: OnceLock<Arc<Link>>,
 }
 
 #[derive(Debug)]
@@ -33,6 +36,16 @@ impl Input {
     /// Opens it for clients; `fd` is non-blocking.
     pub fn open(&self, fd: OwnedFd, is_terminal: bool) {
         *lock(&self.end) = Some(End { fd, is_terminal });
+    }
+
+    /// The run's keeper has this end as well.
+    pub fn keep(&self, keeper: Arc<Link>) {
+        let _ = self.keeper.set(keeper);
+    }
+
+    /// The same end once more, for another process of ours.
+    pub fn share(&self) -> Option<OwnedFd> {
+        lock(&self.end).as_ref().filter(|_| !self.closed.load(Ordering::SeqCst))?.fd.try_clone().ok()
     }
 
     /// Nothing more goes in. Does not wait for somebody who is writing.
@@ -86,6 +99,9 @@ impl Input {
                 write(open, &[4], deadline)?;
             } else {
                 *end = None;
+                if let Some(keeper) = self.keeper.get() {
+                    keeper.close_stdin();
+                }
             }
         }
         taken

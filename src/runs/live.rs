@@ -8,10 +8,9 @@ use std::time::Duration;
 use super::request::{Plan, Stdin};
 use super::run::Run;
 use super::spool::{Stream, Writer};
-use super::table::Running;
-use crate::base::{At, Result};
+use crate::base::{At, Error, Result};
 use crate::proc::spawn::{dev_null, pipe};
-use crate::proc::{Ended, Io, Launcher, Process, Sink, Stdio, Usage, pty, pump};
+use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, Usage, pty, pump};
 
 /// A command that has been started.
 pub struct Live {
@@ -62,6 +61,30 @@ impl Live {
         Ok(Live { process, stdin, stdout, stderr, timeout })
     }
 
+    /// One that runs already.
+    pub fn going_on(
+        run: &Run,
+        process: Box<dyn Process>,
+        stdin: Option<(OwnedFd, Vec<u8>)>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        timeout: Duration,
+    ) -> Live {
+        run.attach(process.reach());
+        Live { process, stdin, stdout, stderr, timeout }
+    }
+
+    /// Takes it apart for another process of ours.
+    ///
+    /// # Errors
+    /// When that is not possible: then it has been ended.
+    pub fn hand_over(self) -> Result<Parts> {
+        let Live { mut process, stdin, stdout, stderr, .. } = self;
+        let (handed, hold) =
+            process.hand_over()?.ok_or_else(|| Error::internal("a child cannot be handed over"))?;
+        Ok(Parts { handed, hold, stdin, stdout, stderr })
+    }
+
     /// Watches it until it has ended. The first value is an error when its status was lost.
     pub fn watch(self, run: &Run, out: &mut dyn Sink, err: &mut dyn Sink) -> (Result<Ended>, Usage) {
         let Live { mut process, stdin, stdout, stderr, timeout } = self;
@@ -72,8 +95,7 @@ impl Live {
     }
 
     /// The same, for a run whose output is spooled: to its very end, the record included.
-    pub fn spool(self, running: Running, writer: Writer) {
-        let run = &running.run;
+    pub fn spool(self, run: &Run, writer: Writer) {
         let writer = RefCell::new(writer);
         let sink = |stream| Spooled { run, writer: &writer, stream };
         let (ended, usage) = self.watch(run, &mut sink(Stream::Stdout), &mut sink(Stream::Stderr));
@@ -86,6 +108,20 @@ impl Live {
             log::warn!("{error}");
         }
     }
+}
+
+/// What a [`Live`] consists of.
+pub struct Parts {
+    /// The process.
+    pub handed: Handed,
+    /// What it needs of its surroundings.
+    pub hold: Box<dyn Hold>,
+    /// Where its input goes, and what.
+    pub stdin: Option<(OwnedFd, Vec<u8>)>,
+    /// Where its output comes from.
+    pub stdout: OwnedFd,
+    /// Where its errors come from.
+    pub stderr: OwnedFd,
 }
 
 struct Spooled<'a> {

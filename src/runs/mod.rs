@@ -2,13 +2,14 @@
 //! [`crate::proc::Launcher`] for the process; knows neither containers nor workspaces nor HTTP.
 //!
 //! In reading order: `request` (what is asked for), `run` (what is known of a run), `table` (all of them), `live` (from
-//! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`,
-//! `input`, `host`, `plain`, `user`.
+//! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`, `keeper`
+//! (runs that outlive the server), `input`, `host`, `plain`, `user`.
 
 pub mod exec;
 pub mod follow;
 pub mod host;
 pub mod input;
+pub mod keeper;
 pub mod live;
 pub mod plain;
 pub mod request;

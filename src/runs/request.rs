@@ -162,9 +162,6 @@ impl ExecRequest {
                 "stdin is the whole input; with open_stdin or a pty, send it with POST …/runs/:run/stdin",
             ));
         }
-        if self.detach {
-            return Err(invalid("detach is not to be had yet: runs end with the server"));
-        }
         if self.timeout_secs.is_some() && self.hard_timeout_secs.is_some() {
             return Err(invalid("timeout_secs means the same as hard_timeout_secs here; give one of them"));
         }

@@ -3,7 +3,7 @@
 //! Threads: the one that watches the process says how it ended; any others look, signal and wait. Locks: `begun`, `end`,
 //! `reach`, leaves; the input's, the spool's and the bells' own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -157,10 +157,19 @@ impl Begun {
     fn now() -> Begun {
         Begun { at: clock::now_rfc3339(), since: Instant::now() }
     }
+
+    /// By the clock on the wall, which another process looked at.
+    fn at(at: String) -> Begun {
+        let age = chrono::DateTime::parse_from_rfc3339(&at)
+            .ok()
+            .and_then(|at| chrono::Utc::now().signed_duration_since(at).to_std().ok());
+        let since = age.and_then(|age| Instant::now().checked_sub(age)).unwrap_or_else(Instant::now);
+        Begun { at, since }
+    }
 }
 
 /// A run on disk.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: Uuid,
     pub(super) workspace: Uuid,
@@ -171,7 +180,14 @@ pub(super) struct Record {
 }
 
 /// The record's file in a run's folder.
-pub(super) const RECORD: &str = "run.json";
+const RECORD: &str = "run.json";
+
+/// The record in a run's folder, if there is one of this run.
+pub(super) fn read_record(folder: &Path) -> Option<Record> {
+    let bytes = file::read_optional(&folder.join(RECORD), limits::RUN_RECORD_BYTES).ok()??;
+    let record: Record = serde_json::from_slice(&bytes).ok()?;
+    (folder.file_name()?.to_str()? == record.id.to_string()).then_some(record)
+}
 
 /// A run as clients see it.
 #[derive(Debug, Serialize)]
@@ -236,6 +252,14 @@ impl Run {
         Ok(run)
     }
 
+    /// One that runs, from its record. Its process is not there yet.
+    pub(super) fn kept(record: Record, folder: PathBuf, spool: Arc<Spool>) -> Result<Run> {
+        let Record { id, workspace, asked, started_at, .. } = record;
+        let run = Run::new(id, workspace, asked, Some((folder, spool)))?;
+        *lock(&run.begun) = Begun::at(started_at);
+        Ok(run)
+    }
+
     pub(super) fn record(&self) -> Record {
         Record {
             id: self.id,
@@ -282,6 +306,17 @@ impl Run {
         *lock(&self.reach) = Some(reach);
     }
 
+    /// The same for one whose process another process of ours has.
+    pub(super) fn attach_kept(&self, reach: Reach, started_at: String) {
+        *lock(&self.begun) = Begun::at(started_at);
+        *lock(&self.reach) = Some(reach);
+    }
+
+    /// The way to its process, while it runs.
+    pub(super) fn reach(&self) -> Option<Reach> {
+        lock(&self.reach).clone()
+    }
+
     /// It has ended, and its status has been waited for.
     pub(super) fn finish(&self, ended: Result<Ended>, usage: Usage) {
         let cancelled = || {
@@ -308,6 +343,11 @@ impl Run {
             wall_secs: lock(&self.begun).since.elapsed().as_secs_f64(),
             usage,
         };
+        self.finish_as(end);
+    }
+
+    /// It has ended in this way, as whoever waited for it says.
+    pub(super) fn finish_as(&self, end: End) {
         self.input.close();
         *lock(&self.reach) = None;
         lock(&self.end).get_or_insert(end);

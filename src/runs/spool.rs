@@ -9,12 +9,13 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::keeper::Link;
 use super::room::Room;
 use super::track::Track;
 use crate::base::thread::lock;
@@ -147,6 +148,10 @@ pub struct Spool {
     marks: Mutex<Marks>,
     can_punch: AtomicBool,
     unchecked: AtomicU64,
+    /// Who writes it, if that is another process. Marks come from there, a little later than what they tell of.
+    keeper: OnceLock<Arc<Link>>,
+    /// What was given up here, while the writer may not know of it yet.
+    given_up: Mutex<Position>,
 }
 
 /// The writing end.
@@ -191,6 +196,63 @@ impl Spool {
             marks: Mutex::new(marks),
             can_punch: AtomicBool::new(true),
             unchecked: AtomicU64::new(0),
+            keeper: OnceLock::new(),
+            given_up: Mutex::default(),
+        }
+    }
+
+    /// The writing end of one whose files are there and empty.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn reopen(folder: &Path, window: u64, room: Arc<Room>) -> Result<(Arc<Spool>, Writer)> {
+        let spool = Arc::new(Spool::known(folder, window, room, Marks::default()));
+        let open = |name: &str| {
+            let path = folder.join(name);
+            OpenOptions::new().read(true).write(true).open(&path).at("open", &path)
+        };
+        let files = Arc::new(Files { out: open(NAMES[0])?, err: open(NAMES[1])?, turns: open(NAMES[2])? });
+        *lock(&spool.files) = Arc::downgrade(&files);
+        spool.can_punch.store(punch(&files.out, 0, BLOCK).is_ok(), Ordering::Relaxed);
+        Ok((spool.clone(), Writer { spool, files, turn: None }))
+    }
+
+    /// From now on a keeper writes it.
+    pub fn mirror(&self, keeper: Arc<Link>) {
+        let _ = self.keeper.set(keeper);
+    }
+
+    /// Takes over what its keeper says there is.
+    pub fn set_marks(&self, mut new: Marks) {
+        let given_up = *lock(&self.given_up);
+        new.out.lose(0, given_up.out);
+        new.err.lose(0, given_up.err);
+        let (before, after) = {
+            let mut marks = lock(&self.marks);
+            let before = size(&marks);
+            *marks = new;
+            (before, size(&marks))
+        };
+        self.room.add(after.saturating_sub(before));
+        self.room.sub(before.saturating_sub(after));
+        self.wrote(after.saturating_sub(before));
+    }
+
+    /// Takes note of what lies there beyond what its keeper could tell.
+    pub fn look(&self) {
+        let found = Spool::found(&self.folder);
+        let mut marks = self.marks();
+        marks.out.end = marks.out.end.max(found.out.end);
+        marks.err.end = marks.err.end.max(found.err.end);
+        marks.turns = marks.turns.max(found.turns);
+        self.set_marks(marks);
+    }
+
+    /// Now and then there must be looked whether there is room.
+    fn wrote(&self, bytes: u64) {
+        if self.unchecked.fetch_add(bytes, Ordering::Relaxed) + bytes >= limits::SPOOL_CHECK_BYTES {
+            self.unchecked.store(0, Ordering::Relaxed);
+            self.room.check();
         }
     }
 
@@ -263,6 +325,12 @@ impl Spool {
             if lock(&self.marks).of(stream).is_cut_between(offset, offset + n.max(1) as u64) {
                 continue;
             }
+            if n > 0 && self.keeper.get().is_some() {
+                // Its keeper may have given it up without our knowing yet: then there is a hole where we read.
+                if let Some(to) = hole_at(files.of(stream), offset, offset + n as u64) {
+                    return Ok(Read::Missed(to.min(end)));
+                }
+            }
             return Ok(if n == 0 { Read::Missed(until) } else { Read::Bytes(n) });
         }
     }
@@ -303,6 +371,9 @@ impl Spool {
         for stream in [Stream::Stdout, Stream::Stderr] {
             self.lose_front(&files, stream, |track| track.end.saturating_sub(keep));
         }
+        if let Some(keeper) = self.keeper.get() {
+            keeper.shrink(keep);
+        }
     }
 
     /// What the larger stream keeps.
@@ -325,6 +396,12 @@ impl Spool {
             self.room.sub(before - track.kept());
             (from, to)
         };
+        if self.keeper.get().is_some() {
+            let mut given_up = lock(&self.given_up);
+            let most = given_up.of(stream).max(to);
+            given_up.set(stream, most);
+            return;
+        }
         let (from, to) = (from / BLOCK * BLOCK, to / BLOCK * BLOCK);
         if let Err(error) = punch(files.of(stream), from, to - from) {
             log::warn!(
@@ -393,10 +470,7 @@ impl Writer {
             spool.room.add(track.kept().saturating_sub(before));
             spool.room.sub(before.saturating_sub(track.kept()));
         }
-        if spool.unchecked.fetch_add(written, Ordering::Relaxed) + written >= limits::SPOOL_CHECK_BYTES {
-            spool.unchecked.store(0, Ordering::Relaxed);
-            spool.room.check();
-        }
+        spool.wrote(written);
     }
 
     /// How many of the bytes are on the disk now.
@@ -449,6 +523,13 @@ impl Writer {
 
 fn size(marks: &Marks) -> u64 {
     marks.out.kept() + marks.err.kept() + marks.turns * TURN_BYTES
+}
+
+/// Where data begins again, if some of this stretch of a file is a hole.
+fn hole_at(file: &File, from: u64, to: u64) -> Option<u64> {
+    // The files are read by offset, so where their descriptors stand matters to nobody.
+    let hole = seek(file, SeekFrom::Hole(from)).ok().filter(|hole| *hole < to)?;
+    Some(seek(file, SeekFrom::Data(hole)).unwrap_or(u64::MAX))
 }
 
 fn punch(file: &File, from: u64, length: u64) -> std::result::Result<(), Errno> {

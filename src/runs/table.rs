@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::keeper::{self, Found, Keepers, Kept, Met};
+use super::request::Plan;
 use super::room::Room;
-use super::run::{Asked, End, Origin, Problem, RECORD, Record, Run, Status};
+use super::run::{Asked, End, Origin, Problem, Run, Status, read_record};
 use super::spool::{Spool, Writer};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
-use crate::proc::{Cancel, Usage};
+use crate::proc::{Cancel, Cgroups, Hold, Usage};
 use crate::store::file;
 
 /// The table.
@@ -28,6 +30,10 @@ pub struct Runs {
     window: u64,
     room: Arc<Room>,
     stopping: AtomicBool,
+    cgroups: Cgroups,
+    keepers: Mutex<Keepers>,
+    /// Runs of an earlier server that go on, until it is known where.
+    found: Mutex<Vec<Kept>>,
 }
 
 #[derive(Default)]
@@ -35,6 +41,8 @@ struct State {
     by_id: HashMap<Uuid, Arc<Run>>,
     /// How many of them have not ended.
     running: usize,
+    /// Those of them that outlive the server.
+    detached: usize,
     /// Those that have, the oldest first, with the moment in which they did.
     kept: VecDeque<(Uuid, Instant)>,
     closed: bool,
@@ -49,15 +57,17 @@ pub struct Running {
     pub cancel: Cancel,
     /// The run.
     pub run: Arc<Run>,
+    goes_on: bool,
 }
 
 impl Runs {
-    /// The runs below `folder`: those of an earlier server that ended are there again. Those that it left running
-    /// without an end of its own are said to have failed; whoever calls this has ended their processes.
+    /// The runs below `folder`: those of an earlier server that ended are there again, and those that outlived it go on
+    /// ([`Runs::go_on`]). Others that it left running without an end of their own are said to have failed; whoever calls
+    /// this ends their processes: everything but [`Runs::kept_groups`].
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(folder: &Path, window: u64, total: u64) -> Result<Arc<Runs>> {
+    pub fn open(folder: &Path, window: u64, total: u64, cgroups: Cgroups) -> Result<Arc<Runs>> {
         file::create_dir_private(folder)?;
         let room = Arc::new(Room::new(folder.to_owned(), total));
         let runs = Arc::new(Runs {
@@ -67,6 +77,9 @@ impl Runs {
             window,
             room,
             stopping: AtomicBool::new(false),
+            cgroups,
+            keepers: Mutex::new(Keepers::new()?),
+            found: Mutex::default(),
         });
         let weak: Weak<Runs> = Arc::downgrade(&runs);
         runs.room.set_maker(move |enough| {
@@ -78,18 +91,22 @@ impl Runs {
         Ok(runs)
     }
 
-    fn load(&self) -> Result<()> {
-        let mut found = Vec::new();
+    fn load(self: &Arc<Self>) -> Result<()> {
+        let mut ended = Vec::new();
         for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)? {
             let path = entry.at("list", &self.folder)?.path();
             match self.load_one(&path) {
-                Some(run) => found.push(Arc::new(run)),
+                Some(Loaded::Ended(run)) => ended.push(Arc::new(run)),
+                Some(Loaded::Runs(run, met)) => {
+                    let kept = met.go_on(self.insert(run)?);
+                    lock(&self.found).push(kept);
+                }
                 None => remove_folder(&path),
             }
         }
-        found.sort_by_cached_key(|run| run.started_at());
+        ended.sort_by_cached_key(|run| run.started_at());
         let mut state = lock(&self.runs);
-        for run in found {
+        for run in ended {
             state.kept.push_back((run.id, Instant::now()));
             state.by_id.insert(run.id, run);
         }
@@ -100,24 +117,30 @@ impl Runs {
     }
 
     /// `None`: nothing that could be shown.
-    fn load_one(&self, path: &Path) -> Option<Run> {
-        let bytes = file::read_optional(&path.join(RECORD), limits::RUN_RECORD_BYTES).ok()??;
-        let mut record: Record = serde_json::from_slice(&bytes).ok()?;
-        if path.file_name()?.to_str()? != record.id.to_string() {
-            return None;
+    fn load_one(&self, path: &Path) -> Option<Loaded> {
+        let mut record = read_record(path)?;
+        if record.end.is_none() && record.asked.detach {
+            if let Found::Runs(met) = Met::find(&self.cgroups, path, &record) {
+                let spool = Spool::known(path, self.window, self.room.clone(), met.marks.clone());
+                return Some(Loaded::Runs(Run::kept(record, path.to_owned(), Arc::new(spool)).ok()?, met));
+            }
+            // Its keeper may have ended after the first look.
+            record = read_record(path)?;
         }
         let interrupted = record.end.is_none();
         if interrupted {
+            let how = match record.asked.detach {
+                true => {
+                    "The process that kept the run was gone at the server's next start; the command was ended then"
+                }
+                false => "The server ended without warning; the command was ended at its next start",
+            };
             record.marks = Spool::found(path);
             record.end = Some(End {
                 status: Status::Failed,
                 exit_code: None,
                 signal: None,
-                error: Some(Problem {
-                    code: "interrupted".to_owned(),
-                    message: "The server ended without warning; the command was ended at its next start"
-                        .to_owned(),
-                }),
+                error: Some(Problem { code: "interrupted".to_owned(), message: how.to_owned() }),
                 finished_at: clock::now_rfc3339(),
                 wall_secs: 0.0,
                 usage: Usage::default(),
@@ -129,7 +152,7 @@ impl Runs {
             // Else the next start says the same once more.
             let _ = run.save(false);
         }
-        Some(run)
+        Some(Loaded::Ended(run))
     }
 
     /// Enters a terminal of `workspace`, to be ended with it. Entered before the workspace's state is checked, so that
@@ -152,7 +175,7 @@ impl Runs {
     /// Enters a run whose output is spooled, at most `window` bytes of each stream.
     ///
     /// # Errors
-    /// As above; `DiskFull`.
+    /// As above; `DiskFull`; `Busy` when too many outlive the server already.
     pub fn enter_spooled(
         self: &Arc<Self>,
         workspace: Uuid,
@@ -181,10 +204,18 @@ impl Runs {
         if state.closed {
             return Err(Error::new(Code::ShuttingDown, "The server is shutting down"));
         }
+        if run.asked.detach {
+            if state.detached >= limits::DETACHED_RUNS {
+                let message =
+                    format!("{} detached runs are under way, which is all there may be", state.detached);
+                return Err(Error::new(Code::Busy, message));
+            }
+            state.detached += 1;
+        }
         state.running += 1;
         state.by_id.insert(run.id, run.clone());
         drop(state);
-        Ok(Running { table: self.clone(), id: run.id, cancel: run.cancel.clone(), run })
+        Ok(Running { table: self.clone(), id: run.id, cancel: run.cancel.clone(), run, goes_on: false })
     }
 
     /// A run of this workspace.
@@ -262,12 +293,49 @@ impl Runs {
     pub fn close(&self, deadline: Instant) {
         let mut state = lock(&self.runs);
         state.closed = true;
-        while state.running > 0 && Instant::now() < deadline {
+        while state.running > state.detached && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        self.end_matching(|_| true, Duration::from_secs(5));
+        self.end_matching(|run| !run.asked.detach || run.reach().is_none(), Duration::from_secs(5));
+        lock(&self.keepers).let_go();
+    }
+
+    /// Starts a run that outlives the server.
+    ///
+    /// # Errors
+    /// When it could not be started: then nothing has run, and it is forgotten.
+    pub fn start_kept(
+        &self,
+        running: Running,
+        place: keeper::Place<'_>,
+        window: u64,
+        plan: Plan,
+    ) -> Result<()> {
+        let kept = Kept::start(&self.cgroups, running, place, window, plan)?;
+        lock(&self.keepers).add(kept);
+        Ok(())
+    }
+
+    /// Goes on with the runs of an earlier server. `hold`: what a workspace's runs need of it.
+    pub fn go_on(&self, hold: impl Fn(Uuid) -> Option<Box<dyn Hold>>) {
+        let found = std::mem::take(&mut *lock(&self.found));
+        for mut kept in found {
+            log::info!("run {} goes on", kept.run().id);
+            if let Some(hold) = hold(kept.run().workspace) {
+                kept.set_hold(hold);
+            }
+            lock(&self.keepers).add(kept);
+        }
+    }
+
+    /// The groups of processes that outlive the server, with the workspace that they belong to.
+    pub fn kept_groups(&self) -> Vec<(Uuid, String)> {
+        let runs: Vec<_> = lock(&self.runs).by_id.values().filter(|run| run.asked.detach).cloned().collect();
+        let groups =
+            |run: &Arc<Run>| keeper::groups(run).map(|groups| groups.map(|group| (run.workspace, group)));
+        runs.iter().filter_map(groups).flatten().collect()
     }
 
     /// How many are under way.
@@ -340,11 +408,28 @@ impl State {
     }
 }
 
+/// What was found in a run's folder.
+enum Loaded {
+    Ended(Run),
+    Runs(Run, Box<Met>),
+}
+
+impl Running {
+    /// It goes on, and is this server's no more.
+    pub(super) fn let_go(mut self) {
+        self.goes_on = true;
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let keeps = self.run.asked.origin == Origin::Run && !self.run.is_running();
         let mut state = lock(&self.table.runs);
         state.running -= 1;
+        state.detached -= usize::from(self.run.asked.detach);
+        if self.goes_on {
+            return;
+        }
         if keeps {
             state.kept.push_back((self.run.id, Instant::now()));
         } else {

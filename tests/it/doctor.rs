@@ -60,7 +60,7 @@ fn of<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
 }
 
 /// Every folder below a cgroup hierarchy with this in its name.
-fn cgroups(part: &str) -> Vec<std::path::PathBuf> {
+pub fn cgroups(part: &str) -> Vec<std::path::PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![Path::new("/sys/fs/cgroup").to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {

@@ -26,6 +26,7 @@ mod container_build;
 mod container_faults;
 mod contract;
 mod crash;
+mod detached;
 mod diskfull;
 mod doctor;
 mod exec_host;

@@ -1,0 +1,228 @@
+//! The keeper: what `berth keeper` runs. It is told its job on descriptor 0, starts or takes over one command, and stays
+//! until that has ended; servers may come and go meanwhile. It prints nothing but its own mistakes, into `keeper.log`.
+//!
+//! Threads: `main` watches the command, `keeper-door` talks to servers. Locks: the run's own.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SocketFlags, accept_with};
+
+use super::super::host::HostLauncher;
+use super::super::live::Live;
+use super::super::request::{Plan, Stdin};
+use super::super::room::Room;
+use super::super::run::Run;
+use super::super::spool::{Spool, Writer};
+
+use super::wire::{Ask, Job, Received, Told, VERSION, Work, listen, read_job, receive, send};
+use crate::base::thread::spawn;
+use crate::base::{At, Error, Result, limits};
+use crate::proc::bell::Bell;
+use crate::proc::spawn::{dev_null, protect_from_oom};
+use crate::proc::{Cancel, Cgroups, Handed, Process, Reach};
+
+/// Makes a process of what another one of ours handed over.
+pub type Resume = fn(Handed, &Cgroups) -> Result<Box<dyn Process>>;
+
+/// Runs the keeper.
+pub fn main(resume: Resume) -> ExitCode {
+    match keep(resume) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berth keeper: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn keep(resume: Resume) -> Result<()> {
+    protect_from_oom();
+    // Above the three that commands get.
+    let server = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).at("take over", "the socket")?;
+    rustix::stdio::dup2_stdin(&dev_null()?).at("close", "stdin")?;
+    let _ = poll(&mut [PollFd::new(&server, PollFlags::IN)], None);
+    let Received::Message(Ask::Job, fds) = receive(&server) else {
+        return Err(Error::internal("there is no job"));
+    };
+    let mut fds = fds.into_iter();
+    let job = read_job(fds.next().ok_or_else(|| Error::internal("the job is missing"))?)?;
+    let begun = begin(job, fds, resume);
+    let (run, live, writer, listener) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            send(&server, &refused(&error), &[]);
+            return Ok(());
+        }
+    };
+    // Before anything else: a short command may have ended by the time at which the door opens.
+    let server = Some(server).filter(|server| greet(&run, server));
+    let done = Cancel::new()?;
+    let door = {
+        let (run, done) = (run.clone(), done.clone());
+        spawn("keeper-door".into(), limits::STACK, move || serve(&run, &listener, server, &done))?
+    };
+    live.spool(&run, writer);
+    // The record is written: now it may be told.
+    done.cancel();
+    drop(door);
+    Ok(())
+}
+
+type Begun = (Arc<Run>, Live, Writer, OwnedFd);
+
+fn begin(job: Job, mut fds: impl Iterator<Item = OwnedFd>, resume: Resume) -> Result<Begun> {
+    let Job { record, folder, window, timeout, cgroups, stdin, work } = job;
+    let cgroups = Cgroups::of(cgroups);
+    // A server has the account of all runs together; while there is none, this one still leaves the disk some room.
+    let room = Arc::new(Room::new(folder.clone(), u64::MAX));
+    let (spool, writer) = Spool::reopen(&folder, window, room.clone())?;
+    room.set_maker({
+        let spool = Arc::downgrade(&spool);
+        move |_| {
+            if let Some(spool) = spool.upgrade() {
+                spool.shrink((spool.largest() / 2).max(limits::SPOOL_LEAST_BYTES));
+            }
+        }
+    });
+    let run = Arc::new(Run::kept(record, folder.clone(), spool)?);
+    let listener = listen(&folder)?;
+    let bytes = stdin.map(String::into_bytes);
+    let live = match work {
+        Work::Start { folder, group, command, pty, open_stdin } => {
+            let stdin = match bytes {
+                Some(bytes) => Stdin::Bytes(bytes),
+                None if open_stdin => Stdin::Open,
+                None => Stdin::Empty,
+            };
+            Live::start(
+                &HostLauncher { cgroups, group, folder },
+                &run,
+                Plan { command, stdin, pty, timeout },
+            )?
+        }
+        Work::Watch { pid, group, read, stdin, tty } => {
+            let mut next = || fds.next().ok_or_else(|| Error::internal("a descriptor is missing"));
+            let (pidfd, socket, stdout, stderr) = (next()?, next()?, next()?, next()?);
+            let fed = match (stdin.then(next).transpose()?, bytes) {
+                (Some(fd), Some(bytes)) => Some((fd, bytes)),
+                (Some(fd), None) => {
+                    run.input.open(fd, tty);
+                    None
+                }
+                (None, _) => None,
+            };
+            let process = resume(Handed { pid, pidfd, socket, read, group }, &cgroups)?;
+            Live::going_on(&run, process, fed, stdout, stderr, timeout)
+        }
+    };
+    Ok((run, live, writer, listener))
+}
+
+fn refused(error: &Error) -> Told {
+    let details = match error.body().get("details") {
+        Some(serde_json::Value::Object(details)) => details.clone(),
+        _ => serde_json::Map::new(),
+    };
+    Told::Refused { code: error.code().as_str().to_owned(), message: error.message().to_owned(), details }
+}
+
+/// Talks to one server after the other until the run has ended.
+fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Cancel) {
+    let Ok(bell) = Bell::new() else { return };
+    run.bells.add(&bell);
+    // What the server was told last.
+    let mut told = None;
+    loop {
+        bell.arm();
+        let ended = done.is_cancelled().then(|| run.end()).flatten();
+        let marks = run.spool.as_ref().map(|spool| spool.marks()).unwrap_or_default();
+        if let (Some(socket), Some(end)) = (&server, ended.clone()) {
+            let last = Told::End(Box::new(end), marks);
+            // A server that does not read finds the record.
+            for _ in 0..100 {
+                if send(socket, &last, &[]) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return;
+        }
+        if ended.is_some() {
+            return;
+        }
+        let mut wanted = PollFlags::IN;
+        if let Some(socket) = server.as_ref().filter(|_| told.as_ref() != Some(&marks)) {
+            if send(socket, &Told::Marks(marks.clone()), &[]) {
+                told = Some(marks);
+            } else {
+                // It is told what there is then.
+                wanted |= PollFlags::OUT;
+            }
+        }
+        let wait_for = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = vec![wait_for(listener.as_fd()), wait_for(bell.as_fd()), wait_for(done.as_fd())];
+        fds.extend(server.as_ref().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), wanted)));
+        if poll(&mut fds, None).is_err() {
+            continue;
+        }
+        let hit = |at: usize| fds.get(at).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
+        let (called, rung, asked) = (hit(0), hit(1), hit(3));
+        drop(fds);
+        if rung {
+            bell.clear();
+        }
+        if asked && !server.as_ref().is_some_and(|socket| obey(run, socket)) {
+            server = None;
+        }
+        if called {
+            if let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) {
+                // There is one server for each data folder: the one before is gone.
+                server = Some(socket).filter(|socket| greet(run, socket));
+                told = None;
+            }
+        }
+    }
+}
+
+/// `false`: it is gone already.
+fn greet(run: &Run, socket: &OwnedFd) -> bool {
+    let Some(Reach { pid, pidfd, group }) = run.reach() else {
+        // It has ended, and the next thing to be said is how.
+        return true;
+    };
+    let stdin = run.input.share();
+    let hello = Told::Hello {
+        version: VERSION,
+        pid,
+        group: group.path().to_owned(),
+        started_at: run.started_at(),
+        stdin: stdin.is_some(),
+        tty: run.asked.pty.is_some(),
+    };
+    let fds: Vec<BorrowedFd<'_>> =
+        [Some(pidfd.as_fd()), stdin.as_ref().map(|fd| fd.as_fd())].into_iter().flatten().collect();
+    send(socket, &hello, &fds)
+}
+
+/// Does what the server asks for; `false` when it is gone.
+fn obey(run: &Run, socket: &OwnedFd) -> bool {
+    loop {
+        match receive::<Ask>(socket) {
+            Received::Message(Ask::Cancel, _) => run.cancel.cancel(),
+            Received::Message(Ask::CloseStdin, _) => run.input.close(),
+            Received::Message(Ask::Shrink(keep), _) => {
+                if let Some(spool) = &run.spool {
+                    spool.shrink(keep);
+                    run.bells.ring();
+                }
+            }
+            Received::Message(Ask::Job, _) => {}
+            Received::Nothing => return true,
+            Received::Gone => return false,
+        }
+    }
+}

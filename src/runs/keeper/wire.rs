@@ -1,0 +1,195 @@
+//! What a server and a keeper say to each other: JSON messages with descriptors on a Unix socket that keeps messages
+//! apart (SOCK_SEQPACKET). Both sides are this program, perhaps in different versions. No threads, no locks.
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::super::run::{End, Record};
+use super::super::spool::Marks;
+use crate::base::{At, Error, Result};
+use crate::proc::{Command, Handle, pty};
+
+/// What both sides understand. A server ends the keepers of another one.
+pub(super) const VERSION: u32 = 1;
+
+/// The socket in a run's folder.
+const SOCKET: &str = "keeper.sock";
+const AT: &str = "a keeper's socket";
+
+/// No message is longer: marks name [`crate::base::limits::SPOOL_GAPS`] gaps for each stream.
+const MESSAGE_BYTES: usize = 32 << 10;
+/// Most descriptors of one message.
+const DESCRIPTORS: usize = 6;
+
+/// Everything that a keeper needs to know, in a file that comes with the server's first message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Job {
+    /// The run as the server has entered it.
+    pub(super) record: Record,
+    /// Its folder.
+    pub(super) folder: PathBuf,
+    /// Bytes kept of each stream.
+    pub(super) window: u64,
+    /// After so long it is ended.
+    pub(super) timeout: Duration,
+    /// Where groups are made.
+    pub(super) cgroups: Handle,
+    /// What the command reads, then the end.
+    pub(super) stdin: Option<String>,
+    pub(super) work: Work,
+}
+
+/// What is to be done.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Work {
+    /// Start a command on the host, within this group.
+    Start { folder: PathBuf, group: String, command: Command, pty: Option<pty::Size>, open_stdin: bool },
+    /// Go on with one that runs in a container. Descriptors: the process, where its end is told, stdout, stderr, and
+    /// stdin's other end where there is one.
+    Watch { pid: i32, group: String, read: Vec<u8>, stdin: bool, tty: bool },
+}
+
+/// Server → keeper.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Ask {
+    /// Do this. Descriptors: a file with the [`Job`], then the work's.
+    Job,
+    /// End the run.
+    Cancel,
+    /// Close its stdin.
+    CloseStdin,
+    /// Give up all but so many bytes of each stream.
+    Shrink(u64),
+}
+
+/// Keeper → server.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Told {
+    /// It runs. Descriptors: the process, and stdin's other end where that is open.
+    Hello { version: u32, pid: i32, group: String, started_at: String, stdin: bool, tty: bool },
+    /// It could not be started; nothing has run.
+    Refused { code: String, message: String, details: Map<String, Value> },
+    /// So much there is of its output.
+    Marks(Marks),
+    /// It has ended; the record says so as well.
+    End(Box<End>, Marks),
+}
+
+/// A pair of connected sockets.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .at("open", "a socket pair")
+}
+
+fn folder_and_address(folder: &std::path::Path) -> Result<(OwnedFd, SocketAddrUnix)> {
+    // Through our own descriptor: a socket's path is at most 107 bytes long (unix(7)).
+    let open = crate::proc::spawn::open_dir(folder)?;
+    let address =
+        SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", open.as_raw_fd())).at("name", AT)?;
+    Ok((open, address))
+}
+
+/// The keeper's door.
+pub(super) fn listen(folder: &std::path::Path) -> Result<OwnedFd> {
+    let (_open, address) = folder_and_address(folder)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).at("open", AT)?;
+    rustix::net::bind(&socket, &address).at("bind", AT)?;
+    rustix::net::listen(&socket, 4).at("listen on", AT)?;
+    Ok(socket)
+}
+
+/// Calls the keeper of the run in `folder`; fails when there is none.
+pub(super) fn call(folder: &std::path::Path) -> Result<OwnedFd> {
+    let (_open, address) = folder_and_address(folder)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).at("open", AT)?;
+    rustix::net::connect(&socket, &address).at("call", AT)?;
+    Ok(socket)
+}
+
+/// Sends one message; does not wait. `false`: the other side has not read what came before, or is gone.
+pub(super) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> bool {
+    let Ok(bytes) = serde_json::to_vec(message) else { return false };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return false;
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    loop {
+        match sendmsg(&socket, &[IoSlice::new(&bytes)], &mut ancillary, flags) {
+            Err(Errno::INTR) => {}
+            sent => return sent.is_ok(),
+        }
+    }
+}
+
+/// What a look at a socket found.
+#[derive(Debug)]
+pub(super) enum Received<T> {
+    Message(T, Vec<OwnedFd>),
+    /// Nothing at the moment.
+    Nothing,
+    /// The other side is gone, or talks nonsense.
+    Gone,
+}
+
+/// The next message. Does not wait.
+pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Received<T> {
+    let mut bytes = vec![0u8; MESSAGE_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let length = loop {
+        match recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Received::Nothing,
+            Err(_) => return Received::Gone,
+            Ok(received) => break received.bytes,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    match serde_json::from_slice(&bytes[..length]) {
+        Ok(message) if length > 0 => Received::Message(message, fds),
+        _ => Received::Gone,
+    }
+}
+
+/// A job as a file in memory.
+pub(super) fn write_job(job: &Job) -> Result<OwnedFd> {
+    let fd = memfd_create("berth-job", MemfdFlags::CLOEXEC).at("make", "a file in memory")?;
+    let mut file = File::from(fd);
+    let bytes = serde_json::to_vec(job).map_err(|error| Error::internal("a keeper's job").because(error))?;
+    file.write_all(&bytes).and_then(|()| file.rewind()).at("write", "a file in memory")?;
+    Ok(file.into())
+}
+
+/// The job in the file.
+pub(super) fn read_job(fd: OwnedFd) -> Result<Job> {
+    let mut bytes = Vec::new();
+    File::from(fd).read_to_end(&mut bytes).at("read", "a job")?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::internal("a keeper's job").because(error))
+}
