@@ -12,6 +12,7 @@
 //! | [`http`] | requests, replies, routes; the only place that knows tiny_http |
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
 //! | [`workspaces`] | the records, their status machine, their registry |
+//! | [`project`] | what an agent reads in a workspace and leaves there: inbox, outbox |
 //! | [`access`] | credentials, scopes, approvals |
 //! | [`runs`] | commands: policy, output, which are under way |
 //! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
@@ -81,7 +82,7 @@
 //! | `container-spares` | 1 | refill requests |
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |
 //! | `container-idle` | 1 | the moment at which the first container may have been idle for long enough |
-//! | `trash` | 1 | requests to empty it |
+//! | `trash` | 1 | requests to empty it; first it removes half uploads that a killed server left |
 //!
 //! Locks go one way: registry → one workspace's file → leaves. No file is touched under the first.
 //!
@@ -143,6 +144,7 @@ pub mod gate;
 pub mod http;
 pub mod lifecycle;
 pub mod proc;
+pub mod project;
 pub mod runs;
 pub mod server;
 pub mod store;

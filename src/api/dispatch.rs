@@ -207,6 +207,7 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
 fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
     match class {
         Class::Stream => ctx.stream_place(),
+        Class::Upload => ctx.transfer_place(),
         Class::Short | Class::Run => ctx.run_place(),
     }
 }

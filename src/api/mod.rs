@@ -12,6 +12,7 @@ pub mod system;
 pub mod terminal_socket;
 pub mod terminals;
 pub mod topic;
+pub mod trays;
 pub mod workspaces;
 
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, approvals, doctor, library, runs, system, terminals, workspaces};
+use super::{Ctx, approvals, doctor, library, runs, system, terminals, trays, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -52,9 +52,11 @@ const COLLABORATOR: Auth = Auth::Scope(Collaborator);
 
 /// The largest body that a request for this path may have; without a known route, the largest of all.
 pub fn body_cap(method: &str, path: &str) -> usize {
-    let mut caps = TABLE.rows(path).into_iter().map(|route| {
-        let large = route.class != Class::Short && route.method.as_str() == method;
-        if large { limits::EXEC_BODY_BYTES } else { limits::JSON_BODY_BYTES }
+    let mut caps = TABLE.rows(path).into_iter().map(|route| match route.class {
+        _ if route.method.as_str() != method => limits::JSON_BODY_BYTES,
+        Class::Short => limits::JSON_BODY_BYTES,
+        Class::Run | Class::Stream => limits::EXEC_BODY_BYTES,
+        Class::Upload => usize::MAX,
     });
     let Some(first) = caps.next() else { return limits::EXEC_BODY_BYTES };
     caps.fold(first, usize::max)
@@ -97,6 +99,20 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Short,
         handler: approvals::answer,
     },
+    // OpenWork: files to agents and from them.
+    Route {
+        method: Post,
+        pattern: "/workspace/:id/inbox",
+        auth: COLLABORATOR,
+        gate: Gate::Everyone("workspace.inbox.upload"),
+        effect: Effect::Write,
+        class: Class::Upload,
+        handler: trays::upload,
+    },
+    read("/workspace/:id/inbox", VIEWER, trays::inbox),
+    read("/workspace/:id/inbox/:inboxId", VIEWER, trays::inbox_item),
+    read("/workspace/:id/artifacts", VIEWER, trays::artifacts),
+    read("/workspace/:id/artifacts/:artifactId", VIEWER, trays::artifact),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     Route {

@@ -97,6 +97,26 @@ codes! {
     MountedInside = 409 "mounted_inside",
     /// The body is larger than the endpoint takes.
     BodyTooLarge = 413 "body_too_large",
+    /// An upload that is larger than the inbox takes.
+    FileTooLarge = 413 "file_too_large",
+    /// A form without a file.
+    FileRequired = 400 "file_required",
+    /// Uploads are switched off.
+    InboxDisabled = 404 "inbox_disabled",
+    /// An id that is none of an inbox.
+    InvalidInboxItem = 400 "invalid_inbox_item",
+    /// No such file in the inbox.
+    InboxItemNotFound = 404 "inbox_item_not_found",
+    /// The outbox is switched off.
+    OutboxDisabled = 404 "outbox_disabled",
+    /// An id that is none of an outbox.
+    InvalidArtifact = 400 "invalid_artifact",
+    /// No such file in the outbox.
+    ArtifactNotFound = 404 "artifact_not_found",
+    /// Bytes that a file does not have.
+    RangeNotSatisfiable = 416 "range_not_satisfiable",
+    /// The page is switched off.
+    UiDisabled = 404 "ui_disabled",
     /// All workers of this kind are taken.
     Busy = 503 "busy",
     /// The server is going down.

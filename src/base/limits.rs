@@ -243,6 +243,20 @@ pub const WRITE_LOOK: Duration = Duration::from_secs(1);
 pub const HELD_BODY_BYTES: usize = 64 << 10;
 /// What a handler has left of a body is read and forgotten up to here, to keep the connection.
 pub const DRAINED_BODY_BYTES: u64 = 256 << 10;
+/// All of a form that is not its file: names, paths, what stands before the first boundary.
+pub const FORM_FIELDS_BYTES: usize = 64 << 10;
+/// The head of one part of a form; browsers send some 200 bytes and the file's name.
+pub const FORM_HEAD_BYTES: usize = 16 << 10;
+/// Entries of an inbox or an outbox that are looked at for one listing: some 20 ms.
+pub const TRAY_ENTRIES: usize = 10_000;
+/// And their paths together: a deep tree has long ones.
+pub const TRAY_PATHS_BYTES: usize = 4 << 20;
+/// Downloads up to here are answered at once, and their connection goes on; larger ones get the client's socket.
+pub const DOWNLOAD_HELD_BYTES: u64 = 64 << 10;
+/// What the kernel is asked to send of a file at once, so that a stop of the server is noticed in between.
+pub const SENDFILE_BYTES: usize = 1 << 20;
+/// Deepest path of an upload.
+pub const TRAY_DEPTH: usize = 32;
 /// How long a refused client may go on sending, so that our close does not destroy the answer before it is read.
 pub const LINGER: Duration = Duration::from_secs(1);
 /// Extensions of a chunked body, which are ignored.

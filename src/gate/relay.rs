@@ -249,10 +249,13 @@ impl Connection<'_> {
 
     /// Completes the head for the inside. tiny_http 0.12 reads a declared length to its end when a request is dropped,
     /// however long that takes, and leaves unread chunks lying on the connection. So a whole body, which takes no time,
-    /// gets its length and lets the connection live; any other goes in as chunks, and no further request is read
-    /// behind it (`Connection: close`).
+    /// gets its length and lets the connection live; any other goes in as chunks, with its length beside it where that
+    /// is known, and no further request is read behind it (`Connection: close`).
     fn frame(&mut self, head: &Head, streamed: bool) {
         let out = &mut self.to_inside;
+        if let (true, Body::Length(length)) = (streamed, &head.body) {
+            let _ = write!(out, "X-Berth-Length: {length}\r\n");
+        }
         let end: &[u8] = match (streamed, head.upgrade, head.has_body) {
             (true, ..) => b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
             (false, true, _) => b"Connection: close\r\n\r\n",

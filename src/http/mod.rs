@@ -4,11 +4,13 @@
 pub mod accept;
 pub mod client;
 pub mod cors;
+pub mod download;
 pub mod reply;
 pub mod request;
 pub mod route;
 pub mod sse;
 pub mod stream;
+pub mod upload;
 pub mod websocket;
 
 pub use reply::{Reply, Response};

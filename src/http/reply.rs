@@ -20,6 +20,8 @@ pub struct Response {
 #[derive(Debug)]
 enum Body {
     Bytes(Vec<u8>),
+    /// So many bytes, which the answer to a HEAD only speaks of.
+    Unsent(u64),
     /// Whoever holds this ticket writes it to the client's socket: so many bytes, or chunks.
     Taken {
         ticket: String,
@@ -79,9 +81,21 @@ impl Response {
         Response { status: 200, headers: Vec::new(), body: Body::Taken { ticket, length } }
     }
 
+    /// 200 to a HEAD whose GET would have a body of this length.
+    pub fn unsent(length: u64) -> Response {
+        Response { status: 200, headers: Vec::new(), body: Body::Unsent(length) }
+    }
+
     /// 101: from here on the socket belongs to whoever left the ticket.
     pub fn upgraded(ticket: String) -> Response {
         Response { status: 101, headers: Vec::new(), body: Body::Taken { ticket, length: Some(0) } }
+    }
+
+    /// With another status.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Response {
+        self.status = status;
+        self
     }
 
     /// With this body, of the type that a header says.
@@ -100,7 +114,7 @@ impl Response {
     /// (net.core.wmem_default), and the gate reads on until its client is behind.
     pub fn is_small(&self) -> bool {
         matches!(&self.body, Body::Bytes(body) if body.len() <= ONE_WRITE)
-            || matches!(self.body, Body::Taken { .. })
+            || matches!(self.body, Body::Taken { .. } | Body::Unsent(_))
     }
 
     /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
@@ -119,11 +133,15 @@ impl Response {
         }
         let body = match self.body {
             Body::Bytes(body) => {
-                // RFC 9110, 8.6: none in a 204.
-                if self.status != 204 {
+                // RFC 9110, 8.6: none in a 204, and in a 304 only that of the 200.
+                if !matches!(self.status, 204 | 304) {
                     let _ = write!(head, "Content-Length: {}\r\n", body.len());
                 }
                 body
+            }
+            Body::Unsent(length) => {
+                let _ = write!(head, "Content-Length: {length}\r\n");
+                Vec::new()
             }
             Body::Taken { ticket, length } => {
                 let _ = match length {
@@ -207,6 +225,8 @@ fn reason(status: u16) -> &'static str {
         200 => "OK",
         201 => "Created",
         204 => "No Content",
+        206 => "Partial Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -214,6 +234,7 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         409 => "Conflict",
         413 => "Content Too Large",
+        416 => "Range Not Satisfiable",
         500 => "Internal Server Error",
         503 => "Service Unavailable",
         507 => "Insufficient Storage",

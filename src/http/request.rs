@@ -1,6 +1,6 @@
 //! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
 
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
@@ -50,7 +50,7 @@ pub struct Request {
     /// On a thread that a slow client may hold.
     on_worker: bool,
     /// The body, once it was read ahead of its handler.
-    held: Option<Vec<u8>>,
+    held: Option<Cursor<Vec<u8>>>,
 }
 
 impl Request {
@@ -197,7 +197,23 @@ impl Request {
     /// As [`Request::body`].
     pub fn hold_body(&mut self, cap: usize) -> Result<&[u8]> {
         let body = self.body(cap)?;
-        Ok(self.held.insert(body))
+        Ok(self.held.insert(Cursor::new(body)).get_ref())
+    }
+
+    /// The body as it comes, for what is too large to be held.
+    pub fn reader(&mut self) -> &mut dyn Read {
+        match &mut self.held {
+            Some(held) => held,
+            None => self.inner.as_reader(),
+        }
+    }
+
+    /// How large the body is, if its client has said so.
+    pub fn announced_length(&self) -> Option<u64> {
+        if self.is_streamed() {
+            return self.header("X-Berth-Length")?.parse().ok();
+        }
+        self.inner.body_length().map(|length| length as u64)
     }
 
     /// The body, at most `cap` bytes.
@@ -206,7 +222,7 @@ impl Request {
     /// `BodyTooLarge`, before anything is read if its length is announced; `InvalidRequest` when it breaks off.
     pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
         if let Some(held) = self.held.take() {
-            return Ok(held);
+            return Ok(held.into_inner());
         }
         let too_large = || Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"));
         let announced = self.inner.body_length();

@@ -47,6 +47,8 @@ pub enum Class {
     Run,
     /// Waits or streams: checked on the pool, done by the stream workers.
     Stream,
+    /// A file that is read as it comes; the handler alone knows how large it may be. Done by the transfer workers.
+    Upload,
 }
 
 /// What a handler says.

@@ -2,12 +2,17 @@
 //! off visibly when it cannot go on. One thread writes; a client that does not read holds that thread for
 //! [`crate::base::limits::WRITE_STALL`] at most.
 
+use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use rustix::event::PollFlags;
+use rustix::fs::sendfile;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::client::ClientSocket;
+use crate::base::limits;
 
 /// The body.
 pub struct StreamBody {
@@ -18,6 +23,9 @@ pub struct StreamBody {
 impl StreamBody {
     /// The body of the answer that a ticket belongs to.
     pub fn new(socket: ClientSocket) -> StreamBody {
+        // A write comes back this soon to see whether the client has read anything: see `limits::WRITE_LOOK`. On a socket
+        // that has been reset it cannot be set, and the first write says so.
+        let _ = set_socket_timeout(&socket, Timeout::Send, Some(limits::WRITE_LOOK));
         StreamBody { socket, ended: false }
     }
 
@@ -29,18 +37,30 @@ impl StreamBody {
         if bytes.is_empty() {
             return Ok(());
         }
-        if !self.socket.is_chunked() {
-            return self.socket.write_all(bytes);
-        }
         let size = format!("{:x}\r\n", bytes.len());
         let mut parts = [IoSlice::new(size.as_bytes()), IoSlice::new(bytes), IoSlice::new(b"\r\n")];
-        let mut parts = &mut parts[..];
+        let mut parts = if self.socket.is_chunked() { &mut parts[..] } else { &mut parts[1..2] };
         while !parts.is_empty() {
-            match self.socket.write_vectored(parts) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => IoSlice::advance_slices(&mut parts, n),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+            let n = patiently(|| self.socket.write_vectored(parts))?;
+            if n == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut parts, n);
+        }
+        Ok(())
+    }
+
+    /// Sends `length` bytes of a file, from `offset` on, without copying them through this process. Only where the head
+    /// has announced the length.
+    ///
+    /// # Errors
+    /// As above; `UnexpectedEof` when the file has become shorter.
+    pub fn send_file(&mut self, file: &File, mut offset: u64, length: u64) -> io::Result<()> {
+        let end = offset + length;
+        while offset < end {
+            let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(limits::SENDFILE_BYTES);
+            if patiently(|| Ok(sendfile(&self.socket, file, Some(&mut offset), most)?))? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         Ok(())
@@ -52,7 +72,15 @@ impl StreamBody {
     /// As above.
     pub fn end(mut self) -> io::Result<()> {
         self.ended = true;
-        if self.socket.is_chunked() { self.socket.write_all(b"0\r\n\r\n") } else { Ok(()) }
+        if !self.socket.is_chunked() {
+            return Ok(());
+        }
+        let mut last = &b"0\r\n\r\n"[..];
+        while !last.is_empty() {
+            let n = patiently(|| self.socket.write(last))?;
+            last = &last[n..];
+        }
+        Ok(())
     }
 
     /// What tells that the client has gone; with [`StreamBody::GONE`].
@@ -62,6 +90,22 @@ impl StreamBody {
 
     /// A client that sends no more counts as gone, as everywhere at the gate.
     pub const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
+}
+
+/// Writes until something of it is taken, for as long as [`limits::WRITE_STALL`].
+fn patiently(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    let mut since = None;
+    loop {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if since.get_or_insert_with(Instant::now).elapsed() >= limits::WRITE_STALL {
+                    return Err(error);
+                }
+            }
+            written => return written,
+        }
+    }
 }
 
 impl Drop for StreamBody {

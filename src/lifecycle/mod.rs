@@ -30,6 +30,7 @@ use crate::base::{Result, limits};
 use crate::containers::machine::{Machine, Place};
 use crate::containers::{Engine, Images};
 use crate::proc::{Cancel, Group};
+use crate::project::trays;
 use crate::runs::Runs;
 use crate::runs::terminal::Terminals;
 use crate::store::beneath::Root;
@@ -96,7 +97,10 @@ impl Lifecycle {
         let (emptied, wanted) = bounded(1);
         let trash = spawn("trash".into(), limits::STACK, {
             let registry = registry.clone();
-            move || wanted.iter().for_each(|()| registry.empty_trash())
+            move || {
+                sweep_inboxes(&registry);
+                wanted.iter().for_each(|()| registry.empty_trash());
+            }
         })?;
         let builder = Pool::new("build", 0, 1, limits::BUILD_QUEUE)?;
         let lifecycle = Lifecycle {
@@ -176,6 +180,15 @@ impl Drop for Lifecycle {
         self.emptied = None;
         if let Some(trash) = self.trash.take() {
             trash.detach();
+        }
+    }
+}
+
+/// Removes half uploads that a killed server has left.
+fn sweep_inboxes(registry: &Registry) {
+    for workspace in registry.all() {
+        if let Ok(root) = Root::open(Path::new(&workspace.record().shown.path)) {
+            trays::sweep(&root);
         }
     }
 }

@@ -371,7 +371,7 @@ pub(super) fn open_resolved(
 }
 
 /// Opens what an `O_PATH` descriptor already holds: the magic link in our own `/proc` cannot lead anywhere else.
-fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> {
+pub(super) fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> {
     // O_NONBLOCK: a lease on the file (fcntl(2), F_SETLEASE) would make us wait for its holder.
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     match open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()) {
@@ -380,7 +380,7 @@ fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> {
     }
 }
 
-fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
+pub(super) fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
     match FileType::from_raw_mode(told(fstat(found), "open", rel)?.st_mode) {
         FileType::RegularFile => Ok(()),
         FileType::Directory => Err(refused("open", rel, "it is a folder")),
@@ -390,7 +390,7 @@ fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
 }
 
 /// Inside a container, a file of the real root would be nobody's.
-fn inherit_owner(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Result<()> {
+pub(super) fn inherit_owner(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Result<()> {
     let (file_is, folder_is) = (fstat(&file)?, fstat(folder)?);
     if (file_is.st_uid, file_is.st_gid) == (folder_is.st_uid, folder_is.st_gid) {
         return Ok(());
@@ -404,7 +404,7 @@ fn inherit_owner(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// The folder's part and the entry's own name.
-fn split<'a>(rel: &'a str, verb: &str) -> Result<(&'a str, &'a str)> {
+pub(super) fn split<'a>(rel: &'a str, verb: &str) -> Result<(&'a str, &'a str)> {
     let (parent, name) = match rel.rsplit_once('/') {
         None | Some(("", _)) => (".", rel.trim_start_matches('/')),
         Some(split) => split,
@@ -419,19 +419,19 @@ pub(super) fn is_dots(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
 
-fn present<T>(done: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+pub(super) fn present<T>(done: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
     match done {
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         done => done.map(Some),
     }
 }
 
-fn refused(verb: &str, rel: &str, why: &str) -> Error {
+pub(super) fn refused(verb: &str, rel: &str, why: &str) -> Error {
     Error::new(Code::InvalidPath, format!("Could not {verb} {rel}: {why}"))
 }
 
 /// What the kernel's answer means here.
-fn told<T, E: Into<io::Error>>(done: Result<T, E>, verb: &str, rel: &str) -> Result<T> {
+pub(super) fn told<T, E: Into<io::Error>>(done: Result<T, E>, verb: &str, rel: &str) -> Result<T> {
     let error: io::Error = match done {
         Ok(value) => return Ok(value),
         Err(error) => error.into(),

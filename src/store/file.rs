@@ -20,7 +20,8 @@ pub(super) fn temp_name() -> String {
     format!("{TEMP_PREFIX}{}", Uuid::new_v4().simple())
 }
 
-fn is_temp_name(name: &str) -> bool {
+/// Whether a file of this name is not yet what it will be.
+pub fn is_temp_name(name: &str) -> bool {
     name.strip_prefix(TEMP_PREFIX)
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }

@@ -2,6 +2,7 @@
 //! Knows nothing of workspaces, HTTP or children.
 
 pub mod beneath;
+pub mod deposit;
 pub mod file;
 pub mod json;
 pub mod lock;

@@ -52,6 +52,7 @@ mod terminals_real;
 mod terminals_shell;
 mod tidy;
 mod tokens;
+mod trays;
 mod wire;
 mod wire_limits;
 mod workspaces;

@@ -36,7 +36,8 @@ fn every_example_works() {
     };
     let examples = examples(&readme);
     assert!(!examples.is_empty(), "the README has no block that starts with \"# example\"");
-    let server = seeded().start();
+    // As the README starts it.
+    let server = seeded().arg("--approval=auto").start();
     let script = format!("set -euxo pipefail\n{}\n", examples.join("\n"));
     let mut command = Command::new("bash");
     command.args(["-c", &script]).current_dir(server.scratch().path());

@@ -1,0 +1,184 @@
+//! `/workspace/:id/inbox` and `/workspace/:id/artifacts`: files to agents, and files from them.
+
+use serde_json::{Value, json};
+
+use super::Ctx;
+use crate::base::{Code, Error, Result};
+use crate::http::download::Download;
+use crate::http::upload::Form;
+use crate::http::{Answer, Request, Response};
+use crate::project::trays::{self, Inbox, TrayPath, Which, id_of};
+use crate::store::beneath::Root;
+use crate::store::deposit;
+
+fn root(ctx: &Ctx, request: &Request) -> Result<Root> {
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    ctx.lifecycle.files(&workspace)
+}
+
+/// The upload's path, as far as it is known before all of its form was read.
+struct Target {
+    path: Option<TrayPath>,
+    /// It came with the query, so that the form has no say in it.
+    fixed: bool,
+}
+
+/// `POST /workspace/:id/inbox`
+pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let root = root(ctx, request)?;
+    let max_bytes = ctx.advertised.inbox_max_bytes;
+    if !ctx.advertised.inbox_enabled {
+        return Err(Error::new(Code::InboxDisabled, "Workspace inbox is disabled"));
+    }
+    let mut form = Form::new(request.header("Content-Type"))?;
+    let asked = request.query("path").filter(|path| !path.trim().is_empty());
+    let mut target =
+        Target { path: asked.as_deref().map(TrayPath::parse).transpose()?, fixed: asked.is_some() };
+    let announced = request.announced_length();
+    if let Some(size) = announced.filter(|size| *size > max_bytes.saturating_add(FORM_BYTES)) {
+        return Err(too_large(max_bytes, size));
+    }
+    let name = to_file(&mut form, request, &mut target)?;
+    if target.path.is_none() {
+        // A name that is none may still be replaced by a path behind the file.
+        target.path = TrayPath::parse(&name).ok();
+    }
+    if let Some(path) = &target.path {
+        trays::check_free(&root, path)?;
+    }
+    let shown = target.path.as_ref().map_or(name.as_str(), TrayPath::as_str);
+    let size = announced.map_or(String::new(), |size| format!(" ({size} bytes at most)"));
+    let open = if target.fixed || !request.is_streamed() { "" } else { ", or the path that follows it," };
+    let summary = format!("Upload {shown}{open} to the inbox{size}");
+    let paths = vec![format!("{}/{shown}", Which::Inbox.folder())];
+    let work = move |request: &mut Request| receive(&root, form, target, &name, max_bytes, request);
+    Ok(Answer::prepared(summary, paths, work))
+}
+
+/// What a form may have around its file; and so much too large an upload may be and is still read to its end.
+const FORM_BYTES: u64 = 256 << 10;
+
+fn too_large(max_bytes: u64, size: u64) -> Error {
+    Error::new(Code::FileTooLarge, "File exceeds upload limit")
+        .detail("maxBytes", max_bytes)
+        .detail("size", size)
+}
+
+/// Reads up to the file, whose name is returned.
+fn to_file(form: &mut Form, request: &mut Request, target: &mut Target) -> Result<String> {
+    while let Some(part) = form.next_part(request.reader())? {
+        match (part.name.as_str(), part.file_name) {
+            // A browser's form in which no file was chosen has an empty name.
+            ("file", Some(name)) if !name.is_empty() => return Ok(name),
+            ("path", None) => take_path(form, request, target)?,
+            _ => {}
+        }
+    }
+    Err(Error::new(Code::FileRequired, "Form field 'file' is required"))
+}
+
+fn take_path(form: &mut Form, request: &mut Request, target: &mut Target) -> Result<()> {
+    let path = form.text(request.reader())?;
+    if !target.fixed && !path.trim().is_empty() {
+        target.path = Some(TrayPath::parse(&path)?);
+        target.fixed = true;
+    }
+    Ok(())
+}
+
+fn receive(
+    root: &Root,
+    mut form: Form,
+    mut target: Target,
+    name: &str,
+    max_bytes: u64,
+    request: &mut Request,
+) -> Result<Response> {
+    let inbox = Inbox::open(root, max_bytes)?;
+    let mut file = inbox.begin()?;
+    loop {
+        let piece = form.data(request.reader())?;
+        // One that is a little too large is read to its end, to tell how large it is.
+        if piece.is_empty() || !file.take(piece)? && file.bytes() > max_bytes + FORM_BYTES {
+            break;
+        }
+    }
+    if file.bytes() > max_bytes {
+        return Err(too_large(max_bytes, file.bytes()));
+    }
+    while let Some(part) = form.next_part(request.reader())? {
+        match (part.name.as_str(), part.file_name) {
+            ("path", None) => take_path(&mut form, request, &mut target)?,
+            ("file", Some(_)) => {
+                return Err(Error::new(Code::InvalidPayload, "Only one file can be uploaded at once"));
+            }
+            _ => {}
+        }
+    }
+    form.finish(request.reader());
+    let path = match target.path {
+        Some(path) => path,
+        None => TrayPath::parse(name)?,
+    };
+    let bytes = file.bytes();
+    file.keep(&path)?;
+    Ok(Response::ok(&json!({ "ok": true, "path": path.as_str(), "bytes": bytes })))
+}
+
+/// `GET /workspace/:id/inbox`
+pub fn inbox(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    list(ctx, request, Which::Inbox, ctx.advertised.inbox_enabled)
+}
+
+/// `GET /workspace/:id/artifacts`
+pub fn artifacts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    list(ctx, request, Which::Outbox, ctx.advertised.outbox_enabled)
+}
+
+fn list(ctx: &Ctx, request: &Request, which: Which, enabled: bool) -> Result<Answer> {
+    let root = root(ctx, request)?;
+    let listing = if enabled { which.list(&root)? } else { deposit::Listing::default() };
+    let items: Vec<Value> = listing
+        .files
+        .iter()
+        .map(|file| {
+            let mut item = json!({
+                "id": id_of(&file.path), "path": file.path, "size": file.size, "updatedAt": file.changed_ms,
+            });
+            if which == Which::Inbox {
+                item["name"] = json!(file.path.rsplit('/').next());
+            }
+            item
+        })
+        .collect();
+    let mut answer = json!({ "items": items });
+    if listing.more {
+        answer["truncated"] = json!(true);
+    }
+    Ok(Answer::Now(Response::ok(&answer)))
+}
+
+/// `GET /workspace/:id/inbox/:inboxId`
+pub fn inbox_item(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let root = root(ctx, request)?;
+    if !ctx.advertised.inbox_enabled {
+        return Err(Error::new(Code::InboxDisabled, "Workspace inbox is disabled"));
+    }
+    download(ctx, request, &root, Which::Inbox, request.param("inboxId"))
+}
+
+/// `GET /workspace/:id/artifacts/:artifactId`
+pub fn artifact(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let root = root(ctx, request)?;
+    if !ctx.advertised.outbox_enabled {
+        return Err(Error::new(Code::OutboxDisabled, "Workspace outbox is disabled"));
+    }
+    download(ctx, request, &root, Which::Outbox, request.param("artifactId"))
+}
+
+fn download(ctx: &Ctx, request: &Request, root: &Root, which: Which, id: &str) -> Result<Answer> {
+    let (file, path) = which.open(root, id)?;
+    let (tag, sure) = deposit::tag(&file)?;
+    let download = Download { file, name: path.name(), tag, sure };
+    download.answer(request, &ctx.tickets, || ctx.stream_place()).map(Answer::Now)
+}

@@ -1,0 +1,235 @@
+//! A file as an answer: its name in any script, its validator, and which of its bytes are wanted (RFC 9110, 13 and 14).
+//! Small pieces are answered at once, large ones are written to the client's own socket. Knows nothing of where files
+//! come from.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use super::client::Tickets;
+use super::stream::StreamBody;
+use super::{Method, Request, Response};
+use crate::base::pool::Place;
+use crate::base::{At, Code, Error, Result, limits};
+
+/// What a request wants of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// All of it.
+    Whole,
+    /// From and up to, exclusively.
+    Part(u64, u64),
+    /// A range that it does not have.
+    Beyond,
+    /// Nothing: the client has it.
+    Nothing,
+}
+
+/// A file, its name, and a validator of its content, which is weak while it is too fresh to be sure.
+pub struct Download<'a> {
+    /// Opened for reading.
+    pub file: File,
+    /// What it is called, without folders.
+    pub name: &'a str,
+    /// Equal for equal bytes.
+    pub tag: String,
+    /// Whether no other bytes can have the tag.
+    pub sure: bool,
+}
+
+impl Download<'_> {
+    /// The answer to a GET or HEAD. `place` is asked for where much has to be sent.
+    ///
+    /// # Errors
+    /// What `place` says; when the file cannot be read.
+    pub fn answer(
+        mut self,
+        request: &Request,
+        tickets: &Tickets,
+        place: impl FnOnce() -> Result<Place>,
+    ) -> Result<Response> {
+        let size = self.file.metadata().at("read", self.name)?.len();
+        let etag = if self.sure { format!("\"{}\"", self.tag) } else { format!("W/\"{}\"", self.tag) };
+        let is_get = request.method() == Method::Get;
+        let range = request.header("Range").filter(|_| is_get);
+        let headers = |response: Response| {
+            response
+                .with("Content-Type", "application/octet-stream")
+                .with("Content-Disposition", disposition(self.name))
+                .with("Accept-Ranges", "bytes")
+                .with("ETag", etag.as_str())
+                // Whoever has a copy asks whether it is still good.
+                .with("Cache-Control", "private, no-cache")
+                .with("X-Content-Type-Options", "nosniff")
+        };
+        let wanted = wanted(request.header("If-None-Match"), request.header("If-Range"), range, &etag, size);
+        let (response, from, length) = match wanted {
+            Wanted::Nothing => return Ok(headers(Response::empty(304))),
+            Wanted::Beyond => {
+                let message = format!("The file has {size} bytes, and none of those that Range asks for");
+                let error = Error::new(Code::RangeNotSatisfiable, message).detail("size", size);
+                return Ok(Response::error(&error).with("Content-Range", format!("bytes */{size}")));
+            }
+            Wanted::Whole => (None, 0, size),
+            Wanted::Part(from, to) => (Some(format!("bytes {from}-{}/{size}", to - 1)), from, to - from),
+        };
+        let part = |whole: Response| match &response {
+            None => headers(whole),
+            Some(range) => headers(whole.with_status(206).with("Content-Range", range.as_str())),
+        };
+        if !is_get {
+            return Ok(headers(Response::unsent(size)));
+        }
+        if length <= limits::DOWNLOAD_HELD_BYTES {
+            self.file.seek(SeekFrom::Start(from)).at("read", self.name)?;
+            let mut body = Vec::with_capacity(length as usize);
+            (&mut self.file).take(length).read_to_end(&mut body).at("read", self.name)?;
+            if body.len() as u64 == length {
+                return Ok(part(Response::empty(200).with_body(body)));
+            }
+            return Err(Error::new(Code::Busy, "The file is being changed; try again"));
+        }
+        let place = place()?;
+        let file = self.file.try_clone().at("read", self.name)?;
+        let ticket = tickets.deposit(move |socket, _| {
+            place.run(move || {
+                let mut body = StreamBody::new(socket);
+                // A file that has become shorter meanwhile breaks off, and the client sees that.
+                if body.send_file(&file, from, length).is_ok() {
+                    let _ = body.end();
+                }
+            });
+        })?;
+        Ok(part(Response::taken(ticket, Some(length))))
+    }
+}
+
+/// `attachment` with the file's name (RFC 6266): as it is where it is plain, else a look-alike for old clients and the
+/// name itself in UTF-8 (RFC 8187).
+pub fn disposition(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ';
+    let look_alike: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    let mut header = format!("attachment; filename=\"{look_alike}\"");
+    if look_alike != name {
+        header.push_str("; filename*=UTF-8''");
+        for byte in name.bytes() {
+            // RFC 8187, 3.2.1: attr-char.
+            if byte.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&byte) {
+                header.push(byte as char);
+            } else {
+                let _ = write!(header, "%{byte:02X}");
+            }
+        }
+    }
+    header
+}
+
+/// `range` is that of a GET.
+fn wanted(
+    none_match: Option<&str>,
+    if_range: Option<&str>,
+    range: Option<&str>,
+    etag: &str,
+    size: u64,
+) -> Wanted {
+    let opaque = |tag: &str| tag.trim().strip_prefix("W/").unwrap_or(tag.trim()).to_owned();
+    if none_match
+        .is_some_and(|tags| tags.trim() == "*" || tags.split(',').any(|tag| opaque(tag) == opaque(etag)))
+    {
+        return Wanted::Nothing;
+    }
+    // Compared strongly (13.1.5): a weak tag, and a date, of which none was ever sent, is no match.
+    if if_range.is_some_and(|tag| tag.trim() != etag || etag.starts_with("W/")) {
+        return Wanted::Whole;
+    }
+    // Several ranges may be answered with the whole (14.2), and so may what is no range.
+    let Some((first, last)) = range
+        .and_then(|range| range.trim().strip_prefix("bytes="))
+        .filter(|ranges| !ranges.contains(','))
+        .and_then(|range| range.trim().split_once('-'))
+    else {
+        return Wanted::Whole;
+    };
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
+    };
+    match (number(first), number(last)) {
+        (Some(first), Some(last)) if first > last => Wanted::Whole,
+        (Some(first), _) if first >= size && (last.is_empty() || number(last).is_some()) => Wanted::Beyond,
+        (Some(first), Some(last)) => Wanted::Part(first, size.min(last.saturating_add(1))),
+        (Some(first), None) if last.is_empty() => Wanted::Part(first, size),
+        (None, Some(0)) if first.is_empty() => Wanted::Beyond,
+        (None, Some(last)) if first.is_empty() && size > 0 => Wanted::Part(size.saturating_sub(last), size),
+        (None, Some(_)) if first.is_empty() => Wanted::Beyond,
+        _ => Wanted::Whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_any_script() {
+        for (name, want) in [
+            ("report.pdf", "attachment; filename=\"report.pdf\""),
+            ("a b (1).txt", "attachment; filename=\"a b (1).txt\""),
+            ("日本.txt", "attachment; filename=\"__.txt\"; filename*=UTF-8''%E6%97%A5%E6%9C%AC.txt"),
+            ("a\"b\\c\n%41", "attachment; filename=\"a_b_c__41\"; filename*=UTF-8''a%22b%5Cc%0A%2541"),
+        ] {
+            assert_eq!(disposition(name), want);
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        use Wanted::{Beyond, Part, Whole};
+        for (range, want) in [
+            ("bytes=0-0", Part(0, 1)),
+            ("bytes=2-", Part(2, 10)),
+            ("bytes=2-4", Part(2, 5)),
+            ("bytes=2-400", Part(2, 10)),
+            ("bytes=-3", Part(7, 10)),
+            ("bytes=-30", Part(0, 10)),
+            ("bytes=9-", Part(9, 10)),
+            ("bytes=10-", Beyond),
+            ("bytes=10-12", Beyond),
+            ("bytes=99999999999999999999999-", Beyond),
+            ("bytes=-0", Beyond),
+            ("bytes=0-99999999999999999999999", Part(0, 10)),
+            ("bytes=0-1,3-4", Whole),
+            ("bytes=4-2", Whole),
+            ("bytes=", Whole),
+            ("bytes=-", Whole),
+            ("bytes=a-b", Whole),
+            ("bytes=1-b", Whole),
+            ("bytes=+1-2", Whole),
+            ("lines=0-1", Whole),
+        ] {
+            assert_eq!(wanted(None, None, Some(range), "\"t\"", 10), want, "{range}");
+        }
+        assert_eq!(wanted(None, None, Some("bytes=0-"), "\"t\"", 0), Beyond);
+        assert_eq!(wanted(None, None, Some("bytes=-1"), "\"t\"", 0), Beyond);
+    }
+
+    #[test]
+    fn validators() {
+        use Wanted::{Nothing, Part, Whole};
+        for (tags, want) in [
+            ("\"t\"", Nothing),
+            ("W/\"t\"", Nothing),
+            ("*", Nothing),
+            ("\"a\", \"t\"", Nothing),
+            ("\"a\"", Whole),
+        ] {
+            assert_eq!(wanted(Some(tags), None, None, "\"t\"", 10), want, "{tags}");
+            assert_eq!(wanted(Some(tags), None, None, "W/\"t\"", 10), want, "{tags}");
+        }
+        let range = Some("bytes=1-2");
+        assert_eq!(wanted(None, Some("\"t\""), range, "\"t\"", 10), Part(1, 3));
+        assert_eq!(wanted(None, Some("\"old\""), range, "\"t\"", 10), Whole);
+        assert_eq!(wanted(None, Some("W/\"t\""), range, "W/\"t\"", 10), Whole);
+        assert_eq!(wanted(None, Some("Wed, 21 Oct 2015 07:28:00 GMT"), range, "\"t\"", 10), Whole);
+    }
+}

@@ -1,0 +1,274 @@
+//! Forms with files (multipart/form-data, RFC 7578 and 2046) as they stream in: part by part, in constant memory.
+//! Nothing outside this file knows what such a form looks like. Pure: bytes come from a reader that is passed to each
+//! call, so a form can wait, half read, for a person's answer while its request moves to another thread.
+//!
+//! The crate `multipart` (0.18, DESIGN.md decision 1) was tried and cannot be used: where a CR LF before a boundary
+//! falls on the edge of its buffer it is taken for data, so that a file of 8,123 bytes comes out with 8,125; a line
+//! that merely contains the boundary ends a file; a body that breaks off is a complete file; names with `;` are cut.
+
+use std::io::{self, Read};
+
+use memchr::memmem::Finder;
+
+use super::request::decode;
+use crate::base::{Code, Error, Result, limits};
+
+/// What a form is read through: more than any part's head.
+const BUFFER: usize = 64 << 10;
+
+/// A form, as far as it has been read.
+#[derive(Debug)]
+pub struct Form {
+    delimiter: Finder<'static>,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// What was read and passed over, of all parts that are not files.
+    passed: usize,
+    done: bool,
+}
+
+/// The head of a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The field's name.
+    pub name: String,
+    /// The file's, if it is one.
+    pub file_name: Option<String>,
+}
+
+fn broken(what: &str) -> Error {
+    Error::new(Code::InvalidPayload, format!("The form is broken: {what}"))
+}
+
+impl Form {
+    /// A form of a request with this `Content-Type`.
+    ///
+    /// # Errors
+    /// `InvalidPayload` when it is none.
+    pub fn new(content_type: Option<&str>) -> Result<Form> {
+        let boundary = content_type.and_then(boundary).ok_or_else(|| {
+            Error::new(
+                Code::InvalidPayload,
+                "Expected multipart/form-data with a boundary, as `curl -F file=@NAME` sends it",
+            )
+        })?;
+        let mut buffer = vec![0; BUFFER].into_boxed_slice();
+        // A delimiter begins with the line break before it; the first one may stand at the very beginning.
+        buffer[..2].copy_from_slice(b"\r\n");
+        let delimiter = Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned();
+        Ok(Form { delimiter, buffer, start: 0, end: 2, passed: 0, done: false })
+    }
+
+    /// The next part; what was left of the one before is passed over. `None` at the form's end.
+    ///
+    /// # Errors
+    /// `InvalidPayload` when the form is broken, `InvalidRequest` when it breaks off, `BodyTooLarge` when too much was
+    /// passed over.
+    pub fn next_part(&mut self, source: &mut dyn Read) -> Result<Option<Part>> {
+        while !self.done {
+            let n = self.data(source)?.len();
+            if n == 0 {
+                break;
+            }
+            self.count_passed(n)?;
+        }
+        if self.done {
+            return Ok(None);
+        }
+        self.start += self.delimiter.needle().len();
+        self.need(source, 2)?;
+        if self.buffer[self.start..].starts_with(b"--") {
+            self.done = true;
+            return Ok(None);
+        }
+        loop {
+            self.need(source, 2)?;
+            match self.buffer[self.start] {
+                b' ' | b'\t' => self.start += 1,
+                b'\r' if self.buffer[self.start + 1] == b'\n' => break,
+                _ => return Err(broken("something stands behind a boundary")),
+            }
+        }
+        self.head(source).map(Some)
+    }
+
+    /// More of the part's bytes; none at its end.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when the body breaks off.
+    pub fn data(&mut self, source: &mut dyn Read) -> Result<&[u8]> {
+        if self.done {
+            return Ok(&[]);
+        }
+        loop {
+            let bytes = &self.buffer[self.start..self.end];
+            let sure = match self.delimiter.find(bytes) {
+                Some(at) => Some(at),
+                // Its beginning may stand at the end already.
+                None => bytes.len().checked_sub(self.delimiter.needle().len() - 1).filter(|sure| *sure > 0),
+            };
+            if let Some(sure) = sure {
+                let from = self.start;
+                self.start += sure;
+                return Ok(&self.buffer[from..self.start]);
+            }
+            self.fill(source)?;
+        }
+    }
+
+    /// All of a part that is a text.
+    ///
+    /// # Errors
+    /// As [`Form::data`]; `InvalidPayload` when it is not UTF-8, `BodyTooLarge` beyond [`limits::FORM_FIELDS_BYTES`].
+    pub fn text(&mut self, source: &mut dyn Read) -> Result<String> {
+        let mut text = Vec::new();
+        loop {
+            let piece = self.data(source)?;
+            if piece.is_empty() {
+                break;
+            }
+            text.extend_from_slice(piece);
+            let n = piece.len();
+            self.count_passed(n)?;
+        }
+        String::from_utf8(text).map_err(|_| broken("a field is not UTF-8"))
+    }
+
+    /// Reads what may follow a form, so that the connection can go on.
+    pub fn finish(&mut self, source: &mut dyn Read) {
+        // Whoever sends more loses the connection, not the file.
+        let _ = io::copy(&mut source.take(limits::DRAINED_BODY_BYTES), &mut io::sink());
+    }
+
+    fn count_passed(&mut self, n: usize) -> Result<()> {
+        self.passed += n;
+        if self.passed > limits::FORM_FIELDS_BYTES {
+            let message = format!("The form's fields are larger than {} bytes", limits::FORM_FIELDS_BYTES);
+            return Err(Error::new(Code::BodyTooLarge, message));
+        }
+        Ok(())
+    }
+
+    /// The head of a part, which begins with a line break.
+    fn head(&mut self, source: &mut dyn Read) -> Result<Part> {
+        loop {
+            let bytes = &self.buffer[self.start..self.end];
+            if let Some(at) = memchr::memmem::find(bytes, b"\r\n\r\n") {
+                let part = part(&bytes[2..at + 4])?;
+                self.start += at + 4;
+                return Ok(part);
+            }
+            if bytes.len() > limits::FORM_HEAD_BYTES {
+                return Err(broken("the head of a part is too large"));
+            }
+            self.fill(source)?;
+        }
+    }
+
+    /// At least so many bytes in the buffer.
+    fn need(&mut self, source: &mut dyn Read, n: usize) -> Result<()> {
+        while self.end - self.start < n {
+            self.fill(source)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, source: &mut dyn Read) -> Result<()> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let read = loop {
+            match source.read(&mut self.buffer[self.end..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        match read {
+            Ok(n) if n > 0 => {
+                self.end += n;
+                Ok(())
+            }
+            read => {
+                let error = Error::new(Code::InvalidRequest, "The body broke off before the form's end");
+                Err(match read {
+                    Err(cause) => error.because(cause),
+                    Ok(_) => error,
+                })
+            }
+        }
+    }
+}
+
+/// The boundary that a `Content-Type` names (RFC 2046, 5.1.1).
+fn boundary(content_type: &str) -> Option<String> {
+    let (kind, rest) = content_type.split_once(';')?;
+    if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
+        return None;
+    }
+    let boundary = parameters(rest.as_bytes()).into_iter().find(|(name, _)| name == "boundary")?.1;
+    let boundary = String::from_utf8(boundary).ok()?;
+    let fits =
+        (1..=70).contains(&boundary.len()) && boundary.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    (fits && !boundary.ends_with(' ')).then_some(boundary)
+}
+
+/// Reads a part's head.
+fn part(head: &[u8]) -> Result<Part> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let read = httparse::parse_headers(head, &mut headers);
+    let Ok(httparse::Status::Complete((_, headers))) = read else {
+        return Err(broken("the head of a part cannot be read"));
+    };
+    let disposition = headers.iter().find(|header| header.name.eq_ignore_ascii_case("Content-Disposition"));
+    let disposition = disposition.ok_or_else(|| broken("a part has no Content-Disposition"))?.value;
+    let (kind, rest) = disposition.split_at(memchr::memchr(b';', disposition).unwrap_or(disposition.len()));
+    if !kind.trim_ascii().eq_ignore_ascii_case(b"form-data") {
+        return Err(broken("a part is not form-data"));
+    }
+    let parameters = parameters(rest.get(1..).unwrap_or_default());
+    let find = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+    let text = |value: &Vec<u8>| String::from_utf8_lossy(value).replace("%22", "\"");
+    let name = find("name").map(text).ok_or_else(|| broken("a part has no name"))?;
+    // RFC 7578, 4.2 does not want `filename*`; some clients send it, and then mean it.
+    let extended = find("filename*").and_then(|value| {
+        let value = std::str::from_utf8(value).ok()?;
+        let (charset, rest) = value.split_once('\'')?;
+        charset.eq_ignore_ascii_case("utf-8").then(|| decode(rest.split_once('\'')?.1))?
+    });
+    Ok(Part { name, file_name: extended.or_else(|| find("filename").map(text)) })
+}
+
+/// `; name=value; name="quoted"`, names in lower case. In quotes, a backslash escapes a quote and itself and is one
+/// otherwise, as browsers send it.
+fn parameters(mut rest: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    while let Some(at) = memchr::memchr(b'=', rest) {
+        let name = &rest[..at];
+        let name = &name[memchr::memrchr(b';', name).map_or(0, |semicolon| semicolon + 1)..];
+        let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
+        rest = rest[at + 1..].trim_ascii_start();
+        let mut value = Vec::new();
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let mut at = 0;
+            while at < quoted.len() && quoted[at] != b'"' {
+                if quoted[at] == b'\\' && matches!(quoted.get(at + 1), Some(b'"' | b'\\')) {
+                    at += 1;
+                }
+                value.push(quoted[at]);
+                at += 1;
+            }
+            rest = quoted.get(at + 1..).unwrap_or_default();
+        } else {
+            let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
+            value.extend_from_slice(rest[..end].trim_ascii());
+            rest = &rest[end..];
+        }
+        found.push((name, value));
+    }
+    found
+}
+
+#[cfg(test)]
+#[path = "upload_tests.rs"]
+mod tests;

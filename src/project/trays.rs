@@ -1,0 +1,245 @@
+//! The two folders of a workspace through which people and agents hand each other files: what was uploaded lies in the
+//! inbox, what is to be fetched in the outbox. Any thread; no locks: a file appears whole or not at all.
+
+use std::fs::File;
+use std::io::Write as _;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+use crate::base::{At, Code, Error, Result, limits};
+use crate::store::beneath::Root;
+use crate::store::deposit::{Deposit, Listing, Tray};
+use crate::store::file::is_temp_name;
+
+/// Which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// From people to agents.
+    Inbox,
+    /// From agents to people.
+    Outbox,
+}
+
+impl Which {
+    /// Where it lies in the workspace.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Which::Inbox => ".opencode/openwork/inbox",
+            Which::Outbox => ".opencode/openwork/outbox",
+        }
+    }
+
+    fn bad_id(self) -> Error {
+        match self {
+            Which::Inbox => Error::new(Code::InvalidInboxItem, "Inbox item id is invalid"),
+            Which::Outbox => Error::new(Code::InvalidArtifact, "Artifact id is invalid"),
+        }
+    }
+
+    fn missing(self) -> Error {
+        match self {
+            Which::Inbox => Error::new(Code::InboxItemNotFound, "Inbox item not found"),
+            Which::Outbox => Error::new(Code::ArtifactNotFound, "Artifact not found"),
+        }
+    }
+
+    /// What lies in it.
+    ///
+    /// # Errors
+    /// `InvalidPath` when it is a link.
+    pub fn list(self, root: &Root) -> Result<Listing> {
+        root.tray(self.folder())?.map_or_else(|| Ok(Listing::default()), |tray| tray.list())
+    }
+
+    /// A file of it, and its path there. A link, a device, a pipe is none.
+    ///
+    /// # Errors
+    /// `InvalidInboxItem`, `InvalidArtifact` for what is no id; `InboxItemNotFound`, `ArtifactNotFound`.
+    pub fn open(self, root: &Root, id: &str) -> Result<(File, TrayPath)> {
+        let bytes =
+            BASE64_URL_SAFE_NO_PAD.decode(id.trim().trim_end_matches('=')).map_err(|_| self.bad_id())?;
+        let text = String::from_utf8(bytes).map_err(|_| self.bad_id())?;
+        let path = TrayPath::exact(text).ok_or_else(|| self.bad_id())?;
+        let missing = |error: Error| if error.code() == Code::InvalidPath { self.missing() } else { error };
+        let tray = root.tray(self.folder()).map_err(missing)?.ok_or_else(|| self.missing())?;
+        let file = tray.open(path.as_str()).map_err(missing)?.ok_or_else(|| self.missing())?;
+        Ok((file, path))
+    }
+}
+
+/// The id of a file in either folder.
+pub fn id_of(path: &str) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(path)
+}
+
+/// The path of a file below an inbox or an outbox: relative, without detours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrayPath(String);
+
+impl TrayPath {
+    /// Reads what a client says, as the OpenWork server does: white space around it and slashes before it do not count, a
+    /// backslash is a slash.
+    ///
+    /// # Errors
+    /// `InvalidPath`.
+    pub fn parse(text: &str) -> Result<TrayPath> {
+        let refuse = |why: &str| Err(Error::new(Code::InvalidPath, format!("The file's path {why}")));
+        let slashes = text.trim().replace('\\', "/");
+        let parts: Vec<&str> = slashes.split('/').filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() {
+            return refuse("is empty");
+        }
+        if parts.iter().any(|part| matches!(*part, "." | "..")) {
+            return refuse("may not contain '.' or '..' as a part");
+        }
+        if slashes.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER) {
+            return refuse("has characters that no file name should have; give another one with ?path=");
+        }
+        if slashes.ends_with('/') {
+            return refuse("ends with a slash: it names a folder");
+        }
+        if parts.iter().any(|part| is_temp_name(part)) {
+            return refuse("has a part that is reserved for files on their way");
+        }
+        if parts.iter().any(|part| part.len() > NAME_BYTES) || parts.len() > limits::TRAY_DEPTH {
+            return refuse("is too long: a name has at most 255 bytes, a path at most 32 parts");
+        }
+        Ok(TrayPath(parts.join("/")))
+    }
+
+    /// A path that is taken as it is: agents may name their files as they like.
+    fn exact(text: String) -> Option<TrayPath> {
+        let fits = text.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
+        fits.then_some(TrayPath(text))
+    }
+
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its last part.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+/// The longest file name of Linux file systems.
+const NAME_BYTES: usize = 255;
+
+/// Removes what uploads to a workspace have left that a killed server was taking. One that another server takes stays.
+pub fn sweep(root: &Root) {
+    // A folder that is not there, or a link, has no uploads.
+    if let Ok(Some(tray)) = root.tray(Which::Inbox.folder()) {
+        tray.sweep();
+    }
+}
+
+/// An inbox that takes a file.
+pub struct Inbox {
+    tray: Tray,
+    max_bytes: u64,
+}
+
+/// A file on its way into it.
+pub struct Incoming<'a> {
+    deposit: Deposit<'a>,
+    max_bytes: u64,
+    bytes: u64,
+}
+
+impl Inbox {
+    /// The workspace's, made if it has none, for files of up to `max_bytes`.
+    ///
+    /// # Errors
+    /// `InvalidPath` when something else, a link for example, stands in its place; `DiskFull`.
+    pub fn open(root: &Root, max_bytes: u64) -> Result<Inbox> {
+        Ok(Inbox { tray: root.make_tray(Which::Inbox.folder())?, max_bytes })
+    }
+
+    /// Begins to take one.
+    ///
+    /// # Errors
+    /// `DiskFull`.
+    pub fn begin(&self) -> Result<Incoming<'_>> {
+        Ok(Incoming { deposit: self.tray.begin()?, max_bytes: self.max_bytes, bytes: 0 })
+    }
+}
+
+/// Whether a file could get this path; nothing is made.
+///
+/// # Errors
+/// `InvalidPath` when a folder has it, or something else stands where a folder should be.
+pub fn check_free(root: &Root, path: &TrayPath) -> Result<()> {
+    match root.tray(Which::Inbox.folder())? {
+        Some(tray) => tray.check_free(path.as_str()),
+        None => Ok(()),
+    }
+}
+
+impl Incoming<'_> {
+    /// Takes more of it; `false` when that was too much: from there on it is only counted.
+    ///
+    /// # Errors
+    /// `DiskFull`.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<bool> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > self.max_bytes {
+            return Ok(false);
+        }
+        self.deposit.write_all(bytes).at("write", "the upload")?;
+        Ok(true)
+    }
+
+    /// How much has come.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// All of it is there: gives it its path.
+    ///
+    /// # Errors
+    /// `InvalidPath`; nothing is left then.
+    pub fn keep(self, path: &TrayPath) -> Result<()> {
+        self.deposit.keep(path.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_observed() {
+        for (text, want) in [
+            ("a.txt", "a.txt"),
+            (" a b.txt ", "a b.txt"),
+            ("/etc/x", "etc/x"),
+            ("//a//b", "a/b"),
+            ("dir\\file", "dir/file"),
+            ("日本/語.txt", "日本/語.txt"),
+            ("..x/x..", "..x/x.."),
+        ] {
+            assert_eq!(TrayPath::parse(text).unwrap().as_str(), want, "{text}");
+        }
+        let (long, deep) = ("x".repeat(256), "d/".repeat(40) + "x");
+        let temp = format!(".tmp-{}", "0".repeat(32));
+        for text in [
+            "", " ", "/", "\\", ".", "..", "a/../b", "a/./b", "..\\x", "a\0b", "a\nb", "a/", "\u{fffd}",
+            &long, &deep, &temp,
+        ] {
+            assert_eq!(TrayPath::parse(text).unwrap_err().code(), Code::InvalidPath, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ids_lead_nowhere_else() {
+        let dir = crate::store::scratch::Scratch::new();
+        let root = Root::open(&dir).unwrap();
+        for id in ["*", "a", "Li4vLi4veA", &id_of("../x"), &id_of("/"), &id_of("")] {
+            assert_eq!(Which::Outbox.open(&root, id).unwrap_err().code(), Code::InvalidArtifact, "{id}");
+        }
+        assert_eq!(Which::Inbox.open(&root, &id_of("x")).unwrap_err().code(), Code::InboxItemNotFound);
+    }
+}

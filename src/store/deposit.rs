@@ -1,0 +1,261 @@
+//! A folder in a hostile tree in which others leave files: they arrive in pieces and appear whole, and are listed and
+//! read without following a single link. Knows nothing of HTTP or of what the files are for.
+//!
+//! A file on its way has a temporary name in the folder itself, and its writer holds flock(2) on it. Whoever finds such
+//! a name without a lock finds what a killed server has left, and removes it. Any thread; no other locks.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::SystemTime;
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, fchmod, flock, fstat, mkdirat,
+    openat, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::beneath::{
+    Root, check_regular, inherit_owner, is_dots, open_resolved, present, refused, reopen, split, told,
+};
+use super::file::{is_temp_name, sync_folder, temp_name};
+use crate::base::{Code, Error, Result, limits};
+
+const NO_LINKS: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_SYMLINKS);
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// Such a folder. Errors are those of [`Root`].
+#[derive(Debug)]
+pub struct Tray(OwnedFd);
+
+/// A file that arrives. Dropped before [`Deposit::keep`] it leaves nothing.
+#[derive(Debug)]
+pub struct Deposit<'a> {
+    tray: &'a Tray,
+    file: File,
+    temp: String,
+}
+
+/// What lies in a folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The files, the newest first.
+    pub files: Vec<Found>,
+    /// There are more than are listed.
+    pub more: bool,
+}
+
+/// A regular file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Below the folder.
+    pub path: String,
+    /// In bytes.
+    pub size: u64,
+    /// When it was written last, in milliseconds since 1970.
+    pub changed_ms: i64,
+}
+
+impl Root {
+    /// The folder at `rel`; `None` if there is none.
+    ///
+    /// # Errors
+    /// `InvalidPath` when a part of the path is a link.
+    pub fn tray(&self, rel: &str) -> Result<Option<Tray>> {
+        let opened = present(open_resolved(self.as_fd(), rel, FOLDER, NO_LINKS));
+        Ok(told(opened, "open", rel)?.map(Tray))
+    }
+
+    /// The same, made if it is missing; leftovers of writers that were killed are removed from it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn make_tray(&self, rel: &str) -> Result<Tray> {
+        let tray = Tray(make_folders(&self.as_fd(), rel)?);
+        tray.sweep();
+        Ok(tray)
+    }
+}
+
+impl Tray {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// `DiskFull`, `Internal`.
+    pub fn begin(&self) -> Result<Deposit<'_>> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for _ in 0..limits::OPEN_RETRIES {
+            let temp = temp_name();
+            let file =
+                File::from(told(openat(&self.0, &temp, flags, Mode::RUSR | Mode::WUSR), "write", &temp)?);
+            // Locks are a convenience of the sweep: a file system without them has none.
+            let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            let deposit = Deposit { tray: self, file, temp };
+            // Somebody may have swept between the two.
+            if told(fstat(&deposit.file), "write", &deposit.temp)?.st_nlink > 0 {
+                return Ok(deposit);
+            }
+        }
+        Err(Error::new(Code::Busy, "The folder is being swept too often; try again"))
+    }
+
+    /// Whether a folder stands where a file is to be; a file's path may not lead over a file or a link either.
+    ///
+    /// # Errors
+    /// `InvalidPath` when it does.
+    pub fn check_free(&self, path: &str) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        match open_resolved(&self.0, path, flags, NO_LINKS) {
+            Ok(found) => {
+                let kind = FileType::from_raw_mode(told(fstat(&found), "write", path)?.st_mode);
+                let folder = kind == FileType::Directory;
+                if folder { Err(refused("write", path, "a folder has this name")) } else { Ok(()) }
+            }
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => told(Err(error), "write", path),
+        }
+    }
+
+    /// Opens a file for reading; `None` if there is none.
+    ///
+    /// # Errors
+    /// `InvalidPath` for a link, a device and whatever else is not a regular file.
+    pub fn open(&self, path: &str) -> Result<Option<File>> {
+        let found = present(open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS));
+        let Some(found) = told(found, "open", path)? else { return Ok(None) };
+        check_regular(&found, path)?;
+        reopen(&found, OFlags::RDONLY, path).map(Some)
+    }
+
+    /// All regular files in it and below, as far as [`limits::TRAY_ENTRIES`] and [`limits::TRAY_PATHS_BYTES`] go. Names
+    /// that are not UTF-8, and files on their way, are left out.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let (mut entries, mut bytes) = (0, 0);
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            let here = if folder.is_empty() { "." } else { folder.as_str() };
+            // What is gone, too deep, closed to us or a link by now has no files.
+            let Ok(opened) = open_resolved(&self.0, here, FOLDER, NO_LINKS) else { continue };
+            for entry in told(Dir::read_from(&opened), "list", here)? {
+                let entry = told(entry, "list", here)?;
+                let Ok(name) = entry.file_name().to_str() else { continue };
+                if is_dots(name.as_bytes()) || is_temp_name(name) {
+                    continue;
+                }
+                entries += 1;
+                bytes += folder.len() + name.len();
+                if entries > limits::TRAY_ENTRIES || bytes > limits::TRAY_PATHS_BYTES {
+                    listing.more = true;
+                    break;
+                }
+                let Ok(stat) = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+                let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => folders.push(path),
+                    FileType::RegularFile => listing.files.push(Found {
+                        path,
+                        size: u64::try_from(stat.st_size).unwrap_or_default(),
+                        changed_ms: stat.st_mtime.saturating_mul(1000)
+                            + stat.st_mtime_nsec as i64 / 1_000_000,
+                    }),
+                    _ => {}
+                }
+            }
+        }
+        listing.files.sort_by(|a, b| b.changed_ms.cmp(&a.changed_ms).then_with(|| a.path.cmp(&b.path)));
+        Ok(listing)
+    }
+
+    /// Removes files on their way that nobody writes any more.
+    pub fn sweep(&self) {
+        let Ok(entries) = Dir::read_from(&self.0) else { return };
+        for entry in entries.take(limits::TRAY_ENTRIES).flatten() {
+            let Some(name) = entry.file_name().to_str().ok().filter(|name| is_temp_name(name)) else {
+                continue;
+            };
+            let flags =
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let Ok(file) = openat(&self.0, name, flags, Mode::empty()) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let _ = unlinkat(&self.0, name, AtFlags::empty());
+            }
+        }
+    }
+}
+
+impl Deposit<'_> {
+    /// Gives the file its name, making the folders of `path` that are missing. What had the name is replaced; a link is
+    /// not followed.
+    ///
+    /// # Errors
+    /// `InvalidPath` when a folder has the name, or something else stands where a folder should be; nothing is left then.
+    pub fn keep(self, path: &str) -> Result<()> {
+        let (parent, name) = split(path, "write")?;
+        let folder = make_folders(&self.tray.0, parent)?;
+        let keep = || {
+            inherit_owner(&self.file, &folder)?;
+            fchmod(&self.file, Mode::from_raw_mode(0o644))?;
+            self.file.sync_all()?;
+            renameat(&self.tray.0, &self.temp, &folder, name)?;
+            sync_folder(&folder)
+        };
+        told(keep(), "write", path)
+    }
+}
+
+impl Write for Deposit<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Deposit<'_> {
+    fn drop(&mut self) {
+        // Gone already if it was kept.
+        let _ = unlinkat(&self.tray.0, &self.temp, AtFlags::empty());
+    }
+}
+
+/// Opens the folder at `rel` below `top`, step by step, and makes what is missing: mode 0755, the owner of the one above.
+fn make_folders(top: &impl AsFd, rel: &str) -> Result<OwnedFd> {
+    let mut folder = told(open_resolved(top, ".", FOLDER, NO_LINKS), "make", rel)?;
+    for name in rel.split('/').filter(|name| !matches!(*name, "" | ".")) {
+        let made = match mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(error) => return told(Err(error), "make", rel),
+        };
+        let next = told(open_resolved(&folder, name, FOLDER, NO_LINKS), "make", rel)?;
+        if made {
+            told(inherit_owner(&next, &folder), "make", rel)?;
+        }
+        folder = next;
+    }
+    Ok(folder)
+}
+
+/// Two tags of the same file are equal exactly when its bytes were not touched in between, as far as the kernel's clock
+/// tells; `false` when it is too fresh to be sure (RFC 9110, 8.8.1). No workload can set the time that is used.
+///
+/// # Errors
+/// When the file cannot be looked at.
+pub fn tag(file: &File) -> Result<(String, bool)> {
+    let stat = told(fstat(file), "read", "the file")?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let changed = u64::try_from(stat.st_ctime).unwrap_or_default();
+    let tag = format!("{:x}-{:x}-{changed:x}.{:x}", stat.st_ino, stat.st_size, stat.st_ctime_nsec);
+    Ok((tag, now > changed + 1))
+}
+
+#[cfg(test)]
+#[path = "deposit_tests.rs"]
+mod tests;

@@ -1,0 +1,546 @@
+//! The inbox and the outbox of a workspace: files to agents and from them, in any size and under any name, and never
+//! outside of the workspace.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
+use crate::client::{Client, Reply};
+use crate::fixture::{Place, shared_box};
+use crate::procs::{secs, wait_for};
+use crate::server::{HOST_TOKEN, Server, Setup, run};
+use crate::wire::connect;
+
+const INBOX: &str = ".opencode/openwork/inbox";
+const OUTBOX: &str = ".opencode/openwork/outbox";
+const BOUNDARY: &str = "----berth-test-3f9a";
+
+/// A server in automatic mode, the path of its workspace's calls, and the workspace's folder.
+pub struct Desk {
+    pub server: Server,
+    pub path: String,
+    pub work: PathBuf,
+}
+
+impl Desk {
+    pub fn new(setup: Setup) -> Desk {
+        let server = setup.start();
+        let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
+        let work = server.work.clone();
+        Desk { server, path: format!("/workspace/{id}"), work }
+    }
+
+    fn auto() -> Desk {
+        Desk::new(Setup::new().arg("--approval=auto"))
+    }
+
+    fn client(&self) -> Client {
+        self.server.collaborator()
+    }
+
+    pub fn upload(&self, call: &str, parts: &[(&str, &[u8])]) -> Reply {
+        upload(&self.client(), &format!("{}{call}", self.path), parts)
+    }
+
+    pub fn put(&self, name: &str, text: &[u8]) -> Reply {
+        self.upload("/inbox", &[(&format!("name=\"file\"; filename=\"{name}\""), text)])
+    }
+
+    #[track_caller]
+    fn refused(&self, status: u16, code: &str, reply: Reply) -> Value {
+        let told = reply.expect(status).value();
+        assert_eq!(told["code"], code, "{told}");
+        self.nothing_on_its_way();
+        told
+    }
+
+    #[track_caller]
+    fn nothing_on_its_way(&self) {
+        let left = temps(&self.work);
+        assert!(left.is_empty(), "{left:?}");
+    }
+
+    /// Puts a file into the outbox and returns the path of its download.
+    pub fn offer(&self, path: &str, text: &[u8]) -> String {
+        let file = self.work.join(OUTBOX).join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+        self.artifact(path)
+    }
+
+    fn artifact(&self, path: &str) -> String {
+        format!("{}/artifacts/{}", self.path, id_of(path))
+    }
+}
+
+pub fn id_of(path: &str) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(path)
+}
+
+fn form(parts: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (disposition, data) in parts {
+        write!(body, "--{BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n").unwrap();
+        body.extend_from_slice(data);
+        body.extend_from_slice(b"\r\n");
+    }
+    write!(body, "--{BOUNDARY}--\r\n").unwrap();
+    body
+}
+
+fn upload(client: &Client, path: &str, parts: &[(&str, &[u8])]) -> Reply {
+    let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+    client.send("POST", path, &[("Content-Type", &kind)], Some(&form(parts)))
+}
+
+/// Files below `folder` that are on their way.
+fn temps(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(temps(&path));
+        } else if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn curl_uploads_and_downloads() {
+    let desk = Desk::auto();
+    let source = desk.server.scratch().file("großes bild.png", vec![7; 3_000_000]);
+    let url = |call: &str| format!("http://{}{}{call}", desk.server.address, desk.path);
+    let curl = |args: &[&str]| {
+        let mut command = Command::new("curl");
+        command
+            .args(["-sS", "--fail-with-body", "-H", &format!("Authorization: Bearer {HOST_TOKEN}")])
+            .args(args);
+        let ended = run(command.current_dir(desk.server.scratch().folder("got")), secs(60));
+        assert_eq!(ended.code, Some(0), "{args:?}: {}{}", ended.stdout, ended.stderr);
+        ended.stdout
+    };
+    let told = curl(&["-F", &format!("file=@{}", source.display()), &url("/inbox")]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told, json!({"ok": true, "path": "großes bild.png", "bytes": 3_000_000}));
+    assert_eq!(fs::read(desk.work.join(INBOX).join("großes bild.png")).unwrap(), vec![7; 3_000_000]);
+    // In chunks, from a pipe, and with the path behind the file, as the OpenWork app sends it.
+    let piped = format!(
+        "head -c 200000 /dev/zero | curl -sS --fail-with-body -H 'Authorization: Bearer {HOST_TOKEN}' \
+         -H 'Transfer-Encoding: chunked' -F 'file=@-;filename=x' -F path=a/b/zeros '{}'",
+        url("/inbox")
+    );
+    let ended = run(Command::new("bash").args(["-c", &piped]), secs(60));
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(fs::metadata(desk.work.join(INBOX).join("a/b/zeros")).unwrap().len(), 200_000);
+    // Its own name, in any script, is what it is saved as.
+    let artifact = desk.offer("报告/résumé \"1\".txt", b"hello");
+    curl(&["-OJ", &format!("http://{}{artifact}", desk.server.address)]);
+    let got = desk.server.scratch().path().join("got");
+    let names: Vec<_> = fs::read_dir(&got).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert_eq!(fs::read(got.join(&names[0])).unwrap(), b"hello");
+}
+
+#[test]
+fn the_inbox_answers_as_observed() {
+    let desk = Desk::auto();
+    let file = |name: &str| format!("name=\"file\"; filename=\"{name}\"");
+    let told = |reply: Reply| reply.expect(200).value();
+    assert_eq!(told(desk.put("a.txt", b"one")), json!({"ok": true, "path": "a.txt", "bytes": 3}));
+    // Query before form field before the file's name; the last one wins silently over what was there.
+    let (path, x) = ("name=\"path\"", file("a.txt"));
+    for (call, parts, want) in [
+        ("/inbox", vec![(x.as_str(), b"2".as_slice()), (path, b"form.txt")], "form.txt"),
+        ("/inbox", vec![(path, b"/etc/first"), (x.as_str(), b"3")], "etc/first"),
+        ("/inbox?path=q%20q%5Cdeep", vec![(path, b"form.txt"), (x.as_str(), b"4")], "q q/deep"),
+        ("/inbox?path=", vec![(x.as_str(), b"5")], "a.txt"),
+    ] {
+        assert_eq!(
+            told(desk.upload(call, &parts)),
+            json!({"ok": true, "path": want, "bytes": 1}),
+            "{call} {want}"
+        );
+    }
+    assert_eq!(fs::read(desk.work.join(INBOX).join("a.txt")).unwrap(), b"5");
+    // What was 500 there is a file, and told.
+    assert_eq!(told(desk.put("empty", b"")), json!({"ok": true, "path": "empty", "bytes": 0}));
+    let meta = fs::metadata(desk.work.join(INBOX).join("q q/deep")).unwrap();
+    assert_eq!(meta.mode() & 0o777, 0o644);
+    for bad in ["..", "../x", "a/../b", "a/./b", ".", "a\u{0}b"] {
+        let reply = desk.upload("/inbox", &[(&file("x"), b"1"), (path, bad.as_bytes())]);
+        desk.refused(400, "invalid_path", reply);
+        let reply = desk.upload(&format!("/inbox?path={}", bad.replace('\0', "%00")), &[(&file("x"), b"1")]);
+        desk.refused(400, "invalid_path", reply);
+    }
+    desk.refused(400, "file_required", desk.upload("/inbox", &[(path, b"a")]));
+    desk.refused(400, "file_required", desk.upload("/inbox", &[("name=\"file\"", b"a text")]));
+    desk.refused(400, "file_required", desk.upload("/inbox", &[(&file(""), b"")]));
+    desk.refused(400, "invalid_payload", desk.upload("/inbox", &[(&file("a"), b"1"), (&file("b"), b"2")]));
+    desk.refused(
+        400,
+        "invalid_payload",
+        desk.client().call("POST", &format!("{}/inbox", desk.path), Some(&json!({}))),
+    );
+    let call = format!("{}/inbox", desk.path);
+    for (kind, body) in [
+        (format!("multipart/form-data; boundary={BOUNDARY}"), b"no boundary at all".to_vec()),
+        (format!("multipart/form-data; boundary={BOUNDARY}"), form(&[(&file("x"), b"1")])[..80].to_vec()),
+        ("multipart/form-data".into(), form(&[(&file("x"), b"1")])),
+        ("multipart/mixed; boundary=x".into(), b"--x--".to_vec()),
+    ] {
+        let reply = desk.client().send("POST", &call, &[("Content-Type", &kind)], Some(&body));
+        let told = reply.expect(400).value();
+        assert!(["invalid_payload", "invalid_request"].contains(&told["code"].as_str().unwrap()), "{told}");
+    }
+    let items = desk.client().get(200, &call)["items"].as_array().unwrap().clone();
+    assert_eq!(items.len(), 5, "{items:?}");
+    let deep = items.iter().find(|item| item["path"] == "q q/deep").unwrap();
+    assert_eq!(
+        (&deep["name"], &deep["size"], &deep["id"]),
+        (&json!("deep"), &json!(1), &json!(id_of("q q/deep")))
+    );
+    let got = desk.client().call("GET", &format!("{call}/{}", id_of("q q/deep")), None).expect(200);
+    assert_eq!(got.text(), "4");
+    desk.client().refused(404, "inbox_item_not_found", "GET", &format!("{call}/{}", id_of("no")), None);
+    desk.client().refused(400, "invalid_inbox_item", "GET", &format!("{call}/{}", id_of("../x")), None);
+    desk.client().refused(404, "workspace_not_found", "GET", "/workspace/ws_0123456789ab/inbox", None);
+}
+
+#[test]
+fn the_cap_is_exact_and_told_before_much_is_sent() {
+    let setup = Setup::new().arg("--approval=auto").env("OPENWORK_INBOX_MAX_BYTES", "200000");
+    let desk = Desk::new(setup);
+    desk.put("fits", &vec![1; 200_000]).expect(200);
+    let told = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 200_001]));
+    assert_eq!(told["details"], json!({"maxBytes": 200_000, "size": 200_001}));
+    let told = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 300_000]));
+    assert_eq!(told["details"]["size"], 300_000);
+    // A terabyte is refused on its announcement.
+    let mut stream = connect(&desk.server);
+    let head = format!(
+        "POST {}/inbox HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
+         Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: 1000000000000\r\n\r\n",
+        desk.path
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = vec![0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
+    // One without an end, in chunks, is refused on the way.
+    let mut stream = connect(&desk.server);
+    let head = head.replace("Content-Length: 1000000000000", "Transfer-Encoding: chunked");
+    let begin = form(&[("name=\"file\"; filename=\"x\"", b"")]);
+    let length = begin.windows(4).position(|part| part == b"\r\n\r\n").unwrap() + 4;
+    stream.write_all(format!("{head}{length:x}\r\n").as_bytes()).unwrap();
+    stream.write_all(&begin[..length]).unwrap();
+    stream.write_all(b"\r\n").unwrap();
+    let chunk = [format!("{:x}\r\n", 50_000).into_bytes(), vec![b'x'; 50_000], b"\r\n".to_vec()].concat();
+    // Until it hangs up.
+    for _ in 0..1000 {
+        if stream.write_all(&chunk).is_err() {
+            break;
+        }
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(
+        String::from_utf8_lossy(&answer).contains("file_too_large"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    desk.nothing_on_its_way();
+    assert_eq!(fs::read_dir(desk.work.join(INBOX)).unwrap().count(), 1);
+}
+
+#[test]
+fn switched_off_is_told() {
+    let setup = Setup::new().args(&["--approval=auto"]);
+    let desk = Desk::new(setup.env("OPENWORK_INBOX_ENABLED", "0").env("OPENWORK_OUTBOX_ENABLED", "0"));
+    let artifact = desk.offer("x", b"x");
+    desk.refused(404, "inbox_disabled", desk.put("x", b"1"));
+    let (call, client) = (|call: &str| format!("{}{call}", desk.path), desk.client());
+    client.refused(404, "inbox_disabled", "GET", &call("/inbox/eA"), None);
+    client.refused(404, "outbox_disabled", "GET", &artifact, None);
+    assert_eq!(client.get(200, &call("/inbox")), json!({"items": []}));
+    assert_eq!(client.get(200, &call("/artifacts")), json!({"items": []}));
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_and_nothing_is_left() {
+    let desk = Desk::auto();
+    let inbox = desk.work.join(INBOX);
+    desk.put("file", b"1").expect(200);
+    fs::create_dir_all(inbox.join("folder/inside")).unwrap();
+    for path in ["folder", "folder/inside", "file/below"] {
+        desk.refused(
+            400,
+            "invalid_path",
+            desk.upload(&format!("/inbox?path={path}"), &[("name=file; filename=x", b"1")]),
+        );
+        // Known only behind the file.
+        let parts: [(&str, &[u8]); 2] = [("name=file; filename=x", b"1"), ("name=path", path.as_bytes())];
+        desk.refused(400, "invalid_path", desk.upload("/inbox", &parts));
+    }
+    let secret = desk.server.scratch().file("outside/secret", "secret");
+    symlink(secret.parent().unwrap(), inbox.join("out")).unwrap();
+    symlink(&secret, inbox.join("link")).unwrap();
+    desk.refused(400, "invalid_path", desk.upload("/inbox?path=out/new", &[("name=file; filename=x", b"1")]));
+    desk.refused(
+        400,
+        "invalid_path",
+        desk.upload("/inbox?path=out/secret", &[("name=file; filename=x", b"1")]),
+    );
+    // A link itself is replaced, not followed.
+    desk.put("link", b"mine").expect(200);
+    assert_eq!(fs::read(inbox.join("link")).unwrap(), b"mine");
+    assert_eq!(fs::read(&secret).unwrap(), b"secret");
+    assert_eq!(fs::read_dir(secret.parent().unwrap()).unwrap().count(), 1);
+    for (name, link) in
+        [(".opencode/openwork/inbox", "inbox"), (".opencode/openwork", "openwork"), (".opencode", "opencode")]
+    {
+        let path = desk.work.join(name);
+        fs::rename(&path, desk.work.join(format!("{link}.real"))).unwrap();
+        symlink(secret.parent().unwrap(), &path).unwrap();
+        desk.refused(400, "invalid_path", desk.put("x", b"1"));
+        fs::remove_file(&path).unwrap();
+        fs::rename(desk.work.join(format!("{link}.real")), &path).unwrap();
+    }
+    assert_eq!(fs::read_dir(secret.parent().unwrap()).unwrap().count(), 1);
+}
+
+/// A large upload that has begun: its temporary file is there, and grows.
+fn half_sent(desk: &Desk) -> TcpStream {
+    let mut stream = connect(&desk.server);
+    let head = format!(
+        "POST {}/inbox HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
+         Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: 10000000\r\n\r\n\
+         --{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"half\"\r\n\r\n",
+        desk.path
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&vec![b'x'; 1_000_000]).unwrap();
+    wait_for("the file to be on its way", secs(20), || {
+        temps(&desk.work)
+            .first()
+            .filter(|path| fs::metadata(path).is_ok_and(|meta| meta.len() > 500_000))
+            .map(|_| ())
+    });
+    stream
+}
+
+#[test]
+fn a_client_that_goes_leaves_nothing() {
+    let desk = Desk::auto();
+    for how in [Shutdown::Write, Shutdown::Both] {
+        let stream = half_sent(&desk);
+        stream.shutdown(how).unwrap();
+        wait_for("it to be gone", secs(20), || temps(&desk.work).is_empty().then_some(()));
+    }
+    drop(half_sent(&desk));
+    wait_for("it to be gone", secs(20), || temps(&desk.work).is_empty().then_some(()));
+    assert_eq!(fs::read_dir(desk.work.join(INBOX)).unwrap().count(), 0);
+    assert_eq!(desk.server.stop().code(), Some(0));
+}
+
+#[test]
+fn what_a_killed_server_left_is_swept_and_what_is_on_its_way_is_not() {
+    let setup = Setup::new().arg("--approval=auto");
+    let desk = Desk::new(setup.clone());
+    let stream = half_sent(&desk);
+    desk.server.crash();
+    drop(stream);
+    let left = setup.scratch().path().join("work");
+    assert_eq!(temps(&left).len(), 1);
+    let desk = Desk::new(setup);
+    wait_for("the sweep", secs(20), || temps(&desk.work).is_empty().then_some(()));
+    let stream = half_sent(&desk);
+    assert_eq!(desk.client().get(200, &format!("{}/inbox", desk.path))["items"], json!([]));
+    desk.put("other", b"1").expect(200);
+    assert_eq!(temps(&desk.work).len(), 1, "another upload has removed it");
+    drop(stream);
+}
+
+#[test]
+fn artifacts_are_listed_as_they_are() {
+    let desk = Desk::auto();
+    let outbox = desk.work.join(OUTBOX);
+    let list = |client: Client| client.get(200, &format!("{}/artifacts", desk.path))["items"].clone();
+    assert_eq!(list(desk.client()), json!([]));
+    desk.offer("old.txt", b"123");
+    let file = fs::File::options().write(true).open(outbox.join("old.txt")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500_000_000_250)).unwrap();
+    desk.offer("deep/er/日本.txt", b"12");
+    desk.offer("secret", b"x");
+    fs::remove_file(outbox.join("secret")).unwrap();
+    let outside = desk.server.scratch().file("outside/secret", "secret");
+    symlink(&outside, outbox.join("link.txt")).unwrap();
+    symlink(outside.parent().unwrap(), outbox.join("linked")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, outbox.join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        outbox.join("zero"),
+        rustix::fs::FileType::CharacterDevice,
+        0o600.into(),
+        rustix::fs::makedev(1, 5),
+    )
+    .unwrap();
+    let _socket = UnixListener::bind(outbox.join("socket")).unwrap();
+    let items = list(desk.client());
+    let items = items.as_array().unwrap();
+    assert_eq!(items.len(), 2, "{items:?}");
+    assert_eq!((&items[0]["path"], &items[0]["size"]), (&json!("deep/er/日本.txt"), &json!(2)));
+    assert_eq!(
+        items[1],
+        json!({"id": id_of("old.txt"), "path": "old.txt", "size": 3, "updatedAt": 1_500_000_000_250_u64})
+    );
+    // None of the others can be had by its id either.
+    for path in ["link.txt", "linked/secret", "pipe", "zero", "socket", "deep", "missing", "old.txt/x"] {
+        desk.client().refused(404, "artifact_not_found", "GET", &desk.artifact(path), None);
+    }
+    for id in ["..", "*", "Li4vb3V0c2lkZS9zZWNyZXQ", "AA", "_w"] {
+        let path = format!("{}/artifacts/{id}", desk.path);
+        desk.client().refused(400, "invalid_artifact", "GET", &path, None);
+    }
+    let viewers = desk.server.anyone();
+    viewers.refused(401, "unauthorized", "GET", &desk.artifact("old.txt"), None);
+}
+
+#[test]
+fn downloads_have_ranges_tags_and_names() {
+    let desk = Desk::auto();
+    let text: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+    let client = desk.client();
+    for (name, text) in [("small.bin", &text[..1000]), ("large.bin", &text[..])] {
+        let path = desk.offer(name, text);
+        let get = |headers: &[(&str, &str)]| client.send("GET", &path, headers, None);
+        let whole = get(&[]).expect(200);
+        assert_eq!(whole.body, text);
+        assert_eq!(whole.header("content-type"), Some("application/octet-stream"));
+        assert_eq!(
+            whole.header("content-disposition"),
+            Some(format!("attachment; filename=\"{name}\"").as_str())
+        );
+        assert_eq!(whole.header("content-length"), Some(text.len().to_string().as_str()));
+        let head = client.send("HEAD", &path, &[("Range", "bytes=0-1")], None).expect(200);
+        assert_eq!(head.header("content-length"), whole.header("content-length"));
+        assert_eq!(head.header("accept-ranges"), Some("bytes"));
+        // Once a tag is strong, the file is older than the clock's grain.
+        let tag = wait_for("a strong tag", secs(20), || {
+            let reply = client.send("HEAD", &path, &[], None).expect(200);
+            reply.header("etag").filter(|tag| !tag.starts_with("W/")).map(str::to_owned)
+        });
+        let part = get(&[("Range", "bytes=10-19")]).expect(206);
+        assert_eq!(part.body, &text[10..20]);
+        assert_eq!(part.header("content-range"), Some(format!("bytes 10-19/{}", text.len()).as_str()));
+        assert_eq!(get(&[("Range", "bytes=-5")]).expect(206).body, &text[text.len() - 5..]);
+        assert_eq!(get(&[("Range", "bytes=200-")]).expect(206).body, &text[200..]);
+        assert_eq!(get(&[("Range", "bytes=0-1,5-6")]).expect(200).body, text);
+        let beyond = get(&[("Range", "bytes=300000-")]).expect(416);
+        assert_eq!(beyond.header("content-range"), Some(format!("bytes */{}", text.len()).as_str()));
+        let same = get(&[("If-None-Match", &tag)]).expect(304);
+        assert_eq!((same.header("etag"), same.header("content-length")), (Some(tag.as_str()), None));
+        assert_eq!(get(&[("If-Range", &tag), ("Range", "bytes=1-2")]).expect(206).body, &text[1..3]);
+        // The agent writes it anew.
+        desk.offer(name, &text[1..]);
+        assert_eq!(get(&[("If-Range", &tag), ("Range", "bytes=1-2")]).expect(200).body, &text[1..]);
+        assert_eq!(get(&[("If-None-Match", &tag)]).expect(200).body, &text[1..]);
+    }
+    let named = client.send("GET", &desk.offer("a\"b\\ü\n.txt", b"x"), &[], None).expect(200);
+    let wanted = "attachment; filename=\"a_b___.txt\"; filename*=UTF-8''a%22b%5C%C3%BC%0A.txt";
+    assert_eq!(named.header("content-disposition"), Some(wanted));
+    // A file that becomes shorter on its way breaks off visibly.
+    let path = desk.offer("shrinks", &vec![1; 20_000_000]);
+    let mut stream = connect(&desk.server);
+    let head =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.read_exact(&mut [0; 1000]).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(desk.work.join(OUTBOX).join("shrinks"))
+        .unwrap()
+        .set_len(1000)
+        .unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.len() < 20_000_000);
+}
+
+#[test]
+fn a_sparse_giant_is_one_file() {
+    let desk = Desk::auto();
+    let path = desk.offer("giant", b"");
+    let giant = fs::File::options().write(true).open(desk.work.join(OUTBOX).join("giant")).unwrap();
+    giant.set_len(5 << 40).unwrap();
+    giant.write_at(b"end", (5 << 40) - 3).unwrap();
+    let part = desk.client().send("GET", &path, &[("Range", "bytes=-3")], None).expect(206);
+    assert_eq!(part.text(), "end");
+}
+
+#[test]
+fn a_container_has_both_too() {
+    let place = shared_box();
+    let path = container_path(&place);
+    let told =
+        upload(&place.client, &format!("{path}/inbox?path=sub/x"), &[("name=file; filename=x", b"hi")]);
+    assert_eq!(told.expect(200).value()["bytes"], 2);
+    assert_eq!(place.sh(&format!("cd /{INBOX}/sub; cat x; stat -c %u:%g x . ..")), "hi0:0\n0:0\n0:0\n");
+    place.sh(&format!("mkdir -p /{OUTBOX}; echo out > /{OUTBOX}/y; ln -sf /etc/passwd /{OUTBOX}/passwd"));
+    let items = place.client.get(200, &format!("{path}/artifacts"))["items"].as_array().unwrap().clone();
+    assert!(items.len() == 1 && items[0]["path"] == "y", "{items:?}");
+    let got = place.client.call("GET", &format!("{path}/artifacts/{}", id_of("y")), None).expect(200);
+    assert_eq!(got.text(), "out\n");
+}
+
+fn container_path(place: &Place<'_>) -> String {
+    let all = place.server.owner().get(200, "/workspaces")["items"].as_array().unwrap().clone();
+    let root = place.root.to_str().unwrap();
+    let ours =
+        all.iter().find(|item| item["path"] == root).unwrap_or_else(|| panic!("{root} is not in {all:?}"));
+    format!("/workspace/{}", ours["id"].as_str().unwrap())
+}
+
+#[test]
+fn waiting_for_the_host_holds_no_memory_and_takes_no_file() {
+    let desk = Desk::new(Setup::new().arg("--approval=manual"));
+    let text = vec![b'x'; 8_000_000];
+    let begin = |name: &str| {
+        let (client, path) = (desk.client(), format!("{}/inbox", desk.path));
+        let (disposition, text) = (format!("name=file; filename={name}"), text.clone());
+        thread::spawn(move || upload(&client, &path, &[(&disposition, &text)]))
+    };
+    let asked = || {
+        wait_for("the question", secs(20), || {
+            let items = desk.server.owner().get(200, "/approvals")["items"].as_array().unwrap().clone();
+            items.first().cloned()
+        })
+    };
+    let answer = |asked: &Value, reply: &str| {
+        let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+        desk.server.owner().post(200, &path, json!({ "reply": reply }));
+    };
+    let waiting = begin("asked.bin");
+    let question = asked();
+    assert_eq!(question["action"], "workspace.inbox.upload");
+    assert!(question["summary"].as_str().unwrap().starts_with("Upload asked.bin"), "{question}");
+    assert!(question["paths"][0].as_str().unwrap().ends_with("/inbox/asked.bin"), "{question}");
+    assert!(!desk.work.join(INBOX).exists(), "something was written before it was allowed");
+    answer(&question, "allow");
+    assert_eq!(waiting.join().unwrap().expect(200).value()["bytes"], 8_000_000);
+    let waiting = begin("denied.bin");
+    answer(&asked(), "deny");
+    assert_eq!(waiting.join().unwrap().expect(403).value()["code"], "write_denied");
+    assert_eq!(fs::read_dir(desk.work.join(INBOX)).unwrap().count(), 1);
+}
