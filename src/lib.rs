@@ -13,7 +13,7 @@
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
 //! | [`workspaces`] | the records, their status machine, their registry |
 //! | [`project`] | what an agent reads in a workspace and leaves there: inbox, outbox |
-//! | [`access`] | credentials, scopes, approvals |
+//! | [`access`] | credentials, scoped tokens and what they have open, scopes, approvals |
 //! | [`runs`] | commands: policy, output, which are under way |
 //! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
 //! | [`events`] | the bus: numbered events that any number of followers read at their own speed |
@@ -81,6 +81,7 @@
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |
+//! | `leases` | 1 | the next end of a scoped token that has something open |
 //! | `container-idle` | 1 | the moment at which the first container may have been idle for long enough |
 //! | `trash` | 1 | requests to empty it; first it removes half uploads that a killed server left |
 //!
@@ -91,6 +92,7 @@
 //! ```text
 //! <data>/lock                        flock: one server
 //! <data>/credentials.json            generated tokens, 0600
+//! <data>/tokens.json                 scoped tokens, 0600, unless they lie beside server.json or where they are told to
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
 //! <data>/workspaces/ID/root          a container's files (root.build.log beside it)
 //! <data>/workspaces/ID/files         a host workspace's, where none was named

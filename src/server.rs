@@ -48,8 +48,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The configuration file that was read.
     pub config_path: Option<PathBuf>,
-    /// Where scoped tokens are to be kept, if not beside the others.
-    pub token_store: Option<PathBuf>,
+    /// Where scoped tokens are kept.
+    pub token_store: PathBuf,
     /// What flags, environment and file say about the client token.
     pub client_token: TokenSetting,
     /// What they say about the host token.
@@ -116,8 +116,12 @@ pub fn run(settings: Settings) -> Result<()> {
     crate::proc::spawn::protect_from_oom();
     let doors = Doors::bind(listeners(&settings)?)?;
     check_exposure(&settings, &doors)?;
-    let credentials =
-        Arc::new(Credentials::load(&settings.data_dir, &settings.client_token, &settings.host_token)?);
+    let credentials = Arc::new(Credentials::load(
+        &settings.data_dir,
+        &settings.client_token,
+        &settings.host_token,
+        &settings.token_store,
+    )?);
     let cgroups = take_cgroups(&settings.data_dir)?;
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let lifecycle = build(&settings, cgroups)?;
@@ -193,6 +197,7 @@ pub fn run(settings: Settings) -> Result<()> {
     }
     gate.stop();
     http.stop();
+    ctx.credentials.leases.close();
     drop((gate, http, ctx, lifecycle));
     log::info!("Stopped");
     Ok(())
@@ -332,12 +337,6 @@ fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
             settings.current_dir.display()
         ),
         count => log::info!("Workspaces: {count}"),
-    }
-    if let Some(path) = &settings.token_store {
-        log::warn!(
-            "OPENWORK_TOKEN_STORE: this version has no scoped tokens yet; {} is left alone",
-            path.display()
-        );
     }
     for check in ctx.doctor.at_start().iter().filter(|check| check.status != Status::Ok) {
         log::warn!("{}; {}", check.found, check.fix.as_deref().unwrap_or("see berth doctor"));

@@ -139,25 +139,40 @@ impl Approvals {
         live.map(|waiting| waiting.asked.clone()).collect()
     }
 
+    /// The one with this id.
+    pub fn find(&self, id: &str) -> Option<Asked> {
+        let state = lock(&self.shared.state);
+        let mut live = state.waiting.values().filter(|waiting| !waiting.gone.is_cancelled());
+        live.find(|waiting| waiting.asked.id == id).map(|waiting| waiting.asked.clone())
+    }
+
     /// Answers one.
     ///
     /// # Errors
     /// `ApprovalNotFound` for one that is not waiting: unknown, answered, timed out, or its client has gone.
     pub fn answer(&self, id: &str, allow: bool, by: &Actor) -> Result<()> {
-        let found = {
-            let mut state = lock(&self.shared.state);
-            let number =
-                state.waiting.iter().find(|(_, waiting)| waiting.asked.id == id).map(|(number, _)| *number);
-            number.and_then(|number| state.waiting.remove(&number))
-        };
-        let Some(waiting) = found.filter(|waiting| !waiting.gone.is_cancelled()) else {
-            return Err(Error::new(Code::ApprovalNotFound, "Approval request not found"));
+        let Some(waiting) = self.take(id).filter(|waiting| !waiting.gone.is_cancelled()) else {
+            return Err(not_found());
         };
         let word = if allow { "allowed" } else { "denied" };
         log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.asked.summary);
         let verdict = if allow { Ok(()) } else { Err(denied(id, "denied")) };
         (waiting.step)(verdict);
         Ok(())
+    }
+
+    /// Takes one back: its client is told `why`, and nobody can allow it any more.
+    pub fn withdraw(&self, id: &str, why: Error) {
+        if let Some(waiting) = self.take(id) {
+            (waiting.step)(Err(why));
+        }
+    }
+
+    fn take(&self, id: &str) -> Option<Waiting> {
+        let mut state = lock(&self.shared.state);
+        let number =
+            state.waiting.iter().find(|(_, waiting)| waiting.asked.id == id).map(|(number, _)| *number);
+        number.and_then(|number| state.waiting.remove(&number))
     }
 
     /// Tells all that wait that the server ends; nobody can ask any more.
@@ -180,6 +195,11 @@ impl Drop for Approvals {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Nothing with this id waits.
+pub fn not_found() -> Error {
+    Error::new(Code::ApprovalNotFound, "Approval request not found")
 }
 
 fn denied(id: &str, reason: &str) -> Error {

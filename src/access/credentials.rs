@@ -1,11 +1,15 @@
-//! The two configured tokens: where they came from, how generated ones are kept, how a presented one is compared.
+//! Who is asking. The two configured tokens: where they came from, how generated ones are kept, how a presented one is
+//! compared; and the scoped ones of the store beside them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::leases::Leases;
+use super::tokens::{NewToken, Token, Tokens};
 use super::{Actor, Scope};
 use crate::base::{At, Error, Result, clock};
 use crate::store::file;
@@ -75,6 +79,9 @@ pub struct Credentials {
     pub host_source: Source,
     /// A token was made by this start, so it must be printed once.
     pub fresh: bool,
+    tokens: Arc<Tokens>,
+    /// What scoped tokens have opened.
+    pub leases: Leases,
 }
 
 /// What a request brought along.
@@ -88,43 +95,64 @@ pub struct Presented<'a> {
     pub client_id: Option<&'a str>,
 }
 
+/// What was presented and is worth nothing, in words for whoever presented it.
+#[derive(Debug)]
+pub struct Worthless(String);
+
+impl std::fmt::Display for Worthless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Credentials {
-    /// Takes the configured tokens, the kept ones for those that are not configured, and makes what is missing.
+    /// Takes the configured tokens, the kept ones for those that are not configured, and makes what is missing; and the
+    /// store of the scoped ones.
     ///
     /// # Errors
-    /// When the kept file cannot be read, is not what we wrote, or cannot be written.
-    pub fn load(data_dir: &Path, client: &TokenSetting, host: &TokenSetting) -> Result<Credentials> {
-        let path = data_dir.join(FILE);
-        let mut kept = read_kept(&path)?;
-        let mut fresh = false;
-        let mut pick = |setting: &TokenSetting, slot: &mut Option<String>| -> Result<String> {
-            if let Some(secret) = &setting.secret {
-                return Ok(secret.clone());
-            }
-            if slot.is_none() {
-                *slot = Some(generate()?);
-                fresh = true;
-            }
-            Ok(slot.clone().unwrap_or_default())
-        };
-        let client_token = pick(client, &mut kept.client_token)?;
-        let host_token = pick(host, &mut kept.host_token)?;
-        if fresh {
-            kept.created_at = Some(clock::now_rfc3339());
-            let mut text =
-                serde_json::to_vec_pretty(&kept).map_err(|e| Error::internal("tokens").because(e))?;
-            text.push(b'\n');
-            file::write_atomic(&path, &text, 0o600)?;
-        }
+    /// When a file cannot be read, is not what we wrote, or cannot be written.
+    pub fn load(
+        data_dir: &Path,
+        client: &TokenSetting,
+        host: &TokenSetting,
+        token_store: &Path,
+    ) -> Result<Credentials> {
+        let made = make(data_dir, client, host)?;
+        let tokens = Arc::new(Tokens::open(token_store)?);
         Ok(Credentials {
-            client_digest: digest(&client_token),
-            host_digest: digest(&host_token),
-            client: client_token,
-            host: host_token,
+            client_digest: digest(&made.client),
+            host_digest: digest(&made.host),
+            client: made.client,
+            host: made.host,
             client_source: client.source,
             host_source: host.source,
-            fresh,
+            fresh: made.fresh,
+            leases: Leases::new(tokens.clone())?,
+            tokens,
         })
+    }
+
+    /// The scoped tokens, newest first.
+    pub fn scoped(&self) -> Vec<Token> {
+        self.tokens.list()
+    }
+
+    /// Makes a scoped token; the text is its secret.
+    ///
+    /// # Errors
+    /// See [`Tokens::create`].
+    pub fn create(&self, wanted: NewToken) -> Result<(Token, String)> {
+        self.tokens.create(wanted)
+    }
+
+    /// Revokes a scoped token, and ends what it has opened.
+    ///
+    /// # Errors
+    /// See [`Tokens::revoke`].
+    pub fn revoke(&self, id: &str) -> Result<Token> {
+        let token = self.tokens.revoke(id)?;
+        self.leases.sweep(&token.hash);
+        Ok(token)
     }
 
     /// The client token, for the person at the terminal only.
@@ -137,25 +165,98 @@ impl Credentials {
         &self.host
     }
 
-    /// Whether the token with this hash ([`Actor::token_hash`]) is still good: open sockets ask it again and again.
-    pub fn is_good(&self, token_hash: &str) -> bool {
-        [&self.client_digest, &self.host_digest].into_iter().any(|digest| hex(digest) == token_hash)
-    }
-
-    /// Who is asking, or `None` when nothing valid was presented. The host token is an owner in either header. Every
-    /// comparison takes the same time, whatever was presented and however much of it is right.
-    pub fn actor(&self, presented: Presented<'_>) -> Option<Actor> {
+    /// Who is asking; nobody when nothing valid was presented. The host token is an owner in either header. Every
+    /// comparison takes the same time, whatever was presented and however much of it is right; a scoped token is looked
+    /// up by its hash, which tells nothing of it.
+    ///
+    /// # Errors
+    /// What was presented instead.
+    pub fn actor(&self, presented: Presented<'_>) -> Result<Actor, Worthless> {
         let client_id = || presented.client_id.map(str::to_owned);
         let is = |digest: &Digest32, wanted: &Digest32| bool::from(digest.ct_eq(wanted));
         if let Some(token) = presented.host.map(digest).filter(|token| is(token, &self.host_digest)) {
-            return Some(Actor::host(hex(&token), client_id()));
+            return Ok(Actor::host(hex(&token), client_id()));
         }
-        let token = digest(presented.bearer?);
+        let wrong_host =
+            presented.host.is_some().then_some("an X-OpenWork-Host-Token that is not the host token");
+        let Some(bearer) = presented.bearer else {
+            return Err(Worthless(wrong_host.unwrap_or("no credential").to_owned()));
+        };
+        let token = digest(bearer);
         if is(&token, &self.host_digest) {
-            return Some(Actor::host(hex(&token), client_id()));
+            return Ok(Actor::host(hex(&token), client_id()));
         }
-        is(&token, &self.client_digest).then(|| Actor::remote(Scope::Collaborator, hex(&token), client_id()))
+        if is(&token, &self.client_digest) {
+            return Ok(Actor::remote(Scope::Collaborator, hex(&token), client_id()));
+        }
+        match self.tokens.find(&hex(&token)) {
+            Some(found) if !found.is_expired() => Ok(Actor::scoped(&found, client_id())),
+            Some(found) => {
+                let end = found.expires_at.map(clock::rfc3339_of_ms).unwrap_or_default();
+                Err(Worthless(format!("{}, which expired at {end}", named(&found))))
+            }
+            None => {
+                let bearer = "a bearer token that is unknown here, or was revoked";
+                Err(Worthless(wrong_host.map_or(bearer.to_owned(), |host| format!("{host}, and {bearer}"))))
+            }
+        }
     }
+
+    /// What to call an actor's credential when speaking to its holder.
+    pub fn describe(&self, actor: &Actor) -> String {
+        if actor.kind == "host" {
+            return "the host token".to_owned();
+        }
+        match self.tokens.find(&actor.token_hash) {
+            Some(token) => named(&token),
+            None if actor.is_scoped => format!("a {} token that was revoked", actor.scope.as_str()),
+            None => "the client token, a collaborator".to_owned(),
+        }
+    }
+}
+
+fn named(token: &Token) -> String {
+    let scope = token.scope.as_str();
+    match &token.label {
+        Some(label) => format!("the {scope} token '{}'", label.escape_debug()),
+        None => format!("the {scope} token {}", token.id.escape_debug()),
+    }
+}
+
+/// The two configured tokens.
+pub struct Made {
+    client: String,
+    host: String,
+    fresh: bool,
+}
+
+/// Takes the configured tokens, the kept ones for those that are not configured, and makes what is missing.
+///
+/// # Errors
+/// When the kept file cannot be read, is not what we wrote, or cannot be written.
+pub fn make(data_dir: &Path, client: &TokenSetting, host: &TokenSetting) -> Result<Made> {
+    let path = data_dir.join(FILE);
+    let mut kept = read_kept(&path)?;
+    let mut fresh = false;
+    let mut pick = |setting: &TokenSetting, slot: &mut Option<String>| -> Result<String> {
+        if let Some(secret) = &setting.secret {
+            return Ok(secret.clone());
+        }
+        if slot.is_none() {
+            *slot = Some(generate::<32>()?);
+            fresh = true;
+        }
+        Ok(slot.clone().unwrap_or_default())
+    };
+    let client = pick(client, &mut kept.client_token)?;
+    let host = pick(host, &mut kept.host_token)?;
+    if fresh {
+        kept.created_at = Some(clock::now_rfc3339());
+        let mut text = serde_json::to_vec_pretty(&kept).map_err(|e| Error::internal("tokens").because(e))?;
+        text.push(b'\n');
+        file::write_atomic(&path, &text, 0o600)?;
+    }
+    Ok(Made { client, host, fresh })
 }
 
 /// Prints-only view of the kept tokens for `berth token show`: (client, host).
@@ -177,9 +278,9 @@ fn read_kept(path: &Path) -> Result<Kept> {
     })
 }
 
-/// 256 bits from the kernel, in hex, with the prefix of OpenWork's scoped tokens.
-fn generate() -> Result<String> {
-    let mut bytes = [0u8; 32];
+/// Bytes from the kernel, in hex, with the prefix of OpenWork's scoped tokens.
+pub(super) fn generate<const BYTES: usize>() -> Result<String> {
+    let mut bytes = [0u8; BYTES];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
     Ok(format!("owt_{}", hex(&bytes)))
 }

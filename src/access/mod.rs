@@ -2,10 +2,13 @@
 
 pub mod approvals;
 pub mod credentials;
+pub mod leases;
 pub mod scope;
+pub mod tokens;
 
 pub use approvals::Approvals;
 pub use credentials::{Credentials, Source, TokenSetting};
+pub use leases::Lease;
 pub use scope::{Actor, Scope};
 
 use std::time::Duration;

@@ -1,9 +1,11 @@
 //! Scopes and the actor of a request.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use super::tokens::Token;
 
 /// What a credential allows; each includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Reads.
@@ -39,16 +41,51 @@ pub struct Actor {
     pub token_hash: String,
     /// What it may do.
     pub scope: Scope,
+    /// Its token is one of the store, which can be revoked.
+    #[serde(skip)]
+    pub is_scoped: bool,
+    /// When its token ends; Unix milliseconds.
+    #[serde(skip)]
+    pub expires_at: Option<u64>,
+    /// The only workspaces that it reaches, as the store names them; `None`: all.
+    #[serde(skip)]
+    pub workspace_ids: Option<Vec<String>>,
 }
 
 impl Actor {
     /// The holder of the host token.
     pub fn host(token_hash: String, client_id: Option<String>) -> Actor {
-        Actor { kind: "host", client_id, token_hash, scope: Scope::Owner }
+        Actor { kind: "host", ..Actor::remote(Scope::Owner, token_hash, client_id) }
     }
 
-    /// The holder of any other token.
+    /// The holder of the client token.
     pub fn remote(scope: Scope, token_hash: String, client_id: Option<String>) -> Actor {
-        Actor { kind: "remote", client_id, token_hash, scope }
+        Actor {
+            kind: "remote",
+            client_id,
+            token_hash,
+            scope,
+            is_scoped: false,
+            expires_at: None,
+            workspace_ids: None,
+        }
+    }
+
+    /// The holder of a token of the store.
+    pub fn scoped(token: &Token, client_id: Option<String>) -> Actor {
+        Actor {
+            is_scoped: true,
+            expires_at: token.expires_at,
+            workspace_ids: token.workspace_ids.clone(),
+            ..Actor::remote(token.scope, token.hash.clone(), client_id)
+        }
+    }
+
+    /// Whether it reaches the workspace that has these two ids.
+    pub fn reaches(&self, openwork_id: &str, id: uuid::Uuid) -> bool {
+        self.workspace_ids.as_ref().is_none_or(|ids| {
+            ids.iter()
+                .any(|known| known == openwork_id || uuid::Uuid::try_parse(known).is_ok_and(|k| k == id))
+        })
     }
 }

@@ -3,13 +3,20 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Ctx;
+use super::{Ctx, reach};
+use crate::access::approvals::{Asked, not_found};
 use crate::base::{Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 
 /// `GET /approvals`
-pub fn list(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
-    Ok(Answer::Now(Response::ok(&json!({ "items": ctx.approvals.list() }))))
+pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let mut items = ctx.approvals.list();
+    items.retain(|asked| sees(ctx, request, asked));
+    Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
+}
+
+fn sees(ctx: &Ctx, request: &Request, asked: &Asked) -> bool {
+    request.actor().is_some_and(|actor| reach::sees_id(ctx, actor, &asked.workspace_id))
 }
 
 #[derive(Deserialize)]
@@ -21,6 +28,10 @@ struct Reply {
 pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let allow = request.json::<Reply>(limits::JSON_BODY_BYTES)?.reply == "allow";
     let by = request.actor().ok_or_else(|| Error::internal("an answer of nobody"))?;
-    ctx.approvals.answer(request.param("id"), allow, by)?;
+    let id = request.param("id");
+    if ctx.approvals.find(id).is_some_and(|asked| !sees(ctx, request, &asked)) {
+        return Err(not_found());
+    }
+    ctx.approvals.answer(id, allow, by)?;
     Ok(Answer::Now(Response::ok(&json!({ "ok": true, "allowed": allow }))))
 }

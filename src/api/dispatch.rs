@@ -3,14 +3,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Ctx;
 use super::routes::TABLE;
+use super::{Ctx, reach};
 use serde_json::Value;
 
 use crate::access::approvals::Asked;
 use crate::access::credentials::Presented;
-use crate::access::{Actor, ApprovalMode, Scope};
+use crate::access::{Actor, ApprovalMode, Lease, Scope};
 use crate::base::ids::parse_uuid;
 use crate::base::pool::Place;
 use crate::base::{Code, Error, Result, limits};
@@ -54,9 +55,10 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
     if ctx.read_only && route.effect == Effect::Write {
         return Err(Error::new(Code::ReadOnly, "Server is read-only"));
     }
-    if let (Auth::Scope(required), Some(actor)) = (route.auth, &actor) {
-        if actor.scope < required {
-            return Err(too_low(required, actor.scope));
+    if let Some(actor) = &actor {
+        match route.auth {
+            Auth::Scope(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
+            _ => reach::check(ctx, route, request, actor)?,
         }
     }
     let owner = actor.as_ref().is_some_and(|actor| actor.scope == Scope::Owner);
@@ -138,6 +140,17 @@ fn wait_for_person(
         Err(error) => return fail(ctx, request, &error),
     };
     let watch = request.connection().map(|client| ctx.gone.subscribe(client, &gone));
+    // What waits ends with its credential, and its client is told so at once.
+    let credentials = ctx.credentials.clone();
+    let lease = request.actor().map(|actor| {
+        let (ctx, id) = (Arc::downgrade(ctx), asked.id.clone());
+        let withdraw = move || {
+            if let Some(ctx) = ctx.upgrade() {
+                ctx.approvals.withdraw(&id, ended());
+            }
+        };
+        credentials.leases.hold(actor, Duration::ZERO, withdraw)
+    });
     let step = {
         let (ctx, gone) = (Arc::downgrade(ctx), gone.clone());
         move |verdict: Result<()>| {
@@ -145,6 +158,7 @@ fn wait_for_person(
             let Some(ctx) = ctx.upgrade() else { return };
             match verdict {
                 Ok(()) if gone.is_cancelled() => {}
+                Ok(()) if lease.as_ref().is_some_and(Lease::has_ended) => fail(&ctx, request, &ended()),
                 Ok(()) => allowed(&ctx, request),
                 Err(error) => fail(&ctx, request, &error),
             }
@@ -180,27 +194,53 @@ fn describe(ctx: &Ctx, request: &mut Request, action: &str) -> Result<Asked> {
 }
 
 /// The 403 of a credential that does not reach.
-pub(super) fn too_low(required: Scope, scope: Scope) -> Error {
-    Error::new(Code::Forbidden, "Insufficient token scope")
+pub(super) fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
+    let (seen, needed) = (ctx.credentials.describe(actor), needed(required));
+    Error::new(Code::Forbidden, format!("Insufficient token scope: {seen} was sent; this needs {needed}"))
         .detail("required", required.as_str())
-        .detail("scope", scope.as_str())
+        .detail("scope", actor.scope.as_str())
+}
+
+fn needed(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Viewer => {
+            "Authorization: Bearer with the client token, the host token, or a token made with POST /tokens"
+        }
+        Scope::Collaborator => "the client token, the host token, or a collaborator's or owner's token",
+        Scope::Owner => "the host token (X-OpenWork-Host-Token, or as a Bearer) or an owner's token",
+    }
+}
+
+/// The 401: which credential was seen, and what is needed.
+fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
+    let what = if host { "Invalid host token" } else { "Invalid bearer token" };
+    Error::new(Code::Unauthorized, format!("{what}: {seen} was sent; this needs {}", needed(required)))
+        .detail("required", required.as_str())
+}
+
+/// What a request is told whose token has ended since it was let in.
+fn ended() -> Error {
+    Error::new(Code::Unauthorized, "Invalid bearer token: it was revoked, or it expired, during this request")
 }
 
 fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Option<Actor>> {
-    if route.auth == Auth::Public {
-        return Ok(None);
-    }
+    let (host, required) = match route.auth {
+        Auth::Public => return Ok(None),
+        Auth::Host => (true, Scope::Owner),
+        Auth::Scope(required) => (false, required),
+    };
     let presented = Presented {
         bearer: request.bearer().or_else(|| request.subprotocol_token()),
         host: request.header("X-OpenWork-Host-Token"),
         client_id: request.header("X-OpenWork-Client-Id"),
     };
-    let actor = ctx.credentials.actor(presented);
-    match (route.auth, actor) {
-        (Auth::Host, Some(actor)) if actor.scope == Scope::Owner => Ok(Some(actor)),
-        (Auth::Host, _) => Err(Error::new(Code::Unauthorized, "Invalid host token")),
-        (_, Some(actor)) => Ok(Some(actor)),
-        (_, None) => Err(Error::new(Code::Unauthorized, "Invalid bearer token")),
+    match ctx.credentials.actor(presented) {
+        Ok(actor) if host && actor.scope < Scope::Owner => {
+            Err(unauthorized(&ctx.credentials.describe(&actor), host, required)
+                .detail("scope", actor.scope.as_str()))
+        }
+        Ok(actor) => Ok(Some(actor)),
+        Err(worthless) => Err(unauthorized(&worthless.to_string(), host, required)),
     }
 }
 
@@ -215,10 +255,16 @@ fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
 /// Moves the request to the workers of its class.
 fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel: Option<Cancel>) {
     let place = place_of(ctx, class);
+    // The end of its credential is for a wait as if its client had gone, but for what the client is told.
+    let lease = request
+        .actor()
+        .zip(cancel.clone())
+        .map(|(actor, flag)| ctx.credentials.leases.hold(actor, Duration::ZERO, move || flag.cancel()));
     let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
     on_worker(ctx, place, request, move |ctx, request| {
         let ctx = ctx.clone();
         work(Reply::new(request, watch, move |request, result| match result {
+            _ if lease.as_ref().is_some_and(Lease::has_ended) => fail(&ctx, request, &ended()),
             Ok(response) => reply(&ctx, request, response),
             Err(error) => fail(&ctx, request, &error),
         }));
@@ -254,6 +300,8 @@ fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     let response = Response::error(error);
     let response = match error.code() {
         Code::MethodNotAllowed => response.with("Allow", allow(error)),
+        // RFC 9110, 15.5.2.
+        Code::Unauthorized => response.with("WWW-Authenticate", "Bearer"),
         _ => response,
     };
     reply(ctx, request, response);
@@ -263,7 +311,21 @@ fn allow(error: &Error) -> String {
     error.body()["details"]["allow"].as_str().unwrap_or_default().to_owned()
 }
 
+/// Has a stream or a socket cut when its credential ends. WebSockets get a moment to say why.
+fn bind(ctx: &Ctx, request: &Request, response: &Response) {
+    let Some((actor, ticket)) = request.actor().filter(|actor| actor.is_scoped).zip(response.ticket()) else {
+        return;
+    };
+    let grace = if response.status() == 101 { limits::CREDENTIAL_GRACE } else { Duration::ZERO };
+    let (credentials, actor) = (ctx.credentials.clone(), actor.clone());
+    ctx.tickets.amend(ticket, move |socket| {
+        let lease = credentials.leases.hold(&actor, grace, socket.cutter());
+        socket.with_guard(lease)
+    });
+}
+
 fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
+    bind(ctx, &request, &response);
     if response.is_small() || request.on_worker() {
         return send(ctx, request, response);
     }

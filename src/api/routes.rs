@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, approvals, doctor, library, runs, system, terminals, trays, workspaces};
+use super::{Ctx, approvals, doctor, library, runs, system, terminals, tokens, trays, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Post, Put};
@@ -88,6 +88,9 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Short,
         handler: system::activate,
     },
+    read("/tokens", Auth::Host, tokens::list),
+    write(Post, "/tokens", Auth::Host, Gate::Open, tokens::create),
+    write(Delete, "/tokens/:id", Auth::Host, Gate::Open, tokens::delete),
     read("/approvals", Auth::Host, approvals::list),
     // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
     Route {

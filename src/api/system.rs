@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Ctx, VERSION};
+use super::{Ctx, VERSION, reach};
 use crate::access::Scope;
 use crate::base::Result;
 use crate::http::{Answer, Request, Response};
@@ -31,12 +31,21 @@ pub fn api_health(_: &Ctx, _: &mut Request) -> Result<Answer> {
 
 /// `GET /whoami`
 pub fn whoami(_: &Ctx, request: &mut Request) -> Result<Answer> {
-    now(&json!({ "ok": true, "actor": request.actor() }))
+    let mut answer = json!({ "ok": true, "actor": request.actor() });
+    if let Some(actor) = request.actor() {
+        if let Some(end) = actor.expires_at {
+            answer["actor"]["expiresAt"] = json!(end);
+        }
+        if let Some(ids) = &actor.workspace_ids {
+            answer["actor"]["workspaceIds"] = json!(ids);
+        }
+    }
+    now(&answer)
 }
 
 /// `GET /status`
 pub fn status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let all = ctx.lifecycle.registry().openwork_list();
+    let all = reach::visible(ctx, request);
     now(&status_of(ctx, request, all.len(), all.first().map(AsRef::as_ref)))
 }
 
@@ -111,7 +120,7 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 
 /// `GET /workspaces`
 pub fn list_workspaces(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let all = ctx.lifecycle.registry().openwork_list();
+    let all = reach::visible(ctx, request);
     let items: Vec<Value> = all.iter().map(|workspace| shown(workspace, request)).collect();
     now(&json!({ "items": items, "activeId": all.first().map(|active| active.openwork_id.clone()) }))
 }

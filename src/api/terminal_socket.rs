@@ -5,17 +5,17 @@
 //! `{"t":"take"}` a client becomes the one that writes.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Ctx;
-use crate::access::Credentials;
+use crate::access::Lease;
 use crate::base::Result;
 use crate::http::websocket::{Conversation, Handshake, Incoming, Outgoing, Pace, serve};
 use crate::http::{Request, Response};
-use crate::proc::Exit;
+use crate::proc::{Cancel, Exit};
 use crate::runs::terminal::request::nearest_size;
 use crate::runs::terminal::watch::Out;
 use crate::runs::terminal::{End, Watcher};
@@ -37,8 +37,8 @@ pub struct Opener {
     tickets: crate::http::client::Tickets,
     place: crate::base::pool::Place,
     handshake: Handshake,
-    credentials: Arc<Credentials>,
-    token_hash: String,
+    revoked: Cancel,
+    lease: Option<Lease>,
 }
 
 impl Opener {
@@ -47,12 +47,17 @@ impl Opener {
     /// # Errors
     /// `InvalidRequest` when it is no handshake, `Busy` when all workers are taken.
     pub fn new(ctx: &Ctx, request: &Request) -> Result<Opener> {
+        let revoked = Cancel::new()?;
+        let lease = request.actor().map(|actor| {
+            let raised = revoked.clone();
+            ctx.credentials.leases.hold(actor, Duration::ZERO, move || raised.cancel())
+        });
         Ok(Opener {
             tickets: ctx.tickets.clone(),
             handshake: Handshake::of(request, &PROTOCOLS)?,
             place: ctx.stream_place()?,
-            credentials: ctx.credentials.clone(),
-            token_hash: request.actor().map(|actor| actor.token_hash.clone()).unwrap_or_default(),
+            revoked,
+            lease,
         })
     }
 
@@ -65,8 +70,8 @@ impl Opener {
             watcher,
             language,
             pending: Vec::new(),
-            credentials: self.credentials,
-            token_hash: self.token_hash,
+            revoked: self.revoked,
+            _lease: self.lease,
         };
         let place = self.place;
         let ticket = self.tickets.deposit(move |client, early| {
@@ -85,8 +90,8 @@ struct TerminalSocket {
     language: Language,
     /// Input for which the program has no room yet.
     pending: Vec<u8>,
-    credentials: Arc<Credentials>,
-    token_hash: String,
+    revoked: Cancel,
+    _lease: Option<Lease>,
 }
 
 #[derive(Deserialize)]
@@ -170,7 +175,7 @@ impl Conversation for TerminalSocket {
         !self.pending.is_empty()
     }
 
-    fn is_allowed(&self) -> bool {
-        self.credentials.is_good(&self.token_hash)
+    fn revoked(&self) -> &Cancel {
+        &self.revoked
     }
 }

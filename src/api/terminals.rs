@@ -17,11 +17,12 @@ use crate::workspaces::Kind;
 fn workspace(ctx: &Ctx, request: &Request) -> Result<Uuid> {
     let id = parse_uuid(request.param("id"))?;
     let kind = ctx.lifecycle.registry().get(id)?.record().shown.workspace_type;
-    let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
-    if kind == Kind::Host && scope < Scope::Owner {
-        return Err(too_low(Scope::Owner, scope));
+    match request.actor() {
+        Some(actor) if kind == Kind::Host && actor.scope < Scope::Owner => {
+            Err(too_low(ctx, Scope::Owner, actor))
+        }
+        _ => Ok(id),
     }
-    Ok(id)
 }
 
 /// The terminal's id in the path.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Ctx, runs};
+use super::{Ctx, reach, runs};
 use crate::access::Scope;
 use crate::base::ids::{Distro, parse_uuid};
 use crate::base::{Result, limits};
@@ -38,7 +38,10 @@ fn without_values(mut record: Shown) -> Shown {
 
 /// `GET /api/workspaces`
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let records = ctx.lifecycle.registry().list();
+    let mut records = ctx.lifecycle.registry().list();
+    if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
+        records.retain(|record| reach::sees_id(ctx, actor, &record.shown.id.to_string()));
+    }
     Ok(Answer::Now(if sees_values(request) {
         Response::ok(&records.iter().map(|record| &record.shown).collect::<Vec<_>>())
     } else {

@@ -15,6 +15,12 @@ pub fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
+/// A time in milliseconds since 1970, to the second, for people.
+pub fn rfc3339_of_ms(ms: u64) -> String {
+    let time = i64::try_from(ms).ok().and_then(DateTime::<Utc>::from_timestamp_millis);
+    time.map_or_else(|| "the end of time".to_owned(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
+}
+
 /// Now, in milliseconds since 1970.
 pub fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

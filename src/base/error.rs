@@ -63,6 +63,10 @@ codes! {
     Unauthorized = 401 "unauthorized",
     /// A valid credential that does not reach.
     Forbidden = 403 "forbidden",
+    /// A token's scope that does not exist.
+    InvalidScope = 400 "invalid_scope",
+    /// No token with this id.
+    TokenNotFound = 404 "token_not_found",
     /// Nobody allowed it.
     WriteDenied = 403 "write_denied",
     /// No write with this id waits for approval.

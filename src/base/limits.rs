@@ -168,8 +168,10 @@ pub const PING: Duration = Duration::from_secs(20);
 pub const PONG: Duration = Duration::from_secs(20);
 /// How long the peer of a WebSocket may take to say goodbye after us.
 pub const GOODBYE: Duration = Duration::from_secs(2);
-/// How often an open socket's credential is looked at: a revoked one ends it within this time.
+/// How often the token store is looked at for changes by hand while something is open that a token opened.
 pub const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
+/// How long a WebSocket whose credential has ended has to say so before it is cut.
+pub const CREDENTIAL_GRACE: Duration = Duration::from_secs(1);
 /// What the kernel may hold for a WebSocket's client (doubled by it, socket(7)): more than a fast line needs for a
 /// screen, less than a slow one takes in ten seconds.
 pub const SOCKET_BUFFER_BYTES: usize = 128 << 10;
@@ -338,6 +340,21 @@ pub const LIBRARY_NAME_BYTES: usize = 200;
 pub const LIBRARY_PATH_PARTS: usize = 8;
 /// Longest front matter of a Markdown file; real ones have a few lines.
 pub const FRONT_MATTER_BYTES: usize = 64 << 10;
+
+/// Scoped tokens; a person with more of them has a script that forgets to revoke.
+pub const TOKENS: usize = 1000;
+/// Largest token store: that many tokens with long labels and lists take half of it.
+pub const TOKEN_STORE_BYTES: u64 = 4 << 20;
+/// Longest label of a token.
+pub const TOKEN_LABEL_CHARS: usize = 200;
+/// Workspaces that one token may name; more is no limit any more.
+pub const TOKEN_WORKSPACES: usize = 100;
+/// Longest life of a token that has an end: ten years; the other way is to leave it out.
+pub const TOKEN_LIFETIME_SECS: u64 = 10 * 365 * 24 * 3600;
+/// An expired token stays listed for so long, so that a person sees why something stopped working.
+pub const EXPIRED_TOKEN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Two changes of a file may bear the same time within this (a kernel tick is at most 10 ms).
+pub const CLOCK_TICK: Duration = Duration::from_millis(20);
 
 /// Writes that may wait for approval at once; each holds a connection and its body.
 pub const APPROVALS: usize = 128;

@@ -106,7 +106,8 @@ Environment
                              them [private_key in --data-dir, made when it is first needed]
   OPENWORK_INBOX_ENABLED     take uploads [yes]        OPENWORK_OUTBOX_ENABLED             list files [yes]
   OPENWORK_INBOX_MAX_BYTES   largest upload [50000000, at most 250000000]
-  OPENWORK_TOKEN_STORE       file for scoped tokens (a coming version)
+  OPENWORK_TOKEN_STORE       file of scoped tokens [tokens.json beside server.json if there is one or it lies
+                             there already, else in --data-dir]
   OPENWORK_TOY_UI            serve the page at /ui [yes]
   OPENWORK_SANDBOX_ENABLED, OPENWORK_SANDBOX_BACKEND (none, docker, container), OPENWORK_BROWSER_PROVIDER
   (sandbox-headless, host-interactive, client-interactive): what /capabilities says
@@ -128,6 +129,8 @@ Files
       start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.
+  tokens.json
+      scoped tokens (POST /tokens), as hashes, in the OpenWork server's format; may be edited while berth runs.
 
 Exit codes
   0  ended as asked    1  failed while running    2  wrong flag, variable or configuration file

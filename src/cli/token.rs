@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use crate::access::{Credentials, TokenSetting, credentials};
+use crate::access::{TokenSetting, credentials};
 use crate::base::{Error, Result};
 use crate::config::{self, Parsed, TokenArgs};
 use crate::store::file;
@@ -33,7 +33,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let plan = config::resolve_tokens(&args, &config::process_env, &current_dir)?;
     if make {
         file::create_dir_private(&plan.data_dir)?;
-        Credentials::load(&plan.data_dir, &plan.client.0, &plan.host.0)?;
+        credentials::make(&plan.data_dir, &plan.client.0, &plan.host.0)?;
     }
     let (client, host) = credentials::kept_tokens(&plan.data_dir)?;
     let lines = [line("Client token", &plan.client, client), line("Host token", &plan.host, host)];

@@ -249,10 +249,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
             values::number(&given.place, &given.text, 0..=3600).map(Duration::from_secs)
         })?,
         data_dir: sources.data_dir(args.data_dir.as_deref())?,
-        token_store: sources
-            .var("OPENWORK_TOKEN_STORE")?
-            .map(|path| values::absolute("OPENWORK_TOKEN_STORE", current_dir, &path))
-            .transpose()?,
+        token_store: sources.token_store(args.data_dir.as_deref())?,
         client_token: client.0,
         host_token: owner.0,
         approval: Approval { mode, timeout: Duration::from_millis(timeout_ms) },

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::access::{Source, TokenSetting};
+use crate::access::{Source, TokenSetting, tokens};
 use crate::base::{Error, Result};
 
 use super::file::ConfigFile;
@@ -135,6 +135,21 @@ impl<'a> Sources<'a> {
             Some(given) => values::absolute(&given.place, self.base(given.source), &given.text),
             None => Ok(self.default_data_dir(rustix::process::geteuid().is_root())),
         }
+    }
+
+    /// Scoped tokens lie beside `server.json`, as with the OpenWork server, if there is one or they lie there already; else
+    /// with everything else.
+    pub(super) fn token_store(&self, data_dir: Option<&str>) -> Result<PathBuf> {
+        const NAME: &str = "OPENWORK_TOKEN_STORE";
+        if let Some(path) = self.var(NAME)? {
+            return values::absolute(NAME, self.current_dir, &path);
+        }
+        let usual = self.home().join(".config/openwork").join(tokens::FILE);
+        Ok(match self.file.path.as_deref().and_then(Path::parent) {
+            Some(folder) => folder.join(tokens::FILE),
+            None if usual.exists() => usual,
+            None => self.data_dir(data_dir)?.join(tokens::FILE),
+        })
     }
 
     pub(super) fn default_data_dir(&self, root: bool) -> PathBuf {

@@ -100,6 +100,22 @@ impl ClientSocket {
     pub fn shutdown(&self, how: Shutdown) {
         self.socket.shutdown(how);
     }
+
+    /// Cuts the socket when it is called, if it is still open then; keeps nothing open.
+    pub fn cutter(&self) -> impl FnOnce() + Send + use<> {
+        let socket = Arc::downgrade(&self.socket);
+        move || {
+            if let Some(socket) = socket.upgrade() {
+                socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// The same socket; `guard` is dropped with its last clone.
+    #[must_use]
+    pub fn with_guard(self, guard: impl Any + Send + Sync) -> ClientSocket {
+        ClientSocket { _seat: Arc::new((self._seat, guard)), ..self }
+    }
 }
 
 impl fmt::Debug for ClientSocket {
@@ -234,6 +250,14 @@ impl Tickets {
         // What a ticket holds may take locks of its own when it goes.
         drop(expired);
         Ok(number)
+    }
+
+    /// Puts something before what is done with a socket whose ticket still waits.
+    pub fn amend(&self, number: &str, change: impl FnOnce(ClientSocket) -> ClientSocket + Send + 'static) {
+        if let Some((_, take)) = lock(&self.0).get_mut(number) {
+            let inner = std::mem::replace(take, Box::new(|_, _| {}));
+            *take = Box::new(move |socket, early| inner(change(socket), early));
+        }
     }
 
     /// The ticket of this number, once.

@@ -98,6 +98,14 @@ impl Response {
         self
     }
 
+    /// The ticket, if its body is written by whoever left one.
+    pub fn ticket(&self) -> Option<&str> {
+        match &self.body {
+            Body::Taken { ticket, .. } => Some(ticket),
+            Body::Bytes(_) | Body::Unsent(_) => None,
+        }
+    }
+
     /// With this body, of the type that a header says.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {

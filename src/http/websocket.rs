@@ -20,6 +20,7 @@ use super::client::ClientSocket;
 use super::reply::Response;
 use super::request::Request;
 use crate::base::{Code, Error, Result, limits};
+use crate::proc::Cancel;
 
 /// A handshake that was asked for.
 #[derive(Debug)]
@@ -91,8 +92,8 @@ pub trait Conversation {
     /// Whether it cannot take another yet; the peer is not read from until it can.
     fn is_full(&mut self) -> bool;
 
-    /// Whether the peer's credential is still good; asked every [`limits::CREDENTIAL_CHECK`].
-    fn is_allowed(&self) -> bool;
+    /// Raised when the peer's credential is not good any more.
+    fn revoked(&self) -> &Cancel;
 }
 
 /// How patient a socket is.
@@ -162,7 +163,6 @@ struct Talk<C> {
     /// The last time anything came.
     heard: Instant,
     pinged: Instant,
-    checked: Instant,
     /// Since when the network has taken nothing of what waits, and how much it had taken until then.
     blocked: Option<(Instant, u64)>,
     /// We have said goodbye; the peer has until then to say it too.
@@ -189,7 +189,6 @@ pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversati
         pace,
         heard: now,
         pinged: now,
-        checked: now,
         blocked: None,
         closing: None,
     };
@@ -237,14 +236,9 @@ impl<C: Conversation> Talk<C> {
         if self.blocked.is_some_and(|(since, _)| now >= since + self.pace.stall) {
             return Ok(Some(Left::Stalled));
         }
-        if now >= self.checked + limits::CREDENTIAL_CHECK {
-            self.checked = now;
-            if self.closing.is_none() && !self.conversation.is_allowed() {
-                self.say(Outgoing::Close(
-                    CloseCode::Policy.into(),
-                    "The credential is not good any more".into(),
-                ))?;
-            }
+        if self.closing.is_none() && self.conversation.revoked().is_cancelled() {
+            let reason = "The credential is not good any more".into();
+            self.say(Outgoing::Close(CloseCode::Policy.into(), reason))?;
         }
         if now >= self.heard + self.pace.ping + self.pace.patience {
             return Ok(Some(Left::Silent));
@@ -319,7 +313,6 @@ impl<C: Conversation> Talk<C> {
         let deadline = [
             self.closing,
             self.blocked.map(|(since, _)| since + self.pace.stall),
-            Some(self.checked + limits::CREDENTIAL_CHECK),
             Some(self.heard + self.pace.ping + self.pace.patience),
             self.closing.is_none().then_some(self.pinged + self.pace.ping),
         ];
@@ -343,6 +336,9 @@ impl<C: Conversation> Talk<C> {
         let mut fds = vec![PollFd::new(&wire.socket, flags)];
         if !deaf {
             fds.push(PollFd::from_borrowed_fd(self.conversation.wake(), PollFlags::IN));
+        }
+        if self.closing.is_none() {
+            fds.push(PollFd::new(self.conversation.revoked(), PollFlags::IN));
         }
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         match poll(&mut fds, Some(&timeout)) {

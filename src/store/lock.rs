@@ -1,5 +1,5 @@
-//! One server for each data folder, and one `berth doctor` for each binary, by flock(2): the kernel lets go of it however
-//! the holder ends.
+//! One server for each data folder, one `berth doctor` for each binary, and one writer in a folder that several servers
+//! may share, by flock(2): the kernel lets go of it however the holder ends.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::base::{At, Error, Result, limits};
+use crate::base::{At, Code, Error, Result, limits};
 
 /// Held while the server lives.
 #[derive(Debug)]
@@ -78,6 +78,29 @@ impl BinaryLock {
         use std::os::unix::fs::MetadataExt as _;
         let meta = self.0.metadata().at("look at", "our own binary")?;
         Ok(format!("{:x}-{:x}", meta.dev(), meta.ino()))
+    }
+}
+
+/// Held while a file in this folder is read, changed and replaced, where another process may do the same.
+#[derive(Debug)]
+pub struct FolderLock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl FolderLock {
+    /// Waits for it, `within` this time at most.
+    ///
+    /// # Errors
+    /// `Busy` when another process still has it then.
+    pub fn take(folder: &Path, within: Duration) -> Result<FolderLock> {
+        let file = File::open(folder).at("open", folder)?;
+        let deadline = Instant::now() + within;
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= deadline {
+                let message = format!("Another process keeps {} locked; try again", folder.display());
+                return Err(Error::new(Code::Busy, message));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(FolderLock(file))
     }
 }
 

@@ -52,12 +52,18 @@ impl Events {
     /// Sends any request whose answer is a stream; `head` without Host and credential.
     #[track_caller]
     pub fn ask(server: &Server, head: &str, body: Option<&Value>) -> Events {
+        Events::ask_as(server, HOST_TOKEN, head, body)
+    }
+
+    /// The same with another token.
+    #[track_caller]
+    pub fn ask_as(server: &Server, token: &str, head: &str, body: Option<&Value>) -> Events {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(secs(60))).unwrap();
         let body = body.map(|value| serde_json::to_vec(value).unwrap());
         let length =
             body.as_ref().map(|body| format!("Content-Length: {}\r\n", body.len())).unwrap_or_default();
-        let head = format!("{head}Host: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n{length}\r\n");
+        let head = format!("{head}Host: localhost\r\nAuthorization: Bearer {token}\r\n{length}\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(&body.unwrap_or_default()).unwrap();
         let mut reader = BufReader::new(stream);
@@ -68,6 +74,15 @@ impl Events {
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         let ndjson = head.contains("application/x-ndjson");
         Events { reader, head, ndjson, text: Vec::new(), at: 0, ended: false }
+    }
+
+    /// Waits until the stream is broken off, without its proper end.
+    #[track_caller]
+    pub fn until_cut(mut self) {
+        let mut rest = Vec::new();
+        // A reset is as good as an end.
+        let _ = self.reader.read_to_end(&mut rest);
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
     }
 
     /// Takes in the next chunk; `false` at the proper end, and a panic where the stream is broken off.

@@ -41,6 +41,7 @@ mod resources;
 mod runs;
 mod runs_disk;
 mod runs_stream;
+mod scoped_tokens;
 mod setup;
 mod slow_attacks;
 mod smuggling;

@@ -150,7 +150,9 @@ fn activate() {
     let path = format!("/workspaces/{second}/activate");
     // Observed: this is a 401, not a 403, also for a valid collaborator.
     let told = server.collaborator().refused(401, "unauthorized", "POST", &path, None);
-    assert_eq!(told["message"], "Invalid host token");
+    // And it says which credential was seen.
+    let message = told["message"].as_str().unwrap();
+    assert!(message.starts_with("Invalid host token: the client token"), "{message}");
     server.anyone().refused(401, "unauthorized", "POST", &path, None);
     assert_eq!(server.owner().get(200, "/workspaces")["activeId"], list["activeId"]);
     let told = server.owner().call("POST", &path, None).expect(200).value();

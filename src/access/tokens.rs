@@ -1,0 +1,449 @@
+//! Scoped tokens: made, listed, revoked, found by their hash. They are kept in one file in the format of the OpenWork
+//! server, so that an existing one can be taken over and edited by hand: every look-up notices when the file has
+//! changed. What stands in it that we do not know stays; an entry that makes no sense is left out and left alone; a
+//! file that makes none is moved aside, never overwritten. Knows nothing of HTTP, nor of what tokens open.
+//!
+//! Threads: any. Locks: `writer` (level 3, one file) across a change, with the folder locked against other processes;
+//! `loaded` only to copy an `Arc`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{Scope, credentials};
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result, clock, limits};
+use crate::store::file;
+use crate::store::lock::FolderLock;
+
+/// The file's usual name.
+pub const FILE: &str = "tokens.json";
+
+/// One token, without its secret; as it is kept and, but for the hash, as it is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Token {
+    /// Names it.
+    pub id: String,
+    /// SHA-256 of the secret, hex.
+    #[serde(skip_serializing)]
+    pub hash: String,
+    /// What it allows.
+    pub scope: Scope,
+    /// Unix milliseconds.
+    #[serde(default)]
+    pub created_at: u64,
+    /// What its maker called it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// From then on it is worth nothing; Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
+    /// The only workspaces that it reaches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_ids: Option<Vec<String>>,
+}
+
+impl Token {
+    /// Whether its time is over.
+    pub fn is_expired(&self) -> bool {
+        self.expires_at.is_some_and(|end| end <= clock::now_unix_ms())
+    }
+}
+
+/// What a new token is to be.
+#[derive(Debug)]
+pub struct NewToken {
+    /// What it allows.
+    pub scope: Scope,
+    /// What to call it.
+    pub label: Option<String>,
+    /// How long it is good.
+    pub lifetime: Option<Duration>,
+    /// The only workspaces that it reaches.
+    pub workspace_ids: Option<Vec<String>>,
+}
+
+/// The file and what was last read of it.
+#[derive(Debug)]
+pub struct Tokens {
+    path: PathBuf,
+    writer: Mutex<()>,
+    loaded: RwLock<Arc<Loaded>>,
+}
+
+/// What the file said.
+#[derive(Debug, Default)]
+struct Loaded {
+    /// `None`: look again whatever the file's state.
+    state: Option<State>,
+    /// Everything, also what we do not know.
+    document: Map<String, Value>,
+    /// Newest first, as they stand in the file.
+    tokens: Vec<Token>,
+    by_hash: HashMap<String, usize>,
+    /// The file is no token store; what stands here is from before.
+    damaged: bool,
+}
+
+/// What tells whether a file has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Absent,
+    Present { device: u64, inode: u64, size: u64, modified: (i64, i64), changed: (i64, i64) },
+}
+
+impl Tokens {
+    /// Takes over what is there. A file that is no token store is moved aside, and there are no tokens then.
+    ///
+    /// # Errors
+    /// `Config` when the file cannot be read, for example because it is a folder.
+    pub fn open(path: &Path) -> Result<Tokens> {
+        // A link is followed once, so that a change replaces the file it leads to and not the link.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let tokens = Tokens { path, writer: Mutex::default(), loaded: RwLock::default() };
+        let read = tokens.read()?;
+        if read.damaged {
+            tokens.move_aside()?;
+        }
+        make_private(&tokens.path);
+        tokens.put(read);
+        Ok(tokens)
+    }
+
+    /// Where they are kept.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The token with this hash, also one that has expired.
+    pub fn find(&self, hash: &str) -> Option<Token> {
+        let loaded = self.current();
+        loaded.by_hash.get(hash).map(|at| loaded.tokens[*at].clone())
+    }
+
+    /// All, newest first.
+    pub fn list(&self) -> Vec<Token> {
+        self.current().tokens.clone()
+    }
+
+    /// Makes a token; the text is its secret, which nobody can show again.
+    ///
+    /// # Errors
+    /// `Conflict` when there are too many, and those of the disk.
+    pub fn create(&self, wanted: NewToken) -> Result<(Token, String)> {
+        let secret = credentials::generate::<16>()?;
+        let now = clock::now_unix_ms();
+        let lifetime = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let token = Token {
+            id: Uuid::new_v4().to_string(),
+            hash: credentials::hash(&secret),
+            scope: wanted.scope,
+            created_at: now,
+            label: wanted.label,
+            expires_at: wanted.lifetime.map(|time| now.saturating_add(lifetime(time))),
+            workspace_ids: wanted.workspace_ids,
+        };
+        let mut entry =
+            serde_json::to_value(&token).map_err(|error| Error::internal("a token").because(error))?;
+        entry["hash"] = json!(token.hash);
+        self.change(|entries| {
+            let kept = u64::try_from(limits::EXPIRED_TOKEN_KEPT.as_millis()).unwrap_or(u64::MAX);
+            entries.retain(|entry| {
+                let end = entry.get("expiresAt").and_then(Value::as_u64);
+                end.is_none_or(|end| end.saturating_add(kept) > now)
+            });
+            if entries.len() >= limits::TOKENS {
+                let message = format!("There are {} tokens already; revoke some first", limits::TOKENS);
+                return Err(Error::new(Code::Conflict, message));
+            }
+            entries.insert(0, entry);
+            Ok(())
+        })?;
+        Ok((token, secret))
+    }
+
+    /// Revokes a token, and says which it was.
+    ///
+    /// # Errors
+    /// `TokenNotFound`, and those of the disk: it is good until it is gone from the file.
+    pub fn revoke(&self, id: &str) -> Result<Token> {
+        self.change(|entries| {
+            let found = entries.iter().position(|entry| entry.get("id").and_then(Value::as_str) == Some(id));
+            let found = found.ok_or_else(|| Error::new(Code::TokenNotFound, "Token not found"))?;
+            serde_json::from_value(entries.remove(found))
+                .map_err(|error| Error::internal("The entry in the token store made no sense").because(error))
+        })
+    }
+
+    /// What is in the file now.
+    fn current(&self) -> Arc<Loaded> {
+        let loaded = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
+        if loaded.state.is_some() && loaded.state == State::of(&self.path) {
+            return loaded;
+        }
+        let _turn = lock(&self.writer); // LOCK: 3
+        self.refresh()
+    }
+
+    /// Reads the file anew. One that cannot be read, or is no store at the moment (somebody may be writing it), changes
+    /// nothing: those who were trusted stay so until it says otherwise.
+    fn refresh(&self) -> Arc<Loaded> {
+        let before = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
+        let state = State::of(&self.path);
+        if before.state.is_some() && before.state == state {
+            return before;
+        }
+        let (document, tokens) = (before.document.clone(), before.tokens.clone());
+        let next = match self.read() {
+            Ok(read) if !read.damaged => read,
+            Ok(_) => {
+                log::error!(
+                    "{} is not a token store any more; the tokens that it had stay good until it is mended",
+                    self.path.display()
+                );
+                Loaded { damaged: true, ..Loaded::new(state, document, tokens) }
+            }
+            Err(error) => {
+                log::error!("{error}; the tokens that were read before stay good");
+                Loaded::new(state, document, tokens)
+            }
+        };
+        make_private(&self.path);
+        self.put(next)
+    }
+
+    fn put(&self, next: Loaded) -> Arc<Loaded> {
+        let next = Arc::new(next);
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+        next
+    }
+
+    fn read(&self) -> Result<Loaded> {
+        // Before the content: what is written in between is noticed by the next look.
+        let state = State::of(&self.path);
+        let bytes = file::read_optional(&self.path, limits::TOKEN_STORE_BYTES)
+            .map_err(|error| Error::config("token store", error))?;
+        let Some(bytes) = bytes.filter(|bytes| !bytes.iter().all(u8::is_ascii_whitespace)) else {
+            return Ok(Loaded::new(state, Map::new(), Vec::new()));
+        };
+        let document = match serde_json::from_slice::<Value>(&bytes) {
+            Ok(Value::Object(document))
+                if document.get("tokens").is_none_or(|tokens| tokens.is_array() || tokens.is_null()) =>
+            {
+                document
+            }
+            _ => {
+                return Ok(Loaded { damaged: true, ..Loaded::new(state, Map::new(), Vec::new()) });
+            }
+        };
+        let entries = document.get("tokens").and_then(Value::as_array).map(Vec::as_slice);
+        let mut tokens = Vec::new();
+        for (at, entry) in entries.unwrap_or_default().iter().enumerate() {
+            match serde_json::from_value::<Token>(entry.clone()) {
+                Ok(mut token) if is_hash(&token.hash) && !token.id.is_empty() => {
+                    token.hash.make_ascii_lowercase();
+                    tokens.push(token);
+                }
+                Ok(_) => log::error!("{}: token {at} has no id or no hash", self.path.display()),
+                Err(error) => log::error!("{}: token {at} makes no sense: {error}", self.path.display()),
+            }
+        }
+        Ok(Loaded::new(state, document, tokens))
+    }
+
+    /// Changes the entries as they stand in the file now.
+    fn change<R>(&self, change: impl FnOnce(&mut Vec<Value>) -> Result<R>) -> Result<R> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        file::create_dir_private(folder)?;
+        let _turn = lock(&self.writer); // LOCK: 3
+        let _folder = FolderLock::take(folder, limits::LOCK_PASSES)?;
+        // Whatever its state says: nobody may lose what was written a moment ago.
+        let mut now = self.read()?;
+        if now.damaged {
+            self.move_aside()?;
+            let before = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
+            now = Loaded::new(None, before.document.clone(), before.tokens.clone());
+        }
+        let mut document = now.document;
+        let mut entries = match document.remove("tokens") {
+            Some(Value::Array(entries)) => entries,
+            _ => Vec::new(),
+        };
+        let result = change(&mut entries)?;
+        document.insert("schemaVersion".into(), json!(1));
+        document.insert("updatedAt".into(), json!(clock::now_unix_ms()));
+        document.insert("tokens".into(), Value::Array(entries));
+        let mut text = serde_json::to_vec_pretty(&document)
+            .map_err(|error| Error::internal("the token store").because(error))?;
+        text.push(b'\n');
+        file::write_atomic(&self.path, &text, 0o600)?;
+        self.put(self.read()?);
+        Ok(result)
+    }
+
+    fn move_aside(&self) -> Result<()> {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".damaged-{}", clock::now_unix_ms()));
+        let aside = self.path.with_file_name(name);
+        fs::rename(&self.path, &aside).at("move aside", &self.path)?;
+        log::error!(
+            "{} was not a token store; it is {} now, and its tokens are not known any more",
+            self.path.display(),
+            aside.display()
+        );
+        Ok(())
+    }
+}
+
+impl Loaded {
+    fn new(state: Option<State>, document: Map<String, Value>, tokens: Vec<Token>) -> Loaded {
+        let by_hash = tokens.iter().enumerate().rev().map(|(at, token)| (token.hash.clone(), at)).collect();
+        Loaded { state, document, tokens, by_hash, damaged: false }
+    }
+}
+
+impl State {
+    /// `None` when it cannot be trusted: the file was changed so shortly ago that another change may look the same.
+    fn of(path: &Path) -> Option<State> {
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(State::Absent),
+            Err(_) => return None,
+        };
+        let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+        if age.is_none_or(|age| age < limits::CLOCK_TICK) {
+            return None;
+        }
+        Some(State::Present {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The OpenWork server left it readable for everybody.
+fn make_private(path: &Path) {
+    let Ok(metadata) = fs::metadata(path) else { return };
+    if metadata.permissions().mode() & 0o077 == 0 {
+        return;
+    }
+    match fs::set_permissions(path, fs::Permissions::from_mode(0o600)) {
+        Ok(()) => log::warn!("{} could be read by others; it is private now", path.display()),
+        Err(error) => log::error!("{} can be read by others, and stays so: {error}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    fn any(label: &str) -> NewToken {
+        NewToken { scope: Scope::Viewer, label: Some(label.to_owned()), lifetime: None, workspace_ids: None }
+    }
+
+    /// As an editor writes, in place.
+    fn by_hand(path: &Path, text: &str) {
+        use std::io::Write as _;
+        fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn text(path: &Path) -> Value {
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_forty_make_at_once_is_all_there() {
+        let dir = Scratch::new();
+        let path = dir.join("tokens.json");
+        // Two servers on one file, as two processes would be.
+        let stores = [Tokens::open(&path).unwrap(), Tokens::open(&path).unwrap()];
+        thread::scope(|scope| {
+            for n in 0..40 {
+                let store = &stores[n % 2];
+                scope.spawn(move || store.create(any(&n.to_string())).unwrap());
+            }
+        });
+        assert_eq!(stores[0].list().len(), 40);
+        assert_eq!(stores[1].list().len(), 40);
+        assert_eq!(text(&path)["tokens"].as_array().unwrap().len(), 40);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn an_existing_store_is_taken_over_with_what_we_do_not_know() {
+        let dir = Scratch::new();
+        let path = dir.join("tokens.json");
+        let hash = credentials::hash("owt_old");
+        let old = json!({"schemaVersion": 1, "updatedAt": 5, "note": "mine", "tokens": [
+            {"id": "a", "hash": hash, "scope": "viewer", "createdAt": 3, "label": "old", "extra": [1]},
+            {"id": "b", "hash": "short", "scope": "viewer", "createdAt": 3},
+            {"id": "c", "hash": credentials::hash("x"), "scope": "emperor", "createdAt": 3},
+        ]});
+        by_hand(&path, &old.to_string());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let store = Tokens::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(store.find(&hash).unwrap().label.as_deref(), Some("old"));
+        assert_eq!(store.list().len(), 1);
+        let (made, secret) = store.create(any("new")).unwrap();
+        assert!(secret.starts_with("owt_") && secret.len() == 36);
+        let now = text(&path);
+        assert_eq!(now["note"], "mine");
+        assert_eq!(now["tokens"][0]["id"], made.id);
+        assert_eq!(now["tokens"][1], old["tokens"][0]);
+        assert_eq!(now["tokens"].as_array().unwrap().len(), 4);
+        store.revoke("a").unwrap();
+        assert!(store.find(&hash).is_none());
+        assert_eq!(store.revoke("a").unwrap_err().code(), Code::TokenNotFound);
+    }
+
+    #[test]
+    fn a_hand_is_noticed_and_a_slip_of_it_locks_nobody_out() {
+        let dir = Scratch::new();
+        let path = dir.join("tokens.json");
+        let store = Tokens::open(&path).unwrap();
+        let (kept, _) = store.create(any("kept")).unwrap();
+        let (gone, _) = store.create(any("gone")).unwrap();
+        let mut document = text(&path);
+        document["tokens"].as_array_mut().unwrap().remove(0);
+        by_hand(&path, &document.to_string());
+        assert!(store.find(&gone.hash).is_none() && store.find(&kept.hash).is_some());
+        by_hand(&path, "{ half");
+        assert!(store.find(&kept.hash).is_some());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{ half");
+        let (next, _) = store.create(any("next")).unwrap();
+        assert!(store.find(&kept.hash).is_some() && store.find(&next.hash).is_some());
+        let aside: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().flatten().collect();
+        let aside = aside.iter().find(|entry| entry.file_name().to_string_lossy().contains(".damaged-"));
+        assert_eq!(fs::read_to_string(aside.unwrap().path()).unwrap(), "{ half");
+    }
+
+    #[test]
+    fn expired_ones_are_told_apart_and_forgotten_in_time() {
+        let dir = Scratch::new();
+        let store = Tokens::open(&dir.join("tokens.json")).unwrap();
+        let (short, _) =
+            store.create(NewToken { lifetime: Some(Duration::from_millis(1)), ..any("short") }).unwrap();
+        thread::sleep(Duration::from_millis(5));
+        assert!(store.find(&short.hash).unwrap().is_expired());
+    }
+}

@@ -1,0 +1,81 @@
+//! `/tokens`: scoped tokens, for owners.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Ctx, reach};
+use crate::access::Scope;
+use crate::access::tokens::{NewToken, Token};
+use crate::base::{Code, Error, Result, limits};
+use crate::http::{Answer, Request, Response};
+
+/// `GET /tokens`
+pub fn list(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(&json!({ "items": ctx.credentials.scoped() }))))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Create {
+    #[serde(default)]
+    scope: Value,
+    label: Option<String>,
+    expires_in_secs: Option<u64>,
+    workspace_ids: Option<Vec<String>>,
+}
+
+/// `POST /tokens`
+pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let body: Create = request.json(limits::JSON_BODY_BYTES)?;
+    let scope = serde_json::from_value::<Scope>(body.scope)
+        .map_err(|_| Error::new(Code::InvalidScope, "scope is owner, collaborator or viewer"))?;
+    let lifetime = match body.expires_in_secs {
+        None => None,
+        Some(secs @ 1..=limits::TOKEN_LIFETIME_SECS) => Some(Duration::from_secs(secs)),
+        Some(_) => {
+            let most = limits::TOKEN_LIFETIME_SECS;
+            return Err(invalid(format!("expiresInSecs is a number of seconds from 1 to {most}")));
+        }
+    };
+    let workspace_ids = match body.workspace_ids {
+        None => None,
+        Some(ids) if (1..=limits::TOKEN_WORKSPACES).contains(&ids.len()) => {
+            Some(reach::openwork_ids(ctx, &ids)?)
+        }
+        Some(_) => {
+            let most = limits::TOKEN_WORKSPACES;
+            return Err(invalid(format!(
+                "workspaceIds names 1 to {most} workspaces; without it the token reaches all"
+            )));
+        }
+    };
+    let label = body.label.map(|label| label.trim().to_owned()).filter(|label| !label.is_empty());
+    if label.as_ref().is_some_and(|label| label.chars().count() > limits::TOKEN_LABEL_CHARS) {
+        return Err(invalid(format!("label has at most {} characters", limits::TOKEN_LABEL_CHARS)));
+    }
+    let (token, secret) = ctx.credentials.create(NewToken { scope, label, lifetime, workspace_ids })?;
+    log::info!("Token {} made: {}", token.id, token.scope.as_str());
+    Ok(Answer::Now(Response::json(201, &Made { secret, token }).with("Cache-Control", "no-store")))
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Code::InvalidPayload, message)
+}
+
+/// The only answer that has the secret.
+#[derive(serde::Serialize)]
+struct Made {
+    #[serde(rename = "token")]
+    secret: String,
+    #[serde(flatten)]
+    token: Token,
+}
+
+/// `DELETE /tokens/:id`: at once, also for what the token has opened.
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let token = ctx.credentials.revoke(request.param("id"))?;
+    log::info!("Token {} revoked", token.id);
+    Ok(Answer::Now(Response::ok(&json!({ "ok": true }))))
+}

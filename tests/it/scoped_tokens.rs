@@ -1,0 +1,367 @@
+//! Scoped tokens: made, used on both APIs, limited, revoked, and the file that keeps them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::events::Events;
+use crate::fixture::Place;
+use crate::procs::{secs, wait_for};
+use crate::scratch::Scratch;
+use crate::server::{NIL, Server, Setup, read};
+use crate::socket::Socket;
+
+/// A token's secret, and its id.
+#[track_caller]
+pub fn make(server: &Server, body: Value) -> (String, String) {
+    let made = server.owner().post(201, "/tokens", body);
+    let text = |key: &str| made[key].as_str().unwrap().to_owned();
+    (text("token"), text("id"))
+}
+
+/// A client with such a token.
+#[track_caller]
+pub fn client(server: &Server, body: Value) -> Client {
+    server.with_token(&make(server, body).0)
+}
+
+pub fn revoke(server: &Server, id: &str) {
+    assert_eq!(server.owner().delete(200, &format!("/tokens/{id}")), json!({"ok": true}));
+}
+
+#[test]
+fn each_scope_opens_what_it_should_on_both_apis_until_it_is_revoked() {
+    let server = Server::start();
+    let (viewer, viewer_id) = make(&server, json!({"scope": "viewer", "label": "  screen  "}));
+    let collaborator = client(&server, json!({"scope": "collaborator"}));
+    let owner = client(&server, json!({"scope": "owner"}));
+    assert!(viewer.starts_with("owt_") && viewer.len() == 36, "{viewer}");
+    let viewer = server.with_token(&viewer);
+    for (client, scope) in [(&viewer, "viewer"), (&collaborator, "collaborator"), (&owner, "owner")] {
+        let actor = client.get(200, "/whoami")["actor"].clone();
+        assert_eq!((&actor["type"], &actor["scope"]), (&json!("remote"), &json!(scope)));
+        client.get(200, "/api/workspaces");
+        client.get(200, "/workspaces");
+    }
+    let exec = format!("/api/workspaces/{NIL}/exec");
+    let told = viewer.refused(403, "forbidden", "POST", &exec, Some(json!({"command": "id"})));
+    let message = told["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("Insufficient token scope") && message.contains("viewer token 'screen'"),
+        "{told}"
+    );
+    assert_eq!(told["details"], json!({"required": "collaborator", "scope": "viewer"}));
+    owner.post(200, &exec, json!({"command": "id"}));
+    collaborator.refused(401, "unauthorized", "GET", "/tokens", None);
+    let items = owner.get(200, "/tokens")["items"].clone();
+    assert_eq!(items.as_array().unwrap().len(), 3);
+    assert_eq!(items[2]["label"], "screen");
+    assert!(!items.to_string().contains("hash"), "{items}");
+    revoke(&server, &viewer_id);
+    let told = viewer.refused(401, "unauthorized", "GET", "/whoami", None);
+    assert!(told["message"].as_str().unwrap().contains("unknown here, or was revoked"), "{told}");
+    server.owner().refused(404, "token_not_found", "DELETE", &format!("/tokens/{viewer_id}"), None);
+}
+
+#[test]
+fn what_cannot_be_a_token_is_refused() {
+    let server = Server::start();
+    for (code, body) in [
+        ("invalid_scope", json!({})),
+        ("invalid_scope", json!({"scope": "admin"})),
+        ("invalid_scope", json!({"scope": null})),
+        ("invalid_scope", json!({"scope": 3})),
+        ("invalid_payload", json!({"scope": "viewer", "label": 5})),
+        ("invalid_payload", json!({"scope": "viewer", "label": "x".repeat(201)})),
+        ("invalid_payload", json!({"scope": "viewer", "expiresInSecs": 0})),
+        ("invalid_payload", json!({"scope": "viewer", "expiresInSecs": -1})),
+        ("invalid_payload", json!({"scope": "viewer", "expiresInSecs": 1e30})),
+        ("invalid_payload", json!({"scope": "viewer", "workspaceIds": []})),
+        ("invalid_payload", json!({"scope": "viewer", "workspaceIds": "ws_1"})),
+        ("invalid_payload", json!([])),
+        ("invalid_payload", json!(null)),
+    ] {
+        server.owner().refused(400, code, "POST", "/tokens", Some(body));
+    }
+    let body = json!({"scope": "viewer", "workspaceIds": ["ws_000000000000"]});
+    server.owner().refused(404, "workspace_not_found", "POST", "/tokens", Some(body));
+    assert_eq!(server.owner().get(200, "/tokens"), json!({"items": []}));
+    assert!(!server.data.join("tokens.json").exists());
+}
+
+/// The OpenWork server kept 39 of them in memory and fewer in its file, which everybody could read.
+#[test]
+fn forty_made_at_once_are_all_kept_and_nobody_else_reads_them() {
+    let setup = Setup::new();
+    let server = setup.start();
+    let secrets: Vec<String> = thread::scope(|scope| {
+        let made: Vec<_> = (0..40)
+            .map(|n| {
+                let server = &server;
+                scope.spawn(move || make(server, json!({"scope": "viewer", "label": n.to_string()})).0)
+            })
+            .collect();
+        made.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let path = server.data.join("tokens.json");
+    let kept: Value = serde_json::from_str(&read(&path)).unwrap();
+    assert_eq!(kept["schemaVersion"], 1);
+    assert_eq!(kept["tokens"].as_array().unwrap().len(), 40);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!secrets.iter().any(|secret| kept.to_string().contains(secret)));
+    server.stop();
+    let server = setup.start();
+    for secret in &secrets {
+        server.with_token(secret).get(200, "/whoami");
+    }
+}
+
+/// `tokens.json` as the OpenWork server 0.1.2 writes it.
+fn openwork_store(secret: &str) -> String {
+    let hash = sha256(secret);
+    format!(
+        "{{\n  \"schemaVersion\": 1,\n  \"updatedAt\": 1770000000000,\n  \"tokens\": [\n    {{\n      \"id\": \
+         \"5b6ad0a8-7a2d-4a39-9d2a-3f30a8fdd3c1\",\n      \"hash\": \"{hash}\",\n      \"scope\": \"collaborator\",\n      \
+         \"createdAt\": 1770000000000,\n      \"label\": \"phone\"\n    }}\n  ]\n}}\n"
+    )
+}
+
+fn sha256(text: &str) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn an_existing_store_is_taken_over_wherever_it_lies() {
+    let secret = "owt_0123456789abcdef0123456789abcdef";
+    let beside = |scratch: &Scratch, folder: &str| {
+        let folder = scratch.folder(folder);
+        fs::write(folder.join("tokens.json"), openwork_store(secret)).unwrap();
+        fs::set_permissions(folder.join("tokens.json"), fs::Permissions::from_mode(0o644)).unwrap();
+        folder
+    };
+    let check = |setup: Setup, folder: &std::path::Path| {
+        let server = setup.start();
+        assert_eq!(server.with_token(secret).get(200, "/whoami")["actor"]["scope"], "collaborator");
+        assert!(server.log().contains("could be read by others"), "{}", server.log());
+        let (made, _) = make(&server, json!({"scope": "viewer"}));
+        server.with_token(&made).get(200, "/whoami");
+        let store = folder.join("tokens.json");
+        let kept: Value = serde_json::from_str(&read(&store)).unwrap();
+        assert_eq!(kept["tokens"].as_array().unwrap().len(), 2);
+        assert_eq!(kept["tokens"][1]["label"], "phone");
+        assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o600);
+    };
+    let setup = Setup::new();
+    let folder = beside(setup.scratch(), "named");
+    check(setup.env("OPENWORK_TOKEN_STORE", folder.join("tokens.json").to_str().unwrap()), &folder);
+    let setup = Setup::new();
+    let folder = beside(setup.scratch(), "etc");
+    fs::write(folder.join("server.json"), "{}").unwrap();
+    let config = folder.join("server.json").to_str().unwrap().to_owned();
+    check(setup.arg(format!("--config={config}")), &folder);
+    let setup = Setup::new();
+    let folder = beside(setup.scratch(), "home/.config/openwork");
+    check(setup, &folder);
+}
+
+#[test]
+fn a_damaged_store_is_moved_aside_and_said() {
+    let setup = Setup::new();
+    fs::create_dir_all(setup.data_dir()).unwrap();
+    let store = setup.data_dir().join("tokens.json");
+    fs::write(&store, "{\"tokens\": [").unwrap();
+    let server = setup.start();
+    let aside = || {
+        let names = fs::read_dir(&server.data).unwrap().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("tokens.json.damaged-")).collect::<Vec<_>>()
+    };
+    assert_eq!(aside().len(), 1);
+    assert!(server.log().contains(&aside()[0]), "{}", server.log());
+    make(&server, json!({"scope": "viewer"}));
+    assert_eq!(read(server.data.join(&aside()[0])), "{\"tokens\": [");
+    // A folder in its place cannot be moved out of the way by us: the start says so.
+    let setup = Setup::new();
+    let place = setup.scratch().folder("store");
+    let ended = setup.env("OPENWORK_TOKEN_STORE", place.to_str().unwrap()).run();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("token store") && ended.stderr.contains("store"), "{ended:?}");
+}
+
+#[test]
+fn a_hand_in_the_file_and_time_revoke_as_well() {
+    let server = Server::start();
+    let (by_hand, id) = make(&server, json!({"scope": "viewer"}));
+    let (short, _) = make(&server, json!({"scope": "viewer", "expiresInSecs": 1, "label": "short"}));
+    let (by_hand, short) = (server.with_token(&by_hand), server.with_token(&short));
+    let shown = by_hand.get(200, "/whoami");
+    assert_eq!(shown["actor"].get("expiresAt"), None);
+    assert!(short.get(200, "/whoami")["actor"]["expiresAt"].is_u64());
+    let store = server.data.join("tokens.json");
+    let mut kept: Value = serde_json::from_str(&read(&store)).unwrap();
+    kept["tokens"].as_array_mut().unwrap().retain(|token| token["id"] != id.as_str());
+    fs::write(&store, kept.to_string()).unwrap();
+    by_hand.refused(401, "unauthorized", "GET", "/whoami", None);
+    let told = wait_for("a token to expire", secs(10), || {
+        let reply = short.call("GET", "/whoami", None);
+        (reply.status == 401).then(|| reply.value())
+    });
+    assert!(
+        told["message"].as_str().unwrap().contains("the viewer token 'short', which expired at"),
+        "{told}"
+    );
+    assert_eq!(server.owner().get(200, "/tokens")["items"][0]["label"], "short");
+}
+
+#[test]
+fn a_limited_token_sees_its_workspaces_and_nothing_else() {
+    let setup = Setup::new();
+    setup.scratch().folder("other");
+    let server = setup.arg("--workspace=other").start();
+    let all = server.owner().get(200, "/workspaces");
+    let (first, second) = (all["items"][0]["id"].clone(), all["items"][1]["id"].clone());
+    let (first, second) = (first.as_str().unwrap(), second.as_str().unwrap());
+    // Named as /api names it; shown as the OpenWork API does.
+    let uuids = server.owner().get(200, "/api/workspaces");
+    let of = |path: &str| {
+        let found = uuids.as_array().unwrap().iter().find(|w| w["path"].as_str().unwrap().ends_with(path));
+        found.unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    let (work, other) = (of("/work"), of("/other"));
+    let made = server.owner().post(201, "/tokens", json!({"scope": "owner", "workspaceIds": [other]}));
+    assert_eq!(made["workspaceIds"], json!([second]));
+    let limited = server.with_token(made["token"].as_str().unwrap());
+    assert_eq!(limited.get(200, "/whoami")["actor"]["workspaceIds"], json!([second]));
+    let seen = limited.get(200, "/workspaces");
+    assert_eq!((seen["items"].as_array().unwrap().len(), &seen["activeId"]), (1, &json!(second)));
+    let status = limited.get(200, "/status");
+    assert_eq!((&status["workspaceCount"], &status["activeWorkspaceId"]), (&json!(1), &json!(second)));
+    let seen = limited.get(200, "/api/workspaces");
+    assert_eq!((seen.as_array().unwrap().len(), &seen[0]["id"]), (1, &json!(other)));
+    limited.get(200, &format!("/w/{second}/status"));
+    limited.get(200, &format!("/api/workspaces/{other}"));
+    limited.post(200, &format!("/api/workspaces/{other}/exec"), json!({"command": "true"}));
+    for path in [format!("/w/{first}/status"), format!("/api/workspaces/{work}"), "/tokens".into()] {
+        let told = limited.refused(403, "forbidden", "GET", &path, None);
+        assert!(told["message"].as_str().unwrap().contains(&format!("limited to {second}")), "{told}");
+    }
+    let body = Some(json!({"command": "true"}));
+    limited.refused(403, "forbidden", "POST", &format!("/api/workspaces/{work}/exec"), body);
+    // What is not there looks the same as what it may not see.
+    for unknown in ["/w/ws_000000000000/status", "/api/workspaces/11111111-1111-4111-8111-111111111111"] {
+        limited.refused(403, "forbidden", "GET", unknown, None);
+    }
+    // It cannot free itself.
+    limited.refused(403, "forbidden", "POST", "/tokens", Some(json!({"scope": "owner"})));
+    let id = made["id"].as_str().unwrap();
+    limited.refused(403, "forbidden", "DELETE", &format!("/tokens/{id}"), None);
+    limited.refused(403, "forbidden", "POST", "/api/workspaces", Some(json!({"name": "x"})));
+}
+
+#[test]
+fn every_refusal_says_what_was_seen_and_what_is_needed() {
+    let server = Server::start();
+    let told = |client: &Client, path: &str| {
+        let reply = client.call("GET", path, None).expect(401);
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+        reply.value()["message"].as_str().unwrap().to_owned()
+    };
+    let nothing = told(&server.anyone(), "/whoami");
+    assert!(nothing.starts_with("Invalid bearer token: no credential was sent; this needs"), "{nothing}");
+    let wrong = told(&server.with_token("wrong"), "/approvals");
+    assert!(wrong.starts_with("Invalid host token: a bearer token that is unknown here"), "{wrong}");
+    assert!(wrong.contains("X-OpenWork-Host-Token"), "{wrong}");
+    let wrong = told(&server.anyone().with("X-OpenWork-Host-Token", "wrong"), "/status");
+    assert!(wrong.contains("an X-OpenWork-Host-Token that is not the host token was sent"), "{wrong}");
+    let low = told(&server.collaborator(), "/tokens");
+    assert!(low.contains("the client token, a collaborator was sent"), "{low}");
+    for message in [nothing, wrong, low] {
+        assert!(!message.contains("it-client") && !message.contains("it-host"), "{message}");
+    }
+}
+
+/// Everything that a token can have open ends with it, and nothing of anybody else's.
+#[test]
+fn what_a_token_has_opened_ends_with_it() {
+    let server = Server::start();
+    let place = Place::host(&server);
+    let (secret, id) = make(&server, json!({"scope": "owner"}));
+    let (short, _) = make(&server, json!({"scope": "owner", "expiresInSecs": 3}));
+    let run = |command: &str| {
+        let made = server.owner().post(201, &place.path("/runs"), json!({"command": command}));
+        place.path(&format!("/runs/{}", made["id"].as_str().unwrap()))
+    };
+    let (quiet, loud) = (run("sleep 60"), run("while echo tick; do sleep 0.05; done"));
+    let follow = |token: &str, run: &str| {
+        Events::ask_as(&server, token, &format!("GET {run}/events HTTP/1.1\r\n"), None)
+    };
+    let (silent, busy, expiring) = (follow(&secret, &quiet), follow(&secret, &loud), follow(&short, &quiet));
+    let mut other = Events::follow(&server, &loud, None);
+    let exec = json!({"command": "sleep 60"});
+    let exec = Events::ask_as(
+        &server,
+        &secret,
+        &format!("POST {}?stream=sse HTTP/1.1\r\n", place.path("/exec")),
+        Some(&exec),
+    );
+    let bearer = format!("Bearer {secret}");
+    let mut shell =
+        Socket::try_open(&server, &place.path("/shell"), &[("Authorization", &bearer)]).ok().unwrap();
+    thread::scope(|scope| {
+        let wait = |run: &str| {
+            let (path, client) = (format!("{run}/wait?timeout_secs=60"), server.with_token(&secret));
+            scope.spawn(move || client.call("POST", &path, None))
+        };
+        let waiting = wait(&quiet);
+        let plain = {
+            let (path, client) = (place.path("/exec"), server.with_token(&secret));
+            scope.spawn(move || client.call("POST", &path, Some(&json!({"command": "sleep 60"}))))
+        };
+        wait_for("two execs, two runs and a shell", secs(20), || {
+            (server.owner().get(200, "/status")["runs"].as_u64()? >= 5).then_some(())
+        });
+        thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        revoke(&server, &id);
+        silent.until_cut();
+        busy.until_cut();
+        exec.until_cut();
+        let told = waiting.join().unwrap().expect(401).value();
+        assert!(told["message"].as_str().unwrap().contains("revoked"), "{told}");
+        plain.join().unwrap().expect(401);
+        assert_eq!(shell.until_closed().code, 1008);
+        assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
+    });
+    expiring.until_cut();
+    for _ in 0..10 {
+        assert!(other.next().is_some(), "somebody else's stream went on");
+    }
+    // Its commands went with it, as those of a client that hangs up; the shell waits a while, as it does then.
+    wait_for("both execs to end", secs(20), || {
+        (server.owner().get(200, "/status")["runs"].as_u64()? == 3).then_some(())
+    });
+}
+
+#[test]
+fn a_write_that_waits_is_withdrawn_with_its_token() {
+    let server = Setup::new().arg("--approval=manual").start();
+    let made =
+        server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));
+    let (secret, id) = make(&server, json!({"scope": "collaborator"}));
+    let path = format!("/api/workspaces/{}/sync", made["id"].as_str().unwrap());
+    let client = server.with_token(&secret);
+    let waiting = thread::spawn(move || client.call("POST", &path, None));
+    let asked =
+        wait_for("a question", secs(20), || server.owner().get(200, "/approvals")["items"].get(0).cloned());
+    revoke(&server, &id);
+    let told = waiting.join().unwrap().expect(401).value();
+    assert!(told["message"].as_str().unwrap().contains("revoked"), "{told}");
+    assert_eq!(server.owner().get(200, "/approvals"), json!({"items": []}));
+    let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+    server.owner().refused(404, "approval_not_found", "POST", &path, Some(json!({"reply": "allow"})));
+}
