@@ -1,5 +1,5 @@
 //! Tokens that are limited to some workspaces: which workspace a request concerns, and whether it may. Dispatch asks
-//! before any handler runs; what names no workspace is refused to such a token unless it stands in [`FILTERED`], where
+//! before any handler runs; what names no workspace is refused to such a token unless it stands in `FILTERED`, where
 //! the handler shows only what the token reaches.
 
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result, limits};
 
-/// The SHA-256 of an image's listing ([`super::listing`]), in hex.
+/// The SHA-256 of an image's listing (`listing`), in hex.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ImageId(String);
