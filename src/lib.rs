@@ -14,6 +14,7 @@
 //! | [`workspaces`] | the records, their status machine, their registry |
 //! | [`project`] | what an agent reads in a workspace and leaves there: inbox, outbox |
 //! | [`access`] | credentials, scoped tokens and what they have open, scopes, approvals |
+//! | [`opencode`] | the way to a workspace's OpenCode: what passes, connections, deadlines, WebSockets |
 //! | [`runs`] | commands: policy, output, which are under way |
 //! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
 //! | [`events`] | the bus: numbered events that any number of followers read at their own speed |
@@ -63,6 +64,14 @@
 //! files, the deadline and the wait for the end. Servers follow it over a socket and may come and go; the files are
 //! written by the keeper alone, so a server that reads knows their marks a little late and looks for holes itself.
 //!
+//! # OpenCode
+//!
+//! A request below `/opencode` is checked on an `http-N` thread and passed on by a `proxy-N` thread, with ureq on
+//! connections of our own ([`opencode`]). A short answer goes back as any other; a long one, a stream and what follows an
+//! upgrade go from the upstream to the client's own socket, on the same thread, which then counts as a stream and has
+//! left its place among the workers to another ([`base::pool::step_aside`]). It listens to the upstream, the client, the
+//! credential and the server's end at once, so whichever ends first ends the rest. What breaks off is broken off.
+//!
 //! # Threads
 //!
 //! | thread | bounded by | blocks on |
@@ -76,6 +85,7 @@
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
 //! | `keepers` | 1 | what keepers of detached runs say; a keeper itself has `main` and `keeper-door` |
+//! | `proxy-N` | `--max-proxied`; slow answers and streams by `--max-streams` | an OpenCode, and whoever reads its answer |
 //! | `terminal-N` | 64 terminals | what its program writes, and what it is to read |
 //! | `build-N` | 1 | a build step's child |
 //! | `container-NAME` | running containers | nspawn's end |
@@ -145,6 +155,7 @@ pub mod events;
 pub mod gate;
 pub mod http;
 pub mod lifecycle;
+pub mod opencode;
 pub mod proc;
 pub mod project;
 pub mod runs;

@@ -1,6 +1,7 @@
 //! Builds everything, owns every thread, runs the shutdown.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::access::{Approval, Approvals, TokenSetting};
-use crate::access::{Credentials, Source, credentials};
+use crate::access::{Credentials, Scope, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
@@ -24,6 +25,8 @@ use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::doctor::Doctor;
 use crate::lifecycle::{Lifecycle, Policy};
+use crate::opencode::Upstreams;
+use crate::opencode::address::Own;
 use crate::proc::{Cancel, Cgroups};
 use crate::runs::Runs;
 use crate::store::{file, lock::DataLock};
@@ -78,6 +81,8 @@ pub struct Settings {
     pub keyrings: BTreeMap<Distro, PathBuf>,
     /// `http_proxy` and friends of our own environment, handed to bootstraps only.
     pub proxy_env: Vec<(String, String)>,
+    /// How requests are passed on to OpenCode.
+    pub proxying: Proxying,
     /// Commands that may run at once.
     pub max_runs: usize,
     /// Followers and waits at once.
@@ -100,6 +105,17 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Threads that answer requests.
     pub http_threads: usize,
+}
+
+/// How requests are passed on to OpenCode.
+#[derive(Clone, Debug)]
+pub struct Proxying {
+    /// Requests that wait for it at once.
+    pub workers: usize,
+    /// How long it may take for the head of an answer.
+    pub patience: Duration,
+    /// The least scope that may answer its permission requests.
+    pub permission_replies: Scope,
 }
 
 /// Runs the server until SIGTERM or SIGINT.
@@ -127,6 +143,7 @@ pub fn run(settings: Settings) -> Result<()> {
     let lifecycle = build(&settings, cgroups)?;
 
     let bus = Arc::new(Bus::default());
+    let upstreams = Arc::new(Upstreams::new(Own::new(tcp_addresses(&doors)), settings.proxying.patience)?);
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
@@ -153,6 +170,9 @@ pub fn run(settings: Settings) -> Result<()> {
         log_requests: settings.log_requests,
         started,
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
+        proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, limits::PROXY_QUEUE)?,
+        upstreams: upstreams.clone(),
+        permission_replies: settings.proxying.permission_replies,
         stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
     });
@@ -188,6 +208,7 @@ pub fn run(settings: Settings) -> Result<()> {
     bus.close();
     lifecycle.stop_soon();
     ctx.approvals.close();
+    upstreams.close();
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
     doctor.close();
@@ -230,6 +251,16 @@ fn check_exposure(settings: &Settings, doors: &Doors) -> Result<()> {
     }
     log::warn!("Other machines can reach {}; whoever has the host token is root here", exposed.join(", "));
     Ok(())
+}
+
+/// Where we can be reached over TCP.
+fn tcp_addresses(doors: &Doors) -> Vec<SocketAddr> {
+    let addresses = doors.addresses().iter();
+    let tcp = addresses.filter_map(|address| match address {
+        gate::Address::Ip(address) => Some(*address),
+        gate::Address::Unix(_) => None,
+    });
+    tcp.collect()
 }
 
 /// What `/status` says of the address.

@@ -248,6 +248,7 @@ fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
     match class {
         Class::Stream => ctx.stream_place(),
         Class::Upload => ctx.transfer_place(),
+        Class::Proxy => ctx.proxy_place(),
         Class::Short | Class::Run => ctx.run_place(),
     }
 }

@@ -6,6 +6,7 @@ pub mod dispatch;
 pub mod doctor;
 pub mod follow;
 pub mod library;
+pub mod opencode;
 pub mod reach;
 pub mod routes;
 pub mod runs;
@@ -15,13 +16,14 @@ pub mod terminals;
 pub mod tokens;
 pub mod topic;
 pub mod trays;
+pub mod tunnel;
 pub mod workspaces;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::access::{Approval, Approvals, Credentials};
+use crate::access::{Approval, Approvals, Credentials, Scope};
 use serde_json::Value;
 
 use crate::base::pool::{Place, Pool};
@@ -30,6 +32,7 @@ use crate::events::Bus;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::doctor::Doctor;
+use crate::opencode::Upstreams;
 
 /// What handlers and dispatch work with; made once by the server.
 pub struct Ctx {
@@ -71,6 +74,12 @@ pub struct Ctx {
     pub run_workers: Pool,
     /// The workers of [`crate::http::Class::Stream`].
     pub stream_workers: Arc<Pool>,
+    /// The workers of [`crate::http::Class::Proxy`].
+    pub proxy_workers: Pool,
+    /// The way to OpenCode.
+    pub upstreams: Arc<Upstreams>,
+    /// Who may answer OpenCode's permission requests.
+    pub permission_replies: Scope,
     /// The workers for bodies and answers that a slow client could hold up.
     pub transfers: Pool,
 }
@@ -91,6 +100,16 @@ impl Ctx {
     /// `Busy`.
     pub fn stream_place(&self) -> Result<Place> {
         stream_place(&self.stream_workers)
+    }
+
+    /// A worker for a request to an OpenCode.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn proxy_place(&self) -> Result<Place> {
+        let busy =
+            "Too many requests wait for OpenCode; try again, or start berth with a larger --max-proxied";
+        reserve(&self.proxy_workers, busy)
     }
 
     /// A worker for a large body or answer.

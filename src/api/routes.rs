@@ -3,10 +3,10 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, approvals, doctor, library, runs, system, terminals, tokens, trays, workspaces};
+use super::{Ctx, approvals, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
-use crate::http::Method::{Delete, Get, Post, Put};
+use crate::http::Method::{Delete, Get, Patch, Post, Put};
 use crate::http::route::{Handler, Table};
 use crate::http::{Auth, Class, Effect, Gate, Method, Route};
 
@@ -46,6 +46,15 @@ const fn stream(
     Route { method, pattern, auth, gate, effect, class: Class::Stream, handler }
 }
 
+/// Passed on to an OpenCode. Never gated, as observed: OpenCode asks for itself.
+const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
+    let (auth, effect) = match method {
+        Get => (VIEWER, Effect::Read),
+        _ => (COLLABORATOR, Effect::Write),
+    };
+    Route { method, pattern, auth, gate: Gate::Open, effect, class: Class::Proxy, handler }
+}
+
 const VIEWER: Auth = Auth::Scope(Viewer);
 const OWNER: Auth = Auth::Scope(Owner);
 const COLLABORATOR: Auth = Auth::Scope(Collaborator);
@@ -57,6 +66,7 @@ pub fn body_cap(method: &str, path: &str) -> usize {
         Class::Short => limits::JSON_BODY_BYTES,
         Class::Run | Class::Stream => limits::EXEC_BODY_BYTES,
         Class::Upload => usize::MAX,
+        Class::Proxy => limits::PROXY_BODY_BYTES,
     });
     let Some(first) = caps.next() else { return limits::EXEC_BODY_BYTES };
     caps.fold(first, usize::max)
@@ -116,6 +126,37 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/workspace/:id/inbox/:inboxId", VIEWER, trays::inbox_item),
     read("/workspace/:id/artifacts", VIEWER, trays::artifacts),
     read("/workspace/:id/artifacts/:artifactId", VIEWER, trays::artifact),
+    // OpenWork: the OpenCode behind a workspace. A slash at the end is a path, too.
+    proxy(Get, "/opencode", opencode::active),
+    proxy(Post, "/opencode", opencode::active),
+    proxy(Put, "/opencode", opencode::active),
+    proxy(Patch, "/opencode", opencode::active),
+    proxy(Delete, "/opencode", opencode::active),
+    proxy(Get, "/opencode/*", opencode::active),
+    proxy(Post, "/opencode/*", opencode::active),
+    proxy(Put, "/opencode/*", opencode::active),
+    proxy(Patch, "/opencode/*", opencode::active),
+    proxy(Delete, "/opencode/*", opencode::active),
+    proxy(Get, "/w/:id/opencode", opencode::mounted),
+    proxy(Post, "/w/:id/opencode", opencode::mounted),
+    proxy(Put, "/w/:id/opencode", opencode::mounted),
+    proxy(Patch, "/w/:id/opencode", opencode::mounted),
+    proxy(Delete, "/w/:id/opencode", opencode::mounted),
+    proxy(Get, "/w/:id/opencode/*", opencode::mounted),
+    proxy(Post, "/w/:id/opencode/*", opencode::mounted),
+    proxy(Put, "/w/:id/opencode/*", opencode::mounted),
+    proxy(Patch, "/w/:id/opencode/*", opencode::mounted),
+    proxy(Delete, "/w/:id/opencode/*", opencode::mounted),
+    // Changes no file of ours, so allowed on a read-only server, as observed.
+    Route {
+        method: Post,
+        pattern: "/workspace/:id/engine/reload",
+        auth: COLLABORATOR,
+        gate: Gate::Everyone("engine.reload"),
+        effect: Effect::Read,
+        class: Class::Proxy,
+        handler: opencode::reload,
+    },
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     Route {

@@ -125,6 +125,14 @@ codes! {
     Busy = 503 "busy",
     /// The server is going down.
     ShuttingDown = 503 "shutting_down",
+    /// The workspace does not say where its OpenCode is, or says it wrongly.
+    OpencodeUnconfigured = 400 "opencode_unconfigured",
+    /// The workspace's OpenCode cannot be reached, or hung up.
+    OpencodeUnreachable = 502 "opencode_unreachable",
+    /// The workspace's OpenCode did not answer in time.
+    OpencodeTimeout = 504 "opencode_timeout",
+    /// The workspace's OpenCode could not read its configuration again.
+    OpencodeReloadFailed = 502 "opencode_reload_failed",
     /// What this call needs is not there (yet).
     Unavailable = 503 "unavailable",
     /// The container ended while something ran in it, or could not be started.

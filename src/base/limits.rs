@@ -382,3 +382,31 @@ pub const IMAGE_LET_GO: Duration = Duration::from_secs(2);
 /// How often it is looked whether another process has made the image that one waits for; the kernel's locks of files
 /// cannot be waited for together with a cancellation.
 pub const IMAGE_LOOK: Duration = Duration::from_millis(50);
+/// Default for `--max-proxied`: requests that wait for an OpenCode at once; further ones wait in a queue.
+pub const PROXY_WORKERS: usize = 16;
+/// That queue; as many as there can be connections by default.
+pub const PROXY_QUEUE: usize = CONNECTIONS;
+/// A proxied request that has waited for so long leaves its worker to others, and counts as a stream: OpenCode answers
+/// most within milliseconds, and a prompt only when the model has said all.
+pub const PROXY_SLOW: Duration = Duration::from_secs(1);
+/// Largest proxied body, which is never held: pictures and documents travel inside of prompts.
+pub const PROXY_BODY_BYTES: usize = 1 << 30;
+/// An answer of an OpenCode up to this size is read whole, and its client's connection lives on.
+pub const PROXY_WHOLE_BYTES: u64 = 64 << 10;
+/// Default for `--opencode-timeout`: from a request's last byte to the head of its answer. Bun's fetch, and so the
+/// OpenWork server, waits five minutes; a prompt with many tools may take longer.
+pub const UPSTREAM_ANSWER: Duration = Duration::from_secs(600);
+/// From the first packet to a connection.
+pub const UPSTREAM_CONNECT: Duration = Duration::from_secs(5);
+/// An upstream that keeps silent for so long within an answer is not there any more, or never will be.
+pub const UPSTREAM_SILENCE: Duration = Duration::from_secs(3600);
+/// A silent connection is asked whether its machine is still there after this, then three times in as long again.
+pub const UPSTREAM_PROBE: Duration = Duration::from_secs(30);
+/// A connection that lies unused is closed after this. OpenCode's own end comes later or is noticed.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(15);
+/// Connections that lie unused, to all upstreams together.
+pub const UPSTREAM_IDLE_CONNECTIONS: usize = 2 * PROXY_WORKERS;
+/// What is read of an upstream at once, and the largest head of an answer.
+pub const UPSTREAM_BUFFER_BYTES: usize = 32 << 10;
+/// What of an OpenCode's complaint is repeated.
+pub const UPSTREAM_COMPLAINT_BYTES: u64 = 16 << 10;

@@ -3,6 +3,7 @@
 //!
 //! Locks: `workers`, held only to start a thread or to count; `jobs`, held only to send without waiting.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -55,10 +56,11 @@ impl Pool {
             workers: Mutex::default(),
             number: AtomicUsize::new(0),
         };
+        let inner = Arc::new(inner);
         for _ in 0..min {
             inner.start(true)?;
         }
-        Ok(Pool(Arc::new(inner)))
+        Ok(Pool(inner))
     }
 
     /// Hands a job to a worker.
@@ -114,7 +116,7 @@ impl Drop for Place {
 
 impl Inner {
     /// Sees to it that `pending` jobs have threads, as far as `max` allows; `false` when there is no thread at all.
-    fn staffed(&self, pending: usize) -> bool {
+    fn staffed(self: &Arc<Self>, pending: usize) -> bool {
         let live = self.counts.live.load(Ordering::SeqCst);
         if live < pending.min(self.max) {
             if let Err(error) = self.start(false) {
@@ -125,12 +127,13 @@ impl Inner {
         true
     }
 
-    fn start(&self, stays: bool) -> Result<()> {
+    fn start(self: &Arc<Self>, stays: bool) -> Result<()> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let (waiting, counts) = (self.waiting.clone(), self.counts.clone());
+        let (pool, waiting, counts) = (Arc::downgrade(self), self.waiting.clone(), self.counts.clone());
         counts.live.fetch_add(1, Ordering::SeqCst);
-        let started =
-            spawn(format!("{}-{number}", self.name), limits::STACK, move || work(&waiting, &counts, stays));
+        let started = spawn(format!("{}-{number}", self.name), limits::STACK, move || {
+            work(&pool, &waiting, &counts, stays)
+        });
         let mut workers = lock(&self.workers);
         workers.retain(|worker| !worker.is_finished());
         match started {
@@ -150,8 +153,27 @@ impl Inner {
 #[derive(Debug)]
 pub struct Refused;
 
-fn work(waiting: &Receiver<Job>, counts: &Counts, stays: bool) {
+thread_local! {
+    /// On a worker's thread: the pool that it counts for.
+    static COUNTED: RefCell<Option<(Weak<Inner>, Arc<Counts>)>> = const { RefCell::new(None) };
+}
+
+/// Called by a job that takes longer than its pool was made for: the pool gets another worker in its stead, and this
+/// thread ends with the job. Whoever calls it must have bounded such jobs in another way. Outside of a job, and a second
+/// time, it does nothing.
+pub fn step_aside() {
+    let Some((pool, counts)) = COUNTED.take() else { return };
+    counts.live.fetch_sub(1, Ordering::SeqCst);
+    let pending = counts.pending.fetch_sub(1, Ordering::SeqCst) - 1;
+    // Those that wait in the queue may have nobody else.
+    if let Some(pool) = pool.upgrade() {
+        pool.staffed(pending);
+    }
+}
+
+fn work(pool: &Weak<Inner>, waiting: &Receiver<Job>, counts: &Arc<Counts>, stays: bool) {
     loop {
+        COUNTED.set(Some((pool.clone(), counts.clone())));
         let job = if stays {
             waiting.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
@@ -161,6 +183,9 @@ fn work(waiting: &Receiver<Job>, counts: &Counts, stays: bool) {
             Ok(job) => {
                 // The panic hook has logged it; the job's own guards have answered. The worker lives on.
                 drop(catch_unwind(AssertUnwindSafe(job)));
+                if COUNTED.take().is_none() {
+                    return;
+                }
                 counts.pending.fetch_sub(1, Ordering::SeqCst);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -215,6 +240,46 @@ mod tests {
             .is_err()
         {}
         finished.recv().unwrap();
+    }
+
+    #[test]
+    fn who_steps_aside_leaves_room_for_another() {
+        let pool = Pool::new("test", 1, 1, 0).unwrap();
+        let (go_on, long) = bounded::<()>(0);
+        let (done, finished) = bounded(2);
+        let told = done.clone();
+        pool.submit(move || {
+            step_aside();
+            step_aside();
+            told.send(1).unwrap();
+            let _ = long.recv();
+            told.send(2).unwrap();
+        })
+        .unwrap();
+        assert_eq!(finished.recv(), Ok(1));
+        pool.submit(move || done.send(3).unwrap()).unwrap();
+        assert_eq!(finished.recv(), Ok(3));
+        drop(go_on);
+        assert_eq!(finished.recv(), Ok(2));
+        while pool.reserve().is_err() {}
+        drop(pool.reserve().unwrap());
+        assert!(pool.0.counts.live.load(Ordering::SeqCst) <= 1);
+        step_aside();
+    }
+
+    #[test]
+    fn who_steps_aside_leaves_nobody_waiting() {
+        let pool = Pool::new("test", 0, 1, 1).unwrap();
+        let (tell, told) = bounded(0);
+        let (done, finished) = bounded(1);
+        pool.submit(move || {
+            told.recv().unwrap();
+            step_aside();
+            finished.recv().unwrap();
+        })
+        .unwrap();
+        pool.submit(move || done.send(()).unwrap()).unwrap();
+        tell.send(()).unwrap();
     }
 
     #[test]

@@ -58,6 +58,9 @@ Workspaces
   --opencode-directory DIR   its folder, when there is exactly one workspace
   --opencode-username NAME   its user
   --opencode-password TEXT   its password; better use OPENWORK_OPENCODE_PASSWORD
+  --opencode-timeout SECONDS how long it may take for the head of an answer, 1 to 86400 [600]
+  --max-proxied N            requests that wait for it at once, 1 to 1024; slow ones count as streams [16]
+  --permission-replies SCOPE who may answer what it asks: owner or collaborator [owner]
 
 Commands and containers
   --max-runs N               commands that may run at once, 1 to 1024 [256]
@@ -91,6 +94,8 @@ Environment
   OPENWORK_LOG_FORMAT        --log-format              OPENWORK_LOG_REQUESTS               --log-requests
   OPENWORK_OPENCODE_BASE_URL, OPENWORK_OPENCODE_DIRECTORY, OPENWORK_OPENCODE_USERNAME,
   OPENWORK_OPENCODE_PASSWORD --opencode-…
+  BERTH_OPENCODE_TIMEOUT     --opencode-timeout        BERTH_MAX_PROXIED                   --max-proxied
+  BERTH_PERMISSION_REPLIES   --permission-replies
   BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
   BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host
   BERTH_MAX_CONNECTIONS      --max-connections         BERTH_DRAIN_TIMEOUT                 --drain-timeout
@@ -123,7 +128,8 @@ Files
   ~/.config/openwork/server.json
       host, port, token, hostToken, approval {mode, timeoutMs}, workspaces [{path, name, workspaceType, baseUrl,
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
-      opencodeUsername, opencodePassword, logFormat, logRequests, dataDir, listen [], allowedHosts [],
+      opencodeUsername, opencodePassword, opencodeTimeout, maxProxied, permissionReplies, logFormat,
+      logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
       runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads. Plain JSON; relative paths
       start from the file's folder.

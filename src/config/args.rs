@@ -68,6 +68,15 @@ pub struct ServeArgs {
     /// password of that OpenCode
     #[argh(option)]
     pub opencode_password: Option<String>,
+    /// requests that wait for OpenCode at once
+    #[argh(option)]
+    pub max_proxied: Option<String>,
+    /// seconds that OpenCode may take for the head of an answer
+    #[argh(option)]
+    pub opencode_timeout: Option<String>,
+    /// who may answer OpenCode's permission requests
+    #[argh(option)]
+    pub permission_replies: Option<String>,
     /// workspace folders
     #[argh(option)]
     pub workspace: Vec<String>,
@@ -173,6 +182,9 @@ const SERVE: &[(&str, Kind)] = &[
     ("--opencode-directory", Once),
     ("--opencode-username", Once),
     ("--opencode-password", Once),
+    ("--max-proxied", Once),
+    ("--opencode-timeout", Once),
+    ("--permission-replies", Once),
     ("--workspace", Many),
     ("--cors", Once),
     ("--read-only", Switch),

@@ -2,10 +2,12 @@
 //! Nothing here starts, opens for writing or creates anything. No threads, no locks.
 //!
 //! Reading order: `args` (raw flags) · `file` (`server.json`) · `sources` (flag > environment > file; the only reader
-//! of the environment) · `values` (the rules for one value) · `resolve` (all settings, with their defaults).
+//! of the environment) · `values` (the rules for one value) · `proxy` (those of the way to
+//! OpenCode) · `resolve` (all settings, with their defaults).
 
 pub mod args;
 pub mod file;
+mod proxy;
 pub mod resolve;
 mod sources;
 mod values;

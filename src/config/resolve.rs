@@ -264,6 +264,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         mirrors: sources.mirrors(args)?,
         keyrings: sources.keyrings(args)?,
         proxy_env: sources.proxies()?,
+        proxying: super::proxy::proxying(&sources, args)?,
         max_runs: count(max_runs, limits::RUN_WORKERS, 1..=1024)?,
         max_streams: count(max_streams, limits::STREAM_WORKERS, 1..=4096)?,
         run_output_limit: run_output_limit.map_or(Ok(limits::RUN_OUTPUT_BYTES), |given| {

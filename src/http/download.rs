@@ -78,7 +78,7 @@ impl Download<'_> {
             Some(range) => headers(whole.with_status(206).with("Content-Range", range.as_str())),
         };
         if !is_get {
-            return Ok(headers(Response::unsent(size)));
+            return Ok(headers(Response::empty(200).without_body(Some(size))));
         }
         if length <= limits::DOWNLOAD_HELD_BYTES {
             self.file.seek(SeekFrom::Start(from)).at("read", self.name)?;

@@ -1,5 +1,6 @@
 //! Replies: status, headers, body; shaped once, sent once.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -13,15 +14,15 @@ use crate::base::{Code, Error, Result, clock, limits};
 #[derive(Debug)]
 pub struct Response {
     status: u16,
-    headers: Vec<(&'static str, String)>,
+    headers: Vec<(Cow<'static, str>, String)>,
     body: Body,
 }
 
 #[derive(Debug)]
 enum Body {
     Bytes(Vec<u8>),
-    /// So many bytes, which the answer to a HEAD only speaks of.
-    Unsent(u64),
+    /// None, though a length may be told: of what a GET would have brought (RFC 9110, 8.6).
+    Absent(Option<u64>),
     /// Whoever holds this ticket writes it to the client's socket: so many bytes, or chunks.
     Taken {
         ticket: String,
@@ -70,8 +71,8 @@ impl Response {
 
     /// Adds a header.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Response {
-        self.headers.push((name, value.into()));
+    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Response {
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -79,11 +80,6 @@ impl Response {
     /// ([`super::client::Tickets`]); without a length as long as it takes.
     pub fn taken(ticket: String, length: Option<u64>) -> Response {
         Response { status: 200, headers: Vec::new(), body: Body::Taken { ticket, length } }
-    }
-
-    /// 200 to a HEAD whose GET would have a body of this length.
-    pub fn unsent(length: u64) -> Response {
-        Response { status: 200, headers: Vec::new(), body: Body::Unsent(length) }
     }
 
     /// 101: from here on the socket belongs to whoever left the ticket.
@@ -102,7 +98,7 @@ impl Response {
     pub fn ticket(&self) -> Option<&str> {
         match &self.body {
             Body::Taken { ticket, .. } => Some(ticket),
-            Body::Bytes(_) | Body::Unsent(_) => None,
+            Body::Bytes(_) | Body::Absent(_) => None,
         }
     }
 
@@ -110,6 +106,13 @@ impl Response {
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {
         self.body = Body::Bytes(body);
+        self
+    }
+
+    /// With no body, whatever the status; the answer to a HEAD, or a 304.
+    #[must_use]
+    pub fn without_body(mut self, length: Option<u64>) -> Response {
+        self.body = Body::Absent(length);
         self
     }
 
@@ -122,7 +125,7 @@ impl Response {
     /// (net.core.wmem_default), and the gate reads on until its client is behind.
     pub fn is_small(&self) -> bool {
         matches!(&self.body, Body::Bytes(body) if body.len() <= ONE_WRITE)
-            || matches!(self.body, Body::Taken { .. } | Body::Unsent(_))
+            || matches!(self.body, Body::Taken { .. } | Body::Absent(_))
     }
 
     /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
@@ -131,9 +134,12 @@ impl Response {
         let without_body = *request.method() == tiny_http::Method::Head;
         let mut head = String::with_capacity(256);
         let _ = write!(head, "HTTP/1.1 {} {}\r\nX-Berth-Whole: 1\r\n", self.status, reason(self.status));
-        head.push_str("Date: ");
-        clock::push_http_date(&mut head);
-        head.push_str("\r\n");
+        // One that was passed on has its own.
+        if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Date")) {
+            head.push_str("Date: ");
+            clock::push_http_date(&mut head);
+            head.push_str("\r\n");
+        }
         for (name, value) in &self.headers {
             // A control character in a value would begin another header.
             let value: String = value.chars().filter(|c| !c.is_control()).collect();
@@ -147,8 +153,10 @@ impl Response {
                 }
                 body
             }
-            Body::Unsent(length) => {
-                let _ = write!(head, "Content-Length: {length}\r\n");
+            Body::Absent(length) => {
+                if let Some(length) = length {
+                    let _ = write!(head, "Content-Length: {length}\r\n");
+                }
                 Vec::new()
             }
             Body::Taken { ticket, length } => {
@@ -200,6 +208,11 @@ impl Reply {
         self.0.as_mut().and_then(|waiting| waiting.watch.take())
     }
 
+    /// What is being answered, for its body.
+    pub fn request(&mut self) -> Option<&mut Request> {
+        self.0.as_mut().map(|waiting| &mut waiting.request)
+    }
+
     /// Answers.
     pub fn send(mut self, result: Result<Response>) {
         if let Some(waiting) = self.0.take() {
@@ -232,9 +245,15 @@ fn reason(status: u16) -> &'static str {
         101 => "Switching Protocols",
         200 => "OK",
         201 => "Created",
+        202 => "Accepted",
         204 => "No Content",
         206 => "Partial Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
         304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -244,7 +263,9 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         416 => "Range Not Satisfiable",
         500 => "Internal Server Error",
+        502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         507 => "Insufficient Storage",
         _ => "Other",
     }

@@ -80,6 +80,16 @@ impl Request {
         url.split_once('?').map_or(url, |(path, _)| path)
     }
 
+    /// Path and query as sent.
+    pub fn target(&self) -> &str {
+        self.inner.url()
+    }
+
+    /// Every header that came in, in its order; the gate has taken out what was for this connection only.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.inner.headers().iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()))
+    }
+
     /// Who is asking; `None` on public routes and until it is known.
     pub fn actor(&self) -> Option<&Actor> {
         self.actor.as_ref()
@@ -238,6 +248,15 @@ impl Request {
                 Err(Error::new(Code::InvalidRequest, "The body broke off"))
             }
             _ => Ok(body),
+        }
+    }
+
+    /// How long the body is, when it is known; 0: there is none.
+    pub fn body_length(&self) -> Option<u64> {
+        match (&self.held, self.is_streamed()) {
+            (Some(held), _) => Some(held.get_ref().len() as u64),
+            (None, true) => None,
+            (None, false) => Some(self.inner.body_length().unwrap_or(0) as u64),
         }
     }
 

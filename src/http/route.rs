@@ -49,6 +49,8 @@ pub enum Class {
     Stream,
     /// A file that is read as it comes; the handler alone knows how large it may be. Done by the transfer workers.
     Upload,
+    /// Passed on to an OpenCode: checked on the pool, done by the proxy workers.
+    Proxy,
 }
 
 /// What a handler says.
@@ -106,7 +108,8 @@ pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
 pub struct Route<C> {
     /// The method; GET answers HEAD as well.
     pub method: Method,
-    /// Segments that start with `:` are parameters; a last one that starts with `*` is all that is left of the path.
+    /// Segments that start with `:` are parameters; a last one that starts with `*` is all that is left of the path; `*` alone
+    /// is not looked at, may be empty, and may be anything.
     pub pattern: &'static str,
     /// The credential.
     pub auth: Auth,
@@ -197,7 +200,13 @@ impl<C> Row<C> {
     fn fits(&self, path: &[&str]) -> bool {
         path.len() >= self.segments.len()
             && self.segments.iter().zip(path).all(|(wanted, segment)| {
-                if wanted.starts_with([':', '*']) { !segment.is_empty() } else { segment == wanted }
+                if *wanted == "*" {
+                    true
+                } else if wanted.starts_with([':', '*']) {
+                    !segment.is_empty()
+                } else {
+                    segment == wanted
+                }
             })
     }
 
@@ -207,7 +216,7 @@ impl<C> Row<C> {
         for (at, (wanted, segment)) in self.segments.iter().zip(path).enumerate() {
             if let Some(name) = wanted.strip_prefix(':') {
                 params.push((name, decode(segment)?));
-            } else if let Some(name) = wanted.strip_prefix('*') {
+            } else if let Some(name) = wanted.strip_prefix('*').filter(|name| !name.is_empty()) {
                 params.push((name, decode(&path[at..].join("/"))?));
             }
         }

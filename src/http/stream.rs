@@ -83,6 +83,13 @@ impl StreamBody {
         Ok(())
     }
 
+    /// Gives it up so that the client notices, also where only the end of the connection ends the body.
+    pub fn break_off(self) {
+        if !self.socket.is_chunked() {
+            let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
+        }
+    }
+
     /// What tells that the client has gone; with [`StreamBody::GONE`].
     pub fn client(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -3,6 +3,7 @@
 
 pub mod create;
 pub mod library;
+pub mod opencode;
 pub mod record;
 pub mod registry;
 pub mod resources;

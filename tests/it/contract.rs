@@ -94,7 +94,10 @@ fn a_read_only_server_writes_nothing() {
 #[test]
 fn other_methods_are_told_apart() {
     let server = Server::start();
-    for route in ROUTES {
+    let patched = |pattern| {
+        ROUTES.iter().any(|route| route.method == berth::http::Method::Patch && route.pattern == pattern)
+    };
+    for route in ROUTES.iter().filter(|route| !patched(route.pattern)) {
         let (status, code) = ask(&server.owner(), "PATCH", &path(route.pattern));
         let wanted = match route.pattern.starts_with("/api/") {
             true => (405, "method_not_allowed"),

@@ -17,6 +17,7 @@ mod server;
 mod slow_clients;
 mod socket;
 mod terminal;
+mod upstream;
 
 mod abuse;
 mod approvals;
@@ -34,6 +35,8 @@ mod gate_door;
 mod hostile_root;
 mod library;
 mod logging;
+mod opencode;
+mod opencode_streams;
 mod other_distros;
 mod pty;
 mod readme;

@@ -1,0 +1,102 @@
+//! An upstream's body, or what follows an upgrade, on its way to the client's own socket, on the thread that asked the
+//! upstream for it.
+
+use std::io::Read as _;
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+
+use crate::base::{Result, limits};
+use crate::http::client::{ClientSocket, Subscription, Tickets};
+use crate::http::stream::StreamBody;
+use crate::opencode::relay::{Client, Tunnel};
+use crate::opencode::upstream::Body;
+use crate::proc::Cancel;
+
+/// How often a thread that waits for its client's socket looks whether the client is still there. The gate hands the
+/// socket over within the millisecond in which it writes the head.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A socket that the gate will hand over.
+pub(super) struct Handed {
+    socket: Receiver<(ClientSocket, Vec<u8>)>,
+    gone: Cancel,
+    _watch: Option<Subscription>,
+}
+
+impl Handed {
+    /// Leaves a ticket; its number, and where the socket will come out.
+    pub(super) fn new(
+        tickets: &Tickets,
+        gone: &Cancel,
+        watch: Option<Subscription>,
+    ) -> Result<(String, Handed)> {
+        // Room for the one that comes: the gate waits for nobody.
+        let (hand, socket) = bounded(1);
+        let ticket = tickets.deposit(move |client, early| drop(hand.try_send((client, early))))?;
+        Ok((ticket, Handed { socket, gone: gone.clone(), _watch: watch }))
+    }
+
+    /// Waits for it; `None` when the client has gone before.
+    fn wait(self) -> Option<(ClientSocket, Vec<u8>)> {
+        let deadline = Instant::now() + limits::TICKET;
+        loop {
+            match self.socket.recv_timeout(LOOK) {
+                Ok((client, early)) => {
+                    probe(&client);
+                    return Some((client, early));
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if self.gone.is_cancelled() || Instant::now() > deadline => {
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+/// Has the kernel find out when the client's machine has vanished: a silent stream would wait for it for ever.
+fn probe(client: &ClientSocket) {
+    use rustix::net::sockopt;
+    // On a Unix socket there is nothing to probe.
+    let _ = sockopt::set_socket_keepalive(client, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(client, limits::UPSTREAM_PROBE))
+        .and_then(|()| sockopt::set_tcp_keepintvl(client, limits::UPSTREAM_PROBE / 3))
+        .and_then(|()| sockopt::set_tcp_keepcnt(client, 3));
+}
+
+/// Writes a body to its client as it comes. One that breaks off is broken off.
+pub(super) fn pour(mut body: Body, handed: Handed) {
+    let Some((socket, _)) = handed.wait() else { return };
+    body.watch().set_client(Rc::new(socket.clone()));
+    let mut out = StreamBody::new(socket);
+    let mut buffer = vec![0; limits::UPSTREAM_BUFFER_BYTES];
+    loop {
+        match body.read(&mut buffer) {
+            Ok(0) => return drop(out.end()),
+            Ok(count) if out.send(&buffer[..count]).is_ok() => {}
+            Ok(_) => return,
+            Err(error) => {
+                log::debug!("an answer of OpenCode broke off: {error}");
+                return out.break_off();
+            }
+        }
+    }
+}
+
+/// Relays until both sides are done.
+pub(super) fn connect(tunnel: Tunnel, handed: Handed) {
+    if let Some((socket, early)) = handed.wait() {
+        let left = tunnel.relay(socket, early);
+        log::debug!("a WebSocket to OpenCode ended: {left:?}");
+    }
+}
+
+impl Client for ClientSocket {
+    fn finish(&self, how: Shutdown) {
+        self.shutdown(how);
+    }
+}

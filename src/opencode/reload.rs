@@ -1,0 +1,40 @@
+//! Has an OpenCode read its configuration again: it drops what it knows of a directory.
+
+use std::io::Read as _;
+
+use super::rules;
+use super::target::Target;
+use super::upstream::{Answer, Call, Payload, Rest, Upstreams};
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::Cancel;
+
+/// Reloads, and waits until it is done.
+///
+/// # Errors
+/// `OpencodeReloadFailed` when it says that it could not, with what it said; those of [`Upstreams::call`].
+pub fn reload(upstreams: &Upstreams, target: &Target, directory: Option<&str>, gone: Cancel) -> Result<()> {
+    let query = directory.map(|directory| format!("?directory={}", rules::query_value(directory)));
+    let call = Call {
+        method: "POST",
+        path_and_query: format!("/instance/dispose{}", query.unwrap_or_default()),
+        headers: Vec::new(),
+        directory: directory.map(rules::directory_header),
+        upgrade: None,
+    };
+    let watch = upstreams.watch(&call, gone);
+    let Answer { status, rest, .. } = upstreams.call(target, &call, Payload::Whole(Vec::new()), &watch)?;
+    if (200..300).contains(&status) {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    if let Rest::Body(body, _) = rest {
+        let _ = body.take(limits::UPSTREAM_COMPLAINT_BYTES).read_to_end(&mut said);
+    }
+    let body = match serde_json::from_slice(&said) {
+        Ok(json) => json,
+        Err(_) => serde_json::Value::String(String::from_utf8_lossy(&said).into_owned()),
+    };
+    Err(Error::new(Code::OpencodeReloadFailed, "OpenCode reload failed")
+        .detail("status", status)
+        .detail("body", body))
+}

@@ -1,0 +1,190 @@
+//! What of a request is not for everybody: paths that lead out of the base path, answers to permission requests,
+//! directories outside of the workspace. Paths are read as OpenCode reads them (WHATWG URL, one percent-decoding), and
+//! in doubt as more than they are. Pure, but for [`check_directory`], which asks the file system.
+
+use std::path::{Component, Path};
+
+use crate::base::{Code, Error, Result};
+
+/// Percent-decoding that leaves alone what is malformed.
+fn decode(text: &str, plus: bool) -> String {
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        match (bytes[at], hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                at += 2;
+            }
+            (b'+', _) if plus => out.push(b' '),
+            (byte, _) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Refuses `..` in every spelling: it would leave the base path.
+///
+/// # Errors
+/// `InvalidPath`.
+pub fn check_path(path: &str) -> Result<()> {
+    let climbs = decode(path, false).split(['/', '\\']).any(|segment| segment == "..");
+    if climbs {
+        return Err(Error::new(Code::InvalidPath, "The path may not contain '..'"));
+    }
+    Ok(())
+}
+
+/// Whether a write to this path answers a permission request, or changes what was answered.
+pub fn is_about_permissions(path: &str) -> bool {
+    decode(path, false).split(['/', '\\']).any(|segment| {
+        segment.eq_ignore_ascii_case("permission") || segment.eq_ignore_ascii_case("permissions")
+    })
+}
+
+/// Every directory that a request names, in each of the ways in which OpenCode may read it.
+pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let from_query = query.split('&').filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name, true);
+        (name == "directory" || name.ends_with("[directory]")).then(|| decode(value, true))
+    });
+    let mut all: Vec<String> = from_query.collect();
+    // 1.1 decodes a query twice, later versions do not; all decode the header.
+    let again: Vec<String> =
+        all.iter().filter(|text| text.contains('%')).map(|text| decode(text, false)).collect();
+    all.extend(again.into_iter().chain(headers.map(|text| decode(text, false))));
+    all.retain(|directory| !directory.is_empty());
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Whether a query or header leads to another of OpenCode's own workspaces.
+pub fn names_workspace<'a>(query: &str, mut headers: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+    let in_query = query.split('&').any(|pair| {
+        let name = decode(pair.split('=').next().unwrap_or_default(), true);
+        name == "workspace" || name.ends_with("[workspace]")
+    });
+    in_query || headers.any(|(name, _)| name.eq_ignore_ascii_case("x-opencode-workspace"))
+}
+
+/// How a directory stands in the header: as it is, or as OpenCode's own client encodes it.
+pub fn directory_header(directory: &str) -> String {
+    let plain = directory.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%');
+    if plain { directory.to_owned() } else { query_value(directory) }
+}
+
+/// How a text stands in a query.
+pub(super) fn query_value(text: &str) -> String {
+    let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!~*'()/".contains(&byte);
+    text.bytes().fold(String::new(), |text, byte| {
+        if keep(byte) {
+            text + (byte as char).encode_utf8(&mut [0; 4])
+        } else {
+            text + &format!("%{byte:02X}")
+        }
+    })
+}
+
+/// Refuses a directory that is not `base` or below it: by name on another machine, else also by where its links lead.
+///
+/// # Errors
+/// `Forbidden`.
+pub fn check_directory(directory: &str, base: &Path, is_here: bool) -> Result<()> {
+    let path = Path::new(directory);
+    if path == base {
+        return Ok(());
+    }
+    let refused = || {
+        Error::new(Code::Forbidden, "The directory is not inside the workspace")
+            .detail("directory", directory)
+            .detail("workspace", base.to_string_lossy())
+    };
+    let plain = path.is_absolute()
+        && !directory.contains('\0')
+        && !path.components().any(|part| part == Component::ParentDir);
+    if !plain {
+        return Err(refused());
+    }
+    if !is_here {
+        return if path.starts_with(base) { Ok(()) } else { Err(refused()) };
+    }
+    let real = |path: &Path| path.canonicalize().map_err(|error| refused().because(error));
+    if real(path)?.starts_with(real(base)?) { Ok(()) } else { Err(refused()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_way_up() {
+        for path in ["/..", "/a/../b", "/%2e%2E/b", "/a/.%2e", "/a\\..\\b", "/a%5c..%2fb", "/a/..%2f"] {
+            assert!(check_path(path).is_err(), "{path}");
+        }
+        for path in ["/", "//", "/a/...", "/a..b/%2f", "/%zz/%", "/.x/.", "/%ff"] {
+            assert!(check_path(path).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
+    fn replies_in_every_spelling() {
+        for path in [
+            "/permission/x/reply",
+            "/session/s/permissions/p",
+            "/api/session/s/permission/p/reply",
+            "/%70ermission/x/repl%79",
+            "//permission//x//reply",
+            "/a\\permission\\x\\reply",
+            "/Permission/x/reply",
+        ] {
+            assert!(is_about_permissions(path), "{path}");
+        }
+        for path in
+            ["/", "/permissionx/y", "/session/s/message", "/question/q/reply", "/%2570ermission/x/reply"]
+        {
+            assert!(!is_about_permissions(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn directories_in_every_spelling() {
+        let found = |query: &str| directories(query, std::iter::empty());
+        assert_eq!(found("x=1&directory=/a%20b+c&directoryx=/n"), ["/a b c"]);
+        assert_eq!(found("%64irectory=%2Fetc"), ["/etc"]);
+        assert_eq!(found("location%5Bdirectory%5D=/e&directory="), ["/e"]);
+        assert_eq!(found("directory=%252Fetc"), ["%2Fetc", "/etc"]);
+        assert_eq!(directories("", ["/a", "%2Fb"].into_iter()), ["/a", "/b"]);
+        assert!(names_workspace("a=1&workspac%65=x", std::iter::empty()));
+        assert!(!names_workspace("workspaces=x", std::iter::empty()));
+        for (plain, header) in [("/a/b", "/a/b"), ("/ü b", "/%C3%BC%20b"), ("/100%", "/100%25")] {
+            assert_eq!(directory_header(plain), header);
+            assert_eq!(decode(header, false), plain);
+        }
+    }
+
+    #[test]
+    fn only_inside() {
+        let scratch = crate::store::scratch::Scratch::new();
+        let base = scratch.join("ws");
+        std::fs::create_dir_all(base.join("sub")).unwrap();
+        std::fs::create_dir_all(scratch.join("ws2")).unwrap();
+        std::os::unix::fs::symlink("/etc", base.join("out")).unwrap();
+        std::os::unix::fs::symlink("sub", base.join("in")).unwrap();
+        let ok = |path: &str| check_directory(&format!("{}{path}", scratch.display()), &base, true).is_ok();
+        for path in ["/ws", "/ws/", "/ws/sub", "/ws/in", "/ws/./sub"] {
+            assert!(ok(path), "{path}");
+        }
+        for path in ["", "/ws2", "/ws/out", "/ws/../ws2", "/ws/sub/../..", "/ws/none", "/ws/sub\0"] {
+            assert!(!ok(path), "{path}");
+        }
+        assert!(check_directory("sub", &base, true).is_err());
+        assert!(check_directory("/far/away", Path::new("/far"), false).is_ok());
+        for path in ["/faraway", "/far/../etc", "/", "far"] {
+            assert!(check_directory(path, Path::new("/far"), false).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Where a workspace's OpenCode is: its address, what is to be put before paths, the credential, and the words in which
+//! a person is told what to change when it does not answer. Pure.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::base::{Code, Error, Result};
+
+/// What a workspace says about its OpenCode.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// Of the workspace, for messages.
+    pub workspace: String,
+    /// As configured.
+    pub base_url: Option<String>,
+    /// For basic authentication.
+    pub username: Option<String>,
+    /// For basic authentication.
+    pub password: Option<String>,
+}
+
+/// An upstream that can be called.
+#[derive(Clone)]
+pub struct Target {
+    workspace: String,
+    /// `http://host:port`.
+    origin: String,
+    /// Without a slash at its end.
+    base_path: String,
+    pub(super) authorization: Option<String>,
+}
+
+impl Target {
+    /// Reads what is configured.
+    ///
+    /// # Errors
+    /// `OpencodeUnconfigured` without an address; `Config` for one that is none.
+    pub fn new(place: &Place) -> Result<Target> {
+        let Some(url) = &place.base_url else {
+            let message = "OpenCode base URL is missing for this workspace; set its baseUrl in server.json, or start \
+                           berth with --opencode-base-url";
+            return Err(Error::new(Code::OpencodeUnconfigured, message));
+        };
+        let wrong = |what: &str| {
+            let message = format!("The baseUrl of workspace {} {what}", place.workspace);
+            Error::new(Code::OpencodeUnconfigured, message).detail("baseUrl", url.clone())
+        };
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("is not a URL"))?;
+        let scheme = scheme.to_ascii_lowercase();
+        if !matches!(scheme.as_str(), "http" | "https") {
+            return Err(wrong("is neither http:// nor https://"));
+        }
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        if authority.contains('@') {
+            return Err(wrong("has a user in it; use opencodeUsername and opencodePassword instead"));
+        }
+        if format!("{scheme}://{authority}/").parse::<ureq::http::Uri>().is_err() || authority.is_empty() {
+            return Err(wrong("has no valid host"));
+        }
+        let authorization =
+            place.username.as_ref().zip(place.password.as_ref()).map(|(username, password)| {
+                format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")))
+            });
+        Ok(Target {
+            workspace: place.workspace.clone(),
+            origin: format!("{scheme}://{authority}"),
+            base_path: path.trim_end_matches('/').to_owned(),
+            authorization,
+        })
+    }
+
+    /// The URL of a path and query. They stay as the client wrote them, but for the signs that no URL can have
+    /// (RFC 3986, 2), which are percent-encoded.
+    pub fn url(&self, path_and_query: &str) -> String {
+        let mut url = format!("{}{}", self.origin, self.base_path);
+        if !path_and_query.starts_with('/') {
+            url.push('/');
+        }
+        for c in path_and_query.chars() {
+            match c {
+                '"' => url.push_str("%22"),
+                '<' => url.push_str("%3C"),
+                '>' => url.push_str("%3E"),
+                '`' => url.push_str("%60"),
+                c => url.push(c),
+            }
+        }
+        url
+    }
+
+    /// What its client is told when it could not be called, with what a person can do about it.
+    pub(super) fn failed(&self, code: Code, what: &str) -> Error {
+        let message = format!(
+            "The OpenCode of workspace {} at {} failed: {what}. The workspace's baseUrl (server.json, or \
+             --opencode-base-url) says where it is",
+            self.workspace, self.origin
+        );
+        Error::new(code, message)
+            .detail("workspace", self.workspace.clone())
+            .detail("setting", "baseUrl")
+            .detail("baseUrl", format!("{}{}", self.origin, self.base_path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> Result<Target> {
+        Target::new(&Place { workspace: "w".into(), base_url: Some(url.into()), ..Place::default() })
+    }
+
+    #[test]
+    fn urls_are_put_together() {
+        for (base, path, want) in [
+            ("http://h:1", "/a?b=c", "http://h:1/a?b=c"),
+            ("http://h:1/", "/", "http://h:1/"),
+            ("https://h/x/y/", "/a%2Fb//c?d=%2f&e=+", "https://h/x/y/a%2Fb//c?d=%2f&e=+"),
+            ("HTTP://h/x?y#z", "?q", "http://h/x/?q"),
+            ("http://[::1]:5", "/<\"`>|^", "http://[::1]:5/%3C%22%60%3E|^"),
+        ] {
+            assert_eq!(target(base).unwrap().url(path), want);
+        }
+        for base in ["", "h:1", "ftp://h", "http://", "http:///x", "http://u:p@h", "http://h h"] {
+            assert_eq!(target(base).err().unwrap().code(), Code::OpencodeUnconfigured, "{base}");
+        }
+    }
+}

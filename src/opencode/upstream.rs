@@ -1,0 +1,283 @@
+//! Calls to upstreams: ureq speaks HTTP and keeps connections for the next call, [`super::wire`] makes them. A call
+//! runs on the thread of its caller, and so does what is read of its answer.
+//!
+//! Locks: ureq's own, around its idle connections; a leaf.
+
+use std::io::{self, Read};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ureq::config::AutoHeaderValue;
+use ureq::http::{HeaderName, HeaderValue, Method, Request};
+use ureq::{Agent, AsSendBody, Error as UreqError, SendBody};
+
+use super::address::Own;
+use super::headers::{self, DIRECTORY};
+use super::relay::Tunnel;
+use super::target::Target;
+use super::watch::{Cut, Watch};
+use super::wire::{Dialler, IDLE, LookupLater};
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::Cancel;
+
+/// A request to pass on.
+pub struct Call {
+    /// The method.
+    pub method: &'static str,
+    /// Below the workspace's base path, as the client wrote it.
+    pub path_and_query: String,
+    /// What the client sent.
+    pub headers: Vec<(String, String)>,
+    /// The directory that OpenCode is told.
+    pub directory: Option<String>,
+    /// It is the handshake of a WebSocket; these subprotocols are offered.
+    pub upgrade: Option<Vec<String>>,
+}
+
+/// What goes with it.
+pub enum Payload<'a> {
+    /// Nothing.
+    None,
+    /// All of it.
+    Whole(Vec<u8>),
+    /// As it comes, in chunks.
+    Streamed(&'a mut dyn Read),
+}
+
+/// What came back.
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// What the client gets to see.
+    pub headers: Vec<(String, String)>,
+    /// What is still to come.
+    pub rest: Rest,
+}
+
+/// What follows the head of an answer.
+pub enum Rest {
+    /// Nothing; a length may have been told.
+    Nothing(Option<u64>),
+    /// A body, of this length if it was told.
+    Body(Body, Option<u64>),
+    /// Another protocol.
+    Tunnel(Tunnel),
+}
+
+/// The body of an answer, read as it comes and exactly as it was sent.
+pub struct Body {
+    reader: ureq::BodyReader<'static>,
+    watch: Rc<Watch>,
+}
+
+impl Body {
+    /// Whose waiting it is.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+impl Read for Body {
+    /// An end that comes too early is an error, like whatever else broke the body off.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let _entered = self.watch.enter();
+        self.reader.read(buffer)
+    }
+}
+
+/// The way to all upstreams.
+pub struct Upstreams {
+    agent: Agent,
+    stop: Cancel,
+    patience: Duration,
+}
+
+impl Upstreams {
+    /// `own` is where this server listens. An upstream has `patience` for the head of its answer.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn new(own: Own, patience: Duration) -> Result<Upstreams> {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent(AutoHeaderValue::None)
+            .accept(AutoHeaderValue::None)
+            .accept_encoding(AutoHeaderValue::None)
+            .max_response_header_size(limits::UPSTREAM_BUFFER_BYTES)
+            .input_buffer_size(limits::UPSTREAM_BUFFER_BYTES)
+            .output_buffer_size(limits::RELAY_BYTES)
+            .max_idle_connections(limits::UPSTREAM_IDLE_CONNECTIONS)
+            .max_idle_connections_per_host(limits::UPSTREAM_IDLE_CONNECTIONS)
+            .max_idle_age(IDLE)
+            .build();
+        let agent = Agent::with_parts(config, Dialler { own }, LookupLater);
+        Ok(Upstreams { agent, stop: Cancel::new()?, patience })
+    }
+
+    /// Ends every call, now and later.
+    pub fn close(&self) {
+        self.stop.cancel();
+    }
+
+    /// The watch of a call: `gone` is raised when its client goes.
+    pub fn watch(&self, call: &Call, gone: Cancel) -> Rc<Watch> {
+        Rc::new(Watch::new(self.stop.clone(), gone, self.patience, call.upgrade.is_some()))
+    }
+
+    /// Calls `target`, and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// `OpencodeUnreachable` and `OpencodeTimeout`, which name the setting; `InvalidRequest` for what cannot be sent;
+    /// `Cancelled` when nobody waits for the answer any more, `ShuttingDown`.
+    pub fn call(
+        &self,
+        target: &Target,
+        call: &Call,
+        payload: Payload<'_>,
+        watch: &Rc<Watch>,
+    ) -> Result<Answer> {
+        let _entered = watch.enter();
+        let told = match payload {
+            Payload::None => self.send_again(target, call, None, watch)?,
+            Payload::Whole(bytes) => self.send_again(target, call, Some(&bytes), watch)?,
+            Payload::Streamed(reader) => {
+                let head = head(target, call, Some("chunked"))?;
+                self.agent.run(with_body(head, SendBody::from_reader(reader)))
+            }
+        };
+        let response = told.map_err(|error| self.explain(target, &error))?;
+        watch.answered();
+        self.answer(call, response, watch)
+    }
+
+    /// A connection that was kept may have been closed by the upstream in the very moment in which it was used again.
+    /// What changes nothing is sent once more then, over a new one (RFC 9110, 9.2.2).
+    fn send_again(
+        &self,
+        target: &Target,
+        call: &Call,
+        body: Option<&[u8]>,
+        watch: &Rc<Watch>,
+    ) -> Result<Sent> {
+        let mut again = matches!(call.method, "GET" | "HEAD") && body.is_none();
+        loop {
+            watch.connected.set(false);
+            let head = head(target, call, None)?;
+            let sent = match body {
+                None => self.agent.run(head),
+                Some(body) => self.agent.run(with_body(head, body)),
+            };
+            let stale = |error: &UreqError| {
+                let lost = !matches!(error, UreqError::Io(error) if Cut::of(error).is_some_and(|cut| cut != Cut::Broken));
+                lost && !watch.connected.get() && !watch.heard.get()
+            };
+            match sent {
+                Err(error) if again && stale(&error) => again = false,
+                sent => return Ok(sent),
+            }
+        }
+    }
+}
+
+type Sent = std::result::Result<ureq::http::Response<ureq::Body>, UreqError>;
+
+fn with_body<B: AsSendBody>(head: Request<()>, body: B) -> Request<B> {
+    let (parts, ()) = head.into_parts();
+    Request::from_parts(parts, body)
+}
+
+/// The head of a request, without how long its body is: ureq knows.
+fn head(target: &Target, call: &Call, encoding: Option<&'static str>) -> Result<Request<()>> {
+    let odd = |what: &str| Error::new(Code::InvalidRequest, format!("{what} cannot be passed on"));
+    let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| odd("The method"))?;
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = target.url(&call.path_and_query).parse().map_err(|_| odd("The path"))?;
+    let headers = request.headers_mut();
+    let mut add = |name: &str, value: &str| {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| odd("A header's name"))?;
+        headers.append(name, HeaderValue::from_str(value).map_err(|_| odd("A header's value"))?);
+        Ok::<(), Error>(())
+    };
+    for (name, value) in call.headers.iter().filter(|(name, _)| headers::goes_in(name)) {
+        add(name, value)?;
+    }
+    if let Some(directory) = &call.directory {
+        add(DIRECTORY, directory)?;
+    }
+    if let Some(authorization) = &target.authorization {
+        add("authorization", authorization)?;
+    }
+    if let Some(encoding) = encoding {
+        add("transfer-encoding", encoding)?;
+    }
+    if let Some(offered) = &call.upgrade {
+        add("connection", "Upgrade")?;
+        add("upgrade", "websocket")?;
+        if let Some(kept) = headers::subprotocols(offered.iter().map(String::as_str)) {
+            add("sec-websocket-protocol", &kept)?;
+        }
+    }
+    Ok(request)
+}
+
+impl Upstreams {
+    fn answer(
+        &self,
+        call: &Call,
+        response: ureq::http::Response<ureq::Body>,
+        watch: &Rc<Watch>,
+    ) -> Result<Answer> {
+        let (parts, body) = response.into_parts();
+        let status = parts.status.as_u16();
+        // Latin-1 where it is not UTF-8 (RFC 9110, 5.5).
+        let text = |value: &HeaderValue| match std::str::from_utf8(value.as_bytes()) {
+            Ok(text) => text.to_owned(),
+            Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+        };
+        let listed = parts.headers.get_all("connection").iter().map(text).collect::<Vec<_>>().join(",");
+        let named: Vec<String> = listed.split(',').map(|name| name.trim().to_owned()).collect();
+        let kept = parts.headers.iter().filter(|(name, _)| headers::goes_out(name.as_str(), &named));
+        let headers = kept.map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+        let told = parts.headers.get("content-length").and_then(|value| text(value).parse().ok());
+        let upgraded = watch.upgraded.take().filter(|_| status == 101);
+        let rest = match upgraded {
+            Some((channel, early)) => Rest::Tunnel(Tunnel::new(channel, early, watch.clone())),
+            None if status < 200 => {
+                let message = "The OpenCode of this workspace changed the protocol without being asked";
+                return Err(Error::new(Code::OpencodeUnreachable, message));
+            }
+            None if call.method == "HEAD" || matches!(status, 204 | 304) || told == Some(0) => {
+                Rest::Nothing(told)
+            }
+            None => {
+                let length = body.content_length();
+                let body = Body { reader: body.into_reader(), watch: watch.clone() };
+                Rest::Body(body, length)
+            }
+        };
+        Ok(Answer { status, headers, rest })
+    }
+
+    fn explain(&self, target: &Target, error: &UreqError) -> Error {
+        let cut = match error {
+            UreqError::Io(error) => Cut::of(error),
+            _ => None,
+        };
+        let unreachable = |what: String| target.failed(Code::OpencodeUnreachable, &what);
+        match (cut, error) {
+            (Some(Cut::Gone), _) => Error::new(Code::Cancelled, "The client has gone"),
+            (Some(Cut::Stopping), _) => Error::new(Code::ShuttingDown, "The server is going down"),
+            (Some(cut @ (Cut::NotConnected | Cut::Late)), _) => {
+                target.failed(Code::OpencodeTimeout, &cut.to_string())
+            }
+            (Some(cut @ (Cut::Broken | Cut::Address(_))), _) => unreachable(cut.to_string()),
+            (None, UreqError::HostNotFound) => unreachable("there is no such host".into()),
+            (None, UreqError::Io(error)) => unreachable(error.to_string()),
+            (None, error) => unreachable(format!("its answer is not understood ({error})")),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What a thread that waits for an upstream listens to besides it: its client, who is cut off when its credential ends, the
+//! end of the server, and the clock. ureq hands neither through to a transport, so the watch of a request lies in a
+//! thread-local while ureq works for it: a request is served by one thread from its first byte to its last.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::wire::Channel;
+use crate::proc::Cancel;
+
+/// A peer that sends no more counts as gone, as everywhere at the gate.
+const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
+
+/// Why a wait came to nothing. Travels through ureq inside of an [`io::Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The client has gone.
+    Gone,
+    /// The server ends.
+    Stopping,
+    /// The upstream took no connection in time.
+    NotConnected,
+    /// The upstream did not answer in time.
+    Late,
+    /// The upstream hung up where it should not.
+    Broken,
+    /// The address is not one that a workspace may have, for this reason.
+    Address(&'static str),
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cut::Gone => "the client has gone",
+            Cut::Stopping => "the server is going down",
+            Cut::NotConnected => "it took no connection in time",
+            Cut::Late => "it did not answer in time",
+            Cut::Broken => "it hung up",
+            Cut::Address(why) => why,
+        })
+    }
+}
+
+impl std::error::Error for Cut {}
+
+impl From<Cut> for io::Error {
+    fn from(cut: Cut) -> io::Error {
+        io::Error::other(cut)
+    }
+}
+
+impl Cut {
+    /// The cut inside of an error.
+    pub fn of(error: &io::Error) -> Option<Cut> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+/// What comes after the answer to a successful upgrade: the connection, and what was read of it behind the answer.
+pub(super) type Upgraded = (Channel, Vec<u8>);
+
+/// What to do when the upstream keeps us waiting for longer than a worker should wait.
+type Slow = Box<dyn FnOnce()>;
+
+/// The watch of one request.
+pub struct Watch {
+    stop: Cancel,
+    gone: Cancel,
+    /// Once the client's own socket was handed over, it tells better than `gone`.
+    client: RefCell<Option<Rc<dyn AsFd>>>,
+    slow: RefCell<Option<(Instant, Slow)>>,
+    /// Until when the head of the answer must be there; `None` once it is.
+    answer_by: Cell<Option<Instant>>,
+    patience: Duration,
+    /// A connection was made for this request; else one was used again.
+    pub(super) connected: Cell<bool>,
+    /// Something of the answer was read.
+    pub(super) heard: Cell<bool>,
+    /// An upgrade was asked for: the connection is left here instead of being closed.
+    pub(super) upgraded: RefCell<Option<Upgraded>>,
+    pub(super) wants_upgrade: bool,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Watch>>> = const { RefCell::new(None) };
+}
+
+/// The watch is the thread's for as long as this lives.
+pub(super) struct Entered;
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.take();
+    }
+}
+
+/// The thread's watch.
+pub(super) fn current() -> Option<Rc<Watch>> {
+    CURRENT.with_borrow(Clone::clone)
+}
+
+impl Watch {
+    /// A watch that starts now. `gone` tells that the client has gone, or may get no answer any more.
+    pub fn new(stop: Cancel, gone: Cancel, patience: Duration, wants_upgrade: bool) -> Watch {
+        Watch {
+            stop,
+            gone,
+            client: RefCell::default(),
+            slow: RefCell::default(),
+            answer_by: Cell::new(Some(Instant::now() + patience)),
+            patience,
+            connected: Cell::new(false),
+            heard: Cell::new(false),
+            upgraded: RefCell::default(),
+            wants_upgrade,
+        }
+    }
+
+    /// Has `slow` called, once, when the upstream has not answered after `after`.
+    pub fn when_slow(&self, after: Duration, slow: impl FnOnce() + 'static) {
+        self.slow.replace(Some((Instant::now() + after, Box::new(slow))));
+    }
+
+    /// What is readable when the server ends.
+    pub(super) fn stop(&self) -> BorrowedFd<'_> {
+        self.stop.as_fd()
+    }
+
+    /// From here on this socket tells whether the client is there.
+    pub fn set_client(&self, client: Rc<dyn AsFd>) {
+        self.client.replace(Some(client));
+    }
+
+    /// More of the request has been sent: the upstream's time begins anew.
+    pub(super) fn sent(&self) {
+        if self.answer_by.get().is_some() {
+            self.answer_by.set(Some(Instant::now() + self.patience));
+        }
+    }
+
+    /// The head of the answer has come: from here on only silence is limited.
+    pub(super) fn answered(&self) {
+        self.answer_by.set(None);
+        self.slow.take();
+    }
+
+    pub(super) fn enter(self: &Rc<Watch>) -> Entered {
+        CURRENT.set(Some(self.clone()));
+        Entered
+    }
+
+    /// Waits until `fd` is ready, and until `deadline` at most.
+    pub(super) fn wait(
+        &self,
+        fd: BorrowedFd<'_>,
+        want: PollFlags,
+        deadline: Instant,
+    ) -> io::Result<PollFlags> {
+        loop {
+            let next = self.look_at_the_clock()?.map_or(deadline, |next| next.min(deadline));
+            if Instant::now() >= deadline {
+                return Err(Cut::Late.into());
+            }
+            let client = self.client.borrow();
+            let mut fds = vec![PollFd::from_borrowed_fd(fd, want), PollFd::new(&self.stop, PollFlags::IN)];
+            match &*client {
+                Some(client) => fds.push(PollFd::from_borrowed_fd(client.as_fd(), PollFlags::RDHUP)),
+                None => fds.push(PollFd::new(&self.gone, PollFlags::IN)),
+            }
+            match poll(&mut fds, Some(&until(next))) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if client.is_none() && !fds[2].revents().is_empty() || fds[2].revents().intersects(GONE) {
+                return Err(Cut::Gone.into());
+            }
+            if !fds[1].revents().is_empty() {
+                return Err(Cut::Stopping.into());
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(fds[0].revents());
+            }
+        }
+    }
+
+    /// Does what is due, and tells when something is due next.
+    fn look_at_the_clock(&self) -> io::Result<Option<Instant>> {
+        let now = Instant::now();
+        if self.answer_by.get().is_some_and(|by| now >= by) {
+            return Err(Cut::Late.into());
+        }
+        let due = self.slow.borrow_mut().take_if(|(at, _)| now >= *at);
+        if let Some((_, slow)) = due {
+            slow();
+        }
+        let slow = self.slow.borrow().as_ref().map(|(at, _)| *at);
+        Ok([self.answer_by.get(), slow].into_iter().flatten().min())
+    }
+}
+
+/// The time until `at`, as poll(2) takes it; rounded up, so that it has come when poll returns.
+pub(super) fn until(at: Instant) -> Timespec {
+    let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
+    Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    }
+}

@@ -1,0 +1,288 @@
+//! Connections to upstreams, as ureq uses them: non-blocking sockets under poll(2), so that a thread which waits for an
+//! upstream notices its client's end as well ([`super::watch`]). Where a connection may lead is checked on the address
+//! that it is made to.
+//!
+//! What ureq's own transport cannot do, and this one can: be given up in the middle of a wait; hear an answer that
+//! comes before the request was sent; tell a reset from an end; hand the connection over after an upgrade.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use ureq::Error as UreqError;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
+};
+
+use super::address::Own;
+use super::watch::{self, Cut, Watch};
+use crate::base::limits;
+
+/// A connection's two directions. Reads and writes never wait.
+pub(super) enum Channel {
+    /// As it is.
+    Plain(TcpStream),
+}
+
+impl Channel {
+    /// What to wait for until a read or write that could not go on can.
+    pub(super) fn wants(&self, reading: bool) -> PollFlags {
+        match self {
+            Channel::Plain(_) if reading => PollFlags::IN,
+            Channel::Plain(_) => PollFlags::OUT,
+        }
+    }
+
+    /// Ends our direction.
+    pub(super) fn finish(&mut self) {
+        match self {
+            Channel::Plain(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Channel::Plain(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for Channel {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Channel::Plain(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Channel {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Channel::Plain(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One connection in ureq's hands.
+pub(super) struct Wire {
+    channel: Option<Channel>,
+    buffers: LazyBuffers,
+    /// The upstream reads no more of what we send; its answer may still be there.
+    deaf: bool,
+    name: String,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Wire({})", self.name)
+    }
+}
+
+fn no_channel() -> UreqError {
+    UreqError::Io(Cut::Broken.into())
+}
+
+/// ureq works only where a watch was entered.
+fn watched() -> Result<std::rc::Rc<Watch>, UreqError> {
+    watch::current().ok_or_else(|| UreqError::Io(io::Error::other("no request to work for")))
+}
+
+impl Wire {
+    fn send(&mut self, amount: usize, watch: &Watch) -> Result<(), UreqError> {
+        let Some(channel) = &mut self.channel else { return Err(no_channel()) };
+        let (mut sent, output) = (0, &self.buffers.output()[..amount]);
+        let mut deadline = Instant::now() + limits::WRITE_STALL;
+        while sent < amount && !self.deaf {
+            match channel.write(&output[sent..]) {
+                Ok(count) => {
+                    sent += count;
+                    deadline = Instant::now() + limits::WRITE_STALL;
+                    watch.sent();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let seen = watch.wait(channel.as_fd(), channel.wants(false) | PollFlags::IN, deadline)?;
+                    // It answers, or hangs up, instead of reading on.
+                    self.deaf = !seen.contains(PollFlags::OUT);
+                }
+                Err(_) => self.deaf = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, watch: &Watch) -> Result<bool, UreqError> {
+        let Some(channel) = &mut self.channel else { return Err(no_channel()) };
+        let deadline = Instant::now() + limits::UPSTREAM_SILENCE;
+        loop {
+            match channel.read(self.buffers.input_append_buf()) {
+                Ok(count) => {
+                    self.buffers.input_appended(count);
+                    watch.heard.set(watch.heard.get() || count > 0);
+                    return Ok(count > 0);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    watch.wait(channel.as_fd(), channel.wants(true), deadline)?;
+                }
+                // ureq takes a reset for an end where the end of the connection is the end of the body.
+                Err(_) => return Err(UreqError::Io(Cut::Broken.into())),
+            }
+        }
+    }
+}
+
+impl Transport for Wire {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), UreqError> {
+        let watch = watched()?;
+        self.send(amount, &watch)
+    }
+
+    fn await_input(&mut self, _: NextTimeout) -> Result<bool, UreqError> {
+        let watch = watched()?;
+        self.receive(&watch)
+    }
+
+    fn is_open(&mut self) -> bool {
+        // Anything that can be read now is an end, or an answer that nobody asked for.
+        let quiet = match &mut self.channel {
+            Some(channel) => {
+                matches!(channel.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            None => false,
+        };
+        quiet && !self.deaf
+    }
+}
+
+impl Drop for Wire {
+    /// ureq closes a connection that has changed its protocol; the request that asked for it wants it.
+    fn drop(&mut self) {
+        let Some(watch) = watch::current().filter(|watch| watch.wants_upgrade) else { return };
+        if let Some(channel) = self.channel.take() {
+            watch.upgraded.replace(Some((channel, self.buffers.input().to_vec())));
+        }
+    }
+}
+
+/// Makes connections for ureq.
+#[derive(Debug)]
+pub(super) struct Dialler {
+    pub(super) own: Own,
+}
+
+impl Connector for Dialler {
+    type Out = Wire;
+
+    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Wire>, UreqError> {
+        let watch = watched()?;
+        watch.connected.set(true);
+        let authority = details.uri.authority().ok_or(UreqError::HostNotFound)?;
+        let default = if details.needs_tls() { 443 } else { 80 };
+        let port = authority.port_u16().unwrap_or(default);
+        let mut failed = UreqError::HostNotFound;
+        for address in lookup(authority.host(), port)? {
+            match self.dial(address, &watch) {
+                Ok(stream) => {
+                    return Ok(Some(Wire {
+                        channel: Some(Channel::Plain(stream)),
+                        buffers: LazyBuffers::new(
+                            details.config.input_buffer_size(),
+                            details.config.output_buffer_size(),
+                        ),
+                        deaf: false,
+                        name: address.to_string(),
+                    }));
+                }
+                // A name that leads there is not tried elsewhere.
+                Err(error)
+                    if matches!(Cut::of(&error), Some(Cut::Address(_) | Cut::Gone | Cut::Stopping)) =>
+                {
+                    return Err(UreqError::Io(error));
+                }
+                Err(error) => failed = UreqError::Io(error),
+            }
+        }
+        Err(failed)
+    }
+}
+
+impl Dialler {
+    fn dial(&self, address: SocketAddr, watch: &Watch) -> io::Result<TcpStream> {
+        if let Some(why) = self.own.refuses(address) {
+            return Err(Cut::Address(why).into());
+        }
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket: OwnedFd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => {}
+            Err(Errno::INPROGRESS) => {
+                let deadline = Instant::now() + limits::UPSTREAM_CONNECT;
+                watch.wait(socket.as_fd(), PollFlags::OUT, deadline).map_err(|error| {
+                    if Cut::of(&error) == Some(Cut::Late) { Cut::NotConnected.into() } else { error }
+                })?;
+                sockopt::socket_error(&socket)??;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        // A machine that has vanished says nothing; streams would wait for it as long as for a silent one.
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_keepidle(&socket, limits::UPSTREAM_PROBE)?;
+        sockopt::set_tcp_keepintvl(&socket, limits::UPSTREAM_PROBE / 3)?;
+        sockopt::set_tcp_keepcnt(&socket, 3)?;
+        let stream = TcpStream::from(socket);
+        if self.own.reached_by(&stream)? {
+            return Err(Cut::Address(super::address::OURSELVES).into());
+        }
+        Ok(stream)
+    }
+}
+
+/// The addresses of a host. Numbers and `localhost` need nobody's help.
+fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, UreqError> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    if bare.eq_ignore_ascii_case("localhost") {
+        let both: [IpAddr; 2] = [[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        return Ok(both.map(|address| SocketAddr::new(address, port)).to_vec());
+    }
+    let found = (bare, port).to_socket_addrs().map_err(UreqError::Io)?;
+    Ok(found.collect())
+}
+
+/// ureq asks for addresses before each request, also for one that uses a connection again; ours are looked up when a
+/// connection is made.
+#[derive(Debug)]
+pub(super) struct LookupLater;
+
+impl Resolver for LookupLater {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, UreqError> {
+        Ok(self.empty())
+    }
+}
+
+/// How long a connection may lie unused.
+pub(super) const IDLE: Duration = limits::UPSTREAM_IDLE;
