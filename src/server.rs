@@ -28,6 +28,7 @@ use crate::lifecycle::{Lifecycle, Policy};
 use crate::opencode::Upstreams;
 use crate::opencode::address::Own;
 use crate::proc::{Cancel, Cgroups};
+use crate::project::Project;
 use crate::runs::Runs;
 use crate::store::{file, lock::DataLock};
 use crate::workspaces::library::{Key, Library};
@@ -148,6 +149,7 @@ pub fn run(settings: Settings) -> Result<()> {
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
+        project: Arc::new(Project::new(&settings.home)),
         doctor: doctor.clone(),
         credentials,
         approval: settings.approval,

@@ -7,6 +7,12 @@ pub mod doctor;
 pub mod follow;
 pub mod library;
 pub mod opencode;
+mod project;
+pub mod project_commands;
+pub mod project_config;
+pub mod project_mcp;
+pub mod project_plugins;
+pub mod project_skills;
 pub mod reach;
 pub mod routes;
 pub mod runs;
@@ -33,11 +39,14 @@ use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::doctor::Doctor;
 use crate::opencode::Upstreams;
+use crate::project::Project;
 
 /// What handlers and dispatch work with; made once by the server.
 pub struct Ctx {
     /// What can happen to workspaces.
     pub lifecycle: Arc<Lifecycle>,
+    /// What agents read in workspaces.
+    pub project: Arc<Project>,
     /// What this machine can do.
     pub doctor: Arc<Doctor>,
     /// The tokens.

@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use super::{Ctx, approvals, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces};
+use super::{project_commands, project_config, project_mcp, project_plugins, project_skills};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Patch, Post, Put};
@@ -27,6 +28,16 @@ const fn write(
 const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<Ctx> {
     let auth = Auth::Scope(Collaborator);
     Route { method: Post, pattern, auth, gate, effect: Effect::Write, class: Class::Run, handler }
+}
+
+/// A write of the project API: everybody is asked about, owners too.
+const fn gated(
+    method: Method,
+    pattern: &'static str,
+    action: &'static str,
+    handler: Handler<Ctx>,
+) -> Route<Ctx> {
+    write(method, pattern, COLLABORATOR, Gate::Everyone(action), handler)
 }
 
 const RUN: Gate = Gate::Collaborators("workspace.run");
@@ -157,6 +168,22 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Proxy,
         handler: opencode::reload,
     },
+    // OpenWork: what agents read in a workspace.
+    read("/workspace/:id/config", VIEWER, project_config::get),
+    gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),
+    read("/workspace/:id/plugins", VIEWER, project_plugins::get),
+    gated(Post, "/workspace/:id/plugins", "plugins.add", project_plugins::add),
+    gated(Delete, "/workspace/:id/plugins/*name", "plugins.remove", project_plugins::remove),
+    read("/workspace/:id/skills", VIEWER, project_skills::list),
+    read("/workspace/:id/skills/:name", VIEWER, project_skills::get),
+    gated(Post, "/workspace/:id/skills", "skills.upsert", project_skills::put),
+    gated(Delete, "/workspace/:id/skills/:name", "skills.delete", project_skills::delete),
+    read("/workspace/:id/mcp", VIEWER, project_mcp::get),
+    gated(Post, "/workspace/:id/mcp", "mcp.add", project_mcp::add),
+    gated(Delete, "/workspace/:id/mcp/:name", "mcp.remove", project_mcp::remove),
+    read("/workspace/:id/commands", VIEWER, project_commands::list),
+    gated(Post, "/workspace/:id/commands", "commands.upsert", project_commands::put),
+    gated(Delete, "/workspace/:id/commands/:name", "commands.delete", project_commands::delete),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     Route {

@@ -33,6 +33,32 @@ codes! {
     InvalidPayload = 400 "invalid_payload",
     /// The request line, a header or the query cannot be understood.
     InvalidRequest = 400 "invalid_request",
+    /// A configuration that OpenCode would not start with.
+    InvalidConfig = 422 "invalid_config",
+    /// A configuration file of a workspace that is not JSON with comments.
+    InvalidJsonc = 422 "invalid_jsonc",
+    /// A file of a workspace that is not JSON.
+    InvalidJsonFile = 422 "invalid_json",
+    /// No name for a plugin.
+    InvalidPluginSpec = 400 "invalid_plugin_spec",
+    /// No name for a skill, or not the one in its text.
+    InvalidSkillName = 400 "invalid_skill_name",
+    /// A skill without a text, or one whose front matter cannot be read.
+    InvalidSkillContent = 400 "invalid_skill_content",
+    /// A skill's description that is missing or too long.
+    InvalidDescription = 422 "invalid_description",
+    /// No name for an MCP server.
+    InvalidMcpName = 400 "invalid_mcp_name",
+    /// No name for a command.
+    InvalidCommandName = 400 "invalid_command_name",
+    /// A command without a text.
+    InvalidCommandTemplate = 400 "invalid_command_template",
+    /// No such skill.
+    SkillNotFound = 404 "skill_not_found",
+    /// No such scheduled job.
+    JobNotFound = 404 "job_not_found",
+    /// An MCP server that OpenCode would not start with.
+    InvalidMcpConfig = 400 "invalid_mcp_config",
     /// An id in the path is not an id.
     InvalidId = 400 "invalid_id",
     /// A workspace name that is not allowed.
@@ -175,14 +201,15 @@ pub struct Error(Box<Inner>);
 struct Inner {
     code: Code,
     message: String,
-    details: Map<String, Value>,
+    /// Null, an object, or where the observed API has one a list.
+    details: Value,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error whose `message` tells the person who asked what to do.
     pub fn new(code: Code, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { code, message: message.into(), details: Map::new(), source: None }))
+        Error(Box::new(Inner { code, message: message.into(), details: Value::Null, source: None }))
     }
 
     /// A failure of ours or of the machine; the client sees `message`, the log sees the source too.
@@ -198,7 +225,17 @@ impl Error {
     /// Adds a field to `details`.
     #[must_use]
     pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Error {
-        self.0.details.insert(key.to_owned(), value.into());
+        match &mut self.0.details {
+            Value::Object(fields) => drop(fields.insert(key.to_owned(), value.into())),
+            details => *details = Value::Object(Map::from_iter([(key.to_owned(), value.into())])),
+        }
+        self
+    }
+
+    /// Makes `details` a list, where clients know one.
+    #[must_use]
+    pub fn detail_list(mut self, list: Vec<Value>) -> Error {
+        self.0.details = Value::Array(list);
         self
     }
 
@@ -224,8 +261,8 @@ impl Error {
         let mut body = Map::new();
         body.insert("code".into(), self.0.code.as_str().into());
         body.insert("message".into(), self.0.message.clone().into());
-        if !self.0.details.is_empty() {
-            body.insert("details".into(), Value::Object(self.0.details.clone()));
+        if !self.0.details.is_null() {
+            body.insert("details".into(), self.0.details.clone());
         }
         Value::Object(body)
     }

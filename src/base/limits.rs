@@ -180,6 +180,19 @@ pub const SOCKET_MESSAGE_BYTES: usize = 64 << 10;
 /// Reads from a terminal before its thread looks at anything else; the kernel gives at most 4 KiB each time.
 pub const TERMINAL_READS: usize = 16;
 
+/// Nesting of a configuration with comments. OpenCode's own schema has some ten levels; the parser recurses, on a stack
+/// of 512 KiB.
+pub const JSONC_DEPTH: usize = 64;
+
+/// A configuration, skill or command of a workspace: what people write by hand has kilobytes.
+pub const PROJECT_FILE_BYTES: u64 = 1 << 20;
+/// Entries of a folder of skills, commands or plugins; a list of more helps nobody.
+pub const PROJECT_ENTRIES: usize = 2000;
+/// How often an edit is made again because somebody else has changed the file meanwhile.
+pub const EDIT_RETRIES: usize = 8;
+/// Folders above a workspace in which skills are looked for.
+pub const FOLDERS_ABOVE: usize = 32;
+
 /// Between the end of all commands and the end of the server, for the answers that say so.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Default for `--drain-timeout`: how long requests in flight may go on after a stop signal.

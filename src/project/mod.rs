@@ -1,4 +1,110 @@
-//! What an agent reads in a workspace and leaves there, as the OpenWork API shows it. Everything lies in the workspace
-//! itself, is opened beneath its root only, and may be changed by the workload at any moment. Knows nothing of HTTP.
+//! What an agent reads in a workspace and leaves there, as the OpenWork API shows it: OpenCode's configuration, plugins,
+//! skills, MCP servers, commands; inbox and outbox; who has changed what; all of it exported and imported.
+//! Knows nothing of HTTP, nor how a workspace comes to its files: it is handed a [`Site`] for each call. Every file is
+//! opened beneath the site's root, since the workload may change it at any moment.
+//!
+//! Threads: any. Locks: one site's writes (level 3); held while files are written, never while somebody is asked.
 
+pub mod commands;
+pub mod config;
+pub mod mcp;
+pub mod plugins;
+pub mod rules;
+pub mod skills;
 pub mod trays;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::Serialize;
+
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, limits};
+use crate::store::beneath::Root;
+
+/// One workspace's files, for one call: who keeps it keeps a container's root mounted.
+#[derive(Debug)]
+pub struct Site {
+    /// The workspace's id in the OpenWork API.
+    pub id: String,
+    /// Its files.
+    pub root: Root,
+    /// The path that its own processes have for them, without a slash at the end: empty in a container.
+    pub shown: String,
+    /// The folder on this host, where OpenCode looks for skills above it as well; none for a container.
+    pub folder: Option<PathBuf>,
+}
+
+impl Site {
+    /// The absolute path of a file, as the workspace's own processes know it.
+    pub fn path(&self, rel: &str) -> String {
+        format!("{}/{rel}", self.shown)
+    }
+}
+
+/// Whose file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The workspace's.
+    Project,
+    /// The user's who runs the server.
+    Global,
+}
+
+/// The services on it.
+#[derive(Debug)]
+pub struct Project {
+    home: PathBuf,
+    writes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+}
+
+impl Project {
+    /// `home` has the global files.
+    pub fn new(home: &Path) -> Project {
+        Project { home: home.to_owned(), writes: Mutex::default() }
+    }
+
+    /// Whoever writes into a site holds this.
+    fn turn(&self, site: &Site) -> Arc<Mutex<()>> {
+        let mut all = lock(&self.writes);
+        // Those that nobody holds are worth nothing.
+        if all.len() >= limits::WORKSPACES {
+            all.retain(|_, turn| Arc::strong_count(turn) > 1);
+        }
+        all.entry(site.id.clone()).or_default().clone()
+    }
+
+    /// Runs `write` while nobody else of ours writes into the site.
+    fn writing<R>(&self, site: &Site, write: impl FnOnce() -> Result<R>) -> Result<R> {
+        let turn = self.turn(site);
+        let _turn = lock(&turn); // LOCK: 3
+        write()
+    }
+
+    /// A folder of the global files; links on the way there are the user's own.
+    fn global(&self, rel: &str) -> Option<Root> {
+        Root::open(&self.home.join(rel)).ok()
+    }
+}
+
+/// A small file as text; `None` if there is none.
+fn read_text(root: &Root, rel: &str) -> Result<Option<String>> {
+    let Some(bytes) = root.read(rel, limits::PROJECT_FILE_BYTES)? else { return Ok(None) };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|_| Error::new(Code::InvalidPath, format!("Could not read {rel}: it is not UTF-8 text")))
+}
+
+/// The error of an edit that somebody else kept getting in front of.
+fn interfered(root: &Root, rel: &str) -> Error {
+    if root.is_link(rel).unwrap_or(false) {
+        let message =
+            format!("{rel} is a symbolic link; berth writes no file through one. Put a file in its place");
+        return Error::new(Code::InvalidPath, message);
+    }
+    let message =
+        format!("{rel} was changed by somebody else at the same moment; nothing was lost, try again");
+    Error::new(Code::Conflict, message).detail("path", rel)
+}

@@ -19,7 +19,7 @@ use super::file::{sync_folder, temp_name};
 use crate::base::{At, Code, Error, Result, limits};
 
 /// Symlinks resolve as they would for a process that has the tree as its root; `/proc` offers no way round.
-const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+pub(super) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
@@ -332,17 +332,17 @@ impl Root {
         }
     }
 
-    fn find(&self, rel: &str) -> Result<Option<OwnedFd>> {
+    pub(super) fn find(&self, rel: &str) -> Result<Option<OwnedFd>> {
         told(present(self.resolve(rel, OFlags::PATH, IN_ROOT)), "open", rel)
     }
 
-    fn folder_of<'a>(&self, rel: &'a str, verb: &str) -> Result<(OwnedFd, &'a str)> {
+    pub(super) fn folder_of<'a>(&self, rel: &'a str, verb: &str) -> Result<(OwnedFd, &'a str)> {
         let (parent, name) = split(rel, verb)?;
         let folder = self.resolve(parent, FOLDER, IN_ROOT);
         Ok((told(folder, verb, rel)?, name))
     }
 
-    fn resolve(&self, rel: &str, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    pub(super) fn resolve(&self, rel: &str, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
         open_resolved(&self.0, if rel.is_empty() { "." } else { rel }, flags, how)
     }
 }

@@ -3,8 +3,11 @@
 
 pub mod beneath;
 pub mod deposit;
+pub mod exchange;
 pub mod file;
+pub mod front_matter;
 pub mod json;
+pub mod jsonc;
 pub mod lock;
 mod mounts;
 pub mod tree;

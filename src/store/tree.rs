@@ -47,15 +47,20 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
 fn remove(parent: &Path, name: &CStr, shown: PathBuf) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = open(parent, flags, Mode::empty()).at("open", parent)?;
+    remove_from(above.as_fd(), name, shown)
+}
+
+/// The same in a folder that is open already; `shown` is what errors call the tree.
+pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) -> Result<()> {
     let mut walk = Walk { shown, levels: Vec::new(), moved: false };
     for _ in 0..limits::TREE_PASSES {
-        match walk.enter(above.as_fd(), name)? {
+        match walk.enter(above, name)? {
             None => return Ok(()),
             Some(top) => walk.levels.push((top, name.to_owned())),
         }
         walk.run()?;
         walk.levels.clear();
-        match unlinkat(&above, name, AtFlags::REMOVEDIR) {
+        match unlinkat(above, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             // Something was written into it behind our back.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}

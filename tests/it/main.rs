@@ -9,6 +9,7 @@
 mod client;
 mod events;
 mod fixture;
+mod golden;
 mod meeting;
 mod power;
 mod procs;
@@ -38,6 +39,7 @@ mod logging;
 mod opencode;
 mod opencode_streams;
 mod other_distros;
+mod project;
 mod pty;
 mod readme;
 mod resources;

@@ -1,0 +1,49 @@
+//! `/workspace/:id/commands`
+
+use serde_json::json;
+
+use super::{Ctx, project};
+use crate::access::Scope;
+use crate::base::{Code, Error, Result, limits};
+use crate::http::{Answer, Request, Response};
+use crate::project::commands::{self, CommandBody, NewCommand};
+
+/// `GET /workspace/:id/commands`; the user's own (`?scope=global`) are for the host, as observed.
+pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let items = if request.query("scope").as_deref() == Some("global") {
+        if request.actor().is_none_or(|actor| actor.scope < Scope::Owner) {
+            return Err(Error::new(Code::Unauthorized, "Invalid host token"));
+        }
+        ctx.project.global_commands()?
+    } else {
+        ctx.project.commands(&project::open(&ctx.lifecycle, &workspace)?)?
+    };
+    Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
+}
+
+/// `POST /workspace/:id/commands`
+pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let body: CommandBody = request.json(limits::JSON_BODY_BYTES)?;
+    let command = NewCommand::new(&body)?;
+    let paths = vec![project::open(&ctx.lifecycle, &workspace)?.path(&command.path())];
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    Ok(Answer::prepared(format!("Upsert command {}", command.name()), paths, move |_| {
+        let site = project::open(&lifecycle, &workspace)?;
+        service.put_command(&site, &command)?;
+        Ok(Response::ok(&json!({ "items": service.commands(&site)? })))
+    }))
+}
+
+/// `DELETE /workspace/:id/commands/:name`; fine if there is none, as observed.
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let name = commands::name_of(request.param("name"))?;
+    let paths = vec![project::open(&ctx.lifecycle, &workspace)?.path(&commands::path(&name))];
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    Ok(Answer::prepared(format!("Delete command {name}"), paths, move |_| {
+        service.delete_command(&project::open(&lifecycle, &workspace)?, &name)?;
+        Ok(Response::ok(&json!({ "ok": true })))
+    }))
+}

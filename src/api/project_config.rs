@@ -1,0 +1,46 @@
+//! `/workspace/:id/config`
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Ctx, project};
+use crate::base::{Result, clock, limits};
+use crate::http::{Answer, Request, Response};
+use crate::project::config::Patch;
+
+#[derive(Default, Deserialize)]
+struct Body {
+    #[serde(default)]
+    opencode: Option<Map<String, Value>>,
+    #[serde(default)]
+    openwork: Option<Map<String, Value>>,
+}
+
+/// `GET /workspace/:id/config`
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let site = project::site(ctx, request)?;
+    Ok(Answer::Now(Response::ok(&json!({
+        "opencode": ctx.project.opencode(&site)?,
+        "openwork": ctx.project.openwork(&site)?,
+        "updatedAt": ctx.project.updated_at(&site),
+    }))))
+}
+
+/// `PATCH /workspace/:id/config`
+pub fn patch(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let body: Body = request.json(limits::JSON_BODY_BYTES)?;
+    let patch = Patch { opencode: body.opencode, openwork: body.openwork };
+    patch.check()?;
+    let site = project::open(&ctx.lifecycle, &workspace)?;
+    let keys = [("opencode", &patch.opencode), ("openwork", &patch.openwork)].map(|(name, keys)| {
+        keys.iter().flat_map(|keys| keys.keys()).map(|key| format!("{name}.{key}")).collect::<Vec<_>>()
+    });
+    let summary = format!("Patch workspace config: {}", keys.concat().join(", "));
+    let paths = patch.paths(&site);
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    Ok(Answer::prepared(summary, paths, move |_| {
+        service.patch(&project::open(&lifecycle, &workspace)?, &patch)?;
+        Ok(Response::ok(&json!({ "updatedAt": clock::now_unix_ms() })))
+    }))
+}

@@ -1,0 +1,57 @@
+//! `/workspace/:id/mcp`
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Ctx, project};
+use crate::base::{Code, Error, Result, limits};
+use crate::http::{Answer, Request, Response};
+use crate::project::{Project, Site, mcp};
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    config: Value,
+}
+
+fn list(service: &Project, site: &Site) -> Result<Response> {
+    Ok(Response::ok(&json!({ "items": service.mcp(site)? })))
+}
+
+/// `GET /workspace/:id/mcp`
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    list(&ctx.project, &project::site(ctx, request)?).map(Answer::Now)
+}
+
+/// `POST /workspace/:id/mcp`
+pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let Body { name, config } = request.json(limits::JSON_BODY_BYTES)?;
+    if !config.is_object() {
+        let message = "config is wanted: an object with type, and command or url";
+        return Err(Error::new(Code::InvalidPayload, message));
+    }
+    mcp::check(&name, &config)?;
+    let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    Ok(Answer::prepared(format!("Add MCP {name}: {config}"), paths, move |_| {
+        let site = project::open(&lifecycle, &workspace)?;
+        service.add_mcp(&site, &name, &config)?;
+        list(&service, &site)
+    }))
+}
+
+/// `DELETE /workspace/:id/mcp/:name`
+pub fn remove(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let name = request.param("name").to_owned();
+    let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    Ok(Answer::prepared(format!("Remove MCP {name}"), paths, move |_| {
+        let site = project::open(&lifecycle, &workspace)?;
+        service.remove_mcp(&site, &name)?;
+        list(&service, &site)
+    }))
+}

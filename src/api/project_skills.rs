@@ -1,0 +1,66 @@
+//! `/workspace/:id/skills`
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Ctx, project};
+use crate::base::{Result, limits};
+use crate::http::{Answer, Request, Response};
+use crate::project::skills::{self, NewSkill};
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    content: String,
+    #[serde(default)]
+    description: Option<String>,
+}
+
+/// `GET /workspace/:id/skills`
+pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let site = project::site(ctx, request)?;
+    let items = ctx.project.skills(&site, project::include_global(request))?;
+    Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
+}
+
+/// `GET /workspace/:id/skills/:name`
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let site = project::site(ctx, request)?;
+    let global = project::include_global(request);
+    let (item, content) = ctx.project.skill(&site, request.param("name"), global)?;
+    Ok(Answer::Now(Response::ok(&json!({ "item": item, "content": content }))))
+}
+
+/// `POST /workspace/:id/skills`
+pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let body: Body = request.json(limits::JSON_BODY_BYTES)?;
+    let skill = NewSkill::new(&body.name, &body.content, body.description.as_deref())?;
+    let site = project::open(&ctx.lifecycle, &workspace)?;
+    let path = site.path(&skill.path());
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    let description = body.description.unwrap_or_default();
+    Ok(Answer::prepared(format!("Upsert skill {}", skill.name()), vec![path.clone()], move |_| {
+        service.put_skill(&project::open(&lifecycle, &workspace)?, &skill)?;
+        Ok(Response::ok(&json!({
+            "name": skill.name(), "path": path, "description": description, "scope": "project",
+        })))
+    }))
+}
+
+/// `DELETE /workspace/:id/skills/:name`
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = project::workspace(ctx, request)?;
+    let name = request.param("name").trim().to_owned();
+    skills::check_name(&name)?;
+    let site = project::open(&ctx.lifecycle, &workspace)?;
+    let paths = vec![site.path(&format!("{}/{name}", skills::FOLDER))];
+    let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
+    Ok(Answer::prepared(format!("Delete skill {name}"), paths, move |_| {
+        let site = project::open(&lifecycle, &workspace)?;
+        let path = service.delete_skill(&site, &name)?;
+        Ok(Response::ok(&json!({ "ok": true, "name": name, "path": site.path(&path) })))
+    }))
+}

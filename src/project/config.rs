@@ -1,0 +1,177 @@
+//! `opencode.json(c)` and `.opencode/openwork.json` of a workspace: read, and changed key by key.
+
+use serde_json::{Map, Value, json};
+
+use super::{Project, Site, interfered, read_text, rules};
+use crate::base::{Code, Error, Result, limits};
+use crate::store::beneath::Root;
+use crate::store::jsonc::{self, Document, Fault};
+
+/// OpenWork's own settings of a workspace.
+pub const OPENWORK: &str = ".opencode/openwork.json";
+/// What is used of these two, and made if there is none: the first that exists, or the first.
+const OPENCODE: [&str; 2] = ["opencode.jsonc", "opencode.json"];
+
+/// What is to be changed: top-level keys and their new values.
+#[derive(Clone, Debug, Default)]
+pub struct Patch {
+    /// Of OpenCode's configuration.
+    pub opencode: Option<Map<String, Value>>,
+    /// Of OpenWork's.
+    pub openwork: Option<Map<String, Value>>,
+}
+
+impl Patch {
+    /// Refuses what OpenCode would not start with.
+    ///
+    /// # Errors
+    /// `InvalidConfig`; `InvalidPayload` when there is nothing to change.
+    pub fn check(&self) -> Result<()> {
+        if self.opencode.is_none() && self.openwork.is_none() {
+            let message = "opencode or openwork is wanted: an object of the keys to set";
+            return Err(Error::new(Code::InvalidPayload, message));
+        }
+        self.opencode.as_ref().map_or(Ok(()), rules::check_config)
+    }
+
+    /// The files that it concerns.
+    pub fn paths(&self, site: &Site) -> Vec<String> {
+        let opencode = self.opencode.as_ref().map(|_| site.path(&path(&site.root)));
+        let openwork = self.openwork.as_ref().map(|_| site.path(OPENWORK));
+        opencode.into_iter().chain(openwork).collect()
+    }
+}
+
+impl Project {
+    /// OpenCode's configuration as it stands in the workspace.
+    ///
+    /// # Errors
+    /// `InvalidJsonc` with the fault's place; those of `store::beneath`.
+    pub fn opencode(&self, site: &Site) -> Result<Map<String, Value>> {
+        let path = path(&site.root);
+        let Some(text) = read_text(&site.root, &path)? else { return Ok(Map::new()) };
+        object(jsonc::parse(&text).map_err(|fault| not_jsonc(&path, &fault))?, &path)
+    }
+
+    /// OpenWork's settings of the workspace.
+    ///
+    /// # Errors
+    /// `InvalidJsonFile`; those of `store::beneath`.
+    pub fn openwork(&self, site: &Site) -> Result<Map<String, Value>> {
+        read_openwork(&site.root).map(|(_, value)| value)
+    }
+
+    /// When one of the two was last written, in Unix milliseconds; `None` while there is neither.
+    pub fn updated_at(&self, site: &Site) -> Option<u64> {
+        let written = |path: &str| {
+            let time = site.root.metadata(path).ok()??.modified().ok()?;
+            let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
+            u64::try_from(since.as_millis()).ok()
+        };
+        written(&path(&site.root)).max(written(OPENWORK))
+    }
+
+    /// The file that an edit of OpenCode's configuration concerns.
+    pub fn config_paths(&self, site: &Site) -> Vec<String> {
+        vec![site.path(&path(&site.root))]
+    }
+
+    /// Replaces top-level keys; all others, comments too, stay as they are.
+    ///
+    /// # Errors
+    /// Those of [`Patch::check`] and of reading; `Conflict` when somebody else keeps changing a file meanwhile.
+    pub fn patch(&self, site: &Site, patch: &Patch) -> Result<()> {
+        patch.check()?;
+        // Both are read before one is written, so that a damaged one leaves the other alone.
+        self.opencode(site)?;
+        self.openwork(site)?;
+        if let Some(keys) = &patch.opencode {
+            self.edit(site, |document, _| {
+                keys.iter().for_each(|(key, value)| document.set(&[key], value));
+                Ok(())
+            })?;
+        }
+        if let Some(keys) = &patch.openwork {
+            self.writing(site, || merge_openwork(&site.root, keys))?;
+        }
+        Ok(())
+    }
+
+    /// Changes OpenCode's configuration; `change` gets it as a value too, and may be called again when somebody else has
+    /// changed the file meanwhile. Nothing is written when nothing changes.
+    ///
+    /// # Errors
+    /// Those of `change`; otherwise as [`Project::patch`].
+    pub(super) fn edit<R>(
+        &self,
+        site: &Site,
+        change: impl Fn(&Document, &Map<String, Value>) -> Result<R>,
+    ) -> Result<R> {
+        self.writing(site, || {
+            for _ in 0..limits::EDIT_RETRIES {
+                let path = path(&site.root);
+                let old = read_text(&site.root, &path)?;
+                let text = old.as_deref().unwrap_or_default();
+                let document = Document::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
+                let result = change(&document, &object(document.value(), &path)?)?;
+                let new = document.text();
+                let same = old.as_deref() == Some(new.as_str()) || (old.is_none() && new == "{}\n");
+                if same || site.root.replace_if(&path, old.as_deref().map(str::as_bytes), new.as_bytes())? {
+                    return Ok(result);
+                }
+            }
+            Err(interfered(&site.root, &path(&site.root)))
+        })
+    }
+}
+
+/// Where OpenCode's configuration stands, or will.
+pub(super) fn path(root: &Root) -> String {
+    let there = |name: &&str| root.identity(name).is_ok_and(|found| found.is_some());
+    OPENCODE.iter().find(|name| there(name)).unwrap_or(&OPENCODE[0]).to_string()
+}
+
+fn object(value: Value, path: &str) -> Result<Map<String, Value>> {
+    match value {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(Error::new(Code::InvalidJsonc, format!("{path} is not an object; correct it by hand"))),
+    }
+}
+
+fn not_jsonc(path: &str, fault: &Fault) -> Error {
+    let message = format!("{path} cannot be read; correct it by hand: {}", fault.message);
+    let place = json!({ "code": fault.code, "offset": fault.offset, "length": fault.length });
+    Error::new(Code::InvalidJsonc, message).detail_list(vec![place])
+}
+
+fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, Value>)> {
+    let Some(text) = read_text(root, OPENWORK)? else { return Ok((None, Map::new())) };
+    let refuse = |why: String| {
+        Err(Error::new(
+            Code::InvalidJsonFile,
+            format!("{OPENWORK} cannot be read; correct it by hand: {why}"),
+        ))
+    };
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(fields)) => Ok((Some(text), fields)),
+        Ok(_) => refuse("it is not an object".into()),
+        Err(error) => refuse(error.to_string()),
+    }
+}
+
+fn merge_openwork(root: &Root, keys: &Map<String, Value>) -> Result<()> {
+    for _ in 0..limits::EDIT_RETRIES {
+        let (old, mut fields) = read_openwork(root)?;
+        fields.extend(keys.clone());
+        let mut new = serde_json::to_string_pretty(&fields)
+            .map_err(|error| Error::internal("OpenWork's settings could not be written").because(error))?;
+        new.push('\n');
+        root.make_dirs(".opencode")?;
+        if old.as_deref() == Some(&new)
+            || root.replace_if(OPENWORK, old.as_deref().map(str::as_bytes), new.as_bytes())?
+        {
+            return Ok(());
+        }
+    }
+    Err(interfered(root, OPENWORK))
+}

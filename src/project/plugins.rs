@@ -1,0 +1,173 @@
+//! Plugins: names in OpenCode's configuration, and files in a folder.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{Project, Scope, Site};
+use crate::base::{Code, Error, Result, limits};
+use crate::store::beneath::Root;
+
+/// One plugin.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Plugin {
+    /// What OpenCode loads.
+    pub spec: String,
+    /// `config`, `dir.project` or `dir.global`.
+    pub source: &'static str,
+    /// Whose it is.
+    pub scope: Scope,
+    /// The file, below the workspace or absolute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// The order in which OpenCode loads them, weakest first.
+pub const LOAD_ORDER: [&str; 4] = ["config.global", "config.project", "dir.global", "dir.project"];
+
+const FOLDER: &str = ".opencode/plugins";
+const GLOBAL: &str = ".config/opencode/plugins";
+
+/// Checks a plugin's name.
+///
+/// # Errors
+/// `InvalidPluginSpec`.
+pub fn check_spec(spec: &str) -> Result<()> {
+    if spec.trim().is_empty() || spec.chars().any(char::is_control) {
+        return Err(Error::new(
+            Code::InvalidPluginSpec,
+            "A plugin's name is wanted, such as name@1.2.3 or a path",
+        ));
+    }
+    Ok(())
+}
+
+/// What two names of one plugin have in common: all but the version.
+fn essence(spec: &str) -> &str {
+    let spec = spec.trim();
+    if ["file:", "http:", "https:", "git:", "/"].iter().any(|start| spec.starts_with(start)) {
+        return spec;
+    }
+    // The first `@` of a scoped name is its own.
+    match spec.char_indices().skip(1).find(|(_, c)| *c == '@') {
+        Some((at, _)) => &spec[..at],
+        None => spec,
+    }
+}
+
+/// The name in an entry of the list: newer versions of OpenCode also take a pair of name and options.
+fn spec_of(entry: &Value) -> Option<&str> {
+    entry.as_str().or_else(|| entry.get(0)?.as_str())
+}
+
+/// OpenCode takes a list; people also write one name.
+fn entries(config: &Map<String, Value>) -> Vec<Value> {
+    match config.get("plugin") {
+        Some(Value::Array(list)) => list.clone(),
+        Some(name @ Value::String(_)) => vec![name.clone()],
+        _ => Vec::new(),
+    }
+}
+
+impl Project {
+    /// The plugins in the order of configuration, then files by name; with `global` those of the user as well.
+    ///
+    /// # Errors
+    /// As [`Project::opencode`].
+    pub fn plugins(&self, site: &Site, global: bool) -> Result<Vec<Plugin>> {
+        let config = self.opencode(site)?;
+        let mut plugins: Vec<Plugin> = entries(&config)
+            .iter()
+            .filter_map(spec_of)
+            .map(|spec| Plugin { spec: spec.to_owned(), source: "config", scope: Scope::Project, path: None })
+            .collect();
+        plugins.extend(files(&site.root, FOLDER)?.into_iter().map(|name| Plugin {
+            spec: format!("file://{}", site.path(&format!("{FOLDER}/{name}"))),
+            source: "dir.project",
+            scope: Scope::Project,
+            path: Some(format!("{FOLDER}/{name}")),
+        }));
+        if let Some(root) = self.global(GLOBAL).filter(|_| global) {
+            let folder = self.home.join(GLOBAL);
+            plugins.extend(files(&root, "")?.into_iter().map(|name| {
+                let path = folder.join(&name).to_string_lossy().into_owned();
+                Plugin {
+                    spec: format!("file://{path}"),
+                    source: "dir.global",
+                    scope: Scope::Global,
+                    path: Some(path),
+                }
+            }));
+        }
+        Ok(plugins)
+    }
+
+    /// Adds a plugin to the configuration, unless it is there in any version; says whether it did.
+    ///
+    /// # Errors
+    /// `InvalidPluginSpec`; as [`Project::patch`].
+    pub fn add_plugin(&self, site: &Site, spec: &str) -> Result<bool> {
+        check_spec(spec)?;
+        self.edit(site, |document, config| {
+            let known = entries(config);
+            if known.iter().filter_map(spec_of).any(|known| essence(known) == essence(spec)) {
+                return Ok(false);
+            }
+            if config.get("plugin").is_some_and(|value| !value.is_array()) {
+                document.set(&["plugin"], &Value::Array(known));
+            }
+            document.push("plugin", &json!(spec));
+            Ok(true)
+        })
+    }
+
+    /// Removes a plugin from the configuration, whatever its version; says whether it was there.
+    ///
+    /// # Errors
+    /// As [`Project::patch`].
+    pub fn remove_plugin(&self, site: &Site, name: &str) -> Result<bool> {
+        let other = |entry: &Value| spec_of(entry).is_none_or(|spec| essence(spec) != essence(name));
+        self.edit(site, |document, config| {
+            let known = entries(config);
+            if known.iter().all(other) {
+                return Ok(false);
+            }
+            if config.get("plugin").is_some_and(|value| !value.is_array()) {
+                document.set(&["plugin"], &Value::Array(known));
+            }
+            Ok(document.retain("plugin", other) > 0)
+        })
+    }
+}
+
+/// The plugins in a folder, sorted.
+fn files(root: &Root, folder: &str) -> Result<Vec<String>> {
+    let mut names = root.entries(folder, limits::PROJECT_ENTRIES)?;
+    names.retain(|name| {
+        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+        (name.ends_with(".js") || name.ends_with(".ts"))
+            && root.metadata(&path).is_ok_and(|found| found.is_some_and(|found| found.is_file()))
+    });
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_do_not_make_another_plugin() {
+        for (spec, name) in [
+            ("a", "a"),
+            ("a@1.2", "a"),
+            (" @s/a@1 ", "@s/a"),
+            ("@s/a", "@s/a"),
+            ("file:///x@1", "file:///x@1"),
+            ("/x/y@2", "/x/y@2"),
+            ("git:x@y", "git:x@y"),
+        ] {
+            assert_eq!(essence(spec), name);
+        }
+        assert!(check_spec(" ").is_err() && check_spec("a\nb").is_err() && check_spec("@s/a@1").is_ok());
+    }
+}

@@ -1,0 +1,245 @@
+//! Files and folders of a tree beneath a [`Root`] that take each other's place: an edit that notices whoever was there
+//! in between, and what is made ready aside and then put where it belongs.
+//! Any thread; no locks. As in [`super::beneath`] nothing here can be led out of the tree.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, fchmod, fstat, openat, renameat, renameat_with, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::beneath::{IN_ROOT, Root, inherit_owner, present, refused, split, told};
+use super::file::{sync_folder, temp_name};
+use super::tree;
+use crate::base::Result;
+
+/// Which file or folder it is, whatever its name.
+pub type Identity = (u64, u64);
+
+impl Root {
+    /// Replaces a file whose content is `expected` (`None`: that is not there) by one with these bytes, which keeps mode
+    /// and owner, and says whether it did: not when somebody else was faster, whose file then stands there unchanged.
+    /// Links are neither followed nor replaced.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when its folder is missing.
+    pub fn replace_if(&self, rel: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
+        let (folder, name) = self.folder_of(rel, "write")?;
+        let temp = temp_name();
+        let done = write_beside(&folder, name, &temp, bytes).and_then(|()| match expected {
+            None => move_new(&folder, &temp, name),
+            Some(expected) => exchange_checked(&folder, &temp, name, expected),
+        });
+        // What was replaced, what could not be put in place, or nothing.
+        let _ = unlinkat(&folder, &temp, AtFlags::empty());
+        let done = told(done, "write", rel)?;
+        told(sync_folder(&folder), "write", rel)?;
+        Ok(done)
+    }
+
+    /// Whether the entry itself is a link.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn is_link(&self, rel: &str) -> Result<bool> {
+        let Some(entry) = self.entry(rel)? else { return Ok(false) };
+        let mode = told(fstat(&entry), "read", rel)?.st_mode;
+        Ok(FileType::from_raw_mode(mode) == FileType::Symlink)
+    }
+
+    /// Which file, folder or link stands at this path; it keeps its identity when it is moved.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn identity(&self, rel: &str) -> Result<Option<Identity>> {
+        let Some(entry) = self.entry(rel)? else { return Ok(None) };
+        let stat = told(fstat(&entry), "read", rel)?;
+        Ok(Some((stat.st_dev, stat.st_ino)))
+    }
+
+    /// Lets two entries change places; when there is none at `target`, `staged` moves there.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when `staged` or a folder is missing, or they lie on different file systems.
+    pub fn change_places(&self, staged: &str, target: &str) -> Result<()> {
+        let (from_folder, from) = self.folder_of(staged, "move")?;
+        let (to_folder, to) = self.folder_of(target, "write")?;
+        let rename = |flags| renameat_with(&from_folder, from, &to_folder, to, flags);
+        let moved = match rename(RenameFlags::EXCHANGE) {
+            Err(Errno::NOENT) => rename(RenameFlags::NOREPLACE),
+            done => done,
+        };
+        told(moved, "write", target)?;
+        told(sync_folder(&to_folder), "write", target)?;
+        told(sync_folder(&from_folder), "write", staged)
+    }
+
+    /// Moves an entry to a name that is free; says whether there was one to move.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when `to` exists.
+    pub fn move_away(&self, from: &str, to: &str) -> Result<bool> {
+        let (from_folder, from_name) = self.folder_of(from, "move")?;
+        let (to_folder, to_name) = self.folder_of(to, "move")?;
+        let moved =
+            present(renameat_with(&from_folder, from_name, &to_folder, to_name, RenameFlags::NOREPLACE));
+        let moved = told(moved, "move", from)?.is_some();
+        told(sync_folder(&to_folder), "move", to)?;
+        told(sync_folder(&from_folder), "move", from)?;
+        Ok(moved)
+    }
+
+    /// Removes an entry with everything in it; a link itself, nothing that is mounted.
+    ///
+    /// # Errors
+    /// See [`Root`]; `MountedInside`; `Conflict` when something keeps writing into it.
+    pub fn remove_tree(&self, rel: &str) -> Result<()> {
+        let (parent, name) = split(rel, "remove")?;
+        let parent = if parent.is_empty() { "." } else { parent };
+        let folder = present(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
+        let Some(folder) = told(folder, "remove", rel)? else { return Ok(()) };
+        let name = CString::new(name).map_err(|_| refused("remove", rel, "no file can have this name"))?;
+        tree::remove_from(folder.as_fd(), &name, PathBuf::from(rel))
+    }
+
+    fn entry(&self, rel: &str) -> Result<Option<OwnedFd>> {
+        told(present(self.resolve(rel, OFlags::PATH | OFlags::NOFOLLOW, IN_ROOT)), "open", rel)
+    }
+}
+
+/// A new file `temp` with the mode and owner of `name`, or those that a new file has.
+fn write_beside(folder: &OwnedFd, name: &str, temp: &str, bytes: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(openat(folder, temp, flags, Mode::RUSR | Mode::WUSR)?);
+    let old = openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let mode = match old.and_then(fstat) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => stat.st_mode & 0o777,
+        _ => 0o644,
+    };
+    inherit_owner(&file, folder)?;
+    fchmod(&file, Mode::from_raw_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn move_new(folder: &OwnedFd, temp: &str, name: &str) -> io::Result<bool> {
+    match renameat_with(folder, temp, folder, name, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The file is looked at before, so that ours is hardly ever seen in vain, and again once nobody finds it there any more:
+/// no moment is left for somebody else.
+fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -> io::Result<bool> {
+    if !has_content(folder, name, expected) {
+        return Ok(false);
+    }
+    match renameat_with(folder, temp, folder, name, RenameFlags::EXCHANGE) {
+        Ok(()) => {}
+        Err(Errno::NOENT) => return Ok(false),
+        // No such call on this file system; we have just looked.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            renameat(folder, temp, folder, name)?;
+            return Ok(true);
+        }
+        Err(errno) => return Err(errno.into()),
+    }
+    if has_content(folder, temp, expected) {
+        return Ok(true);
+    }
+    match renameat_with(folder, temp, folder, name, RenameFlags::EXCHANGE) {
+        // Ours was removed meanwhile: so be it, but theirs goes back.
+        Err(Errno::NOENT) => renameat(folder, temp, folder, name)?,
+        done => done?,
+    }
+    Ok(false)
+}
+
+fn has_content(folder: &OwnedFd, name: &str, expected: &[u8]) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let read = || {
+        let file = File::from(openat(folder, name, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Ok(false);
+        }
+        let mut bytes = Vec::with_capacity(expected.len() + 1);
+        file.take(expected.len() as u64 + 1).read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>(bytes == expected)
+    };
+    read().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    fn names(dir: &Scratch) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(&**dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_only_as_it_was_read() {
+        let dir = Scratch::new();
+        let root = Root::open(&dir).unwrap();
+        assert!(root.replace_if("a", None, b"1").unwrap());
+        assert!(!root.replace_if("a", None, b"2").unwrap(), "it is there now");
+        assert!(!root.replace_if("a", Some(b"x"), b"2").unwrap());
+        assert!(!root.replace_if("a", Some(b"12"), b"2").unwrap());
+        assert!(!root.replace_if("b", Some(b"1"), b"2").unwrap(), "it is gone");
+        assert_eq!(fs::read(dir.join("a")).unwrap(), b"1");
+        fs::set_permissions(dir.join("a"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(root.replace_if("a", Some(b"1"), b"2").unwrap());
+        assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names(&dir), ["a"]);
+        assert!(root.replace_if("no/a", None, b"").is_err());
+    }
+
+    #[test]
+    fn links_and_folders_stay() {
+        let dir = Scratch::new();
+        let root = Root::open(&dir).unwrap();
+        root.write_new("real", b"1", 0o644).unwrap();
+        symlink("real", dir.join("link")).unwrap();
+        fs::create_dir(dir.join("folder")).unwrap();
+        for name in ["link", "folder"] {
+            assert!(!root.replace_if(name, Some(b"1"), b"2").unwrap(), "{name}");
+            assert!(!root.replace_if(name, None, b"2").unwrap(), "{name}");
+        }
+        assert!(root.is_link("link").unwrap() && !root.is_link("real").unwrap());
+        assert_eq!(fs::read(dir.join("real")).unwrap(), b"1");
+        assert_eq!(names(&dir), ["folder", "link", "real"]);
+    }
+
+    #[test]
+    fn entries_change_places_and_back() {
+        let dir = Scratch::new();
+        let root = Root::open(&dir).unwrap();
+        fs::create_dir_all(dir.join("stage/new/sub")).unwrap();
+        fs::create_dir(dir.join("old")).unwrap();
+        let (new, old) = (root.identity("stage/new").unwrap(), root.identity("old").unwrap());
+        assert_ne!(new, old);
+        root.change_places("stage/new", "old").unwrap();
+        assert_eq!((root.identity("old").unwrap(), root.identity("stage/new").unwrap()), (new, old));
+        root.change_places("old", "fresh").unwrap();
+        assert_eq!((root.identity("fresh").unwrap(), root.identity("old").unwrap()), (new, None));
+        assert!(root.move_away("fresh", "stage/out").unwrap() && !root.move_away("fresh", "x").unwrap());
+        assert!(root.change_places("nothing", "y").is_err());
+        root.remove_tree("stage").unwrap();
+        root.remove_tree("stage").unwrap();
+        assert!(names(&dir).is_empty());
+    }
+}

@@ -1,0 +1,553 @@
+//! The project API: OpenCode's configuration, plugins, skills, MCP servers and commands of a workspace, as the OpenWork
+//! server's clients know them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::fixture::{Place, seeded};
+use crate::golden::golden;
+use crate::procs::secs;
+use crate::server::{Server, Setup};
+
+/// A server with one workspace, and what is called there.
+pub struct Shop {
+    pub server: Server,
+    pub client: Client,
+    pub base: String,
+    pub work: PathBuf,
+}
+
+impl Shop {
+    pub fn open() -> Shop {
+        Shop::of(Setup::new().arg("--approval=auto").start())
+    }
+
+    pub fn of(server: Server) -> Shop {
+        let client = server.collaborator();
+        let id = client.get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
+        Shop { client, base: format!("/workspace/{id}"), work: server.work.clone(), server }
+    }
+
+    pub fn path(&self, call: &str) -> String {
+        format!("{}{call}", self.base)
+    }
+
+    #[track_caller]
+    pub fn get(&self, call: &str) -> Value {
+        self.client.get(200, &self.path(call))
+    }
+
+    #[track_caller]
+    pub fn post(&self, call: &str, body: Value) -> Value {
+        self.client.post(200, &self.path(call), body)
+    }
+
+    #[track_caller]
+    pub fn patch(&self, body: Value) -> Value {
+        self.client.call("PATCH", &self.path("/config"), Some(&body)).expect(200).value()
+    }
+
+    #[track_caller]
+    pub fn refused(&self, status: u16, code: &str, method: &str, call: &str, body: Value) -> Value {
+        let body = (!body.is_null()).then_some(body);
+        self.client.refused(status, code, method, &self.path(call), body)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        put(&self.work, name, text);
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        crate::server::read(self.work.join(name))
+    }
+
+    #[track_caller]
+    pub fn golden(&self, name: &str, value: &Value) {
+        let home = self.server.scratch().path().join("home");
+        let (work, home) = (self.work.to_str().unwrap(), home.to_str().unwrap());
+        let top = self.server.scratch().path().to_str().unwrap();
+        let id = self.base.trim_start_matches("/workspace/");
+        golden(name, value, &[(work, "workspace"), (home, "home"), (top, "above"), (id, "id")]);
+    }
+}
+
+pub fn put(folder: &Path, name: &str, text: &str) {
+    let path = folder.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn skill(name: &str, rest: &str) -> String {
+    format!("---\nname: {name}\ndescription: about {name}\n{rest}---\n# {name}\n")
+}
+
+#[test]
+fn config_is_read_and_changed_key_by_key() {
+    let shop = Shop::open();
+    shop.golden("config_empty", &shop.get("/config"));
+    let text = "{\n  // who answers\n  \"model\": \"a/b\", // for now\n  \"mine\": [1,2 , 3],\n  \"theme\": \"dark\",\n}\n";
+    shop.write("opencode.json", text);
+    let changed = shop.patch(json!({
+        "opencode": {"model": "c/d", "permission": {"bash": {"*": "ask", "git *": "allow", "a*": "deny"}}},
+        "openwork": {"b": null, "a": [1]},
+    }));
+    assert!(changed["updatedAt"].as_u64().is_some_and(|time| time > 1_700_000_000_000), "{changed}");
+    let now = shop.read("opencode.json");
+    for kept in
+        ["// who answers", "// for now", "\"mine\": [1,2 , 3]", "\"theme\": \"dark\",", "\"model\": \"c/d\""]
+    {
+        assert!(now.contains(kept), "{kept}: {now}");
+    }
+    // OpenCode takes the last rule that fits, so their order is their meaning.
+    let at = |word: &str| now.find(word).unwrap();
+    assert!(at("\"*\"") < at("git *") && at("git *") < at("a*"), "{now}");
+    assert!(!shop.work.join("opencode.jsonc").exists());
+    shop.golden("config", &shop.get("/config"));
+    shop.patch(json!({"openwork": {"a": 2}}));
+    assert_eq!(shop.get("/config")["openwork"], json!({"b": null, "a": 2}));
+    // The newer name wins once it is there.
+    shop.write("opencode.jsonc", "{}");
+    shop.patch(json!({"opencode": {"model": "e/f"}}));
+    assert_eq!(shop.read("opencode.jsonc"), "{\n  \"model\": \"e/f\"\n}\n");
+}
+
+#[test]
+fn what_opencode_would_not_start_with_is_refused_and_not_written() {
+    let shop = Shop::open();
+    shop.patch(json!({"opencode": {"model": "a/b"}}));
+    let before = shop.read("opencode.jsonc");
+    for (keys, place) in [
+        (json!({"model": null}), "model"),
+        (json!({"nonsense": 1}), "nonsense"),
+        (json!({"mcp": {"a": {"type": "local", "command": "x"}}}), "mcp.a.command"),
+        (json!({"small_model": "x/y", "plugin": [1]}), "plugin.0"),
+        (json!({"agent": {"a": {"mode": "boss"}}}), "agent.a.mode"),
+    ] {
+        let told = shop.refused(
+            422,
+            "invalid_config",
+            "PATCH",
+            "/config",
+            json!({"opencode": keys, "openwork": {"x": 1}}),
+        );
+        assert_eq!(told["details"]["path"], place, "{told}");
+    }
+    shop.golden(
+        "config_refused",
+        &shop.refused(422, "invalid_config", "PATCH", "/config", json!({"opencode": {"model": null}})),
+    );
+    for body in [json!({}), json!([]), json!({"opencode": []}), json!({"opencode": "x"})] {
+        shop.refused(400, "invalid_payload", "PATCH", "/config", body);
+    }
+    assert_eq!(shop.read("opencode.jsonc"), before);
+    assert!(!shop.work.join(".opencode").exists());
+}
+
+#[test]
+fn a_damaged_file_is_named_with_the_place_and_never_overwritten() {
+    let shop = Shop::open();
+    shop.write("opencode.jsonc", "{\n  \"model\": }\n");
+    shop.golden("config_damaged", &shop.refused(422, "invalid_jsonc", "GET", "/config", Value::Null));
+    for (method, call, body) in [
+        ("PATCH", "/config", json!({"opencode": {"model": "a/b"}})),
+        ("PATCH", "/config", json!({"openwork": {"a": 1}})),
+        ("POST", "/plugins", json!({"spec": "a"})),
+        ("POST", "/mcp", json!({"name": "a", "config": {"type": "remote", "url": "u"}})),
+        ("DELETE", "/mcp/a", Value::Null),
+        ("GET", "/plugins", Value::Null),
+        ("GET", "/mcp", Value::Null),
+    ] {
+        shop.refused(422, "invalid_jsonc", method, call, body);
+    }
+    assert_eq!(shop.read("opencode.jsonc"), "{\n  \"model\": }\n");
+    assert!(!shop.work.join(".opencode").exists());
+    shop.write("opencode.jsonc", "{}");
+    shop.write(".opencode/openwork.json", "{");
+    shop.refused(422, "invalid_json", "GET", "/config", Value::Null);
+    // Neither is written when one cannot be.
+    shop.refused(
+        422,
+        "invalid_json",
+        "PATCH",
+        "/config",
+        json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}),
+    );
+    assert_eq!(shop.read("opencode.jsonc"), "{}");
+    for text in ["[]", "null", "\"x\"", &"[".repeat(100_000)] {
+        shop.write("opencode.jsonc", text);
+        shop.refused(422, "invalid_jsonc", "GET", "/mcp", Value::Null);
+    }
+    fs::write(shop.work.join("opencode.jsonc"), b"{\"model\": \"\xff\"}").unwrap();
+    shop.refused(400, "invalid_path", "GET", "/mcp", Value::Null);
+}
+
+#[test]
+fn forty_writers_at_once_lose_nothing() {
+    let shop = Shop::open();
+    shop.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\",\n}\n");
+    thread::scope(|scope| {
+        for n in 0..40 {
+            let (shop, client) = (&shop, shop.server.collaborator());
+            scope.spawn(move || {
+                let server = json!({"type": "remote", "url": format!("http://h/{n}")});
+                client.post(200, &shop.path("/mcp"), json!({"name": format!("m{n}"), "config": server}));
+                client.post(200, &shop.path("/plugins"), json!({"spec": format!("p{n}@1")}));
+                let body = json!({"openwork": {format!("k{n}"): n}});
+                client.call("PATCH", &shop.path("/config"), Some(&body)).expect(200);
+            });
+        }
+    });
+    let config = shop.get("/config");
+    for (what, count) in [("mcp", 40), ("plugin", 40)] {
+        let there = &config["opencode"][what];
+        assert_eq!(there.as_object().map_or_else(|| there.as_array().unwrap().len(), |all| all.len()), count);
+    }
+    assert_eq!(config["openwork"].as_object().unwrap().len(), 40);
+    assert!(shop.read("opencode.jsonc").contains("// mine"));
+    assert_eq!(shop.get("/mcp")["items"].as_array().unwrap().len(), 40);
+}
+
+/// An editor that saves as editors do, by a new file, while berth writes: what either has written is there at the end.
+#[test]
+fn a_hand_that_writes_at_the_same_time_loses_nothing() {
+    let shop = Shop::open();
+    let path = shop.work.join("opencode.jsonc");
+    fs::write(&path, "{}\n").unwrap();
+    let (done, started) = (AtomicBool::new(false), Instant::now());
+    let saved = thread::scope(|scope| {
+        let hand = scope.spawn(|| {
+            let mut saved = 0;
+            // Bounded, for a test that fails must end too.
+            while !done.load(Ordering::SeqCst) && saved < 1000 && started.elapsed() < secs(60) {
+                let text = fs::read_to_string(&path).unwrap();
+                let next = text.replacen('{', &format!("{{\n  // hand {saved}\n"), 1);
+                let temp = shop.work.join("opencode.jsonc.swp");
+                fs::write(&temp, next).unwrap();
+                // An editor looks whether the file is still what it read.
+                if fs::read_to_string(&path).unwrap() == text {
+                    fs::rename(&temp, &path).unwrap();
+                    saved += 1;
+                }
+                // A quick hand, and yet one that lets others in.
+                thread::sleep(Duration::from_millis(2));
+            }
+            saved
+        });
+        let mut kept = 0;
+        for n in 0..150 {
+            let server = json!({"name": format!("m{n}"), "config": {"type": "remote", "url": "u"}});
+            let reply = shop.client.call("POST", &shop.path("/mcp"), Some(&server));
+            assert!([200, 409].contains(&reply.status), "{reply}");
+            if reply.status == 409 {
+                assert_eq!(reply.value()["code"], "conflict");
+            }
+            kept += u32::from(reply.status == 200);
+        }
+        done.store(true, Ordering::SeqCst);
+        assert!(kept > 0);
+        hand.join().unwrap()
+    });
+    // The hand's own look and its rename are two steps, so it may have lost one of ours; we must have lost none of its.
+    let text = shop.read("opencode.jsonc");
+    let lost: Vec<u32> = (0..saved).filter(|n| !text.contains(&format!("// hand {n}\n"))).collect();
+    assert!(lost.is_empty(), "{} of {saved} lost: {lost:?}", lost.len());
+}
+
+#[test]
+fn plugins_are_names_and_files() {
+    let shop = Shop::open();
+    shop.write("opencode.json", "{\n  \"plugin\": \"first@1\" // one\n}\n");
+    shop.write(".opencode/plugins/b.ts", "");
+    shop.write(".opencode/plugins/a.js", "");
+    shop.write(".opencode/plugins/no.txt", "");
+    put(&shop.server.scratch().path().join("home"), ".config/opencode/plugins/g.ts", "");
+    shop.golden("plugins", &shop.get("/plugins?includeGlobal=true"));
+    assert_eq!(shop.get("/plugins")["items"].as_array().unwrap().len(), 3);
+    // The same in another version is no other one.
+    assert_eq!(shop.post("/plugins", json!({"spec": "first@2"})), shop.get("/plugins"));
+    let specs = |reply: &Value| -> Vec<String> {
+        let items = reply["items"].as_array().unwrap().iter().filter(|item| item["source"] == "config");
+        items.map(|item| item["spec"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        specs(&shop.post("/plugins", json!({"spec": "@scope/two@1.0"}))),
+        ["first@1", "@scope/two@1.0"]
+    );
+    // OpenCode takes a list only.
+    assert!(
+        shop.read("opencode.json").contains("[\"first@1\", \"@scope/two@1.0\"]"),
+        "{}",
+        shop.read("opencode.json")
+    );
+    for spec in [json!({"spec": " "}), json!({})] {
+        shop.refused(400, "invalid_plugin_spec", "POST", "/plugins", spec);
+    }
+    let gone = shop.client.delete(200, &shop.path("/plugins/%40scope%2Ftwo"));
+    assert_eq!(specs(&gone), ["first@1"]);
+    assert_eq!(specs(&shop.client.delete(200, &shop.path("/plugins/unknown"))), ["first@1"]);
+    assert!(specs(&shop.client.delete(200, &shop.path("/plugins/first@9"))).is_empty());
+}
+
+#[test]
+fn mcp_servers_are_added_checked_and_removed() {
+    let shop = Shop::open();
+    assert_eq!(shop.get("/mcp"), json!({"items": []}));
+    shop.write(
+        "opencode.jsonc",
+        "{\n  \"mcp\": {\n    // by hand\n    \"z\": {\"type\": \"local\", \"command\": [\"x\"]}\n  }\n}\n",
+    );
+    shop.post(
+        "/mcp",
+        json!({"name": "a", "config": {"type": "remote", "url": "http://h", "enabled": false}}),
+    );
+    assert!(shop.read("opencode.jsonc").contains("// by hand"));
+    shop.post(
+        "/mcp",
+        json!({"name": "a", "config": {"type": "local", "command": ["y", "z"], "environment": {"A": "b"}}}),
+    );
+    // By hand only: OpenCode would not start with it.
+    shop.write(
+        "opencode.jsonc",
+        &shop.read("opencode.jsonc").replacen('{', "{\n  \"tools\": {\"deny\": [\"mcp.a*\"]},", 1),
+    );
+    shop.golden("mcp", &shop.get("/mcp"));
+    let ok = json!({"type": "remote", "url": "u"});
+    shop.refused(400, "invalid_mcp_name", "POST", "/mcp", json!({"name": "-x", "config": ok}));
+    shop.refused(400, "invalid_mcp_name", "POST", "/mcp", json!({"name": "a/b", "config": ok}));
+    shop.refused(400, "invalid_payload", "POST", "/mcp", json!({"name": "x"}));
+    shop.golden(
+        "mcp_refused",
+        &shop.refused(
+            400,
+            "invalid_mcp_config",
+            "POST",
+            "/mcp",
+            json!({"name": "x", "config": {"type": "local", "command": ["x", 5]}}),
+        ),
+    );
+    for config in [
+        json!({}),
+        json!({"type": "local", "command": []}),
+        json!({"type": "remote"}),
+        json!({"type": "remote", "url": "u", "extra": 1}),
+    ] {
+        shop.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "x", "config": config}));
+    }
+    let left = shop.client.delete(200, &shop.path("/mcp/a"));
+    assert_eq!(left["items"].as_array().unwrap().len(), 1);
+    assert_eq!(shop.client.delete(200, &shop.path("/mcp/a")), left);
+    shop.write("opencode.jsonc", "{\"mcp\": []}");
+    shop.refused(422, "invalid_config", "POST", "/mcp", json!({"name": "x", "config": ok}));
+}
+
+#[test]
+fn skills_are_listed_from_all_their_places() {
+    let shop = Shop::open();
+    shop.write(".opencode/skills/one/SKILL.md", &skill("one", "trigger: a word\n"));
+    shop.write(".opencode/skills/three/SKILL.md", &(skill("three", "") + "## When to use\n- for three\n"));
+    shop.write(".opencode/skills/other/SKILL.md", &skill("not-other", ""));
+    shop.write(".opencode/skills/bad/SKILL.md", "---\nname: bad\ndescription: [\n---\n");
+    shop.write(".opencode/skills/nameless/SKILL.md", "---\ndescription: has its folder's name\n---\n");
+    shop.write(".opencode/skills/plain/SKILL.md", "no description\n");
+    shop.write(".opencode/skills/Upper/SKILL.md", &skill("Upper", ""));
+    shop.write(".opencode/skill/two/SKILL.md", &skill("two", "when: at two\n"));
+    shop.write(".claude/skills/one/SKILL.md", &skill("one", "trigger: not the first\n"));
+    shop.write(".claude/skills/four/SKILL.md", &skill("four", ""));
+    fs::create_dir_all(shop.work.join(".opencode/skills/folder/SKILL.md")).unwrap();
+    let above = shop.server.scratch().path().to_owned();
+    put(&above, ".opencode/skills/above/SKILL.md", &skill("above", ""));
+    put(&above, ".opencode/skills/bad/SKILL.md", &skill("bad", ""));
+    fs::create_dir(above.join(".git")).unwrap();
+    put(&above.join("home"), ".config/opencode/skills/mine/SKILL.md", &skill("mine", ""));
+    put(&above.join("home"), ".claude/skills/one/SKILL.md", &skill("one", ""));
+    shop.golden("skills", &shop.get("/skills?includeGlobal=true"));
+    let names = |reply: &Value| {
+        reply["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert!(!names(&shop.get("/skills")).contains(&"mine".to_owned()));
+    shop.golden("skill", &shop.get("/skills/one"));
+    assert_eq!(
+        shop.client.get(200, &shop.path("/skills/mine?includeGlobal=true"))["item"]["scope"],
+        "global"
+    );
+    for name in ["nothing", "mine", "folder", "..", "%2e%2e%2fx"] {
+        let found = shop.refused(404, "skill_not_found", "GET", &format!("/skills/{name}"), Value::Null);
+        assert_eq!(found["message"], "Skill not found");
+    }
+    // Where the project begins, nothing above it counts.
+    fs::create_dir(shop.work.join(".git")).unwrap();
+    assert!(!names(&shop.get("/skills")).contains(&"above".to_owned()));
+}
+
+#[test]
+fn skills_are_written_and_removed() {
+    let shop = Shop::open();
+    let made =
+        shop.post("/skills", json!({"name": "new-one", "content": "Do it.", "description": "what: it does"}));
+    shop.golden("skill_put", &made);
+    assert_eq!(
+        shop.read(".opencode/skills/new-one/SKILL.md"),
+        "---\nname: new-one\ndescription: \"what: it does\"\n---\nDo it.\n"
+    );
+    let own = "---\nname: new-one\n# kept\ndescription: own\n---\n\nBody";
+    assert_eq!(shop.post("/skills", json!({"name": "new-one", "content": own}))["description"], "");
+    assert_eq!(shop.read(".opencode/skills/new-one/SKILL.md"), format!("{own}\n"));
+    for (status, code, body) in [
+        (400, "invalid_skill_name", json!({"name": "New", "content": "x", "description": "d"})),
+        (400, "invalid_skill_name", json!({"name": "../x", "content": "x", "description": "d"})),
+        (
+            400,
+            "invalid_skill_name",
+            json!({"name": "x", "content": "---\nname: y\n---\n", "description": "d"}),
+        ),
+        (400, "invalid_skill_content", json!({"name": "x", "description": "d"})),
+        (
+            400,
+            "invalid_skill_content",
+            json!({"name": "x", "content": "---\na: [\n---\n", "description": "d"}),
+        ),
+        (422, "invalid_description", json!({"name": "x", "content": "y"})),
+        (422, "invalid_description", json!({"name": "x", "content": "y", "description": "d".repeat(1025)})),
+    ] {
+        shop.refused(status, code, "POST", "/skills", body);
+    }
+    shop.write(".opencode/skills/new-one/more/file.txt", "x");
+    shop.golden("skill_delete", &shop.client.delete(200, &shop.path("/skills/new-one")));
+    assert!(!shop.work.join(".opencode/skills/new-one").exists());
+    shop.refused(404, "skill_not_found", "DELETE", "/skills/new-one", Value::Null);
+    shop.refused(400, "invalid_skill_name", "DELETE", "/skills/..", Value::Null);
+}
+
+#[test]
+fn commands_are_listed_written_and_removed() {
+    let shop = Shop::open();
+    assert_eq!(shop.get("/commands"), json!({"items": []}));
+    shop.post("/commands", json!({"name": "/plain", "template": "do $ARGUMENTS"}));
+    assert_eq!(shop.read(".opencode/commands/plain.md"), "---\nname: plain\n---\n\ndo $ARGUMENTS\n");
+    // The defect that stopped a whole project: nothing may stand there for a model that was not given.
+    shop.post("/commands", json!({"name": "null", "template": "x", "model": null}));
+    assert!(!shop.read(".opencode/commands/null.md").contains("model"));
+    shop.post("/commands", json!({"name": "full", "template": "t", "description": "d", "agent": "build", "model": "a/b", "subtask": true}));
+    shop.write(".opencode/commands/bad.md", "---\ndescription: [\n---\n\nx\n");
+    shop.write(".opencode/commands/stops.md", "---\nmodel: null\n---\n\nx\n");
+    shop.write(".opencode/commands/bare.md", "only text\n");
+    shop.write(".opencode/commands/no name.md", "x\n");
+    fs::create_dir(shop.work.join(".opencode/commands/folder.md")).unwrap();
+    shop.golden("commands", &shop.get("/commands"));
+    for (code, body) in [
+        ("invalid_command_template", json!({"name": "x"})),
+        ("invalid_command_template", json!({"name": "x", "template": " \n"})),
+        ("invalid_command_name", json!({"name": "a/b", "template": "t"})),
+        ("invalid_command_name", json!({"template": "t"})),
+    ] {
+        shop.refused(400, code, "POST", "/commands", body);
+    }
+    for name in ["full", "full", "%2Fplain"] {
+        assert_eq!(shop.client.delete(200, &shop.path(&format!("/commands/{name}"))), json!({"ok": true}));
+    }
+    assert!(!shop.work.join(".opencode/commands/plain.md").exists());
+    // The user's own are the host's to see.
+    let home = shop.server.scratch().path().join("home");
+    put(&home, ".config/opencode/commands/mine.md", "---\ndescription: d\n---\n\nx\n");
+    shop.refused(401, "unauthorized", "GET", "/commands?scope=global", Value::Null);
+    let mine = shop.server.owner().get(200, &shop.path("/commands?scope=global"));
+    assert_eq!((&mine["items"][0]["name"], &mine["items"][0]["scope"]), (&json!("mine"), &json!("global")));
+}
+
+#[test]
+fn what_leads_out_of_the_workspace_is_neither_read_nor_written() {
+    let shop = Shop::open();
+    let outside = shop.server.scratch().folder("outside");
+    put(&outside, "opencode.jsonc", "{\"model\": \"secret/secret\"}");
+    put(&outside, "SKILL.md", &skill("leak", ""));
+    put(&outside, "c.md", "secret\n");
+    let up = Path::new("../outside");
+    symlink(outside.join("opencode.jsonc"), shop.work.join("opencode.jsonc")).unwrap();
+    fs::create_dir_all(shop.work.join(".opencode/skills/leak")).unwrap();
+    symlink("../../../../outside/SKILL.md", shop.work.join(".opencode/skills/leak/SKILL.md")).unwrap();
+    fs::create_dir_all(shop.work.join(".opencode/commands")).unwrap();
+    symlink(outside.join("c.md"), shop.work.join(".opencode/commands/c.md")).unwrap();
+    symlink(up, shop.work.join(".claude")).unwrap();
+    fs::create_dir_all(outside.join("skills/out")).unwrap();
+    put(&outside, "skills/out/SKILL.md", &skill("out", ""));
+    for call in ["/config", "/skills", "/commands", "/mcp", "/plugins"] {
+        let reply = shop.client.call("GET", &shop.path(call), None);
+        assert!(!reply.text().contains("secret") && !reply.text().contains("\"out\""), "{call}: {reply}");
+    }
+    shop.refused(404, "skill_not_found", "GET", "/skills/leak", Value::Null);
+    let told = shop.refused(400, "invalid_path", "PATCH", "/config", json!({"opencode": {"model": "a/b"}}));
+    assert!(told["message"].as_str().unwrap().contains("symbolic link"), "{told}");
+    shop.post("/commands", json!({"name": "c", "template": "mine"}));
+    shop.post("/skills", json!({"name": "leak", "content": "mine", "description": "d"}));
+    assert_eq!(fs::read_to_string(outside.join("c.md")).unwrap(), "secret\n");
+    assert_eq!(fs::read_to_string(outside.join("SKILL.md")).unwrap(), skill("leak", ""));
+    assert_eq!(fs::read_to_string(outside.join("opencode.jsonc")).unwrap(), "{\"model\": \"secret/secret\"}");
+    assert!(!shop.work.join(".opencode/commands/c.md").is_symlink());
+}
+
+#[test]
+fn writes_wait_for_the_host_in_manual_mode() {
+    let shop = Shop::of(Setup::new().arg("--approval=manual").start());
+    let owner = shop.server.owner();
+    thread::scope(|scope| {
+        let write =
+            scope.spawn(|| shop.post("/mcp", json!({"name": "a", "config": {"type": "remote", "url": "u"}})));
+        let asked = loop {
+            let list = owner.get(200, "/approvals");
+            if let Some(item) = list["items"].get(0) {
+                break item.clone();
+            }
+            thread::yield_now();
+        };
+        assert_eq!(asked["action"], "mcp.add");
+        assert_eq!(asked["paths"], json!([shop.work.join("opencode.jsonc")]));
+        assert!(!shop.work.join("opencode.jsonc").exists(), "nothing is written before");
+        owner.post(200, &format!("/approvals/{}", asked["id"].as_str().unwrap()), json!({"reply": "allow"}));
+        assert_eq!(write.join().unwrap()["items"][0]["name"], "a");
+    });
+    // What is wrong is said before anybody is asked.
+    shop.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "a", "config": {"type": "x"}}));
+    assert_eq!(owner.get(200, "/approvals")["items"], json!([]));
+}
+
+#[test]
+fn a_container_has_it_all_too() {
+    let server = seeded().arg("--approval=auto").start();
+    let place = Place::ready(&server, json!({}));
+    let id = server.owner().get(200, "/workspaces")["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|item| item["path"] == json!(place.root))
+        .unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let (client, base) = (server.collaborator(), format!("/workspace/{id}"));
+    client.post(200, &format!("{base}/mcp"), json!({"name": "a", "config": {"type": "remote", "url": "u"}}));
+    client.post(200, &format!("{base}/commands"), json!({"name": "c", "template": "t"}));
+    let made =
+        client.post(200, &format!("{base}/skills"), json!({"name": "s", "content": "x", "description": "d"}));
+    assert_eq!(made["path"], "/.opencode/skills/s/SKILL.md", "as it is called inside");
+    let said = place.sh("stat -c '%u %g %a %n' /opencode.jsonc /.opencode/commands/c.md /.opencode/skills/s/SKILL.md /.opencode");
+    assert_eq!(
+        said,
+        "0 0 644 /opencode.jsonc\n0 0 644 /.opencode/commands/c.md\n0 0 644 /.opencode/skills/s/SKILL.md\n0 0 755 /.opencode\n"
+    );
+    place.sh(
+        "ln -s /etc/shadow /.opencode/commands/leak.md; echo '{\"model\": \"in/side\"}' > /opencode.jsonc",
+    );
+    assert_eq!(client.get(200, &format!("{base}/config"))["opencode"], json!({"model": "in/side"}));
+}
