@@ -13,7 +13,7 @@
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
 //! | [`workspaces`] | the records, their status machine, their registry |
 //! | [`project`] | what an agent reads in a workspace and leaves there: inbox, outbox |
-//! | [`access`] | credentials, scoped tokens and what they have open, scopes, approvals |
+//! | [`access`] | credentials, scoped tokens and what they have open, scopes, approvals, the audit log |
 //! | [`opencode`] | the way to a workspace's OpenCode: what passes, connections, deadlines, WebSockets |
 //! | [`runs`] | commands: policy, output, which are under way |
 //! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
@@ -102,6 +102,7 @@
 //! ```text
 //! <data>/lock                        flock: one server
 //! <data>/credentials.json            generated tokens, 0600
+//! <data>/audit/LOG.jsonl, LOG.1.jsonl who did what: of each workspace (ws_…) and of the server, 2 MiB each
 //! <data>/tokens.json                 scoped tokens, 0600, unless they lie beside server.json or where they are told to
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
 //! <data>/workspaces/ID/root          a container's files (root.build.log beside it)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::access::{Approval, Approvals, TokenSetting};
+use crate::access::{Approval, Approvals, Audit, TokenSetting};
 use crate::access::{Credentials, Scope, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
@@ -154,6 +154,7 @@ pub fn run(settings: Settings) -> Result<()> {
         credentials,
         approval: settings.approval,
         approvals: Approvals::new(settings.approval.timeout)?,
+        audit: Audit::open(&settings.data_dir)?,
         read_only: settings.read_only,
         cors_origins: settings.cors_origins.clone(),
         authorized_roots: settings.authorized_roots.clone(),

@@ -215,7 +215,8 @@ impl Credentials {
     }
 }
 
-fn named(token: &Token) -> String {
+/// A scoped token in words.
+pub fn named(token: &Token) -> String {
     let scope = token.scope.as_str();
     match &token.label {
         Some(label) => format!("the {scope} token '{}'", label.escape_debug()),

@@ -1,12 +1,14 @@
-//! Who may do what: credentials, scopes, read-only mode. Knows nothing of HTTP.
+//! Who may do what, and who did: credentials, scopes, approvals, read-only mode, the audit log. Knows nothing of HTTP.
 
 pub mod approvals;
+pub mod audit;
 pub mod credentials;
 pub mod leases;
 pub mod scope;
 pub mod tokens;
 
 pub use approvals::Approvals;
+pub use audit::Audit;
 pub use credentials::{Credentials, Source, TokenSetting};
 pub use leases::Lease;
 pub use scope::{Actor, Scope};

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Ctx, reach};
 use crate::access::approvals::{Asked, not_found};
+use crate::access::audit::Draft;
 use crate::base::{Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 
@@ -27,11 +28,19 @@ struct Reply {
 /// `POST /approvals/:id`; anything but `allow` is a no, as observed.
 pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let allow = request.json::<Reply>(limits::JSON_BODY_BYTES)?.reply == "allow";
-    let by = request.actor().ok_or_else(|| Error::internal("an answer of nobody"))?;
-    let id = request.param("id");
-    if ctx.approvals.find(id).is_some_and(|asked| !sees(ctx, request, &asked)) {
-        return Err(not_found());
+    let id = request.param("id").to_owned();
+    let asked = ctx.approvals.find(&id).filter(|asked| sees(ctx, request, asked)).ok_or_else(not_found)?;
+    let log = reach::find(ctx, &asked.workspace_id).map(|workspace| workspace.openwork_id.clone());
+    if let Some(draft) = request.draft() {
+        let word = if allow { "allow" } else { "deny" };
+        *draft = Draft {
+            log: log.unwrap_or_else(|| draft.log.clone()),
+            action: format!("approval.{word}"),
+            target: id.clone(),
+            summary: asked.summary,
+        };
     }
-    ctx.approvals.answer(id, allow, by)?;
+    let by = request.actor().ok_or_else(|| Error::internal("an answer of nobody"))?;
+    ctx.approvals.answer(&id, allow, by)?;
     Ok(Answer::Now(Response::ok(&json!({ "ok": true, "allowed": allow }))))
 }

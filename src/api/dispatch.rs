@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::routes::TABLE;
-use super::{Ctx, reach};
+use super::{Ctx, audit, reach};
 use serde_json::Value;
 
 use crate::access::approvals::Asked;
@@ -52,6 +52,9 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
         Match::OtherMethods(_) | Match::Nothing => return Err(Error::new(Code::NotFound, "Not found")),
     };
     let actor = authenticate(ctx, route, request)?;
+    // From here on a refusal is in the audit log, and says who was refused.
+    request.set_actor(actor.clone());
+    request.set_draft(audit::draft(ctx, route, request));
     if ctx.read_only && route.effect == Effect::Write {
         return Err(Error::new(Code::ReadOnly, "Server is read-only"));
     }
@@ -62,7 +65,6 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
         }
     }
     let owner = actor.as_ref().is_some_and(|actor| actor.scope == Scope::Owner);
-    request.set_actor(actor);
     Ok(match route.gate {
         Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
             (route, Some(action))
@@ -88,8 +90,15 @@ fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
 }
 
 /// Has a prepared write done, after a person has allowed it where one must.
-fn allow_prepared(ctx: &Arc<Ctx>, request: Request, class: Class, action: &'static str, prepared: Prepared) {
+fn allow_prepared(
+    ctx: &Arc<Ctx>,
+    mut request: Request,
+    class: Class,
+    action: &'static str,
+    prepared: Prepared,
+) {
     let Prepared { summary, paths, work } = prepared;
+    audit::describe(ctx, &mut request, &summary, &paths);
     let work = move |ctx: &Arc<Ctx>, mut request: Request| match guarded(|| work(&mut request)) {
         Ok(response) => reply(ctx, request, response),
         Err(error) => fail(ctx, request, &error),
@@ -121,9 +130,12 @@ fn shown(text: &str) -> String {
 /// gone meanwhile does not.
 fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
     match guarded(|| describe(ctx, &mut request, action)) {
-        Ok(asked) => wait_for_person(ctx, request, asked, move |ctx, request| {
-            on_worker(ctx, ctx.transfer_place(), request, |ctx, request| perform(ctx, request, route));
-        }),
+        Ok(asked) => {
+            audit::describe(ctx, &mut request, &asked.summary, &[]);
+            wait_for_person(ctx, request, asked, move |ctx, request| {
+                on_worker(ctx, ctx.transfer_place(), request, |ctx, request| perform(ctx, request, route));
+            });
+        }
         Err(error) => fail(ctx, request, &error),
     }
 }
@@ -172,7 +184,10 @@ fn describe(ctx: &Ctx, request: &mut Request, action: &str) -> Result<Asked> {
     let path = request.path().to_owned();
     // A large body stays with its client until the answer: nobody reads it here.
     let body = if request.is_streamed() {
-        "with a large body".to_owned()
+        let size =
+            request.announced_length().map_or_else(|| "unknown size".to_owned(), |n| format!("{n} bytes"));
+        let kind = request.header("Content-Type").unwrap_or("unknown type");
+        shown(&format!("a body of {size}, {kind}"))
     } else {
         let body = request.hold_body(limits::HELD_BODY_BYTES)?;
         let text = match serde_json::from_slice::<Value>(body) {
@@ -236,11 +251,18 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
     };
     match ctx.credentials.actor(presented) {
         Ok(actor) if host && actor.scope < Scope::Owner => {
+            audit::login_failed(ctx, request, Some(&actor), &ctx.credentials.describe(&actor));
             Err(unauthorized(&ctx.credentials.describe(&actor), host, required)
                 .detail("scope", actor.scope.as_str()))
         }
         Ok(actor) => Ok(Some(actor)),
-        Err(worthless) => Err(unauthorized(&worthless.to_string(), host, required)),
+        Err(worthless) => {
+            let seen = worthless.to_string();
+            if presented.bearer.is_some() || presented.host.is_some() {
+                audit::login_failed(ctx, request, None, &seen);
+            }
+            Err(unauthorized(&seen, host, required))
+        }
     }
 }
 
@@ -333,7 +355,8 @@ fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
     on_worker(ctx, ctx.transfer_place(), request, move |ctx, request| send(ctx, request, response));
 }
 
-fn send(ctx: &Ctx, request: Request, response: Response) {
+fn send(ctx: &Ctx, mut request: Request, response: Response) {
+    audit::record(ctx, &mut request, &response);
     let response = cors::apply(response, cors::allowed_origin(&ctx.cors_origins, &request));
     if ctx.log_requests {
         let (method, path, status) = (request.method().as_str(), request.path(), response.status());

@@ -2,6 +2,7 @@
 //! the answer: no I/O, no locks, no status numbers.
 
 pub mod approvals;
+pub mod audit;
 pub mod dispatch;
 pub mod doctor;
 pub mod follow;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::access::{Approval, Approvals, Credentials, Scope};
+use crate::access::{Approval, Approvals, Audit, Credentials, Scope};
 use serde_json::Value;
 
 use crate::base::pool::{Place, Pool};
@@ -55,6 +56,8 @@ pub struct Ctx {
     pub approval: Approval,
     /// Writes that wait for a person.
     pub approvals: Approvals,
+    /// Who did what.
+    pub audit: Audit,
     /// Refuse writes.
     pub read_only: bool,
     /// Origins that browsers may call from.

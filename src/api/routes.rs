@@ -3,7 +3,9 @@
 
 use std::sync::LazyLock;
 
-use super::{Ctx, approvals, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces};
+use super::{
+    Ctx, approvals, audit, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces,
+};
 use super::{project_commands, project_config, project_mcp, project_plugins, project_skills};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
@@ -109,6 +111,8 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Short,
         handler: system::activate,
     },
+    read("/workspace/:id/audit", VIEWER, audit::of_workspace),
+    read("/audit", Auth::Host, audit::of_server),
     read("/tokens", Auth::Host, tokens::list),
     write(Post, "/tokens", Auth::Host, Gate::Open, tokens::create),
     write(Delete, "/tokens/:id", Auth::Host, Gate::Open, tokens::delete),

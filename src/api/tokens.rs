@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Ctx, reach};
 use crate::access::Scope;
+use crate::access::credentials::named;
 use crate::access::tokens::{NewToken, Token};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
@@ -56,8 +57,17 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(invalid(format!("label has at most {} characters", limits::TOKEN_LABEL_CHARS)));
     }
     let (token, secret) = ctx.credentials.create(NewToken { scope, label, lifetime, workspace_ids })?;
+    note(request, &token);
     log::info!("Token {} made: {}", token.id, token.scope.as_str());
     Ok(Answer::Now(Response::json(201, &Made { secret, token }).with("Cache-Control", "no-store")))
+}
+
+/// What the audit log says of it.
+fn note(request: &mut Request, token: &Token) {
+    if let Some(draft) = request.draft() {
+        draft.target.clone_from(&token.id);
+        draft.summary = named(token);
+    }
 }
 
 fn invalid(message: String) -> Error {
@@ -76,6 +86,7 @@ struct Made {
 /// `DELETE /tokens/:id`: at once, also for what the token has opened.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let token = ctx.credentials.revoke(request.param("id"))?;
+    note(request, &token);
     log::info!("Token {} revoked", token.id);
     Ok(Answer::Now(Response::ok(&json!({ "ok": true }))))
 }

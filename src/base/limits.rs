@@ -354,6 +354,23 @@ pub const LIBRARY_PATH_PARTS: usize = 8;
 /// Longest front matter of a Markdown file; real ones have a few lines.
 pub const FRONT_MATTER_BYTES: usize = 64 << 10;
 
+/// One of the two files of an audit log: some 5,000 lines.
+pub const AUDIT_FILE_BYTES: u64 = 2 << 20;
+/// Longest line that is read of an audit log; ours are shorter than 2 KB.
+pub const AUDIT_LINE_BYTES: usize = 64 << 10;
+/// How much is read of each file, from its end: more than ours have, and an end for what others wrote.
+pub const AUDIT_SCAN_BYTES: u64 = 16 << 20;
+/// Files of audit logs, some 4 GiB if all were full; those that were not written to for the longest time are given up.
+pub const AUDIT_FILES: usize = 2000;
+/// One client's failed logins are written about once in so long.
+pub const AUDIT_FAILURE_PAUSE: Duration = Duration::from_secs(10);
+/// Clients whose failed logins are counted at once; those of more are not written about.
+pub const AUDIT_FAILING: usize = 256;
+/// Lines of an audit log that are shown when nothing else is asked for, as observed.
+pub const AUDIT_SHOWN: usize = 50;
+/// The most that are shown, as observed.
+pub const AUDIT_SHOWN_MOST: usize = 200;
+
 /// Scoped tokens; a person with more of them has a script that forgets to revoke.
 pub const TOKENS: usize = 1000;
 /// Largest token store: that many tokens with long labels and lists take half of it.

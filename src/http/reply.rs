@@ -14,6 +14,8 @@ use crate::base::{Code, Error, Result, clock, limits};
 #[derive(Debug)]
 pub struct Response {
     status: u16,
+    /// Of an error's reply.
+    code: Option<Code>,
     headers: Vec<(Cow<'static, str>, String)>,
     body: Body,
 }
@@ -36,7 +38,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 impl Response {
     /// No body.
     pub fn empty(status: u16) -> Response {
-        Response { status, headers: Vec::new(), body: Body::Bytes(Vec::new()) }
+        Response { status, code: None, headers: Vec::new(), body: Body::Bytes(Vec::new()) }
     }
 
     /// 200 with `value` as JSON.
@@ -60,7 +62,8 @@ impl Response {
 
     /// The reply of an error. Sources stay in the log.
     pub fn error(error: &Error) -> Response {
-        let response = Response::json(error.code().status(), &error.body());
+        let mut response = Response::json(error.code().status(), &error.body());
+        response.code = Some(error.code());
         match error.code() {
             Code::Busy | Code::ShuttingDown | Code::ContainerStopped => {
                 response.with("Retry-After", limits::RETRY_AFTER_SECS.to_string())
@@ -79,12 +82,17 @@ impl Response {
     /// 200 whose body is written to the client's own socket, by whoever left the ticket
     /// ([`super::client::Tickets`]); without a length as long as it takes.
     pub fn taken(ticket: String, length: Option<u64>) -> Response {
-        Response { status: 200, headers: Vec::new(), body: Body::Taken { ticket, length } }
+        Response { status: 200, code: None, headers: Vec::new(), body: Body::Taken { ticket, length } }
     }
 
     /// 101: from here on the socket belongs to whoever left the ticket.
     pub fn upgraded(ticket: String) -> Response {
-        Response { status: 101, headers: Vec::new(), body: Body::Taken { ticket, length: Some(0) } }
+        Response {
+            status: 101,
+            code: None,
+            headers: Vec::new(),
+            body: Body::Taken { ticket, length: Some(0) },
+        }
     }
 
     /// With another status.
@@ -114,6 +122,11 @@ impl Response {
     pub fn without_body(mut self, length: Option<u64>) -> Response {
         self.body = Body::Absent(length);
         self
+    }
+
+    /// The code of an error's reply.
+    pub fn code(&self) -> Option<Code> {
+        self.code
     }
 
     /// The status.

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::reply::Response;
 use crate::access::Actor;
+use crate::access::audit::Draft;
 use crate::base::{Code, Error, Result};
 
 /// The methods that any route has.
@@ -51,6 +52,8 @@ pub struct Request {
     on_worker: bool,
     /// The body, once it was read ahead of its handler.
     held: Option<Cursor<Vec<u8>>>,
+    /// The line of the audit log that its answer completes.
+    draft: Option<Draft>,
 }
 
 impl Request {
@@ -66,7 +69,7 @@ impl Request {
             _ => Method::Other,
         };
         let (params, started) = (Vec::new(), Instant::now());
-        Request { inner, method, params, actor: None, started, on_worker: false, held: None }
+        Request { inner, method, params, actor: None, started, on_worker: false, held: None, draft: None }
     }
 
     /// The method.
@@ -98,6 +101,21 @@ impl Request {
     /// Notes who is asking; dispatch alone knows.
     pub fn set_actor(&mut self, actor: Option<Actor>) {
         self.actor = actor;
+    }
+
+    /// The line of the audit log, if its kind has one; whoever knows better than dispatch what it should say changes it.
+    pub fn draft(&mut self) -> Option<&mut Draft> {
+        self.draft.as_mut()
+    }
+
+    /// Begins that line.
+    pub fn set_draft(&mut self, draft: Option<Draft>) {
+        self.draft = draft;
+    }
+
+    /// Takes it to be written.
+    pub fn take_draft(&mut self) -> Option<Draft> {
+        self.draft.take()
     }
 
     /// When it was taken.

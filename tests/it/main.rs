@@ -22,6 +22,7 @@ mod upstream;
 
 mod abuse;
 mod approvals;
+mod audit;
 mod config;
 mod container;
 mod container_build;

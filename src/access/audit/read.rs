@@ -1,0 +1,113 @@
+//! Lines of audit logs from the end to the beginning, a block at a time: a log's two files, and beside them the one that
+//! the OpenWork server left in the workspace, whose content is whatever the workload likes.
+
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+
+use serde_json::Value;
+
+use crate::base::limits;
+
+/// Whether a successful line of this kind means that the workspace was changed through the OpenWork API.
+pub(super) fn changes(action: &str, target: &str) -> bool {
+    !target.starts_with("/api/") && !action.starts_with("approval.")
+}
+
+/// Two logs as one, newest first.
+pub(super) struct Merged {
+    ours: Vec<Backward>,
+    old: Option<Backward>,
+    /// What is next of each.
+    next: [Option<Value>; 2],
+}
+
+impl Merged {
+    /// `ours`: the newer file first.
+    pub(super) fn new(ours: Vec<File>, old: Option<File>) -> Merged {
+        let mut ours: Vec<Backward> = ours.into_iter().filter_map(|file| Backward::new(file).ok()).collect();
+        ours.reverse();
+        Merged { ours, old: old.and_then(|file| Backward::new(file).ok()), next: [None, None] }
+    }
+
+    pub(super) fn next(&mut self) -> Option<io::Result<Value>> {
+        if self.next[0].is_none() {
+            while let Some(file) = self.ours.last_mut() {
+                match file.next() {
+                    Ok(Some(line)) => {
+                        self.next[0] = Some(line);
+                        break;
+                    }
+                    Ok(None) => drop(self.ours.pop()),
+                    Err(error) => return Some(Err(error)),
+                }
+            }
+        }
+        if self.next[1].is_none() {
+            // What cannot be read of what the workload wrote is not there.
+            self.next[1] = self.old.as_mut().and_then(|old| old.next().ok().flatten());
+        }
+        let time = |line: &Option<Value>| line.as_ref().map(|line| line["timestamp"].as_u64().unwrap_or(0));
+        let newest = if time(&self.next[1]) > time(&self.next[0]) { 1 } else { 0 };
+        self.next[newest].take().map(Ok)
+    }
+}
+
+/// One file.
+struct Backward {
+    file: File,
+    /// Everything behind this place has been read.
+    at: u64,
+    /// What has been read and not yet been given out.
+    tail: Vec<u8>,
+    /// The line is too long to be one of ours; what belongs to it is forgotten.
+    skipping: bool,
+    /// How much may still be read.
+    budget: u64,
+}
+
+impl Backward {
+    fn new(mut file: File) -> io::Result<Backward> {
+        let at = file.seek(SeekFrom::End(0))?;
+        Ok(Backward { file, at, tail: Vec::new(), skipping: false, budget: limits::AUDIT_SCAN_BYTES })
+    }
+
+    /// The next line that is an object; others are passed over.
+    fn next(&mut self) -> io::Result<Option<Value>> {
+        while let Some(line) = self.line()? {
+            if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&line) {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(end) = self.tail.iter().rposition(|byte| *byte == b'\n') {
+                let line = self.tail.split_off(end + 1);
+                self.tail.pop();
+                if !std::mem::take(&mut self.skipping) {
+                    return Ok(Some(line));
+                }
+                continue;
+            }
+            if self.tail.len() > limits::AUDIT_LINE_BYTES {
+                self.tail.clear();
+                self.skipping = true;
+            }
+            let size = (limits::PIPE_CHUNK as u64).min(self.at).min(self.budget);
+            if size == 0 {
+                let line = std::mem::take(&mut self.tail);
+                let whole = self.at == 0 && !line.is_empty() && !self.skipping;
+                return Ok(whole.then_some(line));
+            }
+            let mut block = vec![0; usize::try_from(size).unwrap_or(0)];
+            self.at -= size;
+            self.budget -= size;
+            self.file.read_exact_at(&mut block, self.at)?;
+            block.append(&mut self.tail);
+            self.tail = block;
+        }
+    }
+}

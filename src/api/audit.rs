@@ -1,0 +1,158 @@
+//! The audit log from outside of handlers: what line a request begins, what its answer makes of it; and the two endpoints
+//! that show logs. A handler that knows better what the line should say changes it ([`Request::draft`]).
+
+use std::fs::File;
+
+use serde_json::json;
+
+use super::{Ctx, reach};
+use crate::access::Actor;
+use crate::access::audit::{Draft, Outcome, SERVER, shown};
+use crate::base::{Result, limits};
+use crate::http::{Answer, Effect, Gate, Method, Request, Response, Route};
+use crate::workspaces::{Kind, Workspace};
+
+/// Where the OpenWork server kept a workspace's log.
+const OLD: &str = ".opencode/openwork/audit.jsonl";
+
+/// What is no write of its own: a key that is typed, a wait.
+const SILENT: &[&str] = &[
+    "/api/workspaces/:id/runs/:run/stdin",
+    "/api/workspaces/:id/runs/:run/wait",
+    "/api/workspaces/:id/terminals/:terminal/input",
+    "/api/workspaces/:id/terminals/:terminal/resize",
+];
+
+/// The line that a request for this route begins, if any.
+pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Draft> {
+    let writes = route.effect == Effect::Write || route.method != Method::Get;
+    // The proxy is OpenCode's own business: chat messages are no writes to a workspace's settings.
+    if !writes || SILENT.contains(&route.pattern) || route.pattern.contains("/opencode") {
+        return None;
+    }
+    let workspace = match reach::of(route) {
+        // Its own log goes out of sight with a workspace.
+        reach::Reach::Named if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete => {
+            None
+        }
+        reach::Reach::Named => reach::find(ctx, request.param("id")),
+        _ => None,
+    };
+    let path = shown(request.path());
+    Some(Draft {
+        log: workspace.map_or_else(|| SERVER.to_owned(), |workspace| workspace.openwork_id.clone()),
+        action: action(route),
+        summary: format!("{} {path}", route.method.as_str()),
+        target: path,
+    })
+}
+
+/// The word for what a route does: the one of its gate, else its path and method.
+fn action(route: &Route<Ctx>) -> String {
+    if let Gate::Collaborators(action) | Gate::Everyone(action) = route.gate {
+        return action.to_owned();
+    }
+    let segments: Vec<&str> =
+        route.pattern.split('/').filter(|part| !["", "api", "w"].contains(part)).collect();
+    let mut words: Vec<&str> =
+        segments.iter().copied().filter(|part| !part.starts_with([':', '*'])).collect();
+    if let Some(first) = words.first_mut().filter(|first| **first == "workspaces") {
+        *first = "workspace";
+    }
+    let acts = segments.last().is_some_and(|last| !last.starts_with([':', '*'])) && segments.len() > 1;
+    match route.method {
+        // `…/:id/sync` names what it does, `…/tokens` what it makes one of.
+        Method::Post if acts => {}
+        Method::Post => words.push("create"),
+        Method::Put => words.push("put"),
+        Method::Patch => words.push("patch"),
+        Method::Delete => words.push("delete"),
+        _ => words.push("open"),
+    }
+    words.join(".")
+}
+
+/// What exactly is to be written, once that is known.
+pub(super) fn describe(ctx: &Ctx, request: &mut Request, summary: &str, paths: &[String]) {
+    let root = paths.first().and_then(|_| reach::find(ctx, request.param("id")));
+    let root = root.map(|workspace| workspace.record().shown.path.clone());
+    let Some(draft) = request.draft() else { return };
+    draft.summary = shown(summary);
+    if let Some(path) = paths.first() {
+        let inside = root.and_then(|root| path.strip_prefix(&root).map(|rest| rest.trim_start_matches('/')));
+        draft.target = shown(inside.filter(|rest| !rest.is_empty()).unwrap_or(path));
+    }
+}
+
+/// Writes the line of a request that is being answered.
+pub(super) fn record(ctx: &Ctx, request: &mut Request, response: &Response) {
+    let Some(draft) = request.take_draft() else { return };
+    let code = response.code().map_or("", |code| code.as_str());
+    let outcome = match response.status() {
+        status @ (401 | 403) => Outcome::Denied(status, code),
+        status @ 400.. => Outcome::Failed(status, code),
+        _ => Outcome::Done,
+    };
+    ctx.audit.record(&draft, request.actor(), outcome);
+}
+
+/// Notes a credential that was worth nothing, or not enough to be told so with a 403.
+pub(super) fn login_failed(ctx: &Ctx, request: &Request, actor: Option<&Actor>, seen: &str) {
+    ctx.audit.login_failed(request.peer(), actor, request.path(), seen);
+}
+
+/// When the workspace was last changed through the OpenWork API, in Unix milliseconds: `updatedAt` of its configuration.
+pub fn last_change(ctx: &Ctx, workspace: &Workspace) -> Option<u64> {
+    ctx.audit.last_change(&workspace.openwork_id, || old(ctx, workspace))
+}
+
+/// The log that the OpenWork server left. It knew host folders only.
+fn old(ctx: &Ctx, workspace: &Workspace) -> Option<File> {
+    if workspace.record().shown.workspace_type != Kind::Host {
+        return None;
+    }
+    ctx.lifecycle.files(workspace).and_then(|root| root.open_file(OLD)).ok().flatten()
+}
+
+/// `GET /workspace/:id/audit`
+pub fn of_workspace(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    answer(ctx, request, &workspace.openwork_id, old(ctx, &workspace))
+}
+
+/// `GET /audit`: what concerns the server, or workspaces that are gone.
+pub fn of_server(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    answer(ctx, request, SERVER, None)
+}
+
+fn answer(ctx: &Ctx, request: &Request, log: &str, old: Option<File>) -> Result<Answer> {
+    // What is no number is as if it were not there, as observed.
+    let limit = request.query("limit").and_then(|text| text.parse::<usize>().ok());
+    let limit = limit.unwrap_or(limits::AUDIT_SHOWN).clamp(1, limits::AUDIT_SHOWN_MOST);
+    Ok(Answer::Now(Response::ok(&json!({ "items": ctx.audit.recent(log, old, limit)? }))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::routes::ROUTES;
+
+    #[test]
+    fn actions_are_words() {
+        let of = |method: Method, pattern: &str| {
+            let route = ROUTES.iter().find(|route| route.method == method && route.pattern == pattern);
+            action(route.unwrap())
+        };
+        assert_eq!(of(Method::Post, "/tokens"), "tokens.create");
+        assert_eq!(of(Method::Delete, "/tokens/:id"), "tokens.delete");
+        assert_eq!(of(Method::Post, "/workspaces/:id/activate"), "workspace.activate");
+        assert_eq!(of(Method::Post, "/api/workspaces"), "workspace.create");
+        assert_eq!(of(Method::Put, "/api/workspaces/:id"), "workspace.put");
+        assert_eq!(of(Method::Post, "/api/workspaces/:id/exec"), "workspace.exec");
+        assert_eq!(of(Method::Put, "/api/library/skill/:name/files/*path"), "library.skill.files.put");
+        for route in ROUTES.iter().filter(|route| route.method != Method::Get) {
+            let action = action(route);
+            assert!(!action.is_empty() && !action.contains([':', '/', '*']), "{action}");
+        }
+    }
+}
