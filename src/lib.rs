@@ -38,6 +38,12 @@
 //! store, since the move waits for an RCU grace period. Whatever the agent says is untrusted: its socket's path lies
 //! outside the container, pids come from the kernel, sizes and waits are bounded.
 //!
+//! # Networks
+//!
+//! A container with a private network starts in a network namespace that the start itself makes, around nspawn and not
+//! by it: so it belongs to the host, and lives and ends with the container, whoever watches it. Its rules lie in the
+//! namespace and, for what changes meanwhile, in one table of the host ([`containers::network`]).
+//!
 //! # Terminals
 //!
 //! A terminal ([`runs::terminal`]) is a program on a PTY, a model of its screen and the clients that watch. Its thread
@@ -114,6 +120,7 @@
 //! <data>/images/ID, names/NAME       base images, complete by existing, and what points to them ([`containers::images`])
 //! <data>/workspaces/ID/machine.json  a running container: what a later server must know to take it over
 //! <data>/workspaces/ID/agent.sock    its agent's door; machine.log beside it has nspawn's words
+//! <data>/network.json                the range of private networks, while there is a table of rules for them
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another
 //! <data>/private_key                 seals secrets in templates, 0600

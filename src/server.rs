@@ -17,6 +17,7 @@ use crate::base::ids::Distro;
 use crate::base::pool::Pool;
 use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
+use crate::containers::network::Choice;
 use crate::containers::probe::{Status, Subject};
 use crate::containers::{Engine, Images};
 use crate::events::Bus;
@@ -104,6 +105,8 @@ pub struct Settings {
     pub private_key_file: Option<PathBuf>,
     /// After so long without commands and terminals a container is stopped; zero: never.
     pub idle_timeout: Duration,
+    /// Private networks of containers.
+    pub private_network: Choice,
     /// Threads that answer requests.
     pub http_threads: usize,
 }
@@ -308,7 +311,7 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
     let registry =
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
     let images = Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?;
-    let engine = Engine::new(cgroups.clone(), data_dir)?;
+    let engine = Engine::new(cgroups.clone(), data_dir, settings.private_network.clone())?;
     let library = {
         let default = data_dir.join("library");
         let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));

@@ -168,6 +168,19 @@ impl fmt::Display for Distro {
     }
 }
 
+/// What a container sees of the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The host's own.
+    #[default]
+    Host,
+    /// Nothing but its own loopback.
+    None,
+    /// One of its own, with a way out that leads past the host.
+    Private,
+}
+
 /// Reads a workspace id of `/api`.
 ///
 /// # Errors

@@ -392,6 +392,10 @@ pub const APPROVALS: usize = 128;
 pub const APPROVALS_PER_TOKEN: usize = 16;
 /// What of a body the person who approves is shown.
 pub const APPROVAL_SUMMARY_CHARS: usize = 400;
+/// How long `ip` or `nft` may take; they ask the kernel one question.
+pub const NETWORK_TOOL: Duration = Duration::from_secs(10);
+/// What is kept of their output: a router's table of routes, and then some.
+pub const NETWORK_OUTPUT_BYTES: usize = 1 << 20;
 /// Default for `--idle-timeout`, in seconds.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Ten years, in seconds: never, for all purposes, and far from the clock's end.

@@ -70,6 +70,10 @@ Commands and containers
   --runs-disk-limit BYTES    kept of all runs together; from 1048576 [17179869184]
   --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
   --idle-timeout SECONDS     stop a container that has no commands and terminals for so long; 0: never [1800]
+  --private-range RANGE      addresses of private networks; every container takes 4 [10.213.0.0/16, or else the
+                             first of a few others into which this host has no route]
+  --private-dns ADDRESS      name server of private networks; repeatable [the host's, unless they listen on the
+                             host itself]
   --library DIR              templates, skills, tools and scripts; a git clone will do [library in --data-dir]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
                              or arch-linux; repeatable
@@ -106,6 +110,7 @@ Environment
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
   BERTH_IDLE_TIMEOUT         --idle-timeout
+  BERTH_PRIVATE_RANGE        --private-range           BERTH_PRIVATE_DNS                   --private-dns
   PRIVATE_KEY, PRIVATE_KEY_FILE
                              what seals secrets in templates: 32 bytes in hex or base64, or a file with
                              them [private_key in --data-dir, made when it is first needed]
@@ -131,8 +136,8 @@ Files
       opencodeUsername, opencodePassword, opencodeTimeout, maxProxied, permissionReplies, logFormat,
       logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
-      runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads. Plain JSON; relative paths
-      start from the file's folder.
+      runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads, idleTimeout, privateRange,
+      privateDns []. Plain JSON; relative paths start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.
   tokens.json

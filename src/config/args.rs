@@ -131,6 +131,12 @@ pub struct ServeArgs {
     /// seconds after which an idle container is stopped
     #[argh(option)]
     pub idle_timeout: Option<String>,
+    /// addresses of private networks
+    #[argh(option)]
+    pub private_range: Option<String>,
+    /// name servers of private networks
+    #[argh(option)]
+    pub private_dns: Vec<String>,
     /// threads that answer requests
     #[argh(option)]
     pub http_threads: Option<String>,
@@ -203,6 +209,8 @@ const SERVE: &[(&str, Kind)] = &[
     ("--init-timeout", Once),
     ("--library", Once),
     ("--idle-timeout", Once),
+    ("--private-range", Once),
+    ("--private-dns", Many),
     ("--http-threads", Once),
     ("--setup", Switch),
     ("--yes", Switch),

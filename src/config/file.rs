@@ -49,6 +49,8 @@ pub struct ServerJson {
     pub init_timeout: Option<u64>,
     pub library: Option<String>,
     pub idle_timeout: Option<u64>,
+    pub private_range: Option<String>,
+    pub private_dns: Option<Vec<String>>,
     pub http_threads: Option<u64>,
 }
 

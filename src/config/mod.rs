@@ -6,6 +6,7 @@
 //! OpenCode) · `resolve` (all settings, with their defaults).
 
 pub mod args;
+mod containers;
 pub mod file;
 mod proxy;
 pub mod resolve;

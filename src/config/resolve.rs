@@ -292,6 +292,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         idle_timeout: idle_timeout.map_or(Ok(limits::IDLE_TIMEOUT), |given| {
             values::number(&given.place, &given.text, 0..=limits::IDLE_TIMEOUT_MOST).map(Duration::from_secs)
         })?,
+        private_network: sources.private_network(args)?,
         http_threads: count(http_threads, default_http_threads(), 1..=256)?,
         config_path: sources.file.path.clone(),
     };

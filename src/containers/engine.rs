@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::machine::{Machine, Place, Status, Wishes};
+use super::machine::{Machine, Place, Status, Surroundings, Wishes};
+use super::network::{Choice, Networks};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::{Cgroups, Current, Limits, Usage};
@@ -21,6 +22,7 @@ type Machines = Arc<Mutex<HashMap<String, Arc<Machine>>>>;
 /// Starts and finds containers.
 pub struct Engine {
     cgroups: Cgroups,
+    networks: Arc<Networks>,
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
     machines: Machines,
@@ -34,7 +36,7 @@ impl Engine {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn new(cgroups: Cgroups, data_dir: &Path) -> Result<Engine> {
+    pub fn new(cgroups: Cgroups, data_dir: &Path, choice: Choice) -> Result<Engine> {
         let machines = Machines::default();
         // Full: dropped; the next command makes its process itself.
         let (refill, wanted) = bounded::<std::sync::Weak<Machine>>(64);
@@ -52,6 +54,7 @@ impl Engine {
             move || stop_idle(&machines, &look)
         })?;
         Ok(Engine {
+            networks: Arc::new(Networks::new(data_dir, choice, cgroups.clone())),
             cgroups,
             data_dir: data_dir.to_owned(),
             agent: OnceLock::new(),
@@ -79,7 +82,8 @@ impl Engine {
             return Ok(machine);
         }
         let wishes = self.wishes.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
-        let machine = Machine::new(place, self.cgroups.clone(), wishes);
+        let around = Surroundings { cgroups: self.cgroups.clone(), networks: self.networks.clone() };
+        let machine = Machine::new(place, around, wishes);
         Ok(lock(&self.machines).entry(name).or_insert(machine).clone())
     }
 
@@ -103,6 +107,11 @@ impl Engine {
             lock(&self.machines).remove(&name);
         }
         adopted
+    }
+
+    /// Private networks.
+    pub fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     /// Stops the container, if it runs.

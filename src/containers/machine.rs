@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 
+use super::network::{self, Networks};
 pub use super::place::Place;
 use super::place::nspawn_args;
 use super::process::{ContainerProcess, Held, refused};
@@ -22,6 +23,7 @@ use super::protocol::{self, Answers, Start};
 use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
 use super::state::{State, Who};
 use super::{door, tools};
+use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::proc::spawn::{open_dir, protect_other_from_oom};
@@ -37,7 +39,7 @@ pub struct Machine {
     /// Never changes, unlike the rest of the place.
     name: String,
     place: Mutex<Place>,
-    cgroups: Cgroups,
+    around: Surroundings,
     state: Mutex<Option<Arc<Running>>>,
     sequence: AtomicU64,
     load: Arc<Load>,
@@ -49,6 +51,13 @@ pub struct Machine {
 struct Load {
     busy: AtomicUsize,
     idle_since: Mutex<Instant>,
+}
+
+/// What all machines of an engine share.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    pub(super) cgroups: Cgroups,
+    pub(super) networks: Arc<Networks>,
 }
 
 /// Whom a machine tells what.
@@ -81,6 +90,8 @@ pub struct Status {
     pub cgroup: Option<String>,
     /// The version of the agent in it; the next start takes this server's.
     pub agent_version: Option<String>,
+    /// Of the running container; what is wanted is the workspace's `network`.
+    pub network: Option<network::Status>,
     /// Commands and terminals in it.
     pub busy: usize,
     /// After so long without any it is stopped; null: never.
@@ -88,11 +99,11 @@ pub struct Status {
 }
 
 impl Machine {
-    pub(super) fn new(place: Place, cgroups: Cgroups, wishes: Wishes) -> Arc<Machine> {
+    pub(super) fn new(place: Place, around: Surroundings, wishes: Wishes) -> Arc<Machine> {
         Arc::new(Machine {
             name: place.machine.clone(),
             place: Mutex::new(place),
-            cgroups,
+            around,
             state: Mutex::new(None),
             sequence: AtomicU64::new(0),
             load: Arc::new(Load { busy: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }),
@@ -128,6 +139,7 @@ impl Machine {
             init_pid: Some(running.state.init_pid()),
             cgroup: Some(running.state.cgroup.to_string_lossy().into_owned()),
             agent_version: Some(running.state.agent_version.clone()),
+            network: Some(network::Status { mode: running.state.network, link: running.state.link.clone() }),
             ..status
         }
     }
@@ -230,7 +242,7 @@ impl Machine {
         let place = &lock(&self.place).clone();
         let nspawn = tools::require("systemd-nspawn")?;
         let unshare = tools::require("unshare")?;
-        let mut group = self.cgroups.group(&place.machine)?;
+        let mut group = self.around.cgroups.group(&place.machine)?;
         // What a crashed predecessor may have left under this name.
         group.kill(None)?;
         State::remove(&place.runtime);
@@ -239,25 +251,30 @@ impl Machine {
 
         std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
         let resolv_conf = place.runtime.join("resolv.conf");
-        let servers = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-        file::replace(&resolv_conf, &servers, 0o644)?;
+        file::replace(&resolv_conf, &self.around.networks.resolv_conf(place.network), 0o644)?;
+        let lease = match place.network {
+            Network::Private => Some(self.around.networks.claim(&place.machine)?),
+            Network::Host | Network::None => None,
+        };
+        let link = lease.as_ref().and_then(|lease| lease.link().cloned());
+        let script = link.as_ref().map(|link| self.around.networks.start_script(link));
         let runtime = open_dir(&place.runtime)?;
         let listener = door::listen_in(&runtime)?;
         let log = place.runtime.join("machine.log");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
         let output = rustix::fs::open(&log, flags, Mode::from_raw_mode(0o600)).at("write", &log)?;
         let output2 = output.try_clone().at("duplicate", "a file")?;
-        let child_group = self.cgroups.group(&format!("{}/machine", place.machine))?;
+        let child_group = self.around.cgroups.group(&format!("{}/machine", place.machine))?;
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
         let child = Spec::new(unshare)
-            .args(nspawn_args(place, &nspawn, &resolv_conf))
-            .envs(self.cgroups.only_v2().then_some(&unified))
+            .args(nspawn_args(place, &nspawn, &resolv_conf, script.as_deref()))
+            .envs(self.around.cgroups.only_v2().then_some(&unified))
             .start(Stdio { stdin: listener, stdout: output, stderr: output2 }, child_group)?;
         let leader = Who::of(child.pid());
-        let all = self.cgroups.group(&self.name)?;
-        let owner = Owner::start(&self.name, Leader::Ours(child), all, place.runtime.clone())?;
+        let all = self.around.cgroups.group(&self.name)?;
+        let owner = Owner::start(&self.name, Leader::Ours(child), all, place.runtime.clone(), lease)?;
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
@@ -287,7 +304,8 @@ impl Machine {
         // nspawn is charged to the container's memory, and its end is the container's: the workload goes first. Its
         // child, which everything inside comes from, has been forked by now.
         protect_other_from_oom(leader.pid, || Who::of(leader.pid) == Some(leader));
-        let state = State::new(leader, init, group.inside().unwrap_or_default());
+        let mut state = State::new(leader, init, group.inside().unwrap_or_default());
+        (state.network, state.link) = (place.network, link);
         if let Err(error) = state.write(&place.runtime) {
             // It works all the same; only a later server will not find it.
             log::warn!("container {}: {error}", self.name);
@@ -316,8 +334,8 @@ impl Machine {
         let mut slot = lock(&self.state);
         let place = lock(&self.place).clone();
         let Some(state) = State::read(&place.runtime) else { return Ok(false) };
-        let mut group = self.cgroups.group(&self.name)?;
-        if !self.cgroups.certain()
+        let mut group = self.around.cgroups.group(&self.name)?;
+        if !self.around.cgroups.certain()
             || state.protocol != protocol::VERSION
             || group.inside().as_ref() != Some(&state.cgroup)
         {
@@ -333,13 +351,18 @@ impl Machine {
         for name in group.children("runs") {
             let path = format!("runs/{name}");
             self.sequence.fetch_max(name.parse::<u64>().map_or(0, |number| number + 1), Ordering::Relaxed);
-            let run = self.cgroups.group(&format!("{}/{path}", self.name))?;
+            let run = self.around.cgroups.group(&format!("{}/{path}", self.name))?;
             if !run.is_left() && !keep(&path) {
                 run.kill(None)?;
             }
         }
-        let all = self.cgroups.group(&self.name)?;
-        let owner = Owner::start(&self.name, Leader::Adopted(leader), all, place.runtime.clone())?;
+        let all = self.around.cgroups.group(&self.name)?;
+        let lease = state.link.clone().and_then(|link| self.around.networks.adopt(link));
+        if lease.is_none() && state.link.is_some() {
+            // Its link is gone, and without a name nobody would guard what may come under it.
+            return Ok(false);
+        }
+        let owner = Owner::start(&self.name, Leader::Adopted(leader), all, place.runtime.clone(), lease)?;
         log::info!("container {} runs on, since {}", self.name, clock::rfc3339(state.started_at));
         *slot = Some(Arc::new(Running {
             state,
@@ -370,7 +393,7 @@ impl Machine {
             return Err(gone());
         }
         let number = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let mut group = self.cgroups.group(&format!("{}/runs/{number}", self.name))?;
+        let mut group = self.around.cgroups.group(&format!("{}/runs/{number}", self.name))?;
         group.account()?;
         group.add(pid)?;
         Ok(Spare { socket, pid, pidfd, group })
@@ -446,7 +469,7 @@ impl Machine {
             None => self.spare(&running.runtime, &running.group, deadline)?,
         };
         if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
-            self.cgroups.confine(&mut spare.group, &limits)?;
+            self.around.cgroups.confine(&mut spare.group, &limits)?;
             spare.group.add_to_limits(spare.pid)?;
         }
         // Full: a refill of some container is on its way anyway.

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod images;
 pub mod machine;
 pub mod mirrors;
+pub mod network;
 mod place;
 pub mod probe;
 mod process;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::base::ids::Network;
 use crate::proc::Limits;
 
 /// Everything that a container's start needs to know.
@@ -18,31 +19,35 @@ pub struct Place {
     pub runtime: PathBuf,
     /// The agent's binary.
     pub agent: PathBuf,
-    /// No network but its own loopback.
-    pub private_network: bool,
+    /// What it sees of the network.
+    pub network: Network,
     /// What everything in it may use together.
     pub limits: Limits,
     /// It is stopped when it has done nothing for so long; `None`: never.
     pub idle_timeout: Option<Duration>,
 }
 
-/// What `unshare` is called with, so that it becomes nspawn, so that it becomes our agent.
-pub(super) fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> Vec<String> {
+/// What `unshare` is called with, so that it becomes nspawn, so that it becomes our agent. `link`: the shell's part in
+/// making its private network.
+pub(super) fn nspawn_args(
+    place: &Place,
+    nspawn: &Path,
+    resolv_conf: &Path,
+    link: Option<&str>,
+) -> Vec<String> {
     // nspawn(1) separates source and target by a colon.
     let bindable = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let inside = "/run/berth/agent";
-    let args = [
-        // /run/systemd/nspawn must be a tmpfs (nspawn removes files below it); in a mount namespace of its own
-        // ours vanishes with the last process, also after kill -9.
-        "--mount",
-        "--propagation=slave",
-        "/bin/sh",
-        "-c",
-        r#"mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn && exec "$@""#,
-        "sh",
-    ];
-    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+    // /run/systemd/nspawn must be a tmpfs (nspawn removes files below it); in a mount namespace of its own ours
+    // vanishes with the last process, also after kill -9.
+    let mut args = vec!["--mount".to_owned(), "--propagation=slave".to_owned()];
+    // The network namespace is nspawn's own and not one that nspawn makes: so it belongs to the host's users, and root
+    // inside can change neither its addresses nor its rules.
+    args.extend(link.map(|_| "--net".to_owned()));
+    let network = link.unwrap_or_default();
+    let script = format!("{network}mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn && exec \"$@\"");
+    args.extend(["/bin/sh", "-c", &script, "sh"].map(str::to_owned));
     args.push(text(nspawn));
     let options = [
         // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
@@ -63,7 +68,7 @@ pub(super) fn nspawn_args(place: &Place, nspawn: &Path, resolv_conf: &Path) -> V
     args.extend(options.map(str::to_owned));
     args.push(format!("--machine={}", place.machine));
     args.push(format!("--hostname={}", place.host_name));
-    if place.private_network {
+    if place.network == Network::None {
         args.push("--private-network".to_owned());
     }
     args.push(format!("--directory={}", text(&place.root)));

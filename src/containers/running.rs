@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
+use super::network::Lease;
 use super::state::State;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
@@ -64,8 +65,15 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// Waits for `leader` on a thread of its own. `all`: everything in the container; `runtime`: where its state lies.
-    pub(super) fn start(name: &str, leader: Leader, all: Group, runtime: PathBuf) -> Result<Owner> {
+    /// Waits for `leader` on a thread of its own. `all`: everything in the container; `runtime`: where its state lies;
+    /// `lease`: its private network.
+    pub(super) fn start(
+        name: &str,
+        leader: Leader,
+        all: Group,
+        runtime: PathBuf,
+        lease: Option<Lease>,
+    ) -> Result<Owner> {
         let stop = Cancel::new()?;
         let (let_go, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let thread = {
@@ -74,6 +82,9 @@ impl Owner {
                 leader.wait(&stop);
                 if let_go.load(Ordering::Acquire) {
                     leader.forget();
+                    if let Some(lease) = lease {
+                        lease.let_go();
+                    }
                     return;
                 }
                 leader.kill();
@@ -81,6 +92,7 @@ impl Owner {
                 if let Err(error) = all.kill(None) {
                     log::error!("container: {error}");
                 }
+                drop(lease);
                 State::remove(&runtime);
                 ended.store(true, Ordering::Release);
             })?

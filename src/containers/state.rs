@@ -8,8 +8,10 @@ use chrono::{DateTime, Utc};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use super::network::Link;
 use super::protocol;
 use crate::base::Result;
+use crate::base::ids::Network;
 use crate::proc::Group;
 use crate::store::file;
 
@@ -29,6 +31,12 @@ pub(super) struct State {
     /// Its cgroup, as /proc names it.
     pub(super) cgroup: PathBuf,
     pub(super) started_at: DateTime<Utc>,
+    /// What it sees of the network.
+    #[serde(default)]
+    pub(super) network: Network,
+    /// Its private network.
+    #[serde(default)]
+    pub(super) link: Option<Link>,
 }
 
 /// A process that no other one can be taken for: its number, and when it started, in clock ticks since boot.
@@ -63,6 +71,8 @@ impl State {
             init,
             cgroup,
             started_at: Utc::now(),
+            network: Network::Host,
+            link: None,
         }
     }
 

@@ -59,6 +59,13 @@ const TOOLS: [Tool; 4] = [
     Tool { program: "unshare", debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
 ];
 
+/// What only private networks need.
+const NETWORK_TOOLS: [Tool; 3] = [
+    Tool { program: "ip", debian: "iproute2", fedora: "iproute", arch: "iproute2" },
+    Tool { program: "nft", debian: "nftables", fedora: "nftables", arch: "nftables" },
+    Tool { program: "nsenter", debian: "util-linux", fedora: "util-linux-core", arch: "util-linux" },
+];
+
 /// What only Arch Linux roots need; `--setup` leaves them alone, because few hosts have a mirror and keyring for them.
 const ARCH_TOOLS: [Tool; 2] = [
     Tool {
@@ -105,7 +112,7 @@ pub fn missing_message(program: &str) -> String {
         let package = tool.package(family);
         return format!("{program} is missing; install the package {package}, or start berth with --setup");
     }
-    match ARCH_TOOLS.iter().find(known) {
+    match ARCH_TOOLS.iter().chain(&NETWORK_TOOLS).find(known) {
         Some(tool) => format!("{program} is missing; install the package {}", tool.package(family)),
         None => format!("{program} is missing; install it"),
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Build, ENDING, Lifecycle, build_log_path, has_root};
-use crate::base::ids::Distro;
+use crate::base::ids::{Distro, Network};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 use crate::containers::BuildLog;
@@ -30,6 +30,9 @@ impl Lifecycle {
         rebuild: bool,
     ) -> Result<Arc<Record>> {
         let workspace = self.registry.get(id)?;
+        if workspace.record().shown.network() == Network::Private {
+            self.engine.networks().check()?;
+        }
         let cancel = Cancel::new()?;
         let before = workspace.update(|record| {
             let before = record.clone();

@@ -152,7 +152,7 @@ impl Lifecycle {
             root: PathBuf::from(&record.shown.path),
             runtime: workspace.folder().to_owned(),
             agent: self.engine.agent()?,
-            private_network: record.shown.shared_network == Some(false),
+            network: record.shown.network(),
             limits: self.limits_of(record),
             idle_timeout: Some(idle_timeout).filter(|timeout| !timeout.is_zero()),
         })

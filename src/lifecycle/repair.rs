@@ -21,6 +21,8 @@ impl Lifecycle {
         }
         let kept = self.runs.kept_groups().into_iter().map(|(_, group)| group);
         self.engine.cgroups().sweep(&adopted.into_iter().chain(kept).collect::<Vec<_>>());
+        // Behind the groups: what they ended held links.
+        self.engine.networks().sweep();
         self.runs.go_on(|id| {
             let workspace = self.registry.get(id).ok()?;
             let record = workspace.record();

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{Lifecycle, build_log_path};
 use crate::base::Result;
+use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::proc::control::Enforced;
 use crate::proc::{Capacity, Current, Enforcement, Limits, Usage};
@@ -130,11 +131,14 @@ impl Lifecycle {
 
     /// What was asked for and does not hold on this host, in words.
     pub(super) fn warnings(&self, record: &Record) -> Vec<String> {
-        let Some(asked) = record.shown.resources else { return Vec::new() };
+        let mut all = Vec::new();
+        if record.shown.network() == Network::Private {
+            all.extend(self.engine.networks().warnings());
+        }
+        let Some(asked) = record.shown.resources else { return all };
         let say = |name: &str, why: &str| format!("resources.{name} is not enforced on this host: {why}");
         let enforcement = self.engine.cgroups().enforcement();
-        let mut all: Vec<String> =
-            enforcement.missing(&asked.limits()).into_iter().map(|(name, why)| say(name, why)).collect();
+        all.extend(enforcement.missing(&asked.limits()).into_iter().map(|(name, why)| say(name, why)));
         if asked.disk_bytes.is_some() {
             all.push(say("disk_bytes", &disk_enforcement().how));
         }

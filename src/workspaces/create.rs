@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::library::Template;
 use super::record::{Kind, Shown};
 use super::resources::Resources;
-use crate::base::ids::{Distro, Label, check_env_vars};
+use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::{Code, Error, Result, limits};
 
 /// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
@@ -44,7 +44,9 @@ pub struct Fields {
     pub init_scripts: Option<Vec<String>>,
     /// Script; blank clears.
     pub init_script: Option<String>,
-    /// Network.
+    /// What a container sees of the network.
+    pub network: Option<Network>,
+    /// The same in sandboxed.sh's words: false is private.
     pub shared_network: Option<bool>,
     /// `exit_node` or `tailnet_only`.
     pub tailscale_mode: Option<String>,
@@ -102,6 +104,11 @@ impl Fields {
         let mut env_vars = template.variables()?.clone();
         env_vars.extend(self.env_vars.unwrap_or_default());
         let text = |own: Option<String>, base: &Option<String>| own.or_else(|| base.clone());
+        // Two words for one thing: whoever says either has said it.
+        let (network, shared_network) = match (self.network, self.shared_network) {
+            (None, None) => (base.network, base.shared_network),
+            own => own,
+        };
         Ok(Fields {
             skills: both(&base.skills, self.skills),
             tools: both(&base.tools, self.tools),
@@ -113,7 +120,8 @@ impl Fields {
             idle_timeout_secs: self.idle_timeout_secs,
             init_scripts: Some(base.init_scripts.clone()),
             init_script: text(self.init_script, &Some(base.init_script.clone())),
-            shared_network: self.shared_network.or(base.shared_network),
+            network,
+            shared_network,
             tailscale_mode: text(self.tailscale_mode, &base.tailscale_mode),
             config_profile: text(self.config_profile, &base.config_profile),
         })
@@ -180,11 +188,41 @@ impl Fields {
             }
             shown.idle_timeout_secs = Some(secs);
         }
-        if self.shared_network.is_some() {
-            shown.shared_network = self.shared_network;
-        }
-        Ok(())
+        apply_network(self.network, self.shared_network, shown)
     }
+}
+
+/// Whichever word was used, the record says both. On the host itself there is only the host's network; sandboxed.sh's
+/// field is kept there, as observed.
+fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Shown) -> Result<()> {
+    let before = shown.network();
+    let after = match (network, shared) {
+        (None, None) => before,
+        (Some(network), Some(shared)) if shared != (network == Network::Host) => {
+            return Err(Error::new(
+                Code::InvalidPayload,
+                "network and shared_network contradict each other: shared_network is true for \"host\" alone; \
+                 leave it out",
+            ));
+        }
+        (Some(network), _) => network,
+        (None, Some(true)) => Network::Host,
+        (None, Some(false)) if before == Network::Host => Network::Private,
+        (None, Some(false)) => before,
+    };
+    let host = shown.workspace_type == Kind::Host;
+    if host && network.is_some_and(|network| network != Network::Host) {
+        return Err(Error::new(
+            Code::NotAContainer,
+            "Only a container can have another network than the host's; make the workspace with \
+             \"workspace_type\":\"container\"",
+        ));
+    }
+    if network.is_some() || shared.is_some() {
+        shown.shared_network = shared.or(Some(after == Network::Host));
+    }
+    shown.network = Some(if host { Network::Host } else { after });
+    Ok(())
 }
 
 /// Trims, drops blanks and repetitions, keeps the order.

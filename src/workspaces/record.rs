@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::resources::Resources;
-use crate::base::ids::{Distro, Label};
+use crate::base::ids::{Distro, Label, Network};
 
 /// Where a workspace's commands run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +72,10 @@ pub struct Shown {
     pub init_scripts: Vec<String>,
     /// Script that runs at the end of a build.
     pub init_script: Option<String>,
-    /// Network of a container; null means shared.
+    /// What a container sees of the network; never null.
+    #[serde(default)]
+    pub network: Option<Network>,
+    /// The same in sandboxed.sh's words, if somebody has chosen: whether it is the host's.
     pub shared_network: Option<bool>,
     /// Kept for sandboxed.sh's clients.
     pub tailscale_mode: Option<String>,
@@ -87,6 +90,16 @@ pub struct Shown {
     /// After so long without commands and terminals its container is stopped; 0: never; null: the server's default.
     #[serde(default)]
     pub idle_timeout_secs: Option<u64>,
+}
+
+impl Shown {
+    /// What its container sees of the network. Records of earlier versions have only sandboxed.sh's word for it.
+    pub fn network(&self) -> Network {
+        self.network.unwrap_or(match self.shared_network {
+            Some(false) => Network::Private,
+            Some(true) | None => Network::Host,
+        })
+    }
 }
 
 /// What is under way, journaled so that a start after a crash knows what to repair.
@@ -150,6 +163,7 @@ impl Record {
                 env_vars: BTreeMap::new(),
                 init_scripts: Vec::new(),
                 init_script: None,
+                network: Some(Network::Host),
                 shared_network: None,
                 tailscale_mode: None,
                 mcps: Vec::new(),

@@ -166,7 +166,16 @@ impl Registry {
             let folder = entry.path();
             let _ = file::sweep_temps(&folder);
             match read_record(&folder, id) {
-                Ok(record) => self.insert(folder, record, None),
+                Ok(record) => {
+                    if record.get().shown.network.is_none() {
+                        // Of an earlier version. A full disk must not keep it from being served.
+                        let _ = record.update(|record| {
+                            record.shown.network = Some(record.shown.network());
+                            Ok(())
+                        });
+                    }
+                    self.insert(folder, record, None);
+                }
                 Err(error) => log::error!("workspace {id} is not served: {error}"),
             }
         }

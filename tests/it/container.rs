@@ -77,12 +77,16 @@ fn the_workspace_env_is_there() {
 fn the_network_is_the_hosts_unless_said_otherwise() {
     let server = shared();
     let addresses = "cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' ' | sort | tr '\\n' ' '";
-    let closed = Place::ready(server, json!({"name": "closed", "shared_network": false}));
-    assert_eq!(closed.sh(addresses).trim(), "lo", "shared_network:false must isolate");
+    let closed = Place::ready(server, json!({"name": "closed", "network": "none"}));
+    assert_eq!(closed.sh(addresses).trim(), "lo");
+    let own = Place::ready(server, json!({"name": "own", "shared_network": false}));
+    assert_eq!(own.sh(addresses).trim(), "host0 lo", "shared_network:false must isolate");
     // A server on the host's loopback must not be there.
-    let told =
-        closed.exec(json!({"command": format!("exec 3<>/dev/tcp/127.0.0.1/{}", server.address.port())}));
-    assert_ne!(told["exit_code"], 0, "it reaches the host's loopback: {told}");
+    for place in [closed, own] {
+        let told =
+            place.exec(json!({"command": format!("exec 3<>/dev/tcp/127.0.0.1/{}", server.address.port())}));
+        assert_ne!(told["exit_code"], 0, "it reaches the host's loopback: {told}");
+    }
     let open = shared_box();
     assert!(
         open.exec(json!({"command": format!("exec 3<>/dev/tcp/127.0.0.1/{}", server.address.port())}))["exit_code"]

@@ -82,7 +82,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let setup = seeded();
     let data = setup.data_dir();
     let cgroups = Cgroups::take(&format!("berth-it-ptyc-{}", std::process::id()));
-    let engine = Engine::new(cgroups.clone(), data).unwrap();
+    let engine = Engine::new(cgroups.clone(), data, Default::default()).unwrap();
     let root = image_root(data);
     let place = Place {
         machine: format!("berth-it-{}", std::process::id()),
@@ -90,7 +90,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         root,
         runtime: data.to_owned(),
         agent: Path::new(BINARY).to_owned(),
-        private_network: false,
+        network: Default::default(),
         limits: Default::default(),
         idle_timeout: None,
     };

@@ -10,7 +10,7 @@ use crate::fixture::DISTRO;
 use crate::meeting::Meeting;
 use crate::server::{NIL, Server, Setup, read};
 
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 22] = [
     "config_profile",
     "created_at",
     "distro",
@@ -22,6 +22,7 @@ const FIELDS: [&str; 21] = [
     "init_scripts",
     "mcps",
     "name",
+    "network",
     "path",
     "plugins",
     "resources",

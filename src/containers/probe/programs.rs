@@ -62,38 +62,84 @@ pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
 /// What `network: "private"` needs. Tried in a network namespace of its own, so nothing of the host's changes.
 pub(super) fn network(subject: &Subject) -> Vec<Check> {
     let consequence = "containers can share the host's network or have none, but no private one";
-    let unshare = tools::find("unshare").filter(|_| is_root());
+    if !is_root() {
+        return vec![Check::warn("private network", "not tried without root", "run berth doctor as root")];
+    }
+    let unshare = tools::find("unshare");
     let tried = |program: &str, args: &[&str]| -> Option<std::result::Result<(), String>> {
         let path = tools::find(program)?.to_string_lossy().into_owned();
         let unshare = unshare.as_ref()?;
         Some(run(subject, unshare, &[&["--net", "--", path.as_str()], args].concat()).map(drop))
     };
-    if !is_root() {
-        return vec![Check::warn("private network", "not tried without root", "run berth doctor as root")];
-    }
+    let row =
+        |name: &str, tried: Option<std::result::Result<(), String>>, good: &str, package, kernel: &str| {
+            match tried {
+                Some(Ok(())) => Check::ok(name, good),
+                Some(Err(why)) => Check::warn(name, format!("{why}; {consequence}"), kernel),
+                None => Check::warn(name, format!("{good} is missing; {consequence}"), install(&[package])),
+            }
+        };
     let pair = tried("ip", &["link", "add", "berth0", "type", "veth", "peer", "name", "berth1"]);
-    let nft = tried("nft", &["add", "table", "inet", "berth"]);
-    let iptables = tried("iptables", &["-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE"]);
-    let mut checks = vec![match pair {
-        Some(Ok(())) => Check::ok("virtual links", "ip can make them"),
-        Some(Err(why)) => {
-            Check::warn("virtual links", format!("{why}; {consequence}"), "a kernel with CONFIG_VETH")
-        }
-        None => Check::warn("virtual links", format!("ip is missing; {consequence}"), install(&["iproute2"])),
-    }];
-    checks.push(match (nft, iptables) {
-        (Some(Ok(())), _) => Check::ok("address translation", "nftables"),
-        (_, Some(Ok(()))) => Check::ok("address translation", "iptables"),
-        (Some(Err(why)), _) | (None, Some(Err(why))) => Check::warn(
+    // Everything that our own rules use.
+    let rules = crate::containers::network::sample_rules();
+    let rules = tried("nft", &[&rules]);
+    let mut checks = vec![
+        row("virtual links", pair, "ip", "iproute2", "a kernel with CONFIG_VETH"),
+        row(
             "address translation",
-            format!("{why}; {consequence}"),
-            "a kernel with CONFIG_NF_TABLES and CONFIG_NF_NAT",
+            rules,
+            "nft",
+            "nftables",
+            "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_MASQ and CONFIG_NFT_FIB_INET",
         ),
-        (None, None) => Check::warn(
-            "address translation",
-            format!("There is neither nft nor iptables; {consequence}"),
-            install(&["nftables"]),
-        ),
-    });
+    ];
+    checks.extend(forwarding(subject));
     checks
+}
+
+/// Whether packets of private networks get through this host.
+fn forwarding(subject: &Subject) -> Option<Check> {
+    let name = "forwarding";
+    let on = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").ok()?;
+    let nft = tools::find("nft")?;
+    let chains = run(subject, nft, &["list", "chains"]).unwrap_or_default();
+    if let Some(table) = dropping(&chains) {
+        return Some(Check::warn(
+            name,
+            format!("The table {table} of nftables drops what it does not know, private networks among it"),
+            "let it accept iifname \"vb*\" and oifname \"vb*\" in its chain of the hook forward",
+        ));
+    }
+    Some(if on.trim() == "0" {
+        Check::ok(name, "off (net.ipv4.ip_forward); the first private network switches it on")
+    } else {
+        Check::ok(name, "on")
+    })
+}
+
+/// The first table whose chain of the hook `forward` drops by default, as `nft list chains` prints it.
+fn dropping(chains: &str) -> Option<&str> {
+    let mut table = "";
+    for line in chains.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches('{').trim();
+        }
+        if line.contains("hook forward") && line.contains("policy drop") {
+            return Some(table);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_firewall_that_drops_is_found() {
+        let chains = "table ip nat {\n\tchain PREROUTING {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\t}\n}\n\
+            table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
+        assert_eq!(dropping(chains), Some("ip filter"));
+        assert_eq!(dropping(&chains.replace("policy drop", "policy accept")), None);
+    }
 }

@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use super::{Check, Scratch, Subject, is_root};
+use crate::base::ids::Network;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::containers::Engine;
 use crate::containers::machine::Place;
+use crate::containers::network::Choice;
 use crate::containers::tools;
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Capture, Command, Ended, Exit, Io, Launcher as _, Limits, Stdio, c_string, pump};
@@ -39,7 +41,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         std::fs::create_dir(root.join(folder)).at("make", folder)?;
     }
     let runtime = scratch.folder("runtime")?;
-    let engine = Engine::new(subject.cgroups.clone(), &scratch.folder("engine")?)?;
+    let engine = Engine::new(subject.cgroups.clone(), &scratch.folder("engine")?, Choice::default())?;
     let id = uuid::Uuid::new_v4().simple().to_string();
     let machine = engine.machine(Place {
         machine: format!("berth-doctor-{}", &id[..12]),
@@ -47,7 +49,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         root,
         runtime,
         agent: engine.agent()?,
-        private_network: true,
+        network: Network::None,
         limits: Limits::default(),
         idle_timeout: None,
     })?;

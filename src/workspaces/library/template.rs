@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Library, check_name, missing, seal};
-use crate::base::ids::{Distro, check_env_vars};
+use crate::base::ids::{Distro, Network, check_env_vars};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 
@@ -33,7 +33,10 @@ pub struct TemplateFields {
     pub init_scripts: Vec<String>,
     /// Runs at the end of the build.
     pub init_script: String,
-    /// Network.
+    /// What the container sees of the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// The same in sandboxed.sh's words.
     pub shared_network: Option<bool>,
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]

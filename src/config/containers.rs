@@ -1,0 +1,39 @@
+//! What a person decides about the networks and mounts of containers.
+
+use std::net::Ipv4Addr;
+
+use crate::base::{Error, Result};
+use crate::containers::network::{Choice, Range};
+
+use super::args::ServeArgs;
+use super::sources::Sources;
+
+impl Sources<'_> {
+    pub(super) fn private_network(&self, args: &ServeArgs) -> Result<Choice> {
+        let json = &self.file.json;
+        let range = self.pick(
+            "--private-range",
+            args.private_range.as_deref(),
+            "BERTH_PRIVATE_RANGE",
+            "privateRange",
+            json.private_range.clone(),
+        )?;
+        let range = range
+            .map(|given| {
+                Range::for_links(&given.text).map_err(|problem| Error::config(&given.place, problem))
+            })
+            .transpose()?;
+        let servers = self.list(&args.private_dns, "BERTH_PRIVATE_DNS", json.private_dns.as_deref())?;
+        let place = if args.private_dns.is_empty() { "BERTH_PRIVATE_DNS" } else { "--private-dns" };
+        let server = |text: &String| {
+            let address: Option<Ipv4Addr> = text.parse().ok();
+            address.filter(|address| !address.is_loopback() && !address.is_unspecified()).ok_or_else(|| {
+                Error::config(
+                    place,
+                    format!("{text:?} is no IPv4 address of a name server that a container can reach"),
+                )
+            })
+        };
+        Ok(Choice { range, dns: servers.iter().map(server).collect::<Result<_>>()? })
+    }
+}

@@ -1,0 +1,485 @@
+//! Private networks: a container in its own network namespace, a veth pair between it and the host, addresses, address
+//! translation, and the rules that keep it from the host and from its neighbours ([`rules`]). Namespace and links are
+//! made by the start of the container and live as long as it does, whoever watches it; what lives longer bears this
+//! server's name, so that a later one finds and removes it: the links `vbXXXXXX-N` and the table `berth-XXXXXX`.
+//! Never touches anybody else's links or tables; switches `ip_forward` on where it is off, and leaves it on.
+//!
+//! Lock: `state`, a leaf, held while `ip` and `nft` run (some ms, at most [`limits::NETWORK_TOOL`] each), so that the
+//! table fits the links.
+
+mod range;
+mod resolver;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use range::Range;
+
+use super::tools;
+use crate::base::ids::Network;
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::{Cancel, Capture, Cgroups, Ended, Exit, Spec};
+use crate::store::file;
+
+/// What a person decides about private networks.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Where addresses come from; `None`: a range that the host has no route into.
+    pub range: Option<Range>,
+    /// Name servers for containers instead of the host's.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// One container's link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The host's end.
+    pub interface: String,
+    /// The host's address on it, which is the container's way out.
+    pub gateway: Ipv4Addr,
+    /// The container's.
+    pub address: Ipv4Addr,
+}
+
+/// What a container's network is, for a person.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// Of the container as it runs; a change holds from its next start on.
+    pub mode: Network,
+    /// Its link, on a private network.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+}
+
+/// All private networks of this server.
+#[derive(Debug)]
+pub struct Networks {
+    names: Names,
+    choice: Choice,
+    cgroups: Cgroups,
+    /// `<data>/network.json`: there is a table.
+    memory: PathBuf,
+    state: Mutex<State>,
+}
+
+/// What everything of this server is called.
+#[derive(Debug)]
+struct Names {
+    table: String,
+    /// Of links, before the number.
+    links: String,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    range: Option<Range>,
+    /// By the container's address.
+    links: BTreeMap<Ipv4Addr, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Memory {
+    range: Range,
+}
+
+/// A link in use; gone with the value.
+#[derive(Debug)]
+pub(super) struct Lease {
+    networks: Arc<Networks>,
+    link: Option<Link>,
+}
+
+impl Networks {
+    /// Those of the server with this data folder; nothing is made yet.
+    pub(super) fn new(data_dir: &Path, choice: Choice, cgroups: Cgroups) -> Networks {
+        let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+        let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
+        let instance: String = hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+        let memory = data_dir.join("network.json");
+        let before = file::read_optional(&memory, 4096).ok().flatten();
+        let before = before.and_then(|bytes| serde_json::from_slice::<Memory>(&bytes).ok());
+        let range = choice.range.or(before.map(|before| before.range));
+        Networks {
+            // A link's name has at most 15 characters.
+            names: Names { table: format!("berth-{instance}"), links: format!("vb{instance}-") },
+            choice,
+            cgroups,
+            memory,
+            state: Mutex::new(State { range, links: BTreeMap::new() }),
+        }
+    }
+
+    /// Whether private networks can be made, as far as that can be told without making one.
+    ///
+    /// # Errors
+    /// `Unavailable` with what is missing.
+    pub fn check(&self) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            let message = "A private network needs root; start berth as root, or choose another network";
+            return Err(Error::new(Code::Unavailable, message));
+        }
+        for program in ["ip", "nft", "nsenter"] {
+            tools::require(program).map_err(|error| {
+                let message = format!("A private network cannot be made: {}", error.message());
+                Error::new(Code::Unavailable, message).detail("program", program)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A free link for a container, whose name decides which one it gets if it is free; the host is prepared for it.
+    ///
+    /// # Errors
+    /// `Unavailable` with what is missing or in the way.
+    pub(super) fn claim(self: &Arc<Self>, machine: &str) -> Result<Lease> {
+        self.check()?;
+        forward()?;
+        let mut state = lock(&self.state);
+        let mut foreign = self.routes()?;
+        foreign.retain(|route| !route.range.is_default() && !route.device.starts_with(&self.names.links));
+        let range = self.range(&mut state, &foreign)?;
+        let hash = Sha256::digest(machine.as_bytes());
+        let start = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+        let number = |tried: u32| start.wrapping_add(tried) % range.links();
+        let mut free = (0..range.links()).map(number).map(|number| self.names.link(range, number));
+        let link = free.find(|link| {
+            let network = Range::around(link.address, range::LINK_LENGTH);
+            !state.links.contains_key(&link.address)
+                && !exists(&link.interface)
+                && !foreign.iter().any(|route| route.range.overlaps(network))
+        });
+        let link = link.ok_or_else(|| {
+            let message = format!("All addresses of {range} are in use; choose a larger --private-range");
+            Error::new(Code::Unavailable, message)
+        })?;
+        state.links.insert(link.address, link.interface.clone());
+        // Each time: somebody may have reloaded the host's firewall, which removes everybody's tables.
+        if let Err(error) = self.load(&state) {
+            state.links.remove(&link.address);
+            return Err(error);
+        }
+        Ok(Lease { networks: self.clone(), link: Some(link) })
+    }
+
+    /// The link of a container that an earlier server has started, if it is still there.
+    pub(super) fn adopt(self: &Arc<Self>, link: Link) -> Option<Lease> {
+        if !link.interface.starts_with(&self.names.links) || !exists(&link.interface) {
+            return None;
+        }
+        lock(&self.state).links.insert(link.address, link.interface.clone());
+        Some(Lease { networks: self.clone(), link: Some(link) })
+    }
+
+    /// Removes what an earlier server left and nobody uses, and renews the rules of what is used.
+    pub fn sweep(&self) {
+        let state = lock(&self.state);
+        let used: Vec<&String> = state.links.values().collect();
+        for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&self.names.links) && !used.contains(&&name) {
+                self.delete_link(&name);
+            }
+        }
+        if !state.links.is_empty() {
+            if let Err(error) = self.load(&state) {
+                log::error!("The rules of private networks could not be renewed: {error}");
+            }
+        } else if self.memory.exists() {
+            self.unload();
+        }
+    }
+
+    /// The ranges in which containers may be: today's, and what is still in use of an earlier choice.
+    fn ranges(state: &State) -> Vec<Range> {
+        let mut ranges: Vec<Range> = state.range.into_iter().collect();
+        for address in state.links.keys() {
+            if !ranges.iter().any(|range| range.contains(*address)) {
+                ranges.push(Range::around(*address, range::LINK_LENGTH));
+            }
+        }
+        ranges
+    }
+
+    /// What the start of a container does first.
+    pub(super) fn start_script(&self, link: &Link) -> String {
+        rules::start_script(link, &Networks::ranges(&lock(&self.state)), std::process::id())
+    }
+
+    /// What a container's resolv.conf says.
+    pub(super) fn resolv_conf(&self, network: Network) -> Vec<u8> {
+        let host = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        if network != Network::Private {
+            return host;
+        }
+        self.resolver(&host).text.into_bytes()
+    }
+
+    fn resolver(&self, host: &[u8]) -> resolver::Resolver {
+        let behind = std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
+        let own: Vec<Range> =
+            self.routes().unwrap_or_default().into_iter().map(|route| route.range).collect();
+        // Routes to the host's own addresses are of this length.
+        let is_own = |server| own.contains(&Range::around(server, 32));
+        resolver::private(&self.choice.dns, &String::from_utf8_lossy(host), &behind, |server| {
+            !server.is_loopback() && !server.is_link_local() && !server.is_unspecified() && !is_own(server)
+        })
+    }
+
+    /// What a person should know before a container of theirs has a private network.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let host = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        if self.resolver(&host).servers.is_empty() {
+            warnings.push(
+                "Names do not resolve in private networks: the host's name servers listen on the host itself, \
+                 where no container reaches them; name others with --private-dns"
+                    .into(),
+            );
+        }
+        warnings
+    }
+
+    /// The range in use, chosen now if nobody uses one yet. `foreign`: routes that are not ours.
+    fn range(&self, state: &mut State, foreign: &[Route]) -> Result<Range> {
+        let taken = |range: Range| foreign.iter().find(|route| route.range.overlaps(range));
+        if let Some(range) = state.range.filter(|_| !state.links.is_empty()) {
+            // The rules inside the containers that run name it.
+            return Ok(range);
+        }
+        if let Some(range) = self.choice.range {
+            state.range = Some(range);
+            return match taken(range) {
+                None => Ok(range),
+                Some(route) => {
+                    let message = format!(
+                        "The range {range} of private networks overlaps with this host's route to {} by {}; \
+                         choose another with --private-range",
+                        route.range, route.device
+                    );
+                    Err(Error::new(Code::Unavailable, message))
+                }
+            };
+        }
+        let candidates = state.range.into_iter().chain(range::CANDIDATES);
+        let range = candidates.into_iter().find(|range| taken(*range).is_none()).ok_or_else(|| {
+            let message = "This host has routes into every range that berth would choose for private networks; \
+                           name one that is free with --private-range";
+            Error::new(Code::Unavailable, message)
+        })?;
+        state.range = Some(range);
+        Ok(range)
+    }
+
+    /// Where this host sends packets, all tables, its own addresses among them.
+    fn routes(&self) -> Result<Vec<Route>> {
+        let printed = self.run("ip", &["-4", "-o", "route", "show", "table", "all"])?;
+        Ok(printed.lines().filter_map(Route::parse).collect())
+    }
+
+    fn load(&self, state: &State) -> Result<()> {
+        let ranges = Networks::ranges(state);
+        let remembered = Memory { range: *ranges.first().unwrap_or(&range::CANDIDATES[0]) };
+        let text =
+            serde_json::to_vec(&remembered).map_err(|error| Error::internal("network").because(error))?;
+        // Before there is a table, so that none is forgotten.
+        file::replace(&self.memory, &text, 0o600)?;
+        self.run("nft", &[&rules::host_table(&self.names, &ranges)]).map(drop)
+    }
+
+    fn unload(&self) {
+        let table = &self.names.table;
+        // One that somebody else has removed is no failure: made first, it can be deleted.
+        match self.run("nft", &[&format!("table inet {table}\ndelete table inet {table}")]) {
+            Ok(_) => _ = std::fs::remove_file(&self.memory),
+            Err(error) => log::warn!("The table {table} of nftables could not be removed: {error}"),
+        }
+    }
+
+    fn delete_link(&self, name: &str) {
+        if let Err(error) = self.run("ip", &["link", "delete", "dev", name]) {
+            // It goes by itself with its namespace.
+            if exists(name) {
+                log::warn!("The link {name} could not be removed: {error}");
+            }
+        }
+    }
+
+    fn release(&self, link: &Link) {
+        let mut state = lock(&self.state);
+        // Otherwise a connection that still waits for answers would keep it alive for minutes.
+        if exists(&link.interface) {
+            self.delete_link(&link.interface);
+        }
+        state.links.remove(&link.address);
+        if state.links.is_empty() {
+            self.unload();
+        }
+    }
+
+    /// Runs one of the host's programs: what it printed.
+    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let path = tools::require(program)?;
+        let mut printed = Capture::new(limits::NETWORK_OUTPUT_BYTES);
+        let group = self.cgroups.group(&format!("network/{}", uuid::Uuid::new_v4().simple()))?;
+        let spec = Spec::new(path).args(args.iter().copied());
+        let ended = spec.run(group, &mut printed, limits::NETWORK_TOOL, &Cancel::new()?);
+        drop(self.cgroups.group("network"));
+        let text = printed.finish().into_text();
+        let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
+        match ended? {
+            Ended::Exited(Exit::Code(0)) => Ok(text),
+            ended => Err(Error::new(
+                Code::Unavailable,
+                format!("A private network cannot be made: {program} failed ({ended:?}): {first}"),
+            )),
+        }
+    }
+}
+
+/// Rules like those of a server, to see whether this host can have them.
+pub fn sample_rules() -> String {
+    let names = Names { table: "berth-doctor".into(), links: "vbdoctor-".into() };
+    let ranges = [range::CANDIDATES[0]];
+    rules::host_table(&names, &ranges) + &rules::inner_table(&ranges)
+}
+
+impl Names {
+    fn link(&self, range: Range, number: u32) -> Link {
+        let first = u32::from(range.link(number));
+        Link {
+            interface: format!("{}{number}", self.links),
+            gateway: Ipv4Addr::from(first + 1),
+            address: Ipv4Addr::from(first + 2),
+        }
+    }
+}
+
+impl Lease {
+    pub(super) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    /// Leaves it as it is, for the next server.
+    pub(super) fn let_go(mut self) {
+        self.link = None;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(link) = &self.link {
+            self.networks.release(link);
+        }
+    }
+}
+
+/// One line of `ip route`.
+struct Route {
+    range: Range,
+    device: String,
+}
+
+impl Route {
+    fn parse(line: &str) -> Option<Route> {
+        let mut words = line.split_whitespace();
+        let mut first = words.next()?;
+        const KINDS: [&str; 10] = [
+            "unicast",
+            "local",
+            "broadcast",
+            "multicast",
+            "throw",
+            "unreachable",
+            "prohibit",
+            "blackhole",
+            "nat",
+            "anycast",
+        ];
+        if KINDS.contains(&first) {
+            first = words.next()?;
+        }
+        let range = match first {
+            "default" => "0.0.0.0/0".parse(),
+            address if address.contains('/') => address.parse(),
+            address => format!("{address}/32").parse(),
+        };
+        let device = words.skip_while(|word| *word != "dev").nth(1).unwrap_or("none");
+        Some(Route { range: range.ok()?, device: device.to_owned() })
+    }
+}
+
+fn exists(interface: &str) -> bool {
+    Path::new("/sys/class/net").join(interface).exists()
+}
+
+/// Lets the host pass on packets.
+fn forward() -> Result<()> {
+    const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
+    let on = std::fs::read_to_string(SWITCH).at("read", SWITCH)?;
+    if on.trim() != "0" {
+        return Ok(());
+    }
+    std::fs::File::options()
+        .write(true)
+        .open(SWITCH)
+        .and_then(|mut switch| std::io::Write::write_all(&mut switch, b"1"))
+        .map_err(|error| {
+            let message = format!(
+                "A private network cannot be made: this host does not pass on packets, and that cannot be \
+                 switched on ({error}); sysctl -w net.ipv4.ip_forward=1"
+            );
+            Error::new(Code::Unavailable, message)
+        })?;
+    log::warn!(
+        "Switched net.ipv4.ip_forward on for private networks; this host now passes on packets between all its \
+         networks, as far as its firewall lets it, also when berth has ended"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read() {
+        for (line, range, device) in [
+            ("default via 192.0.2.1 dev eth0 ", "0.0.0.0/0", "eth0"),
+            ("192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.2 ", "192.0.2.0/24", "eth0"),
+            (
+                "local 127.0.0.1 dev lo table local proto kernel scope host src 127.0.0.1 ",
+                "127.0.0.1/32",
+                "lo",
+            ),
+            ("unreachable 10.9.0.0/16 metric 5", "10.9.0.0/16", "none"),
+            ("10.1.2.3 via 192.0.2.1 dev wg0 table 51820", "10.1.2.3/32", "wg0"),
+        ] {
+            let route = Route::parse(line).unwrap();
+            assert_eq!((route.range.to_string().as_str(), route.device.as_str()), (range, device));
+        }
+        assert!(Route::parse("").is_none());
+    }
+
+    #[test]
+    fn names_fit_and_ranges_of_before_stay_behind_the_rules() {
+        let names = Names { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
+        let range = range::CANDIDATES[0];
+        let link = names.link(range, range.links() - 1);
+        assert!(link.interface.len() <= 15, "{}", link.interface);
+        assert_eq!((link.gateway, link.address), ([10, 213, 255, 253].into(), [10, 213, 255, 254].into()));
+        let old = Ipv4Addr::new(192, 168, 7, 2);
+        let links = [(link.address, link.interface), (old, "vb0-1".into())].into();
+        let ranges = Networks::ranges(&State { range: Some(range), links });
+        assert_eq!(
+            ranges.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.213.0.0/16", "192.168.7.0/30"]
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! Ranges of IPv4 addresses: read, compared, divided into links. Pure.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What berth takes addresses from, unless it is told something else: the first of these that this host has no route
+/// into. Private ranges (RFC 1918) that neither Docker, Podman, libvirt, Kubernetes nor common routers prefer.
+pub(super) const CANDIDATES: [Range; 5] = [
+    Range { first: 0x0ad5_0000, length: 16 },
+    Range { first: 0xac1b_d500, length: 24 },
+    Range { first: 0xc0a8_d500, length: 24 },
+    Range { first: 0x0a57_0000, length: 16 },
+    Range { first: 0xac1d_5700, length: 24 },
+];
+
+/// Addresses of one link: its network, the host's end, the container's end, its broadcast address.
+pub(super) const LINK_LENGTH: u8 = 30;
+
+/// `10.213.0.0/16`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Range {
+    first: u32,
+    length: u8,
+}
+
+impl Range {
+    pub(super) fn around(address: Ipv4Addr, length: u8) -> Range {
+        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+        Range { first: u32::from(address) & mask, length }
+    }
+
+    /// Everything, or half of everything: a default route, by whichever name.
+    pub(super) fn is_default(self) -> bool {
+        self.length < 4
+    }
+
+    pub(super) fn overlaps(self, other: Range) -> bool {
+        let length = self.length.min(other.length);
+        Range::around(self.first.into(), length) == Range::around(other.first.into(), length)
+    }
+
+    pub(super) fn contains(self, address: Ipv4Addr) -> bool {
+        Range::around(address, self.length) == self
+    }
+
+    /// How many links it has room for.
+    pub(super) fn links(self) -> u32 {
+        1 << (LINK_LENGTH - self.length)
+    }
+
+    /// The network of link `number`, which is below [`Range::links`].
+    pub(super) fn link(self, number: u32) -> Ipv4Addr {
+        (self.first + (number << (32 - LINK_LENGTH))).into()
+    }
+
+    /// A range that links can be taken from: at least one, at most 2²².
+    fn is_useful(self) -> bool {
+        (8..=LINK_LENGTH).contains(&self.length)
+    }
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Range, String> {
+        let wrong = || format!("{text:?} is not a range of IPv4 addresses such as 10.213.0.0/16");
+        let (address, length) = text.split_once('/').ok_or_else(wrong)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
+        let length: u8 = length.parse().ok().filter(|length| *length <= 32).ok_or_else(wrong)?;
+        let range = Range::around(address, length);
+        if range.first != u32::from(address) {
+            return Err(format!("{text} does not begin at a boundary; {range} does"));
+        }
+        Ok(range)
+    }
+}
+
+impl Range {
+    /// A range for private networks, as a person writes it.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn for_links(text: &str) -> Result<Range, String> {
+        let range: Range = text.parse()?;
+        if !range.is_useful() {
+            return Err(format!("{range} cannot be divided: its length is from 8 to {LINK_LENGTH}"));
+        }
+        let special = ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"];
+        if special.iter().any(|special| special.parse().is_ok_and(|special| range.overlaps(special))) {
+            return Err(format!("{range} has a special meaning; use a private range such as 10.213.0.0/16"));
+        }
+        Ok(range)
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.first), self.length)
+    }
+}
+
+impl TryFrom<String> for Range {
+    type Error = String;
+    fn try_from(text: String) -> Result<Range, String> {
+        Range::for_links(&text)
+    }
+}
+
+impl From<Range> for String {
+    fn from(range: Range) -> String {
+        range.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> Range {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn ranges_are_read_and_written() {
+        assert_eq!(
+            CANDIDATES.map(|range| range.to_string()),
+            ["10.213.0.0/16", "172.27.213.0/24", "192.168.213.0/24", "10.87.0.0/16", "172.29.87.0/24"]
+        );
+        for good in CANDIDATES {
+            assert_eq!(Range::for_links(&good.to_string()), Ok(good));
+        }
+        for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "x/8", "::/0", "10.0.0.0/31", "0.0.0.0/0"] {
+            assert!(Range::for_links(bad).is_err(), "{bad}");
+        }
+        for special in ["127.0.0.0/16", "169.254.0.0/16", "224.0.0.0/8"] {
+            assert!(Range::for_links(special).unwrap_err().contains("special"), "{special}");
+        }
+        assert_eq!(
+            Range::for_links("10.213.4.0/16").unwrap_err(),
+            "10.213.4.0/16 does not begin at a boundary; 10.213.0.0/16 does"
+        );
+    }
+
+    #[test]
+    fn overlaps_are_found_both_ways() {
+        for (a, b, want) in [
+            ("10.0.0.0/8", "10.213.0.0/16", true),
+            ("10.213.5.1/32", "10.213.0.0/16", true),
+            ("10.212.0.0/16", "10.213.0.0/16", false),
+            ("0.0.0.0/0", "10.213.0.0/16", true),
+        ] {
+            assert_eq!((range(a).overlaps(range(b)), range(b).overlaps(range(a))), (want, want), "{a} {b}");
+        }
+        assert!(range("0.0.0.0/1").is_default() && !range("10.0.0.0/8").is_default());
+        assert!(range("10.213.0.0/16").contains(Ipv4Addr::new(10, 213, 255, 255)));
+    }
+
+    #[test]
+    fn links_lie_side_by_side() {
+        let small = range("192.168.213.0/24");
+        assert_eq!(small.links(), 64);
+        assert_eq!(small.link(63), Ipv4Addr::new(192, 168, 213, 252));
+        assert_eq!(range("10.0.0.0/30").links(), 1);
+    }
+}

@@ -1,0 +1,85 @@
+//! The resolv.conf of containers. On the host's network and on none it is the host's own. From a private network only
+//! name servers can be asked that lie beyond the host: whatever listens on the host itself (systemd-resolved, dnsmasq,
+//! unbound on loopback) is out of reach by design, so what it would ask is looked for instead. Pure.
+
+use std::net::Ipv4Addr;
+
+/// resolv.conf(5) takes three.
+const MOST: usize = 3;
+
+/// A resolv.conf, and which servers it names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Resolver {
+    pub(super) text: String,
+    pub(super) servers: Vec<Ipv4Addr>,
+}
+
+/// The first of: what a person named, the host's own file, systemd-resolved's list of the servers behind it, as far as
+/// `reachable` says they can be asked.
+pub(super) fn private(
+    named: &[Ipv4Addr],
+    host: &str,
+    behind: &str,
+    reachable: impl Fn(Ipv4Addr) -> bool,
+) -> Resolver {
+    let of = |text: &str| -> Vec<Ipv4Addr> {
+        let words = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+        words.filter_map(|word| word.trim().parse().ok()).filter(|server| reachable(*server)).collect()
+    };
+    let mut servers = named.to_vec();
+    for text in [host, behind] {
+        if servers.is_empty() {
+            servers = of(text);
+        }
+    }
+    servers.truncate(MOST);
+    let mut text = String::from("# Made by berth for a private network.\n");
+    if servers.is_empty() {
+        text.push_str("# No name server of the host can be asked from here: see --private-dns.\n");
+    }
+    for server in &servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    for line in host.lines().map(str::trim) {
+        if ["search ", "domain ", "options "].iter().any(|word| line.starts_with(word)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    Resolver { text, servers }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEYOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+
+    fn reachable(server: Ipv4Addr) -> bool {
+        !server.is_loopback() && !server.is_link_local()
+    }
+
+    #[test]
+    fn a_server_beyond_the_host_is_kept() {
+        let host = "# x\nsearch a.example b.example\nnameserver 192.0.2.53\nnameserver 2001:db8::1\noptions ndots:2\n";
+        let made = private(&[], host, "", reachable);
+        assert_eq!(made.servers, [BEYOND]);
+        assert!(made.text.ends_with("nameserver 192.0.2.53\nsearch a.example b.example\noptions ndots:2\n"));
+    }
+
+    #[test]
+    fn what_is_behind_a_server_on_loopback_is_asked_instead() {
+        let made = private(&[], "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n", reachable);
+        assert_eq!(made.servers, [BEYOND]);
+        let made = private(&[], "nameserver 127.0.0.53\n", "nameserver 169.254.169.254\n", reachable);
+        assert!(made.servers.is_empty() && made.text.contains("--private-dns"), "{}", made.text);
+    }
+
+    #[test]
+    fn what_a_person_names_goes_before() {
+        let named = [Ipv4Addr::new(198, 51, 100, 1)];
+        assert_eq!(private(&named, "nameserver 192.0.2.53\n", "", reachable).servers, named);
+        let many = "nameserver 192.0.2.1\n".repeat(5);
+        assert_eq!(private(&[], &many, "", reachable).servers.len(), 3);
+    }
+}

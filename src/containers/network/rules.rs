@@ -1,0 +1,104 @@
+//! The rules of private networks, as nft(8) reads them, and the shell's part of a start. Two tables keep a container
+//! from what it must not reach. One lies in its own network namespace, which belongs to the host's users, so nothing
+//! inside can touch it, and a reload of the host's firewall cannot either; it ends with the namespace. The other is the
+//! host's, all containers of a server share it, and it knows what changes while they run: the host's own addresses. Pure.
+
+use super::range::Range;
+use super::{Link, Names};
+
+/// Loopback, link-local with the metadata service of most clouds, broadcast and multicast; then the metadata services
+/// of Alibaba Cloud and of Oracle's older cloud, which lie elsewhere.
+const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, 100.100.100.200, 192.0.0.192";
+/// Azure's wire server is a name server too; what it knows of the machine comes by these ports.
+const WIRE_SERVER: &str = "ip daddr 168.63.129.16 tcp dport { 80, 443, 32526 }";
+
+fn list(ranges: &[Range]) -> String {
+    ranges.iter().map(|range| format!(", {range}")).collect()
+}
+
+/// The host's table, whole: an older one goes in the same step.
+pub(super) fn host_table(names: &Names, ranges: &[Range]) -> String {
+    let (table, links, inside) = (&names.table, &names.links, list(ranges));
+    let masked = inside.trim_start_matches(", ");
+    // The first chain comes before anybody's translation of addresses (dstnat): what a container asked for counts, not
+    // where somebody else's rules would lead it. Answers to what the host itself asked a container pass.
+    format!(
+        "table inet {table}
+delete table inet {table}
+table inet {table} {{
+  chain from_containers {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname != \"{links}*\" return
+    meta nfproto != ipv4 drop
+    fib saddr . iif oif missing drop
+    ct state established,related accept
+    fib daddr type != unicast drop
+    ip daddr {{ {NEVER}{inside} }} drop
+    {WIRE_SERVER} drop
+  }}
+  chain to_containers {{
+    type filter hook forward priority filter; policy accept;
+    iifname \"{links}*\" tcp flags syn tcp option maxseg size set rt mtu
+    oifname != \"{links}*\" return
+    ct state established,related accept
+    drop
+  }}
+  chain translate {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname != \"{links}*\" ip saddr {{ {masked} }} masquerade
+  }}
+}}
+"
+    )
+}
+
+/// The table in the container's own namespace. It refuses instead of dropping: who asks gets an error at once.
+pub(super) fn inner_table(ranges: &[Range]) -> String {
+    let inside = list(ranges);
+    format!(
+        "table inet berth {{
+  chain out {{
+    type filter hook output priority filter; policy accept;
+    oifname \"lo\" accept
+    meta nfproto != ipv4 drop
+    ct state established,related accept
+    ip daddr {{ {NEVER}{inside} }} reject with icmp type admin-prohibited
+    {WIRE_SERVER} reject with icmp type admin-prohibited
+  }}
+}}
+"
+    )
+}
+
+/// What the shell does in the new network namespace before it becomes nspawn. `server`: whose namespace is the host's.
+/// IPv6 is off: it would need the same rules once more, and most hosts have no range of it to give away. Ping and low
+/// ports need no privilege over a namespace in which nobody else is.
+pub(super) fn start_script(link: &Link, ranges: &[Range], server: u32) -> String {
+    let Link { interface, gateway, address } = link;
+    let rules = inner_table(ranges);
+    let sysctl = "/proc/sys/net";
+    format!(
+        "set -e
+ip -batch - <<'END'
+link set lo up
+link add host0 type veth peer name {interface} netns {server}
+addr add {address}/30 dev host0
+END
+for kind in all default; do
+  [ ! -e {sysctl}/ipv6/conf/$kind/disable_ipv6 ] || echo 1 >{sysctl}/ipv6/conf/$kind/disable_ipv6
+done
+echo 0 >{sysctl}/ipv4/ip_unprivileged_port_start
+echo '0 2147483647' >{sysctl}/ipv4/ping_group_range
+nft -f - <<'END'
+{rules}END
+nsenter --net=/proc/{server}/ns/net sh -e -c '
+[ ! -e {sysctl}/ipv6/conf/{interface}/disable_ipv6 ] || echo 1 >{sysctl}/ipv6/conf/{interface}/disable_ipv6
+ip addr add {gateway}/30 dev {interface}
+ip link set {interface} up'
+ip -batch - <<'END'
+link set host0 up
+route add default via {gateway}
+END
+"
+    )
+}

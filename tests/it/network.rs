@@ -1,0 +1,425 @@
+//! Networks of containers: the host's, none, and private ones, whose way out leads past the host, its neighbours and
+//! the metadata of its cloud. Security cases 29 and 30 of the field survey, as far as they are about networks.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Place, seeded, shared, shared_box};
+use crate::outside::{self, METADATA, Outside, PORT};
+use crate::procs::{self, secs, wait_for};
+use crate::server::{self, NIL, Server};
+
+#[track_caller]
+fn network(place: &Place<'_>) -> Value {
+    place.client.get(200, &place.path("/debug"))["machine"]["network"].clone()
+}
+
+/// What a container gets from a server: who called, as the server saw it; `None` when nothing answers.
+#[track_caller]
+fn get(place: &Place<'_>, address: &str, port: u16) -> Option<String> {
+    let script =
+        format!("exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3");
+    let told = place.exec(json!({"args": ["timeout", "2", "bash", "-c", script]}));
+    let answer = told["stdout"].as_str().unwrap().trim().to_owned();
+    answer.rsplit_once("caller ").map(|(_, caller)| caller.to_owned())
+}
+
+/// Starts a server in a container that says hello to everybody.
+#[track_caller]
+fn serve_inside(place: &Place<'_>, port: u16) {
+    let script = format!(
+        "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => {port}, Listen => 5, \
+         ReuseAddr => 1) or die; open(F, '>/tmp/serving'); close F; while (my $c = $s->accept) {{ sysread($c, my $b, 1000); print $c \"caller x\\n\"; close $c }}"
+    );
+    let quoted = script.replace('\'', "'\\''");
+    place.sh(&format!("rm -f /tmp/serving; setsid perl -e '{quoted}' >/tmp/log 2>&1 </dev/null & true"));
+    wait_for("a server in the container", secs(10), || {
+        (place.exec(json!({"command": "test -e /tmp/serving"}))["exit_code"] == 0).then_some(())
+    });
+}
+
+fn hello_from(address: &str, port: u16) -> Option<String> {
+    let to = format!("{address}:{port}").parse().unwrap();
+    let mut stream = TcpStream::connect_timeout(&to, secs(2)).ok()?;
+    stream.set_read_timeout(Some(secs(2))).unwrap();
+    stream.write_all(b"x").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// The host's ends of links of a server, by the names in its data folder's hash.
+fn links(prefix: &str) -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/net").unwrap().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(prefix))
+        .collect()
+}
+
+fn tables() -> String {
+    server::run(Command::new("nft").args(["list", "tables"]), secs(10)).stdout
+}
+
+/// `vbabcdef-` and `berth-abcdef` of a server, from one of its links.
+fn names(network: &Value) -> (String, String) {
+    let interface = network["interface"].as_str().unwrap();
+    let instance = interface.strip_prefix("vb").unwrap().split('-').next().unwrap();
+    (format!("vb{instance}-"), format!("berth-{instance}"))
+}
+
+#[test]
+fn a_private_network_leads_out_and_to_nothing_of_the_host() {
+    let outside = Outside::open();
+    let port = outside::on_the_host();
+    let server = shared();
+    let place = Place::ready(server, json!({"name": "private", "network": "private"}));
+    // The address is the host's own: nobody outside knows the way to a container.
+    assert_eq!(get(&place, &outside.address, PORT).as_deref(), Some(outside.host.as_str()));
+
+    let told = network(&place);
+    assert_eq!(told["mode"], "private", "{told}");
+    let address = told["address"].as_str().unwrap();
+    // The test itself is right: the host reaches all these.
+    assert!(outside.get(METADATA).is_some());
+    let mut own = outside::own_addresses();
+    // Those of other tests come and go.
+    own.retain(|host| hello_from(host, port).is_some());
+    for host in ["127.0.0.1", &outside.host, told["gateway"].as_str().unwrap()] {
+        assert!(own.iter().any(|own| own == host), "{host} is not in {own:?}");
+    }
+    for host in &own {
+        assert_eq!(get(&place, host, port), None, "{host} of the host is reached from a private network");
+    }
+    assert_eq!(get(&place, METADATA, PORT), None);
+    for berth in &own {
+        let there = format!("exec 3<>/dev/tcp/{berth}/{}", server.address.port());
+        assert_ne!(
+            place.exec(json!({"args": ["timeout", "2", "bash", "-c", there]}))["exit_code"],
+            0,
+            "{berth}"
+        );
+    }
+    // What is refused is refused at once.
+    let begun = std::time::Instant::now();
+    place.exec(json!({"args": ["bash", "-c", format!("exec 3<>/dev/tcp/{METADATA}/80")]}));
+    assert!(begun.elapsed() < secs(2), "{:?}", begun.elapsed());
+    // Its own loopback is its own, and low ports are for it.
+    serve_inside(&place, 80);
+    assert_eq!(get(&place, "127.0.0.1", 80).as_deref(), Some("x"));
+    assert_eq!(get(&place, address, 80).as_deref(), Some("x"));
+    // The host may look at what is served inside.
+    assert_eq!(hello_from(address, 80).as_deref(), Some("caller x\n"));
+    assert_eq!(place.sh("cat /proc/net/if_inet6"), "", "IPv6 is off");
+}
+
+#[test]
+fn root_in_a_private_network_cannot_change_it() {
+    let place = Place::ready(shared(), json!({"name": "private root", "network": "private"}));
+    let refused = |what: &str, command: &str| {
+        let told = place.exec(json!({"command": command, "timeout_secs": 20}));
+        assert_ne!(told["exit_code"], 0, "{what}: {told}");
+    };
+    refused("IPv6", "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    refused("sysctl", "echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    refused("mounting it anew", "mount -o remount,rw /proc/sys && echo 1 >/proc/sys/net/ipv4/ip_forward");
+    // AF_INET raw, AF_PACKET: neither another's address nor another's packets.
+    refused("a raw socket", "perl -e 'socket(S, 2, 3, 255) or exit 1'");
+    refused("a packet socket", "perl -e 'socket(S, 17, 3, 0x300) or exit 1'");
+    // SIOCSIFADDR on host0.
+    refused(
+        "another address",
+        "perl -e 'socket(S, 2, 2, 0); exit(ioctl(S, 0x8916, my $r = pack(\"a16 S n C4 x8\", \"host0\", 2, 0, 10, 9, 9, 9)) ? 0 : 1)'",
+    );
+    // The namespace of a process of the host is no way out.
+    refused(
+        "the host's namespace",
+        "nsenter --net=/proc/1/ns/net true && readlink /proc/1/ns/net | grep -qv $(readlink /proc/self/ns/net)",
+    );
+    let pinged = place.exec(json!({"command": "perl -e 'socket(S, 2, 2, 1) or exit 1'"}));
+    assert_eq!(pinged["exit_code"], 0, "ping needs no raw socket: {pinged}");
+}
+
+#[test]
+fn private_networks_do_not_meet() {
+    let server = shared();
+    let one = Place::ready(server, json!({"name": "one", "network": "private"}));
+    let two = Place::ready(server, json!({"name": "two", "network": "private"}));
+    for place in [&one, &two] {
+        serve_inside(place, 8000);
+    }
+    let (first, second) = (network(&one), network(&two));
+    assert_ne!(first["address"], second["address"]);
+    for (place, other) in [(&one, &second), (&two, &first)] {
+        let other = other["address"].as_str().unwrap();
+        assert_eq!(hello_from(other, 8000).as_deref(), Some("caller x\n"));
+        assert_eq!(get(place, other, 8000), None, "{other} of a neighbour is reached");
+    }
+    // A workspace keeps its address.
+    two.client.post(200, &two.path("/stop"), json!({}));
+    two.sh("true");
+    assert_eq!(network(&two)["address"], second["address"]);
+    // Other instances' tables, links and addresses are none of ours; this one's go with it.
+    let (prefix, _) = names(&second);
+    let link = second["interface"].as_str().unwrap().to_owned();
+    assert!(links(&prefix).contains(&link));
+    two.client.post(200, &two.path("/stop"), json!({}));
+    assert!(!links(&prefix).contains(&link), "{link} is left");
+}
+
+#[test]
+fn none_is_none_and_host_is_the_hosts() {
+    let place = Place::ready(shared(), json!({"name": "closed", "network": "none"}));
+    assert_eq!(place.show()["shared_network"], false);
+    let interfaces = "cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' '";
+    assert_eq!(place.sh(interfaces).trim(), "lo");
+    assert_eq!(network(&place), json!({"mode": "none"}));
+    let open = shared_box();
+    open.sh("true");
+    assert_eq!(network(&open)["mode"], "host");
+}
+
+/// What is public stays public; everything else needs a token, also for whoever shares the host's loopback.
+#[test]
+fn a_container_on_the_hosts_network_gets_nothing_without_a_token() {
+    let setup = seeded();
+    let server = setup.start();
+    let place = Place::ready(&server, json!({"name": "guest"}));
+    assert_eq!(place.show()["network"], "host");
+    let port = server.address.port();
+    let ask = |request: &str| {
+        let script =
+            format!("exec 3<>/dev/tcp/127.0.0.1/{port} && printf '{request}' >&3 && timeout 5 cat <&3");
+        place.exec(json!({"args": ["bash", "-c", script]}))["stdout"].as_str().unwrap().to_owned()
+    };
+    let head = format!("Host: 127.0.0.1:{port}\\r\\nConnection: close\\r\\n");
+    for request in [
+        format!("GET /api/workspaces HTTP/1.1\\r\\n{head}\\r\\n"),
+        format!("GET /workspaces HTTP/1.1\\r\\n{head}\\r\\n"),
+        format!("GET /api/doctor HTTP/1.1\\r\\n{head}\\r\\n"),
+        format!("GET /approvals HTTP/1.1\\r\\n{head}\\r\\n"),
+        format!(
+            "POST /api/workspaces/{NIL}/exec HTTP/1.1\\r\\n{head}Content-Length: 18\\r\\n\\r\\n{{\"command\":\"true\"}}"
+        ),
+    ] {
+        let answer = ask(&request);
+        assert!(answer.starts_with("HTTP/1.1 401"), "{request}: {answer}");
+    }
+    // Sockets with a path are out of its sight; abstract ones (`@…`) would be in it, so there are none of ours.
+    let socket_pids =
+        |text: &str| text.lines().filter(|line| line.contains(" @")).map(str::to_owned).collect::<Vec<_>>();
+    let inside = socket_pids(&place.sh("cat /proc/net/unix"));
+    let data = server.data.to_string_lossy().into_owned();
+    for line in &inside {
+        assert!(!line.contains("berth") && !line.contains(&data), "{line}");
+    }
+    let ours: Vec<String> = fs::read_dir(format!("/proc/{}/fd", server.pid))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
+        .collect();
+    // The kernel names the calling ends that we ask for credentials on (unix(7), autobind): nobody can call those.
+    for line in socket_pids(&fs::read_to_string("/proc/net/unix").unwrap()) {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        if ours.iter().any(|own| own == columns[6]) {
+            let call =
+                "use Socket; socket(S, 1, 1, 0); exit(connect(S, sockaddr_un(\"\\0$ARGV[0]\")) ? 0 : 1)";
+            let told = place.exec(json!({"args": ["perl", "-e", call, &columns[7][1..]]}));
+            assert_eq!(told["exit_code"], 1, "an abstract socket of the server answers: {line} {told}");
+        }
+    }
+    // Nothing of the data folder is visible inside.
+    assert_ne!(place.exec(json!({"command": format!("ls {data}")}))["exit_code"], 0);
+}
+
+#[test]
+fn a_killed_servers_networks_are_taken_over_or_removed() {
+    let outside = Outside::open();
+    let setup = seeded();
+    let server = setup.start();
+    let place = Place::ready(&server, json!({"name": "survivor", "network": "private"}));
+    let dying = Place::ready(&server, json!({"name": "dying", "network": "private"}));
+    dying.sh("true");
+    assert!(get(&place, &outside.address, PORT).is_some());
+    let before = network(&place);
+    let (prefix, table) = names(&before);
+    assert!(tables().contains(&table) && links(&prefix).len() == 2, "{} {:?}", tables(), links(&prefix));
+    let (id, dying_id) = (place.id.clone(), dying.id.clone());
+    let init = |place: &Place<'_>| {
+        place.client.get(200, &place.path("/debug"))["machine"]["init_pid"].as_u64().unwrap()
+    };
+    let dying_init = init(&dying) as u32;
+    std::mem::forget((place, dying));
+    server.crash();
+    // Meanwhile one container ends, and somebody reloads the firewall.
+    procs::signal(dying_init, rustix::process::Signal::KILL);
+    let dropped = server::run(Command::new("nft").args(["delete", "table", "inet", &table]), secs(10));
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+
+    let server = setup.start();
+    let list = server.owner().get(200, "/api/workspaces");
+    let again = |id: &str| {
+        let made = list.as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
+        Place::of(&server, made)
+    };
+    let (place, dying) = (again(&id), again(&dying_id));
+    let now = place.client.get(200, &place.path("/debug"));
+    assert_eq!(now["machine"]["adopted"], true, "{now}");
+    assert_eq!(now["machine"]["network"], before);
+    assert!(get(&place, &outside.address, PORT).is_some(), "its way out is gone");
+    assert_eq!(get(&place, METADATA, PORT), None);
+    assert_eq!(links(&prefix), [before["interface"].as_str().unwrap()]);
+    assert_ne!(network(&dying)["mode"], "private");
+    place.client.post(200, &place.path("/stop"), json!({}));
+    assert!(links(&prefix).is_empty() && !tables().contains(&table), "{:?} {}", links(&prefix), tables());
+    assert!(get(&dying, &outside.address, PORT).is_some());
+
+    // Now nothing is left to be taken over.
+    let init = init(&dying) as u32;
+    std::mem::forget((place, dying));
+    server.crash();
+    procs::signal(init, rustix::process::Signal::KILL);
+    let server = setup.start();
+    assert!(links(&prefix).is_empty() && !tables().contains(&table), "{:?} {}", links(&prefix), tables());
+    server.stop();
+}
+
+#[test]
+fn the_end_of_the_server_leaves_nothing() {
+    let setup = seeded();
+    let server = setup.start();
+    let place = Place::ready(&server, json!({"name": "brief", "network": "private"}));
+    place.sh("true");
+    let (prefix, table) = names(&network(&place));
+    assert!(tables().contains(&table));
+    std::mem::forget(place);
+    server.stop();
+    assert!(links(&prefix).is_empty() && !tables().contains(&table), "{:?} {}", links(&prefix), tables());
+    assert!(!setup.data_dir().join("network.json").exists());
+}
+
+/// Somebody's `nft flush ruleset` takes the host's table; what lies in the container's own namespace holds.
+#[test]
+fn a_firewall_that_is_reloaded_opens_little_and_the_next_start_closes_it() {
+    let outside = Outside::open();
+    let setup = seeded();
+    let server = setup.start();
+    let one = Place::ready(&server, json!({"name": "one", "network": "private"}));
+    let two = Place::ready(&server, json!({"name": "two", "network": "private"}));
+    two.sh("true");
+    serve_inside(&one, 8000);
+    let (_, table) = names(&network(&one));
+    let dropped = server::run(Command::new("nft").args(["delete", "table", "inet", &table]), secs(10));
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    assert_eq!(get(&one, METADATA, PORT), None);
+    assert_eq!(get(&two, network(&one)["address"].as_str().unwrap(), 8000), None);
+    assert_eq!(get(&one, network(&one)["gateway"].as_str().unwrap(), server.address.port()), None);
+    two.client.post(200, &two.path("/stop"), json!({}));
+    two.sh("true");
+    assert!(tables().contains(&table));
+    assert!(get(&one, &outside.address, PORT).is_some());
+}
+
+#[test]
+fn a_range_is_free_or_refused() {
+    let outside = Outside::open();
+    let range = format!(
+        "{}/30",
+        outside.host.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned()
+            + &{
+                let last: u8 = outside.host.rsplit('.').next().unwrap().parse().unwrap();
+                (last & !3).to_string()
+            }
+    );
+    let server = seeded().arg(format!("--private-range={range}")).start();
+    let place = Place::pending(&server, json!({"name": "nowhere", "network": "private"}));
+    place.build();
+    let told = place.client.refused(
+        503,
+        "unavailable",
+        "POST",
+        &place.path("/exec"),
+        Some(json!({"command": "true"})),
+    );
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains(&range) && message.contains("--private-range"), "{message}");
+    drop(place);
+    server.stop();
+
+    // One link fits into it; the second workspace gets no address of the first.
+    let server = seeded().arg("--private-range=10.250.77.0/30").arg("--private-dns=198.51.100.53").start();
+    let first = Place::ready(&server, json!({"name": "first", "network": "private"}));
+    assert_eq!(first.sh("grep -v '^#' /etc/resolv.conf | head -1"), "nameserver 198.51.100.53\n");
+    assert_eq!(network(&first)["address"], "10.250.77.2");
+    let second = Place::ready(&server, json!({"name": "second", "network": "private"}));
+    let told = second.client.refused(
+        503,
+        "unavailable",
+        "POST",
+        &second.path("/exec"),
+        Some(json!({"command": "true"})),
+    );
+    assert!(told["message"].as_str().unwrap().contains("in use"), "{told}");
+    first.client.post(200, &first.path("/stop"), json!({}));
+    assert_eq!(second.sh("echo room"), "room\n");
+}
+
+#[test]
+fn what_is_missing_is_said_at_once() {
+    // A host without nft, for this server alone.
+    let hide =
+        "for p in /usr/sbin/nft /sbin/nft; do [ ! -e $p ] || mount --bind /dev/null $p; done; exec \"$@\"";
+    let server = seeded().start_through(&["unshare", "--mount", "sh", "-c", hide, "sh"]);
+    let place = Place::pending(&server, json!({"name": "no tools", "network": "private"}));
+    let told = place.client.refused(503, "unavailable", "POST", &place.path("/build"), None);
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("nft is missing") && message.contains("nftables"), "{message}");
+    place.client.put(200, &place.path(""), json!({"network": "host"}));
+    place.build();
+    place.sh("true");
+}
+
+#[test]
+fn the_two_words_for_the_network_agree() {
+    let server = Server::start();
+    let owner = server.owner();
+    let make = |extra: Value| {
+        let mut body = json!({"name": "w", "workspace_type": "container"});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let made = owner.post(200, "/api/workspaces", body);
+        let url = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+        (made["network"].clone(), made["shared_network"].clone(), url)
+    };
+    for (given, network, shared) in [
+        (json!({}), "host", Value::Null),
+        (json!({"network": null, "shared_network": null}), "host", Value::Null),
+        (json!({"shared_network": true}), "host", json!(true)),
+        (json!({"shared_network": false}), "private", json!(false)),
+        (json!({"network": "host"}), "host", json!(true)),
+        (json!({"network": "none"}), "none", json!(false)),
+        (json!({"network": "private"}), "private", json!(false)),
+        (json!({"network": "none", "shared_network": false}), "none", json!(false)),
+    ] {
+        let (is, shows, _) = make(given.clone());
+        assert_eq!((is, shows), (json!(network), shared), "{given}");
+    }
+    let contradiction =
+        json!({"name": "w", "workspace_type": "container", "network": "host", "shared_network": false});
+    owner.refused(400, "invalid_payload", "POST", "/api/workspaces", Some(contradiction));
+    let (_, _, url) = make(json!({"network": "none"}));
+    assert_eq!(owner.put(200, &url, json!({"shared_network": false}))["network"], "none");
+    assert_eq!(owner.put(200, &url, json!({"shared_network": true}))["network"], "host");
+    let put = owner.put(200, &url, json!({"network": "private"}));
+    assert_eq!((&put["network"], &put["shared_network"]), (&json!("private"), &json!(false)));
+    owner.refused(400, "invalid_payload", "PUT", &url, Some(json!({"network": "bridge"})));
+
+    let host = json!({"name": "h", "network": "private"});
+    owner.refused(400, "not_a_container", "POST", "/api/workspaces", Some(host));
+    let kept = owner.post(200, "/api/workspaces", json!({"name": "h", "shared_network": false}));
+    assert_eq!((&kept["network"], &kept["shared_network"]), (&json!("host"), &json!(false)));
+}
