@@ -24,6 +24,7 @@ pub mod tokens;
 pub mod topic;
 pub mod trays;
 pub mod tunnel;
+pub mod ui;
 pub mod workspaces;
 
 use std::path::PathBuf;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::{
     Ctx, approvals, audit, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces,
 };
-use super::{project_commands, project_config, project_mcp, project_plugins, project_skills};
+use super::{project_commands, project_config, project_mcp, project_plugins, project_skills, ui};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Patch, Post, Put};
@@ -127,6 +127,10 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Short,
         handler: approvals::answer,
     },
+    read("/ui", Auth::Public, ui::page),
+    read("/w/:id/ui", Auth::Public, ui::mounted_page),
+    read("/ui/assets/toy.css", Auth::Public, ui::style),
+    read("/ui/assets/toy.js", Auth::Public, ui::script),
     // OpenWork: files to agents and from them.
     Route {
         method: Post,

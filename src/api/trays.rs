@@ -47,7 +47,7 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         trays::check_free(&root, path)?;
     }
     let shown = target.path.as_ref().map_or(name.as_str(), TrayPath::as_str);
-    let size = announced.map_or(String::new(), |size| format!(" ({size} bytes at most)"));
+    let size = announced.map_or(String::new(), |size| format!(", at most {size} bytes"));
     let open = if target.fixed || !request.is_streamed() { "" } else { ", or the path that follows it," };
     let summary = format!("Upload {shown}{open} to the inbox{size}");
     let paths = vec![format!("{}/{shown}", Which::Inbox.folder())];

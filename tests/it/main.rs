@@ -24,6 +24,7 @@ mod upstream;
 mod abuse;
 mod approvals;
 mod audit;
+mod browser;
 mod config;
 mod container;
 mod container_build;
