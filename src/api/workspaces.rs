@@ -9,7 +9,7 @@ use crate::access::Scope;
 use crate::base::ids::{Distro, parse_uuid};
 use crate::base::{Result, limits};
 use crate::http::sse::Format;
-use crate::http::{Answer, Request, Response};
+use crate::http::{Answer, Reply, Request, Response};
 use crate::runs::ExecRequest;
 use crate::workspaces::Shown;
 use crate::workspaces::create::{Create, Update};
@@ -109,7 +109,14 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return runs::exec_stream(ctx, id, body, format);
     }
     let (work, cancel) = ctx.lifecycle.start_exec(id, body)?;
-    Ok(Answer::later(move || work().map(|result| Response::ok(&result)), Some(cancel)))
+    let work = Box::new(move |reply: Reply| match work() {
+        Ok((result, ended)) => {
+            reply.send(Ok(Response::ok(&result)));
+            drop(ended);
+        }
+        Err(error) => reply.send(Err(error)),
+    });
+    Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
 /// `POST /api/workspaces/:id/rerun-init`

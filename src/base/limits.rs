@@ -127,6 +127,8 @@ pub const AGENT_ANSWER: Duration = Duration::from_secs(10);
 /// Spare processes that wait in a running container, each already in a cgroup of its own: joining one costs
 /// up to 15 ms on an idle machine (the kernel waits for an RCU grace period), too slow to do while a client waits.
 pub const SPARE_PROCESSES: usize = 4;
+/// Empty groups that are kept for further commands of a running container: as many as end between two refills.
+pub const SPARE_GROUPS: usize = 16;
 /// Largest message between engine and agent: the command lines and the environment of one command, in JSON, where a
 /// control character takes six bytes.
 pub const AGENT_MESSAGE_BYTES: usize =

@@ -5,6 +5,7 @@
 //! Locks: `state` is held while the container starts (about 0.1 s, at most [`limits::CONTAINER_START`]) or stops, so
 //! that no start meets an end; `place` and `idle_since` are leaves.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -278,7 +279,7 @@ impl Machine {
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
-            match self.spare(&runtime, &group, deadline) {
+            match self.spare(&runtime, &group, None, deadline) {
                 Ok(spare) => break spare,
                 Err(error) if owner.has_ended() || Instant::now() >= deadline => {
                     owner.end();
@@ -319,6 +320,7 @@ impl Machine {
             uid_base,
             init: init_fd,
             spares: Mutex::new(vec![first]),
+            groups: Mutex::default(),
             oom_killed: AtomicBool::new(false),
             owner,
         })
@@ -372,6 +374,7 @@ impl Machine {
             uid_base,
             init,
             spares: Mutex::default(),
+            groups: Mutex::default(),
             oom_killed: AtomicBool::new(false),
             owner,
         }));
@@ -380,8 +383,14 @@ impl Machine {
         Ok(true)
     }
 
-    /// Has the agent fork a process and puts it into a group of its own.
-    fn spare(&self, runtime: &OwnedFd, machine: &Group, deadline: Instant) -> Result<Spare> {
+    /// Has the agent fork a process and puts it into a group of its own: `group`, or a new one.
+    fn spare(
+        &self,
+        runtime: &OwnedFd,
+        machine: &Group,
+        group: Option<Group>,
+        deadline: Instant,
+    ) -> Result<Spare> {
         let socket = door::call(runtime)?;
         let pid = protocol::receive_ready(&socket, deadline)?;
         let gone =
@@ -392,9 +401,15 @@ impl Machine {
         if !machine.contains(pid) || has_ended(pidfd.as_fd()) {
             return Err(gone());
         }
-        let number = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let mut group = self.around.cgroups.group(&format!("{}/runs/{number}", self.name))?;
-        group.account()?;
+        let group = match group {
+            Some(group) => group,
+            None => {
+                let number = self.sequence.fetch_add(1, Ordering::Relaxed);
+                let mut group = self.around.cgroups.group(&format!("{}/runs/{number}", self.name))?;
+                group.account()?;
+                group
+            }
+        };
         group.add(pid)?;
         Ok(Spare { socket, pid, pidfd, group })
     }
@@ -403,7 +418,9 @@ impl Machine {
     pub(super) fn refill(&self) {
         let Some(running) = lock(&self.state).clone() else { return };
         while lock(&running.spares).len() < limits::SPARE_PROCESSES && !running.owner.has_ended() {
-            match self.spare(&running.runtime, &running.group, Instant::now() + limits::AGENT_ANSWER) {
+            let group = lock(&running.groups).pop();
+            let deadline = Instant::now() + limits::AGENT_ANSWER;
+            match self.spare(&running.runtime, &running.group, group, deadline) {
                 Ok(spare) => lock(&running.spares).push(spare),
                 Err(_) => return,
             }
@@ -456,7 +473,13 @@ impl Machine {
         let running = self.running()?;
         let deadline = Instant::now() + limits::AGENT_ANSWER;
         let mut spare = None;
-        while let Some(candidate) = lock(&running.spares).pop() {
+        let fits = |spare: &Spare| !command.account || !spare.group.is_reused();
+        let next = || {
+            let mut spares = lock(&running.spares);
+            let at = spares.iter().rposition(fits)?;
+            Some(spares.remove(at))
+        };
+        while let Some(candidate) = next() {
             // Someone inside may have stopped or killed it meanwhile.
             let _ = pidfd_send_signal(&candidate.pidfd, Signal::CONT);
             if !has_ended(candidate.pidfd.as_fd()) {
@@ -466,7 +489,7 @@ impl Machine {
         }
         let mut spare = match spare {
             Some(spare) => spare,
-            None => self.spare(&running.runtime, &running.group, deadline)?,
+            None => self.spare(&running.runtime, &running.group, None, deadline)?,
         };
         if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
             self.around.cgroups.confine(&mut spare.group, &limits)?;
@@ -507,6 +530,7 @@ impl Machine {
             cwd,
             busy: Some(busy),
             handed: false,
+            told: Cell::default(),
         })
     }
 }

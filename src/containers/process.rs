@@ -1,6 +1,7 @@
 //! A command in a container, as whoever started it sees it. What the agent says of it is untrusted; its end is made sure
 //! of from outside.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use super::machine::Busy;
 use super::protocol::{Answer, Answers};
 use super::running::Running;
 use crate::base::{At, Code, Error, Result};
-use crate::proc::{Cgroups, Exit, Handed, Hold, Process, Reach, Usage};
+use crate::proc::{Cgroups, Exit, Group, Handed, Hold, Process, Reach, Usage};
 
 /// A command in a container.
 pub(super) struct ContainerProcess {
@@ -25,6 +26,8 @@ pub(super) struct ContainerProcess {
     /// As long as it is there, the container is not idle.
     pub(super) busy: Option<Busy>,
     pub(super) handed: bool,
+    /// Its container knows whether memory ran out.
+    pub(super) told: Cell<bool>,
 }
 
 /// A command in a container that another process of ours has started.
@@ -46,6 +49,7 @@ pub fn resume(handed: Handed, cgroups: &Cgroups) -> Result<Box<dyn Process>> {
         cwd,
         busy: None,
         handed: false,
+        told: Cell::default(),
     }))
 }
 
@@ -89,12 +93,14 @@ impl Process for ContainerProcess {
 
     fn usage(&self) -> Usage {
         let usage = self.reach.group.usage();
-        if usage.oom_killed == Some(true) {
-            if let Some(running) = &self.running {
-                running.oom_killed.store(true, Ordering::Relaxed);
-            }
-        }
+        self.tell(usage.oom_killed);
         usage
+    }
+
+    fn oom_killed(&self) -> Option<bool> {
+        let killed = self.reach.group.oom_killed();
+        self.tell(killed);
+        killed
     }
 
     fn hand_over(&mut self) -> Result<Option<(Handed, Box<dyn Hold>)>> {
@@ -139,7 +145,23 @@ impl Drop for ContainerProcess {
             self.kill();
         }
         // Its group's account goes with it.
-        self.usage();
+        if !self.told.get() {
+            self.oom_killed();
+        }
+        // Whoever else has the group may still signal it.
+        let group = std::mem::replace(&mut self.reach.group, Arc::new(Group::of_nobody()));
+        if let Some((running, group)) = self.running.as_ref().zip(Arc::into_inner(group)) {
+            running.keep_group(group);
+        }
+    }
+}
+
+impl ContainerProcess {
+    fn tell(&self, oom_killed: Option<bool>) {
+        self.told.set(true);
+        if let Some(running) = self.running.as_ref().filter(|_| oom_killed == Some(true)) {
+            running.oom_killed.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A container that runs: nspawn, the agent, the group of everything in it, and what waits for commands.
 //!
-//! Threads: `container-NAME` waits for nspawn's end and then ends whatever is left. Locks: `spares` and `owner`, leaves.
+//! Threads: `container-NAME` waits for nspawn's end and then ends whatever is left. Locks: `spares`, `groups` and `owner`, leaves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -31,6 +31,8 @@ pub(super) struct Running {
     /// PID 1 of the container.
     pub(super) init: OwnedFd,
     pub(super) spares: Mutex<Vec<Spare>>,
+    /// Groups of commands that have ended, for others.
+    pub(super) groups: Mutex<Vec<Group>>,
     /// Something in it was killed for want of memory: v1 counts that for the innermost group alone.
     pub(super) oom_killed: AtomicBool,
     pub(super) owner: Owner,
@@ -129,6 +131,13 @@ impl Running {
         !self.owner.has_ended() && !has_ended(self.init.as_fd())
     }
 
+    /// Takes the group of a command that has ended.
+    pub(super) fn keep_group(&self, mut group: Group) {
+        if !self.owner.has_ended() && lock(&self.groups).len() < limits::SPARE_GROUPS && group.reuse() {
+            lock(&self.groups).push(group);
+        }
+    }
+
     /// Ends everything in it and returns when it is over.
     pub(super) fn end(&self) {
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
@@ -136,12 +145,14 @@ impl Running {
             log::error!("container: {error}");
         }
         lock(&self.spares).clear();
+        lock(&self.groups).clear();
         self.owner.end();
     }
 
     /// Leaves it running for the next server.
     pub(super) fn let_go(&self) {
         lock(&self.spares).clear();
+        lock(&self.groups).clear();
         self.owner.let_go();
     }
 }

@@ -12,7 +12,7 @@ use crate::proc::{Cancel, Launcher};
 use crate::runs::request::Plan;
 use crate::runs::run::Origin;
 use crate::runs::spool::Writer;
-use crate::runs::{ExecRequest, ExecResult, HostLauncher, Live, Run, Running, exec, keeper, user};
+use crate::runs::{ExecRequest, HostLauncher, Live, Run, Running, exec, keeper, user};
 use crate::workspaces::{Kind, Record, Status, Workspace};
 
 /// A run that was accepted and waits for its worker.
@@ -41,7 +41,8 @@ pub enum Started {
 }
 
 impl Lifecycle {
-    /// Checks a command and returns the step that runs it, for a worker, and what ends it before its time.
+    /// Checks a command and returns the step that runs it, for a worker, and what ends it before its time. The step's
+    /// second value is to be dropped once the answer has gone.
     ///
     /// # Errors
     /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
@@ -49,7 +50,7 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         request: ExecRequest,
-    ) -> Result<(impl FnOnce() -> Result<ExecResult> + Send + use<>, Cancel)> {
+    ) -> Result<(impl FnOnce() -> Result<exec::Done> + Send + use<>, Cancel)> {
         request.check_exec()?;
         let workspace = self.registry.get(id)?;
         let timeout = request.exec_timeout()?;
@@ -81,7 +82,8 @@ impl Lifecycle {
         let workspace = self.registry.get(id)?;
         let window = request.output_limit(2 * limits::PIPE_CHUNK as u64, self.policy.run_output_limit)?;
         let asked = request.asked(Origin::Run, timeout);
-        let plan = self.plan_command(&workspace, request, timeout)?;
+        let mut plan = self.plan_command(&workspace, request, timeout)?;
+        plan.command.account = true;
         let (running, writer) = self.runs.enter_spooled(id, asked, window)?;
         Ok(Accepted { lifecycle: self.clone(), workspace, running, writer, window, plan })
     }

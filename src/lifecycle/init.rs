@@ -182,6 +182,7 @@ impl Lifecycle {
             limits: None,
             tty: false,
             user: None,
+            account: false,
         };
         // A log that cannot be opened (the workload put a folder or a link in its place) must not stop the script.
         let init_log = root.write_new(LOG, b"", 0o644).and_then(|()| root.append_open(LOG));

@@ -202,6 +202,10 @@ pub struct Group {
     how: How,
     /// Whoever lives in it is somebody else's from now on.
     let_go: AtomicBool,
+    /// It has limits of its own.
+    confined: bool,
+    /// It has been another command's, and the kernel's count of kills for want of memory was this then.
+    reused: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -228,7 +232,12 @@ impl Group {
     }
 
     fn of(how: How) -> Group {
-        Group { how, let_go: AtomicBool::new(false) }
+        Group { how, let_go: AtomicBool::new(false), confined: false, reused: None }
+    }
+
+    /// One that nothing is ever in.
+    pub fn of_nobody() -> Group {
+        Group::of(How::Mark(String::new()))
     }
 
     /// Leaves it as it is: what lives in it goes on for somebody else.
@@ -259,6 +268,7 @@ impl Group {
     }
 
     fn confine(&mut self, limits: &Limits) -> Result<()> {
+        self.confined = true;
         let mut wanted = Vec::new();
         if limits.memory_bytes.is_some() || limits.swap_bytes.is_some() {
             wanted.push(Controller::Memory);
@@ -431,6 +441,29 @@ impl Group {
         }
     }
 
+    /// Makes it fit for another command, if nothing lives in it: making a group and removing it costs more than moving a
+    /// process into one. Its accounts go on, so it is for commands of which only the kills are told.
+    pub fn reuse(&mut self) -> bool {
+        let How::Cgroup { folder, .. } = &self.how else { return false };
+        let empty = || read_in(folder, "cgroup.events").is_ok_and(|text| text.contains("populated 0"));
+        if self.confined || !empty() {
+            return false;
+        }
+        self.reused = Some(self.files().and_then(|files| files.oom_kills()).unwrap_or(0));
+        true
+    }
+
+    /// Whether its accounts have been another command's as well.
+    pub fn is_reused(&self) -> bool {
+        self.reused.is_some()
+    }
+
+    /// Whether the kernel has ended something in it for want of memory; `None` where this host cannot tell.
+    pub fn oom_killed(&self) -> Option<bool> {
+        let count = self.files()?.oom_kills()?;
+        Some(count > self.reused.unwrap_or(0))
+    }
+
     /// What everything that was ever in the group has used. Where only v1 controllers are, and the group has no
     /// account of its own, most of it is not known.
     pub fn usage(&self) -> Usage {
@@ -490,7 +523,7 @@ impl Drop for Group {
             lock(&home.held).remove(path);
         }
         let mut retry = Vec::new();
-        if !path.is_empty() && !home.tree.remove(path, !v1.is_empty()) {
+        if !path.is_empty() && !home.tree.remove_with(path, v1.iter().map(PathBuf::as_path)) {
             // For a later server: whoever it belonged to has ended, so this is no part of it any more.
             if let How::Cgroup { folder, .. } = &self.how {
                 let _ = rustix::fs::fsetxattr(folder, LEFT, b"1", rustix::fs::XattrFlags::empty());

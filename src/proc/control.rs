@@ -198,6 +198,14 @@ impl Files<'_> {
         };
     }
 
+    /// How many processes the kernel has ended in it for want of memory.
+    pub(super) fn oom_kills(&self) -> Option<u64> {
+        match self.of(Controller::Memory)? {
+            (folder, true) => field(&folder, "memory.events", "oom_kill"),
+            (folder, false) => field(&folder, "memory.oom_control", "oom_kill"),
+        }
+    }
+
     /// What was used so far.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage {
@@ -208,14 +216,13 @@ impl Files<'_> {
         match self.of(Controller::Memory) {
             Some((folder, true)) => {
                 usage.peak_memory_bytes = number(&folder, "memory.peak");
-                usage.oom_killed = field(&folder, "memory.events", "oom_kill").map(|count| count > 0);
             }
             Some((folder, false)) => {
                 usage.peak_memory_bytes = number(&folder, "memory.max_usage_in_bytes");
-                usage.oom_killed = field(&folder, "memory.oom_control", "oom_kill").map(|count| count > 0);
             }
             None => {}
         }
+        usage.oom_killed = self.oom_kills().map(|count| count > 0);
         if let Some((folder, _)) = self.of(Controller::Pids) {
             usage.peak_pids = number(&folder, "pids.peak");
             usage.pids_refused = field(&folder, "pids.events", "max");
@@ -264,12 +271,21 @@ pub(super) fn entrance(folder: &Path) -> Result<OwnedFd> {
 }
 
 fn number(folder: &Path, file: &str) -> Option<u64> {
-    fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+    read(&folder.join(file), |text| text.trim().parse().ok())
 }
 
 fn field(folder: &Path, file: &str, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(folder.join(file)).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    read(&folder.join(file), |text| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    })
+}
+
+/// One read(2), which these files answer whole: every command that ends has some of them read.
+fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    let fd = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut bytes = [0; 4096];
+    let length = rustix::io::read(&fd, &mut bytes).ok()?;
+    parse(std::str::from_utf8(&bytes[..length]).ok()?)
 }
 
 #[cfg(test)]

@@ -231,16 +231,17 @@ impl Tree {
     /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` when something lives there.
     /// Folders in the mirror are only ever empty shells. `everywhere`: its v1 folders as well.
     pub(super) fn remove(&self, path: &str, everywhere: bool) -> bool {
+        let v1 = if everywhere { self.v1_folders(path) } else { Vec::new() };
+        self.remove_with(path, v1.iter().map(|(_, folder)| folder.as_path()))
+    }
+
+    /// The same, with these v1 folders.
+    pub(super) fn remove_with<'a>(&self, path: &str, v1: impl Iterator<Item = &'a Path>) -> bool {
         if let Some(mirror) = &self.mirror {
             remove_folder(&mirror.join(path));
         }
-        let mut removed = remove_folder(&self.folder.join(path));
-        if everywhere {
-            for (_, folder) in self.v1_folders(path) {
-                removed &= remove_folder(&folder);
-            }
-        }
-        removed
+        let removed = remove_folder(&self.folder.join(path));
+        v1.fold(removed, |removed, folder| removed & remove_folder(folder))
     }
 }
 

@@ -102,6 +102,11 @@ pub trait Process: Send {
     /// What it and everything it started has used; complete once it has ended.
     fn usage(&self) -> Usage;
 
+    /// Whether the kernel ended something of it for want of memory; `None` where this host cannot tell.
+    fn oom_killed(&self) -> Option<bool> {
+        self.usage().oom_killed
+    }
+
     /// Gives up watching it, for another process of ours to go on with. `None`, and it goes on as it was, where that is
     /// not possible: a child can be waited for by its parent alone.
     ///
@@ -170,6 +175,8 @@ pub struct Command {
     pub tty: bool,
     /// Somebody else than who starts it.
     pub user: Option<User>,
+    /// What it uses is to be told, not only whether memory ran out.
+    pub account: bool,
 }
 
 /// The child's side of its three streams.

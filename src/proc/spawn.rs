@@ -176,6 +176,10 @@ impl Process for Child {
         Reach { pid: self.pid, pidfd: self.pidfd.clone(), group: self.group.clone() }
     }
 
+    fn oom_killed(&self) -> Option<bool> {
+        self.group.oom_killed()
+    }
+
     fn usage(&self) -> Usage {
         let mut usage = self.group.usage();
         if let Some(reaped) = self.reaped {

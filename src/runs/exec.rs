@@ -10,7 +10,7 @@ use super::live::Live;
 use super::request::{Encoding, Plan};
 use super::run::Run;
 use crate::base::{Code, Error, Result};
-use crate::proc::{Capture, Captured, Ended, Exit, Launcher, Sink};
+use crate::proc::{Capture, Captured, Ended, Exit, Launcher, Process, Sink};
 
 /// The answer of `/exec`.
 #[derive(Debug, Serialize)]
@@ -41,7 +41,11 @@ pub struct ExecResult {
     pub stderr_base64: Option<String>,
 }
 
-/// Runs a command to its end on this thread.
+/// An exec that has ended, and what it was.
+pub type Done = (ExecResult, Box<dyn Process>);
+
+/// Runs a command to its end on this thread. What it was is to be dropped when the answer has gone: cleaning up after a
+/// command may wait for the kernel.
 ///
 /// # Errors
 /// When it could not be started: then nothing has run. `Cancelled` when somebody else ended it.
@@ -51,11 +55,11 @@ pub fn run(
     plan: Plan,
     output_limit: usize,
     encoding: Option<Encoding>,
-) -> Result<ExecResult> {
+) -> Result<Done> {
     let live = Live::start(launcher, run, plan)?;
     let sink = |at: usize| Counted { capture: Capture::new(output_limit), count: &run.counts[at] };
     let (mut out, mut err) = (sink(0), sink(1));
-    let (ended, usage) = live.watch(run, &mut out, &mut err);
+    let (ended, process) = live.watch(run, &mut out, &mut err);
     let ended = ended?;
     if ended == Ended::Cancelled {
         return Err(Error::new(
@@ -71,19 +75,20 @@ pub fn run(
     let base64 = |captured: &Captured| {
         (encoding == Some(Encoding::Base64)).then(|| BASE64_STANDARD.encode(&captured.bytes))
     };
-    Ok(ExecResult {
+    let result = ExecResult {
         exit_code: exit.map_or(-1, Exit::code),
         timed_out: ended == Ended::TimedOut,
         truncated: stdout.gap.is_some() || stderr.gap.is_some(),
         signal: exit.and_then(Exit::signal),
-        oom_killed: usage.oom_killed,
+        oom_killed: process.oom_killed(),
         stdout_bytes: stdout.total,
         stderr_bytes: stderr.total,
         stdout_base64: base64(&stdout),
         stderr_base64: base64(&stderr),
         stdout: stdout.into_text(),
         stderr: stderr.into_text(),
-    })
+    };
+    Ok((result, process))
 }
 
 /// Tells others how much there is so far.

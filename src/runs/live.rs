@@ -10,7 +10,7 @@ use super::run::Run;
 use super::spool::{Stream, Writer};
 use crate::base::{At, Error, Result};
 use crate::proc::spawn::{dev_null, pipe};
-use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, Usage, pty, pump};
+use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, pty, pump};
 
 /// A command that has been started.
 pub struct Live {
@@ -85,24 +85,29 @@ impl Live {
         Ok(Parts { handed, hold, stdin, stdout, stderr })
     }
 
-    /// Watches it until it has ended. The first value is an error when its status was lost.
-    pub fn watch(self, run: &Run, out: &mut dyn Sink, err: &mut dyn Sink) -> (Result<Ended>, Usage) {
+    /// Watches it until it has ended. The first value is an error when its status was lost; dropping the second cleans up
+    /// after it, and need not be waited for by whoever wants to know.
+    pub fn watch(
+        self,
+        run: &Run,
+        out: &mut dyn Sink,
+        err: &mut dyn Sink,
+    ) -> (Result<Ended>, Box<dyn Process>) {
         let Live { mut process, stdin, stdout, stderr, timeout } = self;
         let io = Io { stdin, stdout, stderr, out, err };
         let ended = pump(process.as_mut(), io, timeout, &run.cancel);
-        let usage = process.usage();
-        (ended, usage)
+        (ended, process)
     }
 
     /// The same, for a run whose output is spooled: to its very end, the record included.
     pub fn spool(self, run: &Run, writer: Writer) {
         let writer = RefCell::new(writer);
         let sink = |stream| Spooled { run, writer: &writer, stream };
-        let (ended, usage) = self.watch(run, &mut sink(Stream::Stdout), &mut sink(Stream::Stderr));
+        let (ended, process) = self.watch(run, &mut sink(Stream::Stdout), &mut sink(Stream::Stderr));
         if let Err(error) = &ended {
             log::warn!("run {}: {error}", run.id);
         }
-        run.finish(ended, usage);
+        run.finish(ended, process.usage());
         // What cannot be written is missing after the next start only.
         if let Err(error) = run.save(true) {
             log::warn!("{error}");

@@ -284,7 +284,7 @@ impl ExecRequest {
             None => Stdin::Empty,
         };
         let user = user.map(|account| account.user);
-        let command = Command { attempts, env, cwd, limits: self.limits, tty, user };
+        let command = Command { attempts, env, cwd, limits: self.limits, tty, user, account: false };
         Ok(Plan { command, stdin, pty: self.pty.map(Size::from), timeout })
     }
 

@@ -23,6 +23,7 @@ fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
         cwd: "/".into(),
         tty: true,
         user: None,
+        account: false,
         limits: None,
     };
     let pty = launcher.terminal().unwrap();

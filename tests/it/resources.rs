@@ -130,6 +130,41 @@ fn a_container_within_its_limits() {
     assert_eq!(report(&place)["limits"]["pids"], 200);
 }
 
+/// (12) A kill for want of memory is told of the command that it hit, and of no other, in the same container and whether
+/// or not its group is used again.
+#[test]
+fn a_kill_for_want_of_memory_is_told_of_the_right_command() {
+    let limits = json!({"memory_bytes": 128 * MIB, "swap_bytes": 0});
+    let place = Place::ready(shared(), json!({"name": "told", "resources": limits}));
+    for round in 0..6 {
+        for n in 0..4 {
+            let told = place.exec(hog(16));
+            assert_eq!(
+                (&told["oom_killed"], &told["exit_code"]),
+                (&json!(false), &json!(0)),
+                "{round}.{n}: {told}"
+            );
+        }
+        thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                let (owner, path) = (place.server.owner(), place.path("/exec"));
+                (0..5).map(|_| owner.post(200, &path, json!({"command": "sleep 0.05"}))).collect::<Vec<_>>()
+            });
+            let told = place.exec(hog(400));
+            assert_eq!(told["oom_killed"], true, "{round}: {told}");
+            assert!(others.join().unwrap().iter().all(|told| told["oom_killed"] == false), "{round}");
+        });
+    }
+    // A run's accounts are its own alone.
+    let body = json!({"command": "true", "soft_timeout_secs": 30});
+    for _ in 0..6 {
+        let told = place.client.post(201, &place.path("/runs"), body.clone());
+        assert_eq!((&told["status"], &told["oom_killed"]), (&json!("exited"), &json!(false)), "{told}");
+        assert!(told["cpu_secs"].as_f64().is_some_and(|cpu| cpu < 0.5), "{told}");
+        assert!(told["peak_memory_bytes"].as_u64().is_some_and(|peak| peak < 64 * MIB), "{told}");
+    }
+}
+
 #[test]
 fn a_container_gets_its_part_of_the_processors() {
     let place = Place::ready(shared(), json!({"name": "slow", "resources": {"cpus": 0.25}}));

@@ -62,6 +62,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         limits: None,
         tty: false,
         user: None,
+        account: false,
     };
     let (stdout, stdout_child) = pipe()?;
     let (stderr, stderr_child) = pipe()?;
