@@ -63,6 +63,7 @@ mod terminals_shell;
 mod tidy;
 mod tokens;
 mod trays;
+mod trays_races;
 mod wire;
 mod wire_limits;
 mod workspaces;

@@ -1,0 +1,164 @@
+//! A second process that swaps folders and files for links, as fast as it can, while files are put in, listed and
+//! fetched: nothing is written, shown or removed outside of the workspace.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::procs::{secs, wait_for};
+use crate::scratch::Scratch;
+use crate::server::Setup;
+use crate::trays::{Desk, id_of};
+
+const SECRET: &str = "the-secret-outside-77ab";
+
+/// Swaps the entries named by its arguments for links to what lies outside, and back, until it is killed. It says once
+/// that it has begun.
+const SWAPPER: &str = r#"
+import os, sys
+outside, paths = sys.argv[1], sys.argv[2:]
+rounds = 0
+while True:
+    for path in paths:
+        try:
+            os.rename(path, path + ".real")
+            os.symlink(os.path.join(outside, os.path.basename(path)), path)
+            os.unlink(path)
+        except OSError:
+            pass
+        try:
+            # What was made at its place meanwhile goes first.
+            if os.path.isdir(path): os.rename(path, path + ".made.%d" % rounds)
+            os.rename(path + ".real", path)
+        except OSError:
+            pass
+    rounds += 1
+    if rounds == 10: print("swapping", flush=True)
+"#;
+
+struct Swapper(Child);
+
+impl Swapper {
+    fn start(outside: &str, paths: &[String]) -> Swapper {
+        let mut command = Command::new("python3");
+        command.args(["-c", SWAPPER, outside]).args(paths).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = [0; 8];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+        Swapper(child)
+    }
+
+    #[track_caller]
+    fn still_swaps(&mut self) {
+        assert!(self.0.try_wait().unwrap().is_none(), "the swapper has ended by itself");
+    }
+}
+
+impl Drop for Swapper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What lies outside: a look-alike of everything that is swapped, with a secret in each file.
+fn outside() -> (Scratch, String, Vec<String>) {
+    let scratch = Scratch::new();
+    for file in [
+        "sub/file",
+        "sub/deep/file",
+        "file",
+        "inbox/sub/file",
+        "inbox/file",
+        "outbox/sub/file",
+        "outbox/file",
+    ] {
+        scratch.file(&format!("outside/{file}"), SECRET);
+        scratch.file(&format!("outside/openwork/{file}"), SECRET);
+    }
+    let path = scratch.path().join("outside").to_str().unwrap().to_owned();
+    let before = look(&path);
+    (scratch, path, before)
+}
+
+fn look(folder: &str) -> Vec<String> {
+    let listed = Command::new("find").args([folder, "-printf", "%p %y %s %T@ %C@\\n"]).output().unwrap();
+    let mut lines: Vec<_> = String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn folders_that_become_links_lead_nowhere() {
+    let desk = Desk::new(Setup::new().arg("--approval=auto"));
+    let (_scratch, outside, before) = outside();
+    let base = desk.work.join(".opencode/openwork");
+    for tray in ["inbox", "outbox"] {
+        fs::create_dir_all(base.join(tray).join("sub/deep")).unwrap();
+        for file in ["sub/file", "sub/deep/file", "file"] {
+            fs::write(base.join(tray).join(file), "inside").unwrap();
+        }
+    }
+    let path = |rel: &str| base.join(rel).to_str().unwrap().to_owned();
+    for swapped in [
+        vec![path("inbox/sub"), path("outbox/sub")],
+        vec![path("inbox/sub/deep"), path("outbox/sub/deep"), path("outbox/file"), path("inbox/file")],
+        vec![path("inbox"), path("outbox")],
+        vec![desk.work.join(".opencode/openwork").to_str().unwrap().to_owned()],
+    ] {
+        let mut swapper = Swapper::start(&outside, &swapped);
+        let (mut kept, mut fetched, mut refused) = (0, 0, 0);
+        let end = Instant::now() + Duration::from_millis(1500);
+        let told = |reply: &crate::client::Reply| {
+            assert!(!reply.text().contains(SECRET), "{swapped:?}: {reply}");
+            assert!(reply.status < 500 || reply.value()["code"] == "busy", "{swapped:?}: {reply}");
+        };
+        while Instant::now() < end {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    for path in ["sub/file", "sub/deep/new", "file"] {
+                        let reply =
+                            desk.upload(&format!("/inbox?path={path}"), &[("name=file; filename=x", b"up")]);
+                        told(&reply);
+                    }
+                });
+                let client = desk.server.owner();
+                for path in ["sub/file", "sub/deep/file", "file"] {
+                    for tray in ["artifacts", "inbox"] {
+                        let reply =
+                            client.call("GET", &format!("{}/{tray}/{}", desk.path, id_of(path)), None);
+                        told(&reply);
+                        if reply.status == 200 { fetched += 1 } else { refused += 1 }
+                    }
+                }
+                for tray in ["artifacts", "inbox"] {
+                    let reply = client.call("GET", &format!("{}/{tray}", desk.path), None);
+                    told(&reply);
+                    if reply.status == 200 {
+                        let items = reply.value()["items"].as_array().unwrap().clone();
+                        let size = json!(SECRET.len());
+                        assert!(
+                            items.iter().all(|item: &Value| item["size"] != size),
+                            "{swapped:?}: {items:?}"
+                        );
+                        kept += items.len();
+                    }
+                }
+            });
+        }
+        swapper.still_swaps();
+        drop(swapper);
+        assert!(fetched > 0 && refused > 0 && kept > 0, "{swapped:?}: {fetched} {refused} {kept}");
+        assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
+        // As it was, whatever the swapper was doing.
+        for path in &swapped {
+            let _ = fs::remove_file(path);
+            let _ = fs::rename(format!("{path}.real"), path);
+        }
+    }
+    // Nobody sits on a half upload.
+    wait_for("an upload to work again", secs(20), || (desk.put("last", b"1").status == 200).then_some(()));
+}
