@@ -69,14 +69,14 @@ pub fn skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn put_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill(request.param("name"), &text)?;
-    ctx.lifecycle.library_changed(request.param("name"));
+    ctx.lifecycle.library_changed(Some(request.param("name")));
     said("Skill saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name`
 pub fn delete_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill(request.param("name"))?;
-    ctx.lifecycle.library_changed(request.param("name"));
+    ctx.lifecycle.library_changed(Some(request.param("name")));
     said("Skill deleted successfully")
 }
 
@@ -89,14 +89,14 @@ pub fn skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn put_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill_file(request.param("name"), request.param("path"), &text)?;
-    ctx.lifecycle.library_changed(request.param("name"));
+    ctx.lifecycle.library_changed(Some(request.param("name")));
     said("File saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name/files/*path`
 pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill_file(request.param("name"), request.param("path"))?;
-    ctx.lifecycle.library_changed(request.param("name"));
+    ctx.lifecycle.library_changed(Some(request.param("name")));
     said("File deleted successfully")
 }
 
@@ -126,19 +126,24 @@ pub fn put_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     let text = content(request)?;
     ctx.lifecycle.library().put_text(kind, request.param("name"), &text)?;
-    if kind == TextKind::Tool {
-        ctx.lifecycle.library_changed(request.param("name"));
-    }
+    changed(ctx, kind, request.param("name"));
     said(&format!("{} saved successfully", kind.title()))
+}
+
+fn changed(ctx: &Ctx, kind: TextKind, name: &str) {
+    match kind {
+        TextKind::Tool => ctx.lifecycle.library_changed(Some(name)),
+        TextKind::Command | TextKind::Agent => ctx.lifecycle.library_changed(None),
+        // Builds read it when they need it.
+        TextKind::InitScript => {}
+    }
 }
 
 /// `DELETE /api/library/tool/:name` and the other kinds.
 pub fn delete_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     ctx.lifecycle.library().delete_text(kind, request.param("name"))?;
-    if kind == TextKind::Tool {
-        ctx.lifecycle.library_changed(request.param("name"));
-    }
+    changed(ctx, kind, request.param("name"));
     said(&format!("{} deleted successfully", kind.title()))
 }
 
@@ -151,6 +156,7 @@ pub fn plugins(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
 pub fn put_plugins(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
     ctx.lifecycle.library().put_map(Map::Plugins, &entries)?;
+    ctx.lifecycle.library_changed(None);
     said("Plugins saved successfully")
 }
 
@@ -174,5 +180,6 @@ pub fn mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn put_mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
     ctx.lifecycle.library().put_map(Map::Mcps, &entries)?;
+    ctx.lifecycle.library_changed(None);
     said("MCP servers saved successfully")
 }

@@ -9,7 +9,7 @@ use super::{Lifecycle, has_root};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::workspaces::create::Create;
-use crate::workspaces::sync::{Synced, sync};
+use crate::workspaces::sync::{self, Synced};
 use crate::workspaces::{Kind, Library, Record, Status, Workspace};
 
 impl Lifecycle {
@@ -55,14 +55,20 @@ impl Lifecycle {
         Ok(workspace.record())
     }
 
-    /// Has all workspaces that use a skill or tool of this name get its present form.
-    pub fn library_changed(&self, name: &str) {
+    /// Has all workspaces that use a skill or tool of this name get its present form; `None`: something changed that all
+    /// get whose agents berth configures.
+    pub fn library_changed(&self, name: Option<&str>) {
         for workspace in self.registry.all() {
             let record = workspace.record();
             let shown = &record.shown;
-            let named = shown.skills.iter().chain(&shown.tools).any(|used| used == name);
-            let has_all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
-            if named || has_all {
+            let concerned = match name {
+                None => sync::configures(shown),
+                Some(name) => {
+                    let has_all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
+                    has_all || shown.skills.iter().chain(&shown.tools).any(|used| used == name)
+                }
+            };
+            if concerned {
                 self.sync_or_warn(&workspace);
             }
         }
@@ -84,6 +90,6 @@ impl Lifecycle {
     pub(super) fn sync_files(&self, workspace: &Workspace, record: &Record) -> Result<Synced> {
         let _syncing = lock(&self.syncing);
         workspace.check_alive()?;
-        sync(&self.library, &record.shown, workspace.folder())
+        sync::sync(&self.library, &record.shown, workspace.folder(), || self.files(workspace))
     }
 }

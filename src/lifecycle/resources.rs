@@ -63,7 +63,9 @@ impl Lifecycle {
     pub fn change(&self, id: Uuid, update: Update) -> Result<Arc<Record>> {
         let workspace = self.registry.get(id)?;
         let before = workspace.record();
-        let syncs = update.fields.skills.is_some() || update.fields.tools.is_some();
+        let fields = &update.fields;
+        let lists = [&fields.skills, &fields.tools, &fields.plugins, &fields.mcps];
+        let syncs = lists.iter().any(|list| list.is_some()) || fields.config_profile.is_some();
         let changed = self.registry.change(id, update, |record| {
             if record.shown.resources == before.shown.resources {
                 return Ok(());

@@ -1,4 +1,4 @@
-//! Calls to upstreams: ureq speaks HTTP and keeps connections for the next call, [`super::wire`] makes them. A call
+//! Calls to upstreams: ureq speaks HTTP and keeps connections for the next call, `wire` makes them. A call
 //! runs on the thread of its caller, and so does what is read of its answer.
 //!
 //! Locks: ureq's own, around its idle connections; a leaf.

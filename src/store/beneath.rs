@@ -207,14 +207,19 @@ impl Root {
     /// # Errors
     /// See [`Root`]; `InvalidPath` also when something else has one of the names.
     pub fn make_dirs(&self, rel: &str) -> Result<()> {
-        let mut folder = told(self.resolve("", FOLDER, IN_ROOT), "make", rel)?;
-        let mut done = String::new();
-        for name in rel.split('/').filter(|name| !name.is_empty()) {
-            if is_dots(name.as_bytes()) {
-                return Err(refused("make", rel, "no folder can have this name"));
-            }
-            done = if done.is_empty() { name.to_owned() } else { format!("{done}/{name}") };
-            let made = match mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
+        let names: Vec<&str> = rel.split('/').filter(|name| !name.is_empty()).collect();
+        if names.iter().any(|name| is_dots(name.as_bytes())) {
+            return Err(refused("make", rel, "no folder can have this name"));
+        }
+        // Mostly all but the last are there: of a hundred folders beside each other nobody looks for each on its way.
+        let above = names.split_last().map(|(_, above)| above.join("/")).unwrap_or_default();
+        let (mut folder, mut done, left) = match self.resolve(&above, FOLDER, IN_ROOT) {
+            Ok(folder) => (folder, above, &names[names.len().saturating_sub(1)..]),
+            Err(_) => (told(self.resolve("", FOLDER, IN_ROOT), "make", rel)?, String::new(), &names[..]),
+        };
+        for name in left {
+            done = if done.is_empty() { (*name).to_owned() } else { format!("{done}/{name}") };
+            let made = match mkdirat(&folder, *name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => true,
                 Err(Errno::EXIST) => false,
                 Err(error) => return told(Err(error), "make", rel),
@@ -250,6 +255,19 @@ impl Root {
     /// # Errors
     /// See [`Root`]; `InvalidPath` also when its folder is missing or a folder has the name.
     pub fn write_new(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        self.put_new(rel, bytes, mode, true)
+    }
+
+    /// The same, but not forced to the disk: after a power cut it may be the old file, or an empty one. For files by the
+    /// hundred that can be written again.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn write_again(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        self.put_new(rel, bytes, mode, false)
+    }
+
+    fn put_new(&self, rel: &str, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
         let (folder, name) = self.folder_of(rel, "write")?;
         let temp = temp_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -258,7 +276,9 @@ impl Root {
             inherit_owner(&file, &folder)?;
             fchmod(&file, Mode::from_raw_mode(mode))?;
             file.write_all(bytes)?;
-            file.sync_all()?;
+            if synced {
+                file.sync_all()?;
+            }
             renameat(&folder, &temp, &folder, name)?;
             Ok::<_, io::Error>(())
         };
@@ -267,7 +287,7 @@ impl Root {
             // Absent if the creation itself failed.
             let _ = unlinkat(&folder, &temp, AtFlags::empty());
         }
-        told(written.and_then(|()| sync_folder(&folder)), "write", rel)
+        told(written.and_then(|()| if synced { sync_folder(&folder) } else { Ok(()) }), "write", rel)
     }
 
     /// Opens a file for appending, and makes it (mode 0644, owner of its folder) if there is none. The file that is

@@ -277,7 +277,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    fn follow(stream: impl Read + Send + 'static) -> Arc<Printed> {
+    pub fn follow(stream: impl Read + Send + 'static) -> Arc<Printed> {
         let printed = Arc::new(Printed { lines: Mutex::new((Vec::new(), false)), changed: Condvar::new() });
         let ours = Arc::clone(&printed);
         // Ends with the stream, that is with the last process which holds it.

@@ -5,6 +5,7 @@ use serde_json::{Map as Object, Value};
 use super::Library;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
+use crate::store::jsonc;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl Map {
     }
 
     /// What is wrong with an entry, if anything.
-    fn fault(self, entry: &Value) -> Option<&'static str> {
+    pub(crate) fn fault(self, entry: &Value) -> Option<&'static str> {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
         let flag = entry.get("enabled").is_none_or(Value::is_boolean);
         match self {
@@ -58,6 +59,30 @@ impl Library {
                 format!("{} in the library is not a JSON object: {error}; repair or remove it", map.path()),
             )
         })
+    }
+
+    /// `configs/PROFILE/.opencode/oh-my-opencode.json`; `None` where there is none, or nothing in it that can be used.
+    ///
+    /// # Errors
+    /// When the library cannot be read.
+    pub fn oh_my_opencode(&self, profile: &str) -> Result<Option<Object<String, Value>>> {
+        if super::check_name(profile).is_err() {
+            return Ok(None);
+        }
+        let path = format!("configs/{profile}/.opencode/oh-my-opencode.json");
+        let Some(text) = self.read(&path)? else { return Ok(None) };
+        match jsonc::parse(&text) {
+            Ok(Value::Object(fields)) if !fields.is_empty() => Ok(Some(fields)),
+            Ok(Value::Object(_)) => Ok(None),
+            Ok(_) => {
+                log::warn!("{path} in the library is no object and is not used");
+                Ok(None)
+            }
+            Err(fault) => {
+                log::warn!("{path} in the library is not used: {}", fault.message);
+                Ok(None)
+            }
+        }
     }
 
     /// Replaces the object.

@@ -1,0 +1,234 @@
+//! The agents' own configuration in a workspace: OpenCode's, oh-my-opencode's and Claude Code's, with the content that
+//! sandboxed.sh writes, as far as the real OpenCode accepts it. Pure but for the library.
+//!
+//! Differences, on purpose: a remote MCP is `remote` with a `url`, since OpenCode refuses sandboxed.sh's `http` with an
+//! `endpoint`; the workspace's variables, which may be secrets, are not copied into files, since every command has them;
+//! the host's own OpenCode configuration is no base, since it holds its owner's keys; and on the host nothing is allowed
+//! that people did not allow themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map as Object, Value, json};
+
+use super::merge::{Part, Wanted};
+use crate::base::{Code, Result};
+use crate::project::rules;
+use crate::store::front_matter;
+use crate::workspaces::library::{Library, Map, TextKind};
+use crate::workspaces::record::{Kind, Shown};
+
+/// What agents may do in a container without asking, as sandboxed.sh has it.
+const ALLOWED: [&str; 15] = [
+    "read",
+    "edit",
+    "glob",
+    "grep",
+    "list",
+    "bash",
+    "task",
+    "external_directory",
+    "todowrite",
+    "todoread",
+    "question",
+    "webfetch",
+    "websearch",
+    "codesearch",
+    "lsp",
+];
+
+/// Whether this workspace is one that agents are configured in: a container always, the host only where it is asked for.
+pub fn are_wanted(shown: &Shown) -> bool {
+    let named = [&shown.skills, &shown.tools, &shown.plugins, &shown.mcps];
+    shown.workspace_type == Kind::Container || named.iter().any(|list| !list.is_empty())
+}
+
+/// The shared files and berth's part of each.
+///
+/// # Errors
+/// When the library cannot be read; what is broken in it is left out.
+pub(super) fn wanted(
+    library: &Library,
+    shown: &Shown,
+    skills: &BTreeSet<String>,
+) -> Result<BTreeMap<String, Wanted>> {
+    let servers = servers(library, shown)?;
+    let mut files = BTreeMap::new();
+    let opencode = opencode(library, shown, skills, &servers)?;
+    for path in ["opencode.json", ".opencode/opencode.json"] {
+        files.insert(path.to_owned(), Wanted::Keys(opencode.clone()));
+    }
+    let profile = shown.config_profile.as_deref().unwrap_or("default");
+    if let Some(profile) = library.oh_my_opencode(profile)? {
+        let parts = profile.into_iter().map(|(key, value)| Part::key(&[&key], value)).collect();
+        files.insert(".opencode/oh-my-opencode.json".to_owned(), Wanted::Keys(parts));
+    }
+    files.insert(".claude/settings.local.json".to_owned(), Wanted::Keys(claude(shown, &servers)));
+    files.insert("CLAUDE.md".to_owned(), Wanted::Block(instructions(shown)));
+    Ok(files)
+}
+
+/// Whether OpenCode starts with this command or agent: one that it refuses would stop it in the whole workspace. Claude
+/// Code's own, with a list of words as `tools`, are among those.
+pub(super) fn opencode_takes(shown: &Shown, kind: TextKind, name: &str, text: &str) -> bool {
+    let key = if kind == TextKind::Command { "command" } else { "agent" };
+    let checked = front_matter::parts(text).and_then(|(fields, _)| {
+        rules::check_front_matter(key, name, &fields).map_err(|error| error.message().to_owned())
+    });
+    if let Err(why) = &checked {
+        log::warn!("workspace {}: OpenCode does not get {key} {}: {why}", shown.id, name.escape_debug());
+    }
+    checked.is_ok()
+}
+
+/// The MCPs of the workspace by the name that tools get: those it names, or all that are enabled.
+fn servers(library: &Library, shown: &Shown) -> Result<BTreeMap<String, Object<String, Value>>> {
+    let all = match library.map(Map::Mcps) {
+        Ok(all) => all,
+        Err(error) if error.code() == Code::Conflict => {
+            log::warn!("workspace {}: {}", shown.id, error.message());
+            Object::new()
+        }
+        Err(error) => return Err(error),
+    };
+    let mut servers = BTreeMap::new();
+    for (name, entry) in all {
+        let enabled = entry["enabled"].as_bool().unwrap_or(true);
+        let chosen = if shown.mcps.is_empty() { enabled } else { shown.mcps.contains(&name) };
+        let Value::Object(entry) = entry else { continue };
+        if !chosen || Map::Mcps.fault(&Value::Object(entry.clone())).is_some() {
+            continue;
+        }
+        let plain = name.to_lowercase().replace('-', "_");
+        let mut unique = plain.clone();
+        for number in 2.. {
+            if !servers.contains_key(&unique) {
+                break;
+            }
+            unique = format!("{plain}_{number}");
+        }
+        servers.insert(unique, entry);
+    }
+    for name in shown.mcps.iter().filter(|name| !name.trim().is_empty()) {
+        if !servers.contains_key(&name.to_lowercase().replace('-', "_")) {
+            log::warn!("workspace {}: MCP not found: {}", shown.id, name.escape_debug());
+        }
+    }
+    Ok(servers)
+}
+
+fn opencode(
+    library: &Library,
+    shown: &Shown,
+    skills: &BTreeSet<String>,
+    servers: &BTreeMap<String, Object<String, Value>>,
+) -> Result<Vec<Part>> {
+    let mut parts = vec![Part::key(&["$schema"], "https://opencode.ai/config.json")];
+    for (name, entry) in servers {
+        let server = match entry["type"].as_str() {
+            Some("local") => {
+                let mut environment =
+                    entry.get("env").and_then(Value::as_object).cloned().unwrap_or_default();
+                environment.retain(|_, value| value.is_string());
+                environment.extend(about(shown));
+                json!({"type": "local", "command": entry["command"], "environment": environment, "enabled": true})
+            }
+            _ => {
+                let mut server = json!({"type": "remote", "url": entry["url"], "enabled": true});
+                if let Some(Value::Object(headers)) = entry.get("headers") {
+                    server["headers"] = Value::Object(headers.clone());
+                }
+                server
+            }
+        };
+        match rules::check_mcp(name, &server) {
+            Ok(()) => parts.push(Part::key(&["mcp", name], server)),
+            Err(error) => log::warn!("workspace {}: MCP {name}: {}", shown.id, error.message()),
+        }
+    }
+    let container = shown.workspace_type == Kind::Container;
+    if container {
+        parts.extend(
+            ALLOWED.iter().chain(&["doom_loop"]).map(|tool| Part::key(&["permission", tool], "allow")),
+        );
+    }
+    if !shown.skills.is_empty() {
+        parts.push(Part::key(&["permission", "skill", "*"], "deny"));
+        parts.extend(skills.iter().map(|name| Part::key(&["permission", "skill", name], "allow")));
+    }
+    if container {
+        for (tool, on) in [
+            ("Bash", true),
+            ("bash", true),
+            ("playwright_*", true),
+            ("browser_*", true),
+            ("workspace_*", false),
+            ("desktop_*", false),
+        ] {
+            parts.push(Part::key(&["tools", tool], on));
+        }
+    }
+    if !shown.plugins.is_empty() {
+        let known = library.map(Map::Plugins).unwrap_or_default();
+        for id in &shown.plugins {
+            let entry = known.get(id).filter(|entry| entry["enabled"].as_bool().unwrap_or(true));
+            match entry.and_then(|entry| entry["package"].as_str()) {
+                Some(package) => parts.push(Part::item(&["plugin"], package)),
+                None => log::warn!("workspace {}: plugin not found: {}", shown.id, id.escape_debug()),
+            }
+        }
+    }
+    Ok(parts)
+}
+
+fn claude(shown: &Shown, servers: &BTreeMap<String, Object<String, Value>>) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for (name, entry) in servers {
+        let server = match entry["type"].as_str() {
+            Some("local") => {
+                let command = entry["command"].as_array().cloned().unwrap_or_default();
+                let mut env = entry.get("env").and_then(Value::as_object).cloned().unwrap_or_default();
+                env.extend(about(shown));
+                json!({"command": command.first(), "args": command.get(1..), "env": env})
+            }
+            _ => {
+                let mut server = json!({"url": entry["url"]});
+                if let Some(headers) = entry.get("headers") {
+                    server["headers"] = headers.clone();
+                }
+                server
+            }
+        };
+        parts.push(Part::key(&["mcpServers", name], server));
+    }
+    if shown.workspace_type == Kind::Container {
+        let allowed = ["Bash", "Edit", "Write", "Read", "mcp__*"];
+        parts.extend(allowed.map(|tool| Part::item(&["permissions", "allow"], tool)));
+    }
+    parts
+}
+
+/// Where an MCP's process finds itself.
+fn about(shown: &Shown) -> Object<String, Value> {
+    let (kind, path) = match shown.workspace_type {
+        Kind::Container => ("container", "/"),
+        Kind::Host => ("host", shown.path.as_str()),
+    };
+    [
+        ("SANDBOXED_SH_WORKSPACE", path),
+        ("SANDBOXED_SH_WORKSPACE_NAME", shown.name.as_str()),
+        ("SANDBOXED_SH_WORKSPACE_ROOT", path),
+        ("SANDBOXED_SH_WORKSPACE_TYPE", kind),
+        ("WORKING_DIR", path),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), Value::from(value)))
+    .collect()
+}
+
+fn instructions(shown: &Shown) -> String {
+    let (what, bash) = match shown.workspace_type {
+        Kind::Container => ("This is an isolated container.", "Bash runs inside the container, as root."),
+        Kind::Host => ("This is a folder of the host itself.", "Bash runs on the host."),
+    };
+    format!("# sandboxed.sh Workspace\n\n{what}\n\n- {bash}\n- Skills are in `.claude/skills/`.\n")
+}

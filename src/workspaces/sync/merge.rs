@@ -1,0 +1,311 @@
+//! Berth's part of a file that belongs to people: keys of a JSON file with comments, or a marked block of a Markdown
+//! file. What they wrote wins, and stays when berth's part goes. Pure.
+
+use serde_json::Value;
+
+use super::manifest::{Digest, Shared, digest};
+use crate::store::jsonc::Document;
+
+/// What berth wants in a shared file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Wanted {
+    /// Keys of a JSON file.
+    Keys(Vec<Part>),
+    /// A block of a Markdown file.
+    Block(String),
+}
+
+/// One key with its value, or one item of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part {
+    /// The keys that lead there.
+    pub(super) path: Vec<String>,
+    /// What it says.
+    pub(super) value: Value,
+    /// It is an item of the list behind the keys.
+    pub(super) item: bool,
+}
+
+impl Part {
+    pub(super) fn key(path: &[&str], value: impl Into<Value>) -> Part {
+        Part { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into(), item: false }
+    }
+
+    pub(super) fn item(path: &[&str], value: &str) -> Part {
+        Part { item: true, ..Part::key(path, value) }
+    }
+
+    /// Its name in the manifest: a JSON pointer (RFC 6901), behind `+` for an item, which is named by its value.
+    fn name(&self) -> String {
+        let escaped = |key: &String| key.replace('~', "~0").replace('/', "~1");
+        let path: String = self.path.iter().map(|key| format!("/{}", escaped(key))).collect();
+        if self.item { format!("+{path}/{}", self.value.as_str().unwrap_or_default()) } else { path }
+    }
+}
+
+/// The text as it is to be, and what of it is berth's. `None`: the file cannot be shared, for this reason.
+pub(super) fn merge(text: &str, wanted: &Wanted, known: &Shared) -> Result<(String, Shared), String> {
+    match wanted {
+        Wanted::Keys(parts) => merge_keys(text, parts, known),
+        Wanted::Block(block) => Ok(merge_block(text, block, known)),
+    }
+}
+
+/// The text without berth's part.
+pub(super) fn withdraw(path: &str, text: &str, known: &Shared) -> Result<String, String> {
+    let nothing = if is_markdown(path) { Wanted::Block(String::new()) } else { Wanted::Keys(Vec::new()) };
+    merge(text, &nothing, known).map(|(text, _)| text)
+}
+
+/// Whether nobody would miss the file.
+pub(super) fn is_bare(path: &str, text: &str) -> bool {
+    if is_markdown(path) {
+        return text.trim().is_empty();
+    }
+    text.chars().filter(|c| !c.is_whitespace()).collect::<String>() == "{}"
+}
+
+fn is_markdown(path: &str) -> bool {
+    path.ends_with(".md")
+}
+
+fn merge_keys(text: &str, parts: &[Part], known: &Shared) -> Result<(String, Shared), String> {
+    let document = Document::parse(text).map_err(|fault| fault.message)?;
+    if !document.value().is_object() {
+        return Err("it is no object".to_owned());
+    }
+    let mut next = Shared { made: known.made, ..Shared::default() };
+    let mut changed = false;
+    for (name, sum) in &known.parts {
+        if parts.iter().any(|part| part.name() == *name) {
+            continue;
+        }
+        changed |= remove(&document, name, sum);
+    }
+    for part in parts {
+        let (name, sum) = (part.name(), value_digest(&part.value));
+        let ours = known.parts.get(&name);
+        let value = document.value();
+        match standing(&value, part) {
+            Standing::Barred => {}
+            Standing::Free => {
+                put(&document, part);
+                changed = true;
+                next.parts.insert(name, sum);
+            }
+            // What berth did not write stays, whatever it says.
+            Standing::Taken(found) => match ours {
+                Some(before) if *before == found && found != sum => {
+                    put(&document, part);
+                    changed = true;
+                    next.parts.insert(name, sum);
+                }
+                Some(before) if *before == found => drop(next.parts.insert(name, sum)),
+                _ => {}
+            },
+        }
+    }
+    // Untouched byte by byte unless there was something to do: the text may lack a newline at its end.
+    Ok((if changed { document.text() } else { text.to_owned() }, next))
+}
+
+enum Standing {
+    /// Nothing stands there.
+    Free,
+    /// Something with this digest.
+    Taken(Digest),
+    /// On the way stands something that is no object, or no list where one is wanted.
+    Barred,
+}
+
+fn standing(document: &Value, part: &Part) -> Standing {
+    let mut at = document;
+    for (depth, key) in part.path.iter().enumerate() {
+        let Some(object) = at.as_object() else { return Standing::Barred };
+        match object.get(key) {
+            None => return Standing::Free,
+            Some(value) if depth + 1 == part.path.len() && !part.item => {
+                return Standing::Taken(value_digest(value));
+            }
+            Some(value) => at = value,
+        }
+    }
+    match at.as_array() {
+        None => Standing::Barred,
+        Some(items) if items.contains(&part.value) => Standing::Taken(value_digest(&part.value)),
+        Some(_) => Standing::Free,
+    }
+}
+
+fn put(document: &Document, part: &Part) {
+    let path: Vec<&str> = part.path.iter().map(String::as_str).collect();
+    if !part.item {
+        return document.set(&path, &part.value);
+    }
+    let mut list = document.value();
+    for key in &path {
+        list = list.get_mut(*key).map(Value::take).unwrap_or_default();
+    }
+    let mut items = list.as_array().cloned().unwrap_or_default();
+    items.push(part.value.clone());
+    document.set(&path, &Value::Array(items));
+}
+
+/// Removes what berth wrote under this name, if it still says the same.
+fn remove(document: &Document, name: &str, sum: &str) -> bool {
+    let item = name.strip_prefix('+');
+    let unescaped = |key: &str| key.replace("~1", "/").replace("~0", "~");
+    let mut path: Vec<String> = item.unwrap_or(name).split('/').skip(1).map(unescaped).collect();
+    if item.is_none() {
+        let value = document.value();
+        let found = path.iter().try_fold(&value, |at, key| at.get(key));
+        let ours = found.is_some_and(|found| value_digest(found) == sum);
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        if !ours || !document.remove(&path) {
+            return false;
+        }
+        // An object that only held berth's own would be left behind.
+        for end in (1..path.len()).rev() {
+            let value = document.value();
+            let above = path[..end].iter().try_fold(&value, |at, key| at.get(*key));
+            if !above.is_some_and(|above| above.as_object().is_some_and(serde_json::Map::is_empty)) {
+                break;
+            }
+            document.remove(&path[..end]);
+        }
+        return true;
+    }
+    // The value of an item may hold slashes: all that is behind the list's keys.
+    let value = document.value();
+    let mut keys = Vec::new();
+    let mut at = &value;
+    while let Some(next) = path.first().and_then(|key| at.as_object()?.get(key)) {
+        at = next;
+        keys.push(path.remove(0));
+    }
+    let (wanted, Some(items)) = (path.join("/"), at.as_array()) else { return false };
+    let left: Vec<Value> = items.iter().filter(|item| item.as_str() != Some(&wanted)).cloned().collect();
+    if left.len() == items.len() {
+        return false;
+    }
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    if left.is_empty() {
+        return document.remove(&keys);
+    }
+    document.set(&keys, &Value::Array(left));
+    true
+}
+
+fn value_digest(value: &Value) -> Digest {
+    digest(value.to_string().as_bytes())
+}
+
+const BEGIN: &str = "<!-- berth:begin -->";
+const END: &str = "<!-- berth:end -->";
+const BLOCK: &str = "block";
+
+fn merge_block(text: &str, block: &str, known: &Shared) -> (String, Shared) {
+    let mut next = Shared { made: known.made, ..Shared::default() };
+    let begin = text.find(BEGIN);
+    let place = begin.and_then(|begin| {
+        let end = begin + text[begin..].find(END)? + END.len();
+        Some((begin, end + usize::from(text[end..].starts_with('\n'))))
+    });
+    if block.is_empty() {
+        let without = place.map(|(begin, end)| format!("{}{}", text[..begin].trim_end(), &text[end..]));
+        let without =
+            without.map(|text| if text.is_empty() || text.ends_with('\n') { text } else { text + "\n" });
+        return (without.unwrap_or_else(|| text.to_owned()), next);
+    }
+    next.parts.insert(BLOCK.to_owned(), digest(block.as_bytes()));
+    let whole = format!("{BEGIN}\n{block}{END}\n");
+    let text = match place {
+        Some((begin, end)) => format!("{}{whole}{}", &text[..begin], &text[end..]),
+        // Somebody has taken the block out again: it is theirs to decide.
+        None if known.parts.contains_key(BLOCK) && !text.is_empty() => {
+            return (text.to_owned(), known.clone());
+        }
+        None if text.is_empty() => whole,
+        None => format!("{}\n\n{whole}", text.trim_end()),
+    };
+    (text, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parts() -> Vec<Part> {
+        vec![
+            Part::key(&["$schema"], "s"),
+            Part::key(&["mcp", "a"], json!({"type": "local"})),
+            Part::item(&["plugin"], "@x/y@1"),
+        ]
+    }
+
+    #[test]
+    fn what_people_wrote_wins_and_stays() {
+        let text =
+            "{\n  // mine\n  \"mcp\": {\"a\": {\"type\": \"remote\"}, \"b\": 1},\n  \"plugin\": [\"p\"]\n}\n";
+        let (merged, known) = merge(text, &Wanted::Keys(parts()), &Shared::default()).unwrap();
+        let value = crate::store::jsonc::parse(&merged).unwrap();
+        assert_eq!(
+            value,
+            json!({"$schema": "s", "mcp": {"a": {"type": "remote"}, "b": 1}, "plugin": ["p", "@x/y@1"]})
+        );
+        assert!(merged.contains("// mine"));
+        assert_eq!(known.parts.keys().collect::<Vec<_>>(), ["+/plugin/@x/y@1", "/$schema"]);
+        let (again, same) = merge(&merged, &Wanted::Keys(parts()), &known).unwrap();
+        assert_eq!((again, &same), (merged.clone(), &known), "a second one changes nothing");
+        let back = withdraw("opencode.json", &merged, &known).unwrap();
+        assert_eq!(crate::store::jsonc::parse(&back), crate::store::jsonc::parse(text));
+    }
+
+    #[test]
+    fn what_berth_wrote_follows_and_goes() {
+        let made = Shared { made: true, ..Shared::default() };
+        let (first, known) = merge("", &Wanted::Keys(parts()), &made).unwrap();
+        let mut other = parts();
+        other[1].value = json!({"type": "remote"});
+        other.pop();
+        let (second, known) = merge(&first, &Wanted::Keys(other), &known).unwrap();
+        assert_eq!(
+            crate::store::jsonc::parse(&second).unwrap(),
+            json!({"$schema": "s", "mcp": {"a": {"type": "remote"}}})
+        );
+        let by_hand = second.replace("remote", "changed");
+        let left = withdraw("opencode.json", &by_hand, &known).unwrap();
+        assert_eq!(crate::store::jsonc::parse(&left).unwrap(), json!({"mcp": {"a": {"type": "changed"}}}));
+        let left = withdraw("opencode.json", &second, &known).unwrap();
+        assert!(known.made && is_bare("opencode.json", &left), "{left}");
+    }
+
+    #[test]
+    fn what_is_no_object_bars_the_way() {
+        let text = "{\"mcp\": \"x\", \"plugin\": \"p\"}";
+        let (merged, known) = merge(text, &Wanted::Keys(parts()), &Shared::default()).unwrap();
+        let value = crate::store::jsonc::parse(&merged).unwrap();
+        assert_eq!(value, json!({"mcp": "x", "plugin": "p", "$schema": "s"}));
+        assert_eq!(known.parts.len(), 1);
+        for broken in ["{", "[1]", "7"] {
+            assert!(merge(broken, &Wanted::Keys(parts()), &Shared::default()).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_block_among_other_text() {
+        let block = Wanted::Block("# W\n\ntext\n".to_owned());
+        let (text, known) = merge("# Mine\n", &block, &Shared::default()).unwrap();
+        assert_eq!(text, format!("# Mine\n\n{BEGIN}\n# W\n\ntext\n{END}\n"));
+        assert_eq!(merge(&text, &block, &known).unwrap(), (text.clone(), known.clone()));
+        let below = format!("{text}more\n");
+        let (changed, _) = merge(&below, &Wanted::Block("new\n".to_owned()), &known).unwrap();
+        assert_eq!(changed, format!("# Mine\n\n{BEGIN}\nnew\n{END}\nmore\n"));
+        assert_eq!(withdraw("CLAUDE.md", &text, &known).unwrap(), "# Mine\n");
+        assert_eq!(merge("# Mine\n", &block, &known).unwrap().0, "# Mine\n", "it was taken out by hand");
+        let (alone, known) = merge("", &block, &Shared::default()).unwrap();
+        assert!(is_bare("CLAUDE.md", &withdraw("CLAUDE.md", &alone, &known).unwrap()));
+    }
+}

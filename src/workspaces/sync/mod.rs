@@ -1,0 +1,277 @@
+//! What agents find in a workspace: the library's skills, tools, commands and agents as files of berth's own, and the
+//! agents' configuration, which berth shares with the people there (`merge`). What berth wrote is listed in a manifest
+//! outside the workspace: only that is ever changed or removed, and what is already right is not written again.
+//! The workspace's files are its workload's; every one is opened beneath its folder.
+
+pub use agents::are_wanted as configures;
+
+mod agents;
+mod manifest;
+mod merge;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::library::{Library, TextKind, with_name};
+use super::record::Shown;
+use crate::base::{Code, Error, Result, limits};
+use crate::store::beneath::Root;
+use crate::store::json::JsonFile;
+use manifest::{Manifest, Shared, digest};
+use merge::Wanted;
+
+/// The manifest's name in the workspace's own folder.
+pub const MANIFEST: &str = "synced.json";
+
+/// What a sync has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Synced {
+    /// Files written.
+    pub written: usize,
+    /// Files removed.
+    pub removed: usize,
+}
+
+/// Writes what `shown` asks for into the tree that `open` opens, and removes what it asks for no more. `folder` is the
+/// workspace's own, outside of the tree.
+///
+/// # Errors
+/// Those of `store::beneath`, when the workload stands in the way; those of the library.
+pub fn sync(
+    library: &Library,
+    shown: &Shown,
+    folder: &Path,
+    open: impl FnOnce() -> Result<Root>,
+) -> Result<Synced> {
+    let (files, shared) = wanted(library, shown)?;
+    let manifest = JsonFile::open(&folder.join(MANIFEST), 0o600, Manifest::default())?;
+    let known = manifest.get();
+    if files.is_empty() && shared.is_empty() && known.is_empty() {
+        return Ok(Synced::default());
+    }
+    let mut work =
+        Work { root: open()?, shown, known: &known, next: Manifest::default(), done: Synced::default() };
+    let plan = work.plan(&files, &shared)?;
+    let all = known.with(&work.next);
+    if all != *known {
+        manifest.update(|manifest| {
+            *manifest = all;
+            Ok(())
+        })?;
+    }
+    for (path, text) in plan.files {
+        work.write(&path, text.as_bytes())?;
+    }
+    for edit in plan.edits {
+        work.edit(&edit)?;
+    }
+    work.remove_old()?;
+    let Work { next, done, .. } = work;
+    if *manifest.get() != next {
+        manifest.update(|manifest| {
+            *manifest = next;
+            Ok(())
+        })?;
+    }
+    Ok(done)
+}
+
+/// One sync under way.
+struct Work<'a> {
+    root: Root,
+    shown: &'a Shown,
+    known: &'a Manifest,
+    next: Manifest,
+    done: Synced,
+}
+
+/// What is to be written.
+#[derive(Default)]
+struct Plan {
+    files: Vec<(String, String)>,
+    edits: Vec<Edit>,
+}
+
+/// A shared file as it was read, and as it is to be.
+struct Edit {
+    path: String,
+    before: Option<Vec<u8>>,
+    after: String,
+}
+
+impl Work<'_> {
+    /// Looks at what is there; notes in `next` what will be berth's.
+    fn plan(&mut self, files: &BTreeMap<String, String>, shared: &BTreeMap<String, Wanted>) -> Result<Plan> {
+        let mut plan = Plan::default();
+        for (path, text) in files {
+            let found = self.root.read(path, limits::LIBRARY_FILE_BYTES * 2).ok().flatten();
+            let right = found.as_deref() == Some(text.as_bytes());
+            if found.is_some() && !right && !self.known.files.contains_key(path) {
+                log::warn!("{}/{path} is not berth's and stays as it is", self.shown.path);
+                continue;
+            }
+            // A file that was right before berth came is not berth's to remove.
+            if !right || self.known.files.contains_key(path) {
+                self.next.files.insert(path.clone(), digest(text.as_bytes()));
+            }
+            if !right {
+                plan.files.push((path.clone(), text.clone()));
+            }
+        }
+        for (path, wanted) in shared {
+            let Some(edit) = self.plan_edit(path, wanted)? else { continue };
+            plan.edits.extend(edit);
+        }
+        Ok(plan)
+    }
+
+    /// `None`: the file stays out of berth's hands. `Some(None)`: it is right already.
+    fn plan_edit(&mut self, path: &str, wanted: &Wanted) -> Result<Option<Option<Edit>>> {
+        let before = self.root.read(path, limits::LIBRARY_FILE_BYTES)?;
+        let made = Shared { made: before.is_none(), ..Shared::default() };
+        let known = self.known.shared.get(path).unwrap_or(&made);
+        let text =
+            String::from_utf8(before.clone().unwrap_or_default()).map_err(|_| "it is not UTF-8".to_owned());
+        let text = if self.root.is_link(path)? { Err("it is a link".to_owned()) } else { text };
+        match text.and_then(|text| merge::merge(&text, wanted, known)) {
+            Ok((after, shared)) => {
+                let unchanged = before.as_deref() == Some(after.as_bytes());
+                if !shared.parts.is_empty() {
+                    self.next.shared.insert(path.to_owned(), shared);
+                }
+                Ok(Some((!unchanged).then(|| Edit { path: path.to_owned(), before, after })))
+            }
+            Err(why) => {
+                log::warn!("{}/{path} was left alone: {why}", self.shown.path);
+                if let Some(known) = self.known.shared.get(path) {
+                    self.next.shared.insert(path.to_owned(), known.clone());
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn write(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.make_folder(path)?;
+        self.root.write_again(path, bytes, 0o644)?;
+        self.done.written += 1;
+        Ok(())
+    }
+
+    fn edit(&mut self, edit: &Edit) -> Result<()> {
+        self.make_folder(&edit.path)?;
+        if !self.root.replace_if(&edit.path, edit.before.as_deref(), edit.after.as_bytes())? {
+            let message = format!("{} is being changed by somebody else; sync again", edit.path);
+            return Err(Error::new(Code::Conflict, message));
+        }
+        self.done.written += 1;
+        Ok(())
+    }
+
+    fn make_folder(&self, path: &str) -> Result<()> {
+        path.rsplit_once('/').map_or(Ok(()), |(folder, _)| self.root.make_dirs(folder))
+    }
+
+    /// What is not wanted any more goes, as far as it is still what berth wrote.
+    fn remove_old(&mut self) -> Result<()> {
+        let known = self.known;
+        for (path, sum) in &known.files {
+            if self.next.files.contains_key(path) {
+                continue;
+            }
+            match self.root.read(path, limits::LIBRARY_FILE_BYTES * 2)? {
+                None => {}
+                Some(found) if digest(&found) == *sum => self.remove(path)?,
+                Some(_) => log::info!("{}/{path} was changed by hand and stays", self.shown.path),
+            }
+        }
+        for (path, shared) in &known.shared {
+            if self.next.shared.contains_key(path) {
+                continue;
+            }
+            let Some(before) = self.root.read(path, limits::LIBRARY_FILE_BYTES)? else { continue };
+            let text = String::from_utf8_lossy(&before);
+            let Ok(after) = merge::withdraw(path, &text, shared) else { continue };
+            if shared.made && merge::is_bare(path, &after) {
+                self.remove(path)?;
+            } else if after != text {
+                self.edit(&Edit { path: path.clone(), before: Some(before), after })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str) -> Result<()> {
+        self.root.remove(path)?;
+        self.done.removed += 1;
+        let mut rest = path;
+        while let Some((folder, _)) = rest.rsplit_once('/') {
+            // The folders of the agents stay, whoever made them: `.opencode/skill`.
+            if folder.matches('/').count() < 2 || !self.root.remove_empty_dir(folder)? {
+                break;
+            }
+            rest = folder;
+        }
+        Ok(())
+    }
+}
+
+/// Files of berth's own with their contents, and its part of those that it shares.
+fn wanted(library: &Library, shown: &Shown) -> Result<(BTreeMap<String, String>, BTreeMap<String, Wanted>)> {
+    let mut files = BTreeMap::new();
+    let all = || Ok(library.skills()?.into_iter().map(|skill| skill.name).collect());
+    let skills = names(shown, &shown.skills, all)?;
+    for name in &skills {
+        let Some(skill) = usable(shown, library.skill(name))? else { continue };
+        let main = with_name(&skill.content, name);
+        for place in [".opencode/skill", ".claude/skills"] {
+            files.insert(format!("{place}/{name}/SKILL.md"), main.clone());
+            for file in &skill.files {
+                files.insert(format!("{place}/{name}/{}", file.path), file.content.clone());
+            }
+        }
+    }
+    let all = || Ok(library.texts(TextKind::Tool)?.into_iter().map(|tool| tool.name).collect());
+    for name in names(shown, &shown.tools, all)? {
+        if let Some(tool) = usable(shown, library.text(TextKind::Tool, &name))? {
+            files.insert(format!(".opencode/tool/{name}.ts"), tool.content);
+        }
+    }
+    if !agents::are_wanted(shown) {
+        return Ok((files, BTreeMap::new()));
+    }
+    for (kind, places) in [
+        (TextKind::Command, [".opencode/command", ".claude/commands"]),
+        (TextKind::Agent, [".opencode/agent", ".claude/agents"]),
+    ] {
+        for listed in library.texts(kind)?.into_iter().filter(|listed| listed.error.is_none()) {
+            let Some(text) = usable(shown, library.text(kind, &listed.name))? else { continue };
+            let for_opencode = agents::opencode_takes(shown, kind, &listed.name, &text.content);
+            for place in places.iter().skip(usize::from(!for_opencode)) {
+                files.insert(format!("{place}/{}.md", listed.name), text.content.clone());
+            }
+        }
+    }
+    Ok((files, agents::wanted(library, shown, &skills)?))
+}
+
+/// What the library has; a name that it does not know is said and left out.
+fn usable<T>(shown: &Shown, found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
+            log::warn!("workspace {}: {}", shown.id, error.message());
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The default host workspace has all when it names none, as observed.
+fn names(
+    shown: &Shown,
+    named: &[String],
+    all: impl Fn() -> Result<BTreeSet<String>>,
+) -> Result<BTreeSet<String>> {
+    if named.is_empty() && shown.id.is_nil() { all() } else { Ok(named.iter().cloned().collect()) }
+}
