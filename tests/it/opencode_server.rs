@@ -1,0 +1,118 @@
+//! The real OpenCode from npm, on a free port with its own home, ended with its value.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+
+use crate::procs::{secs, wait_for};
+use crate::server::Printed;
+
+pub const USERNAME: &str = "opencode";
+pub const PASSWORD: &str = "it-opencode-3f9c1d";
+
+/// A package that `tests/run` has installed.
+#[track_caller]
+pub fn package(name: &str) -> PathBuf {
+    let mut folders =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().map(|up| up.join("it-npm/node_modules"));
+    let found = folders.find(|folder| folder.join(name).is_dir());
+    found.unwrap_or_else(|| panic!("{name} is missing: tests/run installs it with npm")).join(name)
+}
+
+/// `opencode-old` or `opencode-new`.
+#[track_caller]
+pub fn binary(version: &str) -> PathBuf {
+    package(version).join("bin/opencode")
+}
+
+/// A home, and nothing that would call out.
+pub fn environment(command: &mut Command, home: &Path) {
+    std::fs::create_dir_all(home).unwrap();
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", home)
+        .env("OPENCODE_DISABLE_AUTOUPDATE", "1")
+        .env("OPENCODE_DISABLE_MODELS_FETCH", "1")
+        .env("OPENCODE_DISABLE_LSP_DOWNLOAD", "1");
+}
+
+pub struct Opencode {
+    child: Child,
+    pub address: SocketAddr,
+    _log: Arc<Printed>,
+}
+
+impl Opencode {
+    /// Serves with a home in `scratch`; its own folder is there, too, so nothing depends on where it was started.
+    #[track_caller]
+    pub fn start(version: &str, scratch: &Path) -> Opencode {
+        let mut command = Command::new(binary(version));
+        environment(&mut command, &scratch.join(format!("{version}-home")));
+        let mut child = command
+            .args(["serve", "--hostname=127.0.0.1", "--port=0"])
+            .env("OPENCODE_SERVER_USERNAME", USERNAME)
+            .env("OPENCODE_SERVER_PASSWORD", PASSWORD)
+            .current_dir(scratch)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Printed::follow(child.stdout.take().unwrap());
+        let complaints = Printed::follow(child.stderr.take().unwrap());
+        let Some(line) = log.line_with("listening on http://", secs(90)) else {
+            let _ = child.kill();
+            panic!("{version} does not listen:\n{}{}", log.text(), complaints.text());
+        };
+        let address = line.rsplit("http://").next().unwrap().trim().parse().unwrap();
+        let started = Opencode { child, address, _log: log };
+        // 1.18.34 takes requests during its first start that it never answers.
+        wait_for("OpenCode to answer", secs(90), || started.is_healthy().then_some(()));
+        started
+    }
+
+    fn is_healthy(&self) -> bool {
+        let asked = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&self.address, secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+            let head = format!(
+                "GET /global/health HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nConnection: close\r\n\r\n",
+                self.authorization()
+            );
+            stream.write_all(head.as_bytes())?;
+            // 1.1.53 does not close when it is asked to.
+            let (mut told, mut buffer) = (String::new(), [0; 1024]);
+            while !told.contains('}') {
+                let count = stream.read(&mut buffer)?;
+                if count == 0 {
+                    break;
+                }
+                told.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+            Ok(told)
+        };
+        asked().is_ok_and(|told| told.contains("\"healthy\":true"))
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn authorization(&self) -> String {
+        let both = format!("{USERNAME}:{PASSWORD}");
+        format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(both))
+    }
+}
+
+impl Drop for Opencode {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,113 @@
+//! The real OpenWork orchestrator from npm, unchanged, with berth in the place of its own server.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::opencode_server::{Opencode, binary, environment, package};
+use crate::procs::{secs, wait_for};
+use crate::scratch::Scratch;
+use crate::server::{BINARY, Ended, HOST_TOKEN, Setup, run};
+use crate::upstream::Upstream;
+
+fn orchestrator(scratch: &Scratch) -> Command {
+    let mut command = Command::new(package("openwork-orchestrator").join("bin/openwork"));
+    environment(&mut command, &scratch.path().join("home"));
+    command.current_dir(scratch.path());
+    command
+}
+
+/// The orchestrator gives `opencode --version` four seconds, which a machine that runs all tests at once does not
+/// always keep. This asks once, with patience, and is OpenCode itself in everything else.
+fn opencode(scratch: &Scratch) -> PathBuf {
+    let real = binary("opencode-old");
+    let mut asked = Command::new(&real);
+    environment(&mut asked, &scratch.path().join("home"));
+    let told = run(asked.arg("--version"), secs(90));
+    assert_eq!(told.code, Some(0), "{}{}", told.stdout, told.stderr);
+    let path = scratch.path().join("opencode");
+    let version = told.stdout.trim();
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo {version} && exit\nexec '{}' \"$@\"\n",
+        real.display()
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn said(ended: &Ended) -> String {
+    format!("exit {:?}\n{}{}", ended.code, ended.stdout, ended.stderr)
+}
+
+#[test]
+fn its_checks_are_ok() {
+    let scratch = Scratch::new();
+    scratch.folder("work");
+    let opencode = opencode(&scratch);
+    let mut command = orchestrator(&scratch);
+    command
+        .args(["serve", "--allow-external", "--sidecar-source", "external", "--opencode-source", "external"])
+        .args(["--openwork-server-bin", BINARY, "--opencode-bin"])
+        .arg(opencode)
+        .args(["--approval", "auto", "--check", "--check-events", "--no-color", "--workspace"])
+        .arg(scratch.path().join("work"));
+    let ended = run(&mut command, secs(180));
+    assert!(ended.code == Some(0) && ended.stdout.contains("Checks: ok"), "{}", said(&ended));
+}
+
+#[test]
+fn its_status_and_approvals_work() {
+    let scratch = Scratch::new();
+    let opencode = Opencode::start("opencode-old", scratch.path());
+    let upstream = Upstream::saying("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue");
+    let server = Setup::new()
+        .arg(format!("--opencode-base-url={}", upstream.url()))
+        .args(&["--approval=manual", "--approval-timeout=120000"])
+        .start();
+    let url = format!("http://{}", server.address);
+    let ask = |args: &[&str]| -> Value {
+        let ended = run(orchestrator(&scratch).args(args), secs(60));
+        assert_eq!(ended.code, Some(0), "{}", said(&ended));
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{}", said(&ended)))
+    };
+    let status = ask(&[
+        "status",
+        "--json",
+        "--openwork-url",
+        &url,
+        "--opencode-url",
+        &opencode.url(),
+        "--opencode-username",
+        crate::opencode_server::USERNAME,
+        "--opencode-password",
+        crate::opencode_server::PASSWORD,
+    ]);
+    assert_eq!(
+        (&status["openwork"]["ok"], &status["opencode"]["ok"]),
+        (&json!(true), &json!(true)),
+        "{status}"
+    );
+    let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
+    let reload = format!("/workspace/{id}/engine/reload");
+    for (answer, wanted) in [("--allow", 200), ("--deny", 403)] {
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| server.collaborator().call("POST", &reload, None));
+            let host = ["--openwork-url", &url, "--host-token", HOST_TOKEN];
+            let waiting = wait_for("the write to wait", secs(60), || {
+                let list = ask(&[&["approvals", "list"][..], &host].concat());
+                let first = list["items"].as_array()?.first()?.clone();
+                Some(first)
+            });
+            assert_eq!(waiting["action"], "engine.reload");
+            let number = waiting["id"].as_str().unwrap();
+            let told = ask(&[&["approvals", "reply", number, answer][..], &host].concat());
+            assert_eq!(told, json!({"ok": true, "allowed": answer == "--allow"}));
+            asking.join().unwrap().expect(wanted);
+        });
+    }
+}
