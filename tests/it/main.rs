@@ -37,6 +37,7 @@ mod detached;
 mod diskfull;
 mod doctor;
 mod exec_host;
+mod field_survey;
 mod gate_door;
 mod hostile_root;
 mod library;

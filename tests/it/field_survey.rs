@@ -1,0 +1,264 @@
+//! What users of other systems complain of about commands and terminals (`field-survey.md` §3, items 1–19, 24 and 28), and
+//! which tests answer it here; the answers that belong nowhere else stand below.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Place, shared_box};
+use crate::procs::{self, secs, wait_for};
+use crate::server::{HOST_TOKEN, Server};
+
+/// Item, complaint, tests as `file::function`.
+const ANSWERS: &[(u32, &str, &[&str])] = &[
+    (
+        1,
+        "a timeout fires only when the command ends",
+        &["runs::a_hard_timeout_ends_the_tree", "abuse::a_command_that_never_reads_its_stdin_times_out"],
+    ),
+    (
+        2,
+        "a background child that holds the pipe defeats the timeout",
+        &[
+            "runs::a_background_child_does_not_hold_the_end",
+            "abuse::a_background_child_does_not_hold_the_answer",
+        ],
+    ),
+    (
+        3,
+        "a timeout kills the shell alone",
+        &["abuse::a_timeout_kills_the_whole_tree", "abuse::timeouts_in_a_crowd_leave_nobody"],
+    ),
+    (
+        4,
+        "kill says success, and the process lives",
+        &["runs::a_killed_run_is_dead_with_all_it_started", "abuse::a_timeout_kills_what_hides_well"],
+    ),
+    (
+        5,
+        "a stream ends with an invented exit 0",
+        &[
+            "runs_stream::a_stream_ends_with_a_status_or_is_seen_to_break",
+            "detached::a_killed_keeper_is_no_exit_status",
+        ],
+    ),
+    (6, "an open stdin hangs what nobody talks to", &["runs::stdin_is_empty_unless_it_is_asked_for"]),
+    (
+        7,
+        "coming back fails or loses output",
+        &[
+            "runs_stream::a_stream_that_breaks_goes_on_where_it_was",
+            "detached::nothing_of_its_output_or_status_is_lost_when_the_server_is_killed",
+        ],
+    ),
+    (8, "heredocs and long children hang", &["runs::heredocs_and_long_children_do_not_hang"]),
+    (9, "a stuck command poisons the rest", &["runs::stuck_runs_hold_up_nobody"]),
+    (10, "zombies", &["field_survey::orphans_become_no_zombies"]),
+    (
+        11,
+        "big output is an error, or eats the memory",
+        &[
+            "abuse::long_output_is_complete_up_to_the_cap_and_says_so",
+            "runs_disk::a_full_window_moves_on_and_offsets_stay_true",
+            "detached::a_window_of_its_output_is_kept",
+        ],
+    ),
+    (
+        12,
+        "a kill for want of memory is not told",
+        &["resources::a_kill_for_want_of_memory_is_told_of_the_right_command"],
+    ),
+    (
+        13,
+        "short commands wait for a fixed time",
+        &["field_survey::a_short_command_waits_for_nothing", "terminals_limits::a_key_comes_back_soon"],
+    ),
+    (
+        14,
+        "idle terminals die",
+        &[
+            "terminals_limits::an_idle_terminal_ends_and_a_watched_one_does_not",
+            "terminals_limits::a_peer_that_answers_no_ping_is_cut_and_one_that_does_is_not",
+        ],
+    ),
+    (15, "a terminal freezes when nobody watches", &["terminals::a_terminal_that_nobody_watches_goes_on"]),
+    (
+        16,
+        "who comes back sees a garbled screen",
+        &[
+            "terminals::who_comes_back_sees_the_screen_as_it_is",
+            "terminals::coming_back_types_nothing_into_the_shell",
+        ],
+    ),
+    (17, "the first picture is 0 by 0", &["terminals::the_size_is_there_before_the_program_looks"]),
+    (
+        18,
+        "two readers of one terminal tear it apart",
+        &[
+            "terminals::one_client_writes_and_another_can_take_over",
+            "terminals_limits::many_clients_see_the_same",
+        ],
+    ),
+    (
+        19,
+        "SSE is buffered on its way, or goes stale",
+        &["runs_stream::a_silent_stream_beats", "runs_stream::a_stream_that_breaks_goes_on_where_it_was"],
+    ),
+    (
+        24,
+        "nspawn: a shell needs a booted container, and terminals hang",
+        &[
+            "terminals::a_terminal_is_one_of_the_place_it_runs_in",
+            "terminals_limits::a_container_that_dies_ends_its_terminals",
+            "container_faults::kill_nspawn",
+            "field_survey::a_container_without_an_init_system_takes_commands",
+        ],
+    ),
+    (
+        28,
+        "exec over a bad line races, and -1 is called a success",
+        &[
+            "field_survey::a_bad_line_takes_one_connection_and_tells_the_truth",
+            "runs_stream::a_run_outlives_the_connection_that_started_it",
+        ],
+    ),
+];
+
+#[test]
+fn every_item_is_answered_by_tests_that_are_there() {
+    let items: BTreeSet<u32> = ANSWERS.iter().map(|(item, ..)| *item).collect();
+    assert_eq!(items, (1..=19).chain([24, 28]).collect());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    for (item, complaint, tests) in ANSWERS {
+        assert!(!tests.is_empty(), "{item}: {complaint}");
+        for test in *tests {
+            let (file, name) = test.split_once("::").unwrap();
+            let text = fs::read_to_string(folder.join(format!("{file}.rs"))).unwrap();
+            assert!(text.contains(&format!("fn {name}(")), "{item}, {complaint}: there is no {test}");
+        }
+    }
+}
+
+fn zombies_below(pid: u32) -> Vec<u32> {
+    let is_zombie = |pid: &u32| procs::status(*pid, "State").is_some_and(|state| state.starts_with('Z'));
+    procs::all().into_iter().filter(|other| procs::parent(*other) == Some(pid)).filter(is_zombie).collect()
+}
+
+/// (10) What its parent leaves alone is reaped, in a container by its first process; the server leaves nobody either.
+#[test]
+fn orphans_become_no_zombies() {
+    let place = shared_box();
+    for _ in 0..20 {
+        place.sh("for i in 1 2 3 4 5; do (setsid sleep 0.0$i >/dev/null 2>&1 </dev/null &) ; done");
+    }
+    place.client.call(
+        "POST",
+        &place.path("/exec"),
+        Some(&json!({"command": "sleep 60", "timeout_secs": 0.2})),
+    );
+    let machine = place.client.get(200, &place.path("/debug"))["machine"].clone();
+    let init = machine["init_pid"].as_u64().unwrap() as u32;
+    wait_for("the container's orphans to be reaped", secs(10), || {
+        zombies_below(init).is_empty().then_some(())
+    });
+    let host = Server::start();
+    let on_host = Place::host(&host);
+    for _ in 0..20 {
+        on_host.sh("(setsid sleep 0.05 >/dev/null 2>&1 </dev/null &); true");
+    }
+    on_host.exec(json!({"command": "sleep 60", "timeout_secs": 0.2}));
+    wait_for("the server's children to be reaped", secs(10), || {
+        zombies_below(host.pid).is_empty().then_some(())
+    });
+}
+
+/// (13) No poll interval, no pause: the fastest of some is far below any, however busy the machine.
+#[test]
+fn a_short_command_waits_for_nothing() {
+    let server = Server::start();
+    for place in [Place::host(&server), shared_box()] {
+        place.sh("true");
+        let took = |body: &Value| {
+            let begun = Instant::now();
+            assert_eq!(place.exec(body.clone())["exit_code"], 0);
+            begun.elapsed()
+        };
+        let fastest = (0..30).map(|_| took(&json!({"command": "true"}))).min().unwrap();
+        assert!(fastest < Duration::from_millis(40), "{fastest:?}");
+        // Its output neither.
+        let body = json!({"command": "head -c 300000 /dev/zero", "output_limit_bytes": 1000});
+        let fastest = (0..10).map(|_| took(&body)).min().unwrap();
+        assert!(fastest < Duration::from_millis(80), "{fastest:?}");
+    }
+}
+
+/// (24) Neither systemd nor a shell of nspawn's is needed in it, and forty commands take no terminal of the host.
+#[test]
+fn a_container_without_an_init_system_takes_commands() {
+    let place = shared_box();
+    assert_eq!(place.sh("test -d /run/systemd/system || echo none"), "none\n");
+    assert_eq!(place.sh("cat /proc/1/comm"), "agent\n");
+    let terminals = || {
+        let count = fs::read_to_string("/proc/sys/kernel/pty/nr").unwrap();
+        count.trim().parse::<i64>().unwrap()
+    };
+    let before = terminals();
+    thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                let told = place.server.owner().post(
+                    200,
+                    &place.path("/exec"),
+                    json!({"command": "test -t 0 || echo piped"}),
+                );
+                assert_eq!(told["stdout"], "piped\n", "{told}");
+            });
+        }
+    });
+    // Other tests open terminals of their own meanwhile.
+    assert!(terminals() - before < 40, "{} terminals more", terminals() - before);
+}
+
+/// (28) One connection carries the whole exec, however slowly it comes and goes; and what was killed is no success.
+#[test]
+fn a_bad_line_takes_one_connection_and_tells_the_truth() {
+    let server = Server::start();
+    for place in [Place::host(&server), shared_box()] {
+        let body = json!({"command": "echo out; kill -KILL $$"}).to_string();
+        let request = format!(
+            "POST {} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {HOST_TOKEN}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            place.path("/exec"),
+            place.server.address,
+            body.len()
+        );
+        let mut link = TcpStream::connect(place.server.address).unwrap();
+        link.set_nodelay(true).unwrap();
+        link.set_read_timeout(Some(secs(20))).unwrap();
+        // A few bytes at a time, with pauses; head and body cut anywhere.
+        for part in request.as_bytes().chunks(23) {
+            link.write_all(part).unwrap();
+            thread::sleep(Duration::from_millis(10));
+        }
+        let mut answer = Vec::new();
+        let mut few = [0; 7];
+        while let Ok(n @ 1..) = link.read(&mut few) {
+            answer.extend_from_slice(&few[..n]);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        let told: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert_eq!(
+            (&told["exit_code"], &told["signal"], &told["stdout"]),
+            (&json!(-1), &json!(9), &json!("out\n")),
+            "{told}"
+        );
+        // What never ran has no exit code at all.
+        let never = place.exec_refused("invalid_command", json!({"args": ["/no/such/program"]}));
+        assert!(never.get("exit_code").is_none(), "{never}");
+    }
+}
