@@ -19,7 +19,8 @@ use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
 use crate::containers::network::Choice;
 use crate::containers::probe::{Status, Subject};
-use crate::containers::{Engine, Images};
+use crate::containers::roots::Kind;
+use crate::containers::{Engine, Images, Roots};
 use crate::events::Bus;
 use crate::gate::{self, Doors, Gate, Listen};
 use crate::http::accept;
@@ -107,6 +108,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Private networks of containers.
     pub private_network: Choice,
+    /// The only way in which containers' roots may be made; none: the cheapest that works.
+    pub root_backend: Option<Kind>,
     /// Threads that answer requests.
     pub http_threads: usize,
 }
@@ -310,8 +313,9 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
     let data_dir = &settings.data_dir;
     let registry =
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
-    let images = Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?;
-    let engine = Engine::new(cgroups.clone(), data_dir, settings.private_network.clone())?;
+    let images = Arc::new(Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?);
+    let roots = Roots::open(data_dir, images.clone(), cgroups.clone(), settings.root_backend)?;
+    let engine = Engine::new(cgroups.clone(), data_dir, roots.clone(), settings.private_network.clone())?;
     let library = {
         let default = data_dir.join("library");
         let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));
@@ -327,7 +331,7 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
     };
     let (window, total) = (settings.run_output_limit, settings.runs_disk_limit);
     let runs = Runs::open(&data_dir.join("runs"), window, total, cgroups)?;
-    Lifecycle::new(Arc::new(registry), engine, images, runs, library, policy)
+    Lifecycle::new(Arc::new(registry), engine, images, roots, runs, library, policy)
 }
 
 /// Where groups are made; what an earlier server left at another place is ended.

@@ -38,6 +38,14 @@ pub const INIT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Copying a base image into a root.
 pub const COPY_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long the processes of a container may take to stand still for a snapshot.
+pub const FREEZE: Duration = Duration::from_secs(2);
+/// Roots that stay put together although nobody uses them, for whoever comes next.
+pub const IDLE_ROOTS: usize = 64;
+/// Layers of one root: a file that is not there is looked for in all of them. Then they are copied into one.
+pub const ROOT_LAYERS: usize = 50;
+/// Snapshots of one workspace.
+pub const SNAPSHOTS: usize = 200;
 /// What is kept of an init script's output for the answer of `rerun-init` and error messages.
 pub const INIT_OUTPUT_BYTES: usize = 1 << 20;
 /// Lines of a failing tool that an error message repeats.

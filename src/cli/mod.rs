@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::base::{Code, Error, Result, logging};
-use crate::containers::{probe, resume};
+use crate::containers::{enclose, probe, resume};
 use crate::runs::keeper;
 
 /// What `berth --help` prints. Tests keep it complete.
@@ -25,7 +25,7 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth doctor [FLAGS]       show what this machine can do and what is missing, as --json too; takes the
                                   flags of serve; ends with 1 when container workspaces cannot work
        berth help                 print this
-       berth agent, keeper, probe what berth starts for itself; not for people
+       berth agent, enclose, keeper, probe   what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
 A value follows its flag as `--flag value` or `--flag=value`.
@@ -74,6 +74,7 @@ Commands and containers
                              first of a few others into which this host has no route]
   --private-dns ADDRESS      name server of private networks; repeatable [the host's, unless they listen on the
                              host itself]
+  --root-backend WAY         how containers' roots are made: auto, overlay, reflink or copy [auto]
   --library DIR              templates, skills, tools and scripts; a git clone will do [library in --data-dir]
   --mirror NAME=URL          package mirror (http, https, file) of ubuntu-noble, ubuntu-jammy, debian-bookworm
                              or arch-linux; repeatable
@@ -109,7 +110,7 @@ Environment
   BERTH_RUNS_DISK_LIMIT      --runs-disk-limit
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
-  BERTH_IDLE_TIMEOUT         --idle-timeout
+  BERTH_IDLE_TIMEOUT         --idle-timeout            BERTH_ROOT_BACKEND                  --root-backend
   BERTH_PRIVATE_RANGE        --private-range           BERTH_PRIVATE_DNS                   --private-dns
   PRIVATE_KEY, PRIVATE_KEY_FILE
                              what seals secrets in templates: 32 bytes in hex or base64, or a file with
@@ -136,8 +137,8 @@ Files
       opencodeUsername, opencodePassword, opencodeTimeout, maxProxied, permissionReplies, logFormat,
       logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
-      runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads, idleTimeout, privateRange,
-      privateDns []. Plain JSON; relative paths start from the file's folder.
+      runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads, idleTimeout, rootBackend,
+      privateRange, privateDns []. Plain JSON; relative paths start from the file's folder.
   DATA-DIR/credentials.json
       the tokens that berth made, for the owner of the folder only.
   tokens.json
@@ -175,6 +176,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         // A single thread, as the agent: a probe forks.
         Some("probe") => Ok(probe::child::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
+        Some("enclose") => Ok(enclose::main(&words[1..])),
         Some("help") => Ok(help()),
         Some(word) if !word.starts_with('-') => {
             Err(Error::config(word, "unknown subcommand; there are serve, doctor, token and help"))

@@ -137,6 +137,9 @@ pub struct ServeArgs {
     /// name servers of private networks
     #[argh(option)]
     pub private_dns: Vec<String>,
+    /// auto, overlay, reflink or copy
+    #[argh(option)]
+    pub root_backend: Option<String>,
     /// threads that answer requests
     #[argh(option)]
     pub http_threads: Option<String>,
@@ -211,6 +214,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--idle-timeout", Once),
     ("--private-range", Once),
     ("--private-dns", Many),
+    ("--root-backend", Once),
     ("--http-threads", Once),
     ("--setup", Switch),
     ("--yes", Switch),

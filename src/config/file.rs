@@ -51,6 +51,7 @@ pub struct ServerJson {
     pub idle_timeout: Option<u64>,
     pub private_range: Option<String>,
     pub private_dns: Option<Vec<String>>,
+    pub root_backend: Option<String>,
     pub http_threads: Option<u64>,
 }
 

@@ -131,6 +131,13 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         "library",
         json.library.clone(),
     )?;
+    let root_backend = sources.pick(
+        "--root-backend",
+        args.root_backend.as_deref(),
+        "BERTH_ROOT_BACKEND",
+        "rootBackend",
+        json.root_backend.clone(),
+    )?;
     let idle_timeout = sources.pick(
         "--idle-timeout",
         args.idle_timeout.as_deref(),
@@ -293,6 +300,10 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
             values::number(&given.place, &given.text, 0..=limits::IDLE_TIMEOUT_MOST).map(Duration::from_secs)
         })?,
         private_network: sources.private_network(args)?,
+        root_backend: match root_backend {
+            Some(given) => values::root_backend(&given.place, &given.text)?,
+            None => None,
+        },
         http_threads: count(http_threads, default_http_threads(), 1..=256)?,
         config_path: sources.file.path.clone(),
     };

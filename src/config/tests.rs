@@ -9,6 +9,7 @@ use crate::access::{ApprovalMode, Source};
 use crate::base::ids::Distro;
 use crate::base::logging::Format;
 use crate::base::{Code, Result, limits};
+use crate::containers::roots::Kind;
 
 use super::args::{Parsed, ServeArgs, TokenArgs};
 use super::resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
@@ -265,6 +266,14 @@ fn flag_over_environment_over_file_over_default() {
             r#""idleTimeout":86400"#,
             |r| r.settings.idle_timeout.as_secs().to_string(),
             ["0", "2", "86400", "1800"],
+        ),
+        (
+            &["--root-backend", "copy"],
+            "BERTH_ROOT_BACKEND",
+            "reflink",
+            r#""rootBackend":"overlay""#,
+            |r| r.settings.root_backend.map_or("auto", Kind::as_str).to_owned(),
+            ["copy", "reflink", "overlay", "auto"],
         ),
         (
             &["--mirror", "noble=http://a"],

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::base::ids::Distro;
 use crate::base::{Error, Result};
+use crate::containers::roots::Kind;
 
 /// A whole number within `range`.
 pub(super) fn number(place: &str, text: &str, range: RangeInclusive<u64>) -> Result<u64> {
@@ -40,6 +41,12 @@ pub(super) fn word<T: Copy>(place: &str, text: &str, words: &[(&str, T)]) -> Res
         let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         Error::config(place, format!("{text:?} is not one of: {}", words.join(", ")))
     })
+}
+
+/// How roots are made; `auto` leaves it to what works.
+pub(super) fn root_backend(place: &str, text: &str) -> Result<Option<Kind>> {
+    let kinds = [Kind::Overlay, Kind::Reflink, Kind::Copy].map(|kind| (kind.as_str(), Some(kind)));
+    word(place, text, &[&[("auto", None)], &kinds[..]].concat())
 }
 
 /// A token or password that a client can send.

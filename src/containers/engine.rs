@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::machine::{Machine, Place, Status, Surroundings, Wishes};
 use super::network::{Choice, Networks};
+use super::roots::Roots;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::{Cgroups, Current, Limits, Usage};
@@ -23,6 +24,7 @@ type Machines = Arc<Mutex<HashMap<String, Arc<Machine>>>>;
 pub struct Engine {
     cgroups: Cgroups,
     networks: Arc<Networks>,
+    roots: Arc<Roots>,
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
     machines: Machines,
@@ -36,7 +38,7 @@ impl Engine {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn new(cgroups: Cgroups, data_dir: &Path, choice: Choice) -> Result<Engine> {
+    pub fn new(cgroups: Cgroups, data_dir: &Path, roots: Arc<Roots>, choice: Choice) -> Result<Engine> {
         let machines = Machines::default();
         // Full: dropped; the next command makes its process itself.
         let (refill, wanted) = bounded::<std::sync::Weak<Machine>>(64);
@@ -56,6 +58,7 @@ impl Engine {
         Ok(Engine {
             networks: Arc::new(Networks::new(data_dir, choice, cgroups.clone())),
             cgroups,
+            roots,
             data_dir: data_dir.to_owned(),
             agent: OnceLock::new(),
             machines,
@@ -82,7 +85,11 @@ impl Engine {
             return Ok(machine);
         }
         let wishes = self.wishes.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
-        let around = Surroundings { cgroups: self.cgroups.clone(), networks: self.networks.clone() };
+        let around = Surroundings {
+            cgroups: self.cgroups.clone(),
+            networks: self.networks.clone(),
+            roots: self.roots.clone(),
+        };
         let machine = Machine::new(place, around, wishes);
         Ok(lock(&self.machines).entry(name).or_insert(machine).clone())
     }
@@ -120,6 +127,15 @@ impl Engine {
         if let Some(machine) = machine {
             machine.stop();
         }
+    }
+
+    /// Does something with the root of the container that `place` describes, while nothing in it changes; `work` is told
+    /// whether the container is there and stands still. `stop`: also when commands run in it.
+    ///
+    /// # Errors
+    /// What `work` said; `Unavailable` when the container cannot be made to stand still.
+    pub fn quiesce<R>(&self, place: Place, stop: bool, work: impl FnOnce(bool) -> Result<R>) -> Result<R> {
+        self.machine(place)?.quiesce(stop, work)
     }
 
     /// What the container is doing.

@@ -21,6 +21,7 @@ pub use super::place::Place;
 use super::place::nspawn_args;
 use super::process::{ContainerProcess, Held, refused};
 use super::protocol::{self, Answers, Start};
+use super::roots::Roots;
 use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
 use super::state::{State, Who};
 use super::{door, tools};
@@ -59,6 +60,7 @@ struct Load {
 pub(super) struct Surroundings {
     pub(super) cgroups: Cgroups,
     pub(super) networks: Arc<Networks>,
+    pub(super) roots: Arc<Roots>,
 }
 
 /// Whom a machine tells what.
@@ -190,6 +192,36 @@ impl Machine {
         }
     }
 
+    /// Does something with its root while nothing in it changes and no command can start it: it is stopped for that if
+    /// nothing runs in it or `stop` says so, else it stands still. `work` is told whether it is there.
+    ///
+    /// # Errors
+    /// `Unavailable` when it cannot be made to stand still; what `work` said.
+    pub(super) fn quiesce<R>(&self, stop: bool, work: impl FnOnce(bool) -> Result<R>) -> Result<R> {
+        let mut state = lock(&self.state);
+        let Some(running) = state.clone().filter(|running| running.is_alive()) else {
+            if let Some(dead) = state.take() {
+                dead.end();
+            }
+            return work(false);
+        };
+        if stop || (self.load.busy.load(Ordering::Acquire) == 0 && !running.group.has_left_overs("runs")) {
+            *state = None;
+            running.end();
+            drop(running);
+            return work(false);
+        }
+        running.group.freeze(true)?;
+        let done = work(true);
+        // Without this it would stand still for ever, so its end is better.
+        if let Err(error) = running.group.freeze(false) {
+            log::error!("container {}: {error}", self.name);
+            *state = None;
+            running.end();
+        }
+        done
+    }
+
     /// Leaves it running for the next server.
     pub(super) fn let_go(&self) {
         let mut state = lock(&self.state);
@@ -242,7 +274,6 @@ impl Machine {
     fn start(&self) -> Result<Running> {
         let place = &lock(&self.place).clone();
         let nspawn = tools::require("systemd-nspawn")?;
-        let unshare = tools::require("unshare")?;
         let mut group = self.around.cgroups.group(&place.machine)?;
         // What a crashed predecessor may have left under this name.
         group.kill(None)?;
@@ -250,6 +281,7 @@ impl Machine {
         // For all that is made in it; nspawn's start enters its folders in v1 hierarchies.
         group.hold(&place.limits)?;
 
+        let root = self.around.roots.enter(&place.site())?;
         std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
         let resolv_conf = place.runtime.join("resolv.conf");
         file::replace(&resolv_conf, &self.around.networks.resolv_conf(place.network), 0o644)?;
@@ -269,8 +301,9 @@ impl Machine {
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
-        let child = Spec::new(unshare)
-            .args(nspawn_args(place, &nspawn, &resolv_conf, script.as_deref()))
+        // The agent's binary is ours, kept where no upgrade replaces it.
+        let child = Spec::new(&place.agent)
+            .args(nspawn_args(place, &root, &nspawn, &resolv_conf, script.as_deref()))
             .envs(self.around.cgroups.only_v2().then_some(&unified))
             .start(Stdio { stdin: listener, stdout: output, stderr: output2 }, child_group)?;
         let leader = Who::of(child.pid());
@@ -318,6 +351,7 @@ impl Machine {
             runtime,
             group,
             uid_base,
+            _root: root.held,
             init: init_fd,
             spares: Mutex::new(vec![first]),
             groups: Mutex::default(),
@@ -349,7 +383,10 @@ impl Machine {
         if has_ended(init.as_fd()) || door::call(&runtime).is_err() {
             return Ok(false);
         }
+        // A server that was killed while it took a snapshot.
+        group.freeze(false)?;
         group.hold(&place.limits)?;
+        let root = self.around.roots.adopt(&place.site(), state.leader_pid())?;
         for name in group.children("runs") {
             let path = format!("runs/{name}");
             self.sequence.fetch_max(name.parse::<u64>().map_or(0, |number| number + 1), Ordering::Relaxed);
@@ -372,6 +409,7 @@ impl Machine {
             runtime,
             group,
             uid_base,
+            _root: root,
             init,
             spares: Mutex::default(),
             groups: Mutex::default(),
@@ -546,8 +584,8 @@ impl Launcher for Arc<Machine> {
     }
 
     fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
-        let root = lock(&self.place).root.clone();
-        Root::open(&root)?.read(path.trim_start_matches('/'), max_bytes)
+        let site = lock(&self.place).site();
+        self.around.roots.files(&site)?.read(path.trim_start_matches('/'), max_bytes)
     }
 }
 

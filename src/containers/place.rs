@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::enclose;
+use super::roots::{Entry, Roots, Site};
 use crate::base::ids::Network;
 use crate::proc::Limits;
+use crate::proc::idmap::IDS;
 
 /// Everything that a container's start needs to know.
 #[derive(Clone, Debug)]
@@ -27,10 +30,18 @@ pub struct Place {
     pub idle_timeout: Option<Duration>,
 }
 
-/// What `unshare` is called with, so that it becomes nspawn, so that it becomes our agent. `link`: the shell's part in
-/// making its private network.
+impl Place {
+    /// Where its root belongs.
+    pub(super) fn site(&self) -> Site {
+        Site { folder: self.runtime.clone(), root: self.root.clone() }
+    }
+}
+
+/// What our own binary is called with, so that it becomes nspawn, so that it becomes our agent. `link`: the shell's part
+/// in making its private network.
 pub(super) fn nspawn_args(
     place: &Place,
+    entry: &Entry,
     nspawn: &Path,
     resolv_conf: &Path,
     link: Option<&str>,
@@ -39,15 +50,17 @@ pub(super) fn nspawn_args(
     let bindable = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let inside = "/run/berth/agent";
-    // /run/systemd/nspawn must be a tmpfs (nspawn removes files below it); in a mount namespace of its own ours
-    // vanishes with the last process, also after kill -9.
-    let mut args = vec!["--mount".to_owned(), "--propagation=slave".to_owned()];
-    // The network namespace is nspawn's own and not one that nspawn makes: so it belongs to the host's users, and root
-    // inside can change neither its addresses nor its rules.
-    args.extend(link.map(|_| "--net".to_owned()));
-    let network = link.unwrap_or_default();
-    let script = format!("{network}mount -t tmpfs -o mode=0755 berth /run/systemd/nspawn && exec \"$@\"");
-    args.extend(["/bin/sh", "-c", &script, "sh"].map(str::to_owned));
+    let tree = entry.tree.as_ref().map_or_else(|| enclose::NONE.to_owned(), Roots::for_child);
+    let mut args = vec!["enclose".to_owned(), tree, text(&place.root)];
+    match link {
+        None => args.push(enclose::NONE.to_owned()),
+        // The network namespace is nspawn's own and not one that nspawn makes: so it belongs to the host's users, and
+        // root inside can change neither its addresses nor its rules.
+        Some(script) => {
+            let script = format!("{script}exec \"$@\"");
+            args.extend([enclose::NETWORK, "/bin/sh", "-c", &script, "sh"].map(str::to_owned));
+        }
+    }
     args.push(text(nspawn));
     let options = [
         // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
@@ -55,10 +68,6 @@ pub(super) fn nspawn_args(
         "--register=no",
         "--keep-unit",
         "--settings=no",
-        // Root inside is nobody outside. `auto` maps ownership by an ID-mapped mount, and changes it on disk only
-        // where the kernel or the file system cannot.
-        "--private-users=pick",
-        "--private-users-ownership=auto",
         "--no-new-privileges=yes",
         "--timezone=off",
         "--resolv-conf=off",
@@ -66,6 +75,14 @@ pub(super) fn nspawn_args(
         "--console=pipe",
     ];
     args.extend(options.map(str::to_owned));
+    // Root inside is nobody outside.
+    args.extend(match entry.first_id {
+        // The mount that it gets shows its files as its own already.
+        Some(first) => [format!("--private-users={first}:{IDS}"), "--private-users-ownership=off".to_owned()],
+        // `auto` maps ownership by an ID-mapped mount, and changes it on disk only where the kernel or the file
+        // system cannot.
+        None => ["--private-users=pick".to_owned(), "--private-users-ownership=auto".to_owned()],
+    });
     args.push(format!("--machine={}", place.machine));
     args.push(format!("--hostname={}", place.host_name));
     if place.network == Network::None {

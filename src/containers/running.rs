@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use super::network::Lease;
+use super::roots::Held;
 use super::state::State;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
@@ -28,6 +29,8 @@ pub(super) struct Running {
     pub(super) group: Group,
     /// The first uid of the container on the host.
     pub(super) uid_base: u32,
+    /// Its files, put together.
+    pub(super) _root: Option<Held>,
     /// PID 1 of the container.
     pub(super) init: OwnedFd,
     pub(super) spares: Mutex<Vec<Spare>>,

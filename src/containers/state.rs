@@ -97,6 +97,10 @@ impl State {
         Some((self.leader.find(group)?, self.init.find(group)?))
     }
 
+    pub(super) fn leader_pid(&self) -> i32 {
+        self.leader.pid
+    }
+
     pub(super) fn init_pid(&self) -> i32 {
         self.init.pid
     }

@@ -1,20 +1,20 @@
 //! Builds: one at a time for each workspace, journaled, cancellable. The root is made beside its place and moved
 //! there when it is complete; an existing one is only given up for `rebuild`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Build, ENDING, Lifecycle, build_log_path, has_root};
+use super::{Build, ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result};
+use crate::base::{Code, Error, Result};
 use crate::containers::BuildLog;
 use crate::containers::images::Pull;
+use crate::containers::roots::Site;
 use crate::proc::Cancel;
-use crate::store::beneath::Root;
 use crate::store::tree;
 use crate::workspaces::{Job, Record, Workspace};
 
@@ -36,7 +36,8 @@ impl Lifecycle {
         let cancel = Cancel::new()?;
         let before = workspace.update(|record| {
             let before = record.clone();
-            record.start_build(distro, rebuild, has_root(record), built_distro(record))?;
+            let has_root = self.has_root(&workspace, record);
+            record.start_build(distro, rebuild, has_root, self.built_distro(&workspace))?;
             Ok(before)
         })?;
         lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: false });
@@ -77,7 +78,7 @@ impl Lifecycle {
 
     fn build_steps(&self, workspace: &Workspace, cancel: &Cancel) -> Result<()> {
         let record = workspace.record();
-        let root = PathBuf::from(&record.shown.path);
+        let site = site(workspace, &record);
         let Some(Job::Build { fresh }) = record.job else { return Ok(()) };
         let mut log = BuildLog::create(&build_log_path(&record))?;
         let cancelled = || Error::new(Code::Cancelled, "The build was cancelled");
@@ -88,25 +89,20 @@ impl Lifecycle {
         if fresh {
             let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
             log.say(format!("Building container with {distro}"));
+            // Before the old root is given up: where there is no image and none can be made, it stays.
+            let image = self.images.base(distro, Pull::Missing, &mut log, cancel)?;
             // New runs are refused since the status changed; those under way hold the old root.
             if !self.runs.end_all(workspace.id(), ENDING) {
                 return Err(Error::internal("A command in the workspace could not be ended"));
             }
             self.engine.remove(&workspace.machine_name());
-            self.give_up(&root)?;
-            let staging = staging_of(&root, workspace.id());
-            remove_in_place(&staging)?;
-            let made = self
-                .images
-                .base(distro, Pull::Missing, &mut log, cancel)
-                .and_then(|image| self.images.copy(&image, &staging, &mut log, cancel))
-                .and_then(|()| if cancel.is_cancelled() { Err(cancelled()) } else { Ok(()) });
-            if let Err(error) = made {
-                log.say(format!("Failed: {}", error.message()));
-                let _ = remove_in_place(&staging);
-                return Err(error);
+            self.give_up(&site)?;
+            let kind = self.roots.make(&site, &image, &mut log, cancel)?;
+            if cancel.is_cancelled() {
+                self.give_up(&site)?;
+                return Err(cancelled());
             }
-            std::fs::rename(&staging, &root).at("move", &staging)?;
+            log.say(format!("The root is ready ({})", kind.as_str()));
             log.say("Base system installed");
         } else {
             log.say("The container exists; it is kept");
@@ -120,28 +116,46 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Moves an old root out of the way: into the trash where that is one rename, else removed on the spot.
-    pub(super) fn give_up(&self, root: &Path) -> Result<()> {
-        if root.symlink_metadata().is_err() {
+    /// Gives an old root up: into the trash where that is one rename, else removed on the spot.
+    pub(super) fn give_up(&self, site: &Site) -> Result<()> {
+        self.roots.discard(site, |root| self.put_away(root))?;
+        self.empty_trash();
+        Ok(())
+    }
+
+    /// Gets a folder out of the way, which need not exist.
+    pub(super) fn put_away(&self, folder: &Path) -> Result<()> {
+        if folder.symlink_metadata().is_err() {
             return Ok(());
         }
-        if let Some(mount) = tree::mounts_below(root)?.first() {
+        if let Some(mount) = tree::mounts_below(folder)?.first() {
             return Err(Error::new(
                 Code::MountedInside,
                 format!("{} is mounted inside the workspace; unmount it first", mount.display()),
             ));
         }
-        if self.registry.discard_folder(root).is_ok() {
+        if self.registry.discard_folder(folder).is_ok() {
             self.empty_trash();
             return Ok(());
         }
-        remove_in_place(root)
+        remove_in_place(folder)
     }
-}
 
-/// Where a root is made before it is moved to its place.
-pub(super) fn staging_of(root: &Path, id: Uuid) -> PathBuf {
-    root.with_file_name(format!(".berth-new-{id}"))
+    /// What an existing root says of itself; the workload may have changed it, so it decides nothing but a question.
+    fn built_distro(&self, workspace: &Workspace) -> Option<Distro> {
+        let root = self.files(workspace).ok()?;
+        let text = String::from_utf8(root.read("etc/os-release", 64 << 10).ok()??).ok()?;
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+                .map(|v| v.trim_matches(['"', '\'']))
+        };
+        match (field("ID")?, field("VERSION_CODENAME")) {
+            ("arch", _) => Some(Distro::ArchLinux),
+            (_, Some(codename)) => Distro::parse(codename).ok(),
+            _ => None,
+        }
+    }
 }
 
 pub(super) fn remove_in_place(path: &Path) -> Result<()> {
@@ -165,21 +179,5 @@ pub(super) fn finish(workspace: &Workspace, error: Option<String>) {
             Err(failed) => log::error!("workspace {}: {failed}", workspace.id()),
         }
         std::thread::sleep(Duration::from_secs(1));
-    }
-}
-
-/// What an existing root says of itself; the workload may have changed it, so it decides nothing but a question.
-fn built_distro(record: &Record) -> Option<Distro> {
-    let root = Root::open(Path::new(&record.shown.path)).ok()?;
-    let text = String::from_utf8(root.read("etc/os-release", 64 << 10).ok()??).ok()?;
-    let field = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
-            .map(|v| v.trim_matches(['"', '\'']))
-    };
-    match (field("ID")?, field("VERSION_CODENAME")) {
-        ("arch", _) => Some(Distro::ArchLinux),
-        (_, Some(codename)) => Distro::parse(codename).ok(),
-        _ => None,
     }
 }

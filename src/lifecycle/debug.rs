@@ -10,10 +10,10 @@ use super::{Lifecycle, build_log_path, init};
 use crate::base::ids::Distro;
 use crate::base::{Result, clock, limits};
 use crate::containers::machine;
+use crate::containers::roots::Kind;
 use crate::proc::Enforcement;
-use crate::store::beneath::Root;
 use crate::store::{file, tree};
-use crate::workspaces::{Kind, Status};
+use crate::workspaces::{Kind as WorkspaceKind, Status};
 
 /// The answer of `debug`.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,8 @@ pub struct Debug {
     init_script_exists: bool,
     init_script_modified: Option<String>,
     distro: Option<Distro>,
+    /// How a container's files are there; null without any.
+    root_kind: Option<Kind>,
     last_error: Option<String>,
     running: bool,
     /// The container; null on the host.
@@ -67,13 +69,13 @@ impl Lifecycle {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         let path = Path::new(&record.shown.path);
-        let root = Root::open(path).ok();
+        let root = self.files(&workspace).ok();
         let count = |folder: &str| root.as_ref().and_then(|root| root.entry_count(folder).ok().flatten());
         let exists = |file: &str| root.as_ref().is_some_and(|root| root.exists(file).unwrap_or(false));
         let script = root.as_ref().and_then(|root| root.metadata(init::SCRIPT).ok().flatten());
-        let sized = record.shown.workspace_type == Kind::Container && root.is_some();
-        let machine = (record.shown.workspace_type == Kind::Container)
-            .then(|| self.engine.status(&workspace.machine_name()));
+        let container = record.shown.workspace_type == WorkspaceKind::Container;
+        let sized = container && root.is_some();
+        let machine = container.then(|| self.engine.status(&workspace.machine_name()));
         Ok(Debug {
             id,
             name: record.shown.name.as_str().to_owned(),
@@ -91,6 +93,7 @@ impl Lifecycle {
             init_script_exists: script.is_some(),
             init_script_modified: script.and_then(|script| script.modified().ok()).map(clock::debug_time),
             distro: record.shown.distro,
+            root_kind: container.then(|| self.roots.kind(&super::site(&workspace, &record))).flatten(),
             last_error: record.shown.error_message.clone(),
             running: machine.as_ref().is_some_and(|machine| machine.state == "running"),
             machine,
@@ -107,7 +110,7 @@ impl Lifecycle {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         let log_path = format!("/{}", init::LOG);
-        if let Ok(root) = Root::open(Path::new(&record.shown.path)) {
+        if let Ok(root) = self.files(&workspace) {
             for file in [init::LOG, init::OLD_LOG] {
                 // A device, a folder or a loop of links in the log's place is no log.
                 let Ok(Some(tail)) = root.read_tail(file, limits::INIT_LOG_BYTES) else { continue };

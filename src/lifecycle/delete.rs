@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::build::{remove_in_place, staging_of};
-use super::{ENDING, Lifecycle, build_log_path};
+use super::build::remove_in_place;
+use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::store::tree;
@@ -50,11 +50,13 @@ impl Lifecycle {
         let group = lock(&self.host_groups).remove(&workspace.id());
         drop(group);
         if container && !record.own_folder {
-            remove_in_place(&staging_of(root, workspace.id()))?;
+            self.roots.sweep(&site(workspace, &record))?;
             remove_in_place(root)?;
             let _ = std::fs::remove_file(build_log_path(&record));
         }
-        self.registry.discard(workspace)
+        self.registry.discard(workspace)?;
+        self.roots.forget(&site(workspace, &record));
+        Ok(())
     }
 
     /// Cancels a build or init script and waits until it has let go of the root.

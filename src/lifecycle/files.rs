@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Lifecycle, has_root};
+use super::{Lifecycle, site};
 use crate::base::{Code, Error, Result};
 use crate::store::beneath::Root;
 use crate::workspaces::Workspace;
@@ -16,10 +16,13 @@ impl Lifecycle {
     /// `NotReady` for a container that was not built; `Internal` when a host workspace's folder is gone.
     pub fn files(&self, workspace: &Workspace) -> Result<Root> {
         let record = workspace.record();
-        if record.shown.workspace_type == Kind::Container && !has_root(&record) {
+        if record.shown.workspace_type == Kind::Host {
+            return Root::open(Path::new(&record.shown.path));
+        }
+        if !self.has_root(workspace, &record) {
             let message = "The container has no files yet; build it with POST /api/workspaces/:id/build";
             return Err(Error::new(Code::NotReady, message));
         }
-        Root::open(Path::new(&record.shown.path))
+        self.roots.files(&site(workspace, &record))
     }
 }

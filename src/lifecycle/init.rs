@@ -2,7 +2,6 @@
 //! Every file it needs is opened beneath the root: the workload may have put links in their place.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::build::finish;
-use super::{Build, Lifecycle, has_root, variables};
+use super::{Build, Lifecycle, variables};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
@@ -60,7 +59,7 @@ impl Lifecycle {
         let cancel = Cancel::new()?;
         let before = workspace.update(|record| {
             let before = record.clone();
-            record.start_rerun(has_root(record))?;
+            record.start_rerun(self.has_root(&workspace, record))?;
             Ok(before)
         })?;
         lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: true });
@@ -132,7 +131,7 @@ impl Lifecycle {
         build_log: Option<&mut BuildLog>,
         cancel: &Cancel,
     ) -> Result<InitResult> {
-        let root = Root::open(Path::new(&record.shown.path))?;
+        let root = self.files(workspace)?;
         let mut files = Vec::new();
         if let Some(own) = &script.own {
             files.push((SCRIPT, own.clone()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Lifecycle, has_root};
+use super::Lifecycle;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::workspaces::create::Create;
@@ -48,7 +48,7 @@ impl Lifecycle {
         if record.shown.status == Status::Building {
             return Err(Error::new(Code::BuildRunning, "The build that is under way syncs as well"));
         }
-        if record.shown.workspace_type == Kind::Container && !has_root(&record) {
+        if record.shown.workspace_type == Kind::Container && !self.has_root(&workspace, &record) {
             return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
         }
         self.sync_files(&workspace, &record)?;
@@ -79,7 +79,7 @@ impl Lifecycle {
         let record = workspace.record();
         let shown = &record.shown;
         let container = shown.workspace_type == Kind::Container;
-        if container && (shown.status == Status::Building || !has_root(&record)) {
+        if container && (shown.status == Status::Building || !self.has_root(workspace, &record)) {
             return;
         }
         if let Err(error) = self.sync_files(workspace, &record) {

@@ -17,7 +17,7 @@ pub mod resources;
 pub mod terminals;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,13 +28,14 @@ use crate::base::pool::Pool;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::containers::machine::{Machine, Place};
-use crate::containers::{Engine, Images};
+use crate::containers::roots::Site;
+use crate::containers::{Engine, Images, Roots};
 use crate::proc::{Cancel, Group};
 use crate::project::trays;
 use crate::runs::Runs;
 use crate::runs::terminal::Terminals;
 use crate::store::beneath::Root;
-use crate::workspaces::{Library, Record, Registry, Workspace};
+use crate::workspaces::{Kind, Library, Record, Registry, Workspace};
 
 /// What the start decided about commands.
 #[derive(Clone, Debug)]
@@ -55,7 +56,8 @@ pub struct Policy {
 pub struct Lifecycle {
     registry: Arc<Registry>,
     engine: Engine,
-    images: Images,
+    images: Arc<Images>,
+    roots: Arc<Roots>,
     runs: Arc<Runs>,
     terminals: Terminals,
     library: Library,
@@ -88,7 +90,8 @@ impl Lifecycle {
     pub fn new(
         registry: Arc<Registry>,
         engine: Engine,
-        images: Images,
+        images: Arc<Images>,
+        roots: Arc<Roots>,
         runs: Arc<Runs>,
         library: Library,
         policy: Policy,
@@ -96,10 +99,17 @@ impl Lifecycle {
         // Full: somebody has asked already.
         let (emptied, wanted) = bounded(1);
         let trash = spawn("trash".into(), limits::STACK, {
-            let registry = registry.clone();
+            let (registry, roots) = (registry.clone(), roots.clone());
             move || {
-                sweep_inboxes(&registry);
-                wanted.iter().for_each(|()| registry.empty_trash());
+                let mut begun = false;
+                // The first time containers have been taken over, with their roots.
+                for () in wanted {
+                    if !std::mem::replace(&mut begun, true) {
+                        sweep_inboxes(&registry, &roots);
+                    }
+                    roots.collect();
+                    registry.empty_trash();
+                }
             }
         })?;
         let builder = Pool::new("build", 0, 1, limits::BUILD_QUEUE)?;
@@ -107,6 +117,7 @@ impl Lifecycle {
             registry,
             engine,
             images,
+            roots,
             runs,
             terminals: Terminals::default(),
             library,
@@ -137,6 +148,11 @@ impl Lifecycle {
         if let Some(emptied) = &self.emptied {
             let _ = emptied.try_send(());
         }
+    }
+
+    /// Whether the container has a root. It appears complete, and what its workload removes of it changes nothing.
+    pub(crate) fn has_root(&self, workspace: &Workspace, record: &Record) -> bool {
+        self.roots.kind(&site(workspace, record)).is_some()
     }
 
     fn machine(&self, workspace: &Workspace, record: &Record) -> Result<Arc<Machine>> {
@@ -185,9 +201,17 @@ impl Drop for Lifecycle {
 }
 
 /// Removes half uploads that a killed server has left.
-fn sweep_inboxes(registry: &Registry) {
+fn sweep_inboxes(registry: &Registry, roots: &Roots) {
     for workspace in registry.all() {
-        if let Ok(root) = Root::open(Path::new(&workspace.record().shown.path)) {
+        let record = workspace.record();
+        let site = site(&workspace, &record);
+        let root = match record.shown.workspace_type {
+            Kind::Host => Root::open(&site.root),
+            // No root is put together just to see that there is nothing.
+            Kind::Container if roots.changed(&site, trays::Which::Inbox.folder()) => roots.files(&site),
+            Kind::Container => continue,
+        };
+        if let Ok(root) = root {
             trays::sweep(&root);
         }
     }
@@ -198,10 +222,9 @@ pub(crate) fn build_log_path(record: &Record) -> PathBuf {
     PathBuf::from(format!("{}.build.log", record.shown.path))
 }
 
-/// Whether the container's root is complete: it appears by one rename, so a look at its own folders is enough.
-pub(crate) fn has_root(record: &Record) -> bool {
-    Root::open(Path::new(&record.shown.path))
-        .is_ok_and(|root| ["usr", "etc", "var"].iter().all(|folder| root.is_dir(folder).unwrap_or(false)))
+/// Where a container's root belongs.
+pub(crate) fn site(workspace: &Workspace, record: &Record) -> Site {
+    Site { folder: workspace.folder().to_owned(), root: PathBuf::from(&record.shown.path) }
 }
 
 /// Environment of commands in a workspace, before the request's own.

@@ -1,12 +1,9 @@
 //! What a start does about what an earlier server left: containers that still run are taken over, everything else that
 //! runs is ended, and work that was cut off is said to be.
 
-use std::path::Path;
-
-use super::build::{finish, remove_in_place, staging_of};
-use super::{Lifecycle, init};
+use super::build::finish;
+use super::{Lifecycle, init, site};
 use crate::base::Result;
-use crate::store::beneath::Root;
 use crate::workspaces::{Job, Kind, Workspace};
 
 impl Lifecycle {
@@ -66,20 +63,20 @@ impl Lifecycle {
         if record.shown.workspace_type != Kind::Container {
             return Ok(());
         }
-        let root = Path::new(&record.shown.path);
-        remove_in_place(&staging_of(root, workspace.id()))?;
+        let site = site(workspace, &record);
+        self.roots.sweep(&site)?;
         let Some(job) = record.job else { return Ok(()) };
         let what = match job {
             Job::Build { fresh } => {
                 // A fresh root was this build's own: nobody has worked in it yet. One that was there before stays.
                 if fresh {
-                    self.give_up(root)?;
+                    self.give_up(&site)?;
                 }
                 "the build; build it again"
             }
             Job::RerunInit => "the init script; run it again",
         };
-        if let Ok(root) = Root::open(root) {
+        if let Ok(root) = self.files(workspace) {
             let _ = root.remove(init::SCRIPT);
         }
         finish(workspace, Some(format!("Interrupted: the server stopped during {what}")));

@@ -28,7 +28,7 @@ use crate::base::thread::lock;
 use crate::base::{At, Error, Result, limits};
 
 /// The attribute of a group that outlived its owner. The kernel keeps it as long as the group (kernfs, Linux 5.7).
-const LEFT: &str = "user.berth.left";
+pub(super) const LEFT: &str = "user.berth.left";
 
 /// Where groups are made.
 #[derive(Clone, Debug)]
@@ -549,20 +549,20 @@ fn enter_v1(folders: &[PathBuf], pid: i32) -> Result<()> {
     })
 }
 
-fn write_in(folder: &OwnedFd, file: &str, text: &str) -> Result<()> {
+pub(super) fn write_in(folder: impl AsFd, file: &str, text: &str) -> Result<()> {
     let fd =
         rustix::fs::openat(folder, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).at("open", file)?;
     rustix::io::write(&fd, text.as_bytes()).at("write", file)?;
     Ok(())
 }
 
-fn open_in(folder: &OwnedFd, file: &str) -> Result<fs::File> {
+fn open_in(folder: impl AsFd, file: &str) -> Result<fs::File> {
     let fd =
         rustix::fs::openat(folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", file)?;
     Ok(fs::File::from(fd))
 }
 
-fn read_in(folder: &OwnedFd, file: &str) -> Result<String> {
+pub(super) fn read_in(folder: impl AsFd, file: &str) -> Result<String> {
     let mut text = String::new();
     open_in(folder, file)?.read_to_string(&mut text).at("read", file)?;
     Ok(text)

@@ -488,14 +488,53 @@ pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
     Ok(())
 }
 
+/// A process that only sleeps, in a user namespace of its own without any mapping yet: what names that namespace while
+/// its mappings are written. It ends with the calling thread; the caller kills and reaps it.
+///
+/// # Errors
+/// What clone3(2) said.
+pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
+    const CLONE_NEWUSER: u64 = 0x1000_0000;
+    let mut pidfd: c_int = -1;
+    let args = CloneArgs {
+        flags: CLONE_PIDFD | CLONE_NEWUSER,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    let blocked = AllSignalsBlocked::new();
+    // SAFETY: without CLONE_VM the child has its own copy of everything, and makes nothing but bare system calls in it; no
+    // signal but SIGKILL reaches it. `args` is the kernel's layout and outlives the call.
+    let pid = unsafe {
+        let parent = libc::getpid();
+        let result = libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), size_of::<CloneArgs>());
+        if result == 0 {
+            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            // Otherwise the parent has ended before that, and nobody would.
+            while libc::syscall(libc::SYS_getppid) == i64::from(parent) {
+                libc::syscall(libc::SYS_ppoll, 0usize, 0, 0usize, 0usize, 0usize);
+            }
+            libc::_exit(0);
+        }
+        result
+    };
+    let error = io::Error::last_os_error();
+    drop(blocked);
+    if pid < 0 {
+        return Err(error);
+    }
+    // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
+    Ok(Spawned { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
 /// Has a mount show its owners as the user namespace behind `userns` maps them (mount_setattr(2), Linux 5.12), and takes
-/// writing away. The mount must not be attached anywhere yet.
+/// writing away if `read_only`. The mount must not be attached anywhere yet.
 ///
 /// # Errors
 /// What mount_setattr(2) said: EINVAL where the file system cannot.
-pub fn id_map_read_only(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Result<()> {
+pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
         attr_clr: 0,
         propagation: 0,
         userns_fd: userns.as_raw_fd() as u64,

@@ -3,10 +3,12 @@
 //! Knows nothing of workspaces. Any thread; no locks. No call waits for the workload: a FIFO, a device, a socket or
 //! a file lease ends in an error.
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs, major,
@@ -27,7 +29,11 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 /// otherwise, its errors are `InvalidPath` when the tree itself stands in the way (a link loop, a FIFO where a file
 /// should be), `Busy` when the tree changes too fast, `DiskFull`, and `Internal` for the rest.
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    top: OwnedFd,
+    /// What keeps the tree there as long as somebody works in it.
+    _held: Option<Arc<dyn fmt::Debug + Send + Sync>>,
+}
 
 /// The end of a file.
 #[derive(Debug)]
@@ -47,7 +53,12 @@ impl Root {
     /// `Internal` when there is no such folder.
     pub fn open(path: &Path) -> Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(path, flags, Mode::empty()).map(Root).at("open", path)
+        open(path, flags, Mode::empty()).map(|top| Root { top, _held: None }).at("open", path)
+    }
+
+    /// The tree below an open folder, which is there as long as `held` is.
+    pub fn of(top: OwnedFd, held: Arc<dyn fmt::Debug + Send + Sync>) -> Root {
+        Root { top, _held: Some(held) }
     }
 
     /// Opens a regular file for reading; `None` if there is none.
@@ -363,13 +374,13 @@ impl Root {
     }
 
     pub(super) fn resolve(&self, rel: &str, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-        open_resolved(&self.0, if rel.is_empty() { "." } else { rel }, flags, how)
+        open_resolved(&self.top, if rel.is_empty() { "." } else { rel }, flags, how)
     }
 }
 
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.top.as_fd()
     }
 }
 

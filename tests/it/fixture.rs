@@ -102,6 +102,13 @@ impl<'a> Place<'a> {
         told["content"].as_str().unwrap().to_owned()
     }
 
+    /// Where this process finds a file of the running container: its root need not be mounted on the host.
+    #[track_caller]
+    pub fn inside(&self, file: &str) -> PathBuf {
+        let init = self.client.get(200, &self.path("/debug"))["machine"]["init_pid"].clone();
+        PathBuf::from(format!("/proc/{}/root/{file}", init.as_u64().expect("the container does not run")))
+    }
+
     #[track_caller]
     pub fn exec(&self, body: Value) -> Value {
         self.client.post(200, &self.path("/exec"), body)

@@ -52,6 +52,7 @@ mod project;
 mod pty;
 mod readme;
 mod resources;
+mod roots;
 mod runs;
 mod runs_disk;
 mod runs_stream;

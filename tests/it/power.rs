@@ -106,10 +106,12 @@ fn a_container_whose_init_script_runs_is_not_stopped() {
     thread::scope(|scope| {
         let (owner, path) = (place.server.owner(), place.path("/rerun-init"));
         let rerun = scope.spawn(move || owner.post(200, &path, json!({})));
-        wait_for("the script", secs(20), || (machine(&place)["busy"] == 1).then_some(()));
+        wait_for("the script", secs(20), || {
+            (machine(&place)["busy"] == 1 && machine(&place)["state"] == "running").then_some(())
+        });
         place.client.refused(409, "build_running", "POST", &place.path("/stop"), Some(json!({})));
         place.client.refused(400, "workspace_not_ready", "POST", &place.path("/start"), Some(json!({})));
-        fs::write(place.root.join("go"), "").unwrap();
+        fs::write(place.inside("go"), "").unwrap();
         assert_eq!(rerun.join().unwrap()["success"], true);
     });
 }

@@ -4,9 +4,10 @@
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
-use berth::containers::Engine;
 use berth::containers::machine::Place;
+use berth::containers::{Engine, Images, Roots};
 use berth::proc::pty::{Size, set_size};
 use berth::proc::{Cgroups, Command, Exit, Launcher};
 use berth::runs::HostLauncher;
@@ -83,7 +84,9 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let setup = seeded();
     let data = setup.data_dir();
     let cgroups = Cgroups::take(&format!("berth-it-ptyc-{}", std::process::id()));
-    let engine = Engine::new(cgroups.clone(), data, Default::default()).unwrap();
+    let images = Images::open(&data.join("images"), Default::default(), cgroups.clone()).unwrap();
+    let roots = Roots::open(data, Arc::new(images), cgroups.clone(), None).unwrap();
+    let engine = Engine::new(cgroups.clone(), data, roots, Default::default()).unwrap();
     let root = image_root(data);
     let place = Place {
         machine: format!("berth-it-{}", std::process::id()),

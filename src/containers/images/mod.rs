@@ -30,13 +30,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::bootstrap::{bootstrap, outcome};
+use super::bootstrap::bootstrap;
 use super::build_log::BuildLog;
 use super::mirrors::Sources;
-use super::tools;
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, limits};
-use crate::proc::{Cancel, Cgroups, Spec};
+use crate::proc::{Cancel, Cgroups};
 use crate::store::{file, tree};
 
 pub use id::{ImageId, ImageName};
@@ -45,6 +44,7 @@ use staging::Staging;
 pub use verify::Verified;
 
 /// The image store.
+#[derive(Debug)]
 pub struct Images {
     folder: PathBuf,
     sources: Sources,
@@ -286,24 +286,9 @@ impl Images {
         tree::remove_tree(&self.folder, &gone)
     }
 
-    /// Makes a root from an image in the folder `root`, which must not exist.
-    ///
-    /// # Errors
-    /// `BuildFailed` or `Cancelled`; `root` may then be half-made, and is the caller's to remove.
-    pub fn copy(&self, image: &Image, root: &Path, log: &mut BuildLog, cancel: &Cancel) -> Result<()> {
-        log.say(format!("Copying the base image {}", image.id.short()));
-        log.new_step();
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let ended = Spec::new(tools::require("cp")?)
-            .args(["--archive", "--reflink=auto", "--one-file-system", "--no-target-directory", "--"])
-            .args([text(&image.root), text(root)])
-            .run(
-                self.cgroups.group(&format!("builds/{}", uuid::Uuid::new_v4()))?,
-                log,
-                limits::COPY_TIMEOUT,
-                cancel,
-            )?;
-        outcome(ended, "copying the base image", log)
+    /// Where the files of an image lie.
+    pub fn root_of(&self, id: &ImageId) -> PathBuf {
+        self.folder.join(id.as_str()).join("root")
     }
 
     fn holds(&self, id: &ImageId) -> PathBuf {

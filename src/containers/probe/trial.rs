@@ -1,14 +1,15 @@
 //! The whole way once: an engine of its own starts a container in a scratch folder and runs a command in it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Check, Scratch, Subject, is_root};
 use crate::base::ids::Network;
 use crate::base::{At, Code, Error, Result, limits};
-use crate::containers::Engine;
 use crate::containers::machine::Place;
 use crate::containers::network::Choice;
 use crate::containers::tools;
+use crate::containers::{Engine, Images, Roots};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Capture, Command, Ended, Exit, Io, Launcher as _, Limits, Stdio, c_string, pump};
 
@@ -18,7 +19,7 @@ pub(super) fn container(subject: &Subject, scratch: &Scratch) -> Check {
     if !is_root() {
         return Check::warn(name, "not tried without root", "run berth doctor as root");
     }
-    if tools::find("systemd-nspawn").is_none() || tools::find("unshare").is_none() {
+    if tools::find("systemd-nspawn").is_none() {
         return Check::fail(name, "not tried: programs are missing", "install them first (see above)");
     }
     if subject.cancel.is_cancelled() {
@@ -41,7 +42,10 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         std::fs::create_dir(root.join(folder)).at("make", folder)?;
     }
     let runtime = scratch.folder("runtime")?;
-    let engine = Engine::new(subject.cgroups.clone(), &scratch.folder("engine")?, Choice::default())?;
+    let data_dir = scratch.folder("engine")?;
+    let images = Images::open(&data_dir.join("images"), subject.sources.clone(), subject.cgroups.clone())?;
+    let roots = Roots::open(&data_dir, Arc::new(images), subject.cgroups.clone(), None)?;
+    let engine = Engine::new(subject.cgroups.clone(), &data_dir, roots, Choice::default())?;
     let id = uuid::Uuid::new_v4().simple().to_string();
     let machine = engine.machine(Place {
         machine: format!("berth-doctor-{}", &id[..12]),

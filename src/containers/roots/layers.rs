@@ -1,0 +1,137 @@
+//! Layers: what roots have of their own above their image. `<data>/layers/ID` holds `fs`, the files, and `work`, which the
+//! kernel needs while the layer takes changes. Snapshots and clones share them; one that no root and no snapshot names any
+//! more is removed.
+//!
+//! Lock: `pinned`, a leaf: layers that are about to be named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+
+use super::state::{State, folders};
+use super::{holder, snapshot};
+use crate::base::thread::lock;
+use crate::base::{At, Result};
+use crate::store::{file, tree};
+
+/// All layers.
+#[derive(Debug)]
+pub(super) struct Layers {
+    data_dir: PathBuf,
+    folder: PathBuf,
+    pinned: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+/// Keeps layers from being removed before something names them.
+#[derive(Debug)]
+pub(super) struct Pins {
+    pinned: Arc<Mutex<BTreeMap<String, usize>>>,
+    ids: Vec<String>,
+}
+
+impl Layers {
+    pub(super) fn open(data_dir: &Path) -> Result<Layers> {
+        let folder = data_dir.join("layers");
+        file::create_dir_private(&folder)?;
+        Ok(Layers { data_dir: data_dir.to_owned(), folder, pinned: Arc::default() })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of a layer.
+    pub(super) fn path(&self, id: &str) -> PathBuf {
+        self.folder.join(id)
+    }
+
+    /// A new layer without any files. Its top folder is everybody's to enter, as a root's is.
+    pub(super) fn create(&self) -> Result<(String, Pins)> {
+        let id = Uuid::new_v4().to_string();
+        let pins = self.pin([&id]);
+        let path = self.path(&id);
+        file::create_dir_private(&path)?;
+        for part in ["fs", "work"] {
+            let part = path.join(part);
+            std::fs::create_dir(&part).at("make", &part)?;
+        }
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path.join("fs"), open).at("prepare", &path)?;
+        Ok((id, pins))
+    }
+
+    pub(super) fn pin<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Pins {
+        let ids: Vec<String> = ids.into_iter().cloned().collect();
+        let mut pinned = lock(&self.pinned);
+        for id in &ids {
+            *pinned.entry(id.clone()).or_default() += 1;
+        }
+        Pins { pinned: self.pinned.clone(), ids }
+    }
+
+    /// Removes what nothing names; slow. Where a file that may name one cannot be read, nothing is removed.
+    pub(super) fn collect(&self) -> Result<()> {
+        // The order matters: whoever makes a layer pins it first, and lets go of it when it is named.
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if Uuid::try_parse(&name).is_ok() {
+                found.push(name);
+            }
+        }
+        let pinned: BTreeSet<String> = lock(&self.pinned).keys().cloned().collect();
+        let named = self.named()?;
+        for id in found.iter().filter(|id| !pinned.contains(*id) && !named.contains(*id)) {
+            tree::remove_tree(&self.folder, id)?;
+        }
+        Ok(())
+    }
+
+    /// Who needs an image.
+    pub(super) fn holders(&self) -> Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for folder in folders(&self.data_dir)? {
+            if State::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
+                all.insert(holder(&folder));
+            }
+            let snapshots = snapshot::read_all(&folder)?;
+            all.extend(
+                snapshots
+                    .iter()
+                    .filter(|taken| taken.stack.image.is_some())
+                    .map(|taken| taken.id.to_string()),
+            );
+        }
+        Ok(all)
+    }
+
+    fn named(&self) -> Result<BTreeSet<String>> {
+        let mut named = BTreeSet::new();
+        for folder in folders(&self.data_dir)? {
+            let state = State::read(&folder)?;
+            named.extend(
+                state.into_iter().flat_map(|state| state.stack.layers.into_iter().chain(state.upper)),
+            );
+            for taken in snapshot::read_all(&folder)? {
+                named.extend(taken.stack.layers);
+            }
+        }
+        Ok(named)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut pinned = lock(&self.pinned);
+        for id in &self.ids {
+            if let Some(count) = pinned.get_mut(id) {
+                *count -= 1;
+                if *count == 0 {
+                    pinned.remove(id);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Roots from a base image: an empty layer over it, or a copy. Also their end.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::state::{Kind, Stack, State};
+use super::{Roots, Site, holder};
+use crate::base::thread::lock;
+use crate::base::{At, Result, limits};
+use crate::containers::bootstrap::outcome;
+use crate::containers::images::Image;
+use crate::containers::{BuildLog, tools};
+use crate::proc::{Cancel, Sink, Spec};
+use crate::store::{file, tree};
+
+impl Roots {
+    /// Makes the root of a place that has none; says how. It is complete or not there.
+    ///
+    /// # Errors
+    /// `BuildFailed`, `Cancelled`, `DiskFull`, `Unavailable` for a kind that this host cannot make.
+    pub fn make(&self, site: &Site, image: &Image, log: &mut BuildLog, cancel: &Cancel) -> Result<Kind> {
+        let kind = match self.kind_to_make()? {
+            // Whoever names a place of their own wants the files there.
+            Kind::Overlay if !site.is_own() && self.ability().no_reflink.is_none() => Kind::Reflink,
+            Kind::Overlay if !site.is_own() => Kind::Copy,
+            kind => kind,
+        };
+        let slot = self.slot(site)?;
+        let mut slot = lock(&slot);
+        if kind == Kind::Overlay {
+            let stack = Stack { image: Some(image.id.clone()), layers: Vec::new() };
+            slot.state = Some(self.lay(site, stack, None)?);
+            return Ok(kind);
+        }
+        let staging = staging_of(&site.root);
+        remove(&staging)?;
+        let made = self
+            .copy(&image.root, &staging, kind, log, cancel)
+            .and_then(|()| std::fs::rename(&staging, &site.root).at("move", &staging));
+        if let Err(error) = made {
+            let _ = remove(&staging);
+            return Err(error);
+        }
+        let state = State::plain(kind);
+        state.write(&site.folder)?;
+        slot.state = Some(state);
+        Ok(kind)
+    }
+
+    /// A new empty layer over `stack`, as the root of `site`.
+    pub(super) fn lay(&self, site: &Site, stack: Stack, first_id: Option<u32>) -> Result<State> {
+        let (upper, _pins) = self.layers.create()?;
+        file::create_dir_private(&site.root)?;
+        let first_id = match first_id {
+            Some(known) => known,
+            None => lock(&self.ranges).pick(seed_of(site))?,
+        };
+        let state = State { kind: Kind::Overlay, stack, upper: Some(upper), first_id: Some(first_id) };
+        let _naming = lock(&self.naming);
+        if let Some(image) = &state.stack.image {
+            self.images.hold(&self.images.get(image)?, &holder(&site.folder))?;
+        }
+        state.write(&site.folder)?;
+        Ok(state)
+    }
+
+    /// Copies a tree with everything that it has.
+    pub(super) fn copy(
+        &self,
+        from: &Path,
+        to: &Path,
+        kind: Kind,
+        log: &mut BuildLog,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        log.new_step();
+        let ended = self.cp(from, to, kind, log, cancel)?;
+        outcome(ended, "copying the root", log)
+    }
+
+    pub(super) fn cp(
+        &self,
+        from: &Path,
+        to: &Path,
+        kind: Kind,
+        sink: &mut dyn Sink,
+        cancel: &Cancel,
+    ) -> Result<crate::proc::Ended> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let reflink = if kind == Kind::Copy { "--reflink=never" } else { "--reflink=auto" };
+        Spec::new(tools::require("cp")?)
+            .args(["--archive", reflink, "--one-file-system", "--no-target-directory", "--"])
+            .args([text(from), text(to)])
+            .run(
+                self.cgroups.group(&format!("builds/{}", Uuid::new_v4()))?,
+                sink,
+                limits::COPY_TIMEOUT,
+                cancel,
+            )
+    }
+
+    /// Gives the root of `site` up. `put_away` gets a plain folder out of the way. The container must have been stopped.
+    ///
+    /// # Errors
+    /// `Busy` when somebody has files of it open; what `put_away` said.
+    pub fn discard(&self, site: &Site, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let slot = self.slot(site)?;
+        let mut slot = lock(&slot);
+        if slot.state.as_ref().is_some_and(|state| state.kind == Kind::Overlay) {
+            self.alone(&mut slot)?;
+            State::remove(&site.folder)?;
+            // Only the place where it was attached in its container's namespace; whatever somebody put there stays.
+            let _ = std::fs::remove_dir(&site.root);
+        } else {
+            put_away(&site.root)?;
+            State::remove(&site.folder)?;
+        }
+        self.let_go(site, slot.state.as_ref());
+        if let Some(first) = slot.state.take().and_then(|state| state.first_id) {
+            lock(&self.ranges).give_back(first);
+        }
+        Ok(())
+    }
+
+    /// Removes what a crash left half-made beside a root.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn sweep(&self, site: &Site) -> Result<()> {
+        remove(&staging_of(&site.root))?;
+        super::snapshot::sweep(&site.folder)
+    }
+}
+
+/// Where a root is copied before it is moved to its place; names are short and there is one root for each place.
+pub(super) fn staging_of(root: &Path) -> PathBuf {
+    let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    root.with_file_name(format!(".berth-new-{name}"))
+}
+
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+        (Some(parent), Some(name)) => tree::remove_tree(parent, name),
+        _ => Err(crate::base::Error::internal("a root without a name")),
+    }
+}
+
+/// The last part of the folder's name is a random id.
+fn seed_of(site: &Site) -> u32 {
+    let name = site.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let digits: String = name.chars().filter(char::is_ascii_hexdigit).collect();
+    u32::from_str_radix(digits.get(..8).unwrap_or("0"), 16).unwrap_or(0)
+}

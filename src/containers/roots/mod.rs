@@ -1,0 +1,344 @@
+//! Container roots: made from a base image by the cheapest way that the file system has, shown to whoever works in them,
+//! handed to the container that starts in them, frozen as snapshots. Knows folders and images, neither workspaces nor HTTP.
+//!
+//! On disk every file of a root belongs to the ids 0 to 65535, whatever its kind; mounts show them as the container's own.
+//! So layers can be shared by roots whose containers have different users.
+//!
+//! A layered root is mounted nowhere on the host. It is put together in a mount namespace of ours on first use
+//! ([`namespace`]); the server opens files in it by descriptor ([`Roots::files`]) and a container's start gets a clone of
+//! the mount ([`Roots::enter`]). Nothing is left of it when the server and the container have ended.
+//!
+//! Locks, in this order: `slots` to look one up; one root's slot, held while it is put together, made or replaced;
+//! `ranges`, `naming` and the layers' pins, leaves.
+
+mod ability;
+mod layers;
+mod make;
+mod namespace;
+mod snapshot;
+mod state;
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+pub use ability::Ability;
+pub use snapshot::Snapshot;
+pub use state::Kind;
+
+use self::layers::Layers;
+use self::namespace::{Mounted, Namespace};
+use self::state::{Ranges, State};
+use super::images::Images;
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::Cgroups;
+use crate::store::beneath::Root;
+
+/// Where a root belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The workspace's folder, which nothing of a workload can change.
+    pub folder: PathBuf,
+    /// What the workspace calls its path.
+    pub root: PathBuf,
+}
+
+impl Site {
+    /// Whether the root's place is the workspace's own folder. Somebody who names another one wants the files there.
+    fn is_own(&self) -> bool {
+        self.root.starts_with(&self.folder)
+    }
+}
+
+/// All roots.
+#[derive(Debug)]
+pub struct Roots {
+    images: Arc<Images>,
+    cgroups: Cgroups,
+    layers: Layers,
+    wanted: Option<Kind>,
+    namespace: OnceLock<Result<Arc<Namespace>>>,
+    ability: OnceLock<Ability>,
+    ranges: Mutex<Ranges>,
+    slots: Mutex<HashMap<PathBuf, Arc<Mutex<Slot>>>>,
+    /// Held while something that needs an image tells the image and then names it in a file, so that nobody looks between.
+    naming: Mutex<()>,
+}
+
+/// One root.
+#[derive(Debug)]
+struct Slot {
+    state: Option<State>,
+    /// Its files put together, as long as somebody may want them.
+    view: Option<Arc<Mounted>>,
+    used: Instant,
+}
+
+/// What a container's start needs of its root.
+#[derive(Debug)]
+pub struct Entry {
+    /// A mount to attach at the root's path; none: the files are there.
+    pub tree: Option<OwnedFd>,
+    /// The first of its users outside; none: nspawn picks one.
+    pub first_id: Option<u32>,
+    /// To be kept as long as the container runs.
+    pub held: Option<Held>,
+}
+
+/// Keeps a root put together.
+#[derive(Clone, Debug)]
+pub struct Held(#[expect(dead_code, reason = "held, not used")] Arc<Mounted>);
+
+/// What an image is told that needs it: the folder of a workspace or snapshot, whose name is an id.
+fn holder(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// How long whoever replaces a root waits for those who have its files open.
+const READERS: Duration = Duration::from_secs(5);
+
+impl Roots {
+    /// Opens what there is in `data_dir`. `wanted`: the only way that roots may be made; none: the cheapest that works.
+    ///
+    /// # Errors
+    /// When the data folder cannot be read or written.
+    pub fn open(
+        data_dir: &Path,
+        images: Arc<Images>,
+        cgroups: Cgroups,
+        wanted: Option<Kind>,
+    ) -> Result<Arc<Roots>> {
+        Ok(Arc::new(Roots {
+            images,
+            cgroups,
+            layers: Layers::open(data_dir)?,
+            wanted,
+            namespace: OnceLock::new(),
+            ability: OnceLock::new(),
+            ranges: Mutex::new(Ranges::new(data_dir)?),
+            slots: Mutex::default(),
+            naming: Mutex::default(),
+        }))
+    }
+
+    /// What this host can do; tried out once.
+    pub fn ability(&self) -> &Ability {
+        self.ability.get_or_init(|| ability::look(self.layers.folder(), self.namespace_made()))
+    }
+
+    /// The kind of the roots that are made from now on.
+    ///
+    /// # Errors
+    /// `Unavailable` when `--root-backend` wants what this host cannot do.
+    pub fn kind_to_make(&self) -> Result<Kind> {
+        let ability = self.ability();
+        let (Some(wanted), refused) = (self.wanted, |kind: Kind, why: &str| {
+            let name = kind.as_str();
+            Error::new(
+                Code::Unavailable,
+                format!(
+                    "--root-backend {name} cannot work here: {why}; leave it out, and berth takes what works"
+                ),
+            )
+        }) else {
+            return Ok(ability.best);
+        };
+        match (wanted, &ability.no_overlay, &ability.no_reflink) {
+            (Kind::Overlay, Some(why), _) | (Kind::Reflink, _, Some(why)) => Err(refused(wanted, why)),
+            _ => Ok(wanted),
+        }
+    }
+
+    fn namespace_made(&self) -> &Result<Arc<Namespace>> {
+        self.namespace.get_or_init(|| Namespace::new(&self.layers.folder().join(".mounts")))
+    }
+
+    fn namespace(&self) -> Result<&Arc<Namespace>> {
+        self.namespace_made().as_ref().map_err(|error| {
+            Error::new(Code::Unavailable, format!("Layered roots cannot be put together here: {error}"))
+        })
+    }
+
+    /// The slot of a root, with what is kept of it.
+    fn slot(&self, site: &Site) -> Result<Arc<Mutex<Slot>>> {
+        if let Some(slot) = lock(&self.slots).get(&site.folder) {
+            return Ok(slot.clone());
+        }
+        let state = State::read(&site.folder)?;
+        let slot = Arc::new(Mutex::new(Slot { state, view: None, used: Instant::now() }));
+        Ok(lock(&self.slots).entry(site.folder.clone()).or_insert(slot).clone())
+    }
+
+    /// Forgets the workspace's root in memory; its folder is gone.
+    pub fn forget(&self, site: &Site) {
+        let slot = lock(&self.slots).remove(&site.folder);
+        let Some(slot) = slot else { return };
+        let mut slot = lock(&slot);
+        if let Some(first) = slot.state.as_ref().and_then(|state| state.first_id) {
+            lock(&self.ranges).give_back(first);
+        }
+        slot.view = None;
+        self.let_go(site, slot.state.as_ref());
+    }
+
+    /// The image need not stay for this root any more.
+    fn let_go(&self, site: &Site, state: Option<&State>) {
+        let Some(image) = state.and_then(|state| state.stack.image.as_ref()) else { return };
+        if let Err(error) = self.images.release(image, &holder(&site.folder)) {
+            log::warn!("the image {}: {error}", image.short());
+        }
+    }
+
+    /// How the root was made; `None`: there is none.
+    pub fn kind(&self, site: &Site) -> Option<Kind> {
+        let slot = self.slot(site).ok()?;
+        let kind = lock(&slot).state.as_ref().map_or(Kind::Copy, |state| state.kind);
+        (kind == Kind::Overlay || site.root.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
+            .then_some(kind)
+    }
+
+    /// The root's files. The container's workload can change everything in them at any moment.
+    ///
+    /// # Errors
+    /// When there is no root, or it cannot be put together.
+    pub fn files(&self, site: &Site) -> Result<Root> {
+        match self.view(site)? {
+            Some(view) => {
+                let top = view.top.try_clone().at("duplicate", "a folder")?;
+                Ok(Root::of(top, view))
+            }
+            None => Root::open(&site.root),
+        }
+    }
+
+    /// Whether the folder `rel` of a root may hold anything that was not in its image.
+    pub fn changed(&self, site: &Site, rel: &str) -> bool {
+        let Ok(slot) = self.slot(site) else { return false };
+        let upper = lock(&slot).state.as_ref().and_then(|state| state.upper.clone());
+        let place = upper.map_or_else(|| site.root.clone(), |upper| self.layers.path(&upper).join("fs"));
+        Root::open(&place).is_ok_and(|root| root.is_dir(rel).unwrap_or(false))
+    }
+
+    /// A layered root, put together.
+    fn view(&self, site: &Site) -> Result<Option<Arc<Mounted>>> {
+        let slot = self.slot(site)?;
+        let mut slot = lock(&slot);
+        let Some(state) = slot.state.clone().filter(|state| state.kind == Kind::Overlay) else {
+            return Ok(None);
+        };
+        slot.used = Instant::now();
+        if let Some(view) = &slot.view {
+            return Ok(Some(view.clone()));
+        }
+        let view = Arc::new(self.namespace()?.merge(&self.merged(&state))?);
+        slot.view = Some(view.clone());
+        drop(slot);
+        self.rest();
+        Ok(Some(view))
+    }
+
+    fn merged(&self, state: &State) -> namespace::Layers {
+        namespace::Layers {
+            lowers: self.lowers(&state.stack),
+            upper: state.upper.as_deref().map(|upper| self.layers.path(upper)),
+            first_id: state.first_id,
+        }
+    }
+
+    /// The folders of a stack, the uppermost first.
+    fn lowers(&self, stack: &state::Stack) -> Vec<PathBuf> {
+        let layers = stack.layers.iter().rev().map(|layer| self.layers.path(layer).join("fs"));
+        layers.chain(stack.image.as_ref().map(|image| self.images.root_of(image))).collect()
+    }
+
+    /// Lets go of views that nobody has used for longest, when there are many: each costs a descriptor and some memory
+    /// of the kernel's.
+    fn rest(&self) {
+        let all: Vec<_> = lock(&self.slots).values().cloned().collect();
+        let mut idle = Vec::new();
+        for slot in &all {
+            // One that is busy is not idle.
+            let Ok(now) = slot.try_lock() else { continue };
+            if now.view.as_ref().is_some_and(|view| Arc::strong_count(view) == 1) {
+                idle.push((now.used, slot));
+            }
+        }
+        idle.sort_by_key(|(used, _)| *used);
+        let excess = idle.len().saturating_sub(limits::IDLE_ROOTS);
+        for (_, slot) in idle.iter().take(excess) {
+            let mut slot = lock(slot);
+            if slot.view.as_ref().is_some_and(|view| Arc::strong_count(view) == 1) {
+                slot.view = None;
+            }
+        }
+    }
+
+    /// What the start of the container needs.
+    ///
+    /// # Errors
+    /// When the root cannot be put together.
+    pub fn enter(&self, site: &Site) -> Result<Entry> {
+        let Some(view) = self.view(site)? else {
+            return Ok(Entry { tree: None, first_id: None, held: None });
+        };
+        let slot = self.slot(site)?;
+        let first_id = lock(&slot).state.as_ref().and_then(|state| state.first_id);
+        Ok(Entry { tree: Some(view.tree()?), first_id, held: Some(Held(view)) })
+    }
+
+    /// Takes over the root that `leader`, the nspawn of an earlier server, has mounted.
+    ///
+    /// # Errors
+    /// When it has none, or it cannot be taken over.
+    pub fn adopt(&self, site: &Site, leader: i32) -> Result<Option<Held>> {
+        let slot = self.slot(site)?;
+        let mut slot = lock(&slot);
+        if slot.state.as_ref().is_none_or(|state| state.kind != Kind::Overlay) {
+            return Ok(None);
+        }
+        if slot.view.is_some() {
+            return Err(Error::internal("the root is in use already"));
+        }
+        let view = Arc::new(self.namespace()?.take_over(leader, &site.root)?);
+        slot.view = Some(view.clone());
+        Ok(Some(Held(view)))
+    }
+
+    /// Waits until nobody but us uses the root's files, and lets go of them. Nobody else gets at them while the slot is
+    /// locked. The container must have been stopped.
+    fn alone(&self, slot: &mut MutexGuard<'_, Slot>) -> Result<()> {
+        let deadline = Instant::now() + READERS;
+        while slot.view.as_ref().is_some_and(|view| Arc::strong_count(view) > 1) {
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    Code::Busy,
+                    "Files of the workspace are being read or written; try again when that has ended",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        slot.view = None;
+        Ok(())
+    }
+
+    /// Removes layers that nothing names any more, and lets go of images; slow.
+    pub fn collect(&self) {
+        let released = {
+            let _naming = lock(&self.naming); // LOCK: leaf
+            self.layers
+                .holders()
+                .and_then(|holders| self.images.keep_holders(|holder| holders.contains(holder)))
+        };
+        if let Err(error) = released.and_then(|()| self.layers.collect()) {
+            log::warn!("layers and images that nobody uses are kept: {error}");
+        }
+    }
+
+    /// Where a descriptor of ours can be opened by a child.
+    pub(super) fn for_child(fd: &OwnedFd) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
+    }
+}

@@ -1,0 +1,243 @@
+//! The mount namespace in which layered roots are put together. Nothing else is in it, nobody else sees it, and it is gone
+//! with its last user: no mount of ours is ever left on the host, however the server ends.
+//!
+//! A merged root is used through descriptors only: its files are opened beneath one, and a container's start attaches a
+//! clone of it in the container's own namespace. All of them are one file system of the kernel's, as they must be: two
+//! overlays on the same upper layer would not know of each other.
+//!
+//! Threads: `root-mounts`, for the length of one call, since only a thread of its own may be elsewhere. No locks.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::bounded;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
+    move_mount, open_tree, unmount,
+};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use crate::base::thread::spawn;
+use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::{c_string, idmap, sys};
+use crate::store::file;
+use crate::store::tree::mounts_below;
+
+/// The namespace.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    fd: OwnedFd,
+    /// A tmpfs in it, for mount points.
+    mounts: PathBuf,
+    next: AtomicU64,
+}
+
+/// What a root is put together from.
+#[derive(Debug)]
+pub(super) struct Layers {
+    /// Read-only ones, the uppermost first.
+    pub(super) lowers: Vec<PathBuf>,
+    /// A folder with `fs`, which takes the changes, and `work`; none: nothing can be changed.
+    pub(super) upper: Option<PathBuf>,
+    /// The id of the container's root outside; none: as on disk.
+    pub(super) first_id: Option<u32>,
+}
+
+/// A merged root. It is unmounted with the value; what is open in it, or a clone of it, keeps the file system alive.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    /// Its top folder.
+    pub(super) top: OwnedFd,
+    at: PathBuf,
+    namespace: Arc<Namespace>,
+}
+
+impl Namespace {
+    /// Makes it; `folder`, which is made if need be, is where its mount points lie.
+    pub(super) fn new(folder: &Path) -> Result<Arc<Namespace>> {
+        file::create_dir_private(folder)?;
+        let mounts = folder.canonicalize().at("find", folder)?;
+        let fd = on_a_thread({
+            let mounts = mounts.clone();
+            move || {
+                sys::new_namespaces(UnshareFlags::NEWNS).at("make", "a mount namespace")?;
+                let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+                mount_change("/", slaves).at("unshare", "mounts")?;
+                // What is not needed here must not be kept from being unmounted on the host.
+                for point in mounts_below(Path::new("/"))?.iter().rev() {
+                    if !mounts.starts_with(point) && point != Path::new("/proc") {
+                        let _ = unmount(point, UnmountFlags::DETACH);
+                    }
+                }
+                mount("berth", &mounts, "tmpfs", MountFlags::NODEV, Some(c"mode=0700"))
+                    .at("mount a tmpfs on", &mounts)?;
+                open_file("/proc/thread-self/ns/mnt")
+            }
+        })?;
+        Ok(Arc::new(Namespace { fd, mounts, next: AtomicU64::new(0) }))
+    }
+
+    fn inside<R: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Namespace) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let namespace = self.clone();
+        on_a_thread(move || {
+            sys::new_namespaces(UnshareFlags::FS).at("leave", "the file system's view")?;
+            namespace.enter()?;
+            work(&namespace)
+        })
+    }
+
+    fn enter(&self) -> Result<()> {
+        enter(&self.fd)
+    }
+
+    /// A new mount point.
+    fn point(&self) -> Result<PathBuf> {
+        let point = self.mounts.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        std::fs::create_dir(&point).at("make", &point)?;
+        Ok(point)
+    }
+
+    /// Puts a root together. An upper layer may be in use once only.
+    pub(super) fn merge(self: &Arc<Self>, layers: &Layers) -> Result<Mounted> {
+        let ids = layers.first_id.map(idmap::ids_from).transpose()?;
+        // Before the thread leaves: the layers lie in the namespace that everybody knows.
+        let shown = |path: &Path, read_only: bool| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = open_tree(CWD, path, flags).at("clone the mount of", path)?;
+            if let Some(ids) = &ids {
+                sys::id_map(tree.as_fd(), ids.as_fd(), read_only).at("map the ids of", path)?;
+            }
+            Ok::<_, Error>(tree)
+        };
+        let lowers = layers.lowers.iter().map(|path| shown(path, true)).collect::<Result<Vec<OwnedFd>>>()?;
+        let upper = layers.upper.as_deref().map(|path| shown(path, false)).transpose()?;
+        let (top, at) = self.inside(move |namespace| {
+            let at = namespace.point()?;
+            let mut points = Vec::new();
+            let merged = attach_all(namespace, lowers.iter().chain(&upper), &mut points)
+                .and_then(|()| overlay(&at, &lowers, upper.as_ref()))
+                .and_then(|()| open_folder(&at));
+            // The overlay has clones of its own.
+            points.iter().for_each(|point| remove_point(point));
+            if merged.is_err() {
+                remove_point(&at);
+            }
+            Ok((merged?, at))
+        })?;
+        Ok(Mounted { top, at, namespace: self.clone() })
+    }
+
+    /// Takes over the root that a process of an earlier server sees at `path`.
+    pub(super) fn take_over(self: &Arc<Self>, pid: i32, path: &Path) -> Result<Mounted> {
+        let theirs = open_file(&format!("/proc/{pid}/ns/mnt"))?;
+        let path = path.to_owned();
+        let (top, at) = on_a_thread({
+            let namespace = self.clone();
+            move || {
+                sys::new_namespaces(UnshareFlags::FS).at("leave", "the file system's view")?;
+                enter(&theirs)?;
+                let tree = clone_of(&path)?;
+                namespace.enter()?;
+                let at = namespace.point()?;
+                attach(&tree, &at)?;
+                Ok((open_folder(&at)?, at))
+            }
+        })?;
+        Ok(Mounted { top, at, namespace: self.clone() })
+    }
+}
+
+impl Mounted {
+    /// The same root as a mount that is attached nowhere yet.
+    pub(super) fn tree(&self) -> Result<OwnedFd> {
+        let at = self.at.clone();
+        self.namespace.inside(move |_| clone_of(&at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let at = self.at.clone();
+        let done = self.namespace.inside(move |_| {
+            remove_point(&at);
+            Ok(())
+        });
+        if let Err(error) = done {
+            log::error!("a root stays mounted until the server ends: {error}");
+        }
+    }
+}
+
+fn on_a_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+    // One answer, taken at once.
+    let (tell, told) = bounded(1);
+    let thread = spawn("root-mounts".into(), limits::STACK, move || {
+        let _ = tell.send(work());
+    })?;
+    let done = told.recv().map_err(|_| Error::internal("a root could not be mounted"));
+    drop(thread);
+    done?
+}
+
+fn enter(namespace: &OwnedFd) -> Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+        .at("enter", "a mount namespace")
+}
+
+fn attach_all<'a>(
+    namespace: &Namespace,
+    trees: impl Iterator<Item = &'a OwnedFd>,
+    points: &mut Vec<PathBuf>,
+) -> Result<()> {
+    for tree in trees {
+        let point = namespace.point()?;
+        points.push(point.clone());
+        // Before Linux 6.15 an overlay takes no layer that is not attached.
+        attach(tree, &point)?;
+    }
+    Ok(())
+}
+
+fn attach(tree: &OwnedFd, point: &Path) -> Result<()> {
+    move_mount(tree, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("attach", point)
+}
+
+fn overlay(at: &Path, lowers: &[OwnedFd], upper: Option<&OwnedFd>) -> Result<()> {
+    // By descriptor: the options of a mount are one page, and cannot take every path.
+    let named = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut options = format!("lowerdir={}", lowers.iter().map(named).collect::<Vec<_>>().join(":"));
+    if let Some(upper) = upper {
+        let upper = named(upper);
+        options += &format!(",upperdir={upper}/fs,workdir={upper}/work");
+    }
+    // No index: it ties the upper layer to the very inodes of the lower ones, and the data folder may be copied to another
+    // disk. Folders from below are renamed as on any other file system.
+    options += ",index=off,metacopy=off,redirect_dir=on";
+    let options = c_string(&options, Code::Internal, "options")?;
+    mount("overlay", at, "overlay", MountFlags::NODEV, Some(options.as_c_str())).at("mount an overlay on", at)
+}
+
+fn clone_of(path: &Path) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags).at("clone the mount of", path)
+}
+
+fn remove_point(point: &Path) {
+    let _ = unmount(point, UnmountFlags::DETACH);
+    let _ = std::fs::remove_dir(point);
+}
+
+fn open_folder(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).at("open", path)
+}
+
+fn open_file(path: &str) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", path)
+}

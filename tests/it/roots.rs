@@ -1,0 +1,64 @@
+//! Roots: layered, shared blocks or copied, all by the same rules; what is seen of them from outside, what is left of them
+//! when the server ends, snapshots, clones.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Place, seeded};
+use crate::procs::{self, secs, wait_for};
+use crate::server::Server;
+
+/// One server for each way that works on this machine's test disk.
+fn each(test: impl Fn(&Server, &str)) {
+    for way in ["overlay", "copy"] {
+        let server = seeded().arg(format!("--root-backend={way}")).start();
+        eprintln!("--root-backend={way}");
+        test(&server, way);
+        server.stop();
+    }
+}
+
+fn debug(place: &Place<'_>) -> Value {
+    place.client.get(200, &place.path("/debug"))
+}
+
+fn folder(debug: &Value, name: &str) -> u64 {
+    let all = debug["directories"].as_array().unwrap();
+    all.iter().find(|folder| folder["path"] == name).unwrap()["file_count"].as_u64().unwrap()
+}
+
+#[test]
+fn a_root_is_made_used_shown_and_deleted_whatever_its_kind() {
+    each(|server, way| {
+        let script = "#!/bin/sh\necho from init; echo made > /root/made\n";
+        let place = Place::ready(server, json!({"name": "one", "init_script": script}));
+        let told = debug(&place);
+        assert_eq!((&told["root_kind"], &told["path_exists"]), (&json!(way), &json!(true)), "{told}");
+        assert_eq!(folder(&told, "root"), folder(&debug(&place), "root"));
+        assert!(place.init_log().contains("from init"));
+
+        // Changed from inside, seen from outside, whether it runs or not.
+        let before = folder(&debug(&place), "root");
+        place.sh("echo x > /root/new; rm /etc/hostname 2>/dev/null; chown 33:33 /root/new; sync");
+        assert_eq!(folder(&debug(&place), "root"), before + 1);
+        place.client.post(200, &place.path("/stop"), json!({}));
+        assert_eq!(folder(&debug(&place), "root"), before + 1);
+        assert!(place.init_log().contains("from init"));
+        assert_eq!(
+            place.sh("cat /root/new /root/made; stat -c %u:%g /root/new /etc/passwd /"),
+            "x\nmade\n33:33\n0:0\n0:0\n"
+        );
+
+        // Nothing on the host shows that it is there, but our own processes.
+        assert!(procs::mounts_below(&server.data).is_empty(), "{:?}", procs::mounts_below(&server.data));
+        let folder = place.root.parent().unwrap().to_owned();
+        place.delete();
+        assert!(!folder.exists());
+        wait_for("its layers to go", secs(10), || {
+            let left = fs::read_dir(server.data.join("layers")).unwrap().flatten();
+            let left = left.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
+            (left == 0).then_some(())
+        });
+    });
+}
