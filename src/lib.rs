@@ -52,6 +52,14 @@
 //! join between any two. In a container the PTY comes from the container's own devpts, opened from outside. Sockets
 //! ([`http::websocket`]) come and go: the gate hands a client's over with its ticket, and one thread serves it.
 //!
+//! # Roots
+//!
+//! A container's files are layers over its base image where the host can ([`containers::roots`]): an overlay whose layers
+//! are id-mapped mounts, so that on disk everything belongs to the ids 0 to 65535 and layers can be shared by snapshots and
+//! clones. It is mounted in a private namespace of ours only; the server opens files beneath descriptors in it, a
+//! container's start gets a clone of the mount, and a server that starts later takes it from the running container. Where
+//! that is not possible a root is a copy, sharing its blocks if the file system can.
+//!
 //! # Limits
 //!
 //! All workloads together are bounded by the tree's own group, a container by its group in it, a command by the group of
@@ -93,7 +101,9 @@
 //! | `keepers` | 1 | what keepers of detached runs say; a keeper itself has `main` and `keeper-door` |
 //! | `proxy-N` | `--max-proxied`; slow answers and streams by `--max-streams` | an OpenCode, and whoever reads its answer |
 //! | `terminal-N` | 64 terminals | what its program writes, and what it is to read |
-//! | `build-N` | 1 | a build step's child |
+//! | `build-N` | 4 | a build step's child |
+//! | `root-mounts` | calls that put a root together | mount(2), for milliseconds |
+//! | `root-sizes` | 1 | requests to measure a root |
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |
@@ -111,7 +121,10 @@
 //! <data>/audit/LOG.jsonl, LOG.1.jsonl who did what: of each workspace (ws_…) and of the server, 2 MiB each
 //! <data>/tokens.json                 scoped tokens, 0600, unless they lie beside server.json or where they are told to
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
-//! <data>/workspaces/ID/root          a container's files (root.build.log beside it)
+//! <data>/workspaces/ID/root          a container's files, where they are copied; else empty (root.build.log beside it)
+//! <data>/workspaces/ID/root.json     how they were made, and of which layers
+//! <data>/workspaces/ID/snapshots/ID  a snapshot: snapshot.json, and the files where they are copied
+//! <data>/layers/ID                   what a layered root has of its own: fs, and work of the kernel's; .mounts is empty
 //! <data>/workspaces/ID/files         a host workspace's, where none was named
 //! <data>/runs/ID/run.json            a run as it is shown, and how much there is of its output
 //! <data>/runs/ID/stdout, stderr      each byte at its own offset; what is not kept any more is a hole
@@ -134,8 +147,8 @@
 //! After `kill -9` containers run on. The next start takes over each whose state file agrees with the kernel (the boot,
 //! nspawn's and the agent's pids and start times, their cgroup, an agent that takes connections), ends the commands that
 //! were under way and lost their reader, leaves alone what ended commands left in the background (their groups carry the
-//! attribute `user.berth.left`), as it does detached runs and their keepers, and ends everything else in the tree. Half-made roots are given up, and the workspace's
-//! `error_message` says so. Mounts need no repair: every tool that mounts runs in a mount namespace of its own. A server
+//! attribute `user.berth.left`), as it does detached runs and their keepers, and ends everything else in the tree. A build that was cut off is
+//! said to be by the workspace's `error_message`; roots are whole or not there. Mounts need no repair: every tool that mounts runs in a mount namespace of its own. A server
 //! that ends properly ends its containers, but for those in which a detached run goes on.
 //!
 //! # Differences from DESIGN.md

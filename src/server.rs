@@ -147,9 +147,8 @@ pub fn run(settings: Settings) -> Result<()> {
     )?);
     let cgroups = take_cgroups(&settings.data_dir)?;
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
-    let lifecycle = build(&settings, cgroups)?;
-
     let bus = Arc::new(Bus::default());
+    let lifecycle = build(&settings, cgroups, &bus)?;
     let upstreams = Arc::new(Upstreams::new(Own::new(tcp_addresses(&doors)), settings.proxying.patience)?);
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
@@ -309,13 +308,13 @@ pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject
 }
 
 /// The services, from the lowest up.
-fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
+fn build(settings: &Settings, cgroups: Cgroups, bus: &Arc<Bus>) -> Result<Arc<Lifecycle>> {
     let data_dir = &settings.data_dir;
     let registry =
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
     let images = Arc::new(Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?);
     let roots = Roots::open(data_dir, images.clone(), cgroups.clone(), settings.root_backend)?;
-    let engine = Engine::new(cgroups.clone(), data_dir, roots.clone(), settings.private_network.clone())?;
+    let engine = Engine::new(cgroups.clone(), data_dir, roots, settings.private_network.clone())?;
     let library = {
         let default = data_dir.join("library");
         let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));
@@ -331,7 +330,7 @@ fn build(settings: &Settings, cgroups: Cgroups) -> Result<Arc<Lifecycle>> {
     };
     let (window, total) = (settings.run_output_limit, settings.runs_disk_limit);
     let runs = Runs::open(&data_dir.join("runs"), window, total, cgroups)?;
-    Lifecycle::new(Arc::new(registry), engine, images, roots, runs, library, policy)
+    Lifecycle::new(Arc::new(registry), engine, images, runs, library, bus.clone(), policy)
 }
 
 /// Where groups are made; what an earlier server left at another place is ended.

@@ -215,6 +215,17 @@ pub static ROUTES: &[Route<Ctx>] = &[
         Gate::Collaborators("workspace.build"),
         workspaces::build,
     ),
+    stream(Get, "/api/workspaces/:id/build/events", Effect::Read, Gate::Open, workspaces::build_events),
+    // Nobody has to be asked before something is ended.
+    Route {
+        method: Delete,
+        pattern: "/api/workspaces/:id/build",
+        auth: COLLABORATOR,
+        gate: Gate::Open,
+        effect: Effect::Write,
+        class: Class::Run,
+        handler: workspaces::cancel_build,
+    },
     run("/api/workspaces/:id/exec", Gate::Collaborators("workspace.exec"), workspaces::exec),
     run("/api/workspaces/:id/runs", RUN, runs::create),
     read("/api/workspaces/:id/runs", VIEWER, runs::list),

@@ -4,12 +4,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Ctx, reach, runs};
+use super::{Ctx, reach, runs, topic};
 use crate::access::Scope;
 use crate::base::ids::{Distro, parse_uuid};
 use crate::base::{Result, limits};
 use crate::http::sse::Format;
 use crate::http::{Answer, Reply, Request, Response};
+use crate::lifecycle::feed;
 use crate::runs::ExecRequest;
 use crate::workspaces::Shown;
 use crate::workspaces::create::{Create, Update};
@@ -93,6 +94,25 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         body.distro.filter(|name| !name.trim().is_empty()).map(|name| Distro::parse(&name)).transpose()?;
     let record = ctx.lifecycle.start_build(id, distro, rebuild)?;
     shown(&record.shown, request)
+}
+
+/// `GET /api/workspaces/:id/build/events`
+pub fn build_events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = ctx.lifecycle.registry().get(id(request)?)?;
+    let topic = ctx.lifecycle.build_events(workspace.id());
+    topic::stream(ctx, request, &topic, Some(("status", feed::result(&workspace.record()))))
+}
+
+/// `DELETE /api/workspaces/:id/build`
+pub fn cancel_build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
+    let values = sees_values(request);
+    let work = move || {
+        let record = lifecycle.cancel_build(id)?;
+        let shown = record.shown.clone();
+        Ok(Response::ok(&if values { shown } else { without_values(shown) }))
+    };
+    Ok(Answer::later(work, None))
 }
 
 /// `POST /api/workspaces/:id/sync`

@@ -38,6 +38,14 @@ pub const INIT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Copying a base image into a root.
 pub const COPY_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long a cancelled build may take to let go of its workspace before the client is told.
+pub const CANCEL_BUILD: Duration = Duration::from_secs(10);
+/// Builds whose events are kept for those who come late; the longest have some 1 MB.
+pub const BUILD_FEEDS: usize = 32;
+/// What a build's event shows of a line of its log.
+pub const BUILD_LINE_BYTES: usize = 1000;
+/// Builds at once: most wait for the network or for their init script, and none for another's.
+pub const BUILD_WORKERS: usize = 4;
 /// How long the processes of a container may take to stand still for a snapshot.
 pub const FREEZE: Duration = Duration::from_secs(2);
 /// Roots that stay put together although nobody uses them, for whoever comes next.

@@ -15,6 +15,15 @@ pub struct BuildLog {
     written: u64,
     line: Vec<u8>,
     last: VecDeque<String>,
+    listener: Option<Listener>,
+}
+
+struct Listener(Box<dyn FnMut(&str) + Send>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 impl BuildLog {
@@ -31,12 +40,25 @@ impl BuildLog {
 
     /// Writes to an open file.
     pub fn to(file: File) -> BuildLog {
-        BuildLog { file, written: 0, line: Vec::new(), last: VecDeque::new() }
+        BuildLog { file, written: 0, line: Vec::new(), last: VecDeque::new(), listener: None }
+    }
+
+    /// Tells somebody every complete line from now on.
+    pub fn listen(&mut self, listener: impl FnMut(&str) + Send + 'static) {
+        self.listener = Some(Listener(Box::new(listener)));
     }
 
     /// Writes a line of our own.
     pub fn say(&mut self, text: impl AsRef<str>) {
-        self.write(format!("[berth] {}\n", text.as_ref()).as_bytes());
+        let line = format!("[berth] {}\n", text.as_ref());
+        self.write(line.as_bytes());
+        self.tell(line.trim_end());
+    }
+
+    fn tell(&mut self, line: &str) {
+        if let Some(Listener(listener)) = &mut self.listener {
+            listener(line);
+        }
     }
 
     /// Forgets the last lines: a new tool begins.
@@ -94,6 +116,7 @@ impl Sink for BuildLog {
                 let line = String::from_utf8_lossy(&self.line).trim().to_owned();
                 self.line.clear();
                 if !line.is_empty() {
+                    self.tell(&line);
                     if self.last.len() >= 4 * limits::ERROR_TAIL_LINES {
                         self.last.pop_front();
                     }

@@ -26,10 +26,12 @@ const NSPAWN: &str = "/run/systemd/nspawn";
 /// Becomes the program that `args` name; returns only when it cannot.
 pub fn main(args: &[String]) -> ExitCode {
     let error = match args {
-        [tree, root, network, program @ ..] if !program.is_empty() => match enclose(tree, root, network, program) {
-            Err(error) => error,
-            Ok(never) => match never {},
-        },
+        [tree, root, network, program @ ..] if !program.is_empty() => {
+            match enclose(tree, root, network, program) {
+                Err(error) => error,
+                Ok(never) => match never {},
+            }
+        }
         _ => Error::internal("this is for berth itself: berth enclose TREE ROOT NETWORK PROGRAM"),
     };
     let _ = writeln!(io::stderr(), "{error}");

@@ -67,6 +67,11 @@ impl Engine {
         })
     }
 
+    /// What its containers have as their files.
+    pub fn roots(&self) -> &Arc<Roots> {
+        &self.roots
+    }
+
     /// Where groups of processes are made.
     pub fn cgroups(&self) -> &Cgroups {
         &self.cgroups

@@ -1,5 +1,5 @@
-//! Builds: one at a time for each workspace, journaled, cancellable. The root is made beside its place and moved
-//! there when it is complete; an existing one is only given up for `rebuild`.
+//! Builds: one at a time for each workspace, journaled, cancellable, told step by step ([`super::feed`]). A root appears
+//! complete; an existing one is only given up for `rebuild`, and only once the image of the new one is there.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Build, ENDING, Lifecycle, build_log_path, site};
+use super::feed::{Feed, Step};
+use super::jobs::Entered;
+use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
-use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::containers::BuildLog;
 use crate::containers::images::Pull;
 use crate::containers::roots::Site;
 use crate::proc::Cancel;
 use crate::store::tree;
-use crate::workspaces::{Job, Record, Workspace};
+use crate::workspaces::{Job, Kind, Record, Status, Workspace};
 
 impl Lifecycle {
     /// Accepts a build and returns the workspace as `building`; the work goes on in the background.
@@ -30,88 +31,145 @@ impl Lifecycle {
         rebuild: bool,
     ) -> Result<Arc<Record>> {
         let workspace = self.registry.get(id)?;
+        check_container(&workspace.record())?;
         if workspace.record().shown.network() == Network::Private {
             self.engine.networks().check()?;
         }
-        let cancel = Cancel::new()?;
-        let before = workspace.update(|record| {
-            let before = record.clone();
+        let entered = self.enter_job(&workspace, true)?;
+        let before = workspace.record();
+        workspace.update(|record| {
             let has_root = self.has_root(&workspace, record);
-            record.start_build(distro, rebuild, has_root, self.built_distro(&workspace))?;
-            Ok(before)
+            record.start_build(distro, rebuild, has_root, self.built_distro(&workspace))
         })?;
-        lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: false });
-        if workspace.check_alive().is_err() {
-            // Deletion began between: it may have looked for a build before this one was entered.
-            cancel.cancel();
-        }
+        entered.remember(before.clone());
         let accepted = workspace.record();
+        let feed = self.new_feed(id);
         let job = {
-            let (lifecycle, workspace) = (self.clone(), workspace.clone());
-            move || lifecycle.build(&workspace, &cancel)
+            let (lifecycle, workspace, before) = (self.clone(), workspace.clone(), before.clone());
+            move || lifecycle.build(&workspace, &before, entered, &feed)
         };
         if self.builder.submit(job).is_err() {
-            lock(&self.builds).remove(&id);
             workspace.update(|record| {
-                *record = before;
+                *record = Record::clone(&before);
                 Ok(())
             })?;
+            self.build_ended(&before);
             return Err(Error::new(Code::Busy, "Too many builds are waiting; try again later"));
         }
         Ok(accepted)
     }
 
-    /// The job on the builder's thread.
-    fn build(&self, workspace: &Workspace, cancel: &Cancel) {
-        match lock(&self.builds).get_mut(&workspace.id()) {
-            Some(build) => build.begun = true,
-            // Deleted while it waited for its turn.
-            None => return,
+    /// The job on a builder's thread.
+    fn build(&self, workspace: &Workspace, before: &Record, entered: Entered, feed: &Arc<Feed>) {
+        // Else it was cancelled, or the workspace deleted, while it waited for its turn.
+        if entered.begin() {
+            let mut done = Done::Nothing;
+            let result = self.build_steps(workspace, &entered.cancel, feed, &mut done);
+            feed.end(result.as_ref().err());
+            if let Err(error) = &result {
+                log::warn!("build of workspace {}: {error}", workspace.id());
+            }
+            self.finish_build(workspace, before, entered, result, done);
+            self.build_ended(&workspace.record());
         }
-        let result = self.build_steps(workspace, cancel);
-        if let Err(error) = &result {
-            log::warn!("build of workspace {}: {error}", workspace.id());
-        }
-        finish(workspace, result.err().map(|error| format!("Container build failed: {}", error.message())));
-        lock(&self.builds).remove(&workspace.id());
     }
 
-    fn build_steps(&self, workspace: &Workspace, cancel: &Cancel) -> Result<()> {
+    /// Records how a build ended. What a cancelled one has made is taken away again.
+    fn finish_build(
+        &self,
+        workspace: &Workspace,
+        before: &Record,
+        entered: Entered,
+        result: Result<()>,
+        done: Done,
+    ) {
+        let (status, message) = match result {
+            Ok(()) => (Status::Ready, None),
+            Err(error) if error.code() != Code::Cancelled => {
+                (Status::Error, Some(format!("Container build failed: {}", error.message())))
+            }
+            Err(_) => match done {
+                Done::Nothing => (before.shown.status, before.shown.error_message.clone()),
+                Done::GivenUp => (Status::Pending, None),
+                Done::Kept => {
+                    let message = "The build was cancelled; build again, or run the init script again";
+                    (Status::Error, Some(message.to_owned()))
+                }
+                Done::Made => {
+                    self.engine.remove(&workspace.machine_name());
+                    match self.give_up(&site(workspace, &workspace.record())) {
+                        Ok(()) => (Status::Pending, None),
+                        Err(error) => (Status::Error, Some(format!("The build was cancelled; {error}"))),
+                    }
+                }
+            },
+        };
+        // Whoever sees the new status may begin the next build; until then the record refuses it.
+        drop(entered);
+        settle(workspace, |record| {
+            record.job = None;
+            record.shown.status = status;
+            record.shown.error_message.clone_from(&message);
+        });
+    }
+
+    fn build_steps(
+        &self,
+        workspace: &Workspace,
+        cancel: &Cancel,
+        feed: &Arc<Feed>,
+        done: &mut Done,
+    ) -> Result<()> {
         let record = workspace.record();
         let site = site(workspace, &record);
         let Some(Job::Build { fresh }) = record.job else { return Ok(()) };
         let mut log = BuildLog::create(&build_log_path(&record))?;
-        let cancelled = || Error::new(Code::Cancelled, "The build was cancelled");
-        if cancel.is_cancelled() {
-            return Err(cancelled());
-        }
+        log.listen({
+            let feed = feed.clone();
+            move |line| {
+                if line == OWN_SCRIPT {
+                    feed.begin(Step::Script);
+                }
+                feed.line(line);
+            }
+        });
+        let go_on = || match cancel.is_cancelled() {
+            true => Err(Error::new(Code::Cancelled, "The build was cancelled")),
+            false => Ok(()),
+        };
+        go_on()?;
         self.log_warnings(&record, &mut log);
         if fresh {
             let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
             log.say(format!("Building container with {distro}"));
+            feed.begin(Step::Image);
             // Before the old root is given up: where there is no image and none can be made, it stays.
             let image = self.images.base(distro, Pull::Missing, &mut log, cancel)?;
+            go_on()?;
+            feed.begin(Step::Root);
             // New runs are refused since the status changed; those under way hold the old root.
             if !self.runs.end_all(workspace.id(), ENDING) {
                 return Err(Error::internal("A command in the workspace could not be ended"));
             }
             self.engine.remove(&workspace.machine_name());
             self.give_up(&site)?;
+            *done = Done::GivenUp;
             let kind = self.roots.make(&site, &image, &mut log, cancel)?;
-            if cancel.is_cancelled() {
-                self.give_up(&site)?;
-                return Err(cancelled());
-            }
-            log.say(format!("The root is ready ({})", kind.as_str()));
-            log.say("Base system installed");
+            *done = Done::Made;
+            log.say(format!("Base system installed ({})", kind.as_str()));
+            go_on()?;
         } else {
+            *done = Done::Kept;
             log.say("The container exists; it is kept");
         }
+        feed.begin(Step::Sync);
         let synced = self.sync_files(workspace, &record)?;
         if synced.written > 0 {
             log.say(format!("Wrote {} files of skills and tools", synced.written));
         }
-        self.run_init_in_build(workspace, &record, &mut log, cancel)?;
+        go_on()?;
+        self.run_init_in_build(workspace, &record, &mut log, feed, cancel)?;
+        feed.end(None);
         log.say("Ready");
         Ok(())
     }
@@ -165,13 +223,34 @@ pub(super) fn remove_in_place(path: &Path) -> Result<()> {
     }
 }
 
-/// Records the end of a job. A full disk may refuse the record for a while; memory and disk must not disagree, so
-/// it is tried again, and after a restart the start-up repair says what is true.
+/// How far a build has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    /// The workspace is as it was.
+    Nothing,
+    /// There is no root.
+    GivenUp,
+    /// There is a new one.
+    Made,
+    /// The one that was there stays.
+    Kept,
+}
+
+/// What the log says between the fragments and the workspace's own script.
+pub(super) const OWN_SCRIPT: &str = "[berth] Running the workspace's own init script";
+
+/// Records the end of a job.
 pub(super) fn finish(workspace: &Workspace, error: Option<String>) {
+    settle(workspace, |record| record.finish(error.clone()));
+}
+
+/// Changes a record that must change. A full disk may refuse it for a while; memory and disk must not disagree, so it is
+/// tried again, and after a restart the start-up repair says what is true.
+fn settle(workspace: &Workspace, change: impl Fn(&mut Record)) {
     const TRIES: u32 = 60;
     for _ in 0..TRIES {
         match workspace.update(|record| {
-            record.finish(error.clone());
+            change(record);
             Ok(())
         }) {
             Ok(()) => return,
@@ -180,4 +259,11 @@ pub(super) fn finish(workspace: &Workspace, error: Option<String>) {
         }
         std::thread::sleep(Duration::from_secs(1));
     }
+}
+
+fn check_container(record: &Record) -> Result<()> {
+    if record.shown.workspace_type == Kind::Container {
+        return Ok(());
+    }
+    Err(Error::new(Code::NotAContainer, "Workspace is not a container type"))
 }

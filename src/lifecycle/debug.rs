@@ -1,8 +1,6 @@
 //! What a person needs to see why a build or an init script failed. Reads a root that the workload can change:
 //! everything is opened beneath it.
 
-use std::path::Path;
-
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -12,7 +10,7 @@ use crate::base::{Result, clock, limits};
 use crate::containers::machine;
 use crate::containers::roots::Kind;
 use crate::proc::Enforcement;
-use crate::store::{file, tree};
+use crate::store::file;
 use crate::workspaces::{Kind as WorkspaceKind, Status};
 
 /// The answer of `debug`.
@@ -23,7 +21,12 @@ pub struct Debug {
     status: Status,
     path: String,
     path_exists: bool,
+    /// Of a container's files; a measurement that is renewed in the background while somebody asks.
     size_bytes: Option<u64>,
+    /// Of these, what no other workspace shares.
+    own_bytes: Option<u64>,
+    /// When that was measured.
+    size_measured_at: Option<String>,
     directories: Vec<Directory>,
     has_bash: bool,
     init_script_exists: bool,
@@ -68,13 +71,13 @@ impl Lifecycle {
     pub fn debug(&self, id: Uuid) -> Result<Debug> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
-        let path = Path::new(&record.shown.path);
         let root = self.files(&workspace).ok();
         let count = |folder: &str| root.as_ref().and_then(|root| root.entry_count(folder).ok().flatten());
         let exists = |file: &str| root.as_ref().is_some_and(|root| root.exists(file).unwrap_or(false));
         let script = root.as_ref().and_then(|root| root.metadata(init::SCRIPT).ok().flatten());
         let container = record.shown.workspace_type == WorkspaceKind::Container;
-        let sized = container && root.is_some();
+        let site = super::site(&workspace, &record);
+        let size = (container && root.is_some()).then(|| self.roots.size(&site)).flatten();
         let machine = container.then(|| self.engine.status(&workspace.machine_name()));
         Ok(Debug {
             id,
@@ -82,7 +85,9 @@ impl Lifecycle {
             status: record.shown.status,
             path: record.shown.path.clone(),
             path_exists: root.is_some(),
-            size_bytes: sized.then(|| tree::disk_usage(path).ok()).flatten(),
+            size_bytes: size.map(|size| size.bytes),
+            own_bytes: size.map(|size| size.own_bytes),
+            size_measured_at: size.map(|size| clock::rfc3339(size.at)),
             directories: DIRECTORIES
                 .map(|path| {
                     let file_count = count(path);
@@ -93,7 +98,7 @@ impl Lifecycle {
             init_script_exists: script.is_some(),
             init_script_modified: script.and_then(|script| script.modified().ok()).map(clock::debug_time),
             distro: record.shown.distro,
-            root_kind: container.then(|| self.roots.kind(&super::site(&workspace, &record))).flatten(),
+            root_kind: container.then(|| self.roots.kind(&site)).flatten(),
             last_error: record.shown.error_message.clone(),
             running: machine.as_ref().is_some_and(|machine| machine.state == "running"),
             machine,

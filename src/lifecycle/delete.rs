@@ -1,7 +1,6 @@
 //! Deletion: first out of sight, then everything inside ends, then the files go into the trash by one rename.
 
 use std::path::Path;
-use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -41,7 +40,7 @@ impl Lifecycle {
                 ));
             }
         }
-        self.end_build(workspace.id())?;
+        self.end_job(workspace.id(), ENDING)?;
         if !self.runs.end_all(workspace.id(), ENDING) {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
@@ -57,30 +56,5 @@ impl Lifecycle {
         self.registry.discard(workspace)?;
         self.roots.forget(&site(workspace, &record));
         Ok(())
-    }
-
-    /// Cancels a build or init script and waits until it has let go of the root.
-    fn end_build(&self, id: Uuid) -> Result<()> {
-        let deadline = Instant::now() + ENDING;
-        loop {
-            {
-                let mut builds = lock(&self.builds);
-                match builds.get(&id) {
-                    None => return Ok(()),
-                    Some(build) if build.begun => build.cancel.cancel(),
-                    Some(_) => {
-                        builds.remove(&id);
-                        return Ok(());
-                    }
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::new(
-                    Code::BuildRunning,
-                    "The build could not be ended in time; try again",
-                ));
-            }
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
     }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::build::finish;
-use super::{Build, Lifecycle, variables};
-use crate::base::thread::lock;
+use super::build::{OWN_SCRIPT, finish};
+use super::feed::{Feed, Step};
+use super::jobs::Entered;
+use super::{Lifecycle, variables};
 use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
 use crate::proc::spawn::{dev_null, pipe};
@@ -23,7 +24,7 @@ use crate::workspaces::{Record, Workspace};
 /// The script's place inside, while it runs.
 pub const SCRIPT: &str = "sandboxed-init.sh";
 /// Where the library's fragments stand, while they run.
-const FRAGMENTS: &str = "sandboxed-init-fragments.sh";
+pub const FRAGMENTS: &str = "sandboxed-init-fragments.sh";
 /// The log's place inside (the spec).
 pub const LOG: &str = "var/log/sandboxed.sh-init.log";
 /// Where sandboxed.sh itself wrote it.
@@ -56,19 +57,18 @@ impl Lifecycle {
         id: Uuid,
     ) -> Result<impl FnOnce() -> Result<InitResult> + Send + use<>> {
         let workspace = self.registry.get(id)?;
-        let cancel = Cancel::new()?;
+        let entered = self.enter_job(&workspace, false)?;
         let before = workspace.update(|record| {
             let before = record.clone();
             record.start_rerun(self.has_root(&workspace, record))?;
             Ok(before)
         })?;
-        lock(&self.builds).insert(id, Build { cancel: cancel.clone(), begun: true });
-        let guard = Rerun { lifecycle: self.clone(), workspace, before: Some(before) };
+        let guard = Rerun { lifecycle: self.clone(), workspace, before: Some(before), entered };
         Ok(move || {
             let record = guard.workspace.record();
             let script = guard.lifecycle.init_script(&record);
             let result = script.and_then(|script| {
-                guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &cancel)
+                guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &guard.entered.cancel)
             });
             let message = match &result {
                 Ok(result) if result.success => None,
@@ -86,12 +86,14 @@ impl Lifecycle {
         workspace: &Workspace,
         record: &Record,
         log: &mut BuildLog,
+        feed: &Feed,
         cancel: &Cancel,
     ) -> Result<()> {
         let script = self.init_script(record)?;
         if script.is_empty() {
             return Ok(());
         }
+        feed.begin(if script.before.is_empty() { Step::Script } else { Step::Fragments });
         log.say("Running init script");
         let result = self.run_init(workspace, record, &script, Some(log), cancel)?;
         if result.success {
@@ -138,7 +140,8 @@ impl Lifecycle {
         }
         if !script.before.is_empty() {
             // The own script keeps its shebang, and what the fragments exported.
-            let then = if script.own.is_some() { runner(script.own.as_deref()) } else { String::new() };
+            let said = build_log.is_some();
+            let then = script.own.as_deref().map(|own| runner(own, said)).unwrap_or_default();
             files.push((FRAGMENTS, format!("#!/usr/bin/env bash\n{}{then}", script.before)));
         }
         let result = files
@@ -241,10 +244,11 @@ fn section(name: &str, text: &str) -> String {
     format!("\n# === {name} ===\n{text}\n")
 }
 
-/// The last line of the fragments: becomes the workspace's own script.
-fn runner(own: Option<&str>) -> String {
-    let shell = if own.is_some_and(|own| own.starts_with("#!")) { "" } else { "bash " };
-    format!("\n# === Custom Script ===\nexec {shell}/{SCRIPT}\n")
+/// The last line of the fragments: becomes the workspace's own script. `said`: the log is told.
+fn runner(own: &str, said: bool) -> String {
+    let shell = if own.starts_with("#!") { "" } else { "bash " };
+    let say = if said { format!("echo \"{OWN_SCRIPT}\"\n") } else { String::new() };
+    format!("\n# === Custom Script ===\n{say}exec {shell}/{SCRIPT}\n")
 }
 
 /// What an error message says of a script that failed: its last words, wherever it wrote them.
@@ -274,11 +278,14 @@ struct Rerun {
     lifecycle: Arc<Lifecycle>,
     workspace: Arc<Workspace>,
     before: Option<Record>,
+    entered: Entered,
 }
 
 impl Rerun {
     fn end(mut self, message: Option<String>) {
         self.before = None;
+        // Whoever sees the new status may begin the next work; until then the record refuses it.
+        self.entered.leave();
         finish(&self.workspace, message);
     }
 }
@@ -296,7 +303,6 @@ impl Drop for Rerun {
                 log::error!("workspace {}: {error}", self.workspace.id());
             }
         }
-        lock(&self.lifecycle.builds).remove(&self.workspace.id());
     }
 }
 

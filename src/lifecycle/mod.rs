@@ -1,15 +1,17 @@
 //! What happens to a workspace: builds, init scripts, commands, deletion. Brings together the records
 //! (`workspaces`), the containers and the runs, none of which knows the others. Knows nothing of HTTP.
 //!
-//! Threads: `build-N`, `trash`. Locks: `builds` and `host_groups`, leaves; `syncing`, held while files are written.
+//! Threads: `build-N`, `trash`. Locks: `builds`, `feeds` and `host_groups`, leaves; `syncing`, held while files are written.
 
 pub mod build;
 pub mod commands;
 pub mod debug;
 pub mod delete;
 pub mod doctor;
+pub mod feed;
 pub mod files;
 pub mod init;
+mod jobs;
 pub mod library;
 pub mod power;
 pub mod repair;
@@ -30,7 +32,8 @@ use crate::base::{Result, limits};
 use crate::containers::machine::{Machine, Place};
 use crate::containers::roots::Site;
 use crate::containers::{Engine, Images, Roots};
-use crate::proc::{Cancel, Group};
+use crate::events::Bus;
+use crate::proc::Group;
 use crate::project::trays;
 use crate::runs::Runs;
 use crate::runs::terminal::Terminals;
@@ -64,19 +67,14 @@ pub struct Lifecycle {
     policy: Policy,
     /// One sync at a time: two of one workspace would undo each other.
     syncing: Mutex<()>,
-    builds: Mutex<HashMap<Uuid, Build>>,
+    builds: Mutex<HashMap<Uuid, jobs::Build>>,
+    bus: Arc<Bus>,
+    feeds: feed::Feeds,
     host_groups: Mutex<HashMap<Uuid, Group>>,
     builder: Pool,
     // Closing it ends the thread; the thread is let go at exit, since what it has not removed waits for the next start.
     emptied: Option<Sender<()>>,
     trash: Option<JoinOnDrop>,
-}
-
-/// A build or init script that was accepted.
-struct Build {
-    cancel: Cancel,
-    /// A worker has it; before that, taking it out of the table is enough to cancel it.
-    begun: bool,
 }
 
 /// How long a deletion or rebuild waits for what it ended to be gone.
@@ -91,11 +89,12 @@ impl Lifecycle {
         registry: Arc<Registry>,
         engine: Engine,
         images: Arc<Images>,
-        roots: Arc<Roots>,
         runs: Arc<Runs>,
         library: Library,
+        bus: Arc<Bus>,
         policy: Policy,
     ) -> Result<Arc<Lifecycle>> {
+        let roots = engine.roots().clone();
         // Full: somebody has asked already.
         let (emptied, wanted) = bounded(1);
         let trash = spawn("trash".into(), limits::STACK, {
@@ -112,7 +111,7 @@ impl Lifecycle {
                 }
             }
         })?;
-        let builder = Pool::new("build", 0, 1, limits::BUILD_QUEUE)?;
+        let builder = Pool::new("build", 0, limits::BUILD_WORKERS, limits::BUILD_QUEUE)?;
         let lifecycle = Lifecycle {
             registry,
             engine,
@@ -124,6 +123,8 @@ impl Lifecycle {
             policy,
             syncing: Mutex::default(),
             builds: Mutex::default(),
+            bus,
+            feeds: feed::Feeds::default(),
             host_groups: Mutex::default(),
             builder,
             emptied: Some(emptied),

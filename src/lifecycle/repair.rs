@@ -67,17 +67,14 @@ impl Lifecycle {
         self.roots.sweep(&site)?;
         let Some(job) = record.job else { return Ok(()) };
         let what = match job {
-            Job::Build { fresh } => {
-                // A fresh root was this build's own: nobody has worked in it yet. One that was there before stays.
-                if fresh {
-                    self.give_up(&site)?;
-                }
-                "the build; build it again"
-            }
+            // A root is there whole or not at all. It may be the one from before, so it stays in any case.
+            Job::Build { .. } => "the build; build it again",
             Job::RerunInit => "the init script; run it again",
         };
         if let Ok(root) = self.files(workspace) {
-            let _ = root.remove(init::SCRIPT);
+            for script in [init::SCRIPT, init::FRAGMENTS] {
+                let _ = root.remove(script);
+            }
         }
         finish(workspace, Some(format!("Interrupted: the server stopped during {what}")));
         Ok(())

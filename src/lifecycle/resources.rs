@@ -3,7 +3,6 @@
 //! Lock: `host_groups`, a leaf: the groups of host workspaces that have limits, kept so that the limits are.
 
 use std::collections::hash_map::Entry;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -15,7 +14,6 @@ use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::proc::control::Enforced;
 use crate::proc::{Capacity, Current, Enforcement, Limits, Usage};
-use crate::store::tree;
 use crate::workspaces::create::Update;
 use crate::workspaces::{Kind, Record, Resources, Workspace};
 
@@ -108,7 +106,7 @@ impl Lifecycle {
                 .unwrap_or_default(),
         };
         let disk = (record.shown.workspace_type == Kind::Container)
-            .then(|| tree::disk_usage(Path::new(&record.shown.path)).ok())
+            .then(|| self.roots.size(&super::site(&workspace, &record)).map(|size| size.bytes))
             .flatten();
         let cgroups = self.engine.cgroups();
         Ok(Report {

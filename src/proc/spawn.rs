@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -26,6 +26,9 @@ static CHILD_FILES: OnceLock<u64> = OnceLock::new();
 pub fn set_child_file_limit(soft: u64) {
     let _ = CHILD_FILES.set(soft);
 }
+
+/// How long a program may be busy being written.
+const TEXT_BUSY: Duration = Duration::from_millis(500);
 
 /// What children get as their `oom_score_adj`, once ours is lower than a workload's may be.
 static CHILD_OOM_SCORE: OnceLock<&'static str> = OnceLock::new();
@@ -96,7 +99,17 @@ impl Child {
             tty,
             user,
         };
-        match sys::spawn(&exec) {
+        let mut spawned = sys::spawn(&exec);
+        let deadline = Instant::now() + TEXT_BUSY;
+        // A file that was just written can be executed once no child, forked by another thread meanwhile, still has it
+        // open for writing; their execve(2) closes it.
+        while spawned.as_ref().is_err_and(|failed| failed.error.raw_os_error() == Some(libc::ETXTBSY))
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(2));
+            spawned = sys::spawn(&exec);
+        }
+        match spawned {
             Ok(spawned) => Ok(Child {
                 pid: spawned.pid,
                 pidfd: Arc::new(spawned.pidfd),

@@ -18,7 +18,7 @@ use super::beneath::{is_dots, no_openat2, open_resolved};
 use super::file::temp_name;
 pub use super::mounts::mounts_below;
 use super::mounts::mounts_below_real;
-pub use super::usage::disk_usage;
+pub use super::usage::{disk_usage, disk_usage_below};
 use crate::base::{At, Code, Error, Result, limits};
 
 /// Removes the entry `name` of the folder `parent` with everything in it. A link is removed itself; an entry that is

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{
@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::beneath::{is_dots, no_openat2, open_resolved};
+use super::beneath::{Root, is_dots, no_openat2, open_resolved};
 use crate::base::{At, Code, Error, Result, limits};
 
 /// Bytes that the tree at `path` takes on disk, as du(1) counts: allocated blocks, a file with several names once.
@@ -26,7 +26,19 @@ pub fn disk_usage(path: &Path) -> Result<u64> {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(0),
         top => top.at("open", path)?,
     };
-    match measure(&top) {
+    told(measure(&top, &|| true), path).map(Option::unwrap_or_default)
+}
+
+/// The same for what is below `root`, as long as `go_on` says so; `None` when it said no.
+///
+/// # Errors
+/// As above.
+pub fn disk_usage_below(root: &Root, go_on: &dyn Fn() -> bool) -> Result<Option<u64>> {
+    told(measure(root, go_on), Path::new("the tree"))
+}
+
+fn told(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Result<Option<u64>> {
+    match measured {
         Err(Errno::NOSYS) => Err(no_openat2()),
         Err(Errno::STALE) => {
             let message = format!("{} is being changed; try again", path.display());
@@ -47,7 +59,8 @@ struct Level {
     offset: u64,
 }
 
-fn measure(top: &OwnedFd) -> rustix::io::Result<u64> {
+fn measure(top: impl AsFd, go_on: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>> {
+    let top = top.as_fd();
     let status = stat(top, c"")?;
     let mut tally = Tally { total: 0, seen: HashSet::new(), mount: status.stx_mnt_id };
     let mut levels = Vec::new();
@@ -71,6 +84,9 @@ fn measure(top: &OwnedFd) -> rustix::io::Result<u64> {
             status => status?,
         };
         if tally.add(&status) {
+            if !go_on() {
+                return Ok(None);
+            }
             let below = enter(dir.fd()?, name, identity(&status))?;
             if levels.len() < limits::USAGE_DEPTH {
                 levels.extend(below);
@@ -80,7 +96,7 @@ fn measure(top: &OwnedFd) -> rustix::io::Result<u64> {
             }
         }
     }
-    Ok(tally.total)
+    Ok(Some(tally.total))
 }
 
 /// Opens a folder; `None` if it is gone, replaced, mounted over, or not for us.

@@ -27,6 +27,7 @@ mod abuse;
 mod approvals;
 mod audit;
 mod browser;
+mod builds;
 mod config;
 mod container;
 mod container_build;

@@ -1,6 +1,7 @@
 //! What the kernel can: namespaces, layered and mapped mounts, terminals.
 
 use super::{Check, Scratch, Status, Subject, is_root, try_out};
+use crate::containers::roots::Ability;
 use crate::proc::Pty;
 use crate::store::beneath::Root;
 
@@ -79,6 +80,28 @@ pub(super) fn mounts(subject: &Subject, scratch: &Scratch) -> Vec<Check> {
         }
     };
     rows.into_iter().map(row).collect()
+}
+
+/// How roots will be made, by doing it.
+pub(super) fn roots(scratch: &Scratch) -> Check {
+    let name = "roots";
+    if !is_root() {
+        return Check::warn(name, "not tried without root", "run berth doctor as root");
+    }
+    let ability = match scratch.folder("roots").and_then(|folder| Ability::of(&folder)) {
+        Ok(ability) => ability,
+        Err(error) => return Check::warn(name, error.to_string(), "let berth's user own the data folder"),
+    };
+    let best = ability.best.as_str();
+    let Some(why) = ability.no_overlay else {
+        return Check::ok(name, format!("made as {best}: at once, snapshots and clones too"));
+    };
+    let cost = match ability.no_reflink {
+        None => "a copy that shares its blocks",
+        Some(_) => "a whole copy, which takes a second and some 200 MB",
+    };
+    let fix = "a kernel of 5.19 or newer and --data-dir on ext4, xfs, btrfs or tmpfs";
+    Check::warn(name, format!("made as {best}: {cost}; no layers: {why}"), fix)
 }
 
 pub(super) fn terminals() -> Check {

@@ -100,6 +100,7 @@ pub fn examine(subject: &Subject) -> Report {
         Ok(scratch) => {
             checks.push(resources::data_folder(subject, &scratch));
             checks.extend(kernel::mounts(subject, &scratch));
+            checks.push(kernel::roots(&scratch));
             checks.push(trial::container(subject, &scratch));
         }
         Err(error) => checks.push(Check::fail(

@@ -25,6 +25,18 @@ pub struct Ability {
     pub no_reflink: Option<String>,
 }
 
+impl Ability {
+    /// What is possible below `folder`, which exists.
+    ///
+    /// # Errors
+    /// When nothing can be made there.
+    pub fn of(folder: &Path) -> Result<Ability> {
+        let mounts = folder.join(".mounts");
+        file::create_dir_private(&mounts)?;
+        Ok(look(folder, &Namespace::new(&mounts)))
+    }
+}
+
 /// Tries everything out below `folder`, which exists.
 pub(super) fn look(folder: &Path, namespace: &Result<Arc<Namespace>>) -> Ability {
     let tried = |way: &dyn Fn(&Path) -> Result<()>| {

@@ -8,23 +8,26 @@
 //! ([`namespace`]); the server opens files in it by descriptor ([`Roots::files`]) and a container's start gets a clone of
 //! the mount ([`Roots::enter`]). Nothing is left of it when the server and the container have ended.
 //!
-//! Locks, in this order: `slots` to look one up; one root's slot, held while it is put together, made or replaced;
+//! Thread: `root-sizes` ([`size`]). Locks, in this order: `slots` to look one up; one root's slot, held while it is put together, made or replaced;
 //! `ranges`, `naming` and the layers' pins, leaves.
 
 mod ability;
 mod layers;
 mod make;
 mod namespace;
+mod size;
 mod snapshot;
 mod state;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use ability::Ability;
+pub use size::Size;
 pub use snapshot::Snapshot;
 pub use state::Kind;
 
@@ -66,6 +69,9 @@ pub struct Roots {
     slots: Mutex<HashMap<PathBuf, Arc<Mutex<Slot>>>>,
     /// Held while something that needs an image tells the image and then names it in a file, so that nobody looks between.
     naming: Mutex<()>,
+    /// How many want a root for themselves: whoever has files of one open only to look lets go.
+    impatient: AtomicUsize,
+    sizes: OnceLock<size::Sizes>,
 }
 
 /// One root.
@@ -97,6 +103,22 @@ fn holder(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Counts as impatient while it lives.
+struct Impatient<'a>(&'a AtomicUsize);
+
+impl Impatient<'_> {
+    fn new(count: &AtomicUsize) -> Impatient<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Impatient(count)
+    }
+}
+
+impl Drop for Impatient<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// How long whoever replaces a root waits for those who have its files open.
 const READERS: Duration = Duration::from_secs(5);
 
@@ -111,7 +133,7 @@ impl Roots {
         cgroups: Cgroups,
         wanted: Option<Kind>,
     ) -> Result<Arc<Roots>> {
-        Ok(Arc::new(Roots {
+        let roots = Arc::new(Roots {
             images,
             cgroups,
             layers: Layers::open(data_dir)?,
@@ -121,7 +143,11 @@ impl Roots {
             ranges: Mutex::new(Ranges::new(data_dir)?),
             slots: Mutex::default(),
             naming: Mutex::default(),
-        }))
+            impatient: AtomicUsize::new(0),
+            sizes: OnceLock::new(),
+        });
+        let _ = roots.sizes.set(size::Sizes::start(Arc::downgrade(&roots))?);
+        Ok(roots)
     }
 
     /// What this host can do; tried out once.
@@ -174,6 +200,9 @@ impl Roots {
 
     /// Forgets the workspace's root in memory; its folder is gone.
     pub fn forget(&self, site: &Site) {
+        if let Some(sizes) = self.sizes.get() {
+            sizes.forget(site);
+        }
         let slot = lock(&self.slots).remove(&site.folder);
         let Some(slot) = slot else { return };
         let mut slot = lock(&slot);
@@ -311,6 +340,7 @@ impl Roots {
     /// locked. The container must have been stopped.
     fn alone(&self, slot: &mut MutexGuard<'_, Slot>) -> Result<()> {
         let deadline = Instant::now() + READERS;
+        let _impatient = Impatient::new(&self.impatient);
         while slot.view.as_ref().is_some_and(|view| Arc::strong_count(view) > 1) {
             if Instant::now() >= deadline {
                 return Err(Error::new(

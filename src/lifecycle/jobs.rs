@@ -1,0 +1,140 @@
+//! What excludes each other in one workspace: builds, init scripts, snapshots, restores. Whoever begins such work enters it
+//! here first, so that a second one is refused, and deletion, `DELETE …/build` and the server's end find and end it.
+//!
+//! Lock: `builds`, a leaf.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::Lifecycle;
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::Cancel;
+use crate::workspaces::{Record, Workspace};
+
+/// Work that was accepted.
+pub(super) struct Build {
+    number: u64,
+    pub(super) cancel: Cancel,
+    /// A worker has it; before that, taking it out of the table is enough to cancel it.
+    begun: bool,
+    /// What the record was before a build that waits for a worker.
+    before: Option<Arc<Record>>,
+}
+
+/// The work's place in the table, for as long as it lasts.
+pub(super) struct Entered {
+    lifecycle: Arc<Lifecycle>,
+    workspace: Uuid,
+    number: u64,
+    pub(super) cancel: Cancel,
+}
+
+static NUMBERS: AtomicU64 = AtomicU64::new(0);
+
+impl Lifecycle {
+    /// Enters work on a workspace. `waits`: it waits for a worker, which says [`Entered::begin`].
+    ///
+    /// # Errors
+    /// `BuildRunning` while there is other such work.
+    pub(super) fn enter_job(self: &Arc<Self>, workspace: &Workspace, waits: bool) -> Result<Entered> {
+        let cancel = Cancel::new()?;
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let mut builds = lock(&self.builds); // LOCK: leaf
+        if builds.contains_key(&workspace.id()) {
+            return Err(Error::new(Code::BuildRunning, "Workspace build already in progress"));
+        }
+        let build = Build { number, cancel: cancel.clone(), begun: !waits, before: None };
+        builds.insert(workspace.id(), build);
+        drop(builds);
+        if workspace.check_alive().is_err() {
+            // Deletion began between: it may have looked for work before this was entered.
+            cancel.cancel();
+        }
+        Ok(Entered { lifecycle: self.clone(), workspace: workspace.id(), number, cancel })
+    }
+
+    /// Ends a build or init script before its time, and returns when it has let go of the workspace.
+    ///
+    /// # Errors
+    /// `Conflict` when there is none; `Busy` when it does not end in time; `WorkspaceNotFound`.
+    pub fn cancel_build(&self, id: Uuid) -> Result<Arc<Record>> {
+        let workspace = self.registry.get(id)?;
+        if !lock(&self.builds).contains_key(&id) {
+            return Err(Error::new(Code::Conflict, "No build of this workspace is under way"));
+        }
+        if let Some(before) = self.end_job(id, limits::CANCEL_BUILD)? {
+            workspace.update(|record| {
+                *record = Record::clone(&before);
+                Ok(())
+            })?;
+            self.build_ended(&workspace.record());
+        }
+        // The last thing that a build does is to say how it ended.
+        let deadline = Instant::now() + limits::CANCEL_BUILD;
+        while workspace.record().job.is_some() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(workspace.record())
+    }
+
+    /// Ends a workspace's work, and returns when it has ended; what its record was, if no worker had begun.
+    ///
+    /// # Errors
+    /// `BuildRunning` when it does not end in time.
+    pub(super) fn end_job(&self, id: Uuid, within: Duration) -> Result<Option<Arc<Record>>> {
+        let deadline = Instant::now() + within;
+        loop {
+            {
+                let mut builds = lock(&self.builds); // LOCK: leaf
+                match builds.get(&id) {
+                    None => return Ok(None),
+                    Some(build) if build.begun => build.cancel.cancel(),
+                    Some(_) => return Ok(builds.remove(&id).and_then(|build| build.before)),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    Code::BuildRunning,
+                    "The build could not be ended in time; try again",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Entered {
+    /// What the record is to be again if the work is cancelled before a worker has it.
+    pub(super) fn remember(&self, before: Arc<Record>) {
+        if let Some(build) = lock(&self.lifecycle.builds).get_mut(&self.workspace) {
+            build.before = Some(before);
+        }
+    }
+
+    /// A worker has it; `false`: it was cancelled while it waited.
+    pub(super) fn begin(&self) -> bool {
+        let mut builds = lock(&self.lifecycle.builds); // LOCK: leaf
+        let ours = builds.get_mut(&self.workspace).filter(|build| build.number == self.number);
+        ours.map(|build| build.begun = true).is_some()
+    }
+}
+
+impl Entered {
+    /// Gives the place back before the value goes.
+    pub(super) fn leave(&self) {
+        let mut builds = lock(&self.lifecycle.builds); // LOCK: leaf
+        if builds.get(&self.workspace).is_some_and(|build| build.number == self.number) {
+            builds.remove(&self.workspace);
+        }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

@@ -1,0 +1,217 @@
+//! Builds as they are watched and cancelled: the steps and lines of their feed, its resumption, an end within two seconds
+//! that leaves nothing, several builds at once.
+
+use std::fs;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{DISTRO, Place, seeded, shared};
+use crate::procs::{self, secs, unique_secs, wait_for};
+
+/// The feed as lines of JSON, to its end.
+#[track_caller]
+fn feed(place: &Place<'_>, since: &str) -> Vec<Value> {
+    let path = place.path(&format!("/build/events?stream=ndjson{since}"));
+    let reply = place.client.call("GET", &path, None).expect(200);
+    reply.text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn kinds<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == kind || event["type"] == kind).collect()
+}
+
+fn step_names(events: &[Value]) -> Vec<String> {
+    let steps = kinds(events, "step");
+    steps
+        .iter()
+        .map(|step| format!("{} {}", step["step"].as_str().unwrap(), step["state"].as_str().unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_build_tells_its_steps_and_its_log_and_can_be_resumed() {
+    let server = seeded().start();
+    let owner = server.owner();
+    owner.put(
+        200,
+        "/api/library/init-script/first",
+        json!({"content": "#!/bin/bash\nexport FROM_FRAGMENT=yes\necho in the fragment\n"}),
+    );
+    let place = Place::pending(
+        &server,
+        json!({"name": "watched", "init_script": "#!/bin/sh\necho the own one sees $FROM_FRAGMENT\n"}),
+    );
+    owner.put(200, &place.path(""), json!({"init_scripts": ["first"]}));
+    let before = feed(&place, "");
+    assert_eq!(kinds(&before, "status")[0]["status"], "pending", "{before:?}");
+
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let events = feed(&place, "");
+    assert_eq!(
+        step_names(&events),
+        [
+            "image started",
+            "image done",
+            "root started",
+            "root done",
+            "skills and tools started",
+            "skills and tools done",
+            "init fragments started",
+            "init fragments done",
+            "init script started",
+            "init script done"
+        ],
+        "{events:?}"
+    );
+    let lines: Vec<&str> = kinds(&events, "log").iter().filter_map(|event| event["line"].as_str()).collect();
+    assert!(lines.contains(&"in the fragment") && lines.contains(&"the own one sees yes"), "{lines:?}");
+    let result = kinds(&events, "result");
+    assert_eq!((&result[0]["status"], result.len()), (&json!("ready"), 1), "{events:?}");
+
+    // From the middle on, without a gap or a repetition; and once more when it is long over.
+    let ids: Vec<String> = events
+        .iter()
+        .filter_map(|event| event["id"].as_str().map(str::to_owned))
+        .filter(|id| id != "0")
+        .collect();
+    let middle = &ids[ids.len() / 2];
+    let rest = feed(&place, &format!("&since={middle}"));
+    let again: Vec<&str> = rest.iter().filter_map(|event| event["id"].as_str()).collect();
+    assert_eq!(again, ids[ids.len() / 2 + 1..].iter().map(String::as_str).collect::<Vec<_>>());
+
+    // A rerun has the fragments too, and keeps its streams apart and without our lines.
+    let told = place.client.post(200, &place.path("/rerun-init"), json!({}));
+    assert_eq!(told["stdout"], "in the fragment\nthe own one sees yes\n", "{told}");
+    assert!(place.init_log().contains("the own one sees yes"));
+}
+
+#[test]
+fn a_cancelled_build_ends_within_two_seconds_and_leaves_nothing() {
+    let server = seeded().start();
+    let number = unique_secs();
+    let script = format!("#!/bin/sh\ntrap '' TERM\nsetsid sleep {number} &\nsleep {number}\n");
+    let place = Place::pending(&server, json!({"name": "cancelled", "init_script": script}));
+    place.client.refused(409, "conflict", "DELETE", &place.path("/build"), None);
+    for _ in 0..3 {
+        place.client.call("POST", &place.path("/build"), None).expect(200);
+        wait_for("the init script", secs(60), || (procs::sleeps(&number).len() == 2).then_some(()));
+        let start = Instant::now();
+        let told = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
+        assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
+        assert_eq!((&told["status"], &told["error_message"]), (&json!("pending"), &Value::Null), "{told}");
+        procs::assert_dead(&number);
+        let events = feed(&place, "");
+        assert!(step_names(&events).contains(&"init script failed".to_owned()), "{events:?}");
+        assert_eq!(place.client.get(200, &place.path("/debug"))["path_exists"], false);
+        place.exec_refused("workspace_not_ready", json!({"command": "true"}));
+    }
+    wait_for("its layers to go", secs(10), || {
+        let left = fs::read_dir(server.data.join("layers")).unwrap().flatten();
+        let left = left.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
+        (left == 0).then_some(())
+    });
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
+    place.build();
+}
+
+#[test]
+fn a_cancelled_build_of_a_root_that_was_there_keeps_it() {
+    let place = Place::ready(shared(), json!({"name": "kept"}));
+    place.sh("echo mine > /root/precious");
+    let number = unique_secs();
+    place.client.put(200, &place.path(""), json!({"init_script": format!("#!/bin/sh\nsleep {number}\n")}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    procs::wait_sleep(&number);
+    let told = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
+    assert_eq!(told["status"], "error", "{told}");
+    assert!(told["error_message"].as_str().unwrap().contains("cancelled"), "{told}");
+    procs::assert_dead(&number);
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
+    place.build();
+    assert_eq!(place.sh("cat /root/precious"), "mine\n");
+}
+
+#[test]
+fn a_failed_rerun_never_costs_the_root() {
+    let place = Place::ready(shared(), json!({"name": "failing later"}));
+    place.sh("echo mine > /root/precious");
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nexit 3\n"}));
+    assert_eq!(place.client.post(200, &place.path("/rerun-init"), json!({}))["exit_code"], 3);
+    assert_eq!(place.show()["status"], "error");
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
+    place.build();
+    assert_eq!(place.sh("cat /root/precious"), "mine\n");
+    // Not even where the workload has removed half of its system.
+    place.sh("rm -rf /var /usr/share");
+    place.build();
+    assert_eq!(place.sh("cat /root/precious"), "mine\n");
+    place.client.refused(
+        409,
+        "rebuild_required",
+        "POST",
+        &place.path("/build"),
+        Some(json!({"distro": "ubuntu-noble"})),
+    );
+}
+
+#[test]
+fn a_rebuild_whose_image_cannot_be_made_keeps_the_old_root() {
+    let server = seeded().arg("--mirror=ubuntu-noble=http://127.0.0.1:1/ubuntu").start();
+    let place = Place::ready(&server, json!({"name": "unlucky"}));
+    place.sh("echo mine > /root/precious");
+    place.client.post(200, &place.path("/build"), json!({"distro": "ubuntu-noble", "rebuild": true}));
+    assert_eq!(place.settled()["status"], "error");
+    place.client.put(200, &place.path(""), json!({"distro": DISTRO}));
+    place.build();
+    assert_eq!(place.sh("cat /root/precious"), "mine\n");
+}
+
+#[test]
+fn builds_of_several_workspaces_go_on_at_once() {
+    let server = seeded().start();
+    let wait = "#!/bin/sh\nuntil [ -e /go ]; do sleep 0.02; done\n";
+    let first = Place::pending(&server, json!({"name": "slow", "init_script": wait}));
+    first.client.call("POST", &first.path("/build"), None).expect(200);
+    wait_for("its script", secs(60), || {
+        let machine = first.client.get(200, &first.path("/debug"))["machine"].clone();
+        (machine["state"] == "running" && machine["busy"] == 1).then_some(())
+    });
+    let second = Place::ready(&server, json!({"name": "quick"}));
+    assert_eq!(first.show()["status"], "building");
+    assert_eq!(second.sh("echo quick"), "quick\n");
+    fs::write(first.inside("go"), "").unwrap();
+    assert_eq!(first.settled()["status"], "ready");
+}
+
+#[test]
+fn two_builds_of_one_distro_share_one_image_build() {
+    crate::fixture::tools();
+    // A mirror that takes its time to refuse: both builds are there when the first bootstrap ends.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mirror = format!("--mirror=debian-bookworm=http://{}/debian", listener.local_addr().unwrap());
+    let server = crate::server::Setup::new().arg(mirror).start();
+    let places =
+        [Place::pending(&server, json!({"name": "one"})), Place::pending(&server, json!({"name": "two"}))];
+    for place in &places {
+        place.client.call("POST", &place.path("/build"), None).expect(200);
+    }
+    let (first, _) = listener.accept().unwrap();
+    wait_for("the other build to wait", secs(30), || {
+        places.iter().any(|place| place.init_log().contains("being made already")).then_some(())
+    });
+    for place in &places {
+        let start = Instant::now();
+        let told = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
+        assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
+        assert_eq!(told["status"], "pending", "{told}");
+    }
+    drop(first);
+    let staged = || {
+        fs::read_dir(server.data.join("images"))
+            .unwrap()
+            .flatten()
+            .any(|e| e.file_name().to_string_lossy().starts_with(".new-"))
+    };
+    wait_for("half an image to go", secs(10), || (!staged()).then_some(()));
+}
