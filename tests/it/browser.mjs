@@ -19,7 +19,7 @@ const context = await chromium.launchPersistentContext(env.SCRATCH + "/profile",
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-proxy-server"],
 });
-context.setDefaultTimeout(20_000);
+context.setDefaultTimeout(60_000);
 
 function watch(page) {
   page.on("pageerror", (error) => wrong.push(`script: ${error}`));
@@ -112,7 +112,7 @@ try {
     await says(page, "#events-state", /so far/);
     await page.getByLabel("Prompt").fill("Remember the milk.\n<b>Bold</b>");
     await page.getByLabel("Only store it").check();
-    await page.getByRole("button", { name: "Send" }).click();
+    await page.getByRole("button", { name: "Send", exact: true }).click();
     await says(page, "#prompt-state", "Stored.");
     await says(page, "#messages li.user", "<b>Bold</b>");
     await page.getByRole("button", { name: "Stop events" }).click();

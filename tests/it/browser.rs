@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
 use crate::procs::secs;
+use crate::scratch::Scratch;
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, run};
 use crate::trays::Desk;
 
@@ -85,7 +87,7 @@ fn browse(desk: &Desk, env: &[(&str, &str)]) {
         command.env("SHOTS", folder);
     }
     command.envs(env.iter().copied());
-    let ended = run(&mut command, secs(180));
+    let ended = run(&mut command, secs(300));
     assert_eq!(ended.code, Some(0), "--- stdout\n{}\n--- stderr\n{}", ended.stdout, ended.stderr);
     let inbox = desk.work.join(".opencode/openwork/inbox");
     assert_eq!(fs::read(inbox.join("from/browser.txt")).unwrap(), b"from a browser\n");
@@ -95,4 +97,18 @@ fn browse(desk: &Desk, env: &[(&str, &str)]) {
 #[test]
 fn a_browser_uploads_downloads_and_answers_approvals() {
     browse(&Desk::new(Setup::new().args(&["--approval=manual", "--approval-timeout=60000"])), &[]);
+}
+
+#[test]
+fn a_browser_talks_to_the_real_opencode() {
+    for version in ["opencode-old", "opencode-new"] {
+        let scratch = Scratch::new();
+        let opencode = Opencode::start(version, scratch.path());
+        let setup = Setup::new()
+            .args(&["--approval=manual", "--approval-timeout=60000"])
+            .arg(format!("--opencode-base-url={}", opencode.url()))
+            .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
+            .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD);
+        browse(&Desk::new(setup), &[("OPENCODE", version)]);
+    }
 }
