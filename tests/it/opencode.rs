@@ -298,6 +298,30 @@ fn only_owners_answer_permission_requests() {
 }
 
 #[test]
+fn viewers_only_read() {
+    let upstream = Upstream::saying(OK);
+    let server = upstream.setup().start();
+    let made = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
+    let viewer = || server.with_token(made["token"].as_str().unwrap());
+    viewer().get(200, "/opencode/session?x=1");
+    assert_eq!(upstream.seen().target(), "/session?x=1");
+    viewer().send("HEAD", "/opencode/session", &[], None).expect(200);
+    upstream.seen();
+    for method in ["POST", "PUT", "PATCH", "DELETE"] {
+        viewer().refused(403, "forbidden", method, "/opencode/session", Some(json!({})));
+    }
+    // A terminal is opened with a GET, and others of OpenCode's own workspaces lie elsewhere.
+    let bearer = format!("Bearer {}", made["token"].as_str().unwrap());
+    let refused =
+        crate::socket::Socket::try_open(&server, "/opencode/pty/x/connect", &[("Authorization", &bearer)]);
+    refused.err().unwrap().expect(403);
+    viewer().refused(403, "forbidden", "GET", "/opencode/file?workspace=wrk_1", None);
+    viewer().refused(403, "forbidden", "GET", "/opencode/api/fs/list?location%5Bworkspace%5D=wrk_1", None);
+    upstream.saw_nothing();
+    server.collaborator().get(200, "/opencode/file?workspace=wrk_1");
+}
+
+#[test]
 fn directories_stay_inside_the_workspace() {
     let upstream = Upstream::saying(OK);
     let server = upstream.setup().start();

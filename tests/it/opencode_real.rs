@@ -12,7 +12,8 @@ use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
 use crate::opencode::mount;
-use crate::opencode_server::{Opencode, PASSWORD, USERNAME, package};
+use crate::opencode_serve::package;
+use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
 use crate::procs::{secs, wait_for};
 use crate::server::{CLIENT_TOKEN, Server, Setup, run};
 

@@ -1,34 +1,20 @@
-//! The real OpenCode from npm, on a free port with its own home, ended with its value.
+//! The real OpenCode as OpenWork starts it: with a password, for any folder; `opencode_serve` starts it for one folder.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 
+use crate::opencode_serve::program;
 use crate::procs::{secs, wait_for};
 use crate::server::Printed;
 
 pub const USERNAME: &str = "opencode";
 pub const PASSWORD: &str = "it-opencode-3f9c1d";
-
-/// A package that `tests/run` has installed.
-#[track_caller]
-pub fn package(name: &str) -> PathBuf {
-    let mut folders =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().map(|up| up.join("it-npm/node_modules"));
-    let found = folders.find(|folder| folder.join(name).is_dir());
-    found.unwrap_or_else(|| panic!("{name} is missing: tests/run installs it with npm")).join(name)
-}
-
-/// `opencode-old` or `opencode-new`.
-#[track_caller]
-pub fn binary(version: &str) -> PathBuf {
-    package(version).join("bin/opencode")
-}
 
 /// A home, and nothing that would call out.
 pub fn environment(command: &mut Command, home: &Path) {
@@ -52,7 +38,7 @@ impl Opencode {
     /// Serves with a home in `scratch`; its own folder is there, too, so nothing depends on where it was started.
     #[track_caller]
     pub fn start(version: &str, scratch: &Path) -> Opencode {
-        let mut command = Command::new(binary(version));
+        let mut command = Command::new(program(version));
         environment(&mut command, &scratch.join(format!("{version}-home")));
         let mut child = command
             .args(["serve", "--hostname=127.0.0.1", "--port=0"])

@@ -268,6 +268,36 @@ fn the_end_of_the_server_ends_streams() {
     expect_end(&mut far);
 }
 
+#[test]
+fn the_end_of_a_token_ends_its_streams() {
+    let (upstream, handed) = handing();
+    let server = upstream.setup().start();
+    let made = server
+        .owner()
+        .call("POST", "/tokens", Some(&serde_json::json!({"scope": "viewer"})))
+        .expect(201)
+        .value();
+    let token = made["token"].as_str().unwrap();
+    let ask = || {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(secs(30))).unwrap();
+        let head = format!(
+            "GET /opencode/event HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let (mut flowing, mut far) = (ask(), next(&handed));
+    far.write_all(SSE).unwrap();
+    read_until(&mut flowing, "\r\n\r\n");
+    let (mut waiting, mut silent) = (ask(), next(&handed));
+    server.owner().delete(200, &format!("/tokens/{}", made["id"].as_str().unwrap()));
+    assert!(!read_all(&mut flowing).0.contains("0\r\n\r\n"));
+    expect_end(&mut far);
+    assert!(read_until(&mut waiting, "\r\n").starts_with("HTTP/1.1 401 "));
+    expect_end(&mut silent);
+}
+
 /// The client's end of a WebSocket through the proxy, and the upstream's.
 fn sockets(
     server: &Server,

@@ -8,7 +8,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::opencode_server::{Opencode, binary, environment, package};
+use crate::opencode_serve::{package, program};
+use crate::opencode_server::{Opencode, environment};
 use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{BINARY, Ended, HOST_TOKEN, Setup, run};
@@ -24,7 +25,7 @@ fn orchestrator(scratch: &Scratch) -> Command {
 /// The orchestrator gives `opencode --version` four seconds, which a machine that runs all tests at once does not
 /// always keep. This asks once, with patience, and is OpenCode itself in everything else.
 fn opencode(scratch: &Scratch) -> PathBuf {
-    let real = binary("opencode-old");
+    let real = program("opencode-old");
     let mut asked = Command::new(&real);
     environment(&mut asked, &scratch.path().join("home"));
     let told = run(asked.arg("--version"), secs(90));
