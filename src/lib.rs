@@ -109,6 +109,7 @@
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |
 //! | `leases` | 1 | the next end of a scoped token that has something open |
 //! | `container-idle` | 1 | the moment at which the first container may have been idle for long enough |
+//! | `project-watch` | 1 | changes of files that agents read |
 //! | `trash` | 1 | requests to empty it; first it removes half uploads that a killed server left |
 //!
 //! Locks go one way: registry → one workspace's file → leaves. No file is touched under the first.
@@ -138,6 +139,7 @@
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another
 //! <data>/private_key                 seals secrets in templates, 0600
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
+//! <data>/reload/ID.jsonl             the last reload events of a workspace
 //! <data>/cgroup                      where the tree of groups lies
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed

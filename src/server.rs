@@ -30,11 +30,12 @@ use crate::lifecycle::{Lifecycle, Policy};
 use crate::opencode::Upstreams;
 use crate::opencode::address::Own;
 use crate::proc::{Cancel, Cgroups};
-use crate::project::Project;
+use crate::project::reload::ReloadEvents;
+use crate::project::{self, Project};
 use crate::runs::Runs;
 use crate::store::{file, lock::DataLock};
 use crate::workspaces::library::{Key, Library};
-use crate::workspaces::{Configured, Registry};
+use crate::workspaces::{self, Configured, Registry};
 
 /// Everything that was decided before the start. `config::resolve` makes it; nothing else reads flags,
 /// environment or `server.json`.
@@ -149,12 +150,17 @@ pub fn run(settings: Settings) -> Result<()> {
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let bus = Arc::new(Bus::default());
     let lifecycle = build(&settings, cgroups, &bus)?;
+    let project = Arc::new(Project::new(
+        &settings.home,
+        ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
+    ));
+    let watch = watch_projects(&project, &lifecycle);
     let upstreams = Arc::new(Upstreams::new(Own::new(tcp_addresses(&doors)), settings.proxying.patience)?);
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
-        project: Arc::new(Project::new(&settings.home)),
+        project: project.clone(),
         doctor: doctor.clone(),
         credentials,
         approval: settings.approval,
@@ -227,9 +233,29 @@ pub fn run(settings: Settings) -> Result<()> {
     gate.stop();
     http.stop();
     ctx.credentials.leases.close();
-    drop((gate, http, ctx, lifecycle));
+    drop(watch);
+    drop((gate, http, ctx, project, lifecycle));
     log::info!("Stopped");
     Ok(())
+}
+
+/// Notices changes by hand in all workspaces that are there; in later ones from the first call on. Where that cannot be,
+/// all else can.
+fn watch_projects(project: &Arc<Project>, lifecycle: &Arc<Lifecycle>) -> Option<project::watch::Watch> {
+    let known = lifecycle.registry().openwork_list();
+    let ids: Vec<String> = known.iter().map(|workspace| workspace.openwork_id.clone()).collect();
+    if let Err(error) = project.events.forget_others(&ids) {
+        log::warn!("{error}");
+    }
+    let hosts = known.iter().filter(|known| known.record().shown.workspace_type == workspaces::Kind::Host);
+    hosts.for_each(|known| project.watch(&known.openwork_id));
+    match project::watch::start(project, lifecycle.clone()) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            log::warn!("Changes by hand are not noticed: {error}");
+            None
+        }
+    }
 }
 
 /// What to listen on: what was asked for, and what systemd passes.

@@ -11,6 +11,7 @@ pub mod opencode;
 mod project;
 pub mod project_commands;
 pub mod project_config;
+pub mod project_events;
 pub mod project_mcp;
 pub mod project_plugins;
 pub mod project_skills;

@@ -7,11 +7,13 @@ use crate::base::Result;
 use crate::http::Request;
 use crate::lifecycle::Lifecycle;
 use crate::project::Site;
-use crate::workspaces::{Kind, Workspace};
+use crate::workspaces::Workspace;
 
-/// The workspace that the path names.
+/// The workspace that the path names; what others change in it is noticed from now on.
 pub(super) fn workspace(ctx: &Ctx, request: &Request) -> Result<Arc<Workspace>> {
-    ctx.lifecycle.registry().by_openwork_id(request.param("id"))
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    ctx.project.watch(&workspace.openwork_id);
+    Ok(workspace)
 }
 
 /// The workspace's files.
@@ -22,14 +24,7 @@ pub(super) fn site(ctx: &Ctx, request: &Request) -> Result<Site> {
 
 /// The files of a workspace, for one call: work that waits for a person opens them again.
 pub(super) fn open(lifecycle: &Lifecycle, workspace: &Workspace) -> Result<Site> {
-    let record = workspace.record();
-    let container = record.shown.workspace_type == Kind::Container;
-    Ok(Site {
-        id: workspace.openwork_id.clone(),
-        root: lifecycle.files(workspace)?,
-        shown: if container { String::new() } else { record.shown.path.trim_end_matches('/').to_owned() },
-        folder: (!container).then(|| record.shown.path.clone().into()),
-    })
+    lifecycle.project_site(workspace)
 }
 
 /// `?includeGlobal=true`; anything else is no, as observed.

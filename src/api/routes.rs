@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use super::{
     Ctx, approvals, audit, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces,
 };
-use super::{project_commands, project_config, project_mcp, project_plugins, project_skills, ui};
+use super::{
+    project_commands, project_config, project_events, project_mcp, project_plugins, project_skills, ui,
+};
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Patch, Post, Put};
@@ -179,6 +181,8 @@ pub static ROUTES: &[Route<Ctx>] = &[
     // OpenWork: what agents read in a workspace.
     read("/workspace/:id/config", VIEWER, project_config::get),
     gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),
+    read("/workspace/:id/events", VIEWER, project_events::list),
+    stream(Get, "/workspace/:id/events/stream", Effect::Read, Gate::Open, project_events::stream),
     read("/workspace/:id/plugins", VIEWER, project_plugins::get),
     gated(Post, "/workspace/:id/plugins", "plugins.add", project_plugins::add),
     gated(Delete, "/workspace/:id/plugins/*name", "plugins.remove", project_plugins::remove),

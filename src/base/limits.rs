@@ -206,6 +206,16 @@ pub const JSONC_DEPTH: usize = 64;
 pub const PROJECT_FILE_BYTES: u64 = 1 << 20;
 /// Entries of a folder of skills, commands or plugins; a list of more helps nobody.
 pub const PROJECT_ENTRIES: usize = 2000;
+/// Reload events kept of a workspace, as observed.
+pub const RELOAD_EVENTS: usize = 200;
+/// From the first change by somebody else to the look at it, as observed; one event for each kind of thing.
+pub const RELOAD_DEBOUNCE: Duration = Duration::from_millis(750);
+/// Files that are watched in one workspace.
+pub const WATCHED_FILES: usize = 4000;
+/// Folders that are watched in one workspace.
+pub const WATCHES_EACH: usize = 1000;
+/// Folders that are watched in all. The kernel's own limit may be lower: 8192 on an old small machine.
+pub const WATCHES_ALL: usize = 50_000;
 /// How often an edit is made again because somebody else has changed the file meanwhile.
 pub const EDIT_RETRIES: usize = 8;
 /// Folders above a workspace in which skills are looked for.

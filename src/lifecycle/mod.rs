@@ -14,6 +14,7 @@ pub mod init;
 mod jobs;
 pub mod library;
 pub mod power;
+pub mod project;
 pub mod repair;
 pub mod resources;
 pub mod terminals;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::reload::{Action, Reason};
 use super::{Project, Site, read_text, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -164,12 +165,16 @@ impl Project {
     /// # Errors
     /// Those of `store::beneath`.
     pub fn put_command(&self, site: &Site, command: &NewCommand) -> Result<bool> {
-        self.writing(site, || {
+        let is_new = self.writing(site, || {
             let is_new = !site.root.exists(&command.path())?;
             site.root.make_dirs(FOLDER)?;
             site.root.write_new(&command.path(), command.text.as_bytes(), 0o644)?;
+            self.wrote(site, &command.path());
             Ok(is_new)
-        })
+        })?;
+        // Not "added", and below also when there was none: as observed.
+        self.changed(site, Reason::Commands, &command.name, Action::Updated, &command.path());
+        Ok(is_new)
     }
 
     /// Removes a command; says whether there was one.
@@ -178,7 +183,13 @@ impl Project {
     /// `InvalidCommandName`; those of `store::beneath`.
     pub fn delete_command(&self, site: &Site, name: &str) -> Result<bool> {
         let name = name_of(name)?;
-        self.writing(site, || site.root.remove(&path(&name)))
+        let removed = self.writing(site, || {
+            let removed = site.root.remove(&path(&name))?;
+            self.wrote(site, &path(&name));
+            Ok(removed)
+        })?;
+        self.changed(site, Reason::Commands, &name, Action::Removed, &path(&name));
+        Ok(removed)
     }
 }
 

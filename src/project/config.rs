@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::reload::{Action, Reason};
 use super::{Project, Site, interfered, read_text, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -90,6 +91,8 @@ impl Project {
                 keys.iter().for_each(|(key, value)| document.set(&[key], value));
                 Ok(())
             })?;
+            let path = path(&site.root);
+            self.changed(site, Reason::Config, &path, Action::Updated, &path);
         }
         if let Some(keys) = &patch.openwork {
             self.writing(site, || merge_openwork(&site.root, keys))?;
@@ -116,7 +119,11 @@ impl Project {
                 let result = change(&document, &object(document.value(), &path)?)?;
                 let new = document.text();
                 let same = old.as_deref() == Some(new.as_str()) || (old.is_none() && new == "{}\n");
-                if same || site.root.replace_if(&path, old.as_deref().map(str::as_bytes), new.as_bytes())? {
+                if same {
+                    return Ok(result);
+                }
+                if site.root.replace_if(&path, old.as_deref().map(str::as_bytes), new.as_bytes())? {
+                    self.wrote(site, &path);
                     return Ok(result);
                 }
             }

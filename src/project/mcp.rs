@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::config::path;
+use super::reload::{Action, Reason};
 use super::{Project, Site, rules};
 use crate::base::{Code, Error, Result};
 
@@ -96,11 +98,14 @@ impl Project {
     /// Those of [`check`]; as [`Project::patch`].
     pub fn add_mcp(&self, site: &Site, name: &str, server: &Value) -> Result<bool> {
         check(name, server)?;
-        self.edit(site, |document, config| {
+        let known = self.edit(site, |document, config| {
             check_section(config)?;
             document.set(&["mcp", name], server);
             Ok(config.get("mcp").is_some_and(|servers| servers.get(name).is_some()))
-        })
+        })?;
+        let action = if known { Action::Updated } else { Action::Added };
+        self.changed(site, Reason::Mcp, name, action, &path(&site.root));
+        Ok(known)
     }
 
     /// Removes a server; says whether it was there.
@@ -108,7 +113,11 @@ impl Project {
     /// # Errors
     /// As [`Project::patch`].
     pub fn remove_mcp(&self, site: &Site, name: &str) -> Result<bool> {
-        self.edit(site, |document, _| Ok(document.remove(&["mcp", name])))
+        let removed = self.edit(site, |document, _| Ok(document.remove(&["mcp", name])))?;
+        if removed {
+            self.changed(site, Reason::Mcp, name, Action::Removed, &path(&site.root));
+        }
+        Ok(removed)
     }
 }
 

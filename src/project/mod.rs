@@ -3,15 +3,19 @@
 //! Knows nothing of HTTP, nor how a workspace comes to its files: it is handed a [`Site`] for each call. Every file is
 //! opened beneath the site's root, since the workload may change it at any moment.
 //!
-//! Threads: any. Locks: one site's writes (level 3); held while files are written, never while somebody is asked.
+//! Threads: any, and `project-watch` ([`watch`]). Locks: one site's writes (level 3), held while files are written, never
+//! while somebody is asked; then what was seen, a leaf.
 
 pub mod commands;
 pub mod config;
 pub mod mcp;
 pub mod plugins;
+pub mod reload;
 pub mod rules;
 pub mod skills;
+pub mod snapshot;
 pub mod trays;
+pub mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +23,9 @@ use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
+use self::reload::{Action, Reason, ReloadEvents, Trigger};
+use self::snapshot::Snapshot;
+use self::watch::Calls;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -34,6 +41,8 @@ pub struct Site {
     pub shown: String,
     /// The folder on this host, where OpenCode looks for skills above it as well; none for a container.
     pub folder: Option<PathBuf>,
+    /// What berth keeps of the workspace, outside of it.
+    pub state: PathBuf,
 }
 
 impl Site {
@@ -58,12 +67,60 @@ pub enum Scope {
 pub struct Project {
     home: PathBuf,
     writes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// What was there at the last look, of the sites that are watched.
+    seen: Mutex<HashMap<String, Snapshot>>,
+    calls: Calls,
+    /// What has changed.
+    pub events: ReloadEvents,
 }
 
 impl Project {
     /// `home` has the global files.
-    pub fn new(home: &Path) -> Project {
-        Project { home: home.to_owned(), writes: Mutex::default() }
+    pub fn new(home: &Path, events: ReloadEvents) -> Project {
+        Project {
+            home: home.to_owned(),
+            writes: Mutex::default(),
+            seen: Mutex::default(),
+            calls: Calls::new(),
+            events,
+        }
+    }
+
+    /// Has changes that others make in a workspace noticed from now on.
+    pub fn watch(&self, id: &str) {
+        self.calls.watch(id);
+    }
+
+    /// Takes a look and tells what others have changed since the last one; the first look tells nothing.
+    fn notice(&self, site: &Site) {
+        let changes = self.writing(site, || {
+            let now = snapshot::take(&site.root).0;
+            let before = lock(&self.seen).insert(site.id.clone(), now.clone());
+            Ok(before.map(|before| snapshot::changes(site, &before, &now)).unwrap_or_default())
+        });
+        for change in changes.unwrap_or_default() {
+            self.events.record(&site.id, change.reason, Some(&change));
+        }
+    }
+
+    fn unwatch(&self, id: &str) {
+        lock(&self.seen).remove(id);
+    }
+
+    /// What we have written ourselves is no news for the next look. Under the site's turn.
+    fn wrote(&self, site: &Site, path: &str) {
+        if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
+            match snapshot::stamp(&site.root, path) {
+                Some(stamp) => drop(seen.insert(path.to_owned(), stamp)),
+                None => drop(seen.remove(path)),
+            }
+        }
+    }
+
+    /// Tells of a change that we have made.
+    fn changed(&self, site: &Site, reason: Reason, name: &str, action: Action, path: &str) {
+        let trigger = Trigger { reason, name: Some(name.to_owned()), action, path: Some(site.path(path)) };
+        self.events.record(&site.id, reason, Some(&trigger));
     }
 
     /// Whoever writes into a site holds this.

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::config::path;
+use super::reload::{Action, Reason};
 use super::{Project, Scope, Site};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -107,7 +109,7 @@ impl Project {
     /// `InvalidPluginSpec`; as [`Project::patch`].
     pub fn add_plugin(&self, site: &Site, spec: &str) -> Result<bool> {
         check_spec(spec)?;
-        self.edit(site, |document, config| {
+        let added = self.edit(site, |document, config| {
             let known = entries(config);
             if known.iter().filter_map(spec_of).any(|known| essence(known) == essence(spec)) {
                 return Ok(false);
@@ -117,7 +119,11 @@ impl Project {
             }
             document.push("plugin", &json!(spec));
             Ok(true)
-        })
+        })?;
+        if added {
+            self.changed(site, Reason::Plugins, essence(spec), Action::Added, &path(&site.root));
+        }
+        Ok(added)
     }
 
     /// Removes a plugin from the configuration, whatever its version; says whether it was there.
@@ -126,7 +132,7 @@ impl Project {
     /// As [`Project::patch`].
     pub fn remove_plugin(&self, site: &Site, name: &str) -> Result<bool> {
         let other = |entry: &Value| spec_of(entry).is_none_or(|spec| essence(spec) != essence(name));
-        self.edit(site, |document, config| {
+        let removed = self.edit(site, |document, config| {
             let known = entries(config);
             if known.iter().all(other) {
                 return Ok(false);
@@ -135,7 +141,11 @@ impl Project {
                 document.set(&["plugin"], &Value::Array(known));
             }
             Ok(document.retain("plugin", other) > 0)
-        })
+        })?;
+        if removed {
+            self.changed(site, Reason::Plugins, essence(name), Action::Removed, &path(&site.root));
+        }
+        Ok(removed)
     }
 }
 

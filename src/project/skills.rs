@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::reload::{Action, Reason};
 use super::{Project, Scope, Site, read_text};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -199,12 +200,16 @@ impl Project {
     /// # Errors
     /// Those of `store::beneath`.
     pub fn put_skill(&self, site: &Site, skill: &NewSkill) -> Result<bool> {
-        self.writing(site, || {
+        let is_new = self.writing(site, || {
             let is_new = !site.root.exists(&skill.path())?;
             site.root.make_dirs(&format!("{FOLDER}/{}", skill.name))?;
             site.root.write_new(&skill.path(), skill.text.as_bytes(), 0o644)?;
+            self.wrote(site, &skill.path());
             Ok(is_new)
-        })
+        })?;
+        let action = if is_new { Action::Added } else { Action::Updated };
+        self.changed(site, Reason::Skills, &skill.name, action, &skill.path());
+        Ok(is_new)
     }
 
     /// Removes a skill of the workspace with all its files; its folder's path.
@@ -213,16 +218,19 @@ impl Project {
     /// `InvalidSkillName`, `SkillNotFound`; those of `store::exchange`.
     pub fn delete_skill(&self, site: &Site, name: &str) -> Result<String> {
         check_name(name)?;
-        self.writing(site, || {
+        let path = self.writing(site, || {
             for folder in FOLDERS {
                 let path = format!("{folder}/{name}");
                 if site.root.exists(&main_path(folder, name))? {
-                    site.root.remove_tree(&path)?;
-                    return Ok(path);
+                    let removed = site.root.remove_tree(&path);
+                    self.wrote(site, &main_path(folder, name));
+                    return removed.map(|()| path);
                 }
             }
             Err(Error::new(Code::SkillNotFound, "Skill not found").detail("name", name))
-        })
+        })?;
+        self.changed(site, Reason::Skills, name, Action::Removed, &path);
+        Ok(path)
     }
 
     fn places<'a>(&self, site: &'a Site, global: bool) -> Result<Vec<Place<'a>>> {

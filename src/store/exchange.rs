@@ -42,6 +42,14 @@ impl Root {
         Ok(done)
     }
 
+    /// A folder of the tree, only to be named (`O_PATH`).
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when there is none.
+    pub fn open_folder(&self, rel: &str) -> Result<OwnedFd> {
+        told(self.resolve(rel, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT), "open", rel)
+    }
+
     /// Whether the entry itself is a link.
     ///
     /// # Errors

@@ -50,6 +50,7 @@ mod opencode_streams;
 mod orchestrator;
 mod other_distros;
 mod project;
+mod project_events;
 mod pty;
 mod readme;
 mod resources;

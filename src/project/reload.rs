@@ -1,0 +1,275 @@
+//! Reload events: what has changed of what an agent reads, so that clients know when an engine must be reloaded. Each
+//! workspace numbers its own; numbers go on after a restart, and the last events are still there.
+//!
+//! Threads: any. Locks: the list of workspaces, then one workspace's file (level 3), then its topic.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::base::thread::lock;
+use crate::base::{At, Result, clock, limits};
+use crate::events::{Bus, Topic};
+use crate::store::file;
+
+/// What kind of thing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Reason {
+    Plugins,
+    Skills,
+    Mcp,
+    Config,
+    Agents,
+    Commands,
+}
+
+/// How.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Action {
+    Added,
+    Removed,
+    Updated,
+}
+
+/// What exactly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// What kind of thing.
+    pub reason: Reason,
+    /// Its name, if it is one thing that has one.
+    pub name: Option<String>,
+    /// What happened to it.
+    pub action: Action,
+    /// The file or folder.
+    pub path: Option<String>,
+}
+
+impl Trigger {
+    /// `type` is the reason's word for one of them.
+    fn shown(&self) -> Value {
+        let kind = match self.reason {
+            Reason::Plugins => "plugin",
+            Reason::Skills => "skill",
+            Reason::Mcp => "mcp",
+            Reason::Config => "config",
+            Reason::Agents => "agent",
+            Reason::Commands => "command",
+        };
+        let mut shown = Map::from_iter([("type".to_owned(), json!(kind))]);
+        shown.extend(self.name.iter().map(|name| ("name".to_owned(), json!(name))));
+        shown.insert("action".into(), json!(self.action));
+        shown.extend(self.path.iter().map(|path| ("path".to_owned(), json!(path))));
+        Value::Object(shown)
+    }
+}
+
+/// All workspaces' events.
+#[derive(Debug)]
+pub struct ReloadEvents {
+    folder: PathBuf,
+    bus: Arc<Bus>,
+    known: Mutex<HashMap<String, Arc<Held>>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    topic: Arc<Topic>,
+    log: Mutex<Log>,
+}
+
+/// One workspace's file: a JSON line for each event.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: Option<File>,
+    lines: usize,
+}
+
+const KIND: &str = "reload";
+
+impl ReloadEvents {
+    /// Keeps them in `folder`, and tells them on the bus.
+    pub fn new(folder: &Path, bus: Arc<Bus>) -> ReloadEvents {
+        ReloadEvents { folder: folder.to_owned(), bus, known: Mutex::default() }
+    }
+
+    /// Forgets what is kept of workspaces that are no more.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or a file not be removed.
+    pub fn forget_others(&self, ids: &[String]) -> Result<()> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.at("list", &self.folder)?,
+        };
+        for entry in entries {
+            let path = entry.at("list", &self.folder)?.path();
+            let id = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            if !ids.iter().any(|known| known == id) {
+                std::fs::remove_file(&path).at("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The topic of a workspace, to follow.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn topic(&self, id: &str) -> Result<Arc<Topic>> {
+        Ok(self.held(id)?.topic.clone())
+    }
+
+    /// What is kept of the events after number `cursor`, and the newest number.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn since(&self, id: &str, cursor: u64) -> Result<(Vec<Map<String, Value>>, u64)> {
+        let (events, last) = self.held(id)?.topic.since(cursor);
+        Ok((events.iter().map(|event| event.data.clone()).collect(), last))
+    }
+
+    /// Tells everybody. What cannot be written is told all the same, and logged.
+    pub fn record(&self, id: &str, reason: Reason, trigger: Option<&Trigger>) {
+        let held = match self.held(id) {
+            Ok(held) => held,
+            Err(error) => return log::warn!("a reload event of {id} is lost: {error}"),
+        };
+        let mut log = lock(&held.log); // LOCK: 3
+        if held.topic.has_ended() {
+            return;
+        }
+        let mut event = Map::from_iter([
+            ("id".to_owned(), json!(uuid::Uuid::new_v4())),
+            ("seq".into(), json!(held.topic.last() + 1)),
+            ("workspaceId".into(), json!(id)),
+            ("reason".into(), json!(reason)),
+        ]);
+        event.extend(trigger.map(|trigger| ("trigger".to_owned(), trigger.shown())));
+        event.insert("timestamp".into(), json!(clock::now_unix_ms()));
+        if let Err(error) = log.append(&event, &held.topic) {
+            log::warn!("a reload event of {id} will not survive a restart: {error}");
+        }
+        held.topic.publish(KIND, event);
+    }
+
+    fn held(&self, id: &str) -> Result<Arc<Held>> {
+        let mut known = lock(&self.known);
+        if let Some(held) = known.get(id) {
+            return Ok(held.clone());
+        }
+        file::create_dir_private(&self.folder)?;
+        let path = self.folder.join(format!("{id}.jsonl"));
+        let bytes = file::read_optional(&path, limits::STATE_FILE_BYTES)?.unwrap_or_default();
+        // A torn last line is from a crash; the event was told to nobody then.
+        let events: Vec<Map<String, Value>> =
+            bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        let seq = |event: &Map<String, Value>| event.get("seq").and_then(Value::as_u64).unwrap_or(0);
+        let last = events.iter().map(seq).max().unwrap_or(0);
+        // The topic numbers without gaps: what is kept is the unbroken end.
+        let unbroken = events.iter().rev().zip(0..).take_while(|(event, at)| seq(event) + at == last).count();
+        let kept = &events[events.len() - unbroken..];
+        let topic = Topic::new(last - unbroken as u64, limits::RELOAD_EVENTS);
+        for event in kept {
+            topic.publish(KIND, event.clone());
+        }
+        self.bus.put(&format!("reload/{id}"), &topic);
+        // With a first line of its own behind a torn one.
+        let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
+        let lines = if torn { limits::RELOAD_EVENTS * 2 } else { events.len() };
+        let held = Arc::new(Held { topic, log: Mutex::new(Log { path, file: None, lines }) });
+        known.insert(id.to_owned(), held.clone());
+        Ok(held)
+    }
+}
+
+impl Log {
+    /// Rewritten when half of it is old.
+    fn append(&mut self, event: &Map<String, Value>, topic: &Topic) -> Result<()> {
+        let line = |event: &Map<String, Value>| Value::Object(event.clone()).to_string() + "\n";
+        if self.lines >= limits::RELOAD_EVENTS * 2 {
+            let mut text: String = topic.since(0).0.iter().map(|event| line(&event.data)).collect();
+            text += &line(event);
+            self.file = None;
+            file::write_atomic(&self.path, text.as_bytes(), 0o600)?;
+            self.lines = topic.since(0).0.len() + 1;
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                use std::os::unix::fs::OpenOptionsExt;
+                let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path);
+                none.insert(opened.at("open", &self.path)?)
+            }
+        };
+        self.lines += 1;
+        file.write_all(line(event).as_bytes()).and_then(|()| file.sync_data()).at("write", &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    fn seqs(events: &ReloadEvents, cursor: u64) -> Vec<u64> {
+        events.since("ws", cursor).unwrap().0.iter().map(|event| event["seq"].as_u64().unwrap()).collect()
+    }
+
+    #[test]
+    fn numbers_go_on_after_a_restart() {
+        let dir = Scratch::new();
+        let open = || ReloadEvents::new(&dir.join("reload"), Arc::default());
+        let events = open();
+        assert_eq!(events.since("ws", 0).unwrap(), (vec![], 0));
+        for _ in 0..3 {
+            events.record("ws", Reason::Skills, None);
+        }
+        events.record("other", Reason::Mcp, None);
+        assert_eq!((seqs(&events, 0), seqs(&events, 2)), (vec![1, 2, 3], vec![3]));
+        let again = open();
+        assert_eq!(again.since("ws", 0).unwrap(), events.since("ws", 0).unwrap());
+        again.record("ws", Reason::Config, None);
+        assert_eq!(seqs(&open(), 2), [3, 4]);
+        open().forget_others(&["ws".into()]).unwrap();
+        assert_eq!((seqs(&open(), 0).len(), open().since("other", 0).unwrap().1), (4, 0));
+    }
+
+    #[test]
+    fn the_file_and_what_is_kept_are_bounded() {
+        let dir = Scratch::new();
+        let open = || ReloadEvents::new(&dir, Arc::default());
+        let events = open();
+        let count = limits::RELOAD_EVENTS as u64 * 5;
+        for _ in 0..count {
+            events.record("ws", Reason::Commands, None);
+        }
+        let kept: Vec<u64> = (count + 1 - limits::RELOAD_EVENTS as u64..=count).collect();
+        assert_eq!(seqs(&events, 0), kept);
+        assert_eq!(seqs(&open(), 0), kept);
+        let text = std::fs::read_to_string(dir.join("ws.jsonl")).unwrap();
+        assert!(text.lines().count() <= limits::RELOAD_EVENTS * 2);
+    }
+
+    #[test]
+    fn a_torn_line_is_no_event() {
+        let dir = Scratch::new();
+        ReloadEvents::new(&dir, Arc::default()).record("ws", Reason::Commands, None);
+        let mut file = OpenOptions::new().append(true).open(dir.join("ws.jsonl")).unwrap();
+        file.write_all(b"{\"seq\":2,\"re").unwrap();
+        let again = ReloadEvents::new(&dir, Arc::default());
+        assert_eq!(seqs(&again, 0), [1]);
+        again.record("ws", Reason::Commands, None);
+        assert_eq!(seqs(&ReloadEvents::new(&dir, Arc::default()), 0), [1, 2]);
+    }
+}

@@ -1,0 +1,250 @@
+//! Notices what others change of what an agent reads in a workspace. inotify(7) only says that it is worth looking: what
+//! has changed is found by comparing two looks, so that nothing is told twice, nothing is missed when the kernel's queue
+//! overflows, and what berth has written itself is no news.
+//!
+//! Thread: `project-watch`. Locks: the list of those to begin with, a leaf; one site's writes (level 3) while it looks,
+//! so that it never sees half of our own write. Watches are bounded, for all and for each; a watch is set on a folder
+//! that was opened beneath its root, so none is ever set outside. Nothing of a site is kept open between two looks.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+
+use super::snapshot::{self, matters_on_top};
+use super::{Project, Site};
+use crate::base::thread::{self, JoinOnDrop, lock};
+use crate::base::{At, Result, limits};
+use crate::proc::bell::{Bell, Bells, Woken};
+
+/// Who knows how to come to a workspace's files.
+pub trait Sites: Send + Sync {
+    /// A workspace's files; `None` when there is no such workspace, or nothing of it yet.
+    fn open(&self, id: &str) -> Option<Site>;
+}
+
+/// What others tell the watching thread.
+#[derive(Debug)]
+pub(super) struct Calls {
+    new: Mutex<HashSet<String>>,
+    asked: Mutex<HashSet<String>>,
+    ends: AtomicBool,
+    bells: Bells,
+}
+
+impl Calls {
+    pub(super) fn new() -> Calls {
+        Calls {
+            new: Mutex::default(),
+            asked: Mutex::default(),
+            ends: AtomicBool::new(false),
+            bells: Bells::default(),
+        }
+    }
+
+    /// Has a workspace watched from now on, if it is not yet.
+    pub(super) fn watch(&self, id: &str) {
+        let is_new = {
+            let mut asked = lock(&self.asked);
+            asked.len() < limits::WORKSPACES && !asked.contains(id) && asked.insert(id.to_owned())
+        };
+        if is_new {
+            lock(&self.new).insert(id.to_owned());
+            self.bells.ring();
+        }
+    }
+
+    /// One that is not watched any more may be asked for again.
+    fn forget(&self, id: &str) {
+        lock(&self.asked).remove(id);
+    }
+}
+
+/// The watching, until this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    project: Weak<Project>,
+    _thread: JoinOnDrop,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(project) = self.project.upgrade() {
+            project.calls.ends.store(true, Ordering::SeqCst);
+            project.calls.bells.ring();
+        }
+    }
+}
+
+/// What happens in a folder that is worth a look.
+const WORTH: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ONLYDIR);
+
+struct Watcher {
+    project: Arc<Project>,
+    sites: Arc<dyn Sites>,
+    inotify: OwnedFd,
+    /// Whose folder, and whether it is the workspace's own.
+    watches: HashMap<i32, (String, bool)>,
+    /// When to look.
+    due: BTreeMap<String, Instant>,
+    /// A host without free watches is told of once.
+    warned: bool,
+}
+
+/// Begins to watch.
+///
+/// # Errors
+/// When the kernel has no inotify left for this user, or no thread.
+pub fn start(project: &Arc<Project>, sites: Arc<dyn Sites>) -> Result<Watch> {
+    let inotify =
+        inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("watch", "files (inotify)")?;
+    let watcher = Watcher {
+        project: project.clone(),
+        sites,
+        inotify,
+        watches: HashMap::new(),
+        due: BTreeMap::new(),
+        warned: false,
+    };
+    let bell = Bell::new()?;
+    project.calls.bells.add(&bell);
+    let body = move || {
+        if let Err(error) = watcher.run(&bell) {
+            log::error!("changes by hand are not noticed any more: {error}");
+        }
+    };
+    let thread = thread::spawn("project-watch".into(), limits::STACK, body)?;
+    Ok(Watch { project: Arc::downgrade(project), _thread: thread })
+}
+
+impl Watcher {
+    fn run(mut self, bell: &Bell) -> Result<()> {
+        loop {
+            bell.arm();
+            if self.project.calls.ends.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let new = std::mem::take(&mut *lock(&self.project.calls.new));
+            new.iter().for_each(|id| self.look(id));
+            let now = Instant::now();
+            let due: Vec<String> =
+                self.due.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+            for id in due {
+                self.due.remove(&id);
+                self.look(&id);
+            }
+            let forever = now + Duration::from_secs(3600);
+            let deadline = self.due.values().min().copied().unwrap_or(forever);
+            if bell.wait(Some((self.inotify.as_fd(), PollFlags::IN)), deadline)? == Woken::Other {
+                self.read()?;
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+        let inotify = self.inotify.try_clone().at("watch", "files")?;
+        let mut reader = Reader::new(&inotify, &mut buffer);
+        loop {
+            let event = match reader.next() {
+                Ok(event) => event,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno).at("read", "changes"),
+            };
+            let soon = Instant::now() + limits::RELOAD_DEBOUNCE;
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                let all: Vec<String> = self.watches.values().map(|(id, _)| id.clone()).collect();
+                self.due.extend(all.into_iter().map(|id| (id, soon)));
+                continue;
+            }
+            let Some((id, top)) = self.watches.get(&event.wd()).cloned() else { continue };
+            if event.events().intersects(ReadFlags::IGNORED | ReadFlags::UNMOUNT) {
+                self.watches.remove(&event.wd());
+                if top && event.events().contains(ReadFlags::UNMOUNT) {
+                    // Looking would mount it again; the next call that needs the files begins anew.
+                    self.forget(&id);
+                }
+                continue;
+            }
+            let name = event.file_name().and_then(|name| name.to_str().ok());
+            let itself = event.events().intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF);
+            if itself || !top || name.is_some_and(matters_on_top) {
+                // From the first change on: who writes all the time is told of all the same.
+                self.due.entry(id).or_insert(soon);
+            }
+        }
+    }
+
+    /// Compares what is there with what was there, and watches the folders that are there now.
+    fn look(&mut self, id: &str) {
+        let Some(site) = self.sites.open(id) else { return self.forget(id) };
+        // First the watches, then the look: what happens in between is looked at again.
+        let (_, folders) = snapshot::take(&site.root);
+        let before: HashSet<i32> = self.of(id).collect();
+        let mut now = HashSet::new();
+        for folder in folders.iter().take(limits::WATCHES_EACH) {
+            now.extend(self.add(&site, folder));
+        }
+        for gone in before.difference(&now) {
+            self.watches.remove(gone);
+            let _ = inotify::remove_watch(&self.inotify, *gone);
+        }
+        self.project.notice(&site);
+    }
+
+    fn add(&mut self, site: &Site, folder: &str) -> Option<i32> {
+        // An open folder of the tree, by way of our own /proc: the kernel cannot be led elsewhere.
+        let fd = site.root.open_folder(folder).ok()?;
+        let known = self.watches.len();
+        let added = if known >= limits::WATCHES_ALL {
+            Err(Errno::NOSPC)
+        } else {
+            inotify::add_watch(&self.inotify, format!("/proc/self/fd/{}", fd.as_raw_fd()), WORTH)
+        };
+        match added {
+            Ok(wd) => {
+                self.watches.insert(wd, (site.id.clone(), folder.is_empty()));
+                Some(wd)
+            }
+            Err(errno) => {
+                if errno == Errno::NOSPC && !self.warned {
+                    self.warned = true;
+                    log::warn!(
+                        "Changes by hand are not noticed in all workspaces: {known} folders are watched, and the kernel \
+                         or berth allows no more (sysctl fs.inotify.max_user_watches)"
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    fn of<'a>(&'a self, id: &'a str) -> impl Iterator<Item = i32> + 'a {
+        self.watches.iter().filter(move |(_, (other, _))| other == id).map(|(wd, _)| *wd)
+    }
+
+    fn forget(&mut self, id: &str) {
+        let gone: Vec<i32> = self.of(id).collect();
+        for wd in gone {
+            self.watches.remove(&wd);
+            let _ = inotify::remove_watch(&self.inotify, wd);
+        }
+        self.due.remove(id);
+        self.project.unwatch(id);
+        self.project.calls.forget(id);
+    }
+}
