@@ -541,10 +541,10 @@ fn a_container_has_it_all_too() {
     let made =
         client.post(200, &format!("{base}/skills"), json!({"name": "s", "content": "x", "description": "d"}));
     assert_eq!(made["path"], "/.opencode/skills/s/SKILL.md", "as it is called inside");
-    let said = place.sh("stat -c '%u %g %a %n' /opencode.jsonc /.opencode/commands/c.md /.opencode/skills/s/SKILL.md /.opencode");
+    let said = place.sh("stat -c '%u %g %a %n' /opencode.json /.opencode/commands/c.md /.opencode/skills/s/SKILL.md /.opencode");
     assert_eq!(
         said,
-        "0 0 644 /opencode.jsonc\n0 0 644 /.opencode/commands/c.md\n0 0 644 /.opencode/skills/s/SKILL.md\n0 0 755 /.opencode\n"
+        "0 0 644 /opencode.json\n0 0 644 /.opencode/commands/c.md\n0 0 644 /.opencode/skills/s/SKILL.md\n0 0 755 /.opencode\n"
     );
     place.sh(
         "ln -s /etc/shadow /.opencode/commands/leak.md; echo '{\"model\": \"in/side\"}' > /opencode.jsonc",
