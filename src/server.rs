@@ -164,7 +164,7 @@ pub fn run(settings: Settings) -> Result<()> {
         doctor: doctor.clone(),
         credentials,
         approval: settings.approval,
-        approvals: Approvals::new(settings.approval.timeout)?,
+        approvals: Approvals::new(settings.approval.timeout, bus.topic("approvals"))?,
         audit: Audit::open(&settings.data_dir)?,
         read_only: settings.read_only,
         cors_origins: settings.cors_origins.clone(),

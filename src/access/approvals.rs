@@ -9,11 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Actor;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, Result, clock, limits};
+use crate::events::Topic;
 use crate::proc::Cancel;
 
 /// What the person is shown.
@@ -70,10 +72,10 @@ struct State {
     closed: bool,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    feed: Arc<Topic>,
 }
 
 /// All that wait.
@@ -84,12 +86,13 @@ pub struct Approvals {
 }
 
 impl Approvals {
-    /// None wait yet. `timeout`: how long each may.
+    /// None wait yet. `timeout`: how long each may. `feed` is told `asked`, with what the person is shown, and `ended`, with
+    /// how: `allowed`, `denied`, `timeout`, `gone` (its client hung up), `withdrawn` (its token ended) or `shutdown`.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn new(timeout: Duration) -> Result<Approvals> {
-        let shared = Arc::new(Shared::default());
+    pub fn new(timeout: Duration, feed: Arc<Topic>) -> Result<Approvals> {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), feed });
         let timer = spawn("approvals".into(), limits::STACK, {
             let shared = shared.clone();
             move || keep_deadlines(&shared)
@@ -105,7 +108,14 @@ impl Approvals {
         let refused = {
             let mut state = lock(&self.shared.state);
             let same = |waiting: &&Waiting| waiting.asked.actor.token_hash == asked.actor.token_hash;
-            state.waiting.retain(|_, waiting| !waiting.gone.is_cancelled());
+            let left: Vec<u64> = state
+                .waiting
+                .iter()
+                .filter(|(_, waiting)| waiting.gone.is_cancelled())
+                .map(|(number, _)| *number)
+                .collect();
+            let left: Vec<_> = left.iter().filter_map(|number| state.waiting.remove(number)).collect();
+            left.iter().for_each(|waiting| self.shared.tell_end(&waiting.asked, "gone"));
             if state.closed {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
             } else if state.waiting.len() >= limits::APPROVALS
@@ -122,6 +132,7 @@ impl Approvals {
                 );
                 state.number += 1;
                 let (number, deadline) = (state.number, Instant::now() + self.timeout);
+                self.shared.tell("asked", json!({ "approval": asked }));
                 state.waiting.insert(number, Waiting { asked, deadline, gone, step });
                 self.shared.changed.notify_all();
                 return;
@@ -151,10 +162,10 @@ impl Approvals {
     /// # Errors
     /// `ApprovalNotFound` for one that is not waiting: unknown, answered, timed out, or its client has gone.
     pub fn answer(&self, id: &str, allow: bool, by: &Actor) -> Result<()> {
-        let Some(waiting) = self.take(id).filter(|waiting| !waiting.gone.is_cancelled()) else {
+        let word = if allow { "allowed" } else { "denied" };
+        let Some(waiting) = self.take(id, word).filter(|waiting| !waiting.gone.is_cancelled()) else {
             return Err(not_found());
         };
-        let word = if allow { "allowed" } else { "denied" };
         log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.asked.summary);
         let verdict = if allow { Ok(()) } else { Err(denied(id, "denied")) };
         (waiting.step)(verdict);
@@ -163,16 +174,24 @@ impl Approvals {
 
     /// Takes one back: its client is told `why`, and nobody can allow it any more.
     pub fn withdraw(&self, id: &str, why: Error) {
-        if let Some(waiting) = self.take(id) {
+        if let Some(waiting) = self.take(id, "withdrawn") {
             (waiting.step)(Err(why));
         }
     }
 
-    fn take(&self, id: &str) -> Option<Waiting> {
+    /// Where the feed goes.
+    pub fn feed(&self) -> &Arc<Topic> {
+        &self.shared.feed
+    }
+
+    fn take(&self, id: &str, end: &'static str) -> Option<Waiting> {
         let mut state = lock(&self.shared.state);
         let number =
             state.waiting.iter().find(|(_, waiting)| waiting.asked.id == id).map(|(number, _)| *number);
-        number.and_then(|number| state.waiting.remove(&number))
+        let waiting = number.and_then(|number| state.waiting.remove(&number))?;
+        let end = if waiting.gone.is_cancelled() { "gone" } else { end };
+        self.shared.tell_end(&waiting.asked, end);
+        Some(waiting)
     }
 
     /// Tells all that wait that the server ends; nobody can ask any more.
@@ -184,6 +203,7 @@ impl Approvals {
             std::mem::take(&mut state.waiting)
         };
         for waiting in left.into_values() {
+            self.shared.tell_end(&waiting.asked, "shutdown");
             (waiting.step)(Err(Error::new(Code::ShuttingDown, "The server is shutting down")));
         }
         let timer = lock(&self.timer).take();
@@ -194,6 +214,22 @@ impl Approvals {
 impl Drop for Approvals {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl Shared {
+    /// Under the lock, so that the feed has everything in the order in which it happened.
+    fn tell(&self, kind: &'static str, data: Value) {
+        if let Value::Object(data) = data {
+            self.feed.publish(kind, data);
+        }
+    }
+
+    fn tell_end(&self, asked: &Asked, end: &'static str) {
+        self.tell(
+            "ended",
+            json!({ "approvalId": asked.id, "workspaceId": asked.workspace_id, "reason": end }),
+        );
     }
 }
 
@@ -217,8 +253,14 @@ fn keep_deadlines(shared: &Shared) {
             .map(|(number, _)| *number)
             .collect();
         let late: Vec<Waiting> = late.iter().filter_map(|number| state.waiting.remove(number)).collect();
+        for waiting in &late {
+            let gone = waiting.gone.is_cancelled();
+            shared.tell_end(&waiting.asked, if gone { "gone" } else { "timeout" });
+        }
         if late.is_empty() {
-            let next = state.waiting.values().map(|waiting| waiting.deadline).min();
+            // Nobody calls here when a client goes: whoever follows the feed should learn of it all the same.
+            let next =
+                state.waiting.values().map(|waiting| waiting.deadline.min(now + limits::APPROVAL_LOOK)).min();
             let patience = next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
             state = shared.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
             continue;
@@ -239,6 +281,7 @@ mod tests {
 
     use super::*;
     use crate::access::Scope;
+    use crate::events::{Bus, Next};
 
     fn ask(approvals: &Approvals, token: &str) -> (Cancel, mpsc::Receiver<Result<()>>) {
         let (told, verdict) = mpsc::channel();
@@ -249,13 +292,52 @@ mod tests {
         (gone, verdict)
     }
 
+    fn approvals(timeout: Duration) -> Approvals {
+        Approvals::new(timeout, Bus::default().topic("approvals")).unwrap()
+    }
+
+    #[test]
+    fn the_feed_tells_each_question_and_each_end() {
+        let approvals = approvals(Duration::from_millis(300));
+        let mut feed = approvals.feed().follow(None).unwrap();
+        let mut next = |reason: Option<&str>| {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                match feed.read_next() {
+                    Next::Event(event) => {
+                        assert_eq!(event.kind, if reason.is_some() { "ended" } else { "asked" });
+                        assert_eq!(event.data.get("reason").and_then(Value::as_str), reason);
+                        return;
+                    }
+                    _ => drop(feed.wait(None, deadline).unwrap()),
+                }
+                assert!(Instant::now() < deadline);
+            }
+        };
+        let asked: Vec<_> = (0..4).map(|_| ask(&approvals, "t")).collect();
+        (0..4).for_each(|_| next(None));
+        let ids: Vec<String> = approvals.list().into_iter().map(|asked| asked.id).collect();
+        approvals.answer(&ids[0], true, &owner()).unwrap();
+        next(Some("allowed"));
+        approvals.withdraw(&ids[1], not_found());
+        next(Some("withdrawn"));
+        asked[2].0.cancel();
+        // Both are late at the same time.
+        next(Some("gone"));
+        next(Some("timeout"));
+        let _more = ask(&approvals, "t");
+        next(None);
+        approvals.close();
+        next(Some("shutdown"));
+    }
+
     fn owner() -> Actor {
         Actor::host("h".into(), None)
     }
 
     #[test]
     fn an_answer_is_good_once() {
-        let approvals = Approvals::new(Duration::from_secs(60)).unwrap();
+        let approvals = approvals(Duration::from_secs(60));
         let (_gone, verdict) = ask(&approvals, "t");
         let id = approvals.list()[0].id.clone();
         approvals.answer(&id, true, &owner()).unwrap();
@@ -269,7 +351,7 @@ mod tests {
 
     #[test]
     fn who_has_gone_is_never_served_and_silence_is_a_no() {
-        let approvals = Approvals::new(Duration::from_millis(50)).unwrap();
+        let approvals = approvals(Duration::from_millis(50));
         let (gone, _verdict) = ask(&approvals, "t");
         let id = approvals.list()[0].id.clone();
         gone.cancel();
@@ -282,7 +364,7 @@ mod tests {
 
     #[test]
     fn no_token_fills_the_list_and_the_end_is_told() {
-        let approvals = Approvals::new(Duration::from_secs(60)).unwrap();
+        let approvals = approvals(Duration::from_secs(60));
         let asked: Vec<_> = (0..limits::APPROVALS_PER_TOKEN).map(|_| ask(&approvals, "t")).collect();
         let (_gone, verdict) = ask(&approvals, "t");
         assert_eq!(verdict.recv().unwrap().unwrap_err().code(), Code::TooManyPending);

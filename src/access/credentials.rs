@@ -210,7 +210,7 @@ impl Credentials {
         match self.tokens.find(&actor.token_hash) {
             Some(token) => named(&token),
             None if actor.is_scoped => format!("a {} token that was revoked", actor.scope.as_str()),
-            None => "the client token, a collaborator".to_owned(),
+            None => "the client token (a collaborator's)".to_owned(),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! `/approvals`: what waits for a person, and the person's answer.
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, json};
 
-use super::{Ctx, reach};
+use super::{Ctx, reach, topic};
 use crate::access::approvals::{Asked, not_found};
 use crate::access::audit::Draft;
 use crate::base::{Error, Result, limits};
@@ -43,4 +43,10 @@ pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let by = request.actor().ok_or_else(|| Error::internal("an answer of nobody"))?;
     ctx.approvals.answer(&id, allow, by)?;
     Ok(Answer::Now(Response::ok(&json!({ "ok": true, "allowed": allow }))))
+}
+
+/// `GET /approvals/events`: what waits now (`pending`), then each `asked` and `ended`.
+pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let pending = || ("pending", Map::from_iter([("items".to_owned(), json!(ctx.approvals.list()))]));
+    topic::stream_from_now(ctx, request, ctx.approvals.feed(), pending)
 }

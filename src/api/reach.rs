@@ -24,17 +24,9 @@ pub enum Reach {
     Refused,
 }
 
-/// Routes that name no workspace and are safe.
-const FILTERED: &[&str] = &[
-    "/status",
-    "/capabilities",
-    "/whoami",
-    "/workspaces",
-    "/approvals",
-    "/approvals/:id",
-    "/approvals/events",
-    "/api/doctor",
-];
+/// Routes that name no workspace and are safe. The feed of approvals is not: it tells everybody the same.
+const FILTERED: &[&str] =
+    &["/status", "/capabilities", "/whoami", "/workspaces", "/approvals", "/approvals/:id", "/api/doctor"];
 
 /// How a route names its workspace.
 pub fn of(route: &Route<Ctx>) -> Reach {

@@ -119,6 +119,15 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Post, "/tokens", Auth::Host, Gate::Open, tokens::create),
     write(Delete, "/tokens/:id", Auth::Host, Gate::Open, tokens::delete),
     read("/approvals", Auth::Host, approvals::list),
+    Route {
+        method: Get,
+        pattern: "/approvals/events",
+        auth: Auth::Host,
+        gate: Gate::Open,
+        effect: Effect::Read,
+        class: Class::Stream,
+        handler: approvals::events,
+    },
     // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
     Route {
         method: Post,

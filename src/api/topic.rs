@@ -15,36 +15,66 @@ use crate::http::stream::StreamBody;
 use crate::http::{Answer, Method, Request, Response};
 use crate::proc::bell::Woken;
 
+/// What comes first on a fresh stream.
+type Opening = (&'static str, Map<String, Value>);
+
 /// Streams the topic: what is kept of it behind `Last-Event-ID` (or `?since=`), or all of that without, then what
 /// happens, as SSE or with `?stream=ndjson`. `opening` is an event of number 0 that comes first, on a fresh stream only.
 ///
 /// # Errors
 /// `InvalidRequest` for an id that is no number; `Busy`.
-pub fn stream(
+pub fn stream(ctx: &Ctx, request: &Request, topic: &Arc<Topic>, opening: Option<Opening>) -> Result<Answer> {
+    let cursor = cursor(request)?;
+    let opening = opening.filter(|_| cursor.is_none());
+    start(ctx, request, topic.follow_kept(cursor)?, opening.map(|opening| (0, opening)))
+}
+
+/// The same for a topic whose past says less than `state`, which tells how things stand: it opens a fresh stream, and what
+/// happens from then on follows.
+///
+/// # Errors
+/// As above.
+pub fn stream_from_now(
     ctx: &Ctx,
     request: &Request,
     topic: &Arc<Topic>,
-    opening: Option<(&'static str, Map<String, Value>)>,
+    state: impl FnOnce() -> Opening,
 ) -> Result<Answer> {
-    let format = Format::asked(request)?.unwrap_or(Format::Sse);
+    let cursor = cursor(request)?;
+    // Followed before it is looked at, so that nothing happens in between: it may be told twice, never not at all.
+    let follower = topic.follow(cursor)?;
+    // A client that comes back with this number misses nothing.
+    let opening = cursor.is_none().then(|| (follower.at(), state()));
+    start(ctx, request, follower, opening)
+}
+
+fn cursor(request: &Request) -> Result<Option<u64>> {
     let id = request.header("Last-Event-ID").map(str::to_owned).or_else(|| request.query("since"));
-    let cursor = match id.as_deref().filter(|id| !id.is_empty()).map(|id| id.parse::<u64>().map_err(|_| id)) {
-        None => None,
-        Some(Ok(cursor)) => Some(cursor),
+    match id.as_deref().filter(|id| !id.is_empty()).map(|id| id.parse::<u64>().map_err(|_| id)) {
+        None => Ok(None),
+        Some(Ok(cursor)) => Ok(Some(cursor)),
         Some(Err(id)) => {
             let message =
                 format!("Last-Event-ID is the id of an event, a number, not '{}'", id.escape_debug());
-            return Err(Error::new(Code::InvalidRequest, message));
+            Err(Error::new(Code::InvalidRequest, message))
         }
-    };
+    }
+}
+
+fn start(
+    ctx: &Ctx,
+    request: &Request,
+    follower: Follower,
+    opening: Option<(u64, Opening)>,
+) -> Result<Answer> {
+    let format = Format::asked(request)?.unwrap_or(Format::Sse);
     if request.method() == Method::Head {
         return Ok(Answer::Now(super::runs::streamed(Response::empty(200), format)));
     }
     let mut out = format.opening().to_vec();
-    if let Some((kind, data)) = opening.filter(|_| cursor.is_none()) {
-        format.write(&mut out, kind, "0", data);
+    if let Some((number, (kind, data))) = opening {
+        format.write(&mut out, kind, &number.to_string(), data);
     }
-    let follower = topic.follow_kept(cursor)?;
     let place = ctx.stream_place()?;
     let ticket =
         ctx.tickets.deposit(move |socket, _| place.run(move || follow(socket, follower, format, out)))?;

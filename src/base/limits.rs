@@ -399,6 +399,13 @@ pub const AUDIT_SHOWN: usize = 50;
 /// The most that are shown, as observed.
 pub const AUDIT_SHOWN_MOST: usize = 200;
 
+/// How long `berth status` and `berth approvals` wait for an answer.
+pub const CLI_ANSWER: Duration = Duration::from_secs(15);
+/// `berth approvals watch` opens its stream anew after so long, in case the server's machine has gone without a word.
+pub const CLI_STREAM: Duration = Duration::from_secs(120);
+/// Largest answer that they read.
+pub const CLI_ANSWER_BYTES: u64 = 8 << 20;
+
 /// Scoped tokens; a person with more of them has a script that forgets to revoke.
 pub const TOKENS: usize = 1000;
 /// Largest token store: that many tokens with long labels and lists take half of it.
@@ -418,6 +425,8 @@ pub const CLOCK_TICK: Duration = Duration::from_millis(20);
 pub const APPROVALS: usize = 128;
 /// Those of one token, so that one confused agent leaves room for the others.
 pub const APPROVALS_PER_TOKEN: usize = 16;
+/// So often it is looked whether the clients of those that wait are still there, for who follows the feed.
+pub const APPROVAL_LOOK: Duration = Duration::from_secs(1);
 /// What of a body the person who approves is shown.
 pub const APPROVAL_SUMMARY_CHARS: usize = 400;
 /// How long `ip` or `nft` may take; they ask the kernel one question.

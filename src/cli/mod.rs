@@ -1,9 +1,12 @@
 //! The command line: which subcommand, what it prints, which exit code. One file a subcommand; what flags mean is
 //! `config`'s business. Runs on the main thread.
 
+pub mod approvals;
+mod client;
 pub mod doctor;
 pub mod serve;
 pub mod setup;
+pub mod status;
 pub mod token;
 
 use std::ffi::OsString;
@@ -24,6 +27,11 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth token make [FLAGS]   make them first where there are none
        berth doctor [FLAGS]       show what this machine can do and what is missing, as --json too; takes the
                                   flags of serve; ends with 1 when container workspaces cannot work
+       berth status [FLAGS]       whether a running server, and an OpenCode, answer; ends with 1 when one does not
+       berth approvals list [FLAGS]
+       berth approvals reply ID --allow [FLAGS]     or --deny
+       berth approvals watch [FLAGS]
+                                  what waits for a person, the person's answer, and what happens meanwhile
        berth help                 print this
        berth agent, enclose, keeper, probe   what berth starts for itself; not for people
 
@@ -81,6 +89,14 @@ Commands and containers
   --keyring NAME=FILE        keyring (for arch-linux: pacman's gnupg folder) of its archive; repeatable
   --setup                    first install what container workspaces need and is missing (apt-get, dnf, pacman)
   --yes                      do not ask before that
+
+Status and approvals
+  --openwork-url URL         the server [http://127.0.0.1:8787]; OPENWORK_URL, OPENWORK_SERVER_URL
+  --host-token TOKEN         better use OPENWORK_HOST_TOKEN [the one kept in --data-dir]
+  --opencode-url URL         an OpenCode whose status is wanted as well
+  --json                     say it as JSON
+  --allow                    let the write happen
+  --deny                     do not
 
 Log and the rest
   --log-format FORMAT        pretty or json [pretty]
@@ -173,14 +189,17 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("serve") => serve::run(&words[1..]),
         Some("token") => token::run(&words[1..]),
         Some("doctor") => doctor::run(&words[1..]),
+        Some("approvals") => approvals::run(&words[1..]),
+        Some("status") => status::run(&words[1..]),
         // A single thread, as the agent: a probe forks.
         Some("probe") => Ok(probe::child::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
         Some("enclose") => Ok(enclose::main(&words[1..])),
         Some("help") => Ok(help()),
-        Some(word) if !word.starts_with('-') => {
-            Err(Error::config(word, "unknown subcommand; there are serve, doctor, token and help"))
-        }
+        Some(word) if !word.starts_with('-') => Err(Error::config(
+            word,
+            "unknown subcommand; there are serve, doctor, token, approvals, status and help",
+        )),
         _ => serve::run(&words),
     }
 }
@@ -204,14 +223,18 @@ fn print(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ServeArgs;
+    use crate::config::{ClientArgs, ServeArgs};
 
     #[test]
     fn help_has_every_flag_and_every_variable() {
-        for flag in ServeArgs::flags() {
+        for flag in ServeArgs::flags().chain(ClientArgs::flags()) {
             assert!(HELP.contains(&format!("  {flag} ")), "{flag} is not in the help text");
         }
-        let readers = concat!(include_str!("../config/resolve.rs"), include_str!("../config/sources.rs"));
+        let readers = concat!(
+            include_str!("../config/resolve.rs"),
+            include_str!("../config/client.rs"),
+            include_str!("../config/sources.rs")
+        );
         let names = readers.split('"').filter(|word| {
             ["OPENWORK_", "OPENWRK_", "BERTH_"].iter().any(|start| word.starts_with(start))
                 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')

@@ -163,6 +163,36 @@ pub struct TokenArgs {
     pub data_dir: Option<String>,
 }
 
+/// The flags of `berth approvals` and `berth status`, which speak to a running server.
+#[derive(Default, FromArgs)]
+#[argh(description = "Speaks to a server.")]
+pub struct ClientArgs {
+    /// configuration file
+    #[argh(option)]
+    pub config: Option<String>,
+    /// where all state lies
+    #[argh(option)]
+    pub data_dir: Option<String>,
+    /// the server
+    #[argh(option)]
+    pub openwork_url: Option<String>,
+    /// its host token
+    #[argh(option)]
+    pub host_token: Option<String>,
+    /// an OpenCode to look at as well
+    #[argh(option)]
+    pub opencode_url: Option<String>,
+    /// say it as JSON
+    #[argh(switch)]
+    pub json: bool,
+    /// let it happen
+    #[argh(switch)]
+    pub allow: bool,
+    /// do not
+    #[argh(switch)]
+    pub deny: bool,
+}
+
 /// How often a flag may stand on a command line, and whether a value follows it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -220,6 +250,17 @@ const SERVE: &[(&str, Kind)] = &[
     ("--yes", Switch),
 ];
 
+const CLIENT: &[(&str, Kind)] = &[
+    ("--config", Once),
+    ("--data-dir", Once),
+    ("--openwork-url", Once),
+    ("--host-token", Once),
+    ("--opencode-url", Once),
+    ("--json", Switch),
+    ("--allow", Switch),
+    ("--deny", Switch),
+];
+
 const TOKEN: &[(&str, Kind)] = &[("--config", Once), ("--data-dir", Once)];
 
 impl ServeArgs {
@@ -234,6 +275,21 @@ impl ServeArgs {
     /// The names of all flags.
     pub fn flags() -> impl Iterator<Item = &'static str> {
         SERVE.iter().map(|(name, _)| *name)
+    }
+}
+
+impl ClientArgs {
+    /// Reads the arguments after `status` or `approvals list`.
+    ///
+    /// # Errors
+    /// As [`ServeArgs::parse`].
+    pub fn parse(args: &[String]) -> Result<Parsed<ClientArgs>> {
+        parse(args, CLIENT)
+    }
+
+    /// The names of all flags.
+    pub fn flags() -> impl Iterator<Item = &'static str> {
+        CLIENT.iter().map(|(name, _)| *name)
     }
 }
 

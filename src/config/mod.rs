@@ -3,9 +3,10 @@
 //!
 //! Reading order: `args` (raw flags) · `file` (`server.json`) · `sources` (flag > environment > file; the only reader
 //! of the environment) · `values` (the rules for one value) · `proxy` (those of the way to
-//! OpenCode) · `resolve` (all settings, with their defaults).
+//! OpenCode) · `resolve` (all settings, with their defaults) · `client` (what the commands that call a server need).
 
 pub mod args;
+pub mod client;
 mod containers;
 pub mod file;
 mod proxy;
@@ -16,6 +17,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use args::{Parsed, ServeArgs, TokenArgs};
+pub use args::{ClientArgs, Parsed, ServeArgs, TokenArgs};
+pub use client::{ClientPlan, resolve_client};
 pub use resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
 pub use sources::{Lookup, process_env};

@@ -169,7 +169,8 @@ impl<C> Table<C> {
         let method = if request.method() == Method::Head { Method::Get } else { request.method() };
         let mut others: Vec<&str> = Vec::new();
         let mut found = None;
-        let path: Vec<&str> = request.path().split('/').collect();
+        let Some(path) = unmounted(request.path()) else { return Ok(Match::Nothing) };
+        let path: Vec<&str> = path.split('/').collect();
         for row in self.fitting(&path) {
             if row.route.method == method {
                 found = Some((row.route, row.params(&path)));
@@ -187,13 +188,23 @@ impl<C> Table<C> {
 
     /// The rows to which a path belongs, whatever their methods.
     pub fn rows(&self, path: &str) -> Vec<&'static Route<C>> {
-        let path: Vec<&str> = path.split('/').collect();
+        let path: Vec<&str> = unmounted(path).unwrap_or_default().split('/').collect();
         self.fitting(&path).map(|row| row.route).collect()
     }
 
     fn fitting<'a>(&'a self, path: &'a [&str]) -> impl Iterator<Item = &'a Row<C>> {
         self.by_length.get(path.len()).into_iter().flatten().chain(&self.open).filter(|row| row.fits(path))
     }
+}
+
+/// `/w/ID/workspace/ID/…` is another name of `/workspace/ID/…`; `None` when the two ids differ: there is no such path.
+fn unmounted(path: &str) -> Option<&str> {
+    let Some((mount, rest)) = path.strip_prefix("/w/").and_then(|rest| rest.split_once('/')) else {
+        return Some(path);
+    };
+    let Some(named) = rest.strip_prefix("workspace/") else { return Some(path) };
+    let id = named.split('/').next().unwrap_or_default();
+    (decode(id)? == decode(mount)?).then(|| &path["/w/".len() + mount.len()..])
 }
 
 impl<C> Row<C> {
@@ -263,6 +274,14 @@ mod tests {
         };
         assert_eq!(params("/a/x%20y/b"), Some(Some(vec![("id", "x y".to_owned())])));
         assert_eq!(params("/a/%zz"), Some(None));
+        assert_eq!(unmounted("/w/a/workspace/a/x"), Some("/workspace/a/x"));
+        assert_eq!(unmounted("/w/%61/workspace/a/x"), Some("/workspace/a/x"));
+        for path in ["/w/a/workspace/b/x", "/w/a/workspace/", "/w/%zz/workspace/%zz"] {
+            assert_eq!(unmounted(path), None, "{path}");
+        }
+        for path in ["/w/a/status", "/workspace/a", "/w/a", "/w/a/workspaces", "/x"] {
+            assert_eq!(unmounted(path), Some(path));
+        }
         assert_eq!(params("/f/x/y%20z"), Some(Some(vec![("path", "x/y z".to_owned())])));
         assert_eq!((count("/f"), count("/f/"), count("/f//x"), count("/f/x/")), (0, 0, 0, 1));
     }

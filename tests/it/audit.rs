@@ -7,11 +7,13 @@ use std::thread;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Reply};
+use crate::golden::golden;
 use crate::procs::{memory, secs, wait_for};
 use crate::scoped_tokens;
 use crate::server::{NIL, Server, Setup};
 
-fn upload(client: &Client, workspace: &str, name: &str) -> Reply {
+/// A write that waits for approval in manual mode.
+pub fn upload(client: &Client, workspace: &str, name: &str) -> Reply {
     let body = format!(
         "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\nhello\r\n--b--\r\n"
     );
@@ -103,6 +105,23 @@ fn decisions_tokens_and_failed_logins_are_there() {
     assert_eq!((writes.len(), &writes[0]["result"]), (2, &Value::Null));
     assert_eq!((&writes[1]["result"], &writes[1]["code"]), (&json!("denied"), &json!("write_denied")));
     assert_eq!(lines.len(), 4);
+    let hash = lines[0]["actor"]["tokenHash"].as_str().unwrap().to_owned();
+    let shape = |name: &str, value: &Value| {
+        let mut steady =
+            vec![(hash.as_str(), "hash"), (&*id, "workspace"), (server.work.to_str().unwrap(), "folder")];
+        let ids: Vec<String> =
+            [&denied, &allowed].iter().map(|asked| asked["id"].as_str().unwrap().into()).collect();
+        steady.extend(ids.iter().map(|id| (id.as_str(), "approval")));
+        // What it says is the business of whoever writes there.
+        let said = [&denied, &allowed].map(|asked| asked["summary"].as_str().unwrap());
+        steady.extend(said.map(|summary| (summary, "summary")));
+        let lines: Vec<String> = lines.iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
+        steady.extend(lines.iter().map(|id| (id.as_str(), "line")));
+        golden(name, value, &steady);
+    };
+    shape("approval", &denied);
+    shape("audit_decisions", &json!([of("approval.allow"), of("approval.deny")]));
+    shape("audit_writes", &json!(writes));
 
     let (secret, token) = scoped_tokens::make(&server, json!({"scope": "viewer", "label": "tv"}));
     scoped_tokens::revoke(&server, &token);

@@ -6,12 +6,15 @@ use std::thread;
 
 use berth::access::Scope;
 use berth::api::Ctx;
+use berth::api::reach::{self, Reach};
 use berth::api::routes::ROUTES;
 use berth::http::{Auth, Effect, Gate, Route};
 use serde_json::json;
 
 use crate::client::Client;
-use crate::server::{Server, Setup};
+use crate::procs::{secs, wait_for};
+use crate::scoped_tokens;
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup};
 
 /// The path of a row with ids that lead nowhere, so that no call does anything.
 fn path(pattern: &str) -> String {
@@ -21,8 +24,18 @@ fn path(pattern: &str) -> String {
     pattern.split('/').map(fill).collect::<Vec<_>>().join("/")
 }
 
-/// Status and `code` of a call with a body that no endpoint accepts.
+/// Status and `code` of a call with a body that no endpoint accepts. A stream that no id keeps from beginning has only its
+/// head looked at; what a HEAD is refused with, its status has to tell.
 fn ask(client: &Client, method: &str, path: &str) -> (u16, String) {
+    if method == "GET" && path.ends_with("/events") {
+        let status = client.call("HEAD", path, None).status;
+        let code = match status {
+            401 => "unauthorized",
+            403 => "forbidden",
+            _ => "",
+        };
+        return (status, code.to_owned());
+    }
     let body = (method != "GET").then(|| json!([]));
     let reply = client.call(method, path, body.as_ref());
     // A success may be a sentence.
@@ -38,41 +51,138 @@ fn ask(client: &Client, method: &str, path: &str) -> (u16, String) {
 fn every_route_asks_for_its_credential() {
     for (mode, asked) in [("auto", false), ("manual", true)] {
         let server = Setup::new().args(&[&format!("--approval={mode}"), "--approval-timeout=200"]).start();
+        let scoped = Scoped::make(&server);
         // Wrong tokens are slowed down, each connection for itself.
         thread::scope(|scope| {
-            for rows in ROUTES.chunks(ROUTES.len().div_ceil(32)) {
-                let server = &server;
-                scope.spawn(move || rows.iter().for_each(|route| credentials_of(server, route, asked)));
+            for rows in ROUTES.chunks(ROUTES.len().div_ceil(48)) {
+                let (server, scoped) = (&server, &scoped);
+                scope.spawn(move || rows.iter().for_each(|row| credentials_of(server, scoped, row, asked)));
             }
         });
     }
 }
 
-fn credentials_of(server: &Server, route: &Route<Ctx>, asked: bool) {
+/// Tokens of the store, one of each kind.
+struct Scoped {
+    viewer: String,
+    collaborator: String,
+    owner: String,
+    /// An owner's, but for another workspace than any that the rows name.
+    elsewhere: String,
+    expired: String,
+    revoked: String,
+}
+
+impl Scoped {
+    fn make(server: &Server) -> Scoped {
+        let secret = |body| scoped_tokens::make(server, body).0;
+        let other = server.owner().get(200, "/workspaces")["items"][0]["id"].clone();
+        let (revoked, id) = scoped_tokens::make(server, json!({"scope": "owner"}));
+        scoped_tokens::revoke(server, &id);
+        let expired = secret(json!({"scope": "owner", "expiresInSecs": 1}));
+        wait_for("a token to expire", secs(10), || {
+            (server.with_token(&expired).call("GET", "/whoami", None).status == 401).then_some(())
+        });
+        Scoped {
+            viewer: secret(json!({"scope": "viewer"})),
+            collaborator: secret(json!({"scope": "collaborator"})),
+            owner: secret(json!({"scope": "owner"})),
+            elsewhere: secret(json!({"scope": "owner", "workspaceIds": [other]})),
+            expired,
+            revoked,
+        }
+    }
+}
+
+fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: bool) {
     let (method, path) = (route.method.as_str(), path(route.pattern));
     let told = |client: Client| ask(&client, method, &path);
     let place = format!("{method} {path}");
-    for stranger in [server.anyone(), server.with_token("wrong")] {
+    let strangers = [
+        server.anyone(),
+        server.with_token("wrong"),
+        server.anyone().with("X-OpenWork-Host-Token", CLIENT_TOKEN),
+        server.with_token(&scoped.expired),
+        server.with_token(&scoped.revoked),
+    ];
+    for stranger in strangers {
         let (status, code) = told(stranger);
         match route.auth {
             Auth::Public => assert!(status != 401 && status != 403, "{place}: {status} {code}"),
             _ => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
         }
     }
-    let (status, code) = told(server.collaborator());
-    match (route.auth, route.gate) {
-        (Auth::Host, _) => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
-        (Auth::Scope(Scope::Owner), _) => {
-            assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}")
+    for client in [server.collaborator(), server.with_token(&scoped.collaborator)] {
+        let (status, code) = told(client);
+        match (route.auth, route.gate) {
+            (Auth::Host, _) => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
+            (Auth::Scope(Scope::Owner), _) => {
+                assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}")
+            }
+            (_, Gate::Collaborators(_)) if asked => {
+                assert_eq!((status, code.as_str()), (403, "write_denied"), "{place}");
+            }
+            _ => assert!(status != 401 && status != 403, "{place}: {status} {code}"),
         }
-        (_, Gate::Collaborators(_)) if asked => {
-            assert_eq!((status, code.as_str()), (403, "write_denied"), "{place}");
-        }
-        _ => assert!(status != 401 && status != 403, "{place}: {status} {code}"),
     }
-    let (status, code) = told(server.owner());
-    assert!(status != 401 && status != 403, "{place}: {status} {code}");
-    assert!(status < 500, "{place}: {status} {code}");
+    // What a viewer may do at OpenCode, its own tests say.
+    let proxied = route.pattern.contains("/opencode");
+    let (status, code) = told(server.with_token(&scoped.viewer));
+    match route.auth {
+        Auth::Host => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
+        Auth::Scope(scope) if scope > Scope::Viewer => {
+            assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}");
+        }
+        _ => assert!(status != 401 && (proxied || status != 403), "{place}: {status} {code}"),
+    }
+    for owner in [
+        server.owner(),
+        server.with_token(&scoped.owner),
+        server.anyone().with("X-OpenWork-Host-Token", HOST_TOKEN),
+    ] {
+        let (status, code) = told(owner);
+        assert!(status != 401 && status != 403, "{place}: {status} {code}");
+        assert!(status < 500 || proxied, "{place}: {status} {code}");
+    }
+    let (status, code) = told(server.with_token(&scoped.elsewhere));
+    let open = route.auth == Auth::Public || reach::of(route) == Reach::Filtered;
+    // `/opencode` is the active workspace's, which this token reaches.
+    if open || reach::of(route) == Reach::Active {
+        assert!(status != 401 && status != 403, "{place}: {status} {code}");
+    } else {
+        assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}");
+    }
+}
+
+/// What a limited token gets without naming a workspace is decided one by one: a new row that names none is refused to it
+/// until somebody has thought about it.
+#[test]
+fn what_limited_tokens_get_without_a_workspace_was_decided() {
+    let filtered: Vec<String> = ROUTES
+        .iter()
+        .filter(|route| route.auth != Auth::Public && reach::of(route) == Reach::Filtered)
+        .filter(|route| !route.pattern.starts_with("/api/library/"))
+        .map(|route| format!("{} {}", route.method.as_str(), route.pattern))
+        .collect();
+    assert_eq!(
+        filtered,
+        [
+            "GET /status",
+            "GET /capabilities",
+            "GET /whoami",
+            "GET /workspaces",
+            "GET /approvals",
+            "POST /approvals/:id",
+            "GET /api/doctor",
+            "GET /api/workspaces",
+        ]
+    );
+    for route in ROUTES.iter().filter(|route| route.pattern.contains("/:id")) {
+        let elsewhere = ["/tokens/:id", "/approvals/:id"].contains(&route.pattern);
+        let named = ["/workspace/", "/workspaces/", "/w/", "/api/workspaces/"];
+        let named = named.iter().any(|start| route.pattern.starts_with(start));
+        assert!(elsewhere || !named || reach::of(route) == Reach::Named, "{}", route.pattern);
+    }
 }
 
 #[test]

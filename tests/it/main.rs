@@ -25,6 +25,7 @@ mod upstream;
 
 mod abuse;
 mod approvals;
+mod approvals_feed;
 mod audit;
 mod browser;
 mod builds;

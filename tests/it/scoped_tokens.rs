@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::events::Events;
 use crate::fixture::Place;
+use crate::golden::golden;
 use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{NIL, Server, Setup, read};
@@ -264,6 +265,42 @@ fn a_limited_token_sees_its_workspaces_and_nothing_else() {
 }
 
 #[test]
+fn replies_have_the_observed_shape() {
+    let server = Server::start();
+    let workspace = server.owner().get(200, "/workspaces")["items"][0]["id"].as_str().unwrap().to_owned();
+    let body = json!({"scope": "viewer", "label": "tv", "expiresInSecs": 60, "workspaceIds": [workspace]});
+    let made = server.owner().post(201, "/tokens", body);
+    let plain = server.owner().post(201, "/tokens", json!({"scope": "owner"}));
+    let text = |made: &Value, key: &str| made[key].as_str().unwrap().to_owned();
+    let (secret, id) = (text(&made, "token"), text(&made, "id"));
+    let (plain_secret, plain_id) = (text(&plain, "token"), text(&plain, "id"));
+    let hash = sha256(&secret);
+    let steady = [
+        (secret.as_str(), "token"),
+        (&id, "id"),
+        (&plain_secret, "token"),
+        (&plain_id, "other id"),
+        (&workspace, "workspace"),
+        (&hash, "hash"),
+    ];
+    golden("token_made_limited", &made, &steady);
+    golden("token_made", &plain, &steady);
+    golden("tokens", &server.owner().get(200, "/tokens"), &steady);
+    golden("whoami_limited", &server.with_token(&secret).get(200, "/whoami"), &steady);
+    golden("token_deleted", &server.owner().delete(200, &format!("/tokens/{id}")), &steady);
+    let refused = server.owner().refused(404, "token_not_found", "DELETE", "/tokens/x", None);
+    golden("token_not_found", &refused, &steady);
+    let scope = server.owner().refused(400, "invalid_scope", "POST", "/tokens", Some(json!({"scope": "x"})));
+    golden("token_invalid_scope", &scope, &steady);
+    golden("unauthorized", &server.anyone().refused(401, "unauthorized", "GET", "/whoami", None), &steady);
+    let host = server.collaborator().refused(401, "unauthorized", "GET", "/tokens", None);
+    golden("unauthorized_host", &host, &steady);
+    let body = Some(json!({"name": "x"}));
+    let low = server.collaborator().refused(403, "forbidden", "POST", "/api/workspaces", body);
+    golden("forbidden", &low, &steady);
+}
+
+#[test]
 fn every_refusal_says_what_was_seen_and_what_is_needed() {
     let server = Server::start();
     let told = |client: &Client, path: &str| {
@@ -279,7 +316,7 @@ fn every_refusal_says_what_was_seen_and_what_is_needed() {
     let wrong = told(&server.anyone().with("X-OpenWork-Host-Token", "wrong"), "/status");
     assert!(wrong.contains("an X-OpenWork-Host-Token that is not the host token was sent"), "{wrong}");
     let low = told(&server.collaborator(), "/tokens");
-    assert!(low.contains("the client token, a collaborator was sent"), "{low}");
+    assert!(low.contains("the client token (a collaborator's) was sent"), "{low}");
     for message in [nothing, wrong, low] {
         assert!(!message.contains("it-client") && !message.contains("it-host"), "{message}");
     }

@@ -355,3 +355,39 @@ fn many_requests_on_one_connection() {
         client.refused(404, "not_found", "POST", "/nothing", Some(json!({"with": "a body"})));
     }
 }
+
+/// The OpenWork server has this form for clients that know a server by the address of one workspace.
+#[test]
+fn a_workspace_has_its_routes_below_its_mount_as_well() {
+    let server = two_workspaces().start();
+    let list = server.owner().get(200, "/workspaces");
+    let id = |n: usize| list["items"][n]["id"].as_str().unwrap().to_owned();
+    let (first, second) = (id(0), id(1));
+    for call in ["audit", "config", "artifacts", "skills"] {
+        let plain = server.collaborator().get(200, &format!("/workspace/{second}/{call}"));
+        let mounted = server.collaborator().get(200, &format!("/w/{second}/workspace/{second}/{call}"));
+        assert_eq!(plain, mounted);
+    }
+    // The scope asked for is the same, and so is what is not there.
+    let skill = format!("/w/{second}/workspace/{second}/skills/x");
+    server.anyone().refused(401, "unauthorized", "GET", &skill, None);
+    for path in [
+        format!("/w/{first}/workspace/{second}/config"),
+        format!("/w/{first}/workspace/{first}"),
+        format!("/w/{first}/workspace/"),
+        format!("/w/{first}/whoami"),
+        format!("/w/{first}/tokens"),
+        format!("/w/{first}/approvals"),
+    ] {
+        server.owner().refused(404, "not_found", "GET", &path, None);
+    }
+    server.owner().refused(404, "workspace_not_found", "GET", "/w/x/workspace/x/config", None);
+    let status = server.collaborator().get(200, &format!("/w/{second}/status"));
+    assert_eq!((&status["workspaceCount"], &status["activeWorkspaceId"]), (&json!(1), &json!(second)));
+    let seen = server.collaborator().get(200, &format!("/w/{second}/workspaces"));
+    assert_eq!((seen["items"].as_array().unwrap().len(), &seen["activeId"]), (1, &json!(second)));
+    for call in ["health", "capabilities"] {
+        // Observed: the id is not looked at.
+        server.collaborator().get(200, &format!("/w/nowhere/{call}"));
+    }
+}

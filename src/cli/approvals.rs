@@ -1,0 +1,125 @@
+//! `berth approvals`: what waits for a person, the person's answer, and what happens meanwhile.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::client::{Asked, Client, asked};
+use crate::base::{Error, Result, clock, logging};
+
+/// Runs `approvals list`, `reply` or `watch`.
+///
+/// # Errors
+/// A wrong command line or setting (exit code 2), or a server that cannot be reached or refuses.
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    let usage = || {
+        let usage = "say `berth approvals list`, `berth approvals reply ID --allow` (or --deny), or `berth approvals watch`";
+        Error::config("approvals", usage)
+    };
+    let (word, rest) = args.split_first().ok_or_else(usage)?;
+    let mut rest = rest.to_vec();
+    let mut id = None;
+    if word == "reply" {
+        // Before the flags or behind them.
+        let at =
+            if rest.first().is_some_and(|first| !first.starts_with('-')) { 0 } else { rest.len().max(1) - 1 };
+        id = rest.get(at).filter(|id| !id.starts_with('-')).cloned();
+        if id.is_some() {
+            rest.remove(at);
+        }
+    }
+    let (args, client) = match asked(&rest)? {
+        Asked::Run(asked) => *asked,
+        Asked::Help => return Ok(super::help()),
+        Asked::Version => return Ok(super::version()),
+    };
+    match (word.as_str(), id) {
+        ("list", None) => list(&client, args.json),
+        ("watch", None) => watch(&client, args.json),
+        ("reply", Some(id)) if args.allow != args.deny => reply(&client, &id, args.allow, args.json),
+        _ => Err(usage()),
+    }
+}
+
+fn list(client: &Client, json: bool) -> Result<ExitCode> {
+    let answer = client.call("GET", "/approvals", None)?;
+    if json {
+        super::print(&format!("{answer:#}\n"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let text: String = items.iter().map(line).collect();
+    super::print(if items.is_empty() { "Nothing waits for approval.\n" } else { &text });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One question.
+fn line(item: &Value) -> String {
+    let text = |key: &str| logging::one_line(item[key].as_str().unwrap_or("?"));
+    let age = clock::now_unix_ms().saturating_sub(item["createdAt"].as_u64().unwrap_or(0)) / 1000;
+    let who = logging::one_line(item["actor"]["scope"].as_str().unwrap_or("?"));
+    format!("{}  {}  {} (a {who}, {age} s ago)\n", text("id"), text("action"), text("summary"))
+}
+
+fn reply(client: &Client, id: &str, allow: bool, json: bool) -> Result<ExitCode> {
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(Error::config(id, "is not the id of an approval; `berth approvals list` shows them"));
+    }
+    let word = if allow { "allow" } else { "deny" };
+    let answer = client.call("POST", &format!("/approvals/{id}"), Some(&json!({ "reply": word })))?;
+    if json {
+        super::print(&format!("{answer:#}\n"));
+    } else {
+        super::print(if allow { "Allowed.\n" } else { "Denied.\n" });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Until the server ends.
+fn watch(client: &Client, json: bool) -> Result<ExitCode> {
+    let mut last = String::new();
+    let mut patience = TRIES;
+    loop {
+        let since = if last.is_empty() { String::new() } else { format!("&since={last}") };
+        let lines = match client.lines(&format!("/approvals/events?stream=ndjson{since}")) {
+            Ok(lines) => lines,
+            Err(error) if last.is_empty() || patience == 0 => return Err(error),
+            Err(_) => {
+                patience -= 1;
+                std::thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+        };
+        // A stream that breaks off is opened again where it broke.
+        for text in lines.map_while(std::io::Result::ok) {
+            patience = TRIES;
+            let Ok(event) = serde_json::from_str::<Value>(&text) else { continue };
+            if let Some(id) = event["id"].as_str().filter(|_| event["event"] != "ping") {
+                id.clone_into(&mut last);
+            }
+            if json && event["event"] != "ping" {
+                super::print(&(text + "\n"));
+            } else if !json {
+                super::print(&told(&event));
+            }
+            if event["event"] == "end" {
+                return Err(Error::internal(format!("{} has ended", client.plan.url)));
+            }
+        }
+    }
+}
+
+/// How often a lost server is called again, a second apart.
+const TRIES: u32 = 30;
+
+fn told(event: &Value) -> String {
+    let text = |key: &str| logging::one_line(event[key].as_str().unwrap_or("?"));
+    match event["event"].as_str() {
+        Some("pending") => event["items"].as_array().into_iter().flatten().map(line).collect(),
+        Some("asked") => line(&event["approval"]),
+        Some("ended") => format!("{}  {}\n", text("approvalId"), text("reason")),
+        Some("missed") => "some events came too fast to be told\n".to_owned(),
+        _ => String::new(),
+    }
+}

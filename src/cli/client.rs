@@ -1,0 +1,108 @@
+//! What `berth approvals` and `berth status` share: calls to a running server, with the host token. A call has a deadline,
+//! its answer a size; what the server says is shown on one line, whatever stands in it.
+
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::Agent;
+
+use crate::base::{Error, Result, limits, logging};
+use crate::config::{self, ClientArgs, ClientPlan, Parsed};
+
+/// A server to speak to.
+pub(super) struct Client {
+    agent: Agent,
+    pub(super) plan: ClientPlan,
+}
+
+/// What the arguments behind a subcommand ask for.
+pub(super) enum Asked {
+    Run(Box<(ClientArgs, Client)>),
+    Help,
+    Version,
+}
+
+/// Reads them.
+pub(super) fn asked(args: &[String]) -> Result<Asked> {
+    let args = match ClientArgs::parse(args)? {
+        Parsed::Run(args) => args,
+        Parsed::Help => return Ok(Asked::Help),
+        Parsed::Version => return Ok(Asked::Version),
+    };
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    let plan = config::resolve_client(&args, &config::process_env, &current_dir)?;
+    // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
+    let agent =
+        Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build().into();
+    Ok(Asked::Run(Box::new((args, Client { agent, plan }))))
+}
+
+impl Client {
+    /// The answer to a call, as JSON.
+    pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let mut response = self.send(method, path, body, limits::CLI_ANSWER)?;
+        let status = response.status().as_u16();
+        let text = response
+            .body_mut()
+            .with_config()
+            .limit(limits::CLI_ANSWER_BYTES)
+            .read_to_string()
+            .map_err(|error| self.lost(&error))?;
+        let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        if (200..300).contains(&status) && !answer.is_null() {
+            return Ok(answer);
+        }
+        let said = answer["message"].as_str().unwrap_or("its answer is not that of an OpenWork server");
+        Err(Error::internal(format!("{} answered {status}: {}", self.plan.url, logging::one_line(said))))
+    }
+
+    /// The lines of a stream, for [`limits::CLI_STREAM`] at most.
+    pub(super) fn lines(&self, path: &str) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
+        let response = self.send("GET", path, None, limits::CLI_STREAM)?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(Error::internal(format!("{} answered {status} to {path}", self.plan.url)));
+        }
+        Ok(BufReader::new(response.into_body().into_reader()).lines())
+    }
+
+    /// Whether an HTTP server answers there with a success, and what.
+    pub(super) fn look(&self, url: &str) -> Result<Value> {
+        let call = self.agent.get(url).config().timeout_global(Some(limits::CLI_ANSWER)).build().call();
+        let mut response = call.map_err(|error| Error::internal(format!("{url}: {error}")))?;
+        let text = response.body_mut().with_config().limit(limits::CLI_ANSWER_BYTES).read_to_string();
+        match (response.status().as_u16(), text) {
+            (200..300, Ok(text)) => Ok(serde_json::from_str(&text).unwrap_or(Value::Null)),
+            (status, _) => Err(Error::internal(format!("{url} answered {status}"))),
+        }
+    }
+
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        patience: Duration,
+    ) -> Result<ureq::http::Response<ureq::Body>> {
+        let url = format!("{}{path}", self.plan.url);
+        let mut request = ureq::http::Request::builder().method(method).uri(&url);
+        if let Some(token) = &self.plan.host_token {
+            request = request.header("X-OpenWork-Host-Token", token);
+        }
+        let text = body.map(Value::to_string).unwrap_or_default();
+        let request = request
+            .header("Content-Type", "application/json")
+            .body(text)
+            .map_err(|error| Error::config(&url, error))?;
+        let request = self.agent.configure_request(request).timeout_global(Some(patience)).build();
+        self.agent.run(request).map_err(|error| self.lost(&error))
+    }
+
+    fn lost(&self, error: &ureq::Error) -> Error {
+        Error::internal(format!(
+            "No answer from {} ({error}); is the server running? --openwork-url names another",
+            self.plan.url
+        ))
+    }
+}

@@ -1,0 +1,101 @@
+//! `berth status`: whether a server answers, and an OpenCode if one is named, as lines or as JSON. Ends with 1 when one does not.
+
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::client::{Asked, Client, asked};
+use crate::base::{Error, Result, logging};
+
+/// Looks.
+///
+/// # Errors
+/// A wrong command line or setting (exit code 2).
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    let (args, client) = match asked(args)? {
+        Asked::Run(asked) if asked.0.allow || asked.0.deny => {
+            return Err(Error::config("status", "--allow and --deny are for berth approvals reply"));
+        }
+        Asked::Run(asked) => *asked,
+        Asked::Help => return Ok(super::help()),
+        Asked::Version => return Ok(super::version()),
+    };
+    let openwork = of_server(&client);
+    let opencode = client.plan.opencode_url.as_deref().map(|url| of_opencode(&client, url));
+    let ok = |part: &Value| part["ok"] == true;
+    let all = ok(&openwork) && opencode.as_ref().is_none_or(ok);
+    let text = if args.json {
+        let mut report = json!({ "ok": all, "openwork": openwork });
+        if let Some(opencode) = opencode {
+            report["opencode"] = opencode;
+        }
+        format!("{report:#}\n")
+    } else {
+        lines(&openwork) + &opencode.as_ref().map(opencode_line).unwrap_or_default()
+    };
+    super::print(&text);
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn of_server(client: &Client) -> Value {
+    let url = &client.plan.url;
+    let health = match client.call("GET", "/health", None) {
+        Ok(health) => health,
+        Err(error) => return json!({ "ok": false, "url": url, "error": error.message() }),
+    };
+    let mut report = json!({ "ok": health["ok"] == true, "url": url, "health": health });
+    if client.plan.host_token.is_none() {
+        return report;
+    }
+    // Without a good token there is less to say, but the server is there.
+    match (client.call("GET", "/status", None), client.call("GET", "/approvals", None)) {
+        (Ok(status), Ok(approvals)) => {
+            report["status"] = status;
+            report["approvals"] = approvals["items"].clone();
+        }
+        (Err(error), _) | (_, Err(error)) => report["error"] = json!(error.message()),
+    }
+    report
+}
+
+fn of_opencode(client: &Client, url: &str) -> Value {
+    match client.look(&format!("{url}/global/health")) {
+        // An OpenCode that does not know this path answers it with a page.
+        Ok(health) if health["healthy"] == true => json!({ "ok": true, "url": url, "health": health }),
+        Ok(_) => json!({ "ok": false, "url": url, "error": "what answers there is not an OpenCode" }),
+        Err(error) => json!({ "ok": false, "url": url, "error": error.message() }),
+    }
+}
+
+fn lines(report: &Value) -> String {
+    let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
+    if report["ok"] != true {
+        return format!("OpenWork server {}: {}\n", text(&report["url"]), text(&report["error"]));
+    }
+    let seconds = report["health"]["uptimeMs"].as_u64().unwrap_or(0) / 1000;
+    let (url, version) = (text(&report["url"]), text(&report["health"]["version"]));
+    let mut all = format!("OpenWork server {url}: ok, version {version}, up for {seconds} s\n");
+    if let Some(error) = report["error"].as_str() {
+        all += &format!("{}\n", logging::one_line(error));
+    }
+    let status = &report["status"];
+    if status.is_object() {
+        let writes = if status["readOnly"] == true { "refused" } else { "taken" };
+        let count = &status["workspaceCount"];
+        let waiting = report["approvals"].as_array().map_or(0, Vec::len);
+        let (mode, active) = (text(&status["approval"]["mode"]), text(&status["activeWorkspaceId"]));
+        all += &format!("Writes are {writes}, approval is {mode}, {waiting} waiting\n");
+        all += &format!("Workspaces: {count}, active is {active}\n");
+    }
+    all
+}
+
+fn opencode_line(report: &Value) -> String {
+    let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
+    let url = text(&report["url"]);
+    if report["ok"] == true {
+        format!("OpenCode {url}: ok, version {}\n", text(&report["health"]["version"]))
+    } else {
+        format!("OpenCode {url}: {}\n", text(&report["error"]))
+    }
+}
