@@ -47,8 +47,14 @@ impl Target {
         };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("is not a URL"))?;
         let scheme = scheme.to_ascii_lowercase();
-        if !matches!(scheme.as_str(), "http" | "https") {
-            return Err(wrong("is neither http:// nor https://"));
+        match scheme.as_str() {
+            "http" => {}
+            "https" => {
+                let what = "begins with https://, which this version cannot call; reach it through a tunnel or a \
+                            proxy on this machine, and give that one's http:// address";
+                return Err(wrong(what));
+            }
+            _ => return Err(wrong("does not begin with http://")),
         }
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
@@ -116,13 +122,14 @@ mod tests {
         for (base, path, want) in [
             ("http://h:1", "/a?b=c", "http://h:1/a?b=c"),
             ("http://h:1/", "/", "http://h:1/"),
-            ("https://h/x/y/", "/a%2Fb//c?d=%2f&e=+", "https://h/x/y/a%2Fb//c?d=%2f&e=+"),
+            ("http://h/x/y/", "/a%2Fb//c?d=%2f&e=+", "http://h/x/y/a%2Fb//c?d=%2f&e=+"),
             ("HTTP://h/x?y#z", "?q", "http://h/x/?q"),
             ("http://[::1]:5", "/<\"`>|^", "http://[::1]:5/%3C%22%60%3E|^"),
         ] {
             assert_eq!(target(base).unwrap().url(path), want);
         }
-        for base in ["", "h:1", "ftp://h", "http://", "http:///x", "http://u:p@h", "http://h h"] {
+        for base in ["", "h:1", "ftp://h", "https://h", "http://", "http:///x", "http://u:p@h", "http://h h"]
+        {
             assert_eq!(target(base).err().unwrap().code(), Code::OpencodeUnconfigured, "{base}");
         }
     }

@@ -197,8 +197,7 @@ impl Connector for Dialler {
         let watch = watched()?;
         watch.connected.set(true);
         let authority = details.uri.authority().ok_or(UreqError::HostNotFound)?;
-        let default = if details.needs_tls() { 443 } else { 80 };
-        let port = authority.port_u16().unwrap_or(default);
+        let port = authority.port_u16().unwrap_or(80);
         let mut failed = UreqError::HostNotFound;
         for address in lookup(authority.host(), port)? {
             match self.dial(address, &watch) {
