@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Ctx, project};
+use super::{Ctx, audit, project};
 use crate::base::{Result, clock, limits};
 use crate::http::{Answer, Request, Response};
 use crate::project::config::Patch;
@@ -18,11 +18,12 @@ struct Body {
 
 /// `GET /workspace/:id/config`
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let site = project::site(ctx, request)?;
+    let workspace = project::workspace(ctx, request)?;
+    let site = project::open(&ctx.lifecycle, &workspace)?;
     Ok(Answer::Now(Response::ok(&json!({
         "opencode": ctx.project.opencode(&site)?,
         "openwork": ctx.project.openwork(&site)?,
-        "updatedAt": ctx.project.updated_at(&site),
+        "updatedAt": audit::last_change(ctx, &workspace),
     }))))
 }
 

@@ -62,16 +62,6 @@ impl Project {
         read_openwork(&site.root).map(|(_, value)| value)
     }
 
-    /// When one of the two was last written, in Unix milliseconds; `None` while there is neither.
-    pub fn updated_at(&self, site: &Site) -> Option<u64> {
-        let written = |path: &str| {
-            let time = site.root.metadata(path).ok()??.modified().ok()?;
-            let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
-            u64::try_from(since.as_millis()).ok()
-        };
-        written(&path(&site.root)).max(written(OPENWORK))
-    }
-
     /// The file that an edit of OpenCode's configuration concerns.
     pub fn config_paths(&self, site: &Site) -> Vec<String> {
         vec![site.path(&path(&site.root))]

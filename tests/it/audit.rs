@@ -49,6 +49,9 @@ fn writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed(
     let actor = client.get(200, "/whoami")["actor"].clone();
     assert_eq!((&line["actor"], &actor["clientId"]), (&actor, &json!("phone")));
     assert!(line["timestamp"].as_u64().unwrap() > 1_700_000_000_000, "{line}");
+    // It is what the configuration calls its last change.
+    let config = client.get(200, &format!("/workspace/{id}/config"));
+    assert_eq!(config["updatedAt"], line["timestamp"]);
     // Denied by its scope, and failed.
     let viewer = scoped_tokens::client(&server, json!({"scope": "viewer"}));
     upload(&viewer, &id, "b.txt").expect(403);
@@ -77,6 +80,7 @@ fn writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed(
     assert_eq!(items(&server, &format!("{path}?limit=2")).len(), 2);
     assert_eq!(items(&server, &format!("{path}?limit=x")).len(), 5);
     viewer.get(200, &path);
+    assert_eq!(client.get(200, &format!("/workspace/{id}/config")), config, "only a change is one");
     server.owner().refused(404, "workspace_not_found", "GET", "/workspace/ws_000000000000/audit", None);
 }
 

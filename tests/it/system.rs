@@ -391,3 +391,33 @@ fn a_workspace_has_its_routes_below_its_mount_as_well() {
         server.collaborator().get(200, &format!("/w/nowhere/{call}"));
     }
 }
+
+/// The OpenWork server gave OpenCode's password to every client. Its own orchestrator compares it with the client token, so
+/// a collaborator gets it; a viewer does not, wherever a workspace is shown.
+#[test]
+fn viewers_are_not_told_the_password_of_opencode() {
+    let server = two_workspaces()
+        .env("OPENWORK_OPENCODE_BASE_URL", "http://127.0.0.1:4096")
+        .env("OPENWORK_OPENCODE_USERNAME", "opencode")
+        .env("OPENWORK_OPENCODE_PASSWORD", "s3cret-of-opencode")
+        .start();
+    let viewer = crate::scoped_tokens::client(&server, json!({"scope": "viewer"}));
+    let list = server.collaborator().get(200, "/workspaces");
+    let opencode = &list["items"][0]["opencode"];
+    assert_eq!(
+        (&opencode["username"], &opencode["password"]),
+        (&json!("opencode"), &json!("s3cret-of-opencode"))
+    );
+    let id = list["items"][0]["id"].as_str().unwrap();
+    for path in [
+        "/workspaces",
+        "/status",
+        &format!("/w/{id}/status"),
+        &format!("/w/{id}/workspaces"),
+        "/capabilities",
+    ] {
+        let seen = viewer.call("GET", path, None).expect(200).text();
+        assert!(!seen.contains("s3cret") && !seen.contains("username"), "{path}: {seen}");
+    }
+    assert_eq!(viewer.get(200, "/workspaces")["items"][0]["opencode"]["baseUrl"], "http://127.0.0.1:4096");
+}
