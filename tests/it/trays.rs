@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Reply};
 use crate::fixture::{Place, shared_box};
-use crate::procs::{secs, wait_for};
+use crate::procs::{self, secs, wait_for};
 use crate::server::{HOST_TOKEN, Server, Setup, run};
 use crate::wire::connect;
 
@@ -319,6 +320,44 @@ fn what_stands_in_the_way_is_told_and_nothing_is_left() {
     assert_eq!(fs::read_dir(secret.parent().unwrap()).unwrap().count(), 1);
 }
 
+#[test]
+fn a_large_upload_is_whole_and_takes_no_memory() {
+    // More than the 128 MiB at which the OpenWork server cut what it had promised to take.
+    const SIZE: usize = 140_000_000;
+    let desk = Desk::new(Setup::new().arg("--approval=auto").env("OPENWORK_INBOX_MAX_BYTES", "150000000"));
+    desk.put("first", &vec![1; 200_000]).expect(200);
+    let resting = procs::memory(desk.server.pid, "VmRSS");
+    let (begin, end) = {
+        let empty = form(&[("name=\"file\"; filename=\"big\"", b"")]);
+        let at = empty.windows(4).position(|part| part == b"\r\n\r\n").unwrap() + 4;
+        (empty[..at].to_vec(), empty[at..].to_vec())
+    };
+    let mut stream = connect(&desk.server);
+    let length = begin.len() + SIZE + end.len();
+    let head = format!(
+        "POST {}/inbox HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
+         Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {length}\r\n\r\n",
+        desk.path
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&begin).unwrap();
+    let chunk: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 253) as u8).collect();
+    for _ in 0..SIZE / chunk.len() {
+        stream.write_all(&chunk).unwrap();
+    }
+    stream.write_all(&end).unwrap();
+    let mut answer = vec![0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
+    let grown = procs::memory(desk.server.pid, "VmHWM").saturating_sub(resting);
+    assert!(grown < 4 << 20, "{grown} bytes");
+    let file = fs::File::open(desk.work.join(INBOX).join("big")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), SIZE as u64);
+    let mut last = vec![0; chunk.len()];
+    file.read_exact_at(&mut last, (SIZE - chunk.len()) as u64).unwrap();
+    assert!(last == chunk);
+}
+
 /// A large upload that has begun: its temporary file is there, and grows.
 fn half_sent(desk: &Desk) -> TcpStream {
     let mut stream = connect(&desk.server);
@@ -379,7 +418,7 @@ fn artifacts_are_listed_as_they_are() {
     assert_eq!(list(desk.client()), json!([]));
     desk.offer("old.txt", b"123");
     let file = fs::File::options().write(true).open(outbox.join("old.txt")).unwrap();
-    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500_000_000_250)).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + Duration::from_millis(1_500_000_000_250)).unwrap();
     desk.offer("deep/er/日本.txt", b"12");
     desk.offer("secret", b"x");
     fs::remove_file(outbox.join("secret")).unwrap();
@@ -531,8 +570,13 @@ fn waiting_for_the_host_holds_no_memory_and_takes_no_file() {
         let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
         desk.server.owner().post(200, &path, json!({ "reply": reply }));
     };
+    let resting = procs::memory(desk.server.pid, "VmRSS");
     let waiting = begin("asked.bin");
     let question = asked();
+    // Longer than its client needs to fill whatever would take more of it.
+    thread::sleep(Duration::from_millis(300));
+    let grown = procs::memory(desk.server.pid, "VmRSS").saturating_sub(resting);
+    assert!(grown < 4 << 20, "{grown} bytes for an upload that waits");
     assert_eq!(question["action"], "workspace.inbox.upload");
     assert!(question["summary"].as_str().unwrap().starts_with("Upload asked.bin"), "{question}");
     assert!(question["paths"][0].as_str().unwrap().ends_with("/inbox/asked.bin"), "{question}");
