@@ -104,6 +104,7 @@
 //! | `build-N` | 4 | a build step's child |
 //! | `root-mounts` | calls that put a root together | mount(2), for milliseconds |
 //! | `root-sizes` | 1 | requests to measure a root |
+//! | `image-import`, `image-read`, `image-hash`, `image-pack` | one of each for an import under way | a client or a file, whoever unpacks, the disk |
 //! | `container-NAME` | running containers | nspawn's end |
 //! | `container-spares` | 1 | refill requests |
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |

@@ -338,7 +338,7 @@ fn build(settings: &Settings, cgroups: Cgroups, bus: &Arc<Bus>) -> Result<Arc<Li
     let data_dir = &settings.data_dir;
     let registry =
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
-    let images = Arc::new(Images::open(&data_dir.join("images"), sources(settings), cgroups.clone())?);
+    let images = Arc::new(images(settings, cgroups.clone())?.telling(bus.topic("images")));
     let roots = Roots::open(data_dir, images.clone(), cgroups.clone(), settings.root_backend)?;
     let engine = Engine::new(cgroups.clone(), data_dir, roots, settings.private_network.clone())?;
     let library = {
@@ -357,6 +357,14 @@ fn build(settings: &Settings, cgroups: Cgroups, bus: &Arc<Bus>) -> Result<Arc<Li
     let (window, total) = (settings.run_output_limit, settings.runs_disk_limit);
     let runs = Runs::open(&data_dir.join("runs"), window, total, cgroups)?;
     Lifecycle::new(Arc::new(registry), engine, images, runs, library, bus.clone(), policy)
+}
+
+/// The images; also for `berth image`, which works beside a server.
+///
+/// # Errors
+/// When their folder cannot be used.
+pub fn images(settings: &Settings, cgroups: Cgroups) -> Result<Images> {
+    Images::open(&settings.data_dir.join("images"), sources(settings), cgroups)
 }
 
 /// Where groups are made; what an earlier server left at another place is ended.

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod dispatch;
 pub mod doctor;
 pub mod follow;
+pub mod images;
 pub mod library;
 pub mod opencode;
 mod project;

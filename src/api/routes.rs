@@ -4,7 +4,8 @@
 use std::sync::LazyLock;
 
 use super::{
-    Ctx, approvals, audit, doctor, library, opencode, runs, system, terminals, tokens, trays, workspaces,
+    Ctx, approvals, audit, doctor, images, library, opencode, runs, system, terminals, tokens, trays,
+    workspaces,
 };
 use super::{
     project_commands, project_config, project_events, project_mcp, project_plugins, project_skills, ui,
@@ -285,6 +286,28 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Post, "/api/workspaces/:id/terminals/:terminal/input", COLLABORATOR, TERMINAL, terminals::input),
     read("/api/workspaces/:id/terminals/:terminal/screen", VIEWER, terminals::screen),
     write(Get, "/api/workspaces/:id/terminals/:terminal/ws", COLLABORATOR, TERMINAL, terminals::socket),
+    // Base images.
+    read("/api/images", VIEWER, images::list),
+    Route {
+        method: Post,
+        pattern: "/api/images",
+        auth: OWNER,
+        gate: Gate::Open,
+        effect: Effect::Write,
+        class: Class::Upload,
+        handler: images::create,
+    },
+    stream(Get, "/api/images/events", Effect::Read, Gate::Open, images::events),
+    read("/api/images/:id", VIEWER, images::get),
+    Route {
+        method: Delete,
+        pattern: "/api/images/:id",
+        auth: OWNER,
+        gate: Gate::Open,
+        effect: Effect::Write,
+        class: Class::Run,
+        handler: images::delete,
+    },
     // sandboxed.sh: the library.
     read("/api/library/workspace-template", VIEWER, library::templates),
     read("/api/library/workspace-template/:name", VIEWER, library::template),

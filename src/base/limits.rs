@@ -446,6 +446,38 @@ pub const IMAGE_ENTRIES: u64 = 1_000_000;
 pub const IMAGE_DEPTH: usize = 128;
 /// Longest extended attribute: the kernel's own limit (xattr(7)).
 pub const IMAGE_XATTR_BYTES: usize = 64 << 10;
+/// What an image may unpack to: a desktop with toolchains takes 20 GiB.
+pub const IMAGE_BYTES: u64 = 64 << 30;
+/// What an archive may unpack to whatever its own size …
+pub const IMAGE_RATIO_FREE: u64 = 256 << 20;
+/// … and beyond that, how many times its own size. Root file systems shrink to a quarter; deflate cannot do better than
+/// a thousandth, zstd and xz than a ten-thousandth.
+pub const IMAGE_RATIO: u64 = 100;
+/// Memory of a decoder for xz, in KiB: `xz -9` takes 65 MiB.
+pub const IMAGE_DECODER_KIB: u32 = 256 << 10;
+/// How often an import tells how far it is.
+pub const IMAGE_TELL: Duration = Duration::from_millis(200);
+/// Longest path in an archive, and longest target of a link: the kernel's own limit.
+pub const IMAGE_PATH_BYTES: usize = 4095;
+/// Longest extended header of a member, kept in memory: all its extended attributes stand there.
+pub const IMAGE_HEADER_BYTES: usize = 1 << 20;
+/// Extended attributes of a member.
+pub const IMAGE_XATTRS: usize = 64;
+/// Parts of a file with holes.
+pub const IMAGE_PIECES: usize = 100_000;
+/// Disk that an import leaves free: enough for everything else that berth writes.
+pub const IMAGE_FREE_BYTES: u64 = 256 << 20;
+/// Files that it leaves room for.
+pub const IMAGE_FREE_FILES: u64 = 10_000;
+/// Highest user and group id in a container, where 65536 are mapped; the kernel's `nobody`, 65534, is the stand-in for
+/// any other.
+pub const IMAGE_ID_MOST: u64 = 65535;
+/// Layers of an image; Docker's own limit is 127.
+pub const IMAGE_LAYERS: usize = 256;
+/// Largest manifest or configuration of an image, as registries take them.
+pub const IMAGE_MANIFEST_BYTES: u64 = 4 << 20;
+/// Largest binary in a bundle; a debug build has some 100 MB.
+pub const BUNDLE_BINARY_BYTES: u64 = 512 << 20;
 /// Differences on either side that a verification tells.
 pub const IMAGE_DIFFERENCES: usize = 20;
 /// How long a removal waits for a reader that is about to let go: a child holds our descriptors until its execve(2).

@@ -44,7 +44,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
 }
 
 /// What is being tried out ends in order: what it has made must go as well.
-fn on_interrupt(cancel: &Cancel) -> Result<()> {
+pub(super) fn on_interrupt(cancel: &Cancel) -> Result<()> {
     let (mut received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let end = handler_end.try_clone().at("duplicate", "a socket")?;

@@ -2,8 +2,10 @@
 //! `config`'s business. Runs on the main thread.
 
 pub mod approvals;
+pub mod bundle;
 mod client;
 pub mod doctor;
+pub mod image;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -32,6 +34,24 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth approvals reply ID --allow [FLAGS]     or --deny
        berth approvals watch [FLAGS]
                                   what waits for a person, the person's answer, and what happens meanwhile
+       berth image list           base images; list, import and verify take --json. All of it works on the data
+                                  folder itself, beside a running server or without
+       berth image import NAME FILE-OR-FOLDER [--reference TAG]
+                                  a root file system as .tar (also .gz, .xz, .zst), what `docker save` or
+                                  `skopeo copy` wrote, an OCI layout, a folder with a system; - is stdin
+       berth image export NAME FILE.tar[.gz|.zst]
+                                  or - for a plain archive on standard output
+       berth image verify [NAME]  read everything again and compare it with the id
+       berth image remove NAME    unless a workspace needs it
+       berth image build DISTRO [--pull always]
+                                  make a distribution's image; asks the network only where there is none yet, or
+                                  with --pull always. NAME is a name, an id or its first digits
+       berth bundle FILE [--image NAME]
+                                  all for a machine without network in one file: this binary, images (all with a
+                                  name, or those named), templates and library; not the key of sealed secrets
+       berth bundle --restore FILE [--bin DIR]
+                                  there: tar -xf FILE berth, ./berth bundle --restore FILE; the binary goes to
+                                  /usr/local/bin or DIR
        berth help                 print this
        berth agent, enclose, keeper, probe   what berth starts for itself; not for people
 
@@ -191,6 +211,8 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("doctor") => doctor::run(&words[1..]),
         Some("approvals") => approvals::run(&words[1..]),
         Some("status") => status::run(&words[1..]),
+        Some("image") => image::run(&words[1..]),
+        Some("bundle") => bundle::run(&words[1..]),
         // A single thread, as the agent: a probe forks.
         Some("probe") => Ok(probe::child::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
@@ -198,7 +220,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("help") => Ok(help()),
         Some(word) if !word.starts_with('-') => Err(Error::config(
             word,
-            "unknown subcommand; there are serve, doctor, token, approvals, status and help",
+            "unknown subcommand; there are serve, doctor, image, bundle, token, approvals, status and help",
         )),
         _ => serve::run(&words),
     }

@@ -13,7 +13,6 @@ use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
 use crate::base::{Code, Error, Result};
 use crate::containers::BuildLog;
-use crate::containers::images::Pull;
 use crate::containers::roots::Site;
 use crate::proc::Cancel;
 use crate::store::tree;
@@ -141,10 +140,11 @@ impl Lifecycle {
         self.log_warnings(&record, &mut log);
         if fresh {
             let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
-            log.say(format!("Building container with {distro}"));
+            let from = record.shown.image.as_deref().unwrap_or(distro.as_str());
+            log.say(format!("Building container with {from}"));
             feed.begin(Step::Image);
             // Before the old root is given up: where there is no image and none can be made, it stays.
-            let image = self.images.base(distro, Pull::Missing, &mut log, cancel)?;
+            let image = self.image_of(&record, &mut log, cancel)?;
             go_on()?;
             feed.begin(Step::Root);
             // New runs are refused since the status changed; those under way hold the old root.

@@ -22,7 +22,8 @@ impl Lifecycle {
     ///
     /// # Errors
     /// 400s that name the field, `NotInLibrary` for an unknown template; nothing remains of a refused workspace.
-    pub fn create(self: &Arc<Self>, request: Create) -> Result<Arc<Record>> {
+    pub fn create(self: &Arc<Self>, mut request: Create) -> Result<Arc<Record>> {
+        self.choose_image(&mut request.fields)?;
         let name = request.template.as_deref().map(str::trim).filter(|name| !name.is_empty());
         let template = name.map(|name| self.library.template(name)).transpose()?;
         let workspace = self.registry.create(request, template.as_ref())?;

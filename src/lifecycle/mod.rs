@@ -10,6 +10,7 @@ pub mod delete;
 pub mod doctor;
 pub mod feed;
 pub mod files;
+mod images;
 pub mod init;
 mod jobs;
 pub mod library;
@@ -139,6 +140,11 @@ impl Lifecycle {
     /// The records.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// The images.
+    pub fn images(&self) -> &Arc<Images> {
+        &self.images
     }
 
     /// The runs.

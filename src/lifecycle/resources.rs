@@ -58,7 +58,8 @@ impl Lifecycle {
     /// # Errors
     /// 400s that name the field; `Conflict` when the kernel cannot take back now what is in use; `WorkspaceNotFound`.
     /// Nothing has changed then.
-    pub fn change(&self, id: Uuid, update: Update) -> Result<Arc<Record>> {
+    pub fn change(&self, id: Uuid, mut update: Update) -> Result<Arc<Record>> {
+        self.choose_image(&mut update.fields)?;
         let workspace = self.registry.get(id)?;
         let before = workspace.record();
         let fields = &update.fields;

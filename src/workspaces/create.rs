@@ -38,6 +38,8 @@ pub struct Fields {
     pub plugins: Option<Vec<String>>,
     /// Distribution; blank clears.
     pub distro: Option<String>,
+    /// Image instead of a distribution's, by name or id; blank clears.
+    pub image: Option<String>,
     /// Variables.
     pub env_vars: Option<BTreeMap<String, String>>,
     /// Fragments; at creation they come from a template only, as observed.
@@ -114,7 +116,9 @@ impl Fields {
             tools: both(&base.tools, self.tools),
             plugins: or(&base.plugins, self.plugins),
             mcps: or(&base.mcps, self.mcps),
+            // Who asks for another distribution or image does not want the template's.
             distro: text(self.distro, &base.distro),
+            image: self.image,
             env_vars: Some(env_vars),
             resources: self.resources,
             idle_timeout_secs: self.idle_timeout_secs,
@@ -134,6 +138,10 @@ impl Fields {
     pub fn apply(self, shown: &mut Shown) -> Result<()> {
         if let Some(distro) = self.distro {
             shown.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
+            shown.image = None;
+        }
+        if let Some(image) = self.image {
+            shown.image = not_blank(image);
         }
         if let Some(vars) = self.env_vars {
             check_env_vars(vars.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;

@@ -64,6 +64,9 @@ pub struct Shown {
     pub template: Option<String>,
     /// Distribution; null until chosen, then the default is built.
     pub distro: Option<Distro>,
+    /// Image that the container is made from instead of its distribution's, by name or id.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Variables of every command.
     #[serde(default)]
     pub env_vars: BTreeMap<String, String>,
@@ -160,6 +163,7 @@ impl Record {
                 plugins: Vec::new(),
                 template: None,
                 distro: None,
+                image: None,
                 env_vars: BTreeMap::new(),
                 init_scripts: Vec::new(),
                 init_script: None,

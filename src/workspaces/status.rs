@@ -21,7 +21,9 @@ impl Record {
         }
         self.check_idle()?;
         let wanted = distro.or(self.shown.distro).unwrap_or(Distro::DEFAULT);
-        if has_root && !rebuild && built.is_some_and(|built| built != wanted) {
+        // Of an image of somebody's own it cannot be told what it was made from.
+        let own_image = distro.is_none() && self.shown.image.is_some();
+        if has_root && !rebuild && !own_image && built.is_some_and(|built| built != wanted) {
             return Err(Error::new(
                 Code::RebuildRequired,
                 format!(
@@ -31,6 +33,7 @@ impl Record {
         }
         if distro.is_some() {
             self.shown.distro = distro;
+            self.shown.image = None;
         }
         self.job = Some(Job::Build { fresh: rebuild || !has_root });
         self.shown.status = Status::Building;

@@ -7,6 +7,9 @@ use crate::base::Result;
 use crate::base::limits;
 use crate::store::beneath::Root;
 
+/// What [`machine`] may write anew.
+pub(super) const WRITTEN: [&str; 4] = ["etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"];
+
 /// What every image gets: no identity, no secrets of a machine, no devices; names that resolve.
 pub(super) fn machine(root: &Path) -> Result<()> {
     let root = Root::open(root)?;

@@ -233,21 +233,14 @@ impl<W: Write> Lister<'_, W> {
 
     /// Appends the extended attributes that belong to the content.
     fn attributes(&mut self, fd: impl AsFd, path: &[u8]) -> Result<()> {
-        let length = match rustix::fs::flistxattr(&fd, &mut self.names[..]) {
-            Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
-            length => length.at("read", shown(path))?,
-        };
-        let names = &self.names[..length];
-        let mut all: Vec<&[u8]> = names.split(|byte| *byte == 0).filter(|name| counts(name)).collect();
-        all.sort_unstable();
-        for name in all {
-            let length = rustix::fs::fgetxattr(&fd, name, &mut self.buffer[..]).at("read", shown(path))?;
-            self.line.push(b' ');
-            escape(name, &mut self.line);
-            self.line.push(b'=');
-            self.line.extend_from_slice(hex(&self.buffer[..length]).as_bytes());
-        }
-        Ok(())
+        let line = &mut self.line;
+        attributes(fd, &mut self.names, &mut self.buffer, &mut |name, value| {
+            line.push(b' ');
+            escape(name, line);
+            line.push(b'=');
+            line.extend_from_slice(hex(value).as_bytes());
+        })
+        .at("read", shown(path))
     }
 
     fn finish(&mut self, path: &[u8]) -> Result<()> {
@@ -262,6 +255,26 @@ impl<W: Write> Lister<'_, W> {
 
 pub(super) fn too_many() -> Error {
     Error::new(Code::InvalidImage, format!("The tree has more than {} entries", limits::IMAGE_ENTRIES))
+}
+
+/// Tells the extended attributes of a file that belong to its content, by name; with buffers for all names and a value.
+pub(super) fn attributes(
+    fd: impl AsFd,
+    names: &mut [u8],
+    value: &mut [u8],
+    each: &mut dyn FnMut(&[u8], &[u8]),
+) -> rustix::io::Result<()> {
+    let length = match rustix::fs::flistxattr(&fd, &mut *names) {
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
+        length => length?,
+    };
+    let mut all: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).filter(|name| counts(name)).collect();
+    all.sort_unstable();
+    for name in all {
+        let length = rustix::fs::fgetxattr(&fd, name, &mut *value)?;
+        each(name, &value[..length]);
+    }
+    Ok(())
 }
 
 /// Whether an extended attribute is part of the content.

@@ -4,6 +4,7 @@
 //! <data>/images/ID/root       the tree; nobody writes into it
 //! <data>/images/ID/listing    what is in it; the listing's SHA-256 is the id (listing.rs has the format)
 //! <data>/images/ID/image.json where it came from
+//! <data>/images/ID/unsynced   in which boot it was made, until another one has found it whole
 //! <data>/images/ID/holds/X    X needs it: an empty file for each root and snapshot that lives on it
 //! <data>/images/names/NAME    the id that the name points to
 //! <data>/images/.new-UUID     one that is being made, .gone-UUID one that is being removed
@@ -16,15 +17,25 @@
 //! whether a server runs or not, and a server sees at once what it did. Whoever reads an image holds its folder's lock
 //! shared ([`Image`]); removal takes it exclusively. Lock order: `.making-NAME` → `.lock` → an image's folder.
 
+mod archive;
 mod clean;
+mod compression;
+mod export;
+mod hasher;
 mod id;
+mod import;
+mod job;
+mod layers;
 mod listing;
+mod pack;
 mod record;
 mod staging;
 mod verify;
+mod writer;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -33,15 +44,20 @@ use rustix::io::Errno;
 use super::bootstrap::bootstrap;
 use super::build_log::BuildLog;
 use super::mirrors::Sources;
+use super::state::boot_id;
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, limits};
+use crate::events::Topic;
 use crate::proc::{Cancel, Cgroups};
 use crate::store::{file, tree};
 
+pub use export::Compression;
 pub use id::{ImageId, ImageName};
+pub use import::{Imported, Progress, Tell, Wanted};
 pub use record::{Record, Shown, Source};
 use staging::Staging;
 pub use verify::Verified;
+pub use writer::LeftOut;
 
 /// The image store.
 #[derive(Debug)]
@@ -49,6 +65,7 @@ pub struct Images {
     folder: PathBuf,
     sources: Sources,
     cgroups: Cgroups,
+    events: Option<Arc<Topic>>,
 }
 
 /// An image in use: it cannot be removed while this lives. For longer than a process there is [`Images::hold`].
@@ -80,7 +97,7 @@ impl Images {
     pub fn open(folder: &Path, sources: Sources, cgroups: Cgroups) -> Result<Images> {
         file::create_dir_private(&folder.join("names"))?;
         file::sweep_temps(&folder.join("names"))?;
-        let images = Images { folder: folder.to_owned(), sources, cgroups };
+        let images = Images { folder: folder.to_owned(), sources, cgroups, events: None };
         images.sweep()?;
         images.adopt()?;
         Ok(images)
@@ -110,12 +127,22 @@ impl Images {
             return Ok(image);
         }
         log.say(format!("Building the base image of {distro}; this takes a minute, once"));
-        let image = self.build(distro, &name, log, cancel)?;
+        let made = self.job("build", &name, &mut |_| {}, |_| self.build(distro, &name, log, cancel))?;
+        let image = self.get(&made.record.id)?;
         log.say(format!("The base image is ready: {}", image.id.short()));
         Ok(image)
     }
 
-    fn build(&self, distro: Distro, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<Image> {
+    /// The same for a caller that wants the image and no log.
+    ///
+    /// # Errors
+    /// As [`Images::base`].
+    pub fn build_now(&self, distro: Distro, pull: Pull, cancel: &Cancel) -> Result<Shown> {
+        let mut log = BuildLog::to(verify::tempfile(&self.folder)?);
+        self.show(&self.base(distro, pull, &mut log, cancel)?.id)
+    }
+
+    fn build(&self, distro: Distro, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<Shown> {
         let staging = Staging::new(&self.folder)?;
         let root = staging.root();
         let group = self.cgroups.group(&format!("builds/{}", uuid::Uuid::new_v4()))?;
@@ -125,7 +152,7 @@ impl Images {
         let origin = format!("the bootstrap of {distro}");
         let id = staging.finish(name, Source::Built, origin, &listing::Known::new(), cancel)?.id;
         self.point(name, &id)?;
-        self.get(&id)
+        self.show(&id)
     }
 
     /// The image with this id.
@@ -140,9 +167,36 @@ impl Images {
                 // It may have been removed between the two.
                 && same(opened, &folder)
         });
-        match shared {
-            Some(shared) => Ok(Image { id: id.clone(), root: folder.join("root"), _shared: shared }),
-            None => Err(id::not_found(id.as_str())),
+        let shared = shared.ok_or_else(|| id::not_found(id.as_str()))?;
+        let image = Image { id: id.clone(), root: folder.join("root"), _shared: shared };
+        self.survived(&image)?;
+        Ok(image)
+    }
+
+    /// An image of an earlier boot of the machine, which may have ended before everything was on disk, is verified before
+    /// its first use, and given up if it is not whole.
+    fn survived(&self, image: &Image) -> Result<()> {
+        let note = image.root.with_file_name(UNSYNCED);
+        let Some(boot) = file::read_optional(&note, 4096)? else { return Ok(()) };
+        if boot == boot_id().as_bytes() {
+            return Ok(());
+        }
+        let found = self.compare(image, &Cancel::new()?)?;
+        if !found.ok {
+            log::error!(
+                "The image {} was damaged as the machine went down: {:?}",
+                image.id.short(),
+                found.differences
+            );
+            let gone = format!("{GONE}{}", uuid::Uuid::new_v4());
+            let folder = self.folder.join(image.id.as_str());
+            // Whoever needs it has the damaged one already; for all others there is none any more.
+            std::fs::rename(&folder, self.folder.join(gone)).at("remove", &folder)?;
+            return Err(id::not_found(image.id.as_str()));
+        }
+        match std::fs::remove_file(&note) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.at("remove", &note),
         }
     }
 
@@ -283,6 +337,7 @@ impl Images {
                 std::fs::remove_file(&path).at("remove", &path)?;
             }
         }
+        self.tell_removed(id);
         tree::remove_tree(&self.folder, &gone)
     }
 
@@ -316,7 +371,11 @@ impl Images {
         Ok(bytes.and_then(|bytes| ImageId::parse(std::str::from_utf8(&bytes).ok()?.trim()).ok()))
     }
 
-    fn point(&self, name: &ImageName, id: &ImageId) -> Result<()> {
+    /// Has a name point to this image.
+    ///
+    /// # Errors
+    /// `DiskFull` or `Internal`.
+    pub fn point(&self, name: &ImageName, id: &ImageId) -> Result<()> {
         let path = self.folder.join("names").join(name.as_str());
         file::write_atomic(&path, format!("{id}\n").as_bytes(), 0o600)
     }
@@ -324,10 +383,15 @@ impl Images {
     /// Waits until nobody else makes an image of this name.
     fn turn(&self, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<File> {
         let path = self.folder.join(format!("{MAKING}{name}"));
-        let file = lock_file(&path)?;
+        let mut file = lock_file(&path)?;
         let deadline = Instant::now() + limits::BOOTSTRAP_TIMEOUT;
         let mut said = false;
-        while !try_lock(&file).at("lock", &path)? {
+        // A sweep may have removed the file between the two.
+        while !(try_lock(&file).at("lock", &path)? && same(&file, &path)) {
+            if !same(&file, &path) {
+                file = lock_file(&path)?;
+                continue;
+            }
             if !said {
                 log.say(format!("An image of {name} is being made already; waiting for it"));
                 said = true;
@@ -379,6 +443,12 @@ impl Images {
             }
             log::info!("Taking over the image of {distro} from an older version");
             let name = ImageName::of(distro);
+            let path = self.folder.join(format!("{MAKING}{name}"));
+            let turn = lock_file(&path)?;
+            if !try_lock(&turn).at("lock", &path)? || !old.is_dir() {
+                // Another process takes it over.
+                continue;
+            }
             let staging = Staging::new(&self.folder)?;
             staging.take(&old)?;
             let root = staging.root();
@@ -388,6 +458,7 @@ impl Images {
             let known = listing::Known::new();
             let id = staging.finish(&name, Source::Built, origin, &known, &Cancel::new()?)?.id;
             self.point(&name, &id)?;
+            std::fs::remove_file(&path).at("remove", &path)?;
         }
         Ok(())
     }
@@ -399,6 +470,9 @@ const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 /// … and locks of names with this.
 const MAKING: &str = ".making-";
+
+/// Stands in an image's folder with the id of the boot in which it was made, until another boot has found it whole.
+const UNSYNCED: &str = "unsynced";
 
 /// A holder is an id: its file may lie nowhere else.
 fn check_holder(holder: &str) -> Result<&str> {

@@ -69,7 +69,7 @@ impl Record {
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|error| Error::internal("An image's record cannot be written").because(error))?;
         bytes.push(b'\n');
-        file::write_atomic(&folder.join("image.json"), &bytes, 0o600)
+        file::replace(&folder.join("image.json"), &bytes, 0o600)
     }
 }
 

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use super::id::ImageName;
 use super::listing::{self, Known, Others};
 use super::record::{Record, Source, os_release};
-use super::{NEW, moment, try_lock};
+use super::{NEW, UNSYNCED, moment, try_lock};
 use crate::base::{At, Error, Result, clock};
+use crate::containers::state::boot_id;
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 use crate::store::{file, tree};
@@ -35,10 +36,7 @@ impl Staging {
             return Err(Error::internal(format!("{} is locked by somebody else", path.display())));
         }
         let staging = Staging { images: images.to_owned(), name, _locked: locked };
-        let root = staging.root();
-        std::fs::create_dir(&root).at("make", &root)?;
-        // As a root it must be enterable by its own users; the folder above is private.
-        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).at("prepare", &root)?;
+        make_root(&staging.root())?;
         Ok(staging)
     }
 
@@ -57,6 +55,14 @@ impl Staging {
         std::fs::rename(folder, self.root()).at("move", folder)
     }
 
+    /// Lays the tree aside, beside a new one, as parts that the new one is made from.
+    pub(super) fn set_aside(&self) -> Result<PathBuf> {
+        let parts = self.folder().join("parts");
+        std::fs::rename(self.root(), &parts).at("move", self.root())?;
+        make_root(&self.root())?;
+        Ok(parts)
+    }
+
     /// Makes the tree an image: listed, on disk, in its place. An image with this very content may be there already;
     /// then that one is returned.
     ///
@@ -71,6 +77,9 @@ impl Staging {
         cancel: &Cancel,
     ) -> Result<Record> {
         let folder = self.folder();
+        if folder.join("parts").exists() {
+            tree::remove_tree(&folder, "parts")?;
+        }
         let path = folder.join("listing");
         let mut out = File::create_new(&path).at("write", &path)?;
         let totals = listing::write(&self.root(), known, Others::Remove, &mut out, cancel)?;
@@ -84,19 +93,23 @@ impl Staging {
             entries: totals.entries,
             size_bytes: totals.bytes,
         };
-        // What has an image's name must be whole, also after a cut of power.
-        rustix::fs::syncfs(&out).at("write", &folder)?;
+        // Waiting for the disk can take longer than everything else, above all where others write as well. So this boot
+        // of the machine is noted: in another one the image is verified before it is used for the first time.
+        file::replace(&folder.join(UNSYNCED), boot_id().as_bytes(), 0o600)?;
         record.write(&folder)?;
         let place = self.images.join(record.id.as_str());
         match std::fs::rename(&folder, &place) {
-            Ok(()) => {
-                file::sync_folder_at(&self.images)?;
-                Ok(record)
-            }
+            Ok(()) => Ok(record),
             Err(_) if place.is_dir() => Ok(Record::read(&place)?.unwrap_or(record)),
             Err(error) => Err(error).at("move", &folder),
         }
     }
+}
+
+/// As a root it must be enterable by its own users; the folder above is private.
+fn make_root(root: &Path) -> Result<()> {
+    std::fs::create_dir(root).at("make", root)?;
+    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755)).at("prepare", root)
 }
 
 impl Drop for Staging {

@@ -68,6 +68,22 @@ fn images_of_older_versions_are_taken_over() {
 }
 
 #[test]
+fn what_a_cut_of_power_has_torn_is_given_up() {
+    let dir = Scratch::new();
+    old_image(&dir, "one");
+    let images = open(&dir);
+    let id = images.find("debian-bookworm").unwrap().id.clone();
+    let note = dir.join("images").join(id.as_str()).join(UNSYNCED);
+    write_atomic(&note, b"another boot", 0o600).unwrap();
+    assert!(images.find("debian-bookworm").is_ok() && !note.exists(), "it was whole");
+    write_atomic(&note, b"another boot", 0o600).unwrap();
+    write_atomic(&dir.join("images").join(id.as_str()).join("root/usr/word"), b"", 0o4755).unwrap();
+    assert_eq!(images.find("debian-bookworm").unwrap_err().code(), Code::ImageNotFound);
+    drop(open(&dir));
+    assert_eq!(entries(&dir), [".lock", "names"]);
+}
+
+#[test]
 fn what_is_needed_stays() {
     let dir = Scratch::new();
     old_image(&dir, "one");

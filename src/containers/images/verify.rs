@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Seek as _};
 use serde::Serialize;
 
 use super::listing::{self, Known, Others};
-use super::{ImageId, Images};
+use super::{Image, ImageId, Images};
 use crate::base::{At, Result, limits};
 use crate::proc::Cancel;
 
@@ -30,9 +30,14 @@ impl Images {
     /// `ImageNotFound`, `Cancelled`, or what reading says.
     pub fn verify(&self, id: &ImageId, cancel: &Cancel) -> Result<Verified> {
         let image = self.get(id)?;
+        self.compare(&image, cancel)
+    }
+
+    pub(super) fn compare(&self, image: &Image, cancel: &Cancel) -> Result<Verified> {
         let mut now = tempfile(&self.folder)?;
         let totals = listing::write(&image.root, &Known::new(), Others::Show, &mut now, cancel)?;
-        let mut verified = Verified { id: id.clone(), ok: totals.id == *id, differences: Vec::new() };
+        let mut verified =
+            Verified { id: image.id.clone(), ok: totals.id == image.id, differences: Vec::new() };
         if !verified.ok {
             let path = image.root.with_file_name("listing");
             let mut then = File::open(&path).at("open", &path)?;
@@ -44,7 +49,7 @@ impl Images {
 }
 
 /// A file without a name.
-fn tempfile(folder: &std::path::Path) -> Result<File> {
+pub(super) fn tempfile(folder: &std::path::Path) -> Result<File> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     open(folder, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("write in", folder)

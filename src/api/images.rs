@@ -1,0 +1,118 @@
+//! `/api/images`: base images, listed, imported, built, removed.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{Ctx, topic};
+use crate::base::ids::Distro;
+use crate::base::{Code, Error, Result, limits};
+use crate::containers::images::{ImageName, Pull, Wanted};
+use crate::http::{Answer, Request, Response};
+use crate::proc::Cancel;
+
+/// `GET /api/images`
+pub fn list(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(&ctx.lifecycle.images().list()?)))
+}
+
+/// `GET /api/images/events`
+pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    match ctx.lifecycle.images().events() {
+        Some(events) => topic::stream(ctx, request, events, None),
+        None => Err(Error::internal("Nothing tells what happens to images")),
+    }
+}
+
+/// `GET /api/images/:id`, by id, the first digits of one, or name.
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let images = ctx.lifecycle.images();
+    let image = images.find(request.param("id"))?;
+    Ok(Answer::Now(Response::ok(&images.show(&image.id)?)))
+}
+
+/// `DELETE /api/images/:id`; removing the tree takes a moment.
+pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let (images, wanted) = (ctx.lifecycle.images().clone(), request.param("id").to_owned());
+    let work = move || {
+        let id = images.find(&wanted)?.id;
+        images.remove(&id)?;
+        Ok(Response::empty(204))
+    };
+    Ok(Answer::later(work, None))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Make {
+    /// The distribution whose own bootstrap makes it.
+    build: Option<String>,
+    /// `missing` or `always`.
+    pull: Option<String>,
+    /// A file or folder of the server's machine.
+    path: Option<PathBuf>,
+    name: Option<String>,
+    reference: Option<String>,
+}
+
+/// `POST /api/images`: with JSON what is to be built, or imported from the server's disk; with anything else the archive
+/// itself, and `?name=`.
+pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let json =
+        request.header("Content-Type").is_some_and(|kind| kind.trim_start().starts_with("application/json"));
+    if !json {
+        return upload(ctx, request);
+    }
+    let make: Make = request.json(limits::JSON_BODY_BYTES)?;
+    let images = ctx.lifecycle.images().clone();
+    let cancel = Cancel::new()?;
+    let flag = cancel.clone();
+    match (make.build, make.path) {
+        (Some(distro), None) => {
+            let distro = Distro::parse(&distro)?;
+            let pull = match make.pull.as_deref() {
+                None | Some("missing") => Pull::Missing,
+                Some("always") => Pull::Always,
+                Some("never") => Pull::Never,
+                Some(other) => {
+                    let message = format!("pull is missing, always or never, not '{}'", other.escape_debug());
+                    return Err(Error::new(Code::InvalidPayload, message));
+                }
+            };
+            let work = move || Ok(Response::json(201, &images.build_now(distro, pull, &flag)?));
+            Ok(Answer::later(work, Some(cancel)))
+        }
+        (None, Some(path)) => {
+            let name = named(make.name)?;
+            if !path.is_absolute() {
+                return Err(Error::new(Code::InvalidPath, "path is an absolute one on the server's machine"));
+            }
+            let work = move || {
+                let origin = path.display().to_string();
+                let wanted = Wanted { name: &name, origin, reference: make.reference.as_deref() };
+                Ok(Response::json(201, &images.import_path(&path, &wanted, &mut |_| {}, &flag)?))
+            };
+            Ok(Answer::later(work, Some(cancel)))
+        }
+        _ => Err(Error::new(
+            Code::InvalidPayload,
+            "Say either build, with a distro, or name and path of what is to be imported; or send an archive as the body",
+        )),
+    }
+}
+
+fn named(name: Option<String>) -> Result<ImageName> {
+    let missing = || Error::new(Code::InvalidName, "name is missing: what the image is to be called");
+    ImageName::parse(&name.ok_or_else(missing)?)
+}
+
+fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let name = named(request.query("name"))?;
+    let reference = request.query("reference");
+    let images = ctx.lifecycle.images();
+    let length = request.announced_length();
+    let wanted = Wanted { name: &name, origin: "an upload".into(), reference: reference.as_deref() };
+    // A body that is small enough to be held is here already, a larger one is read by a worker: this thread is one then.
+    let imported = images.import_upload(request.reader(), length, &wanted, &Cancel::new()?)?;
+    Ok(Answer::Now(Response::json(201, &imported)))
+}

@@ -1,0 +1,244 @@
+//! `berth image`: base images at the terminal. Works on the data folder itself, whether a server runs or not: the store
+//! is made for several processes (`containers::images`), so no address, token or running server is needed, and a server
+//! sees at once what was done. Progress goes to stderr, where that is a terminal.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::base::ids::Distro;
+use crate::base::{At, Code, Error, Result};
+use crate::config::{self, Parsed, ServeArgs};
+use crate::containers::BuildLog;
+use crate::containers::images::{
+    Compression, ImageName, Images, Imported, LeftOut, Progress, Pull, Shown, Wanted,
+};
+use crate::proc::{Cancel, Cgroups};
+use crate::server;
+use crate::store::file;
+
+/// What was asked for.
+struct Asked {
+    verb: String,
+    names: Vec<String>,
+    json: bool,
+    reference: Option<String>,
+    pull: Pull,
+}
+
+/// Runs `berth image …`.
+///
+/// # Errors
+/// A wrong command line (exit code 2), or what went wrong with the image.
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    if args.first().is_none_or(|first| ["help", "-h", "--help"].contains(&first.as_str())) {
+        return Ok(super::help());
+    }
+    let (asked, rest) = read(args)?;
+    let serve = match ServeArgs::parse(&rest)? {
+        Parsed::Run(serve) => serve,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    let settings = config::resolve(&serve, &config::process_env, &current_dir)?.settings;
+    file::create_dir_private(&settings.data_dir)?;
+    // A group of its own beside a server's, for the children of builds.
+    let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
+    let images = server::images(&settings, cgroups.clone())?;
+    let cancel = Cancel::new()?;
+    super::doctor::on_interrupt(&cancel)?;
+    let done = act(&images, &asked, &current_dir, &cancel);
+    cgroups.release();
+    done
+}
+
+fn act(images: &Images, asked: &Asked, here: &Path, cancel: &Cancel) -> Result<ExitCode> {
+    let names: Vec<&str> = asked.names.iter().map(String::as_str).collect();
+    match (asked.verb.as_str(), &names[..]) {
+        ("list", []) => {
+            let all = images.list()?;
+            super::print(&if asked.json { as_json(&all)? } else { table(&all) });
+        }
+        ("import", [name, source]) => {
+            let name = ImageName::parse(name)?;
+            let (mut line, path) = (Line::new(), here.join(source));
+            let origin =
+                if *source == "-" { "standard input".to_owned() } else { path.display().to_string() };
+            let wanted = Wanted { name: &name, origin, reference: asked.reference.as_deref() };
+            let imported = match *source {
+                "-" => images.import_upload(&mut io::stdin().lock(), None, &wanted, cancel),
+                _ => images.import_path(&path, &wanted, &mut |progress| line.show(&progress), cancel),
+            };
+            line.end();
+            super::print(&if asked.json { as_json(&imported?)? } else { told(&imported?) });
+        }
+        ("export", [name, "-"]) => {
+            images.export(name, Compression::None, io::stdout().lock(), cancel, &mut |_| {})?;
+        }
+        ("export", [name, target]) => {
+            images.export_file(name, &here.join(target), cancel, &mut |_| {})?;
+        }
+        ("remove", [name]) => {
+            let id = images.find(name)?.id;
+            images.remove(&id)?;
+        }
+        ("verify", [] | [_]) => {
+            let all = match names.first() {
+                Some(name) => vec![images.find(name)?.id.clone()],
+                None => images.list()?.into_iter().map(|image| image.record.id).collect(),
+            };
+            let found = all.iter().map(|id| images.verify(id, cancel)).collect::<Result<Vec<_>>>()?;
+            if asked.json {
+                super::print(&as_json(&found)?);
+            } else {
+                for image in &found {
+                    let word = if image.ok { "is what it was" } else { "HAS BEEN CHANGED" };
+                    super::print(&format!("{}  {word}\n", image.id.short()));
+                    image.differences.iter().for_each(|line| super::print(&format!("    {line}\n")));
+                }
+            }
+            return Ok(if found.iter().all(|image| image.ok) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        ("build", [distro]) => {
+            let stderr = io::stderr().as_fd().try_clone_to_owned().at("open", "stderr")?;
+            let mut log = BuildLog::to(File::from(stderr));
+            let image = images.base(Distro::parse(distro)?, asked.pull, &mut log, cancel)?;
+            super::print(&format!("{}\n", image.id));
+        }
+        (verb, _) => {
+            return Err(Error::config(
+                format!("image {verb}"),
+                "say `berth image list`, `import NAME FILE`, `export NAME FILE`, `verify [NAME]`, `remove NAME` or \
+                 `build DISTRO`",
+            ));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes our own words out; the rest is flags of `serve`.
+fn read(args: &[String]) -> Result<(Asked, Vec<String>)> {
+    let mut asked =
+        Asked { verb: args[0].clone(), names: Vec::new(), json: false, reference: None, pull: Pull::Missing };
+    let mut rest: Vec<String> = Vec::new();
+    let mut words = args[1..].iter().cloned();
+    while let Some(word) = words.next() {
+        let (flag, value) = match word.split_once('=') {
+            Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
+            None => (word.clone(), None),
+        };
+        let mut value = || {
+            let missing = || Error::config(&flag, "a value is missing");
+            value.clone().or_else(|| words.next()).ok_or_else(missing)
+        };
+        match flag.as_str() {
+            "--json" => asked.json = true,
+            "--reference" => asked.reference = Some(value()?),
+            "--pull" => {
+                asked.pull = match value()?.as_str() {
+                    "missing" => Pull::Missing,
+                    "always" => Pull::Always,
+                    "never" => Pull::Never,
+                    other => {
+                        return Err(Error::config(
+                            "--pull",
+                            format!("'{other}' is not missing, always or never"),
+                        ));
+                    }
+                }
+            }
+            flag if flag.starts_with("--") => {
+                rest.push(word.clone());
+                if !word.contains('=') && !["--read-only", "--verbose", "--help", "--version"].contains(&flag)
+                {
+                    rest.extend(words.next());
+                }
+            }
+            _ => asked.names.push(word),
+        }
+    }
+    Ok((asked, rest))
+}
+
+/// The line at the terminal that says how far it is.
+struct Line {
+    shown: Option<Instant>,
+    terminal: bool,
+}
+
+impl Line {
+    fn new() -> Line {
+        Line { shown: None, terminal: io::stderr().is_terminal() }
+    }
+
+    fn show(&mut self, progress: &Progress) {
+        if !self.terminal || self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(100)) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let mib = |bytes: u64| bytes >> 20;
+        let of = progress.total_bytes.map_or(String::new(), |total| format!(" of {}", mib(total)));
+        let _ = write!(
+            io::stderr(),
+            "\r\x1b[K{}: {}{of} MiB, {} entries",
+            progress.step,
+            mib(progress.read_bytes),
+            progress.entries
+        );
+    }
+
+    fn end(&self) {
+        if self.shown.is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn told(imported: &Imported) -> String {
+    let Imported { image: Shown { record, .. }, left_out: LeftOut { devices, owners, attributes } } =
+        imported;
+    let mut text = format!("{}  {} with {} entries\n", record.id, record.name, record.entries);
+    for (count, what) in [
+        (devices, "devices and FIFOs were left out; a container has its own"),
+        (owners, "entries belong to nobody, since their owners' ids are above 65535"),
+        (attributes, "extended attributes that belong to a host were left out"),
+    ] {
+        if *count > 0 {
+            text += &format!("{count} {what}\n");
+        }
+    }
+    text
+}
+
+fn table(all: &[Shown]) -> String {
+    let mut text =
+        format!("{:<12}  {:<24} {:>9} {:>9}  {:<20}  {}\n", "ID", "NAME", "MIB", "ENTRIES", "MADE", "SYSTEM");
+    for Shown { record, names, held_by } in all {
+        let current: Vec<&str> = names.iter().map(ImageName::as_str).collect();
+        let name = if current.is_empty() { format!("({})", record.name) } else { current.join(",") };
+        let used = if held_by.is_empty() { String::new() } else { format!("; {} in use", held_by.len()) };
+        text += &format!(
+            "{:<12}  {name:<24} {:>9} {:>9}  {:<20}  {}{used}\n",
+            record.id.short(),
+            record.size_bytes >> 20,
+            record.entries,
+            record.created_at.get(..19).unwrap_or_default(),
+            record.os.as_deref().unwrap_or("-"),
+        );
+    }
+    text
+}
+
+fn as_json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(value)
+        .map(|text| text + "\n")
+        .map_err(|error| Error::new(Code::Internal, "The answer cannot be written as JSON").because(error))
+}

@@ -1,0 +1,460 @@
+//! tar archives, as strictly as they can be read: what different readers would understand differently is refused. The
+//! framing is our own, since the `tar` crate reads names and extended headers of any length into memory and splits
+//! values at line ends; its types read the fields.
+//! Writes nothing; knows nothing of where the members go.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tar::{EntryType, GnuExtSparseHeader, Header};
+
+use super::compression::{Chunk, Stream};
+use crate::base::{Code, Error, Result, limits};
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Folder,
+    Symlink,
+    /// Another name of a file that came before.
+    Link,
+    /// A device or a FIFO.
+    Device,
+}
+
+/// One member.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// As it stands there, without NUL bytes.
+    pub(super) path: Vec<u8>,
+    pub(super) target: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) mode: u32,
+    pub(super) uid: u64,
+    pub(super) gid: u64,
+    /// Seconds since 1970.
+    pub(super) mtime: i64,
+    /// Bytes of the file; holes included.
+    pub(super) size: u64,
+    /// Extended attributes.
+    pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where the data goes, if there are holes.
+    pieces: Option<Vec<Piece>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    at: u64,
+    length: u64,
+}
+
+/// The content of the member at hand.
+pub(super) struct Content<'a> {
+    stream: &'a mut Stream,
+    /// Bytes in the archive that were not read.
+    left: u64,
+}
+
+impl Content<'_> {
+    /// The whole content: `data` gets each piece, `hole` each hole, in order.
+    pub(super) fn read(&mut self, member: &Member, sink: &mut dyn FnMut(Part) -> Result<()>) -> Result<()> {
+        let whole = [Piece { at: 0, length: member.size }];
+        let mut at = 0;
+        for piece in member.pieces.as_deref().unwrap_or(&whole) {
+            if piece.at > at {
+                sink(Part::Hole(piece.at - at))?;
+            }
+            let mut left = piece.length;
+            while left > 0 {
+                let (chunk, part) = self.stream.next(left)?;
+                let Some(chunk) = chunk else { return Err(breaks_off()) };
+                left -= part.len() as u64;
+                self.left -= part.len() as u64;
+                sink(Part::Data(chunk, part))?;
+            }
+            at = piece.at + piece.length;
+        }
+        if member.size > at {
+            sink(Part::Hole(member.size - at))?;
+        }
+        Ok(())
+    }
+}
+
+/// A part of a file.
+pub(super) enum Part {
+    Data(Arc<Chunk>, Range<usize>),
+    Hole(u64),
+}
+
+/// Reads the archive to its end; `each` gets every member and may read its content.
+///
+/// # Errors
+/// `InvalidImage` with what is wrong; those of `each` and of the stream.
+pub(super) fn read(
+    stream: &mut Stream,
+    each: &mut dyn FnMut(&Member, &mut Content<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut next = Next::default();
+    let mut block = [0; BLOCK];
+    let mut members = 0_u64;
+    loop {
+        if !header(stream, &mut block)? {
+            if next.is_empty() {
+                return Ok(());
+            }
+            return Err(refused("ends with the name of something that does not follow"));
+        }
+        members += 1;
+        if members > 2 * limits::IMAGE_ENTRIES {
+            return Err(super::listing::too_many());
+        }
+        let head = Header::from_byte_slice(&block);
+        let size = field(head.entry_size(), "size")?;
+        match head.entry_type() {
+            EntryType::GNULongName => next.path = Some(text(stream, size)?),
+            EntryType::GNULongLink => next.target = Some(text(stream, size)?),
+            EntryType::XHeader => {
+                let bytes = whole(stream, size, limits::IMAGE_HEADER_BYTES)?;
+                extended(&bytes, &mut next)?;
+            }
+            EntryType::XGlobalHeader => {
+                let mut global = Next::default();
+                extended(&whole(stream, size, limits::IMAGE_HEADER_BYTES)?, &mut global)?;
+                if !global.is_empty() {
+                    return Err(refused("has a global header that renames or resizes everything"));
+                }
+            }
+            kind => {
+                let (member, stored) = member(stream, head, kind, size, std::mem::take(&mut next))?;
+                let mut content = Content { stream, left: stored };
+                each(&member, &mut content)?;
+                let left = content.left;
+                skip(stream, left + padding(size))?;
+            }
+        }
+    }
+}
+
+const BLOCK: usize = 512;
+
+/// What is said of the next member before its own header.
+#[derive(Debug, Default)]
+struct Next {
+    path: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u64>,
+    gid: Option<u64>,
+    mtime: Option<i64>,
+    attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Sparse,
+}
+
+/// `GNU.sparse.*`.
+#[derive(Debug, Default)]
+struct Sparse {
+    major: Option<u64>,
+    size: Option<u64>,
+    path: Option<Vec<u8>>,
+    map: Option<Vec<u8>>,
+}
+
+impl Next {
+    fn is_empty(&self) -> bool {
+        let sparse = &self.sparse;
+        let nothing = self.path.is_none() && self.target.is_none() && self.size.is_none();
+        nothing && self.attributes.is_empty() && sparse.major.is_none() && sparse.map.is_none()
+    }
+}
+
+/// The next header; `false` at the end of the archive. An archive without an end is one that was cut.
+fn header(stream: &mut Stream, block: &mut [u8; BLOCK]) -> Result<bool> {
+    if stream.fill(block)? < BLOCK {
+        return Err(breaks_off());
+    }
+    if block.iter().all(|byte| *byte == 0) {
+        // The second one may be missing: GNU tar takes a lone one for the end as well.
+        return Ok(false);
+    }
+    let sum: u32 = block
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
+        .sum();
+    // What old archives have where bytes count as signed.
+    #[expect(clippy::cast_possible_wrap, reason = "that is the meaning")]
+    let signed: i32 = block
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { i32::from(*byte as i8) })
+        .sum();
+    let told = Header::from_byte_slice(block).cksum().unwrap_or(u32::MAX);
+    if told != sum && i64::from(told) != i64::from(signed) {
+        return Err(Error::new(
+            Code::InvalidImage,
+            "It is not a tar archive, nor one that is compressed with gzip, xz or zstd, or it is damaged",
+        ));
+    }
+    Ok(true)
+}
+
+fn member(
+    stream: &mut Stream,
+    head: &Header,
+    kind: EntryType,
+    size: u64,
+    next: Next,
+) -> Result<(Member, u64)> {
+    let named = |own: Option<Vec<u8>>, name: Vec<u8>| {
+        let name = own.unwrap_or(name);
+        if name.contains(&0) { Err(refused("has a name with a NUL byte")) } else { Ok(name) }
+    };
+    let path = named(next.sparse.path.or(next.path), head.path_bytes().into_owned())?;
+    let target =
+        named(next.target, head.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default())?;
+    let kind = match kind {
+        // Before POSIX a folder was a file whose name ends with a slash.
+        EntryType::Regular if path.ends_with(b"/") => Kind::Folder,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
+        EntryType::Directory => Kind::Folder,
+        EntryType::Symlink => Kind::Symlink,
+        EntryType::Link => Kind::Link,
+        EntryType::Char | EntryType::Block | EntryType::Fifo => Kind::Device,
+        other => {
+            let letter = char::from(other.as_byte()).escape_debug().to_string();
+            return Err(refused(&format!("has a member of the unknown type '{letter}'")));
+        }
+    };
+    // Up to here the header itself can say it; different words for it mean different members to different readers.
+    if next.size.is_some_and(|told| told != size && told < 1 << 33) {
+        return Err(refused("tells two different sizes for one member"));
+    }
+    let stored = next.size.unwrap_or(size);
+    if kind != Kind::File && stored > 0 {
+        return Err(refused("has content where there can be none"));
+    }
+    if stored > limits::IMAGE_BYTES {
+        return Err(refused("has a file that is larger than an image may be"));
+    }
+    let mut member = Member {
+        path,
+        target,
+        kind,
+        mode: field(head.mode(), "mode")? & 0o7777,
+        uid: next.uid.map_or_else(|| field(head.uid(), "owner"), Ok)?,
+        gid: next.gid.map_or_else(|| field(head.gid(), "group"), Ok)?,
+        mtime: next
+            .mtime
+            .map_or_else(|| field(head.mtime(), "time").map(|time| i64::try_from(time).unwrap_or(0)), Ok)?,
+        size: stored,
+        attributes: next.attributes,
+        pieces: None,
+    };
+    let mut left = stored;
+    if head.entry_type() == EntryType::GNUSparse {
+        old_sparse(stream, head, &mut member)?;
+    } else if next.sparse.major == Some(1) || next.sparse.map.is_some() {
+        if kind != Kind::File {
+            return Err(refused("has holes in what is no file"));
+        }
+        let (pieces, read) = match (next.sparse.major, next.sparse.map) {
+            (Some(1), None) => sparse_map(stream, stored)?,
+            (None | Some(0), Some(map)) => (numbers(&map)?, 0),
+            _ => return Err(refused("describes holes in two ways")),
+        };
+        member.size =
+            next.sparse.size.ok_or_else(|| refused("does not say how large a file with holes is"))?;
+        member.pieces = Some(pieces);
+        left -= read;
+    } else if next.sparse.major.is_some() {
+        return Err(refused("describes holes in an unknown way"));
+    }
+    check_pieces(&member, left)?;
+    Ok((member, left))
+}
+
+/// The map of GNU's own format: four pieces in the header, 21 in each block that follows.
+fn old_sparse(stream: &mut Stream, head: &Header, member: &mut Member) -> Result<()> {
+    let gnu = head.as_gnu().ok_or_else(|| refused("has holes without saying where"))?;
+    let mut pieces = Vec::new();
+    let mut take = |headers: &[tar::GnuSparseHeader]| -> Result<()> {
+        for header in headers.iter().filter(|header| !header.is_empty()) {
+            let (at, length) = (field(header.offset(), "hole")?, field(header.length(), "hole")?);
+            pieces.push(Piece { at, length });
+        }
+        if pieces.len() > limits::IMAGE_PIECES {
+            Err(refused("has a file with too many holes"))
+        } else {
+            Ok(())
+        }
+    };
+    take(&gnu.sparse)?;
+    let mut more = gnu.is_extended();
+    while more {
+        let mut block = GnuExtSparseHeader::new();
+        if stream.fill(block.as_mut_bytes())? < BLOCK {
+            return Err(breaks_off());
+        }
+        take(block.sparse())?;
+        more = block.is_extended();
+    }
+    member.size = field(gnu.real_size(), "size")?;
+    member.pieces = Some(pieces);
+    Ok(())
+}
+
+/// The map of the PAX format 1.0, which stands before the data: decimal numbers, one a line, filled up to a block.
+/// Returns how much of the data it took.
+fn sparse_map(stream: &mut Stream, stored: u64) -> Result<(Vec<Piece>, u64)> {
+    let mut text = Vec::new();
+    let mut block = [0; BLOCK];
+    let mut wanted = None;
+    loop {
+        if (text.len() + BLOCK) as u64 > stored || text.len() > limits::IMAGE_HEADER_BYTES {
+            return Err(refused("has a file with a broken map of its holes"));
+        }
+        if stream.fill(&mut block)? < BLOCK {
+            return Err(breaks_off());
+        }
+        text.extend_from_slice(&block);
+        let lines = text.iter().filter(|byte| **byte == b'\n').count();
+        if wanted.is_none() && lines > 0 {
+            let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let count = number(first).and_then(|count| usize::try_from(count).ok());
+            let count = count.filter(|count| *count <= limits::IMAGE_PIECES);
+            wanted = Some(1 + 2 * count.ok_or_else(|| refused("has a file with too many holes"))?);
+        }
+        if let Some(wanted) = wanted.filter(|wanted| *wanted <= lines) {
+            let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').skip(1).take(wanted - 1).collect();
+            return Ok((numbers(&lines.join(&b','))?, text.len() as u64));
+        }
+    }
+}
+
+/// `AT,LENGTH,AT,LENGTH…`
+fn numbers(text: &[u8]) -> Result<Vec<Piece>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all: Option<Vec<u64>> = text.split(|byte| *byte == b',').map(number).collect();
+    let all = all.filter(|all| all.len() % 2 == 0 && all.len() <= 2 * limits::IMAGE_PIECES);
+    let all = all.ok_or_else(|| refused("has a file with a broken map of its holes"))?;
+    Ok(all.chunks_exact(2).map(|pair| Piece { at: pair[0], length: pair[1] }).collect())
+}
+
+/// Pieces must be in order, inside the file, and as much as is stored.
+fn check_pieces(member: &Member, stored: u64) -> Result<()> {
+    let Some(pieces) = &member.pieces else { return Ok(()) };
+    let (mut end, mut sum) = (0_u64, 0_u64);
+    for piece in pieces {
+        let next = piece.at.checked_add(piece.length).filter(|_| piece.at >= end);
+        end = next
+            .filter(|next| *next <= member.size)
+            .ok_or_else(|| refused("has a file whose parts overlap or lie outside it"))?;
+        sum += piece.length;
+    }
+    if sum != stored || member.size > limits::IMAGE_BYTES {
+        return Err(refused("has a file whose parts are not what is stored"));
+    }
+    Ok(())
+}
+
+/// The records of an extended header: `LENGTH KEY=VALUE\n`, where the length counts itself.
+fn extended(mut bytes: &[u8], next: &mut Next) -> Result<()> {
+    let broken = || refused("has a broken extended header");
+    while bytes.first().is_some_and(|byte| *byte != 0) {
+        let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
+        let length =
+            number(&bytes[..space]).and_then(|length| usize::try_from(length).ok()).ok_or_else(broken)?;
+        let record = bytes.get(space + 1..length).ok_or_else(broken)?;
+        let (end, record) = record.split_last().ok_or_else(broken)?;
+        let equals =
+            record.iter().position(|byte| *byte == b'=').filter(|_| *end == b'\n').ok_or_else(broken)?;
+        let (key, value) = (&record[..equals], &record[equals + 1..]);
+        bytes = &bytes[length..];
+        let count = || number(value).ok_or_else(broken).map(Some);
+        match key {
+            b"path" => next.path = Some(value.to_vec()),
+            b"linkpath" => next.target = Some(value.to_vec()),
+            b"size" => next.size = count()?,
+            b"uid" => next.uid = count()?,
+            b"gid" => next.gid = count()?,
+            b"mtime" => {
+                let whole = value.split(|byte| *byte == b'.').next().unwrap_or_default();
+                let text = std::str::from_utf8(whole).map_err(|_| broken())?;
+                next.mtime = Some(text.parse().map_err(|_| broken())?);
+            }
+            b"GNU.sparse.major" => next.sparse.major = count()?,
+            b"GNU.sparse.realsize" | b"GNU.sparse.size" => next.sparse.size = count()?,
+            b"GNU.sparse.name" => next.sparse.path = Some(value.to_vec()),
+            b"GNU.sparse.map" => next.sparse.map = Some(value.to_vec()),
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
+                return Err(refused("describes holes in a way that is not used any more (GNU sparse 0.0)"));
+            }
+            key => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    if name.is_empty() || name.contains(&0) || next.attributes.len() >= limits::IMAGE_XATTRS {
+                        return Err(broken());
+                    }
+                    next.attributes.push((name.to_vec(), value.to_vec()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A long name, ended by NUL.
+fn text(stream: &mut Stream, size: u64) -> Result<Vec<u8>> {
+    let mut bytes = whole(stream, size, limits::IMAGE_PATH_BYTES + 1)?;
+    if bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    Ok(bytes)
+}
+
+/// So much of the stream and what fills it up to a block, in memory.
+fn whole(stream: &mut Stream, size: u64, most: usize) -> Result<Vec<u8>> {
+    let length = usize::try_from(size).ok().filter(|length| *length <= most);
+    let length = length.ok_or_else(|| refused("has a name or an extended header that is too long"))?;
+    let mut bytes = vec![0; length];
+    if stream.fill(&mut bytes)? < length {
+        return Err(breaks_off());
+    }
+    skip(stream, padding(size))?;
+    Ok(bytes)
+}
+
+fn skip(stream: &mut Stream, mut left: u64) -> Result<()> {
+    while left > 0 {
+        let (chunk, part) = stream.next(left)?;
+        if chunk.is_none() {
+            return Err(breaks_off());
+        }
+        left -= part.len() as u64;
+    }
+    Ok(())
+}
+
+fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
+}
+
+fn field<T>(value: std::io::Result<T>, what: &str) -> Result<T> {
+    value.map_err(|_| refused(&format!("has a member whose {what} cannot be read")))
+}
+
+pub(super) fn breaks_off() -> Error {
+    Error::new(Code::InvalidImage, "The archive breaks off; it is incomplete")
+}
+
+fn refused(problem: &str) -> Error {
+    Error::new(Code::InvalidImage, format!("The archive {problem}"))
+}

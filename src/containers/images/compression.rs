@@ -1,0 +1,266 @@
+//! Reads ahead of whoever unpacks: a thread of its own reads and decompresses, so that both cores work. What comes out
+//! is bounded by size and by ratio, and so is the memory that a compressed stream may ask for.
+//!
+//! Thread: `image-read`, one for each stream, ends with it. Channel: bounded; full, the thread waits for whoever unpacks.
+
+use std::io::{self, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::base::{Code, Error, Result, limits};
+use crate::proc::Cancel;
+
+/// A piece of the decompressed stream; its memory goes back when nobody needs it any more.
+pub(super) struct Chunk {
+    bytes: Vec<u8>,
+    back: Sender<Vec<u8>>,
+}
+
+impl Chunk {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // The other end may have gone, which ends the memory as well.
+        let _ = self.back.try_send(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// The decompressed stream.
+pub(super) struct Stream {
+    chunks: Receiver<Result<Chunk>>,
+    chunk: Option<Arc<Chunk>>,
+    at: usize,
+    ended: bool,
+}
+
+impl Stream {
+    /// Whether nothing is left.
+    pub(super) fn at_end(&mut self) -> Result<bool> {
+        while !self.ended && self.chunk.as_ref().is_none_or(|chunk| self.at == chunk.bytes.len()) {
+            self.at = 0;
+            self.chunk = match self.chunks.recv() {
+                Ok(chunk) => Some(Arc::new(chunk?)),
+                Err(_) => {
+                    self.ended = true;
+                    None
+                }
+            };
+        }
+        Ok(self.ended)
+    }
+
+    /// The next bytes, at most `most` of them, as a part of a chunk; an empty part at the end of the stream.
+    pub(super) fn next(&mut self, most: u64) -> Result<(Option<Arc<Chunk>>, std::ops::Range<usize>)> {
+        if self.at_end()? {
+            return Ok((None, 0..0));
+        }
+        let chunk = self.chunk.clone();
+        let left = chunk.as_ref().map_or(0, |chunk| chunk.bytes.len() - self.at);
+        let length = usize::try_from(most).unwrap_or(usize::MAX).min(left);
+        let part = self.at..self.at + length;
+        self.at += length;
+        Ok((chunk, part))
+    }
+
+    /// Fills `buffer`; says how much of it, which is less only at the end.
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let (chunk, part) = self.next((buffer.len() - done) as u64)?;
+            let Some(chunk) = chunk else { break };
+            buffer[done..done + part.len()].copy_from_slice(&chunk.bytes[part.clone()]);
+            done += part.len();
+        }
+        Ok(done)
+    }
+
+    /// Reads to the end, for the sake of digests.
+    pub(super) fn drain(&mut self) -> Result<()> {
+        while !self.at_end()? {
+            self.chunk = None;
+        }
+        Ok(())
+    }
+}
+
+/// What the thread that reads tells while it goes.
+pub(super) struct Observe<'a> {
+    /// Each piece of the stream as it was before it was decompressed.
+    pub(super) raw: &'a mut (dyn FnMut(&[u8]) + Send),
+    /// Each piece after that.
+    pub(super) plain: &'a mut (dyn FnMut(&[u8]) + Send),
+}
+
+/// Decompresses `input`, whatever it is compressed with, on a thread of its own while `body` works.
+///
+/// # Errors
+/// Those of `body`, which gets those of the stream.
+pub(super) fn ahead<R>(
+    input: impl Read + Send,
+    observe: Observe<'_>,
+    cancel: &Cancel,
+    body: impl FnOnce(&mut Stream) -> Result<R>,
+) -> Result<R> {
+    // Full: whoever unpacks is behind, and reading waits.
+    let (send, chunks) = bounded(CHUNKS);
+    // Never full: there are no more buffers than this.
+    let (back, buffers) = bounded(CHUNKS + 8);
+    thread::scope(|scope| {
+        let work = move || {
+            let told = produce(input, observe, cancel, &send, (&back, &buffers));
+            if let Err(error) = told {
+                // Nobody listens any more: then nobody needs to know.
+                let _ = send.send(Err(error));
+            }
+        };
+        let started = thread::Builder::new().name("image-read".into()).stack_size(limits::STACK);
+        started
+            .spawn_scoped(scope, work)
+            .map_err(|error| Error::internal("Could not start a thread").because(error))?;
+        // Moved in, so that it is gone, and the thread ends, before the scope waits for it.
+        let mut stream = Stream { chunks, chunk: None, at: 0, ended: false };
+        body(&mut stream)
+    })
+}
+
+const CHUNKS: usize = 8;
+const CHUNK_BYTES: usize = 256 << 10;
+
+fn produce(
+    input: impl Read + Send,
+    observe: Observe<'_>,
+    cancel: &Cancel,
+    send: &Sender<Result<Chunk>>,
+    (back, buffers): (&Sender<Vec<u8>>, &Receiver<Vec<u8>>),
+) -> Result<()> {
+    // The decoder reads through it while the loop below looks at it.
+    let counted = AtomicU64::new(0);
+    let mut raw = Counting { input, count: &counted, observe: observe.raw };
+    let mut head = [0; 6];
+    let length = fill(&mut raw, &mut head).map_err(broken)?;
+    let kind = Kind::of(&head[..length]);
+    let raw = head[..length].chain(raw);
+    let mut decoded: Box<dyn Read + '_> = match kind {
+        Kind::Plain => Box::new(raw),
+        Kind::Gzip => {
+            Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK_BYTES, raw)))
+        }
+        Kind::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
+            BufReader::with_capacity(CHUNK_BYTES, raw),
+            true,
+            limits::IMAGE_DECODER_KIB,
+        )),
+        // Its own limit of the window, 128 MiB, is what other readers have as well (RFC 8878 recommends 8 MiB).
+        Kind::Zstd => {
+            Box::new(zstd::Decoder::with_buffer(BufReader::with_capacity(CHUNK_BYTES, raw)).map_err(broken)?)
+        }
+    };
+    let mut written = 0_u64;
+    loop {
+        let mut bytes = buffers.try_recv().unwrap_or_default();
+        bytes.resize(CHUNK_BYTES, 0);
+        let length = fill(&mut decoded, &mut bytes).map_err(broken)?;
+        bytes.truncate(length);
+        written += length as u64;
+        check(counted.load(Ordering::Relaxed), written)?;
+        if cancel.is_cancelled() {
+            return Err(Error::new(Code::Cancelled, "It was cancelled"));
+        }
+        (observe.plain)(&bytes);
+        let whole = length == CHUNK_BYTES;
+        if length > 0 && send.send(Ok(Chunk { bytes, back: back.clone() })).is_err() {
+            return Ok(());
+        }
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether so much may come out of so little.
+pub(super) fn check(read: u64, written: u64) -> Result<()> {
+    if written > limits::IMAGE_BYTES {
+        return Err(Error::new(
+            Code::InvalidImage,
+            format!("It unpacks to more than {} GiB", limits::IMAGE_BYTES >> 30),
+        ));
+    }
+    if written > limits::IMAGE_RATIO_FREE && written / read.max(1) > limits::IMAGE_RATIO {
+        return Err(Error::new(
+            Code::InvalidImage,
+            format!(
+                "It unpacks to more than {} times its size, which no real image does: it looks like a bomb",
+                limits::IMAGE_RATIO
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match input.read(&mut buffer[done..]) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// What the stream says of itself.
+fn broken(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(error) => Error::new(
+            Code::InvalidImage,
+            format!(
+                "It cannot be read: {error}. It may be damaged or incomplete, or need more memory than is allowed"
+            ),
+        ),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Gzip,
+    Xz,
+    Zstd,
+}
+
+impl Kind {
+    fn of(head: &[u8]) -> Kind {
+        match head {
+            [0x1f, 0x8b, ..] => Kind::Gzip,
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Kind::Xz,
+            // A frame, or one that is to be skipped.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Kind::Zstd,
+            _ => Kind::Plain,
+        }
+    }
+}
+
+struct Counting<'a, R> {
+    input: R,
+    count: &'a AtomicU64,
+    observe: &'a mut (dyn FnMut(&[u8]) + Send),
+}
+
+impl<R: Read> Read for Counting<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        self.count.fetch_add(n as u64, Ordering::Relaxed);
+        (self.observe)(&buffer[..n]);
+        Ok(n)
+    }
+}

@@ -1,0 +1,78 @@
+//! Digests of files while they are written: a thread of its own, so that whoever writes need not wait for it.
+//!
+//! Thread: `image-hash`, one for each tree that is written, ends with it. Channel: bounded; full, whoever writes waits.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use crossbeam_channel::{Sender, bounded};
+use sha2::{Digest, Sha256};
+
+use super::compression::Chunk;
+use super::listing::Known;
+use crate::base::{Error, Result, limits};
+
+enum Piece {
+    Bytes(Arc<Chunk>, Range<usize>),
+    Zeros(u64),
+    /// That was the whole file with this inode.
+    End(u64),
+}
+
+/// Takes the files one after the other.
+pub(super) struct Hasher {
+    pieces: Sender<Piece>,
+    thread: JoinHandle<Known>,
+}
+
+impl Hasher {
+    pub(super) fn start() -> Result<Hasher> {
+        let (pieces, wanted) = bounded(QUEUE);
+        let work = move || {
+            let (mut known, mut digest) = (Known::new(), Sha256::new());
+            let zeros = vec![0; 64 << 10];
+            for piece in wanted {
+                match piece {
+                    Piece::Bytes(chunk, part) => digest.update(&chunk.bytes()[part]),
+                    Piece::Zeros(mut left) => {
+                        while left > 0 {
+                            let length = usize::try_from(left).unwrap_or(usize::MAX).min(zeros.len());
+                            digest.update(&zeros[..length]);
+                            left -= length as u64;
+                        }
+                    }
+                    Piece::End(inode) => {
+                        known.insert(inode, std::mem::take(&mut digest).finalize().into());
+                    }
+                }
+            }
+            known
+        };
+        let thread = Builder::new().name("image-hash".into()).stack_size(limits::STACK).spawn(work);
+        let thread = thread.map_err(|error| Error::internal("Could not start a thread").because(error))?;
+        Ok(Hasher { pieces, thread })
+    }
+
+    pub(super) fn bytes(&self, chunk: Arc<Chunk>, part: Range<usize>) {
+        // It ends after us only; a panic of it is noticed in `finish`.
+        let _ = self.pieces.send(Piece::Bytes(chunk, part));
+    }
+
+    pub(super) fn zeros(&self, count: u64) {
+        let _ = self.pieces.send(Piece::Zeros(count));
+    }
+
+    pub(super) fn end(&self, inode: u64) {
+        let _ = self.pieces.send(Piece::End(inode));
+    }
+
+    /// The digests of all.
+    pub(super) fn finish(self) -> Result<Known> {
+        drop(self.pieces);
+        self.thread.join().map_err(|_| Error::internal("A thread that hashes has failed"))
+    }
+}
+
+/// Messages that wait: those of many small files, or as much as there are buffers.
+const QUEUE: usize = 64;

@@ -1,0 +1,254 @@
+//! Makes images from what people have: an archive of a root file system, what `docker save` or `skopeo copy` wrote, an
+//! OCI layout, a folder. One that fails or is cancelled leaves nothing.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::compression::{Observe, ahead};
+use super::layers::{self, Parts};
+use super::listing::Known;
+use super::record::Source;
+use super::staging::Staging;
+use super::writer::{LeftOut, Writer};
+use super::{ImageName, Images, Shown, archive, clean, pack};
+use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::Cancel;
+use crate::store::beneath::Root;
+
+/// How far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// What is being done: `unpack`, `layer 2 of 5`, `list`.
+    pub step: String,
+    /// Bytes that were read of what is imported, in this step.
+    pub read_bytes: u64,
+    /// How many there are, where that is known.
+    pub total_bytes: Option<u64>,
+    /// Entries written so far.
+    pub entries: u64,
+}
+
+/// Who wants to know.
+pub type Tell<'a> = &'a mut dyn FnMut(Progress);
+
+/// What became of an import.
+#[derive(Clone, Debug, Serialize)]
+pub struct Imported {
+    /// The image.
+    #[serde(flatten)]
+    pub image: Shown,
+    /// What was not taken as it was.
+    pub left_out: LeftOut,
+}
+
+/// What is imported, and how.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// The name that is to point to the image.
+    pub name: &'a ImageName,
+    /// Where it comes from, in words.
+    pub origin: String,
+    /// Which of several images in an archive, by its tag.
+    pub reference: Option<&'a str>,
+}
+
+impl Images {
+    /// Imports a file or folder of this machine.
+    ///
+    /// # Errors
+    /// `InvalidImage` with what is wrong with it, `InvalidPath` when there is nothing, `Cancelled`, `DiskFull`.
+    pub(super) fn take_path(
+        &self,
+        path: &Path,
+        wanted: &Wanted<'_>,
+        tell: Tell<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        let missing = |error: std::io::Error| {
+            Error::new(Code::InvalidPath, format!("{} cannot be read: {error}", path.display()))
+        };
+        let found = std::fs::metadata(path).map_err(missing)?;
+        if found.is_dir() {
+            return self.import_folder(path, wanted, tell, cancel);
+        }
+        if !found.is_file() {
+            let message = format!("{} is neither a file nor a folder", path.display());
+            return Err(Error::new(Code::InvalidPath, message));
+        }
+        let file = File::open(path).map_err(missing)?;
+        self.take_stream(file, Some(found.len()), wanted, tell, cancel)
+    }
+
+    /// Imports an archive as it comes in.
+    ///
+    /// # Errors
+    /// As [`Images::take_path`].
+    pub(super) fn take_stream(
+        &self,
+        input: impl Read + Send,
+        length: Option<u64>,
+        wanted: &Wanted<'_>,
+        tell: Tell<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        let staging = Staging::new(&self.folder)?;
+        let mut writer = Writer::new(&staging.root())?;
+        unpack(
+            input,
+            length,
+            "unpack",
+            &mut writer,
+            &mut |_| {},
+            tell,
+            cancel,
+            &mut |writer, member, content| writer.put(member, content),
+        )?;
+        // What it is shows when it is there: an archive of an image has its parts where a system has its folders.
+        if !Parts::are_in(&staging.root())? {
+            let (known, left_out) = writer.finish()?;
+            return self.conclude(staging, wanted, known, left_out, tell, cancel);
+        }
+        drop(writer);
+        let parts = staging.set_aside()?;
+        self.import_parts(staging, &parts, wanted, tell, cancel)
+    }
+
+    fn import_folder(
+        &self,
+        path: &Path,
+        wanted: &Wanted<'_>,
+        tell: Tell<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        let staging = Staging::new(&self.folder)?;
+        if Parts::are_in(path)? {
+            return self.import_parts(staging, path, wanted, tell, cancel);
+        }
+        if staging.folder().starts_with(path.canonicalize().at("open", path)?) {
+            let message = format!("{} has berth's own data in it", path.display());
+            return Err(Error::new(Code::InvalidPath, message));
+        }
+        let mut writer = Writer::new(&staging.root())?;
+        // Through an archive, so that a folder is held to the same rules.
+        let packed = pack::pipe(path, cancel)?;
+        let unpacked = unpack(
+            packed.reader,
+            None,
+            "copy",
+            &mut writer,
+            &mut |_| {},
+            tell,
+            cancel,
+            &mut |writer, member, content| writer.put(member, content),
+        );
+        match (unpacked, packed.outcome.finish()) {
+            // An archive that breaks off is one that could not be written: the reason is there.
+            (Err(error), Err(reason)) if error.message() == archive::breaks_off().message() => {
+                return Err(reason);
+            }
+            (unpacked, packed) => unpacked.and(packed)?,
+        }
+        let (known, left_out) = writer.finish()?;
+        self.conclude(staging, wanted, known, left_out, tell, cancel)
+    }
+
+    fn import_parts(
+        &self,
+        staging: Staging,
+        parts: &Path,
+        wanted: &Wanted<'_>,
+        tell: Tell<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        let parts = Parts::open(parts, wanted.reference)?;
+        let mut writer = Writer::new(&staging.root())?;
+        layers::apply(&parts, &mut writer, tell, cancel)?;
+        let (known, left_out) = writer.finish()?;
+        self.conclude(staging, wanted, known, left_out, tell, cancel)
+    }
+
+    fn conclude(
+        &self,
+        staging: Staging,
+        wanted: &Wanted<'_>,
+        mut known: Known,
+        left_out: LeftOut,
+        tell: Tell<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        tell(Progress { step: "list".into(), read_bytes: 0, total_bytes: None, entries: 0 });
+        let path = staging.root();
+        let root = Root::open(&path)?;
+        if !root.exists("bin/sh")? {
+            return Err(Error::new(
+                Code::InvalidImage,
+                "There is no /bin/sh in it, so no command could run: it is not the root file system of a Linux system",
+            ));
+        }
+        for folder in ["usr", "etc", "var", "tmp", "root", "proc", "sys", "dev", "run"] {
+            root.make_dirs(folder)?;
+        }
+        clean::machine(&path)?;
+        // A file that was written anew may have the inode of one that was removed, whose digest is known.
+        for path in clean::WRITTEN {
+            if let Some(written) = root.metadata(path)? {
+                known.remove(&written.ino());
+            }
+        }
+        let record = staging.finish(wanted.name, Source::Imported, wanted.origin.clone(), &known, cancel)?;
+        self.point(wanted.name, &record.id)?;
+        Ok(Imported { image: self.show(&record.id)?, left_out })
+    }
+}
+
+/// What is done with each member.
+type Each<'a> = &'a mut dyn FnMut(&mut Writer, &archive::Member, &mut archive::Content<'_>) -> Result<()>;
+
+/// Unpacks one archive and tells how far it is.
+#[expect(clippy::too_many_arguments, reason = "all of it belongs to one stream")]
+pub(super) fn unpack(
+    input: impl Read + Send,
+    length: Option<u64>,
+    step: &str,
+    writer: &mut Writer,
+    plain: &mut (dyn FnMut(&[u8]) + Send),
+    tell: Tell<'_>,
+    cancel: &Cancel,
+    each: Each<'_>,
+) -> Result<()> {
+    let read = std::sync::atomic::AtomicU64::new(0);
+    let mut count = |bytes: &[u8]| {
+        read.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+    };
+    let observe = Observe { raw: &mut count, plain };
+    ahead(input, observe, cancel, |stream| {
+        let mut told = Instant::now();
+        let say = |writer: &Writer, tell: Tell<'_>| {
+            tell(Progress {
+                step: step.to_owned(),
+                read_bytes: read.load(std::sync::atomic::Ordering::Relaxed),
+                total_bytes: length,
+                entries: writer.entries,
+            });
+        };
+        say(writer, tell);
+        archive::read(stream, &mut |member, content| {
+            each(writer, member, content)?;
+            // What holes claim to hold counts as if it were there.
+            super::compression::check(read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
+            if told.elapsed() > limits::IMAGE_TELL {
+                told = Instant::now();
+                say(writer, tell);
+            }
+            if cancel.is_cancelled() { Err(Error::new(Code::Cancelled, "It was cancelled")) } else { Ok(()) }
+        })?;
+        stream.drain()?;
+        say(writer, tell);
+        Ok(())
+    })
+}

@@ -1,0 +1,153 @@
+//! What happens to images, told on the bus: each import and each build is a job with an id, from `started` over `progress`
+//! to `done` or `failed`; a removal is `removed`.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, bounded};
+use serde_json::{Map, Value, json};
+
+use super::import::{Imported, Progress, Tell, Wanted};
+use super::{ImageId, ImageName, Images};
+use crate::base::{Error, Result, limits};
+use crate::events::Topic;
+use crate::proc::Cancel;
+
+impl Images {
+    /// Has this topic told what happens.
+    #[must_use]
+    pub fn telling(mut self, topic: Arc<Topic>) -> Images {
+        self.events = Some(topic);
+        self
+    }
+
+    /// The topic.
+    pub fn events(&self) -> Option<&Arc<Topic>> {
+        self.events.as_ref()
+    }
+
+    /// Imports a file or folder of this machine.
+    ///
+    /// # Errors
+    /// `InvalidImage` with what is wrong with it, `InvalidPath` when there is nothing, `Cancelled`, `DiskFull`.
+    pub fn import_path(
+        &self,
+        path: &Path,
+        wanted: &Wanted<'_>,
+        tell: Tell<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        self.job("import", wanted.name, tell, |tell| self.take_path(path, wanted, tell, cancel))
+    }
+
+    /// Imports what a client sends, `length` bytes if it has said so. The client is read by the calling thread, the rest
+    /// is done by another, `image-import`, which ends before this returns.
+    ///
+    /// # Errors
+    /// As [`Images::import_path`]; `InvalidImage` also for an upload that breaks off.
+    pub fn import_upload(
+        &self,
+        input: &mut dyn Read,
+        length: Option<u64>,
+        wanted: &Wanted<'_>,
+        cancel: &Cancel,
+    ) -> Result<Imported> {
+        // Full: the disk is slower than the client, who then waits.
+        let (send, pieces) = bounded::<std::io::Result<Vec<u8>>>(8);
+        std::thread::scope(|scope| {
+            let work = || {
+                self.job("import", wanted.name, &mut |_| {}, |tell| {
+                    self.take_stream(Fed { pieces, piece: Vec::new(), at: 0 }, length, wanted, tell, cancel)
+                })
+            };
+            let started = std::thread::Builder::new().name("image-import".into()).stack_size(limits::STACK);
+            let import = started
+                .spawn_scoped(scope, work)
+                .map_err(|error| Error::internal("Could not start a thread").because(error))?;
+            let mut read = 0;
+            loop {
+                let mut piece = vec![0; 64 << 10];
+                let next = match input.read(&mut piece) {
+                    Ok(0) if length.is_some_and(|length| read < length) => {
+                        Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
+                    }
+                    Ok(0) => break,
+                    Ok(n) => {
+                        piece.truncate(n);
+                        read += n as u64;
+                        Ok(piece)
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => Err(error),
+                };
+                let last = next.is_err();
+                // The import may have ended early, with what is wrong with the archive.
+                if send.send(next).is_err() || last {
+                    break;
+                }
+            }
+            drop(send);
+            import.join().unwrap_or_else(|_| Err(Error::internal("A thread that imports has failed")))
+        })
+    }
+
+    /// Does the work and tells about it.
+    pub(super) fn job<R: serde::Serialize>(
+        &self,
+        kind: &'static str,
+        name: &ImageName,
+        tell: Tell<'_>,
+        work: impl FnOnce(Tell<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let job = uuid::Uuid::new_v4().to_string();
+        let publish = |event: &'static str, more: Value| {
+            if let Some(topic) = &self.events {
+                let mut data = Map::new();
+                data.insert("job".into(), job.as_str().into());
+                data.insert("kind".into(), kind.into());
+                data.insert("name".into(), name.as_str().into());
+                data.extend(more.as_object().cloned().unwrap_or_default());
+                topic.publish(event, data);
+            }
+        };
+        publish("started", Value::Null);
+        let result = work(&mut |progress: Progress| {
+            publish("progress", json!(progress));
+            tell(progress);
+        });
+        match &result {
+            Ok(done) => publish("done", json!({ "image": done })),
+            Err(error) => publish("failed", error.body()),
+        }
+        result
+    }
+
+    pub(super) fn tell_removed(&self, id: &ImageId) {
+        if let Some(topic) = &self.events {
+            topic.publish("removed", Map::from_iter([("id".to_owned(), json!(id))]));
+        }
+    }
+}
+
+/// What the other thread has read.
+struct Fed {
+    pieces: Receiver<std::io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Fed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.at == self.piece.len() {
+            match self.pieces.recv() {
+                Ok(piece) => (self.piece, self.at) = (piece?, 0),
+                Err(_) => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.piece.len() - self.at);
+        buffer[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}

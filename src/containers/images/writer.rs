@@ -1,0 +1,490 @@
+//! Writes a tree that somebody else describes, and nothing beside it. Each folder is resolved by the kernel inside the
+//! tree (openat2(2), RESOLVE_IN_ROOT), so a link in it leads where it would lead a program that runs there, as container
+//! engines do it; the last part of a name is never followed. Devices and FIFOs are left out: a container gets its own.
+//! Set-user-id and the like stay on regular files (sudo needs them) whose owner exists in a container, and nowhere else.
+//!
+//! Locks: none. One thread writes, and nobody else may.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::Write as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Dir, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
+    chownat, fchmod, fchown, fsetxattr, fstat, fstatvfs, futimens, linkat, mkdirat, open, openat, openat2,
+    statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::archive::{Content, Kind, Member, Part};
+use super::hasher::Hasher;
+use super::listing::{Known, counts};
+use crate::base::{At, Code, Error, Result, limits};
+use crate::store::tree;
+
+/// What was not taken as it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Devices and FIFOs that were left out.
+    pub devices: u64,
+    /// Entries that belong to nobody now, since their owner does not exist in a container.
+    pub owners: u64,
+    /// Extended attributes that belong to a host.
+    pub attributes: u64,
+}
+
+pub(super) struct Writer {
+    root: OwnedFd,
+    path: PathBuf,
+    /// The folder of the last entry.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Something gave way to something else, so that its path may lead to another folder now.
+    stale: bool,
+    hasher: Hasher,
+    /// Times of folders, which change with what is put into them.
+    times: Vec<(Vec<u8>, i64)>,
+    /// What this layer has made, as digests of its paths: its whiteouts spare them.
+    layer: HashSet<u64>,
+    state: RandomState,
+    pub(super) left_out: LeftOut,
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+    /// Bytes since it was last looked how much room is left; a small file counts as a large one.
+    unlooked: u64,
+}
+
+impl Writer {
+    /// Writes into the folder at `path`, which is ours alone.
+    pub(super) fn new(path: &Path) -> Result<Writer> {
+        let root = open(path, FOLDER, Mode::empty()).at("open", path)?;
+        Ok(Writer {
+            root,
+            path: path.to_owned(),
+            parent: None,
+            stale: false,
+            hasher: Hasher::start()?,
+            times: Vec::new(),
+            layer: HashSet::new(),
+            state: RandomState::new(),
+            left_out: LeftOut::default(),
+            entries: 0,
+            bytes: 0,
+            unlooked: 0,
+        })
+    }
+
+    /// Begins a layer: whiteouts concern what is there now.
+    pub(super) fn next_layer(&mut self) {
+        self.layer.clear();
+    }
+
+    /// Writes one member.
+    ///
+    /// # Errors
+    /// `InvalidImage` with the member's name, `DiskFull`, `Internal`.
+    pub(super) fn put(&mut self, member: &Member, content: &mut Content<'_>) -> Result<()> {
+        let path = normal(&member.path)?;
+        self.entries += 1;
+        if self.entries > limits::IMAGE_ENTRIES {
+            return Err(super::listing::too_many());
+        }
+        self.look_for_room(0)?;
+        if path.is_empty() {
+            return match member.kind {
+                Kind::Folder => {
+                    let root = self.root.try_clone().at("open", &self.path)?;
+                    // Everybody must be able to enter.
+                    self.attributes(&root, member, member.mode & 0o7777 | 0o555)?;
+                    self.times.push((Vec::new(), member.mtime));
+                    Ok(())
+                }
+                _ => Err(refused(member, "has no name")),
+            };
+        }
+        self.layer.insert(self.state.hash_one(&path));
+        let (folder, name) = split(&path);
+        self.enter(folder, member)?;
+        match member.kind {
+            Kind::Device => self.left_out.devices += 1,
+            Kind::Folder => self.folder(&path, name, member)?,
+            Kind::File => self.file(name, member, content)?,
+            Kind::Symlink => {
+                if member.target.is_empty() || member.target.len() > limits::IMAGE_PATH_BYTES {
+                    return Err(refused(member, "is a link that leads nowhere"));
+                }
+                self.make(name, member, |at, name| symlinkat(&member.target[..], at, name))?;
+                let (uid, gid) = self.owner(member);
+                let at = self.here()?;
+                told(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
+                told(utimensat(at, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW), member)?;
+            }
+            Kind::Link => {
+                let target = normal(&member.target)?;
+                let (folder, last) = split(&target);
+                if target == path || target.is_empty() {
+                    return Err(refused(member, "is a link to itself"));
+                }
+                let from = match self.resolve(folder) {
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                        return Err(refused(member, "is a link to what is not there"));
+                    }
+                    from => told(from, member)?,
+                };
+                match self.make(name, member, |at, name| linkat(&from, last, at, name, AtFlags::empty())) {
+                    Err(_) if statat(&from, last, AtFlags::SYMLINK_NOFOLLOW).is_err() => {
+                        return Err(refused(member, "is a link to what is not there"));
+                    }
+                    made => made?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier layer has put there; what this layer has made stays.
+    pub(super) fn whiteout(&mut self, path: &[u8]) -> Result<()> {
+        let path = normal(path)?;
+        let (folder, name) = split(&path);
+        if path.is_empty() {
+            return Err(Error::new(Code::InvalidImage, "A layer removes the whole tree"));
+        }
+        let at = match self.resolve(folder) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            at => at.at("open", shown(folder))?,
+        };
+        self.parent = None;
+        self.remove_earlier(&at, name, &path, 0)
+    }
+
+    /// Removes everything that earlier layers have put into a folder.
+    pub(super) fn opaque(&mut self, path: &[u8]) -> Result<()> {
+        let path = normal(path)?;
+        let folder = match resolve(&self.root, &path, FOLDER) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            folder => folder.at("open", shown(&path))?,
+        };
+        self.parent = None;
+        for name in names(&folder).at("list", shown(&path))? {
+            self.remove_earlier(&folder, &name, &join(&path, &name), 0)?;
+        }
+        Ok(())
+    }
+
+    fn remove_earlier(&mut self, at: &OwnedFd, name: &[u8], path: &[u8], depth: usize) -> Result<()> {
+        let ours = self.layer.contains(&self.state.hash_one(path));
+        let below = FOLDER | OFlags::NOFOLLOW;
+        match openat(at, name, below, Mode::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            Err(Errno::NOTDIR | Errno::LOOP) if ours => Ok(()),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                unlinkat(at, name, AtFlags::empty()).at("remove", shown(path))
+            }
+            Err(error) => Err(error).at("remove", shown(path)),
+            Ok(_) if depth > limits::IMAGE_DEPTH => Err(too_deep()),
+            Ok(folder) => {
+                for name in names(&folder).at("list", shown(path))? {
+                    self.remove_earlier(&folder, &name, &join(path, &name), depth + 1)?;
+                }
+                match unlinkat(at, name, AtFlags::REMOVEDIR) {
+                    _ if ours => Ok(()),
+                    // It holds what this layer has made.
+                    Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+                    Err(error) => Err(error).at("remove", shown(path)),
+                }
+            }
+        }
+    }
+
+    /// Sets the folders' times, and tells the digests of all files.
+    pub(super) fn finish(mut self) -> Result<(Known, LeftOut)> {
+        self.room()?;
+        for (path, mtime) in self.times.iter().rev() {
+            // It may have been replaced or removed since.
+            if let Ok(folder) = resolve(&self.root, path, FOLDER | OFlags::NOFOLLOW) {
+                futimens(&folder, &times(*mtime)).at("write", shown(path))?;
+            }
+        }
+        Ok((self.hasher.finish()?, self.left_out))
+    }
+
+    fn folder(&mut self, path: &[u8], name: &[u8], member: &Member) -> Result<()> {
+        match mkdirat(self.here()?, name, Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let found = told(statat(self.here()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
+                if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
+                    self.stale = true;
+                    told(unlinkat(self.here()?, name, AtFlags::empty()), member)?;
+                    told(mkdirat(self.here()?, name, Mode::RWXU), member)?;
+                }
+            }
+            Err(error) => return told(Err(error), member),
+        }
+        let folder = told(openat(self.here()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
+        // Sticky and set-group-id mean something on folders, set-user-id nothing.
+        self.attributes(&folder, member, member.mode & 0o3777)?;
+        self.times.push((path.to_vec(), member.mtime));
+        Ok(())
+    }
+
+    fn file(&mut self, name: &[u8], member: &Member, content: &mut Content<'_>) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut made = None;
+        self.make(name, member, |at, name| {
+            made = Some(openat(at, name, flags, Mode::RUSR | Mode::WUSR)?);
+            Ok(())
+        })?;
+        let mut file = File::from(made.ok_or_else(|| Error::internal("a file that was not made"))?);
+        let mut at = 0_u64;
+        content.read(member, &mut |part| {
+            match part {
+                Part::Data(chunk, part) => {
+                    if at > 0 {
+                        // Behind a hole; where there was none, it is where we are.
+                        use std::io::{Seek as _, SeekFrom};
+                        file.seek(SeekFrom::Start(at)).at("write", shown(&member.path))?;
+                    }
+                    file.write_all(&chunk.bytes()[part.clone()]).at("write", shown(&member.path))?;
+                    at += part.len() as u64;
+                    self.look_for_room(part.len() as u64)?;
+                    self.hasher.bytes(chunk, part);
+                }
+                Part::Hole(length) => {
+                    at += length;
+                    self.hasher.zeros(length);
+                }
+            }
+            Ok(())
+        })?;
+        self.bytes = self.bytes.saturating_add(member.size);
+        if self.bytes > limits::IMAGE_BYTES {
+            let most = limits::IMAGE_BYTES >> 30;
+            return Err(Error::new(Code::InvalidImage, format!("It unpacks to more than {most} GiB")));
+        }
+        file.set_len(member.size).at("write", shown(&member.path))?;
+        self.attributes(&file, member, member.mode)?;
+        told(futimens(&file, &times(member.mtime)), member)?;
+        self.hasher.end(told(fstat(&file), member)?.st_ino);
+        Ok(())
+    }
+
+    /// Owner, mode and extended attributes, in this order: a new owner takes set-user-id and capabilities away.
+    fn attributes(&mut self, file: impl std::os::fd::AsFd, member: &Member, mode: u32) -> Result<()> {
+        let known = member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
+        let (uid, gid) = self.owner(member);
+        told(fchown(&file, Some(uid), Some(gid)), member)?;
+        let folder = member.kind == Kind::Folder;
+        let mode = if known || folder { mode } else { mode & 0o1777 };
+        told(fchmod(&file, Mode::from_raw_mode(mode)), member)?;
+        for (name, value) in &member.attributes {
+            if !counts(name) || value.len() > limits::IMAGE_XATTR_BYTES || !known {
+                self.left_out.attributes += 1;
+                continue;
+            }
+            match fsetxattr(&file, &name[..], value, XattrFlags::empty()) {
+                Err(Errno::NOTSUP) if name != b"security.capability" => self.left_out.attributes += 1,
+                set => told(set, member)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn owner(&mut self, member: &Member) -> (Uid, Gid) {
+        const NOBODY: u32 = 65534;
+        let known = |id: u64| u32::try_from(id).ok().filter(|id| u64::from(*id) <= limits::IMAGE_ID_MOST);
+        let (uid, gid) = (known(member.uid), known(member.gid));
+        self.left_out.owners += u64::from(uid.is_none() || gid.is_none());
+        (Uid::from_raw(uid.unwrap_or(NOBODY)), Gid::from_raw(gid.unwrap_or(NOBODY)))
+    }
+
+    /// Makes something of this name in the folder at hand; what has the name already gives way.
+    fn make(
+        &mut self,
+        name: &[u8],
+        member: &Member,
+        mut make: impl FnMut(&OwnedFd, &[u8]) -> rustix::io::Result<()>,
+    ) -> Result<()> {
+        match make(self.here()?, name) {
+            Err(Errno::EXIST) => {}
+            made => return told(made, member),
+        }
+        match unlinkat(self.here()?, name, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::ISDIR) => {
+                let at = format!("/proc/self/fd/{}", self.here()?.as_raw_fd());
+                let text = std::str::from_utf8(name);
+                let text = text.map_err(|_| refused(member, "replaces a folder and is not UTF-8"))?;
+                tree::remove_tree(Path::new(&at), text)?;
+            }
+            Err(error) => return told(Err(error), member),
+        }
+        self.stale = true;
+        told(make(self.here()?, name), member)
+    }
+
+    fn here(&self) -> Result<&OwnedFd> {
+        self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(|| Error::internal("no folder was entered"))
+    }
+
+    /// Makes `folder` the one at hand; those that are missing are made as root's.
+    fn enter(&mut self, folder: &[u8], member: &Member) -> Result<()> {
+        if !self.stale && self.parent.as_ref().is_some_and(|(path, _)| path == folder) {
+            return Ok(());
+        }
+        self.stale = false;
+        if folder.iter().filter(|byte| **byte == b'/').count() >= limits::IMAGE_DEPTH {
+            return Err(too_deep());
+        }
+        let fd = match self.resolve(folder) {
+            Err(Errno::NOENT) => self.make_folders(folder, member)?,
+            Err(Errno::NOTDIR) => return Err(refused(member, "lies in what is no folder")),
+            Err(Errno::LOOP) => return Err(refused(member, "lies behind links that go round in a circle")),
+            fd => told(fd, member)?,
+        };
+        self.parent = Some((folder.to_vec(), fd));
+        Ok(())
+    }
+
+    fn make_folders(&mut self, folder: &[u8], member: &Member) -> Result<OwnedFd> {
+        let mut done: Vec<u8> = Vec::new();
+        let mut at = told(self.resolve(b""), member)?;
+        for name in folder.split(|byte| *byte == b'/') {
+            match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    // Against the umask.
+                    let made = told(openat(&at, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
+                    told(fchmod(&made, Mode::from_raw_mode(0o755)), member)?;
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return told(Err(error), member),
+            }
+            done = join(&done, name);
+            at = match self.resolve(&done) {
+                Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => {
+                    return Err(refused(member, "lies in what is no folder"));
+                }
+                at => told(at, member)?,
+            };
+        }
+        Ok(at)
+    }
+
+    fn resolve(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        resolve(&self.root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
+    }
+
+    /// Every now and then looks whether there is room for more, `written` bytes after the last call.
+    fn look_for_room(&mut self, written: u64) -> Result<()> {
+        self.unlooked = self.unlooked.saturating_add(written.max(16 << 10));
+        if self.unlooked < 16 << 20 { Ok(()) } else { self.room() }
+    }
+
+    fn room(&mut self) -> Result<()> {
+        self.unlooked = 0;
+        let room = fstatvfs(&self.root).at("look at", &self.path)?;
+        let bytes = room.f_bavail.saturating_mul(room.f_frsize);
+        // Some file systems have no fixed number of files, and say 0.
+        let files = room.f_files > 0 && room.f_favail < limits::IMAGE_FREE_FILES;
+        if bytes < limits::IMAGE_FREE_BYTES || files {
+            return Err(Error::new(
+                Code::DiskFull,
+                "The image would fill the disk that berth keeps its data on; free some space and try again",
+            ));
+        }
+        Ok(())
+    }
+}
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    for _ in 0..limits::OPEN_RETRIES {
+        match openat2(root, if path.is_empty() { b"." } else { path }, flags, Mode::empty(), how) {
+            Err(Errno::AGAIN) => std::thread::yield_now(),
+            opened => return opened,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// The path without what means nothing: slashes at both ends, `.`; empty for the root itself.
+pub(super) fn normal(path: &[u8]) -> Result<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                let message = format!("'{}' leads out of the archive with '..'", shown(path).escape_debug());
+                return Err(Error::new(Code::InvalidImage, message));
+            }
+            part => parts.push(part),
+        }
+    }
+    let path = parts.join(&b'/');
+    if path.len() > limits::IMAGE_PATH_BYTES {
+        return Err(Error::new(
+            Code::InvalidImage,
+            "The archive has a path that is too long for any file system",
+        ));
+    }
+    Ok(path)
+}
+
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+pub(super) fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
+    if folder.is_empty() { name.to_vec() } else { [folder, b"/", name].concat() }
+}
+
+fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    let mut dir = Dir::read_from(folder)?;
+    while let Some(entry) = dir.read() {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_bytes().to_vec());
+        }
+    }
+    Ok(names)
+}
+
+fn times(mtime: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime, tv_nsec: 0 },
+    }
+}
+
+fn told<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
+    match result {
+        Err(Errno::NAMETOOLONG) => Err(refused(member, "has a name that is too long for the file system")),
+        Err(Errno::INVAL | Errno::ILSEQ | Errno::MLINK | Errno::PERM | Errno::ISDIR | Errno::RANGE) => {
+            Err(refused(member, "cannot be made as it is described"))
+        }
+        result => result.at("unpack", shown(&member.path)),
+    }
+}
+
+fn refused(member: &Member, problem: &str) -> Error {
+    let path = shown(&member.path);
+    Error::new(Code::InvalidImage, format!("'{}' of the archive {problem}", path.escape_debug()))
+}
+
+fn too_deep() -> Error {
+    Error::new(Code::InvalidImage, format!("The tree is deeper than {} folders", limits::IMAGE_DEPTH))
+}
+
+fn shown(path: &[u8]) -> String {
+    let text: String = String::from_utf8_lossy(path).chars().take(200).collect();
+    if text.is_empty() { "/".to_owned() } else { text }
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""How fast images are imported and made, against the tools that do only that.
+
+    tests/bench/images.py [BERTH] [--bootstrap]
+
+Import of a tar.zst of some 200 MB against `tar --zstd -x` into the same file system, in turns, five times each; with
+--bootstrap also the image of bookworm against debootstrap alone, once each. Prints the medians and their ratio. The
+archive is made of this machine's own /usr, with a shell in it, and kept for the next time.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+args = [arg for arg in sys.argv[1:] if not arg.startswith("--")]
+berth = os.path.abspath(args[0]) if args else shutil.which("berth") or sys.exit("name the binary")
+place = os.environ.get("BENCH_DIR", "/var/tmp/berth-bench")
+os.makedirs(place, exist_ok=True)
+archive = os.path.join(place, "usr.tar.zst")
+
+
+def run(*words, **more):
+    begun = time.monotonic()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, **more)
+    return time.monotonic() - begun
+
+
+def make_archive():
+    """Folders of /usr until there are 200 MB."""
+    if os.path.exists(archive) and os.path.getsize(archive) > 180 << 20:
+        return
+    candidates = ["usr/bin", "usr/share", "usr/sbin", "usr/lib/python3", "usr/lib/x86_64-linux-gnu"]
+    for count in range(1, len(candidates) + 1):
+        line = f"tar --numeric-owner --create --file - --directory / bin {' '.join(candidates[:count])} 2>/dev/null | zstd -q -3 -T0 -f -o {archive}"
+        subprocess.run(["sh", "-c", line], check=True)
+        if os.path.getsize(archive) > 180 << 20:
+            break
+    print(f"archive: {os.path.getsize(archive) >> 20} MiB")
+
+
+def remove(path):
+    subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+
+
+def imports():
+    make_archive()
+    times = {"tar": [], "berth": []}
+    for _ in range(5):
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            os.sync()
+            times["tar"].append(run("tar", "--zstd", "-x", "--numeric-owner", "-p", "-f", archive, "-C", folder))
+        data = tempfile.mkdtemp(dir=place)
+        os.sync()
+        env = dict(os.environ, BERTH_DATA_DIR=data)
+        times["berth"].append(run(berth, "image", "import", "bench", archive, env=env))
+        remove(data)
+    tar, ours = (statistics.median(times[name]) for name in ("tar", "berth"))
+    print(f"import: tar --zstd -x {tar:.2f} s, berth {ours:.2f} s: {tar / ours:.2f} × its speed (wanted: 0.8)")
+
+
+def bootstraps():
+    mirror = subprocess.run(
+        ["awk", "/^URIs:/ {print $2; exit}", "/etc/apt/sources.list.d/debian.sources"], capture_output=True, text=True
+    ).stdout.strip()
+    folder, data = tempfile.mkdtemp(dir=place), tempfile.mkdtemp(dir=place)
+    alone = run("debootstrap", "--variant=minbase", "bookworm", os.path.join(folder, "root"), mirror)
+    ours = run(berth, "image", "build", "debian-bookworm", env=dict(os.environ, BERTH_DATA_DIR=data), stderr=subprocess.DEVNULL)
+    remove(folder)
+    remove(data)
+    print(f"bookworm: debootstrap {alone:.1f} s, berth {ours:.1f} s: {100 * (ours / alone - 1):+.0f} % (wanted: +10 % at most)")
+
+
+imports()
+if "--bootstrap" in sys.argv:
+    bootstraps()
