@@ -257,7 +257,7 @@ impl Machine {
     fn running(&self) -> Result<Arc<Running>> {
         let mut state = lock(&self.state);
         if let Some(running) = state.as_ref() {
-            if running.is_alive() {
+            if running.takes_commands() {
                 return Ok(running.clone());
             }
             running.end();
@@ -339,6 +339,9 @@ impl Machine {
         // child, which everything inside comes from, has been forked by now.
         protect_other_from_oom(leader.pid, || Who::of(leader.pid) == Some(leader));
         let mut state = State::new(leader, init, group.inside().unwrap_or_default());
+        let Some(pulses) = state.pulses() else {
+            return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
+        };
         (state.network, state.link) = (place.network, link);
         if let Err(error) = state.write(&place.runtime) {
             // It works all the same; only a later server will not find it.
@@ -353,6 +356,7 @@ impl Machine {
             uid_base,
             _root: root.held,
             init: init_fd,
+            pulses,
             spares: Mutex::new(vec![first]),
             groups: Mutex::default(),
             oom_killed: AtomicBool::new(false),
@@ -377,7 +381,7 @@ impl Machine {
         {
             return Ok(false);
         }
-        let Some((leader, init)) = state.find(&group) else { return Ok(false) };
+        let Some(((leader, init), pulses)) = state.find(&group).zip(state.pulses()) else { return Ok(false) };
         let Some(uid_base) = uid_base(state.init_pid()) else { return Ok(false) };
         let runtime = open_dir(&place.runtime)?;
         if has_ended(init.as_fd()) || door::call(&runtime).is_err() {
@@ -411,6 +415,7 @@ impl Machine {
             uid_base,
             _root: root,
             init,
+            pulses,
             spares: Mutex::default(),
             groups: Mutex::default(),
             oom_killed: AtomicBool::new(false),

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use super::network::Lease;
 use super::roots::Held;
-use super::state::State;
+use super::state::{Pulse, State};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
@@ -33,6 +33,8 @@ pub(super) struct Running {
     pub(super) _root: Option<Held>,
     /// PID 1 of the container.
     pub(super) init: OwnedFd,
+    /// nspawn's and its own.
+    pub(super) pulses: [Pulse; 2],
     pub(super) spares: Mutex<Vec<Spare>>,
     /// Groups of commands that have ended, for others.
     pub(super) groups: Mutex<Vec<Group>>,
@@ -129,7 +131,7 @@ impl Drop for Owner {
 }
 
 impl Running {
-    /// Whether commands can be sent to it.
+    /// Whether it has not ended.
     pub(super) fn is_alive(&self) -> bool {
         !self.owner.has_ended() && !has_ended(self.init.as_fd())
     }
@@ -141,6 +143,11 @@ impl Running {
         }
     }
 
+    /// Whether it should still get commands: one that is being killed would take them with it.
+    pub(super) fn takes_commands(&self) -> bool {
+        self.is_alive() && !self.pulses.iter().any(Pulse::is_doomed)
+    }
+
     /// Ends everything in it and returns when it is over.
     pub(super) fn end(&self) {
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
@@ -150,6 +157,8 @@ impl Running {
         lock(&self.spares).clear();
         lock(&self.groups).clear();
         self.owner.end();
+        // A command that is cut short has us still, while the next start makes groups of these names.
+        self.group.remove();
     }
 
     /// Leaves it running for the next server.

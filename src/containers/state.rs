@@ -1,7 +1,9 @@
 //! What a running container leaves in its workspace's folder, so that a server that starts while it runs finds it. Nothing
 //! in it is believed: each number is compared with what the kernel says of it now. Without locks.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -53,12 +55,50 @@ impl Who {
         Some(Who { pid, start: started(pid)? })
     }
 
+    /// A way to ask again and again whether it is about to end.
+    pub(super) fn pulse(self) -> Option<Pulse> {
+        let pulse = Pulse(File::open(format!("/proc/{}/stat", self.pid)).ok()?);
+        (pulse.field(22)? == self.start).then_some(pulse)
+    }
+
     /// A descriptor of exactly this process, if it lives and is in `group`.
     fn find(self, group: &Group) -> Option<OwnedFd> {
         // First the descriptor, then the checks: what it means can no longer change.
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         (started(self.pid) == Some(self.start) && group.contains(self.pid)).then_some(fd)
     }
+}
+
+/// A process's /proc/PID/stat, open: it means this process, whoever has its number later.
+#[derive(Debug)]
+pub(super) struct Pulse(File);
+
+impl Pulse {
+    /// Whether it has been killed, even if nothing of that can be seen otherwise: a pid namespace whose first process was
+    /// killed takes commands until the kernel has come to all of its processes.
+    pub(super) fn is_doomed(&self) -> bool {
+        /// PF_EXITING of the kernel's sched.h.
+        const EXITING: u64 = 4;
+        const KILL: u64 = 1 << (libc::SIGKILL - 1);
+        let mut bytes = [0; 1024];
+        let stat = self.read(&mut bytes);
+        let of = |field| stat.and_then(|stat| field_of(stat, field));
+        of(9).is_none_or(|flags| flags & EXITING != 0) || of(31).is_none_or(|pending| pending & KILL != 0)
+    }
+
+    fn field(&self, field: usize) -> Option<u64> {
+        field_of(self.read(&mut [0; 1024])?, field)
+    }
+
+    fn read<'a>(&self, bytes: &'a mut [u8]) -> Option<&'a str> {
+        let length = self.0.read_at(bytes, 0).ok()?;
+        std::str::from_utf8(&bytes[..length]).ok()
+    }
+}
+
+/// A number in /proc/PID/stat as proc(5) counts its fields; the second, the command's name, may contain anything.
+fn field_of(stat: &str, field: usize) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 impl State {
@@ -92,6 +132,11 @@ impl State {
         let _ = std::fs::remove_file(folder.join(FILE));
     }
 
+    /// The pulses of nspawn and the agent.
+    pub(super) fn pulses(&self) -> Option<[Pulse; 2]> {
+        Some([self.leader.pulse()?, self.init.pulse()?])
+    }
+
     /// nspawn and the agent, if both are what they were and still in `group`.
     pub(super) fn find(&self, group: &Group) -> Option<(OwnedFd, OwnedFd)> {
         Some((self.leader.find(group)?, self.init.find(group)?))
@@ -110,10 +155,9 @@ pub(super) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Field 22 of /proc/PID/stat; the second, the command's name, may contain anything.
+/// When it started, in clock ticks since boot.
 fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    field_of(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)
 }
 
 #[cfg(test)]
@@ -126,6 +170,23 @@ mod tests {
         assert_eq!(Who::of(own.pid), Some(own));
         assert!(own.start > 0);
         assert_eq!(Who::of(i32::MAX), None);
+        assert!(!own.pulse().unwrap().is_doomed());
+        assert!(Who { start: own.start + 1, ..own }.pulse().is_none());
         assert!(!boot_id().is_empty());
+    }
+
+    #[test]
+    fn a_killed_process_is_doomed_before_it_is_gone() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test needs a child that the code under test did not start"
+        )]
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pulse = Who::of(child.id() as i32).unwrap().pulse().unwrap();
+        assert!(!pulse.is_doomed());
+        child.kill().unwrap();
+        assert!(pulse.is_doomed(), "at once");
+        child.wait().unwrap();
+        assert!(pulse.is_doomed(), "for ever");
     }
 }

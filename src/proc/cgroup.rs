@@ -515,8 +515,15 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+impl Group {
+    /// Removes it at once, and not when the last who has it is done with it: its name may be another one's by then.
+    pub fn remove(&self) {
         let How::Cgroup { home, path, v1, .. } = &self.how else { return };
-        if self.let_go.load(Ordering::Relaxed) {
+        if self.let_go.swap(true, Ordering::AcqRel) {
             return;
         }
         if !v1.is_empty() {

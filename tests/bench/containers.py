@@ -1,13 +1,22 @@
 #!/usr/bin/env python3
 """Prints what containers cost: a command in one against the same on the host, taken in turns; the rate of sixteen
-connections over four containers; and the first command of a stopped one."""
+connections over four containers; the first command of a stopped one; and what is left of KILLS kill -9 of agent, nspawn
+and server at random moments. An argument picks parts by name."""
 
+import glob
+import json
 import os
+import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
+import urllib.request
 
 sys.dont_write_bytecode = True
 import table
@@ -18,6 +27,7 @@ NIL = "00000000-0000-0000-0000-000000000000"
 ROUNDS = int(os.environ.get("ROUNDS", "2000"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "8"))
 STARTS = int(os.environ.get("STARTS", "20"))
+KILLS = int(os.environ.get("KILLS", "500"))
 
 # wrk, because sixteen connections of Python would need both cores for themselves.
 LUA = """
@@ -100,7 +110,139 @@ def cold_starts(api, workspace):
     return times
 
 
-def main():
+class Own:
+    """A server of its own, which can be killed and started again on the same data."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="berth-kills.")
+        self.data = f"{self.folder}/data"
+        os.makedirs(f"{self.folder}/work")
+        os.mkdir(self.data, 0o700)
+        images = f"{os.environ['BERTH_DATA']}/images"
+        if os.path.isdir(images):
+            subprocess.run(["cp", "-a", "--reflink=auto", images, f"{self.data}/images"], check=True)
+        self.child = None
+        self.start()
+
+    def start(self):
+        log = open(f"{self.folder}/log", "ab")
+        at = log.tell()
+        self.child = subprocess.Popen(
+            [os.environ["BERTH_BIN"], "--port=0", f"--data-dir={self.data}", f"--workspace={self.folder}/work", "--approval=auto", "--no-log-requests"],
+            env={"PATH": os.environ["PATH"], "HOME": self.folder, "OPENWORK_HOST_TOKEN": os.environ["T"]},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        log.close()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.child.poll() is None:
+            with open(f"{self.folder}/log", "rb") as log:
+                log.seek(at)
+                found = re.search(rb"listening on (http://[0-9.:]+)", log.read())
+            if found:
+                self.address = found[1].decode()
+                return
+            time.sleep(0.005)
+        raise SystemExit(f"the server did not start again; see {self.folder}/log")
+
+    def call(self, method, path, body=None):
+        """Status and answer; status 0 when the server was gone."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Authorization": "Bearer " + os.environ["T"]}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=90) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+        except OSError:
+            return 0, None
+
+
+def parent(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+        return int(stat.read().rsplit(")", 1)[1].split()[1])
+
+
+def links():
+    return set(os.listdir("/sys/class/net"))
+
+
+def leftovers(data):
+    """Processes, mounts and groups that have to do with a data folder."""
+    processes = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if data.encode() in file.read():
+                    processes.append(int(name))
+                    continue
+            if any(os.readlink(f"/proc/{name}/{kind}").startswith(data) for kind in ("cwd", "root")):
+                processes.append(int(name))
+        except OSError:
+            pass
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        mounts = [line for line in file if data in line]
+    with open(f"{data}/cgroup", encoding="utf-8") as file:
+        tree = os.path.basename(file.read())
+    return processes, mounts, glob.glob(f"/sys/fs/cgroup/*/{tree}") + glob.glob(f"/sys/fs/cgroup/{tree}")
+
+
+def kills():
+    own = Own()
+    try:
+        return killed(own)
+    finally:
+        if own.child.poll() is None:
+            own.child.terminate()
+            own.child.wait(30)
+
+
+def killed(own):
+    before, failed = links(), []
+    status, made = own.call("POST", "/api/workspaces", {"name": "killed", "workspace_type": "container", "distro": "debian-bookworm"})
+    path = f"/api/workspaces/{made['id']}"
+    own.call("POST", path + "/build")
+    while own.call("GET", path)[1]["status"] == "building":
+        time.sleep(0.1)
+    seed = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
+    chance, counts, times = random.Random(seed), {"agent": 0, "nspawn": 0, "server": 0}, []
+    for n in range(KILLS):
+        own.call("POST", path + "/exec", {"command": "true"})
+        init = own.call("GET", path + "/debug")[1]["machine"]["init_pid"]
+        work = threading.Thread(target=own.call, args=("POST", path + "/exec", {"command": "sleep 4713 & setsid sleep 4713 & sleep 4713", "timeout_secs": 0.3}))
+        work.start()
+        time.sleep(chance.random() * 0.5)
+        whom = chance.choice(list(counts))
+        counts[whom] += 1
+        try:
+            os.kill({"agent": lambda: init, "nspawn": lambda: parent(init), "server": lambda: own.child.pid}[whom](), signal.SIGKILL)
+        except (OSError, TypeError):
+            failed.append(f"{n}: there was no {whom} to kill")
+        if whom == "server":
+            own.child.wait()
+            own.start()
+        begin = time.perf_counter()
+        status, told = own.call("POST", path + "/exec", {"command": "echo alive"})
+        times.append((time.perf_counter() - begin) * 1e3)
+        if status != 200 or told["stdout"] != "alive\n":
+            failed.append(f"{n}, after {whom}: {status} {told}")
+        work.join()
+    own.call("DELETE", path)
+    own.child.terminate()
+    own.child.wait(30)
+    time.sleep(0.5)
+    processes, mounts, groups = leftovers(own.data)
+    new_links = links() - before
+    for line in failed[:5]:
+        print(line, file=sys.stderr)
+    if not (failed or processes or mounts):
+        shutil.rmtree(own.folder, ignore_errors=True)
+    count = ", ".join(f"{count} {whom}" for whom, count in counts.items())
+    return [(f"{KILLS} kill -9: next command failed", str(len(failed)), "0", f"{count}; seed {seed}"),
+            ("the next command took, p50", f"{table.percentile(times, 0.5):.0f} ms", "", f"worst {max(times):.0f} ms"),
+            ("processes, mounts, groups, links left", f"{len(processes)}, {len(mounts)}, {len(groups)}, {len(new_links)}", "0, 0, 0, 0", "")]
+
+
+def cost():
     api = table.Connection()
     boxes = [build(api, f"bench {n}") for n in range(4)]
     rows = []
@@ -115,9 +257,11 @@ def main():
     if STARTS:
         starts = cold_starts(api, boxes[0])
         rows.append((f"first command of a stopped one, p50 of {STARTS}", f"{table.percentile(starts, 0.5):.0f} ms", "<= 250 ms", f"worst {max(starts):.0f} ms"))
-    table.show("Containers", rows)
     for box in boxes:
         api.call("DELETE", f"/api/workspaces/{box}")
+    return rows
 
 
-main()
+PARTS = {"cost": cost, "kills": kills}
+for name in sys.argv[1:] or PARTS:
+    table.show("Containers: " + name, PARTS[name]())
