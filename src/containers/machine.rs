@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
-use serde::Serialize;
 
 use super::network::{self, Networks};
 pub use super::place::Place;
@@ -24,6 +23,7 @@ use super::protocol::{self, Answers, Start};
 use super::roots::Roots;
 use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
 use super::state::{State, Who};
+pub use super::status::Status;
 use super::{door, tools};
 use crate::base::ids::Network;
 use crate::base::thread::lock;
@@ -75,31 +75,6 @@ pub(super) struct Wishes {
 /// As long as one is there, its container is not stopped for being idle.
 #[derive(Debug)]
 pub struct Busy(Arc<Load>);
-
-/// What a person may want to know of a container.
-#[derive(Debug, Default, Serialize)]
-pub struct Status {
-    /// `running`, `stopped`, or `changing` while it starts or stops.
-    pub state: &'static str,
-    /// Since when it runs.
-    pub since: Option<String>,
-    /// It was started by an earlier server.
-    pub adopted: bool,
-    /// The first of its 65536 users on the host.
-    pub uid_base: Option<u32>,
-    /// Its PID 1 on the host.
-    pub init_pid: Option<i32>,
-    /// As /proc names it.
-    pub cgroup: Option<String>,
-    /// The version of the agent in it; the next start takes this server's.
-    pub agent_version: Option<String>,
-    /// Of the running container; what is wanted is the workspace's `network`.
-    pub network: Option<network::Status>,
-    /// Commands and terminals in it.
-    pub busy: usize,
-    /// After so long without any it is stopped; null: never.
-    pub idle_timeout_secs: Option<u64>,
-}
 
 impl Machine {
     pub(super) fn new(place: Place, around: Surroundings, wishes: Wishes) -> Arc<Machine> {

@@ -18,6 +18,7 @@ pub mod protocol;
 pub mod roots;
 mod running;
 mod state;
+mod status;
 pub mod tools;
 
 pub use build_log::BuildLog;
