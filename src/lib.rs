@@ -140,6 +140,7 @@
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another
 //! <data>/private_key                 seals secrets in templates, 0600
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
+//! <data>/workspaces/ID/import.json   while an import puts its files in place
 //! <data>/reload/ID.jsonl             the last reload events of a workspace
 //! <data>/cgroup                      where the tree of groups lies
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end

@@ -16,6 +16,7 @@ pub mod project_events;
 pub mod project_mcp;
 pub mod project_plugins;
 pub mod project_skills;
+pub mod project_transfer;
 pub mod reach;
 pub mod routes;
 pub mod runs;

@@ -8,7 +8,8 @@ use super::{
     workspaces,
 };
 use super::{
-    project_commands, project_config, project_events, project_mcp, project_plugins, project_skills, ui,
+    project_commands, project_config, project_events, project_mcp, project_plugins, project_skills,
+    project_transfer, ui,
 };
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
@@ -193,6 +194,8 @@ pub static ROUTES: &[Route<Ctx>] = &[
     gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),
     read("/workspace/:id/events", VIEWER, project_events::list),
     stream(Get, "/workspace/:id/events/stream", Effect::Read, Gate::Open, project_events::stream),
+    read("/workspace/:id/export", VIEWER, project_transfer::export),
+    gated(Post, "/workspace/:id/import", "config.import", project_transfer::import),
     read("/workspace/:id/plugins", VIEWER, project_plugins::get),
     gated(Post, "/workspace/:id/plugins", "plugins.add", project_plugins::add),
     gated(Delete, "/workspace/:id/plugins/*name", "plugins.remove", project_plugins::remove),

@@ -135,13 +135,13 @@ fn object(value: Value, path: &str) -> Result<Map<String, Value>> {
     }
 }
 
-fn not_jsonc(path: &str, fault: &Fault) -> Error {
+pub(super) fn not_jsonc(path: &str, fault: &Fault) -> Error {
     let message = format!("{path} cannot be read; correct it by hand: {}", fault.message);
     let place = json!({ "code": fault.code, "offset": fault.offset, "length": fault.length });
     Error::new(Code::InvalidJsonc, message).detail_list(vec![place])
 }
 
-fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, Value>)> {
+pub(super) fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, Value>)> {
     let Some(text) = read_text(root, OPENWORK)? else { return Ok((None, Map::new())) };
     let refuse = |why: String| {
         Err(Error::new(

@@ -10,10 +10,12 @@ pub mod commands;
 pub mod config;
 pub mod mcp;
 pub mod plugins;
+pub mod portable;
 pub mod reload;
 pub mod rules;
 pub mod skills;
 pub mod snapshot;
+mod swap;
 pub mod trays;
 pub mod watch;
 
@@ -103,6 +105,13 @@ impl Project {
         }
     }
 
+    /// All that is there now is ours, and no news. Under the site's turn.
+    fn looked(&self, site: &Site) {
+        if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
+            *seen = snapshot::take(&site.root).0;
+        }
+    }
+
     fn unwatch(&self, id: &str) {
         lock(&self.seen).remove(id);
     }
@@ -137,6 +146,7 @@ impl Project {
     fn writing<R>(&self, site: &Site, write: impl FnOnce() -> Result<R>) -> Result<R> {
         let turn = self.turn(site);
         let _turn = lock(&turn); // LOCK: 3
+        swap::settle(site)?;
         write()
     }
 

@@ -57,6 +57,7 @@ mod orchestrator;
 mod other_distros;
 mod project;
 mod project_events;
+mod project_transfer;
 mod pty;
 mod readme;
 mod resources;

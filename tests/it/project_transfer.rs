@@ -1,0 +1,194 @@
+//! Export and import: complete, without secrets, all or nothing, whatever happens in the middle. And the real OpenCode
+//! takes what berth has written.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::opencode_serve::OpenCode;
+use crate::project::Shop;
+use crate::server::Setup;
+
+fn import(name: &str, count: usize) -> Value {
+    let skills: Vec<Value> =
+        (0..count).map(|n| json!({"name": format!("s{n}"), "content": name, "description": name})).collect();
+    let commands: Vec<Value> =
+        (0..count).map(|n| json!({"name": format!("c{n}"), "template": name})).collect();
+    json!({
+        "opencode": {"username": name}, "openwork": {"name": name}, "skills": skills, "commands": commands,
+        "mode": {"opencode": "replace", "openwork": "replace", "skills": "replace", "commands": "replace"},
+    })
+}
+
+/// Whose import it is that is there, if it is there whole and alone.
+fn whole(export: &Value, count: usize) -> String {
+    let name = export["opencode"]["username"].as_str().unwrap().to_owned();
+    assert_eq!(export["openwork"]["name"], name);
+    let all = |key: &str| export[key].as_array().unwrap().clone();
+    assert_eq!((all("skills").len(), all("commands").len()), (count, count));
+    assert!(all("skills").iter().all(|skill| skill["description"] == name), "{export}");
+    assert!(all("commands").iter().all(|command| command["template"] == name), "{export}");
+    name
+}
+
+#[test]
+fn what_is_exported_is_imported_complete() {
+    let shop = Shop::open();
+    shop.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
+    let secret =
+        json!({"type": "local", "command": ["x"], "environment": {"KEY": "hidden", "REF": "{env:KEY}"}});
+    shop.post("/mcp", json!({"name": "m", "config": secret}));
+    shop.post("/skills", json!({"name": "s", "content": "do", "description": "d"}));
+    shop.post("/commands", json!({"name": "c", "template": "t", "agent": "build", "model": "a/b", "subtask": true, "description": "d"}));
+    shop.write(".opencode/commands/bad.md", "---\nmodel: null\n---\nx\n");
+    let export = shop.get("/export");
+    shop.golden("export", &export);
+    assert!(!export.to_string().contains("hidden"));
+    shop.refused(403, "forbidden", "GET", "/export?secrets=true", Value::Null);
+    let full = shop.server.owner().get(200, &shop.path("/export?secrets=true"));
+    assert_eq!(full["opencode"]["mcp"]["m"]["environment"]["KEY"], "hidden");
+    let other = Shop::open();
+    let dry = other.post("/import?dryRun=true", full.clone());
+    assert_eq!((&dry["dryRun"], dry["paths"].as_array().unwrap().len()), (&json!(true), 4));
+    assert_eq!(fs::read_dir(&other.work).unwrap().count(), 0, "nothing is written");
+    assert_eq!(other.post("/import", full.clone()), json!({"ok": true}));
+    let mut again = other.server.owner().get(200, &other.path("/export?secrets=true"));
+    for key in ["workspaceId", "exportedAt"] {
+        again[key] = full[key].clone();
+    }
+    assert_eq!(again, full);
+    assert_eq!(other.post("/import", json!({})), json!({"ok": true}));
+}
+
+#[test]
+fn merge_keeps_and_replace_does_not() {
+    let shop = Shop::open();
+    shop.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\"\n}\n");
+    shop.write(".opencode/skills/old/SKILL.md", "---\nname: old\ndescription: d\n---\n");
+    shop.write(".opencode/commands/old.md", "x\n");
+    let body = json!({
+        "opencode": {"model": "a/b"}, "skills": [{"name": "new", "content": "x", "description": "d"}],
+        "commands": [{"name": "c", "content": "---\nagent: build\nmodel: a/b\n---\n\ntext\n"}],
+    });
+    shop.post("/import", body.clone());
+    assert!(shop.read("opencode.jsonc").contains("// mine"));
+    let names = |what: &str| fs::read_dir(shop.work.join(".opencode").join(what)).unwrap().count();
+    assert_eq!((names("skills"), names("commands")), (2, 2));
+    assert_eq!(shop.get("/commands")["items"][0]["agent"], "build");
+    let mut body = body;
+    body["mode"] = json!({"opencode": "replace", "skills": "replace", "commands": "replace"});
+    shop.post("/import", body);
+    assert_eq!(shop.get("/config")["opencode"], json!({"model": "a/b"}));
+    assert_eq!((names("skills"), names("commands")), (1, 1));
+    assert_eq!(names("openwork"), 0, "nothing is left of what was made ready");
+}
+
+#[test]
+fn one_bad_part_and_nothing_is_written() {
+    let shop = Shop::open();
+    let good = json!({"name": "s", "content": "x", "description": "d"});
+    for (status, code, body) in [
+        (
+            400,
+            "invalid_skill_name",
+            json!({"opencode": {"model": "a/b"}, "skills": [good, {"name": "B", "content": "x", "description": "d"}]}),
+        ),
+        (400, "invalid_command_template", json!({"skills": [good], "commands": [{"name": "c"}]})),
+        (422, "invalid_config", json!({"opencode": {"model": null}, "skills": [good]})),
+    ] {
+        shop.refused(status, code, "POST", "/import", body);
+    }
+    assert_eq!(fs::read_dir(&shop.work).unwrap().count(), 0);
+    // What can only be seen when it is too late is taken back: a folder where a file should be.
+    shop.post("/import", import("old", 3));
+    fs::remove_file(shop.work.join(".opencode/openwork.json")).unwrap();
+    fs::create_dir_all(shop.work.join(".opencode/openwork.json/x")).unwrap();
+    let mut body = import("new", 3);
+    body["commands"] = json!([]);
+    let reply = shop.client.call("POST", &shop.path("/import"), Some(&body));
+    assert!(reply.status >= 400, "{reply}");
+    assert!(shop.work.join(".opencode/openwork.json/x").is_dir());
+    assert!(shop.read("opencode.jsonc").contains("\"old\""), "{}", shop.read("opencode.jsonc"));
+    assert!(shop.read(".opencode/skills/s1/SKILL.md").contains("old"));
+}
+
+#[test]
+fn a_kill_in_the_middle_leaves_old_or_new() {
+    const COUNT: usize = 12;
+    let setup = Setup::new().arg("--approval=auto");
+    let mut shop = Shop::of(setup.start());
+    shop.post("/import", import("first", COUNT));
+    let mut before = "first".to_owned();
+    for round in 0..12_u64 {
+        let name = format!("round-{round}");
+        let body = import(&name, COUNT);
+        let pid = shop.server.pid;
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(Duration::from_millis(3 + round * 6));
+                crate::procs::signal(pid, rustix::process::Signal::KILL);
+            });
+            let _ =
+                shop.client.try_send("POST", &shop.path("/import"), &[], Some(body.to_string().as_bytes()));
+        });
+        let Shop { server, .. } = shop;
+        server.crash();
+        shop = Shop::of(setup.start());
+        let now = whole(&shop.get("/export"), COUNT);
+        assert!(now == before || now == name, "{now}");
+        before = now;
+        let left = fs::read_dir(shop.server.data.join("workspaces")).unwrap().flatten();
+        assert!(left.into_iter().all(|folder| !folder.path().join("import.json").exists()));
+    }
+}
+
+fn opencode_takes(version: &str) {
+    let shop = Shop::open();
+    shop.patch(json!({"opencode": {
+        "model": "a/b", "permission": {"bash": {"*": "ask"}}, "agent": {"mine": {"prompt": "p", "mode": "subagent"}},
+    }}));
+    shop.post("/mcp", json!({"name": "m", "config": {"type": "local", "command": ["x"], "enabled": false}}));
+    shop.post("/commands", json!({"name": "plain", "template": "do $ARGUMENTS", "model": null}));
+    shop.post("/commands", json!({"name": "full", "template": "t", "description": "a: \"b\"", "agent": "build", "model": "a/b", "subtask": true}));
+    shop.post("/skills", json!({"name": "s", "content": "do it", "description": "what: it does"}));
+    shop.post(
+        "/import",
+        json!({
+            "commands": [{"name": "imported", "content": "---\ndescription: d\n---\n\ntext"}],
+            "skills": [{"name": "brought", "content": "x", "description": "y"}],
+        }),
+    );
+    let opencode = OpenCode::start(version, &shop.work);
+    let client = opencode.client();
+    let config = client.get(200, "/config");
+    assert_eq!((&config["model"], &config["mcp"]["m"]["command"]), (&json!("a/b"), &json!(["x"])));
+    let commands = client.get(200, "/command");
+    let find =
+        |name: &str| commands.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone();
+    assert_eq!((&find("full")["description"], &find("full")["model"]), (&json!("a: \"b\""), &json!("a/b")));
+    assert_eq!(
+        (&find("plain")["template"], &find("imported")["template"]),
+        (&json!("do $ARGUMENTS"), &json!("text"))
+    );
+    let agents = client.get(200, "/agent");
+    assert!(agents.as_array().unwrap().iter().any(|row| row["name"] == "mine"), "{agents}");
+    let skills = client.get(200, "/skill");
+    let skill =
+        |name: &str| skills.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone();
+    assert_eq!(
+        (&skill("s")["description"], &skill("brought")["description"]),
+        (&json!("what: it does"), &json!("y"))
+    );
+}
+
+#[test]
+fn opencode_1_1_takes_what_was_written() {
+    opencode_takes("opencode-old");
+}
+
+#[test]
+fn newest_opencode_takes_what_was_written() {
+    opencode_takes("opencode-new");
+}
