@@ -135,6 +135,8 @@
 //! <data>/images/ID, names/NAME       base images, complete by existing, and what points to them ([`containers::images`])
 //! <data>/workspaces/ID/machine.json  a running container: what a later server must know to take it over
 //! <data>/workspaces/ID/agent.sock    its agent's door; machine.log beside it has nspawn's words
+//! <data>/workspaces/ID/mounts        where a start puts clones of the host's folders, in a mount namespace of its own
+//! <data>/workspaces/ID/mounts.json   whether their owners could be mapped
 //! <data>/network.json                the range of private networks, while there is a table of rules for them
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another

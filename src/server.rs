@@ -33,6 +33,7 @@ use crate::proc::{Cancel, Cgroups};
 use crate::project::reload::ReloadEvents;
 use crate::project::{self, Project};
 use crate::runs::Runs;
+use crate::store::allowlist::Allowlist;
 use crate::store::{file, lock::DataLock};
 use crate::workspaces::library::{Key, Library};
 use crate::workspaces::{self, Configured, Registry};
@@ -107,6 +108,8 @@ pub struct Settings {
     pub private_key_file: Option<PathBuf>,
     /// After so long without commands and terminals a container is stopped; zero: never.
     pub idle_timeout: Duration,
+    /// The file that says which folders of the host containers may have.
+    pub mount_allowlist: PathBuf,
     /// Private networks of containers.
     pub private_network: Choice,
     /// The only way in which containers' roots may be made; none: the cheapest that works.
@@ -322,12 +325,22 @@ fn sources(settings: &Settings) -> Sources {
     }
 }
 
+/// Which folders of the host containers may have.
+fn allowlist(settings: &Settings) -> Allowlist {
+    Allowlist {
+        path: settings.mount_allowlist.clone(),
+        home: settings.home.clone(),
+        data_dir: settings.data_dir.clone(),
+    }
+}
+
 /// What a look at the machine looks at.
 pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject {
     Subject {
         data_dir: settings.data_dir.clone(),
         sources: sources(settings),
         cgroups,
+        allowlist: allowlist(settings),
         max_connections: settings.max_connections,
         cancel,
     }
@@ -340,7 +353,8 @@ fn build(settings: &Settings, cgroups: Cgroups, bus: &Arc<Bus>) -> Result<Arc<Li
         Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
     let images = Arc::new(images(settings, cgroups.clone())?.telling(bus.topic("images")));
     let roots = Roots::open(data_dir, images.clone(), cgroups.clone(), settings.root_backend)?;
-    let engine = Engine::new(cgroups.clone(), data_dir, roots, settings.private_network.clone())?;
+    let engine =
+        Engine::new(cgroups.clone(), data_dir, roots, settings.private_network.clone(), allowlist(settings))?;
     let library = {
         let default = data_dir.join("library");
         let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));

@@ -65,6 +65,8 @@ codes! {
     InvalidName = 400 "invalid_name",
     /// A folder that is not allowed for this purpose.
     InvalidPath = 400 "invalid_path",
+    /// A folder of the host that containers are not given.
+    MountNotAllowed = 403 "mount_not_allowed",
     /// Not one of the supported distributions.
     InvalidDistro = 400 "invalid_distro",
     /// What was to become an image cannot be one.

@@ -429,6 +429,12 @@ pub const APPROVALS_PER_TOKEN: usize = 16;
 pub const APPROVAL_LOOK: Duration = Duration::from_secs(1);
 /// What of a body the person who approves is shown.
 pub const APPROVAL_SUMMARY_CHARS: usize = 400;
+/// Mounts of one container; each is an argument of its start.
+pub const MOUNTS: usize = 32;
+/// Longest source or target: the kernel's own limit (PATH_MAX) is as long, with the end of the text.
+pub const MOUNT_PATH_BYTES: usize = 4095;
+/// Largest mount allowlist; a person writes it.
+pub const ALLOWLIST_BYTES: u64 = 1 << 20;
 /// How long `ip` or `nft` may take; they ask the kernel one question.
 pub const NETWORK_TOOL: Duration = Duration::from_secs(10);
 /// What is kept of their output: a router's table of routes, and then some.

@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::base::{Code, Error, Result, logging};
-use crate::containers::{enclose, probe, resume};
+use crate::containers::{binds, enclose, probe, resume};
 use crate::runs::keeper;
 
 /// What `berth --help` prints. Tests keep it complete.
@@ -53,7 +53,7 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
                                   there: tar -xf FILE berth, ./berth bundle --restore FILE; the binary goes to
                                   /usr/local/bin or DIR
        berth help                 print this
-       berth agent, enclose, keeper, probe   what berth starts for itself; not for people
+       berth agent, attach, enclose, keeper, probe   what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
 A value follows its flag as `--flag value` or `--flag=value`.
@@ -148,6 +148,9 @@ Environment
   BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
   BERTH_IDLE_TIMEOUT         --idle-timeout            BERTH_ROOT_BACKEND                  --root-backend
   BERTH_PRIVATE_RANGE        --private-range           BERTH_PRIVATE_DNS                   --private-dns
+  OPENWORK_SANDBOX_MOUNT_ALLOWLIST, OPENWRK_SANDBOX_MOUNT_ALLOWLIST
+                             file that says which folders of this host containers may mount
+                             [~/.config/openwork/sandbox-mount-allowlist.json]
   PRIVATE_KEY, PRIVATE_KEY_FILE
                              what seals secrets in templates: 32 bytes in hex or base64, or a file with
                              them [private_key in --data-dir, made when it is first needed]
@@ -215,6 +218,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("bundle") => bundle::run(&words[1..]),
         // A single thread, as the agent: a probe forks.
         Some("probe") => Ok(probe::child::main(&words[1..])),
+        Some("attach") => Ok(binds::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
         Some("enclose") => Ok(enclose::main(&words[1..])),
         Some("help") => Ok(help()),

@@ -1,14 +1,27 @@
 //! What a person decides about the networks and mounts of containers.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use crate::base::{Error, Result};
 use crate::containers::network::{Choice, Range};
 
 use super::args::ServeArgs;
 use super::sources::Sources;
+use super::values;
 
 impl Sources<'_> {
+    /// By OpenWork's names; no flag, as there.
+    pub(super) fn mount_allowlist(&self) -> Result<PathBuf> {
+        for name in ["OPENWORK_SANDBOX_MOUNT_ALLOWLIST", "OPENWRK_SANDBOX_MOUNT_ALLOWLIST"] {
+            if let Some(path) = self.var(name)? {
+                let home = path.strip_prefix("~/").map(|rest| self.home().join(rest));
+                return home.map_or_else(|| values::absolute(name, self.current_dir, &path), Ok);
+            }
+        }
+        Ok(self.home().join(".config/openwork/sandbox-mount-allowlist.json"))
+    }
+
     pub(super) fn private_network(&self, args: &ServeArgs) -> Result<Choice> {
         let json = &self.file.json;
         let range = self.pick(

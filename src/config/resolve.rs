@@ -299,6 +299,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         idle_timeout: idle_timeout.map_or(Ok(limits::IDLE_TIMEOUT), |given| {
             values::number(&given.place, &given.text, 0..=limits::IDLE_TIMEOUT_MOST).map(Duration::from_secs)
         })?,
+        mount_allowlist: sources.mount_allowlist()?,
         private_network: sources.private_network(args)?,
         root_backend: match root_backend {
             Some(given) => values::root_backend(&given.place, &given.text)?,

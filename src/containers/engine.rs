@@ -16,6 +16,7 @@ use super::roots::Roots;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::{Cgroups, Current, Limits, Usage};
+use crate::store::allowlist::Allowlist;
 use crate::store::file;
 
 type Machines = Arc<Mutex<HashMap<String, Arc<Machine>>>>;
@@ -25,6 +26,7 @@ pub struct Engine {
     cgroups: Cgroups,
     networks: Arc<Networks>,
     roots: Arc<Roots>,
+    allowlist: Allowlist,
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
     machines: Machines,
@@ -38,7 +40,13 @@ impl Engine {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn new(cgroups: Cgroups, data_dir: &Path, roots: Arc<Roots>, choice: Choice) -> Result<Engine> {
+    pub fn new(
+        cgroups: Cgroups,
+        data_dir: &Path,
+        roots: Arc<Roots>,
+        choice: Choice,
+        allowlist: Allowlist,
+    ) -> Result<Engine> {
         let machines = Machines::default();
         // Full: dropped; the next command makes its process itself.
         let (refill, wanted) = bounded::<std::sync::Weak<Machine>>(64);
@@ -56,6 +64,7 @@ impl Engine {
             move || stop_idle(&machines, &look)
         })?;
         Ok(Engine {
+            allowlist,
             networks: Arc::new(Networks::new(data_dir, choice, cgroups.clone())),
             cgroups,
             roots,
@@ -94,6 +103,7 @@ impl Engine {
             cgroups: self.cgroups.clone(),
             networks: self.networks.clone(),
             roots: self.roots.clone(),
+            allowlist: self.allowlist.clone(),
         };
         let machine = Machine::new(place, around, wishes);
         Ok(lock(&self.machines).entry(name).or_insert(machine).clone())
@@ -124,6 +134,11 @@ impl Engine {
     /// Private networks.
     pub fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// Which folders of the host containers may have.
+    pub fn allowlist(&self) -> &Allowlist {
+        &self.allowlist
     }
 
     /// Stops the container, if it runs.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 
+use super::binds;
 use super::network::{self, Networks};
 pub use super::place::Place;
 use super::place::nspawn_args;
@@ -32,6 +33,7 @@ use crate::proc::spawn::{open_dir, protect_other_from_oom};
 use crate::proc::{
     Cgroups, Command, Current, Group, Hold, Launcher, Limits, Process, Pty, Reach, Spec, Stdio, Usage,
 };
+use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;
 
@@ -61,6 +63,7 @@ pub(super) struct Surroundings {
     pub(super) cgroups: Cgroups,
     pub(super) networks: Arc<Networks>,
     pub(super) roots: Arc<Roots>,
+    pub(super) allowlist: Allowlist,
 }
 
 /// Whom a machine tells what.
@@ -117,6 +120,7 @@ impl Machine {
             init_pid: Some(running.state.init_pid()),
             cgroup: Some(running.state.cgroup.to_string_lossy().into_owned()),
             agent_version: Some(running.state.agent_version.clone()),
+            mounts: running.state.mounts.clone(),
             network: Some(network::Status { mode: running.state.network, link: running.state.link.clone() }),
             ..status
         }
@@ -266,6 +270,8 @@ impl Machine {
         };
         let link = lease.as_ref().and_then(|lease| lease.link().cloned());
         let script = link.as_ref().map(|link| self.around.networks.start_script(link));
+        let mounts = binds::prepare(place, &self.around.allowlist)?;
+        let attach = mounts.as_ref().map_or(&[][..], |mounts| &mounts.args);
         let runtime = open_dir(&place.runtime)?;
         let listener = door::listen_in(&runtime)?;
         let log = place.runtime.join("machine.log");
@@ -278,7 +284,7 @@ impl Machine {
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
         // The agent's binary is ours, kept where no upgrade replaces it.
         let child = Spec::new(&place.agent)
-            .args(nspawn_args(place, &root, &nspawn, &resolv_conf, script.as_deref()))
+            .args(nspawn_args(place, &root, &nspawn, &resolv_conf, script.as_deref(), attach))
             .envs(self.around.cgroups.only_v2().then_some(&unified))
             .start(Stdio { stdin: listener, stdout: output, stderr: output2 }, child_group)?;
         let leader = Who::of(child.pid());
@@ -318,6 +324,9 @@ impl Machine {
             return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
         };
         (state.network, state.link) = (place.network, link);
+        if mounts.is_some() {
+            state.mounts = binds::bound(&place.runtime);
+        }
         if let Err(error) = state.write(&place.runtime) {
             // It works all the same; only a later server will not find it.
             log::warn!("container {}: {error}", self.name);

@@ -2,6 +2,7 @@
 //! Knows folders and commands, neither workspaces nor runs nor HTTP.
 
 pub mod agent;
+pub mod binds;
 pub mod bootstrap;
 pub mod build_log;
 mod door;

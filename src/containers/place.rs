@@ -8,6 +8,7 @@ use super::roots::{Entry, Roots, Site};
 use crate::base::ids::Network;
 use crate::proc::Limits;
 use crate::proc::idmap::IDS;
+use crate::store::allowlist::Mount;
 
 /// Everything that a container's start needs to know.
 #[derive(Clone, Debug)]
@@ -24,10 +25,17 @@ pub struct Place {
     pub agent: PathBuf,
     /// What it sees of the network.
     pub network: Network,
+    /// Folders of the host in it.
+    pub mounts: Vec<Mount>,
     /// What everything in it may use together.
     pub limits: Limits,
     /// It is stopped when it has done nothing for so long; `None`: never.
     pub idle_timeout: Option<Duration>,
+}
+
+/// nspawn(1) separates source and target by a colon.
+pub(super) fn bindable(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
 }
 
 impl Place {
@@ -38,16 +46,15 @@ impl Place {
 }
 
 /// What our own binary is called with, so that it becomes nspawn, so that it becomes our agent. `link`: the shell's part
-/// in making its private network.
+/// in making its private network. `attach`: what brings the mounts, in front of nspawn.
 pub(super) fn nspawn_args(
     place: &Place,
     entry: &Entry,
     nspawn: &Path,
     resolv_conf: &Path,
     link: Option<&str>,
+    attach: &[String],
 ) -> Vec<String> {
-    // nspawn(1) separates source and target by a colon.
-    let bindable = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let inside = "/run/berth/agent";
     let tree = entry.tree.as_ref().map_or_else(|| enclose::NONE.to_owned(), Roots::for_child);
@@ -61,6 +68,7 @@ pub(super) fn nspawn_args(
             args.extend([enclose::NETWORK, "/bin/sh", "-c", &script, "sh"].map(str::to_owned));
         }
     }
+    args.extend_from_slice(attach);
     args.push(text(nspawn));
     let options = [
         // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).

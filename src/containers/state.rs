@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use super::binds::Bound;
 use super::network::Link;
 use super::protocol;
 use crate::base::Result;
@@ -39,6 +40,9 @@ pub(super) struct State {
     /// Its private network.
     #[serde(default)]
     pub(super) link: Option<Link>,
+    /// Folders of the host in it.
+    #[serde(default)]
+    pub(super) mounts: Vec<Bound>,
 }
 
 /// A process that no other one can be taken for: its number, and when it started, in clock ticks since boot.
@@ -113,6 +117,7 @@ impl State {
             started_at: Utc::now(),
             network: Network::Host,
             link: None,
+            mounts: Vec::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::binds::Bound;
 use super::network;
 
 /// What a person may want to know of a container.
@@ -23,6 +24,8 @@ pub struct Status {
     pub agent_version: Option<String>,
     /// Of the running container; what is wanted is the workspace's `network`.
     pub network: Option<network::Status>,
+    /// Folders of the host in the running container; what is wanted are the workspace's `mounts`.
+    pub mounts: Vec<Bound>,
     /// Commands and terminals in it.
     pub busy: usize,
     /// After so long without any it is stopped; null: never.

@@ -79,6 +79,14 @@ impl Lifecycle {
         let site = super::site(&workspace, &record);
         let size = (container && root.is_some()).then(|| self.roots.size(&site)).flatten();
         let machine = container.then(|| self.engine.status(&workspace.machine_name()));
+        let mut warnings = self.warnings(&record);
+        for bound in machine.iter().flat_map(|machine| &machine.mounts).filter(|bound| !bound.mapped) {
+            warnings.push(format!(
+                "Files in {} belong to nobody in the container: neither kernel, file system nor systemd-nspawn could \
+                 map their owner; they can be used as far as everybody may use them",
+                bound.mount.target
+            ));
+        }
         Ok(Debug {
             id,
             name: record.shown.name.as_str().to_owned(),
@@ -103,7 +111,7 @@ impl Lifecycle {
             running: machine.as_ref().is_some_and(|machine| machine.state == "running"),
             machine,
             enforcement: self.engine.cgroups().enforcement().clone(),
-            warnings: self.warnings(&record),
+            warnings,
         })
     }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Lifecycle;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
+use crate::store::allowlist::{self, Mount};
 use crate::workspaces::create::Create;
 use crate::workspaces::sync::{self, Synced};
 use crate::workspaces::{Kind, Library, Record, Status, Workspace};
@@ -26,6 +27,9 @@ impl Lifecycle {
         self.choose_image(&mut request.fields)?;
         let name = request.template.as_deref().map(str::trim).filter(|name| !name.is_empty());
         let template = name.map(|name| self.library.template(name)).transpose()?;
+        let mounts =
+            request.fields.mounts.as_ref().or(template.as_ref().map(|template| &template.fields.mounts));
+        self.check_mounts(mounts.map_or(&[], Vec::as_slice))?;
         let workspace = self.registry.create(request, template.as_ref())?;
         self.sync_or_warn(&workspace);
         if template.is_none() {
@@ -36,6 +40,12 @@ impl Lifecycle {
                 log::error!("workspace {}: {error}", workspace.id());
             }
         })
+    }
+
+    /// Whether a container may have these folders of the host now; each start of it asks again.
+    pub(super) fn check_mounts(&self, mounts: &[Mount]) -> Result<()> {
+        allowlist::check(mounts)?;
+        self.engine.allowlist().open(mounts).map(drop)
     }
 
     /// Writes skills and tools into a workspace.

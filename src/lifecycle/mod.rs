@@ -177,6 +177,7 @@ impl Lifecycle {
             runtime: workspace.folder().to_owned(),
             agent: self.engine.agent()?,
             network: record.shown.network(),
+            mounts: record.shown.mounts.clone(),
             limits: self.limits_of(record),
             idle_timeout: Some(idle_timeout).filter(|timeout| !timeout.is_zero()),
         })

@@ -62,6 +62,7 @@ impl Lifecycle {
         self.choose_image(&mut update.fields)?;
         let workspace = self.registry.get(id)?;
         let before = workspace.record();
+        self.check_mounts(update.fields.mounts.as_deref().unwrap_or_default())?;
         let fields = &update.fields;
         let lists = [&fields.skills, &fields.tools, &fields.plugins, &fields.mcps];
         let syncs = lists.iter().any(|list| list.is_some()) || fields.config_profile.is_some();

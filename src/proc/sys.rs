@@ -533,12 +533,32 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
 /// # Errors
 /// What mount_setattr(2) said: EINVAL where the file system cannot.
 pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: userns.as_raw_fd() as u64,
-    };
+    set_attributes(
+        mount,
+        &libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: userns.as_raw_fd() as u64,
+        },
+    )
+}
+
+/// Takes devices, set-user-id programs and, if wanted, writing away from a mount (mount_setattr(2)), and detaches it from
+/// what happens at the place that it was cloned from.
+///
+/// # Errors
+/// What mount_setattr(2) said.
+pub fn restrict(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let writing = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | writing;
+    set_attributes(
+        mount,
+        &libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 },
+    )
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
     // size is given.
     let done = unsafe {
@@ -547,7 +567,7 @@ pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) ->
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            ptr::from_ref(&attributes),
+            ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -1,6 +1,7 @@
 //! State on disk: atomic files, locked JSON, opens that a hostile tree cannot lead astray, removal of whole trees.
 //! Knows nothing of workspaces, HTTP or children.
 
+pub mod allowlist;
 pub mod beneath;
 pub mod deposit;
 pub mod exchange;

@@ -10,6 +10,7 @@ use super::record::{Kind, Shown};
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::{Code, Error, Result, limits};
+use crate::store::allowlist::{self, Mount};
 
 /// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
 #[derive(Debug, Deserialize)]
@@ -50,6 +51,8 @@ pub struct Fields {
     pub network: Option<Network>,
     /// The same in sandboxed.sh's words: false is private.
     pub shared_network: Option<bool>,
+    /// Folders of the host in its container; `[]` clears.
+    pub mounts: Option<Vec<Mount>>,
     /// `exit_node` or `tailnet_only`.
     pub tailscale_mode: Option<String>,
     /// MCP servers.
@@ -126,6 +129,7 @@ impl Fields {
             init_script: text(self.init_script, &Some(base.init_script.clone())),
             network,
             shared_network,
+            mounts: self.mounts.or_else(|| Some(base.mounts.clone())),
             tailscale_mode: text(self.tailscale_mode, &base.tailscale_mode),
             config_profile: text(self.config_profile, &base.config_profile),
         })
@@ -195,6 +199,16 @@ impl Fields {
                 ));
             }
             shown.idle_timeout_secs = Some(secs);
+        }
+        if let Some(mounts) = self.mounts {
+            if shown.workspace_type == Kind::Host && !mounts.is_empty() {
+                return Err(Error::new(
+                    Code::NotAContainer,
+                    "Only a container can have mounts; a host workspace sees the host's folders as they are",
+                ));
+            }
+            allowlist::check(&mounts)?;
+            shown.mounts = mounts;
         }
         apply_network(self.network, self.shared_network, shown)
     }

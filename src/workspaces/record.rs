@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, Network};
+use crate::store::allowlist::Mount;
 
 /// Where a workspace's commands run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,9 @@ pub struct Shown {
     pub network: Option<Network>,
     /// The same in sandboxed.sh's words, if somebody has chosen: whether it is the host's.
     pub shared_network: Option<bool>,
+    /// Folders of the host in its container.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// Kept for sandboxed.sh's clients.
     pub tailscale_mode: Option<String>,
     /// Kept for sandboxed.sh's clients.
@@ -169,6 +173,7 @@ impl Record {
                 init_script: None,
                 network: Some(Network::Host),
                 shared_network: None,
+                mounts: Vec::new(),
                 tailscale_mode: None,
                 mcps: Vec::new(),
                 config_profile: None,

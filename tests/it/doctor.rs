@@ -133,6 +133,8 @@ fn this_machine_can_do_everything_that_the_tests_need() {
         "processes",
         "virtual links",
         "address translation",
+        "forwarding",
+        "mounts",
     ] {
         let (status, fix) = of(&report, name);
         assert!(status == "ok" || status == "warn" && !fix.is_empty(), "{}", row(&report, name));

@@ -49,6 +49,7 @@ mod images_hostile;
 mod images_layers;
 mod library;
 mod logging;
+mod mounts;
 mod network;
 mod opencode;
 mod opencode_real;

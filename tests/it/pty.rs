@@ -11,6 +11,7 @@ use berth::containers::{Engine, Images, Roots};
 use berth::proc::pty::{Size, set_size};
 use berth::proc::{Cgroups, Command, Exit, Launcher};
 use berth::runs::HostLauncher;
+use berth::store::allowlist::Allowlist;
 
 use crate::fixture::{image_root, seeded};
 use crate::procs::{secs, wait_for};
@@ -86,7 +87,8 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let cgroups = Cgroups::take(&format!("berth-it-ptyc-{}", std::process::id()));
     let images = Images::open(&data.join("images"), Default::default(), cgroups.clone()).unwrap();
     let roots = Roots::open(data, Arc::new(images), cgroups.clone(), None).unwrap();
-    let engine = Engine::new(cgroups.clone(), data, roots, Default::default()).unwrap();
+    let allowlist = Allowlist { path: data.join("none"), home: data.to_owned(), data_dir: data.to_owned() };
+    let engine = Engine::new(cgroups.clone(), data, roots, Default::default(), allowlist).unwrap();
     let root = image_root(data);
     let place = Place {
         machine: format!("berth-it-{}", std::process::id()),
@@ -95,6 +97,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         runtime: data.to_owned(),
         agent: Path::new(BINARY).to_owned(),
         network: Default::default(),
+        mounts: Vec::new(),
         limits: Default::default(),
         idle_timeout: None,
     };

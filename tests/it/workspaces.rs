@@ -10,7 +10,7 @@ use crate::fixture::DISTRO;
 use crate::meeting::Meeting;
 use crate::server::{NIL, Server, Setup, read};
 
-const FIELDS: [&str; 22] = [
+const FIELDS: [&str; 23] = [
     "config_profile",
     "created_at",
     "distro",
@@ -21,6 +21,7 @@ const FIELDS: [&str; 22] = [
     "init_script",
     "init_scripts",
     "mcps",
+    "mounts",
     "name",
     "network",
     "path",

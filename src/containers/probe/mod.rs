@@ -19,6 +19,7 @@ use super::mirrors::Sources;
 use super::tools::{self, Family};
 use crate::base::{At, Result, clock, limits};
 use crate::proc::{Cancel, Capture, Cgroups, Ended, Exit, Spec};
+use crate::store::allowlist::Allowlist;
 use crate::store::tree;
 
 /// How serious it is.
@@ -83,6 +84,8 @@ pub struct Subject {
     pub sources: Sources,
     /// Where the children's groups are made.
     pub cgroups: Cgroups,
+    /// Which folders of the host containers may have.
+    pub allowlist: Allowlist,
     /// Connections at once.
     pub max_connections: usize,
     /// Ends what is being tried out.
@@ -114,6 +117,7 @@ pub fn examine(subject: &Subject) -> Report {
     checks.extend(resources::machine(subject));
     checks.push(kernel::terminals());
     checks.extend(programs::network(subject));
+    checks.push(programs::mounts(subject));
     let ok = checks.iter().all(|check| check.status != Status::Fail);
     Report { ok, version: env!("CARGO_PKG_VERSION"), checked_at: clock::now_rfc3339(), checks }
 }

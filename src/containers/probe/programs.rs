@@ -97,6 +97,24 @@ pub(super) fn network(subject: &Subject) -> Vec<Check> {
     checks
 }
 
+/// What `mounts` needs besides mapped owners, which have a row of their own.
+pub(super) fn mounts(subject: &Subject) -> Check {
+    let name = "mounts";
+    let file = subject.allowlist.path.display();
+    match subject.allowlist.roots() {
+        Ok(Some(count)) if crate::containers::binds::systemd_maps() => {
+            Check::ok(name, format!("{count} allowed roots in {file}"))
+        }
+        Ok(None) => Check::ok(name, format!("containers get no folders of the host: there is no {file}")),
+        Ok(Some(_)) => Check::warn(
+            name,
+            "Files in mounts belong to nobody in containers: this systemd-nspawn cannot map their owners",
+            "systemd 252 or newer",
+        ),
+        Err(error) => Check::warn(name, error.message(), format!("mend {file}")),
+    }
+}
+
 /// Whether packets of private networks get through this host.
 fn forwarding(subject: &Subject) -> Option<Check> {
     let name = "forwarding";

@@ -45,7 +45,8 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
     let data_dir = scratch.folder("engine")?;
     let images = Images::open(&data_dir.join("images"), subject.sources.clone(), subject.cgroups.clone())?;
     let roots = Roots::open(&data_dir, Arc::new(images), subject.cgroups.clone(), None)?;
-    let engine = Engine::new(subject.cgroups.clone(), &data_dir, roots, Choice::default())?;
+    let engine =
+        Engine::new(subject.cgroups.clone(), &data_dir, roots, Choice::default(), subject.allowlist.clone())?;
     let id = uuid::Uuid::new_v4().simple().to_string();
     let machine = engine.machine(Place {
         machine: format!("berth-doctor-{}", &id[..12]),
@@ -54,6 +55,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         runtime,
         agent: engine.agent()?,
         network: Network::None,
+        mounts: Vec::new(),
         limits: Limits::default(),
         idle_timeout: None,
     })?;

@@ -8,6 +8,7 @@ use super::{Library, check_name, missing, seal};
 use crate::base::ids::{Distro, Network, check_env_vars};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
+use crate::store::allowlist::{self, Mount};
 
 /// A template's file, and the body that writes it. What is missing is empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct TemplateFields {
     pub network: Option<Network>,
     /// The same in sandboxed.sh's words.
     pub shared_network: Option<bool>,
+    /// Folders of the host in the container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tailscale_mode: Option<String>,
@@ -174,6 +178,7 @@ impl Library {
             let most = limits::INIT_SCRIPT_BYTES;
             return Err(Error::new(Code::InvalidPayload, format!("init_script is longer than {most} bytes")));
         }
+        allowlist::check(&fields.mounts)?;
         for name in &fields.encrypted_keys {
             if let Some(value) = fields.env_vars.get_mut(name) {
                 *value = self.key.seal(value)?;

@@ -1,0 +1,183 @@
+//! Folders of the host in a container. The server opens and clones each source once, without the right to devices and
+//! set-user-id programs ([`prepare`]); `berth attach`, a process with one thread in the mount namespace of the start,
+//! puts the clones into a folder that nobody else sees, finds out whether their owners can be mapped, and becomes nspawn
+//! ([`main`]). A path of the source is never opened twice, and nspawn never sees one.
+//!
+//! No threads, no locks.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
+use serde::{Deserialize, Serialize};
+
+use super::place::{Place, bindable};
+use crate::base::{At, Code, Error, Result};
+use crate::proc::{idmap, sys};
+use crate::store::allowlist::{Allowlist, Mount};
+use crate::store::file;
+
+/// The first systemd whose nspawn maps the owner of a bind to root in the container (`rootidmap`).
+pub(super) const MAPPING_SYSTEMD: u32 = 252;
+
+/// Clones that wait for the container's start.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    // Open until the container has started.
+    _trees: Vec<OwnedFd>,
+    /// What comes before nspawn's own command line.
+    pub(super) args: Vec<String>,
+}
+
+/// A mount as it is in a running container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Bound {
+    /// What was asked for.
+    #[serde(flatten)]
+    pub mount: Mount,
+    /// Files of the source's owner belong to root in the container, and what root makes there to the owner. Otherwise
+    /// all files belong to nobody there, and can be used as far as everybody can.
+    pub mapped: bool,
+}
+
+/// What `berth attach` must know of one mount.
+#[derive(Debug, Serialize, Deserialize)]
+struct Task {
+    mount: Mount,
+    /// `/proc/PID/fd/N` of the server; the link leads to the very mount that is open there.
+    fd: String,
+    device: u64,
+    inode: u64,
+}
+
+/// Which ids the trial maps to makes no difference.
+const TRIED: u32 = idmap::IDS;
+const FOLDER: &str = "mounts";
+const RESULT: &str = "mounts.json";
+
+/// Opens and clones all sources.
+///
+/// # Errors
+/// `MountNotAllowed`; `Unavailable` when the kernel cannot clone mounts.
+pub(super) fn prepare(place: &Place, allowlist: &Allowlist) -> Result<Option<Prepared>> {
+    if place.mounts.is_empty() {
+        return Ok(None);
+    }
+    let folder = place.runtime.join(FOLDER);
+    file::create_dir_private(&folder)?;
+    let _ = std::fs::remove_file(place.runtime.join(RESULT));
+    let (mut trees, mut tasks) = (Vec::new(), Vec::new());
+    for (mount, opened) in place.mounts.iter().zip(allowlist.open(&place.mounts)?) {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(&opened.fd, "", flags).map_err(std::io::Error::from);
+        let tree = tree.and_then(|tree| sys::restrict(tree.as_fd(), mount.read_only).map(|()| tree));
+        let tree = tree.map_err(|error| {
+            let message = format!("{} cannot be mounted by this kernel: {error}", mount.source);
+            Error::new(Code::Unavailable, message)
+        })?;
+        tasks.push(Task {
+            mount: mount.clone(),
+            fd: format!("/proc/{}/fd/{}", std::process::id(), tree.as_raw_fd()),
+            device: opened.stat.st_dev,
+            inode: opened.stat.st_ino,
+        });
+        trees.push(tree);
+    }
+    let tasks = serde_json::to_string(&tasks).map_err(|error| Error::internal("mounts").because(error))?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let args = vec![text(&place.agent), "attach".to_owned(), text(&place.runtime), tasks];
+    Ok(Some(Prepared { _trees: trees, args }))
+}
+
+/// What the start has found out.
+pub(super) fn bound(runtime: &Path) -> Vec<Bound> {
+    let bytes = file::read_optional(&runtime.join(RESULT), 1 << 20).ok().flatten();
+    bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+/// `berth attach RUNTIME TASKS NSPAWN ARGS…`: becomes nspawn with the mounts.
+pub fn main(args: &[String]) -> ExitCode {
+    let error = match attach(args) {
+        Ok(error) | Err(error) => error,
+    };
+    // nspawn's log, of which the answer is made.
+    eprintln!("{error}");
+    ExitCode::FAILURE
+}
+
+/// Returns only with an error.
+fn attach(args: &[String]) -> Result<Error> {
+    let [runtime, tasks, nspawn, rest @ ..] = args else {
+        return Ok(Error::internal("this is for berth itself: berth attach RUNTIME TASKS NSPAWN ARGS"));
+    };
+    let runtime = Path::new(runtime);
+    let tasks: Vec<Task> =
+        serde_json::from_str(tasks).map_err(|error| Error::internal("mounts").because(error))?;
+    let folder = runtime.join(FOLDER);
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("berth", &folder, "tmpfs", flags, Some(c"mode=0700,size=1m")).at("mount", &folder)?;
+    let can_map = systemd_maps();
+    let userns = if can_map { idmap::ids_from(TRIED).ok() } else { None };
+    let mut command = vec![nspawn.clone()];
+    let mut all = Vec::new();
+    for (number, task) in tasks.into_iter().enumerate() {
+        let place = folder.join(number.to_string());
+        put(&task, &place)?;
+        let mapped = userns.as_ref().is_some_and(|userns| can_be_mapped(&place, userns));
+        let option = if task.mount.read_only { "--bind-ro" } else { "--bind" };
+        let map = if mapped { ":rootidmap" } else { "" };
+        let target = bindable(Path::new(&task.mount.target));
+        command.push(format!("{option}={}:{target}{map}", bindable(&place)));
+        all.push(Bound { mount: task.mount, mapped });
+    }
+    let result = serde_json::to_vec(&all).map_err(|error| Error::internal("mounts").because(error))?;
+    file::replace(&runtime.join(RESULT), &result, 0o600)?;
+    command.extend(rest.iter().cloned());
+    let text = |text: String| crate::proc::c_string(&text, Code::Internal, "argument");
+    let argv: Vec<CString> = command.into_iter().map(text).collect::<Result<_>>()?;
+    let env =
+        std::env::vars().map(|(name, value)| text(format!("{name}={value}"))).collect::<Result<Vec<_>>>()?;
+    let stdio = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let error = sys::exec(&[argv], &env, stdio);
+    Ok(Error::internal(format!("Could not start {nspawn}: {error}")))
+}
+
+/// Puts a clone where nspawn will find it.
+fn put(task: &Task, place: &PathBuf) -> Result<()> {
+    let source = &task.mount.source;
+    let tree =
+        rustix::fs::open(&task.fd, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", source)?;
+    let stat = fstat(&tree).at("look at", source)?;
+    if (stat.st_dev, stat.st_ino) != (task.device, task.inode) {
+        return Err(Error::internal(format!("{source}: the server that wanted it is gone")));
+    }
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        std::fs::create_dir(place).at("make", place)?;
+    } else {
+        file::replace(place, b"", 0o600)?;
+    }
+    move_mount(&tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("mount", source)
+}
+
+/// Whether kernel and file system can map owners there, tried on a clone that goes at once.
+fn can_be_mapped(place: &Path, userns: &OwnedFd) -> bool {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, place, flags).is_ok_and(|tree| sys::id_map(tree.as_fd(), userns.as_fd(), true).is_ok())
+}
+
+/// Whether nspawn knows the option: its library carries the number in its name.
+pub(super) fn systemd_maps() -> bool {
+    let multiarch = format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH);
+    let folders = ["/usr/lib/systemd", "/lib/systemd", "/usr/lib64/systemd", &multiarch];
+    let folders = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok());
+    let names = folders.flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let number = |name: String| {
+        let rest = name.strip_prefix("libsystemd-shared-")?.trim_end_matches(".so").to_owned();
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
+    };
+    names.filter_map(number).max().is_some_and(|number| number >= MAPPING_SYSTEMD)
+}

@@ -1,0 +1,452 @@
+//! Folders of the host that containers may be given: what a client asks for, the file in which the host's owner allows
+//! it (OpenWork's `sandbox-mount-allowlist.json`), and the way from one to an open descriptor. A source is opened once;
+//! what is checked is where the open descriptor lies, and the descriptor is what gets mounted, so nobody can exchange
+//! one for another in between. The file is read anew each time: what it takes back is gone with the next start.
+//!
+//! Knows nothing of containers. No threads, no locks.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, ResolveFlags, Stat, fstat, statat};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::beneath::open_resolved;
+use super::file;
+use crate::base::{Code, Error, Result, limits};
+
+/// One folder or file of the host inside a container, as a client says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// On the host; `~` is berth's home.
+    pub source: String,
+    /// In the container; made if it is not there.
+    pub target: String,
+    /// Nothing in the container can write to it; what is not said is true.
+    #[serde(default = "yes")]
+    pub read_only: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Where in a container nothing is mounted: the kernel's own places, and what berth puts there.
+const TAKEN: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/etc/resolv.conf"];
+
+/// Refused whatever the file says, as OpenWork does.
+const BLOCKED: [&str; 18] = [
+    ".ssh",
+    ".gnupg",
+    ".gpg",
+    ".aws",
+    ".azure",
+    ".gcloud",
+    ".kube",
+    ".docker",
+    "credentials",
+    ".env",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+    "id_rsa",
+    "id_ed25519",
+    "private_key",
+    ".secret",
+    ".secrets",
+];
+/// What makes a folder somebody's home or key ring: it is refused as a whole. A project may have its `.env`.
+const KEYS: [&str; 11] = [
+    ".ssh",
+    ".gnupg",
+    ".gpg",
+    ".aws",
+    ".azure",
+    ".gcloud",
+    ".kube",
+    ".docker",
+    ".netrc",
+    "id_rsa",
+    "id_ed25519",
+];
+/// Where no container may look: the kernel's files, sockets of services.
+const SYSTEM: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
+
+/// What is not given as a whole, nor with everything around it; folders in it may be.
+const WHOLE: [&str; 4] = ["/etc", "/home", "/root", "/var"];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Rules {
+    allowed_roots: Vec<AllowedRoot>,
+    blocked_patterns: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AllowedRoot {
+    path: String,
+    #[serde(default)]
+    allow_read_write: bool,
+}
+
+/// The file, and what is refused beside it.
+#[derive(Clone, Debug)]
+pub struct Allowlist {
+    /// Where the file is, or would be.
+    pub path: PathBuf,
+    /// What `~` means.
+    pub home: PathBuf,
+    /// berth's own folder.
+    pub data_dir: PathBuf,
+}
+
+/// A source that was found and allowed.
+#[derive(Debug)]
+pub struct Opened {
+    /// `O_PATH`
+    pub fd: OwnedFd,
+    /// What it is.
+    pub stat: Stat,
+    /// Where it was when it was checked.
+    pub real: PathBuf,
+}
+
+/// Whether a list of mounts makes sense at all.
+///
+/// # Errors
+/// `InvalidPayload` with the mount and what is wrong with it.
+pub fn check(mounts: &[Mount]) -> Result<()> {
+    let refuse = |number: usize, field: &str, why: &str| {
+        let message = format!("mounts[{number}].{field} {why}");
+        Err(Error::new(Code::InvalidPayload, message).detail("field", format!("mounts[{number}].{field}")))
+    };
+    if mounts.len() > limits::MOUNTS {
+        return Err(Error::new(Code::InvalidPayload, format!("At most {} mounts", limits::MOUNTS)));
+    }
+    let plain = |path: &str| {
+        path.len() <= limits::MOUNT_PATH_BYTES
+            && !path.chars().any(char::is_control)
+            && Path::new(path).components().all(|part| part != Component::ParentDir)
+    };
+    for (number, mount) in mounts.iter().enumerate() {
+        let absolute = mount.source.starts_with('/') || mount.source == "~" || mount.source.starts_with("~/");
+        if !absolute || !plain(&mount.source) {
+            return refuse(
+                number,
+                "source",
+                "is an absolute path of the host, or begins with ~/, without '..'",
+            );
+        }
+        let target = Path::new(&mount.target);
+        if !target.is_absolute() || !plain(&mount.target) || target == Path::new("/") {
+            return refuse(
+                number,
+                "target",
+                "is an absolute path in the container other than /, without '..'",
+            );
+        }
+        if TAKEN.iter().any(|taken| target.starts_with(taken)) {
+            return refuse(number, "target", "lies where the container's own mounts are");
+        }
+        if mounts[..number].iter().any(|other| Path::new(&other.target) == target) {
+            return refuse(number, "target", "is the target of another mount already");
+        }
+    }
+    Ok(())
+}
+
+impl Allowlist {
+    /// Opens the sources of all mounts, if all are allowed.
+    ///
+    /// # Errors
+    /// `MountNotAllowed` with the mount and the reason; without a usable file, with an example of one.
+    pub fn open(&self, mounts: &[Mount]) -> Result<Vec<Opened>> {
+        if mounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rules = self.rules()?;
+        mounts.iter().map(|mount| self.open_one(mount, &rules)).collect()
+    }
+
+    /// How many roots the file allows; `None` without a file.
+    ///
+    /// # Errors
+    /// As [`Allowlist::open`] when it cannot be used.
+    pub fn roots(&self) -> Result<Option<usize>> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        self.rules().map(|rules| Some(rules.allowed_roots.len()))
+    }
+
+    fn rules(&self) -> Result<Rules> {
+        let unusable = |why: String| {
+            let example = json!({
+                "allowedRoots": [{"path": "~/projects", "allowReadWrite": true, "description": "for agents"}],
+                "blockedPatterns": []
+            });
+            let message = format!(
+                "Containers get no folders of this host: the mount allowlist {} {why}. Write one such as {example}",
+                self.path.display()
+            );
+            Error::new(Code::MountNotAllowed, message)
+                .detail("allowlist", self.path.to_string_lossy().into_owned())
+                .detail("example", example)
+        };
+        let bytes = file::read_optional(&self.path, limits::ALLOWLIST_BYTES)
+            .map_err(|error| unusable(format!("cannot be read ({})", error.message())))?
+            .ok_or_else(|| unusable("does not exist".into()))?;
+        let value: Value =
+            serde_json::from_slice(&bytes).map_err(|error| unusable(format!("is not JSON ({error})")))?;
+        if !value["allowedRoots"].is_array() {
+            return Err(unusable("has no list allowedRoots".into()));
+        }
+        serde_json::from_value(value).map_err(|error| unusable(format!("is not one ({error})")))
+    }
+
+    fn expand(&self, path: &str) -> PathBuf {
+        match path.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+                self.home.join(rest.trim_start_matches('/'))
+            }
+            _ => PathBuf::from(path),
+        }
+    }
+
+    fn open_one(&self, mount: &Mount, rules: &Rules) -> Result<Opened> {
+        let refuse = |why: String| {
+            let message = format!("{} cannot be mounted: {why}", mount.source);
+            Error::new(Code::MountNotAllowed, message).detail("source", mount.source.clone())
+        };
+        let (fd, real) = open_real(&self.expand(&mount.source)).map_err(|why| refuse(why.into()))?;
+        let stat = fstat(&fd).map_err(|error| refuse(error.to_string()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !matches!(kind, FileType::Directory | FileType::RegularFile) {
+            return Err(refuse("it is neither a folder nor a regular file".into()));
+        }
+        if let Some(why) = self.forbidden(&real, &rules.blocked_patterns) {
+            return Err(refuse(why));
+        }
+        if kind == FileType::Directory {
+            let has = |name: &&&str| statat(&fd, **name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+            if let Some(name) = KEYS.iter().find(has) {
+                return Err(refuse(format!(
+                    "it contains {name}, so it is somebody's home; mount a folder in it instead"
+                )));
+            }
+        }
+        // The innermost of the roots around it decides.
+        let root = rules
+            .allowed_roots
+            .iter()
+            .filter_map(|root| Some((open_real(&self.expand(&root.path)).ok()?.1, root.allow_read_write)))
+            .filter(|(root, _)| real.starts_with(root))
+            .max_by_key(|(root, _)| root.components().count());
+        let Some((root, writable)) = root else {
+            return Err(refuse(format!(
+                "{} lies in none of the allowed roots of {}",
+                real.display(),
+                self.path.display()
+            )));
+        };
+        if !mount.read_only && !writable {
+            return Err(refuse(format!(
+                "{} is allowed for reading only (allowReadWrite in {}); ask for \"read_only\": true",
+                root.display(),
+                self.path.display()
+            )));
+        }
+        Ok(Opened { fd, stat, real })
+    }
+
+    /// Why a path is refused, whatever the roots are.
+    fn forbidden(&self, real: &Path, patterns: &[String]) -> Option<String> {
+        if let Some(system) = SYSTEM.iter().find(|system| real.starts_with(system)) {
+            return Some(format!("nothing in {system} is given to containers"));
+        }
+        let data = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
+        if real.starts_with(&data) || data.starts_with(real) {
+            return Some("it is, contains or lies in berth's own data folder".into());
+        }
+        let home = self.home.canonicalize().unwrap_or_else(|_| self.home.clone());
+        if home.starts_with(real) || WHOLE.iter().any(|whole| Path::new(whole).starts_with(real)) {
+            return Some("it contains the system's configuration or somebody's home".into());
+        }
+        for pattern in BLOCKED.iter().copied().chain(patterns.iter().map(String::as_str)) {
+            if self.blocks(pattern, real) {
+                return Some(format!("its path has {pattern}, which is blocked"));
+            }
+        }
+        None
+    }
+
+    /// Whether a pattern is on the path: one with a slash as a path, any other one in a component, as a whole word.
+    fn blocks(&self, pattern: &str, real: &Path) -> bool {
+        if pattern.contains('/') || pattern.starts_with('~') {
+            let wanted = self.expand(pattern);
+            if wanted.is_absolute() {
+                return real.starts_with(wanted);
+            }
+            let wanted: Vec<Component<'_>> = wanted.components().collect();
+            let parts: Vec<Component<'_>> = real.components().collect();
+            return !wanted.is_empty() && parts.windows(wanted.len()).any(|window| window == wanted);
+        }
+        real.components().any(|part| has_word(&part.as_os_str().to_string_lossy(), pattern))
+    }
+}
+
+/// `.env` is in `.env`, `.env.local` and `prod.env`, not in `.environments`. Case does not count.
+fn has_word(name: &str, word: &str) -> bool {
+    let (name, word) = (name.to_lowercase(), word.to_lowercase());
+    let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
+    !word.is_empty()
+        && name.match_indices(&word).any(|(at, _)| {
+            let (before, after) = (name[..at].chars().next_back(), name[at + word.len()..].chars().next());
+            let longer_before = letter(before) && letter(word.chars().next());
+            let longer_after = letter(after) && letter(word.chars().next_back());
+            !(longer_before || longer_after)
+        })
+}
+
+/// Opens what a path leads to, links followed, and says where that is.
+fn open_real(path: &Path) -> Result<(OwnedFd, PathBuf), &'static str> {
+    let fd = open_resolved(CWD, path, OFlags::PATH, ResolveFlags::NO_MAGICLINKS)
+        .map_err(|_| "it does not exist, or cannot be opened")?;
+    let real =
+        std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| "/proc is missing")?;
+    // One that was removed meanwhile has no place (proc(5): ` (deleted)`), one that is mounted elsewhere none here.
+    if !real.is_absolute() || fstat(&fd).is_ok_and(|stat| stat.st_nlink == 0) {
+        return Err("it was removed");
+    }
+    Ok((fd, real))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn mount(source: impl Into<String>, read_only: bool) -> Mount {
+        Mount { source: source.into(), target: "/mnt/x".into(), read_only }
+    }
+
+    fn made() -> (Scratch, Allowlist, PathBuf) {
+        let dir = Scratch::new();
+        let base = fs::canonicalize(&*dir).unwrap();
+        for folder in
+            ["data", "home/projects/a/.ssh", "home/projects/b/.environments", "rw/inner-ro/x", "root-evil"]
+        {
+            fs::create_dir_all(base.join(folder)).unwrap();
+        }
+        let list = json!({
+            "allowedRoots": [
+                {"path": "~/projects"},
+                {"path": base.join("rw"), "allowReadWrite": true},
+                {"path": base.join("rw/inner-ro")},
+                {"path": base.join("root")},
+                {"path": "/proc", "allowReadWrite": true},
+                {"path": base.join("data"), "allowReadWrite": true}
+            ],
+            "blockedPatterns": ["Geheim", "b/c"]
+        });
+        let path = base.join("allowlist.json");
+        let mut file = fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, list.to_string().as_bytes()).unwrap();
+        let allowlist = Allowlist { path, home: base.join("home"), data_dir: base.join("data") };
+        (dir, allowlist, base)
+    }
+
+    #[test]
+    fn words_are_whole() {
+        for (name, word, want) in [
+            (".env", ".env", true),
+            (".env.local", ".env", true),
+            ("prod.env", ".env", true),
+            (".environments", ".env", false),
+            ("aws_credentials.json", "credentials", true),
+            ("credentialsstore", "credentials", false),
+            (".SSH", ".ssh", true),
+            ("id_rsa2", "id_rsa", true),
+            ("x", "", false),
+        ] {
+            assert_eq!(has_word(name, word), want, "{name} {word}");
+        }
+    }
+
+    #[test]
+    fn what_lies_in_a_root_is_allowed_and_nothing_else() {
+        let (_dir, allowlist, base) = made();
+        let text = |path: &str| base.join(path).to_string_lossy().into_owned();
+        for good in
+            [mount("~/projects/b", true), mount("~/projects/b/.environments", true), mount(text("rw"), false)]
+        {
+            assert!(allowlist.open(std::slice::from_ref(&good)).is_ok(), "{good:?}");
+        }
+        let refused = |mount: Mount, why: &str| {
+            let error = allowlist.open(std::slice::from_ref(&mount)).unwrap_err();
+            assert_eq!(error.code(), Code::MountNotAllowed);
+            assert!(error.message().contains(why), "{mount:?}: {}", error.message());
+        };
+        refused(mount("~/projects/b", false), "reading only");
+        refused(mount(text("rw/inner-ro/x"), false), "reading only");
+        refused(mount("~/projects/a/.ssh", true), ".ssh");
+        refused(mount("~/projects/a", true), "somebody's home");
+        refused(mount("~", true), "somebody's home");
+        refused(mount(text("root-evil"), true), "none of the allowed roots");
+        refused(mount(text("nothing"), true), "does not exist");
+        refused(mount(text("data"), true), "data folder");
+        refused(mount(text(""), true), "data folder");
+        refused(mount("/proc/self", true), "/proc");
+        refused(mount("/", true), "data folder");
+        fs::create_dir_all(base.join("rw/geheim-1/b/c")).unwrap();
+        fs::create_dir_all(base.join("rw/b/c/d")).unwrap();
+        refused(mount(text("rw/geheim-1"), true), "Geheim");
+        refused(mount(text("rw/b/c/d"), true), "b/c");
+        symlink(base.join("root-evil"), base.join("rw/link")).unwrap();
+        symlink("/proc/self/root/etc", base.join("rw/magic")).unwrap();
+        refused(mount(text("rw/link"), true), "none of the allowed roots");
+        refused(mount(text("rw/magic"), true), "cannot be opened");
+    }
+
+    #[test]
+    fn without_a_file_the_answer_shows_one() {
+        let (_dir, mut allowlist, base) = made();
+        assert_eq!(allowlist.roots().unwrap(), Some(6));
+        allowlist.path = base.join("none.json");
+        assert_eq!(allowlist.roots().unwrap(), None);
+        let error = allowlist.open(&[mount("~/projects/b", true)]).unwrap_err();
+        assert!(
+            error.message().contains("none.json does not exist") && error.message().contains("allowedRoots")
+        );
+        assert!(allowlist.open(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn shapes_are_checked() {
+        let with = |source: &str, target: &str| {
+            check(&[Mount { source: source.into(), target: target.into(), read_only: true }])
+        };
+        assert!(with("/a:b\\c", "/mnt/x:y").is_ok() && with("~/x", "/workspace/extra").is_ok());
+        for (source, target) in [
+            ("a", "/x"),
+            ("~other/x", "/x"),
+            ("/a/../b", "/x"),
+            ("/a", "x"),
+            ("/a", "/"),
+            ("/a", "/x/../.."),
+            ("/a", "/proc/x"),
+            ("/a", "/run"),
+            ("/a", "/etc/resolv.conf"),
+            ("/a", "/x\n"),
+        ] {
+            assert_eq!(with(source, target).unwrap_err().code(), Code::InvalidPayload, "{source} {target}");
+        }
+        let twice = [mount("/a", true), mount("/b", true)];
+        assert!(check(&twice).unwrap_err().message().contains("mounts[1].target"));
+    }
+}
