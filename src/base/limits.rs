@@ -198,6 +198,11 @@ pub const SOCKET_MESSAGE_BYTES: usize = 64 << 10;
 /// Reads from a terminal before its thread looks at anything else; the kernel gives at most 4 KiB each time.
 pub const TERMINAL_READS: usize = 16;
 
+/// What small files said is remembered for so many of them: the skills of some hundred workspaces …
+pub const SEEN_FILES: usize = 4096;
+/// … and not of larger ones, so that all of it stays below some MB but for a workload that wants it otherwise, and below
+/// 64 MB even then.
+pub const SEEN_FILE_BYTES: u64 = 16 << 10;
 /// Nesting of a configuration with comments. OpenCode's own schema has some ten levels; the parser recurses, on a stack
 /// of 512 KiB.
 pub const JSONC_DEPTH: usize = 64;

@@ -1,5 +1,7 @@
 //! `opencode.json(c)` and `.opencode/openwork.json` of a workspace: read, and changed key by key.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
@@ -50,8 +52,12 @@ impl Project {
     /// `InvalidJsonc` with the fault's place; those of `store::beneath`.
     pub fn opencode(&self, site: &Site) -> Result<Map<String, Value>> {
         let path = path(&site.root);
-        let Some(text) = read_text(&site.root, &path)? else { return Ok(Map::new()) };
-        object(jsonc::parse(&text).map_err(|fault| not_jsonc(&path, &fault))?, &path)
+        let said = self.configs_read.look(&site.root, &path, || {
+            let Some(text) = read_text(&site.root, &path)? else { return Ok(None) };
+            let value = jsonc::parse(&text).map_err(|fault| not_jsonc(&path, &fault))?;
+            object(value, &path).map(|fields| Some(Arc::new(fields)))
+        })?;
+        Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
     /// OpenWork's settings of the workspace.
@@ -59,7 +65,10 @@ impl Project {
     /// # Errors
     /// `InvalidJsonFile`; those of `store::beneath`.
     pub fn openwork(&self, site: &Site) -> Result<Map<String, Value>> {
-        read_openwork(&site.root).map(|(_, value)| value)
+        let said = self.configs_read.look(&site.root, OPENWORK, || {
+            read_openwork(&site.root).map(|(text, fields)| text.map(|_| Arc::new(fields)))
+        })?;
+        Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
     /// The file that an edit of OpenCode's configuration concerns.

@@ -12,6 +12,7 @@ pub mod mcp;
 pub mod plugins;
 pub mod portable;
 pub mod reload;
+mod remembered;
 pub mod rules;
 pub mod skills;
 pub mod snapshot;
@@ -24,8 +25,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use self::reload::{Action, Reason, ReloadEvents, Trigger};
+use self::remembered::Remembered;
 use self::snapshot::Snapshot;
 use self::watch::Calls;
 use crate::base::thread::lock;
@@ -68,6 +71,8 @@ pub enum Scope {
 #[derive(Debug)]
 pub struct Project {
     home: PathBuf,
+    skills_read: Remembered<Result<skills::Reading, String>>,
+    configs_read: Remembered<Arc<Map<String, Value>>>,
     writes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// What was there at the last look, of the sites that are watched.
     seen: Mutex<HashMap<String, Snapshot>>,
@@ -81,6 +86,8 @@ impl Project {
     pub fn new(home: &Path, events: ReloadEvents) -> Project {
         Project {
             home: home.to_owned(),
+            skills_read: Remembered::default(),
+            configs_read: Remembered::default(),
             writes: Mutex::default(),
             seen: Mutex::default(),
             calls: Calls::new(),

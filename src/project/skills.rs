@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
+use super::remembered::Remembered;
 use super::{Project, Scope, Site, read_text};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -166,7 +167,7 @@ impl Project {
             let mut names = place.root().entries(place.folder, limits::PROJECT_ENTRIES)?;
             names.sort();
             for name in names {
-                let Some(skill) = look(&place, &name) else { continue };
+                let Some(skill) = look(&self.skills_read, &place, &name) else { continue };
                 match skills.iter_mut().find(|known| known.name == skill.name) {
                     Some(known) if known.error.is_some() && skill.error.is_none() => *known = skill,
                     Some(_) => {}
@@ -187,7 +188,10 @@ impl Project {
             return Err(missing());
         }
         for place in self.places(site, global)? {
-            let Some(skill) = look(&place, name).filter(|skill| skill.error.is_none()) else { continue };
+            let Some(skill) = look(&self.skills_read, &place, name).filter(|skill| skill.error.is_none())
+            else {
+                continue;
+            };
             if let Some(text) = read_text(place.root(), &main_path(place.folder, name))? {
                 return Ok((skill, text));
             }
@@ -268,8 +272,31 @@ fn main_path(folder: &str, name: &str) -> String {
     if folder.is_empty() { format!("{name}/{MAIN}") } else { format!("{folder}/{name}/{MAIN}") }
 }
 
+/// What a `SKILL.md` says of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    name: Option<String>,
+    description: String,
+    trigger: Option<String>,
+}
+
+impl Reading {
+    /// # Errors
+    /// What is wrong with the front matter.
+    fn of(text: &str) -> Result<Reading, String> {
+        let (fields, rest) = front_matter::parts(text)?;
+        let word = |key: &str| fields.get(key).and_then(Value::as_str);
+        let given = |key: &str| word(key).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
+        Ok(Reading {
+            name: word("name").map(str::to_owned),
+            description: word("description").unwrap_or_default().to_owned(),
+            trigger: given("trigger").or_else(|| given("when")).or_else(|| when_to_use(rest)),
+        })
+    }
+}
+
 /// The skill in a folder; none if there is none that OpenCode would take for one.
-fn look(place: &Place<'_>, name: &str) -> Option<Skill> {
+fn look(read: &Remembered<Result<Reading, String>>, place: &Place<'_>, name: &str) -> Option<Skill> {
     let path = main_path(place.folder, name);
     let skill = |description: String, trigger, error| Skill {
         name: name.to_owned(),
@@ -280,22 +307,19 @@ fn look(place: &Place<'_>, name: &str) -> Option<Skill> {
         error,
     };
     let broken = |why: String| Some(skill(String::new(), None, Some(why)));
-    let text = match read_text(place.root(), &path) {
-        Ok(text) => text?,
+    let text = || Ok(read_text(place.root(), &path)?.map(|text| Reading::of(&text)));
+    let reading = match read.look(place.root(), &path, text) {
+        Ok(reading) => reading?,
         Err(error) => return is_name(name).then(|| broken(error.message().to_owned())).flatten(),
     };
-    let (fields, rest) = match front_matter::parts(&text) {
-        Ok(parts) => parts,
+    let Reading { name: own, description, trigger } = match reading {
+        Ok(reading) => reading,
         Err(why) => return is_name(name).then(|| broken(why)).flatten(),
     };
-    let word = |key: &str| fields.get(key).and_then(Value::as_str);
-    let description = word("description").unwrap_or_default();
-    if word("name").unwrap_or(name) != name || !is_name(name) || !is_description(description) {
+    if own.is_some_and(|own| own != name) || !is_name(name) || !is_description(&description) {
         return None;
     }
-    let given = |key: &str| word(key).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
-    let trigger = given("trigger").or_else(|| given("when")).or_else(|| when_to_use(rest));
-    Some(skill(description.to_owned(), trigger, None))
+    Some(skill(description, trigger, None))
 }
 
 /// The first line under a heading "When to use".

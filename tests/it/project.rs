@@ -547,7 +547,7 @@ fn a_container_has_it_all_too() {
         "0 0 644 /opencode.json\n0 0 644 /.opencode/commands/c.md\n0 0 644 /.opencode/skills/s/SKILL.md\n0 0 755 /.opencode\n"
     );
     place.sh(
-        "ln -s /etc/shadow /.opencode/commands/leak.md; echo '{\"model\": \"in/side\"}' > /opencode.jsonc",
+        "ln -s /etc/shadow /.opencode/commands/leak.md; echo '{\"model\": \"in/side\"}' > /opencode.json",
     );
     assert_eq!(client.get(200, &format!("{base}/config"))["opencode"], json!({"model": "in/side"}));
 }
