@@ -29,7 +29,7 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth token make [FLAGS]   make them first where there are none
        berth doctor [FLAGS]       show what this machine can do and what is missing, as --json too; takes the
                                   flags of serve; ends with 1 when container workspaces cannot work
-       berth status [FLAGS]       whether a running server, and an OpenCode, answer; ends with 1 when one does not
+       berth status [FLAGS]       whether a running server, and an OpenCode, answer; ends with 1 if one does not
        berth approvals list [FLAGS]
        berth approvals reply ID --allow [FLAGS]     or --deny
        berth approvals watch [FLAGS]

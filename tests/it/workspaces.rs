@@ -10,7 +10,7 @@ use crate::fixture::DISTRO;
 use crate::meeting::Meeting;
 use crate::server::{NIL, Server, Setup, read};
 
-const FIELDS: [&str; 23] = [
+const FIELDS: [&str; 24] = [
     "config_profile",
     "created_at",
     "distro",
@@ -18,6 +18,7 @@ const FIELDS: [&str; 23] = [
     "error_message",
     "id",
     "idle_timeout_secs",
+    "image",
     "init_script",
     "init_scripts",
     "mcps",
