@@ -167,6 +167,13 @@
 //! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
 //!   replace it, and no path of the host is visible.
 //! - Detached runs are kept by a process outside, not by the agent, which the workload can kill or impersonate.
+//! - A container's root is an overlay whose lower and upper layers are both id-mapped: what lies on the disk belongs to
+//!   0 to 65535, so layers can be shared. The mounts exist in a private namespace of the server, which ends with it.
+//! - The crate `multipart` is not used: it takes a line break at the edge of its buffer for data, and a body that breaks
+//!   off for a whole one ([`http::upload`]). Nor is `tar`, which reads names of any length into memory.
+//! - `berth image` and `berth bundle` work on the store itself beside a running server, by flock, and need no token.
+//! - Agents' configuration is shared with the people of a workspace key by key ([`workspaces::sync`]); the host's own
+//!   OpenCode configuration, which holds its owner's keys, is not copied into containers as sandboxed.sh does.
 //! - A command without any shell syntax is executed without a shell ([`runs::plain`]): bash costs more than most
 //!   commands that it starts, and would do nothing but execve.
 //! - The agent is PID 1 of the container: signals from inside cannot end or stop it.
