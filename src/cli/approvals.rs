@@ -1,5 +1,6 @@
 //! `berth approvals`: what waits for a person, the person's answer, and what happens meanwhile.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -77,9 +78,24 @@ fn reply(client: &Client, id: &str, allow: bool, json: bool) -> Result<ExitCode>
 }
 
 /// Until the server ends.
+/// What came up just when the stream was opened is in its first list, and may be told once more behind it.
+fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
+    let id = |approval: &Value, key: &str| approval[key].as_str().unwrap_or_default().to_owned();
+    match event["event"].as_str() {
+        Some("pending") => {
+            known.extend(event["items"].as_array().into_iter().flatten().map(|item| id(item, "id")))
+        }
+        Some("asked") => return known.insert(id(&event["approval"], "id")),
+        Some("ended") => drop(known.remove(&id(event, "approvalId"))),
+        _ => {}
+    }
+    true
+}
+
 fn watch(client: &Client, json: bool) -> Result<ExitCode> {
     let mut last = String::new();
     let mut patience = TRIES;
+    let mut known = BTreeSet::new();
     loop {
         let since = if last.is_empty() { String::new() } else { format!("&since={last}") };
         let lines = match client.lines(&format!("/approvals/events?stream=ndjson{since}")) {
@@ -100,7 +116,7 @@ fn watch(client: &Client, json: bool) -> Result<ExitCode> {
             }
             if json && event["event"] != "ping" {
                 super::print(&(text + "\n"));
-            } else if !json {
+            } else if !json && is_news(&event, &mut known) {
                 super::print(&told(&event));
             }
             if event["event"] == "end" {
