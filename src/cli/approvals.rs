@@ -77,7 +77,6 @@ fn reply(client: &Client, id: &str, allow: bool, json: bool) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Until the server ends.
 /// What came up just when the stream was opened is in its first list, and may be told once more behind it.
 fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
     let id = |approval: &Value, key: &str| approval[key].as_str().unwrap_or_default().to_owned();
@@ -92,6 +91,7 @@ fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
     true
 }
 
+/// Until the server ends.
 fn watch(client: &Client, json: bool) -> Result<ExitCode> {
     let mut last = String::new();
     let mut patience = TRIES;
