@@ -127,19 +127,7 @@ impl<W: Write> Lister<'_, W> {
         self.line(b"d", &[mode(stat), owner(stat)].join(" "), path);
         self.attributes(&fd, path)?;
         self.finish(path)?;
-        let mut names: Vec<CString> = Vec::new();
-        let mut dir = Dir::read_from(&fd).at("list", shown(path))?;
-        while let Some(entry) = dir.read() {
-            let entry = entry.at("list", shown(path))?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push(entry.file_name().to_owned());
-            }
-            if names.len() as u64 > limits::IMAGE_ENTRIES {
-                return Err(too_many());
-            }
-        }
-        drop(dir);
-        names.sort_unstable();
+        let names = names_in(&fd, path)?;
         let length = path.len();
         for name in names {
             if length > 1 {
@@ -255,6 +243,23 @@ impl<W: Write> Lister<'_, W> {
 
 pub(super) fn too_many() -> Error {
     Error::new(Code::InvalidImage, format!("The tree has more than {} entries", limits::IMAGE_ENTRIES))
+}
+
+/// What lies in a folder, in the order of bytes, which every walk over an image keeps.
+pub(super) fn names_in(folder: &OwnedFd, path: &[u8]) -> Result<Vec<CString>> {
+    let mut names: Vec<CString> = Vec::new();
+    let mut dir = Dir::read_from(folder).at("list", shown(path))?;
+    while let Some(entry) = dir.read() {
+        let entry = entry.at("list", shown(path))?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+        if names.len() as u64 > limits::IMAGE_ENTRIES {
+            return Err(too_many());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Tells the extended attributes of a file that belong to its content, by name; with buffers for all names and a value.

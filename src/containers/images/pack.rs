@@ -5,18 +5,18 @@
 //! Thread: `image-pack`, one for each folder that is imported; ends when the other end of its pipe is closed.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread::{Builder as Thread, JoinHandle};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, open, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, open, openat, readlinkat, statat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tar::{EntryType, Header};
 
-use super::listing::{attributes, too_many};
+use super::listing::{attributes, names_in, too_many};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -94,19 +94,7 @@ impl<W: Write> Packer<'_, W> {
         let records = self.attributes(&fd, path)?;
         let name = if path.is_empty() { b"./".to_vec() } else { [&path[..], b"/"].concat() };
         self.put(EntryType::Directory, &name, stat, &[], records, 0, io::empty())?;
-        let mut names: Vec<CString> = Vec::new();
-        let mut dir = Dir::read_from(&fd).at("list", shown(path))?;
-        while let Some(entry) = dir.read() {
-            let entry = entry.at("list", shown(path))?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push(entry.file_name().to_owned());
-            }
-            if names.len() as u64 > limits::IMAGE_ENTRIES {
-                return Err(too_many());
-            }
-        }
-        drop(dir);
-        names.sort_unstable();
+        let names = names_in(&fd, path)?;
         let length = path.len();
         for name in names {
             if length > 0 {
