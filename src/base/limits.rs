@@ -325,6 +325,9 @@ pub const CONNECTIONS: usize = 512;
 pub const RESERVED_CONNECTIONS: usize = 8;
 /// In such a seat, from the connection to the complete head.
 pub const HURRIED_HEAD: Duration = Duration::from_secs(3);
+/// A full house with clients in it that have left gets so long to notice before the next one is turned away: some 500
+/// threads need it on one busy processor.
+pub const GONE_SEAT_WAIT: Duration = Duration::from_millis(250);
 /// Connections that wait to be accepted; the kernel clips it to net.core.somaxconn.
 pub const BACKLOG: i32 = 1024;
 /// Clients that were refused at the door and are still being told.

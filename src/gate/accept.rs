@@ -95,7 +95,17 @@ impl Accepting {
                 if self.spare.is_none() {
                     self.spare = spare();
                 }
-                match self.gate.table.admit(socket, peer, local) {
+                // Reset while it was in the queue: it needs no seat and no thread.
+                if wire::is_reset(&socket) {
+                    return true;
+                }
+                let table = &self.gate.table;
+                let seat = table.admit(socket, peer, local).or_else(|socket| {
+                    // Seats of clients that have left, whose threads were not yet on a processor, are as good as free.
+                    table.wait_for_the_gone(limits::GONE_SEAT_WAIT);
+                    table.admit(socket, peer, local)
+                });
+                match seat {
                     Ok(seat) => self.start(seat),
                     Err(socket) => {
                         self.complaint.log("All connections are taken (--max-connections)");

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::wire;
 use crate::base::thread::lock;
 use crate::http::client::{Gone, Socket};
 
@@ -181,6 +182,16 @@ impl Table {
         Ok(Seat { record, table: self.clone() })
     }
 
+    /// Waits until somebody's seat is free again, if there is one whose client has left; not longer than so long.
+    pub(super) fn wait_for_the_gone(&self, at_most: Duration) {
+        let seats = lock(&self.seats);
+        let sockets: Vec<&Socket> = seats.records.values().map(|record| &*record.socket).collect();
+        if wire::any_gone(&sockets) {
+            let taken = seats.records.len();
+            drop(self.left.wait_timeout_while(seats, at_most, |seats| seats.records.len() >= taken));
+        }
+    }
+
     /// Whether no connection may wait for another request.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
@@ -251,11 +262,8 @@ impl Drop for Seat {
         let mut seats = lock(&self.table.seats);
         seats.records.remove(&id);
         seats.hurried -= usize::from(self.record.hurried);
-        let empty = seats.records.is_empty();
         drop(seats);
-        if empty {
-            self.table.left.notify_all();
-        }
+        self.table.left.notify_all();
     }
 }
 
@@ -289,5 +297,21 @@ mod tests {
         drop(seat);
         seats.clear();
         assert!(table.wait_empty(Instant::now()));
+    }
+
+    #[test]
+    fn a_seat_whose_client_has_left_is_waited_for() {
+        let table = Arc::new(Table::new(1, 0, Gone::default()));
+        let (here, there) = UnixStream::pair().unwrap();
+        let seat = table.admit(Socket::Unix(here), Peer::Unix, None).unwrap();
+        let start = Instant::now();
+        table.wait_for_the_gone(Duration::from_secs(10));
+        assert!(start.elapsed() < Duration::from_secs(5), "nobody has left");
+        drop(there);
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(seat));
+            table.wait_for_the_gone(Duration::from_secs(10));
+        });
+        assert!(table.admit(socket(), Peer::Unix, None).is_ok());
     }
 }

@@ -81,6 +81,25 @@ pub(super) fn wait(sockets: &mut [PollFd<'_>], deadline: Option<Instant>) -> io:
     }
 }
 
+/// Whether the other side was reset: nothing that it sent is still wanted. A poll that fails knows of none.
+pub(super) fn is_reset<S: AsFd>(socket: &S) -> bool {
+    any(&[socket], PollFlags::ERR)
+}
+
+/// Whether one of the other sides can read no more, by a reset or, on a Unix socket, a close; what it sent may still be
+/// there.
+pub(super) fn any_gone<S: AsFd>(sockets: &[&S]) -> bool {
+    any(sockets, PollFlags::ERR | PollFlags::HUP)
+}
+
+/// poll(2) tells both of these unasked.
+fn any<S: AsFd>(sockets: &[&S], flags: PollFlags) -> bool {
+    let mut sockets: Vec<PollFd<'_>> =
+        sockets.iter().map(|socket| PollFd::new(*socket, PollFlags::empty())).collect();
+    poll(&mut sockets, Some(&timespec(Duration::ZERO))).is_ok()
+        && sockets.iter().any(|socket| socket.revents().intersects(flags))
+}
+
 /// Waits for input; `false` when the deadline has passed.
 pub(super) fn wait_input(socket: impl AsFd, deadline: Instant) -> io::Result<bool> {
     wait(&mut [PollFd::new(&socket, PollFlags::IN)], Some(deadline))
