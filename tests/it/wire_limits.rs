@@ -74,7 +74,7 @@ fn beyond_the_cap_people_on_this_machine_still_get_in() {
     let reply = Raw::read(&mut operator).unwrap();
     assert!(reply.status == 200 && reply.closes(), "{}", reply.text);
     // Silence on all of those too: 503, until they are needed again.
-    let silent: Vec<TcpStream> = (0..8).map(|_| connect(&server)).collect();
+    let silent: Vec<TcpStream> = (0..8).map(|_| wait_for("a seat", secs(10), || seated(&server))).collect();
     let mut refused = connect(&server);
     let _ = refused.write_all(get("").as_bytes());
     let reply = Raw::read(&mut refused).unwrap();
@@ -87,16 +87,22 @@ fn beyond_the_cap_people_on_this_machine_still_get_in() {
     }
     assert_served(&server);
     idle.clear();
-    let mut stream = connect(&server);
     // The seats are free as soon as the threads have seen the ends.
-    for _ in 0..100 {
+    wait_for("a seat that is not a reserved one", secs(10), || {
+        let mut stream = connect(&server);
         stream.write_all(get("").as_bytes()).unwrap();
-        if !Raw::read(&mut stream).unwrap().closes() {
-            return;
-        }
-        stream = connect(&server);
-    }
-    panic!("the seats did not become free");
+        (!Raw::read(&mut stream).unwrap().closes()).then_some(())
+    });
+}
+
+/// A connection that says nothing, unless it is turned away: the seat of whoever was here before is not free at the very
+/// moment that the last answer has arrived.
+fn seated(server: &Server) -> Option<TcpStream> {
+    let stream = connect(server);
+    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let turned_away = stream.peek(&mut [0]).is_ok();
+    stream.set_read_timeout(Some(secs(40))).unwrap();
+    (!turned_away).then_some(stream)
 }
 
 #[test]
