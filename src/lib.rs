@@ -140,6 +140,7 @@
 //! <data>/network.json                the range of private networks, while there is a table of rules for them
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another
+//! <library>/skill/.importing-ID       a skill on its way; a start removes what a killed server left
 //! <data>/private_key                 seals secrets in templates, 0600
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
 //! <data>/workspaces/ID/import.json   while an import puts its files in place

@@ -7,6 +7,7 @@ use serde_json::{Map as Object, Value};
 use super::Ctx;
 use crate::access::Scope;
 use crate::base::{Code, Error, Result, limits};
+use crate::http::upload::Form;
 use crate::http::{Answer, Request, Response};
 use crate::workspaces::library::{Map, TemplateFields, TextKind};
 
@@ -63,6 +64,50 @@ pub fn skills(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
 /// `GET /api/library/skill/:name`
 pub fn skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     shown(&ctx.lifecycle.library().skill(request.param("name"))?)
+}
+
+/// `POST /api/library/skill/import?name=`: a form with the `file`.
+pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let library = ctx.lifecycle.library();
+    let missing = || Error::new(Code::InvalidName, "Skill name is required: `?name=NAME`");
+    let name = library.new_skill(&request.query("name").ok_or_else(missing)?)?;
+    let mut form = Form::new(request.header("Content-Type"))?;
+    if request
+        .announced_length()
+        .is_some_and(|length| length > (limits::SKILL_ARCHIVE_BYTES + FORM_BYTES) as u64)
+    {
+        return Err(too_large());
+    }
+    while let Some(part) = form.next_part(request.reader())? {
+        // A browser's form in which no file was chosen has an empty name.
+        let Some(file_name) = part.file_name.filter(|file| part.name == "file" && !file.is_empty()) else {
+            continue;
+        };
+        let mut bytes = Vec::new();
+        loop {
+            let piece = form.data(request.reader())?;
+            if piece.is_empty() {
+                break;
+            }
+            bytes.extend_from_slice(piece);
+            if bytes.len() > limits::SKILL_ARCHIVE_BYTES {
+                return Err(too_large());
+            }
+        }
+        form.finish(request.reader());
+        let skill = library.import_skill(&name, &file_name, bytes)?;
+        ctx.lifecycle.library_changed(Some(&name));
+        return shown(&skill);
+    }
+    Err(Error::new(Code::FileRequired, "No file uploaded: form field 'file' is required"))
+}
+
+/// What a form may have around its file.
+const FORM_BYTES: usize = 64 << 10;
+
+fn too_large() -> Error {
+    let message = format!("The file is larger than {} bytes", limits::SKILL_ARCHIVE_BYTES);
+    Error::new(Code::FileTooLarge, message)
 }
 
 /// `PUT /api/library/skill/:name`

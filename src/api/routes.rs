@@ -63,6 +63,12 @@ const fn stream(
     Route { method, pattern, auth, gate, effect, class: Class::Stream, handler }
 }
 
+/// A body of any size, which its handler bounds.
+const fn upload(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
+    let (auth, gate, effect) = (OWNER, Gate::Open, Effect::Write);
+    Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler }
+}
+
 /// Passed on to an OpenCode. Never gated, as observed: OpenCode asks for itself.
 const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, effect) = match method {
@@ -291,15 +297,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Get, "/api/workspaces/:id/terminals/:terminal/ws", COLLABORATOR, TERMINAL, terminals::socket),
     // Base images.
     read("/api/images", VIEWER, images::list),
-    Route {
-        method: Post,
-        pattern: "/api/images",
-        auth: OWNER,
-        gate: Gate::Open,
-        effect: Effect::Write,
-        class: Class::Upload,
-        handler: images::create,
-    },
+    upload("/api/images", images::create),
     stream(Get, "/api/images/events", Effect::Read, Gate::Open, images::events),
     read("/api/images/:id", VIEWER, images::get),
     Route {
@@ -320,6 +318,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/api/library/skill/:name", VIEWER, library::skill),
     write(Put, "/api/library/skill/:name", OWNER, Gate::Open, library::put_skill),
     write(Delete, "/api/library/skill/:name", OWNER, Gate::Open, library::delete_skill),
+    upload("/api/library/skill/import", library::import_skill),
     read("/api/library/skill/:name/files/*path", VIEWER, library::skill_file),
     write(Put, "/api/library/skill/:name/files/*path", OWNER, Gate::Open, library::put_skill_file),
     write(Delete, "/api/library/skill/:name/files/*path", OWNER, Gate::Open, library::delete_skill_file),
@@ -327,6 +326,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/api/library/skills/:name", VIEWER, library::skill),
     write(Put, "/api/library/skills/:name", OWNER, Gate::Open, library::put_skill),
     write(Delete, "/api/library/skills/:name", OWNER, Gate::Open, library::delete_skill),
+    upload("/api/library/skills/import", library::import_skill),
     read("/api/library/skills/:name/references/*path", VIEWER, library::skill_file),
     write(Put, "/api/library/skills/:name/references/*path", OWNER, Gate::Open, library::put_skill_file),
     write(

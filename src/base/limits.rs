@@ -387,6 +387,12 @@ pub const LIBRARY_ENTRIES: usize = 10_000;
 pub const LIBRARY_NAME_BYTES: usize = 200;
 /// Deepest file of a skill.
 pub const LIBRARY_PATH_PARTS: usize = 8;
+/// Largest file from which a skill is imported; it is held in memory.
+pub const SKILL_ARCHIVE_BYTES: usize = 8 << 20;
+/// Largest skill that is imported, unpacked: texts, and perhaps fonts and sheets that they speak of.
+pub const SKILL_BYTES: usize = 32 << 20;
+/// Most entries of an archive with a skill.
+pub const SKILL_FILES: usize = 1000;
 /// Longest front matter of a Markdown file; real ones have a few lines.
 pub const FRONT_MATTER_BYTES: usize = 64 << 10;
 

@@ -48,6 +48,7 @@ mod images;
 mod images_hostile;
 mod images_layers;
 mod library;
+mod library_import;
 mod logging;
 mod mounts;
 mod network;

@@ -6,11 +6,13 @@
 //! Lock: `writes`, so that of two writers of one thing the later wins whole.
 
 mod front_matter;
+mod import;
 mod maps;
 mod seal;
 mod skill;
 mod template;
 mod text;
+mod unzip;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -43,7 +45,9 @@ impl Library {
         if !folder.is_dir() {
             file::create_dir_private(folder)?;
         }
-        Ok(Library { folder: folder.to_owned(), key, writes: Mutex::default() })
+        let library = Library { folder: folder.to_owned(), key, writes: Mutex::default() };
+        library.sweep_imports()?;
+        Ok(library)
     }
 
     fn root(&self) -> Result<Root> {

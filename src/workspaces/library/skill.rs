@@ -52,10 +52,10 @@ pub struct Skill {
     pub references: Vec<String>,
 }
 
-const FOLDER: &str = "skill";
-const MAIN: &str = "SKILL.md";
+pub(super) const FOLDER: &str = "skill";
+pub(super) const MAIN: &str = "SKILL.md";
 
-fn folder(name: &str) -> String {
+pub(super) fn folder(name: &str) -> String {
     format!("{FOLDER}/{name}")
 }
 

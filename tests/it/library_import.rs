@@ -1,0 +1,226 @@
+//! Skills that come as one file: real zip archives, made by Python, good ones and those that are made to do harm.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::client::{Client, Reply};
+use crate::server::{Server, Setup};
+
+const IMPORT: &str = "/api/library/skill/import";
+
+/// An archive that these lines of Python write into `z`, a `zipfile.ZipFile`.
+#[track_caller]
+fn zip(lines: &str) -> Vec<u8> {
+    let script = format!(
+        "import io, stat, sys, zipfile, warnings\nwarnings.simplefilter('ignore')\nout = io.BytesIO()\n\
+         def link(z, name, target, kind=stat.S_IFLNK):\n    i = zipfile.ZipInfo(name)\n    i.create_system = 3\n    \
+         i.external_attr = (kind | 0o777) << 16\n    z.writestr(i, target)\n\
+         z = zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED)\n{lines}\nz.close()\ndata = out.getvalue()\n\
+         if 'change' in globals():\n    data = change(data)\nsys.stdout.buffer.write(data)\n"
+    );
+    let made = Command::new("python3").args(["-c", &script]).stderr(Stdio::inherit()).output().unwrap();
+    assert!(made.status.success(), "{lines}");
+    made.stdout
+}
+
+fn import(client: &Client, name: &str, file: &str, bytes: &[u8]) -> Reply {
+    let mut body = format!(
+        "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{file}\"\r\n\
+         Content-Type: application/octet-stream\r\n\r\n"
+    )
+    .into_bytes();
+    body.extend_from_slice(bytes);
+    body.extend_from_slice(b"\r\n--b--\r\n");
+    let kind = [("Content-Type", "multipart/form-data; boundary=b")];
+    client.send("POST", &format!("{IMPORT}?name={name}"), &kind, Some(&body))
+}
+
+#[track_caller]
+fn refused(server: &Server, name: &str, file: &str, bytes: &[u8], status: u16, code: &str) -> String {
+    let told = import(&server.owner(), name, file, bytes).expect(status).value();
+    assert_eq!(told["code"], code, "{told}");
+    told["message"].as_str().unwrap().to_owned()
+}
+
+/// Everything below a folder, hidden or not.
+fn all_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        found.push(entry.path().display().to_string());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(all_below(&entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
+    let server = Server::start();
+    let owner = server.owner();
+    let made = owner.post(200, "/api/workspaces", json!({"name": "w", "skills": ["py", "pdf"]}));
+    let folder = Path::new(made["path"].as_str().unwrap()).to_owned();
+    let text = "---\ndescription: Python\n---\n# Py\n";
+    let told = import(&owner, "py", "Anything.MD", text.as_bytes()).expect(200).value();
+    assert_eq!(
+        told,
+        json!({"name": "py", "description": "Python", "path": "skill/py", "source": {"type": "Local"},
+            "content": text, "files": [], "references": []})
+    );
+    assert!(fs::read_to_string(folder.join(".claude/skills/py/SKILL.md")).unwrap().ends_with("# Py\n"));
+
+    // One folder around everything, what a Mac adds, and a file that no text is.
+    let archive = zip("z.mkdir('pdf-skill')\n\
+        z.writestr('pdf-skill/SKILL.md', '# Pdf\\n')\n\
+        z.writestr('pdf-skill/docs/forms.md', 'forms ' * 10000)\n\
+        z.writestr('pdf-skill/scripts/fill.py', 'print()')\n\
+        z.writestr('pdf-skill/font.ttf', bytes(range(256)) * 8000)\n\
+        z.writestr('pdf-skill/.DS_Store', 'x')\nz.writestr('__MACOSX/._pdf-skill', 'x')\n\
+        z.writestr(zipfile.ZipInfo('pdf-skill/stored.txt'), 'stored')");
+    let told = import(&owner, "%20PDF%20", "pdf-skill.zip", &archive).expect(200).value();
+    assert_eq!((&told["name"], &told["content"]), (&json!("pdf"), &json!("# Pdf\n")));
+    assert_eq!(told["files"][0]["path"], "docs/forms.md");
+    assert_eq!(told["references"], json!(["font.ttf", "scripts/fill.py", "stored.txt"]));
+    assert_eq!(owner.get(200, "/api/library/skill/pdf"), told);
+    let library = server.data.join("library/skill/pdf");
+    assert_eq!(fs::read(library.join("font.ttf")).unwrap().len(), 256 * 8000);
+    assert_eq!(fs::read_to_string(folder.join(".opencode/skill/pdf/docs/forms.md")).unwrap().len(), 60_000);
+
+    // A skill with this name is still a skill.
+    owner.call("PUT", "/api/library/skill/import", Some(&json!({"content": "# I\n"}))).expect(200);
+    assert_eq!(owner.get(200, "/api/library/skills/import")["content"], "# I\n");
+    // What was imported in the same name before stays.
+    let message = refused(&server, "pdf", "other.md", b"# Other\n", 409, "conflict");
+    assert!(message.contains("'pdf' already exists"), "{message}");
+    assert_eq!(owner.get(200, "/api/library/skill/pdf"), told);
+}
+
+#[test]
+fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
+    let setup = Setup::new();
+    let server = setup.start();
+    let skills = setup.data_dir().join("library/skill");
+    for name in ["", "A_b", "a%2Fb", "..", "%2e%2e%2fx", "a.b", "%C3%A9", "a%00", &"x".repeat(201)] {
+        refused(&server, name, "x.md", b"# X\n", 400, "invalid_name");
+    }
+    let owner = server.owner();
+    let form = [("Content-Type", "multipart/form-data; boundary=b")];
+    owner.send("POST", IMPORT, &form, Some(b"--b--\r\n")).expect(400);
+    let none = owner.send("POST", &format!("{IMPORT}?name=x"), &form, Some(b"--b--\r\n")).expect(400);
+    assert_eq!(none.value()["code"], "file_required");
+    owner.refused(400, "invalid_payload", "POST", &format!("{IMPORT}?name=x"), Some(json!({"content": "x"})));
+    server.collaborator().call("POST", &format!("{IMPORT}?name=x"), None).expect(403);
+
+    let wrong = |file: &str, bytes: &[u8]| refused(&server, "x", file, bytes, 400, "invalid_skill_content");
+    assert!(wrong("x.tar.gz", b"x").contains(".zip or .md"));
+    assert!(wrong("x.md", b"\xff\xfe").contains("UTF-8"));
+    wrong("x.md", &vec![b'x'; (1 << 20) + 1]);
+    wrong("x.zip", b"");
+    wrong("x.zip", b"PK\x05\x06 not an archive");
+    let main = "z.writestr('SKILL.md', '# X\\n')\n";
+    for (what, lines) in [
+        ("No SKILL.md", "z.writestr('a.txt', 'x')"),
+        ("No SKILL.md", "z.writestr('a/SKILL.md', 'x')\nz.writestr('b/x.md', 'x')"),
+        ("more than one", "z.writestr('Skill.md', 'x')\nz.writestr('SKILL.md', 'x')"),
+        ("leads out", &format!("{main}z.writestr('../escaped.md', 'x')")),
+        ("leads out", &format!("{main}z.writestr('a/../../escaped.md', 'x')")),
+        ("leads out", &format!("{main}z.writestr('/escaped.md', 'x')")),
+        ("leads out", &format!("{main}z.writestr('a\\\\..\\\\..\\\\escaped.md', 'x')")),
+        ("leads out", &format!("{main}z.writestr('a//b', 'x')")),
+        ("leads out", &format!("{main}z.mkdir('../folder')")),
+        ("link or a device", &format!("{main}link(z, 'passwd', '/etc/passwd')")),
+        ("link or a device", &format!("{main}link(z, 'a', '..')\nz.writestr('a/escaped.md', 'x')")),
+        ("link or a device", &format!("{main}link(z, 'pipe', '', stat.S_IFIFO)")),
+        ("link or a device", &format!("{main}link(z, 'null', '', stat.S_IFCHR)")),
+        ("twice", &format!("{main}z.writestr('a', 'x')\nz.writestr('a', 'y')")),
+        ("a file and a folder", &format!("{main}z.writestr('a', 'x')\nz.writestr('a/b', 'y')")),
+        ("control characters", &format!("{main}z.writestr('a\\nb', 'x')")),
+        ("too many folders", &format!("{main}z.writestr('/'.join('abcdefghijk'), 'x')")),
+        ("longer than 200", &format!("{main}z.writestr('x' * 201, 'x')")),
+        ("not UTF-8", &format!("{main}z.writestr('bad.md', bytes([255]))")),
+        ("longer than 1048576", &format!("{main}z.writestr('long.md', 'x' * (1 << 20) + 'x')")),
+        ("larger than", &format!("{main}z.writestr('zeros', bytes(40 << 20))")),
+        ("more than 1000", &format!("{main}[z.writestr(f'{{n}}', '') for n in range(1001)]")),
+        ("compressed in a way", &format!("{main}z.writestr('b', 'x' * 999, zipfile.ZIP_BZIP2)")),
+        // What it says of itself is not true.
+        (
+            "damaged",
+            &format!(
+                "{main}z.writestr('z', bytes(40 << 20))\n\
+                 change = lambda d: d.replace((40 << 20).to_bytes(4, 'little'), (9).to_bytes(4, 'little'))"
+            ),
+        ),
+        (
+            "damaged",
+            &format!(
+                "{main}change = lambda d: d.replace(zipfile.crc32(b'# X\\n').to_bytes(4, 'little'), b'abcd')"
+            ),
+        ),
+        ("two names", &format!("{main}change = lambda d: d.replace(b'SKILL.md', b'OTHER.md', 1)")),
+        ("another number", &format!("{main}change = lambda d: d[:-14] + bytes([2, 0, 2, 0]) + d[-10:]")),
+        ("encrypted", &format!("{main}change = lambda d: d[:-22-54+8] + b'\\1' + d[-22-54+9:]")),
+        // A file that lies in the data of another one.
+        (
+            "over each other",
+            &format!(
+                "{main}b = io.BytesIO()\ny = zipfile.ZipFile(b, 'w')\ny.writestr('b', 'bb')\ny.close()\n\
+                 z.writestr(zipfile.ZipInfo('a'), b.getvalue())\ninner = y.filelist[0]\n\
+                 inner.header_offset = z.filelist[-1].header_offset + 31\nz.filelist.append(inner)"
+            ),
+        ),
+    ] {
+        let message = wrong("x.zip", &zip(lines));
+        assert!(message.contains(what), "{lines}: {message}");
+    }
+    // Cut off anywhere.
+    let whole = zip(&format!("{main}z.writestr('more.md', 'more ' * 100)"));
+    for at in (0..whole.len()).step_by(7) {
+        wrong("x.zip", &whole[..at]);
+    }
+    refused(&server, "x", "x.zip", &vec![b'x'; (8 << 20) + 1], 413, "file_too_large");
+    assert_eq!(all_below(&skills), Vec::<String>::new());
+    assert_eq!(owner.get(200, "/api/library/skill"), json!([]));
+    assert!(!setup.data_dir().join("library/escaped.md").exists() && !skills.join("escaped.md").exists());
+}
+
+#[test]
+fn an_import_that_a_crash_cut_off_is_gone_after_the_next_start() {
+    let setup = Setup::new();
+    let left = setup.data_dir().join("library/skill/.importing-1/docs");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("half.md"), "x").unwrap();
+    let server = setup.start();
+    assert_eq!(server.owner().get(200, "/api/library/skill"), json!([]));
+    assert!(!left.parent().unwrap().exists());
+}
+
+#[test]
+fn of_two_imports_of_one_name_one_wins_whole() {
+    let server = Server::start();
+    let archives: Vec<Vec<u8>> = (0..4)
+        .map(|n| {
+            zip(&format!(
+                "z.writestr('SKILL.md', '# {n}\\n')\n[z.writestr(f'f{{i}}.md', '{n}') for i in range(40)]"
+            ))
+        })
+        .collect();
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let calls: Vec<_> = archives
+            .iter()
+            .map(|archive| scope.spawn(|| import(&server.owner(), "x", "x.zip", archive).status))
+            .collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 409].contains(status)), "{statuses:?}");
+    let skill = server.owner().get(200, "/api/library/skill/x");
+    let winner = skill["content"].as_str().unwrap()[2..3].to_owned();
+    let files = skill["files"].as_array().unwrap();
+    assert_eq!(files.len(), 40);
+    assert!(files.iter().all(|file| file["content"] == Value::String(winner.clone())), "{skill}");
+    assert_eq!(all_below(&server.data.join("library/skill")).len(), 1 + 1 + 40);
+}
