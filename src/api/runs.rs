@@ -63,7 +63,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             Response::json(201, &run.view()).with("Location", place)
         };
         match waiter {
-            None => reply.send(Ok(created(&run))),
+            None => reply.send_early(Ok(created(&run))),
             Some((place, gone, soft)) => place.run(move || {
                 let waited = wait_end(&run, Some(gone.as_fd()), Instant::now() + soft);
                 reply.send(waited.map(|()| created(&run)));

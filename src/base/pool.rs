@@ -34,6 +34,8 @@ struct Inner {
 struct Counts {
     /// Jobs taken and not finished.
     pending: AtomicUsize,
+    /// Threads whose job is over for everybody but them ([`ending`]).
+    ending: AtomicUsize,
     /// Threads.
     live: AtomicUsize,
 }
@@ -79,7 +81,7 @@ impl Pool {
         let inner = &self.0;
         let pending = inner.counts.pending.fetch_add(1, Ordering::SeqCst);
         let place = Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false };
-        if pending >= inner.max + inner.queue || !inner.staffed(pending + 1) {
+        if pending >= inner.max + inner.queue || !inner.staffed(pending + 1 + inner.counts.ending()) {
             return Err(Refused);
         }
         Ok(place)
@@ -100,9 +102,21 @@ impl Place {
     pub fn run(mut self, job: impl FnOnce() + Send + 'static) {
         let Some(pool) = self.pool.upgrade() else { return };
         // The thread that the reservation started may have grown tired of waiting.
-        pool.staffed(pool.counts.pending.load(Ordering::SeqCst));
+        pool.staffed(pool.counts.taken());
         let jobs = lock(&pool.jobs).clone();
         self.used = jobs.is_some_and(|jobs| jobs.try_send(Box::new(job)).is_ok());
+    }
+}
+
+impl Counts {
+    fn ending(&self) -> usize {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// How many threads are not to be had. `pending` first: who goes from one count to the other is in both for a
+    /// moment, and never in none.
+    fn taken(&self) -> usize {
+        self.pending.load(Ordering::SeqCst) + self.ending()
     }
 }
 
@@ -115,10 +129,10 @@ impl Drop for Place {
 }
 
 impl Inner {
-    /// Sees to it that `pending` jobs have threads, as far as `max` allows; `false` when there is no thread at all.
-    fn staffed(self: &Arc<Self>, pending: usize) -> bool {
+    /// Sees to it that there are `wanted` threads, as far as `max` allows; `false` when there is no thread at all.
+    fn staffed(self: &Arc<Self>, wanted: usize) -> bool {
         let live = self.counts.live.load(Ordering::SeqCst);
-        if live < pending.min(self.max) {
+        if live < wanted.min(self.max) {
             if let Err(error) = self.start(false) {
                 log::warn!("{error}");
                 return live > 0;
@@ -154,26 +168,54 @@ impl Inner {
 pub struct Refused;
 
 thread_local! {
-    /// On a worker's thread: the pool that it counts for.
-    static COUNTED: RefCell<Option<(Weak<Inner>, Arc<Counts>)>> = const { RefCell::new(None) };
+    static COUNTED: RefCell<Option<Counted>> = const { RefCell::new(None) };
+}
+
+/// On a worker's thread: the pool that it counts for.
+struct Counted {
+    pool: Weak<Inner>,
+    counts: Arc<Counts>,
+    ending: bool,
+}
+
+impl Counted {
+    /// Its job is over.
+    fn give_back(self) {
+        let count = if self.ending { &self.counts.ending } else { &self.counts.pending };
+        count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Called by a job before it lets anybody know of its end, when all that is left to do is short, such as cleaning up: who
+/// has heard of the end can have its place at once, and is not refused for want of it. Another job waits for this thread
+/// if all are at that. Outside of a job, and a second time, it does nothing.
+pub fn ending() {
+    COUNTED.with_borrow_mut(|counted| {
+        if let Some(counted) = counted.as_mut().filter(|counted| !counted.ending) {
+            counted.ending = true;
+            counted.counts.ending.fetch_add(1, Ordering::SeqCst);
+            counted.counts.pending.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
 }
 
 /// Called by a job that takes longer than its pool was made for: the pool gets another worker in its stead, and this
 /// thread ends with the job. Whoever calls it must have bounded such jobs in another way. Outside of a job, and a second
 /// time, it does nothing.
 pub fn step_aside() {
-    let Some((pool, counts)) = COUNTED.take() else { return };
+    let Some(counted) = COUNTED.take() else { return };
+    let (pool, counts) = (counted.pool.clone(), counted.counts.clone());
     counts.live.fetch_sub(1, Ordering::SeqCst);
-    let pending = counts.pending.fetch_sub(1, Ordering::SeqCst) - 1;
+    counted.give_back();
     // Those that wait in the queue may have nobody else.
     if let Some(pool) = pool.upgrade() {
-        pool.staffed(pending);
+        pool.staffed(counts.taken());
     }
 }
 
 fn work(pool: &Weak<Inner>, waiting: &Receiver<Job>, counts: &Arc<Counts>, stays: bool) {
     loop {
-        COUNTED.set(Some((pool.clone(), counts.clone())));
+        COUNTED.set(Some(Counted { pool: pool.clone(), counts: counts.clone(), ending: false }));
         let job = if stays {
             waiting.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
@@ -183,10 +225,10 @@ fn work(pool: &Weak<Inner>, waiting: &Receiver<Job>, counts: &Arc<Counts>, stays
             Ok(job) => {
                 // The panic hook has logged it; the job's own guards have answered. The worker lives on.
                 drop(catch_unwind(AssertUnwindSafe(job)));
-                if COUNTED.take().is_none() {
-                    return;
+                match COUNTED.take() {
+                    Some(counted) => counted.give_back(),
+                    None => return,
                 }
-                counts.pending.fetch_sub(1, Ordering::SeqCst);
             }
             Err(RecvTimeoutError::Timeout) => {
                 counts.live.fetch_sub(1, Ordering::SeqCst);
@@ -265,6 +307,30 @@ mod tests {
         drop(pool.reserve().unwrap());
         assert!(pool.0.counts.live.load(Ordering::SeqCst) <= 1);
         step_aside();
+    }
+
+    #[test]
+    fn who_is_ending_has_given_its_place_back() {
+        let pool = Pool::new("test", 0, 1, 0).unwrap();
+        let (clean_up, cleaning) = bounded::<()>(0);
+        let (done, finished) = bounded(2);
+        let told = done.clone();
+        pool.submit(move || {
+            ending();
+            ending();
+            told.send(1).unwrap();
+            let _ = cleaning.recv();
+            told.send(2).unwrap();
+        })
+        .unwrap();
+        assert_eq!(finished.recv(), Ok(1));
+        pool.submit(move || done.send(3).unwrap()).expect("there is room as soon as the end is known");
+        assert!(pool.reserve().is_err());
+        drop(clean_up);
+        assert_eq!((finished.recv(), finished.recv()), (Ok(2), Ok(3)));
+        while pool.reserve().is_err() {}
+        assert_eq!((pool.0.counts.live.load(Ordering::SeqCst), pool.0.counts.ending()), (1, 0));
+        ending();
     }
 
     #[test]

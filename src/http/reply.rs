@@ -137,8 +137,16 @@ impl Response {
     /// Whether it is small enough to leave at once, however slowly its client reads: the private socket takes 200 KB
     /// (net.core.wmem_default), and the gate reads on until its client is behind.
     pub fn is_small(&self) -> bool {
-        matches!(&self.body, Body::Bytes(body) if body.len() <= ONE_WRITE)
-            || matches!(self.body, Body::Taken { .. } | Body::Absent(_))
+        self.is_whole() || matches!(self.body, Body::Taken { .. })
+    }
+
+    /// Whether it is small, and nothing follows it from elsewhere: once it is sent, nobody waits for anything more.
+    pub(super) fn is_whole(&self) -> bool {
+        match &self.body {
+            Body::Bytes(body) => body.len() <= ONE_WRITE,
+            Body::Absent(_) => true,
+            Body::Taken { .. } => false,
+        }
     }
 
     /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
@@ -226,7 +234,15 @@ impl Reply {
         self.0.as_mut().map(|waiting| &mut waiting.request)
     }
 
-    /// Answers.
+    /// Answers while the work goes on, on this worker.
+    pub fn send_early(mut self, result: Result<Response>) {
+        if let Some(waiting) = &mut self.0 {
+            waiting.request.set_goes_on();
+        }
+        self.send(result);
+    }
+
+    /// Answers, at the end of the work: what is left to do is short.
     pub fn send(mut self, result: Result<Response>) {
         if let Some(waiting) = self.0.take() {
             waiting.finish(result);

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::reply::Response;
 use crate::access::Actor;
 use crate::access::audit::Draft;
-use crate::base::{Code, Error, Result};
+use crate::base::{Code, Error, Result, pool};
 
 /// The methods that any route has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct Request {
     started: Instant,
     /// On a thread that a slow client may hold.
     on_worker: bool,
+    /// Its worker has more to do once it is answered.
+    goes_on: bool,
     /// The body, once it was read ahead of its handler.
     held: Option<Cursor<Vec<u8>>>,
     /// The line of the audit log that its answer completes.
@@ -69,7 +71,17 @@ impl Request {
             _ => Method::Other,
         };
         let (params, started) = (Vec::new(), Instant::now());
-        Request { inner, method, params, actor: None, started, on_worker: false, held: None, draft: None }
+        Request {
+            inner,
+            method,
+            params,
+            actor: None,
+            started,
+            on_worker: false,
+            goes_on: false,
+            held: None,
+            draft: None,
+        }
     }
 
     /// The method.
@@ -137,6 +149,11 @@ impl Request {
     /// Whether it is on a worker, where waiting for its client holds up nobody else.
     pub fn on_worker(&self) -> bool {
         self.on_worker
+    }
+
+    /// Notes that the work for it goes on behind its answer.
+    pub(super) fn set_goes_on(&mut self) {
+        self.goes_on = true;
     }
 
     /// Who sent it: an address, or `unix`. The gate says it and strips what clients say.
@@ -298,6 +315,9 @@ impl Request {
 
     /// Sends the answer; a client that is gone does not get it.
     pub fn answer(self, response: Response) {
+        if !self.goes_on && response.is_whole() {
+            pool::ending();
+        }
         response.send(self.inner);
     }
 }

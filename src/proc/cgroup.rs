@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -449,6 +450,10 @@ impl Group {
         if self.confined || !empty() {
             return false;
         }
+        let noted = rustix::fs::fremovexattr(folder, LEFT);
+        if noted.is_err_and(|error| !matches!(error, Errno::NODATA | Errno::OPNOTSUPP)) {
+            return false;
+        }
         self.reused = Some(self.files().and_then(|files| files.oom_kills()).unwrap_or(0));
         true
     }
@@ -499,11 +504,6 @@ impl Group {
         }
     }
 
-    /// Whether its command had ended and something of it lived on, as [`Group`]'s destructor noted.
-    pub fn is_left(&self) -> bool {
-        self.folder().is_some_and(|folder| rustix::fs::fgetxattr(folder, LEFT, &mut [0u8; 8]).is_ok())
-    }
-
     /// Whether `pid` is in this group or below it, as the kernel says.
     pub fn contains(&self, pid: i32) -> bool {
         let How::Cgroup { home, path, .. } = &self.how else { return true };
@@ -531,10 +531,8 @@ impl Group {
         }
         let mut retry = Vec::new();
         if !path.is_empty() && !home.tree.remove_with(path, v1.iter().map(PathBuf::as_path)) {
-            // For a later server: whoever it belonged to has ended, so this is no part of it any more.
-            if let How::Cgroup { folder, .. } = &self.how {
-                let _ = rustix::fs::fsetxattr(folder, LEFT, b"1", rustix::fs::XattrFlags::empty());
-            }
+            // Whoever it belonged to has ended, though perhaps not by itself.
+            self.leave();
             retry.push(path.clone());
         }
         let older: Vec<String> = {
@@ -575,7 +573,7 @@ pub(super) fn read_in(folder: impl AsFd, file: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Waits until nothing lives in the cgroup or below it. The kernel wakes pollers of `cgroup.events` with POLLPRI
+/// Waits until nothing lives in the cgroup or below it, or it is no more. The kernel wakes pollers of `cgroup.events` with POLLPRI
 /// (cgroup-v2.rst, "populated").
 fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
     const EVENTS: &str = "cgroup.events";
@@ -583,7 +581,11 @@ fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
     loop {
         let mut text = String::new();
         file.rewind().at("read", EVENTS)?;
-        file.read_to_string(&mut text).at("read", EVENTS)?;
+        match file.read_to_string(&mut text) {
+            // Somebody else has removed it, so it was empty.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            read => read.at("read", EVENTS)?,
+        };
         if text.contains("populated 0") {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, fgetxattr, openat};
+use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, fsetxattr, openat};
 
 use super::Group;
 use super::cgroup::{LEFT, read_in, write_in};
@@ -35,6 +35,20 @@ impl Group {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Notes that its command has ended by itself: what lives in it from now on is no part of it any more. To be called
+    /// before anybody is told of the end, for a server that is killed a moment later leaves nothing but this note.
+    pub fn leave(&self) {
+        if let Some(folder) = self.folder() {
+            // Without attributes (before Linux 5.7) the next server ends it.
+            let _ = fsetxattr(folder, LEFT, b"1", XattrFlags::empty());
+        }
+    }
+
+    /// Whether its command had ended, as [`Group::leave`] noted.
+    pub fn is_left(&self) -> bool {
+        self.folder().is_some_and(|folder| fgetxattr(folder, LEFT, &mut [0u8; 8]).is_ok())
     }
 
     /// Whether something still runs in a group below `below` whose command has ended.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::request::{Plan, Stdin};
 use super::run::Run;
 use super::spool::{Stream, Writer};
-use crate::base::{At, Error, Result};
+use crate::base::{At, Error, Result, pool};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, pty, pump};
 
@@ -96,6 +96,9 @@ impl Live {
         let Live { mut process, stdin, stdout, stderr, timeout } = self;
         let io = Io { stdin, stdout, stderr, out, err };
         let ended = pump(process.as_mut(), io, timeout, &run.cancel);
+        if let Ok(Ended::Exited(_)) = ended {
+            process.reach().group.leave();
+        }
         (ended, process)
     }
 
@@ -107,7 +110,9 @@ impl Live {
         if let Err(error) = &ended {
             log::warn!("run {}: {error}", run.id);
         }
-        run.finish(ended, process.usage());
+        let usage = process.usage();
+        pool::ending();
+        run.finish(ended, usage);
         // What cannot be written is missing after the next start only.
         if let Err(error) = run.save(true) {
             log::warn!("{error}");

@@ -224,11 +224,10 @@ fn a_crashed_server_takes_its_containers_back() {
     assert_eq!(server.owner().get(200, &format!("/api/workspaces/{id}"))["status"], "ready");
     let told = server.owner().post(200, &path, json!({"command": "cat /root/kept"}));
     assert_eq!(told["stdout"], "kept\n", "{told}");
-    assert_eq!(
-        procs::sleeps(&number).len(),
-        1,
-        "what an ended command left is the container's, which runs on"
-    );
+    // It may have been between fork and exec when its command ended.
+    procs::wait_for("what an ended command left: it is the container's, which runs on", secs(20), || {
+        (procs::sleeps(&number).len() == 1).then_some(())
+    });
     server.owner().delete(200, &format!("/api/workspaces/{id}"));
     procs::assert_dead(&number);
     server.stop();
@@ -236,6 +235,42 @@ fn a_crashed_server_takes_its_containers_back() {
         procs::mentioning(setup.data_dir()).is_empty().then_some(())
     });
     assert!(procs::mounts_below(setup.data_dir()).is_empty());
+}
+
+#[test]
+fn what_a_command_left_outlives_a_server_that_is_killed_with_its_answer() {
+    let setup = crate::fixture::seeded();
+    let mut server = setup.start();
+    let place = Place::ready(&server, json!({"name": "left behind"}));
+    let (path, id) = (place.path("/exec"), place.id.clone());
+    drop_without_delete(place);
+    let mut numbers = Vec::new();
+    for _ in 0..10 {
+        let number = unique_secs();
+        let command = format!("setsid sleep {number} >/dev/null 2>&1 </dev/null & true");
+        server.owner().post(200, &path, json!({"command": command}));
+        server.crash();
+        numbers.push(number);
+        server = setup.start();
+        for number in &numbers {
+            procs::wait_for("what was left to run", secs(20), || {
+                (procs::sleeps(number).len() == 1).then_some(())
+            });
+        }
+    }
+    // What has no answer yet is under way, and ends.
+    let number = unique_secs();
+    let owner = server.owner();
+    let body = json!({"command": format!("sleep {number}; true")}).to_string();
+    thread::scope(|scope| {
+        scope.spawn(|| owner.try_send("POST", &path, &[], Some(body.as_bytes())));
+        procs::wait_sleep(&number);
+        server.crash();
+    });
+    let server = setup.start();
+    procs::assert_dead(&number);
+    server.owner().delete(200, &format!("/api/workspaces/{id}"));
+    numbers.iter().for_each(|number| procs::assert_dead(number));
 }
 
 /// The workspace shall outlive this server.

@@ -28,6 +28,10 @@ fn exec_path() -> String {
     format!("/api/workspaces/{NIL}/exec")
 }
 
+fn runs_path() -> String {
+    format!("/api/workspaces/{NIL}/runs")
+}
+
 #[test]
 fn runs_in_the_workspace() {
     let server = Server::start();
@@ -128,6 +132,19 @@ fn more_runs_than_allowed_are_told_to_come_back() {
         procs::sleeps(&number).iter().for_each(|pid| procs::kill(*pid));
     });
     server.owner().post(200, &exec_path(), json!({"command": "true"}));
+}
+
+#[test]
+fn who_has_an_answer_is_not_refused_for_want_of_its_place() {
+    let server = Setup::new().arg("--max-runs=1").arg("--max-streams=1").start();
+    let owner = server.owner();
+    for number in 0..100 {
+        // What goes on in the background keeps the server busy after the answer.
+        owner.post(200, &exec_path(), json!({"command": "sleep 0.01 & true"}));
+        let made = owner.post(201, &runs_path(), json!({"command": format!("echo {number}")}));
+        let wait = format!("{}/{}/wait", runs_path(), made["id"].as_str().unwrap());
+        assert_eq!(owner.call("POST", &wait, None).expect(200).value()["status"], "exited");
+    }
 }
 
 #[test]
