@@ -111,6 +111,7 @@
 //! | `leases` | 1 | the next end of a scoped token that has something open |
 //! | `container-idle` | 1 | the moment at which the first container may have been idle for long enough |
 //! | `project-watch` | 1 | changes of files that agents read |
+//! | `library-watch` | 1 | changes by hand in the library; then it syncs whom they concern |
 //! | `trash` | 1 | requests to empty it; first it removes half uploads that a killed server left |
 //!
 //! Locks go one way: registry → one workspace's file → leaves. No file is touched under the first.
@@ -140,6 +141,7 @@
 //! <data>/network.json                the range of private networks, while there is a table of rules for them
 //! <data>/agent/berth-VERSION         our own binary, bound into containers
 //! <data>/library                     templates, skills, tools, scripts; `--library` names another
+//! <data>/library.seen                what the library was like when workspaces last got what had changed in it
 //! <library>/skill/.importing-ID       a skill on its way; a start removes what a killed server left
 //! <data>/private_key                 seals secrets in templates, 0600
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace

@@ -36,7 +36,7 @@ use crate::runs::Runs;
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, lock::DataLock};
 use crate::workspaces::library::{Key, Library};
-use crate::workspaces::{self, Configured, Registry};
+use crate::workspaces::{self, Configured, Registry, library};
 
 /// Everything that was decided before the start. `config::resolve` makes it; nothing else reads flags,
 /// environment or `server.json`.
@@ -157,7 +157,7 @@ pub fn run(settings: Settings) -> Result<()> {
         &settings.home,
         ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
     ));
-    let watch = watch_projects(&project, &lifecycle);
+    let watch = (watch_projects(&project, &lifecycle), watch_library(&settings.data_dir, &lifecycle));
     let upstreams = Arc::new(Upstreams::new(Own::new(tcp_addresses(&doors)), settings.proxying.patience)?);
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
@@ -259,6 +259,19 @@ fn watch_projects(project: &Arc<Project>, lifecycle: &Arc<Lifecycle>) -> Option<
             None
         }
     }
+}
+
+/// Has hand edits of the library reach the workspaces.
+fn watch_library(data_dir: &Path, lifecycle: &Arc<Lifecycle>) -> Option<library::watch::Watch> {
+    let told = lifecycle.clone();
+    let changed = move |changed: &library::watch::Changed, go_on: &dyn Fn() -> bool| {
+        told.library_changed(changed, go_on);
+    };
+    library::watch::start(lifecycle.library(), &data_dir.join("library.seen"), changed)
+        .inspect_err(|error| {
+            log::warn!("Changes by hand in the library reach workspaces with their next sync: {error}")
+        })
+        .ok()
 }
 
 /// What to listen on: what was asked for, and what systemd passes.

@@ -9,6 +9,7 @@ use crate::access::Scope;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::upload::Form;
 use crate::http::{Answer, Request, Response};
+use crate::workspaces::library::watch::Changed;
 use crate::workspaces::library::{Map, TemplateFields, TextKind};
 
 #[derive(Deserialize)]
@@ -96,7 +97,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         }
         form.finish(request.reader());
         let skill = library.import_skill(&name, &file_name, bytes)?;
-        ctx.lifecycle.library_changed(Some(&name));
+        changed(ctx, Changed::of(&name));
         return shown(&skill);
     }
     Err(Error::new(Code::FileRequired, "No file uploaded: form field 'file' is required"))
@@ -114,14 +115,14 @@ fn too_large() -> Error {
 pub fn put_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill(request.param("name"), &text)?;
-    ctx.lifecycle.library_changed(Some(request.param("name")));
+    changed(ctx, Changed::of(request.param("name")));
     said("Skill saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name`
 pub fn delete_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill(request.param("name"))?;
-    ctx.lifecycle.library_changed(Some(request.param("name")));
+    changed(ctx, Changed::of(request.param("name")));
     said("Skill deleted successfully")
 }
 
@@ -134,14 +135,14 @@ pub fn skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn put_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill_file(request.param("name"), request.param("path"), &text)?;
-    ctx.lifecycle.library_changed(Some(request.param("name")));
+    changed(ctx, Changed::of(request.param("name")));
     said("File saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name/files/*path`
 pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill_file(request.param("name"), request.param("path"))?;
-    ctx.lifecycle.library_changed(Some(request.param("name")));
+    changed(ctx, Changed::of(request.param("name")));
     said("File deleted successfully")
 }
 
@@ -171,14 +172,18 @@ pub fn put_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     let text = content(request)?;
     ctx.lifecycle.library().put_text(kind, request.param("name"), &text)?;
-    changed(ctx, kind, request.param("name"));
+    changed_text(ctx, kind, request.param("name"));
     said(&format!("{} saved successfully", kind.title()))
 }
 
-fn changed(ctx: &Ctx, kind: TextKind, name: &str) {
+fn changed(ctx: &Ctx, changed: Changed) {
+    ctx.lifecycle.library_changed(&changed, || true);
+}
+
+fn changed_text(ctx: &Ctx, kind: TextKind, name: &str) {
     match kind {
-        TextKind::Tool => ctx.lifecycle.library_changed(Some(name)),
-        TextKind::Command | TextKind::Agent => ctx.lifecycle.library_changed(None),
+        TextKind::Tool => changed(ctx, Changed::of(name)),
+        TextKind::Command | TextKind::Agent => changed(ctx, Changed::Agents),
         // Builds read it when they need it.
         TextKind::InitScript => {}
     }
@@ -188,7 +193,7 @@ fn changed(ctx: &Ctx, kind: TextKind, name: &str) {
 pub fn delete_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     ctx.lifecycle.library().delete_text(kind, request.param("name"))?;
-    changed(ctx, kind, request.param("name"));
+    changed_text(ctx, kind, request.param("name"));
     said(&format!("{} deleted successfully", kind.title()))
 }
 
@@ -201,7 +206,7 @@ pub fn plugins(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
 pub fn put_plugins(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
     ctx.lifecycle.library().put_map(Map::Plugins, &entries)?;
-    ctx.lifecycle.library_changed(None);
+    changed(ctx, Changed::Agents);
     said("Plugins saved successfully")
 }
 
@@ -225,6 +230,6 @@ pub fn mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn put_mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
     ctx.lifecycle.library().put_map(Map::Mcps, &entries)?;
-    ctx.lifecycle.library_changed(None);
+    changed(ctx, Changed::Agents);
     said("MCP servers saved successfully")
 }

@@ -387,6 +387,12 @@ pub const LIBRARY_ENTRIES: usize = 10_000;
 pub const LIBRARY_NAME_BYTES: usize = 200;
 /// Deepest file of a skill.
 pub const LIBRARY_PATH_PARTS: usize = 8;
+/// So long after the last change by hand the library is looked at: an editor or git is done then.
+pub const LIBRARY_QUIET: Duration = Duration::from_millis(300);
+/// So long after the first one it is looked at in any case.
+pub const LIBRARY_PATIENCE: Duration = Duration::from_secs(3);
+/// Folders of the library that are watched, and files in them.
+pub const LIBRARY_WATCHED: usize = 20_000;
 /// Largest file from which a skill is imported; it is held in memory.
 pub const SKILL_ARCHIVE_BYTES: usize = 8 << 20;
 /// Largest skill that is imported, unpacked: texts, and perhaps fonts and sheets that they speak of.

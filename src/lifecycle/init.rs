@@ -18,7 +18,7 @@ use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
 use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
-use crate::workspaces::library::TextKind;
+use crate::workspaces::library::{TextKind, is_broken};
 use crate::workspaces::{Record, Workspace};
 
 /// The script's place inside, while it runs.
@@ -110,15 +110,19 @@ impl Lifecycle {
         for name in &shown.init_scripts {
             match self.library.text(TextKind::InitScript, name) {
                 Ok(fragment) => before += &section(name, &fragment.content),
-                Err(error) if matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
-                    log::warn!("workspace {}: {}", shown.id, error.message());
-                    let quoted = error.message().replace('\'', "'\\''");
-                    before += &section(name, &format!("echo '{quoted}; skipped' >&2"));
-                }
-                Err(error) => return Err(error),
+                Err(error) => before += &section(name, &skipped(shown.id, error, "")?),
             }
         }
-        let setup = self.library.setup_commands(&shown.skills)?;
+        let mut setup = Vec::new();
+        for name in &shown.skills {
+            match self.library.setup_commands(name) {
+                Ok(commands) => setup.extend(commands),
+                Err(error) => {
+                    let what = format!("The setup commands of skill {name}: ");
+                    setup.push(skipped(shown.id, error, &what)?);
+                }
+            }
+        }
         if !setup.is_empty() {
             before += &section("Skill Setup Commands", &setup.join("\n"));
         }
@@ -232,6 +236,16 @@ impl InitScript {
     fn is_empty(&self) -> bool {
         self.before.is_empty() && self.own.is_none()
     }
+}
+
+/// Stands in a script for what the library does not have or cannot read: said in the log, and no reason to stop.
+fn skipped(workspace: Uuid, error: Error, what: &str) -> Result<String> {
+    if !is_broken(&error) && !matches!(error.code(), Code::NotInLibrary | Code::InvalidName) {
+        return Err(error);
+    }
+    log::warn!("workspace {workspace}: {what}{}", error.message());
+    let quoted = format!("{what}{}", error.message()).replace('\'', "'\\''");
+    Ok(format!("echo '{quoted}; skipped' >&2"))
 }
 
 /// A part of the assembled script, without its shebang.

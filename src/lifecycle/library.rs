@@ -10,8 +10,9 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::store::allowlist::{self, Mount};
 use crate::workspaces::create::Create;
+use crate::workspaces::library::watch::Changed;
 use crate::workspaces::sync::{self, Synced};
-use crate::workspaces::{Kind, Library, Record, Status, Workspace};
+use crate::workspaces::{Kind, Library, Record, Shown, Status, Workspace};
 
 impl Lifecycle {
     /// The library.
@@ -66,23 +67,11 @@ impl Lifecycle {
         Ok(workspace.record())
     }
 
-    /// Has all workspaces that use a skill or tool of this name get its present form; `None`: something changed that all
-    /// get whose agents berth configures.
-    pub fn library_changed(&self, name: Option<&str>) {
-        for workspace in self.registry.all() {
-            let record = workspace.record();
-            let shown = &record.shown;
-            let concerned = match name {
-                None => sync::configures(shown),
-                Some(name) => {
-                    let has_all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
-                    has_all || shown.skills.iter().chain(&shown.tools).any(|used| used == name)
-                }
-            };
-            if concerned {
-                self.sync_or_warn(&workspace);
-            }
-        }
+    /// Has the workspaces that use what has changed get its present form, one after the other, as long as `go_on` says so.
+    pub fn library_changed(&self, changed: &Changed, go_on: impl Fn() -> bool) {
+        let workspaces = self.registry.all();
+        let concerned = workspaces.iter().filter(|workspace| concerns(changed, &workspace.record().shown));
+        concerned.take_while(|_| go_on()).for_each(|workspace| self.sync_or_warn(workspace));
     }
 
     /// A build does it itself, behind the root.
@@ -102,5 +91,17 @@ impl Lifecycle {
         let _syncing = lock(&self.syncing);
         workspace.check_alive()?;
         sync::sync(&self.library, &record.shown, workspace.folder(), || self.files(workspace))
+    }
+}
+
+/// Whether a workspace has, or should get, something of this.
+fn concerns(changed: &Changed, shown: &Shown) -> bool {
+    let all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
+    match changed {
+        Changed::Agents => sync::configures(shown),
+        Changed::Everything => all || sync::configures(shown),
+        Changed::Named(names) => {
+            all || shown.skills.iter().chain(&shown.tools).any(|used| names.contains(used))
+        }
     }
 }

@@ -7,21 +7,20 @@
 //! that was opened beneath its root, so none is ever set outside. Nothing of a site is kept open between two looks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
 use super::snapshot::{self, matters_on_top};
 use super::{Project, Site};
 use crate::base::thread::{self, JoinOnDrop, lock};
-use crate::base::{At, Result, limits};
+use crate::base::{Result, limits};
 use crate::proc::bell::{Bell, Bells, Woken};
+use crate::store::changes::{Change, Changes};
 
 /// Who knows how to come to a workspace's files.
 pub trait Sites: Send + Sync {
@@ -82,20 +81,10 @@ impl Drop for Watch {
     }
 }
 
-/// What happens in a folder that is worth a look.
-const WORTH: WatchFlags = WatchFlags::CREATE
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::MOVED_FROM)
-    .union(WatchFlags::MOVED_TO)
-    .union(WatchFlags::CLOSE_WRITE)
-    .union(WatchFlags::DELETE_SELF)
-    .union(WatchFlags::MOVE_SELF)
-    .union(WatchFlags::ONLYDIR);
-
 struct Watcher {
     project: Arc<Project>,
     sites: Arc<dyn Sites>,
-    inotify: OwnedFd,
+    changes: Changes,
     /// Whose folder, and whether it is the workspace's own.
     watches: HashMap<i32, (String, bool)>,
     /// When to look.
@@ -109,12 +98,10 @@ struct Watcher {
 /// # Errors
 /// When the kernel has no inotify left for this user, or no thread.
 pub fn start(project: &Arc<Project>, sites: Arc<dyn Sites>) -> Result<Watch> {
-    let inotify =
-        inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("watch", "files (inotify)")?;
     let watcher = Watcher {
         project: project.clone(),
         sites,
-        inotify,
+        changes: Changes::new()?,
         watches: HashMap::new(),
         due: BTreeMap::new(),
         warned: false,
@@ -148,45 +135,33 @@ impl Watcher {
             }
             let forever = now + Duration::from_secs(3600);
             let deadline = self.due.values().min().copied().unwrap_or(forever);
-            if bell.wait(Some((self.inotify.as_fd(), PollFlags::IN)), deadline)? == Woken::Other {
+            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == Woken::Other {
                 self.read()?;
             }
         }
     }
 
     fn read(&mut self) -> Result<()> {
-        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
-        let inotify = self.inotify.try_clone().at("watch", "files")?;
-        let mut reader = Reader::new(&inotify, &mut buffer);
-        loop {
-            let event = match reader.next() {
-                Ok(event) => event,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(errno).at("read", "changes"),
-            };
-            let soon = Instant::now() + limits::RELOAD_DEBOUNCE;
-            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
-                let all: Vec<String> = self.watches.values().map(|(id, _)| id.clone()).collect();
-                self.due.extend(all.into_iter().map(|id| (id, soon)));
-                continue;
+        let soon = Instant::now() + limits::RELOAD_DEBOUNCE;
+        let mut unmounted = Vec::new();
+        self.changes.read(|change| match change {
+            Change::Anything => {
+                self.due.extend(self.watches.values().map(|(id, _)| (id.clone(), soon)));
             }
-            let Some((id, top)) = self.watches.get(&event.wd()).cloned() else { continue };
-            if event.events().intersects(ReadFlags::IGNORED | ReadFlags::UNMOUNT) {
-                self.watches.remove(&event.wd());
-                if top && event.events().contains(ReadFlags::UNMOUNT) {
-                    // Looking would mount it again; the next call that needs the files begins anew.
-                    self.forget(&id);
+            Change::Ended { watch, unmounted: gone } => {
+                unmounted.extend(self.watches.remove(&watch).filter(|(_, top)| *top && gone));
+            }
+            Change::In { watch, name, itself } => {
+                let Some((id, top)) = self.watches.get(&watch) else { return };
+                if itself || !top || name.as_deref().is_some_and(matters_on_top) {
+                    // From the first change on: who writes all the time is told of all the same.
+                    self.due.entry(id.clone()).or_insert(soon);
                 }
-                continue;
             }
-            let name = event.file_name().and_then(|name| name.to_str().ok());
-            let itself = event.events().intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF);
-            if itself || !top || name.is_some_and(matters_on_top) {
-                // From the first change on: who writes all the time is told of all the same.
-                self.due.entry(id).or_insert(soon);
-            }
-        }
+        })?;
+        // Looking would mount it again; the next call that needs the files begins anew.
+        unmounted.iter().for_each(|(id, _)| self.forget(id));
+        Ok(())
     }
 
     /// Compares what is there with what was there, and watches the folders that are there now.
@@ -201,20 +176,15 @@ impl Watcher {
         }
         for gone in before.difference(&now) {
             self.watches.remove(gone);
-            let _ = inotify::remove_watch(&self.inotify, *gone);
+            self.changes.forget(*gone);
         }
         self.project.notice(&site);
     }
 
     fn add(&mut self, site: &Site, folder: &str) -> Option<i32> {
-        // An open folder of the tree, by way of our own /proc: the kernel cannot be led elsewhere.
         let fd = site.root.open_folder(folder).ok()?;
         let known = self.watches.len();
-        let added = if known >= limits::WATCHES_ALL {
-            Err(Errno::NOSPC)
-        } else {
-            inotify::add_watch(&self.inotify, format!("/proc/self/fd/{}", fd.as_raw_fd()), WORTH)
-        };
+        let added = if known >= limits::WATCHES_ALL { Err(Errno::NOSPC) } else { self.changes.watch(&fd) };
         match added {
             Ok(wd) => {
                 self.watches.insert(wd, (site.id.clone(), folder.is_empty()));
@@ -241,7 +211,7 @@ impl Watcher {
         let gone: Vec<i32> = self.of(id).collect();
         for wd in gone {
             self.watches.remove(&wd);
-            let _ = inotify::remove_watch(&self.inotify, wd);
+            self.changes.forget(wd);
         }
         self.due.remove(id);
         self.project.unwatch(id);

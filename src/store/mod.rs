@@ -3,6 +3,7 @@
 
 pub mod allowlist;
 pub mod beneath;
+pub mod changes;
 pub mod deposit;
 pub mod exchange;
 pub mod file;

@@ -49,6 +49,7 @@ mod images_hostile;
 mod images_layers;
 mod library;
 mod library_import;
+mod library_watch;
 mod logging;
 mod mounts;
 mod network;

@@ -61,6 +61,7 @@ impl Library {
             root.remove_tree(&stage)?;
         }
         done?;
+        files.keys().for_each(|path| self.own.note(&root, &format!("{}/{path}", folder(&name))));
         self.skill(&name)
     }
 

@@ -1,9 +1,9 @@
 //! The library: templates, skills, tools, scripts, commands and agents as plain files in one folder, which may be a git
-//! clone that people edit by hand. Every call reads what is there now, so a hand edit counts at once; a broken file is
-//! listed with its error and breaks nothing else. Links in it lead nowhere outside (`store::beneath`).
+//! clone that people edit by hand. Every call reads what is there now, so a hand edit counts at once, and `watch` tells of
+//! it; a broken file is listed with its error and breaks nothing else. Links in it lead nowhere outside (`store::beneath`).
 //! Knows nothing of workspaces.
 //!
-//! Lock: `writes`, so that of two writers of one thing the later wins whole.
+//! Lock: `writes`, so that of two writers of one thing the later wins whole; below it the list of our own writes, a leaf.
 
 mod front_matter;
 mod import;
@@ -13,6 +13,7 @@ mod skill;
 mod template;
 mod text;
 mod unzip;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -28,12 +29,14 @@ pub use seal::Key;
 pub use skill::{Skill, SkillFile, SkillListed};
 pub use template::{Template, TemplateFields, TemplateListed};
 pub use text::{Text, TextKind, TextListed};
+use watch::Own;
 
 /// The folder.
 pub struct Library {
     folder: PathBuf,
     key: Key,
     writes: Mutex<()>,
+    own: Own,
 }
 
 impl Library {
@@ -45,12 +48,18 @@ impl Library {
         if !folder.is_dir() {
             file::create_dir_private(folder)?;
         }
-        let library = Library { folder: folder.to_owned(), key, writes: Mutex::default() };
+        let library =
+            Library { folder: folder.to_owned(), key, writes: Mutex::default(), own: Own::default() };
         library.sweep_imports()?;
         Ok(library)
     }
 
     fn root(&self) -> Result<Root> {
+        if !self.folder.is_dir() {
+            let message =
+                format!("The library's folder {} is not there; make it again", self.folder.display());
+            return Err(Error::new(Code::Unavailable, message));
+        }
         Root::open(&self.folder)
     }
 
@@ -70,7 +79,16 @@ impl Library {
         if let Some((folder, _)) = rel.rsplit_once('/') {
             root.make_dirs(folder)?;
         }
-        root.write_new(rel, text.as_bytes(), 0o644)
+        root.write_new(rel, text.as_bytes(), 0o644)?;
+        self.own.note(&root, rel);
+        Ok(())
+    }
+
+    fn remove(&self, rel: &str) -> Result<()> {
+        let root = self.root()?;
+        root.remove(rel)?;
+        self.own.note(&root, rel);
+        Ok(())
     }
 
     /// The names below `folder` that end with `suffix`, without it, sorted; what no name can be is left out.
@@ -109,6 +127,11 @@ pub fn check_path(path: &str) -> Result<()> {
         return Err(Error::new(Code::InvalidName, "The path has too many folders"));
     }
     path.split('/').try_for_each(check_name)
+}
+
+/// Whether a thing of the library is there but cannot be used, which is no reason to do without the others.
+pub fn is_broken(error: &Error) -> bool {
+    matches!(error.code(), Code::InvalidPath | Code::Conflict)
 }
 
 fn missing(what: &str, name: &str) -> Error {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Library, check_name, check_path, front_matter, missing};
+use super::{Library, check_name, check_path, front_matter, is_broken, missing};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 
@@ -36,6 +36,9 @@ pub struct SkillFile {
     pub path: String,
     /// Its text.
     pub content: String,
+    /// Why it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A skill, whole.
@@ -93,10 +96,14 @@ impl Library {
                 continue;
             }
             if path.ends_with(".md") {
-                if let Some(content) = self.read(&format!("{}/{path}", folder(name)))? {
-                    let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
-                    files.push(SkillFile { name, path, content });
-                }
+                let (content, error) = match self.read(&format!("{}/{path}", folder(name))) {
+                    Ok(Some(content)) => (content, None),
+                    Ok(None) => continue,
+                    Err(error) if is_broken(&error) => (String::new(), Some(error.message().to_owned())),
+                    Err(error) => return Err(error),
+                };
+                let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
+                files.push(SkillFile { name, path, content, error });
             } else {
                 references.push(path);
             }
@@ -121,7 +128,7 @@ impl Library {
         let _writes = lock(&self.writes);
         let root = self.root()?;
         for path in self.files_below(&folder(name))? {
-            root.remove(&format!("{}/{path}", folder(name)))?;
+            self.remove(&format!("{}/{path}", folder(name)))?;
             let mut path = path.as_str();
             while let Some((above, _)) = path.rsplit_once('/') {
                 root.remove_empty_dir(&format!("{}/{above}", folder(name)))?;
@@ -131,18 +138,20 @@ impl Library {
         root.remove_empty_dir(&folder(name)).map(drop)
     }
 
-    /// What the named skills want to have run, in their order; unknown ones want nothing.
+    /// What a skill wants to have run; an unknown one wants nothing.
     ///
     /// # Errors
-    /// When the library cannot be read.
-    pub fn setup_commands(&self, names: &[String]) -> Result<Vec<String>> {
-        let mut commands = Vec::new();
-        for name in names.iter().filter(|name| check_name(name).is_ok()) {
-            if let Some(content) = self.read(&format!("{}/{MAIN}", folder(name)))? {
-                commands.extend(listed(name.clone(), &content).setup_commands);
-            }
+    /// `InvalidPath` or `Conflict` when it cannot be read: the message says why.
+    pub fn setup_commands(&self, name: &str) -> Result<Vec<String>> {
+        if check_name(name).is_err() {
+            return Ok(Vec::new());
         }
-        Ok(commands)
+        let Some(content) = self.read(&format!("{}/{MAIN}", folder(name)))? else { return Ok(Vec::new()) };
+        let skill = listed(name.to_owned(), &content);
+        match skill.error {
+            None => Ok(skill.setup_commands),
+            Some(error) => Err(Error::new(Code::Conflict, error)),
+        }
     }
 
     /// A file of a skill, as text.
@@ -178,7 +187,7 @@ impl Library {
             return Err(Error::new(Code::InvalidPath, "SKILL.md cannot be deleted; delete the skill"));
         }
         let _writes = lock(&self.writes);
-        self.root()?.remove(&format!("{}/{path}", folder(name))).map(drop)
+        self.remove(&format!("{}/{path}", folder(name)))
     }
 
     /// The files below a folder of the library, with their paths below it, sorted. Hidden ones are left out.

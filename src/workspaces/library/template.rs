@@ -198,7 +198,7 @@ impl Library {
     pub fn delete_template(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        self.root()?.remove(&path(name)).map(drop)
+        self.remove(&path(name))
     }
 
     fn stored(&self, name: &str) -> Result<TemplateFields> {

@@ -173,10 +173,9 @@ impl Library {
     pub fn delete_text(&self, kind: TextKind, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        let root = self.root()?;
-        root.remove(&kind.path(name))?;
+        self.remove(&kind.path(name))?;
         if kind == TextKind::InitScript {
-            root.remove_empty_dir(&format!("{}/{name}", kind.folder()))?;
+            self.root()?.remove_empty_dir(&format!("{}/{name}", kind.folder()))?;
         }
         Ok(())
     }

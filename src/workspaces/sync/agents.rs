@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map as Object, Value, json};
 
 use super::merge::{Part, Wanted};
-use crate::base::{Code, Result};
+use crate::base::Result;
 use crate::project::rules;
 use crate::store::front_matter;
-use crate::workspaces::library::{Library, Map, TextKind};
+use crate::workspaces::library::{Library, Map, TextKind, is_broken};
 use crate::workspaces::record::{Kind, Shown};
 
 /// What agents may do in a container without asking, as sandboxed.sh has it.
@@ -82,14 +82,7 @@ pub(super) fn opencode_takes(shown: &Shown, kind: TextKind, name: &str, text: &s
 
 /// The MCPs of the workspace by the name that tools get: those it names, or all that are enabled.
 fn servers(library: &Library, shown: &Shown) -> Result<BTreeMap<String, Object<String, Value>>> {
-    let all = match library.map(Map::Mcps) {
-        Ok(all) => all,
-        Err(error) if error.code() == Code::Conflict => {
-            log::warn!("workspace {}: {}", shown.id, error.message());
-            Object::new()
-        }
-        Err(error) => return Err(error),
-    };
+    let all = entries(library, shown, Map::Mcps)?;
     let mut servers = BTreeMap::new();
     for (name, entry) in all {
         let enabled = entry["enabled"].as_bool().unwrap_or(true);
@@ -114,6 +107,17 @@ fn servers(library: &Library, shown: &Shown) -> Result<BTreeMap<String, Object<S
         }
     }
     Ok(servers)
+}
+
+/// One of the library's objects; a broken one is said and empty.
+fn entries(library: &Library, shown: &Shown, map: Map) -> Result<Object<String, Value>> {
+    match library.map(map) {
+        Err(error) if is_broken(&error) => {
+            log::warn!("workspace {}: {}", shown.id, error.message());
+            Ok(Object::new())
+        }
+        read => read,
+    }
 }
 
 fn opencode(
@@ -168,7 +172,7 @@ fn opencode(
         }
     }
     if !shown.plugins.is_empty() {
-        let known = library.map(Map::Plugins).unwrap_or_default();
+        let known = entries(library, shown, Map::Plugins)?;
         for id in &shown.plugins {
             let entry = known.get(id).filter(|entry| entry["enabled"].as_bool().unwrap_or(true));
             match entry.and_then(|entry| entry["package"].as_str()) {

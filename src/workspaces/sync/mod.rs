@@ -12,7 +12,7 @@ mod merge;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::library::{Library, TextKind, with_name};
+use super::library::{Library, TextKind, is_broken, with_name};
 use super::record::Shown;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -226,7 +226,7 @@ fn wanted(library: &Library, shown: &Shown) -> Result<(BTreeMap<String, String>,
         let main = with_name(&skill.content, name);
         for place in [".opencode/skill", ".claude/skills"] {
             files.insert(format!("{place}/{name}/SKILL.md"), main.clone());
-            for file in &skill.files {
+            for file in skill.files.iter().filter(|file| file.error.is_none()) {
                 files.insert(format!("{place}/{name}/{}", file.path), file.content.clone());
             }
         }
@@ -255,11 +255,11 @@ fn wanted(library: &Library, shown: &Shown) -> Result<(BTreeMap<String, String>,
     Ok((files, agents::wanted(library, shown, &skills)?))
 }
 
-/// What the library has; a name that it does not know is said and left out.
+/// What the library has; what it does not know, or cannot read, is said and left out.
 fn usable<T>(shown: &Shown, found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(error) if matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
+        Err(error) if is_broken(&error) || matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
             log::warn!("workspace {}: {}", shown.id, error.message());
             Ok(None)
         }

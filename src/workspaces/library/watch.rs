@@ -1,0 +1,304 @@
+//! Notices what people change in the library by hand, with an editor or with git, so that it reaches the workspaces that
+//! use it. inotify(7) only says that it is worth looking; what has changed is found by comparing two looks. What berth
+//! itself has written is no news.
+//!
+//! Thread: `library-watch`. Lock: the list of our own writes, a leaf. Links in the library are not followed out of it; hidden files, `.git` among them,
+//! do not count.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::Metadata;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use sha2::{Digest, Sha256};
+
+use super::{Library, check_name};
+use crate::base::thread::{self, JoinOnDrop, lock};
+use crate::base::{Result, limits};
+use crate::proc::bell::{Bell, Bells, Woken};
+use crate::store::beneath::Root;
+use crate::store::changes::{Change, Changes};
+use crate::store::file;
+
+/// What has changed in the library.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Skills or tools of these names.
+    Named(BTreeSet<String>),
+    /// What all get whose agents berth configures: commands, agents, plugins, MCP servers, profiles.
+    Agents,
+    /// Perhaps all of it.
+    Everything,
+}
+
+impl Changed {
+    /// The skill or tool of this name.
+    pub fn of(name: &str) -> Changed {
+        Changed::Named(BTreeSet::from([name.to_owned()]))
+    }
+
+    /// What files with these paths mean; `None`: nothing that is in a workspace.
+    fn by<'a>(paths: impl Iterator<Item = &'a str>) -> Option<Changed> {
+        let (mut names, mut agents) = (BTreeSet::new(), false);
+        for path in paths {
+            let (kind, rest) = path.split_once('/').unwrap_or((path, ""));
+            match kind {
+                "skill" => names.extend(rest.split('/').next().map(str::to_owned)),
+                "tool" => names.extend(rest.strip_suffix(".ts").map(str::to_owned)),
+                // Whoever builds or creates reads them.
+                "workspace-template" | "init-script" => {}
+                _ => agents = true,
+            }
+        }
+        match (names.is_empty(), agents) {
+            (true, false) => None,
+            (true, true) => Some(Changed::Agents),
+            (false, false) => Some(Changed::Named(names)),
+            (false, true) => Some(Changed::Everything),
+        }
+    }
+}
+
+/// The watching, until this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    ends: Arc<AtomicBool>,
+    bells: Bells,
+    _thread: JoinOnDrop,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::SeqCst);
+        self.bells.ring();
+    }
+}
+
+/// What tells one content of a file from another.
+type Stamp = (u64, u64, i64, i64);
+/// The files by path.
+type Seen = BTreeMap<String, Stamp>;
+
+fn stamp(file: &Metadata) -> Stamp {
+    (file.ino(), file.size(), file.mtime(), file.mtime_nsec())
+}
+
+/// What berth has written itself since the last look, by path; nothing: it has removed it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Own(Arc<Mutex<BTreeMap<String, Option<Stamp>>>>);
+
+impl Own {
+    /// A file was just written or removed.
+    pub(super) fn note(&self, root: &Root, rel: &str) {
+        let now = root.metadata(rel).ok().flatten().filter(Metadata::is_file);
+        let mut own = lock(&self.0);
+        if own.len() >= limits::LIBRARY_WATCHED {
+            // Nobody looks, it seems. What is forgotten is synced once more.
+            own.clear();
+        }
+        own.insert(rel.to_owned(), now.as_ref().map(stamp));
+    }
+}
+
+struct Watcher<F> {
+    folder: PathBuf,
+    /// What the library was like at the last look lies here, so that the next server knows what changed in between.
+    memory: PathBuf,
+    changes: Changes,
+    watches: HashSet<i32>,
+    /// The folder in which the library lies: the library itself may be replaced.
+    above: Option<i32>,
+    seen: Seen,
+    own: Own,
+    ends: Arc<AtomicBool>,
+    changed: F,
+}
+
+/// Begins to watch the library; `changed` is told what is new, and how to see whether to go on.
+///
+/// # Errors
+/// When the kernel has no inotify left for this user, or no thread.
+pub fn start(
+    library: &Library,
+    memory: &Path,
+    changed: impl Fn(&Changed, &dyn Fn() -> bool) + Send + 'static,
+) -> Result<Watch> {
+    let ends: Arc<AtomicBool> = Arc::default();
+    let mut watcher = Watcher {
+        folder: library.folder.clone(),
+        memory: memory.to_owned(),
+        changes: Changes::new()?,
+        watches: HashSet::new(),
+        above: None,
+        seen: Seen::new(),
+        own: library.own.clone(),
+        ends: ends.clone(),
+        changed,
+    };
+    let (bell, bells) = (Bell::new()?, Bells::default());
+    bells.add(&bell);
+    let body = move || {
+        watcher.begin();
+        if let Err(error) = watcher.run(&bell) {
+            log::error!("changes by hand in the library are not noticed any more: {error}");
+        }
+    };
+    Ok(Watch { ends, bells, _thread: thread::spawn("library-watch".into(), limits::STACK, body)? })
+}
+
+impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
+    /// The first look: what changed while no server was there, as far as one was there before.
+    fn begin(&mut self) {
+        let above = self.folder.parent().and_then(|above| Root::open(above).ok());
+        self.above = above.and_then(|above| self.changes.watch(&above.open_folder("").ok()?).ok());
+        self.seen = self.look();
+        let before = file::read_optional(&self.memory, 4096).ok().flatten();
+        if before.is_some_and(|before| before != digest(&self.seen).as_bytes()) {
+            self.tell(&Changed::Everything);
+        }
+        self.remember();
+    }
+
+    fn run(&mut self, bell: &Bell) -> Result<()> {
+        let mut due: Option<(Instant, Instant)> = None;
+        loop {
+            bell.arm();
+            if self.ends.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if due.is_some_and(|(at, _)| at <= now) {
+                due = None;
+                self.compare();
+            }
+            let deadline = due.map_or(now + Duration::from_secs(3600), |(at, _)| at);
+            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == Woken::Other
+                && self.read()?
+            {
+                let now = Instant::now();
+                let latest = due.map_or(now + limits::LIBRARY_PATIENCE, |(_, latest)| latest);
+                due = Some(((now + limits::LIBRARY_QUIET).min(latest), latest));
+            }
+        }
+    }
+
+    /// Whether something has happened that is worth a look.
+    fn read(&mut self) -> Result<bool> {
+        let own = self.folder.file_name().and_then(|name| name.to_str());
+        let mut worth = false;
+        self.changes.read(|change| match change {
+            Change::Anything => worth = true,
+            Change::Ended { watch, .. } => {
+                worth |= self.watches.remove(&watch);
+            }
+            Change::In { watch, name, .. } if Some(watch) == self.above => {
+                worth |= name.as_deref().is_some_and(|name| Some(name) == own);
+            }
+            Change::In { name, itself, .. } => {
+                worth |= itself || name.is_some_and(|name| check_name(&name).is_ok());
+            }
+        })?;
+        Ok(worth)
+    }
+
+    fn compare(&mut self) {
+        let now = self.look();
+        let differs = |a: &Seen, b: &Seen| {
+            a.iter()
+                .filter(|(path, stamp)| b.get(*path) != Some(*stamp))
+                .map(|(path, _)| path.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut paths = differs(&now, &self.seen);
+        paths.extend(differs(&self.seen, &now));
+        let own = std::mem::take(&mut *lock(&self.own.0));
+        let news = paths.iter().filter(|path| own.get(*path) != Some(&now.get(*path).copied()));
+        let changed = Changed::by(news.map(String::as_str));
+        self.seen = now;
+        if let Some(changed) = changed {
+            self.tell(&changed);
+        }
+        if !paths.is_empty() {
+            self.remember();
+        }
+    }
+
+    fn tell(&self, changed: &Changed) {
+        (self.changed)(changed, &|| !self.ends.load(Ordering::SeqCst));
+    }
+
+    fn remember(&self) {
+        // Not when it was told to stop in the middle: the next server goes on.
+        if !self.ends.load(Ordering::SeqCst)
+            && let Err(error) = file::replace(&self.memory, digest(&self.seen).as_bytes(), 0o600)
+        {
+            log::warn!("{error}");
+        }
+    }
+
+    /// All files, and watches on all folders: each is watched before it is read, so that nothing is missed in between.
+    fn look(&mut self) -> Seen {
+        let mut seen = Seen::new();
+        let before = std::mem::take(&mut self.watches);
+        // One that is just being replaced comes back, and then the folder above tells.
+        if let Ok(root) = Root::open(&self.folder) {
+            let mut folders = vec![String::new()];
+            while let Some(folder) = folders.pop() {
+                if self.watches.len() + seen.len() >= limits::LIBRARY_WATCHED {
+                    log::warn!("The library is too large to be watched whole");
+                    break;
+                }
+                let watch = root.open_folder(&folder).ok().and_then(|fd| self.changes.watch(&fd).ok());
+                self.watches.extend(watch);
+                for entry in root.entries(&folder, limits::LIBRARY_ENTRIES).unwrap_or_default() {
+                    if check_name(&entry).is_err() {
+                        continue;
+                    }
+                    let path = if folder.is_empty() { entry } else { format!("{folder}/{entry}") };
+                    // A link may lead to a folder above it.
+                    let deep = path.split('/').count() > limits::LIBRARY_PATH_PARTS + 2;
+                    match root.metadata(&path) {
+                        Ok(Some(found)) if found.is_file() => drop(seen.insert(path, stamp(&found))),
+                        Ok(Some(found)) if found.is_dir() && !deep => folders.push(path),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        for gone in before.difference(&self.watches) {
+            self.changes.forget(*gone);
+        }
+        seen
+    }
+}
+
+/// The same for the same files.
+fn digest(seen: &Seen) -> String {
+    let mut hash = Sha256::new();
+    for (path, stamp) in seen {
+        hash.update(format!("{path}\0{stamp:?}\n"));
+    }
+    hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_say_who_is_concerned() {
+        let by = |paths: &[&str]| Changed::by(paths.iter().copied());
+        assert_eq!(by(&["skill/a/SKILL.md", "skill/a/x/y.md"]), Some(Changed::of("a")));
+        assert_eq!(by(&["tool/b.ts"]), Some(Changed::of("b")));
+        assert_eq!(by(&["workspace-template/x.json", "init-script/y/SCRIPT.sh"]), None);
+        for agents in ["command/x.md", "agent/x.md", "plugins.json", "mcp/servers.json"] {
+            assert_eq!(by(&[agents]), Some(Changed::Agents), "{agents}");
+        }
+        assert_eq!(by(&["skill/a/SKILL.md", "plugins.json"]), Some(Changed::Everything));
+    }
+}
