@@ -126,7 +126,7 @@
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
 //! <data>/workspaces/ID/root          a container's files, where they are copied; else empty (root.build.log beside it)
 //! <data>/workspaces/ID/root.json     how they were made, and of which layers
-//! <data>/workspaces/ID/snapshots/ID  a snapshot: snapshot.json, and the files where they are copied
+//! <data>/workspaces/ID/snapshots/ID  a snapshot: snapshot.json, kept.json (what a sync wrote), root where it is a copy
 //! <data>/layers/ID                   what a layered root has of its own: fs, and work of the kernel's; .mounts is empty
 //! <data>/workspaces/ID/files         a host workspace's, where none was named
 //! <data>/runs/ID/run.json            a run as it is shown, and how much there is of its output
@@ -157,7 +157,7 @@
 //! nspawn's and the agent's pids and start times, their cgroup, an agent that takes connections), ends the commands that
 //! were under way and lost their reader, leaves alone what ended commands left in the background (their groups carry the
 //! attribute `user.berth.left`), as it does detached runs and their keepers, and ends everything else in the tree. A build that was cut off is
-//! said to be by the workspace's `error_message`; roots are whole or not there. Mounts need no repair: every tool that mounts runs in a mount namespace of its own. A server
+//! said to be by the workspace's `error_message`; roots are whole or not there, also in the middle of a restore; a clone that was cut off is removed. Mounts need no repair: every tool that mounts runs in a mount namespace of its own. A server
 //! that ends properly ends its containers, but for those in which a detached run goes on.
 //!
 //! # Differences from DESIGN.md

@@ -20,6 +20,7 @@ pub mod project_transfer;
 pub mod reach;
 pub mod routes;
 pub mod runs;
+pub mod snapshots;
 pub mod system;
 pub mod terminal_socket;
 pub mod terminals;

@@ -28,6 +28,9 @@ pub enum Reach {
 const FILTERED: &[&str] =
     &["/status", "/capabilities", "/whoami", "/workspaces", "/approvals", "/approvals/:id", "/api/doctor"];
 
+/// Names a workspace, and makes another one that the token would not reach.
+const MAKES_ANOTHER: &str = "/api/workspaces/:id/clone";
+
 /// How a route names its workspace.
 pub fn of(route: &Route<Ctx>) -> Reach {
     let named = ["/workspace/:id", "/workspaces/:id", "/w/:id", "/api/workspaces/:id"];
@@ -35,7 +38,9 @@ pub fn of(route: &Route<Ctx>) -> Reach {
         route.pattern.strip_prefix(*start).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     let reads = route.method == Method::Get && route.effect == Effect::Read;
-    if named.iter().any(begins) {
+    if route.pattern == MAKES_ANOTHER {
+        Reach::Refused
+    } else if named.iter().any(begins) {
         Reach::Named
     } else if begins(&"/opencode") {
         Reach::Active

@@ -4,8 +4,8 @@
 use std::sync::LazyLock;
 
 use super::{
-    Ctx, approvals, audit, doctor, images, library, opencode, runs, system, terminals, tokens, trays,
-    workspaces,
+    Ctx, approvals, audit, doctor, images, library, opencode, runs, snapshots, system, terminals, tokens,
+    trays, workspaces,
 };
 use super::{
     project_commands, project_config, project_events, project_mcp, project_plugins, project_skills,
@@ -45,6 +45,8 @@ const fn gated(
 ) -> Route<Ctx> {
     write(method, pattern, COLLABORATOR, Gate::Everyone(action), handler)
 }
+
+const SNAPSHOT: Gate = Gate::Collaborators("workspace.snapshot");
 
 const RUN: Gate = Gate::Collaborators("workspace.run");
 
@@ -274,6 +276,19 @@ pub static ROUTES: &[Route<Ctx>] = &[
     ),
     run("/api/workspaces/:id/start", Gate::Collaborators("workspace.start"), workspaces::start),
     run("/api/workspaces/:id/stop", Gate::Collaborators("workspace.stop"), workspaces::stop),
+    read("/api/workspaces/:id/snapshots", VIEWER, snapshots::list),
+    run("/api/workspaces/:id/snapshots", SNAPSHOT, snapshots::take),
+    write(Delete, "/api/workspaces/:id/snapshots/:snapshot", COLLABORATOR, SNAPSHOT, snapshots::delete),
+    run("/api/workspaces/:id/snapshots/:snapshot/restore", SNAPSHOT, snapshots::restore),
+    Route {
+        method: Post,
+        pattern: "/api/workspaces/:id/clone",
+        auth: OWNER,
+        gate: Gate::Open,
+        effect: Effect::Write,
+        class: Class::Run,
+        handler: snapshots::clone,
+    },
     read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
     read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),

@@ -48,6 +48,8 @@ pub const BUILD_LINE_BYTES: usize = 1000;
 pub const BUILD_WORKERS: usize = 4;
 /// How long the processes of a container may take to stand still for a snapshot.
 pub const FREEZE: Duration = Duration::from_secs(2);
+/// How long a snapshot waits for a command that has just ended to be counted as such: one without commands costs nothing.
+pub const QUIET: Duration = Duration::from_millis(50);
 /// Roots that stay put together although nobody uses them, for whoever comes next.
 pub const IDLE_ROOTS: usize = 64;
 /// Layers of one root: a file that is not there is looked for in all of them. Then they are copied into one.

@@ -3,7 +3,7 @@
 //! from outside through cgroups and pidfds.
 //!
 //! Locks: `state` is held while the container starts (about 0.1 s, at most [`limits::CONTAINER_START`]) or stops, so
-//! that no start meets an end; `place` and `idle_since` are leaves.
+//! that no start meets an end, and while its root is copied; `place`, `idle_since` and `still` are leaves.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +25,7 @@ use super::roots::Roots;
 use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
 use super::state::{State, Who};
 pub use super::status::Status;
+use super::still::Still;
 use super::{door, tools};
 use crate::base::ids::Network;
 use crate::base::thread::lock;
@@ -41,19 +42,21 @@ use crate::store::file;
 #[derive(Debug)]
 pub struct Machine {
     /// Never changes, unlike the rest of the place.
-    name: String,
+    pub(super) name: String,
     place: Mutex<Place>,
     around: Surroundings,
-    state: Mutex<Option<Arc<Running>>>,
+    pub(super) state: Mutex<Option<Arc<Running>>>,
+    /// What there is while `state` is held for long.
+    pub(super) still: Mutex<Option<Still>>,
     sequence: AtomicU64,
-    load: Arc<Load>,
+    pub(super) load: Arc<Load>,
     wishes: Wishes,
 }
 
 /// What keeps it from being idle.
 #[derive(Debug)]
-struct Load {
-    busy: AtomicUsize,
+pub(super) struct Load {
+    pub(super) busy: AtomicUsize,
     idle_since: Mutex<Instant>,
 }
 
@@ -86,6 +89,7 @@ impl Machine {
             place: Mutex::new(place),
             around,
             state: Mutex::new(None),
+            still: Mutex::new(None),
             sequence: AtomicU64::new(0),
             load: Arc::new(Load { busy: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }),
             wishes,
@@ -128,7 +132,7 @@ impl Machine {
 
     /// What it uses, now and since its start, if it runs.
     pub(super) fn usage(&self) -> Option<(Current, Usage)> {
-        let running = lock(&self.state).clone()?;
+        let running = self.present()?;
         let mut usage = running.group.usage();
         usage.oom_killed =
             usage.oom_killed.map(|killed| killed || running.oom_killed.load(Ordering::Relaxed));
@@ -137,7 +141,7 @@ impl Machine {
 
     /// Puts other limits on what runs.
     pub(super) fn rebound(&self, limits: &Limits) -> Result<()> {
-        match lock(&self.state).clone() {
+        match self.present() {
             Some(running) if running.is_alive() => running.group.rebound(limits),
             _ => Ok(()),
         }
@@ -169,36 +173,6 @@ impl Machine {
         if let Some(running) = state.take() {
             running.end();
         }
-    }
-
-    /// Does something with its root while nothing in it changes and no command can start it: it is stopped for that if
-    /// nothing runs in it or `stop` says so, else it stands still. `work` is told whether it is there.
-    ///
-    /// # Errors
-    /// `Unavailable` when it cannot be made to stand still; what `work` said.
-    pub(super) fn quiesce<R>(&self, stop: bool, work: impl FnOnce(bool) -> Result<R>) -> Result<R> {
-        let mut state = lock(&self.state);
-        let Some(running) = state.clone().filter(|running| running.is_alive()) else {
-            if let Some(dead) = state.take() {
-                dead.end();
-            }
-            return work(false);
-        };
-        if stop || (self.load.busy.load(Ordering::Acquire) == 0 && !running.group.has_left_overs("runs")) {
-            *state = None;
-            running.end();
-            drop(running);
-            return work(false);
-        }
-        running.group.freeze(true)?;
-        let done = work(true);
-        // Without this it would stand still for ever, so its end is better.
-        if let Err(error) = running.group.freeze(false) {
-            log::error!("container {}: {error}", self.name);
-            *state = None;
-            running.end();
-        }
-        done
     }
 
     /// Leaves it running for the next server.

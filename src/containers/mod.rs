@@ -20,6 +20,7 @@ pub mod roots;
 mod running;
 mod state;
 mod status;
+mod still;
 pub mod tools;
 
 pub use build_log::BuildLog;

@@ -246,7 +246,7 @@ pub(super) fn finish(workspace: &Workspace, error: Option<String>) {
 
 /// Changes a record that must change. A full disk may refuse it for a while; memory and disk must not disagree, so it is
 /// tried again, and after a restart the start-up repair says what is true.
-fn settle(workspace: &Workspace, change: impl Fn(&mut Record)) {
+pub(super) fn settle(workspace: &Workspace, change: impl Fn(&mut Record)) {
     const TRIES: u32 = 60;
     for _ in 0..TRIES {
         match workspace.update(|record| {

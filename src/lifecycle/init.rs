@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::build::{OWN_SCRIPT, finish};
+use super::build::OWN_SCRIPT;
 use super::feed::{Feed, Step};
-use super::jobs::Entered;
 use super::{Lifecycle, variables};
 use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
@@ -57,25 +56,22 @@ impl Lifecycle {
         id: Uuid,
     ) -> Result<impl FnOnce() -> Result<InitResult> + Send + use<>> {
         let workspace = self.registry.get(id)?;
-        let entered = self.enter_job(&workspace, false)?;
-        let before = workspace.update(|record| {
-            let before = record.clone();
-            record.start_rerun(self.has_root(&workspace, record))?;
-            Ok(before)
-        })?;
-        let guard = Rerun { lifecycle: self.clone(), workspace, before: Some(before), entered };
+        let journaled = self
+            .journal(workspace, |workspace, record| record.start_rerun(self.has_root(workspace, record)))?;
+        let lifecycle = self.clone();
         Ok(move || {
-            let record = guard.workspace.record();
-            let script = guard.lifecycle.init_script(&record);
+            let workspace = journaled.workspace.clone();
+            let record = workspace.record();
+            let script = lifecycle.init_script(&record);
             let result = script.and_then(|script| {
-                guard.lifecycle.run_init(&guard.workspace, &record, &script, None, &guard.entered.cancel)
+                lifecycle.run_init(&workspace, &record, &script, None, &journaled.entered.cancel)
             });
             let message = match &result {
                 Ok(result) if result.success => None,
-                Ok(result) => Some(failure(result, guard.lifecycle.policy.init_timeout)),
+                Ok(result) => Some(failure(result, lifecycle.policy.init_timeout)),
                 Err(error) => Some(format!("Init script failed: {}", error.message())),
             };
-            guard.end(message);
+            journaled.end(|record| record.finish(message.clone()));
             result
         })
     }
@@ -285,39 +281,6 @@ fn failure(result: &InitResult, deadline: Duration) -> String {
         code => format!("exited with code {code}"),
     };
     format!("Init script {how}: {words}")
-}
-
-/// A rerun that was journaled. One that no worker took leaves the workspace as it was.
-struct Rerun {
-    lifecycle: Arc<Lifecycle>,
-    workspace: Arc<Workspace>,
-    before: Option<Record>,
-    entered: Entered,
-}
-
-impl Rerun {
-    fn end(mut self, message: Option<String>) {
-        self.before = None;
-        // Whoever sees the new status may begin the next work; until then the record refuses it.
-        self.entered.leave();
-        finish(&self.workspace, message);
-    }
-}
-
-impl Drop for Rerun {
-    fn drop(&mut self) {
-        if let Some(before) = self.before.take() {
-            let restored = self.workspace.update(|record| {
-                record.job = None;
-                record.shown.status = before.shown.status;
-                record.shown.error_message = before.shown.error_message;
-                Ok(())
-            });
-            if let Err(error) = restored {
-                log::error!("workspace {}: {error}", self.workspace.id());
-            }
-        }
-    }
 }
 
 /// Keeps a stream and passes it on to both logs.

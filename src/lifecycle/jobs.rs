@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::Lifecycle;
+use super::build::settle;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
@@ -41,7 +42,16 @@ impl Lifecycle {
     /// # Errors
     /// `BuildRunning` while there is other such work.
     pub(super) fn enter_job(self: &Arc<Self>, workspace: &Workspace, waits: bool) -> Result<Entered> {
-        let cancel = Cancel::new()?;
+        self.enter_job_with(workspace, waits, Cancel::new()?)
+    }
+
+    /// The same for work that is to end with other work.
+    pub(super) fn enter_job_with(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+        waits: bool,
+        cancel: Cancel,
+    ) -> Result<Entered> {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let mut builds = lock(&self.builds); // LOCK: leaf
         if builds.contains_key(&workspace.id()) {
@@ -136,5 +146,64 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+/// Work that is journaled in the record. What is not ended leaves the workspace as it was: work that no worker took, or that
+/// failed and has changed nothing.
+pub(super) struct Journaled {
+    pub(super) workspace: Arc<Workspace>,
+    pub(super) entered: Entered,
+    before: Option<Record>,
+}
+
+impl Lifecycle {
+    /// Enters work, and has `begin` check and note it in the record.
+    ///
+    /// # Errors
+    /// `BuildRunning`; what `begin` said.
+    pub(super) fn journal(
+        self: &Arc<Self>,
+        workspace: Arc<Workspace>,
+        begin: impl FnOnce(&Workspace, &mut Record) -> Result<()>,
+    ) -> Result<Journaled> {
+        let entered = self.enter_job(&workspace, false)?;
+        Journaled::begin(workspace, entered, begin)
+    }
+}
+
+impl Journaled {
+    /// The same for work that was entered.
+    pub(super) fn begin(
+        workspace: Arc<Workspace>,
+        entered: Entered,
+        begin: impl FnOnce(&Workspace, &mut Record) -> Result<()>,
+    ) -> Result<Journaled> {
+        let before = workspace.update(|record| {
+            let before = record.clone();
+            begin(&workspace, record)?;
+            Ok(before)
+        })?;
+        Ok(Journaled { workspace, entered, before: Some(before) })
+    }
+
+    /// Notes how it ended.
+    pub(super) fn end(mut self, change: impl Fn(&mut Record)) {
+        self.before = None;
+        // Whoever sees the new status may begin the next work; until then the record refuses it.
+        self.entered.leave();
+        settle(&self.workspace, change);
+    }
+}
+
+impl Drop for Journaled {
+    fn drop(&mut self) {
+        let Some(before) = self.before.take() else { return };
+        self.entered.leave();
+        settle(&self.workspace, |record| {
+            record.job = before.job;
+            record.shown.status = before.shown.status;
+            record.shown.error_message.clone_from(&before.shown.error_message);
+        });
     }
 }

@@ -18,6 +18,7 @@ pub mod power;
 pub mod project;
 pub mod repair;
 pub mod resources;
+pub mod snapshots;
 pub mod terminals;
 
 use std::collections::{BTreeMap, HashMap};

@@ -36,7 +36,9 @@ impl Lifecycle {
     /// Takes over a workspace's container, if it runs and its root is not half made.
     fn adopt(&self, workspace: &Workspace) -> Result<bool> {
         let record = workspace.record();
-        if record.shown.workspace_type != Kind::Container || matches!(record.job, Some(Job::Build { .. })) {
+        if record.shown.workspace_type != Kind::Container
+            || matches!(record.job, Some(Job::Build { .. } | Job::Restore | Job::Clone))
+        {
             return Ok(false);
         }
         let kept = self.detached(workspace);
@@ -66,10 +68,18 @@ impl Lifecycle {
         let site = site(workspace, &record);
         self.roots.sweep(&site)?;
         let Some(job) = record.job else { return Ok(()) };
+        if job == Job::Clone {
+            // Whoever asked for it has got no answer.
+            return self.delete(workspace.id());
+        }
         let what = match job {
             // A root is there whole or not at all. It may be the one from before, so it stays in any case.
             Job::Build { .. } => "the build; build it again",
             Job::RerunInit => "the init script; run it again",
+            Job::Restore | Job::Clone => {
+                "the restore of a snapshot, and the files are either those of before or those of the snapshot; \
+                 restore again, or build to go on with what there is"
+            }
         };
         if let Ok(root) = self.files(workspace) {
             for script in [init::SCRIPT, init::FRAGMENTS] {

@@ -120,6 +120,10 @@ pub enum Job {
     },
     /// The init script runs again in a root that stays.
     RerunInit,
+    /// The root becomes that of a snapshot; it is the old one or the new one at every moment.
+    Restore,
+    /// The root is made from that of another workspace. Nobody knows of the workspace yet.
+    Clone,
 }
 
 /// How a workspace came to be.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::Configured;
 use super::create::{Create, Grounds, Update};
 use super::library::Template;
-use super::record::{Kind, Origin, Record};
+use super::record::{Job, Kind, Origin, Record, Status};
 use super::status::not_found;
 use crate::base::ids::Label;
 use crate::base::thread::lock;
@@ -308,12 +308,7 @@ impl Registry {
     /// 400s that name the field; nothing remains of a refused workspace.
     pub fn create(&self, request: Create, template: Option<&Template>) -> Result<Arc<Workspace>> {
         let name = Label::parse(&request.name)?;
-        if self.workspaces.read().unwrap_or_else(PoisonError::into_inner).len() >= limits::WORKSPACES {
-            return Err(Error::new(
-                Code::Conflict,
-                format!("There are {} workspaces already", limits::WORKSPACES),
-            ));
-        }
+        self.check_room()?;
         let kind = match template {
             Some(_) => Kind::Container,
             None => request.workspace_type.unwrap_or(Kind::Host),
@@ -348,6 +343,33 @@ impl Registry {
         }
         self.insert(self.folder.join(id.to_string()), record, None);
         self.get(id)
+    }
+
+    /// A container workspace with the settings of another one and no files yet, as if it were being built.
+    ///
+    /// # Errors
+    /// `Conflict` when there are too many; when it cannot be stored.
+    pub fn copy_of(&self, source: &Record, name: Label) -> Result<Arc<Workspace>> {
+        self.check_room()?;
+        let id = Uuid::new_v4();
+        let path = self.folder.join(id.to_string()).join("root");
+        let text =
+            path.to_str().ok_or_else(|| Error::new(Code::InvalidPath, "path is not UTF-8"))?.to_owned();
+        let mut record = source.clone();
+        (record.origin, record.own_folder, record.job) = (Origin::Api, true, Some(Job::Clone));
+        (record.shown.id, record.shown.name, record.shown.path) = (id, name, text);
+        (record.shown.status, record.shown.error_message) = (Status::Building, None);
+        record.shown.created_at = crate::base::clock::now_rfc3339();
+        let record = self.store(record)?;
+        self.insert(self.folder.join(id.to_string()), record, None);
+        self.get(id)
+    }
+
+    fn check_room(&self) -> Result<()> {
+        if self.workspaces.read().unwrap_or_else(PoisonError::into_inner).len() < limits::WORKSPACES {
+            return Ok(());
+        }
+        Err(Error::new(Code::Conflict, format!("There are {} workspaces already", limits::WORKSPACES)))
     }
 
     /// A root may neither lie in another workspace's folder nor contain one.

@@ -62,6 +62,18 @@ impl Record {
         Ok(())
     }
 
+    /// Begins to go back to a snapshot.
+    ///
+    /// # Errors
+    /// `BuildRunning`.
+    pub fn start_restore(&mut self) -> Result<()> {
+        self.check_idle()?;
+        self.job = Some(Job::Restore);
+        self.shown.status = Status::Building;
+        self.shown.error_message = None;
+        Ok(())
+    }
+
     /// Ends what is under way, well or with a message.
     pub fn finish(&mut self, error: Option<String>) {
         self.job = None;
@@ -86,7 +98,11 @@ impl Record {
         Ok(())
     }
 
-    fn check_idle(&self) -> Result<()> {
+    /// Whether nothing is under way that the root is needed for.
+    ///
+    /// # Errors
+    /// `BuildRunning`.
+    pub fn check_idle(&self) -> Result<()> {
         if self.job.is_some() || self.shown.status == Status::Building {
             return Err(Error::new(Code::BuildRunning, "Workspace build already in progress"));
         }

@@ -73,6 +73,7 @@ mod setup;
 mod slow_attacks;
 mod smuggling;
 mod smuggling_cases;
+mod snapshots;
 mod sync;
 mod system;
 mod terminals;

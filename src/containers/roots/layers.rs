@@ -122,6 +122,13 @@ impl Layers {
     }
 }
 
+impl Pins {
+    /// These as well.
+    pub(super) fn add(&mut self, mut others: Pins) {
+        self.ids.append(&mut others.ids);
+    }
+}
+
 impl Drop for Pins {
     fn drop(&mut self) {
         let mut pinned = lock(&self.pinned);

@@ -27,12 +27,14 @@ impl Roots {
             kind => kind,
         };
         let slot = self.slot(site)?;
-        let mut slot = lock(&slot);
+        self.forget_size(site);
         if kind == Kind::Overlay {
             let stack = Stack { image: Some(image.id.clone()), layers: Vec::new() };
+            let mut slot = lock(&slot);
             slot.state = Some(self.lay(site, stack, None)?);
             return Ok(kind);
         }
+        // Whoever asks about the root meanwhile does not wait for the copy.
         let staging = staging_of(&site.root);
         remove(&staging)?;
         let made = self
@@ -44,7 +46,7 @@ impl Roots {
         }
         let state = State::plain(kind);
         state.write(&site.folder)?;
-        slot.state = Some(state);
+        lock(&slot).state = Some(state);
         Ok(kind)
     }
 
@@ -106,6 +108,7 @@ impl Roots {
     /// `Busy` when somebody has files of it open; what `put_away` said.
     pub fn discard(&self, site: &Site, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let slot = self.slot(site)?;
+        self.forget_size(site);
         let mut slot = lock(&slot);
         if slot.state.as_ref().is_some_and(|state| state.kind == Kind::Overlay) {
             self.alone(&mut slot)?;
@@ -121,15 +124,6 @@ impl Roots {
             lock(&self.ranges).give_back(first);
         }
         Ok(())
-    }
-
-    /// Removes what a crash left half-made beside a root.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn sweep(&self, site: &Site) -> Result<()> {
-        remove(&staging_of(&site.root))?;
-        super::snapshot::sweep(&site.folder)
     }
 }
 

@@ -15,6 +15,7 @@ mod ability;
 mod layers;
 mod make;
 mod namespace;
+mod restore;
 mod size;
 mod snapshot;
 mod state;
@@ -81,6 +82,8 @@ struct Slot {
     /// Its files put together, as long as somebody may want them.
     view: Option<Arc<Mounted>>,
     used: Instant,
+    /// Nobody may have its files now.
+    closed: bool,
 }
 
 /// What a container's start needs of its root.
@@ -101,6 +104,11 @@ pub struct Held(#[expect(dead_code, reason = "held, not used")] Arc<Mounted>);
 /// What an image is told that needs it: the folder of a workspace or snapshot, whose name is an id.
 fn holder(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn in_use() -> Error {
+    let message = "Files of the workspace are being read or written; try again when that has ended";
+    Error::new(Code::Busy, message)
 }
 
 /// Counts as impatient while it lives.
@@ -194,7 +202,7 @@ impl Roots {
             return Ok(slot.clone());
         }
         let state = State::read(&site.folder)?;
-        let slot = Arc::new(Mutex::new(Slot { state, view: None, used: Instant::now() }));
+        let slot = Arc::new(Mutex::new(Slot { state, view: None, used: Instant::now(), closed: false }));
         Ok(lock(&self.slots).entry(site.folder.clone()).or_insert(slot).clone())
     }
 
@@ -258,6 +266,9 @@ impl Roots {
         let Some(state) = slot.state.clone().filter(|state| state.kind == Kind::Overlay) else {
             return Ok(None);
         };
+        if slot.closed {
+            return Err(in_use());
+        }
         slot.used = Instant::now();
         if let Some(view) = &slot.view {
             return Ok(Some(view.clone()));
@@ -343,10 +354,7 @@ impl Roots {
         let _impatient = Impatient::new(&self.impatient);
         while slot.view.as_ref().is_some_and(|view| Arc::strong_count(view) > 1) {
             if Instant::now() >= deadline {
-                return Err(Error::new(
-                    Code::Busy,
-                    "Files of the workspace are being read or written; try again when that has ended",
-                ));
+                return Err(in_use());
             }
             std::thread::sleep(Duration::from_millis(1));
         }

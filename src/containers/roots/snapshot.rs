@@ -1,18 +1,21 @@
 //! Snapshots: what a root was at a moment, to go back to or to begin another root with. `<workspace>/snapshots/ID` appears
-//! and disappears by rename; it holds `snapshot.json`, and the files themselves where there are no layers.
+//! and disappears by rename; it holds `snapshot.json`, what the caller keeps beside it, and the files themselves where there
+//! are no layers.
 //!
 //! With layers the present upper one becomes a lower one for good and the root gets a new one: nothing is copied. That needs
 //! a container that does not run, for a mount cannot be exchanged under processes. Of one that runs on (frozen) the upper
 //! layer is copied, which is what the workspace itself has changed since it was made or last frozen.
+//!
+//! The caller sees to it that nothing else is done with the root meanwhile. So its slot is locked for moments only: whoever
+//! asks about a root does not wait for a copy.
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::layers::Pins;
-use super::make::{remove, staging_of};
+use super::make::remove;
 use super::state::{Kind, Stack, State, read_json, write_json};
 use super::{Roots, Site, Slot, namespace};
 use crate::base::thread::lock;
@@ -37,45 +40,64 @@ pub struct Snapshot {
     pub(super) stack: Stack,
 }
 
+/// A root as it was at a moment.
+pub(super) struct Frozen {
+    pub(super) kind: Kind,
+    pub(super) stack: Stack,
+    instant: bool,
+    /// To be kept until something names the layers.
+    _pins: Pins,
+}
+
 const FOLDER: &str = "snapshots";
 const RECORD: &str = "snapshot.json";
+/// A plain root's files.
+const FILES: &str = "root";
 /// Half-made ones begin with this.
 const STAGING: &str = ".new-";
 
 impl Roots {
-    /// Freezes the root as it is. `running`: its container is there, and stands still.
+    /// Freezes the root as it is. `running`: its container is there, and stands still. `keep` writes what belongs to the
+    /// snapshot into its folder.
     ///
     /// # Errors
-    /// `Conflict` for more than [`limits::SNAPSHOTS`]; `Busy` when somebody has files of it open; `DiskFull`; `Cancelled`.
-    pub fn snapshot(&self, site: &Site, name: String, running: bool, cancel: &Cancel) -> Result<Snapshot> {
+    /// `Conflict` for more than [`limits::SNAPSHOTS`]; `Busy` when somebody has files of it open; `DiskFull`; `Cancelled`;
+    /// what `keep` said.
+    pub fn snapshot(
+        &self,
+        site: &Site,
+        name: &str,
+        running: bool,
+        keep: impl FnOnce(&Path) -> Result<()>,
+        cancel: &Cancel,
+    ) -> Result<Snapshot> {
         if self.snapshots(site)?.len() >= limits::SNAPSHOTS {
             let message = format!("There are {} snapshots already; delete one first", limits::SNAPSHOTS);
             return Err(Error::new(Code::Conflict, message));
         }
-        let slot = self.slot(site)?;
-        let mut slot = lock(&slot);
         let id = Uuid::new_v4();
         let all = site.folder.join(FOLDER);
         let staging = all.join(format!("{STAGING}{id}"));
         file::create_dir_private(&staging)?;
-        let kind = slot.state.as_ref().map_or(Kind::Copy, |state| state.kind);
         let made = (|| {
-            let (stack, instant, _pins) = match kind {
-                Kind::Overlay => self.freeze(site, &mut slot, running, cancel)?,
-                _ => {
-                    self.copy_quietly(&site.root, &staging.join("root"), kind, cancel)?;
-                    (Stack::default(), false, None)
-                }
-            };
+            let frozen = self.freeze(site, running, &staging.join(FILES), cancel)?;
+            keep(&staging)?;
             let created_at = clock::now_rfc3339();
-            let snapshot = Snapshot { id, name, created_at, kind, instant, stack };
+            let snapshot = Snapshot {
+                id,
+                name: name.to_owned(),
+                created_at,
+                kind: frozen.kind,
+                instant: frozen.instant,
+                stack: frozen.stack.clone(),
+            };
             let _naming = lock(&self.naming);
             if let Some(image) = &snapshot.stack.image {
                 self.images.hold(&self.images.get(image)?, &id.to_string())?;
             }
             write_json(&staging.join(RECORD), &snapshot)?;
-            let place = all.join(id.to_string());
-            std::fs::rename(&staging, &place).at("move", &staging)?;
+            std::fs::rename(&staging, all.join(id.to_string())).at("move", &staging)?;
+            file::sync_folder_at(&all)?;
             Ok(snapshot)
         })();
         if made.is_err() {
@@ -92,9 +114,26 @@ impl Roots {
         read_all(&site.folder)
     }
 
-    fn find(&self, site: &Site, id: Uuid) -> Result<Snapshot> {
-        let found = read_json(&site.folder.join(FOLDER).join(id.to_string()).join(RECORD))?;
-        found.ok_or_else(|| Error::new(Code::NotFound, format!("Snapshot {id} not found")))
+    /// One of them.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find_snapshot(&self, site: &Site, id: Uuid) -> Result<Snapshot> {
+        let found = read_json(&self.snapshot_folder(site, id).join(RECORD))?;
+        found.ok_or_else(|| {
+            let message = format!("Snapshot {id} not found; GET /api/workspaces/:id/snapshots lists them");
+            Error::new(Code::NotFound, message)
+        })
+    }
+
+    /// Where a snapshot lies, with what its maker keeps beside it.
+    pub fn snapshot_folder(&self, site: &Site, id: Uuid) -> PathBuf {
+        site.folder.join(FOLDER).join(id.to_string())
+    }
+
+    /// The files of a snapshot of a plain root.
+    pub(super) fn files_of(&self, site: &Site, id: Uuid) -> PathBuf {
+        self.snapshot_folder(site, id).join(FILES)
     }
 
     /// Removes a snapshot; `put_away` gets its folder out of the way.
@@ -107,166 +146,102 @@ impl Roots {
         id: Uuid,
         put_away: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
-        self.find(site, id)?;
-        put_away(&site.folder.join(FOLDER).join(id.to_string()))
+        self.find_snapshot(site, id)?;
+        put_away(&self.snapshot_folder(site, id))
     }
 
-    /// Makes the root what it was. `put_away` gets a plain folder out of the way. The container must have been stopped.
-    ///
-    /// # Errors
-    /// `NotFound`; `Busy` when somebody has files of the root open; the root is as it was then.
-    pub fn restore(
-        &self,
-        site: &Site,
-        id: Uuid,
-        put_away: impl FnOnce(&Path) -> Result<()>,
-        cancel: &Cancel,
-    ) -> Result<()> {
-        let snapshot = self.find(site, id)?;
+    /// The root at this moment: as layers that nobody changes any more, or copied to `place` if it is a plain folder.
+    /// `running`: the container is there, and stands still.
+    pub(super) fn freeze(&self, site: &Site, running: bool, place: &Path, cancel: &Cancel) -> Result<Frozen> {
         let slot = self.slot(site)?;
-        let mut slot = lock(&slot);
-        let layered = slot.state.as_ref().is_some_and(|state| state.kind == Kind::Overlay);
-        if snapshot.kind == Kind::Overlay {
-            let first_id = slot.state.as_ref().and_then(|state| state.first_id);
-            if layered {
-                self.alone(&mut slot)?;
-            } else {
-                put_away(&site.root)?;
-            }
-            slot.state = Some(self.lay(site, snapshot.stack, first_id)?);
-            return Ok(());
-        }
-        let staging = staging_of(&site.root);
-        remove(&staging)?;
-        let files = site.folder.join(FOLDER).join(id.to_string()).join("root");
-        let done = self.copy_quietly(&files, &staging, snapshot.kind, cancel).and_then(|()| {
-            if layered {
-                self.alone(&mut slot)?;
-            }
-            // In one step, so that there is a root at every moment.
-            renameat_with(CWD, &staging, CWD, &site.root, RenameFlags::EXCHANGE).at("move", &staging)?;
-            let state = State::plain(snapshot.kind);
-            state.write(&site.folder)?;
-            slot.state = Some(state);
-            put_away(&staging)
-        });
-        if done.is_err() {
-            let _ = remove(&staging);
-        }
-        done
-    }
-
-    /// Makes the root of `to`, which has none, from that of `from`, or from a snapshot of it. `running`: the container of
-    /// `from` is there, and stands still.
-    ///
-    /// # Errors
-    /// As [`Roots::snapshot`]; nothing is left of the new root then.
-    pub fn clone_root(
-        &self,
-        from: &Site,
-        snapshot: Option<Uuid>,
-        to: &Site,
-        running: bool,
-        cancel: &Cancel,
-    ) -> Result<Kind> {
-        let (kind, files, stack, _pins) = match snapshot {
-            Some(id) => {
-                let taken = self.find(from, id)?;
-                let pins = self.layers.pin(&taken.stack.layers);
-                let files = from.folder.join(FOLDER).join(id.to_string()).join("root");
-                (taken.kind, files, taken.stack, Some(pins))
-            }
-            None => {
-                let slot = self.slot(from)?;
-                let mut slot = lock(&slot);
-                let kind = slot.state.as_ref().map_or(Kind::Copy, |state| state.kind);
-                let (stack, pins) = match kind {
-                    Kind::Overlay => {
-                        let (stack, _, pins) = self.freeze(from, &mut slot, running, cancel)?;
-                        (stack, pins)
-                    }
-                    _ => (Stack::default(), None),
-                };
-                (kind, from.root.clone(), stack, pins)
-            }
+        let mut locked = lock(&slot);
+        let state = locked.state.clone().unwrap_or_else(|| State::plain(Kind::Copy));
+        let Some(upper) = state.upper.clone() else {
+            drop(locked);
+            let stack = state.stack.clone();
+            self.copy_quietly(&site.root, place, state.kind, cancel)?;
+            return Ok(Frozen { kind: state.kind, stack, instant: false, _pins: self.layers.pin([]) });
         };
-        let slot = self.slot(to)?;
-        let mut slot = lock(&slot);
-        if kind == Kind::Overlay {
-            slot.state = Some(self.lay(to, stack, None)?);
-            return Ok(kind);
-        }
-        let staging = staging_of(&to.root);
-        let made = self
-            .copy_quietly(&files, &staging, kind, cancel)
-            .and_then(|()| std::fs::rename(&staging, &to.root).at("move", &staging));
-        if let Err(error) = made {
-            let _ = remove(&staging);
-            return Err(error);
-        }
-        let state = State::plain(kind);
-        state.write(&to.folder)?;
-        slot.state = Some(state);
-        Ok(kind)
-    }
-
-    /// What the root consists of at this moment, as layers that nobody changes any more; whether that cost nothing.
-    fn freeze(
-        &self,
-        site: &Site,
-        slot: &mut std::sync::MutexGuard<'_, Slot>,
-        running: bool,
-        cancel: &Cancel,
-    ) -> Result<(Stack, bool, Option<Pins>)> {
-        let state = slot.state.clone().ok_or_else(|| Error::internal("there is no root"))?;
-        let upper = state.upper.clone().ok_or_else(|| Error::internal("a root without an upper layer"))?;
         let files = self.layers.path(&upper).join("fs");
         let mut stack = state.stack.clone();
-        let unchanged = std::fs::read_dir(&files).at("list", &files)?.next().is_none();
-        if unchanged {
-            return Ok((stack, true, None));
+        if std::fs::read_dir(&files).at("list", &files)?.next().is_none() {
+            let pins = self.layers.pin(&stack.layers);
+            return Ok(Frozen { kind: state.kind, stack, instant: true, _pins: pins });
         }
         if running {
-            let (copy, pins) = self.layers.create()?;
-            let place = self.layers.path(&copy).join("fs");
-            std::fs::remove_dir(&place).at("replace", &place)?;
-            self.copy_quietly(&files, &place, state.kind, cancel)?;
+            let mut pins = self.layers.pin(&stack.layers);
+            drop(locked);
+            let copy = self.copied_layer(&files, cancel, &mut pins)?;
             stack.layers.push(copy);
-            return Ok((stack, false, Some(pins)));
+            return Ok(Frozen { kind: state.kind, stack, instant: false, _pins: pins });
         }
-        self.alone(slot)?;
+        self.alone(&mut locked)?;
         stack.layers.push(upper);
+        let mut pins = self.layers.pin(&stack.layers);
         let deep = stack.layers.len() >= limits::ROOT_LAYERS;
-        let pins = if deep { self.flatten(&mut stack, cancel)? } else { self.layers.pin(&stack.layers) };
+        if deep {
+            // Every look-up of a file goes through all layers.
+            let closed = Closed::new(&slot, &mut locked);
+            drop(locked);
+            stack = self.flatten(&stack, cancel, &mut pins)?;
+            locked = lock(&slot);
+            closed.open(&mut locked);
+        }
         // First the root, then what wants it never to change: a crash between leaves a layer more, no wrong snapshot.
-        slot.state = Some(self.lay(site, stack.clone(), state.first_id)?);
-        Ok((stack, !deep, Some(pins)))
+        locked.state = Some(self.lay(site, stack.clone(), state.first_id)?);
+        Ok(Frozen { kind: state.kind, stack, instant: !deep, _pins: pins })
     }
 
-    /// Replaces a deep stack by one layer: every look-up of a file goes through all layers.
-    fn flatten(&self, stack: &mut Stack, cancel: &Cancel) -> Result<Pins> {
+    /// One layer with all that the stack shows.
+    fn flatten(&self, stack: &Stack, cancel: &Cancel, pins: &mut Pins) -> Result<Stack> {
         let layers = namespace::Layers { lowers: self.lowers(stack), upper: None, first_id: None };
         let merged = self.namespace()?.merge(&layers)?;
-        let (flat, pins) = self.layers.create()?;
-        let place = self.layers.path(&flat).join("fs");
-        std::fs::remove_dir(&place).at("replace", &place)?;
         let from = PathBuf::from(format!("{}/.", Roots::for_child(&merged.top)));
-        self.copy_quietly(&from, &place, Kind::Overlay, cancel)?;
-        *stack = Stack { image: None, layers: vec![flat] };
-        Ok(pins)
+        let flat = self.copied_layer(&from, cancel, pins)?;
+        Ok(Stack { image: None, layers: vec![flat] })
     }
 
-    fn copy_quietly(&self, from: &Path, to: &Path, kind: Kind, cancel: &Cancel) -> Result<()> {
+    fn copied_layer(&self, from: &Path, cancel: &Cancel, pins: &mut Pins) -> Result<String> {
+        let (layer, pinned) = self.layers.create()?;
+        let place = self.layers.path(&layer).join("fs");
+        std::fs::remove_dir(&place).at("replace", &place)?;
+        self.copy_quietly(from, &place, Kind::Overlay, cancel)?;
+        pins.add(pinned);
+        Ok(layer)
+    }
+
+    pub(super) fn copy_quietly(&self, from: &Path, to: &Path, kind: Kind, cancel: &Cancel) -> Result<()> {
         let mut printed = Capture::new(4096);
         match self.cp(from, to, kind, &mut printed, cancel)? {
             Ended::Exited(exit) if exit.success() => Ok(()),
-            Ended::Cancelled => Err(Error::new(Code::Cancelled, "The copy was cancelled")),
+            Ended::Cancelled => Err(Error::new(Code::Cancelled, "It was cancelled; nothing has changed")),
             ended => {
                 let printed = printed.finish().into_text();
                 let code = if printed.contains("No space left") { Code::DiskFull } else { Code::Internal };
                 Err(Error::new(code, format!("The root could not be copied ({ended:?}): {}", printed.trim())))
             }
         }
+    }
+}
+
+/// Keeps everybody from a root's files while its slot is not locked.
+struct Closed<'a>(&'a std::sync::Mutex<Slot>);
+
+impl Closed<'_> {
+    fn new<'a>(slot: &'a std::sync::Mutex<Slot>, locked: &mut Slot) -> Closed<'a> {
+        locked.closed = true;
+        Closed(slot)
+    }
+
+    fn open(self, locked: &mut Slot) {
+        locked.closed = false;
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        lock(self.0).closed = false;
     }
 }
 

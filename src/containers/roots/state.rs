@@ -58,7 +58,12 @@ const FILE: &str = "root.json";
 impl State {
     /// A root that is a plain folder.
     pub(super) fn plain(kind: Kind) -> State {
-        State { kind, stack: Stack::default(), upper: None, first_id: None }
+        State::of_folder(kind, Stack::default())
+    }
+
+    /// The same, made from what is not in it.
+    pub(super) fn of_folder(kind: Kind, stack: Stack) -> State {
+        State { kind, stack, upper: None, first_id: None }
     }
 
     pub(super) fn read(folder: &Path) -> Result<Option<State>> {

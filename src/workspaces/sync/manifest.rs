@@ -11,7 +11,7 @@ pub(super) type Digest = String;
 /// What berth has written: by path below the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Stored")]
-pub(super) struct Manifest {
+pub struct Manifest {
     /// Whole files, and the digest of their content.
     pub(super) files: BTreeMap<String, Digest>,
     /// Files that berth shares with the people of the workspace.
@@ -50,7 +50,7 @@ impl From<Stored> for Manifest {
 
 impl Manifest {
     /// Both: with this on disk a crash leaves too many names, never a file that nobody knows.
-    pub(super) fn with(&self, next: &Manifest) -> Manifest {
+    pub fn with(&self, next: &Manifest) -> Manifest {
         let mut all = self.clone();
         all.files.extend(next.files.iter().map(|(path, sum)| (path.clone(), sum.clone())));
         for (path, shared) in &next.shared {

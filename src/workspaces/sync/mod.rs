@@ -4,6 +4,7 @@
 //! The workspace's files are its workload's; every one is opened beneath its folder.
 
 pub use agents::are_wanted as configures;
+pub use manifest::Manifest;
 
 mod agents;
 mod manifest;
@@ -17,7 +18,7 @@ use super::record::Shown;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::json::JsonFile;
-use manifest::{Manifest, Shared, digest};
+use manifest::{Shared, digest};
 use merge::Wanted;
 
 /// The manifest's name in the workspace's own folder.
@@ -74,6 +75,25 @@ pub fn sync(
         })?;
     }
     Ok(done)
+}
+
+/// What berth has written into the workspace whose own folder this is.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn known(folder: &Path) -> Result<Manifest> {
+    Ok(Manifest::clone(&JsonFile::open(&folder.join(MANIFEST), 0o600, Manifest::default())?.get()))
+}
+
+/// Says what berth has written into a workspace whose files are others now.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn note(folder: &Path, manifest: &Manifest) -> Result<()> {
+    JsonFile::open(&folder.join(MANIFEST), 0o600, Manifest::default())?.update(|known| {
+        known.clone_from(manifest);
+        Ok(())
+    })
 }
 
 /// One sync under way.

@@ -1,0 +1,187 @@
+//! Going back to a snapshot, and a root that begins as another one is or was. A root is the old one or the new one at every
+//! moment, also for a start after kill -9: what it consists of changes by one rename, and what is left over then is removed
+//! by [`Roots::sweep`].
+
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use uuid::Uuid;
+
+use super::make::{remove, staging_of};
+use super::snapshot::Snapshot;
+use super::state::{Kind, State};
+use super::{Roots, Site, Slot};
+use crate::base::thread::lock;
+use crate::base::{At, Result};
+use crate::proc::Cancel;
+use crate::store::file;
+
+impl Roots {
+    /// Makes the root what it was, also where there is none any more. `put_away` gets a plain folder out of the way. The
+    /// container must have been stopped, and nothing else may be done with the root meanwhile.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` when somebody has files of the root open; `DiskFull`; `Cancelled`; the root is as it was then.
+    pub fn restore(
+        &self,
+        site: &Site,
+        id: Uuid,
+        put_away: impl Fn(&Path) -> Result<()>,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let snapshot = self.find_snapshot(site, id)?;
+        let slot = self.slot(site)?;
+        let staging = staging_of(&site.root);
+        remove(&staging)?;
+        let done = self.copy_ahead(site, &snapshot, &staging, cancel).and_then(|()| {
+            let mut slot = lock(&slot);
+            self.alone(&mut slot)?;
+            let before = slot.state.clone();
+            if snapshot.kind == Kind::Overlay {
+                self.restore_layers(site, &mut slot, snapshot)
+            } else {
+                self.restore_folder(site, &mut slot, &snapshot, &staging)
+            }?;
+            let image = |state: Option<&State>| state.and_then(|state| state.stack.image.clone());
+            if image(before.as_ref()) != image(slot.state.as_ref()) {
+                self.let_go(site, before.as_ref());
+            }
+            Ok(())
+        });
+        if done.is_err() {
+            let _ = remove(&staging);
+            return done;
+        }
+        self.forget_size(site);
+        // The old files, or an empty folder. The root is the new one whatever becomes of them.
+        if let Err(error) = put_away(&staging) {
+            log::warn!("{} is left until the next start: {error}", staging.display());
+        }
+        Ok(())
+    }
+
+    /// The snapshot's files beside the root, if they are no layers.
+    fn copy_ahead(&self, site: &Site, snapshot: &Snapshot, staging: &Path, cancel: &Cancel) -> Result<()> {
+        if snapshot.kind == Kind::Overlay {
+            return Ok(());
+        }
+        self.copy_quietly(&self.files_of(site, snapshot.id), staging, snapshot.kind, cancel)
+    }
+
+    fn restore_layers(&self, site: &Site, slot: &mut Slot, snapshot: Snapshot) -> Result<()> {
+        let plain = slot.state.as_ref().is_none_or(|state| state.kind != Kind::Overlay);
+        let first_id = slot.state.as_ref().and_then(|state| state.first_id);
+        slot.state = Some(self.lay(site, snapshot.stack, first_id)?);
+        if plain {
+            // From here on the layers lie over what is there, so a failure changes nothing; the sweep tries again.
+            let moved = std::fs::rename(&site.root, staging_of(&site.root)).at("move", &site.root);
+            if let Err(error) = moved.and_then(|()| file::create_dir_private(&site.root)) {
+                log::warn!("{error}");
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_folder(
+        &self,
+        site: &Site,
+        slot: &mut Slot,
+        snapshot: &Snapshot,
+        staging: &Path,
+    ) -> Result<()> {
+        let had = site.root.symlink_metadata().is_ok();
+        let change_places = || {
+            let moved = match had {
+                true => renameat_with(CWD, staging, CWD, &site.root, RenameFlags::EXCHANGE),
+                false => rustix::fs::rename(staging, &site.root),
+            };
+            moved.at("move", staging)
+        };
+        change_places()?;
+        let state = State::of_folder(snapshot.kind, snapshot.stack.clone());
+        if slot.state.as_ref() != Some(&state) {
+            if let Err(error) = state.write(&site.folder) {
+                match had {
+                    true => change_places()?,
+                    false => std::fs::rename(&site.root, staging).at("move", staging)?,
+                }
+                return Err(error);
+            }
+        }
+        if let Some(first) = slot.state.take().and_then(|old| old.first_id) {
+            lock(&self.ranges).give_back(first);
+        }
+        slot.state = Some(state);
+        Ok(())
+    }
+
+    /// Makes the root of `to`, which has none, from that of `from`, or from a snapshot of it. `running`: the container of
+    /// `from` is there, and stands still. Nothing else may be done with either root meanwhile.
+    ///
+    /// # Errors
+    /// As [`Roots::snapshot`]; nothing is left of the new root then.
+    pub fn clone_root(
+        &self,
+        from: &Site,
+        snapshot: Option<Uuid>,
+        to: &Site,
+        running: bool,
+        cancel: &Cancel,
+    ) -> Result<Kind> {
+        let staging = staging_of(&to.root);
+        let made = (|| {
+            let (kind, stack, _frozen) = match snapshot {
+                Some(id) => {
+                    let taken = self.find_snapshot(from, id)?;
+                    if taken.kind != Kind::Overlay {
+                        self.copy_quietly(&self.files_of(from, id), &staging, taken.kind, cancel)?;
+                    }
+                    (taken.kind, taken.stack, None)
+                }
+                None => {
+                    let frozen = self.freeze(from, running, &staging, cancel)?;
+                    (frozen.kind, frozen.stack.clone(), Some(frozen))
+                }
+            };
+            let slot = self.slot(to)?;
+            let mut slot = lock(&slot);
+            slot.state = Some(if kind == Kind::Overlay {
+                self.lay(to, stack, None)?
+            } else {
+                std::fs::rename(&staging, &to.root).at("move", &staging)?;
+                let state = State::of_folder(kind, stack);
+                state.write(&to.folder)?;
+                state
+            });
+            Ok(kind)
+        })();
+        if made.is_err() {
+            let _ = remove(&staging);
+        }
+        made
+    }
+
+    /// Removes what a crash left half-made beside a root, or half-replaced beneath it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn sweep(&self, site: &Site) -> Result<()> {
+        remove(&staging_of(&site.root))?;
+        let slot = self.slot(site)?;
+        let layered = lock(&slot).state.as_ref().is_some_and(|state| state.kind == Kind::Overlay);
+        if layered && site.is_own() {
+            let empty = std::fs::read_dir(&site.root).is_ok_and(|mut entries| entries.next().is_none());
+            if !empty {
+                remove(&site.root)?;
+                file::create_dir_private(&site.root)?;
+            }
+        }
+        super::snapshot::sweep(&site.folder)
+    }
+
+    pub(super) fn forget_size(&self, site: &Site) {
+        if let Some(sizes) = self.sizes.get() {
+            sizes.forget(site);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Snapshots of a container's files, going back to one, and another workspace made of them. All of it excludes builds, init
+//! scripts and each other ([`super::jobs`]); while a snapshot is taken nothing in the container changes: it is stopped if
+//! nothing runs in it, else it stands still.
+//!
+//! With the files go the list of what a sync has written there and the distribution that they are of. A restore is in the
+//! record while it lasts, as a build is; a clone that was cut off is removed by the next start.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::jobs::Journaled;
+use super::{ENDING, Lifecycle, site};
+use crate::base::ids::{Distro, Label};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, clock, limits};
+use crate::containers::roots::{Kind, Site, Snapshot};
+use crate::store::{file, tree};
+use crate::workspaces::sync::{self, Manifest};
+use crate::workspaces::{Kind as WorkspaceKind, Record, Workspace};
+
+/// The body of a snapshot's creation.
+#[derive(Debug, Default, Deserialize)]
+pub struct Take {
+    /// Default: the time.
+    name: Option<String>,
+    /// End what runs in the container, so that nothing has to be copied.
+    #[serde(default)]
+    stop: bool,
+}
+
+/// The body of `clone`.
+#[derive(Debug, Default, Deserialize)]
+pub struct CloneRequest {
+    /// Default: that of the original.
+    name: Option<String>,
+    /// As it was then, not as it is now.
+    snapshot: Option<Uuid>,
+}
+
+/// A snapshot as it is shown.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    id: Uuid,
+    name: String,
+    created_at: String,
+    root_kind: Kind,
+    /// Nothing was copied.
+    instant: bool,
+}
+
+impl From<Snapshot> for Shown {
+    fn from(taken: Snapshot) -> Shown {
+        let Snapshot { id, name, created_at, kind, instant, .. } = taken;
+        Shown { id, name, created_at, root_kind: kind, instant }
+    }
+}
+
+/// What belongs to files beside them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    distro: Option<Distro>,
+    image: Option<String>,
+    synced: Manifest,
+}
+
+/// Its file in a snapshot's folder.
+const KEPT: &str = "kept.json";
+
+impl Kept {
+    fn read(folder: &Path) -> Result<Kept> {
+        let path = folder.join(KEPT);
+        let bytes = file::read_optional(&path, limits::STATE_FILE_BYTES)?;
+        let read = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+        read.map(Option::unwrap_or_default)
+            .map_err(|error| Error::internal(format!("{} is damaged", path.display())).because(error))
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec(self).map_err(|error| Error::internal("snapshot").because(error))?;
+        file::write_atomic(&folder.join(KEPT), &bytes, 0o600)
+    }
+
+    fn apply(&self, record: &mut Record) {
+        record.shown.distro = self.distro;
+        record.shown.image.clone_from(&self.image);
+        record.finish(None);
+    }
+}
+
+impl Lifecycle {
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `NotReady`, `BuildRunning`, `InvalidName`, `Busy`, `Conflict` for too many, `DiskFull`,
+    /// `Cancelled`, `WorkspaceNotFound`.
+    pub fn take_snapshot(self: &Arc<Self>, id: Uuid, asked: Take) -> Result<Shown> {
+        let name = match asked.name {
+            Some(name) => Label::parse(&name)?.as_str().to_owned(),
+            None => clock::now_rfc3339(),
+        };
+        let workspace = self.rooted(id)?;
+        let entered = self.enter_job(&workspace, false)?;
+        let record = workspace.record();
+        record.check_idle()?;
+        if asked.stop && !self.runs.end_all(id, ENDING) {
+            return Err(Error::internal("A command in the workspace could not be ended"));
+        }
+        let (site, before) = (site(&workspace, &record), sync::known(workspace.folder())?);
+        self.engine
+            .quiesce(self.place(&workspace, &record)?, asked.stop, |running| {
+                let keep = |folder: &Path| self.kept(&workspace, &record, &before)?.write(folder);
+                self.roots.snapshot(&site, &name, running, keep, &entered.cancel)
+            })
+            .map(Shown::from)
+    }
+
+    /// What goes with the files. A sync may be under way, which first notes what it will write and in the end forgets what it
+    /// has removed: `before` the files were copied and now, together, miss nothing.
+    fn kept(&self, workspace: &Workspace, record: &Record, before: &Manifest) -> Result<Kept> {
+        let synced = before.with(&sync::known(workspace.folder())?);
+        Ok(Kept { distro: record.shown.distro, image: record.shown.image.clone(), synced })
+    }
+
+    /// All snapshots of a workspace, the oldest first.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `WorkspaceNotFound`.
+    pub fn list_snapshots(&self, id: Uuid) -> Result<Vec<Shown>> {
+        let workspace = self.contained(id)?;
+        let record = workspace.record();
+        Ok(self.roots.snapshots(&site(&workspace, &record))?.into_iter().map(Shown::from).collect())
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, `BuildRunning`, `NotAContainer`, `WorkspaceNotFound`.
+    pub fn remove_snapshot(self: &Arc<Self>, id: Uuid, snapshot: Uuid) -> Result<()> {
+        let workspace = self.contained(id)?;
+        let _entered = self.enter_job(&workspace, false)?;
+        let site = site(&workspace, &workspace.record());
+        self.roots.delete_snapshot(&site, snapshot, |folder| self.put_away(folder))?;
+        self.empty_trash();
+        Ok(())
+    }
+
+    /// Checks and journals a restore; the returned step does it, on a worker. It ends everything that runs in the workspace.
+    ///
+    /// # Errors
+    /// `NotAContainer`, `NotFound`, `BuildRunning`, `WorkspaceNotFound`. The step: `Busy`, `DiskFull`, `Cancelled`,
+    /// `MountedInside`; the files are as they were then.
+    pub fn start_restore(
+        self: &Arc<Self>,
+        id: Uuid,
+        snapshot: Uuid,
+    ) -> Result<impl FnOnce() -> Result<Arc<Record>> + Send + use<>> {
+        let workspace = self.contained(id)?;
+        let record = workspace.record();
+        self.roots.find_snapshot(&site(&workspace, &record), snapshot)?;
+        let journaled = self.journal(workspace, |_, record| record.start_restore())?;
+        let lifecycle = self.clone();
+        Ok(move || lifecycle.restore(journaled, snapshot))
+    }
+
+    fn restore(&self, journaled: Journaled, snapshot: Uuid) -> Result<Arc<Record>> {
+        let workspace = journaled.workspace.clone();
+        let record = workspace.record();
+        let site = site(&workspace, &record);
+        if let Some(mount) = tree::mounts_below(&site.root)?.first() {
+            let message = format!("{} is mounted inside the workspace; unmount it first", mount.display());
+            return Err(Error::new(Code::MountedInside, message));
+        }
+        // Deleted since it was accepted?
+        self.roots.find_snapshot(&site, snapshot)?;
+        let kept = Kept::read(&self.roots.snapshot_folder(&site, snapshot))?;
+        if !self.runs.end_all(workspace.id(), ENDING) {
+            return Err(Error::internal("A command in the workspace could not be ended"));
+        }
+        // New syncs are refused since the status changed; this waits for the end of one that had begun.
+        let syncing = lock(&self.syncing);
+        let before = sync::known(workspace.folder())?;
+        // Names of too many files for a moment, so that no file is ever there that berth wrote and does not know.
+        sync::note(workspace.folder(), &before.with(&kept.synced))?;
+        drop(syncing);
+        let restored = self.engine.quiesce(self.place(&workspace, &record)?, true, |_| {
+            self.roots.restore(&site, snapshot, |folder| self.put_away(folder), &journaled.entered.cancel)
+        });
+        let now = if restored.is_ok() { &kept.synced } else { &before };
+        if let Err(error) = sync::note(workspace.folder(), now) {
+            log::warn!("workspace {}: {error}", workspace.id());
+        }
+        restored?;
+        self.empty_trash();
+        journaled.end(|record| kept.apply(record));
+        Ok(workspace.record())
+    }
+
+    /// Makes another workspace with the same files and settings.
+    ///
+    /// # Errors
+    /// `NotFound` for the snapshot; else as [`Lifecycle::take_snapshot`]. Nothing is left of the new workspace then.
+    pub fn clone_workspace(self: &Arc<Self>, id: Uuid, asked: CloneRequest) -> Result<Arc<Record>> {
+        let workspace = match asked.snapshot {
+            // There may be nothing else.
+            Some(_) => self.contained(id)?,
+            None => self.rooted(id)?,
+        };
+        let record = workspace.record();
+        let name = match asked.name {
+            Some(name) => Label::parse(&name)?,
+            None => record.shown.name.clone(),
+        };
+        let from = site(&workspace, &record);
+        if let Some(snapshot) = asked.snapshot {
+            self.roots.find_snapshot(&from, snapshot)?;
+        }
+        let entered = self.enter_job(&workspace, false)?;
+        let record = workspace.record();
+        record.check_idle()?;
+        let made = self.registry.copy_of(&record, name)?;
+        let cloned = self.fill(&workspace, &record, &from, &made, asked.snapshot, &entered);
+        drop(entered);
+        match cloned {
+            Ok(record) => Ok(record),
+            Err(error) => {
+                if let Err(left) = self.delete(made.id()) {
+                    log::warn!("workspace {}: {left}", made.id());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a new workspace its files.
+    fn fill(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+        record: &Record,
+        from: &Site,
+        made: &Arc<Workspace>,
+        snapshot: Option<Uuid>,
+        entered: &super::jobs::Entered,
+    ) -> Result<Arc<Record>> {
+        // Whoever deletes it meanwhile waits for us.
+        let own = self.enter_job_with(made, false, entered.cancel.clone())?;
+        let own = Journaled::begin(made.clone(), own, |_, _| Ok(()))?;
+        let to = site(made, &made.record());
+        let before = sync::known(workspace.folder())?;
+        let kept = match snapshot {
+            Some(snapshot) => {
+                self.roots.clone_root(from, Some(snapshot), &to, false, &entered.cancel)?;
+                Kept::read(&self.roots.snapshot_folder(from, snapshot))?
+            }
+            None => {
+                self.engine.quiesce(self.place(workspace, record)?, false, |running| {
+                    self.roots.clone_root(from, None, &to, running, &entered.cancel)
+                })?;
+                self.kept(workspace, record, &before)?
+            }
+        };
+        if entered.cancel.is_cancelled() {
+            return Err(Error::new(Code::Cancelled, "It was cancelled; there is no new workspace"));
+        }
+        sync::note(made.folder(), &kept.synced)?;
+        own.end(|record| kept.apply(record));
+        Ok(made.record())
+    }
+
+    fn contained(&self, id: Uuid) -> Result<Arc<Workspace>> {
+        let workspace = self.registry.get(id)?;
+        check_container(&workspace.record())?;
+        Ok(workspace)
+    }
+
+    fn rooted(&self, id: Uuid) -> Result<Arc<Workspace>> {
+        let workspace = self.contained(id)?;
+        let record = workspace.record();
+        record.check_idle()?;
+        if !self.has_root(&workspace, &record) {
+            return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
+        }
+        Ok(workspace)
+    }
+}
+
+fn check_container(record: &Record) -> Result<()> {
+    if record.shown.workspace_type == WorkspaceKind::Container {
+        return Ok(());
+    }
+    let message =
+        "Only a container workspace has snapshots and can be cloned; a host workspace's files are the host's";
+    Err(Error::new(Code::NotAContainer, message))
+}
