@@ -70,6 +70,7 @@ mod runs_disk;
 mod runs_stream;
 mod scoped_tokens;
 mod setup;
+mod shapes;
 mod slow_attacks;
 mod smuggling;
 mod smuggling_cases;

@@ -1,0 +1,337 @@
+//! The shape of every reply of the OpenWork API as a file in `tests/golden`: one for each row of the route table that
+//! answers JSON, and one for each way in which a row can say no. A row without one fails here.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::thread;
+
+use berth::api::routes::ROUTES;
+use serde_json::{Value, json};
+
+use crate::client::{Client, Reply};
+use crate::events::Events;
+use crate::golden::golden;
+use crate::procs::{secs, wait_for};
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Setup};
+use crate::trays::{Desk, id_of};
+use crate::upstream::Upstream;
+
+/// Rows whose replies have no shape of ours: files, streams of others, the page. Their tests are elsewhere.
+const SHAPELESS: [&str; 6] =
+    ["/ui", "/w/:id/ui", "/ui/assets/toy.css", "/ui/assets/toy.js", "/opencode", "/w/:id/opencode"];
+
+/// Rows whose golden files are written by the tests of their own area.
+const ELSEWHERE: [&str; 21] = [
+    "GET /workspace/:id/audit",
+    "GET /audit",
+    "GET /tokens",
+    "POST /tokens",
+    "DELETE /tokens/:id",
+    "GET /workspace/:id/config",
+    "GET /workspace/:id/export",
+    "GET /workspace/:id/plugins",
+    "POST /workspace/:id/plugins",
+    "DELETE /workspace/:id/plugins/*name",
+    "GET /workspace/:id/skills",
+    "GET /workspace/:id/skills/:name",
+    "POST /workspace/:id/skills",
+    "DELETE /workspace/:id/skills/:name",
+    "GET /workspace/:id/mcp",
+    "POST /workspace/:id/mcp",
+    "DELETE /workspace/:id/mcp/:name",
+    "GET /workspace/:id/commands",
+    "POST /workspace/:id/commands",
+    "GET /workspace/:id/events",
+    // Bytes; their heads are in `trays`.
+    "GET /workspace/:id/artifacts/:artifactId",
+];
+
+/// One server, and which rows have been seen.
+struct Shapes {
+    desk: Desk,
+    seen: BTreeSet<String>,
+}
+
+impl Shapes {
+    fn new(setup: Setup) -> Shapes {
+        Shapes { desk: Desk::new(setup), seen: BTreeSet::new() }
+    }
+
+    fn id(&self) -> String {
+        self.desk.path.trim_start_matches("/workspace/").to_owned()
+    }
+
+    /// Compares; `pattern` is the row as the table has it.
+    #[track_caller]
+    fn shape(&mut self, name: &str, row: &str, value: &Value) {
+        self.seen.insert(row.to_owned());
+        let server = &self.desk.server;
+        let (id, port) = (self.id(), server.address.port());
+        let (work, home) = (self.desk.work.to_str().unwrap(), server.scratch().path().to_str().unwrap());
+        let hashes = [CLIENT_TOKEN, HOST_TOKEN].map(crate::scoped_tokens::sha256);
+        let mut value = value.clone();
+        plain(&mut value, port);
+        let steady = [
+            (work, "workspace"),
+            (home, "scratch"),
+            (&*id, "id"),
+            (hashes[0].as_str(), "client hash"),
+            (hashes[1].as_str(), "host hash"),
+            (env!("CARGO_PKG_VERSION"), "version"),
+        ];
+        golden(name, &value, &steady);
+    }
+}
+
+/// What differs from run to run in numbers, and ids of approvals and events.
+fn plain(value: &mut Value, port: u16) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let is_id = value.as_str().is_some_and(|text| uuid::Uuid::parse_str(text).is_ok());
+                match key.as_str() {
+                    "uptimeMs" => *value = json!(0),
+                    "port" if *value == json!(port) => *value = json!("{port}"),
+                    _ if is_id => *value = json!("{uuid}"),
+                    _ => plain(value, port),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| plain(item, port)),
+        _ => {}
+    }
+}
+
+fn told(reply: Reply, status: u16) -> Value {
+    reply.expect(status).value()
+}
+
+#[test]
+fn every_reply_has_its_observed_shape() {
+    let upstream = Upstream::start(|seen, stream| {
+        let answer: &[u8] = match seen.line.contains("dispose") {
+            true => b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue",
+            false => b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n",
+        };
+        stream.write_all(answer).is_ok()
+    });
+    let setup = Setup::new()
+        .args(&["--approval=auto", "--opencode-username=opencode", "--opencode-password=s3cret"])
+        .arg(format!("--opencode-base-url={}", upstream.url()));
+    let mut all = Shapes::new(setup);
+    let (owner, client, anyone) =
+        (all.desk.server.owner(), all.desk.server.collaborator(), all.desk.server.anyone());
+    let viewer = crate::scoped_tokens::client(&all.desk.server, json!({"scope": "viewer", "label": "tv"}));
+    let (id, w) = (all.id(), all.desk.path.clone());
+    let address = upstream.address.to_string();
+    let with_upstream = |value: Value| -> Value {
+        serde_json::from_str(&value.to_string().replace(&address, "{upstream}")).unwrap()
+    };
+
+    // The server.
+    all.shape("health", "GET /health", &anyone.get(200, "/health"));
+    all.shape("health", "GET /w/:id/health", &anyone.get(200, &format!("/w/{id}/health")));
+    all.shape("status", "GET /status", &with_upstream(busy_free(client.get(200, "/status"))));
+    let mounted = client.get(200, &format!("/w/{id}/status"));
+    all.shape("status", "GET /w/:id/status", &with_upstream(busy_free(mounted)));
+    all.shape("status_viewer", "GET /status", &with_upstream(busy_free(viewer.get(200, "/status"))));
+    all.shape("capabilities", "GET /capabilities", &client.get(200, "/capabilities"));
+    all.shape("capabilities", "GET /capabilities", &viewer.get(200, "/capabilities"));
+    let mounted = client.get(200, &format!("/w/{id}/capabilities"));
+    all.shape("capabilities", "GET /w/:id/capabilities", &mounted);
+    let phone = all.desk.server.collaborator().with("X-OpenWork-Client-Id", "phone");
+    all.shape("whoami", "GET /whoami", &phone.get(200, "/whoami"));
+    all.shape("whoami_host", "GET /whoami", &owner.get(200, "/whoami"));
+    all.shape("workspaces", "GET /workspaces", &with_upstream(client.get(200, "/workspaces")));
+    all.shape("workspaces_viewer", "GET /workspaces", &with_upstream(viewer.get(200, "/workspaces")));
+    let mounted = client.get(200, &format!("/w/{id}/workspaces"));
+    all.shape("workspaces", "GET /w/:id/workspaces", &with_upstream(mounted));
+    let active = owner.post(200, &format!("/workspaces/{id}/activate"), json!({}));
+    all.shape("activate", "POST /workspaces/:id/activate", &with_upstream(active));
+
+    // Files.
+    let sent = told(all.desk.upload("/inbox?path=a/b.txt", &[("name=file; filename=x", b"hello")]), 200);
+    all.shape("inbox_upload", "POST /workspace/:id/inbox", &sent);
+    all.shape("inbox", "GET /workspace/:id/inbox", &client.get(200, &format!("{w}/inbox")));
+    let none =
+        client.refused(404, "inbox_item_not_found", "GET", &format!("{w}/inbox/{}", id_of("no")), None);
+    all.shape("inbox_item_not_found", "GET /workspace/:id/inbox/:inboxId", &none);
+    all.desk.offer("out/r.txt", b"12345");
+    all.shape("artifacts", "GET /workspace/:id/artifacts", &client.get(200, &format!("{w}/artifacts")));
+    let none =
+        client.refused(404, "artifact_not_found", "GET", &format!("{w}/artifacts/{}", id_of("no")), None);
+    all.shape("artifact_not_found", "GET /workspace/:id/artifacts/:artifactId", &none);
+    let odd = client.refused(400, "invalid_artifact", "GET", &format!("{w}/artifacts/%21"), None);
+    all.shape("artifact_invalid", "GET /workspace/:id/artifacts/:artifactId", &odd);
+    let row = "POST /workspace/:id/inbox";
+    let up = told(all.desk.upload("/inbox?path=..", &[("name=file; filename=x", b"1")]), 400);
+    all.shape("inbox_invalid_path", row, &up);
+    let missing = told(all.desk.upload("/inbox", &[("name=other; filename=x", b"1")]), 400);
+    all.shape("inbox_file_required", row, &missing);
+    let json = client.refused(400, "invalid_payload", "POST", &format!("{w}/inbox"), Some(json!({})));
+    all.shape("inbox_not_multipart", row, &json);
+
+    // What agents read.
+    let patched =
+        told(client.call("PATCH", &format!("{w}/config"), Some(&json!({"openwork": {"a": 1}}))), 200);
+    all.shape("config_patched", "PATCH /workspace/:id/config", &patched);
+    let empty = client.refused(400, "invalid_payload", "PATCH", &format!("{w}/config"), Some(json!({})));
+    all.shape("config_patch_empty", "PATCH /workspace/:id/config", &empty);
+    // Whoever changes a list is answered with it.
+    for (list, body, name) in [
+        ("plugins", json!({"spec": "p@1"}), "p"),
+        ("mcp", json!({"name": "m", "config": {"type": "remote", "url": "http://h"}}), "m"),
+        ("commands", json!({"name": "c", "template": "t"}), ""),
+    ] {
+        let path = format!("{w}/{list}");
+        let made = client.post(200, &path, body);
+        assert_eq!((&made, made["items"].as_array().unwrap().len()), (&client.get(200, &path), 1));
+        if !name.is_empty() {
+            let left = client.delete(200, &format!("{path}/{name}"));
+            assert_eq!((&left, &left["items"]), (&client.get(200, &path), &json!([])));
+        }
+    }
+    let row = "DELETE /workspace/:id/commands/:name";
+    all.shape("command_deleted", row, &client.delete(200, &format!("{w}/commands/c")));
+    let skill = json!({"name": "s", "content": "# s", "description": "d"});
+    let body = json!({"openwork": {"b": 2}, "skills": [skill], "commands": [{"name": "n", "template": "t"}]});
+    let row = "POST /workspace/:id/import";
+    all.shape("import_dry", row, &client.post(200, &format!("{w}/import?dryRun=true"), body.clone()));
+    all.shape("imported", row, &client.post(200, &format!("{w}/import"), body));
+    let odd = json!({"skills": [{"name": "No Name", "content": "x"}]});
+    let odd = client.refused(400, "invalid_skill_name", "POST", &format!("{w}/import"), Some(odd));
+    all.shape("import_refused", row, &odd);
+    let mut feed = Events::ask(
+        &all.desk.server,
+        &format!("GET {w}/events/stream HTTP/1.1\r\nLast-Event-ID: 0\r\n"),
+        None,
+    );
+    let first = feed.next().unwrap();
+    all.shape("event_streamed", "GET /workspace/:id/events/stream", &json!([first.name, first.data]));
+    let reloaded = client.post(200, &format!("{w}/engine/reload"), json!({}));
+    all.shape("engine_reloaded", "POST /workspace/:id/engine/reload", &reloaded);
+
+    // What a row says when it says no.
+    let none = client.refused(404, "workspace_not_found", "GET", "/workspace/ws_000000000000/config", None);
+    all.shape("workspace_not_found", "GET /workspace/:id/config", &none);
+    all.shape("not_found", "", &client.refused(404, "not_found", "GET", "/nothing", None));
+    let body = [("Content-Type", "application/json")];
+    let odd = client.send("PATCH", &format!("{w}/config"), &body, Some(b"{"));
+    all.shape("json_invalid", "PATCH /workspace/:id/config", &told(odd, 400));
+    let low = viewer.refused(403, "forbidden", "PATCH", &format!("{w}/config"), Some(json!({})));
+    all.shape("forbidden_viewer", "PATCH /workspace/:id/config", &low);
+    let low = viewer.refused(403, "forbidden", "POST", "/opencode/session", Some(json!({})));
+    all.shape("proxy_viewer", "POST /opencode/*", &low);
+    let low = client.refused(403, "forbidden", "POST", "/opencode/permission/p/reply", Some(json!({})));
+    all.shape("proxy_permission", "POST /opencode/*", &low);
+    let none =
+        owner.refused(404, "approval_not_found", "POST", "/approvals/x", Some(json!({"reply": "allow"})));
+    all.shape("approval_not_found", "POST /approvals/:id", &none);
+
+    let others = [gated(), closed(), unreachable()].concat();
+    all.seen.extend(others);
+    every_row_was_seen(&all.seen);
+}
+
+/// Counters of the moment.
+fn busy_free(mut status: Value) -> Value {
+    for key in ["connections", "runs"] {
+        assert!(status.as_object_mut().unwrap().remove(key).is_some(), "{key}: {status}");
+    }
+    status
+}
+
+/// What waits for a person, and what comes of it.
+fn gated() -> Vec<String> {
+    let setup = Setup::new().args(&["--approval=manual", "--approval-timeout=60000"]);
+    let mut all = Shapes::new(setup);
+    let owner = all.desk.server.owner();
+    let row = "GET /approvals";
+    all.shape("approvals_none", row, &owner.get(200, row.trim_start_matches("GET ")));
+    let mut feed = Events::ask(&all.desk.server, "GET /approvals/events HTTP/1.1\r\n", None);
+    let pending = feed.next().unwrap();
+    all.shape("approvals_pending", "GET /approvals/events", &json!([pending.name, pending.data]));
+    let write = |client: Client, path: String| {
+        thread::spawn(move || client.call("PATCH", &path, Some(&json!({"openwork": {"a": 1}}))))
+    };
+    for (reply, status) in [("allow", 200), ("deny", 403)] {
+        let waiting = write(all.desk.server.collaborator(), format!("{}/config", all.desk.path));
+        let list = wait_for("a question", secs(60), || {
+            Some(owner.get(200, "/approvals")).filter(|list| list["items"][0].is_object())
+        });
+        all.shape("approvals", row, &list);
+        let asked = feed.next().unwrap();
+        all.shape("approval_asked", "GET /approvals/events", &json!([asked.name, asked.data]));
+        let path = format!("/approvals/{}", list["items"][0]["id"].as_str().unwrap());
+        let answered = owner.post(200, &path, json!({ "reply": reply }));
+        all.shape(&format!("approval_{reply}"), "POST /approvals/:id", &answered);
+        let ended = feed.next().unwrap();
+        all.shape(
+            &format!("approval_ended_{reply}"),
+            "GET /approvals/events",
+            &json!([ended.name, ended.data]),
+        );
+        let told = told(waiting.join().unwrap(), status);
+        if status == 403 {
+            all.shape("write_denied", "PATCH /workspace/:id/config", &told);
+        }
+    }
+    all.seen.into_iter().collect()
+}
+
+/// A server that writes nothing and takes no files.
+fn closed() -> Vec<String> {
+    let setup = Setup::new()
+        .args(&["--approval=auto", "--read-only"])
+        .env("OPENWORK_INBOX_ENABLED", "0")
+        .env("OPENWORK_OUTBOX_ENABLED", "0")
+        .env("OPENWORK_TOY_UI", "0");
+    let mut all = Shapes::new(setup);
+    let (client, w) = (all.desk.server.collaborator(), all.desk.path.clone());
+    all.shape("capabilities_closed", "GET /capabilities", &client.get(200, "/capabilities"));
+    let told =
+        client.refused(403, "read_only", "PATCH", &format!("{w}/config"), Some(json!({"openwork": {}})));
+    all.shape("read_only", "PATCH /workspace/:id/config", &told);
+    let told = client.refused(404, "inbox_disabled", "GET", &format!("{w}/inbox/{}", id_of("x")), None);
+    all.shape("inbox_disabled", "GET /workspace/:id/inbox/:inboxId", &told);
+    let told = client.refused(404, "outbox_disabled", "GET", &format!("{w}/artifacts/{}", id_of("x")), None);
+    all.shape("outbox_disabled", "GET /workspace/:id/artifacts/:artifactId", &told);
+    all.shape("trays_disabled", "GET /workspace/:id/artifacts", &client.get(200, &format!("{w}/artifacts")));
+    let told = all.desk.server.anyone().refused(404, "ui_disabled", "GET", "/ui", None);
+    all.shape("ui_disabled", "GET /ui", &told);
+    let told = client.refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
+    all.shape("opencode_unconfigured", "GET /opencode/*", &told);
+    all.seen.into_iter().collect()
+}
+
+/// An OpenCode that is not there, and one that does not reload.
+fn unreachable() -> Vec<String> {
+    let upstream = Upstream::saying(
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nno",
+    );
+    let mut all = Shapes::new(
+        Setup::new().arg("--approval=auto").arg(format!("--opencode-base-url={}", upstream.url())),
+    );
+    let (client, path) = (all.desk.server.collaborator(), format!("{}/engine/reload", all.desk.path));
+    let told = client.refused(502, "opencode_reload_failed", "POST", &path, None);
+    all.shape("engine_reload_failed", "POST /workspace/:id/engine/reload", &told);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut gone = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{nobody}")));
+    let told =
+        gone.desk.server.collaborator().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
+    let told = serde_json::from_str(&told.to_string().replace(&nobody.to_string(), "{upstream}")).unwrap();
+    gone.shape("opencode_unreachable", "GET /opencode/*", &told);
+    all.seen.into_iter().chain(gone.seen).collect()
+}
+
+fn every_row_was_seen(seen: &BTreeSet<String>) {
+    let mut missing = Vec::new();
+    for route in ROUTES.iter().filter(|route| !route.pattern.starts_with("/api/")) {
+        let row = format!("{} {}", route.method.as_str(), route.pattern);
+        let shapeless = SHAPELESS.contains(&route.pattern.trim_end_matches("/*"));
+        if !shapeless && !ELSEWHERE.contains(&row.as_str()) && !seen.contains(&row) {
+            missing.push(row);
+        }
+    }
+    assert!(missing.is_empty(), "no golden file shows what these answer: {missing:#?}");
+}
