@@ -474,7 +474,8 @@ pub(super) fn told<T, E: Into<io::Error>>(done: Result<T, E>, verb: &str, rel: &
         Some(Errno::LOOP) => "a link in the path leads in circles or is not allowed",
         Some(Errno::XDEV) => "it leads out of the workspace",
         Some(Errno::NAMETOOLONG | Errno::INVAL) => "no file can have this name",
-        Some(Errno::AGAIN) => {
+        // Whoever may take a name looks first, or does not mind: somebody else was faster.
+        Some(Errno::AGAIN | Errno::EXIST | Errno::NOTEMPTY) => {
             let message = format!("Could not {verb} {rel}: it is being changed; try again");
             return Err(Error::new(Code::Busy, message));
         }

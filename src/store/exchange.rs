@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::beneath::{IN_ROOT, Root, inherit_owner, present, refused, split, told};
 use super::file::{sync_folder, temp_name};
 use super::tree;
-use crate::base::Result;
+use crate::base::{Result, limits};
 
 /// Which file or folder it is, whatever its name.
 pub type Identity = (u64, u64);
@@ -78,10 +78,17 @@ impl Root {
         let (from_folder, from) = self.folder_of(staged, "move")?;
         let (to_folder, to) = self.folder_of(target, "write")?;
         let rename = |flags| renameat_with(&from_folder, from, &to_folder, to, flags);
-        let moved = match rename(RenameFlags::EXCHANGE) {
-            Err(Errno::NOENT) => rename(RenameFlags::NOREPLACE),
-            done => done,
-        };
+        let mut moved = Err(Errno::AGAIN);
+        for _ in 0..limits::OPEN_RETRIES {
+            moved = match rename(RenameFlags::EXCHANGE) {
+                Err(Errno::NOENT) => rename(RenameFlags::NOREPLACE),
+                done => done,
+            };
+            // Somebody has put something there in between; it is exchanged then.
+            if moved != Err(Errno::EXIST) {
+                break;
+            }
+        }
         told(moved, "write", target)?;
         told(sync_folder(&to_folder), "write", target)?;
         told(sync_folder(&from_folder), "write", staged)
@@ -90,7 +97,7 @@ impl Root {
     /// Moves an entry to a name that is free; says whether there was one to move.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when `to` exists.
+    /// See [`Root`]; `Busy` also when `to` exists.
     pub fn move_away(&self, from: &str, to: &str) -> Result<bool> {
         let (from_folder, from_name) = self.folder_of(from, "move")?;
         let (to_folder, to_name) = self.folder_of(to, "move")?;

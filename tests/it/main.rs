@@ -60,6 +60,7 @@ mod orchestrator;
 mod other_distros;
 mod project;
 mod project_events;
+mod project_races;
 mod project_transfer;
 mod pty;
 mod readme;

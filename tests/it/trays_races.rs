@@ -13,7 +13,7 @@ use crate::scratch::Scratch;
 use crate::server::Setup;
 use crate::trays::{Desk, id_of};
 
-const SECRET: &str = "the-secret-outside-77ab";
+pub const SECRET: &str = "the-secret-outside-77ab";
 
 /// Swaps the entries named by its arguments for links to what lies outside, and back, until it is killed. It says once
 /// that it has begun.
@@ -39,10 +39,10 @@ while True:
     if rounds == 10: print("swapping", flush=True)
 "#;
 
-struct Swapper(Child);
+pub struct Swapper(Child);
 
 impl Swapper {
-    fn start(outside: &str, paths: &[String]) -> Swapper {
+    pub fn start(outside: &str, paths: &[String]) -> Swapper {
         let mut command = Command::new("python3");
         command.args(["-c", SWAPPER, outside]).args(paths).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -52,7 +52,7 @@ impl Swapper {
     }
 
     #[track_caller]
-    fn still_swaps(&mut self) {
+    pub fn still_swaps(&mut self) {
         assert!(self.0.try_wait().unwrap().is_none(), "the swapper has ended by itself");
     }
 }
@@ -84,7 +84,7 @@ fn outside() -> (Scratch, String, Vec<String>) {
     (scratch, path, before)
 }
 
-fn look(folder: &str) -> Vec<String> {
+pub fn look(folder: &str) -> Vec<String> {
     let listed = Command::new("find").args([folder, "-printf", "%p %y %s %T@ %C@\\n"]).output().unwrap();
     let mut lines: Vec<_> = String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
     lines.sort();
