@@ -146,6 +146,7 @@ function takeToken() {
 
 function signIn(why) {
   stopEvents();
+  stopApprovals();
   $("desk").hidden = true;
   $("login").hidden = false;
   pill("pill-connection", "Not connected", "off");
@@ -178,6 +179,7 @@ async function connect() {
   $("desk").hidden = false;
   setSession(localStorage.getItem(SESSION));
   await Promise.all([loadModel(), loadMessages(), loadArtifacts(), loadApprovals()]);
+  followApprovals();
 }
 
 function show(status, capabilities) {
@@ -221,6 +223,8 @@ async function newSession() {
 }
 
 async function loadModel() {
+  // OpenCode shows its providers with their keys: not to viewers, who send no prompts either.
+  if (scope === "viewer") return void ($("model").textContent = "not for viewers");
   await act("prompt-state", null, async () => {
     const told = await get(opencode("config/providers"));
     const [providerID, modelID] = Object.entries(told.default ?? {})[0] ?? [];
@@ -299,6 +303,19 @@ function refreshSoon() {
   }, 250);
 }
 
+/** The data of each event of a stream: an EventSource could send no token. */
+async function* events(reply) {
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line.startsWith("data:")) yield line.slice(5);
+  }
+}
+
 function stopEvents() {
   stream?.abort();
   stream = null;
@@ -318,19 +335,11 @@ async function startEvents() {
       $("events-state").textContent = "connecting …";
       const reply = await ask("GET", opencode("event"), { signal: ours.signal, extra: { Accept: "text/event-stream" } });
       $("events-state").textContent = "connected";
-      const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        const lines = (rest + value).split("\n");
-        rest = lines.pop();
-        for (const line of lines.filter((line) => line.startsWith("data:"))) {
-          count += 1;
-          const type = eventType(line.slice(5));
-          $("events-state").textContent = `${count} so far, last ${type}`;
-          if (type.startsWith("message.") || type.startsWith("session.")) refreshSoon();
-        }
+      for await (const data of events(reply)) {
+        count += 1;
+        const type = eventType(data);
+        $("events-state").textContent = `${count} so far, last ${type}`;
+        if (type.startsWith("message.") || type.startsWith("session.")) refreshSoon();
       }
     } catch (error) {
       if (stream !== ours) return;
@@ -368,10 +377,7 @@ function sendFile(file, path) {
     request.upload.onprogress = (event) => {
       if (event.lengthComputable) $("upload-progress").value = event.loaded / event.total;
     };
-    request.upload.onload = () => {
-      say("upload-state", `${file.name} is sent; waiting for the answer …`);
-      loadApprovals();
-    };
+    request.upload.onload = () => say("upload-state", `${file.name} is sent; waiting for the answer …`);
     request.onload = () => {
       if (request.status === 200) done(request.response);
       else failed(describe(request.status, request.response));
@@ -491,10 +497,33 @@ async function answer(item, reply) {
   }
 }
 
-// Asked often enough to answer in time, and only while somebody looks.
-setInterval(() => {
-  if (!document.hidden && !$("desk").hidden && mayAnswer()) loadApprovals();
-}, 2000);
+let feed = null;
+
+function stopApprovals() {
+  feed?.abort();
+  feed = null;
+}
+
+/** Has the server tell when there is something new, for as long as the page may answer. */
+async function followApprovals() {
+  stopApprovals();
+  if (!mayAnswer()) return;
+  const ours = new AbortController();
+  feed = ours;
+  while (feed === ours) {
+    try {
+      const reply = await ask("GET", "/approvals/events", { signal: ours.signal, extra: hostHeader() });
+      for await (const data of events(reply)) if (data) await loadApprovals();
+    } catch (error) {
+      if (feed !== ours) return;
+      // A token for some workspaces gets no feed, which tells of all: it has to look itself.
+      if (error.status >= 400 && !document.hidden) await loadApprovals();
+      if (!mayAnswer()) return stopApprovals();
+    }
+    if (feed !== ours) return;
+    await pause(2000);
+  }
+}
 
 // --- connect data
 
@@ -556,6 +585,7 @@ onSubmit("host-form", "approvals-state", async () => {
   refusedHost = false;
   $("host-token").value = "";
   await loadApprovals();
+  followApprovals();
 });
 onClick("session-new", "prompt-state", newSession);
 onClick("session-refresh", "prompt-state", loadMessages);

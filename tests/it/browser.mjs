@@ -64,6 +64,12 @@ async function everythingHasAName(page) {
 try {
   const page = watch(context.pages()[0] ?? await context.newPage());
 
+  const approvals = [];
+  page.on("request", (request) => {
+    const path = new URL(request.url()).pathname;
+    if (path.startsWith("/approvals")) approvals.push(`${request.method()} ${path}`);
+  });
+
   // Without a token, and with a wrong one.
   await page.goto(`${env.BASE}/ui`);
   await page.getByLabel("Token", { exact: true }).waitFor();
@@ -96,6 +102,15 @@ try {
   await upload(page, "denied.txt");
   await page.getByRole("button", { name: /^Deny: Upload denied.txt/ }).click();
   await says(page, "#upload-state", "The host said no");
+
+  // The server tells what waits; nobody asks again and again.
+  assert.ok(approvals.includes("GET /approvals/events"), approvals.join());
+  let before;
+  for (let tries = 0; approvals.length !== before; tries += 1) {
+    assert.ok(tries < 10, `it never stops asking: ${approvals.slice(-20).join()}`);
+    before = approvals.length;
+    await page.waitForTimeout(3000);
+  }
 
   // Artifacts, by whatever name.
   await page.locator("#files").getByRole("button", { name: "Refresh" }).click();
