@@ -80,10 +80,13 @@
 //!
 //! # OpenCode
 //!
-//! A request below `/opencode` is checked on an `http-N` thread and passed on by a `proxy-N` thread, with ureq on
-//! connections of our own ([`opencode`]). A short answer goes back as any other; a long one, a stream and what follows an
-//! upgrade go from the upstream to the client's own socket, on the same thread, which then counts as a stream and has
-//! left its place among the workers to another ([`base::pool::step_aside`]). It listens to the upstream, the client, the
+//! A request below `/opencode` is checked and passed on by its client's own `gate-N` thread, past tiny_http
+//! ([`http::direct`]), with ureq on connections of our own ([`opencode`]): that thread waits for this client anyway, and
+//! changes of thread are most of what such a request costs. What comes in pieces or asks for an upgrade, and what finds all
+//! of `--max-proxied` taken, goes inside as any other and on to a `proxy-N` thread. A short answer goes back as any
+//! other; a long one and a stream go to the client's own socket on a `stream-N` thread, what follows an upgrade on the
+//! same thread, which then counts as a stream and has left its place among the workers to another
+//! ([`base::pool::step_aside`]). Whoever waits listens to the upstream, the client, the
 //! credential and the server's end at once, so whichever ends first ends the rest. What breaks off is broken off.
 //!
 //! # Threads
@@ -92,14 +95,14 @@
 //! |--|--|--|
 //! | main | 1 | the signal pipe |
 //! | `gate-accept` | 1 | the listeners |
-//! | `gate-N` | `--max-connections` | one client and its answer, with deadlines |
+//! | `gate-N` | `--max-connections` | one client and its answer, with deadlines; an OpenCode for that client |
 //! | tiny_http's own | connections that the gate lets through | the private socket |
 //! | `http-N` | `--http-threads` | nothing longer than a file |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
 //! | `keepers` | 1 | what keepers of detached runs say; a keeper itself has `main` and `keeper-door` |
-//! | `proxy-N` | `--max-proxied`; slow answers and streams by `--max-streams` | an OpenCode, and whoever reads its answer |
+//! | `proxy-N` | `--max-proxied`, with what `gate-N` pass on; slow answers and streams by `--max-streams` | an OpenCode, and whoever reads its answer |
 //! | `terminal-N` | 64 terminals | what its program writes, and what it is to read |
 //! | `build-N` | 4 | a build step's child |
 //! | `root-mounts` | calls that put a root together | mount(2), for milliseconds |

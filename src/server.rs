@@ -206,6 +206,10 @@ pub fn run(settings: Settings) -> Result<()> {
             allowed_hosts: settings.allowed_hosts.clone(),
             cors_origins: settings.cors_origins.clone(),
             body_cap: Arc::new(crate::api::routes::body_cap),
+            direct: {
+                let ctx = ctx.clone();
+                Arc::new(move |target| dispatch::direct(&ctx, target))
+            },
             private_folder: settings.data_dir.join("http"),
             gone,
             tickets,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::routes::TABLE;
-use super::{Ctx, audit, reach};
+use super::{Ctx, audit, opencode, reach};
 use serde_json::Value;
 
 use crate::access::approvals::Asked;
@@ -27,6 +27,13 @@ pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
         return on_worker(ctx, ctx.transfer_place(), request, handle);
     }
     handle(ctx, request);
+}
+
+/// Who answers a request on its client's own thread: what is passed on to an OpenCode, as long as there is room.
+pub fn direct(ctx: &Arc<Ctx>, target: &str) -> Option<Box<dyn FnOnce(Request)>> {
+    let place = opencode::is_below(target).then(|| ctx.proxy_workers.occupy().ok())??;
+    let ctx = ctx.clone();
+    Some(Box::new(move |request| place.run_here(|| handle(&ctx, request))))
 }
 
 fn handle(ctx: &Arc<Ctx>, mut request: Request) {
@@ -277,21 +284,24 @@ fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
 
 /// Moves the request to the workers of its class.
 fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel: Option<Cancel>) {
-    let place = place_of(ctx, class);
     // The end of its credential is for a wait as if its client had gone, but for what the client is told.
     let lease = request
         .actor()
         .zip(cancel.clone())
         .map(|(actor, flag)| ctx.credentials.leases.hold(actor, Duration::ZERO, move || flag.cancel()));
     let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
-    on_worker(ctx, place, request, move |ctx, request| {
+    let job = move |ctx: &Arc<Ctx>, request: Request| {
         let ctx = ctx.clone();
         work(Reply::new(request, watch, move |request, result| match result {
             _ if lease.as_ref().is_some_and(Lease::has_ended) => fail(&ctx, request, &ended()),
             Ok(response) => reply(&ctx, request, response),
             Err(error) => fail(&ctx, request, &error),
         }));
-    });
+    };
+    if request.direct().is_some() {
+        return job(ctx, request);
+    }
+    on_worker(ctx, place_of(ctx, class), request, job);
 }
 
 /// Has a worker go on with the request; without one, its answer is 503.

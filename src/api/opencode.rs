@@ -19,6 +19,17 @@ use crate::proc::Cancel;
 use crate::workspaces::Workspace;
 use crate::workspaces::opencode::Opencode;
 
+/// Whether a path and query are passed on.
+pub fn is_below(target: &str) -> bool {
+    let path = target.split('?').next().unwrap_or_default();
+    let mut parts = path.split('/').skip(1);
+    match parts.next() {
+        Some("opencode") => true,
+        Some("w") => parts.nth(1) == Some("opencode"),
+        _ => false,
+    }
+}
+
 /// `/opencode`, `/opencode/*`: of the active workspace.
 pub fn active(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let active = ctx.lifecycle.registry().openwork_list().into_iter().next();
@@ -118,6 +129,13 @@ fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str) -> Result<
         let message = "Viewer tokens read this workspace only, and none of OpenCode's others";
         return Err(Error::new(Code::Forbidden, message));
     }
+    if scope == Scope::Viewer && rules::tells_secrets(path) {
+        let message = "OpenCode shows its configuration and providers with every secret filled in, so not to viewers; \
+                       GET /workspace/:id/config shows the configuration as it was written";
+        return Err(Error::new(Code::Forbidden, message)
+            .detail("required", Scope::Collaborator.as_str())
+            .detail("scope", scope.as_str()));
+    }
     let writes = !matches!(request.method(), Method::Get | Method::Head);
     if writes && scope < ctx.permission_replies && rules::is_about_permissions(path) {
         let message = "Only owner tokens can reply to permission requests; use one, or start berth with \
@@ -161,6 +179,9 @@ impl Job {
             move || drop(aside.step(&streams))
         });
         let request = reply.request().ok_or_else(|| Error::internal("a request that was answered"))?;
+        if let Some(client) = request.direct() {
+            watch.set_client(Rc::new(client.clone()));
+        }
         let length = request.body_length();
         if length.is_none() {
             // Its client may take its time.
@@ -222,6 +243,17 @@ impl Job {
                     }
                 });
             }
+            Rest::Body(body, length) if reply.request().is_some_and(|request| request.direct().is_some()) => {
+                // This thread hands the socket over itself, so another pours.
+                let place = match aside.0.take().map_or_else(|| stream_place(&stream_workers), Ok) {
+                    Ok(place) => place,
+                    Err(busy) => return reply.send(Err(busy)),
+                };
+                let body = body.detach();
+                let ticket = tickets
+                    .deposit(move |socket, _| place.run(move || tunnel::pour_into(body.attach(), socket)));
+                reply.send(ticket.map(|ticket| with_headers(Response::taken(ticket, length))));
+            }
             Rest::Body(body, length) => {
                 if let Err(busy) = aside.step(&stream_workers) {
                     return reply.send(Err(busy));
@@ -247,6 +279,30 @@ impl Job {
                     Err(error) => reply.send(Err(error)),
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_below;
+
+    #[test]
+    fn only_what_is_passed_on() {
+        for target in [
+            "/opencode",
+            "/opencode/",
+            "/opencode?a",
+            "/opencode/x?y=/",
+            "/w/ws_1/opencode",
+            "/w/a/opencode/b",
+        ] {
+            assert!(is_below(target), "{target}");
+        }
+        for target in
+            ["/", "/opencodes", "/x?/opencode", "/w/opencode", "/w/a/opencode2", "/workspace/a/opencode", "*"]
+        {
+            assert!(!is_below(target), "{target}");
         }
     }
 }

@@ -69,8 +69,15 @@ fn probe(client: &ClientSocket) {
 }
 
 /// Writes a body to its client as it comes. One that breaks off is broken off.
-pub(super) fn pour(mut body: Body, handed: Handed) {
-    let Some((socket, _)) = handed.wait() else { return };
+pub(super) fn pour(body: Body, handed: Handed) {
+    if let Some((socket, _)) = handed.wait() {
+        pour_into(body, socket);
+    }
+}
+
+/// The same, where the socket is there already.
+pub(super) fn pour_into(mut body: Body, socket: ClientSocket) {
+    probe(&socket);
     body.watch().set_client(Rc::new(socket.clone()));
     let mut out = StreamBody::new(socket);
     let mut buffer = vec![0; limits::UPSTREAM_BUFFER_BYTES];

@@ -155,6 +155,8 @@ codes! {
     ShuttingDown = 503 "shutting_down",
     /// The workspace does not say where its OpenCode is, or says it wrongly.
     OpencodeUnconfigured = 400 "opencode_unconfigured",
+    /// An address that no workspace's OpenCode may have.
+    InvalidBaseUrl = 400 "invalid_base_url",
     /// The workspace's OpenCode cannot be reached, or hung up.
     OpencodeUnreachable = 502 "opencode_unreachable",
     /// The workspace's OpenCode did not answer in time.

@@ -338,8 +338,8 @@ pub const REFUSED: usize = 64;
 pub const DESCRIPTORS_PER_CONNECTION: usize = 4;
 /// Descriptors kept for everything else when the limit of open files is what bounds connections.
 pub const DESCRIPTORS_RESERVED: usize = 40;
-/// Stack of a connection's thread. Measured use stays under 24 KiB; only what is touched is ever backed by memory.
-pub const GATE_STACK: usize = 128 << 10;
+/// Stack of a connection's thread, which may do what an ordinary one does; only what is touched is ever backed by memory.
+pub const GATE_STACK: usize = STACK;
 /// An idle connection thread waits so long for another client.
 pub const GATE_THREAD_IDLE: Duration = Duration::from_secs(10);
 /// Pause of the accept loop when the machine refuses it something.

@@ -86,6 +86,17 @@ impl Pool {
         }
         Ok(place)
     }
+
+    /// Counts the caller's own thread as one of the workers, if one is free.
+    ///
+    /// # Errors
+    /// When every worker is taken, even if the queue is not full.
+    pub fn occupy(&self) -> std::result::Result<Place, Refused> {
+        let inner = &self.0;
+        let pending = inner.counts.pending.fetch_add(1, Ordering::SeqCst);
+        let place = Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false };
+        if pending < inner.max { Ok(place) } else { Err(Refused) }
+    }
 }
 
 /// A worker that is kept for one job; dropped without one, it is free again.
@@ -105,6 +116,20 @@ impl Place {
         pool.staffed(pool.counts.taken());
         let jobs = lock(&pool.jobs).clone();
         self.used = jobs.is_some_and(|jobs| jobs.try_send(Box::new(job)).is_ok());
+    }
+
+    /// Does the job on this thread, in this place. A job that steps aside gives the place up.
+    pub fn run_here(self, job: impl FnOnce()) {
+        /// Also when the job panics.
+        struct Leave;
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                drop(OCCUPIED.take());
+            }
+        }
+        OCCUPIED.set(Some(self));
+        let _leave = Leave;
+        job();
     }
 }
 
@@ -169,6 +194,8 @@ pub struct Refused;
 
 thread_local! {
     static COUNTED: RefCell<Option<Counted>> = const { RefCell::new(None) };
+    /// On a thread of somebody else's: the place that its job takes.
+    static OCCUPIED: RefCell<Option<Place>> = const { RefCell::new(None) };
 }
 
 /// On a worker's thread: the pool that it counts for.
@@ -203,6 +230,7 @@ pub fn ending() {
 /// thread ends with the job. Whoever calls it must have bounded such jobs in another way. Outside of a job, and a second
 /// time, it does nothing.
 pub fn step_aside() {
+    drop(OCCUPIED.take());
     let Some(counted) = COUNTED.take() else { return };
     let (pool, counts) = (counted.pool.clone(), counted.counts.clone());
     counts.live.fetch_sub(1, Ordering::SeqCst);
@@ -346,6 +374,24 @@ mod tests {
         .unwrap();
         pool.submit(move || done.send(()).unwrap()).unwrap();
         tell.send(()).unwrap();
+    }
+
+    #[test]
+    fn a_callers_own_thread_takes_a_place_until_it_steps_aside() {
+        let pool = Pool::new("test", 0, 1, 1).unwrap();
+        let place = pool.occupy().unwrap();
+        assert!(pool.occupy().is_err());
+        place.run_here(|| {
+            assert!(pool.occupy().is_err());
+            // What comes in the ordinary way waits in the queue, and has a thread.
+            drop(pool.reserve().unwrap());
+            step_aside();
+            drop(pool.occupy().unwrap());
+        });
+        drop(pool.occupy().unwrap());
+        let place = pool.occupy().unwrap();
+        drop(catch_unwind(AssertUnwindSafe(|| place.run_here(|| panic!("on purpose")))));
+        drop(pool.occupy().unwrap());
     }
 
     #[test]

@@ -5,24 +5,29 @@
 //! answer that still comes is still sent, for those that only half-closed. A reset ends the exchange.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
+use super::Handle;
 use super::answer::{self, Answer, Asked, Framing};
 use super::body::{self, Body};
 use super::head::Head;
 use super::relay::{Connection, Next, stalled};
 use super::wire::{self, Got};
 use crate::base::{Error, Result, limits};
+use crate::http::Request;
 
 const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NVAL);
 
 /// Where an exchange stands.
 struct Exchange {
     head: Head,
-    inside: UnixStream,
+    /// None when the request was answered on this very thread.
+    inside: Option<UnixStream>,
     /// The body did not go in whole: it follows, through `head.body`.
     streamed: bool,
     /// The inside takes no more of it.
@@ -51,6 +56,23 @@ enum Step {
 }
 
 impl Exchange {
+    fn new(head: Head, inside: Option<UnixStream>, streamed: bool) -> Exchange {
+        Exchange {
+            head,
+            inside,
+            streamed,
+            deaf: false,
+            sent_in: 0,
+            sent_out: 0,
+            answer: None,
+            complete: false,
+            stray: false,
+            half_closed: false,
+            blocked: None,
+            starved: None,
+        }
+    }
+
     fn wants_body(&self) -> bool {
         self.streamed && !self.deaf && !self.head.body.is_done()
     }
@@ -68,29 +90,40 @@ impl Connection<'_> {
     pub(super) fn exchange(&mut self, head: Head, inside: UnixStream, streamed: bool) -> Result<Next> {
         self.to_client.clear();
         self.from_inside.clear();
-        let mut x = Exchange {
-            head,
-            inside,
-            streamed,
-            deaf: false,
-            sent_in: 0,
-            sent_out: 0,
-            answer: None,
-            complete: false,
-            stray: false,
-            half_closed: false,
-            blocked: None,
-            starved: None,
-        };
+        self.relay(Exchange::new(head, Some(inside), streamed))
+    }
+
+    /// Has the request in `to_inside` answered on this thread, and sends the answer.
+    ///
+    /// # Errors
+    /// What the client is to be told, when no answer has been begun.
+    pub(super) fn answer_here(&mut self, head: Head, handle: Handle) -> Result<Next> {
+        let (request, answered) = Request::direct_from(&self.to_inside, self.socket.clone())?;
+        self.to_inside.clear();
+        self.to_client.clear();
+        // The panic hook has logged it; the request that it dropped was answered, or is below.
+        drop(catch_unwind(AssertUnwindSafe(|| handle(request))));
+        self.from_inside = answered.take();
+        let mut x = Exchange::new(head, None, false);
+        self.take_answer(&mut x, Ok(if self.from_inside.is_empty() { Got::End } else { Got::Nothing }))?;
+        self.take_in(&mut x)?;
+        if !x.complete {
+            return Err(Error::internal("The request was answered in part"));
+        }
+        self.relay(x)
+    }
+
+    fn relay(&mut self, mut x: Exchange) -> Result<Next> {
         // Most answers come within a fraction of a millisecond; to wait for them needs no look at the client.
-        let mut quick = !streamed;
+        let mut quick = !x.streamed && x.inside.is_some();
         loop {
             let step = self.push_in(&mut x).and_then(|()| self.push_out(&mut x));
             let step = match step {
                 Ok(Step::On) if quick && self.to_inside.is_empty() => {
                     quick = false;
-                    let got = wire::receive_waiting(&x.inside, &mut self.from_inside);
-                    self.take_answer(&mut x, got)
+                    let got =
+                        x.inside.as_ref().map(|inside| wire::receive_waiting(inside, &mut self.from_inside));
+                    self.take_answer(&mut x, got.unwrap_or(Ok(Got::End)))
                 }
                 Ok(Step::On) => self.await_and_read(&mut x),
                 other => other,
@@ -108,8 +141,8 @@ impl Connection<'_> {
 
     fn push_in(&mut self, x: &mut Exchange) -> Result<()> {
         loop {
-            if x.sent_in < self.to_inside.len() && !x.deaf {
-                match wire::send(&x.inside, &self.to_inside[x.sent_in..]) {
+            if let Some(inside) = x.inside.as_ref().filter(|_| x.sent_in < self.to_inside.len() && !x.deaf) {
+                match wire::send(inside, &self.to_inside[x.sent_in..]) {
                     Ok(sent) => x.sent_in += sent,
                     // It has answered without reading on; the answer is what counts.
                     Err(_) => x.deaf = true,
@@ -179,9 +212,10 @@ impl Connection<'_> {
             x.blocked.map(|since| (since + limits::WRITE_STALL).min(Instant::now() + limits::WRITE_LOOK)),
             x.starved.map(|since| since + limits::BODY_STALL),
         ];
-        let mut sockets = [PollFd::new(&*self.socket, client), PollFd::new(&x.inside, inside)];
         // With nothing to wait for there, its hang-up would wake us again and again.
-        let watched = if inside.is_empty() { 1 } else { 2 };
+        let watched = if inside.is_empty() || x.inside.is_none() { 1 } else { 2 };
+        let other = x.inside.as_ref().map_or(self.socket.as_fd(), AsFd::as_fd);
+        let mut sockets = [PollFd::new(&*self.socket, client), PollFd::from_borrowed_fd(other, inside)];
         let woken = wire::wait(&mut sockets[..watched], wakes.into_iter().flatten().min())
             .map_err(|error| Error::internal("poll failed").because(error))?;
         let (client, inside) = (sockets[0].revents(), sockets[1].revents());
@@ -209,8 +243,10 @@ impl Connection<'_> {
                 _ => return Ok(self.lost()),
             }
         }
-        if watched == 2 && inside.intersects(LOST.union(PollFlags::IN)) {
-            let got = wire::receive(&x.inside, &mut self.from_inside);
+        if let Some(from) =
+            x.inside.as_ref().filter(|_| watched == 2 && inside.intersects(LOST.union(PollFlags::IN)))
+        {
+            let got = wire::receive(from, &mut self.from_inside);
             return self.take_answer(x, got);
         }
         Ok(Step::On)
@@ -232,6 +268,11 @@ impl Connection<'_> {
                 };
             }
         }
+        self.take_in(x)
+    }
+
+    /// Looks at what has come of an answer.
+    fn take_in(&mut self, x: &mut Exchange) -> Result<Step> {
         let mut used = 0;
         if x.answer.is_none() {
             used = self.read_answer_head(x)?;
@@ -302,10 +343,9 @@ impl Connection<'_> {
     fn finish(&mut self, mut x: Exchange) -> Result<Next> {
         let Some(answer) = x.answer else { return Ok(Next::Close) };
         let unread = x.streamed && !x.head.body.is_done();
+        let inside = x.inside.take();
         if answer.whole && !x.stray && !x.streamed && !x.head.upgrade && self.to_inside.is_empty() {
-            self.gate.inside.give_back(x.inside);
-        } else {
-            drop(x.inside);
+            inside.into_iter().for_each(|inside| self.gate.inside.give_back(inside));
         }
         if let Some(number) = &answer.ticket {
             let Some(take) = self.gate.tickets.redeem(number).filter(|_| !unread) else {

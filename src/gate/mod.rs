@@ -4,7 +4,8 @@
 //!
 //! In reading order: `listen` and `accept` (who comes in), `table` (who is in), `relay` (one connection), `head`,
 //! `who`, `body` (what is let through), `exchange` and `answer` (one request), `inside` (the way to tiny_http),
-//! `refuse`, `throttle`, `wire`. What the inside may do with a client is in `http::client`.
+//! `refuse`, `throttle`, `wire`. What a thread of the gate can answer itself, since it waits for that client only, does
+//! not go inside ([`Direct`]); what that is, others know. What the inside may do with a client is in `http::client`.
 //!
 //! Threads: `gate-accept`, owned by [`Gate`]; `gate-N`, one for each connection. Locks: none is held while another is
 //! taken, but for the inside's own two.
@@ -33,6 +34,7 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
 
+use crate::http::Request;
 use crate::http::client::{Gone, Tickets};
 use accept::{Accepting, Room, Workers};
 use inside::Inside;
@@ -48,6 +50,13 @@ pub use table::{Connection, Peer, State};
 /// The largest body that goes in, for a method and a path; without a known route, the largest of all.
 pub type BodyCap = Arc<dyn Fn(&str, &str) -> usize + Send + Sync>;
 
+/// Answers one request on the client's own thread, before it returns.
+pub type Handle = Box<dyn FnOnce(Request)>;
+
+/// Who answers the request of this path and query so; `None`: it goes inside. Never asked for what comes in pieces, or
+/// wants another protocol.
+pub type Direct = Arc<dyn Fn(&str) -> Option<Handle> + Send + Sync>;
+
 /// What was decided before the start.
 pub struct Settings {
     /// Connections at once; fewer when the limit of open files says so.
@@ -60,6 +69,8 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     /// How large bodies may be.
     pub body_cap: BodyCap,
+    /// Which requests do not go inside.
+    pub direct: Direct,
     /// Made with mode 0700, and removed at the end; the socket to tiny_http lies in it.
     pub private_folder: PathBuf,
     /// Shared with the inside: who wants to know about clients that have gone.
@@ -74,6 +85,7 @@ struct Shared {
     inside: Inside,
     rules: Rules,
     body_cap: BodyCap,
+    direct: Direct,
     gone: Gone,
     tickets: Tickets,
     throttle: Throttle,
@@ -112,6 +124,7 @@ impl Gate {
             inside: Inside::new(&settings.private_folder, open)?,
             rules,
             body_cap: settings.body_cap,
+            direct: settings.direct,
             gone: settings.gone,
             tickets: settings.tickets,
             throttle: Throttle::default(),

@@ -202,8 +202,18 @@ impl Connection<'_> {
             Held::Broken => return Ok(Next::Close),
         };
         self.frame(&head, streamed);
+        let handle = if streamed || head.upgrade { None } else { (self.gate.direct)(self.target()) };
+        if let Some(handle) = handle {
+            return self.answer_here(head, handle);
+        }
         let inside = self.gate.inside.take()?;
         self.exchange(head, inside, streamed)
+    }
+
+    /// Path and query, of the head that goes in.
+    fn target(&self) -> &str {
+        let mut words = self.to_inside.splitn(3, |byte| *byte == b' ');
+        words.nth(1).and_then(|target| std::str::from_utf8(target).ok()).unwrap_or_default()
     }
 
     fn hold(&mut self, body: &mut Body) -> Result<Held> {

@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod client;
 pub mod cors;
+pub mod direct;
 pub mod download;
 pub mod reply;
 pub mod request;

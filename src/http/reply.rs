@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use serde::Serialize;
 
@@ -151,8 +150,7 @@ impl Response {
 
     /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
     /// client. Framing stays tiny_http's: it closes after a request that asked for it.
-    pub(super) fn send(self, request: tiny_http::Request) {
-        let without_body = *request.method() == tiny_http::Method::Head;
+    pub(super) fn send(self, without_body: bool, mut writer: impl std::io::Write) {
         let mut head = String::with_capacity(256);
         let _ = write!(head, "HTTP/1.1 {} {}\r\nX-Berth-Whole: 1\r\n", self.status, reason(self.status));
         // One that was passed on has its own.
@@ -191,7 +189,6 @@ impl Response {
         };
         head.push_str("\r\n");
         let mut message = head.into_bytes();
-        let mut writer = request.into_writer();
         // The client is gone: nobody is left to be told.
         let _ = if without_body {
             writer.write_all(&message)

@@ -1,10 +1,13 @@
 //! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
 
 use std::io::{Cursor, Read};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 
+use super::client::Socket;
+use super::direct::Direct;
 use super::reply::Response;
 use crate::access::Actor;
 use crate::access::audit::Draft;
@@ -25,6 +28,20 @@ pub enum Method {
 }
 
 impl Method {
+    /// One of those that the gate lets through.
+    pub(super) fn parse(word: &str) -> Option<Method> {
+        let all = [
+            Method::Get,
+            Method::Head,
+            Method::Post,
+            Method::Put,
+            Method::Patch,
+            Method::Delete,
+            Method::Options,
+        ];
+        all.into_iter().find(|method| method.as_str() == word)
+    }
+
     /// As it stands on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -40,9 +57,17 @@ impl Method {
     }
 }
 
+/// Where it came from, and so where its answer goes.
+enum Source {
+    /// tiny_http has it from the gate.
+    Inside(tiny_http::Request),
+    /// The gate calls us itself, on the client's own thread.
+    Direct(Direct),
+}
+
 /// A request that must be answered by [`Request::answer`].
 pub struct Request {
-    inner: tiny_http::Request,
+    source: Source,
     method: Method,
     /// Set by dispatch when a route has matched.
     pub(super) params: Vec<(&'static str, String)>,
@@ -70,9 +95,17 @@ impl Request {
             tiny_http::Method::Options => Method::Options,
             _ => Method::Other,
         };
+        Request::from(Source::Inside(inner), method)
+    }
+
+    pub(super) fn of_gate(direct: Direct, method: Method) -> Request {
+        Request::from(Source::Direct(direct), method)
+    }
+
+    fn from(source: Source, method: Method) -> Request {
         let (params, started) = (Vec::new(), Instant::now());
         Request {
-            inner,
+            source,
             method,
             params,
             actor: None,
@@ -84,6 +117,14 @@ impl Request {
         }
     }
 
+    /// The client's own socket, where this thread serves nobody else and its answer must be there when it goes home.
+    pub fn direct(&self) -> Option<&Arc<Socket>> {
+        match &self.source {
+            Source::Inside(_) => None,
+            Source::Direct(direct) => Some(&direct.client),
+        }
+    }
+
     /// The method.
     pub fn method(&self) -> Method {
         self.method
@@ -91,18 +132,26 @@ impl Request {
 
     /// The path as sent, without the query.
     pub fn path(&self) -> &str {
-        let url = self.inner.url();
-        url.split_once('?').map_or(url, |(path, _)| path)
+        let target = self.target();
+        target.split_once('?').map_or(target, |(path, _)| path)
     }
 
     /// Path and query as sent.
     pub fn target(&self) -> &str {
-        self.inner.url()
+        match &self.source {
+            Source::Inside(inner) => inner.url(),
+            Source::Direct(direct) => &direct.target,
+        }
     }
 
     /// Every header that came in, in its order; the gate has taken out what was for this connection only.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.inner.headers().iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()))
+        let (inside, direct) = match &self.source {
+            Source::Inside(inner) => (inner.headers(), [].as_slice()),
+            Source::Direct(direct) => ([].as_slice(), direct.headers.as_slice()),
+        };
+        let inside = inside.iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()));
+        inside.chain(direct.iter().map(|(name, value)| (name.as_str(), value.as_str())))
     }
 
     /// Who is asking; `None` on public routes and until it is known.
@@ -173,11 +222,7 @@ impl Request {
 
     /// The first header of this name.
     pub fn header(&self, name: &'static str) -> Option<&str> {
-        self.inner
-            .headers()
-            .iter()
-            .find(|header| header.field.equiv(name))
-            .map(|header| header.value.as_str())
+        self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The token of `Authorization: Bearer`; the scheme's case does not matter (RFC 9110, 11.1).
@@ -193,11 +238,9 @@ impl Request {
 
     /// The subprotocols that a WebSocket's client offers (RFC 6455, 11.3.4: the header may stand there more than once).
     pub fn subprotocols(&self) -> impl Iterator<Item = &str> {
-        self.inner
-            .headers()
-            .iter()
-            .filter(|header| header.field.equiv("Sec-WebSocket-Protocol"))
-            .flat_map(|header| header.value.as_str().split(','))
+        self.headers()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("Sec-WebSocket-Protocol"))
+            .flat_map(|(_, value)| value.split(','))
             .map(str::trim)
     }
 
@@ -214,7 +257,7 @@ impl Request {
 
     /// The first value of a query parameter, decoded.
     pub fn query(&self, name: &str) -> Option<String> {
-        let (_, query) = self.inner.url().split_once('?')?;
+        let (_, query) = self.target().split_once('?')?;
         query.split('&').find_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decode(&key.replace('+', " "))? == name).then(|| decode(&value.replace('+', " ")))?
@@ -249,7 +292,7 @@ impl Request {
     pub fn reader(&mut self) -> &mut dyn Read {
         match &mut self.held {
             Some(held) => held,
-            None => self.inner.as_reader(),
+            None => self.source.reader(),
         }
     }
 
@@ -258,7 +301,7 @@ impl Request {
         if self.is_streamed() {
             return self.header("X-Berth-Length")?.parse().ok();
         }
-        self.inner.body_length().map(|length| length as u64)
+        self.source.body_length().map(|length| length as u64)
     }
 
     /// The body, at most `cap` bytes.
@@ -270,12 +313,12 @@ impl Request {
             return Ok(held.into_inner());
         }
         let too_large = || Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"));
-        let announced = self.inner.body_length();
+        let announced = self.source.body_length();
         if announced.is_some_and(|length| length > cap) {
             return Err(too_large());
         }
         let mut body = Vec::with_capacity(announced.unwrap_or(0));
-        let read = self.inner.as_reader().take(cap as u64 + 1).read_to_end(&mut body);
+        let read = self.source.reader().take(cap as u64 + 1).read_to_end(&mut body);
         read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
         match announced {
             _ if body.len() > cap => Err(too_large()),
@@ -291,7 +334,7 @@ impl Request {
         match (&self.held, self.is_streamed()) {
             (Some(held), _) => Some(held.get_ref().len() as u64),
             (None, true) => None,
-            (None, false) => Some(self.inner.body_length().unwrap_or(0) as u64),
+            (None, false) => Some(self.source.body_length().unwrap_or(0) as u64),
         }
     }
 
@@ -318,7 +361,27 @@ impl Request {
         if !self.goes_on && response.is_whole() {
             pool::ending();
         }
-        response.send(self.inner);
+        let is_head = self.method == Method::Head;
+        match self.source {
+            Source::Inside(inner) => response.send(is_head, inner.into_writer()),
+            Source::Direct(direct) => response.send(is_head, direct.answered),
+        }
+    }
+}
+
+impl Source {
+    fn reader(&mut self) -> &mut dyn Read {
+        match self {
+            Source::Inside(inner) => inner.as_reader(),
+            Source::Direct(direct) => &mut direct.body,
+        }
+    }
+
+    fn body_length(&self) -> Option<usize> {
+        match self {
+            Source::Inside(inner) => inner.body_length(),
+            Source::Direct(direct) => Some(direct.body.get_ref().len()),
+        }
     }
 }
 

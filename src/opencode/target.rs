@@ -37,8 +37,8 @@ impl Target {
     /// `OpencodeUnconfigured` without an address; `Config` for one that is none.
     pub fn new(place: &Place) -> Result<Target> {
         let Some(url) = &place.base_url else {
-            let message = "OpenCode base URL is missing for this workspace; set its baseUrl in server.json, or start \
-                           berth with --opencode-base-url";
+            let message = "OpenCode base URL is missing for this workspace; set its baseUrl in server.json or with PATCH \
+                           /workspaces/ID, or start berth with --opencode-base-url";
             return Err(Error::new(Code::OpencodeUnconfigured, message));
         };
         let wrong = |what: &str| {
@@ -76,6 +76,15 @@ impl Target {
         })
     }
 
+    /// Whom to connect to.
+    pub(super) fn host(&self) -> (&str, u16) {
+        let authority = self.origin.split_once("://").map_or("", |(_, authority)| authority);
+        match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().unwrap_or(80)),
+            _ => (authority, 80),
+        }
+    }
+
     /// The URL of a path and query. They stay as the client wrote them, but for the signs that no URL can have
     /// (RFC 3986, 2), which are percent-encoded.
     pub fn url(&self, path_and_query: &str) -> String {
@@ -98,8 +107,8 @@ impl Target {
     /// What its client is told when it could not be called, with what a person can do about it.
     pub(super) fn failed(&self, code: Code, what: &str) -> Error {
         let message = format!(
-            "The OpenCode of workspace {} at {} failed: {what}. The workspace's baseUrl (server.json, or \
-             --opencode-base-url) says where it is",
+            "The OpenCode of workspace {} at {} failed: {what}. The workspace's baseUrl (server.json, \
+             --opencode-base-url, or PATCH /workspaces/ID) says where it is",
             self.workspace, self.origin
         );
         Error::new(code, message)

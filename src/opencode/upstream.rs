@@ -14,9 +14,9 @@ use ureq::{Agent, AsSendBody, Error as UreqError, SendBody};
 use super::address::Own;
 use super::headers::{self, DIRECTORY};
 use super::relay::Tunnel;
-use super::target::Target;
+use super::target::{Place, Target};
 use super::watch::{Cut, Watch};
-use super::wire::{Dialler, IDLE, LookupLater};
+use super::wire::{Dialler, IDLE, LookupLater, lookup};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -70,7 +70,29 @@ pub struct Body {
     watch: Rc<Watch>,
 }
 
+/// A body on its way to another thread.
+pub struct Detached {
+    reader: ureq::BodyReader<'static>,
+    stop: Cancel,
+    gone: Cancel,
+}
+
+impl Detached {
+    /// To be read on this thread.
+    pub fn attach(self) -> Body {
+        let watch = Rc::new(Watch::new(self.stop, self.gone, limits::UPSTREAM_SILENCE, false));
+        watch.answered();
+        Body { reader: self.reader, watch }
+    }
+}
+
 impl Body {
+    /// To be read on another thread.
+    pub fn detach(self) -> Detached {
+        let (stop, gone) = self.watch.ends();
+        Detached { reader: self.reader, stop, gone }
+    }
+
     /// Whose waiting it is.
     pub fn watch(&self) -> &Watch {
         &self.watch
@@ -88,6 +110,7 @@ impl Read for Body {
 /// The way to all upstreams.
 pub struct Upstreams {
     agent: Agent,
+    own: Own,
     stop: Cancel,
     patience: Duration,
 }
@@ -113,8 +136,26 @@ impl Upstreams {
             .max_idle_connections_per_host(limits::UPSTREAM_IDLE_CONNECTIONS)
             .max_idle_age(IDLE)
             .build();
-        let agent = Agent::with_parts(config, Dialler { own }, LookupLater);
-        Ok(Upstreams { agent, stop: Cancel::new()?, patience })
+        let agent = Agent::with_parts(config, Dialler { own: own.clone() }, LookupLater);
+        Ok(Upstreams { agent, own, stop: Cancel::new()?, patience })
+    }
+
+    /// Refuses an address that no call could go to. Looks names up, so it may take as long as that takes.
+    ///
+    /// # Errors
+    /// `InvalidBaseUrl`.
+    pub fn check(&self, place: &Place) -> Result<()> {
+        let url = place.base_url.clone().unwrap_or_default();
+        let refuse = |why: &str| Error::new(Code::InvalidBaseUrl, why).detail("baseUrl", url.clone());
+        let target = Target::new(place).map_err(|error| refuse(error.message()))?;
+        let (host, port) = target.host();
+        let found = lookup(host, port).ok().filter(|found| !found.is_empty());
+        let found =
+            found.ok_or_else(|| refuse(&format!("The baseUrl names a host that is not known: {host}")))?;
+        match found.into_iter().find_map(|address| self.own.refuses(address)) {
+            Some(why) => Err(refuse(&format!("The baseUrl cannot be used: {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// Ends every call, now and later.

@@ -73,7 +73,7 @@ type Slow = Box<dyn FnOnce()>;
 pub struct Watch {
     stop: Cancel,
     gone: Cancel,
-    /// Once the client's own socket was handed over, it tells better than `gone`.
+    /// The client's own socket, where it is at hand: it tells what `gone` tells only while the gate looks at it.
     client: RefCell<Option<Rc<dyn AsFd>>>,
     slow: RefCell<Option<(Instant, Slow)>>,
     /// Until when the head of the answer must be there; `None` once it is.
@@ -133,6 +133,11 @@ impl Watch {
         self.stop.as_fd()
     }
 
+    /// What ends it: the server's end, and the client's.
+    pub(super) fn ends(&self) -> (Cancel, Cancel) {
+        (self.stop.clone(), self.gone.clone())
+    }
+
     /// From here on this socket tells whether the client is there.
     pub fn set_client(&self, client: Rc<dyn AsFd>) {
         self.client.replace(Some(client));
@@ -169,17 +174,20 @@ impl Watch {
                 return Err(Cut::Late.into());
             }
             let client = self.client.borrow();
-            let mut fds = vec![PollFd::from_borrowed_fd(fd, want), PollFd::new(&self.stop, PollFlags::IN)];
-            match &*client {
-                Some(client) => fds.push(PollFd::from_borrowed_fd(client.as_fd(), PollFlags::RDHUP)),
-                None => fds.push(PollFd::new(&self.gone, PollFlags::IN)),
-            }
-            match poll(&mut fds, Some(&until(next))) {
+            let other = client.as_ref().map_or(fd, |client| client.as_fd());
+            let mut fds = [
+                PollFd::from_borrowed_fd(fd, want),
+                PollFd::new(&self.stop, PollFlags::IN),
+                PollFd::new(&self.gone, PollFlags::IN),
+                PollFd::from_borrowed_fd(other, PollFlags::RDHUP),
+            ];
+            let watched = if client.is_some() { 4 } else { 3 };
+            match poll(&mut fds[..watched], Some(&until(next))) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            if client.is_none() && !fds[2].revents().is_empty() || fds[2].revents().intersects(GONE) {
+            if !fds[2].revents().is_empty() || watched == 4 && fds[3].revents().intersects(GONE) {
                 return Err(Cut::Gone.into());
             }
             if !fds[1].revents().is_empty() {

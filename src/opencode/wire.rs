@@ -259,7 +259,7 @@ impl Dialler {
 }
 
 /// The addresses of a host. Numbers and `localhost` need nobody's help.
-fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, UreqError> {
+pub(super) fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, UreqError> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
