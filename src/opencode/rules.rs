@@ -44,6 +44,15 @@ pub fn is_about_permissions(path: &str) -> bool {
     })
 }
 
+/// Whether a path leads to what OpenCode tells with its secrets filled in: where a configuration says `{env:…}` or
+/// `{file:…}`, it shows what stands there, and a provider with its key.
+pub fn tells_secrets(path: &str) -> bool {
+    let words = ["config", "provider", "providers"];
+    decode(path, false)
+        .split(['/', '\\'])
+        .any(|segment| words.iter().any(|word| segment.eq_ignore_ascii_case(word)))
+}
+
 /// Every directory that a request names, in each of the ways in which OpenCode may read it.
 pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -> Vec<String> {
     let from_query = query.split('&').filter_map(|pair| {
@@ -147,6 +156,24 @@ mod tests {
             ["/", "/permissionx/y", "/session/s/message", "/question/q/reply", "/%2570ermission/x/reply"]
         {
             assert!(!is_about_permissions(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn secrets_in_every_spelling() {
+        for path in [
+            "/config",
+            "/config/providers",
+            "/provider",
+            "/global/config",
+            "/c%6fnfig",
+            "//Config/",
+            "/api/provider/x",
+        ] {
+            assert!(tells_secrets(path), "{path}");
+        }
+        for path in ["/", "/session/config-1", "/file", "/configs", "/event"] {
+            assert!(!tells_secrets(path), "{path}");
         }
     }
 

@@ -117,6 +117,9 @@ impl Check<'_> {
         if let Some(choices) = schema["anyOf"].as_array() {
             return self.any_of(choices, value, path, found);
         }
+        if is_reference(value) && takes_text(schema) {
+            return;
+        }
         if let Some(kind) = schema["type"].as_str() {
             if !is_a(kind, value) {
                 return found.push(Issue::at(path, format!("{} is wanted, not {}", a(kind), kind_of(value))));
@@ -228,6 +231,16 @@ impl Check<'_> {
     }
 }
 
+/// OpenCode puts a variable or a file in its place before it reads the whole; what that will be is its own to see.
+fn is_reference(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.contains("{env:") || text.contains("{file:"))
+}
+
+/// A reference stands in quotes, so it never becomes a number.
+fn takes_text(schema: &Value) -> bool {
+    schema["type"] == "string" || words(schema).is_some_and(|words| words.iter().any(|word| word.is_string()))
+}
+
 fn words(schema: &Value) -> Option<Vec<&Value>> {
     let list = schema["enum"].as_array().map(|list| list.iter().collect());
     list.or_else(|| schema.get("const").map(|word| vec![word]))
@@ -303,6 +316,7 @@ mod tests {
         for (key, value, at) in [
             ("model", json!(null), "model"),
             ("plugin", json!("a"), "plugin"),
+            ("plugin", json!("{env:PLUGINS}"), "plugin"),
             ("plugin", json!(["a", 1]), "plugin.1"),
             ("logLevel", json!("debug"), "logLevel"),
             ("command", json!({"a": {}}), "command.a.template"),
@@ -339,6 +353,9 @@ mod tests {
             ("theme", json!("x")),
             ("keybinds", json!({"leader": "x"})),
             ("shell", json!("bash")),
+            // Tried with both: the variable's value is what is checked there.
+            ("share", json!("{env:SHARE}")),
+            ("provider", json!({"a": {"options": {"apiKey": "{file:~/key}"}}})),
             ("plugin", json!(["a", ["b", {}]])),
             ("formatter", json!(true)),
             ("watcher", json!({"ignore": [], "new": 1})),

@@ -1,0 +1,88 @@
+//! `{env:NAME}` and `{file:PATH}` in OpenCode's configuration: berth shows and keeps them as they were written, and viewers
+//! do not see through the proxy what OpenCode puts in their place.
+
+use serde_json::{Value, json};
+
+use crate::opencode_serve::VERSIONS;
+use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
+use crate::procs::{secs, wait_for};
+use crate::project::Shop;
+use crate::scoped_tokens;
+use crate::scratch::Scratch;
+use crate::server::Setup;
+
+const SECRET: &str = "resolved-4d1c77";
+
+/// A configuration that refers to a variable of the server's and to a file outside of the workspace.
+fn config(outside: &str) -> Value {
+    let file = format!("{{file:{outside}}}");
+    json!({
+        "share": "{env:BERTH_IT_SHARE}",
+        "provider": {"acme": {
+            "npm": "@ai-sdk/openai-compatible",
+            "options": {"apiKey": file, "baseURL": "http://127.0.0.1:9"},
+            "models": {"m": {"name": "M"}},
+        }},
+        "mcp": {"m": {"type": "remote", "url": "http://127.0.0.1:9", "enabled": false, "headers": {"X": file}}},
+    })
+}
+
+#[test]
+fn reads_and_writes_leave_them_as_they_are() {
+    let scratch = Scratch::new();
+    let outside = scratch.file("outside.txt", SECRET);
+    let shop = Shop::of(Setup::new().arg("--approval=auto").env("BERTH_IT_SHARE", SECRET).start());
+    let config = config(outside.to_str().unwrap());
+    shop.patch(json!({ "opencode": config }));
+    assert!(shop.read("opencode.jsonc").contains("{env:BERTH_IT_SHARE}"));
+    let viewer = scoped_tokens::client(&shop.server, json!({"scope": "viewer"}));
+    for client in [&viewer, &shop.client, &shop.server.owner()] {
+        assert_eq!(client.get(200, &shop.path("/config"))["opencode"], config);
+        for call in
+            ["/mcp", "/plugins?includeGlobal=true", "/export", "/events", "/audit", "/commands", "/skills"]
+        {
+            let told = client.get(200, &shop.path(call));
+            assert!(!told.to_string().contains(SECRET), "{call}: {told}");
+        }
+    }
+    let full = shop.server.owner().get(200, &shop.path("/export?secrets=true"));
+    assert_eq!(full["opencode"], config);
+    // What no variable can become is still refused: it stands in quotes.
+    let odd = json!({"opencode": {"plugin": "{env:PLUGINS}"}});
+    shop.refused(422, "invalid_config", "PATCH", "/config", odd);
+    assert!(!shop.server.log().contains(SECRET));
+}
+
+#[test]
+fn viewers_do_not_see_what_opencode_puts_in_their_place() {
+    for version in VERSIONS {
+        let scratch = Scratch::new();
+        let outside = scratch.file("outside.txt", SECRET);
+        let opencode = Opencode::start(version, scratch.path());
+        let setup = Setup::new()
+            .arg("--approval=auto")
+            .arg(format!("--opencode-base-url={}", opencode.url()))
+            .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
+            .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD);
+        let shop = Shop::of(setup.start());
+        let mut config = config(outside.to_str().unwrap());
+        config["share"] = json!("manual");
+        shop.patch(json!({ "opencode": config }));
+        let viewer = scoped_tokens::client(&shop.server, json!({"scope": "viewer"}));
+        for path in ["config", "config/providers", "provider"] {
+            // It is no idle worry: this is what it tells.
+            wait_for("OpenCode to tell the secret", secs(60), || {
+                let reply = shop.client.call("GET", &format!("/opencode/{path}"), None);
+                (reply.status == 200 && reply.text().contains(SECRET)).then_some(())
+            });
+            for path in [path.to_owned(), format!("/{path}"), path.replace('o', "%6f"), format!("{path}/")] {
+                let told = viewer.refused(403, "forbidden", "GET", &format!("/opencode/{path}"), None);
+                assert!(told["message"].as_str().unwrap().contains("/workspace/:id/config"), "{told}");
+            }
+        }
+        for path in ["global/health", "session", "agent", "command", "mcp", "path"] {
+            let reply = viewer.call("GET", &format!("/opencode/{path}"), None).expect(200);
+            assert!(!reply.text().contains(SECRET), "{version} {path}: {reply}");
+        }
+    }
+}
