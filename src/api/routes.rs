@@ -123,6 +123,16 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Short,
         handler: system::activate,
     },
+    // It may have to look a name up.
+    Route {
+        method: Patch,
+        pattern: "/workspaces/:id",
+        auth: Auth::Host,
+        gate: Gate::Open,
+        effect: Effect::Write,
+        class: Class::Proxy,
+        handler: system::connect,
+    },
     read("/workspace/:id/audit", VIEWER, audit::of_workspace),
     read("/audit", Auth::Host, audit::of_server),
     read("/tokens", Auth::Host, tokens::list),

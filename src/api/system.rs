@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use super::{Ctx, VERSION, reach};
 use crate::access::Scope;
-use crate::base::Result;
+use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::workspaces::Workspace;
+use crate::workspaces::opencode::Change;
 
 fn now(value: &Value) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(value)))
@@ -139,39 +140,66 @@ pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     now(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
 }
 
+/// `PATCH /workspaces/:id`: where its OpenCode is.
+pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    let change: Change = request.json(limits::JSON_BODY_BYTES)?;
+    let place = workspace.opencode_at(workspace.connection_after(&change)).place;
+    if let (Some(url), Some(draft)) = (&place.base_url, request.draft()) {
+        draft.summary = format!("OpenCode at {url}").escape_debug().to_string();
+    }
+    let upstreams = ctx.upstreams.clone();
+    let shape = shown_to(request);
+    Ok(Answer::later(
+        move || {
+            // Looked up before it is kept, and again, and checked, whenever a connection is made.
+            if place.base_url.is_some() {
+                upstreams.check(&place)?;
+            }
+            workspace.connect(&change)?;
+            Ok(Response::ok(&json!({ "workspace": shape(&workspace) })))
+        },
+        None,
+    ))
+}
+
 /// The OpenWork workspace object; absent values are left out. Viewers do not get OpenCode's password.
 fn shown(workspace: &Workspace, request: &Request) -> Value {
+    shown_to(request)(workspace)
+}
+
+/// The same, for later.
+fn shown_to(request: &Request) -> impl Fn(&Workspace) -> Value + Send + use<> {
+    let trusted = request.actor().is_some_and(|actor| actor.scope >= Scope::Collaborator);
+    move |workspace| object(workspace, trusted)
+}
+
+fn object(workspace: &Workspace, trusted: bool) -> Value {
     let record = workspace.record();
     let mut object = json!({
         "id": workspace.openwork_id,
         "name": record.shown.name,
         "path": record.shown.path,
-        "workspaceType": "local",
     });
-    let trusted = request.actor().is_some_and(|actor| actor.scope >= Scope::Collaborator);
+    let connection = workspace.connection();
+    object["workspaceType"] = json!(workspace.kind_of_place());
+    let local = workspace.kind_of_place() != "remote";
     let mut opencode = serde_json::Map::new();
     let mut put = |key: &str, value: Option<&String>| {
         if let Some(value) = value {
             opencode.insert(key.to_owned(), json!(value));
         }
     };
-    match &workspace.configured {
-        Some(configured) => {
-            object["workspaceType"] = json!(configured.workspace_type);
-            put("baseUrl", configured.base_url.as_ref());
-            let local = configured.workspace_type != "remote";
-            put("directory", configured.directory.as_ref().or(local.then_some(&record.shown.path)));
-            if trusted {
-                put("username", configured.opencode_username.as_ref());
-                put("password", configured.opencode_password.as_ref());
-            }
-            for (key, value) in [("baseUrl", &configured.base_url), ("directory", &configured.directory)] {
-                if let Some(value) = value {
-                    object[key] = json!(value);
-                }
-            }
+    put("baseUrl", connection.base_url.as_ref());
+    put("directory", connection.directory.as_ref().or(local.then_some(&record.shown.path)));
+    if trusted {
+        put("username", connection.username.as_ref());
+        put("password", connection.password.as_ref());
+    }
+    for (key, value) in [("baseUrl", &connection.base_url), ("directory", &connection.directory)] {
+        if let Some(value) = value {
+            object[key] = json!(value);
         }
-        None => put("directory", Some(&record.shown.path)),
     }
     if !opencode.is_empty() {
         object["opencode"] = Value::Object(opencode);

@@ -1,8 +1,11 @@
-//! What a workspace says about its OpenCode.
+//! What a workspace says about its OpenCode: as configured, or as an owner has chosen since.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use super::Workspace;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{Configured, Workspace};
 use crate::opencode::Place;
 
 /// Where a workspace's OpenCode is, and which of its directories are the workspace's.
@@ -17,23 +20,176 @@ pub struct Opencode {
     pub is_here: bool,
 }
 
+/// Address, directory and credential as somebody wrote them down.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Where it answers.
+    pub base_url: Option<String>,
+    /// The directory that it is told.
+    pub directory: Option<String>,
+    /// For basic authentication.
+    pub username: Option<String>,
+    /// For basic authentication.
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({:?})", self.base_url)
+    }
+}
+
+/// What an owner has chosen. It holds until the configuration says something else than it did then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    connection: Connection,
+    /// The address that was configured.
+    instead_of: Option<String>,
+}
+
+/// The body of `PATCH /workspaces/:id`: what is there is changed, null takes it away; without an address all is as
+/// configured again.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Change {
+    /// Where it answers.
+    #[serde(default, deserialize_with = "given")]
+    pub base_url: Option<Option<String>>,
+    /// The directory that it is told.
+    #[serde(default, deserialize_with = "given")]
+    pub directory: Option<Option<String>>,
+    /// For basic authentication.
+    #[serde(default, deserialize_with = "given")]
+    pub opencode_username: Option<Option<String>>,
+    /// For basic authentication.
+    #[serde(default, deserialize_with = "given")]
+    pub opencode_password: Option<Option<String>>,
+}
+
+/// Tells null from a field that is not there.
+fn given<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(field).map(Some)
+}
+
+impl Change {
+    /// What there is after it. Another address gets nothing of the credential and the directory that were for this one.
+    fn apply(self, now: Connection) -> Connection {
+        let (was, mut next) = (now.base_url.clone(), now);
+        let set = |place: &mut Option<String>, change: Option<Option<String>>| {
+            if let Some(value) = change {
+                *place = value.filter(|value| !value.is_empty());
+            }
+        };
+        set(&mut next.base_url, self.base_url);
+        if next.base_url != was {
+            next = Connection { base_url: next.base_url, ..Connection::default() };
+        }
+        set(&mut next.directory, self.directory);
+        set(&mut next.username, self.opencode_username);
+        set(&mut next.password, self.opencode_password);
+        next
+    }
+}
+
+fn configured(configured: Option<&Configured>) -> Connection {
+    configured.map_or_else(Connection::default, |configured| Connection {
+        base_url: configured.base_url.clone(),
+        directory: configured.directory.clone(),
+        username: configured.opencode_username.clone(),
+        password: configured.opencode_password.clone(),
+    })
+}
+
+fn effective(chosen: Option<&Chosen>, configured: Connection) -> Connection {
+    match chosen {
+        Some(chosen) if chosen.instead_of == configured.base_url => chosen.connection.clone(),
+        _ => configured,
+    }
+}
+
 impl Workspace {
     /// As of now.
+    pub fn connection(&self) -> Connection {
+        effective(self.record().opencode.as_ref(), configured(self.configured.as_ref()))
+    }
+
+    /// `local`, or `remote` when its files are not here.
+    pub fn kind_of_place(&self) -> &str {
+        self.configured.as_ref().map_or("local", |configured| &configured.workspace_type)
+    }
+
+    /// What [`Workspace::connection`] will say after a change.
+    pub fn connection_after(&self, change: &Change) -> Connection {
+        change.clone().apply(self.connection())
+    }
+
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// Those of [`Workspace::update`].
+    pub fn connect(&self, change: &Change) -> crate::base::Result<()> {
+        self.update(|record| {
+            let was = configured(self.configured.as_ref());
+            let next = change.clone().apply(effective(record.opencode.as_ref(), was.clone()));
+            let instead_of = was.base_url;
+            record.opencode = next.base_url.is_some().then_some(Chosen { connection: next, instead_of });
+            Ok(())
+        })
+    }
+
+    /// As of now, for whoever calls it.
     pub fn opencode(&self) -> Opencode {
+        self.opencode_at(self.connection())
+    }
+
+    /// The same with another connection.
+    pub fn opencode_at(&self, connection: Connection) -> Opencode {
         let record = self.record();
-        let configured = self.configured.as_ref();
-        let is_here = configured.is_none_or(|configured| configured.workspace_type != "remote");
+        let is_here = self.kind_of_place() != "remote";
         let own = || is_here.then(|| record.shown.path.clone());
-        let named = configured.and_then(|configured| configured.directory.clone());
         Opencode {
+            directory: connection.directory.clone().or_else(own).map(PathBuf::from),
             place: Place {
                 workspace: record.shown.name.as_str().to_owned(),
-                base_url: configured.and_then(|configured| configured.base_url.clone()),
-                username: configured.and_then(|configured| configured.opencode_username.clone()),
-                password: configured.and_then(|configured| configured.opencode_password.clone()),
+                base_url: connection.base_url,
+                username: connection.username,
+                password: connection.password,
             },
-            directory: named.or_else(own).map(PathBuf::from),
             is_here,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(text: &str) -> Change {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn another_address_gets_no_credential_of_the_one_before() {
+        let now = Connection {
+            base_url: Some("http://a".into()),
+            directory: Some("/a".into()),
+            username: Some("u".into()),
+            password: Some("p".into()),
+        };
+        let same = change(r#"{"baseUrl": "http://a", "directory": null}"#).apply(now.clone());
+        assert_eq!((same.directory, same.password.as_deref()), (None, Some("p")));
+        let other = change(r#"{"baseUrl": "http://b", "opencodeUsername": "v"}"#).apply(now.clone());
+        assert_eq!((other.username.as_deref(), other.password, other.directory), (Some("v"), None, None));
+        assert_eq!(change(r#"{"baseUrl": null}"#).apply(now), Connection::default());
+        assert!(serde_json::from_str::<Change>(r#"{"path": "/"}"#).is_err());
+    }
+
+    #[test]
+    fn what_was_chosen_ends_with_another_configuration() {
+        let at = |url: &str| Connection { base_url: Some(url.into()), ..Connection::default() };
+        let chosen = Chosen { connection: at("http://mine"), instead_of: Some("http://a".into()) };
+        assert_eq!(effective(Some(&chosen), at("http://a")), at("http://mine"));
+        assert_eq!(effective(Some(&chosen), at("http://b")), at("http://b"));
+        assert_eq!(effective(Some(&chosen), Connection::default()), Connection::default());
     }
 }

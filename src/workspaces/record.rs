@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::opencode::Chosen;
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, Network};
 use crate::store::allowlist::Mount;
@@ -148,6 +149,9 @@ pub struct Record {
     pub job: Option<Job>,
     /// The folder was made by berth inside the workspace's own data, and goes with it.
     pub own_folder: bool,
+    /// Where owners have said that its OpenCode is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opencode: Option<Chosen>,
 }
 
 impl Record {
@@ -187,6 +191,7 @@ impl Record {
             origin,
             job: None,
             own_folder: false,
+            opencode: None,
         }
     }
 }

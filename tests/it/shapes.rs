@@ -149,6 +149,15 @@ fn every_reply_has_its_observed_shape() {
     let active = owner.post(200, &format!("/workspaces/{id}/activate"), json!({}));
     all.shape("activate", "POST /workspaces/:id/activate", &with_upstream(active));
 
+    let row = "PATCH /workspaces/:id";
+    let url = json!({"baseUrl": format!("http://{address}/x"), "directory": "/d", "opencodeUsername": "u"});
+    let moved = told(owner.call("PATCH", &format!("/workspaces/{id}"), Some(&url)), 200);
+    all.shape("workspace_patched", row, &with_upstream(moved));
+    let url = Some(json!({"baseUrl": "http://169.254.169.254"}));
+    let odd = owner.refused(400, "invalid_base_url", "PATCH", &format!("/workspaces/{id}"), url);
+    all.shape("workspace_patch_refused", row, &odd);
+    owner.call("PATCH", &format!("/workspaces/{id}"), Some(&json!({"baseUrl": null}))).expect(200);
+
     // Files.
     let sent = told(all.desk.upload("/inbox?path=a/b.txt", &[("name=file; filename=x", b"hello")]), 200);
     all.shape("inbox_upload", "POST /workspace/:id/inbox", &sent);
