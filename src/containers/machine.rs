@@ -243,7 +243,7 @@ impl Machine {
             Network::Host | Network::None => None,
         };
         let link = lease.as_ref().and_then(|lease| lease.link().cloned());
-        let script = link.as_ref().map(|link| self.around.networks.start_script(link));
+        let script = link.as_ref().map(|link| self.around.networks.start_script(link)).transpose()?;
         let mounts = binds::prepare(place, &self.around.allowlist)?;
         let attach = mounts.as_ref().map_or(&[][..], |mounts| &mounts.args);
         let runtime = open_dir(&place.runtime)?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Place, seeded, shared, shared_box};
 use crate::outside::{self, METADATA, Outside, PORT};
 use crate::procs::{self, secs, wait_for};
-use crate::server::{self, NIL, Server};
+use crate::server::{self, NIL, Server, Setup};
 
 #[track_caller]
 fn network(place: &Place<'_>) -> Value {
@@ -369,16 +369,92 @@ fn a_range_is_free_or_refused() {
     assert_eq!(second.sh("echo room"), "room\n");
 }
 
+/// A host without these programs, for one server alone.
+fn without(programs: &str) -> Vec<String> {
+    let hide = format!(
+        "for p in {programs}; do for f in /usr/sbin /sbin; do \
+         [ ! -e $f/$p ] || mount --bind /dev/null $(readlink -f $f/$p); done; done; exec \"$@\""
+    );
+    ["unshare", "--mount", "sh", "-c", &hide, "sh"].map(str::to_owned).to_vec()
+}
+
+#[track_caller]
+fn start_without(setup: &Setup, programs: &str) -> Server {
+    let wrapper = without(programs);
+    setup.start_through(&wrapper.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Rules of this name among those of iptables.
+fn iptables_rules(table: &str) -> Vec<String> {
+    let told = server::run(&mut Command::new("iptables-save"), secs(10));
+    assert_eq!(told.code, Some(0), "{told:?}");
+    told.stdout.lines().filter(|line| line.contains(table)).map(str::to_owned).collect()
+}
+
+#[test]
+fn iptables_does_where_there_is_no_nft() {
+    let outside = Outside::open();
+    let port = outside::on_the_host();
+    let setup = seeded();
+    let server = start_without(&setup, "nft");
+    let one = Place::ready(&server, json!({"name": "one", "network": "private"}));
+    let two = Place::ready(&server, json!({"name": "two", "network": "private"}));
+    two.sh("true");
+    serve_inside(&one, 8000);
+    let before = network(&one);
+    let (prefix, table) = names(&before);
+    assert!(!tables().contains(&format!("inet {table}")), "{}", tables());
+    let rules = iptables_rules(&table);
+    assert_eq!(rules.iter().filter(|rule| rule.contains("-j berth-")).count(), 4, "{rules:#?}");
+
+    let check = |place: &Place<'_>, neighbour: &str| {
+        assert_eq!(get(place, &outside.address, PORT).as_deref(), Some(outside.host.as_str()));
+        let mut own = outside::own_addresses();
+        own.retain(|host| hello_from(host, port).is_some());
+        assert!(own.contains(&outside.host) && own.iter().any(|own| own == "127.0.0.1"), "{own:?}");
+        for host in &own {
+            assert_eq!(get(place, host, port), None, "{host} of the host is reached from a private network");
+        }
+        assert_eq!(get(place, METADATA, PORT), None);
+        assert_eq!(get(place, neighbour, 8000), None, "{neighbour} of a neighbour is reached");
+        let begun = std::time::Instant::now();
+        place.exec(json!({"args": ["bash", "-c", format!("exec 3<>/dev/tcp/{METADATA}/80")]}));
+        assert!(begun.elapsed() < secs(2), "what is refused is refused at once: {:?}", begun.elapsed());
+    };
+    let address = before["address"].as_str().unwrap().to_owned();
+    assert_eq!(hello_from(&address, 8000).as_deref(), Some("caller x\n"));
+    check(&two, &address);
+    assert_eq!(get(&one, "127.0.0.1", 8000).as_deref(), Some("x"));
+
+    // A killed server's are taken over, and nft that comes meanwhile does not make the rest forgotten.
+    let (id, other) = (one.id.clone(), two.id.clone());
+    std::mem::forget((one, two));
+    server.crash();
+    let server = setup.start();
+    let list = server.owner().get(200, "/api/workspaces");
+    let again = |id: &str| {
+        let made = list.as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
+        Place::of(&server, made)
+    };
+    let (one, two) = (again(&id), again(&other));
+    assert_eq!(network(&one), before);
+    assert!(tables().contains(&format!("inet {table}")), "{}", tables());
+    check(&two, &address);
+    std::mem::forget((one, two));
+    server.stop();
+    assert!(links(&prefix).is_empty(), "{:?}", links(&prefix));
+    assert_eq!((iptables_rules(&table), tables().contains(&table)), (Vec::new(), false));
+    assert!(!setup.data_dir().join("network.json").exists());
+}
+
 #[test]
 fn what_is_missing_is_said_at_once() {
-    // A host without nft, for this server alone.
-    let hide =
-        "for p in /usr/sbin/nft /sbin/nft; do [ ! -e $p ] || mount --bind /dev/null $p; done; exec \"$@\"";
-    let server = seeded().start_through(&["unshare", "--mount", "sh", "-c", hide, "sh"]);
+    let server = start_without(&seeded(), "nft iptables");
     let place = Place::pending(&server, json!({"name": "no tools", "network": "private"}));
     let told = place.client.refused(503, "unavailable", "POST", &place.path("/build"), None);
     let message = told["message"].as_str().unwrap();
     assert!(message.contains("nft is missing") && message.contains("nftables"), "{message}");
+    assert!(message.contains("iptables would do"), "{message}");
     place.client.put(200, &place.path(""), json!({"network": "host"}));
     place.build();
     place.sh("true");

@@ -1,12 +1,14 @@
 //! Private networks: a container in its own network namespace, a veth pair between it and the host, addresses, address
 //! translation, and the rules that keep it from the host and from its neighbours ([`rules`]). Namespace and links are
 //! made by the start of the container and live as long as it does, whoever watches it; what lives longer bears this
-//! server's name, so that a later one finds and removes it: the links `vbXXXXXX-N` and the table `berth-XXXXXX`.
+//! server's name, so that a later one finds and removes it: the links `vbXXXXXX-N` and the table, or the chains of
+//! iptables where there is no nft, `berth-XXXXXX`.
 //! Never touches anybody else's links or tables; switches `ip_forward` on where it is off, and leaves it on.
 //!
-//! Lock: `state`, a leaf, held while `ip` and `nft` run (some ms, at most [`limits::NETWORK_TOOL`] each), so that the
+//! Lock: `state`, a leaf, held while `ip`, `nft` and iptables run (some ms, at most [`limits::NETWORK_TOOL`] each), so that the
 //! table fits the links.
 
+mod iptables;
 mod range;
 mod resolver;
 mod rules;
@@ -87,6 +89,31 @@ struct State {
 #[derive(Serialize, Deserialize)]
 struct Memory {
     range: Range,
+    /// There are chains of iptables.
+    #[serde(default)]
+    iptables: bool,
+}
+
+/// What the host keeps its rules with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Firewall {
+    Nftables,
+    Iptables,
+}
+
+impl Firewall {
+    /// nft where it is there, else iptables.
+    fn of_host() -> Result<Firewall> {
+        let missing = match tools::require("nft") {
+            Ok(_) => return Ok(Firewall::Nftables),
+            Err(error) => error,
+        };
+        if ["iptables", "iptables-restore", "sh"].into_iter().all(|program| tools::find(program).is_some()) {
+            return Ok(Firewall::Iptables);
+        }
+        let message = format!("{} (iptables would do, and is not there either)", missing.message());
+        Err(Error::new(missing.code(), message).detail("program", "nft"))
+    }
 }
 
 /// A link in use; gone with the value.
@@ -103,9 +130,7 @@ impl Networks {
         let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
         let instance: String = hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
         let memory = data_dir.join("network.json");
-        let before = file::read_optional(&memory, 4096).ok().flatten();
-        let before = before.and_then(|bytes| serde_json::from_slice::<Memory>(&bytes).ok());
-        let range = choice.range.or(before.map(|before| before.range));
+        let range = choice.range.or(Memory::read(&memory).map(|before| before.range));
         Networks {
             // A link's name has at most 15 characters.
             names: Names { table: format!("berth-{instance}"), links: format!("vb{instance}-") },
@@ -125,13 +150,15 @@ impl Networks {
             let message = "A private network needs root; start berth as root, or choose another network";
             return Err(Error::new(Code::Unavailable, message));
         }
-        for program in ["ip", "nft", "nsenter"] {
-            tools::require(program).map_err(|error| {
-                let message = format!("A private network cannot be made: {}", error.message());
-                Error::new(Code::Unavailable, message).detail("program", program)
-            })?;
+        let cannot = |error: Error| {
+            let program = error.body()["details"]["program"].clone();
+            let message = format!("A private network cannot be made: {}", error.message());
+            Error::new(Code::Unavailable, message).detail("program", program)
+        };
+        for program in ["ip", "nsenter"] {
+            tools::require(program).map_err(cannot)?;
         }
-        Ok(())
+        Firewall::of_host().map(drop).map_err(cannot)
     }
 
     /// A free link for a container, whose name decides which one it gets if it is free; the host is prepared for it.
@@ -208,8 +235,12 @@ impl Networks {
     }
 
     /// What the start of a container does first.
-    pub(super) fn start_script(&self, link: &Link) -> String {
-        rules::start_script(link, &Networks::ranges(&lock(&self.state)), std::process::id())
+    ///
+    /// # Errors
+    /// `Unavailable` when what keeps rules is gone.
+    pub(super) fn start_script(&self, link: &Link) -> Result<String> {
+        let ranges = Networks::ranges(&lock(&self.state));
+        Ok(rules::start_script(Firewall::of_host()?, link, &ranges, std::process::id()))
     }
 
     /// What a container's resolv.conf says.
@@ -284,21 +315,37 @@ impl Networks {
     }
 
     fn load(&self, state: &State) -> Result<()> {
-        let ranges = Networks::ranges(state);
-        let remembered = Memory { range: *ranges.first().unwrap_or(&range::CANDIDATES[0]) };
+        let (ranges, firewall) = (Networks::ranges(state), Firewall::of_host()?);
+        let remembered = Memory {
+            range: *ranges.first().unwrap_or(&range::CANDIDATES[0]),
+            // Also when nft has come since: both hold then, and both go.
+            iptables: firewall == Firewall::Iptables
+                || Memory::read(&self.memory).is_some_and(|before| before.iptables),
+        };
         let text =
             serde_json::to_vec(&remembered).map_err(|error| Error::internal("network").because(error))?;
-        // Before there is a table, so that none is forgotten.
+        // Before there are rules, so that none are forgotten.
         file::replace(&self.memory, &text, 0o600)?;
-        self.run("nft", &[&rules::host_table(&self.names, &ranges)]).map(drop)
+        let done = match firewall {
+            Firewall::Nftables => self.run("nft", &[&rules::host_table(&self.names, &ranges)]),
+            Firewall::Iptables => self.run("sh", &["-c", &iptables::host_script(&self.names, &ranges)]),
+        };
+        done.map(drop)
     }
 
     fn unload(&self) {
         let table = &self.names.table;
-        // One that somebody else has removed is no failure: made first, it can be deleted.
-        match self.run("nft", &[&format!("table inet {table}\ndelete table inet {table}")]) {
-            Ok(_) => _ = std::fs::remove_file(&self.memory),
-            Err(error) => log::warn!("The table {table} of nftables could not be removed: {error}"),
+        let iptables = Memory::read(&self.memory).is_some_and(|before| before.iptables);
+        // Rules that somebody else has removed are no failure: a table that is made first can be deleted.
+        let by_nft = || self.run("nft", &[&format!("table inet {table}\ndelete table inet {table}")]);
+        let by_iptables = || self.run("sh", &["-c", &iptables::removal_script(&self.names)]);
+        let steps = [
+            tools::find("nft").is_some().then(by_nft),
+            (iptables && tools::find("iptables").is_some()).then(by_iptables),
+        ];
+        match steps.into_iter().flatten().find_map(Result::err) {
+            None => _ = std::fs::remove_file(&self.memory),
+            Some(error) => log::warn!("The rules {table} of private networks could not be removed: {error}"),
         }
     }
 
@@ -343,11 +390,26 @@ impl Networks {
     }
 }
 
-/// Rules like those of a server, to see whether this host can have them.
-pub fn sample_rules() -> String {
+/// A program and its arguments that make rules like those of a server, to see whether this host can have them; and what
+/// they are kept with. `None` where there is nothing.
+pub fn sample_rules() -> Option<(&'static str, Vec<String>, &'static str)> {
     let names = Names { table: "berth-doctor".into(), links: "vbdoctor-".into() };
     let ranges = [range::CANDIDATES[0]];
-    rules::host_table(&names, &ranges) + &rules::inner_table(&ranges)
+    Some(match Firewall::of_host().ok()? {
+        Firewall::Nftables => {
+            ("nft", vec![rules::host_table(&names, &ranges) + &rules::inner_table(&ranges)], "nft")
+        }
+        Firewall::Iptables => {
+            let script = iptables::host_script(&names, &ranges) + &iptables::inner_script(&ranges);
+            ("sh", vec!["-c".into(), script], "iptables, since there is no nft")
+        }
+    })
+}
+
+impl Memory {
+    fn read(path: &Path) -> Option<Memory> {
+        serde_json::from_slice(&file::read_optional(path, 4096).ok()??).ok()
+    }
 }
 
 impl Names {

@@ -1,16 +1,19 @@
 //! The rules of private networks, as nft(8) reads them, and the shell's part of a start. Two tables keep a container
 //! from what it must not reach. One lies in its own network namespace, which belongs to the host's users, so nothing
 //! inside can touch it, and a reload of the host's firewall cannot either; it ends with the namespace. The other is the
-//! host's, all containers of a server share it, and it knows what changes while they run: the host's own addresses. Pure.
+//! host's, all containers of a server share it, and it knows what changes while they run: the host's own addresses. Where
+//! there is no nft, [`iptables`] has the same rules. Pure.
 
 use super::range::Range;
-use super::{Link, Names};
+use super::{Firewall, Link, Names, iptables};
 
 /// Loopback, link-local with the metadata service of most clouds, broadcast and multicast; then the metadata services
 /// of Alibaba Cloud and of Oracle's older cloud, which lie elsewhere.
-const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, 100.100.100.200, 192.0.0.192";
-/// Azure's wire server is a name server too; what it knows of the machine comes by these ports.
-const WIRE_SERVER: &str = "ip daddr 168.63.129.16 tcp dport { 80, 443, 32526 }";
+pub(super) const NEVER: &str =
+    "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, 100.100.100.200, 192.0.0.192";
+/// Azure's wire server is a name server too; what it knows of the machine comes by [`WIRE_PORTS`].
+pub(super) const WIRE_SERVER: &str = "168.63.129.16";
+pub(super) const WIRE_PORTS: &str = "80,443,32526";
 
 fn list(ranges: &[Range]) -> String {
     ranges.iter().map(|range| format!(", {range}")).collect()
@@ -34,7 +37,7 @@ table inet {table} {{
     ct state established,related accept
     fib daddr type != unicast drop
     ip daddr {{ {NEVER}{inside} }} drop
-    {WIRE_SERVER} drop
+    ip daddr {WIRE_SERVER} tcp dport {{ {WIRE_PORTS} }} drop
   }}
   chain to_containers {{
     type filter hook forward priority filter; policy accept;
@@ -63,7 +66,7 @@ pub(super) fn inner_table(ranges: &[Range]) -> String {
     meta nfproto != ipv4 drop
     ct state established,related accept
     ip daddr {{ {NEVER}{inside} }} reject with icmp type admin-prohibited
-    {WIRE_SERVER} reject with icmp type admin-prohibited
+    ip daddr {WIRE_SERVER} tcp dport {{ {WIRE_PORTS} }} reject with icmp type admin-prohibited
   }}
 }}
 "
@@ -73,9 +76,12 @@ pub(super) fn inner_table(ranges: &[Range]) -> String {
 /// What the shell does in the new network namespace before it becomes nspawn. `server`: whose namespace is the host's.
 /// IPv6 is off: it would need the same rules once more, and most hosts have no range of it to give away. Ping and low
 /// ports need no privilege over a namespace in which nobody else is.
-pub(super) fn start_script(link: &Link, ranges: &[Range], server: u32) -> String {
+pub(super) fn start_script(firewall: Firewall, link: &Link, ranges: &[Range], server: u32) -> String {
     let Link { interface, gateway, address } = link;
-    let rules = inner_table(ranges);
+    let rules = match firewall {
+        Firewall::Nftables => format!("nft -f - <<'END'\n{}END\n", inner_table(ranges)),
+        Firewall::Iptables => iptables::inner_script(ranges),
+    };
     let sysctl = "/proc/sys/net";
     format!(
         "set -e
@@ -89,9 +95,7 @@ for kind in all default; do
 done
 echo 0 >{sysctl}/ipv4/ip_unprivileged_port_start
 echo '0 2147483647' >{sysctl}/ipv4/ping_group_range
-nft -f - <<'END'
-{rules}END
-nsenter --net=/proc/{server}/ns/net sh -e -c '
+{rules}nsenter --net=/proc/{server}/ns/net sh -e -c '
 [ ! -e {sysctl}/ipv6/conf/{interface}/disable_ipv6 ] || echo 1 >{sysctl}/ipv6/conf/{interface}/disable_ipv6
 ip addr add {gateway}/30 dev {interface}
 ip link set {interface} up'

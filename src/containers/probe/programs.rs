@@ -81,14 +81,17 @@ pub(super) fn network(subject: &Subject) -> Vec<Check> {
         };
     let pair = tried("ip", &["link", "add", "berth0", "type", "veth", "peer", "name", "berth1"]);
     // Everything that our own rules use.
-    let rules = crate::containers::network::sample_rules();
-    let rules = tried("nft", &[&rules]);
+    let sample = crate::containers::network::sample_rules();
+    let rules = sample
+        .as_ref()
+        .and_then(|(program, args, _)| tried(program, &args.iter().map(String::as_str).collect::<Vec<_>>()));
+    let kept = sample.map_or("nft", |(_, _, kept)| kept);
     let mut checks = vec![
         row("virtual links", pair, "ip", "iproute2", "a kernel with CONFIG_VETH"),
         row(
             "address translation",
             rules,
-            "nft",
+            kept,
             "nftables",
             "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_MASQ and CONFIG_NFT_FIB_INET",
         ),
