@@ -137,7 +137,7 @@ impl Lifecycle {
             false => Ok(()),
         };
         go_on()?;
-        self.log_warnings(&record, &mut log);
+        self.log_warnings(workspace, &record, &mut log);
         if fresh {
             let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
             let from = record.shown.image.as_deref().unwrap_or(distro.as_str());
@@ -154,6 +154,7 @@ impl Lifecycle {
             self.engine.remove(&workspace.machine_name());
             self.give_up(&site)?;
             *done = Done::GivenUp;
+            self.bound_disk(workspace, &record);
             let kind = self.roots.make(&site, &image, &mut log, cancel)?;
             *done = Done::Made;
             log.say(format!("Base system installed ({})", kind.as_str()));

@@ -4,12 +4,12 @@
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::resources::Enforcements;
 use super::{Lifecycle, build_log_path, init};
 use crate::base::ids::Distro;
 use crate::base::{Result, clock, limits};
 use crate::containers::machine;
 use crate::containers::roots::Kind;
-use crate::proc::Enforcement;
 use crate::store::file;
 use crate::workspaces::{Kind as WorkspaceKind, Status};
 
@@ -39,7 +39,7 @@ pub struct Debug {
     /// The container; null on the host.
     machine: Option<machine::Status>,
     /// Whether and how this host enforces limits.
-    enforcement: Enforcement,
+    enforcement: Enforcements,
     /// What was asked for and does not hold here.
     warnings: Vec<String>,
 }
@@ -79,7 +79,7 @@ impl Lifecycle {
         let site = super::site(&workspace, &record);
         let size = (container && root.is_some()).then(|| self.roots.size(&site)).flatten();
         let machine = container.then(|| self.engine.status(&workspace.machine_name()));
-        let mut warnings = self.warnings(&record);
+        let mut warnings = self.warnings(&workspace, &record);
         for bound in machine.iter().flat_map(|machine| &machine.mounts).filter(|bound| !bound.mapped) {
             warnings.push(format!(
                 "Files in {} belong to nobody in the container: neither kernel, file system nor systemd-nspawn could \
@@ -110,7 +110,7 @@ impl Lifecycle {
             last_error: record.shown.error_message.clone(),
             running: machine.as_ref().is_some_and(|machine| machine.state == "running"),
             machine,
-            enforcement: self.engine.cgroups().enforcement().clone(),
+            enforcement: self.enforcements(&workspace, &record),
             warnings,
         })
     }

@@ -44,8 +44,9 @@ struct Used {
     disk_bytes: Option<u64>,
 }
 
+/// Whether and how each limit is enforced.
 #[derive(Debug, Serialize)]
-struct Enforcements {
+pub struct Enforcements {
     #[serde(flatten)]
     group: Enforcement,
     disk_bytes: Enforced,
@@ -121,18 +122,15 @@ impl Lifecycle {
             },
             asked,
             used: Used { now, so_far, disk_bytes: disk },
-            enforcement: Enforcements {
-                group: cgroups.enforcement().clone(),
-                disk_bytes: disk_enforcement(),
-            },
-            warnings: self.warnings(&record),
+            enforcement: self.enforcements(&workspace, &record),
+            warnings: self.warnings(&workspace, &record),
             machine: *cgroups.capacity(),
             all_workloads: cgroups.capacity().all_work(),
         })
     }
 
     /// What was asked for and does not hold on this host, in words.
-    pub(super) fn warnings(&self, record: &Record) -> Vec<String> {
+    pub(super) fn warnings(&self, workspace: &Workspace, record: &Record) -> Vec<String> {
         let mut all = Vec::new();
         if record.shown.network() == Network::Private {
             all.extend(self.engine.networks().warnings());
@@ -142,9 +140,32 @@ impl Lifecycle {
         let enforcement = self.engine.cgroups().enforcement();
         all.extend(enforcement.missing(&asked.limits()).into_iter().map(|(name, why)| say(name, why)));
         if asked.disk_bytes.is_some() {
-            all.push(say("disk_bytes", &disk_enforcement().how));
+            let disk = self.disk(workspace, record);
+            all.extend((!disk.enforced).then(|| say("disk_bytes", &disk.how)));
         }
         all
+    }
+
+    pub(super) fn enforcements(&self, workspace: &Workspace, record: &Record) -> Enforcements {
+        let group = self.engine.cgroups().enforcement().clone();
+        Enforcements { group, disk_bytes: self.disk(workspace, record) }
+    }
+
+    fn disk(&self, workspace: &Workspace, record: &Record) -> Enforced {
+        match record.shown.workspace_type {
+            Kind::Container => self.roots.bounded(&super::site(workspace, record)),
+            Kind::Host => {
+                let how =
+                    "the files of a host workspace are the host's; only a container's are bounded".into();
+                Enforced { enforced: false, how }
+            }
+        }
+    }
+
+    /// Bounds what a container's files take.
+    pub(super) fn bound_disk(&self, workspace: &Workspace, record: &Record) {
+        let bytes = record.shown.resources.and_then(|resources| resources.disk_bytes);
+        self.roots.bound(&super::site(workspace, record), bytes);
     }
 
     /// What holds for a workspace: what was asked for, for a container else the machine's defaults.
@@ -176,7 +197,11 @@ impl Lifecycle {
     fn apply(&self, workspace: &Workspace, record: &Record) -> Result<()> {
         let limits = self.limits_of(record);
         match record.shown.workspace_type {
-            Kind::Container => self.engine.rebound(&workspace.machine_name(), &limits),
+            Kind::Container => {
+                self.engine.rebound(&workspace.machine_name(), &limits)?;
+                self.bound_disk(workspace, record);
+                Ok(())
+            }
             Kind::Host => match lock(&self.host_groups).get(&workspace.id()) {
                 Some(group) => group.rebound(&limits),
                 None => Ok(()),
@@ -185,17 +210,15 @@ impl Lifecycle {
     }
 
     /// Says in a build's log what will not hold.
-    pub(super) fn log_warnings(&self, record: &Record, log: &mut crate::containers::BuildLog) {
-        for warning in self.warnings(record) {
+    pub(super) fn log_warnings(
+        &self,
+        workspace: &Workspace,
+        record: &Record,
+        log: &mut crate::containers::BuildLog,
+    ) {
+        for warning in self.warnings(workspace, record) {
             log::warn!("workspace {}: {warning} ({})", record.shown.id, build_log_path(record).display());
             log.say(format!("Warning: {warning}"));
         }
-    }
-}
-
-fn disk_enforcement() -> Enforced {
-    Enforced {
-        enforced: false,
-        how: "berth sets no disk quotas; put its data folder on a file system of its own".into(),
     }
 }

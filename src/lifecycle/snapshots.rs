@@ -248,6 +248,7 @@ impl Lifecycle {
         let own = self.enter_job_with(made, false, entered.cancel.clone())?;
         let own = Journaled::begin(made.clone(), own, |_, _| Ok(()))?;
         let to = site(made, &made.record());
+        self.bound_disk(made, &made.record());
         let before = sync::known(workspace.folder())?;
         let kept = match snapshot {
             Some(snapshot) => {

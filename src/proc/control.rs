@@ -223,9 +223,13 @@ impl Files<'_> {
             None => {}
         }
         usage.oom_killed = self.oom_kills().map(|count| count > 0);
-        if let Some((folder, _)) = self.of(Controller::Pids) {
+        if let Some((folder, v2)) = self.of(Controller::Pids) {
             usage.peak_pids = number(&folder, "pids.peak");
-            usage.pids_refused = field(&folder, "pids.events", "max");
+            // Before Linux 6.11, which has the second file, a refusal is counted for the group that forks, not for the
+            // one whose limit it is: then 0 says nothing.
+            let counts_here = !v2 || folder.join("pids.events.local").exists();
+            usage.pids_refused =
+                field(&folder, "pids.events", "max").filter(|count| *count > 0 || counts_here);
         }
         usage
     }

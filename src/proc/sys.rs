@@ -573,3 +573,28 @@ fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::R
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Reads how the file system of `folder` keeps project quotas (`fs_quota_statv`, its version given), or writes the bounds
+/// of the project `id` (`if_dqblk`) if `set`: quotactl_fd(2), Linux 5.14.
+///
+/// # Errors
+/// What quotactl_fd(2) said.
+pub fn project_quota(folder: BorrowedFd<'_>, set: bool, id: u32, data: &mut [u8; 256]) -> io::Result<()> {
+    // Q_SETQUOTA or Q_XGETQSTATV, of PRJQUOTA.
+    let command: u32 = if set { 0x80_0008 } else { 0x5808 } << 8 | 2;
+    let (fd, data) = (folder.as_raw_fd(), data.as_mut_ptr());
+    // SAFETY: `data` is larger than either struct, and the kernel copies no more than that.
+    let done = unsafe { libc::syscall(libc::SYS_quotactl_fd, fd, command, id, data) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads, or writes if `set`, the `fsxattr` of a file (FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR).
+///
+/// # Errors
+/// What ioctl(2) said.
+pub fn extended_attributes(file: BorrowedFd<'_>, set: bool, data: &mut [u8; 28]) -> io::Result<()> {
+    let request: libc::c_ulong = if set { 0x401c_5820 } else { 0x801c_581f };
+    // SAFETY: both requests take a struct of exactly this size, which their numbers say as well.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), request as _, data.as_mut_ptr()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -12,6 +12,7 @@ pub mod json;
 pub mod jsonc;
 pub mod lock;
 mod mounts;
+pub mod quota;
 pub mod tree;
 mod usage;
 

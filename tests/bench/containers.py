@@ -4,6 +4,7 @@ connections over four containers; the first command of a stopped one; and what i
 and server at random moments. An argument picks parts by name."""
 
 import glob
+import hashlib
 import json
 import os
 import random
@@ -28,6 +29,8 @@ ROUNDS = int(os.environ.get("ROUNDS", "2000"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "8"))
 STARTS = int(os.environ.get("STARTS", "20"))
 KILLS = int(os.environ.get("KILLS", "500"))
+# A private one has links and rules that could stay behind.
+NETWORK = os.environ.get("NETWORK", "private")
 
 # wrk, because sixteen connections of Python would need both cores for themselves.
 LUA = """
@@ -162,8 +165,11 @@ def parent(pid):
         return int(stat.read().rsplit(")", 1)[1].split()[1])
 
 
-def links():
-    return set(os.listdir("/sys/class/net"))
+def networks(data):
+    """Links and tables of a server's private networks, by the name that it gives them."""
+    name = hashlib.sha256(os.path.realpath(data).encode()).hexdigest()[:6]
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+    return [link for link in os.listdir("/sys/class/net") if link.startswith(f"vb{name}-")] + re.findall(rf"berth-{name}", tables)
 
 
 def leftovers(data):
@@ -197,8 +203,9 @@ def kills():
 
 
 def killed(own):
-    before, failed = links(), []
-    status, made = own.call("POST", "/api/workspaces", {"name": "killed", "workspace_type": "container", "distro": "debian-bookworm"})
+    failed = []
+    body = {"name": "killed", "workspace_type": "container", "distro": "debian-bookworm", "network": NETWORK}
+    status, made = own.call("POST", "/api/workspaces", body)
     path = f"/api/workspaces/{made['id']}"
     own.call("POST", path + "/build")
     while own.call("GET", path)[1]["status"] == "building":
@@ -231,15 +238,15 @@ def killed(own):
     own.child.wait(30)
     time.sleep(0.5)
     processes, mounts, groups = leftovers(own.data)
-    new_links = links() - before
+    new_links = networks(own.data)
     for line in failed[:5]:
         print(line, file=sys.stderr)
-    if not (failed or processes or mounts):
+    if not (failed or processes or mounts or groups or new_links):
         shutil.rmtree(own.folder, ignore_errors=True)
     count = ", ".join(f"{count} {whom}" for whom, count in counts.items())
-    return [(f"{KILLS} kill -9: next command failed", str(len(failed)), "0", f"{count}; seed {seed}"),
+    return [(f"{KILLS} kill -9, network {NETWORK}: next command failed", str(len(failed)), "0", f"{count}; seed {seed}"),
             ("the next command took, p50", f"{table.percentile(times, 0.5):.0f} ms", "", f"worst {max(times):.0f} ms"),
-            ("processes, mounts, groups, links left", f"{len(processes)}, {len(mounts)}, {len(groups)}, {len(new_links)}", "0, 0, 0, 0", "")]
+            ("processes, mounts, groups, links and tables left", f"{len(processes)}, {len(mounts)}, {len(groups)}, {len(new_links)}", "0, 0, 0, 0", "")]
 
 
 def cost():

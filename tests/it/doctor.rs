@@ -123,6 +123,7 @@ fn this_machine_can_do_everything_that_the_tests_need() {
         "limit of swap",
         "limit of processors",
         "limit of processes",
+        "limit of disk",
         "id-mapped mounts",
         "overlayfs",
         "mapped overlays",

@@ -85,6 +85,8 @@ fn what_a_host_cannot_enforce_is_said() {
     owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"resources": {"disk_bytes": 1u64 << 30}}));
     let told = owner.get(200, &format!("/api/workspaces/{NIL}/resources"));
     assert_eq!(told["enforcement"]["disk_bytes"]["enforced"], false);
+    let debug = owner.get(200, &format!("/api/workspaces/{NIL}/debug"));
+    assert_eq!(debug["enforcement"], told["enforcement"]);
     assert!(
         told["warnings"][0].as_str().unwrap().starts_with("resources.disk_bytes is not enforced"),
         "{told}"

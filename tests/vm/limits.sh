@@ -37,7 +37,8 @@ limits() { # the same on both kinds of tree
         jq -e ".used.oom_killed and .used.peak_memory_bytes <= 128*$MIB and .used.peak_memory_bytes > 64*$MIB" <<<"$told"
     run "$id" 'for i in $(seq 100); do sleep 1000 & done; kill $(jobs -p)' >/dev/null
     told=$(api GET "/api/workspaces/$id/resources")
-    check "$place: a crowd is refused" jq -e '.used.pids_refused > 0 and .used.peak_pids <= 60' <<<"$told"
+    # Linux before 6.11 does not count refusals for the group whose limit it is.
+    check "$place: a crowd is refused" jq -e '.used.pids_refused != 0 and .used.peak_pids == 60' <<<"$told"
     api PUT "/api/workspaces/$id" '{"resources": {"memory_bytes": 536870912, "pids": 200}}' >/dev/null
     told=$(run "$id" 'for i in $(seq 100); do sleep 1000 & done; kill $(jobs -p); dd if=/dev/zero of=/dev/null bs=200M count=1')
     check "$place: limits are lifted while it runs" jq -e '.exit_code == 0' <<<"$told"

@@ -8,6 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Scratch, Subject, is_root, run};
 use crate::base::limits;
+use crate::store::quota;
 
 /// Whether the end of a command is certain.
 pub(super) fn groups(subject: &Subject) -> Check {
@@ -39,7 +40,14 @@ pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
             enforced.how.split_once("; ").unwrap_or((&enforced.how, "switch the controller on"));
         Check::warn(name, found, fix)
     };
-    rows.into_iter().map(row).collect()
+    let folder = subject.data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let disk = match quota::check(folder) {
+        Ok(()) => Check::ok("limit of disk", "project quotas"),
+        Err(why) => {
+            Check::warn("limit of disk", format!("{why}; resources.disk_bytes does not hold"), quota::HELP)
+        }
+    };
+    rows.into_iter().map(row).chain([disk]).collect()
 }
 
 /// Whether programs and devices in the data folder work, as debootstrap wants.

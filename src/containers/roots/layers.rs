@@ -14,7 +14,7 @@ use super::state::{State, folders};
 use super::{holder, snapshot};
 use crate::base::thread::lock;
 use crate::base::{At, Result};
-use crate::store::{file, tree};
+use crate::store::{file, quota, tree};
 
 /// All layers.
 #[derive(Debug)]
@@ -47,15 +47,20 @@ impl Layers {
         self.folder.join(id)
     }
 
-    /// A new layer without any files. Its top folder is everybody's to enter, as a root's is.
-    pub(super) fn create(&self) -> Result<(String, Pins)> {
+    /// A new layer without any files, which `project` pays for, if it is to be bounded. Its top folder is everybody's to enter, as a root's is.
+    pub(super) fn create(&self, project: Option<u32>) -> Result<(String, Pins)> {
         let id = Uuid::new_v4().to_string();
         let pins = self.pin([&id]);
         let path = self.path(&id);
         file::create_dir_private(&path)?;
+        let project = project.filter(|_| quota::check(&path).is_ok());
         for part in ["fs", "work"] {
             let part = path.join(part);
             std::fs::create_dir(&part).at("make", &part)?;
+            // Both, for the kernel moves files from one to the other, and none can change its project on the way.
+            if let Some(project) = project {
+                quota::join(&part, project)?;
+            }
         }
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(path.join("fs"), open).at("prepare", &path)?;

@@ -52,7 +52,7 @@ impl Roots {
 
     /// A new empty layer over `stack`, as the root of `site`.
     pub(super) fn lay(&self, site: &Site, stack: Stack, first_id: Option<u32>) -> Result<State> {
-        let (upper, _pins) = self.layers.create()?;
+        let (upper, _pins) = self.layers.create(Some(super::bound::project(site)))?;
         file::create_dir_private(&site.root)?;
         let first_id = match first_id {
             Some(known) => known,
@@ -141,7 +141,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 }
 
 /// The last part of the folder's name is a random id.
-fn seed_of(site: &Site) -> u32 {
+pub(super) fn seed_of(site: &Site) -> u32 {
     let name = site.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let digits: String = name.chars().filter(char::is_ascii_hexdigit).collect();
     u32::from_str_radix(digits.get(..8).unwrap_or("0"), 16).unwrap_or(0)

@@ -12,6 +12,7 @@
 //! `ranges`, `naming` and the layers' pins, leaves.
 
 mod ability;
+mod bound;
 mod layers;
 mod make;
 mod namespace;
@@ -218,6 +219,7 @@ impl Roots {
             lock(&self.ranges).give_back(first);
         }
         slot.view = None;
+        self.bound(site, None);
         self.let_go(site, slot.state.as_ref());
     }
 

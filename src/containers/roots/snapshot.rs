@@ -202,7 +202,7 @@ impl Roots {
     }
 
     fn copied_layer(&self, from: &Path, cancel: &Cancel, pins: &mut Pins) -> Result<String> {
-        let (layer, pinned) = self.layers.create()?;
+        let (layer, pinned) = self.layers.create(None)?;
         let place = self.layers.path(&layer).join("fs");
         std::fs::remove_dir(&place).at("replace", &place)?;
         self.copy_quietly(from, &place, Kind::Overlay, cancel)?;

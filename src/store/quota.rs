@@ -1,0 +1,98 @@
+//! Bounds on what a folder's files take on the disk: projects of ext4 and XFS, whose quotas the kernel keeps and enforces
+//! where the file system was mounted with `prjquota`. What is made in a folder of a project belongs to it; nobody but root
+//! of the host can take a file out of its project. Without threads or locks.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::base::{At, Result};
+use crate::proc::sys::{extended_attributes, project_quota};
+
+/// FS_XFLAG_PROJINHERIT of linux/fs.h.
+const INHERIT: u32 = 0x200;
+/// FS_QUOTA_PDQ_ENFD of linux/dqblk_xfs.h.
+const ENFORCED: u16 = 1 << 5;
+/// Where `fsx_projid` lies in the struct fsxattr.
+const PROJECT_AT: usize = 12;
+
+/// What to do where [`check`] fails.
+pub const HELP: &str =
+    "put the data folder on ext4 (made with -O project,quota) or XFS, and mount it with prjquota";
+
+fn open(folder: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(folder, flags, Mode::empty())?)
+}
+
+/// Whether the file system of `folder` enforces project quotas.
+///
+/// # Errors
+/// A sentence that says why not.
+pub fn check(folder: &Path) -> std::result::Result<(), String> {
+    let state = || -> io::Result<u16> {
+        let mut data = [0; 256];
+        data[0] = 1; // FS_QSTATV_VERSION1
+        project_quota(open(folder)?.as_fd(), false, 0, &mut data)?;
+        Ok(u16::from_ne_bytes([data[2], data[3]]))
+    };
+    match state() {
+        Ok(flags) if flags & ENFORCED != 0 => Ok(()),
+        _ => Err("the data folder's file system enforces no project quotas".into()),
+    }
+}
+
+/// The project of a folder; 0 is nobody's.
+pub fn project_of(folder: &Path) -> Option<u32> {
+    let mut data = [0; 28];
+    extended_attributes(open(folder).ok()?.as_fd(), false, &mut data).ok()?;
+    data[PROJECT_AT..][..4].try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// Makes an empty folder, and all that will be made in it, the project's.
+///
+/// # Errors
+/// When the file system knows no projects.
+pub fn join(folder: &Path, project: u32) -> Result<()> {
+    let set = || -> io::Result<()> {
+        let (fd, mut data) = (open(folder)?, [0; 28]);
+        extended_attributes(fd.as_fd(), false, &mut data)?;
+        let flags = u32::from_ne_bytes([data[0], data[1], data[2], data[3]]) | INHERIT;
+        data[..4].copy_from_slice(&flags.to_ne_bytes());
+        data[PROJECT_AT..][..4].copy_from_slice(&project.to_ne_bytes());
+        extended_attributes(fd.as_fd(), true, &mut data)
+    };
+    set().at("put into a project", folder)
+}
+
+/// Bounds what all files of the project take, from now on; `None`: no more.
+///
+/// # Errors
+/// When the file system of `folder` keeps no quotas.
+pub fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> Result<()> {
+    const QIF_BLIMITS: u32 = 1;
+    let mut data = [0; 256];
+    // dqb_bhardlimit in blocks of 1024 bytes, where 0 is no limit; dqb_valid.
+    let blocks = bytes.map_or(0, |bytes| (bytes / 1024).max(1));
+    data[..8].copy_from_slice(&blocks.to_ne_bytes());
+    data[64..][..4].copy_from_slice(&QIF_BLIMITS.to_ne_bytes());
+    open(folder)
+        .and_then(|fd| project_quota(fd.as_fd(), true, project, &mut data))
+        .at("bound the disk space of", folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_quotas_says_so() {
+        // proc has neither projects nor quotas.
+        let proc = Path::new("/proc");
+        assert!(check(proc).unwrap_err().contains("project quotas"));
+        assert!(join(proc, 7).is_err() && limit(proc, 7, Some(1 << 20)).is_err());
+        assert_eq!(project_of(proc), None);
+    }
+}
