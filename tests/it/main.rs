@@ -57,6 +57,7 @@ mod opencode;
 mod opencode_address;
 mod opencode_real;
 mod opencode_streams;
+mod openwork_promises;
 mod orchestrator;
 mod other_distros;
 mod project;
