@@ -4,8 +4,9 @@
     tests/bench/proxy.py [BINARY] [OPENCODE]
 
 BINARY is a release build (target/*/release/berth without it), OPENCODE a binary (opencode-old of target/it-npm, which
-tests/run installs). Everything runs on loopback for some 30 seconds; figures mean something on a quiet machine only.
-Prints ratios against the same OpenCode called directly in the same run.
+tests/run installs). Everything runs on loopback for some 30 seconds; figures mean something on a quiet machine only, but
+for the processor time that berth itself takes for a request. Prints ratios against the same OpenCode called directly in
+the same run.
 """
 import base64, glob, json, os, re, shutil, socket, statistics, subprocess, sys, tempfile, time
 
@@ -34,6 +35,12 @@ def start(command, cwd, env, line):
     sys.exit(f"{command[0]} did not start")
 
 
+def processor_seconds(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def rate(port, path, authorization, connections):
     told = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}", "-H", f"Authorization: {authorization}", f"http://127.0.0.1:{port}{path}"],
@@ -41,7 +48,7 @@ def rate(port, path, authorization, connections):
     ).stdout
     if "Non-2xx" in told or "Socket errors" in told:
         sys.exit(told)
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1])
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1]), int(re.search(r"(\d+) requests in", told)[1])
 
 
 def first_byte(port, path, authorization):
@@ -81,15 +88,18 @@ def main():
         children.append(child)
         basic = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         ways = {"direct": (far, "", basic), "proxied": (near, "/opencode", f"Bearer {TOKEN}")}
-        figures = {}
+        figures, own = {}, {}
         for port, mount, authorization in ways.values():
             first_byte(port, f"{mount}/event", authorization)
         for connections in (1, 16):
             # In turns, so that a busy minute of the machine hits both.
-            rates = {way: [] for way in ways}
+            rates, requests, begun = {way: [] for way in ways}, 0, processor_seconds(child.pid)
             for _ in range(ROUNDS):
                 for way, (port, mount, authorization) in ways.items():
-                    rates[way].append(rate(port, f"{mount}/global/health", authorization, connections))
+                    found, count = rate(port, f"{mount}/global/health", authorization, connections)
+                    rates[way].append(found)
+                    requests += count if mount else 0
+            own[connections] = round((processor_seconds(child.pid) - begun) / requests * 1e6)
             direct, proxied = (statistics.median(rates[way]) for way in ways)
             figures[f"health, {connections} connections"] = [round(direct), round(proxied), round(proxied / direct, 2)]
         waits = {way: [] for way in ways}
@@ -101,6 +111,9 @@ def main():
         for name, (one, other, ratio) in figures.items():
             print(f"{name:24}{one:>8}/s{other:>8}/s{ratio:>8}")
         print(f"{'first byte of /event':24}{direct:>8.2f}ms{proxied:>8.2f}ms{proxied - direct:>+7.2f}ms")
+        for connections, micros in own.items():
+            print(f"{f'berth, {connections} connections':24}{'':10}{micros:>6} µs of a processor for a request")
+        figures["processor time, µs"] = own
         figures["first byte of /event, ms"] = [round(direct, 2), round(proxied, 2)]
         print(json.dumps(figures))
     finally:
