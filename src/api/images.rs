@@ -47,8 +47,8 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 struct Make {
     /// The distribution whose own bootstrap makes it.
     build: Option<String>,
-    /// `missing` or `always`.
-    pull: Option<String>,
+    /// `missing`, `always` or `never`.
+    pull: Option<Pull>,
     /// A file or folder of the server's machine.
     path: Option<PathBuf>,
     name: Option<String>,
@@ -70,15 +70,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     match (make.build, make.path) {
         (Some(distro), None) => {
             let distro = Distro::parse(&distro)?;
-            let pull = match make.pull.as_deref() {
-                None | Some("missing") => Pull::Missing,
-                Some("always") => Pull::Always,
-                Some("never") => Pull::Never,
-                Some(other) => {
-                    let message = format!("pull is missing, always or never, not '{}'", other.escape_debug());
-                    return Err(Error::new(Code::InvalidPayload, message));
-                }
-            };
+            let pull = make.pull.unwrap_or(Pull::Missing);
             let work = move || Ok(Response::json(201, &images.build_now(distro, pull, &flag)?));
             Ok(Answer::later(work, Some(cancel)))
         }

@@ -6,10 +6,12 @@ use uuid::Uuid;
 
 use super::{Ctx, reach, runs, topic};
 use crate::access::Scope;
-use crate::base::ids::{Distro, parse_uuid};
+use crate::base::ids::parse_uuid;
 use crate::base::{Result, limits};
+use crate::containers::images::Pull;
 use crate::http::sse::Format;
 use crate::http::{Answer, Reply, Request, Response};
+use crate::lifecycle::build::BuildRequest;
 use crate::lifecycle::feed;
 use crate::runs::ExecRequest;
 use crate::workspaces::Shown;
@@ -50,10 +52,18 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }))
 }
 
+#[derive(Deserialize)]
+struct Make {
+    #[serde(flatten)]
+    create: Create,
+    /// Of the build that a template begins.
+    pull: Option<Pull>,
+}
+
 /// `POST /api/workspaces`; 200 and not 201, as observed.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let body: Create = request.json(limits::JSON_BODY_BYTES)?;
-    let record = ctx.lifecycle.create(body)?;
+    let body: Make = request.json(limits::JSON_BODY_BYTES)?;
+    let record = ctx.lifecycle.create(body.create, body.pull.unwrap_or(Pull::Missing))?;
     shown(&record.shown, request)
 }
 
@@ -81,8 +91,10 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 #[derive(Default, Deserialize)]
 struct Build {
     distro: Option<String>,
+    image: Option<String>,
     #[serde(default)]
     rebuild: bool,
+    pull: Option<Pull>,
 }
 
 /// `POST /api/workspaces/:id/build`, with a body or `?rebuild=true`.
@@ -90,9 +102,9 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     let body: Build = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
     let rebuild = body.rebuild || request.query_flag("rebuild")?;
-    let distro =
-        body.distro.filter(|name| !name.trim().is_empty()).map(|name| Distro::parse(&name)).transpose()?;
-    let record = ctx.lifecycle.start_build(id, distro, rebuild)?;
+    let base = ctx.lifecycle.choose_base(body.distro, body.image)?;
+    let asked = BuildRequest { base, rebuild, pull: body.pull.unwrap_or(Pull::Missing) };
+    let record = ctx.lifecycle.start_build(id, asked)?;
     shown(&record.shown, request)
 }
 

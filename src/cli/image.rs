@@ -143,17 +143,10 @@ fn read(args: &[String]) -> Result<(Asked, Vec<String>)> {
             "--json" => asked.json = true,
             "--reference" => asked.reference = Some(value()?),
             "--pull" => {
-                asked.pull = match value()?.as_str() {
-                    "missing" => Pull::Missing,
-                    "always" => Pull::Always,
-                    "never" => Pull::Never,
-                    other => {
-                        return Err(Error::config(
-                            "--pull",
-                            format!("'{other}' is not missing, always or never"),
-                        ));
-                    }
-                }
+                let word = value()?;
+                asked.pull = Pull::parse(&word).ok_or_else(|| {
+                    Error::config("--pull", format!("'{word}' is not missing, always or never"))
+                })?;
             }
             flag if flag.starts_with("--") => {
                 rest.push(word.clone());

@@ -13,22 +13,30 @@ use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
 use crate::base::{Code, Error, Result};
 use crate::containers::BuildLog;
+use crate::containers::images::Pull;
 use crate::containers::roots::Site;
 use crate::proc::Cancel;
 use crate::store::tree;
-use crate::workspaces::{Job, Kind, Record, Status, Workspace};
+use crate::workspaces::{Base, Job, Kind, Record, Status, Workspace};
+
+/// What a client may say of a build.
+#[derive(Clone, Debug)]
+pub struct BuildRequest {
+    /// Another base than so far.
+    pub base: Option<Base>,
+    /// A root that is there is given up.
+    pub rebuild: bool,
+    /// Whether the distribution's image may be made.
+    pub pull: Pull,
+}
 
 impl Lifecycle {
     /// Accepts a build and returns the workspace as `building`; the work goes on in the background.
     ///
     /// # Errors
-    /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `Busy`, `WorkspaceNotFound`.
-    pub fn start_build(
-        self: &Arc<Self>,
-        id: Uuid,
-        distro: Option<Distro>,
-        rebuild: bool,
-    ) -> Result<Arc<Record>> {
+    /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`; `InvalidPayload`
+    /// when an imported image is to be pulled.
+    pub fn start_build(self: &Arc<Self>, id: Uuid, asked: BuildRequest) -> Result<Arc<Record>> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;
         if workspace.record().shown.network() == Network::Private {
@@ -36,16 +44,18 @@ impl Lifecycle {
         }
         let entered = self.enter_job(&workspace, true)?;
         let before = workspace.record();
+        let BuildRequest { base, rebuild, pull } = asked;
         workspace.update(|record| {
             let has_root = self.has_root(&workspace, record);
-            record.start_build(distro, rebuild, has_root, self.built_distro(&workspace))
+            record.start_build(base.clone(), rebuild, has_root, self.built_distro(&workspace))?;
+            self.check_image(record, pull)
         })?;
         entered.remember(before.clone());
         let accepted = workspace.record();
         let feed = self.new_feed(id);
         let job = {
             let (lifecycle, workspace, before) = (self.clone(), workspace.clone(), before.clone());
-            move || lifecycle.build(&workspace, &before, entered, &feed)
+            move || lifecycle.build(&workspace, &before, pull, entered, &feed)
         };
         if self.builder.submit(job).is_err() {
             workspace.update(|record| {
@@ -59,11 +69,11 @@ impl Lifecycle {
     }
 
     /// The job on a builder's thread.
-    fn build(&self, workspace: &Workspace, before: &Record, entered: Entered, feed: &Arc<Feed>) {
+    fn build(&self, workspace: &Workspace, before: &Record, pull: Pull, entered: Entered, feed: &Arc<Feed>) {
         // Else it was cancelled, or the workspace deleted, while it waited for its turn.
         if entered.begin() {
             let mut done = Done::Nothing;
-            let result = self.build_steps(workspace, &entered.cancel, feed, &mut done);
+            let result = self.build_steps(workspace, pull, &entered.cancel, feed, &mut done);
             feed.end(result.as_ref().err());
             if let Err(error) = &result {
                 log::warn!("build of workspace {}: {error}", workspace.id());
@@ -115,6 +125,7 @@ impl Lifecycle {
     fn build_steps(
         &self,
         workspace: &Workspace,
+        pull: Pull,
         cancel: &Cancel,
         feed: &Arc<Feed>,
         done: &mut Done,
@@ -144,7 +155,7 @@ impl Lifecycle {
             log.say(format!("Building container with {from}"));
             feed.begin(Step::Image);
             // Before the old root is given up: where there is no image and none can be made, it stays.
-            let image = self.image_of(&record, &mut log, cancel)?;
+            let image = self.image_of(&record, pull, &mut log, cancel)?;
             go_on()?;
             feed.begin(Step::Root);
             // New runs are refused since the status changed; those under way hold the old root.

@@ -2,12 +2,12 @@
 
 use super::Lifecycle;
 use crate::base::ids::Distro;
-use crate::base::{Code, Result};
+use crate::base::{Code, Error, Result};
 use crate::containers::BuildLog;
 use crate::containers::images::{Image, Pull};
 use crate::proc::Cancel;
-use crate::workspaces::Record;
 use crate::workspaces::create::Fields;
+use crate::workspaces::{Base, Job, Record};
 
 impl Lifecycle {
     /// Checks the image that a client names. A `distro` that is none, but an image's name or id, means that image.
@@ -34,16 +34,60 @@ impl Lifecycle {
         Ok(())
     }
 
+    /// What a build is to be made of, by the same rules.
+    ///
+    /// # Errors
+    /// `ImageNotFound`, `InvalidDistro`.
+    pub fn choose_base(&self, distro: Option<String>, image: Option<String>) -> Result<Option<Base>> {
+        let mut fields = Fields { distro, image, ..Fields::default() };
+        self.choose_image(&mut fields)?;
+        let word = |word: Option<String>| word.filter(|word| !word.trim().is_empty());
+        match (word(fields.image), word(fields.distro)) {
+            (Some(image), _) => Ok(Some(Base::Image(image))),
+            (None, Some(distro)) => Ok(Some(Base::Distro(Distro::parse(distro.trim())?))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Whether a build that has just been accepted can have its image.
+    ///
+    /// # Errors
+    /// `ImageNotFound`; `RebuildRequired` when a root is there that a new image would replace; `InvalidPayload` when an
+    /// imported image is to be pulled.
+    pub(super) fn check_image(&self, record: &Record, pull: Pull) -> Result<()> {
+        let fresh = matches!(record.job, Some(Job::Build { fresh: true }));
+        let image = record.shown.image.as_deref();
+        if pull == Pull::Always {
+            if let Some(name) = image {
+                let message = format!("The image {name} was imported; only a distribution's can be pulled");
+                return Err(Error::new(Code::InvalidPayload, message));
+            }
+            if !fresh {
+                let message = "A new image makes a new container, which destroys the files of this one. Pass \"rebuild\": true if that is wanted";
+                return Err(Error::new(Code::RebuildRequired, message));
+            }
+        }
+        match image {
+            _ if !fresh => Ok(()),
+            Some(name) => self.images.find(name).map(drop),
+            None => self.images.check_base(record.shown.distro.unwrap_or(Distro::DEFAULT), pull),
+        }
+    }
+
     /// The image that the workspace's root is to be made from; a distribution's is made if there is none.
     ///
     /// # Errors
     /// As [`crate::containers::Images::base`] and [`crate::containers::Images::find`].
-    pub(super) fn image_of(&self, record: &Record, log: &mut BuildLog, cancel: &Cancel) -> Result<Image> {
+    pub(super) fn image_of(
+        &self,
+        record: &Record,
+        pull: Pull,
+        log: &mut BuildLog,
+        cancel: &Cancel,
+    ) -> Result<Image> {
         match &record.shown.image {
             Some(image) => self.images.find(image),
-            None => {
-                self.images.base(record.shown.distro.unwrap_or(Distro::DEFAULT), Pull::Missing, log, cancel)
-            }
+            None => self.images.base(record.shown.distro.unwrap_or(Distro::DEFAULT), pull, log, cancel),
         }
     }
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Lifecycle;
+use super::build::BuildRequest;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
+use crate::containers::images::Pull;
 use crate::store::allowlist::{self, Mount};
 use crate::workspaces::create::Create;
 use crate::workspaces::library::watch::Changed;
@@ -20,11 +22,12 @@ impl Lifecycle {
         &self.library
     }
 
-    /// Makes a workspace as a client asked for it; one from a template is a container whose build begins at once.
+    /// Makes a workspace as a client asked for it; one from a template is a container whose build begins at once, and may
+    /// `pull`.
     ///
     /// # Errors
     /// 400s that name the field, `NotInLibrary` for an unknown template; nothing remains of a refused workspace.
-    pub fn create(self: &Arc<Self>, mut request: Create) -> Result<Arc<Record>> {
+    pub fn create(self: &Arc<Self>, mut request: Create, pull: Pull) -> Result<Arc<Record>> {
         self.choose_image(&mut request.fields)?;
         let name = request.template.as_deref().map(str::trim).filter(|name| !name.is_empty());
         let template = name.map(|name| self.library.template(name)).transpose()?;
@@ -36,7 +39,8 @@ impl Lifecycle {
         if template.is_none() {
             return Ok(workspace.record());
         }
-        self.start_build(workspace.id(), None, false).inspect_err(|_| {
+        let asked = BuildRequest { base: None, rebuild: false, pull };
+        self.start_build(workspace.id(), asked).inspect_err(|_| {
             if let Err(error) = self.delete(workspace.id()) {
                 log::error!("workspace {}: {error}", workspace.id());
             }

@@ -109,6 +109,8 @@ impl Fields {
         let mut env_vars = template.variables()?.clone();
         env_vars.extend(self.env_vars.unwrap_or_default());
         let text = |own: Option<String>, base: &Option<String>| own.or_else(|| base.clone());
+        // Who asks for another distribution or image does not want the template's.
+        let image = self.image.or_else(|| base.image.clone().filter(|_| self.distro.is_none()));
         // Two words for one thing: whoever says either has said it.
         let (network, shared_network) = match (self.network, self.shared_network) {
             (None, None) => (base.network, base.shared_network),
@@ -119,9 +121,8 @@ impl Fields {
             tools: both(&base.tools, self.tools),
             plugins: or(&base.plugins, self.plugins),
             mcps: or(&base.mcps, self.mcps),
-            // Who asks for another distribution or image does not want the template's.
             distro: text(self.distro, &base.distro),
-            image: self.image,
+            image,
             env_vars: Some(env_vars),
             resources: self.resources,
             idle_timeout_secs: self.idle_timeout_secs,

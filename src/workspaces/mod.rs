@@ -14,6 +14,7 @@ pub use library::Library;
 pub use record::{Job, Kind, Record, Shown, Status};
 pub use registry::{Registry, Workspace};
 pub use resources::Resources;
+pub use status::Base;
 
 use std::path::PathBuf;
 

@@ -4,14 +4,24 @@ use super::record::{Job, Kind, Origin, Record, Status};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 
+/// What a container is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The image of a distribution.
+    Distro(Distro),
+    /// An image by name or id.
+    Image(String),
+}
+
 impl Record {
-    /// Begins a build. `has_root`: a complete root exists, made from `built` if that can be told.
+    /// Begins a build, of another base than so far if one is `wanted`. `has_root`: a complete root exists, made from
+    /// `built` if that can be told.
     ///
     /// # Errors
     /// `NotAContainer`, `BuildRunning`, or `RebuildRequired` when an existing root would be lost.
     pub fn start_build(
         &mut self,
-        distro: Option<Distro>,
+        wanted: Option<Base>,
         rebuild: bool,
         has_root: bool,
         built: Option<Distro>,
@@ -20,20 +30,34 @@ impl Record {
             return Err(Error::new(Code::NotAContainer, "Workspace is not a container type"));
         }
         self.check_idle()?;
-        let wanted = distro.or(self.shown.distro).unwrap_or(Distro::DEFAULT);
-        // Of an image of somebody's own it cannot be told what it was made from.
-        let own_image = distro.is_none() && self.shown.image.is_some();
-        if has_root && !rebuild && !own_image && built.is_some_and(|built| built != wanted) {
+        let is = |distro: Distro| built.is_none_or(|built| built == distro);
+        let another = match &wanted {
+            Some(Base::Distro(distro)) => (!is(*distro)).then(|| format!("distribution than {distro}")),
+            Some(Base::Image(image)) => {
+                (self.shown.image.as_ref() != Some(image)).then(|| format!("image than {image}"))
+            }
+            // Of an image of somebody's own it cannot be told what it was made from.
+            None if self.shown.image.is_some() => None,
+            None => {
+                let distro = self.shown.distro.unwrap_or(Distro::DEFAULT);
+                (!is(distro)).then(|| format!("distribution than {distro}"))
+            }
+        };
+        if let Some(another) = another.filter(|_| has_root && !rebuild) {
             return Err(Error::new(
                 Code::RebuildRequired,
                 format!(
-                    "The container holds another distribution than {wanted}; building it would destroy its files. Pass \"rebuild\": true if that is wanted"
+                    "The container holds another {another}; building it would destroy its files. Pass \"rebuild\": true if that is wanted"
                 ),
             ));
         }
-        if distro.is_some() {
-            self.shown.distro = distro;
-            self.shown.image = None;
+        match wanted {
+            Some(Base::Distro(distro)) => {
+                self.shown.distro = Some(distro);
+                self.shown.image = None;
+            }
+            Some(Base::Image(image)) => self.shown.image = Some(image),
+            None => {}
         }
         self.job = Some(Job::Build { fresh: rebuild || !has_root });
         self.shown.status = Status::Building;
@@ -133,7 +157,10 @@ mod tests {
         use Distro::{DebianBookworm as Deb, UbuntuNoble as Noble};
         let build = |status, job, rebuild, has_root, built| {
             let mut record = record(Kind::Container, status, job);
-            record.start_build(Some(Deb), rebuild, has_root, built).map(|()| record.job).map_err(|e| e.code())
+            record
+                .start_build(Some(Base::Distro(Deb)), rebuild, has_root, built)
+                .map(|()| record.job)
+                .map_err(|e| e.code())
         };
         let fresh = Ok(Some(Job::Build { fresh: true }));
         let kept = Ok(Some(Job::Build { fresh: false }));
@@ -147,6 +174,16 @@ mod tests {
             build(Status::Building, Some(Job::RerunInit), true, true, Some(Deb)),
             Err(Code::BuildRunning)
         );
+        let mut own = record(Kind::Container, Status::Ready, None);
+        own.shown.image = Some("mine".into());
+        let mut of = |wanted: Option<&str>, rebuild| {
+            own.job = None;
+            own.shown.status = Status::Ready;
+            let wanted = wanted.map(|name| Base::Image(name.to_owned()));
+            own.start_build(wanted, rebuild, true, Some(Noble)).map_err(|error| error.code())
+        };
+        assert_eq!((of(None, false), of(Some("mine"), false)), (Ok(()), Ok(())));
+        assert_eq!((of(Some("other"), false), of(Some("other"), true)), (Err(Code::RebuildRequired), Ok(())));
         let mut host = record(Kind::Host, Status::Ready, None);
         assert_eq!(host.start_build(None, false, false, None).unwrap_err().code(), Code::NotAContainer);
     }

@@ -165,15 +165,10 @@ fn image(server: &Server, args: &[&str]) -> String {
     told.stdout
 }
 
-#[test]
-fn workspaces_are_made_from_imported_images() {
-    tools();
-    // The server cannot make one: whoever asks the network fails.
-    let server = seeded().arg("--mirror=debian-bookworm=http://127.0.0.1:1/debian").start();
-    let owner = server.owner();
+/// Imports the base image under this name, with `/usr/more` in it, so that it is another one; returns the archive of the base.
+pub fn with_a_file_more(server: &Server, name: &str) -> PathBuf {
     let base = server.scratch().path().join("base.tar");
-    image(&server, &["export", DISTRO, base.to_str().unwrap()]);
-    // With a file more, it is another image.
+    image(server, &["export", DISTRO, base.to_str().unwrap()]);
     let archive = server.scratch().path().join("mine.tar");
     server.scratch().file("more/usr/more", "more");
     let line = format!(
@@ -184,7 +179,17 @@ fn workspaces_are_made_from_imported_images() {
     );
     assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
     // Beside the running server, which sees it at once.
-    image(&server, &["import", "mine", archive.to_str().unwrap()]);
+    image(server, &["import", name, archive.to_str().unwrap()]);
+    base
+}
+
+#[test]
+fn workspaces_are_made_from_imported_images() {
+    tools();
+    // The server cannot make one: whoever asks the network fails.
+    let server = seeded().arg("--mirror=debian-bookworm=http://127.0.0.1:1/debian").start();
+    let owner = server.owner();
+    let base = with_a_file_more(&server, "mine");
     let id = owner.get(200, "/api/images/mine")["id"].as_str().unwrap().to_owned();
     owner.call("DELETE", &format!("/api/images/{DISTRO}"), None).expect(204);
     for body in [json!({"image": "mine"}), json!({"distro": "mine"}), json!({"image": &id[..10]})] {

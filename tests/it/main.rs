@@ -47,6 +47,7 @@ mod hostile_root;
 mod images;
 mod images_hostile;
 mod images_layers;
+mod images_pull;
 mod library;
 mod library_import;
 mod library_watch;

@@ -28,6 +28,7 @@ mod job;
 mod layers;
 mod listing;
 mod pack;
+mod pull;
 mod record;
 mod staging;
 mod verify;
@@ -54,6 +55,7 @@ use crate::store::{file, tree};
 pub use export::Compression;
 pub use id::{ImageId, ImageName};
 pub use import::{Imported, Progress, Tell, Wanted};
+pub use pull::Pull;
 pub use record::{Record, Shown, Source};
 use staging::Staging;
 pub use verify::Verified;
@@ -76,17 +78,6 @@ pub struct Image {
     /// Its tree; read-only.
     pub root: PathBuf,
     _shared: File,
-}
-
-/// Whether a distribution's image may be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pull {
-    /// When there is none; the network is asked for nothing once there is one.
-    Missing,
-    /// Never.
-    Never,
-    /// Anew, also when there is one, which then stays under its id.
-    Always,
 }
 
 impl Images {
@@ -114,12 +105,7 @@ impl Images {
             return Ok(image);
         }
         if pull == Pull::Never {
-            return Err(Error::new(
-                Code::ImageNotFound,
-                format!(
-                    "There is no image of {distro} here, and none may be made; import one with `berth image import {distro} FILE`"
-                ),
-            ));
+            return Err(pull::none_of(distro));
         }
         let _turn = self.turn(&name, log, cancel)?;
         // Another may have made it while we waited.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Library, check_name, missing, seal};
-use crate::base::ids::{Distro, Network, check_env_vars};
+use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::allowlist::{self, Mount};
@@ -20,6 +20,9 @@ pub struct TemplateFields {
     /// As given: aliases stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,
+    /// Image instead of a distribution's, by name or id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Library skills.
     pub skills: Vec<String>,
     /// Library tools.
@@ -77,6 +80,9 @@ pub struct TemplateListed {
     /// Distribution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,
+    /// Image instead of a distribution's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Library skills.
     pub skills: Vec<String>,
     /// Fragments.
@@ -126,6 +132,7 @@ impl Library {
                 name,
                 description: fields.description,
                 distro: fields.distro,
+                image: fields.image,
                 skills: fields.skills,
                 init_scripts: fields.init_scripts,
                 error: None,
@@ -167,6 +174,8 @@ impl Library {
         if let Some(distro) = &fields.distro {
             Distro::parse(distro.trim())?;
         }
+        fields.image = fields.image.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+        fields.image.as_deref().map(Label::parse).transpose()?;
         // A value that could not be opened comes back as it was shown; what was stored is what counts.
         for value in fields.env_vars.values_mut() {
             if let Some(sealed) = value.strip_prefix(UNOPENED).filter(|rest| seal::is_sealed(rest)) {
