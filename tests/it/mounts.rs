@@ -219,30 +219,21 @@ fn every_start_asks_the_allowlist_again() {
     let file = setup.scratch().path().join("home/.config/openwork/sandbox-mount-allowlist.json");
     let before = fs::read(&file).unwrap();
     let without = json!({"allowedRoots": [{"path": base.join("shared")}]});
+    let refused_to_run = |why: &str| {
+        let body = Some(json!({"command": "true"}));
+        let told = place.client.refused(403, "mount_not_allowed", "POST", &place.path("/exec"), body);
+        assert!(told["message"].as_str().unwrap().contains(why), "{told}");
+    };
     fs::write(&file, without.to_string()).unwrap();
     // What runs, runs on.
     assert_eq!(place.sh("cat /mnt/work/text"), "right\n");
     place.client.post(200, &place.path("/stop"), json!({}));
-    let told = place.client.refused(
-        403,
-        "mount_not_allowed",
-        "POST",
-        &place.path("/exec"),
-        Some(json!({"command": "true"})),
-    );
-    assert!(told["message"].as_str().unwrap().contains("reading only"), "{told}");
+    refused_to_run("reading only");
     fs::write(&file, before).unwrap();
     assert_eq!(place.sh("cat /mnt/work/text"), "right\n");
     place.client.post(200, &place.path("/stop"), json!({}));
     fs::rename(base.join("shared/work"), base.join("shared/away")).unwrap();
-    let told = place.client.refused(
-        403,
-        "mount_not_allowed",
-        "POST",
-        &place.path("/exec"),
-        Some(json!({"command": "true"})),
-    );
-    assert!(told["message"].as_str().unwrap().contains("does not exist"), "{told}");
+    refused_to_run("does not exist");
 }
 
 #[test]

@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use super::compression::{Observe, ahead};
 use super::layers::{self, Parts};
-use super::listing::Known;
 use super::record::Source;
 use super::staging::Staging;
 use super::writer::{LeftOut, Writer};
@@ -57,77 +56,50 @@ pub struct Wanted<'a> {
     pub reference: Option<&'a str>,
 }
 
-impl Images {
-    /// Imports a file or folder of this machine.
-    ///
-    /// # Errors
-    /// `InvalidImage` with what is wrong with it, `InvalidPath` when there is nothing, `Cancelled`, `DiskFull`.
-    pub(super) fn take_path(
-        &self,
-        path: &Path,
-        wanted: &Wanted<'_>,
-        tell: Tell<'_>,
-        cancel: &Cancel,
-    ) -> Result<Imported> {
+/// One import.
+pub(super) struct Import<'a> {
+    pub(super) images: &'a Images,
+    pub(super) wanted: &'a Wanted<'a>,
+    pub(super) tell: Tell<'a>,
+    pub(super) cancel: &'a Cancel,
+}
+
+impl Import<'_> {
+    /// Of a file or folder of this machine.
+    pub(super) fn path(self, path: &Path) -> Result<Imported> {
         let missing = |error: std::io::Error| {
             Error::new(Code::InvalidPath, format!("{} cannot be read: {error}", path.display()))
         };
         let found = std::fs::metadata(path).map_err(missing)?;
         if found.is_dir() {
-            return self.import_folder(path, wanted, tell, cancel);
+            return self.folder(path);
         }
         if !found.is_file() {
             let message = format!("{} is neither a file nor a folder", path.display());
             return Err(Error::new(Code::InvalidPath, message));
         }
         let file = File::open(path).map_err(missing)?;
-        self.take_stream(file, Some(found.len()), wanted, tell, cancel)
+        self.stream(file, Some(found.len()))
     }
 
-    /// Imports an archive as it comes in.
-    ///
-    /// # Errors
-    /// As [`Images::take_path`].
-    pub(super) fn take_stream(
-        &self,
-        input: impl Read + Send,
-        length: Option<u64>,
-        wanted: &Wanted<'_>,
-        tell: Tell<'_>,
-        cancel: &Cancel,
-    ) -> Result<Imported> {
-        let staging = Staging::new(&self.folder)?;
+    /// Of an archive as it comes in.
+    pub(super) fn stream(mut self, input: impl Read + Send, length: Option<u64>) -> Result<Imported> {
+        let staging = Staging::new(&self.images.folder)?;
         let mut writer = Writer::new(&staging.root())?;
-        unpack(
-            input,
-            length,
-            "unpack",
-            &mut writer,
-            &mut |_| {},
-            tell,
-            cancel,
-            &mut |writer, member, content| writer.put(member, content),
-        )?;
+        self.unpack(input, length, "unpack", &mut writer)?;
         // What it is shows when it is there: an archive of an image has its parts where a system has its folders.
         if !Parts::are_in(&staging.root())? {
-            let (known, left_out) = writer.finish()?;
-            return self.conclude(staging, wanted, known, left_out, tell, cancel);
+            return self.conclude(staging, writer);
         }
         drop(writer);
         let parts = staging.set_aside()?;
-        self.import_parts(staging, &parts, wanted, tell, cancel)
+        self.parts(staging, &parts)
     }
 
-    fn import_folder(
-        &self,
-        path: &Path,
-        wanted: &Wanted<'_>,
-        tell: Tell<'_>,
-        cancel: &Cancel,
-    ) -> Result<Imported> {
-        let staging = Staging::new(&self.folder)?;
+    fn folder(mut self, path: &Path) -> Result<Imported> {
+        let staging = Staging::new(&self.images.folder)?;
         if Parts::are_in(path)? {
-            return self.import_parts(staging, path, wanted, tell, cancel);
+            return self.parts(staging, path);
         }
         if staging.folder().starts_with(path.canonicalize().at("open", path)?) {
             let message = format!("{} has berth's own data in it", path.display());
@@ -135,17 +107,8 @@ impl Images {
         }
         let mut writer = Writer::new(&staging.root())?;
         // Through an archive, so that a folder is held to the same rules.
-        let packed = pack::pipe(path, cancel)?;
-        let unpacked = unpack(
-            packed.reader,
-            None,
-            "copy",
-            &mut writer,
-            &mut |_| {},
-            tell,
-            cancel,
-            &mut |writer, member, content| writer.put(member, content),
-        );
+        let packed = pack::pipe(path, self.cancel)?;
+        let unpacked = self.unpack(packed.reader, None, "copy", &mut writer);
         match (unpacked, packed.outcome.finish()) {
             // An archive that breaks off is one that could not be written: the reason is there.
             (Err(error), Err(reason)) if error.message() == archive::breaks_off().message() => {
@@ -153,35 +116,33 @@ impl Images {
             }
             (unpacked, packed) => unpacked.and(packed)?,
         }
-        let (known, left_out) = writer.finish()?;
-        self.conclude(staging, wanted, known, left_out, tell, cancel)
+        self.conclude(staging, writer)
     }
 
-    fn import_parts(
-        &self,
-        staging: Staging,
-        parts: &Path,
-        wanted: &Wanted<'_>,
-        tell: Tell<'_>,
-        cancel: &Cancel,
-    ) -> Result<Imported> {
-        let parts = Parts::open(parts, wanted.reference)?;
+    fn parts(self, staging: Staging, parts: &Path) -> Result<Imported> {
+        let parts = Parts::open(parts, self.wanted.reference)?;
         let mut writer = Writer::new(&staging.root())?;
-        layers::apply(&parts, &mut writer, tell, cancel)?;
-        let (known, left_out) = writer.finish()?;
-        self.conclude(staging, wanted, known, left_out, tell, cancel)
+        layers::apply(&parts, &mut writer, self.tell, self.cancel)?;
+        self.conclude(staging, writer)
     }
 
-    fn conclude(
-        &self,
-        staging: Staging,
-        wanted: &Wanted<'_>,
-        mut known: Known,
-        left_out: LeftOut,
-        tell: Tell<'_>,
-        cancel: &Cancel,
-    ) -> Result<Imported> {
-        tell(Progress { step: "list".into(), read_bytes: 0, total_bytes: None, entries: 0 });
+    /// Every member as it comes.
+    fn unpack(
+        &mut self,
+        input: impl Read + Send,
+        length: Option<u64>,
+        step: &str,
+        writer: &mut Writer,
+    ) -> Result<()> {
+        let (tell, cancel) = (&mut *self.tell, self.cancel);
+        unpack(input, length, step, writer, &mut |_| {}, tell, cancel, &mut |writer, member, content| {
+            writer.put(member, content)
+        })
+    }
+
+    fn conclude(self, staging: Staging, writer: Writer) -> Result<Imported> {
+        let (mut known, left_out) = writer.finish()?;
+        (self.tell)(Progress { step: "list".into(), read_bytes: 0, total_bytes: None, entries: 0 });
         let path = staging.root();
         let root = Root::open(&path)?;
         if !root.exists("bin/sh")? {
@@ -200,9 +161,10 @@ impl Images {
                 known.remove(&written.ino());
             }
         }
-        let record = staging.finish(wanted.name, Source::Imported, wanted.origin.clone(), &known, cancel)?;
-        self.point(wanted.name, &record.id)?;
-        Ok(Imported { image: self.show(&record.id)?, left_out })
+        let (name, origin) = (self.wanted.name, self.wanted.origin.clone());
+        let record = staging.finish(name, Source::Imported, origin, &known, self.cancel)?;
+        self.images.point(name, &record.id)?;
+        Ok(Imported { image: self.images.show(&record.id)?, left_out })
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Map, Value, json};
 
-use super::import::{Imported, Progress, Tell, Wanted};
+use super::import::{Import, Imported, Progress, Tell, Wanted};
 use super::{ImageId, ImageName, Images};
 use crate::base::{Error, Result, limits};
 use crate::events::Topic;
@@ -38,7 +38,7 @@ impl Images {
         tell: Tell<'_>,
         cancel: &Cancel,
     ) -> Result<Imported> {
-        self.job("import", wanted.name, tell, |tell| self.take_path(path, wanted, tell, cancel))
+        self.job("import", wanted.name, tell, |tell| Import { images: self, wanted, tell, cancel }.path(path))
     }
 
     /// Imports what a client sends, `length` bytes if it has said so. The client is read by the calling thread, the rest
@@ -58,7 +58,8 @@ impl Images {
         std::thread::scope(|scope| {
             let work = || {
                 self.job("import", wanted.name, &mut |_| {}, |tell| {
-                    self.take_stream(Fed { pieces, piece: Vec::new(), at: 0 }, length, wanted, tell, cancel)
+                    let fed = Fed { pieces, piece: Vec::new(), at: 0 };
+                    Import { images: self, wanted, tell, cancel }.stream(fed, length)
                 })
             };
             let started = std::thread::Builder::new().name("image-import".into()).stack_size(limits::STACK);
