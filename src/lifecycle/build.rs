@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -92,6 +93,12 @@ impl Lifecycle {
         result: Result<()>,
         done: Done,
     ) {
+        if self.closing.load(Ordering::SeqCst) && result.as_ref().is_err_and(|e| e.code() == Code::Cancelled)
+        {
+            // Nobody has asked for its end, so it is not undone: it stays journaled, and the next start says that it was
+            // interrupted, as it does after a crash.
+            return;
+        }
         let (status, message) = match result {
             Ok(()) => (Status::Ready, None),
             Err(error) if error.code() != Code::Cancelled => {

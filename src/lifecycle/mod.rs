@@ -23,6 +23,7 @@ pub mod terminals;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,8 @@ pub struct Lifecycle {
     /// One sync at a time: two of one workspace would undo each other.
     syncing: Mutex<()>,
     builds: Mutex<HashMap<Uuid, jobs::Build>>,
+    /// The server ends, and with it what is under way.
+    closing: AtomicBool,
     bus: Arc<Bus>,
     feeds: feed::Feeds,
     host_groups: Mutex<HashMap<Uuid, Group>>,
@@ -126,6 +129,7 @@ impl Lifecycle {
             policy,
             syncing: Mutex::default(),
             builds: Mutex::default(),
+            closing: AtomicBool::new(false),
             bus,
             feeds: feed::Feeds::default(),
             host_groups: Mutex::default(),
@@ -191,6 +195,7 @@ impl Lifecycle {
 
     /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.
     pub fn close(&self, deadline: Instant) {
+        self.closing.store(true, Ordering::SeqCst);
         for build in lock(&self.builds).values() {
             build.cancel.cancel();
         }
