@@ -100,6 +100,8 @@ pub struct Settings {
     pub runs_disk_limit: u64,
     /// How long an init script may take.
     pub init_timeout: Duration,
+    /// How long the making of an image may take.
+    pub image_timeout: Duration,
     /// The library's folder; `library` in the data folder if it is not named.
     pub library: Option<PathBuf>,
     /// What seals secrets in templates, if it was given.
@@ -339,6 +341,7 @@ fn sources(settings: &Settings) -> Sources {
         mirrors: settings.mirrors.clone(),
         keyrings: settings.keyrings.clone(),
         proxy_env: settings.proxy_env.clone(),
+        deadline: settings.image_timeout,
     }
 }
 

@@ -96,6 +96,7 @@ Commands and containers
   --output-limit BYTES       kept of each stream of an exec, in memory, 4096 to 1073741824 [10485760]
   --run-output-limit BYTES   kept of each stream of a run, on disk; from 1048576 [2147483648]
   --runs-disk-limit BYTES    kept of all runs together; from 1048576 [17179869184]
+  --image-timeout SECONDS    how long debootstrap or pacstrap may take, 1 to 86400 [3600]
   --init-timeout SECONDS     how long an init script may take, 1 to 86400 [3600]
   --idle-timeout SECONDS     stop a container that has no commands and terminals for so long; 0: never [1800]
   --private-range RANGE      addresses of private networks; every container takes 4 [10.213.0.0/16, or else the
@@ -146,6 +147,7 @@ Environment
   BERTH_RUNS_DISK_LIMIT      --runs-disk-limit
   BERTH_MIRRORS              --mirror                  BERTH_KEYRINGS                      --keyring
   BERTH_INIT_TIMEOUT         --init-timeout            LIBRARY_PATH                        --library
+  BERTH_IMAGE_TIMEOUT        --image-timeout
   BERTH_IDLE_TIMEOUT         --idle-timeout            BERTH_ROOT_BACKEND                  --root-backend
   BERTH_PRIVATE_RANGE        --private-range           BERTH_PRIVATE_DNS                   --private-dns
   OPENWORK_SANDBOX_MOUNT_ALLOWLIST, OPENWRK_SANDBOX_MOUNT_ALLOWLIST

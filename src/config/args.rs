@@ -125,6 +125,9 @@ pub struct ServeArgs {
     /// seconds that an init script may take
     #[argh(option)]
     pub init_timeout: Option<String>,
+    /// seconds that the making of an image may take
+    #[argh(option)]
+    pub image_timeout: Option<String>,
     /// folder of templates, skills, tools and scripts
     #[argh(option)]
     pub library: Option<String>,
@@ -240,6 +243,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--runs-disk-limit", Once),
     ("--output-limit", Once),
     ("--init-timeout", Once),
+    ("--image-timeout", Once),
     ("--library", Once),
     ("--idle-timeout", Once),
     ("--private-range", Once),

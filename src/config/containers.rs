@@ -1,9 +1,10 @@
-//! What a person decides about the networks and mounts of containers.
+//! What a person decides about the images, networks and mounts of containers.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, limits};
 use crate::containers::network::{Choice, Range};
 
 use super::args::ServeArgs;
@@ -20,6 +21,19 @@ impl Sources<'_> {
             }
         }
         Ok(self.home().join(".config/openwork/sandbox-mount-allowlist.json"))
+    }
+
+    pub(super) fn image_timeout(&self, args: &ServeArgs) -> Result<Duration> {
+        let given = self.pick(
+            "--image-timeout",
+            args.image_timeout.as_deref(),
+            "BERTH_IMAGE_TIMEOUT",
+            "imageTimeout",
+            self.file.json.image_timeout.map(|secs| secs.to_string()),
+        )?;
+        given.map_or(Ok(limits::BOOTSTRAP_TIMEOUT), |given| {
+            values::number(&given.place, &given.text, 1..=86_400).map(Duration::from_secs)
+        })
     }
 
     pub(super) fn private_network(&self, args: &ServeArgs) -> Result<Choice> {

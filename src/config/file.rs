@@ -47,6 +47,7 @@ pub struct ServerJson {
     pub runs_disk_limit: Option<u64>,
     pub output_limit: Option<u64>,
     pub init_timeout: Option<u64>,
+    pub image_timeout: Option<u64>,
     pub library: Option<String>,
     pub idle_timeout: Option<u64>,
     pub private_range: Option<String>,

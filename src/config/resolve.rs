@@ -284,6 +284,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         init_timeout: init_timeout.map_or(Ok(limits::INIT_SCRIPT_TIMEOUT), |given| {
             values::number(&given.place, &given.text, 1..=INIT_TIMEOUT_MAX).map(Duration::from_secs)
         })?,
+        image_timeout: sources.image_timeout(args)?,
         library: library
             .map(|given| values::absolute(&given.place, sources.base(given.source), &given.text))
             .transpose()?,

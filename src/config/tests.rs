@@ -247,6 +247,14 @@ fn flag_over_environment_over_file_over_default() {
             ["1", "2", "86400", "3600"],
         ),
         (
+            &["--image-timeout", "1"],
+            "BERTH_IMAGE_TIMEOUT",
+            "2",
+            r#""imageTimeout":86400"#,
+            |r| r.settings.image_timeout.as_secs().to_string(),
+            ["1", "2", "86400", "3600"],
+        ),
+        (
             &["--library", "/l"],
             "LIBRARY_PATH",
             "m",
@@ -393,6 +401,7 @@ fn mistakes_name_their_place() {
         (&["--output-limit", "1073741825"], "--output-limit:"),
         (&["--init-timeout", "0"], "--init-timeout:"),
         (&["--init-timeout", "86401"], "--init-timeout:"),
+        (&["--image-timeout", "0"], "--image-timeout:"),
         (&["--http-threads", "257"], "--http-threads:"),
         (&["--http-threads", "99999999999999999999"], "--http-threads:"),
         (&["--config", "none.json"], "--config: "),

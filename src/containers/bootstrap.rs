@@ -48,7 +48,13 @@ pub fn bootstrap(
         .args(["--mount", "--propagation=slave"])
         .args(args)
         .envs(&sources.proxy_env);
-    let ended = spec.run(group, log, limits::BOOTSTRAP_TIMEOUT, cancel)?;
+    let ended = spec.run(group, log, sources.deadline, cancel)?;
+    if ended == Ended::TimedOut {
+        let secs = sources.deadline.as_secs();
+        let message =
+            format!("{what} took longer than {secs} s (--image-timeout) and was ended: {}", log.last_lines());
+        return Err(Error::new(Code::BuildFailed, message));
+    }
     outcome(ended, what, log)
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::base::ids::Distro;
 
@@ -15,6 +16,8 @@ pub struct Sources {
     pub keyrings: BTreeMap<Distro, PathBuf>,
     /// Proxy variables for the tools that download.
     pub proxy_env: Vec<(String, String)>,
+    /// How long a bootstrap may take.
+    pub deadline: Duration,
 }
 
 impl Sources {

@@ -185,6 +185,29 @@ fn builds_of_several_workspaces_go_on_at_once() {
 }
 
 #[test]
+fn a_mirror_that_never_answers_has_a_deadline() {
+    crate::fixture::tools();
+    // Takes connections, and says nothing.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mirror = format!("--mirror=debian-bookworm=http://{}/debian", listener.local_addr().unwrap());
+    let server = crate::server::Setup::new().arg(mirror).arg("--image-timeout=2").start();
+    let place = Place::pending(&server, json!({"name": "patient"}));
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let (held, _) = listener.accept().unwrap();
+    let done = place.settled();
+    assert_eq!(done["status"], "error", "{done}");
+    let message = done["error_message"].as_str().unwrap();
+    assert!(message.contains("longer than 2 s") && message.contains("--image-timeout"), "{message}");
+    drop(held);
+    let left = |folder: &str| {
+        let entries = fs::read_dir(server.data.join(folder)).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".new-")).count()
+    };
+    wait_for("half an image to go", secs(10), || (left("images") == 0).then_some(()));
+    assert!(procs::mounts_below(&server.data).is_empty());
+}
+
+#[test]
 fn two_builds_of_one_distro_share_one_image_build() {
     crate::fixture::tools();
     // A mirror that takes its time to refuse: both builds are there when the first bootstrap ends.

@@ -1,7 +1,7 @@
 //! The library over HTTP, hand edits in it, and what of it reaches a workspace.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use serde_json::{Value, json};
 
@@ -143,6 +143,104 @@ fn secrets_are_sealed_on_disk_and_hidden_from_viewers() {
     fs::rename(&kept, &key).unwrap();
     let server = setup.start();
     assert_eq!(get(&server, "workspace-template/t")["env_vars"]["KEY"], secret);
+}
+
+#[test]
+fn viewers_see_no_secret_and_the_key_may_come_from_outside() {
+    let secret = "s3cret-value-of-a-template";
+    let key = "11".repeat(32);
+    let setup = Setup::new().env("PRIVATE_KEY", key);
+    let server = setup.start();
+    let body = json!({"env_vars": {"KEY": secret}, "encrypted_keys": ["KEY"]});
+    put(&server, "workspace-template/t", body.clone());
+    put(&server, "mcps", json!({"x": {"type": "remote", "url": "http://127.0.0.1:9", "headers": {"Key": secret}}}));
+    assert!(!setup.data_dir().join("private_key").exists(), "the key was given");
+    let viewer = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
+    let viewer = server.with_token(viewer["token"].as_str().unwrap());
+    for path in ["workspace-template", "workspace-template/t", "mcps"] {
+        let shown = viewer.call("GET", &format!("{LIBRARY}/{path}"), None).expect(200).text();
+        assert!(!shown.contains(secret) && !shown.contains("<encrypted"), "{path}: {shown}");
+    }
+    viewer.refused(403, "forbidden", "PUT", &format!("{LIBRARY}/workspace-template/t"), Some(json!({})));
+    assert_eq!(get(&server, "workspace-template/t")["env_vars"]["KEY"], secret);
+    server.stop();
+    // A key of our own is nobody else's to read.
+    let setup = Setup::new();
+    let server = setup.start();
+    put(&server, "workspace-template/t", body);
+    let mode = fs::metadata(setup.data_dir().join("private_key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn the_library_may_be_any_folder() {
+    let setup = Setup::new();
+    let folder = setup.scratch().folder("elsewhere");
+    fs::create_dir(folder.join("tool")).unwrap();
+    fs::write(folder.join("tool/there.ts"), "export {}").unwrap();
+    let setup = setup.arg(format!("--library={}", folder.display()));
+    let server = setup.start();
+    assert_eq!(get(&server, "tool")[0]["name"], "there");
+    put(&server, "skill/py", json!({"content": "# Py\n"}));
+    assert_eq!(fs::read_to_string(folder.join("skill/py/SKILL.md")).unwrap(), "# Py\n");
+    assert!(!setup.data_dir().join("library").exists());
+}
+
+#[test]
+fn a_template_gives_all_its_fields_and_the_request_wins() {
+    let server = seeded().start();
+    let fields = json!({
+        "description": "All of it", "distro": "bookworm", "skills": ["a", "b"], "tools": ["t"], "plugins": ["p"],
+        "env_vars": {"A": "template", "B": "template"}, "init_scripts": ["none"], "init_script": "#!/bin/sh\ntrue\n",
+        "network": "none", "mcps": ["m"], "config_profile": "work"
+    });
+    put(&server, "workspace-template/all", fields.clone());
+    let shown = get(&server, "workspace-template/all");
+    for (field, value) in fields.as_object().unwrap() {
+        assert_eq!(&shown[field], value, "{field}");
+    }
+    let make = |more: Value| {
+        let mut body = json!({"name": "x", "template": "all"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let made = server.owner().post(200, "/api/workspaces", body);
+        assert_eq!((&made["status"], &made["workspace_type"]), (&json!("building"), &json!("container")));
+        Place::of(&server, &made)
+    };
+    let plain = make(json!({}));
+    let own = make(json!({
+        "skills": ["b", " c ", ""], "tools": ["u"], "plugins": ["q"], "mcps": ["n"], "env_vars": {"B": "request", "C": "request"},
+        "init_script": "#!/bin/sh\necho own > /own\n", "network": "host", "config_profile": "home", "init_scripts": ["ignored"]
+    }));
+    let plain_now = plain.settled();
+    for (field, value) in [
+        ("status", json!("ready")),
+        ("distro", json!("debian-bookworm")),
+        ("skills", json!(["a", "b"])),
+        ("tools", json!(["t"])),
+        ("plugins", json!(["p"])),
+        ("mcps", json!(["m"])),
+        ("env_vars", json!({"A": "template", "B": "template"})),
+        ("init_scripts", json!(["none"])),
+        ("network", json!("none")),
+        ("config_profile", json!("work")),
+    ] {
+        assert_eq!(plain_now[field], value, "{field}");
+    }
+    let own_now = own.settled();
+    for (field, value) in [
+        ("status", json!("ready")),
+        ("skills", json!(["a", "b", "c"])),
+        ("tools", json!(["t", "u"])),
+        ("plugins", json!(["q"])),
+        ("mcps", json!(["n"])),
+        ("env_vars", json!({"A": "template", "B": "request", "C": "request"})),
+        ("init_scripts", json!(["none"])),
+        ("network", json!("host")),
+        ("config_profile", json!("home")),
+    ] {
+        assert_eq!(own_now[field], value, "{field}");
+    }
+    assert_eq!(own.sh("cat /own"), "own\n");
 }
 
 #[test]

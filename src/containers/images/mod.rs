@@ -370,7 +370,7 @@ impl Images {
     fn turn(&self, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<File> {
         let path = self.folder.join(format!("{MAKING}{name}"));
         let mut file = lock_file(&path)?;
-        let deadline = Instant::now() + limits::BOOTSTRAP_TIMEOUT;
+        let deadline = Instant::now() + self.sources.deadline + limits::COPY_TIMEOUT;
         let mut said = false;
         // A sweep may have removed the file between the two.
         while !(try_lock(&file).at("lock", &path)? && same(&file, &path)) {
