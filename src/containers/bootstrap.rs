@@ -6,7 +6,7 @@ use super::build_log::BuildLog;
 use super::mirrors::Sources;
 use super::tools::{self, Archive, Family};
 use crate::base::ids::Distro;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::proc::{Cancel, Ended, Group, Spec};
 use crate::store::file;
 
