@@ -153,7 +153,11 @@ fn viewers_see_no_secret_and_the_key_may_come_from_outside() {
     let server = setup.start();
     let body = json!({"env_vars": {"KEY": secret}, "encrypted_keys": ["KEY"]});
     put(&server, "workspace-template/t", body.clone());
-    put(&server, "mcps", json!({"x": {"type": "remote", "url": "http://127.0.0.1:9", "headers": {"Key": secret}}}));
+    put(
+        &server,
+        "mcps",
+        json!({"x": {"type": "remote", "url": "http://127.0.0.1:9", "headers": {"Key": secret}}}),
+    );
     assert!(!setup.data_dir().join("private_key").exists(), "the key was given");
     let viewer = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
     let viewer = server.with_token(viewer["token"].as_str().unwrap());
