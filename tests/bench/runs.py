@@ -208,7 +208,7 @@ def timeouts():
                     if status != 200 or not told["timed_out"] or told["stdout"] != "up\n":
                         bad.append(body[:200])
 
-        threads = [threading.Thread(target=work, args=(count // at_once,)) for _ in range(at_once)]
+        threads = [threading.Thread(target=work, args=((count + at) // at_once,)) for at in range(at_once)]
         for thread in threads:
             thread.start()
         for thread in threads:

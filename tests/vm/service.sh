@@ -1,6 +1,6 @@
 #!/bin/bash
-# The unit of the README: `systemctl restart berth` ends what ends with the server, and with KillMode=process it leaves
-# detached runs alone, on the host and in containers; the next server has their output and status.
+# A plain unit: `systemctl restart berth` ends what ends with the server and leaves detached runs alone, on the host and
+# in containers, since root's groups lie outside of the unit's; the next server has their output and status.
 . ./lib.sh
 seed
 NIL=00000000-0000-0000-0000-000000000000
@@ -11,7 +11,6 @@ unit() { # unit LINES…
 Environment=OPENWORK_HOST_TOKEN=$T
 ExecStart=$here/berth --data-dir $DATA --approval auto
 WorkingDirectory=/srv
-Delegate=yes
 $(printf '%s\n' "$@")
 U
     systemctl daemon-reload
@@ -28,20 +27,23 @@ detached() { # detached ID NUMBER: its path, once it runs
     echo "/api/workspaces/$1/runs/$run"
 }
 
-unit KillMode=process
+unit
 id=$(make '{"name": "box", "workspace_type": "container"}')
+check "the unit runs" test -n "$id"
 host=$(detached $NIL 1)
 box=$(detached "$id" 1)
+check "two detached runs have begun" test "$(api GET "$host/output") $(api GET "$box/output")" = "begun begun"
 plain=$(api POST "/api/workspaces/$NIL/runs" '{"command": "sleep 4713"}' | jq -re .id)
 before=$(systemctl show -P MainPID berth)
 systemctl restart berth
+echo "restarted"
 up
 check "another server runs" test "$(systemctl show -P MainPID berth)" != "$before"
 for run in "$host" "$box"; do
     told=$(api GET "$run")
     check "a detached run goes on" jq -e '.status == "running"' <<<"$told"
 done
-check "another one has ended" sh -c '! pgrep -f "sleep 4713"'
+check "another one has ended" sh -c '! pgrep -fx "sleep 4713"'
 told=$(api GET "/api/workspaces/$NIL/runs/$plain")
 check "and is said to have" jq -e '.status == "killed"' <<<"$told"
 told=$(api GET "/api/workspaces/$id/debug")
@@ -58,11 +60,30 @@ check "commands work on" jq -e '.stdout == "again\n"' <<<"$(run "$id" 'echo agai
 told=$(api GET "/api/workspaces/$id/resources")
 check "and are bounded" jq -e '.enforcement.memory_bytes.enforced' <<<"$told"
 
-# systemd's own default ends everything of a service, which is what README warns of.
+# With Delegate=yes everything is in the unit, and systemd ends all of that: README warns of it.
+unit Delegate=yes
 host=$(detached $NIL 2)
-unit KillMode=control-group
+systemctl restart berth
+up
 told=$(api GET "$host")
-check "without KillMode=process a detached run ends with the service, and that is said" jq -e '.status != "running" and .status != "exited"' <<<"$told"
+check "with Delegate=yes a detached run ends with the service, and that is said" \
+    jq -e '.status != "running" and .status != "exited"' <<<"$told"
+# KillMode=process does not help: what goes on holds the unit's cgroup, an inner node, in which nothing can be started.
+unit Delegate=yes KillMode=process
+host=$(detached $NIL 3)
+systemctl restart berth
+for _ in $(seq 50); do
+    state=$(systemctl show -P ActiveState berth)
+    [ "$state" != failed ] || break
+    if curl -fsS -o /dev/null $B/health 2>/dev/null; then break; fi
+    sleep 0.2
+done
+echo "Delegate=yes and KillMode=process, restarted while a detached run goes on: $state, status $(systemctl show -P ExecMainStatus berth)"
+touch /tmp/go3
+systemctl stop berth || true
+unit
+told=$(api GET "$host")
+check "the detached run is told of all the same" jq -e '.status != "running"' <<<"$told"
 systemctl stop berth
 same "nothing stays" "$(pgrep -fc 'berth (keeper|agent)' || true)" 0
 echo "$checks checks"
