@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Ctx, reach, runs, topic};
 use crate::access::Scope;
 use crate::base::ids::parse_uuid;
-use crate::base::{Result, limits};
+use crate::base::{Code, Error, Result, limits};
 use crate::containers::images::Pull;
 use crate::http::sse::Format;
 use crate::http::{Answer, Reply, Request, Response};
@@ -103,6 +103,11 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let body: Build = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
     let rebuild = body.rebuild || request.query_flag("rebuild")?;
     let base = ctx.lifecycle.choose_base(body.distro, body.image)?;
+    let owner = request.actor().is_some_and(|actor| actor.scope >= Scope::Owner);
+    if !owner && base.as_ref().is_some_and(|base| ctx.lifecycle.is_own_system(base)) {
+        let message = "Only an owner may have a workspace built from this machine's own system";
+        return Err(Error::new(Code::Forbidden, message));
+    }
     let asked = BuildRequest { base, rebuild, pull: body.pull.unwrap_or(Pull::Missing) };
     let record = ctx.lifecycle.start_build(id, asked)?;
     shown(&record.shown, request)

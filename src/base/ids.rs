@@ -121,10 +121,12 @@ pub enum Distro {
     DebianBookworm,
     /// Arch Linux.
     ArchLinux,
+    /// This machine's own system, seen in place; nothing is downloaded or copied.
+    Host,
 }
 
 impl Distro {
-    /// All of them.
+    /// Those that are made with their own tools, from a mirror.
     pub const ALL: [Distro; 4] =
         [Distro::UbuntuNoble, Distro::UbuntuJammy, Distro::DebianBookworm, Distro::ArchLinux];
 
@@ -141,6 +143,7 @@ impl Distro {
             "ubuntu-jammy" | "jammy" => Distro::UbuntuJammy,
             "debian-bookworm" | "bookworm" => Distro::DebianBookworm,
             "arch-linux" | "archlinux" | "arch" => Distro::ArchLinux,
+            "host" => Distro::Host,
             _ => {
                 let all = Distro::ALL.map(Distro::as_str).join(", ");
                 return Err(Error::new(
@@ -158,6 +161,7 @@ impl Distro {
             Distro::UbuntuJammy => "ubuntu-jammy",
             Distro::DebianBookworm => "debian-bookworm",
             Distro::ArchLinux => "arch-linux",
+            Distro::Host => "host",
         }
     }
 }

@@ -46,6 +46,12 @@ pub const BUILD_FEEDS: usize = 32;
 pub const BUILD_LINE_BYTES: usize = 1000;
 /// Builds at once: most wait for the network or for their init script, and none for another's.
 pub const BUILD_WORKERS: usize = 4;
+/// Of the machine's own `/etc`, what its programs need in a container: bytes, …
+pub const OWN_BYTES: u64 = 64 << 20;
+/// … entries …
+pub const OWN_ENTRIES: u64 = 50_000;
+/// … and depth.
+pub const OWN_DEPTH: usize = 20;
 /// How long the processes of a container may take to stand still for a snapshot.
 pub const FREEZE: Duration = Duration::from_secs(2);
 /// How long a snapshot waits for a command that has just ended to be counted as such: one without commands costs nothing.

@@ -3,6 +3,10 @@
 //! puts the clones into a folder that nobody else sees, finds out whether their owners can be mapped, and becomes nspawn
 //! ([`main`]). A path of the source is never opened twice, and nspawn never sees one.
 //!
+//! The same brings the machine's own programs into a container that is to have them, read-only and without anything that is
+//! mounted below them. Their owners are never mapped: they are nobody inside, so what only the machine's own users may read,
+//! root inside cannot, whoever makes such a file and whenever.
+//!
 //! No threads, no locks.
 
 use std::ffi::CString;
@@ -14,6 +18,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use serde::{Deserialize, Serialize};
 
+use super::images::own;
 use super::place::{Place, bindable};
 use crate::base::{At, Code, Error, Result};
 use crate::proc::{idmap, sys};
@@ -51,6 +56,8 @@ struct Task {
     fd: String,
     device: u64,
     inode: u64,
+    /// Of the machine's own system: the owners stay who they are.
+    own: bool,
 }
 
 /// Which ids the trial maps to makes no difference.
@@ -62,35 +69,55 @@ const RESULT: &str = "mounts.json";
 ///
 /// # Errors
 /// `MountNotAllowed`; `Unavailable` when the kernel cannot clone mounts.
-pub(super) fn prepare(place: &Place, allowlist: &Allowlist) -> Result<Option<Prepared>> {
-    if place.mounts.is_empty() {
+pub(super) fn prepare(place: &Place, allowlist: &Allowlist, host: bool) -> Result<Option<Prepared>> {
+    if place.mounts.is_empty() && !host {
         return Ok(None);
     }
     let folder = place.runtime.join(FOLDER);
     file::create_dir_private(&folder)?;
     let _ = std::fs::remove_file(place.runtime.join(RESULT));
     let (mut trees, mut tasks) = (Vec::new(), Vec::new());
+    for (mount, fd) in if host { own_folders()? } else { Vec::new() } {
+        trees.push(task(&mut tasks, mount, fd, true)?);
+    }
     for (mount, opened) in place.mounts.iter().zip(allowlist.open(&place.mounts)?) {
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let tree = open_tree(&opened.fd, "", flags).map_err(std::io::Error::from);
-        let tree = tree.and_then(|tree| sys::restrict(tree.as_fd(), mount.read_only).map(|()| tree));
-        let tree = tree.map_err(|error| {
-            let message = format!("{} cannot be mounted by this kernel: {error}", mount.source);
-            Error::new(Code::Unavailable, message)
-        })?;
-        tasks.push(Task {
-            mount: mount.clone(),
-            fd: format!("/proc/{}/fd/{}", std::process::id(), tree.as_raw_fd()),
-            device: opened.stat.st_dev,
-            inode: opened.stat.st_ino,
-        });
-        trees.push(tree);
+        trees.push(task(&mut tasks, mount.clone(), opened.fd, false)?);
     }
     let tasks = serde_json::to_string(&tasks).map_err(|error| Error::internal("mounts").because(error))?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let args = vec![text(&place.agent), "attach".to_owned(), text(&place.runtime), tasks];
     Ok(Some(Prepared { _trees: trees, args }))
+}
+
+/// Clones what is open.
+fn task(tasks: &mut Vec<Task>, mount: Mount, opened: OwnedFd, own: bool) -> Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&opened, "", flags).map_err(std::io::Error::from);
+    let tree = tree.and_then(|tree| sys::restrict(tree.as_fd(), mount.read_only).map(|()| tree));
+    let tree = tree.map_err(|error| {
+        let message = format!("{} cannot be mounted by this kernel: {error}", mount.source);
+        Error::new(Code::Unavailable, message)
+    })?;
+    let stat = fstat(&opened).at("look at", &mount.source)?;
+    let fd = format!("/proc/{}/fd/{}", std::process::id(), tree.as_raw_fd());
+    tasks.push(Task { mount, fd, device: stat.st_dev, inode: stat.st_ino, own });
+    Ok(tree)
+}
+
+/// The folders of the machine's own programs, as far as everybody may enter them.
+fn own_folders() -> Result<Vec<(Mount, OwnedFd)>> {
+    let mut all = Vec::new();
+    for path in own::FOLDERS.map(|name| format!("/{name}")) {
+        let is_link = Path::new(&path).symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+        if is_link || !own::everybody_enters(Path::new(&path)) {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&path, flags, Mode::empty()).at("open", &path)?;
+        all.push((Mount { source: path.clone(), target: path, read_only: true }, opened));
+    }
+    Ok(all)
 }
 
 /// What the start has found out.
@@ -127,12 +154,14 @@ fn attach(args: &[String]) -> Result<Error> {
     for (number, task) in tasks.into_iter().enumerate() {
         let place = folder.join(number.to_string());
         put(&task, &place)?;
-        let mapped = userns.as_ref().is_some_and(|userns| can_be_mapped(&place, userns));
+        let mapped = !task.own && userns.as_ref().is_some_and(|userns| can_be_mapped(&place, userns));
         let option = if task.mount.read_only { "--bind-ro" } else { "--bind" };
         let map = if mapped { ":rootidmap" } else { "" };
         let target = bindable(Path::new(&task.mount.target));
         command.push(format!("{option}={}:{target}{map}", bindable(&place)));
-        all.push(Bound { mount: task.mount, mapped });
+        if !task.own {
+            all.push(Bound { mount: task.mount, mapped });
+        }
     }
     let result = serde_json::to_vec(&all).map_err(|error| Error::internal("mounts").because(error))?;
     file::replace(&runtime.join(RESULT), &result, 0o600)?;

@@ -38,6 +38,9 @@ pub fn bootstrap(
     cancel: &Cancel,
 ) -> Result<()> {
     let (what, args) = match suite(distro) {
+        _ if distro == Distro::Host => {
+            return Err(Error::internal("this machine's own system needs no bootstrap"));
+        }
         Some(suite) => ("debootstrap", debootstrap(distro, &suite, root, sources)?),
         None => ("pacstrap", pacstrap(root, sources)?),
     };
@@ -75,6 +78,7 @@ pub struct Needs {
 /// `Unavailable` or `BuildFailed` with what is missing and what to install.
 pub fn needs(distro: Distro, sources: &Sources) -> Result<Needs> {
     match suite(distro) {
+        _ if distro == Distro::Host => Err(Error::internal("this machine's own system needs no bootstrap")),
         Some(suite) => debootstrap_needs(distro, &suite, sources),
         None => pacstrap_needs(sources),
     }
@@ -102,7 +106,7 @@ fn suite(distro: Distro) -> Option<Suite> {
             archive: Archive::Debian,
             family_script: "sid",
         }),
-        Distro::ArchLinux => None,
+        Distro::ArchLinux | Distro::Host => None,
     }
 }
 

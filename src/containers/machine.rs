@@ -244,7 +244,7 @@ impl Machine {
         };
         let link = lease.as_ref().and_then(|lease| lease.link().cloned());
         let script = link.as_ref().map(|link| self.around.networks.start_script(link)).transpose()?;
-        let mounts = binds::prepare(place, &self.around.allowlist)?;
+        let mounts = binds::prepare(place, &self.around.allowlist, root.host)?;
         let attach = mounts.as_ref().map_or(&[][..], |mounts| &mounts.args);
         let runtime = open_dir(&place.runtime)?;
         let listener = door::listen_in(&runtime)?;

@@ -34,6 +34,7 @@ fn family(distro: Distro) -> (&'static str, &'static str) {
         Distro::UbuntuJammy => ("ubuntu", "jammy"),
         Distro::DebianBookworm => ("debian", "bookworm"),
         Distro::ArchLinux => ("arch", ""),
+        Distro::Host => ("", ""),
     }
 }
 

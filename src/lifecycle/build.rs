@@ -220,6 +220,9 @@ impl Lifecycle {
 
     /// What an existing root says of itself; the workload may have changed it, so it decides nothing but a question.
     fn built_distro(&self, workspace: &Workspace) -> Option<Distro> {
+        if self.roots.on_host(&site(workspace, &workspace.record())) {
+            return Some(Distro::Host);
+        }
         let root = self.files(workspace).ok()?;
         let text = String::from_utf8(root.read("etc/os-release", 64 << 10).ok()??).ok()?;
         let field = |name: &str| {

@@ -1,6 +1,8 @@
 //! What a person needs to see why a build or an init script failed. Reads a root that the workload can change:
 //! everything is opened beneath it.
 
+use std::path::Path;
+
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -77,6 +79,7 @@ impl Lifecycle {
         let script = root.as_ref().and_then(|root| root.metadata(init::SCRIPT).ok().flatten());
         let container = record.shown.workspace_type == WorkspaceKind::Container;
         let site = super::site(&workspace, &record);
+        let on_host = container && self.roots.on_host(&site);
         let size = (container && root.is_some()).then(|| self.roots.size(&site)).flatten();
         let machine = container.then(|| self.engine.status(&workspace.machine_name()));
         let mut warnings = self.warnings(&workspace, &record);
@@ -98,11 +101,17 @@ impl Lifecycle {
             size_measured_at: size.map(|size| clock::rfc3339(size.at)),
             directories: DIRECTORIES
                 .map(|path| {
-                    let file_count = count(path);
+                    let file_count = match path {
+                        // Bound into its container.
+                        "usr" if on_host => std::fs::read_dir("/usr").ok().map(|all| all.count() as u64),
+                        _ => count(path),
+                    };
                     Directory { path, exists: file_count.is_some(), file_count }
                 })
                 .into(),
-            has_bash: exists("bin/bash") || exists("usr/bin/bash"),
+            has_bash: exists("bin/bash")
+                || exists("usr/bin/bash")
+                || (on_host && Path::new("/usr/bin/bash").exists()),
             init_script_exists: script.is_some(),
             init_script_modified: script.and_then(|script| script.modified().ok()).map(clock::debug_time),
             distro: record.shown.distro,

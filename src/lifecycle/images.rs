@@ -49,6 +49,16 @@ impl Lifecycle {
         }
     }
 
+    /// Whether that is this machine's own system.
+    pub fn is_own_system(&self, base: &Base) -> bool {
+        match base {
+            Base::Distro(distro) => *distro == Distro::Host,
+            Base::Image(name) => {
+                self.images.find(name).and_then(|image| self.images.is_own(&image.id)).unwrap_or(true)
+            }
+        }
+    }
+
     /// Whether a build that has just been accepted can have its image.
     ///
     /// # Errors

@@ -43,6 +43,7 @@ mod doctor;
 mod exec_host;
 mod field_survey;
 mod gate_door;
+mod host_system;
 mod hostile_root;
 mod images;
 mod images_hostile;

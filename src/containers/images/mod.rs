@@ -27,6 +27,7 @@ mod import;
 mod job;
 mod layers;
 mod listing;
+pub mod own;
 mod pack;
 mod pull;
 mod record;
@@ -100,6 +101,11 @@ impl Images {
     /// `BuildFailed` or `Cancelled`; `ImageNotFound` when there is none and none may be made.
     pub fn base(&self, distro: Distro, pull: Pull, log: &mut BuildLog, cancel: &Cancel) -> Result<Image> {
         let name = ImageName::of(distro);
+        if distro == Distro::Host {
+            let _turn = self.turn(&name, log, cancel)?;
+            let made = self.job("build", &name, &mut |_| {}, |_| self.make_own(&name, cancel))?;
+            return self.get(&made.record.id);
+        }
         let present = |images: &Images| if pull == Pull::Always { Ok(None) } else { images.named(&name) };
         if let Some(image) = present(self)? {
             return Ok(image);
@@ -325,6 +331,15 @@ impl Images {
         }
         self.tell_removed(id);
         tree::remove_tree(&self.folder, &gone)
+    }
+
+    /// Whether what is made from the image sees this machine's own programs.
+    ///
+    /// # Errors
+    /// When its record cannot be read.
+    pub fn is_own(&self, id: &ImageId) -> Result<bool> {
+        let record = Record::read(&self.folder.join(id.as_str()))?;
+        Ok(record.is_some_and(|record| record.source == Source::Host))
     }
 
     /// Where the files of an image lie.

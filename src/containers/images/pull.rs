@@ -45,7 +45,7 @@ impl Images {
     /// # Errors
     /// `ImageNotFound`.
     pub fn check_base(&self, distro: Distro, pull: Pull) -> Result<()> {
-        if pull == Pull::Never && self.named(&ImageName::of(distro))?.is_none() {
+        if distro != Distro::Host && pull == Pull::Never && self.named(&ImageName::of(distro))?.is_none() {
             return Err(none_of(distro));
         }
         Ok(())

@@ -17,6 +17,8 @@ pub enum Source {
     Built,
     /// From an archive or a folder.
     Imported,
+    /// Of this machine's own system; its programs stay where they are.
+    Host,
 }
 
 /// `image.json`.

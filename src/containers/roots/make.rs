@@ -28,8 +28,9 @@ impl Roots {
         };
         let slot = self.slot(site)?;
         self.forget_size(site);
+        let host = self.images.is_own(&image.id)?;
         if kind == Kind::Overlay {
-            let stack = Stack { image: Some(image.id.clone()), layers: Vec::new() };
+            let stack = Stack { image: Some(image.id.clone()), layers: Vec::new(), host };
             let mut slot = lock(&slot);
             slot.state = Some(self.lay(site, stack, None)?);
             return Ok(kind);
@@ -44,7 +45,7 @@ impl Roots {
             let _ = remove(&staging);
             return Err(error);
         }
-        let state = State::plain(kind);
+        let state = State::of_folder(kind, Stack { host, ..Stack::default() });
         state.write(&site.folder)?;
         lock(&slot).state = Some(state);
         Ok(kind)

@@ -96,6 +96,8 @@ pub struct Entry {
     pub first_id: Option<u32>,
     /// To be kept as long as the container runs.
     pub held: Option<Held>,
+    /// The machine's own programs belong to it.
+    pub host: bool,
 }
 
 /// Keeps a root put together.
@@ -239,6 +241,11 @@ impl Roots {
             .then_some(kind)
     }
 
+    /// Whether the machine's own programs belong to the root. They are not among its files.
+    pub fn on_host(&self, site: &Site) -> bool {
+        self.slot(site).is_ok_and(|slot| lock(&slot).state.as_ref().is_some_and(|state| state.stack.host))
+    }
+
     /// The root's files. The container's workload can change everything in them at any moment.
     ///
     /// # Errors
@@ -323,12 +330,13 @@ impl Roots {
     /// # Errors
     /// When the root cannot be put together.
     pub fn enter(&self, site: &Site) -> Result<Entry> {
+        let host = self.on_host(site);
         let Some(view) = self.view(site)? else {
-            return Ok(Entry { tree: None, first_id: None, held: None });
+            return Ok(Entry { tree: None, first_id: None, held: None, host });
         };
         let slot = self.slot(site)?;
         let first_id = lock(&slot).state.as_ref().and_then(|state| state.first_id);
-        Ok(Entry { tree: Some(view.tree()?), first_id, held: Some(Held(view)) })
+        Ok(Entry { tree: Some(view.tree()?), first_id, held: Some(Held(view)), host })
     }
 
     /// Takes over the root that `leader`, the nspawn of an earlier server, has mounted.

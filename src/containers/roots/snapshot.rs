@@ -155,7 +155,7 @@ impl Roots {
     pub(super) fn freeze(&self, site: &Site, running: bool, place: &Path, cancel: &Cancel) -> Result<Frozen> {
         let slot = self.slot(site)?;
         let mut locked = lock(&slot);
-        let state = locked.state.clone().unwrap_or_else(|| State::plain(Kind::Copy));
+        let state = locked.state.clone().unwrap_or_else(|| State::of_folder(Kind::Copy, Stack::default()));
         let Some(upper) = state.upper.clone() else {
             drop(locked);
             let stack = state.stack.clone();
@@ -198,7 +198,7 @@ impl Roots {
         let merged = self.namespace()?.merge(&layers)?;
         let from = PathBuf::from(format!("{}/.", Roots::for_child(&merged.top)));
         let flat = self.copied_layer(&from, cancel, pins)?;
-        Ok(Stack { image: None, layers: vec![flat] })
+        Ok(Stack { image: None, layers: vec![flat], host: stack.host })
     }
 
     fn copied_layer(&self, from: &Path, cancel: &Cancel, pins: &mut Pins) -> Result<String> {

@@ -39,6 +39,9 @@ impl Kind {
 pub(super) struct Stack {
     pub(super) image: Option<ImageId>,
     pub(super) layers: Vec<String>,
+    /// The machine's own programs belong to it, which are bound into its container.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) host: bool,
 }
 
 /// The file.
@@ -57,11 +60,6 @@ const FILE: &str = "root.json";
 
 impl State {
     /// A root that is a plain folder.
-    pub(super) fn plain(kind: Kind) -> State {
-        State::of_folder(kind, Stack::default())
-    }
-
-    /// The same, made from what is not in it.
     pub(super) fn of_folder(kind: Kind, stack: Stack) -> State {
         State { kind, stack, upper: None, first_id: None }
     }
@@ -173,7 +171,11 @@ mod tests {
         assert_eq!(State::read(&folder).unwrap(), None);
         let state = State {
             kind: Kind::Overlay,
-            stack: Stack { image: Some(ImageId::parse(&"a".repeat(64)).unwrap()), layers: vec!["a".into()] },
+            stack: Stack {
+                image: Some(ImageId::parse(&"a".repeat(64)).unwrap()),
+                layers: vec!["a".into()],
+                host: true,
+            },
             upper: Some("b".into()),
             first_id: Some(0x80000),
         };
