@@ -1,12 +1,12 @@
 //! A bounded set of named worker threads with a queue. Workers beyond the minimum start when they are needed and end
 //! when they are not. Knows nothing of what the jobs are.
 //!
-//! Locks: `workers`, held only to start a thread or to count; `jobs`, held only to send without waiting.
+//! Locks: `workers`, held only to start a thread or to count; `jobs`, held only to send without waiting; `busy`, a leaf.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -38,6 +38,9 @@ struct Counts {
     ending: AtomicUsize,
     /// Threads.
     live: AtomicUsize,
+    /// Jobs that are being done, on our threads and on those of others; at most `max`.
+    busy: Mutex<usize>,
+    less_busy: Condvar,
 }
 
 impl Pool {
@@ -80,7 +83,8 @@ impl Pool {
     pub fn reserve(&self) -> std::result::Result<Place, Refused> {
         let inner = &self.0;
         let pending = inner.counts.pending.fetch_add(1, Ordering::SeqCst);
-        let place = Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false };
+        let place =
+            Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false, begun: false };
         if pending >= inner.max + inner.queue || !inner.staffed(pending + 1 + inner.counts.ending()) {
             return Err(Refused);
         }
@@ -94,8 +98,14 @@ impl Pool {
     pub fn occupy(&self) -> std::result::Result<Place, Refused> {
         let inner = &self.0;
         let pending = inner.counts.pending.fetch_add(1, Ordering::SeqCst);
-        let place = Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false };
-        if pending < inner.max { Ok(place) } else { Err(Refused) }
+        let mut place =
+            Place { pool: Arc::downgrade(inner), counts: inner.counts.clone(), used: false, begun: false };
+        // Who waits in the queue came first.
+        if pending >= inner.max || !inner.counts.try_begin(inner.max) {
+            return Err(Refused);
+        }
+        place.begun = true;
+        Ok(place)
     }
 }
 
@@ -106,6 +116,8 @@ pub struct Place {
     counts: Arc<Counts>,
     /// Handed over: the worker gives it back.
     used: bool,
+    /// Its job is being done, by whoever has it.
+    begun: bool,
 }
 
 impl Place {
@@ -134,6 +146,26 @@ impl Place {
 }
 
 impl Counts {
+    fn try_begin(&self, max: usize) -> bool {
+        let mut busy = lock(&self.busy);
+        let free = *busy < max;
+        *busy += usize::from(free);
+        free
+    }
+
+    /// On a worker's thread. It waits only for threads of others: there are no more workers than jobs that may be done.
+    fn begin(&self, max: usize) {
+        let busy = lock(&self.busy);
+        let mut busy =
+            self.less_busy.wait_while(busy, |busy| *busy >= max).unwrap_or_else(PoisonError::into_inner);
+        *busy += 1;
+    }
+
+    fn done(&self) {
+        *lock(&self.busy) -= 1;
+        self.less_busy.notify_one();
+    }
+
     fn ending(&self) -> usize {
         self.ending.load(Ordering::SeqCst)
     }
@@ -149,6 +181,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         if !self.used {
             self.counts.pending.fetch_sub(1, Ordering::SeqCst);
+        }
+        if self.begun {
+            self.counts.done();
         }
     }
 }
@@ -169,9 +204,10 @@ impl Inner {
     fn start(self: &Arc<Self>, stays: bool) -> Result<()> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let (pool, waiting, counts) = (Arc::downgrade(self), self.waiting.clone(), self.counts.clone());
+        let max = self.max;
         counts.live.fetch_add(1, Ordering::SeqCst);
         let started = spawn(format!("{}-{number}", self.name), limits::STACK, move || {
-            work(&pool, &waiting, &counts, stays)
+            work(&pool, &waiting, &counts, max, stays)
         });
         let mut workers = lock(&self.workers);
         workers.retain(|worker| !worker.is_finished());
@@ -235,13 +271,14 @@ pub fn step_aside() {
     let (pool, counts) = (counted.pool.clone(), counted.counts.clone());
     counts.live.fetch_sub(1, Ordering::SeqCst);
     counted.give_back();
+    counts.done();
     // Those that wait in the queue may have nobody else.
     if let Some(pool) = pool.upgrade() {
         pool.staffed(counts.taken());
     }
 }
 
-fn work(pool: &Weak<Inner>, waiting: &Receiver<Job>, counts: &Arc<Counts>, stays: bool) {
+fn work(pool: &Weak<Inner>, waiting: &Receiver<Job>, counts: &Arc<Counts>, max: usize, stays: bool) {
     loop {
         COUNTED.set(Some(Counted { pool: pool.clone(), counts: counts.clone(), ending: false }));
         let job = if stays {
@@ -251,10 +288,14 @@ fn work(pool: &Weak<Inner>, waiting: &Receiver<Job>, counts: &Arc<Counts>, stays
         };
         match job {
             Ok(job) => {
+                counts.begin(max);
                 // The panic hook has logged it; the job's own guards have answered. The worker lives on.
                 drop(catch_unwind(AssertUnwindSafe(job)));
                 match COUNTED.take() {
-                    Some(counted) => counted.give_back(),
+                    Some(counted) => {
+                        counted.give_back();
+                        counts.done();
+                    }
                     None => return,
                 }
             }
@@ -383,10 +424,14 @@ mod tests {
         assert!(pool.occupy().is_err());
         place.run_here(|| {
             assert!(pool.occupy().is_err());
-            // What comes in the ordinary way waits in the queue, and has a thread.
-            drop(pool.reserve().unwrap());
+            // What comes in the ordinary way waits, though there is a thread for it.
+            let (done, finished) = bounded(1);
+            pool.submit(move || done.send(()).unwrap()).unwrap();
+            let waited = finished.recv_timeout(std::time::Duration::from_millis(100));
+            assert_eq!(waited, Err(RecvTimeoutError::Timeout));
             step_aside();
-            drop(pool.occupy().unwrap());
+            finished.recv().unwrap();
+            while pool.occupy().is_err() {}
         });
         drop(pool.occupy().unwrap());
         let place = pool.occupy().unwrap();

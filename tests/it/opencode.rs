@@ -2,6 +2,9 @@
 //! to have here is a test.
 
 use std::io::Write as _;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -211,6 +214,42 @@ fn connections_are_used_again() {
         client.get(200, "/opencode/x");
         assert_eq!(upstream.seen().connection, 2);
     }
+}
+
+/// The first that come are passed on by their clients' own threads, the others wait their turn.
+#[test]
+fn more_than_may_wait_at_once_are_all_answered() {
+    let at_once = Arc::new(Mutex::new((0, 0)));
+    let counted = at_once.clone();
+    let upstream = Upstream::start(move |_, stream| {
+        let count = |by: i32| {
+            let mut now = counted.lock().unwrap();
+            now.0 += by;
+            now.1 = now.1.max(now.0);
+        };
+        count(1);
+        thread::sleep(Duration::from_millis(50));
+        count(-1);
+        stream.write_all(OK.as_bytes()).is_ok()
+    });
+    let server = upstream.setup().arg("--max-proxied=2").start();
+    let slowest = Mutex::new(Duration::ZERO);
+    thread::scope(|scope| {
+        for client in (0..12).map(|_| server.collaborator()) {
+            let slowest = &slowest;
+            scope.spawn(move || {
+                for path in ["/opencode/a", "/opencode/b"] {
+                    let begun = Instant::now();
+                    client.call("POST", path, Some(&json!({"some": "body"}))).expect(200);
+                    let mut slowest = slowest.lock().unwrap();
+                    *slowest = begun.elapsed().max(*slowest);
+                }
+            });
+        }
+    });
+    // One that takes longer than a second gives its place to another.
+    let (most, slowest) = (at_once.lock().unwrap().1, *slowest.lock().unwrap());
+    assert!(most == 2 || slowest >= Duration::from_secs(1), "{most} at once, {slowest:?} the slowest");
 }
 
 #[test]
