@@ -475,3 +475,57 @@ fn clone_later(server: &Server, place: &Place<'_>) -> thread::JoinHandle<()> {
     let (client, path) = (server.owner(), place.path("/clone"));
     thread::spawn(move || drop(client.try_send("POST", &path, &[], Some(b"{}"))))
 }
+
+/// Unmounts it in the end.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn copies_share_their_blocks_where_the_file_system_can() {
+    if !crate::server::read("/proc/filesystems").contains("btrfs") {
+        eprintln!("not tested: this kernel has no btrfs");
+        return;
+    }
+    let scratch = crate::scratch::Scratch::new();
+    let (image, disk) = (scratch.path().join("image"), scratch.folder("disk"));
+    fs::File::create(&image).unwrap().set_len(4 << 30).unwrap();
+    let run = |program: &str, args: &[&Path]| {
+        let ended = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(ended.status.success(), "{program} {args:?}: {ended:?}");
+    };
+    run("mkfs.btrfs", &[Path::new("-q"), &image]);
+    run("mount", &[Path::new("-o"), Path::new("loop"), &image, &disk]);
+    let mounted = Mounted(disk.clone());
+    let (data, seed) = (disk.join("data"), seeded());
+    fs::create_dir(&data).unwrap();
+    run("cp", &[Path::new("-a"), &seed.data_dir().join("images"), &data.join("images")]);
+    let setup = crate::server::Setup::new().data(&data).arg("--root-backend=reflink");
+    let server = setup.start();
+    let used = || {
+        run("sync", &[]);
+        let stat = rustix::fs::statvfs(&disk).unwrap();
+        ((stat.f_blocks - stat.f_bfree) * stat.f_frsize) >> 20
+    };
+    let before = used();
+    let place = Place::ready(&server, json!({"name": "shared"}));
+    place.sh("echo one > /root/state; head -c 100M /dev/urandom > /root/large");
+    let taken = take(&place, "one");
+    assert_eq!(taken["root_kind"], "reflink", "{taken}");
+    place.sh("echo two > /root/state");
+    let copy = clone(&place, json!({}));
+    restore(&place, &taken);
+    assert_eq!(place.sh("cat /root/state; stat -c %s /root/large"), "one\n104857600\n");
+    assert_eq!(copy.sh("cat /root/state; stat -c %s /root/large"), "two\n104857600\n");
+    let now = used();
+    // Four trees of 300 MB and more each; what was written is 100 MB, the rest are names.
+    assert!(now - before < 400, "{} MB more are used", now - before);
+    place.delete();
+    copy.delete();
+    server.stop();
+    drop(mounted);
+}
