@@ -19,6 +19,8 @@ mod inside;
 mod listen;
 #[cfg(test)]
 mod properties;
+#[cfg(any(test, fuzzing))]
+pub mod reference;
 mod refuse;
 mod relay;
 mod table;

@@ -246,7 +246,7 @@ impl Table {
                 request: lock(&record.request).clone(),
             })
             .collect();
-        list.sort_by_key(|connection| connection.id);
+        list.sort_unstable_by_key(|connection| connection.id);
         list
     }
 
