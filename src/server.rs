@@ -154,13 +154,14 @@ pub fn run(settings: Settings) -> Result<()> {
     let cgroups = take_cgroups(&settings.data_dir)?;
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let bus = Arc::new(Bus::default());
+    let own = Own::new(tcp_addresses(&doors));
+    let upstreams = Arc::new(Upstreams::new(own, cgroups.clone(), settings.proxying.patience)?);
     let lifecycle = build(&settings, cgroups, &bus)?;
     let project = Arc::new(Project::new(
         &settings.home,
         ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
     ));
     let watch = (watch_projects(&project, &lifecycle), watch_library(&settings.data_dir, &lifecycle));
-    let upstreams = Arc::new(Upstreams::new(Own::new(tcp_addresses(&doors)), settings.proxying.patience)?);
     let (gone, tickets) = (Gone::default(), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {

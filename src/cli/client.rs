@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::Agent;
+use ureq::unversioned::transport::TcpConnector;
 
 use crate::base::{Error, Result, limits, logging};
 use crate::config::{self, ClientArgs, ClientPlan, Parsed};
+use crate::opencode::Lookup;
+use crate::proc::{Cgroups, Handle};
 
 /// A server to speak to.
 pub(super) struct Client {
@@ -33,8 +36,9 @@ pub(super) fn asked(args: &[String]) -> Result<Asked> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_client(&args, &config::process_env, &current_dir)?;
     // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
+    let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
     let agent =
-        Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build().into();
+        Agent::with_parts(config, TcpConnector::default(), Lookup::new(Cgroups::of(Handle::default())));
     Ok(Asked::Run(Box::new((args, Client { agent, plan }))))
 }
 

@@ -66,6 +66,10 @@ const NETWORK_TOOLS: [Tool; 3] = [
     Tool { program: "nsenter", debian: "util-linux", fedora: "util-linux-core", arch: "util-linux" },
 ];
 
+/// What only upstreams with a name need; every Debian has it.
+const LOOKUP_TOOLS: [Tool; 1] =
+    [Tool { program: "getent", debian: "libc-bin", fedora: "glibc-common", arch: "glibc" }];
+
 /// What only Arch Linux roots need; `--setup` leaves them alone, because few hosts have a mirror and keyring for them.
 const ARCH_TOOLS: [Tool; 2] = [
     Tool {
@@ -112,7 +116,7 @@ pub fn missing_message(program: &str) -> String {
         let package = tool.package(family);
         return format!("{program} is missing; install the package {package}, or start berth with --setup");
     }
-    match ARCH_TOOLS.iter().chain(&NETWORK_TOOLS).find(known) {
+    match ARCH_TOOLS.iter().chain(&NETWORK_TOOLS).chain(&LOOKUP_TOOLS).find(known) {
         Some(tool) => format!("{program} is missing; install the package {}", tool.package(family)),
         None => format!("{program} is missing; install it"),
     }

@@ -66,7 +66,7 @@ pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -
         all.iter().filter(|text| text.contains('%')).map(|text| decode(text, false)).collect();
     all.extend(again.into_iter().chain(headers.map(|text| decode(text, false))));
     all.retain(|directory| !directory.is_empty());
-    all.sort();
+    all.sort_unstable();
     all.dedup();
     all
 }

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::config::AutoHeaderValue;
@@ -13,12 +14,13 @@ use ureq::{Agent, AsSendBody, Error as UreqError, SendBody};
 
 use super::address::Own;
 use super::headers::{self, DIRECTORY};
+use super::lookup::Lookup;
 use super::relay::Tunnel;
 use super::target::{Place, Target};
 use super::watch::{Cut, Watch};
-use super::wire::{Dialler, IDLE, LookupLater, lookup};
+use super::wire::{Dialler, IDLE, LookupLater};
 use crate::base::{Code, Error, Result, limits};
-use crate::proc::Cancel;
+use crate::proc::{Cancel, Cgroups};
 
 /// A request to pass on.
 pub struct Call {
@@ -111,16 +113,17 @@ impl Read for Body {
 pub struct Upstreams {
     agent: Agent,
     own: Own,
+    lookup: Arc<Lookup>,
     stop: Cancel,
     patience: Duration,
 }
 
 impl Upstreams {
-    /// `own` is where this server listens. An upstream has `patience` for the head of its answer.
+    /// `own` is where this server listens; a program that looks up names runs in one of `cgroups`. An upstream has `patience` for the head of its answer.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn new(own: Own, patience: Duration) -> Result<Upstreams> {
+    pub fn new(own: Own, cgroups: Cgroups, patience: Duration) -> Result<Upstreams> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -136,8 +139,10 @@ impl Upstreams {
             .max_idle_connections_per_host(limits::UPSTREAM_IDLE_CONNECTIONS)
             .max_idle_age(IDLE)
             .build();
-        let agent = Agent::with_parts(config, Dialler { own: own.clone() }, LookupLater);
-        Ok(Upstreams { agent, own, stop: Cancel::new()?, patience })
+        let lookup = Arc::new(Lookup::new(cgroups));
+        let agent =
+            Agent::with_parts(config, Dialler { own: own.clone(), lookup: lookup.clone() }, LookupLater);
+        Ok(Upstreams { agent, own, lookup, stop: Cancel::new()?, patience })
     }
 
     /// Refuses an address that no call could go to. Looks names up, so it may take as long as that takes.
@@ -149,7 +154,7 @@ impl Upstreams {
         let refuse = |why: &str| Error::new(Code::InvalidBaseUrl, why).detail("baseUrl", url.clone());
         let target = Target::new(place).map_err(|error| refuse(error.message()))?;
         let (host, port) = target.host();
-        let found = lookup(host, port).ok().filter(|found| !found.is_empty());
+        let found = self.lookup.addresses(host, port, &self.stop).ok().filter(|found| !found.is_empty());
         let found =
             found.ok_or_else(|| refuse(&format!("The baseUrl names a host that is not known: {host}")))?;
         match found.into_iter().find_map(|address| self.own.refuses(address)) {

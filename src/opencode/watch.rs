@@ -138,6 +138,11 @@ impl Watch {
         (self.stop.clone(), self.gone.clone())
     }
 
+    /// Tells when the server stops.
+    pub(super) fn stopping(&self) -> &Cancel {
+        &self.stop
+    }
+
     /// From here on this socket tells whether the client is there.
     pub fn set_client(&self, client: Rc<dyn AsFd>) {
         self.client.replace(Some(client));

@@ -7,8 +7,9 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -24,6 +25,7 @@ use ureq::unversioned::transport::{
 };
 
 use super::address::Own;
+use super::lookup::Lookup;
 use super::watch::{self, Cut, Watch};
 use crate::base::limits;
 
@@ -188,6 +190,7 @@ impl Drop for Wire {
 #[derive(Debug)]
 pub(super) struct Dialler {
     pub(super) own: Own,
+    pub(super) lookup: Arc<Lookup>,
 }
 
 impl Connector for Dialler {
@@ -199,7 +202,8 @@ impl Connector for Dialler {
         let authority = details.uri.authority().ok_or(UreqError::HostNotFound)?;
         let port = authority.port_u16().unwrap_or(80);
         let mut failed = UreqError::HostNotFound;
-        for address in lookup(authority.host(), port)? {
+        let found = self.lookup.addresses(authority.host(), port, watch.stopping());
+        for address in found.map_err(|error| UreqError::Io(io::Error::other(error.message().to_owned())))? {
             match self.dial(address, &watch) {
                 Ok(stream) => {
                     return Ok(Some(Wire {
@@ -256,20 +260,6 @@ impl Dialler {
         }
         Ok(stream)
     }
-}
-
-/// The addresses of a host. Numbers and `localhost` need nobody's help.
-pub(super) fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, UreqError> {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    if let Ok(address) = bare.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(address, port)]);
-    }
-    if bare.eq_ignore_ascii_case("localhost") {
-        let both: [IpAddr; 2] = [[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
-        return Ok(both.map(|address| SocketAddr::new(address, port)).to_vec());
-    }
-    let found = (bare, port).to_socket_addrs().map_err(UreqError::Io)?;
-    Ok(found.collect())
 }
 
 /// ureq asks for addresses before each request, also for one that uses a connection again; ours are looked up when a

@@ -50,7 +50,7 @@ struct Home {
 }
 
 /// The same tree for another process of ours, which neither looks for it nor changes its bounds.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, Default)]
 pub struct Handle(Option<(Tree, BTreeSet<String>)>);
 
 impl Cgroups {
