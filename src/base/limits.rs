@@ -409,6 +409,10 @@ pub const SKILL_BYTES: usize = 32 << 20;
 pub const SKILL_FILES: usize = 1000;
 /// Longest front matter of a Markdown file; real ones have a few lines.
 pub const FRONT_MATTER_BYTES: usize = 64 << 10;
+/// Values in it, each as often as an alias repeats it.
+pub const FRONT_MATTER_NODES: usize = 4096;
+/// Lists and objects within each other.
+pub const FRONT_MATTER_DEPTH: usize = 16;
 
 /// One of the two files of an audit log: some 5,000 lines.
 pub const AUDIT_FILE_BYTES: u64 = 2 << 20;
@@ -533,7 +537,11 @@ pub const PROXY_WHOLE_BYTES: u64 = 64 << 10;
 /// Default for `--opencode-timeout`: from a request's last byte to the head of its answer. Bun's fetch, and so the
 /// OpenWork server, waits five minutes; a prompt with many tools may take longer.
 pub const UPSTREAM_ANSWER: Duration = Duration::from_secs(600);
-/// From the first packet to a connection.
+/// What getent says of one name: a line of some 50 bytes for every address and kind of socket.
+pub const LOOKUP_OUTPUT_BYTES: usize = 16 << 10;
+/// Of them, the best so many are tried; ureq has no room for more.
+pub const LOOKUP_ADDRESSES: usize = 16;
+/// From the first packet to a connection, and for a name's addresses.
 pub const UPSTREAM_CONNECT: Duration = Duration::from_secs(5);
 /// An upstream that keeps silent for so long within an answer is not there any more, or never will be.
 pub const UPSTREAM_SILENCE: Duration = Duration::from_secs(3600);

@@ -299,7 +299,7 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
     }
     let contents = contents.ok_or_else(|| refused("nothing in it"))?;
     let mut ids: Vec<&ImageId> = contents.images.iter().map(|image| &image.id).collect();
-    ids.sort();
+    ids.sort_unstable();
     ids.dedup();
     if restored < ids.len() {
         return Err(refused("fewer images than it lists; it is incomplete"));

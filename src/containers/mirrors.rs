@@ -61,7 +61,7 @@ fn apt_mirror(apt: &Path) -> Option<String> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(apt.join("sources.list.d"))
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
         .unwrap_or_default();
-    files.sort();
+    files.sort_unstable();
     files.insert(0, apt.join("sources.list"));
     let mut found: Vec<(String, Vec<String>, Vec<String>)> = Vec::new();
     for file in files {

@@ -209,7 +209,7 @@ impl Tree {
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect();
-        names.sort();
+        names.sort_unstable();
         names.dedup();
         names
     }

@@ -196,7 +196,7 @@ impl Project {
 fn list(root: &Root, folder: &str, scope: &'static str) -> Result<Vec<Command>> {
     let mut files = root.entries(folder, limits::PROJECT_ENTRIES)?;
     files.retain(|name| name.ends_with(".md"));
-    files.sort();
+    files.sort_unstable();
     let mut commands = Vec::new();
     for file in &files {
         let path = if folder.is_empty() { file.clone() } else { format!("{folder}/{file}") };

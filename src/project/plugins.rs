@@ -157,7 +157,7 @@ fn files(root: &Root, folder: &str) -> Result<Vec<String>> {
         (name.ends_with(".js") || name.ends_with(".ts"))
             && root.metadata(&path).is_ok_and(|found| found.is_some_and(|found| found.is_file()))
     });
-    names.sort();
+    names.sort_unstable();
     Ok(names)
 }
 

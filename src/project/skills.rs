@@ -165,7 +165,7 @@ impl Project {
         let mut skills: Vec<Skill> = Vec::new();
         for place in self.places(site, global)? {
             let mut names = place.root().entries(place.folder, limits::PROJECT_ENTRIES)?;
-            names.sort();
+            names.sort_unstable();
             for name in names {
                 let Some(skill) = look(&self.skills_read, &place, &name) else { continue };
                 match skills.iter_mut().find(|known| known.name == skill.name) {

@@ -167,7 +167,9 @@ impl Tray {
                 }
             }
         }
-        listing.files.sort_by(|a, b| b.changed_ms.cmp(&a.changed_ms).then_with(|| a.path.cmp(&b.path)));
+        listing
+            .files
+            .sort_unstable_by(|a, b| b.changed_ms.cmp(&a.changed_ms).then_with(|| a.path.cmp(&b.path)));
         Ok(listing)
     }
 

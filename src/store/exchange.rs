@@ -202,7 +202,7 @@ mod tests {
     fn names(dir: &Scratch) -> Vec<String> {
         let mut names: Vec<String> =
             fs::read_dir(&**dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
+        names.sort_unstable();
         names
     }
 

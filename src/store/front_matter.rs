@@ -4,6 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::yaml;
 use crate::base::limits;
 
 /// Splits a text into its front matter, without the lines of dashes, and the rest.
@@ -30,24 +31,13 @@ pub fn read<T: DeserializeOwned + Default>(text: &str) -> Result<T, String> {
     if yaml.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(T::default());
     }
-    // Aliases that multiply and nesting without end are refused by the budget.
-    let options = serde_saphyr::options! {
-        // As js-yaml reads it for OpenCode: `y` and `no` are words.
-        strict_booleans: true,
-        budget: serde_saphyr::budget! {
-            max_reader_input_bytes: Some(limits::FRONT_MATTER_BYTES),
-            max_depth: 16,
-            max_nodes: 4096,
-            max_total_scalar_bytes: limits::FRONT_MATTER_BYTES,
-        },
-    };
     if yaml.len() > limits::FRONT_MATTER_BYTES {
         return Err(format!("the front matter is longer than {} bytes", limits::FRONT_MATTER_BYTES));
     }
-    serde_saphyr::from_str_with_options(yaml, options).map_err(|error| {
-        let error = error.to_string();
-        format!("the front matter is not valid YAML: {}", error.lines().next().unwrap_or_default())
-    })
+    // With its first line, so that errors name the lines of the file.
+    yaml::parse(&format!("---\n{yaml}"))
+        .and_then(|value| T::deserialize(value).map_err(|error| error.to_string()))
+        .map_err(|why| format!("the front matter is not valid YAML: {why}"))
 }
 
 /// Its keys, and what follows it.

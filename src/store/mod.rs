@@ -15,6 +15,7 @@ mod mounts;
 pub mod quota;
 pub mod tree;
 mod usage;
+mod yaml;
 
 #[cfg(test)]
 pub(crate) mod scratch;

@@ -264,7 +264,9 @@ impl Registry {
             let alive = workspaces.values().filter(|workspace| workspace.check_alive().is_ok());
             alive.map(|workspace| workspace.record()).collect()
         };
-        all.sort_by(|a, b| (a.shown.name.as_str(), a.shown.id).cmp(&(b.shown.name.as_str(), b.shown.id)));
+        all.sort_unstable_by(|a, b| {
+            (a.shown.name.as_str(), a.shown.id).cmp(&(b.shown.name.as_str(), b.shown.id))
+        });
         all
     }
 

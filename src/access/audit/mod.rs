@@ -272,7 +272,7 @@ impl Audit {
         if logs.len() <= limits::AUDIT_FILES {
             return;
         }
-        logs.sort();
+        logs.sort_unstable();
         for (_, path) in &logs[..logs.len() - limits::AUDIT_FILES] {
             if let Err(error) = fs::remove_file(path) {
                 log::warn!("{} cannot be removed: {error}", path.display());

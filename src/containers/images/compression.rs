@@ -103,7 +103,7 @@ pub(super) struct Observe<'a> {
 /// # Errors
 /// Those of `body`, which gets those of the stream.
 pub(super) fn ahead<R>(
-    input: impl Read + Send,
+    mut input: impl Read + Send,
     observe: Observe<'_>,
     cancel: &Cancel,
     body: impl FnOnce(&mut Stream) -> Result<R>,
@@ -114,7 +114,7 @@ pub(super) fn ahead<R>(
     let (back, buffers) = bounded(CHUNKS + 8);
     thread::scope(|scope| {
         let work = move || {
-            let told = produce(input, observe, cancel, &send, (&back, &buffers));
+            let told = produce(&mut input, observe, cancel, &send, (&back, &buffers));
             if let Err(error) = told {
                 // Nobody listens any more: then nobody needs to know.
                 let _ = send.send(Err(error));
@@ -134,7 +134,7 @@ const CHUNKS: usize = 8;
 const CHUNK_BYTES: usize = 256 << 10;
 
 fn produce(
-    input: impl Read + Send,
+    input: &mut (dyn Read + Send),
     observe: Observe<'_>,
     cancel: &Cancel,
     send: &Sender<Result<Chunk>>,

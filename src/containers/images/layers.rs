@@ -172,7 +172,7 @@ fn one<'a, T>(
 ) -> Result<&'a T> {
     let listed = || {
         let mut tags: Vec<String> = tags.iter().take(20).map(|tag| tag.escape_debug().to_string()).collect();
-        tags.sort();
+        tags.sort_unstable();
         if tags.is_empty() { "none with a name".to_owned() } else { tags.join(", ") }
     };
     match (fitting.next(), fitting.next(), reference) {

@@ -278,7 +278,7 @@ impl Images {
                 Err(error) => log::warn!("image {}: {error}", id.short()),
             }
         }
-        all.sort_by(|a, b| {
+        all.sort_unstable_by(|a, b| {
             (&a.record.name, &a.record.created_at).cmp(&(&b.record.name, &b.record.created_at))
         });
         Ok(all)

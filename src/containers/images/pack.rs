@@ -40,7 +40,8 @@ pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<Packed> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).at("open", "a pipe")?;
     let (path, cancel) = (path.to_owned(), cancel.clone());
     let work = move || {
-        write(&path, BufWriter::with_capacity(64 << 10, File::from(writer)), &cancel, &mut |_| {}).map(drop)
+        let mut writer = BufWriter::with_capacity(64 << 10, File::from(writer));
+        write(&path, &mut writer, &cancel, &mut |_| {})
     };
     let thread = Thread::new().name("image-pack".into()).stack_size(2 * limits::STACK).spawn(work);
     let thread = thread.map_err(|error| Error::internal("Could not start a thread").because(error))?;
@@ -51,7 +52,12 @@ pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<Packed> {
 ///
 /// # Errors
 /// `Cancelled`, `InvalidImage` for what is too deep or too much, and what reading and writing say.
-pub(super) fn write<W: Write>(path: &Path, out: W, cancel: &Cancel, tell: &mut dyn FnMut(u64)) -> Result<W> {
+pub(super) fn write(
+    path: &Path,
+    out: &mut dyn Write,
+    cancel: &Cancel,
+    tell: &mut dyn FnMut(u64),
+) -> Result<()> {
     let top = open(path, FOLDER, Mode::empty()).at("open", path)?;
     let stat = fstat(&top).at("read", path)?;
     let mut packer = Packer {
@@ -65,17 +71,15 @@ pub(super) fn write<W: Write>(path: &Path, out: W, cancel: &Cancel, tell: &mut d
         tell,
     };
     packer.folder(top, &stat, &mut Vec::new(), 0)?;
-    let mut out = packer.out.into_inner().at("write", "the archive")?;
-    out.flush().at("write", "the archive")?;
-    Ok(out)
+    packer.out.into_inner().and_then(Write::flush).at("write", "the archive")
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 type Records = Vec<(String, Vec<u8>)>;
 
-struct Packer<'a, W: Write> {
-    out: tar::Builder<W>,
+struct Packer<'a> {
+    out: tar::Builder<&'a mut dyn Write>,
     device: u64,
     links: HashMap<u64, Vec<u8>>,
     entries: u64,
@@ -85,7 +89,7 @@ struct Packer<'a, W: Write> {
     tell: &'a mut dyn FnMut(u64),
 }
 
-impl<W: Write> Packer<'_, W> {
+impl Packer<'_> {
     fn folder(&mut self, fd: OwnedFd, stat: &Stat, path: &mut Vec<u8>, depth: usize) -> Result<()> {
         if depth > limits::IMAGE_DEPTH {
             let most = limits::IMAGE_DEPTH;

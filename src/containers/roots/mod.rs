@@ -315,7 +315,7 @@ impl Roots {
                 idle.push((now.used, slot));
             }
         }
-        idle.sort_by_key(|(used, _)| *used);
+        idle.sort_unstable_by_key(|(used, _)| *used);
         let excess = idle.len().saturating_sub(limits::IDLE_ROOTS);
         for (_, slot) in idle.iter().take(excess) {
             let mut slot = lock(slot);

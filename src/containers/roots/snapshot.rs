@@ -263,7 +263,7 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<Snapshot>> {
             found.extend(read_json(&entry.path().join(RECORD))?);
         }
     }
-    found.sort_by(|a, b| (&a.created_at, a.id).cmp(&(&b.created_at, b.id)));
+    found.sort_unstable_by(|a, b| (&a.created_at, a.id).cmp(&(&b.created_at, b.id)));
     Ok(found)
 }
 

@@ -100,7 +100,7 @@ impl Library {
             .filter_map(|entry| Some(entry.strip_suffix(suffix)?.to_owned()))
             .filter(|name| check_name(name).is_ok())
             .collect();
-        names.sort();
+        names.sort_unstable();
         Ok(names)
     }
 }

@@ -212,7 +212,7 @@ impl Library {
                 }
             }
         }
-        files.sort();
+        files.sort_unstable();
         Ok(files)
     }
 }
