@@ -46,7 +46,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         records.retain(|record| reach::sees_id(ctx, actor, &record.shown.id.to_string()));
     }
     Ok(Answer::Now(if sees_values(request) {
-        Response::ok(&records.iter().map(|record| &record.shown).collect::<Vec<_>>())
+        Response::list(records.iter().map(|record| record.json()))
     } else {
         Response::ok(&records.iter().map(|record| without_values(record.shown.clone())).collect::<Vec<_>>())
     }))

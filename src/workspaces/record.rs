@@ -1,6 +1,7 @@
 //! A workspace's record: the object of the API, and what berth needs besides.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -152,9 +153,30 @@ pub struct Record {
     /// Where owners have said that its OpenCode is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opencode: Option<Chosen>,
+    #[serde(skip)]
+    written: Written,
+}
+
+/// A record as clients see it, written once: lists are asked for far more often than anything in them changes. A change
+/// is made to a copy, which has nothing written yet.
+#[derive(Debug, Default)]
+struct Written(OnceLock<String>);
+
+impl Clone for Written {
+    fn clone(&self) -> Written {
+        Written::default()
+    }
 }
 
 impl Record {
+    /// What clients see, as JSON.
+    pub fn json(&self) -> &str {
+        self.written.0.get_or_init(|| {
+            // Its keys are strings, for which alone it could fail.
+            serde_json::to_string(&self.shown).unwrap_or_else(|_| "null".into())
+        })
+    }
+
     /// A workspace with nothing but a name and a place.
     pub fn new(id: Uuid, name: Label, kind: Kind, path: String, origin: Origin) -> Record {
         let status = match kind {
@@ -192,6 +214,7 @@ impl Record {
             job: None,
             own_folder: false,
             opencode: None,
+            written: Written::default(),
         }
     }
 }
