@@ -13,7 +13,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use crate::base::{self, Code, Error, limits};
 use crate::containers::tools;
-use crate::proc::{Cancel, Capture, Cgroups, Ended, Exit, Spec};
+use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 
 /// Looks names up.
 #[derive(Debug)]
@@ -44,13 +44,12 @@ impl Lookup {
     }
 
     fn ask(&self, host: &str, cancel: &Cancel) -> base::Result<Vec<IpAddr>> {
-        let mut printed = Capture::new(limits::LOOKUP_OUTPUT_BYTES);
-        let group = self.cgroups.group(&format!("lookup/{}", uuid::Uuid::new_v4().simple()))?;
         let spec = Spec::new(tools::require("getent")?).args(["ahosts", "--", host]);
-        let ended = spec.run(group, &mut printed, limits::UPSTREAM_CONNECT, cancel);
-        drop(self.cgroups.group("lookup"));
-        match ended? {
-            Ended::Exited(Exit::Code(0)) => Ok(addresses(&printed.finish().into_text())),
+        let place = (&self.cgroups, "lookup");
+        let (ended, text) =
+            spec.printed(place, limits::LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
+        match ended {
+            Ended::Exited(Exit::Code(0)) => Ok(addresses(&text)),
             // getent(1): the key could not be found.
             Ended::Exited(Exit::Code(2)) => Ok(Vec::new()),
             ended => {

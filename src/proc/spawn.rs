@@ -12,7 +12,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::sys::{self, Exec, Failed, Reaped, Step};
-use super::{Cancel, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, User, pump};
+use super::{
+    Cancel, Capture, Cgroups, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, User, pump,
+};
 use crate::base::{At, Code, Error, Result};
 
 /// PATH of every child unless its environment says otherwise.
@@ -262,6 +264,25 @@ impl Spec {
         let io =
             Io { stdin: None, stdout: out, stderr: err, out: &mut Shared(&sink), err: &mut Shared(&sink) };
         pump(&mut child, io, timeout, cancel)
+    }
+
+    /// Runs it to its end in a group of its own below `place`: how it ended, and what it printed, `cap` bytes of it at most.
+    ///
+    /// # Errors
+    /// As [`Spec::run`].
+    pub fn printed(
+        &self,
+        (cgroups, place): (&Cgroups, &str),
+        cap: usize,
+        timeout: Duration,
+        cancel: &Cancel,
+    ) -> Result<(Ended, String)> {
+        let mut printed = Capture::new(cap);
+        let group = cgroups.group(&format!("{place}/{}", uuid::Uuid::new_v4().simple()))?;
+        let ended = self.run(group, &mut printed, timeout, cancel);
+        // Its own group went with the child; the one above it goes when nothing else is in it.
+        drop(cgroups.group(place));
+        Ok((ended?, printed.finish().into_text()))
     }
 
     /// Starts it with the given streams.

@@ -27,7 +27,7 @@ use super::tools;
 use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
-use crate::proc::{Cancel, Capture, Cgroups, Ended, Exit, Spec};
+use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 use crate::store::file;
 
 /// What a person decides about private networks.
@@ -373,14 +373,12 @@ impl Networks {
     /// Runs one of the host's programs: what it printed.
     fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let path = tools::require(program)?;
-        let mut printed = Capture::new(limits::NETWORK_OUTPUT_BYTES);
-        let group = self.cgroups.group(&format!("network/{}", uuid::Uuid::new_v4().simple()))?;
         let spec = Spec::new(path).args(args.iter().copied());
-        let ended = spec.run(group, &mut printed, limits::NETWORK_TOOL, &Cancel::new()?);
-        drop(self.cgroups.group("network"));
-        let text = printed.finish().into_text();
+        let place = (&self.cgroups, "network");
+        let (ended, text) =
+            spec.printed(place, limits::NETWORK_OUTPUT_BYTES, limits::NETWORK_TOOL, &Cancel::new()?)?;
         let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
-        match ended? {
+        match ended {
             Ended::Exited(Exit::Code(0)) => Ok(text),
             ended => Err(Error::new(
                 Code::Unavailable,

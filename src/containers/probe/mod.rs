@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::mirrors::Sources;
 use super::tools::{self, Family};
 use crate::base::{At, Result, clock, limits};
-use crate::proc::{Cancel, Capture, Cgroups, Ended, Exit, Spec};
+use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 use crate::store::allowlist::Allowlist;
 use crate::store::tree;
 
@@ -150,23 +150,18 @@ fn install(packages: &[&str]) -> String {
 
 /// Runs one of the host's programs: what it printed, or as the error its last words.
 fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::result::Result<String, String> {
-    let mut printed = Capture::new(limits::PROBE_OUTPUT_BYTES);
-    let group = subject.cgroups.group(&format!("doctor/{}", uuid::Uuid::new_v4().simple()));
-    let ended = group.and_then(|group| {
-        let spec = Spec::new(program).args(args.iter().copied());
-        spec.run(group, &mut printed, limits::PROBE, &subject.cancel)
-    });
-    // Its own group went with the child; the one above it goes when nothing else is being tried.
-    drop(subject.cgroups.group("doctor"));
-    let text = printed.finish().into_text();
+    let spec = Spec::new(program).args(args.iter().copied());
+    let place = (&subject.cgroups, "doctor");
+    let (ended, text) = spec
+        .printed(place, limits::PROBE_OUTPUT_BYTES, limits::PROBE, &subject.cancel)
+        .map_err(|error| error.to_string())?;
     let last = || text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
     match ended {
-        Ok(Ended::Exited(Exit::Code(0))) => Ok(text),
-        Ok(Ended::Exited(exit)) if last().is_empty() => Err(exit.to_string()),
-        Ok(Ended::Exited(_)) => Err(last()),
-        Ok(Ended::TimedOut) => Err(format!("did not end within {} s", limits::PROBE.as_secs())),
-        Ok(Ended::Cancelled) => Err("was interrupted".into()),
-        Err(error) => Err(error.to_string()),
+        Ended::Exited(Exit::Code(0)) => Ok(text),
+        Ended::Exited(exit) if last().is_empty() => Err(exit.to_string()),
+        Ended::Exited(_) => Err(last()),
+        Ended::TimedOut => Err(format!("did not end within {} s", limits::PROBE.as_secs())),
+        Ended::Cancelled => Err("was interrupted".into()),
     }
 }
 
