@@ -189,7 +189,7 @@
 //! - Deletion is journaled by the rename into the trash, not in the record, so that it works on a full disk.
 //! - A request to OpenCode stays on its `gate-N` thread, past tiny_http and the pools ([`http::direct`]): two hand-overs
 //!   instead of six. `--max-proxied` bounds them together with those that take the usual way.
-//! - Names are looked up by the machine's `getent` ([`opencode::Lookup`]), not by ureq's resolver: what a static binary
+//! - Names are looked up by the machine's `getent` ([`opencode::HostLookup`]), not by ureq's resolver: what a static binary
 //!   has of getaddrinfo knows less than the machine, and is 0.2 MB.
 //! - `distro: "host"` is no overlay over `/`, but a small image with the machine's `/usr` bound into it, never id-mapped:
 //!   the kernel itself keeps from root inside what only root outside may read.

@@ -10,7 +10,7 @@ use ureq::unversioned::transport::TcpConnector;
 
 use crate::base::{Error, Result, limits, logging};
 use crate::config::{self, ClientArgs, ClientPlan, Parsed};
-use crate::opencode::Lookup;
+use crate::opencode::HostLookup;
 use crate::proc::{Cgroups, Handle};
 
 /// A server to speak to.
@@ -38,7 +38,7 @@ pub(super) fn asked(args: &[String]) -> Result<Asked> {
     // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
     let agent =
-        Agent::with_parts(config, TcpConnector::default(), Lookup::new(Cgroups::of(Handle::default())));
+        Agent::with_parts(config, TcpConnector::default(), HostLookup::new(Cgroups::of(Handle::default())));
     Ok(Asked::Run(Box::new((args, Client { agent, plan }))))
 }
 

@@ -17,14 +17,14 @@ use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 
 /// Looks names up.
 #[derive(Debug)]
-pub struct Lookup {
+pub struct HostLookup {
     cgroups: Cgroups,
 }
 
-impl Lookup {
+impl HostLookup {
     /// getent runs in one of `cgroups`.
-    pub fn new(cgroups: Cgroups) -> Lookup {
-        Lookup { cgroups }
+    pub fn new(cgroups: Cgroups) -> HostLookup {
+        HostLookup { cgroups }
     }
 
     /// Where `host` is, the best first; none when there is no such host. Numbers and `localhost` need nobody's help.
@@ -60,7 +60,7 @@ impl Lookup {
 }
 
 /// For a client of ureq's own kind, which has no server behind it.
-impl Resolver for Lookup {
+impl Resolver for HostLookup {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, UreqError> {
         let authority = uri.authority().ok_or(UreqError::HostNotFound)?;
         let port = authority.port_u16().unwrap_or(80);
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn names_are_looked_up_as_the_machine_does_it() {
-        let lookup = Lookup::new(Cgroups::of(Handle::default()));
+        let lookup = HostLookup::new(Cgroups::of(Handle::default()));
         let ask = |host: &str| lookup.addresses(host, 80, &Cancel::new().unwrap()).unwrap();
         // Short for 127.0.0.1 (inet_aton(3)), whatever the machine's files and servers say.
         assert_eq!(ask("127.1"), ["127.0.0.1:80".parse().unwrap()]);

@@ -17,7 +17,7 @@ pub mod watch;
 mod wire;
 
 pub use headers::DIRECTORY;
-pub use lookup::Lookup;
+pub use lookup::HostLookup;
 pub use target::{Place, Target};
 pub use upstream::{Answer, Call, Payload, Rest, Upstreams};
 pub use watch::Watch;

@@ -14,7 +14,7 @@ use ureq::{Agent, AsSendBody, Error as UreqError, SendBody};
 
 use super::address::Own;
 use super::headers::{self, DIRECTORY};
-use super::lookup::Lookup;
+use super::lookup::HostLookup;
 use super::relay::Tunnel;
 use super::target::{Place, Target};
 use super::watch::{Cut, Watch};
@@ -113,7 +113,7 @@ impl Read for Body {
 pub struct Upstreams {
     agent: Agent,
     own: Own,
-    lookup: Arc<Lookup>,
+    lookup: Arc<HostLookup>,
     stop: Cancel,
     patience: Duration,
 }
@@ -139,7 +139,7 @@ impl Upstreams {
             .max_idle_connections_per_host(limits::UPSTREAM_IDLE_CONNECTIONS)
             .max_idle_age(IDLE)
             .build();
-        let lookup = Arc::new(Lookup::new(cgroups));
+        let lookup = Arc::new(HostLookup::new(cgroups));
         let agent =
             Agent::with_parts(config, Dialler { own: own.clone(), lookup: lookup.clone() }, LookupLater);
         Ok(Upstreams { agent, own, lookup, stop: Cancel::new()?, patience })

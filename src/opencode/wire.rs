@@ -25,7 +25,7 @@ use ureq::unversioned::transport::{
 };
 
 use super::address::Own;
-use super::lookup::Lookup;
+use super::lookup::HostLookup;
 use super::watch::{self, Cut, Watch};
 use crate::base::limits;
 
@@ -190,7 +190,7 @@ impl Drop for Wire {
 #[derive(Debug)]
 pub(super) struct Dialler {
     pub(super) own: Own,
-    pub(super) lookup: Arc<Lookup>,
+    pub(super) lookup: Arc<HostLookup>,
 }
 
 impl Connector for Dialler {
