@@ -292,3 +292,13 @@ pub fn guard(server: &Server) {
     static GUARDS: Mutex<Vec<std::process::Child>> = Mutex::new(Vec::new());
     GUARDS.lock().unwrap().push(guard);
 }
+
+/// One server for each way of making roots that works on this machine's test disk.
+pub fn on_each_backend(test: impl Fn(&Server, &str)) {
+    for way in ["overlay", "copy"] {
+        let server = seeded().arg(format!("--root-backend={way}")).start();
+        eprintln!("--root-backend={way}");
+        test(&server, way);
+        server.stop();
+    }
+}

@@ -5,19 +5,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Place, seeded};
+use crate::fixture::{Place, on_each_backend};
 use crate::procs::{self, secs, wait_for};
-use crate::server::Server;
-
-/// One server for each way that works on this machine's test disk.
-fn each(test: impl Fn(&Server, &str)) {
-    for way in ["overlay", "copy"] {
-        let server = seeded().arg(format!("--root-backend={way}")).start();
-        eprintln!("--root-backend={way}");
-        test(&server, way);
-        server.stop();
-    }
-}
 
 fn debug(place: &Place<'_>) -> Value {
     place.client.get(200, &place.path("/debug"))
@@ -30,7 +19,7 @@ fn folder(debug: &Value, name: &str) -> u64 {
 
 #[test]
 fn a_root_is_made_used_shown_and_deleted_whatever_its_kind() {
-    each(|server, way| {
+    on_each_backend(|server, way| {
         let script = "#!/bin/sh\necho from init; echo made > /root/made\n";
         let place = Place::ready(server, json!({"name": "one", "init_script": script}));
         let told = debug(&place);

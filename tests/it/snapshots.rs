@@ -11,19 +11,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::client::Reply;
-use crate::fixture::{Place, seeded, shared};
+use crate::fixture::{Place, on_each_backend, seeded, shared};
 use crate::procs::{self, secs, wait_for};
 use crate::server::{NIL, Server};
-
-/// One server for each way that works on this machine's test disk.
-fn each(test: impl Fn(&Server, &str)) {
-    for way in ["overlay", "copy"] {
-        let server = seeded().arg(format!("--root-backend={way}")).start();
-        eprintln!("--root-backend={way}");
-        test(&server, way);
-        server.stop();
-    }
-}
 
 #[track_caller]
 fn take(place: &Place<'_>, name: &str) -> Value {
@@ -69,7 +59,7 @@ fn layers(data: &Path) -> usize {
 
 #[test]
 fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
-    each(|server, way| {
+    on_each_backend(|server, way| {
         let place = Place::ready(server, json!({"name": "original", "env_vars": {"A": "b"}}));
         place.sh(
             "echo one > /root/state; rm -rf /usr/share/doc; chown 33:33 /root/state; ln /root/state /root/hard; \
@@ -136,7 +126,7 @@ fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
 
 #[test]
 fn they_outlive_a_rebuild_and_the_root_itself() {
-    each(|server, _| {
+    on_each_backend(|server, _| {
         let place = Place::ready(server, json!({"name": "rebuilt"}));
         place.sh("echo precious > /root/state");
         let taken = take(&place, "before");
