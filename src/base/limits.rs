@@ -159,6 +159,8 @@ pub const AGENT_MESSAGE_BYTES: usize =
     6 * (COMMAND_TOTAL_BYTES + 2 * COMMAND_BYTES + ENV_TOTAL_BYTES) + (64 << 10);
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How often a cgroup is made again that another process of ours removed before it was opened: each removes it once.
+pub const CGROUP_TRIES: usize = 16;
 
 /// Terminals that run at once; each costs a thread, a shell and its model, some 100 KB at 80 × 24.
 pub const TERMINALS: usize = 64;

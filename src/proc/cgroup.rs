@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -225,11 +225,18 @@ impl Group {
     fn open(home: &Home, path: &str) -> Result<Group> {
         // Whoever was done with a group of this name is not to remove it any more.
         lock(&home.left).retain(|left| left != path);
-        let folder = home.tree.make(path).at("make the cgroup", path)?;
-        let fd =
-            rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .at("open the cgroup", &folder)?;
-        Ok(Group::of(How::Cgroup { home: home.clone(), path: path.to_owned(), folder: fd, v1: Vec::new() }))
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = std::iter::repeat_with(|| {
+            let folder = home.tree.make(path)?;
+            Ok::<_, std::io::Error>(rustix::fs::open(&folder, flags, Mode::empty())?)
+        });
+        // Another process of ours may be done with it and remove it between the two.
+        let folder = opened
+            .take(limits::CGROUP_TRIES)
+            .find(|opened| !matches!(opened, Err(error) if error.kind() == std::io::ErrorKind::NotFound))
+            .unwrap_or_else(|| Err(Errno::NOENT.into()))
+            .at("make the cgroup", path)?;
+        Ok(Group::of(How::Cgroup { home: home.clone(), path: path.to_owned(), folder, v1: Vec::new() }))
     }
 
     fn of(how: How) -> Group {
@@ -388,6 +395,9 @@ impl Group {
             How::Cgroup { folder, .. } => {
                 // cgroup.kill is Linux 5.14; before that the list is walked until it stays empty.
                 if write_in(folder, "cgroup.kill", "1").is_err() {
+                    if is_gone(folder) {
+                        return Ok(());
+                    }
                     while Instant::now() < deadline {
                         let pids = read_in(folder, "cgroup.procs")?;
                         if pids.is_empty() {
@@ -573,15 +583,22 @@ pub(super) fn read_in(folder: impl AsFd, file: &str) -> Result<String> {
     Ok(text)
 }
 
+/// Whether somebody else has removed the cgroup, so that nothing lives in it: nothing can be found in its folder then.
+fn is_gone(folder: &OwnedFd) -> bool {
+    rustix::fs::accessat(folder, "cgroup.procs", Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT)
+}
+
 /// Waits until nothing lives in the cgroup or below it, or it is no more. The kernel wakes pollers of `cgroup.events` with POLLPRI
 /// (cgroup-v2.rst, "populated").
 fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
     const EVENTS: &str = "cgroup.events";
-    let mut file = open_in(folder, EVENTS)?;
+    let mut file = match open_in(folder, EVENTS) {
+        Err(_) if is_gone(folder) => return Ok(()),
+        opened => opened?,
+    };
     loop {
         let mut text = String::new();
-        file.rewind().at("read", EVENTS)?;
-        match file.read_to_string(&mut text) {
+        match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
             // Somebody else has removed it, so it was empty.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
             read => read.at("read", EVENTS)?,
@@ -595,5 +612,35 @@ fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
         }
         let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server and a keeper both have the group of a run, and either may be done with it first.
+    #[test]
+    fn two_processes_may_be_done_with_a_group_at_the_same_time() {
+        let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
+        let ours = Cgroups::take(&name);
+        let theirs = Cgroups::of(ours.handle());
+        let rounds = || {
+            for round in 0..3000 {
+                let group = ours.group(&format!("runs/{}", round / 100)).unwrap();
+                group.kill(None).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                for round in 0..3000 {
+                    theirs.group_again(&format!("runs/{}", round / 100)).unwrap().kill(None).unwrap();
+                }
+            });
+            rounds();
+            other.join().unwrap();
+        });
+        ours.release();
+        assert!(ours.folder().is_none_or(|folder| !folder.exists()));
     }
 }

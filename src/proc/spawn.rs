@@ -279,10 +279,8 @@ impl Spec {
     ) -> Result<(Ended, String)> {
         let mut printed = Capture::new(cap);
         let group = cgroups.group(&format!("{place}/{}", uuid::Uuid::new_v4().simple()))?;
-        let ended = self.run(group, &mut printed, timeout, cancel);
-        // Its own group went with the child; the one above it goes when nothing else is in it.
-        drop(cgroups.group(place));
-        Ok((ended?, printed.finish().into_text()))
+        let ended = self.run(group, &mut printed, timeout, cancel)?;
+        Ok((ended, printed.finish().into_text()))
     }
 
     /// Starts it with the given streams.
