@@ -181,6 +181,24 @@ fn what_is_missing_is_named_with_its_package() {
 }
 
 #[test]
+fn a_firewall_that_drops_what_it_does_not_know_is_named() {
+    let scratch = Scratch::new();
+    let drop = "iptables -P FORWARD DROP || exit 9; [ $0 = nft ] || mount --bind /dev/null \"$(command -v nft)\" || exit 9; \
+                exec \"$@\"";
+    for (reader, says, helps) in [
+        ("nft", "table ip filter", "iifname \"vb*\""),
+        ("iptables", "FORWARD of iptables", "-i vb+ and -o vb+"),
+    ] {
+        let (report, _) = report(&scratch, &["unshare", "-m", "-n", "sh", "-c", drop, reader]);
+        let (status, fix) = of(&report, "forwarding");
+        assert_eq!(status, "warn");
+        assert!(fix.contains(helps), "{fix}");
+        let found = row(&report, "forwarding")["found"].as_str().unwrap();
+        assert!(found.contains(says), "{found}");
+    }
+}
+
+#[test]
 fn without_root_it_says_so_and_looks_at_the_rest() {
     let scratch = Scratch::new();
     let place = scratch.folder("place");

@@ -487,9 +487,19 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn copies_share_their_blocks_where_the_file_system_can() {
-    if !crate::server::read("/proc/filesystems").contains("btrfs") {
-        eprintln!("not tested: this kernel has no btrfs");
+fn copies_share_their_blocks_on_btrfs() {
+    copies_share_their_blocks("btrfs");
+}
+
+#[test]
+fn copies_share_their_blocks_on_xfs() {
+    copies_share_their_blocks("xfs");
+}
+
+fn copies_share_their_blocks(file_system: &str) {
+    let known = crate::server::read("/proc/filesystems");
+    if !known.split_whitespace().any(|name| name == file_system) {
+        eprintln!("not tested: this kernel has no {file_system}");
         return;
     }
     let scratch = crate::scratch::Scratch::new();
@@ -499,7 +509,7 @@ fn copies_share_their_blocks_where_the_file_system_can() {
         let ended = std::process::Command::new(program).args(args).output().unwrap();
         assert!(ended.status.success(), "{program} {args:?}: {ended:?}");
     };
-    run("mkfs.btrfs", &[Path::new("-q"), &image]);
+    run(&format!("mkfs.{file_system}"), &[Path::new("-q"), &image]);
     run("mount", &[Path::new("-o"), Path::new("loop"), &image, &disk]);
     let mounted = Mounted(disk.clone());
     let (data, seed) = (disk.join("data"), seeded());

@@ -122,13 +122,20 @@ pub(super) fn mounts(subject: &Subject) -> Check {
 fn forwarding(subject: &Subject) -> Option<Check> {
     let name = "forwarding";
     let on = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").ok()?;
-    let nft = tools::find("nft")?;
-    let chains = run(subject, nft, &["list", "chains"]).unwrap_or_default();
-    if let Some(table) = dropping(&chains) {
+    let (found, chain) = if let Some(nft) = tools::find("nft") {
+        let chains = run(subject, nft, &["list", "chains"]).unwrap_or_default();
+        let accept = "iifname \"vb*\" and oifname \"vb*\" in its chain of the hook forward";
+        (dropping(&chains).map(|table| format!("The table {table} of nftables")), accept)
+    } else {
+        let rules = run(subject, tools::find("iptables")?, &["-w", "5", "-S", "FORWARD"]).unwrap_or_default();
+        let drops = rules.lines().any(|rule| rule == "-P FORWARD DROP");
+        (drops.then(|| "The chain FORWARD of iptables".to_owned()), "-i vb+ and -o vb+")
+    };
+    if let Some(found) = found {
         return Some(Check::warn(
             name,
-            format!("The table {table} of nftables drops what it does not know, private networks among it"),
-            "let it accept iifname \"vb*\" and oifname \"vb*\" in its chain of the hook forward",
+            format!("{found} drops what it does not know, private networks among it"),
+            format!("let it accept {chain}"),
         ));
     }
     Some(if on.trim() == "0" {

