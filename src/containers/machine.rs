@@ -490,7 +490,10 @@ impl Machine {
         }
         let mut spare = match spare {
             Some(spare) => spare,
-            None => self.spare(&running.runtime, &running.group, None, deadline)?,
+            None => {
+                let group = if command.account { None } else { lock(&running.groups).pop() };
+                self.spare(&running.runtime, &running.group, group, deadline)?
+            }
         };
         if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
             self.around.cgroups.confine(&mut spare.group, &limits)?;

@@ -8,25 +8,22 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::fs;
-use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, Current, Enforcement, Files, entrance};
 use super::hierarchy::{Controller, Tree};
-use super::mark::{MARK, kill_pid, marked};
+use super::mark::MARK;
 use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
-use crate::base::{At, Error, Result, limits};
+use crate::base::{At, Result, limits};
 
 /// The attribute of a group that outlived its owner. The kernel keeps it as long as the group (kernfs, Linux 5.7).
 pub(super) const LEFT: &str = "user.berth.left";
@@ -40,7 +37,7 @@ pub struct Cgroups {
 }
 
 #[derive(Clone, Debug)]
-struct Home {
+pub(super) struct Home {
     tree: Arc<Tree>,
     /// Groups that still lived when their owner was done with them: what a command left in the background. They
     /// are removed when they are empty, a few at each later opportunity.
@@ -200,7 +197,7 @@ fn sweep_below(home: &Home, path: &str, keep: &[String]) {
 /// A set of processes.
 #[derive(Debug)]
 pub struct Group {
-    how: How,
+    pub(super) how: How,
     /// Whoever lives in it is somebody else's from now on.
     let_go: AtomicBool,
     /// It has limits of its own.
@@ -210,7 +207,7 @@ pub struct Group {
 }
 
 #[derive(Debug)]
-enum How {
+pub(super) enum How {
     Cgroup {
         home: Home,
         path: String,
@@ -384,74 +381,6 @@ impl Group {
         }
     }
 
-    /// Ends every process of the group and returns when none is left. `leader`: the session to look for where
-    /// there is no cgroup.
-    ///
-    /// # Errors
-    /// When something was still alive after [`limits::KILL_WAIT`].
-    pub fn kill(&self, leader: Option<i32>) -> Result<()> {
-        let deadline = Instant::now() + limits::KILL_WAIT;
-        match &self.how {
-            How::Cgroup { folder, .. } => {
-                // cgroup.kill is Linux 5.14; before that the list is walked until it stays empty.
-                if write_in(folder, "cgroup.kill", "1").is_err() {
-                    if is_gone(folder) {
-                        return Ok(());
-                    }
-                    while Instant::now() < deadline {
-                        let pids = read_in(folder, "cgroup.procs")?;
-                        if pids.is_empty() {
-                            break;
-                        }
-                        pids.lines().filter_map(|line| line.parse().ok()).for_each(kill_pid);
-                    }
-                }
-                wait_empty(folder, deadline)
-            }
-            How::Mark(id) => {
-                let wanted = format!("{MARK}={id}");
-                while Instant::now() < deadline {
-                    let found = marked(&wanted, leader);
-                    if found.is_empty() {
-                        return Ok(());
-                    }
-                    found.into_iter().for_each(kill_pid);
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(Error::internal("Some processes could not be ended"))
-            }
-        }
-    }
-
-    /// Sends KILL to every process of the group, also to what is being forked, and does not wait for their end.
-    pub fn kill_now(&self, leader: Option<i32>) {
-        match &self.how {
-            // cgroup.kill is Linux 5.14.
-            How::Cgroup { folder, .. } if write_in(folder, "cgroup.kill", "1").is_ok() => {}
-            _ => self.signal(Signal::KILL, leader),
-        }
-    }
-
-    /// Sends `signal` to every process of the group, never to one that only has a number which the group had.
-    pub fn signal(&self, signal: Signal, leader: Option<i32>) {
-        let pids: Vec<i32> = match &self.how {
-            How::Cgroup { folder, .. } => read_in(folder, "cgroup.procs")
-                .unwrap_or_default()
-                .lines()
-                .filter_map(|l| l.parse().ok())
-                .collect(),
-            How::Mark(id) => marked(&format!("{MARK}={id}"), leader),
-        };
-        for pid in pids.into_iter().filter_map(Pid::from_raw) {
-            // First the descriptor, then the check: what it means can no longer change.
-            if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-                if self.contains(pid.as_raw_nonzero().get()) {
-                    let _ = pidfd_send_signal(&fd, signal);
-                }
-            }
-        }
-    }
-
     /// Makes it fit for another command, if nothing lives in it: making a group and removing it costs more than moving a
     /// process into one. Its accounts go on, so it is for commands of which only the kills are told.
     pub fn reuse(&mut self) -> bool {
@@ -517,7 +446,9 @@ impl Group {
     /// Whether `pid` is in this group or below it, as the kernel says.
     pub fn contains(&self, pid: i32) -> bool {
         let How::Cgroup { home, path, .. } = &self.how else { return true };
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+        let Ok(text) = fs::File::open(format!("/proc/{pid}/cgroup")).and_then(read_whole) else {
+            return false;
+        };
         let wanted = home.tree.inside.join(path);
         text.lines().filter_map(|line| line.strip_prefix("0::")).any(|at| Path::new(at).starts_with(&wanted))
     }
@@ -571,48 +502,23 @@ pub(super) fn write_in(folder: impl AsFd, file: &str, text: &str) -> Result<()> 
     Ok(())
 }
 
-fn open_in(folder: impl AsFd, file: &str) -> Result<fs::File> {
+pub(super) fn open_in(folder: impl AsFd, file: &str) -> Result<fs::File> {
     let fd =
         rustix::fs::openat(folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", file)?;
     Ok(fs::File::from(fd))
 }
 
 pub(super) fn read_in(folder: impl AsFd, file: &str) -> Result<String> {
-    let mut text = String::new();
-    open_in(folder, file)?.read_to_string(&mut text).at("read", file)?;
-    Ok(text)
+    read_whole(open_in(folder, file)?).at("read", file)
 }
 
-/// Whether somebody else has removed the cgroup, so that nothing lives in it: nothing can be found in its folder then.
-fn is_gone(folder: &OwnedFd) -> bool {
-    rustix::fs::accessat(folder, "cgroup.procs", Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT)
-}
-
-/// Waits until nothing lives in the cgroup or below it, or it is no more. The kernel wakes pollers of `cgroup.events` with POLLPRI
-/// (cgroup-v2.rst, "populated").
-fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
-    const EVENTS: &str = "cgroup.events";
-    let mut file = match open_in(folder, EVENTS) {
-        Err(_) if is_gone(folder) => return Ok(()),
-        opened => opened?,
-    };
-    loop {
-        let mut text = String::new();
-        match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
-            // Somebody else has removed it, so it was empty.
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-            read => read.at("read", EVENTS)?,
-        };
-        if text.contains("populated 0") {
-            return Ok(());
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::internal("Some processes could not be ended"));
-        }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
+/// With two calls, as a rule: the kernel writes all of such a file for every read(2), and std asks for 32 bytes first.
+fn read_whole(file: impl AsFd) -> std::io::Result<String> {
+    let mut bytes = Vec::with_capacity(4096);
+    while rustix::io::read(&file, spare_capacity(&mut bytes))? > 0 {
+        bytes.reserve(1024);
     }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

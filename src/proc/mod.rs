@@ -10,6 +10,7 @@ pub mod control;
 mod freeze;
 mod hierarchy;
 pub mod idmap;
+mod kill;
 pub mod limits;
 mod mark;
 pub mod pty;

@@ -124,6 +124,13 @@ pub fn alive(pid: u32) -> bool {
     status(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
+/// Whether its terminal's keys are for it (proc(5): pgrp and tpgid).
+pub fn in_foreground(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    fields.len() > 5 && fields[2] == fields[5]
+}
+
 pub fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).expect("never process 0");
     // It may have ended by itself.

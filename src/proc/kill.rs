@@ -1,0 +1,118 @@
+//! The end of a group: KILL for all that lives in it, certain where groups are cgroups, and other signals, which never
+//! reach a process that only has a number which the group had. No threads, no locks.
+
+use std::io::{Read as _, Seek as _};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Access, AtFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::Group;
+use super::cgroup::{How, open_in, read_in, write_in};
+use super::mark::{MARK, kill_pid, marked};
+use crate::base::{At, Error, Result, limits};
+
+impl Group {
+    /// Ends every process of the group and returns when none is left. `leader`: the session to look for where
+    /// there is no cgroup.
+    ///
+    /// # Errors
+    /// When something was still alive after [`limits::KILL_WAIT`].
+    pub fn kill(&self, leader: Option<i32>) -> Result<()> {
+        let deadline = Instant::now() + limits::KILL_WAIT;
+        match &self.how {
+            How::Cgroup { folder, .. } => {
+                // cgroup.kill is Linux 5.14; before that the list is walked until it stays empty.
+                if write_in(folder, "cgroup.kill", "1").is_err() {
+                    if is_gone(folder) {
+                        return Ok(());
+                    }
+                    while Instant::now() < deadline {
+                        let pids = read_in(folder, "cgroup.procs")?;
+                        if pids.is_empty() {
+                            break;
+                        }
+                        pids.lines().filter_map(|line| line.parse().ok()).for_each(kill_pid);
+                    }
+                }
+                wait_empty(folder, deadline)
+            }
+            How::Mark(id) => {
+                let wanted = format!("{MARK}={id}");
+                while Instant::now() < deadline {
+                    let found = marked(&wanted, leader);
+                    if found.is_empty() {
+                        return Ok(());
+                    }
+                    found.into_iter().for_each(kill_pid);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(Error::internal("Some processes could not be ended"))
+            }
+        }
+    }
+
+    /// Sends KILL to every process of the group, also to what is being forked, and does not wait for their end.
+    pub fn kill_now(&self, leader: Option<i32>) {
+        match &self.how {
+            // cgroup.kill is Linux 5.14.
+            How::Cgroup { folder, .. } if write_in(folder, "cgroup.kill", "1").is_ok() => {}
+            _ => self.signal(Signal::KILL, leader),
+        }
+    }
+
+    /// Sends `signal` to every process of the group, never to one that only has a number which the group had.
+    pub fn signal(&self, signal: Signal, leader: Option<i32>) {
+        let pids: Vec<i32> = match &self.how {
+            How::Cgroup { folder, .. } => read_in(folder, "cgroup.procs")
+                .unwrap_or_default()
+                .lines()
+                .filter_map(|l| l.parse().ok())
+                .collect(),
+            How::Mark(id) => marked(&format!("{MARK}={id}"), leader),
+        };
+        for pid in pids.into_iter().filter_map(Pid::from_raw) {
+            // First the descriptor, then the check: what it means can no longer change.
+            if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
+                if self.contains(pid.as_raw_nonzero().get()) {
+                    let _ = pidfd_send_signal(&fd, signal);
+                }
+            }
+        }
+    }
+}
+
+/// Whether somebody else has removed the cgroup, so that nothing lives in it: nothing can be found in its folder then.
+fn is_gone(folder: &OwnedFd) -> bool {
+    rustix::fs::accessat(folder, "cgroup.procs", Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT)
+}
+
+/// Waits until nothing lives in the cgroup or below it, or it is no more. The kernel wakes pollers of `cgroup.events` with POLLPRI
+/// (cgroup-v2.rst, "populated").
+fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
+    const EVENTS: &str = "cgroup.events";
+    let mut file = match open_in(folder, EVENTS) {
+        Err(_) if is_gone(folder) => return Ok(()),
+        opened => opened?,
+    };
+    loop {
+        let mut text = String::new();
+        match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
+            // Somebody else has removed it, so it was empty.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            read => read.at("read", EVENTS)?,
+        };
+        if text.contains("populated 0") {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::internal("Some processes could not be ended"));
+        }
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
+    }
+}
