@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast images are imported and made, against the tools that do only that.
 
-    tests/bench/images.py [BERTH] [--bootstrap]
+    [tests/bench/on-ext4] tests/bench/images.py [BERTH] [--bootstrap]
 
 Import of a tar.zst of some 200 MB against `tar --zstd -x` into the same file system, in turns, five times each; with
 --bootstrap also the image of bookworm against debootstrap alone, once each. Prints the medians and their ratio. The
@@ -18,9 +18,9 @@ import time
 
 args = [arg for arg in sys.argv[1:] if not arg.startswith("--")]
 berth = os.path.abspath(args[0]) if args else shutil.which("berth") or sys.exit("name the binary")
-place = os.environ.get("BENCH_DIR", "/var/tmp/berth-bench")
-os.makedirs(place, exist_ok=True)
-archive = os.path.join(place, "usr.tar.zst")
+place = os.environ.get("TMPDIR", "/var/tmp")
+archive = "/var/tmp/berth-bench/usr.tar.zst"
+os.makedirs(os.path.dirname(archive), exist_ok=True)
 
 
 def run(*words, **more):
