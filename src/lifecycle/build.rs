@@ -172,9 +172,9 @@ impl Lifecycle {
             self.engine.remove(&workspace.machine_name());
             self.give_up(&site)?;
             *done = Done::GivenUp;
-            self.bound_disk(workspace, &record);
             let kind = self.roots.make(&site, &image, &mut log, cancel)?;
             *done = Done::Made;
+            self.bound_disk(workspace, &record);
             log.say(format!("Base system installed ({})", kind.as_str()));
             go_on()?;
         } else {

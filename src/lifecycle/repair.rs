@@ -72,6 +72,8 @@ impl Lifecycle {
             // Whoever asked for it has got no answer.
             return self.delete(workspace.id());
         }
+        // A copy is not bounded while it is made.
+        self.bound_disk(workspace, &record);
         let what = match job {
             // A root is there whole or not at all. It may be the one from before, so it stays in any case.
             Job::Build { .. } => "the build; build it again",

@@ -188,6 +188,7 @@ impl Lifecycle {
         let restored = self.engine.quiesce(self.place(&workspace, &record)?, true, |_| {
             self.roots.restore(&site, snapshot, |folder| self.put_away(folder), &journaled.entered.cancel)
         });
+        self.bound_disk(&workspace, &record);
         let now = if restored.is_ok() { &kept.synced } else { &before };
         if let Err(error) = sync::note(workspace.folder(), now) {
             log::warn!("workspace {}: {error}", workspace.id());
@@ -248,7 +249,6 @@ impl Lifecycle {
         let own = self.enter_job_with(made, false, entered.cancel.clone())?;
         let own = Journaled::begin(made.clone(), own, |_, _| Ok(()))?;
         let to = site(made, &made.record());
-        self.bound_disk(made, &made.record());
         let before = sync::known(workspace.folder())?;
         let kept = match snapshot {
             Some(snapshot) => {
@@ -265,6 +265,7 @@ impl Lifecycle {
         if entered.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "It was cancelled; there is no new workspace"));
         }
+        self.bound_disk(made, &made.record());
         sync::note(made.folder(), &kept.synced)?;
         own.end(|record| kept.apply(record));
         Ok(made.record())

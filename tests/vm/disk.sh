@@ -4,8 +4,8 @@
 . ./lib.sh
 MIB=1048576
 
-start() {
-    (cd /srv && OPENWORK_HOST_TOKEN=$T exec "$here/berth" --data-dir $DATA --approval auto) >>/var/log/berth.log 2>&1 &
+start() { # start [FLAG…]
+    (cd /srv && OPENWORK_HOST_TOKEN=$T exec "$here/berth" --data-dir $DATA --approval auto "$@") >>/var/log/berth.log 2>&1 &
     server=$!
     up
 }
@@ -49,6 +49,25 @@ all() { # all IMAGE: everything, on the file system in that file
     told=$(run "$id" 'dd if=/dev/zero of=/root/large bs=1M count=200; rm /root/large; echo alive')
     check "it holds after a rebuild, and the container lives" jq -e '(.stderr | test("quota|space")) and .stdout == "alive\n"' <<<"$told"
     check "deleted" grep -q deleted <<<"$(api DELETE "/api/workspaces/$id")"
+    kill $server
+    wait $server || true
+    umount $DATA
+    # Roots that are copies have their image in them, and as much more as others.
+    mount -o loop,prjquota "$1" $DATA
+    start --root-backend=copy
+    id=$(make '{"name": "copied", "workspace_type": "container", "resources": {"disk_bytes": 67108864}}')
+    check "a copy is one" jq -e '.root_kind == "copy" and .enforcement.disk_bytes.enforced' <<<"$(api GET "/api/workspaces/$id/debug")"
+    fills() {
+        told=$(run "$id" 'rm -f /root/large; dd if=/dev/zero of=/root/large bs=1M count=200; stat -c %s /root/large')
+        check "$1" jq -e "(.stdout | tonumber) <= 64*$MIB and (.stdout | tonumber) > 32*$MIB and (.stderr | test(\"quota|space\"))" <<<"$told"
+    }
+    fills "a filler of a copy gets no more"
+    told=$(run "$id" 'for i in $(seq 40); do cat /usr/bin/bash >> /usr/bin/perl; done 2>&1 | tail -1; stat -c %a /; apt-get --version >/dev/null && echo alive')
+    check "nor by adding to files of the image" jq -e '.stdout | test("quota|space") and test("755\nalive")' <<<"$told"
+    told=$(run "$id" 'rm /root/large')
+    snapshot=$(api POST "/api/workspaces/$id/snapshots" '{}' | jq -r .id)
+    api POST "/api/workspaces/$id/snapshots/$snapshot/restore" >/dev/null
+    fills "a restored copy is bounded as well"
     kill $server
     wait $server || true
     umount $DATA

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::bound::{Stage, base_of, stage};
 use super::state::{Kind, Stack, State};
 use super::{Roots, Site, holder};
 use crate::base::thread::lock;
@@ -30,22 +31,20 @@ impl Roots {
         self.forget_size(site);
         let host = self.images.is_own(&image.id)?;
         if kind == Kind::Overlay {
-            let stack = Stack { image: Some(image.id.clone()), layers: Vec::new(), host };
+            let stack = Stack { image: Some(image.id.clone()), host, ..Stack::default() };
             let mut slot = lock(&slot);
             slot.state = Some(self.lay(site, stack, None)?);
             return Ok(kind);
         }
         // Whoever asks about the root meanwhile does not wait for the copy.
-        let staging = staging_of(&site.root);
-        remove(&staging)?;
-        let made = self
-            .copy(&image.root, &staging, kind, log, cancel)
-            .and_then(|()| std::fs::rename(&staging, &site.root).at("move", &staging));
-        if let Err(error) = made {
-            let _ = remove(&staging);
-            return Err(error);
-        }
-        let state = State::of_folder(kind, Stack { host, ..Stack::default() });
+        let Stage { path: staging, project } = stage(site)?;
+        let made = self.copy(&image.root, &staging, kind, log, cancel).and_then(|()| {
+            let base_bytes = base_of(site, &staging)?;
+            std::fs::rename(&staging, &site.root).at("move", &staging)?;
+            Ok(base_bytes)
+        });
+        let base_bytes = made.inspect_err(|_| drop(remove(&staging)))?;
+        let state = State::of_folder(kind, Stack { host, base_bytes, ..Stack::default() }, project);
         state.write(&site.folder)?;
         lock(&slot).state = Some(state);
         Ok(kind)
@@ -59,7 +58,8 @@ impl Roots {
             Some(known) => known,
             None => lock(&self.ranges).pick(seed_of(site))?,
         };
-        let state = State { kind: Kind::Overlay, stack, upper: Some(upper), first_id: Some(first_id) };
+        let state =
+            State { kind: Kind::Overlay, stack, upper: Some(upper), first_id: Some(first_id), project: None };
         let _naming = lock(&self.naming);
         if let Some(image) = &state.stack.image {
             self.images.hold(&self.images.get(image)?, &holder(&site.folder))?;
@@ -123,6 +123,7 @@ impl Roots {
             State::remove(&site.folder)?;
         }
         self.let_go(site, slot.state.as_ref());
+        self.unbound(site, slot.state.as_ref());
         if let Some(first) = slot.state.take().and_then(|state| state.first_id) {
             lock(&self.ranges).give_back(first);
         }

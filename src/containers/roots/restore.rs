@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
+use super::bound::{Stage, stage};
 use super::make::{remove, staging_of};
 use super::snapshot::Snapshot;
 use super::state::{Kind, State};
@@ -31,8 +32,15 @@ impl Roots {
     ) -> Result<()> {
         let snapshot = self.find_snapshot(site, id)?;
         let slot = self.slot(site)?;
-        let staging = staging_of(&site.root);
-        remove(&staging)?;
+        let stage = match snapshot.kind {
+            Kind::Overlay => {
+                let path = staging_of(&site.root);
+                remove(&path)?;
+                Stage { path, project: None }
+            }
+            Kind::Reflink | Kind::Copy => stage(site)?,
+        };
+        let staging = stage.path.clone();
         let done = self.copy_ahead(site, &snapshot, &staging, cancel).and_then(|()| {
             let mut slot = lock(&slot);
             self.alone(&mut slot)?;
@@ -40,8 +48,9 @@ impl Roots {
             if snapshot.kind == Kind::Overlay {
                 self.restore_layers(site, &mut slot, snapshot)
             } else {
-                self.restore_folder(site, &mut slot, &snapshot, &staging)
+                self.restore_folder(site, &mut slot, &snapshot, &stage)
             }?;
+            self.unbound(site, before.as_ref());
             let image = |state: Option<&State>| state.and_then(|state| state.stack.image.clone());
             if image(before.as_ref()) != image(slot.state.as_ref()) {
                 self.let_go(site, before.as_ref());
@@ -82,13 +91,8 @@ impl Roots {
         Ok(())
     }
 
-    fn restore_folder(
-        &self,
-        site: &Site,
-        slot: &mut Slot,
-        snapshot: &Snapshot,
-        staging: &Path,
-    ) -> Result<()> {
+    fn restore_folder(&self, site: &Site, slot: &mut Slot, snapshot: &Snapshot, stage: &Stage) -> Result<()> {
+        let staging = &stage.path;
         let had = site.root.symlink_metadata().is_ok();
         let change_places = || {
             let moved = match had {
@@ -98,7 +102,7 @@ impl Roots {
             moved.at("move", staging)
         };
         change_places()?;
-        let state = State::of_folder(snapshot.kind, snapshot.stack.clone());
+        let state = State::of_folder(snapshot.kind, snapshot.stack.clone(), stage.project);
         if slot.state.as_ref() != Some(&state) {
             if let Err(error) = state.write(&site.folder) {
                 match had {
@@ -128,7 +132,14 @@ impl Roots {
         running: bool,
         cancel: &Cancel,
     ) -> Result<Kind> {
-        let staging = staging_of(&to.root);
+        let layered = match snapshot {
+            Some(id) => self.find_snapshot(from, id)?.kind == Kind::Overlay,
+            None => lock(&*self.slot(from)?).state.as_ref().is_some_and(|state| state.kind == Kind::Overlay),
+        };
+        let Stage { path: staging, project } = match layered {
+            true => Stage { path: staging_of(&to.root), project: None },
+            false => stage(to)?,
+        };
         let made = (|| {
             let (kind, stack, _frozen) = match snapshot {
                 Some(id) => {
@@ -149,7 +160,7 @@ impl Roots {
                 self.lay(to, stack, None)?
             } else {
                 std::fs::rename(&staging, &to.root).at("move", &staging)?;
-                let state = State::of_folder(kind, stack);
+                let state = State::of_folder(kind, stack, project);
                 state.write(&to.folder)?;
                 state
             });

@@ -155,7 +155,8 @@ impl Roots {
     pub(super) fn freeze(&self, site: &Site, running: bool, place: &Path, cancel: &Cancel) -> Result<Frozen> {
         let slot = self.slot(site)?;
         let mut locked = lock(&slot);
-        let state = locked.state.clone().unwrap_or_else(|| State::of_folder(Kind::Copy, Stack::default()));
+        let state =
+            locked.state.clone().unwrap_or_else(|| State::of_folder(Kind::Copy, Stack::default(), None));
         let Some(upper) = state.upper.clone() else {
             drop(locked);
             let stack = state.stack.clone();
@@ -198,7 +199,7 @@ impl Roots {
         let merged = self.namespace()?.merge(&layers)?;
         let from = PathBuf::from(format!("{}/.", Roots::for_child(&merged.top)));
         let flat = self.copied_layer(&from, cancel, pins)?;
-        Ok(Stack { image: None, layers: vec![flat], host: stack.host })
+        Ok(Stack { layers: vec![flat], host: stack.host, ..Stack::default() })
     }
 
     fn copied_layer(&self, from: &Path, cancel: &Cancel, pins: &mut Pins) -> Result<String> {

@@ -42,6 +42,13 @@ pub(super) struct Stack {
     /// The machine's own programs belong to it, which are bound into its container.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) host: bool,
+    /// What a copied root took when it was made, 0 where nobody bounds it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) base_bytes: u64,
+}
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// The file.
@@ -54,14 +61,17 @@ pub(super) struct State {
     pub(super) upper: Option<String>,
     /// The id of the container's root outside, for good.
     pub(super) first_id: Option<u32>,
+    /// The project of the file system that a copy's files belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) project: Option<u32>,
 }
 
 const FILE: &str = "root.json";
 
 impl State {
     /// A root that is a plain folder.
-    pub(super) fn of_folder(kind: Kind, stack: Stack) -> State {
-        State { kind, stack, upper: None, first_id: None }
+    pub(super) fn of_folder(kind: Kind, stack: Stack, project: Option<u32>) -> State {
+        State { kind, stack, upper: None, first_id: None, project }
     }
 
     pub(super) fn read(folder: &Path) -> Result<Option<State>> {
@@ -175,9 +185,11 @@ mod tests {
                 image: Some(ImageId::parse(&"a".repeat(64)).unwrap()),
                 layers: vec!["a".into()],
                 host: true,
+                base_bytes: 7,
             },
             upper: Some("b".into()),
             first_id: Some(0x80000),
+            project: Some(9),
         };
         state.write(&folder).unwrap();
         assert_eq!(State::read(&folder).unwrap(), Some(state));
