@@ -57,7 +57,7 @@ fn every_route_asks_for_its_credential() {
         let scoped = Scoped::make(&server);
         // Wrong tokens are slowed down, each connection for itself.
         thread::scope(|scope| {
-            for rows in ROUTES.chunks(ROUTES.len().div_ceil(48)) {
+            for rows in ROUTES.chunks(ROUTES.len().div_ceil(128)) {
                 let (server, scoped) = (&server, &scoped);
                 scope.spawn(move || rows.iter().for_each(|row| credentials_of(server, scoped, row, asked)));
             }

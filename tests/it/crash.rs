@@ -16,6 +16,8 @@ use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{NIL, Server};
 
 const ROUNDS: u32 = 50;
+/// So many workspaces go on into the next round.
+const KEPT: usize = 8;
 
 /// What the callers know: from answers, and from requests whose answer never came.
 #[derive(Default)]
@@ -60,6 +62,12 @@ fn killed_at_random_moments() {
     for round in 0..ROUNDS {
         let server = setup.start();
         check(&server, &mut truth, &mark, round);
+        // Every round looks at all of them.
+        while truth.there.len() > KEPT {
+            let (id, _) = truth.there.pop_first().unwrap();
+            server.owner().delete(200, &format!("/api/workspaces/{id}"));
+            truth.gone.insert(id);
+        }
         let life = Duration::from_millis(random.below(1500));
         let dead = AtomicBool::new(false);
         thread::scope(|scope| {
