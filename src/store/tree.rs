@@ -141,6 +141,7 @@ impl Walk {
 
     /// Opens the folder `name`, made writable for its owner; what is not a folder is removed instead.
     fn enter(&self, at: BorrowedFd<'_>, name: &CStr) -> Result<Option<Dir>> {
+        let mut last = Errno::AGAIN;
         for _ in 0..limits::TREE_PASSES {
             let mut opened = open_folder(at, name, OFlags::RDONLY);
             if matches!(opened, Err(Errno::ACCESS)) {
@@ -157,10 +158,12 @@ impl Walk {
                 Err(Errno::NOENT) => return Ok(None),
                 // Replaced by a folder since we looked.
                 Err(Errno::ISDIR) => {}
+                // Something is mounted there, or it was moved away while the kernel looked (complete_walk() in fs/namei.c).
+                Err(Errno::XDEV) => last = Errno::XDEV,
                 done => return done.map_err(|errno| self.failed(errno, Some(name))),
             }
         }
-        Err(self.failed(Errno::AGAIN, Some(name)))
+        Err(self.failed(last, Some(name)))
     }
 
     fn fd<'a>(&self, dir: &'a Dir) -> Result<BorrowedFd<'a>> {
