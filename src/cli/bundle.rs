@@ -59,16 +59,29 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&serve, &config::process_env, &current_dir)?.settings;
     file::create_dir_private(&settings.data_dir)?;
-    let images = server::images(&settings, Cgroups::take(&format!("berth-image-{}", std::process::id())))?;
+    let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
+    let images = server::images(&settings, cgroups.clone())?;
+    let done = act(&images, &settings, &asked, &current_dir, name);
+    cgroups.release();
+    done
+}
+
+fn act(
+    images: &Images,
+    settings: &Settings,
+    asked: &Asked,
+    current_dir: &Path,
+    name: &str,
+) -> Result<ExitCode> {
     let cancel = Cancel::new()?;
     super::doctor::on_interrupt(&cancel)?;
     let path = current_dir.join(name);
     if asked.restore {
         let bin = current_dir.join(asked.bin.as_deref().unwrap_or("/usr/local/bin"));
-        restore(&path, &images, &settings, &bin, &cancel)?;
+        restore(&path, images, settings, &bin, &cancel)?;
     } else {
         let part = path.with_file_name(format!(".berth-bundle-{}", std::process::id()));
-        let written = write(&path, &part, &images, &settings, &asked.images, &cancel);
+        let written = write(&path, &part, images, settings, &asked.images, &cancel);
         for left in [part.with_extension("image"), part] {
             let _ = std::fs::remove_file(left);
         }
