@@ -36,11 +36,11 @@ pub(super) struct Stage {
     pub(super) project: Option<u32>,
 }
 
-/// An empty place beside the root for a copy that is to become it. Without quotas there is only a path.
-pub(super) fn stage(site: &Site) -> Result<Stage> {
+/// An empty place beside the root for a copy that is to become it. Without quotas, and for layers, there is only a path.
+pub(super) fn stage(site: &Site, kind: Kind) -> Result<Stage> {
     let path = staging_of(&site.root);
     remove(&path)?;
-    if quota::check(parent(site)).is_err() {
+    if kind == Kind::Overlay || quota::check(parent(site)).is_err() {
         return Ok(Stage { path, project: None });
     }
     let project = number(Uuid::new_v4().as_fields().0);

@@ -37,7 +37,7 @@ impl Roots {
             return Ok(kind);
         }
         // Whoever asks about the root meanwhile does not wait for the copy.
-        let Stage { path: staging, project } = stage(site)?;
+        let Stage { path: staging, project } = stage(site, kind)?;
         let made = self.copy(&image.root, &staging, kind, log, cancel).and_then(|()| {
             let base_bytes = base_of(site, &staging)?;
             std::fs::rename(&staging, &site.root).at("move", &staging)?;

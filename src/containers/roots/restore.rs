@@ -32,14 +32,7 @@ impl Roots {
     ) -> Result<()> {
         let snapshot = self.find_snapshot(site, id)?;
         let slot = self.slot(site)?;
-        let stage = match snapshot.kind {
-            Kind::Overlay => {
-                let path = staging_of(&site.root);
-                remove(&path)?;
-                Stage { path, project: None }
-            }
-            Kind::Reflink | Kind::Copy => stage(site)?,
-        };
+        let stage = stage(site, snapshot.kind)?;
         let staging = stage.path.clone();
         let done = self.copy_ahead(site, &snapshot, &staging, cancel).and_then(|()| {
             let mut slot = lock(&slot);
@@ -132,14 +125,11 @@ impl Roots {
         running: bool,
         cancel: &Cancel,
     ) -> Result<Kind> {
-        let layered = match snapshot {
-            Some(id) => self.find_snapshot(from, id)?.kind == Kind::Overlay,
-            None => lock(&*self.slot(from)?).state.as_ref().is_some_and(|state| state.kind == Kind::Overlay),
+        let kind = match snapshot {
+            Some(id) => self.find_snapshot(from, id)?.kind,
+            None => lock(&*self.slot(from)?).state.as_ref().map_or(Kind::Copy, |state| state.kind),
         };
-        let Stage { path: staging, project } = match layered {
-            true => Stage { path: staging_of(&to.root), project: None },
-            false => stage(to)?,
-        };
+        let Stage { path: staging, project } = stage(to, kind)?;
         let made = (|| {
             let (kind, stack, _frozen) = match snapshot {
                 Some(id) => {
