@@ -153,10 +153,14 @@ pub const AGENT_ANSWER: Duration = Duration::from_secs(10);
 pub const SPARE_PROCESSES: usize = 4;
 /// Empty groups that are kept for further commands of a running container: as many as end between two refills.
 pub const SPARE_GROUPS: usize = 16;
-/// Largest message between engine and agent: the command lines and the environment of one command, in JSON, where a
-/// control character takes six bytes.
-pub const AGENT_MESSAGE_BYTES: usize =
-    6 * (COMMAND_TOTAL_BYTES + 2 * COMMAND_BYTES + ENV_TOTAL_BYTES) + (64 << 10);
+/// Largest command that is sent to a container's process, with a pointer and a NUL for each of its strings: above what
+/// execve(2) takes, a quarter of the stack limit of 8 MiB.
+pub const AGENT_MESSAGE_BYTES: usize = 4 << 20;
+/// What is kept of such memory for the next command.
+pub const AGENT_MESSAGE_KEPT: usize = 64 << 10;
+/// Stack of a child that has our memory until it executes its program. It uses 1.2 KB, 3.5 in a debug build (a unit test
+/// looks); nothing in it recurses.
+pub const CHILD_STACK: usize = 32 << 10;
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
 /// How often a cgroup is made again that another process of ours removed before it was opened: each removes it once.

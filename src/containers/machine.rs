@@ -20,9 +20,11 @@ use super::network::{self, Networks};
 pub use super::place::Place;
 use super::place::nspawn_args;
 use super::process::{ContainerProcess, Held, refused};
-use super::protocol::{self, Answers, Start};
+use super::protocol::{self, Answers};
 use super::roots::Roots;
-use super::running::{Leader, Owner, Running, Spare, has_ended, parent_of, pidfd_pid, uid_base};
+use super::running::{
+    Leader, Owner, Running, Spare, has_ended, parent_of, pid_namespace, pidfd_pid, uid_base,
+};
 use super::state::{State, Who};
 pub use super::status::Status;
 use super::still::Still;
@@ -267,7 +269,7 @@ impl Machine {
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
-            match self.spare(&runtime, &group, None, deadline) {
+            match self.spare(&runtime, &|pid| group.contains(pid), None, deadline) {
                 Ok(spare) => break spare,
                 Err(error) if owner.has_ended() || Instant::now() >= deadline => {
                     owner.end();
@@ -313,6 +315,7 @@ impl Machine {
             group,
             uid_base,
             _root: root.held,
+            pids: pid_namespace(init.pid),
             init: init_fd,
             pulses,
             spares: Mutex::new(vec![first]),
@@ -345,6 +348,7 @@ impl Machine {
         if has_ended(init.as_fd()) || door::call(&runtime).is_err() {
             return Ok(false);
         }
+        let pids = pid_namespace(state.init_pid());
         // A server that was killed while it took a snapshot.
         group.freeze(false)?;
         group.hold(&place.limits)?;
@@ -372,6 +376,7 @@ impl Machine {
             group,
             uid_base,
             _root: root,
+            pids,
             init,
             pulses,
             spares: Mutex::default(),
@@ -384,11 +389,11 @@ impl Machine {
         Ok(true)
     }
 
-    /// Has the agent fork a process and puts it into a group of its own: `group`, or a new one.
+    /// Has the agent start a process and puts it into a group of its own: `group`, or a new one.
     fn spare(
         &self,
         runtime: &OwnedFd,
-        machine: &Group,
+        is_inside: &dyn Fn(i32) -> bool,
         group: Option<Group>,
         deadline: Instant,
     ) -> Result<Spare> {
@@ -399,7 +404,7 @@ impl Machine {
         let pidfd =
             pidfd_open(Pid::from_raw(pid).ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;
         // The pid came from inside: only one that the kernel counts to this container is moved.
-        if !machine.contains(pid) || has_ended(pidfd.as_fd()) {
+        if !is_inside(pid) || has_ended(pidfd.as_fd()) {
             return Err(gone());
         }
         let group = match group {
@@ -421,7 +426,7 @@ impl Machine {
         while lock(&running.spares).len() < limits::SPARE_PROCESSES && !running.owner.has_ended() {
             let group = lock(&running.groups).pop();
             let deadline = Instant::now() + limits::AGENT_ANSWER;
-            match self.spare(&running.runtime, &running.group, group, deadline) {
+            match self.spare(&running.runtime, &|pid| running.contains(pid), group, deadline) {
                 Ok(spare) => lock(&running.spares).push(spare),
                 Err(_) => return,
             }
@@ -492,7 +497,7 @@ impl Machine {
             Some(spare) => spare,
             None => {
                 let group = if command.account { None } else { lock(&running.groups).pop() };
-                self.spare(&running.runtime, &running.group, group, deadline)?
+                self.spare(&running.runtime, &|pid| running.contains(pid), group, deadline)?
             }
         };
         if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
@@ -506,18 +511,8 @@ impl Machine {
         let outside = |id: u32| running.uid_base.saturating_add(id);
         let (uid, gid) = command.user.as_ref().map_or((0, 0), |user| (user.uid, user.gid));
         stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
-        let text = |c: &std::ffi::CString| c.to_string_lossy().into_owned();
-        let mut env: Vec<String> = command.env.iter().map(text).collect();
-        env.extend(spare.group.mark().as_ref().map(text));
-        let start = Start {
-            attempts: command.attempts.iter().map(|argv| argv.iter().map(text).collect()).collect(),
-            env,
-            cwd: command.cwd.clone(),
-            tty: command.tty,
-            user: command.user.clone(),
-        };
-        let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
-        protocol::send_message(&spare.socket, &start, &fds, deadline)?;
+        let mark = spare.group.mark();
+        protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, deadline)?;
         let mut answers = Answers::default();
         protocol::receive_accepted(&spare.socket, &mut answers, deadline, |answer| {
             refused(&answer, &command.cwd)

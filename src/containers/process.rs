@@ -12,6 +12,7 @@ use super::machine::Busy;
 use super::protocol::{Answer, Answers};
 use super::running::Running;
 use crate::base::{At, Code, Error, Result};
+use crate::proc::exec::{Step, Told};
 use crate::proc::{Cgroups, Exit, Group, Handed, Hold, Process, Reach, Usage};
 
 /// A command in a container.
@@ -63,7 +64,7 @@ impl Process for ContainerProcess {
             return Ok(self.exit);
         }
         match self.answers.next(&self.socket)? {
-            None | Some(Answer::Ready | Answer::Accepted) => {}
+            None | Some(Answer::Ready | Answer::Told(Told::Accepted)) => {}
             Some(Answer::Exited { code }) => self.exit = Some(Exit::Code(code & 0xff)),
             Some(Answer::Killed { signal }) => self.exit = Some(Exit::Signal(signal)),
             Some(answer) => return Err(refused(&answer, &self.cwd)),
@@ -169,15 +170,15 @@ impl ContainerProcess {
 pub(super) fn refused(answer: &Answer, cwd: &str) -> Error {
     let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
     match answer {
-        Answer::NoCwd { errno } => Error::new(
+        Answer::Told(Told::Failed(Step::Cwd, errno)) => Error::new(
             Code::InvalidCwd,
             format!("The working directory {cwd} cannot be entered in the container: {}", reason(errno)),
         ),
-        Answer::NoUser { errno } => Error::new(
+        Answer::Told(Told::Failed(Step::User, errno)) => Error::new(
             Code::InvalidUser,
             format!("The command cannot become that user in the container: {}", reason(errno)),
         ),
-        Answer::NoExec { errno } => {
+        Answer::Told(Told::Failed(Step::Exec, errno)) => {
             Error::new(Code::InvalidCommand, format!("The container cannot run it: {}", reason(errno)))
         }
         other => Error::internal(format!("unexpected answer of an agent: {other:?}")),

@@ -1,64 +1,35 @@
-//! What engine and agent say to each other: JSON behind a four-byte length on a Unix stream socket, one connection
-//! per process. The agent's side is untrusted input for the engine: sizes are capped, every wait has a deadline.
+//! What engine and agent say to each other on a Unix stream socket, one connection per process: a packed command one
+//! way, answers of eight bytes the other. The agent's side is untrusted input for the engine: every wait has a deadline.
 
+use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recv, recvmsg, send, sendmsg,
+    SendFlags, UCred, recv, recvmsg, send, sendmsg,
 };
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use rustix::process::{Pid, getgid, getuid};
 
-use crate::base::{At, Code, Error, Result};
-use crate::proc::User;
+use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::exec::{TOLD_BYTES, Told, halves, word};
+use crate::proc::packed::pack;
+use crate::proc::{Command, Stdio};
 
 /// What both sides understand. A server that finds a running agent of another one ends it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// Engine → waiting process: become this command. Three descriptors travel along: stdin, stdout, stderr.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Start {
-    /// Command lines to try in order.
-    pub attempts: Vec<Vec<String>>,
-    /// `NAME=value`.
-    pub env: Vec<String>,
-    /// Absolute, inside the container.
-    pub cwd: String,
-    /// The first descriptor is a terminal, which is to control the command's session.
-    pub tty: bool,
-    /// Whom to become first.
-    pub user: Option<User>,
-}
-
-/// Agent → engine.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Agent → engine, eight bytes each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A process waits for its [`Start`]; the kernel attaches its pid.
+    /// A process waits for its command; its pid is attached.
     Ready,
-    /// The command is about to be executed: from here on it may have run.
-    Accepted,
-    /// The working directory could not be entered; nothing has run.
-    NoCwd {
-        /// What chdir(2) said.
-        errno: i32,
-    },
-    /// The process could not become the user; nothing has run.
-    NoUser {
-        /// What the kernel said.
-        errno: i32,
-    },
-    /// No program could be executed; nothing has run.
-    NoExec {
-        /// What execve(2) said.
-        errno: i32,
-    },
+    /// What that process says itself.
+    Told(Told),
     /// It ended with this exit code.
     Exited {
         /// 0 to 255.
@@ -71,34 +42,51 @@ pub enum Answer {
     },
 }
 
-/// An answer is never longer.
-const ANSWER_BYTES: usize = 256;
+impl Answer {
+    fn to_bytes(self) -> [u8; TOLD_BYTES] {
+        match self {
+            Answer::Told(told) => told.to_bytes(),
+            Answer::Ready => word(16, 0),
+            Answer::Exited { code } => word(17, code),
+            Answer::Killed { signal } => word(18, signal),
+        }
+    }
+
+    fn of(bytes: [u8; TOLD_BYTES]) -> Option<Answer> {
+        Some(match halves(bytes) {
+            (16, _) => Answer::Ready,
+            (17, code) => Answer::Exited { code },
+            (18, signal) => Answer::Killed { signal },
+            _ => Answer::Told(Told::of(bytes)?),
+        })
+    }
+}
 
 fn gone() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
-/// Sends one message with up to three descriptors.
+/// Engine → waiting process: become this command, with these three streams; `mark`: a further variable.
 ///
 /// # Errors
-/// `ContainerStopped` when the other side is gone or does not read until `deadline`.
-pub fn send_message(
+/// `InvalidCommand` when it is longer than the kernel takes; `ContainerStopped` when the other side is gone or does not
+/// read until `deadline`.
+pub fn send_command(
     socket: impl AsFd,
-    message: &impl Serialize,
-    fds: &[BorrowedFd<'_>],
+    command: &Command,
+    mark: Option<&CString>,
+    stdio: &Stdio,
     deadline: Instant,
 ) -> Result<()> {
-    let body =
-        serde_json::to_vec(message).map_err(|error| Error::internal("agent message").because(error))?;
-    let length = u32::try_from(body.len()).map_err(|_| Error::internal("agent message too long"))?;
-    let mut bytes = length.to_le_bytes().to_vec();
-    bytes.extend(body);
-
+    let bytes = pack(command, mark);
+    if bytes.len() > limits::AGENT_MESSAGE_BYTES {
+        let reason = std::io::Error::from(Errno::TOOBIG);
+        return Err(Error::new(Code::InvalidCommand, format!("The container cannot run it: {reason}")));
+    }
+    let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Error::internal("too many descriptors for one agent message"));
-    }
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let mut sent = 0;
     while sent < bytes.len() {
@@ -115,6 +103,27 @@ pub fn send_message(
         }
     }
     Ok(())
+}
+
+/// The agent's side: says that `pid` waits. Does not wait for an engine that does not read.
+///
+/// # Errors
+/// What sendmsg(2) said.
+pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
+    let credentials = UCred { pid, uid: getuid(), gid: getgid() };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmCredentials(credentials));
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(&socket, &[IoSlice::new(&Answer::Ready.to_bytes())], &mut ancillary, flags).map(drop)
+}
+
+/// The agent's side: says anything else. Does not wait for an engine that does not read.
+///
+/// # Errors
+/// What send(2) said.
+pub fn send_answer(socket: impl AsFd, answer: Answer) -> rustix::io::Result<()> {
+    send(&socket, &answer.to_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
 }
 
 /// Waits until `socket` is ready for `flags`.
@@ -154,7 +163,7 @@ impl Answers {
             if let Some(answer) = self.parse()? {
                 return Ok(Some(answer));
             }
-            let mut chunk = [0u8; ANSWER_BYTES];
+            let mut chunk = [0u8; 4 * TOLD_BYTES];
             match recv(&socket, &mut chunk[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return Err(gone()),
                 Ok((n, _)) => self.bytes.extend_from_slice(&chunk[..n]),
@@ -166,22 +175,10 @@ impl Answers {
     }
 
     fn parse(&mut self) -> Result<Option<Answer>> {
-        let Some(length) = frame_length(&self.bytes, ANSWER_BYTES)? else { return Ok(None) };
-        if self.bytes.len() < 4 + length {
-            return Ok(None);
-        }
-        let frame: Vec<u8> = self.bytes.drain(..4 + length).skip(4).collect();
-        serde_json::from_slice(&frame).map(Some).map_err(|error| gone().because(error))
+        let Some(bytes) = self.bytes.first_chunk::<TOLD_BYTES>().copied() else { return Ok(None) };
+        self.bytes.drain(..TOLD_BYTES);
+        Answer::of(bytes).map(Some).ok_or_else(|| gone().because("what came is no answer"))
     }
-}
-
-fn frame_length(bytes: &[u8], cap: usize) -> Result<Option<usize>> {
-    let Some(head) = bytes.first_chunk::<4>() else { return Ok(None) };
-    let length = u32::from_le_bytes(*head) as usize;
-    if length > cap {
-        return Err(gone().because("a message longer than allowed"));
-    }
-    Ok(Some(length))
 }
 
 /// Waits for [`Answer::Ready`] and returns the pid that the kernel attached to it, as seen from here. The socket must
@@ -192,7 +189,7 @@ fn frame_length(bytes: &[u8], cap: usize) -> Result<Option<usize>> {
 /// `ContainerStopped` when anything else comes, or nothing until `deadline`.
 pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
     ready(socket.as_fd(), PollFlags::IN, deadline)?;
-    let mut chunk = [0u8; ANSWER_BYTES];
+    let mut chunk = [0u8; TOLD_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -211,7 +208,7 @@ pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
     }
 }
 
-/// Waits until a process has accepted its [`Start`].
+/// Waits until a process has accepted its command.
 ///
 /// # Errors
 /// Nothing has run then: `ContainerStopped` when the process ended, or nothing came until `deadline`; the answer that
@@ -225,38 +222,9 @@ pub fn receive_accepted(
     loop {
         match answers.next(&socket)? {
             None => ready(socket.as_fd(), PollFlags::IN, deadline)?,
-            Some(Answer::Accepted) => return Ok(()),
+            Some(Answer::Told(Told::Accepted)) => return Ok(()),
             Some(Answer::Exited { .. } | Answer::Killed { .. } | Answer::Ready) => return Err(gone()),
             Some(other) => return Err(refused(other)),
-        }
-    }
-}
-
-/// The agent's side: waits, for as long as it takes, for one message and its descriptors. `None`: the engine
-/// does not need this process after all.
-pub fn receive_request<T: DeserializeOwned>(socket: impl AsFd, cap: usize) -> Option<(T, Vec<OwnedFd>)> {
-    let mut bytes = Vec::new();
-    let mut fds = Vec::new();
-    loop {
-        if let Some(length) = frame_length(&bytes, cap).ok()? {
-            if bytes.len() >= 4 + length {
-                return serde_json::from_slice(&bytes[4..4 + length]).ok().map(|message| (message, fds));
-            }
-        }
-        let mut chunk = [0u8; 16 << 10];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        match recvmsg(&socket, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Ok(received) if received.bytes > 0 => {
-                bytes.extend_from_slice(&chunk[..received.bytes]);
-                for message in ancillary.drain() {
-                    if let RecvAncillaryMessage::ScmRights(rights) = message {
-                        fds.extend(rights);
-                    }
-                }
-            }
-            Err(Errno::INTR) => {}
-            _ => return None,
         }
     }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::sys;
-use crate::base::{At, Result};
+use crate::base::{At, Error, Result};
 
 /// How many users and groups a container has.
 pub const IDS: u32 = 65536;
@@ -20,7 +20,7 @@ pub const IDS: u32 = 65536;
 /// # Errors
 /// When user namespaces are forbidden, or as many as allowed are in use.
 pub fn ids_from(first: u32) -> Result<OwnedFd> {
-    let sleeper = sys::sleeper_in_user_namespace().at("make", "a user namespace")?;
+    let sleeper = sys::sleeper_in_user_namespace().map_err(|error| refused(&error))?;
     let made = ["uid_map", "gid_map"].iter().try_for_each(|map| {
         let path = format!("/proc/{}/{map}", sleeper.pid);
         let file = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
@@ -35,4 +35,13 @@ pub fn ids_from(first: u32) -> Result<OwnedFd> {
     let _ = pidfd_send_signal(&sleeper.pidfd, Signal::KILL);
     let _ = sys::reap(sleeper.pidfd.as_fd(), true);
     namespace
+}
+
+/// Why there is no user namespace. ENOSPC means that there are as many as allowed, not a full disk (user_namespaces(7)).
+pub fn refused(error: &std::io::Error) -> Error {
+    let why = match error.raw_os_error() {
+        Some(libc::ENOSPC) => "as many as allowed are in use (user.max_user_namespaces)".to_owned(),
+        _ => error.to_string(),
+    };
+    Error::internal(format!("No user namespace can be made: {why}"))
 }

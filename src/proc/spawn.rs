@@ -11,7 +11,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::sys::{self, Exec, Failed, Reaped, Step};
+use super::exec::{Exec, Failed, Reaped, Step};
+use super::sys;
 use super::{
     Cancel, Capture, Cgroups, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, User, pump,
 };

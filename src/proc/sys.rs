@@ -1,107 +1,30 @@
-//! The only file with `unsafe`: starting a process in a cgroup of its own, forking the single-threaded agent, and
-//! replacing the calling process. No safe binding exists for these; everything else goes through rustix.
+//! The only file with `unsafe`: starting a process in a cgroup of its own, having one wait in our memory until it becomes a
+//! command, replacing the calling process, and system calls without a safe binding. Everything else goes through rustix.
+//!
+//! What a child does while it has our memory (CLONE_VM) must not allocate and must not touch libc's errno, which lies in
+//! the memory of the thread that started it: rustix's own system calls (its `linux_raw` backend) and [`bare`] do neither.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_char, c_int};
+use std::convert::Infallible;
+use std::ffi::{CString, c_int, c_long, c_void};
 use std::io;
+use std::mem::size_of_val;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
-use super::User;
-
-/// What [`spawn`] starts. Everything is prepared by the caller: the child may not allocate.
-#[derive(Debug)]
-pub struct Exec<'a> {
-    /// Command lines to try in order until one can be executed; `argv[0]` is the program's path, since what a
-    /// program does may depend on the name it is called by (busybox; bash called as `sh` is another shell).
-    pub attempts: &'a [Vec<CString>],
-    /// The whole environment.
-    pub env: &'a [CString],
-    /// Working directory.
-    pub cwd: BorrowedFd<'a>,
-    /// File descriptors 0, 1 and 2 of the child.
-    pub stdio: [BorrowedFd<'a>; 3],
-    /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
-    pub cgroup: Option<BorrowedFd<'a>>,
-    /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes anything.
-    pub entrances: &'a [OwnedFd],
-    /// What the child writes to its own `oom_score_adj`, where ours is not for children.
-    pub oom_score: Option<&'static str>,
-    /// Soft limit of open files, if it is to differ from ours.
-    pub max_files: Option<u64>,
-    /// Stdin is a terminal, and the child's session gets it as its controlling one.
-    pub tty: bool,
-    /// Somebody else whose rights the child gets before it looks at the working directory or the program.
-    pub user: Option<&'a User>,
-}
-
-/// What could not be done for a child.
-#[derive(Debug)]
-pub struct Failed {
-    /// What the kernel said.
-    pub error: io::Error,
-    /// At which step.
-    pub step: Step,
-}
-
-/// A step of a child's start that may fail for the command's own sake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// To start at all, or to execute the program.
-    Exec,
-    /// To become the user.
-    User,
-    /// To enter the working directory.
-    Cwd,
-}
-
-impl From<io::Error> for Failed {
-    fn from(error: io::Error) -> Failed {
-        Failed { error, step: Step::Exec }
-    }
-}
-
-impl From<rustix::io::Errno> for Failed {
-    fn from(errno: rustix::io::Errno) -> Failed {
-        io::Error::from(errno).into()
-    }
-}
-
-/// A started child.
-#[derive(Debug)]
-pub struct Spawned {
-    /// Its process id, which is also the id of its session and process group.
-    pub pid: i32,
-    /// A descriptor that means this process and never another one with the same number (pidfd_open(2)).
-    pub pidfd: OwnedFd,
-}
-
-/// `struct clone_args` of clone3(2), first version with `cgroup` (Linux 5.7).
-#[repr(C, align(8))]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
-
-const CLONE_PIDFD: u64 = 0x1000;
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// The null-terminated pointer array that execve(2) takes; valid as long as `strings` is.
-fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
-}
+use super::exec::{
+    CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CloneArgs, Cwd, Exec, Failed, Reaped, Spawned, Step, Task, Told,
+    Who, arrays, failure_of, pointers, signals_to_reset,
+};
+use super::packed::{Word, receive, unpack};
+use crate::base::limits;
 
 /// Starts a child as leader of a new session, with default signal handling, no inherited descriptor but its three
 /// streams, and nothing inherited from our environment.
@@ -109,287 +32,413 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 /// # Errors
 /// What clone3(2), fchdir(2) or execve(2) said. No child is left behind then.
 pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
-    let argvs: Vec<_> = exec.attempts.iter().map(|argv| pointers(argv)).collect();
-    let env = pointers(exec.env);
-    let stdio = exec.stdio.map(|fd| fd.as_raw_fd());
+    let (argvs, env) = (arrays(exec.attempts), pointers(exec.env));
     let (failure_read, failure_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
 
     let mut pidfd: c_int = -1;
-    let mut args = CloneArgs {
-        flags: CLONE_PIDFD,
-        pidfd: ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
+    let mut args = CloneArgs::of_child(CLONE_CLEAR_SIGHAND, &mut pidfd);
     if let Some(cgroup) = exec.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-
-    // A handler of ours must not run in the child, where it would write into our own self-pipe.
-    let blocked = AllSignalsBlocked::new();
     let task = Task {
-        argvs: &argvs,
-        env: &env,
-        cwd: exec.cwd.as_raw_fd(),
-        stdio,
-        failure: failure_write.as_raw_fd(),
-        max_files: exec.max_files,
+        cwd: Cwd::Folder(exec.cwd),
         tty: exec.tty,
-        user: exec.user,
+        user: exec.user.map(Who::of),
+        failure: Some(failure_write.as_fd()),
+        max_files: exec.max_files,
         entrances: exec.entrances,
         oom_score: exec.oom_score,
+        session: true,
+        ..Task::new(&argvs, &env, exec.stdio.map(|fd| fd.as_raw_fd()))
     };
-    // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
-    // `child` makes nothing but async-signal-safe system calls on what `task` borrows, and never returns.
-    let (pid, clone_error) = unsafe { clone3(&mut args, &task) };
-    drop(blocked);
-    if pid < 0 {
-        return Err(clone_error.into());
+    extern "C" fn start(task: *const c_void) -> ! {
+        // SAFETY: `spawn` gave it, and sleeps (CLONE_VFORK) or has copied it until this has become a program or ended.
+        // All its pointers are to vectors that `spawn` keeps.
+        unsafe { become_or_exit(&*task.cast::<Task<'_>>()) }
     }
+    // On x86_64 the child borrows our memory and we sleep until it execs, as posix_spawn(3) does: nothing is copied,
+    // however large the server is.
+    let mut stack = vec![0u128; limits::CHILD_STACK / size_of::<u128>()];
+    if SHARED_MEMORY {
+        args.flags |= (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+        (args.stack, args.stack_size) = (stack.as_mut_ptr() as u64, size_of_val(&stack[..]) as u64);
+    }
+    // A handler of ours must not run in the child, where it would write into our own self-pipe.
+    let blocked = AllSignalsBlocked::new();
+    let call = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
+    // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
+    // signals are blocked; stack and task outlive the child's use of them.
+    let pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
+    drop(blocked);
+    drop(stack);
+    let pid = pid?;
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let pid = pid as i32;
 
     drop(failure_write);
-    let mut told = [0u8; 8];
-    loop {
-        match rustix::io::read(&failure_read, &mut told) {
-            Err(rustix::io::Errno::INTR) => {}
-            // End of file: execve closed the other end.
-            Ok(8) => {
-                let _ = rustix::process::waitid(
-                    rustix::process::WaitId::PidFd(pidfd.as_fd()),
-                    rustix::process::WaitIdOptions::EXITED,
-                );
-                let (errno, step) = u64_parts(told);
-                let step = [Step::User, Step::Cwd].into_iter().find(|known| *known as i32 == step);
-                return Err(Failed {
-                    error: io::Error::from_raw_os_error(errno),
-                    step: step.unwrap_or(Step::Exec),
-                });
-            }
-            _ => return Ok(Spawned { pid, pidfd }),
-        }
+    match failure_of(&failure_read) {
+        Some(failed) => reap(pidfd.as_fd(), true).map_or_else(|error| Err(error.into()), |_| Err(failed)),
+        None => Ok(Spawned { pid, pidfd }),
     }
 }
 
-/// Two numbers that a child has written.
-fn u64_parts(told: [u8; 8]) -> (i32, i32) {
-    let [a, b, c, d, e, f, g, h] = told;
-    (i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h]))
-}
+/// Whether children start in our memory. Elsewhere they get a copy, as after fork(2).
+const SHARED_MEMORY: bool = cfg!(target_arch = "x86_64");
 
-/// What the child does; everything in it was prepared by the parent.
-struct Task<'a> {
-    argvs: &'a [Vec<*const c_char>],
-    env: &'a [*const c_char],
-    cwd: RawFd,
-    stdio: [RawFd; 3],
-    failure: RawFd,
-    max_files: Option<u64>,
-    tty: bool,
-    user: Option<&'a User>,
-    entrances: &'a [OwnedFd],
-    oom_score: Option<&'static str>,
-}
-
-/// clone3(2) with `child(task)` on the other side.
-///
-/// On x86_64 the child borrows our memory and we sleep until it execs (CLONE_VM, CLONE_VFORK), as posix_spawn(3) does:
-/// nothing is copied, however large the server is. It runs on a stack of its own.
+/// A system call past libc and its errno; elsewhere than on x86_64 through it, where a child's errno is its own.
 ///
 /// # Safety
-/// `args` without a stack, `task` valid; the caller has blocked all signals.
-#[cfg(target_arch = "x86_64")]
-unsafe fn clone3(args: &mut CloneArgs, task: &Task<'_>) -> (i64, io::Error) {
-    const CLONE_VM: u64 = 0x100;
-    const CLONE_VFORK: u64 = 0x4000;
-    // Measured use is under 2 KiB; nothing in the child recurses or allocates.
-    let mut stack = vec![0u128; (32 << 10) / size_of::<u128>()];
-    args.flags |= CLONE_VM | CLONE_VFORK;
-    args.stack = stack.as_mut_ptr() as u64;
-    args.stack_size = (stack.len() * size_of::<u128>()) as u64;
-    extern "C" fn start(task: &Task<'_>) -> ! {
-        child(task)
+/// What the call itself asks for.
+unsafe fn bare(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let result: isize;
+        // SAFETY: `syscall` clobbers rcx and r11; what the kernel does with memory is the caller's promise.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inlateout("rax") number as isize => result,
+                in("rdi") args[0], in("rsi") args[1], in("rdx") args[2], in("r10") args[3], in("r8") args[4],
+                lateout("rcx") _, lateout("r11") _,
+                options(nostack),
+            );
+        }
+        number_or_errno(result)
     }
-    let result: i64;
-    // SAFETY: in the parent this is a plain system call (rcx and r11 are what `syscall` clobbers, and not `lateout`,
-    // since the child still needs its inputs then). The child comes out
-    // of it on the top of its own stack, 16-byte aligned as a u128's end is, and calls `start`, which never returns;
-    // the stack and `task` outlive it, since CLONE_VFORK keeps us here until it has execed or exited.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, {task}",
-            "call {start}",
-            "ud2",
-            "2:",
-            task = in(reg) ptr::from_ref(task),
-            start = in(reg) start as extern "C" fn(&Task<'_>) -> !,
-            inlateout("rax") libc::SYS_clone3 => result,
-            in("rdi") ptr::from_mut(args),
-            in("rsi") size_of::<CloneArgs>(),
-            out("rcx") _,
-            out("r11") _,
-        );
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    match unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) } {
+        -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        result => Ok(result as usize),
     }
-    drop(stack);
-    (result, io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EIO)))
 }
 
-/// clone3(2) with `child(task)` on the other side, in a copy of our memory as after fork(2).
+/// Errors are the last page of numbers (syscall(2)).
+#[cfg(target_arch = "x86_64")]
+fn number_or_errno(result: isize) -> Result<usize, Errno> {
+    if (-4095..0).contains(&result) {
+        Err(Errno::from_raw_os_error(-result as i32))
+    } else {
+        Ok(result as usize)
+    }
+}
+
+/// clone(2) or clone3(2) with `start(with)` on the other side: on the stack that `args` name, or, elsewhere than on x86_64,
+/// in a copy of our memory.
+///
+/// # Safety
+/// Right arguments for that call; all signals blocked; `start` does not allocate, touch errno or panic; what it uses
+/// outlives its use of our memory.
+unsafe fn clone(
+    number: c_long,
+    args: [usize; 5],
+    start: extern "C" fn(*const c_void) -> !,
+    with: *const c_void,
+) -> Result<i32, Errno> {
+    #[cfg(target_arch = "x86_64")]
+    let result = {
+        let result: isize;
+        // SAFETY: in the parent this is a plain system call (rcx and r11 are what `syscall` clobbers, and not `lateout`,
+        // since the child still needs its inputs then). The child comes out of it on the top of its own stack, 16-byte
+        // aligned as a u128's end is, and calls `start`, which never returns.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                "test rax, rax",
+                "jnz 2f",
+                "xor ebp, ebp",
+                "mov rdi, {with}",
+                "call {start}",
+                "ud2",
+                "2:",
+                with = in(reg) with,
+                start = in(reg) start,
+                inlateout("rax") number as isize => result,
+                in("rdi") args[0], in("rsi") args[1], in("rdx") args[2], in("r10") args[3], in("r8") args[4],
+                out("rcx") _,
+                out("r11") _,
+            );
+        }
+        number_or_errno(result)?
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise; without CLONE_VM the child has its own copy of everything.
+    let result = match unsafe { bare(number, args) }? {
+        0 => start(with),
+        pid => pid,
+    };
+    Ok(result as i32)
+}
+
+/// Becomes what `task` says, or tells why not and ends.
+///
+/// # Safety
+/// All of `task`'s pointers are valid, arrays of strings null-terminated; this process is a child of ours, alone in it.
+unsafe fn become_or_exit(task: &Task<'_>) -> ! {
+    let mut step = Step::Exec;
+    // SAFETY: the caller's promise.
+    let Err(errno) = unsafe { become_program(task, &mut step) };
+    let told = Told::Failed(step, errno.raw_os_error()).to_bytes();
+    if let Some(failure) = task.failure {
+        // Not send(2): it may be a pipe. SIGPIPE would end us, as we are about to do.
+        let _ = rustix::io::write(failure, &told);
+    }
+    exit_now(127)
+}
+
+/// exit_group(2), without what exit(3) does for the process whose memory this is.
+fn exit_now(code: usize) -> ! {
+    loop {
+        // SAFETY: it takes no memory and does not return.
+        let _ = unsafe { bare(libc::SYS_exit_group, [code, 0, 0, 0, 0]) };
+    }
+}
+
+/// Returns only with what could not be done at `step`.
 ///
 /// # Safety
 /// As above.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn clone3(args: &mut CloneArgs, task: &Task<'_>) -> (i64, io::Error) {
-    // SAFETY: without CLONE_VM the child has its own copy of everything.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(args), size_of::<CloneArgs>()) };
-    if result == 0 {
-        child(task);
+unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible, Errno> {
+    if let Some(soft) = task.max_files {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        let current = Some(hard.map_or(soft, |hard| soft.min(hard)));
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum: hard });
     }
-    (result as i64, io::Error::last_os_error())
-}
-
-/// The child's side: only system calls, no allocation, no return.
-fn child(task: &Task<'_>) -> ! {
-    let Task { argvs, env, cwd, stdio, failure, max_files, tty, entrances, oom_score, user } = *task;
-    let mut step = Step::Exec;
-    // SAFETY: every call is on the list of signal-safety(7) or a bare system call; all pointers come from vectors
-    // that the parent keeps alive until this process has execed or exited.
-    unsafe {
-        default_signals();
-        if let Some(soft) = max_files {
-            let mut limit: libc::rlimit = std::mem::zeroed();
-            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-                limit.rlim_cur = soft.min(limit.rlim_max);
-                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-            }
+    // Handlers first: once nothing is blocked, none of ours may run here. All zero is SIG_DFL in the kernel's struct on
+    // every architecture; 8 is the size of its mask.
+    let default = [0u64; 8];
+    for signal in task.signals {
+        // SAFETY: a valid action; it changes this process alone.
+        let _ =
+            unsafe { bare(libc::SYS_rt_sigaction, [*signal as usize, default.as_ptr() as usize, 0, 8, 0]) };
+    }
+    set_signal_mask(0);
+    if task.session {
+        rustix::process::setsid()?;
+    }
+    for entrance in task.entrances {
+        // 0 is the writer itself (cgroups(7)).
+        rustix::io::write(entrance, b"0")?;
+    }
+    if let Some(score) = task.oom_score {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        if let Ok(own) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+            let _ = rustix::io::write(&own, score.as_bytes());
         }
-        let mut ok = libc::setsid() != -1;
-        for entrance in entrances {
-            // 0 is the writer itself (cgroups(7)).
-            ok &= libc::write(entrance.as_raw_fd(), c"0".as_ptr().cast(), 1) == 1;
+    }
+    for (target, fd) in task.stdio.iter().enumerate() {
+        if *fd == target as RawFd {
+            // Then it may still close at execve, and dup2(2) does nothing.
+            // SAFETY: a flag of one of this process's own descriptors.
+            unsafe { bare(libc::SYS_fcntl, [target, libc::F_SETFD as usize, 0, 0, 0]) }?;
+        } else {
+            // SAFETY: what was open there was this process's own to replace.
+            unsafe { bare(libc::SYS_dup3, [*fd as usize, target, 0, 0, 0]) }?;
         }
-        if let Some(score) = oom_score {
-            let own = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            libc::write(own, score.as_ptr().cast(), score.len());
-            libc::close(own);
-        }
-        for (target, fd) in stdio.iter().enumerate() {
-            ok &= libc::dup2(*fd, target as c_int) != -1;
-        }
+    }
+    if task.tty {
         // Only for the leader of a session without a terminal, which setsid has just made of us.
-        ok &= !tty || libc::ioctl(0, libc::TIOCSCTTY, 0) != -1;
-        if let Some(user) = user.filter(|_| ok) {
-            step = Step::User;
-            ok = become_user(user);
-        }
-        if ok {
-            step = Step::Cwd;
-            ok = libc::fchdir(cwd) != -1;
-        }
-        // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
-        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        if ok {
-            step = Step::Exec;
-            try_all(argvs, env);
-        }
-        let told = [*libc::__errno_location(), step as i32];
-        libc::write(failure, told.as_ptr().cast(), size_of_val(&told));
-        libc::_exit(127)
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
     }
-}
-
-/// Takes on a user's rights, and gives up all others for good: execve(2) drops the capabilities of who is not root.
-///
-/// # Safety
-/// Only in a process that is about to exec or to exit.
-unsafe fn become_user(user: &User) -> bool {
-    // SAFETY: bare system calls on what the caller keeps alive. Not libc's own functions: those change the ids of all
-    // threads of a process (nptl(7)), and the child may share its memory with a parent that has some.
-    unsafe {
-        libc::syscall(libc::SYS_setgroups, user.groups.len(), user.groups.as_ptr()) == 0
-            && libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) == 0
-            && libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) == 0
-    }
-}
-
-/// execve(2) with each command line until one succeeds, so it returns only with a failure. What is not there, may not
-/// be executed or is no program leads to the next; the last one's failure stays in errno.
-///
-/// # Safety
-/// Null-terminated arrays of pointers to live strings, `argvs` not empty inside.
-unsafe fn try_all(argvs: &[Vec<*const c_char>], env: &[*const c_char]) {
-    for argv in argvs {
-        // SAFETY: the caller's promise.
+    if let Some(Who { uid, gid, groups, count }) = task.user {
+        *step = Step::User;
+        let [uid, gid] = [uid as usize, gid as usize];
+        // All other rights are given up for good: execve(2) drops the capabilities of who is not root. Not libc's own
+        // functions: those change the ids of all threads of a process (nptl(7)).
+        // SAFETY: the caller's promise about the groups.
         unsafe {
-            libc::execve(argv[0], argv.as_ptr(), env.as_ptr());
-            match *libc::__errno_location() {
-                libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::ENOEXEC | libc::ELOOP => {}
-                _ => return,
-            }
+            bare(libc::SYS_setgroups, [count, groups as usize, 0, 0, 0])?;
+            bare(libc::SYS_setresgid, [gid, gid, gid, 0, 0])?;
+            bare(libc::SYS_setresuid, [uid, uid, uid, 0, 0])?;
         }
+    }
+    *step = Step::Cwd;
+    match task.cwd {
+        Cwd::Folder(folder) => rustix::process::fchdir(folder)?,
+        // SAFETY: the caller's promise about the string.
+        Cwd::Path(path) => _ = unsafe { bare(libc::SYS_chdir, [path as usize, 0, 0, 0, 0]) }?,
+        Cwd::Ours => {}
+    }
+    *step = Step::Exec;
+    if let Some(socket) = task.accepted {
+        send(socket, &Told::Accepted.to_bytes(), SendFlags::NOSIGNAL)?;
+    }
+    // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
+    // SAFETY: flags of this process's own descriptors.
+    let _ = unsafe {
+        let flag = libc::CLOSE_RANGE_CLOEXEC as usize;
+        bare(libc::SYS_close_range, [3, u32::MAX as usize, flag, 0, 0])
+    };
+    // What is not there, may not be executed or is no program leads to the next.
+    let (mut argv, mut error) = (task.argvs, Errno::NOENT);
+    // SAFETY: the caller's promise about the arrays: this walks from one to the next, to the null pointer behind the last.
+    unsafe {
+        while !(*argv).is_null() {
+            let call = [*argv as usize, argv as usize, task.env as usize, 0, 0];
+            let Err(errno) = bare(libc::SYS_execve, call) else { continue };
+            error = errno;
+            let next = [Errno::NOENT, Errno::NOTDIR, Errno::ACCESS, Errno::NOEXEC, Errno::LOOP];
+            if !next.contains(&errno) {
+                break;
+            }
+            while !(*argv).is_null() {
+                argv = argv.add(1);
+            }
+            argv = argv.add(1);
+        }
+    }
+    Err(error)
+}
+
+/// Where processes wait for commands in the memory of the agent, which has one thread.
+#[derive(Debug, Default)]
+pub struct Rooms(Vec<*mut Room>);
+
+struct Room {
+    /// Not 0 while a process is in it: the kernel clears it when that leaves our memory (CLONE_CHILD_CLEARTID).
+    taken: AtomicI32,
+    socket: RawFd,
+    /// Only what a command needs of it is ever touched, so that only that is memory.
+    message: Vec<Word>,
+    stack: Vec<u128>,
+}
+
+impl Rooms {
+    /// Starts a process that waits on `socket` for a [`super::packed`] command with three descriptors and becomes it. It
+    /// says [`Told`] there. Its memory is ours until then, so that nothing is copied for it, neither now nor when it
+    /// leaves.
+    ///
+    /// # Errors
+    /// What clone(2) said.
+    pub fn let_wait(&mut self, socket: BorrowedFd<'_>) -> Result<i32, Errno> {
+        // Looked up here: the child only finds what is known already.
+        signals_to_reset();
+        let room = self.empty();
+        extern "C" fn start(room: *const c_void) -> ! {
+            // SAFETY: `let_wait` gave it, and touches nothing but `taken` until the kernel has cleared that.
+            unsafe { wait_in(&mut *room.cast_mut().cast::<Room>()) }
+        }
+        let blocked = AllSignalsBlocked::new();
+        // SAFETY: the room is empty, so nobody else uses it; it is not freed before `taken` is 0 again. Not clone3(2):
+        // the filters of some containers refuse it.
+        let pid = unsafe {
+            (*room).taken.store(i32::from(SHARED_MEMORY), Ordering::Relaxed);
+            (*room).socket = socket.as_raw_fd();
+            let (shared, stack, tid) = if SHARED_MEMORY {
+                let flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID;
+                (flags, (*room).stack.as_mut_ptr_range().end as usize, (*room).taken.as_ptr() as usize)
+            } else {
+                (0, 0, 0)
+            };
+            let call = [(libc::SIGCHLD | shared) as usize, stack, 0, tid, 0];
+            clone(libc::SYS_clone, call, start, room.cast_const().cast())
+        };
+        drop(blocked);
+        if pid.is_err() {
+            // SAFETY: no process is in it.
+            unsafe { (*room).taken.store(0, Ordering::Relaxed) };
+        }
+        pid
+    }
+
+    fn empty(&mut self) -> *mut Room {
+        // SAFETY: rooms are freed here alone, when they leave the list; only `taken` is looked at while somebody may be
+        // in one, and with Acquire all that was done in it is over when it is 0.
+        let (is_empty, had_much) = unsafe {
+            let is_empty = |room: *mut Room| (*room).taken.load(Ordering::Acquire) == 0;
+            (is_empty, |room: *mut Room| {
+                u64::from_ne_bytes((&(*room).message)[0]) > limits::AGENT_MESSAGE_KEPT as u64
+            })
+        };
+        self.0.retain(|room| {
+            let keep = !is_empty(*room) || !had_much(*room);
+            if !keep {
+                // SAFETY: as above.
+                drop(unsafe { Box::from_raw(*room) });
+            }
+            keep
+        });
+        let found = self.0.iter().copied().find(|room| is_empty(*room));
+        found.unwrap_or_else(|| {
+            let room = Box::into_raw(Box::new(Room {
+                taken: AtomicI32::new(0),
+                socket: -1,
+                message: vec![Word::default(); limits::AGENT_MESSAGE_BYTES / size_of::<Word>()],
+                stack: vec![0; limits::CHILD_STACK / size_of::<u128>()],
+            }));
+            self.0.push(room);
+            room
+        })
     }
 }
 
-/// Undoes what the Rust runtime and we did to signals: SIGPIPE is ignored by the runtime, and a blocked mask or an
-/// ignored signal would be inherited through execve(2).
+#[cfg(test)]
+impl Rooms {
+    /// How many bytes of a stack were ever used at most.
+    pub(super) fn deepest(&self) -> usize {
+        // SAFETY: the caller's processes have all left.
+        let used = |room: &*mut Room| unsafe { (**room).stack.iter().skip_while(|at| **at == 0).count() };
+        self.0.iter().map(used).max().unwrap_or(0) * size_of::<u128>()
+    }
+}
+
+/// The waiting process: receives its command and becomes it.
 ///
 /// # Safety
-/// Only in a process that is about to exec.
-unsafe fn default_signals() {
-    // SAFETY: plain system calls on local memory.
-    unsafe {
-        // By bare system calls: glibc's own signal(3) refuses its internal signals 32 and 33, which a parent may have
-        // ignored. All zero is SIG_DFL in the kernel's struct on every architecture; 8 is the size of its mask.
-        let default = [0u64; 8];
-        for signal in 1..=64 {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u8>(), 8usize);
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-    }
+/// The room is this process's alone.
+unsafe fn wait_in(room: &mut Room) -> ! {
+    // What other commands are told through is none of its business.
+    let socket = room.socket as usize;
+    // SAFETY: this process's own descriptors, of which nothing but `socket` is used any more.
+    let _ = unsafe {
+        let _ = bare(libc::SYS_close_range, [3, socket.saturating_sub(1), 0, 0, 0]);
+        bare(libc::SYS_close_range, [socket + 1, u32::MAX as usize, 0, 0, 0])
+    };
+    // SAFETY: it was handed to this process and stays open.
+    let socket = unsafe { BorrowedFd::borrow_raw(room.socket) };
+    // Nothing came, or nothing of ours: the engine does not need this process after all.
+    let Some((block, stdio)) = receive(socket, &mut room.message) else { exit_now(0) };
+    let Some(command) = unpack(block) else { exit_now(0) };
+    let task = Task {
+        cwd: Cwd::Path(ptr::with_exposed_provenance(command.cwd)),
+        tty: command.tty,
+        user: command.user,
+        accepted: Some(socket),
+        failure: Some(socket),
+        session: true,
+        argvs: ptr::with_exposed_provenance(command.argvs),
+        env: ptr::with_exposed_provenance(command.env),
+        ..Task::new(&[], &[], stdio)
+    };
+    // SAFETY: `unpack` has checked that all of it lies in the block, and the strings end there.
+    unsafe { become_or_exit(&task) }
 }
 
 /// Blocks all signals of this thread until dropped.
-struct AllSignalsBlocked(libc::sigset_t);
+struct AllSignalsBlocked(u64);
 
 impl AllSignalsBlocked {
     fn new() -> AllSignalsBlocked {
-        // SAFETY: both sets are local memory of the right type; pthread_sigmask only changes this thread.
-        unsafe {
-            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
-                (std::mem::zeroed(), std::mem::zeroed());
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-            AllSignalsBlocked(before)
-        }
+        AllSignalsBlocked(set_signal_mask(u64::MAX))
     }
 }
 
 impl Drop for AllSignalsBlocked {
     fn drop(&mut self) {
-        // SAFETY: restores the mask that `new` saved.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+        set_signal_mask(self.0);
     }
 }
 
-/// A child that ended, and what it used.
-#[derive(Clone, Copy, Debug)]
-pub struct Reaped {
-    /// Its exit code, or else the signal that killed it.
-    pub status: Result<i32, i32>,
-    /// Processor time of it and of all its descendants that were waited for, in microseconds.
-    pub cpu_micros: u64,
-    /// The largest resident set among them, in bytes. Never less than ours was when it started: it ran in our memory
-    /// until it executed its program, and the kernel counts that (exec_mmap).
-    pub max_rss_bytes: u64,
+/// Blocks the signals of `mask` for this thread, and no others; those of before.
+fn set_signal_mask(mask: u64) -> u64 {
+    let mut before = 0;
+    let (new, old) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut before) as usize);
+    // SAFETY: both are the kernel's sets of 8 bytes; it only changes this thread, and cannot fail.
+    let _ = unsafe {
+        bare(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, size_of::<u64>(), 0])
+    };
+    before
 }
 
 /// Waits for a child through its pidfd; `wait`: until it has ended.
@@ -399,17 +448,15 @@ pub struct Reaped {
 pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
     let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
     // SAFETY: all zero is a valid value of both structs; the kernel fills them in, and si_status is what waitid
-    // sets for every child that it reports. The bare system call has a fifth argument that libc's wrapper lacks.
+    // sets for every child that it reports. libc's wrapper lacks the fifth argument.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
         let mut usage: libc::rusage = std::mem::zeroed();
-        let at = ptr::from_mut(&mut info);
-        let fd = pidfd.as_raw_fd();
-        while libc::syscall(libc::SYS_waitid, libc::P_PIDFD, fd, at, options, ptr::from_mut(&mut usage)) == -1
-        {
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+        let (at, used) = (ptr::from_mut(&mut info) as usize, ptr::from_mut(&mut usage) as usize);
+        let call = [libc::P_PIDFD as usize, pidfd.as_raw_fd() as usize, at, options as usize, used];
+        while let Err(errno) = bare(libc::SYS_waitid, call) {
+            if errno != Errno::INTR {
+                return Err(errno.into());
             }
         }
         if info.si_pid() == 0 {
@@ -435,47 +482,14 @@ pub fn own_max_rss_bytes() -> u64 {
     }
 }
 
-/// Which side of [`fork_single_threaded`] this is.
-#[derive(Debug)]
-pub enum Forked {
-    /// The parent, with the child's pid.
-    Parent(i32),
-    /// The child.
-    Child,
-}
-
-/// fork(2) for the agent, which has one thread: there the child may go on like any program.
-///
-/// # Errors
-/// What fork(2) said; also when the process has more than one thread.
-pub fn fork_single_threaded() -> io::Result<Forked> {
-    // SAFETY: with a single thread no lock can be held by a thread that does not exist in the child. PID 1 of the
-    // container starts none, and this is checked where it is cheap to check: in debug builds and tests.
-    debug_assert!(std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() <= 1));
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
-        pid => Ok(Forked::Parent(pid)),
-    }
-}
-
 /// Turns this process into the first of `attempts` that can be executed; returns only when none can.
 pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 3]) -> io::Error {
-    let argvs: Vec<_> = attempts.iter().map(|argv| pointers(argv)).collect();
-    let env = pointers(env);
-    // SAFETY: the pointer arrays are null-terminated and alive; dup2 and close_range concern only this process,
-    // which is about to exec or to exit.
-    unsafe {
-        for (target, fd) in stdio.iter().enumerate() {
-            if libc::dup2(fd.as_raw_fd(), target as c_int) == -1 {
-                return io::Error::last_os_error();
-            }
-        }
-        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        default_signals();
-        try_all(&argvs, &env);
-    }
-    io::Error::last_os_error()
+    let (argvs, env) = (arrays(attempts), pointers(env));
+    let task = Task::new(&argvs, &env, stdio.map(|fd| fd.as_raw_fd()));
+    // SAFETY: the arrays are null-terminated and alive; what else it changes concerns only this process, which is about
+    // to exec or to exit.
+    let Err(errno) = unsafe { become_program(&task, &mut Step::Exec) };
+    errno.into()
 }
 
 /// Moves this process into new namespaces (unshare(2)).
@@ -494,35 +508,26 @@ pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
 /// # Errors
 /// What clone3(2) said.
 pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
-    const CLONE_NEWUSER: u64 = 0x1000_0000;
     let mut pidfd: c_int = -1;
-    let args = CloneArgs {
-        flags: CLONE_PIDFD | CLONE_NEWUSER,
-        pidfd: ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
+    let args = CloneArgs::of_child(libc::CLONE_NEWUSER as u64, &mut pidfd);
+    let parent = rustix::process::getpid().as_raw_pid() as usize;
     let blocked = AllSignalsBlocked::new();
     // SAFETY: without CLONE_VM the child has its own copy of everything, and makes nothing but bare system calls in it; no
     // signal but SIGKILL reaches it. `args` is the kernel's layout and outlives the call.
     let pid = unsafe {
-        let parent = libc::getpid();
-        let result = libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), size_of::<CloneArgs>());
-        if result == 0 {
-            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        let pid = bare(libc::SYS_clone3, [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0])?;
+        if pid == 0 {
+            let death = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0];
+            let _ = bare(libc::SYS_prctl, death);
             // Otherwise the parent has ended before that, and nobody would.
-            while libc::syscall(libc::SYS_getppid) == i64::from(parent) {
-                libc::syscall(libc::SYS_ppoll, 0usize, 0, 0usize, 0usize, 0usize);
+            while bare(libc::SYS_getppid, [0; 5]) == Ok(parent) {
+                let _ = bare(libc::SYS_ppoll, [0; 5]);
             }
-            libc::_exit(0);
+            exit_now(0);
         }
-        result
+        pid
     };
-    let error = io::Error::last_os_error();
     drop(blocked);
-    if pid < 0 {
-        return Err(error);
-    }
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
     Ok(Spawned { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
@@ -561,17 +566,10 @@ pub fn restrict(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
 fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
     // size is given.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            ptr::from_ref(attributes),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let (path, size) = (c"".as_ptr() as usize, size_of::<libc::mount_attr>());
+    let (itself, attributes) = (libc::AT_EMPTY_PATH as usize, ptr::from_ref(attributes) as usize);
+    unsafe { bare(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size]) }?;
+    Ok(())
 }
 
 /// Reads how the file system of `folder` keeps project quotas (`fs_quota_statv`, its version given), or writes the bounds
@@ -582,10 +580,10 @@ fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::R
 pub fn project_quota(folder: BorrowedFd<'_>, set: bool, id: u32, data: &mut [u8; 256]) -> io::Result<()> {
     // Q_SETQUOTA or Q_XGETQSTATV, of PRJQUOTA.
     let command: u32 = if set { 0x80_0008 } else { 0x5808 } << 8 | 2;
-    let (fd, data) = (folder.as_raw_fd(), data.as_mut_ptr());
+    let (fd, data) = (folder.as_raw_fd() as usize, data.as_mut_ptr() as usize);
     // SAFETY: `data` is larger than either struct, and the kernel copies no more than that.
-    let done = unsafe { libc::syscall(libc::SYS_quotactl_fd, fd, command, id, data) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    unsafe { bare(libc::SYS_quotactl_fd, [fd, command as usize, id as usize, data, 0]) }?;
+    Ok(())
 }
 
 /// Reads, or writes if `set`, the `fsxattr` of a file (FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR).
@@ -593,8 +591,9 @@ pub fn project_quota(folder: BorrowedFd<'_>, set: bool, id: u32, data: &mut [u8;
 /// # Errors
 /// What ioctl(2) said.
 pub fn extended_attributes(file: BorrowedFd<'_>, set: bool, data: &mut [u8; 28]) -> io::Result<()> {
-    let request: libc::c_ulong = if set { 0x401c_5820 } else { 0x801c_581f };
+    let request = if set { 0x401c_5820 } else { 0x801c_581f };
+    let (fd, data) = (file.as_raw_fd() as usize, data.as_mut_ptr() as usize);
     // SAFETY: both requests take a struct of exactly this size, which their numbers say as well.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), request as _, data.as_mut_ptr()) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    unsafe { bare(libc::SYS_ioctl, [fd, request, data, 0, 0]) }?;
+    Ok(())
 }

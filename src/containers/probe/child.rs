@@ -1,23 +1,22 @@
 //! The other side of a probe: `berth probe NAME FOLDER`, a process of its own with one thread, in whose namespaces
 //! everything is tried and with which everything ends. Says on stderr what failed.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount,
     open_tree,
 };
-use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 use crate::base::{At, Error, Result};
-use crate::proc::spawn::pipe;
-use crate::proc::sys::{self, Forked};
+use crate::proc::idmap::{self, refused};
+use crate::proc::sys;
 
 /// An id that no file of the scratch folder has by itself.
 const FIRST_ID: u32 = 20 << 16;
@@ -68,15 +67,6 @@ fn same(what: &str, found: u32, wanted: u32) -> Result<()> {
     Err(Error::internal(format!("{what} belongs to {found}, not to {wanted}")))
 }
 
-/// ENOSPC means that there are as many as allowed, not a full disk (user_namespaces(7)).
-fn refused(error: &io::Error) -> Error {
-    let why = match error.raw_os_error() {
-        Some(libc::ENOSPC) => "as many as allowed are in use (user.max_user_namespaces)".to_owned(),
-        _ => error.to_string(),
-    };
-    Error::internal(format!("No user namespace can be made: {why}"))
-}
-
 /// Becomes root of a new one.
 fn user_namespace() -> Result<()> {
     let uid = rustix::process::geteuid().as_raw();
@@ -109,7 +99,7 @@ fn layer(lower: &str) -> Result<()> {
 fn id_mapped() -> Result<()> {
     make(&["lower", "mapped"])?;
     put("lower/old")?;
-    let userns = mapped_namespace()?;
+    let userns = idmap::ids_from(FIRST_ID)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, "lower", flags).at("clone", "a mount")?;
     sys::id_map(tree.as_fd(), userns.as_fd(), true).at("map the ids of", "a mount")?;
@@ -142,40 +132,4 @@ fn set(path: &str, text: &str) -> Result<()> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .at("write", path)
-}
-
-/// A user namespace with a container's ids; its only process is gone when this returns.
-fn mapped_namespace() -> Result<OwnedFd> {
-    let (ready, ready_child) = pipe()?;
-    let (stay_child, stay) = pipe()?;
-    match sys::fork_single_threaded().at("fork", "a process")? {
-        Forked::Child => {
-            drop((ready, stay));
-            let made = sys::new_namespaces(UnshareFlags::NEWUSER);
-            let errno = made.as_ref().err().and_then(io::Error::raw_os_error).unwrap_or(0);
-            let _ = rustix::io::write(&ready_child, &errno.to_ne_bytes());
-            if made.is_ok() {
-                let _ = std::fs::File::from(stay_child).read(&mut [0]);
-            }
-            std::process::exit(0);
-        }
-        Forked::Parent(pid) => {
-            drop((ready_child, stay_child));
-            let mut errno = [0; 4];
-            let begun = std::fs::File::from(ready).read_exact(&mut errno);
-            let begun = begun.and_then(|()| match i32::from_ne_bytes(errno) {
-                0 => Ok(()),
-                errno => Err(io::Error::from_raw_os_error(errno)),
-            });
-            let made = begun.map_err(|error| refused(&error)).and_then(|()| {
-                set(&format!("/proc/{pid}/uid_map"), &format!("0 {FIRST_ID} 65536"))?;
-                set(&format!("/proc/{pid}/gid_map"), &format!("0 {FIRST_ID} 65536"))?;
-                let path = format!("/proc/{pid}/ns/user");
-                rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", &path)
-            });
-            drop(stay);
-            let _ = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty());
-            made
-        }
-    }
 }

@@ -1,0 +1,281 @@
+//! What a process is to become, and what it says of its own start: the words between [`super::sys`] and who starts
+//! processes. No threads, no locks.
+
+use std::ffi::{CString, c_char};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+
+use super::User;
+
+/// What [`super::sys::spawn`] starts. Everything is prepared by the caller: the child may not allocate.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    /// Command lines to try in order until one can be executed; `argv[0]` is the program's path, since what a
+    /// program does may depend on the name it is called by (busybox; bash called as `sh` is another shell).
+    pub attempts: &'a [Vec<CString>],
+    /// The whole environment.
+    pub env: &'a [CString],
+    /// Working directory.
+    pub cwd: BorrowedFd<'a>,
+    /// File descriptors 0, 1 and 2 of the child.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes anything.
+    pub entrances: &'a [OwnedFd],
+    /// What the child writes to its own `oom_score_adj`, where ours is not for children.
+    pub oom_score: Option<&'static str>,
+    /// Soft limit of open files, if it is to differ from ours.
+    pub max_files: Option<u64>,
+    /// Stdin is a terminal, and the child's session gets it as its controlling one.
+    pub tty: bool,
+    /// Somebody else whose rights the child gets before it looks at the working directory or the program.
+    pub user: Option<&'a User>,
+}
+
+/// A started child.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id, which is also the id of its session and process group.
+    pub pid: i32,
+    /// A descriptor that means this process and never another one with the same number (pidfd_open(2)).
+    pub pidfd: OwnedFd,
+}
+
+/// A child that ended, and what it used.
+#[derive(Clone, Copy, Debug)]
+pub struct Reaped {
+    /// Its exit code, or else the signal that killed it.
+    pub status: Result<i32, i32>,
+    /// Processor time of it and of all its descendants that were waited for, in microseconds.
+    pub cpu_micros: u64,
+    /// The largest resident set among them, in bytes. Never less than ours was when it started: it ran in our memory
+    /// until it executed its program, and the kernel counts that (exec_mmap).
+    pub max_rss_bytes: u64,
+}
+
+/// What could not be done for a child.
+#[derive(Debug)]
+pub struct Failed {
+    /// What the kernel said.
+    pub error: io::Error,
+    /// At which step.
+    pub step: Step,
+}
+
+/// A step of a child's start that may fail for the command's own sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To start at all, or to execute the program.
+    Exec,
+    /// To become the user.
+    User,
+    /// To enter the working directory.
+    Cwd,
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Failed {
+        Failed { error, step: Step::Exec }
+    }
+}
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Failed {
+        io::Error::from(errno).into()
+    }
+}
+
+/// [`Exec`] as the child uses it: nothing in it needs any preparation. Pointers are good for as long as the process that
+/// filled it in keeps what they mean.
+#[derive(Debug)]
+pub(super) struct Task<'a> {
+    /// Arrays as execve(2) takes them, one after the other, and a null pointer behind the last.
+    pub(super) argvs: *const *const c_char,
+    pub(super) env: *const *const c_char,
+    pub(super) cwd: Cwd<'a>,
+    pub(super) stdio: [RawFd; 3],
+    pub(super) tty: bool,
+    pub(super) user: Option<Who>,
+    pub(super) signals: &'a [i32],
+    /// The socket on which somebody waits to hear that nothing but the program's start is left to do.
+    pub(super) accepted: Option<BorrowedFd<'a>>,
+    /// Where it is told what failed.
+    pub(super) failure: Option<BorrowedFd<'a>>,
+    pub(super) max_files: Option<u64>,
+    pub(super) entrances: &'a [OwnedFd],
+    pub(super) oom_score: Option<&'static str>,
+    /// The process is to lead a new one.
+    pub(super) session: bool,
+}
+
+impl Task<'_> {
+    /// A program in the folder and the session, and with the rights, that the process has already.
+    pub(super) fn new(argvs: &[*const c_char], env: &[*const c_char], stdio: [RawFd; 3]) -> Self {
+        Task {
+            argvs: argvs.as_ptr(),
+            env: env.as_ptr(),
+            cwd: Cwd::Ours,
+            stdio,
+            tty: false,
+            user: None,
+            signals: signals_to_reset(),
+            accepted: None,
+            failure: None,
+            max_files: None,
+            entrances: &[],
+            oom_score: None,
+            session: false,
+        }
+    }
+}
+
+/// The null-terminated pointer array that execve(2) takes; valid as long as `strings` is.
+pub(super) fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Such arrays one after the other, and a null pointer behind the last.
+pub(super) fn arrays(attempts: &[Vec<CString>]) -> Vec<*const c_char> {
+    attempts.iter().flat_map(|argv| pointers(argv)).chain([ptr::null()]).collect()
+}
+
+/// Where a program starts.
+#[derive(Debug)]
+pub(super) enum Cwd<'a> {
+    Folder(BorrowedFd<'a>),
+    Path(*const c_char),
+    Ours,
+}
+
+/// [`User`] where the child uses it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Who {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: *const u32,
+    pub(super) count: usize,
+}
+
+impl Who {
+    pub(super) fn of(user: &User) -> Who {
+        let User { uid, gid, ref groups } = *user;
+        Who { uid, gid, groups: groups.as_ptr(), count: groups.len() }
+    }
+}
+
+/// Signals that this process does not leave to the kernel. The runtime ignores SIGPIPE, our parent may have ignored any
+/// (nohup(1)), and both go through execve(2). Looked up once (proc_pid_status(5)): nothing of ours changes one later
+/// without a handler, and handlers do not go through it.
+pub(super) fn signals_to_reset() -> &'static [i32] {
+    static SIGNALS: OnceLock<Vec<i32>> = OnceLock::new();
+    SIGNALS.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = |name| {
+            let text = status.lines().find_map(|line| line.strip_prefix(name));
+            // Unknown: all.
+            text.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
+        };
+        let changed = mask("SigIgn:") | mask("SigCgt:");
+        (1..=64).filter(|signal| changed & 1 << (signal - 1) != 0).collect()
+    })
+}
+
+/// `struct clone_args` of clone3(2), first version with `cgroup` (Linux 5.7).
+#[repr(C, align(8))]
+#[derive(Default)]
+pub(super) struct CloneArgs {
+    pub(super) flags: u64,
+    pub(super) pidfd: u64,
+    pub(super) child_tid: u64,
+    pub(super) parent_tid: u64,
+    pub(super) exit_signal: u64,
+    pub(super) stack: u64,
+    pub(super) stack_size: u64,
+    pub(super) tls: u64,
+    pub(super) set_tid: u64,
+    pub(super) set_tid_size: u64,
+    pub(super) cgroup: u64,
+}
+
+impl CloneArgs {
+    /// A child of which SIGCHLD tells; the kernel puts a descriptor of it at `pidfd`.
+    pub(super) fn of_child(flags: u64, pidfd: &mut i32) -> CloneArgs {
+        CloneArgs {
+            flags: flags | libc::CLONE_PIDFD as u64,
+            pidfd: ptr::from_mut(pidfd) as u64,
+            exit_signal: libc::SIGCHLD as u64,
+            ..CloneArgs::default()
+        }
+    }
+}
+
+pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What a process says of its own start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The program is about to be executed: from here on it may have run.
+    Accepted,
+    /// A step failed with this errno; nothing has run.
+    Failed(Step, i32),
+}
+
+/// Its length as [`Told::to_bytes`] gives it.
+pub const TOLD_BYTES: usize = 8;
+
+impl Told {
+    /// As it is sent: a number for what, and an errno.
+    pub fn to_bytes(self) -> [u8; TOLD_BYTES] {
+        let (what, errno): (u32, i32) = match self {
+            Told::Accepted => (1, 0),
+            Told::Failed(Step::Exec, errno) => (2, errno),
+            Told::Failed(Step::User, errno) => (3, errno),
+            Told::Failed(Step::Cwd, errno) => (4, errno),
+        };
+        word(what, errno)
+    }
+
+    /// What was sent; `None`: something else.
+    pub fn of(bytes: [u8; TOLD_BYTES]) -> Option<Told> {
+        Some(match halves(bytes) {
+            (1, _) => Told::Accepted,
+            (2, errno) => Told::Failed(Step::Exec, errno),
+            (3, errno) => Told::Failed(Step::User, errno),
+            (4, errno) => Told::Failed(Step::Cwd, errno),
+            _ => return None,
+        })
+    }
+}
+
+/// Waits until a child has executed its program, which closes the other end of `pipe`, or has said what failed.
+pub(super) fn failure_of(pipe: impl AsFd) -> Option<Failed> {
+    let mut told = [0u8; TOLD_BYTES];
+    loop {
+        match rustix::io::read(&pipe, &mut told) {
+            Err(Errno::INTR) => {}
+            Ok(TOLD_BYTES) => {
+                let Some(Told::Failed(step, errno)) = Told::of(told) else { return Some(Errno::IO.into()) };
+                return Some(Failed { error: io::Error::from_raw_os_error(errno), step });
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// Two numbers in eight bytes.
+pub fn word(what: u32, value: i32) -> [u8; TOLD_BYTES] {
+    let ([a, b, c, d], [e, f, g, h]) = (what.to_le_bytes(), value.to_le_bytes());
+    [a, b, c, d, e, f, g, h]
+}
+
+/// The reverse.
+pub fn halves(bytes: [u8; TOLD_BYTES]) -> (u32, i32) {
+    let [a, b, c, d, e, f, g, h] = bytes;
+    (u32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h]))
+}

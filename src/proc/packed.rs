@@ -1,0 +1,366 @@
+//! A command as one block of words that can be sent to a process and used there where it lies: who becomes it may not
+//! allocate. No threads, no locks.
+//!
+//! The block, in the machine's own byte order and in multiples of eight bytes: its length; whether there are a terminal
+//! and a user; uid and gid; how many further groups; those, two in a word; then offsets of strings from the block's
+//! start: the working directory; the command lines, each ended by 0, and one more 0; the environment, ended by 0; then
+//! the strings, each ended by NUL.
+
+use std::ffi::CString;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, IntoRawFd as _, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::Command;
+use super::exec::Who;
+
+const TTY: u64 = 1;
+const USER: u64 = 2;
+
+/// Words before the groups.
+const HEAD: usize = 4;
+
+/// The block of a command; `mark`: a further variable.
+pub fn pack(command: &Command, mark: Option<&CString>) -> Vec<u8> {
+    let user = command.user.as_ref();
+    let groups = user.map_or(&[][..], |user| &user.groups);
+    let group_words = groups.len().div_ceil(2);
+    let pointers = 1
+        + command.attempts.iter().map(|argv| argv.len() + 1).sum::<usize>()
+        + 1
+        + command.env.len()
+        + usize::from(mark.is_some())
+        + 1;
+    let mut strings = Vec::new();
+    let mut offsets = Vec::with_capacity(pointers);
+    let first = 8 * (HEAD + group_words + pointers);
+    let mut add = |text: &[u8]| {
+        offsets.push((first + strings.len()) as u64);
+        strings.extend_from_slice(text);
+        strings.push(0);
+    };
+    add(command.cwd.as_bytes());
+    let mut ends = Vec::new();
+    for argv in &command.attempts {
+        argv.iter().for_each(|arg| add(arg.to_bytes()));
+        ends.push(argv.len());
+    }
+    command.env.iter().chain(mark).for_each(|variable| add(variable.to_bytes()));
+
+    let mut words = vec![
+        0,
+        if command.tty { TTY } else { 0 } | if user.is_some() { USER } else { 0 },
+        user.map_or(0, |user| u64::from(user.uid) | u64::from(user.gid) << 32),
+        groups.len() as u64,
+    ];
+    words.extend(
+        groups
+            .chunks(2)
+            .map(|two| u64::from(two[0]) | two.get(1).map_or(0, |second| u64::from(*second) << 32)),
+    );
+    let mut offsets = offsets.into_iter();
+    words.extend(offsets.next());
+    for count in ends {
+        words.extend(offsets.by_ref().take(count));
+        words.push(0);
+    }
+    words.push(0);
+    words.extend(offsets);
+    words.push(0);
+    debug_assert_eq!(words.len() * 8, first);
+
+    strings.resize(strings.len().next_multiple_of(8), 0);
+    words[0] = (first + strings.len()) as u64;
+    let mut block: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    block.extend(strings);
+    block
+}
+
+/// Eight bytes of a block.
+pub(super) type Word = [u8; size_of::<u64>()];
+
+/// Waits, for as long as it takes, for a block, which is put at the beginning of `room`, and for three descriptors. `None`:
+/// the other side is gone, or sends something else. Allocates nothing.
+pub(super) fn receive<'a>(
+    socket: BorrowedFd<'_>,
+    room: &'a mut [Word],
+) -> Option<(&'a mut [Word], [RawFd; 3])> {
+    let mut fds = [-1; 3];
+    let mut filled = 0;
+    let length = loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut rest = [IoSliceMut::new(&mut room.as_flattened_mut()[filled..])];
+        match recvmsg(socket, &mut rest, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) if received.bytes > 0 => filled += received.bytes,
+            Err(Errno::INTR) => continue,
+            _ => return None,
+        }
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                for (slot, fd) in fds.iter_mut().zip(rights) {
+                    *slot = fd.into_raw_fd();
+                }
+            }
+        }
+        let length = usize::try_from(u64::from_ne_bytes(*room.first()?)).ok()?;
+        if filled >= size_of::<Word>() && filled >= length {
+            break length;
+        }
+    };
+    Some((room.get_mut(..length / size_of::<Word>())?, fds))
+}
+
+/// A block that lies where it is to be used: addresses of what execve(2) and the others take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unpacked {
+    /// The working directory.
+    pub(super) cwd: usize,
+    /// Arrays of pointers, each ended by a null pointer, and one more at the end.
+    pub(super) argvs: usize,
+    /// An array of pointers that a null pointer ends.
+    pub(super) env: usize,
+    /// Stdin is a terminal.
+    pub(super) tty: bool,
+    /// Whom to become.
+    pub(super) user: Option<Who>,
+}
+
+/// Makes addresses of the block's offsets, in place. `None`: it is no such block. Allocates nothing.
+pub(super) fn unpack(block: &mut [Word]) -> Option<Unpacked> {
+    let base = block.as_ptr().expose_provenance();
+    let word = |block: &[Word], at: usize| block.get(at).map(|word| u64::from_ne_bytes(*word));
+    let length = word(block, 0)?;
+    // Then every string in it ends in it.
+    if length != size_of_val(block) as u64 || block.last()?[7] != 0 {
+        return None;
+    }
+    let (flags, ids) = (word(block, 1)?, word(block, 2)?);
+    let groups = usize::try_from(word(block, 3)?).ok().filter(|count| *count <= block.len())?;
+    // Whether there was an offset, and not a 0, at this place.
+    let mut relocate = |at: usize| -> Option<bool> {
+        match word(block, at)? {
+            0 => Some(false),
+            offset if offset >= length => None,
+            offset => {
+                block[at] = (base as u64 + offset).to_ne_bytes();
+                Some(true)
+            }
+        }
+    };
+    let cwd = HEAD + groups.div_ceil(2);
+    if !relocate(cwd)? {
+        return None;
+    }
+    let argvs = cwd + 1;
+    let mut at = argvs;
+    while relocate(at)? {
+        at += 1;
+        while relocate(at)? {
+            at += 1;
+        }
+        at += 1;
+    }
+    at += 1;
+    let env = at;
+    while relocate(at)? {
+        at += 1;
+    }
+    let user = (flags & USER != 0).then(|| Who {
+        uid: ids as u32,
+        gid: (ids >> 32) as u32,
+        groups: ptr::with_exposed_provenance(base + HEAD * size_of::<Word>()),
+        count: groups,
+    });
+    let address = |at: usize| base + at * size_of::<Word>();
+    let cwd = word(block, cwd)? as usize;
+    Some(Unpacked { cwd, argvs: address(argvs), env: address(env), tty: flags & TTY != 0, user })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::{AsFd as _, OwnedFd};
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+
+    use super::super::User;
+    use super::super::exec::{Step, TOLD_BYTES, Told};
+    use super::super::spawn::{dev_null, pipe};
+    use super::super::sys::Rooms;
+    use super::*;
+
+    fn command() -> Command {
+        let strings = |texts: &[&str]| texts.iter().map(|text| CString::new(*text).unwrap()).collect();
+        Command {
+            attempts: vec![strings(&["/bin/a", "", "x y"]), strings(&["/usr/bin/a"])],
+            env: strings(&["A=1", "B="]),
+            cwd: "/work".to_owned(),
+            limits: None,
+            tty: true,
+            user: Some(User { uid: 7, gid: 8, groups: vec![9, 10, 11] }),
+            account: false,
+        }
+    }
+
+    fn words(block: &[u8]) -> Vec<Word> {
+        block.chunks(8).map(|word| word.try_into().unwrap()).collect()
+    }
+
+    fn number(word: Word) -> u64 {
+        u64::from_ne_bytes(word)
+    }
+
+    /// The string at an address within `block`.
+    fn text(block: &[Word], address: u64) -> String {
+        let bytes = block.as_flattened();
+        let at = address as usize - block.as_ptr().expose_provenance();
+        let end = at + bytes[at..].iter().position(|byte| *byte == 0).unwrap();
+        String::from_utf8(bytes[at..end].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_was_packed_is_found_where_it_lies() {
+        let mark = CString::new("MARK=1").unwrap();
+        let mut block = words(&pack(&command(), Some(&mark)));
+        let unpacked = unpack(&mut block).unwrap();
+        let at = |address: usize| (address - block.as_ptr().expose_provenance()) / 8;
+        let list = |from: usize| -> Vec<String> {
+            let words = block[from..].iter().map(|word| number(*word));
+            words.take_while(|word| *word != 0).map(|word| text(&block, word)).collect()
+        };
+        let argvs = at(unpacked.argvs);
+        assert_eq!(list(argvs), ["/bin/a", "", "x y"]);
+        assert_eq!(list(argvs + 4), ["/usr/bin/a"]);
+        assert_eq!(number(block[argvs + 6]), 0);
+        assert_eq!(at(unpacked.env), argvs + 7);
+        assert_eq!(list(at(unpacked.env)), ["A=1", "B=", "MARK=1"]);
+        assert_eq!(text(&block, unpacked.cwd as u64), "/work");
+        assert!(unpacked.tty);
+        let Who { uid, gid, groups, count } = unpacked.user.unwrap();
+        assert_eq!((uid, gid, count), (7, 8, 3));
+        let groups = at(groups.expose_provenance());
+        assert_eq!(number(block[groups]), 9 | 10 << 32);
+        assert_eq!(number(block[groups + 1]), 11);
+
+        let plain = Command { tty: false, user: None, ..command() };
+        let mut block = words(&pack(&plain, None));
+        let unpacked = unpack(&mut block).unwrap();
+        assert!(!unpacked.tty && unpacked.user.is_none());
+    }
+
+    /// Any single word may be anything: what comes out points into the block or is nothing.
+    #[test]
+    fn a_block_that_was_tampered_with_leads_nowhere_else() {
+        let good = words(&pack(&command(), None));
+        for at in 0..good.len() {
+            for value in [0, 1, 8, 1 << 20, u64::MAX, number(good[0]) - 1, number(good[0])] {
+                let mut block = good.clone();
+                block[at] = value.to_ne_bytes();
+                let base = block.as_ptr().expose_provenance();
+                let range = base..base + 8 * block.len();
+                let Some(unpacked) = unpack(&mut block) else { continue };
+                assert!([unpacked.cwd, unpacked.argvs, unpacked.env].iter().all(|at| range.contains(at)));
+                if let Some(Who { groups, count, .. }) = unpacked.user {
+                    let groups = groups.expose_provenance();
+                    assert!(range.contains(&groups) && groups + 4 * count <= range.end);
+                }
+            }
+        }
+        for length in 0..good.len() {
+            assert!(unpack(&mut good[..length].to_vec()).is_none());
+        }
+    }
+
+    /// What a process that waits says and prints when it is sent `block`, and how it ends.
+    fn wait_with(rooms: &mut Rooms, block: &[u8]) -> (Vec<Told>, String, WaitStatus) {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let far = OwnedFd::from(far);
+        let pid = rooms.let_wait(far.as_fd()).unwrap();
+        drop(far);
+        let (out, out_child) = pipe().unwrap();
+        let null = dev_null().unwrap();
+        let fds = [null.as_fd(), out_child.as_fd(), out_child.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        // In two pieces: nothing says that one comes as one.
+        let (first, second) = block.split_at(block.len() / 2);
+        let first = [std::io::IoSlice::new(first)];
+        let sent = sendmsg(&near, &first, &mut ancillary, SendFlags::empty()).unwrap();
+        assert_eq!(sent, first[0].len());
+        near.write_all(second).unwrap();
+        drop(out_child);
+        near.shutdown(std::net::Shutdown::Write).unwrap();
+        let (mut told, mut printed) = (Vec::new(), String::new());
+        near.read_to_end(&mut told).unwrap();
+        std::fs::File::from(out).read_to_string(&mut printed).unwrap();
+        let (_, status) = waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap().unwrap();
+        let told = told.chunks(TOLD_BYTES).map(|told| Told::of(told.try_into().unwrap()).unwrap()).collect();
+        (told, printed, status)
+    }
+
+    #[test]
+    fn who_waits_becomes_the_command_in_the_memory_of_who_waits_for_it() {
+        let shell = |script: &str| Command {
+            attempts: vec![
+                vec![c"/nowhere/sh".to_owned()],
+                vec![c"/bin/sh".to_owned(), c"-c".to_owned(), CString::new(script).unwrap()],
+            ],
+            env: vec![c"A=one two".to_owned()],
+            cwd: "/usr".to_owned(),
+            tty: false,
+            user: None,
+            ..command()
+        };
+        let mut rooms = Rooms::default();
+        // SIGPIPE, which the runtime ignores here, is the program's own again, and nothing is blocked.
+        let script = "echo $A; pwd; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; exit 7";
+        let (told, printed, status) = wait_with(&mut rooms, &pack(&shell(script), None));
+        assert_eq!(told, [Told::Accepted]);
+        let none = "0000000000000000";
+        let wanted = format!("one two\n/usr\nSigBlk:\t{none}\nSigIgn:\t{none}\n0\n1\n2\n3\n");
+        assert_eq!((printed.as_str(), status.exit_status()), (wanted.as_str(), Some(7)));
+
+        // A long one, and again a short one; somebody else; what cannot be done.
+        let long = shell(&format!("echo {} | wc -c", "x".repeat(100_000)));
+        assert_eq!(wait_with(&mut rooms, &pack(&long, None)).1, "100001\n");
+        let user = Some(User { uid: 65534, gid: 65533, groups: vec![65530, 65531, 65532] });
+        let nobody = Command { user, ..shell("id -u; id -G") };
+        assert_eq!(wait_with(&mut rooms, &pack(&nobody, None)).1, "65534\n65533 65530 65531 65532\n");
+        let nowhere = Command { cwd: "/nowhere".to_owned(), ..shell("echo no") };
+        let (told, printed, _) = wait_with(&mut rooms, &pack(&nowhere, None));
+        assert_eq!((told, printed.as_str()), (vec![Told::Failed(Step::Cwd, libc::ENOENT)], ""));
+        let nothing = Command { attempts: vec![vec![c"/etc/passwd".to_owned()]], ..shell("") };
+        let (told, _, status) = wait_with(&mut rooms, &pack(&nothing, None));
+        assert_eq!(told, [Told::Accepted, Told::Failed(Step::Exec, libc::EACCES)]);
+        assert_eq!(status.exit_status(), Some(127));
+        // Nobody wants it, or it cannot read what is wanted.
+        assert_eq!(wait_with(&mut rooms, &[]).2.exit_status(), Some(0));
+        assert_eq!(wait_with(&mut rooms, &[8; 64]).2.exit_status(), Some(0));
+        assert!((1..8 << 10).contains(&rooms.deepest()), "{} bytes of stack", rooms.deepest());
+    }
+
+    #[test]
+    fn many_wait_side_by_side() {
+        let mut rooms = Rooms::default();
+        let waiting: Vec<_> = (0..20)
+            .map(|_| {
+                let (near, far) = UnixStream::pair().unwrap();
+                (rooms.let_wait(far.as_fd()).unwrap(), near)
+            })
+            .collect();
+        for (pid, near) in waiting {
+            drop(near);
+            let (_, status) = waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap().unwrap();
+            assert_eq!(status.exit_status(), Some(0));
+        }
+        assert!(rooms.deepest() > 0);
+    }
+}
