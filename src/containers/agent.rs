@@ -12,7 +12,7 @@ use std::process::exit;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, accept_with};
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions, set_dumpable_behavior, wait};
 
 use super::protocol::{Answer, send_answer, send_ready};
 use crate::base::Result;
@@ -36,6 +36,9 @@ pub fn main() -> ! {
 
 fn serve() -> Result<()> {
     use crate::base::At;
+    // Who waits for a command shares our memory: a core dump of it would end us as well (before Linux 5.16), and whoever it
+    // becomes is not to look into it meanwhile (ptrace(2)).
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the agent")?;
     let at = "the agent's socket";
     let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_OWN).at("take over", at)?;
     let null = dev_null()?;

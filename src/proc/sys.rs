@@ -65,12 +65,12 @@ pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
         (args.stack, args.stack_size) = (stack.as_mut_ptr() as u64, size_of_val(&stack[..]) as u64);
     }
     // A handler of ours must not run in the child, where it would write into our own self-pipe.
-    let blocked = AllSignalsBlocked::new();
+    let before = set_signal_mask(u64::MAX);
     let call = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
     // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
     // signals are blocked; stack and task outlive the child's use of them.
     let pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
-    drop(blocked);
+    set_signal_mask(before);
     drop(stack);
     let pid = pid?;
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
@@ -195,6 +195,19 @@ fn exit_now(code: usize) -> ! {
     }
 }
 
+/// Leaves these signals to the kernel, and blocks none.
+fn let_signals_through(signals: &[i32]) {
+    // Handlers first: once nothing is blocked, none of ours may run here. All zero is SIG_DFL in the kernel's struct on
+    // every architecture; 8 is the size of its mask.
+    let default = [0u64; 8];
+    for signal in signals {
+        let [signal, default] = [*signal as usize, default.as_ptr() as usize];
+        // SAFETY: a valid action; it changes this process alone.
+        let _ = unsafe { bare(libc::SYS_rt_sigaction, [signal, default, 0, 8, 0]) };
+    }
+    set_signal_mask(0);
+}
+
 /// Returns only with what could not be done at `step`.
 ///
 /// # Safety
@@ -205,15 +218,7 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
         let current = Some(hard.map_or(soft, |hard| soft.min(hard)));
         let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum: hard });
     }
-    // Handlers first: once nothing is blocked, none of ours may run here. All zero is SIG_DFL in the kernel's struct on
-    // every architecture; 8 is the size of its mask.
-    let default = [0u64; 8];
-    for signal in task.signals {
-        // SAFETY: a valid action; it changes this process alone.
-        let _ =
-            unsafe { bare(libc::SYS_rt_sigaction, [*signal as usize, default.as_ptr() as usize, 0, 8, 0]) };
-    }
-    set_signal_mask(0);
+    let_signals_through(task.signals);
     if task.session {
         rustix::process::setsid()?;
     }
@@ -319,7 +324,7 @@ impl Rooms {
             // SAFETY: `let_wait` gave it, and touches nothing but `taken` until the kernel has cleared that.
             unsafe { wait_in(&mut *room.cast_mut().cast::<Room>()) }
         }
-        let blocked = AllSignalsBlocked::new();
+        let before = set_signal_mask(u64::MAX);
         // SAFETY: the room is empty, so nobody else uses it; it is not freed before `taken` is 0 again. Not clone3(2):
         // the filters of some containers refuse it.
         let pid = unsafe {
@@ -334,7 +339,7 @@ impl Rooms {
             let call = [(libc::SIGCHLD | shared) as usize, stack, 0, tid, 0];
             clone(libc::SYS_clone, call, start, room.cast_const().cast())
         };
-        drop(blocked);
+        set_signal_mask(before);
         if pid.is_err() {
             // SAFETY: no process is in it.
             unsafe { (*room).taken.store(0, Ordering::Relaxed) };
@@ -388,6 +393,8 @@ impl Rooms {
 /// # Safety
 /// The room is this process's alone.
 unsafe fn wait_in(room: &mut Room) -> ! {
+    // It may be ended as any other process: a command that gets one with a signal pending would never begin.
+    let_signals_through(signals_to_reset());
     // What other commands are told through is none of its business.
     let socket = room.socket as usize;
     // SAFETY: this process's own descriptors, of which nothing but `socket` is used any more.
@@ -407,6 +414,7 @@ unsafe fn wait_in(room: &mut Room) -> ! {
         accepted: Some(socket),
         failure: Some(socket),
         session: true,
+        signals: &[],
         argvs: ptr::with_exposed_provenance(command.argvs),
         env: ptr::with_exposed_provenance(command.env),
         ..Task::new(&[], &[], stdio)
@@ -415,22 +423,7 @@ unsafe fn wait_in(room: &mut Room) -> ! {
     unsafe { become_or_exit(&task) }
 }
 
-/// Blocks all signals of this thread until dropped.
-struct AllSignalsBlocked(u64);
-
-impl AllSignalsBlocked {
-    fn new() -> AllSignalsBlocked {
-        AllSignalsBlocked(set_signal_mask(u64::MAX))
-    }
-}
-
-impl Drop for AllSignalsBlocked {
-    fn drop(&mut self) {
-        set_signal_mask(self.0);
-    }
-}
-
-/// Blocks the signals of `mask` for this thread, and no others; those of before.
+/// Blocks the signals of `mask` for this thread, and no others; those that were blocked before.
 fn set_signal_mask(mask: u64) -> u64 {
     let mut before = 0;
     let (new, old) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut before) as usize);
@@ -511,12 +504,12 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     let mut pidfd: c_int = -1;
     let args = CloneArgs::of_child(libc::CLONE_NEWUSER as u64, &mut pidfd);
     let parent = rustix::process::getpid().as_raw_pid() as usize;
-    let blocked = AllSignalsBlocked::new();
+    let before = set_signal_mask(u64::MAX);
     // SAFETY: without CLONE_VM the child has its own copy of everything, and makes nothing but bare system calls in it; no
     // signal but SIGKILL reaches it. `args` is the kernel's layout and outlives the call.
     let pid = unsafe {
-        let pid = bare(libc::SYS_clone3, [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0])?;
-        if pid == 0 {
+        let pid = bare(libc::SYS_clone3, [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0]);
+        if pid == Ok(0) {
             let death = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0];
             let _ = bare(libc::SYS_prctl, death);
             // Otherwise the parent has ended before that, and nobody would.
@@ -527,9 +520,9 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
         }
         pid
     };
-    drop(blocked);
+    set_signal_mask(before);
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
-    Ok(Spawned { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    Ok(Spawned { pid: pid? as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
 /// Has a mount show its owners as the user namespace behind `userns` maps them (mount_setattr(2), Linux 5.12), and takes

@@ -148,6 +148,33 @@ fn a_container_that_stops_all_it_can_see() {
 }
 
 #[test]
+fn what_waits_for_a_command_may_be_killed_without_harm_to_the_rest() {
+    let place = fresh("killer of those who wait");
+    let server = place.server;
+    let number = unique_secs();
+    let rest = format!("setsid sleep {number} >/dev/null 2>&1 </dev/null & true");
+    place.exec(json!({"command": rest}));
+    // They share the agent's memory until they become a command: neither their end nor a core dump may be its end.
+    for signal in ["ABRT", "TERM", "KILL", "SEGV", "QUIT", "HUP"] {
+        let all = "waiting() { grep -l agent /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx 1; }";
+        let kill =
+            format!("{all}; until [ $(waiting | wc -l) -ge 4 ]; do :; done; kill -{signal} $(waiting); true");
+        place.exec(json!({"command": kill, "timeout_secs": 10}));
+        let body = json!({"command": "cat /root/kept", "timeout_secs": 5});
+        assert_eq!(place.exec(body.clone())["stdout"], "kept\n", "after SIG{signal}");
+        let answers: Vec<_> = thread::scope(|scope| {
+            let calls: Vec<_> = (0..6)
+                .map(|_| scope.spawn(|| server.owner().post(200, &place.path("/exec"), body.clone())))
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()["stdout"].clone()).collect()
+        });
+        assert!(answers.iter().all(|answer| answer == "kept\n"), "after SIG{signal}: {answers:?}");
+        assert!(!procs::sleeps(&number).is_empty(), "the container ended with SIG{signal}");
+    }
+    place.sh(&format!("pkill -f 'sleep {number}' || true"));
+}
+
+#[test]
 fn a_frozen_agent_holds_nobody_up() {
     // SIGSTOP from outside: the agent answers no more, and nothing in it ends by itself. (From inside PID 1 cannot be
     // stopped.) Deadlines hold, the other containers live, and when it thaws all is well.
