@@ -274,6 +274,8 @@ pub const STATE_FILE_BYTES: u64 = 64 << 20;
 /// How often an open inside a workspace is tried again when a rename elsewhere on the machine made the kernel
 /// unsure (openat2(2), EAGAIN).
 pub const OPEN_RETRIES: usize = 128;
+/// How often a path that leads out of a workspace is looked at again: it may have been moved out at that moment.
+pub const ESCAPE_RETRIES: usize = 3;
 /// Entries of a folder that are counted; more is shown as this many.
 pub const ENTRY_COUNT: u64 = 1_000_000;
 /// Largest file whose lines are counted: reading it takes about a second.

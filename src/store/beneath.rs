@@ -384,17 +384,20 @@ impl AsFd for Root {
     }
 }
 
-/// openat2(2) with its EAGAIN retried.
+/// openat2(2), tried again when something was moved meanwhile.
 pub(super) fn open_resolved(
     at: impl AsFd,
     path: impl Arg + Copy,
     flags: OFlags,
     how: ResolveFlags,
 ) -> rustix::io::Result<OwnedFd> {
+    let mut escapes = 0;
     for _ in 0..limits::OPEN_RETRIES {
         match openat2(&at, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
             // With `..` in the path, any rename or mount on the machine during the walk is answered with EAGAIN.
             Err(Errno::AGAIN) => std::thread::yield_now(),
+            // It leads out, or was moved out while the kernel looked at it (complete_walk() in fs/namei.c).
+            Err(Errno::XDEV) if escapes < limits::ESCAPE_RETRIES => escapes += 1,
             opened => return opened,
         }
     }

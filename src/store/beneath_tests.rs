@@ -173,6 +173,28 @@ fn a_working_directory_says_why_it_is_refused() {
 }
 
 #[test]
+fn a_folder_that_is_moved_away_is_missing_and_does_not_lead_out() {
+    let (dir, root) = hostile();
+    let (sub, away) = (dir.join("tree/sub"), dir.join("outside/sub"));
+    fs::create_dir_all(sub.join("a/b/c")).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20_000 {
+                fs::rename(&sub, &away).unwrap();
+                fs::rename(&away, &sub).unwrap();
+            }
+            done.store(true, Ordering::Release);
+        });
+        while !done.load(Ordering::Acquire) {
+            if let Err(error) = root.dir_beneath("sub/a/b/c") {
+                assert_eq!(error.body()["details"]["reason"], "missing", "{error}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_folder_that_turns_into_a_link_all_the_time_leads_nowhere() {
     let (dir, root) = hostile();
     let tree = dir.join("tree");
