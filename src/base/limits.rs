@@ -156,8 +156,10 @@ pub const SPARE_GROUPS: usize = 16;
 /// Largest command that is sent to a container's process, with a pointer and a NUL for each of its strings: above what
 /// execve(2) takes, a quarter of the stack limit of 8 MiB.
 pub const AGENT_MESSAGE_BYTES: usize = 4 << 20;
-/// What is kept of such memory for the next command.
-pub const AGENT_MESSAGE_KEPT: usize = 64 << 10;
+/// The memory of a command that took more bytes than this is not kept for the next one.
+pub const ROOM_KEPT: u64 = 64 << 10;
+/// Places for commands that an agent keeps, beyond those in which a process waits: as many as come and go at once.
+pub const SPARE_ROOMS: usize = 2 * SPARE_PROCESSES;
 /// Stack of a child that has our memory until it executes its program. It uses 1.2 KB, 3.5 in a debug build (a unit test
 /// looks); nothing in it recurses.
 pub const CHILD_STACK: usize = 32 << 10;

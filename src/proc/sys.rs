@@ -5,12 +5,13 @@
 //! the memory of the thread that started it: rustix's own system calls (its `linux_raw` backend) and [`bare`] do neither.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::convert::Infallible;
 use std::ffi::{CString, c_int, c_long, c_void};
 use std::io;
 use std::mem::size_of_val;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
@@ -315,11 +316,11 @@ impl Rooms {
     /// leaves.
     ///
     /// # Errors
-    /// What clone(2) said.
+    /// What clone(2) said, or that there is no memory.
     pub fn let_wait(&mut self, socket: BorrowedFd<'_>) -> Result<i32, Errno> {
         // Looked up here: the child only finds what is known already.
         signals_to_reset();
-        let room = self.empty();
+        let room = self.empty().ok_or(Errno::NOMEM)?;
         extern "C" fn start(room: *const c_void) -> ! {
             // SAFETY: `let_wait` gave it, and touches nothing but `taken` until the kernel has cleared that.
             unsafe { wait_in(&mut *room.cast_mut().cast::<Room>()) }
@@ -347,34 +348,38 @@ impl Rooms {
         pid
     }
 
-    fn empty(&mut self) -> *mut Room {
+    /// A room that nobody is in; `None` without memory for one.
+    fn empty(&mut self) -> Option<*mut Room> {
         // SAFETY: rooms are freed here alone, when they leave the list; only `taken` is looked at while somebody may be
         // in one, and with Acquire all that was done in it is over when it is 0.
         let (is_empty, had_much) = unsafe {
             let is_empty = |room: *mut Room| (*room).taken.load(Ordering::Acquire) == 0;
-            (is_empty, |room: *mut Room| {
-                u64::from_ne_bytes((&(*room).message)[0]) > limits::AGENT_MESSAGE_KEPT as u64
-            })
+            (is_empty, |room: *mut Room| u64::from_ne_bytes((&(*room).message)[0]) > limits::ROOM_KEPT)
         };
+        let mut spare = 0;
         self.0.retain(|room| {
-            let keep = !is_empty(*room) || !had_much(*room);
+            spare += usize::from(is_empty(*room));
+            let keep = !is_empty(*room) || (spare <= limits::SPARE_ROOMS && !had_much(*room));
             if !keep {
                 // SAFETY: as above.
                 drop(unsafe { Box::from_raw(*room) });
             }
             keep
         });
-        let found = self.0.iter().copied().find(|room| is_empty(*room));
-        found.unwrap_or_else(|| {
-            let room = Box::into_raw(Box::new(Room {
-                taken: AtomicI32::new(0),
-                socket: -1,
-                message: vec![Word::default(); limits::AGENT_MESSAGE_BYTES / size_of::<Word>()],
-                stack: vec![0; limits::CHILD_STACK / size_of::<u128>()],
-            }));
-            self.0.push(room);
-            room
-        })
+        if let Some(room) = self.0.iter().copied().find(|room| is_empty(*room)) {
+            return Some(room);
+        }
+        let words = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
+        let layout = Layout::array::<Word>(words).ok()?;
+        // SAFETY: a vector's own layout, all of it zero, from its own allocator.
+        let message = unsafe {
+            let memory = NonNull::new(alloc_zeroed(layout))?;
+            Vec::from_raw_parts(memory.as_ptr().cast(), words, words)
+        };
+        let stack = vec![0; limits::CHILD_STACK / size_of::<u128>()];
+        let room = Box::into_raw(Box::new(Room { taken: AtomicI32::new(0), socket: -1, message, stack }));
+        self.0.push(room);
+        Some(room)
     }
 }
 
