@@ -8,9 +8,11 @@ pub const JSON_BODY_BYTES: usize = 2 << 20;
 pub const EXEC_BODY_BYTES: usize = 32 << 20;
 /// Longest `command`: the kernel refuses a single argument of 128 KiB or more (execve(2), MAX_ARG_STRLEN).
 pub const COMMAND_BYTES: usize = (128 << 10) - 1;
-/// All of `args` together; with the environment far below execve's limit of a quarter of the stack limit (2 MiB). Also
-/// the product of a command's length and the folders of its PATH: there is a command line for each of them.
+/// All of `args` together; with the environment far below execve's limit of a quarter of the stack limit (2 MiB).
 pub const COMMAND_TOTAL_BYTES: usize = 256 << 10;
+/// The product of a command's length and the folders of its PATH: there is a command line for each of them. The longest
+/// command in the six folders of the usual PATH, and two more.
+pub const SEARCH_BYTES: usize = 8 * COMMAND_TOTAL_BYTES;
 /// Longest single variable, for the same reason as a command.
 pub const ENV_ENTRY_BYTES: usize = (128 << 10) - 1;
 /// All variables of one command; far below execve's limit of a quarter of the stack limit (2 MiB).
@@ -156,12 +158,10 @@ pub const SPARE_GROUPS: usize = 16;
 /// Largest command that is sent to a container's process, with a pointer and a NUL for each of its strings: above what
 /// execve(2) takes, a quarter of the stack limit of 8 MiB.
 pub const AGENT_MESSAGE_BYTES: usize = 4 << 20;
-/// The memory of a command that took more bytes than this is not kept for the next one.
+/// The memory of a command that took more bytes than this is given back.
 pub const ROOM_KEPT: u64 = 64 << 10;
-/// Places for commands that an agent keeps, beyond those in which a process waits: as many as come and go at once.
-pub const SPARE_ROOMS: usize = 2 * SPARE_PROCESSES;
-/// Stack of a child that has our memory until it executes its program. It uses 1.2 KB, 3.5 in a debug build (a unit test
-/// looks); nothing in it recurses.
+/// Stack of a child that has our memory until it executes its program. Measured: 1.2 KB, 3.5 in a debug build; nothing
+/// in it recurses.
 pub const CHILD_STACK: usize = 32 << 10;
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);

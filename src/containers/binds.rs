@@ -10,7 +10,7 @@
 //! No threads, no locks.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -94,7 +94,7 @@ fn task(tasks: &mut Vec<Task>, mount: Mount, opened: OwnedFd, own: bool) -> Resu
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(&opened, "", flags).map_err(std::io::Error::from);
-    let tree = tree.and_then(|tree| sys::restrict(tree.as_fd(), mount.read_only).map(|()| tree));
+    let tree = tree.and_then(|tree| restrict(tree.as_fd(), mount.read_only).map(|()| tree));
     let tree = tree.map_err(|error| {
         let message = format!("{} cannot be mounted by this kernel: {error}", mount.source);
         Error::new(Code::Unavailable, message)
@@ -195,7 +195,7 @@ fn put(task: &Task, place: &PathBuf) -> Result<()> {
 /// Whether kernel and file system can map owners there, tried on a clone that goes at once.
 fn can_be_mapped(place: &Path, userns: &OwnedFd) -> bool {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    open_tree(CWD, place, flags).is_ok_and(|tree| sys::id_map(tree.as_fd(), userns.as_fd(), true).is_ok())
+    open_tree(CWD, place, flags).is_ok_and(|tree| idmap::id_map(tree.as_fd(), userns.as_fd(), true).is_ok())
 }
 
 /// Whether nspawn knows the option: its library carries the number in its name.
@@ -209,4 +209,13 @@ pub(super) fn systemd_maps() -> bool {
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
     };
     names.filter_map(number).max().is_some_and(|number| number >= MAPPING_SYSTEMD)
+}
+
+/// Takes devices, set-user-id programs and, if wanted, writing away from a mount, and detaches it from what happens at the
+/// place that it was cloned from.
+fn restrict(mount: BorrowedFd<'_>, read_only: bool) -> std::io::Result<()> {
+    let writing = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | writing;
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    sys::set_mount_attributes(mount, &attributes)
 }

@@ -20,7 +20,7 @@ use super::network::{self, Networks};
 pub use super::place::Place;
 use super::place::nspawn_args;
 use super::process::{ContainerProcess, Held, refused};
-use super::protocol::{self, Answers};
+use super::protocol::{self, Answers, gone};
 use super::roots::Roots;
 use super::running::{
     Leader, Owner, Running, Spare, has_ended, parent_of, pid_namespace, pidfd_pid, uid_base,
@@ -292,9 +292,11 @@ impl Machine {
         else {
             return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
         };
-        // nspawn is charged to the container's memory, and its end is the container's: the workload goes first. Its
-        // child, which everything inside comes from, has been forked by now.
-        protect_other_from_oom(leader.pid, || Who::of(leader.pid) == Some(leader));
+        // Both are charged to the container's memory, and their end is the container's: the workload goes first. What
+        // everything inside comes from has been forked by now.
+        for one in [leader, init] {
+            protect_other_from_oom(one.pid, || Who::of(one.pid) == Some(one));
+        }
         let mut state = State::new(leader, init, group.inside().unwrap_or_default());
         let Some(pulses) = state.pulses() else {
             return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
@@ -399,8 +401,6 @@ impl Machine {
     ) -> Result<Spare> {
         let socket = door::call(runtime)?;
         let pid = protocol::receive_ready(&socket, deadline)?;
-        let gone =
-            || Error::new(Code::ContainerStopped, "A process of the container ended before it was used");
         let pidfd =
             pidfd_open(Pid::from_raw(pid).ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;
         // The pid came from inside: only one that the kernel counts to this container is moved.
@@ -416,8 +416,11 @@ impl Machine {
                 group
             }
         };
-        group.add(pid)?;
-        Ok(Spare { socket, pid, pidfd, group })
+        match group.add(pid) {
+            // Somebody inside has killed it.
+            Err(_) if has_ended(pidfd.as_fd()) => Err(gone()),
+            added => added.map(|()| Spare { socket, pid, pidfd, group }),
+        }
     }
 
     /// Makes processes until enough wait; the `container-spares` thread calls it.
@@ -457,8 +460,6 @@ impl Machine {
 
     fn open_terminal(&self) -> Result<Pty> {
         let running = self.running()?;
-        let gone =
-            || Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again");
         let init = pidfd_pid(running.init.as_fd()).ok_or_else(gone)?;
         let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|_| gone())?;
         let master = root.open_ptmx();
@@ -502,7 +503,10 @@ impl Machine {
         };
         if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
             self.around.cgroups.confine(&mut spare.group, &limits)?;
-            spare.group.add_to_limits(spare.pid)?;
+            spare
+                .group
+                .add_to_limits(spare.pid)
+                .map_err(|error| if has_ended(spare.pidfd.as_fd()) { gone() } else { error })?;
         }
         // Full: a refill of some container is on its way anyway.
         let _ = self.wishes.refill.try_send(Arc::downgrade(self));

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -62,7 +62,8 @@ impl Answer {
     }
 }
 
-fn gone() -> Error {
+/// The container, or the process in it that was to become a command, has ended.
+pub(super) fn gone() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
@@ -116,6 +117,33 @@ pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
     ancillary.push(SendAncillaryMessage::ScmCredentials(credentials));
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     sendmsg(&socket, &[IoSlice::new(&Answer::Ready.to_bytes())], &mut ancillary, flags).map(drop)
+}
+
+/// Between the agent's two: `pid` waits on `socket`.
+///
+/// # Errors
+/// What sendmsg(2) said.
+pub fn send_process(tells: impl AsFd, pid: Pid, socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let fds = [socket];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let number = pid.as_raw_pid().to_ne_bytes();
+    sendmsg(&tells, &[IoSlice::new(&number)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The next of these; `None` when there is none at the moment.
+pub fn receive_process(told: impl AsFd) -> Option<(Pid, OwnedFd)> {
+    let mut number = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(&told, &mut [IoSliceMut::new(&mut number)], &mut ancillary, flags).ok()?;
+    let mut sockets = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    Some((Pid::from_raw(i32::from_ne_bytes(number))?, sockets.next()?.next()?))
 }
 
 /// The agent's side: says anything else. Does not wait for an engine that does not read.

@@ -1,7 +1,7 @@
 //! User namespaces that say how a mount's owners are shown (mount_setattr(2)): on disk a root's files belong to the ids 0
 //! to 65535, in its container and to us to a range of their own. Without threads or locks.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -35,6 +35,23 @@ pub fn ids_from(first: u32) -> Result<OwnedFd> {
     let _ = pidfd_send_signal(&sleeper.pidfd, Signal::KILL);
     let _ = sys::reap(sleeper.pidfd.as_fd(), true);
     namespace
+}
+
+/// Has a mount show its owners as the user namespace behind `userns` maps them (mount_setattr(2), Linux 5.12), and takes
+/// writing away if `read_only`. The mount must not be attached anywhere yet.
+///
+/// # Errors
+/// What mount_setattr(2) said: EINVAL where the file system cannot.
+pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> std::io::Result<()> {
+    sys::set_mount_attributes(
+        mount,
+        &libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: userns.as_raw_fd() as u64,
+        },
+    )
 }
 
 /// Why there is no user namespace. ENOSPC means that there are as many as allowed, not a full disk (user_namespaces(7)).

@@ -36,12 +36,24 @@ const TEXT_BUSY: Duration = Duration::from_millis(500);
 /// What children get as their `oom_score_adj`, once ours is lower than a workload's may be.
 static CHILD_OOM_SCORE: OnceLock<&'static str> = OnceLock::new();
 
+/// How much the kernel prefers this process when memory runs out (proc_pid_oom_score_adj(5)).
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
+/// This process's, for [`set_oom_score`].
+pub fn oom_score() -> String {
+    std::fs::read_to_string(OOM_SCORE).unwrap_or_default()
+}
+
+/// Sets this process's; more takes no privileges.
+pub fn set_oom_score(score: &str) {
+    let _ = super::hierarchy::write(OOM_SCORE.as_ref(), score);
+}
+
 /// Makes the kernel prefer everything else when memory runs out; children do not inherit it. Needs privileges; without
 /// them nothing changes.
 pub fn protect_from_oom() {
-    const SCORE: &str = "/proc/self/oom_score_adj";
     // Not -1000: a server that eats all memory by a bug of its own must still be found.
-    if super::hierarchy::write(SCORE.as_ref(), "-900").is_ok() {
+    if super::hierarchy::write(OOM_SCORE.as_ref(), "-900").is_ok() {
         let _ = CHILD_OOM_SCORE.set("0");
     }
 }
@@ -68,8 +80,6 @@ pub struct Child {
     group: Arc<Group>,
     exit: Option<Exit>,
     reaped: Option<Reaped>,
-    /// Our own largest resident set when the child had left it.
-    our_max_rss: u64,
 }
 
 impl Child {
@@ -119,7 +129,6 @@ impl Child {
                 group: Arc::new(group),
                 exit: None,
                 reaped: None,
-                our_max_rss: sys::own_max_rss_bytes(),
             }),
             Err(Failed { error, step: Step::Cwd }) => {
                 Err(Error::new(Code::InvalidCwd, format!("The working directory cannot be entered: {error}")))
@@ -200,8 +209,10 @@ impl Process for Child {
         let mut usage = self.group.usage();
         if let Some(reaped) = self.reaped {
             usage.cpu_micros = usage.cpu_micros.or(Some(reaped.cpu_micros));
-            let own = (reaped.max_rss_bytes > self.our_max_rss).then_some(reaped.max_rss_bytes);
-            usage.peak_memory_bytes = usage.peak_memory_bytes.or(own);
+            // It started in our memory, which counts (exec_mmap): no more than ours says nothing.
+            let its_own = || own_peak_bytes().is_some_and(|ours| reaped.max_rss_bytes > ours);
+            let peak = || its_own().then_some(reaped.max_rss_bytes);
+            usage.peak_memory_bytes = usage.peak_memory_bytes.or_else(peak);
         }
         usage
     }
@@ -213,6 +224,13 @@ impl Drop for Child {
             self.kill();
         }
     }
+}
+
+/// The largest resident set that this process ever had (proc_pid_status(5)).
+fn own_peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"))?;
+    Some(kilobytes.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// A tool that berth runs for itself (debootstrap, cp, …), not for a client.

@@ -5,17 +5,17 @@
 //! the memory of the thread that started it: rustix's own system calls (its `linux_raw` backend) and [`bare`] do neither.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::convert::Infallible;
 use std::ffi::{CString, c_int, c_long, c_void};
 use std::io;
 use std::mem::size_of_val;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use rustix::net::{SendFlags, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
@@ -297,7 +297,7 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
     Err(error)
 }
 
-/// Where processes wait for commands in the memory of the agent, which has one thread.
+/// Where processes wait for commands in the memory of who starts them, which has one thread.
 #[derive(Debug, Default)]
 pub struct Rooms(Vec<*mut Room>);
 
@@ -305,91 +305,96 @@ struct Room {
     /// Not 0 while a process is in it: the kernel clears it when that leaves our memory (CLONE_CHILD_CLEARTID).
     taken: AtomicI32,
     socket: RawFd,
-    /// Only what a command needs of it is ever touched, so that only that is memory.
-    message: Vec<Word>,
-    stack: Vec<u128>,
+    /// A stack, and above it a place for a command. Only what is touched of a mapping is memory.
+    mapping: *mut c_void,
+}
+
+const WORDS: usize = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
+
+impl Room {
+    fn new() -> Result<*mut Room, Errno> {
+        let (rights, private) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a mapping where nothing was. Not from the allocator, which would clear what it gives out again, and so
+        // make all of it memory. A huge page would be 2 MiB of memory for a command of 300 bytes.
+        let mapping = unsafe {
+            let mapping = mmap_anonymous(
+                ptr::null_mut(),
+                limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES,
+                rights,
+                private,
+            )?;
+            let _ =
+                madvise(mapping, limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES, Advice::LinuxNoHugepage);
+            mapping
+        };
+        Ok(Box::into_raw(Box::new(Room { taken: AtomicI32::new(0), socket: -1, mapping })))
+    }
+
+    /// # Safety
+    /// Nobody else uses it.
+    unsafe fn message(&mut self) -> &mut [Word] {
+        // SAFETY: part of our mapping, and any bytes are words.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.byte_add(limits::CHILD_STACK).cast(), WORDS) }
+    }
 }
 
 impl Rooms {
     /// Starts a process that waits on `socket` for a [`super::packed`] command with three descriptors and becomes it. It
     /// says [`Told`] there. Its memory is ours until then, so that nothing is copied for it, neither now nor when it
-    /// leaves.
+    /// leaves. `sibling`: its parent is ours.
     ///
     /// # Errors
     /// What clone(2) said, or that there is no memory.
-    pub fn let_wait(&mut self, socket: BorrowedFd<'_>) -> Result<i32, Errno> {
+    pub fn let_wait(&mut self, socket: BorrowedFd<'_>, sibling: bool) -> Result<i32, Errno> {
         // Looked up here: the child only finds what is known already.
         signals_to_reset();
-        let room = self.empty().ok_or(Errno::NOMEM)?;
+        let room = self.empty()?;
         extern "C" fn start(room: *const c_void) -> ! {
             // SAFETY: `let_wait` gave it, and touches nothing but `taken` until the kernel has cleared that.
             unsafe { wait_in(&mut *room.cast_mut().cast::<Room>()) }
         }
+        let mut flags = libc::SIGCHLD | if sibling { libc::CLONE_PARENT } else { 0 };
         let before = set_signal_mask(u64::MAX);
-        // SAFETY: the room is empty, so nobody else uses it; it is not freed before `taken` is 0 again. Not clone3(2):
-        // the filters of some containers refuse it.
+        // SAFETY: the room is empty, so nobody else uses it; Not clone3(2): the filters of some containers
+        // refuse it.
         let pid = unsafe {
             (*room).taken.store(i32::from(SHARED_MEMORY), Ordering::Relaxed);
             (*room).socket = socket.as_raw_fd();
-            let (shared, stack, tid) = if SHARED_MEMORY {
-                let flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID;
-                (flags, (*room).stack.as_mut_ptr_range().end as usize, (*room).taken.as_ptr() as usize)
-            } else {
-                (0, 0, 0)
-            };
-            let call = [(libc::SIGCHLD | shared) as usize, stack, 0, tid, 0];
-            clone(libc::SYS_clone, call, start, room.cast_const().cast())
+            let (mut stack, mut tid) = (0, 0);
+            if SHARED_MEMORY {
+                flags |= libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID;
+                stack = (*room).mapping.byte_add(limits::CHILD_STACK) as usize;
+                tid = (*room).taken.as_ptr() as usize;
+            }
+            let call = [flags as usize, stack, 0, tid, 0];
+            let pid = clone(libc::SYS_clone, call, start, room.cast_const().cast());
+            if pid.is_err() {
+                (*room).taken.store(0, Ordering::Relaxed);
+            }
+            pid
         };
         set_signal_mask(before);
-        if pid.is_err() {
-            // SAFETY: no process is in it.
-            unsafe { (*room).taken.store(0, Ordering::Relaxed) };
-        }
         pid
     }
 
-    /// A room that nobody is in; `None` without memory for one.
-    fn empty(&mut self) -> Option<*mut Room> {
-        // SAFETY: rooms are freed here alone, when they leave the list; only `taken` is looked at while somebody may be
-        // in one, and with Acquire all that was done in it is over when it is 0.
-        let (is_empty, had_much) = unsafe {
-            let is_empty = |room: *mut Room| (*room).taken.load(Ordering::Acquire) == 0;
-            (is_empty, |room: *mut Room| u64::from_ne_bytes((&(*room).message)[0]) > limits::ROOM_KEPT)
+    /// A room that nobody is in.
+    fn empty(&mut self) -> Result<*mut Room, Errno> {
+        // SAFETY: rooms are never freed, and only `taken` is looked at while somebody may be in one: with Acquire all that
+        // was done in it is over when it is 0.
+        let is_empty = |room: &*mut Room| unsafe { (**room).taken.load(Ordering::Acquire) == 0 };
+        let Some(room) = self.0.iter().copied().find(is_empty) else {
+            let room = Room::new()?;
+            self.0.push(room);
+            return Ok(room);
         };
-        let mut spare = 0;
-        self.0.retain(|room| {
-            spare += usize::from(is_empty(*room));
-            let keep = !is_empty(*room) || (spare <= limits::SPARE_ROOMS && !had_much(*room));
-            if !keep {
-                // SAFETY: as above.
-                drop(unsafe { Box::from_raw(*room) });
+        // SAFETY: nobody is in it, and what was in it is not needed any more.
+        unsafe {
+            let message = (*room).message();
+            if u64::from_ne_bytes(message[0]) > limits::ROOM_KEPT {
+                madvise(message.as_mut_ptr().cast(), limits::AGENT_MESSAGE_BYTES, Advice::LinuxDontNeed)?;
             }
-            keep
-        });
-        if let Some(room) = self.0.iter().copied().find(|room| is_empty(*room)) {
-            return Some(room);
         }
-        let words = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
-        let layout = Layout::array::<Word>(words).ok()?;
-        // SAFETY: a vector's own layout, all of it zero, from its own allocator.
-        let message = unsafe {
-            let memory = NonNull::new(alloc_zeroed(layout))?;
-            Vec::from_raw_parts(memory.as_ptr().cast(), words, words)
-        };
-        let stack = vec![0; limits::CHILD_STACK / size_of::<u128>()];
-        let room = Box::into_raw(Box::new(Room { taken: AtomicI32::new(0), socket: -1, message, stack }));
-        self.0.push(room);
-        Some(room)
-    }
-}
-
-#[cfg(test)]
-impl Rooms {
-    /// How many bytes of a stack were ever used at most.
-    pub(super) fn deepest(&self) -> usize {
-        // SAFETY: the caller's processes have all left.
-        let used = |room: &*mut Room| unsafe { (**room).stack.iter().skip_while(|at| **at == 0).count() };
-        self.0.iter().map(used).max().unwrap_or(0) * size_of::<u128>()
+        Ok(room)
     }
 }
 
@@ -401,16 +406,18 @@ unsafe fn wait_in(room: &mut Room) -> ! {
     // It may be ended as any other process: a command that gets one with a signal pending would never begin.
     let_signals_through(signals_to_reset());
     // What other commands are told through is none of its business.
-    let socket = room.socket as usize;
-    // SAFETY: this process's own descriptors, of which nothing but `socket` is used any more.
-    let _ = unsafe {
-        let _ = bare(libc::SYS_close_range, [3, socket.saturating_sub(1), 0, 0, 0]);
-        bare(libc::SYS_close_range, [socket + 1, u32::MAX as usize, 0, 0, 0])
+    let number = room.socket as usize;
+    // SAFETY: this process's own descriptors, of which nothing but the socket is used any more; that was handed to this
+    // process and stays open.
+    let socket = unsafe {
+        let _ = bare(libc::SYS_close_range, [3, number.saturating_sub(1), 0, 0, 0]);
+        let _ = bare(libc::SYS_close_range, [number + 1, u32::MAX as usize, 0, 0, 0]);
+        BorrowedFd::borrow_raw(room.socket)
     };
-    // SAFETY: it was handed to this process and stays open.
-    let socket = unsafe { BorrowedFd::borrow_raw(room.socket) };
+    // SAFETY: the caller's promise.
+    let message = unsafe { room.message() };
     // Nothing came, or nothing of ours: the engine does not need this process after all.
-    let Some((block, stdio)) = receive(socket, &mut room.message) else { exit_now(0) };
+    let Some((block, stdio)) = receive(socket, message) else { exit_now(0) };
     let Some(command) = unpack(block) else { exit_now(0) };
     let task = Task {
         cwd: Cwd::Path(ptr::with_exposed_provenance(command.cwd)),
@@ -426,6 +433,21 @@ unsafe fn wait_in(room: &mut Room) -> ! {
     };
     // SAFETY: `unpack` has checked that all of it lies in the block, and the strings end there.
     unsafe { become_or_exit(&task) }
+}
+
+/// fork(2) for a process with one thread: there the child may go on like any program. The child's number, `None` in it.
+///
+/// # Errors
+/// What fork(2) said.
+pub fn fork_single_threaded() -> io::Result<Option<i32>> {
+    debug_assert!(std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() <= 1));
+    // SAFETY: no lock can be held by a thread that does not exist in the child. PID 1 of a container, the only caller,
+    // starts none, as the check above sees in tests.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(pid)),
+    }
 }
 
 /// Blocks the signals of `mask` for this thread, and no others; those that were blocked before.
@@ -467,16 +489,6 @@ pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
             cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),
             max_rss_bytes: usage.ru_maxrss as u64 * 1024,
         }))
-    }
-}
-
-/// The largest resident set that this process ever had, in bytes.
-pub fn own_max_rss_bytes() -> u64 {
-    // SAFETY: the kernel fills in local memory of the right type.
-    unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage.ru_maxrss as u64 * 1024
     }
 }
 
@@ -530,42 +542,15 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     Ok(Spawned { pid: pid? as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
-/// Has a mount show its owners as the user namespace behind `userns` maps them (mount_setattr(2), Linux 5.12), and takes
-/// writing away if `read_only`. The mount must not be attached anywhere yet.
-///
-/// # Errors
-/// What mount_setattr(2) said: EINVAL where the file system cannot.
-pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    set_attributes(
-        mount,
-        &libc::mount_attr {
-            attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
-            attr_clr: 0,
-            propagation: 0,
-            userns_fd: userns.as_raw_fd() as u64,
-        },
-    )
-}
-
-/// Takes devices, set-user-id programs and, if wanted, writing away from a mount (mount_setattr(2)), and detaches it from
-/// what happens at the place that it was cloned from.
+/// Changes a mount (mount_setattr(2), Linux 5.12).
 ///
 /// # Errors
 /// What mount_setattr(2) said.
-pub fn restrict(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let writing = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | writing;
-    set_attributes(
-        mount,
-        &libc::mount_attr { attr_set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 },
-    )
-}
-
-fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
-    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
-    // size is given.
+pub fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
     let (path, size) = (c"".as_ptr() as usize, size_of::<libc::mount_attr>());
     let (itself, attributes) = (libc::AT_EMPTY_PATH as usize, ptr::from_ref(attributes) as usize);
+    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
+    // size is given.
     unsafe { bare(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size]) }?;
     Ok(())
 }

@@ -97,7 +97,7 @@ fn is_plain(c: char) -> bool {
 /// Whether a command line of this length may be made for each folder of `path`.
 pub fn is_searchable(length: usize, path: &str) -> bool {
     let folders = path.bytes().filter(|byte| *byte == b':').count() + 1;
-    folders.saturating_mul(length) + path.len() <= limits::COMMAND_TOTAL_BYTES
+    folders.saturating_mul(length) + path.len() <= limits::SEARCH_BYTES
 }
 
 /// The command lines to try for `command` before a shell, one for each folder of `path`; none when it needs a shell.

@@ -175,6 +175,22 @@ fn what_waits_for_a_command_may_be_killed_without_harm_to_the_rest() {
 }
 
 #[test]
+fn long_commands_leave_no_memory_behind() {
+    let place = fresh("long commands");
+    let env: serde_json::Map<_, _> = (0..10).map(|n| (format!("V{n}"), json!("z".repeat(100_000)))).collect();
+    let agents = || procs::naming("/run/berth/agent");
+    let init =
+        place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].as_u64().unwrap() as u32;
+    for _ in 0..30 {
+        place.exec(json!({"command": "true", "env": env}));
+    }
+    place.exec(json!({"command": "true"}));
+    let ours = agents().into_iter().filter(|pid| procs::init_of(*pid) == Some(init));
+    let memory: Vec<_> = ours.map(|pid| (pid, procs::memory(pid, "RssAnon") >> 10)).collect();
+    assert!(memory.len() >= 2 && memory.iter().all(|(_, kilobytes)| *kilobytes < 3000), "{memory:?} KiB");
+}
+
+#[test]
 fn a_frozen_agent_holds_nobody_up() {
     // SIGSTOP from outside: the agent answers no more, and nothing in it ends by itself. (From inside PID 1 cannot be
     // stopped.) Deadlines hold, the other containers live, and when it thaws all is well.

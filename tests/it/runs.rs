@@ -372,6 +372,9 @@ fn arguments_go_past_the_shell(place: &Place<'_>) {
     ended(place, &run);
     assert_eq!(output(place, &run, "").text(), "a b|$HOME|*|'|\n|é|");
     assert_eq!(place.exec(json!({"args": ["/bin/echo"]}))["stdout"], "\n");
+    // As long as a process can receive, also where the program must be looked for.
+    let long = "x".repeat((128 << 10) - 1);
+    assert_eq!(place.exec(json!({"args": ["printf", "%s", long]}))["stdout"], long);
     let told = place.exec_refused("invalid_command", json!({"args": ["no-such-program-here"]}));
     assert!(told["message"].as_str().unwrap().contains("No such file"), "{told}");
     place.exec_refused("invalid_command", json!({"args": []}));

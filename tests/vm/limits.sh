@@ -17,6 +17,10 @@ U
     systemctl restart berth
     up
 }
+init() { # init WORKSPACE: its container's first process, started if need be
+    run "$1" true >/dev/null
+    api GET "/api/workspaces/$1/debug" | jq -r .machine.init_pid
+}
 limits() { # the same on both kinds of tree
     local place=$1 id told pid
     for limit in memory_bytes cpus pids; do
@@ -47,6 +51,18 @@ limits() { # the same on both kinds of tree
     api PUT /api/workspaces/$NIL '{"resources": {}}' >/dev/null
     check "$place: and without" jq -e '.exit_code == 0' <<<"$(run $NIL 'dd if=/dev/zero of=/dev/null bs=200M count=1')"
     check "$place: deleted" grep -q deleted <<<"$(api DELETE "/api/workspaces/$id")"
+
+    # Each of a crowd is smaller than what starts commands: whom the kernel takes, the container lives on.
+    id=$(make '{"name": "crowded", "workspace_type": "container", "resources": {"memory_bytes": 33554432, "swap_bytes": 0}}')
+    pid=$(init "$id")
+    same "$place: the container goes last" "$(cat "/proc/$pid/oom_score_adj")" -900
+    for _ in 1 2 3 4 5; do
+        run "$id" 'for k in $(seq 60); do (x=$(head -c 300000 /dev/zero | tr -c x x); sleep 3) & done; wait' >/dev/null
+        same "$place: after a crowd" "$(run "$id" 'cat /proc/self/oom_score_adj' | jq -r .stdout)" 0
+    done
+    same "$place: a crowd does not end the container" "$(init "$id")" "$pid"
+    check "$place: its kills are told" jq -e '.used.oom_killed' <<<"$(api GET "/api/workspaces/$id/resources")"
+    check "$place: deleted, too" grep -q deleted <<<"$(api DELETE "/api/workspaces/$id")"
 }
 
 unit Delegate=yes

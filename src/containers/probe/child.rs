@@ -102,7 +102,7 @@ fn id_mapped() -> Result<()> {
     let userns = idmap::ids_from(FIRST_ID)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, "lower", flags).at("clone", "a mount")?;
-    sys::id_map(tree.as_fd(), userns.as_fd(), true).at("map the ids of", "a mount")?;
+    idmap::id_map(tree.as_fd(), userns.as_fd(), true).at("map the ids of", "a mount")?;
     move_mount(tree, "", CWD, "mapped", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("attach", "a mount")?;
     same("a mapped file", owner("mapped/old")?, FIRST_ID)
 }

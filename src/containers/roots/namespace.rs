@@ -111,7 +111,7 @@ impl Namespace {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let tree = open_tree(CWD, path, flags).at("clone the mount of", path)?;
             if let Some(ids) = &ids {
-                sys::id_map(tree.as_fd(), ids.as_fd(), read_only).at("map the ids of", path)?;
+                idmap::id_map(tree.as_fd(), ids.as_fd(), read_only).at("map the ids of", path)?;
             }
             Ok::<_, Error>(tree)
         };
