@@ -167,6 +167,8 @@ codes! {
     Unavailable = 503 "unavailable",
     /// The container ended while something ran in it, or could not be started.
     ContainerStopped = 503 "container_stopped",
+    /// Nothing in the container does what a command's start needs: somebody has stopped it all.
+    ContainerSilent = 503 "container_silent",
     /// The library has nothing of this name.
     NotInLibrary = 404 "not_in_library",
     /// No space left where berth keeps its data.

@@ -478,7 +478,8 @@ impl Machine {
     fn begin(self: &Arc<Self>, command: &Command, stdio: &Stdio) -> Result<ContainerProcess> {
         let busy = self.busy();
         let running = self.running()?;
-        let deadline = Instant::now() + limits::AGENT_ANSWER;
+        let deadline = Instant::now()
+            + command.patience.map_or(limits::AGENT_ANSWER, |own| own.min(limits::AGENT_ANSWER));
         let mut spare = None;
         let fits = |spare: &Spare| !command.account || !spare.group.is_reused();
         let next = || {
@@ -516,11 +517,17 @@ impl Machine {
         let (uid, gid) = command.user.as_ref().map_or((0, 0), |user| (user.uid, user.gid));
         stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
         let mark = spare.group.mark();
-        protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, deadline)?;
         let mut answers = Answers::default();
-        protocol::receive_accepted(&spare.socket, &mut answers, deadline, |answer| {
-            refused(&answer, &command.cwd)
-        })?;
+        let begun =
+            protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, deadline).and_then(|()| {
+                let refused = |answer| refused(&answer, &command.cwd);
+                protocol::receive_accepted(&spare.socket, &mut answers, deadline, refused)
+            });
+        if let Err(error) = begun {
+            // One that somebody inside has stopped would wait for ever.
+            let _ = pidfd_send_signal(&spare.pidfd, Signal::KILL);
+            return Err(error);
+        }
         let Spare { socket, pid, pidfd, group } = spare;
         let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
         let cwd = command.cwd.clone();

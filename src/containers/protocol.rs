@@ -70,8 +70,8 @@ pub(super) fn gone() -> Error {
 /// Engine → waiting process: become this command, with these three streams; `mark`: a further variable.
 ///
 /// # Errors
-/// `InvalidCommand` when it is longer than the kernel takes; `ContainerStopped` when the other side is gone or does not
-/// read until `deadline`.
+/// `InvalidCommand` when it is longer than the kernel takes; `ContainerStopped` when the other side is gone,
+/// `ContainerSilent` when it does not read until `deadline`.
 pub fn send_command(
     socket: impl AsFd,
     command: &Command,
@@ -159,7 +159,7 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     match poll(&mut [PollFd::from_borrowed_fd(socket, flags)], Some(&timeout)) {
-        Ok(0) => Err(Error::new(Code::ContainerStopped, "The container's agent does not answer")),
+        Ok(0) => Err(Error::new(Code::ContainerSilent, "The container's agent does not answer")),
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error).at("poll", "the agent's socket"),
     }
@@ -214,7 +214,7 @@ impl Answers {
 /// (unix(7): another pid needs CAP_SYS_ADMIN in the user namespace that owns the pid namespace).
 ///
 /// # Errors
-/// `ContainerStopped` when anything else comes, or nothing until `deadline`.
+/// `ContainerStopped` when anything else comes, `ContainerSilent` when nothing does until `deadline`.
 pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
     ready(socket.as_fd(), PollFlags::IN, deadline)?;
     let mut chunk = [0u8; TOLD_BYTES];
@@ -239,8 +239,8 @@ pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
 /// Waits until a process has accepted its command.
 ///
 /// # Errors
-/// Nothing has run then: `ContainerStopped` when the process ended, or nothing came until `deadline`; the answer that
-/// came instead is given to `refused`.
+/// Nothing has run then: `ContainerStopped` when the process ended, `ContainerSilent` when nothing came until `deadline`;
+/// the answer that came instead is given to `refused`.
 pub fn receive_accepted(
     socket: impl AsFd,
     answers: &mut Answers,

@@ -185,6 +185,7 @@ impl Lifecycle {
             tty: false,
             user: None,
             account: false,
+            patience: None,
         };
         // A log that cannot be opened (the workload put a folder or a link in its place) must not stop the script.
         let init_log = root.write_new(LOG, b"", 0o644).and_then(|()| root.append_open(LOG));

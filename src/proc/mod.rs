@@ -36,6 +36,7 @@ pub use waker::Waker;
 
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Stat, fchown, fstat};
 use rustix::process::{Gid, Uid};
@@ -182,6 +183,9 @@ pub struct Command {
     pub user: Option<User>,
     /// What it uses is to be told, not only whether memory ran out.
     pub account: bool,
+    /// How long its start may wait for whoever has to do something for it; `None`: as long as that may take at all.
+    #[serde(skip)]
+    pub patience: Option<Duration>,
 }
 
 /// The child's side of its three streams.

@@ -204,6 +204,7 @@ mod tests {
             tty: true,
             user: Some(User { uid: 7, gid: 8, groups: vec![9, 10, 11] }),
             account: false,
+            patience: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! An exec: a command whose output is kept in memory, head and tail, and goes into one answer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,7 +14,7 @@ use crate::base::{Code, Error, Result};
 use crate::proc::{Capture, Captured, Ended, Exit, Launcher, Process, Sink};
 
 /// The answer of `/exec`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ExecResult {
     /// -1 when a signal ended it or time ran out.
     pub exit_code: i32,
@@ -42,7 +43,7 @@ pub struct ExecResult {
 }
 
 /// An exec that has ended, and what it was.
-pub type Done = (ExecResult, Box<dyn Process>);
+pub type Done = (ExecResult, Option<Box<dyn Process>>);
 
 /// Runs a command to its end on this thread. What it was is to be dropped when the answer has gone: cleaning up after a
 /// command may wait for the kernel.
@@ -56,7 +57,14 @@ pub fn run(
     output_limit: usize,
     encoding: Option<Encoding>,
 ) -> Result<Done> {
-    let live = Live::start(launcher, run, plan)?;
+    let (begun, timeout) = (Instant::now(), plan.timeout);
+    let live = match Live::start(launcher, run, plan) {
+        // It was over before it began.
+        Err(error) if error.code() == Code::ContainerSilent && begun.elapsed() >= timeout => {
+            return Ok((ExecResult { exit_code: -1, timed_out: true, ..ExecResult::default() }, None));
+        }
+        live => live?,
+    };
     let sink = |at: usize| Counted { capture: Capture::new(output_limit), count: &run.counts[at] };
     let (mut out, mut err) = (sink(0), sink(1));
     let (ended, process) = live.watch(run, &mut out, &mut err);
@@ -88,7 +96,7 @@ pub fn run(
         stdout: stdout.into_text(),
         stderr: stderr.into_text(),
     };
-    Ok((result, process))
+    Ok((result, Some(process)))
 }
 
 /// Tells others how much there is so far.

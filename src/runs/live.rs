@@ -27,7 +27,8 @@ impl Live {
     /// # Errors
     /// When it could not be started: then nothing has run.
     pub fn start(launcher: &dyn Launcher, run: &Run, plan: Plan) -> Result<Live> {
-        let Plan { command, stdin, pty, timeout } = plan;
+        let Plan { mut command, stdin, pty, timeout } = plan;
+        command.patience = Some(timeout);
         let (ours, stdio) = match pty {
             Some(size) => {
                 let terminal = launcher.terminal()?;

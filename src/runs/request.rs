@@ -284,7 +284,8 @@ impl ExecRequest {
             None => Stdin::Empty,
         };
         let user = user.map(|account| account.user);
-        let command = Command { attempts, env, cwd, limits: self.limits, tty, user, account: false };
+        let command =
+            Command { attempts, env, cwd, limits: self.limits, tty, user, account: false, patience: None };
         Ok(Plan { command, stdin, pty: self.pty.map(Size::from), timeout })
     }
 

@@ -26,6 +26,7 @@ fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
         tty: true,
         user: None,
         account: false,
+        patience: None,
         limits: None,
     };
     let pty = launcher.terminal().unwrap();

@@ -69,6 +69,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         tty: false,
         user: None,
         account: false,
+        patience: None,
     };
     let (stdout, stdout_child) = pipe()?;
     let (stderr, stderr_child) = pipe()?;

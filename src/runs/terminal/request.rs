@@ -96,7 +96,16 @@ impl TerminalRequest {
         }
         let (env, _) = environment(home, &defaults, &self.env)?;
         Ok(Plan {
-            command: Command { attempts, env, cwd, limits: None, tty: true, user: None, account: false },
+            command: Command {
+                attempts,
+                env,
+                cwd,
+                limits: None,
+                tty: true,
+                user: None,
+                account: false,
+                patience: None,
+            },
             label: self.command.clone().unwrap_or_else(|| "login shell".to_owned()),
             size: size(self.cols.unwrap_or(DEFAULT_SIZE.cols), self.rows.unwrap_or(DEFAULT_SIZE.rows))?,
             kind,
