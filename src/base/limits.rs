@@ -144,6 +144,12 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 
 /// A container's first answer: nspawn needs about 100 ms, a loaded machine more.
 pub const CONTAINER_START: Duration = Duration::from_secs(20);
+/// Least `pids` of a container workspace: nspawn, the agent and the waiting processes take four, and with fewer than ten
+/// the first pipe of a shell does not start.
+pub const CONTAINER_PIDS: u64 = 16;
+/// Least `cpus` of one: with so much the start takes 1.3 s on an idle machine, with 0.01 it takes longer than
+/// [`CONTAINER_START`].
+pub const CONTAINER_CPUS: f64 = 0.05;
 /// How long a command is offered to a container that ends, and to its successor, before its client is told.
 pub const INSIST: Duration = Duration::from_secs(5);
 /// An agent's answer to something that needs no work. Its container may be hostile or thrashing.

@@ -52,7 +52,8 @@ pub fn parse(text: &str) -> Result<Signal> {
     named.or_else(|| Signal::from_named_raw(text.parse().ok()?)).ok_or_else(|| {
         Error::new(
             Code::InvalidPayload,
-            "signal is a name such as TERM, INT, HUP, USR1, KILL, STOP, CONT, or its number",
+            "signal is a name such as TERM, INT, HUP, USR1, KILL, STOP, CONT, or its number, 1 to 31; real-time \
+             signals cannot be sent",
         )
     })
 }

@@ -188,7 +188,7 @@ impl Fields {
             }
         }
         if let Some(resources) = self.resources {
-            resources.check()?;
+            resources.check(shown.workspace_type)?;
             shown.resources = Some(resources).filter(|resources| *resources != Resources::default());
         }
         if let Some(secs) = self.idle_timeout_secs {
