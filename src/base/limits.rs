@@ -171,6 +171,9 @@ pub const SPARE_ROOMS: usize = 2 * SPARE_PROCESSES;
 pub const CHILD_STACK: usize = 32 << 10;
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile, for the case that the kernel does not wake whoever waits: nobody notices so much,
+/// and nearly all are empty sooner.
+pub const KILL_LOOK: Duration = Duration::from_millis(20);
 /// How often a cgroup is made again that another process of ours removed before it was opened: each removes it once.
 pub const CGROUP_TRIES: usize = 16;
 
