@@ -142,7 +142,8 @@ pub fn run(settings: Settings) -> Result<()> {
     let signals = Signals::catch()?;
     let (soft_files, max_files) = gate::raise_file_limit();
     crate::proc::spawn::set_child_file_limit(soft_files);
-    crate::proc::spawn::protect_from_oom();
+    // What hinders it is said with what else is missing at the start.
+    let _ = crate::proc::spawn::protect_from_oom();
     let doors = Doors::bind(listeners(&settings)?)?;
     check_exposure(&settings, &doors)?;
     let credentials = Arc::new(Credentials::load(

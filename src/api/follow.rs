@@ -12,11 +12,12 @@ use crate::http::client::ClientSocket;
 use crate::http::sse::Format;
 use crate::http::stream::StreamBody;
 use crate::proc::bell::Woken;
-use crate::runs::Runs;
 use crate::runs::follow::{Follower, PIECE, Piece};
+use crate::runs::run::Problem;
 use crate::runs::spool::{Position, Stream};
+use crate::runs::{Runs, Status};
 
-/// The id of the last event has this behind the position: a browser that comes back with it needs nothing more.
+/// The id of the last event, `exit` or `error`, has this behind the position: a browser that comes back with it needs nothing more.
 const EXIT_MARK: &str = ":exit";
 
 /// Where a client goes on that got everything up to an event's id; `None` when there is nothing left for it.
@@ -55,7 +56,12 @@ pub(super) fn events(socket: ClientSocket, mut follower: Follower, format: Forma
                 format.write(&mut out, "missed", &id, object(data));
             }
             Piece::End => {
-                status(&mut out, &follower, "exit", id + EXIT_MARK);
+                let id = id + EXIT_MARK;
+                match follower.run().end().filter(|end| end.status == Status::Failed) {
+                    // Nobody has waited for a status: it never ran, or how it ended is lost.
+                    Some(end) => format.write(&mut out, "error", &id, failure(end.error, &follower)),
+                    None => status(&mut out, &follower, "exit", id),
+                }
                 return body.send(&out).and_then(|()| body.end()).is_ok();
             }
             Piece::Nothing => {}
@@ -117,6 +123,14 @@ pub(super) fn read(follower: &mut Follower, stream: Option<Stream>, buffer: &mut
             }
         }
     }
+}
+
+/// Why a run has no status of its own.
+fn failure(why: Option<Problem>, follower: &Follower) -> Map<String, Value> {
+    let unknown =
+        || Problem { code: "interrupted".to_owned(), message: "How the run ended is not known".to_owned() };
+    let why = why.unwrap_or_else(unknown);
+    object(json!({ "code": why.code, "message": why.message, "run": follower.run().view() }))
 }
 
 fn object(value: Value) -> Map<String, Value> {

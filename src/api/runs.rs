@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::dispatch::too_low;
 use super::{Ctx, follow, stream_place};
 use crate::access::Scope;
-use crate::base::ids::parse_uuid;
+use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::pool::Place;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::Tickets;
@@ -24,7 +24,7 @@ use crate::proc::bell::Woken;
 use crate::proc::{Cancel, Whom};
 use crate::runs::follow::{Follower, wait_end};
 use crate::runs::spool::{Position, Stream};
-use crate::runs::{ExecRequest, Run, View, signal};
+use crate::runs::{ExecRequest, Run, Status, View, signal};
 use crate::workspaces::Kind;
 
 /// Who may run commands somewhere may see what they print; in containers, viewers may as well.
@@ -41,7 +41,8 @@ pub(super) fn may(ctx: &Ctx, request: &Request) -> Result<Uuid> {
 
 fn find(ctx: &Ctx, request: &Request) -> Result<Arc<Run>> {
     let workspace = may(ctx, request)?;
-    ctx.lifecycle.runs().get(workspace, parse_uuid(request.param("run"))?)
+    let list = format!("GET /api/workspaces/{workspace}/runs");
+    ctx.lifecycle.runs().get(workspace, parse_uuid_of(request.param("run"), "run", &list)?)
 }
 
 /// `POST /api/workspaces/:id/runs`
@@ -118,6 +119,13 @@ pub(super) fn streamed(response: Response, format: Format) -> Response {
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = may(ctx, request)?;
     let (status, tag) = (request.query("status"), request.query("tag"));
+    if let Some(other) =
+        status.as_deref().filter(|status| !Status::ALL.iter().any(|known| known.as_str() == *status))
+    {
+        let known = Status::ALL.map(Status::as_str).join(", ");
+        let message = format!("status is one of {known}, not '{}'", other.escape_debug());
+        return Err(Error::new(Code::InvalidRequest, message));
+    }
     let wanted = |run: &&Arc<Run>| {
         status.as_ref().is_none_or(|status| run.status().as_str() == status)
             && tag.as_ref().is_none_or(|tag| run.asked.tag.as_ref() == Some(tag))
@@ -237,7 +245,8 @@ fn seconds(request: &Request, name: &'static str) -> Result<Option<Duration>> {
     let Some(text) = request.query(name) else { return Ok(None) };
     let most = limits::WAIT_MAX.as_secs_f64();
     match text.parse::<f64>() {
-        Ok(given) if given >= 0.0 => Ok(Some(Duration::from_secs_f64(given.min(most)))),
+        // "inf" is a number to Rust, and no time to anybody.
+        Ok(given) if given >= 0.0 && given.is_finite() => Ok(Some(Duration::from_secs_f64(given.min(most)))),
         _ => Err(Error::new(Code::InvalidRequest, format!("{name} is a number of seconds from 0 to {most}"))),
     }
 }

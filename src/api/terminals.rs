@@ -6,7 +6,7 @@ use super::Ctx;
 use super::dispatch::too_low;
 use super::terminal_socket::{Language, Opener};
 use crate::access::Scope;
-use crate::base::ids::parse_uuid;
+use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::runs::terminal::request::size;
@@ -27,8 +27,8 @@ fn workspace(ctx: &Ctx, request: &Request) -> Result<Uuid> {
 
 /// The terminal's id in the path.
 fn terminal(request: &Request) -> Result<Uuid> {
-    let text = request.param("terminal");
-    parse_uuid(text).map_err(|_| Error::new(Code::InvalidId, "The terminal id in the path is not a UUID"))
+    let list = format!("GET /api/workspaces/{}/terminals", request.param("id"));
+    parse_uuid_of(request.param("terminal"), "terminal", &list)
 }
 
 /// `GET /api/workspaces/:id/terminals`

@@ -190,16 +190,24 @@ pub enum Network {
 /// # Errors
 /// `InvalidId` when it is not a UUID in its hyphenated form.
 pub fn parse_uuid(text: &str) -> Result<Uuid> {
+    parse_uuid_of(text, "workspace", "GET /api/workspaces")
+}
+
+/// The same for the id of another `thing`, which `list` shows.
+///
+/// # Errors
+/// `InvalidId`.
+pub fn parse_uuid_of(text: &str, thing: &str, list: &str) -> Result<Uuid> {
     // Uuid::try_parse also takes braces, URNs and bare hex; one spelling keeps logs and lookups simple.
     if text.len() == 36 {
         if let Ok(id) = Uuid::try_parse(text) {
             return Ok(id);
         }
     }
-    Err(Error::new(
-        Code::InvalidId,
-        "The workspace id in the path is not a UUID (8-4-4-4-12 hexadecimal digits); GET /api/workspaces lists them",
-    ))
+    let message = format!(
+        "The {thing} id in the path is not a UUID (8-4-4-4-12 hexadecimal digits); {list} lists them"
+    );
+    Err(Error::new(Code::InvalidId, message))
 }
 
 #[cfg(test)]

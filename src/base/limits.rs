@@ -146,6 +146,12 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 
 /// A container's first answer: nspawn needs about 100 ms, a loaded machine more.
 pub const CONTAINER_START: Duration = Duration::from_secs(20);
+/// Least `pids` of a container workspace: nspawn, the agent and the waiting processes take four, and with fewer than ten
+/// the first pipe of a shell does not start.
+pub const CONTAINER_PIDS: u64 = 16;
+/// Least `cpus` of one: with so much the start takes 1.3 s on an idle machine, with 0.01 it takes longer than
+/// [`CONTAINER_START`].
+pub const CONTAINER_CPUS: f64 = 0.05;
 /// How long a command is offered to a container that ends, and to its successor, before its client is told.
 pub const INSIST: Duration = Duration::from_secs(5);
 /// An agent's answer to something that needs no work. Its container may be hostile or thrashing.
@@ -165,6 +171,9 @@ pub const ROOM_KEPT: u64 = 64 << 10;
 pub const CHILD_STACK: usize = 32 << 10;
 /// How long a killed cgroup may take to become empty before we say that we failed.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile, for the case that the kernel does not wake whoever waits: nobody notices so much,
+/// and nearly all are empty sooner.
+pub const KILL_LOOK: Duration = Duration::from_millis(20);
 /// How often a cgroup is made again that another process of ours removed before it was opened: each removes it once.
 pub const CGROUP_TRIES: usize = 16;
 

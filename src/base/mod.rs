@@ -6,6 +6,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod logging;
+pub mod object;
 pub mod pool;
 pub mod thread;
 

@@ -98,15 +98,22 @@ impl Lifecycle {
         check_ready(&record)?;
         let container = record.shown.workspace_type == Kind::Container;
         let home = if container { "/root" } else { &self.policy.home };
-        let user = match &request.user {
-            Some(user) => Some(user::resolve(user, self.launcher(workspace, &record)?.as_ref())?),
-            None => None,
-        };
+        let user = self.account(workspace, &record, request.user.as_deref())?;
         let mut plan = request.plan(home, user, variables(&record), timeout)?;
         if container {
             plan.command.cwd = cwd_inside(&plan.command.cwd, &record.shown.path);
         }
         Ok(plan)
+    }
+
+    /// Who a command is to be, as the workspace's own files have it.
+    pub(super) fn account(
+        &self,
+        workspace: &Workspace,
+        record: &Record,
+        user: Option<&str>,
+    ) -> Result<Option<user::Account>> {
+        user.map(|user| user::resolve(user, self.launcher(workspace, record)?.as_ref())).transpose()
     }
 
     /// Where the workspace's commands start, looked up again now that the run is entered: whoever changed the state

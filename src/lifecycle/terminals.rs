@@ -57,9 +57,10 @@ impl Lifecycle {
         check_ready(&record)?;
         let container = record.shown.workspace_type == WorkspaceKind::Container;
         let home = if container { "/root" } else { &self.policy.home };
+        let user = self.account(workspace, &record, request.user.as_deref())?;
         let id = workspace.id().to_string();
         let place = [("WORKSPACE_ID", id.as_str()), ("WORKSPACE_NAME", record.shown.name.as_str())];
-        let mut plan = request.plan(home, &place, variables(&record), kind)?;
+        let mut plan = request.plan(home, user, &place, variables(&record), kind)?;
         if container {
             plan.command.cwd = cwd_inside(&plan.command.cwd, &record.shown.path);
         }

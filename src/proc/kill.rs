@@ -91,7 +91,8 @@ fn is_gone(folder: &OwnedFd) -> bool {
 }
 
 /// Waits until nothing lives in the cgroup or below it, or it is no more. The kernel wakes pollers of `cgroup.events` with POLLPRI
-/// (cgroup-v2.rst, "populated").
+/// (cgroup-v2.rst, "populated"), but not always: a change soon after another is told later (10 ms, CGROUP_FILE_NOTIFY_MIN_INTV),
+/// and never if somebody has removed the cgroup by then. So it is also looked at every [`limits::KILL_LOOK`].
 fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
     const EVENTS: &str = "cgroup.events";
     let mut file = match open_in(folder, EVENTS) {
@@ -112,7 +113,54 @@ fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
         if left.is_zero() {
             return Err(Error::internal("Some processes could not be ended"));
         }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let pause = left.min(limits::KILL_LOOK);
+        let timeout = Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spawn::{dev_null, open_dir};
+    use super::super::{Cgroups, Child, Process as _, Stdio};
+    use super::*;
+    use std::os::fd::AsFd as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// The server removes a container's groups while a keeper waits for one of them to be empty.
+    #[test]
+    fn a_group_that_is_removed_meanwhile_is_not_waited_for() {
+        let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
+        let cgroups = Cgroups::take(&name);
+        let Some(tree) = cgroups.folder().map(std::path::Path::to_owned) else { return };
+        let cwd = open_dir("/").unwrap();
+        for round in 0..40 {
+            let path = format!("runs/{round}");
+            let stdio = Stdio {
+                stdin: dev_null().unwrap(),
+                stdout: dev_null().unwrap(),
+                stderr: dev_null().unwrap(),
+            };
+            let argv = [c"/bin/sleep".to_owned(), c"60".to_owned()];
+            let group = cgroups.group(&path).unwrap();
+            let mut child =
+                Child::start(&[argv.to_vec()], &[], cwd.as_fd(), &stdio, false, None, group).unwrap();
+            let waited_for = cgroups.group(&path).unwrap();
+            let stop = AtomicBool::new(false);
+            let took = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) && std::fs::remove_dir(tree.join(&path)).is_err() {
+                        std::thread::yield_now();
+                    }
+                });
+                let begun = Instant::now();
+                waited_for.kill(Some(child.pid())).unwrap();
+                stop.store(true, Ordering::Relaxed);
+                begun.elapsed()
+            });
+            assert!(took < limits::KILL_WAIT / 2, "round {round}: {took:?}");
+            child.kill();
+        }
+        cgroups.release();
     }
 }

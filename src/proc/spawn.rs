@@ -49,13 +49,15 @@ pub fn set_oom_score(score: &str) {
     let _ = super::hierarchy::write(OOM_SCORE.as_ref(), score);
 }
 
-/// Makes the kernel prefer everything else when memory runs out; children do not inherit it. Needs privileges; without
-/// them nothing changes.
-pub fn protect_from_oom() {
+/// Makes the kernel prefer everything else when memory runs out; children do not inherit it.
+///
+/// # Errors
+/// What the kernel says, where the privilege is missing: nothing has changed then.
+pub fn protect_from_oom() -> std::io::Result<()> {
     // Not -1000: a server that eats all memory by a bug of its own must still be found.
-    if super::hierarchy::write(OOM_SCORE.as_ref(), "-900").is_ok() {
-        let _ = CHILD_OOM_SCORE.set("0");
-    }
+    super::hierarchy::write(OOM_SCORE.as_ref(), "-900")?;
+    let _ = CHILD_OOM_SCORE.set("0");
+    Ok(())
 }
 
 /// The same for another process that others depend on; what it has started already is not spared with it. `still`: the

@@ -9,7 +9,7 @@ use super::reload::{Action, Reason};
 use super::skills::{self, NewSkill};
 use super::swap::{Import, Part};
 use super::{Project, Site, config, read_text, rules};
-use crate::base::{Code, Error, Result, clock};
+use crate::base::{Code, Error, Result, clock, object};
 use crate::store::front_matter;
 use crate::store::jsonc::Document;
 
@@ -36,11 +36,11 @@ pub struct ImportBody {
     opencode: Option<Map<String, Value>>,
     #[serde(default)]
     openwork: Option<Map<String, Value>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::list")]
     skills: Vec<SkillBody>,
     #[serde(default)]
     commands: Vec<CommandImport>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::one")]
     mode: Modes,
     /// Only say what would be done.
     #[serde(default)]

@@ -20,6 +20,8 @@ use crate::base::{Code, Error, Result, limits};
 pub struct Input {
     end: Mutex<Option<End>>,
     closed: AtomicBool,
+    /// Clients could write to it once.
+    was_open: AtomicBool,
     /// Who else holds the same end, and closes it with us.
     keeper: OnceLock<Arc<Link>>,
 }
@@ -35,6 +37,7 @@ struct End {
 impl Input {
     /// Opens it for clients; `fd` is non-blocking.
     pub fn open(&self, fd: OwnedFd, is_terminal: bool) {
+        self.was_open.store(true, Ordering::SeqCst);
         *lock(&self.end) = Some(End { fd, is_terminal });
     }
 
@@ -79,8 +82,13 @@ impl Input {
                 return Err(refused(Code::Conflict, "Somebody else is writing to this stdin; try again", 0));
             }
         };
-        let closed = "Stdin is closed; start the run with \"open_stdin\": true to write to it later";
-        let Some(open) = end.as_ref() else { return Err(refused(Code::Conflict, closed, 0)) };
+        let Some(open) = end.as_ref() else {
+            let closed = match self.was_open.load(Ordering::SeqCst) {
+                true => "Stdin is closed already, and nothing more can be written to it",
+                false => "Stdin is closed; start the run with \"open_stdin\": true to write to it later",
+            };
+            return Err(refused(Code::Conflict, closed, 0));
+        };
         let deadline = Instant::now() + limits::STDIN_PATIENCE;
         let taken = write(open, bytes, deadline);
         if self.closed.load(Ordering::SeqCst) {
@@ -142,7 +150,9 @@ mod tests {
     #[test]
     fn says_how_much_went_in() {
         let input = Input::default();
-        assert_eq!(input.put(b"x", false).unwrap_err().code(), Code::Conflict);
+        let never = input.put(b"x", false).unwrap_err();
+        assert_eq!(never.code(), Code::Conflict);
+        assert!(never.message().contains("open_stdin"), "{never}");
         let (reader, writer) = pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         input.open(writer, false);
@@ -154,5 +164,11 @@ mod tests {
         drop(reader);
         assert_eq!(input.put(b"x", false).unwrap_err().code(), Code::Conflict);
         assert!(!input.is_open());
+        let again = input.put(b"", true).unwrap_err();
+        assert_eq!(again.code(), Code::Conflict);
+        assert!(
+            again.message().contains("closed already") && !again.message().contains("open_stdin"),
+            "{again}"
+        );
     }
 }

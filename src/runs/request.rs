@@ -10,7 +10,7 @@ use super::plain;
 use super::run::{Asked, Origin, shown};
 use super::user::Account;
 use crate::base::ids::check_env_vars;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, limits, object};
 use crate::proc::pty::Size;
 use crate::proc::spawn::PATH;
 use crate::proc::{Command, Limits, c_string};
@@ -40,6 +40,7 @@ pub struct ExecRequest {
     /// The client's own word for it.
     pub tag: Option<String>,
     /// What it may use.
+    #[serde(deserialize_with = "object::optional")]
     pub limits: Option<Limits>,
     /// Runs: it outlives the server.
     pub detach: bool,
@@ -48,6 +49,7 @@ pub struct ExecRequest {
     /// Runs: after so long it is ended.
     pub hard_timeout_secs: Option<f64>,
     /// Runs: a terminal instead of pipes; its output is stdout.
+    #[serde(deserialize_with = "object::optional")]
     pub pty: Option<PtySize>,
     /// Runs: stdin stays open for `POST …/stdin`.
     pub open_stdin: bool,

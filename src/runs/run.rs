@@ -75,6 +75,10 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every one.
+    pub const ALL: [Status; 5] =
+        [Status::Running, Status::Exited, Status::Killed, Status::TimedOut, Status::Failed];
+
     /// As it stands in JSON.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::base::{Code, Error, Result};
 
 /// Names of signal(7) that are the same number on every architecture of Linux that berth runs on, or that libc knows.
-const NAMES: [(&str, Signal); 31] = [
+const NAMES: [(&str, Signal); 33] = [
     ("HUP", Signal::HUP),
     ("INT", Signal::INT),
     ("QUIT", Signal::QUIT),
@@ -36,6 +36,8 @@ const NAMES: [(&str, Signal); 31] = [
     ("PROF", Signal::PROF),
     ("WINCH", Signal::WINCH),
     ("IO", Signal::IO),
+    ("POLL", Signal::IO),
+    ("PWR", Signal::POWER),
     ("SYS", Signal::SYS),
 ];
 
@@ -50,7 +52,8 @@ pub fn parse(text: &str) -> Result<Signal> {
     named.or_else(|| Signal::from_named_raw(text.parse().ok()?)).ok_or_else(|| {
         Error::new(
             Code::InvalidPayload,
-            "signal is a name such as TERM, INT, HUP, USR1, KILL, STOP, CONT, or its number",
+            "signal is a name such as TERM, INT, HUP, USR1, KILL, STOP, CONT, or its number, 1 to 31; real-time \
+             signals cannot be sent",
         )
     })
 }

@@ -9,7 +9,7 @@ use super::library::Template;
 use super::record::{Kind, Shown};
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, Mount};
 
 /// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
@@ -52,6 +52,7 @@ pub struct Fields {
     /// The same in sandboxed.sh's words: false is private.
     pub shared_network: Option<bool>,
     /// Folders of the host in its container; `[]` clears.
+    #[serde(default, deserialize_with = "object::optional_list")]
     pub mounts: Option<Vec<Mount>>,
     /// `exit_node` or `tailnet_only`.
     pub tailscale_mode: Option<String>,
@@ -60,6 +61,7 @@ pub struct Fields {
     /// Profile; blank clears.
     pub config_profile: Option<String>,
     /// Limits; `{}` clears.
+    #[serde(default, deserialize_with = "object::optional")]
     pub resources: Option<Resources>,
     /// After so long without commands and terminals its container is stopped; 0: never.
     pub idle_timeout_secs: Option<u64>,
@@ -186,7 +188,7 @@ impl Fields {
             }
         }
         if let Some(resources) = self.resources {
-            resources.check()?;
+            resources.check(shown.workspace_type)?;
             shown.resources = Some(resources).filter(|resources| *resources != Resources::default());
         }
         if let Some(secs) = self.idle_timeout_secs {

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Code, Error, Result};
+use super::record::Kind;
+use crate::base::{Code, Error, Result, limits};
 use crate::proc::Limits;
 
 /// The field `resources`; what is not named keeps the machine's default.
@@ -30,12 +31,26 @@ pub struct Resources {
 const LEAST_DISK: u64 = 16 << 20;
 
 impl Resources {
-    /// Whether a machine could hold them.
+    /// Whether a machine could hold them, and a workspace of this kind work within them.
     ///
     /// # Errors
     /// `InvalidPayload` with the field and what it may be.
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self, kind: Kind) -> Result<()> {
         self.limits().check("resources")?;
+        if kind == Kind::Container {
+            let refuse = |name: &str, least: String| {
+                let field = format!("resources.{name}");
+                let message =
+                    format!("{field} of a container is at least {least}: with less it does not start");
+                Err(Error::new(Code::InvalidPayload, message).detail("field", field))
+            };
+            if self.pids.is_some_and(|pids| pids < limits::CONTAINER_PIDS) {
+                return refuse("pids", limits::CONTAINER_PIDS.to_string());
+            }
+            if self.cpus.is_some_and(|cpus| cpus < limits::CONTAINER_CPUS) {
+                return refuse("cpus", limits::CONTAINER_CPUS.to_string());
+            }
+        }
         if self.disk_bytes.is_some_and(|bytes| !(LEAST_DISK..=1 << 60).contains(&bytes)) {
             let message =
                 format!("resources.disk_bytes is a number of bytes from {LEAST_DISK} to {}", 1u64 << 60);

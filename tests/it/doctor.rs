@@ -222,6 +222,28 @@ fn without_root_it_says_so_and_looks_at_the_rest() {
     fs::remove_dir(closed).unwrap();
 }
 
+/// Whoever starts berth without the privilege is told, by the doctor and at the start, that memory may run out for berth
+/// itself as well.
+#[test]
+fn a_server_that_the_kernel_may_end_for_memory_says_so() {
+    let scratch = Scratch::new();
+    let without = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "--"];
+    let (told, code) = report(&scratch, &without);
+    assert_eq!((code, of(&told, "oom").0), (Some(0), "warn"), "{told:#}");
+    assert!(of(&told, "oom").1.contains("CAP_SYS_RESOURCE"), "{told:#}");
+    let server = Setup::new().start_through(&without);
+    server.stdout.line_with("the kernel may end berth itself", secs(10)).expect("a line at the start");
+    let told = server.owner().get(200, "/api/doctor");
+    assert_eq!(of(&told, "oom").0, "warn", "{told:#}");
+    server.stop();
+    // With it there is nothing to say; this machine may lack it.
+    let server = Server::start();
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", server.pid)).unwrap();
+    let wanted = if score.trim() == "-900" { "ok" } else { "warn" };
+    assert_eq!(of(&server.owner().get(200, "/api/doctor"), "oom").0, wanted);
+    assert_eq!(server.log().contains("the kernel may end berth itself"), wanted == "warn");
+}
+
 /// What a data folder on this mount is said to be good for.
 #[track_caller]
 fn on(mount: &str) -> (Value, Option<i32>) {

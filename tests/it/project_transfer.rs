@@ -97,6 +97,8 @@ fn one_bad_part_and_nothing_is_written() {
         ),
         (400, "invalid_command_template", json!({"skills": [good], "commands": [{"name": "c"}]})),
         (422, "invalid_config", json!({"opencode": {"model": null}, "skills": [good]})),
+        (400, "invalid_payload", json!({"skills": [good, ["t", "x", "d"]]})),
+        (400, "invalid_payload", json!({"skills": [good], "mode": ["replace", null, null, null]})),
     ] {
         shop.refused(status, code, "POST", "/import", body);
     }

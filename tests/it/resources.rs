@@ -55,6 +55,39 @@ fn limits_that_make_no_sense_are_refused_by_name() {
 }
 
 #[test]
+fn limits_with_which_no_container_starts_are_refused() {
+    let place = Place::ready(shared(), json!({"name": "least"}));
+    let made = json!({"name": "x", "workspace_type": "container"});
+    for (resources, told) in [
+        (json!({"pids": 1}), "resources.pids"),
+        (json!({"pids": 2}), "resources.pids"),
+        (json!({"pids": 15, "cpus": 1}), "resources.pids"),
+        (json!({"cpus": 0.01}), "resources.cpus"),
+        (json!({"cpus": 0.049, "pids": 100}), "resources.cpus"),
+    ] {
+        let mut body = made.clone();
+        body["resources"] = resources.clone();
+        for (method, path) in [("PUT", place.path("")), ("POST", "/api/workspaces".to_owned())] {
+            let body = if method == "PUT" { json!({"resources": resources}) } else { body.clone() };
+            let answer = place.client.refused(400, "invalid_payload", method, &path, Some(body));
+            assert!(answer["message"].as_str().unwrap().starts_with(told), "{resources}: {answer}");
+            assert_eq!(answer["details"]["field"], told);
+        }
+    }
+    // With the least of both it does start, and a shell's pipe works.
+    let least = json!({"cpus": 0.05, "pids": 16});
+    place.client.put(200, &place.path(""), json!({"resources": least}));
+    place.client.call("POST", &place.path("/stop"), None).expect(200);
+    assert_eq!(place.sh("echo up | cat"), "up\n");
+    // A host workspace has nothing to start, and a command on its own may have less.
+    let host = Place::another_host(shared());
+    host.client.put(200, &host.path(""), json!({"resources": {"cpus": 0.02, "pids": 3}}));
+    place.client.put(200, &place.path(""), json!({"resources": {}}));
+    place.client.call("POST", &place.path("/stop"), None).expect(200);
+    assert_eq!(place.exec(json!({"command": "echo up", "limits": {"pids": 2}}))["stdout"], "up\n");
+}
+
+#[test]
 fn limits_are_kept_and_cleared() {
     let server = Server::start();
     let owner = server.owner();

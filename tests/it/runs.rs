@@ -253,7 +253,13 @@ fn stdin_takes_bytes_and_json_until_its_end(place: &Place<'_>) {
     assert_eq!(ended(place, &run)["exit_code"], 0);
     let wanted = [b"a\xff\0text\xfe".as_slice(), &long, b"end"].concat();
     assert!(output(place, &run, "").body == wanted);
-    place.client.refused(409, "conflict", "POST", &format!("{run}/stdin"), Some(json!({"data": "late"})));
+    let late = |query: &str| {
+        let path = format!("{run}/stdin{query}");
+        let told = place.client.refused(409, "conflict", "POST", &path, Some(json!({"data": "late"})));
+        told["message"].as_str().unwrap().to_owned()
+    };
+    // It was started with `open_stdin`, so that is no advice.
+    assert!(late("").starts_with("Stdin is closed already") && !late("?eof=true").contains("open_stdin"));
 }
 
 fn stdin_of_a_command_that_does_not_read_says_how_much_went_in(place: &Place<'_>) {
@@ -482,6 +488,21 @@ fn what_makes_no_sense_is_refused(place: &Place<'_>) {
         let told = place.exec_refused("invalid_payload", json!({"command": "true", field: value}));
         assert!(told["message"].as_str().unwrap().contains(field), "{told}");
     }
+    let told = |code: &str, method: &str, call: &str| {
+        let told = place.client.refused(400, code, method, &place.path(&format!("/runs{call}")), None);
+        told["message"].as_str().unwrap().to_owned()
+    };
+    assert!(told("invalid_id", "GET", "/xx").starts_with("The run id in the path"));
+    assert!(told("invalid_request", "GET", "?status=foo").contains("timed_out"));
+    let run = start(place, json!({"command": "read x", "open_stdin": true}));
+    let id = run.rsplit('/').next().unwrap().to_owned();
+    for patience in ["inf", "infinity", "NaN", "1e999", "-1", "x"] {
+        told("invalid_request", "POST", &format!("/{id}/wait?timeout_secs={patience}"));
+        told("invalid_request", "GET", &format!("/{id}/output?wait_secs={patience}"));
+    }
+    let all = place.client.get(200, &place.path("/runs?status=running"));
+    assert!(all.as_array().unwrap().iter().any(|run| run["id"] == id.as_str()), "{all}");
+    place.client.delete(204, &run);
     place.exec_refused("invalid_payload", json!({"command": "true", "output_limit_bytes": 1_u64 << 40}));
     let kept = place.exec(json!({"command": "seq 1 1000", "output_limit_bytes": 20}));
     assert_eq!((&kept["truncated"], &kept["stdout_bytes"]), (&json!(true), &json!(3893)));

@@ -121,6 +121,37 @@ fn json_lines_say_the_same() {
     );
 }
 
+/// (5) What never ran has no exit: in a container that shows only after the stream has begun.
+#[test]
+fn what_never_ran_has_an_error_and_no_exit() {
+    let place = shared_box();
+    let body = json!({"args": ["no-such-program", "x"]});
+    let check = |mut events: Events| {
+        assert_eq!(events.next().unwrap().name, "status");
+        let last = events.next().unwrap();
+        assert_eq!((last.name.as_str(), last.id.as_str()), ("error", "0:0:exit"), "{last:?}");
+        assert_eq!(last.data["code"], "invalid_command", "{last:?}");
+        assert!(last.data["message"].as_str().unwrap().contains("No such file"), "{last:?}");
+        assert_eq!(
+            (&last.data["run"]["status"], &last.data["run"]["exit_code"]),
+            (&json!("failed"), &Value::Null)
+        );
+        assert!(events.next().is_none());
+        last.id
+    };
+    for format in ["sse", "ndjson"] {
+        let request = format!("POST {} HTTP/1.1\r\n", place.path(&format!("/exec?stream={format}")));
+        check(Events::ask(place.server, &request, Some(&body)));
+    }
+    for detach in [false, true] {
+        let run = start(&place, json!({"args": ["no-such-program"], "detach": detach}));
+        let id = check(Events::follow(place.server, &run, None));
+        place.client.send("GET", &format!("{run}/events"), &[("Last-Event-ID", &id)], None).expect(204);
+        let request = format!("GET {run}/events?stream=ndjson HTTP/1.1\r\n");
+        check(Events::ask(place.server, &request, None));
+    }
+}
+
 /// (5) Nothing but a waited-for status ends a stream.
 #[test]
 fn a_stream_ends_with_a_status_or_is_seen_to_break() {
@@ -324,6 +355,8 @@ fn runs_are_there_again_after_a_restart() {
     let told = place.client.get(200, &lost);
     assert_eq!((&told["status"], &told["exit_code"]), (&json!("failed"), &Value::Null), "{told}");
     assert_eq!(told["error"]["code"], "interrupted");
+    let last = Events::follow(&server, &lost, None).wait("error");
+    assert_eq!(last.data["code"], "interrupted", "{last:?}");
     assert_eq!(output(&place, &lost, "").text(), "part\n");
     place.client.delete(204, &lost);
     assert_eq!(place.client.get(200, &place.path("/runs")).as_array().unwrap().len(), 2);

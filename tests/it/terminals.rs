@@ -49,6 +49,7 @@ promises! {
     input_is_bytes_or_text_or_keys
     a_program_that_does_not_read_is_told_of
     the_workspace_says_where_it_is
+    its_program_can_be_another_user
 }
 
 /// One server for everything on the host.
@@ -527,5 +528,27 @@ fn the_workspace_says_where_it_is(place: &Place<'_>) {
         (json!({"cols": -1}), "invalid_payload"),
     ] {
         place.client.refused(400, code, "POST", &place.path("/terminals"), Some(bad));
+    }
+}
+
+fn its_program_can_be_another_user(place: &Place<'_>) {
+    let who =
+        "id -u; id -g; echo $USER $LOGNAME $HOME; echo mine > $(tty); stat -c %u $(tty); cat /etc/shadow";
+    let body = json!({"command": who, "user": "nobody", "cwd": "/"});
+    let terminal = Terminal::start(place, body);
+    assert_eq!(terminal.ended()["user"], "nobody");
+    let seen = "65534\n65534\nnobody nobody /nonexistent\nmine\n65534\ncat: /etc/shadow: Permission denied\n";
+    assert_eq!(terminal.text(), seen);
+    let another =
+        Terminal::start(place, json!({"command": "id -u; id -g", "user": "4711:daemon", "cwd": "/"}));
+    another.ended();
+    assert_eq!(another.text(), "4711\n1\n");
+    place.sh("mkdir -p -m 700 /tmp/it-only-root");
+    let refused = |code: &str, body: Value| {
+        place.client.refused(400, code, "POST", &place.path("/terminals"), Some(body));
+    };
+    refused("invalid_cwd", json!({"user": "nobody", "cwd": "/tmp/it-only-root"}));
+    for user in ["no-such-user", "", "root:no-such-group", "-1", "root\n"] {
+        refused("invalid_user", json!({"user": user}));
     }
 }

@@ -100,6 +100,41 @@ fn shapes() {
     server.anyone().get(200, "/health");
 }
 
+/// A list whose elements happen to fit an object's fields is no such object.
+#[test]
+fn a_list_where_an_object_belongs() {
+    let server = Server::start();
+    let owner = server.owner();
+    let limits = json!({"memory_bytes": 512 << 20, "pids": 100});
+    let kept = owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"resources": limits}));
+    for body in [
+        json!(["a"]),
+        json!({"name": "a", "resources": []}),
+        json!({"name": "a", "resources": [33_554_432]}),
+        json!({"name": "a", "resources": [33_554_432, null, null, null, null]}),
+        json!({"name": "a", "resources": 5}),
+        json!({"name": "a", "mounts": [["/srv", "/srv", true]]}),
+        json!({"name": "a", "mounts": {}}),
+    ] {
+        refused(&server, "invalid_payload", body.clone());
+        put_refused(&server, "invalid_payload", body);
+    }
+    assert_eq!(owner.get(200, &format!("/api/workspaces/{NIL}"))["resources"], kept["resources"]);
+    let refused = |method: &str, path: String, body: Value| {
+        owner.refused(400, "invalid_payload", method, &path, Some(body));
+    };
+    for call in ["runs", "exec"] {
+        let path = format!("/api/workspaces/{NIL}/{call}");
+        refused("POST", path.clone(), json!(["true"]));
+        refused("POST", path.clone(), json!({"command": "true", "limits": [67_108_864]}));
+        refused("POST", path.clone(), json!({"command": "true", "limits": []}));
+        refused("POST", path, json!({"command": "true", "pty": [80, 24]}));
+    }
+    refused("POST", format!("/api/workspaces/{NIL}/terminals"), json!([]));
+    let template = "/api/library/workspace-template/x".to_owned();
+    refused("PUT", template, json!({"mounts": [["/srv", "/srv", true]]}));
+}
+
 #[test]
 fn bodies_have_a_size() {
     let server = Server::start();

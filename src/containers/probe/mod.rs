@@ -131,6 +131,7 @@ pub fn at_start(subject: &Subject) -> Vec<Check> {
     }];
     checks.extend(programs::required());
     checks.push(resources::groups(subject));
+    checks.push(resources::oom());
     checks
 }
 

@@ -8,6 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Scratch, Subject, is_root, run};
 use crate::base::limits;
+use crate::proc::spawn::protect_from_oom;
 use crate::store::quota;
 
 /// Whether the end of a command is certain.
@@ -21,6 +22,21 @@ pub(super) fn groups(subject: &Subject) -> Check {
         "No writable cgroup v2 here: a command that hides its children well can leave some behind",
         "start berth as root, or as a systemd service with Delegate=yes",
     )
+}
+
+/// Whether the kernel ends berth last of all when memory runs out. The attempt is what the start of a server does.
+pub(super) fn oom() -> Check {
+    match protect_from_oom() {
+        Ok(()) => Check::ok("oom", "when memory runs out, berth itself is the last to be ended"),
+        Err(error) => Check::warn(
+            "oom",
+            format!(
+                "When memory runs out, the kernel may end berth itself instead of a workload: its oom_score_adj cannot \
+                 be lowered ({error})"
+            ),
+            "start berth with CAP_SYS_RESOURCE, or as a systemd service with OOMScoreAdjust=-900",
+        ),
+    }
 }
 
 /// Which limits hold.

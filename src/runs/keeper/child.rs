@@ -40,7 +40,8 @@ pub fn main(resume: Resume) -> ExitCode {
 }
 
 fn keep(resume: Resume) -> Result<()> {
-    protect_from_oom();
+    // The server that started this has said why, if it cannot be.
+    let _ = protect_from_oom();
     // Above the three that commands get.
     let server = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).at("take over", "the socket")?;
     rustix::stdio::dup2_stdin(&dev_null()?).at("close", "stdin")?;

@@ -56,6 +56,8 @@ pub struct Plan {
     pub command: Command,
     /// What it is called in lists.
     pub label: String,
+    /// Who runs it, as it was asked for.
+    pub user: Option<String>,
     /// Its size, which the program finds when it starts.
     pub size: Size,
     /// What it is for.
@@ -94,6 +96,7 @@ pub struct Shown {
     workspace_id: Uuid,
     kind: Kind,
     command: String,
+    user: Option<String>,
     status: &'static str,
     cols: u16,
     rows: u16,
@@ -119,6 +122,7 @@ pub struct Terminal {
     /// What it is for.
     pub kind: Kind,
     label: String,
+    user: Option<String>,
     created_at: String,
     idle: Duration,
     cancel: Cancel,
@@ -170,6 +174,7 @@ impl Terminal {
             workspace,
             kind: plan.kind,
             label: plan.label,
+            user: plan.user,
             created_at: clock::now_rfc3339(),
             idle: plan.idle,
             cancel: running.cancel.clone(),
@@ -204,6 +209,7 @@ impl Terminal {
             workspace_id: self.workspace,
             kind: self.kind,
             command: self.label.clone(),
+            user: self.user.clone(),
             status: if end.is_some() { "ended" } else { "running" },
             cols: size.cols,
             rows: size.rows,

@@ -12,6 +12,8 @@ use crate::base::{Code, Error, Result, limits};
 use crate::proc::pty::Size;
 use crate::proc::{Command, c_string};
 use crate::runs::request::{environment, in_shell};
+use crate::runs::run::shown;
+use crate::runs::user::Account;
 
 /// The body of `POST …/terminals`.
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +25,8 @@ pub struct TerminalRequest {
     /// On top of the workspace's variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Who runs it where it runs, as an exec says it; root if nobody is named.
+    pub user: Option<String>,
     /// Default 80.
     pub cols: Option<u16>,
     /// Default 24.
@@ -54,21 +58,24 @@ const DEFAULT_SIZE: Size = Size { cols: 80, rows: 24 };
 const TERM: &str = "xterm-256color";
 
 impl TerminalRequest {
-    /// What is to be started, in kernel terms. `defaults`: the workspace's variables, checked when they were stored;
-    /// `place`: variables that say where this is.
+    /// What is to be started, in kernel terms. `user`: who it is to be, if it is not root; `defaults`: the workspace's
+    /// variables, checked when they were stored; `place`: variables that say where this is.
     ///
     /// # Errors
     /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`, `InvalidPayload`.
     pub fn plan(
         &self,
         home: &str,
+        user: Option<Account>,
         place: &[(&str, &str)],
         defaults: &BTreeMap<String, String>,
         kind: Kind,
     ) -> Result<Plan> {
         let mut defaults = defaults.clone();
-        for (name, value) in place.iter().chain(&[("TERM", TERM)]) {
-            defaults.entry((*name).to_owned()).or_insert_with(|| (*value).to_owned());
+        let name = user.as_ref().map(|account| account.name.as_str());
+        let names = ["USER", "LOGNAME"].into_iter().filter_map(|variable| Some((variable, name?)));
+        for (name, value) in place.iter().copied().chain([("TERM", TERM)]).chain(names) {
+            defaults.entry(name.to_owned()).or_insert_with(|| value.to_owned());
         }
         let attempts = match &self.command {
             None => [["/bin/bash", "--login"], ["/bin/sh", "-i"]]
@@ -94,7 +101,9 @@ impl TerminalRequest {
         if cwd.contains('\0') {
             return Err(Error::new(Code::InvalidCwd, "cwd contains a NUL byte"));
         }
+        let home = user.as_ref().map_or(home, |account| &account.home);
         let (env, _) = environment(home, &defaults, &self.env)?;
+        let user = user.map(|account| account.user);
         Ok(Plan {
             command: Command {
                 attempts,
@@ -102,11 +111,12 @@ impl TerminalRequest {
                 cwd,
                 limits: None,
                 tty: true,
-                user: None,
+                user,
                 account: false,
                 patience: None,
             },
             label: self.command.clone().unwrap_or_else(|| "login shell".to_owned()),
+            user: self.user.as_deref().map(shown),
             size: size(self.cols.unwrap_or(DEFAULT_SIZE.cols), self.rows.unwrap_or(DEFAULT_SIZE.rows))?,
             kind,
             idle: match kind {
@@ -300,7 +310,7 @@ mod tests {
     fn what_is_started_is_a_shell_with_a_terminal() {
         let plan = |request: &TerminalRequest| {
             let workspace = BTreeMap::from([("TERM".to_owned(), "vt100".to_owned())]);
-            request.plan("/root", &[("WORKSPACE_ID", "7")], &workspace, Kind::Terminal)
+            request.plan("/root", None, &[("WORKSPACE_ID", "7")], &workspace, Kind::Terminal)
         };
         let made = plan(&TerminalRequest::default()).unwrap();
         assert_eq!(made.command.attempts[0][0].to_str().unwrap(), "/bin/bash");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Library, check_name, missing, seal};
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::thread::lock;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, Mount};
 
 /// A template's file, and the body that writes it. What is missing is empty.
@@ -43,7 +43,7 @@ pub struct TemplateFields {
     /// The same in sandboxed.sh's words.
     pub shared_network: Option<bool>,
     /// Folders of the host in the container.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "object::list")]
     pub mounts: Vec<Mount>,
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]

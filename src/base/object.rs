@@ -1,0 +1,133 @@
+//! Objects in what clients send. A struct that serde derives is also read from a list, field by field in the order of its
+//! source text; no client means that, and what it gets must not depend on that order. For `deserialize_with`, on each
+//! field of a body that holds such a struct; the body itself is looked at where it is read. Pure.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+
+/// A value that is read from an object and from nothing else.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(field: D) -> Result<Object<T>, D::Error> {
+        field.deserialize_map(OnlyMaps(PhantomData)).map(Object)
+    }
+}
+
+struct OnlyMaps<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMaps<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+/// An object.
+///
+/// # Errors
+/// For anything else.
+pub fn one<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<T, D::Error> {
+    Object::deserialize(field).map(|object| object.0)
+}
+
+/// An object or null.
+///
+/// # Errors
+/// For anything else.
+pub fn optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(field)?.map(|object| object.0))
+}
+
+/// A list of objects.
+///
+/// # Errors
+/// For anything else.
+pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Vec<T>, D::Error> {
+    Ok(Vec::<Object<T>>::deserialize(field)?.into_iter().map(|object| object.0).collect())
+}
+
+/// A list of objects, or null.
+///
+/// # Errors
+/// For anything else.
+pub fn optional_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    field: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let all = Option::<Vec<Object<T>>>::deserialize(field)?;
+    Ok(all.map(|all| all.into_iter().map(|object| object.0).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default)]
+    struct Point {
+        x: Option<u64>,
+        y: Option<u64>,
+    }
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default)]
+    struct Fields {
+        #[serde(deserialize_with = "super::one")]
+        one: Point,
+        #[serde(deserialize_with = "super::optional")]
+        optional: Option<Point>,
+        #[serde(deserialize_with = "super::list")]
+        list: Vec<Point>,
+        #[serde(deserialize_with = "super::optional_list")]
+        optional_list: Option<Vec<Point>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Body {
+        #[serde(flatten)]
+        fields: Fields,
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        // Plainly, and through the buffer that serde makes for `flatten`.
+        let read = |text: &str| {
+            let plain = serde_json::from_str::<Fields>(text);
+            let flat = serde_json::from_str::<Body>(text).map(|body| body.fields);
+            assert_eq!(plain.is_ok(), flat.is_ok(), "{text}");
+            plain.and(flat)
+        };
+        assert_eq!(read("{}").unwrap(), Fields::default());
+        let point = || Point { x: Some(1), y: None };
+        let good = r#"{"one":{"x":1},"optional":{"x":1},"list":[{"x":1}],"optional_list":[{"x":1}]}"#;
+        let all = Fields {
+            one: point(),
+            optional: Some(point()),
+            list: vec![point()],
+            optional_list: Some(vec![point()]),
+        };
+        assert_eq!(read(good).unwrap(), all);
+        assert_eq!(read(r#"{"optional":null,"optional_list":null}"#).unwrap(), Fields::default());
+        for bad in [
+            r#"{"one":[1,2]}"#,
+            r#"{"one":[]}"#,
+            r#"{"one":null}"#,
+            r#"{"optional":[1,2]}"#,
+            r#"{"optional":[]}"#,
+            r#"{"optional":5}"#,
+            r#"{"list":[[1,2]]}"#,
+            r#"{"list":{}}"#,
+            r#"{"optional_list":[[]]}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}
