@@ -81,13 +81,17 @@ impl Pulse {
     /// Whether it has been killed, even if nothing of that can be seen otherwise: a pid namespace whose first process was
     /// killed takes commands until the kernel has come to all of its processes.
     pub(super) fn is_doomed(&self) -> bool {
-        /// PF_EXITING of the kernel's sched.h.
-        const EXITING: u64 = 4;
+        /// PF_EXITING and, from when the signal is no longer pending, PF_SIGNALED of the kernel's sched.h.
+        const EXITING: u64 = 0x4 | 0x400;
         const KILL: u64 = 1 << (libc::SIGKILL - 1);
-        let mut bytes = [0; 1024];
-        let stat = self.read(&mut bytes);
-        let of = |field| stat.and_then(|stat| field_of(stat, field));
-        of(9).is_none_or(|flags| flags & EXITING != 0) || of(31).is_none_or(|pending| pending & KILL != 0)
+        let look = || {
+            let mut bytes = [0; 1024];
+            let stat = self.read(&mut bytes);
+            let of = |field| stat.and_then(|stat| field_of(stat, field));
+            of(9).is_none_or(|flags| flags & EXITING != 0) || of(31).is_none_or(|pending| pending & KILL != 0)
+        };
+        // The kernel reads the flags first: a process that took its signal between the two has neither, at one look.
+        look() || look()
     }
 
     fn field(&self, field: usize) -> Option<u64> {
