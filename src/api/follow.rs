@@ -17,7 +17,8 @@ use crate::runs::run::Problem;
 use crate::runs::spool::{Position, Stream};
 use crate::runs::{Runs, Status};
 
-/// The id of the last event, `exit` or `error`, has this behind the position: a browser that comes back with it needs nothing more.
+/// The id of the last event, `exit` or `failed`, has this behind the position: a browser that comes back with it needs
+/// nothing more. Not `error`, which a browser's EventSource says itself.
 const EXIT_MARK: &str = ":exit";
 
 /// Where a client goes on that got everything up to an event's id; `None` when there is nothing left for it.
@@ -59,7 +60,7 @@ pub(super) fn events(socket: ClientSocket, mut follower: Follower, format: Forma
                 let id = id + EXIT_MARK;
                 match follower.run().end().filter(|end| end.status == Status::Failed) {
                     // Nobody has waited for a status: it never ran, or how it ended is lost.
-                    Some(end) => format.write(&mut out, "error", &id, failure(end.error, &follower)),
+                    Some(end) => format.write(&mut out, "failed", &id, failure(end.error, &follower)),
                     None => status(&mut out, &follower, "exit", id),
                 }
                 return body.send(&out).and_then(|()| body.end()).is_ok();

@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use rustix::net::{SendFlags, send};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
 use super::exec::{
@@ -540,6 +540,12 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     set_signal_mask(before);
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
     Ok(Spawned { pid: pid? as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// The real-time signal of this number (signal(7)): 34 to 64, since glibc keeps 32 and 33 for itself.
+pub fn real_time_signal(number: i32) -> Option<Signal> {
+    // SAFETY: not 0, and no number that a libc has reserved.
+    (34..=64).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
 /// Changes a mount (mount_setattr(2), Linux 5.12).

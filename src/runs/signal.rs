@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 
 use crate::base::{Code, Error, Result};
+use crate::proc::sys::real_time_signal;
 
 /// Names of signal(7) that are the same number on every architecture of Linux that berth runs on, or that libc knows.
 const NAMES: [(&str, Signal); 33] = [
@@ -41,7 +42,7 @@ const NAMES: [(&str, Signal); 33] = [
     ("SYS", Signal::SYS),
 ];
 
-/// `TERM`, `SIGTERM`, `term` or `15`.
+/// `TERM`, `SIGTERM`, `term` or `15`; `RTMIN+2`, `RTMAX` or `36`.
 ///
 /// # Errors
 /// `InvalidPayload` for anything else.
@@ -49,13 +50,26 @@ pub fn parse(text: &str) -> Result<Signal> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let named = NAMES.iter().find(|(known, _)| *known == name).map(|(_, signal)| *signal);
-    named.or_else(|| Signal::from_named_raw(text.parse().ok()?)).ok_or_else(|| {
+    let number = || text.parse().ok().or_else(|| real_time(name));
+    let numbered = |number| Signal::from_named_raw(number).or_else(|| real_time_signal(number));
+    named.or_else(|| number().and_then(numbered)).ok_or_else(|| {
         Error::new(
             Code::InvalidPayload,
-            "signal is a name such as TERM, INT, HUP, USR1, KILL, STOP, CONT, or its number, 1 to 31; real-time \
-             signals cannot be sent",
+            "signal is a name such as TERM, INT, HUP, USR1, KILL, STOP, CONT, RTMIN+1, or its number: 1 to 31, 34 to 64",
         )
     })
+}
+
+/// The number behind `RTMIN+n` and `RTMAX-n`, as glibc and bash count.
+fn real_time(name: &str) -> Option<i32> {
+    let distance = |text: &str, sign| match text {
+        "" => Some(0),
+        text => text.strip_prefix(sign)?.parse::<u8>().ok().map(i32::from),
+    };
+    match name.strip_prefix("RTMIN") {
+        Some(rest) => Some(34 + distance(rest, '+')?),
+        None => Some(64 - distance(name.strip_prefix("RTMAX")?, '-')?),
+    }
 }
 
 #[cfg(test)]
@@ -68,7 +82,12 @@ mod tests {
             assert_eq!(parse(text).unwrap(), Signal::TERM, "{text}");
         }
         assert_eq!(parse("9").unwrap(), Signal::KILL);
-        for text in ["", "0", "-1", "SIG", "SIGSIGTERM", "64", "99", "TERM ", "15.0"] {
+        for (text, number) in [("RTMIN", 34), ("SIGRTMIN+2", 36), ("rtmax-1", 63), ("RTMAX", 64), ("35", 35)]
+        {
+            assert_eq!(parse(text).unwrap().as_raw(), number, "{text}");
+        }
+        let wrong = ["", "0", "-1", "SIG", "SIGSIGTERM", "32", "33", "65", "99", "TERM ", "15.0", "RTMIN+31"];
+        for text in wrong.into_iter().chain(["RTMAX-31", "RTMIN-1", "RTMIN+", "RTMIN+-1", "RTMAX+1"]) {
             assert!(parse(text).is_err(), "{text:?}");
         }
     }

@@ -129,7 +129,7 @@ fn what_never_ran_has_an_error_and_no_exit() {
     let check = |mut events: Events| {
         assert_eq!(events.next().unwrap().name, "status");
         let last = events.next().unwrap();
-        assert_eq!((last.name.as_str(), last.id.as_str()), ("error", "0:0:exit"), "{last:?}");
+        assert_eq!((last.name.as_str(), last.id.as_str()), ("failed", "0:0:exit"), "{last:?}");
         assert_eq!(last.data["code"], "invalid_command", "{last:?}");
         assert!(last.data["message"].as_str().unwrap().contains("No such file"), "{last:?}");
         assert_eq!(
@@ -355,7 +355,7 @@ fn runs_are_there_again_after_a_restart() {
     let told = place.client.get(200, &lost);
     assert_eq!((&told["status"], &told["exit_code"]), (&json!("failed"), &Value::Null), "{told}");
     assert_eq!(told["error"]["code"], "interrupted");
-    let last = Events::follow(&server, &lost, None).wait("error");
+    let last = Events::follow(&server, &lost, None).wait("failed");
     assert_eq!(last.data["code"], "interrupted", "{last:?}");
     assert_eq!(output(&place, &lost, "").text(), "part\n");
     place.client.delete(204, &lost);
