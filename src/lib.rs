@@ -33,9 +33,10 @@
 //! # Commands
 //!
 //! Every command runs in a cgroup of its own (v2; no controller needed), so its end is certain: `cgroup.kill` reaches
-//! whatever it started. On the host it is born there (`CLONE_INTO_CGROUP`). In a container the agent, PID 1, starts
-//! processes that wait for a command in the agent's own memory, so that nothing is copied for them; the engine moves each
-//! into its cgroup *before* it gets one, and keeps a few in store, since the move waits for an RCU grace period. Whatever
+//! whatever it started. On the host it is born there (`CLONE_INTO_CGROUP`). In a container the agent, PID 1, has a child,
+//! the zygote, that starts processes which wait for a command in its own memory, so that nothing is copied for them; their
+//! parent is PID 1, which tells how they end and lives on whatever becomes of them. The engine moves each into its cgroup
+//! *before* it gets a command, and keeps a few in store, since the move waits for an RCU grace period. Whatever
 //! the agent says is untrusted: its socket's path lies outside the container, pids come from the kernel, waits are bounded.
 //!
 //! # Networks
@@ -175,8 +176,9 @@
 //! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP.
 //! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
 //!   replace it, and no path of the host is visible.
-//! - What waits in a container has the agent's memory (`CLONE_VM`, as posix_spawn(3)), and a command comes as a block that
-//!   is used where it lies ([`proc::packed`]): copying the agent for each, and JSON, was a fifth of a command's cost.
+//! - What waits in a container has the memory of whoever started it (`CLONE_VM`, as posix_spawn(3)), and a command comes as
+//!   a block that is used where it lies ([`proc::packed`]): copies of the agent, and JSON, were a fifth of a command's cost.
+//!   That memory is a child's and not PID 1's: the kernel ends all that share one when memory runs out.
 //! - Detached runs are kept by a process outside, not by the agent, which the workload can kill or impersonate.
 //! - A container's root is an overlay whose lower and upper layers are both id-mapped: what lies on the disk belongs to
 //!   0 to 65535, so layers can be shared. The mounts exist in a private namespace of the server, which ends with it.

@@ -310,6 +310,7 @@ struct Room {
 }
 
 const WORDS: usize = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
+const ROOM: usize = limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES;
 
 impl Room {
     fn new() -> Result<*mut Room, Errno> {
@@ -317,14 +318,8 @@ impl Room {
         // SAFETY: a mapping where nothing was. Not from the allocator, which would clear what it gives out again, and so
         // make all of it memory. A huge page would be 2 MiB of memory for a command of 300 bytes.
         let mapping = unsafe {
-            let mapping = mmap_anonymous(
-                ptr::null_mut(),
-                limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES,
-                rights,
-                private,
-            )?;
-            let _ =
-                madvise(mapping, limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES, Advice::LinuxNoHugepage);
+            let mapping = mmap_anonymous(ptr::null_mut(), ROOM, rights, private)?;
+            let _ = madvise(mapping, ROOM, Advice::LinuxNoHugepage);
             mapping
         };
         Ok(Box::into_raw(Box::new(Room { taken: AtomicI32::new(0), socket: -1, mapping })))
@@ -382,18 +377,21 @@ impl Rooms {
         // SAFETY: rooms are never freed, and only `taken` is looked at while somebody may be in one: with Acquire all that
         // was done in it is over when it is 0.
         let is_empty = |room: &*mut Room| unsafe { (**room).taken.load(Ordering::Acquire) == 0 };
-        let Some(room) = self.0.iter().copied().find(is_empty) else {
-            let room = Room::new()?;
-            self.0.push(room);
-            return Ok(room);
-        };
-        // SAFETY: nobody is in it, and what was in it is not needed any more.
-        unsafe {
-            let message = (*room).message();
-            if u64::from_ne_bytes(message[0]) > limits::ROOM_KEPT {
-                madvise(message.as_mut_ptr().cast(), limits::AGENT_MESSAGE_BYTES, Advice::LinuxDontNeed)?;
+        let mut empty = self.0.iter().copied().filter(is_empty);
+        for room in empty.clone() {
+            // SAFETY: nobody is in it, and what was in it is not needed any more.
+            unsafe {
+                let message = (*room).message();
+                if u64::from_ne_bytes(message[0]) > limits::ROOM_KEPT {
+                    madvise(message.as_mut_ptr().cast(), limits::AGENT_MESSAGE_BYTES, Advice::LinuxDontNeed)?;
+                }
             }
         }
+        if let Some(room) = empty.next() {
+            return Ok(room);
+        }
+        let room = Room::new()?;
+        self.0.push(room);
         Ok(room)
     }
 }
