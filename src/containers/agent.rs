@@ -21,15 +21,15 @@ use rustix::process::{
 
 use super::protocol::{Answer, receive_process, send_answer, send_process, send_ready};
 use crate::base::{At, Error, Result};
-use crate::proc::spawn::{dev_null, oom_score, set_oom_score};
+use crate::proc::spawn::{dev_null, set_oom_score};
 use crate::proc::sys::{Rooms, fork_single_threaded};
 
 /// The lowest descriptor for what we keep: 0 to 2 are for the commands.
 const FIRST_OWN: i32 = 3;
 
-/// Runs the agent. Called before anything else in `main`.
-pub fn main() -> ! {
-    match serve() {
+/// Runs the agent. Called before anything else in `main`. `oom_score`: for workloads.
+pub fn main(oom_score: &str) -> ! {
+    match serve(oom_score) {
         Ok(()) => exit(0),
         Err(error) => {
             // nspawn hands this on to the engine, which puts it into its own error.
@@ -39,7 +39,7 @@ pub fn main() -> ! {
     }
 }
 
-fn serve() -> Result<()> {
+fn serve(oom_score: &str) -> Result<()> {
     // Who waits for a command shares the zygote's memory: a core dump of one would end all (before Linux 5.16), and whoever
     // it becomes is not to look into it meanwhile (ptrace(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the agent")?;
@@ -55,13 +55,12 @@ fn serve() -> Result<()> {
     rustix::stdio::dup2_stderr(&null).at("close", "stderr")?;
     drop(null);
 
-    let usual = oom_score();
     let mut zygote = None;
     let mut processes: HashMap<Pid, OwnedFd> = HashMap::new();
     loop {
         let Zygote { pid, told } = match zygote.take() {
             Some(zygote) => zygote,
-            None => match start_zygote(&listener, &usual) {
+            None => match start_zygote(&listener, oom_score) {
                 Ok(zygote) => zygote,
                 // Out of processes or memory, which something in here may give back.
                 Err(_) => {
@@ -128,8 +127,8 @@ fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
     lives
 }
 
-/// `usual`: the oom_score_adj that we had before the engine made us precious.
-fn start_zygote(listener: &OwnedFd, usual: &str) -> Result<Zygote> {
+/// `oom_score`: what it and all that it starts get as their oom_score_adj, which is more than ours.
+fn start_zygote(listener: &OwnedFd, oom_score: &str) -> Result<Zygote> {
     let at = "the zygote";
     let (told, tells) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .at("open", "a socket pair")?;
@@ -140,7 +139,7 @@ fn start_zygote(listener: &OwnedFd, usual: &str) -> Result<Zygote> {
         }
         None => {
             drop(told);
-            set_oom_score(usual);
+            set_oom_score(oom_score);
             start_processes(listener, &tells)
         }
     }

@@ -8,6 +8,7 @@ use super::roots::{Entry, Roots, Site};
 use crate::base::ids::Network;
 use crate::proc::Limits;
 use crate::proc::idmap::IDS;
+use crate::proc::spawn::workload_oom_score;
 use crate::store::allowlist::Mount;
 
 /// Everything that a container's start needs to know.
@@ -99,6 +100,6 @@ pub(super) fn nspawn_args(
     args.push(format!("--directory={}", text(&place.root)));
     args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));
     args.push(format!("--bind-ro={}:/etc/resolv.conf", bindable(resolv_conf)));
-    args.extend([inside.to_owned(), "agent".to_owned()]);
+    args.extend([inside, "agent", workload_oom_score()].map(str::to_owned));
     args
 }

@@ -39,12 +39,13 @@ static CHILD_OOM_SCORE: OnceLock<&'static str> = OnceLock::new();
 /// How much the kernel prefers this process when memory runs out (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
-/// This process's, for [`set_oom_score`].
-pub fn oom_score() -> String {
-    std::fs::read_to_string(OOM_SCORE).unwrap_or_default()
+/// What workloads get whose surroundings must outlive them: the usual one where those surroundings have less, else, since
+/// raising takes no privileges, more than they have. Half of the memory that may run out is enough for any comparison.
+pub fn workload_oom_score() -> &'static str {
+    CHILD_OOM_SCORE.get().copied().unwrap_or("500")
 }
 
-/// Sets this process's; more takes no privileges.
+/// Sets this process's own.
 pub fn set_oom_score(score: &str) {
     let _ = super::hierarchy::write(OOM_SCORE.as_ref(), score);
 }

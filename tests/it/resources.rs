@@ -233,10 +233,26 @@ fn when_memory_runs_out_the_server_is_the_last_to_go() {
     let capabilities = crate::procs::status(place.server.pid, "CapEff").unwrap();
     let may = u64::from_str_radix(&capabilities, 16).unwrap() >> 24 & 1 == 1;
     assert_eq!(score.trim(), if may { "-900" } else { "0" });
-    assert_eq!(place.sh("cat /proc/self/oom_score_adj"), "0\n");
+    assert_eq!(place.sh("cat /proc/self/oom_score_adj"), if may { "0\n" } else { "500\n" });
     let host = Place::host(place.server);
     assert_eq!(host.sh("cat /proc/self/oom_score_adj"), "0\n");
     assert_ne!(place.exec(json!({"command": "echo -500 > /proc/self/oom_score_adj"}))["exit_code"], 0);
+}
+
+#[test]
+fn a_crowd_for_which_memory_is_short_does_not_end_its_container() {
+    // Each of them is as small as the container's first process.
+    let limits = json!({"memory_bytes": 32 * MIB, "swap_bytes": 0});
+    let place = Place::ready(shared(), json!({"name": "crowded", "resources": limits}));
+    let init = || place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].clone();
+    place.sh("true");
+    let before = init();
+    let crowd = "for k in $(seq 60); do (x=$(head -c 300000 /dev/zero | tr -c x x); sleep 1) & done; wait";
+    for _ in 0..3 {
+        place.exec(json!({"command": crowd, "timeout_secs": 20}));
+        assert_eq!(place.sh("echo alive"), "alive\n");
+        assert_eq!(init(), before);
+    }
 }
 
 #[test]

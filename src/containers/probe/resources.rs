@@ -31,8 +31,8 @@ pub(super) fn oom() -> Check {
         Err(error) => Check::warn(
             "oom",
             format!(
-                "When memory runs out, the kernel may end berth itself instead of a workload: its oom_score_adj cannot \
-                 be lowered ({error})"
+                "When memory runs out, the kernel may end berth itself instead of a command on the host: its \
+                 oom_score_adj cannot be lowered ({error})"
             ),
             "start berth with CAP_SYS_RESOURCE, or as a systemd service with OOMScoreAdjust=-900",
         ),
