@@ -439,23 +439,22 @@ impl Machine {
     /// Tries something again that only a container on its way out refuses: with another process, since someone inside
     /// may have killed the first, and in the end with another container.
     fn insist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        const ROUNDS: u32 = 3;
-        const TRIES: u32 = 4;
-        let begun = Instant::now();
-        for _ in 0..ROUNDS {
-            for _ in 0..TRIES {
-                match attempt() {
-                    // One that does not start at all has been waited for already.
-                    Err(error)
-                        if error.code() == Code::ContainerStopped && begun.elapsed() < limits::INSIST => {}
-                    done => return done,
-                }
-                std::thread::sleep(Duration::from_millis(5));
+        let (begun, mut pause, mut given_up) = (Instant::now(), Duration::from_millis(5), false);
+        loop {
+            match attempt() {
+                // One that does not start at all has been waited for already.
+                Err(error) if error.code() == Code::ContainerStopped && begun.elapsed() < limits::INSIST => {}
+                done => return done,
             }
-            // One that is on its way out is not waited for.
-            self.stop();
+            std::thread::sleep(pause);
+            pause *= 2;
+            // Nothing of its end can be seen, or it would have been started anew: want of memory or of processes in it may
+            // pass. After so long it is ended with all that runs there.
+            if !given_up && begun.elapsed() > limits::INSIST / 2 {
+                self.stop();
+                given_up = true;
+            }
         }
-        attempt()
     }
 
     fn open_terminal(&self) -> Result<Pty> {
