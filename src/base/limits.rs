@@ -146,8 +146,8 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 
 /// A container's first answer: nspawn needs about 100 ms, a loaded machine more.
 pub const CONTAINER_START: Duration = Duration::from_secs(20);
-/// Least `pids` of a container workspace: nspawn, the agent and the waiting processes take four, and with fewer than ten
-/// the first pipe of a shell does not start.
+/// Least `pids` of a container workspace: nspawn, the agent's two and the waiting processes take seven of them, and a shell
+/// with a pipe three or more.
 pub const CONTAINER_PIDS: u64 = 16;
 /// Least `cpus` of one: with so much the start takes 1.3 s on an idle machine, with 0.01 it takes longer than
 /// [`CONTAINER_START`].
