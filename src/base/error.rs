@@ -169,6 +169,8 @@ codes! {
     ContainerStopped = 503 "container_stopped",
     /// Nothing in the container does what a command's start needs: somebody has stopped it all.
     ContainerSilent = 503 "container_silent",
+    /// What runs in the container leaves nothing for another command.
+    ContainerFull = 503 "container_full",
     /// The library has nothing of this name.
     NotInLibrary = 404 "not_in_library",
     /// No space left where berth keeps its data.

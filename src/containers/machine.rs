@@ -20,7 +20,7 @@ use super::network::{self, Networks};
 pub use super::place::Place;
 use super::place::nspawn_args;
 use super::process::{ContainerProcess, Held, refused};
-use super::protocol::{self, Answers, gone};
+use super::protocol::{self, Answers, full, gone};
 use super::roots::Roots;
 use super::running::{
     Leader, Owner, Running, Spare, has_ended, parent_of, pid_namespace, pidfd_pid, uid_base,
@@ -436,24 +436,26 @@ impl Machine {
         }
     }
 
-    /// Tries something again that only a container on its way out refuses: with another process, since someone inside
-    /// may have killed the first, and in the end with another container.
-    fn insist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let (begun, mut pause, mut given_up) = (Instant::now(), Duration::from_millis(5), false);
+    /// Tries something again that fails where a container ends, or where something inside takes what a start needs: with
+    /// another process, since someone may have killed the first, and with the container's successor. One that lives is
+    /// never ended for it, since other things run there. At most `patience`.
+    fn insist<T>(&self, patience: Option<Duration>, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let patience = patience.map_or(limits::INSIST, |own| own.min(limits::INSIST));
+        let (begun, mut pause) = (Instant::now(), Duration::from_millis(5));
         loop {
-            match attempt() {
-                // One that does not start at all has been waited for already.
-                Err(error) if error.code() == Code::ContainerStopped && begun.elapsed() < limits::INSIST => {}
+            let error = match attempt() {
+                Err(error) if error.code() == Code::ContainerStopped => error,
                 done => return done,
+            };
+            if begun.elapsed() + pause >= patience {
+                return Err(if self.present().is_some_and(|running| running.takes_commands()) {
+                    full()
+                } else {
+                    error
+                });
             }
             std::thread::sleep(pause);
-            pause *= 2;
-            // Nothing of its end can be seen, or it would have been started anew: want of memory or of processes in it may
-            // pass. After so long it is ended with all that runs there.
-            if !given_up && begun.elapsed() > limits::INSIST / 2 {
-                self.stop();
-                given_up = true;
-            }
+            pause = (pause * 2).min(limits::INSIST / 20);
         }
     }
 
@@ -547,11 +549,11 @@ impl Machine {
 impl Launcher for Arc<Machine> {
     fn launch(&self, _id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
         // As long as the command has not been accepted, nothing of it has run.
-        self.insist(|| Ok(Box::new(self.begin(command, &stdio)?) as Box<dyn Process>))
+        self.insist(command.patience, || Ok(Box::new(self.begin(command, &stdio)?) as Box<dyn Process>))
     }
 
     fn terminal(&self) -> Result<Pty> {
-        self.insist(|| self.open_terminal())
+        self.insist(None, || self.open_terminal())
     }
 
     fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {

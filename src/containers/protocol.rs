@@ -67,6 +67,15 @@ pub(super) fn gone() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
+/// The container lives, but nothing can be started in it.
+pub(super) fn full() -> Error {
+    Error::new(
+        Code::ContainerFull,
+        "Nothing can be started in the container: what runs there takes all its memory or processes, or kills what starts. \
+         GET …/resources shows what it uses; DELETE …/runs/:run ends a run, POST …/stop everything",
+    )
+}
+
 /// Engine → waiting process: become this command, with these three streams; `mark`: a further variable.
 ///
 /// # Errors

@@ -75,9 +75,11 @@ impl Response {
         let mut response = Response::json(error.code().status(), &error.body());
         response.code = Some(error.code());
         match error.code() {
-            Code::Busy | Code::ShuttingDown | Code::ContainerStopped | Code::ContainerSilent => {
-                response.with("Retry-After", limits::RETRY_AFTER_SECS.to_string())
-            }
+            Code::Busy
+            | Code::ShuttingDown
+            | Code::ContainerStopped
+            | Code::ContainerSilent
+            | Code::ContainerFull => response.with("Retry-After", limits::RETRY_AFTER_SECS.to_string()),
             _ => response,
         }
     }

@@ -28,7 +28,7 @@ pub struct Io<'a> {
 /// How a process was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It ended by itself; what it left in the background may go on.
+    /// It ended by itself; what it left in the background may go on, unless the kernel has ended it for want of memory.
     Exited(Exit),
     /// Its deadline came; it and everything it started has been killed.
     TimedOut,
@@ -108,7 +108,7 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
             match process.try_exit() {
                 Ok(None) => {}
                 Ok(Some(exit)) => {
-                    if terminated {
+                    if terminated || lacked_memory(process, exit) {
                         process.kill();
                     }
                     out.drain(&mut buffer);
@@ -139,6 +139,12 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
             deadline = Instant::now() + limits::TERM_GRACE;
         }
     }
+}
+
+/// Whether the kernel ended the process itself because memory ran out. What it started is then nobody's, and still has
+/// the memory that everything else there lacks.
+fn lacked_memory(process: &dyn Process, exit: Exit) -> bool {
+    exit == Exit::Signal(libc::SIGKILL) && process.oom_killed() == Some(true)
 }
 
 #[derive(Default)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::fixture::{Place, shared};
+use crate::procs::{self, secs, unique_secs};
 use crate::server::{NIL, Server};
 
 const MIB: u64 = 1 << 20;
@@ -230,7 +231,7 @@ fn when_memory_runs_out_the_server_is_the_last_to_go() {
     let place = crate::fixture::shared_box();
     let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", place.server.pid)).unwrap();
     // Without CAP_SYS_RESOURCE, which this machine may lack, it can only stay what it is (tests/vm has it).
-    let capabilities = crate::procs::status(place.server.pid, "CapEff").unwrap();
+    let capabilities = procs::status(place.server.pid, "CapEff").unwrap();
     let may = u64::from_str_radix(&capabilities, 16).unwrap() >> 24 & 1 == 1;
     assert_eq!(score.trim(), if may { "-900" } else { "0" });
     assert_eq!(place.sh("cat /proc/self/oom_score_adj"), if may { "0\n" } else { "500\n" });
@@ -240,19 +241,96 @@ fn when_memory_runs_out_the_server_is_the_last_to_go() {
 }
 
 #[test]
+fn what_is_ended_for_want_of_memory_takes_along_what_it_started() {
+    let number = unique_secs();
+    let limits = json!({"memory_bytes": 64 * MIB, "swap_bytes": 0});
+    let ended = |place: &Place<'_>| {
+        let hog = "exec dd if=/dev/zero of=/dev/null bs=400M count=1";
+        let body =
+            json!({"command": format!("sleep {number} & {hog}"), "limits": limits, "soft_timeout_secs": 60});
+        let told = place.client.post(201, &place.path("/runs"), body);
+        assert_eq!((&told["status"], &told["signal"]), (&json!("killed"), &json!(9)), "{told}");
+        assert_eq!(told["oom_killed"], true, "{told}");
+        assert_eq!(procs::sleeps(&number), [0u32; 0], "{told}");
+    };
+    let place = crate::fixture::shared_box();
+    ended(&place);
+    ended(&Place::host(place.server));
+}
+
+#[test]
+fn a_container_full_of_processes_says_so_and_goes_on() {
+    let place = Place::ready(shared(), json!({"name": "full", "resources": {"pids": 32}}));
+    let init = || place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].clone();
+    let number = unique_secs();
+    place.sh("true");
+    let before = init();
+    place.exec(
+        json!({"command": format!("for k in $(seq 60); do sleep {number} & done"), "timeout_secs": 60}),
+    );
+    // Some get what waits for a command already; the others are told at their time, or after a few seconds.
+    for (timeout, patient) in [(2, secs(4)), (60, secs(20))] {
+        let replies: Vec<_> = thread::scope(|scope| {
+            let calls: Vec<_> = (0..12)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let (begun, body) =
+                            (Instant::now(), json!({"args": ["sleep", "12"], "timeout_secs": timeout}));
+                        (
+                            place.server.owner().call("POST", &place.path("/exec"), Some(&body)),
+                            begun.elapsed(),
+                        )
+                    })
+                })
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        });
+        let full = replies.iter().filter(|(reply, _)| reply.status == 503);
+        assert!(full.clone().count() > 0, "{replies:?}");
+        for (reply, took) in full {
+            assert_eq!(reply.value()["code"], "container_full", "{reply}");
+            assert!(*took < patient, "{took:?}: {reply}");
+        }
+    }
+    assert_eq!(init(), before, "it is the same container");
+    assert!(procs::sleeps(&number).len() > 10, "with all that ran in it");
+    place.server.owner().post(200, &place.path("/stop"), json!({}));
+    assert_eq!(place.sh("echo new"), "new\n");
+}
+
+/// In 32 MiB without swap: as small as the container's first processes, and more than there is room for.
+const CROWD: &str = "for k in $(seq 60); do (x=$(head -c 300000 /dev/zero | tr -c x x); sleep 1) & done";
+
+#[test]
 fn a_crowd_for_which_memory_is_short_does_not_end_its_container() {
-    // Each of them is as small as the container's first process.
     let limits = json!({"memory_bytes": 32 * MIB, "swap_bytes": 0});
     let place = Place::ready(shared(), json!({"name": "crowded", "resources": limits}));
     let init = || place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].clone();
     place.sh("true");
     let before = init();
-    let crowd = "for k in $(seq 60); do (x=$(head -c 300000 /dev/zero | tr -c x x); sleep 1) & done; wait";
+    // Whether its shell comes to the end, or the kernel ends that: then the rest goes with it.
     for _ in 0..3 {
-        place.exec(json!({"command": crowd, "timeout_secs": 20}));
-        assert_eq!(place.sh("echo alive"), "alive\n");
-        assert_eq!(init(), before);
+        let told = place.exec(json!({"command": format!("{CROWD}; wait"), "timeout_secs": 60}));
+        assert_eq!(place.sh("echo alive"), "alive\n", "{told}");
     }
+    assert_eq!(init(), before);
+    // Nobody waits for this one: commands beside it get through, or are told why not.
+    for _ in 0..3 {
+        place.client.call("POST", &place.path("/exec"), Some(&json!({"command": CROWD, "timeout_secs": 60})));
+        let reply = place.client.call(
+            "POST",
+            &place.path("/exec"),
+            Some(&json!({"command": "echo", "timeout_secs": 60})),
+        );
+        let code = reply.value()["code"].clone();
+        let is_said = ["container_full", "container_silent"].iter().any(|known| code == *known);
+        assert!(reply.status == 200 || reply.status == 503 && is_said, "{reply}");
+    }
+    procs::wait_for("room for a command", secs(60), || {
+        let reply = place.client.call("POST", &place.path("/exec"), Some(&json!({"command": "echo alive"})));
+        (reply.status == 200 && reply.value()["stdout"] == "alive\n").then_some(())
+    });
+    assert_eq!(init(), before, "it is the same container");
 }
 
 #[test]
