@@ -448,11 +448,8 @@ impl Machine {
                 done => return done,
             };
             if begun.elapsed() + pause >= patience {
-                return Err(if self.present().is_some_and(|running| running.takes_commands()) {
-                    full()
-                } else {
-                    error
-                });
+                let lives = self.present().is_some_and(|running| running.takes_commands());
+                return Err(if lives { full().because(error) } else { error });
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(limits::INSIST / 20);
