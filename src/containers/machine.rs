@@ -359,7 +359,13 @@ impl Machine {
             let path = format!("runs/{name}");
             self.sequence.fetch_max(name.parse::<u64>().map_or(0, |number| number + 1), Ordering::Relaxed);
             let run = self.around.cgroups.group(&format!("{}/{path}", self.name))?;
-            if !run.is_left() && !keep(&path) {
+            if run.is_left() {
+                continue;
+            }
+            if keep(&path) {
+                // Its keeper's: to remove it, or only to try, marks it as one whose command has ended.
+                run.let_go();
+            } else {
                 run.kill(None)?;
             }
         }
