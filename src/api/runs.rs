@@ -368,7 +368,8 @@ fn offset(text: Option<&str>, stream: Option<Stream>, end: Position) -> Result<P
     })
 }
 
-/// The answer with what there is now.
+/// The answer with what there is now. What of it is not kept any more when it is read is left to the next request, which
+/// begins behind the last byte of this one.
 fn part(
     tickets: &Tickets,
     place: impl FnOnce() -> Result<Place>,
@@ -377,43 +378,46 @@ fn part(
 ) -> Result<Response> {
     let status = run.status();
     let stream = wanted.stream;
-    let mut follower = Follower::new(run, wanted.at)?.until_now();
-    let stretch = follower.stretch(stream);
-    let length = stretch.length.min(wanted.limit.map_or(u64::MAX, |limit| limit as u64));
-    let headers = |response: Response, next: Position| {
+    let headers = |response: Response, from: Position, next: Position, missed: u64| {
         let show = |at: Position| stream.map_or_else(|| at.to_string(), |stream| at.of(stream).to_string());
         let response = response
             .with("Content-Type", "application/octet-stream")
             .with("Cache-Control", "no-store")
             .with("X-Content-Type-Options", "nosniff")
-            .with("X-Offset", show(stretch.from))
+            .with("X-Offset", show(from))
             .with("X-Next-Offset", show(next))
             .with("X-Run-Status", status.as_str());
-        if stretch.missed > 0 {
-            response.with("X-Missed-Bytes", stretch.missed.to_string())
-        } else {
-            response
-        }
+        if missed > 0 { response.with("X-Missed-Bytes", missed.to_string()) } else { response }
     };
-    follower.go_to(stretch.from);
-    if length <= WHOLE as u64 {
-        let mut body = vec![0; length as usize];
-        let mut filled = 0;
+    let mut follower = Follower::new(run, wanted.at)?.until_now();
+    let begin = follower.at();
+    let (stretch, length) = loop {
+        let stretch = follower.stretch(stream);
+        let length = stretch.length.min(wanted.limit.map_or(u64::MAX, |limit| limit as u64));
+        follower.go_to(stretch.from);
+        if length > WHOLE as u64 {
+            break (stretch, length);
+        }
+        let (mut body, mut filled, mut next) = (vec![0; length as usize], 0, stretch.from);
         while filled < body.len() {
-            match follow::read(&mut follower, stream, &mut body[filled..]) {
-                Some(n) => filled += n,
-                None => break,
-            }
+            let Some(n) = follow::read(&mut follower, stream, &mut body[filled..]) else { break };
+            filled += n;
+            next = follower.at();
+        }
+        // All of it is gone since: then what lies behind it is looked at. That ends, for nothing is read that came later.
+        if filled == 0 && length > 0 && follower.at() != stretch.from {
+            continue;
         }
         body.truncate(filled);
-        return Ok(headers(Response::empty(200).with_body(body), follower.at()));
-    }
+        let missed = (next.out - begin.out) + (next.err - begin.err) - filled as u64;
+        return Ok(headers(Response::empty(200).with_body(body), stretch.from, next, missed));
+    };
     if wanted.head {
-        return Ok(headers(Response::empty(200), stretch.to));
+        return Ok(headers(Response::empty(200), stretch.from, stretch.to, stretch.missed));
     }
     let place = place()?;
     let ticket = tickets.deposit(move |socket, _| {
         place.run(move || follow::stretch(socket, follower, stream, length));
     })?;
-    Ok(headers(Response::taken(ticket, Some(length)), stretch.to))
+    Ok(headers(Response::taken(ticket, Some(length)), stretch.from, stretch.to, stretch.missed))
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -60,6 +61,37 @@ fn a_full_window_moves_on_and_offsets_stay_true() {
     let begin = told["stdout_start"].as_u64().unwrap() as usize;
     assert!((100_000..=131_072).contains(&(all.len() - begin)), "{told}");
     assert!(output(&place, &run, "").text() == all[begin..]);
+}
+
+#[test]
+fn what_a_window_loses_while_it_is_read_is_counted() {
+    let place = Place::host(crate::fixture::shared());
+    let command = "i=0; while :; do seq -f %09.0f $i $((i+3999)); i=$((i+4000)); sleep 0.01; done";
+    for (detach, stream) in [(true, "stdout"), (false, "stdout"), (true, "both")] {
+        let body = json!({"command": command, "output_limit_bytes": 131_072, "detach": detach, "hard_timeout_secs": 60});
+        let run = start(&place, body);
+        let begun = Instant::now();
+        let mut counted = 0;
+        while begun.elapsed() < secs(3) {
+            let at = if stream == "both" { "0:0" } else { "0" };
+            let part = output(&place, &run, &format!("?stream={stream}&offset={at}&limit=65536"));
+            let number = |name: &str| {
+                let told = part.header(name).unwrap_or("0").trim_end_matches(":0");
+                told.parse::<usize>().unwrap()
+            };
+            let (from, next, missed) =
+                (number("x-offset"), number("x-next-offset"), number("x-missed-bytes"));
+            assert_eq!(missed + part.body.len(), next, "{part}");
+            // Numbers of nine digits and a line break.
+            let (line, inside) = ((next - part.body.len()) / 10, (next - part.body.len()) % 10);
+            let wanted = format!("{line:09}\n{:09}\n", line + 1);
+            let few = part.body.len().min(10);
+            assert_eq!(part.body[..few], wanted.as_bytes()[inside..inside + few], "at {from}");
+            counted += usize::from(missed > 0 && few > 0);
+        }
+        assert!(counted > 10, "the window moved {counted} times");
+        place.client.delete(204, &run);
+    }
 }
 
 #[test]
