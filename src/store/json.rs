@@ -83,6 +83,12 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         Ok(result)
     }
 
+    /// Does something between two updates.
+    pub fn between_updates<R>(&self, what: impl FnOnce() -> R) -> R {
+        let _turn = lock(&self.writer); // LOCK: 3
+        what()
+    }
+
     fn write(&self, value: &T) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| {
             Error::internal(format!("Could not turn the content of {} into JSON", self.path.display()))

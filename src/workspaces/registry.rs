@@ -77,7 +77,9 @@ impl Workspace {
     /// `DefaultWorkspace`, or `WorkspaceNotFound` when somebody else has begun.
     pub fn begin_delete(&self) -> Result<()> {
         self.record().check_deletable()?;
-        if self.deleting.swap(true, Ordering::SeqCst) { Err(not_found(&self.id.to_string())) } else { Ok(()) }
+        // An update that found it alive has been written by then, so that none finds its folder gone.
+        let begun = self.record.between_updates(|| self.deleting.swap(true, Ordering::SeqCst));
+        if begun { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
 
     /// Takes [`Workspace::begin_delete`] back.

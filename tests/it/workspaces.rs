@@ -326,6 +326,27 @@ fn leftovers(data: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_change_that_meets_the_deletion_finds_nothing() {
+    let server = crate::fixture::shared();
+    for round in 0..30 {
+        let made = server.owner().post(200, "/api/workspaces", json!({"name": format!("brief {round}")}));
+        let path = url(&made);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..5 {
+                        let body = json!({"name": format!("brief {round} {n}")});
+                        let reply = server.owner().call("PUT", &path, Some(&body));
+                        assert!([200, 404].contains(&reply.status), "{reply}");
+                    }
+                });
+            }
+            scope.spawn(|| server.owner().delete(200, &path));
+        });
+    }
+}
+
+#[test]
 fn delete_answers_with_a_sentence() {
     let server = Server::start();
     let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
