@@ -154,6 +154,9 @@ pub const CONTAINER_PIDS: u64 = 16;
 pub const CONTAINER_CPUS: f64 = 0.05;
 /// How long a command is offered to a container that ends, and to its successor, before its client is told.
 pub const INSIST: Duration = Duration::from_secs(5);
+/// Least time in which a container is to take a command, however soon that is to be over: it takes a millisecond, and one
+/// whose time is 0 is to begin and be ended as on the host.
+pub const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 /// An agent's answer to something that needs no work. Its container may be hostile or thrashing.
 pub const AGENT_ANSWER: Duration = Duration::from_secs(10);
 /// Spare processes that wait in a running container, each already in a cgroup of its own: joining one costs

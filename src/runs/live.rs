@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::request::{Plan, Stdin};
 use super::run::Run;
 use super::spool::{Stream, Writer};
-use crate::base::{At, Error, Result, pool};
+use crate::base::{At, Error, Result, limits, pool};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, pty, pump};
 
@@ -28,7 +28,7 @@ impl Live {
     /// When it could not be started: then nothing has run.
     pub fn start(launcher: &dyn Launcher, run: &Run, plan: Plan) -> Result<Live> {
         let Plan { mut command, stdin, pty, timeout } = plan;
-        command.patience = Some(timeout);
+        command.patience = Some(timeout.max(limits::LEAST_PATIENCE));
         let (ours, stdio) = match pty {
             Some(size) => {
                 let terminal = launcher.terminal()?;

@@ -311,6 +311,10 @@ fn a_soft_timeout_answers_and_the_run_goes_on(place: &Place<'_>) {
 fn a_hard_timeout_ends_the_tree(place: &Place<'_>) {
     let (a, b) = (unique_secs(), unique_secs());
     let command = format!("echo part; trap '' TERM; setsid sleep {a} & sleep {b}; sleep {b}");
+    for _ in 0..6 {
+        let run = start(place, json!({"command": "sleep 20", "hard_timeout_secs": 0}));
+        assert_eq!(ended(place, &run)["status"], "timed_out");
+    }
     let run = start(place, json!({"command": command, "hard_timeout_secs": 0.7}));
     let told = ended(place, &run);
     assert_eq!(
