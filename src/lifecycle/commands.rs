@@ -187,9 +187,12 @@ pub(super) fn check_ready(record: &Record) -> Result<()> {
         Status::Building => "Building",
         Status::Ready | Status::Error => "Error",
     };
+    // The first two sentences are the observed server's.
+    let init = record.shown.error_message.as_ref().is_some_and(|message| message.starts_with("Init script"));
+    let cure = if init { " Or run its init script again: POST …/rerun-init." } else { "" };
     Err(Error::new(
         Code::NotReady,
-        format!("Container workspace is not ready (status: {status}). Build it first."),
+        format!("Container workspace is not ready (status: {status}). Build it first.{cure}"),
     )
     .detail("status", status.to_ascii_lowercase()))
 }

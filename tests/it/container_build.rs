@@ -105,6 +105,30 @@ fn a_failing_init_script_is_an_error_that_says_why_and_can_be_repaired() {
 }
 
 #[test]
+fn a_rerun_that_cannot_start_changes_nothing() {
+    let body = json!({"name": "no room", "init_script": "#!/bin/sh\necho ran", "resources": {"pids": 16}});
+    let place = Place::ready(shared(), body);
+    let sleep = json!({"args": ["sleep", "100"], "hard_timeout_secs": 90});
+    while place.client.call("POST", &place.path("/runs"), Some(&sleep)).status == 201 {}
+    // What waits for a command already is taken by execs, and one of them finds nothing any more.
+    thread::scope(|scope| {
+        let (told, replies) = std::sync::mpsc::channel();
+        for _ in 0..6 {
+            let (owner, path, told) = (place.server.owner(), place.path("/exec"), told.clone());
+            let sleep = json!({"args": ["sleep", "100"], "timeout_secs": 15});
+            scope.spawn(move || drop(told.send(owner.call("POST", &path, Some(&sleep)))));
+        }
+        assert_eq!(replies.recv().unwrap().status, 503);
+        place.client.refused(503, "container_full", "POST", &place.path("/rerun-init"), None);
+    });
+    let now = place.show();
+    assert_eq!((&now["status"], &now["error_message"]), (&json!("ready"), &Value::Null), "{now}");
+    place.client.post(200, &place.path("/stop"), json!({}));
+    assert_eq!(place.sh("echo again"), "again\n");
+    assert_eq!(place.client.post(200, &place.path("/rerun-init"), json!({}))["stdout"], "ran\n");
+}
+
+#[test]
 fn rerun_init_needs_a_container_and_a_script() {
     let place = Place::pending(shared(), json!({"name": "unbuilt", "init_script": "true"}));
     place.client.refused(400, "workspace_not_ready", "POST", &place.path("/rerun-init"), None);
