@@ -164,12 +164,15 @@ impl Begun {
 
     /// By the clock on the wall, which another process looked at.
     fn at(at: String) -> Begun {
-        let age = chrono::DateTime::parse_from_rfc3339(&at)
-            .ok()
-            .and_then(|at| chrono::Utc::now().signed_duration_since(at).to_std().ok());
-        let since = age.and_then(|age| Instant::now().checked_sub(age)).unwrap_or_else(Instant::now);
+        let since = Instant::now().checked_sub(age(&at)).unwrap_or_else(Instant::now);
         Begun { at, since }
     }
+}
+
+/// How long ago that was by the clock on the wall; 0 for what is to come.
+pub(super) fn age(at: &str) -> Duration {
+    let at = chrono::DateTime::parse_from_rfc3339(at).ok();
+    at.and_then(|at| chrono::Utc::now().signed_duration_since(at).to_std().ok()).unwrap_or_default()
 }
 
 /// A run on disk.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::keeper::{self, Found, Keepers, Kept, Met};
 use super::request::Plan;
 use super::room::Room;
-use super::run::{Asked, End, Origin, Problem, Run, Status, read_record};
+use super::run::{Asked, End, Origin, Problem, Run, Status, age, read_record};
 use super::spool::{Spool, Writer};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
@@ -142,7 +142,7 @@ impl Runs {
                 signal: None,
                 error: Some(Problem { code: "interrupted".to_owned(), message: how.to_owned() }),
                 finished_at: clock::now_rfc3339(),
-                wall_secs: 0.0,
+                wall_secs: age(&record.started_at).as_secs_f64(),
                 usage: Usage::default(),
             });
         }

@@ -355,6 +355,7 @@ fn runs_are_there_again_after_a_restart() {
     let told = place.client.get(200, &lost);
     assert_eq!((&told["status"], &told["exit_code"]), (&json!("failed"), &Value::Null), "{told}");
     assert_eq!(told["error"]["code"], "interrupted");
+    assert!(told["wall_secs"].as_f64().is_some_and(|secs| secs > 0.0), "until it was ended: {told}");
     let last = Events::follow(&server, &lost, None).wait("failed");
     assert_eq!(last.data["code"], "interrupted", "{last:?}");
     assert_eq!(output(&place, &lost, "").text(), "part\n");
