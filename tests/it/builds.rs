@@ -139,6 +139,9 @@ fn a_failed_rerun_never_costs_the_root() {
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nexit 3\n"}));
     assert_eq!(place.client.post(200, &place.path("/rerun-init"), json!({}))["exit_code"], 3);
     assert_eq!(place.show()["status"], "error");
+    let body = json!({"command": "true"});
+    let told = place.client.refused(400, "workspace_not_ready", "POST", &place.path("/exec"), Some(body));
+    assert!(told["message"].as_str().unwrap().contains("rerun-init"), "{told}");
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
     place.build();
     assert_eq!(place.sh("cat /root/precious"), "mine\n");
