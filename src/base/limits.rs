@@ -152,7 +152,8 @@ pub const CONTAINER_PIDS: u64 = 16;
 /// Least `cpus` of one: with so much the start takes 1.3 s on an idle machine, with 0.01 it takes longer than
 /// [`CONTAINER_START`].
 pub const CONTAINER_CPUS: f64 = 0.05;
-/// How long a command is offered to a container that ends, and to its successor, before its client is told.
+/// How long a command is offered to a container that ends and to its successor, or to one that has no memory or process
+/// left for it, before its client is told.
 pub const INSIST: Duration = Duration::from_secs(5);
 /// Least time in which a container is to take a command, however soon that is to be over: it takes a millisecond, and one
 /// whose time is 0 is to begin and be ended as on the host.
