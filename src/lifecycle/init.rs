@@ -66,16 +66,13 @@ impl Lifecycle {
             let result = script.and_then(|script| {
                 lifecycle.run_init(&workspace, &record, &script, None, &journaled.entered.cancel)
             });
-            if let Err(error) = &result
-                && matches!(error.code(), Code::ContainerFull | Code::ContainerSilent)
-            {
-                // Nothing of it has run: dropped, the workspace is what it was.
-                drop(journaled);
-                return result;
-            }
             let message = match &result {
                 Ok(result) if result.success => None,
                 Ok(result) => Some(failure(result, lifecycle.policy.init_timeout)),
+                // Nothing of it has run, and the workspace stays what it was.
+                Err(error) if matches!(error.code(), Code::ContainerFull | Code::ContainerSilent) => {
+                    return result;
+                }
                 Err(error) => Some(format!("Init script failed: {}", error.message())),
             };
             journaled.end(|record| record.finish(message.clone()));
