@@ -179,8 +179,7 @@ fn long_commands_leave_no_memory_behind() {
     let place = fresh("long commands");
     let env: serde_json::Map<_, _> = (0..10).map(|n| (format!("V{n}"), json!("z".repeat(100_000)))).collect();
     let agents = || procs::naming("/run/berth/agent");
-    let init =
-        place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].as_u64().unwrap() as u32;
+    let init = place.init();
     let body = json!({"command": "true", "env": env});
     for _ in 0..10 {
         place.exec(body.clone());

@@ -102,11 +102,17 @@ impl<'a> Place<'a> {
         told["content"].as_str().unwrap().to_owned()
     }
 
+    /// The first process of the running container.
+    #[track_caller]
+    pub fn init(&self) -> u32 {
+        let init = self.server.owner().get(200, &self.path("/debug"))["machine"]["init_pid"].clone();
+        init.as_u64().expect("the container does not run") as u32
+    }
+
     /// Where this process finds a file of the running container: its root need not be mounted on the host.
     #[track_caller]
     pub fn inside(&self, file: &str) -> PathBuf {
-        let init = self.client.get(200, &self.path("/debug"))["machine"]["init_pid"].clone();
-        PathBuf::from(format!("/proc/{}/root/{file}", init.as_u64().expect("the container does not run")))
+        PathBuf::from(format!("/proc/{}/root/{file}", self.init()))
     }
 
     #[track_caller]

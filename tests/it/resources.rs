@@ -261,10 +261,9 @@ fn what_is_ended_for_want_of_memory_takes_along_what_it_started() {
 #[test]
 fn a_container_full_of_processes_says_so_and_goes_on() {
     let place = Place::ready(shared(), json!({"name": "full", "resources": {"pids": 32}}));
-    let init = || place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].clone();
     let number = unique_secs();
     place.sh("true");
-    let before = init();
+    let before = place.init();
     place.exec(
         json!({"command": format!("for k in $(seq 60); do sleep {number} & done"), "timeout_secs": 60}),
     );
@@ -292,7 +291,7 @@ fn a_container_full_of_processes_says_so_and_goes_on() {
             assert!(*took < patient, "{took:?}: {reply}");
         }
     }
-    assert_eq!(init(), before, "it is the same container");
+    assert_eq!(place.init(), before, "it is the same container");
     assert!(procs::sleeps(&number).len() > 10, "with all that ran in it");
     place.server.owner().post(200, &place.path("/stop"), json!({}));
     assert_eq!(place.sh("echo new"), "new\n");
@@ -305,15 +304,14 @@ const CROWD: &str = "for k in $(seq 60); do (x=$(head -c 300000 /dev/zero | tr -
 fn a_crowd_for_which_memory_is_short_does_not_end_its_container() {
     let limits = json!({"memory_bytes": 32 * MIB, "swap_bytes": 0});
     let place = Place::ready(shared(), json!({"name": "crowded", "resources": limits}));
-    let init = || place.server.owner().get(200, &place.path("/debug"))["machine"]["init_pid"].clone();
     place.sh("true");
-    let before = init();
+    let before = place.init();
     // Whether its shell comes to the end, or the kernel ends that: then the rest goes with it.
     for _ in 0..3 {
         let told = place.exec(json!({"command": format!("{CROWD}; wait"), "timeout_secs": 60}));
         assert_eq!(place.sh("echo alive"), "alive\n", "{told}");
     }
-    assert_eq!(init(), before);
+    assert_eq!(place.init(), before);
     // Nobody waits for this one: commands beside it get through, or are told why not.
     for _ in 0..3 {
         place.client.call("POST", &place.path("/exec"), Some(&json!({"command": CROWD, "timeout_secs": 60})));
@@ -330,7 +328,7 @@ fn a_crowd_for_which_memory_is_short_does_not_end_its_container() {
         let reply = place.client.call("POST", &place.path("/exec"), Some(&json!({"command": "echo alive"})));
         (reply.status == 200 && reply.value()["stdout"] == "alive\n").then_some(())
     });
-    assert_eq!(init(), before, "it is the same container");
+    assert_eq!(place.init(), before, "it is the same container");
 }
 
 #[test]
