@@ -155,6 +155,9 @@ pub const CONTAINER_CPUS: f64 = 0.05;
 /// How long a command is offered to a container that ends and to its successor, or to one that has no memory or process
 /// left for it, before its client is told.
 pub const INSIST: Duration = Duration::from_secs(5);
+/// How long a container's state may be held before it is said to be changing: longer than others look at it, even where
+/// threads wait for a processor, and not so long that whoever asks minds.
+pub const LOOK: Duration = Duration::from_millis(100);
 /// Least time in which a container is to take a command, however soon that is to be over: it takes a millisecond, and one
 /// whose time is 0 is to begin and be ended as on the host.
 pub const LEAST_PATIENCE: Duration = Duration::from_millis(200);

@@ -112,10 +112,17 @@ impl Machine {
             idle_timeout_secs: idle_timeout.map(|timeout| timeout.as_secs()),
             ..Status::default()
         };
-        let running = match self.state.try_lock() {
-            Ok(state) => state.clone(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().clone(),
-            Err(TryLockError::WouldBlock) => return Status { state: "changing", ..status },
+        // Whoever only looks has the lock for a moment; a start or an end has it for longer.
+        let patience = Instant::now() + limits::LOOK;
+        let running = loop {
+            match self.state.try_lock() {
+                Ok(state) => break state.clone(),
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner().clone(),
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(TryLockError::WouldBlock) => return Status { state: "changing", ..status },
+            }
         };
         let Some(running) = running.filter(|running| running.is_alive()) else { return status };
         Status {
