@@ -71,6 +71,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
             _ => reach::check(ctx, route, request, actor)?,
         }
     }
+    check_coding(request)?;
     let owner = actor.as_ref().is_some_and(|actor| actor.scope == Scope::Owner);
     Ok(match route.gate {
         Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
@@ -78,6 +79,24 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
         }
         Gate::Open | Gate::Collaborators(_) | Gate::Everyone(_) => (route, None),
     })
+}
+
+/// Refuses a body in a content coding: nothing here decodes one, and the compressed bytes are not what the client means.
+/// An OpenCode gets its requests as they are, with their coding.
+fn check_coding(request: &Request) -> Result<()> {
+    let coded = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Content-Encoding"));
+    let mut codings = coded.flat_map(|(_, value)| value.split(',')).map(str::trim);
+    let plain = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
+    match codings.find(|coding| !plain(coding)) {
+        Some(coding) if request.body_length() != Some(0) && !opencode::is_below(request.target()) => {
+            let coding = shown(coding);
+            let message = format!(
+                "Content-Encoding '{coding}' is not supported; send the body as it is, without the header"
+            );
+            Err(Error::new(Code::UnsupportedEncoding, message).detail("encoding", coding))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
@@ -333,6 +352,8 @@ fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     let response = Response::error(error);
     let response = match error.code() {
         Code::MethodNotAllowed => response.with("Allow", allow(error)),
+        // RFC 9110, 12.5.3: in an answer it says which codings the server takes.
+        Code::UnsupportedEncoding => response.with("Accept-Encoding", "identity"),
         // RFC 9110, 15.5.2.
         Code::Unauthorized => response.with("WWW-Authenticate", "Bearer"),
         _ => response,

@@ -131,6 +131,8 @@ codes! {
     BodyTooLarge = 413 "body_too_large",
     /// An upload that is larger than the inbox takes.
     FileTooLarge = 413 "file_too_large",
+    /// A body in a content coding that is not decoded here.
+    UnsupportedEncoding = 415 "unsupported_encoding",
     /// A form without a file.
     FileRequired = 400 "file_required",
     /// Uploads are switched off.

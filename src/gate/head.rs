@@ -101,7 +101,9 @@ struct Facts<'h> {
     length: Option<&'h str>,
     encoding: Option<&'h str>,
     expect: Option<&'h str>,
-    upgrade: Option<&'h str>,
+    has_upgrade: bool,
+    /// WebSocket, as the client has written it, where it is among the protocols that `Upgrade` offers.
+    websocket: Option<&'h str>,
     origin: Option<&'h str>,
     key: Option<&'h str>,
     version: Option<&'h str>,
@@ -259,7 +261,10 @@ fn facts<'h>(headers: &[Header<'h>]) -> Result<Facts<'h>> {
             4 if is("Host") => once(&mut facts.host)?,
             6 if is("Expect") => once(&mut facts.expect)?,
             6 if is("Origin") => once(&mut facts.origin)?,
-            7 if is("Upgrade") => once(&mut facts.upgrade)?,
+            7 if is("Upgrade") => {
+                facts.has_upgrade = true;
+                facts.websocket = facts.websocket.or_else(|| websocket_among(value));
+            }
             10 if is("Connection") => connection_options(&mut facts, value)?,
             12 if is("X-Request-Id") => facts.request_id = Some(value),
             14 if is("Content-Length") => once(&mut facts.length)?,
@@ -291,16 +296,22 @@ fn connection_options<'h>(facts: &mut Facts<'h>, value: &'h str) -> Result<()> {
     Ok(())
 }
 
-/// RFC 6455, 4.2.1. Whatever else `Upgrade` asks for, it is not spoken here.
+/// WebSocket in a list of protocols (RFC 9110, 7.8), as it is written there.
+fn websocket_among(value: &str) -> Option<&str> {
+    let mut offered = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
+    offered.find(|protocol| protocol.eq_ignore_ascii_case("websocket"))
+}
+
+/// Whether it is a WebSocket handshake (RFC 6455, 4.2.1). A server may ignore any other protocol that `Upgrade` offers
+/// (RFC 9110, 7.8): `curl --http2` and Java's HttpClient offer `h2c` with their first request, Apache's HttpClient TLS.
 fn handshake(facts: &Facts<'_>, method: &str, is_11: bool) -> Result<bool> {
-    let Some(upgrade) = facts.upgrade else {
-        if facts.connection_upgrade {
-            return Err(bad("Connection: upgrade without an Upgrade header"));
-        }
+    if !facts.has_upgrade && facts.connection_upgrade {
+        return Err(bad("Connection: upgrade without an Upgrade header"));
+    }
+    if facts.websocket.is_none() {
         return Ok(false);
-    };
-    let complete = upgrade.eq_ignore_ascii_case("websocket")
-        && method == "GET"
+    }
+    let complete = method == "GET"
         && is_11
         && facts.connection_upgrade
         && facts.version == Some("13")
@@ -308,7 +319,10 @@ fn handshake(facts: &Facts<'_>, method: &str, is_11: bool) -> Result<bool> {
     if complete {
         Ok(true)
     } else {
-        Err(bad("Upgrade is taken only in a complete WebSocket handshake, version 13"))
+        Err(bad(
+            "Upgrade: websocket needs a complete WebSocket handshake: GET, HTTP/1.1, Connection: Upgrade, \
+                 Sec-WebSocket-Version: 13 and a Sec-WebSocket-Key of 16 bytes",
+        ))
     }
 }
 
@@ -353,20 +367,27 @@ fn write_head(
     for part in [method, " ", target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
+    // Of the protocols that the client offers, the inside sees only the chosen one.
+    let mut chosen = facts.websocket.filter(|_| upgrade);
     for header in headers {
         let hop = facts.hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
-        if hop || is_ours(header.name, upgrade) {
-            continue;
-        }
+        let value = match chosen {
+            Some(protocol) if header.name.eq_ignore_ascii_case("Upgrade") => {
+                chosen = None;
+                protocol.as_bytes()
+            }
+            _ if hop || is_ours(header.name) => continue,
+            _ => header.value.trim_ascii(),
+        };
         out.extend_from_slice(header.name.as_bytes());
         out.extend_from_slice(b": ");
-        out.extend_from_slice(header.value.trim_ascii());
+        out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     }
 }
 
 /// What never goes in as it came: this hop's own headers, and those that the gate writes.
-fn is_ours(name: &str, upgrade: bool) -> bool {
+fn is_ours(name: &str) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.len() >= known.len() && name[..known.len()].eq_ignore_ascii_case(known);
     match name.as_bytes()[0].to_ascii_lowercase() {
@@ -376,7 +397,7 @@ fn is_ours(name: &str, upgrade: bool) -> bool {
         b'k' => is("Keep-Alive"),
         b'p' => starts("Proxy-"),
         b't' => is("TE") || is("Trailer") || is("Transfer-Encoding"),
-        b'u' => is("Upgrade") && !upgrade,
+        b'u' => is("Upgrade"),
         b'x' => starts("X-Berth-") || is("X-Request-Id"),
         _ => false,
     }
@@ -439,13 +460,15 @@ mod tests {
             "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         let (head, out, _) = check(handshake).unwrap();
-        assert!(head.upgrade && out.contains("Upgrade: WebSocket\r\n") && !out.contains("\r\nConnection:"));
+        assert!(
+            head.upgrade && out.contains("\r\nUpgrade: WebSocket\r\n") && !out.contains("\r\nConnection:")
+        );
         for (from, to, status) in [
             ("GET", "POST", 400),
             ("HTTP/1.1", "HTTP/1.0", 400),
             (", Upgrade", "", 400),
             ("Upgrade: WebSocket\r\n", "", 400),
-            ("WebSocket\r\n", "h2c\r\n", 400),
+            ("Key:", "Kez:", 400),
             (": 13", ": 8", 400),
             ("bmNlZQ", "bmNl", 0),
             ("==\r\n", "=\r\n", 400),
@@ -458,6 +481,33 @@ mod tests {
             let got = check(&handshake.replace(from, to)).map_or_else(|error| error.code().status(), |_| 0);
             assert_eq!(got, status, "{from:?} -> {to:?}");
         }
+    }
+
+    #[test]
+    fn other_protocols_are_not_spoken_and_do_not_matter() {
+        let settings = "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n";
+        for offered in ["h2c", "TLS/1.2", "h2c, TLS/1.2", "", ",", "websocket/13", "h2c\r\nUpgrade: foo/2"] {
+            for (version, body) in [("1.1", ""), ("1.0", ""), ("1.1", "Content-Length: 5\r\n")] {
+                let (head, out, _) = check(&format!(
+                    "POST /x HTTP/{version}\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings, X-Hop\r\nX-Hop: 1\r\n\
+                     Upgrade: {offered}\r\n{settings}{body}Accept: x\r\n\r\n"
+                ))
+                .unwrap();
+                assert!(!head.upgrade && head.keep_alive == (version == "1.1"), "{offered}");
+                assert!(
+                    out.starts_with("POST /x HTTP/1.1\r\nHost: localhost\r\nAccept: x\r\nX-Berth-"),
+                    "{out}"
+                );
+            }
+        }
+        let (head, out, _) = check(concat!(
+            "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\nupgrade: TLS/1.2, WebSocket ,x\r\n",
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ))
+        .unwrap();
+        assert!(head.upgrade);
+        assert_eq!(out.to_ascii_lowercase().matches("\r\nupgrade: websocket\r\n").count(), 1, "{out}");
+        assert_eq!(out.to_ascii_lowercase().matches("upgrade:").count(), 1, "{out}");
     }
 
     #[test]

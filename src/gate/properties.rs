@@ -149,7 +149,7 @@ fn heads() -> impl Strategy<Value = Vec<u8>> {
         8 => mostly(
             &[
                 "0", "5", "10", "007", "chunked", "Chunked", "close", "keep-alive", "upgrade", "Upgrade, X-Hop", "x-hop",
-                "websocket", "100-continue", "http://localhost", "http://app.test", "http://evil.test", "13", "1",
+                "websocket", "h2c", "h2c, WebSocket", "TLS/1.2", "100-continue", "http://localhost", "http://app.test", "http://evil.test", "13", "1",
                 "dGhlIHNhbXBsZSBub25jZQ==", "a.B-_9", "text/html, */*;q=0.8", "", "x", "a b\tc ",
             ],
             &[
@@ -192,6 +192,9 @@ fn heads() -> impl Strategy<Value = Vec<u8>> {
         5 => prop::collection::vec(field, 4..12),
         1 => (90..105_usize).prop_map(|n| vec!["X: y\r\n".to_owned(); n]),
         1 => (limits::HEAD_BYTES - 80..limits::HEAD_BYTES).prop_map(|n| vec![format!("X: {}\r\n", "y".repeat(n))]),
+        2 => Just(vec![
+            "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nUpgrade: h2c\r\n".to_owned(),
+        ]),
         1 => Just(vec![
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".to_owned(),
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n".to_owned(),

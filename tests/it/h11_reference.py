@@ -30,7 +30,7 @@ h11._readers.EndOfMessage = lambda headers=(): h11.EndOfMessage()
 
 METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"}
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-ONCE = {b"content-length", b"transfer-encoding", b"expect", b"origin", b"upgrade", b"sec-websocket-key",
+ONCE = {b"content-length", b"transfer-encoding", b"expect", b"origin", b"sec-websocket-key",
         b"sec-websocket-version"}
 CAP = 32 << 20
 HEAD_BYTES = 16 << 10
@@ -134,16 +134,19 @@ def head_statuses(raw, request, in_front):
         wrong.add(400)
     if {b"host", b"content-length", b"transfer-encoding", b"authorization"} & set(options):
         wrong.add(400)
-    upgrade = first(b"upgrade")
-    if upgrade is not None or b"upgrade" in options:
+    offered = [protocol.strip(b" \t").lower() for value in every(b"upgrade") for protocol in value.split(b",")]
+    upgrade = b"websocket" in offered
+    if upgrade:
         key = first(b"sec-websocket-key") or b""
-        whole = (upgrade or b"").lower() == b"websocket" and request.method == b"GET" and eleven \
+        whole = request.method == b"GET" and eleven \
             and b"upgrade" in options and first(b"sec-websocket-version") == b"13" \
             and re.fullmatch(rb"[A-Za-z0-9+/]{21}[AQgw]==", key)
         if not whole or length is not None or coding is not None:
             wrong.add(400)
+    elif b"upgrade" in options and not offered:
+        wrong.add(400)
     origin = first(b"origin")
-    if origin is not None and (upgrade is not None or request.method not in (b"GET", b"HEAD", b"OPTIONS")):
+    if origin is not None and (upgrade or request.method not in (b"GET", b"HEAD", b"OPTIONS")):
         url = split_url(origin)
         from_ = url and not url[2] and authority(url[1])
         if not from_ or not called or not same(from_, called, url[0]):

@@ -68,6 +68,7 @@ mod project_races;
 mod project_transfer;
 mod pty;
 mod readme;
+mod real_clients;
 mod references;
 mod resources;
 mod roots;

@@ -129,14 +129,27 @@ impl Wanted {
             "x-request-id",
         ];
         let passes = |name: &str| {
-            // An Upgrade header that is let in belongs to a complete handshake.
-            name == "upgrade"
-                || !(hop.contains(&name)
-                    || name.starts_with("proxy-")
-                    || name.starts_with("x-berth-")
-                    || options.iter().any(|option| option == name))
+            !(hop.contains(&name)
+                || name.starts_with("proxy-")
+                || name.starts_with("x-berth-")
+                || options.iter().any(|option| option == name))
         };
-        self.headers.iter().filter(|(name, _)| passes(name)).cloned().collect()
+        // Of an Upgrade header only WebSocket goes in, once, with its handshake; anything else is not spoken here.
+        let websocket = |value: &str| {
+            let mut offered = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
+            offered.find(|protocol| protocol.eq_ignore_ascii_case("websocket")).map(str::to_owned)
+        };
+        let mut upgraded = false;
+        let goes_in = |(name, value): &(String, String)| match name.as_str() {
+            "upgrade" if upgraded => None,
+            "upgrade" => {
+                let chosen = websocket(value)?;
+                upgraded = true;
+                Some((name.clone(), chosen))
+            }
+            name => passes(name).then(|| (name.to_owned(), value.clone())),
+        };
+        self.headers.iter().filter_map(goes_in).collect()
     }
 }
 

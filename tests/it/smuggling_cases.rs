@@ -141,7 +141,7 @@ fn odd(name: &str, dice: &mut Dice) -> Vec<u8> {
     };
     let path = format!("/odd/{name}");
     let hidden = hidden(name);
-    match dice.roll(17) {
+    match dice.roll(19) {
         0 => format!("\r\n{}", get(&path, "")),
         1 => get(&format!("http://localhost{path}"), ""),
         2 => get(&format!("HTTP://LOCALHOST.:80{path}?q#").replace('#', ""), ""),
@@ -175,6 +175,24 @@ fn odd(name: &str, dice: &mut Dice) -> Vec<u8> {
             let chunks = chunks(&hidden.repeat(1200), dice);
             format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}")
         }
+        17 => {
+            let lines = dice.pick(&[
+                "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+                "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n",
+                "Connection: upgrade, X-Hop\r\nUpgrade:\r\nX-Hop: 1\r\n",
+                "upgrade: h2c\r\nUPGRADE: foo/1, bar\r\n",
+            ]);
+            let version = dice.pick(&["1.0", "1.1"]);
+            let length = hidden.len();
+            format!(
+                "POST {path} HTTP/{version}\r\nHost: localhost\r\n{lines}Content-Length: {length}\r\n\r\n{hidden}"
+            )
+        }
+        18 => get(
+            &path,
+            "Connection: Upgrade\r\nUpgrade: h2c, WebSocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        ),
         _ => get(&path, "Origin: http://evil.test\r\n"),
     }
     .into_bytes()
@@ -220,7 +238,6 @@ fn broken(name: &str, dice: &mut Dice) -> Vec<u8> {
         "Transfer-Encoding\u{a0}: chunked\r\n",
         "Connection: Content-Length\r\nContent-Length: 5\r\n",
         "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n",
-        "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
         "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n",
         "Expect: 100-continue, x\r\nContent-Length: 5\r\n",
         "Expect: 200-ok\r\n",

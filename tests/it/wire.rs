@@ -174,7 +174,17 @@ fn fields() -> Vec<Case> {
         no(&[400], get("Connection: a b\r\n")),
         no(&[400], get("Connection: upgrade\r\n")),
         no(&[400], get("Connection: upgrade\r\nUpgrade: websocket\r\n")),
-        no(&[400], get("Upgrade: h2c\r\nConnection: Upgrade\r\n")),
+        yes(&[200], get("Upgrade: h2c\r\nConnection: Upgrade\r\n")),
+        yes(
+            &[200],
+            get(
+                "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+            ),
+        ),
+        yes(&[404], post("Connection: Upgrade\r\nUpgrade: TLS/1.2\r\nContent-Length: 5\r\n", "hello")),
+        no(&[200], "GET /health HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"),
+        no(&[400], "GET /health HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+        no(&[400], get("Connection: upgrade\r\nUpgrade: h2c, WebSocket\r\n")),
         no(
             &[400],
             get(
