@@ -4,6 +4,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -53,91 +54,175 @@ const MANAGERS: [Manager; 3] = [
     },
 ];
 
-/// Installs what is missing.
+/// Installs what is missing: what containers need, and what each distribution's builds need.
 ///
 /// # Errors
 /// No known package manager, a "no" at the terminal, or a command that failed.
 pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
-    let keyrings = missing_keyrings(settings);
-    let nothing_else = || info!("Setup: there is nothing to install");
-    if tools::missing_tools().is_empty() && keyrings.is_empty() {
-        nothing_else();
-        return Ok(());
-    }
-    let manager =
-        MANAGERS.iter().find(|manager| tools::find(manager.program).is_some()).ok_or_else(|| {
-            let programs: Vec<&str> = tools::missing_tools().iter().map(|tool| tool.program).collect();
-            let programs = programs.join(", ");
-            Error::internal(format!(
-                "Setup found neither apt-get nor dnf nor pacman; install yourself: {programs}"
-            ))
-        })?;
     let host = Host::new(settings);
-    let needed: Vec<&str> = tools::missing_tools_of(manager.family).iter().map(|tool| tool.package).collect();
-    // A foreign keyring that this machine's sources do not have is no reason to ask them anew at every start.
-    if needed.is_empty() && keyrings.iter().all(|archive| host.keyring_package(manager, *archive).is_none()) {
-        nothing_else();
+    let missing = Missing::on_this_host(settings);
+    let Some(manager) = MANAGERS.iter().find(|manager| tools::find(manager.program).is_some()) else {
+        if tools::missing_tools().is_empty() {
+            info!("Setup: there is nothing to install");
+            return Ok(());
+        }
+        let programs: Vec<&str> = tools::missing_tools().iter().map(|tool| tool.program).collect();
+        let programs = programs.join(", ");
+        return Err(Error::internal(format!(
+            "Setup found neither apt-get nor dnf nor pacman; install yourself: {programs}"
+        )));
+    };
+    let required: Vec<&str> =
+        tools::missing_tools_of(manager.family).iter().map(|tool| tool.package).collect();
+    // A package that this machine's sources do not have is no reason to refresh them at every start.
+    if required.is_empty() && missing.available(&host, manager).is_empty() && !missing.arch_keys() {
+        info!("Setup: there is nothing to install");
         return Ok(());
     }
-    confirm(manager, &host, &needed, &keyrings, assume_yes)?;
+    confirm(manager, &host, &required, &missing, assume_yes)?;
 
     if let Some(refresh) = manager.refresh {
         host.run_visible(refresh)?;
     }
-    let found = keyrings.iter().filter_map(|archive| host.keyring_package(manager, *archive));
-    let packages: Vec<&str> = needed.into_iter().chain(found).collect();
-    if packages.is_empty() {
-        nothing_else();
-        return Ok(());
+    let mut packages = required;
+    for package in missing.available(&host, manager) {
+        if !packages.contains(&package) {
+            packages.push(package);
+        }
     }
-    host.run_visible(&[manager.install, &packages].concat())?;
-    let missing: Vec<&str> = tools::missing_tools().iter().map(|tool| tool.program).collect();
-    if !missing.is_empty() {
-        let missing = missing.join(", ");
-        return Err(Error::internal(format!("Setup: after the installation there is still no {missing}")));
+    if !packages.is_empty() {
+        host.run_visible(&[manager.install, &packages].concat())?;
     }
+    let programs: Vec<&str> = tools::missing_tools().iter().map(|tool| tool.program).collect();
+    if !programs.is_empty() {
+        let programs = programs.join(", ");
+        return Err(Error::internal(format!("Setup: after the installation there is still no {programs}")));
+    }
+    if missing.arch_keys() {
+        host.make_pacman_keys();
+    }
+    missing.warn_of_rest(manager);
     info!("Setup: done");
     Ok(())
 }
 
-/// Archives for which neither the host nor the settings have a keyring.
-fn missing_keyrings(settings: &Settings) -> Vec<Archive> {
-    let configured = |distros: &[Distro]| distros.iter().all(|distro| settings.keyrings.contains_key(distro));
-    [
-        (Archive::Debian, &[Distro::DebianBookworm][..]),
-        (Archive::Ubuntu, &[Distro::UbuntuNoble, Distro::UbuntuJammy]),
-    ]
-    .into_iter()
-    .filter(|(archive, distros)| tools::keyring(*archive).is_none() && !configured(distros))
-    .map(|(archive, _)| archive)
-    .collect()
+/// What single distributions' builds need beside [`tools::missing_tools`]. A host without one of these still builds the
+/// other distributions.
+struct Missing {
+    /// Archives for which neither the host nor the settings have a keyring.
+    keyrings: Vec<Archive>,
+    /// Whether pacman's keys are absent and the settings name no other keys for Arch Linux.
+    pacman_keys: bool,
+}
+
+impl Missing {
+    fn on_this_host(settings: &Settings) -> Missing {
+        let configured = |distro: &Distro| settings.keyrings.contains_key(distro);
+        let keyrings = [
+            (Archive::Debian, &[Distro::DebianBookworm][..]),
+            (Archive::Ubuntu, &[Distro::UbuntuNoble, Distro::UbuntuJammy]),
+        ]
+        .into_iter()
+        .filter(|(archive, distros)| tools::keyring(*archive).is_none() && !distros.iter().all(configured))
+        .map(|(archive, _)| archive)
+        .collect();
+        let pacman_keys = !Path::new(tools::PACMAN_KEYS).is_dir() && !configured(&Distro::ArchLinux);
+        Missing { keyrings, pacman_keys }
+    }
+
+    /// Names of the packages, with alternatives as `A|B`.
+    fn names(&self, family: Family) -> Vec<String> {
+        let keyrings =
+            self.keyrings.iter().map(|archive| tools::keyring_packages(family, *archive).join("|"));
+        keyrings.chain(self.arch_packages(family).into_iter().map(str::to_owned)).collect()
+    }
+
+    fn arch_packages(&self, family: Family) -> Vec<&'static str> {
+        let mut packages: Vec<&str> = Vec::new();
+        for tool in tools::missing_arch_tools(family) {
+            if !packages.contains(&tool.package) {
+                packages.push(tool.package);
+            }
+        }
+        if self.pacman_keys && !tools::has_arch_keyring() {
+            packages.push(tools::ARCH_KEYRING_PACKAGE);
+        }
+        packages
+    }
+
+    /// The packages that the host's package sources have.
+    fn available(&self, host: &Host<'_>, manager: &Manager) -> Vec<&'static str> {
+        let known = |package: &&'static str| host.has_package(manager, package);
+        let keyring =
+            |archive: &Archive| tools::keyring_packages(manager.family, *archive).iter().copied().find(known);
+        let arch = self.arch_packages(manager.family).into_iter().filter(known);
+        self.keyrings.iter().filter_map(keyring).chain(arch).collect()
+    }
+
+    /// Whether pacman-key(8) can make the keys now.
+    fn arch_keys(&self) -> bool {
+        self.pacman_keys
+            && tools::has_arch_keyring()
+            && !Path::new(tools::PACMAN_KEYS).is_dir()
+            && ["pacman-key", "gpg"].iter().all(|program| tools::find(program).is_some())
+    }
+
+    /// Says which distributions still cannot be built.
+    fn warn_of_rest(&self, manager: &Manager) {
+        if self.keyrings.contains(&Archive::Debian) && tools::keyring(Archive::Debian).is_none() {
+            let names = tools::keyring_packages(manager.family, Archive::Debian).join(", ");
+            warn!(
+                "Setup: the package sources have no keyring of Debian ({names}); its builds need --keyring"
+            );
+        }
+        let arch: Vec<&str> = self.arch_packages(manager.family);
+        if !arch.is_empty() {
+            let names = arch.join(", ");
+            warn!("Setup: the package sources do not have {names}; arch-linux cannot be built");
+        }
+    }
 }
 
 /// Shows what would be run and, at a terminal, asks.
 fn confirm(
     manager: &Manager,
     host: &Host<'_>,
-    needed: &[&str],
-    keyrings: &[Archive],
+    required: &[&str],
+    missing: &Missing,
     assume_yes: bool,
 ) -> Result<()> {
-    let alternatives: Vec<String> =
-        keyrings.iter().map(|archive| tools::keyring_packages(manager.family, *archive).join("|")).collect();
-    let packages: Vec<&str> = needed.iter().copied().chain(alternatives.iter().map(String::as_str)).collect();
+    let optional = missing.names(manager.family);
+    let mut packages: Vec<&str> = required.to_vec();
+    for package in optional.iter().map(String::as_str) {
+        if !packages.contains(&package) {
+            packages.push(package);
+        }
+    }
     info!("Setup: missing {}", packages.join(" "));
     if assume_yes || !io::stdin().is_terminal() {
         return Ok(());
     }
-    let refresh = manager.refresh.map(|refresh| host.line(refresh));
-    let install = host.line(&[manager.install, &packages].concat());
-    let commands: String =
-        refresh.iter().chain([&install]).map(|command| format!("berth would run: {command}\n")).collect();
+    let mut lines: Vec<String> = manager.refresh.iter().map(|refresh| host.line(refresh)).collect();
+    lines.push(host.line(&[manager.install, &packages].concat()));
+    if missing.pacman_keys {
+        lines.extend(PACMAN_KEY.iter().map(|argv| host.line(argv)));
+    }
+    let commands: String = lines.iter().map(|command| format!("berth would run: {command}\n")).collect();
     io::stderr().write_all(format!("{commands}Go on? [y/N] ").as_bytes()).at("ask at", "the terminal")?;
     if agreed(io::stdin().lock(), limits::SETUP_ANSWER) {
         return Ok(());
     }
     Err(Error::internal("Setup was not confirmed; start without --setup, or with --yes"))
 }
+
+/// Makes pacman's keys from the package of [`tools::ARCH_KEYRING_PACKAGE`]: complete, or not in their place.
+const PACMAN_KEY: [&[&str]; 3] = [
+    &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--init"],
+    &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--populate", "archlinux"],
+    &["mv", "--no-target-directory", NEW_PACMAN_KEYS, tools::PACMAN_KEYS],
+];
+
+const NEW_PACMAN_KEYS: &str = "/etc/pacman.d/gnupg.new";
 
 /// Whether the person says yes in time. Anything else, an end of file and silence too, is a no.
 fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
@@ -216,17 +301,14 @@ impl<'a> Host<'a> {
         Ok(())
     }
 
-    /// The package with an archive's keyring, or a warning that there is none.
-    fn keyring_package(&self, manager: &Manager, archive: Archive) -> Option<&'static str> {
-        let candidates = tools::keyring_packages(manager.family, archive);
-        let found = candidates.iter().copied().find(|package| self.has_package(manager, package));
-        if found.is_none() {
-            let names = candidates.join(", ");
-            warn!(
-                "Setup: the package sources know no keyring of {archive:?} ({names}); its builds need --keyring"
-            );
+    /// Makes the keys of pacman. Its failure leaves a host that builds everything but Arch Linux.
+    fn make_pacman_keys(&self) {
+        for argv in PACMAN_KEY {
+            if let Err(error) = self.run_visible(argv) {
+                warn!("{error}; arch-linux cannot be built");
+                return;
+            }
         }
-        found
     }
 
     /// Whether the package sources know a package. Needs no root.

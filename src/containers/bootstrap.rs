@@ -1,5 +1,6 @@
 //! Makes a distribution's base system in an empty folder, with the distribution's own tool.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::build_log::BuildLog;
@@ -9,6 +10,9 @@ use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 use crate::proc::{Cancel, Ended, Group, Spec};
 use crate::store::file;
+
+/// The keys that sign Ubuntu's archive (`assets/keyrings/README.md`), for hosts that have no package with them.
+const UBUNTU_KEYRING: &[u8] = include_bytes!("../../assets/keyrings/ubuntu-archive-keyring.gpg");
 
 /// A tool that ended badly, in words.
 pub(super) fn outcome(ended: Ended, what: &str, log: &BuildLog) -> Result<()> {
@@ -66,10 +70,30 @@ pub fn bootstrap(
 pub struct Needs {
     /// debootstrap or pacstrap.
     pub program: PathBuf,
-    /// What verifies the packages: a file for debootstrap, pacman's folder.
-    pub keyring: PathBuf,
+    /// The keys that verify the packages.
+    pub keyring: Keyring,
     /// A script of the suite's family, for a debootstrap that has none of the suite itself.
     pub stand_in: Option<PathBuf>,
+    /// `--extractor` of debootstrap, where its default cannot unpack the suite's packages.
+    pub extractor: Option<&'static str>,
+}
+
+/// The keys that verify a distribution's packages.
+#[derive(Debug)]
+pub enum Keyring {
+    /// A file for debootstrap, a GnuPG folder for pacman.
+    Host(PathBuf),
+    /// The keys of Ubuntu's archive that are part of the berth binary.
+    Embedded,
+}
+
+impl fmt::Display for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Keyring::Host(path) => path.display().fmt(f),
+            Keyring::Embedded => f.write_str("Ubuntu's archive keys, which are part of berth"),
+        }
+    }
 }
 
 /// Finds what a bootstrap of `distro` takes from this host.
@@ -118,7 +142,9 @@ fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &Sources) -> Result
             format!("The keyring of {distro}, {}, is not a file that debootstrap can use", path.display());
         return Err(Error::new(Code::BuildFailed, problem));
     }
-    let Some(keyring) = configured.cloned().or_else(|| tools::keyring(suite.archive)) else {
+    let host = configured.cloned().or_else(|| tools::keyring(suite.archive)).map(Keyring::Host);
+    let embedded = || (suite.archive == Archive::Ubuntu).then_some(Keyring::Embedded);
+    let Some(keyring) = host.or_else(embedded) else {
         let family = tools::family().unwrap_or(Family::Debian);
         return Err(Error::new(
             Code::BuildFailed,
@@ -142,7 +168,29 @@ fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &Sources) -> Result
             ),
         ));
     }
-    Ok(Needs { program, keyring, stand_in })
+    let extractor = extractor(suite)?;
+    Ok(Needs { program, keyring, stand_in, extractor })
+}
+
+/// Ubuntu compresses its packages with zstd, which dpkg-deb can read since dpkg 1.21.18 (Debian 12) and in every Ubuntu
+/// since 2018. debootstrap's other extractor is ar(1) with zstdcat(1).
+fn extractor(suite: &Suite) -> Result<Option<&'static str>> {
+    // debootstrap(8): dpkg-deb where there is one, else ar.
+    let dpkg = tools::find("dpkg-deb");
+    // A dpkg-deb that can read zstd names the format.
+    let reads_zstd = |path: &PathBuf| {
+        std::fs::read(path).is_ok_and(|program| memchr::memmem::find(&program, b"zstd").is_some())
+    };
+    match (suite.archive, &dpkg) {
+        (Archive::Debian, _) => Ok(None),
+        (Archive::Ubuntu, Some(path)) if reads_zstd(path) => Ok(None),
+        (Archive::Ubuntu, _) => {
+            for program in ["ar", "zstdcat"] {
+                tools::require(program)?;
+            }
+            Ok(Some("ar"))
+        }
+    }
 }
 
 fn pacstrap_needs(sources: &Sources) -> Result<Needs> {
@@ -155,24 +203,34 @@ fn pacstrap_needs(sources: &Sources) -> Result<Needs> {
         ));
     }
     let configured = sources.keyrings.get(&Distro::ArchLinux).cloned();
-    let keyring = configured.unwrap_or_else(|| PathBuf::from("/etc/pacman.d/gnupg"));
+    let keyring = configured.unwrap_or_else(|| PathBuf::from(tools::PACMAN_KEYS));
     if !keyring.is_dir() {
         return Err(Error::new(
             Code::BuildFailed,
             format!(
-                "{} is missing, so the packages of arch-linux could not be verified; install archlinux-keyring and \
-                 run `pacman-key --init && pacman-key --populate archlinux`, or pass --keyring arch-linux=FOLDER",
+                "{} is missing, so the packages of arch-linux could not be verified; start berth with --setup, or install \
+                 archlinux-keyring and run `pacman-key --init && pacman-key --populate archlinux`, or pass --keyring \
+                 arch-linux=FOLDER",
                 keyring.display()
             ),
         ));
     }
-    Ok(Needs { program, keyring, stand_in: None })
+    Ok(Needs { program, keyring: Keyring::Host(keyring), stand_in: None, extractor: None })
 }
 
 fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &Sources) -> Result<Vec<String>> {
-    let Needs { program, keyring, stand_in } = debootstrap_needs(distro, suite, sources)?;
+    let Needs { program, keyring, stand_in, extractor } = debootstrap_needs(distro, suite, sources)?;
+    let keyring = match keyring {
+        Keyring::Host(path) => path,
+        Keyring::Embedded => {
+            let path = root.with_extension("keyring.gpg");
+            file::write_atomic(&path, UBUNTU_KEYRING, 0o600)?;
+            path
+        }
+    };
     let mut args = vec![program.to_string_lossy().into_owned(), "--variant=minbase".to_owned()];
     args.push(format!("--components={}", suite.components));
+    args.extend(extractor.map(|extractor| format!("--extractor={extractor}")));
     args.push(format!("--keyring={}", keyring.display()));
     // Without it debootstrap warns and goes on when the archive is not signed.
     args.push("--force-check-gpg".to_owned());
@@ -196,9 +254,8 @@ fn pacstrap(root: &Path, sources: &Sources) -> Result<Vec<String>> {
     let mirror = sources.mirror(Distro::ArchLinux).unwrap_or_default();
     let config = root.with_extension("pacman.conf");
     let text = format!(
-        "[options]\nArchitecture = auto\nSigLevel = Required DatabaseOptional\nGPGDir = {}\n\
-         [core]\nServer = {mirror}\n[extra]\nServer = {mirror}\n",
-        keyring.display()
+        "[options]\nArchitecture = auto\nSigLevel = Required DatabaseOptional\nGPGDir = {keyring}\n\
+         [core]\nServer = {mirror}\n[extra]\nServer = {mirror}\n"
     );
     file::write_atomic(&config, text.as_bytes(), 0o600)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();

@@ -70,8 +70,15 @@ const NETWORK_TOOLS: [Tool; 3] = [
 const LOOKUP_TOOLS: [Tool; 1] =
     [Tool { program: "getent", debian: "libc-bin", fedora: "glibc-common", arch: "glibc" }];
 
-/// What only Arch Linux roots need; `--setup` leaves them alone, because few hosts have a mirror and keyring for them.
-const ARCH_TOOLS: [Tool; 2] = [
+/// Unpacks Ubuntu's packages where dpkg-deb cannot.
+const UBUNTU_TOOLS: [Tool; 2] = [
+    Tool { program: "ar", debian: "binutils", fedora: "binutils", arch: "binutils" },
+    Tool { program: "zstdcat", debian: "zstd", fedora: "zstd", arch: "zstd" },
+];
+
+/// What only Arch Linux roots need. pacman-key(8) calls gpg, which calls its agent, and is a shell script that uses
+/// makepkg's library.
+const ARCH_TOOLS: [Tool; 5] = [
     Tool {
         program: "pacstrap",
         debian: "arch-install-scripts",
@@ -79,7 +86,16 @@ const ARCH_TOOLS: [Tool; 2] = [
         arch: "arch-install-scripts",
     },
     Tool { program: "pacman", debian: "pacman-package-manager", fedora: "pacman", arch: "pacman" },
+    Tool { program: "gpg", debian: "gpg", fedora: "gnupg2", arch: "gnupg" },
+    Tool { program: "gpg-agent", debian: "gpg-agent", fedora: "gnupg2", arch: "gnupg" },
+    Tool { program: "makepkg", debian: "makepkg", fedora: "pacman", arch: "pacman" },
 ];
+
+/// The package with the keys of Arch Linux's packagers, in every family.
+pub const ARCH_KEYRING_PACKAGE: &str = "archlinux-keyring";
+
+/// Where pacman(8) keeps the keys that it trusts.
+pub const PACMAN_KEYS: &str = "/etc/pacman.d/gnupg";
 
 /// Finds a program on [`PATH`].
 pub fn find(program: &str) -> Option<PathBuf> {
@@ -99,6 +115,20 @@ pub fn missing_tools_of(family: Family) -> Vec<MissingTool> {
     missing.map(|tool| MissingTool { program: tool.program, package: tool.package(family) }).collect()
 }
 
+/// What Arch Linux roots need and this host lacks, with the package names of `family`.
+pub fn missing_arch_tools(family: Family) -> Vec<MissingTool> {
+    let missing = ARCH_TOOLS.iter().filter(|tool| find(tool.program).is_none());
+    missing.map(|tool| MissingTool { program: tool.program, package: tool.package(family) }).collect()
+}
+
+/// Whether the host has the keys of Arch Linux's packagers as a file, from which pacman-key(8) makes [`PACMAN_KEYS`].
+pub fn has_arch_keyring() -> bool {
+    // Debian's package, and that of other distributions.
+    ["/usr/share/keyrings/archlinux.gpg", "/usr/share/pacman/keyrings/archlinux.gpg"]
+        .iter()
+        .any(|file| Path::new(file).is_file())
+}
+
 /// A program that must be there.
 ///
 /// # Errors
@@ -116,7 +146,8 @@ pub fn missing_message(program: &str) -> String {
         let package = tool.package(family);
         return format!("{program} is missing; install the package {package}, or start berth with --setup");
     }
-    match ARCH_TOOLS.iter().chain(&NETWORK_TOOLS).chain(&LOOKUP_TOOLS).find(known) {
+    let optional = [&ARCH_TOOLS[..], &UBUNTU_TOOLS, &NETWORK_TOOLS, &LOOKUP_TOOLS];
+    match optional.into_iter().flatten().find(known) {
         Some(tool) => format!("{program} is missing; install the package {}", tool.package(family)),
         None => format!("{program} is missing; install it"),
     }

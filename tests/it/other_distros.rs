@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::fixture::{Place, image_root, seeded};
 use crate::procs::secs;
 use crate::scratch::Scratch;
-use crate::server::{Setup, read, run};
+use crate::server::{Server, Setup, read, run};
 
 #[track_caller]
 fn shell(folder: &Path, script: &str) -> String {
@@ -38,20 +38,48 @@ fn key(scratch: &Scratch, name: &str) -> PathBuf {
     home
 }
 
-/// An archive for `suite` with what a minimal Debian consists of, signed with `key`.
+/// An archive with what a minimal Debian consists of, signed with `key`. Some of its packages are compressed with zstd, as
+/// all of Ubuntu's are.
 #[track_caller]
-fn ubuntu(scratch: &Scratch, suite: &str) {
+fn ubuntu(scratch: &Scratch) {
     let archive = scratch.folder("archive");
+    packages(&archive);
+    for suite in ["noble", "jammy"] {
+        release(scratch, &archive, suite);
+    }
+}
+
+#[track_caller]
+fn packages(archive: &Path) {
     // The names are those in the image that the other tests start from.
     let image = seeded();
     let status = image_root(image.data_dir()).join("var/lib/dpkg/status");
     shell(
-        &archive,
+        archive,
         &format!(
-            "mkdir -p pool dists/{suite}/main/binary-amd64 dists/{suite}/universe/binary-amd64
+            "mkdir pool
             names=$(sed -n 's/^Package: //p' {status})
             (cd pool; apt-get download -qq $names 2>/dev/null || {{ apt-get -qq update; apt-get download -qq $names; }}) >&2
-            dpkg-scanpackages pool > dists/{suite}/main/binary-amd64/Packages
+            for name in base-files dash sed gzip; do
+                deb=$(ls pool/${{name}}_*.deb)
+                dpkg-deb --raw-extract $deb unpacked
+                dpkg-deb -Zzstd --build unpacked $deb >&2
+                rm -r unpacked
+            done
+            ar t $(ls pool/dash_*.deb) | grep -q data.tar.zst
+            dpkg-scanpackages pool > Packages",
+            status = status.display(),
+        ),
+    );
+}
+
+#[track_caller]
+fn release(scratch: &Scratch, archive: &Path, suite: &str) {
+    shell(
+        archive,
+        &format!(
+            "mkdir -p dists/{suite}/main/binary-amd64 dists/{suite}/universe/binary-amd64
+            cp Packages dists/{suite}/main/binary-amd64/Packages
             : > dists/{suite}/universe/binary-amd64/Packages
             cd dists/{suite}
             {{
@@ -63,10 +91,41 @@ fn ubuntu(scratch: &Scratch, suite: &str) {
             }} > Release
             gpg --homedir {good} --batch --quiet --clearsign -o InRelease Release
             gpgconf --homedir {good} --kill all",
-            status = status.display(),
             good = scratch.path().join("good").display(),
         ),
     );
+}
+
+/// Starts a server that takes Ubuntu's packages from the archive.
+fn with_archive(scratch: &Scratch, keyring: Option<&str>) -> Setup {
+    let folder = scratch.path().display();
+    let mut setup = Setup::in_folder(Scratch::in_memory());
+    for suite in ["noble", "jammy"] {
+        setup = setup.arg(format!("--mirror=ubuntu-{suite}=file://{folder}/archive"));
+        if let Some(keyring) = keyring {
+            setup = setup.arg(format!("--keyring=ubuntu-{suite}={folder}/{keyring}"));
+        }
+    }
+    setup
+}
+
+#[track_caller]
+fn ubuntu_is_refused(server: &Server, extra: serde_json::Value) {
+    let place = Place::pending(server, extra);
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    let done = place.settled();
+    assert_eq!(done["status"], "error", "{done}");
+    assert!(done["error_message"].as_str().unwrap().contains("signed by unknown key"), "{done}");
+}
+
+#[track_caller]
+fn ubuntu_is_built(server: &Server, extra: serde_json::Value) {
+    let place = Place::ready(server, extra);
+    let log = read(place.root.with_extension("build.log"));
+    for line in ["I: Valid Release signature", "I: Base system installed successfully", "by init"] {
+        assert!(log.contains(line), "no {line:?} in\n{log}");
+    }
+    assert_eq!(place.sh("id -u; dpkg --audit; dpkg-query -Wf '${Status}' apt"), "0\ninstall ok installed");
 }
 
 #[test]
@@ -74,34 +133,37 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     let scratch = Scratch::new();
     key(&scratch, "good");
     key(&scratch, "other");
-    ubuntu(&scratch, "noble");
-    let start = |keyring: &str| {
-        let folder = scratch.path().display();
-        Setup::in_folder(Scratch::in_memory())
-            .arg(format!("--mirror=ubuntu-noble=file://{folder}/archive"))
-            .arg(format!("--keyring=ubuntu-noble={folder}/{keyring}"))
-            .start()
-    };
-    let extra =
+    ubuntu(&scratch);
+    let noble =
         json!({"name": "noble", "distro": "ubuntu-noble", "init_script": "#!/bin/sh\necho by init\n"});
+    let jammy =
+        json!({"name": "jammy", "distro": "ubuntu-jammy", "init_script": "#!/bin/sh\necho by init\n"});
 
-    // Signed by somebody else: nothing of it may be used.
-    let server = start("other.gpg");
-    let place = Place::pending(&server, extra.clone());
-    place.client.call("POST", &place.path("/build"), None).expect(200);
-    let done = place.settled();
-    assert_eq!(done["status"], "error", "{done}");
-    assert!(done["error_message"].as_str().unwrap().contains("signed by unknown key"), "{done}");
-    drop(place);
+    // An archive that another key signed: nothing of it may be used.
+    let server = with_archive(&scratch, Some("other.gpg")).start();
+    ubuntu_is_refused(&server, noble.clone());
+    server.stop();
+    // Without a keyring of the host, the one that berth carries decides, and it does not know the test's key.
+    assert!(!Path::new("/usr/share/keyrings/ubuntu-archive-keyring.gpg").exists(), "remove ubuntu-keyring");
+    let server = with_archive(&scratch, None).start();
+    let checks = server.owner().get(200, "/api/doctor")["checks"].clone();
+    let row = checks.as_array().unwrap().iter().find(|row| row["name"] == "build ubuntu-noble").unwrap();
+    assert_eq!(row["status"], "ok", "{row}");
+    assert!(
+        row["found"].as_str().unwrap().contains("Ubuntu's archive keys, which are part of berth"),
+        "{row}"
+    );
+    ubuntu_is_refused(&server, noble.clone());
     server.stop();
 
-    let server = start("good.gpg");
-    let place = Place::ready(&server, extra);
-    let log = read(place.root.with_extension("build.log"));
-    for line in ["I: Valid Release signature", "I: Base system installed successfully", "by init"] {
-        assert!(log.contains(line), "no {line:?} in\n{log}");
-    }
-    assert_eq!(place.sh("id -u; dpkg --audit; dpkg-query -Wf '${Status}' apt"), "0\ninstall ok installed");
+    let server = with_archive(&scratch, Some("good.gpg")).start();
+    ubuntu_is_built(&server, noble);
+    server.stop();
+    // A host whose dpkg-deb cannot read zstd, or that has none: debootstrap's other extractor.
+    let hide = "mount --bind /dev/null /usr/bin/dpkg-deb; exec \"$@\"";
+    let words = ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh"];
+    let server = with_archive(&scratch, Some("good.gpg")).start_through(&words);
+    ubuntu_is_built(&server, jammy);
 }
 
 #[test]

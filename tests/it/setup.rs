@@ -1,6 +1,6 @@
 //! `--setup` with real package managers and packages made here: dnf, pacman, and apt-get behind sudo. Each runs on a
 //! machine that is this one with an overlay over its root, in a mount namespace of its own: what is installed there
-//! is gone with the test. At a terminal it asks first.
+//! is gone with the test. At a terminal it asks first. Keys of Arch Linux are made from a package with a key of the test.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -33,20 +33,40 @@ const MACHINE: &str = r#"
 "#;
 
 /// What container workspaces need goes, and the managers that are not asked for.
-const BARE: &str =
-    "rm -f /usr/bin/systemd-nspawn /usr/sbin/debootstrap /usr/share/keyrings/*-archive-keyring.gpg\n";
+const BARE: &str = "rm -f /usr/bin/systemd-nspawn /usr/sbin/debootstrap /usr/share/keyrings/*-archive-keyring.gpg \
+                    /usr/bin/pacstrap /usr/share/keyrings/archlinux*; rm -rf /etc/pacman.d/gnupg\n";
+
+/// Writes what the package `$name` brings below the folder `$1`: its file is an empty script, or for the keys of Arch
+/// Linux a key that is made here.
+const CONTENT: &str = r#"
+    mkdir -m 700 gnupg
+    gpg --homedir gnupg --batch --quiet --passphrase '' --quick-generate-key 'packager <x@y.z>' rsa2048 sign
+    gpg --homedir gnupg --batch --quiet --export > archlinux.gpg
+    gpg --homedir gnupg --batch --with-colons --list-keys | sed -n 's/^fpr:*\([0-9A-F]*\):$/\1:4:/p' > archlinux-trusted
+    gpgconf --homedir gnupg --kill all
+    here=$PWD
+    content() {
+        mkdir -p "$1${file%/*}"
+        case $name in
+            archlinux-keyring) cp "$here/archlinux.gpg" "$here/archlinux-trusted" "$1${file%/*}" ;;
+            *) echo '#!/bin/sh' > "$1$file"; chmod 755 "$1$file" ;;
+        esac
+    }
+"#;
 
 /// One row for each package: its name, and the file that it brings.
 fn packages(
     systemd: &'static str,
     debian: &'static str,
     ubuntu: &'static str,
-) -> [(&'static str, &'static str); 4] {
+) -> [(&'static str, &'static str); 6] {
     [
         (systemd, "/usr/bin/systemd-nspawn"),
         ("debootstrap", "/usr/sbin/debootstrap"),
         (debian, "/usr/share/keyrings/debian-archive-keyring.gpg"),
         (ubuntu, "/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+        ("arch-install-scripts", "/usr/bin/pacstrap"),
+        ("archlinux-keyring", "/usr/share/keyrings/archlinux.gpg"),
     ]
 }
 
@@ -55,7 +75,7 @@ fn packages(
 #[track_caller]
 fn repository(scratch: &Scratch, packages: &[(&str, &str)], each: &str, then: &str) -> String {
     let repo = scratch.folder("repo");
-    let mut script = "set -e\n".to_owned();
+    let mut script = format!("set -e\n{CONTENT}\n");
     for (name, file) in packages {
         script += &format!("name={name} file={file}\n{each}\n");
     }
@@ -67,9 +87,10 @@ fn repository(scratch: &Scratch, packages: &[(&str, &str)], each: &str, then: &s
 
 fn dnf(scratch: &Scratch) -> String {
     let spec = r#"
+        content "$PWD/$name"
         printf '%s\n' "Name: $name" 'Version: 1' 'Release: 1' 'Summary: x' 'License: x' 'BuildArch: noarch' \
-            'AutoReqProv: no' '%description' '%install' "mkdir -p %{buildroot}${file%/*}" \
-            "echo '#!/bin/sh' > %{buildroot}$file" '%files' "%attr(755,root,root) $file" > "$name.spec"
+            'AutoReqProv: no' '%description' '%install' "mkdir -p %{buildroot}" "cp -a $PWD/$name/. %{buildroot}" \
+            '%files' "${file%.gpg}*" > "$name.spec"
         rpmbuild -bb --quiet --define "_topdir $PWD/build" --define "_rpmdir $PWD/rpm" "$name.spec"
     "#;
     let rows = packages("systemd-container", "debian-keyring", "ubu-keyring");
@@ -83,9 +104,8 @@ fn dnf(scratch: &Scratch) -> String {
 fn pacman(scratch: &Scratch) -> String {
     let package = r#"
         pkg=$name-1-1-any.pkg.tar.xz
-        mkdir -p "$name${file%/*}" "db/$name-1-1"
-        echo '#!/bin/sh' > "$name$file"
-        chmod 755 "$name$file"
+        content "$name"
+        mkdir -p "db/$name-1-1"
         printf '%s\n' "pkgname = $name" "pkgbase = $name" 'pkgver = 1-1' 'pkgdesc = x' 'arch = any' > "$name/.PKGINFO"
         tar -C "$name" -cJf "$pkg" .PKGINFO usr
         printf '%%%s%%\n%s\n\n' FILENAME "$pkg" NAME "$name" VERSION 1-1 ARCH any CSIZE "$(stat -c %s "$pkg")" \
@@ -103,9 +123,8 @@ fn pacman(scratch: &Scratch) -> String {
 
 fn apt(scratch: &Scratch) -> String {
     let package = r#"
-        mkdir -p "$name/DEBIAN" "$name${file%/*}"
-        echo '#!/bin/sh' > "$name$file"
-        chmod 755 "$name$file"
+        content "$name"
+        mkdir -p "$name/DEBIAN"
         printf '%s\n' "Package: $name" 'Version: 9999' 'Architecture: all' 'Maintainer: x <x@y.z>' 'Description: x' \
             > "$name/DEBIAN/control"
         dpkg-deb --root-owner-group -b "$name" "$name.deb" >&2
@@ -119,7 +138,7 @@ fn apt(scratch: &Scratch) -> String {
     "#;
     let repo = repository(scratch, &rows, package, index);
     format!(
-        "{BARE} rm -rf /etc/apt/sources.list.d /etc/apt/sources.list /usr/bin/dnf /usr/bin/pacman
+        "{BARE} rm -rf /etc/apt/sources.list.d /etc/apt/sources.list /usr/bin/dnf
         mkdir -p /etc/apt/sources.list.d
         echo 'deb [trusted=yes] file:{repo} ./' > /etc/apt/sources.list.d/berth.list"
     )
@@ -138,6 +157,7 @@ fn setup() -> Setup {
         ("createrepo_c", "createrepo-c"),
         ("pacman", "pacman-package-manager"),
         ("dpkg-scanpackages", "dpkg-dev"),
+        ("makepkg", "makepkg"),
         ("sudo", "sudo"),
         ("script", "bsdutils"),
     ] {
@@ -169,13 +189,18 @@ fn installed(server: &Server, commands: &[&str], manager_says: &str) {
     {
         assert_eq!(place.sh(&format!("cat {file}")), "#!/bin/sh\n");
     }
+    // Only a complete set of keys takes its place.
+    let keys = place.sh("sudo pacman-key --list-keys; ls -d /etc/pacman.d/gnupg*");
+    assert!(keys.contains("[  full  ] packager <x@y.z>"), "{keys}");
+    assert!(keys.ends_with("\n/etc/pacman.d/gnupg\n"), "{keys}");
 }
 
 #[test]
 fn dnf_installs_what_is_missing() {
     let setup = setup();
     let server = setup.start_through(&words(&base(&setup), &dnf(setup.scratch())));
-    let packages = "systemd-container debootstrap debian-keyring ubu-keyring";
+    let packages =
+        "systemd-container debootstrap debian-keyring ubu-keyring arch-install-scripts archlinux-keyring";
     let install = format!("dnf install --assumeyes --setopt=install_weak_deps=False {packages}");
     installed(&server, &[&install], "Complete!");
 }
@@ -184,7 +209,8 @@ fn dnf_installs_what_is_missing() {
 fn pacman_installs_what_is_missing() {
     let setup = setup();
     let server = setup.start_through(&words(&base(&setup), &pacman(setup.scratch())));
-    let packages = "systemd debootstrap debian-archive-keyring ubuntu-keyring";
+    let packages =
+        "systemd debootstrap debian-archive-keyring ubuntu-keyring arch-install-scripts archlinux-keyring";
     installed(&server, &[&format!("pacman -S --needed --noconfirm {packages}")], "installing debootstrap");
 }
 
@@ -198,7 +224,7 @@ fn without_root_it_goes_through_sudo() {
     words.extend(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
     let server = setup.start_through(&words);
     let sudo = "sudo env DEBIAN_FRONTEND=noninteractive apt-get";
-    let packages = "systemd-container debootstrap debian-archive-keyring ubuntu-keyring";
+    let packages = "systemd-container debootstrap debian-archive-keyring ubuntu-keyring arch-install-scripts archlinux-keyring";
     let install = format!("{sudo} install --yes --no-install-recommends {packages}");
     installed(&server, &[&format!("{sudo} update"), &install], "Setting up debootstrap (9999)");
     assert_eq!(Place::host(&server).sh("id -u"), "65534\n");

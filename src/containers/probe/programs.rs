@@ -38,11 +38,7 @@ pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
                         .map_or(String::new(), |script| format!(" with its script {}", base(script)));
                     Check::ok(
                         name,
-                        format!(
-                            "{}{script}, verified with {}",
-                            base(&needs.program),
-                            needs.keyring.display()
-                        ),
+                        format!("{}{script}, verified with {}", base(&needs.program), needs.keyring),
                     )
                 }
                 Err(error) => {
