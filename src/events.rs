@@ -88,6 +88,16 @@ impl Topic {
         seq
     }
 
+    /// Replaces the data of an event that is still kept, for followers that have not read it yet.
+    pub fn amend(&self, seq: u64, data: Map<String, Value>) {
+        let mut ring = lock(&self.ring);
+        let first = ring.last + 1 - ring.events.len() as u64;
+        let place = seq.checked_sub(first).and_then(|place| usize::try_from(place).ok());
+        if let Some(event) = place.and_then(|place| ring.events.get_mut(place)) {
+            *event = Arc::new(Event { seq, kind: event.kind, data });
+        }
+    }
+
     /// Nothing will come any more: followers read what there is and end.
     pub fn end(&self) {
         lock(&self.ring).ended = true;

@@ -128,6 +128,8 @@
 //! ```text
 //! <data>/lock                        flock: one server
 //! <data>/credentials.json            generated tokens, 0600
+//! <data>/naming_key                  names the client and the host token in the audit log, 0600
+//! <data>/approvals                   files without names while a large request waits for approval
 //! <data>/audit/LOG.jsonl, LOG.1.jsonl who did what: of each workspace (ws_…) and of the server, 2 MiB each
 //! <data>/tokens.json                 scoped tokens, 0600, unless they lie beside server.json or where they are told to
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename

@@ -171,7 +171,7 @@ pub fn run(settings: Settings) -> Result<()> {
         doctor: doctor.clone(),
         credentials,
         approval: settings.approval,
-        approvals: Approvals::new(settings.approval.timeout, bus.topic("approvals"))?,
+        approvals: Approvals::open(settings.approval.timeout, bus.topic("approvals"), &settings.data_dir)?,
         audit: Audit::open(&settings.data_dir)?,
         read_only: settings.read_only,
         cors_origins: settings.cors_origins.clone(),

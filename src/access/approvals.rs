@@ -1,67 +1,42 @@
 //! Writes that wait for a person. What waits is data, not a thread: the step that goes on with the request, its deadline,
-//! and what the person is shown. An answer is good once; a request whose client has gone never runs. In memory only.
+//! and the question ([`super::question`]). An answer is good once; a request whose client has gone never runs. Nothing
+//! survives the server: what does not fit into memory is in files without a name.
 //! Knows nothing of HTTP.
 //!
 //! Thread: `approvals` keeps the deadlines. Lock: `state`, a leaf: steps run after unlocking.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::Actor;
+use super::question::Question;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
-use crate::base::{Code, Error, Result, clock, limits};
+use crate::base::{Code, Error, Result, limits};
 use crate::events::Topic;
 use crate::proc::Cancel;
-
-/// What the person is shown.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Asked {
-    /// Good for one answer.
-    pub id: String,
-    /// As the path named it.
-    pub workspace_id: String,
-    /// What kind of write.
-    pub action: String,
-    /// What exactly.
-    pub summary: String,
-    /// Folders that it concerns.
-    pub paths: Vec<String>,
-    /// Unix milliseconds.
-    pub created_at: u64,
-    /// Who asks.
-    pub actor: Actor,
-}
-
-impl Asked {
-    /// A question of now, with an id of its own.
-    pub fn new(workspace_id: &str, action: &str, summary: String, paths: Vec<String>, actor: Actor) -> Asked {
-        Asked {
-            id: Uuid::new_v4().to_string(),
-            workspace_id: workspace_id.to_owned(),
-            action: action.to_owned(),
-            summary,
-            paths,
-            created_at: clock::now_unix_ms(),
-            actor,
-        }
-    }
-}
+use crate::store::spool::SpoolArea;
 
 /// What goes on with the request: does it, or tells its client why not.
 pub type Step = Box<dyn FnOnce(Result<()>) + Send>;
 
 struct Waiting {
-    asked: Asked,
+    asked: Question,
+    /// The number of its event `asked`.
+    event: u64,
     deadline: Instant,
     /// Raised when the client has gone.
     gone: Cancel,
     step: Step,
+}
+
+impl Waiting {
+    fn view(&self) -> (Question, Duration) {
+        (self.asked.clone(), self.deadline.saturating_duration_since(Instant::now()))
+    }
 }
 
 #[derive(Default)]
@@ -72,42 +47,63 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    fn live(&self) -> impl Iterator<Item = &Waiting> {
+        self.waiting.values().filter(|waiting| !waiting.gone.is_cancelled())
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     feed: Arc<Topic>,
 }
 
+/// Bodies and previews on disk that pending approvals of one token may hold: an upload of the largest size.
+const SPOOL_PER_TOKEN: u64 = 288 << 20;
+/// Those of all tokens together.
+const SPOOL_TOTAL: u64 = 1 << 30;
+
 /// All that wait.
 pub struct Approvals {
     shared: Arc<Shared>,
     timeout: Duration,
+    spool: SpoolArea,
     timer: Mutex<Option<JoinOnDrop>>,
 }
 
 impl Approvals {
+    /// As [`Approvals::new`], with the spool of this data folder.
+    ///
+    /// # Errors
+    /// As above; when the spool cannot be created.
+    pub fn open(timeout: Duration, feed: Arc<Topic>, data_dir: &Path) -> Result<Approvals> {
+        let spool = SpoolArea::open(&data_dir.join("approvals"), SPOOL_PER_TOKEN, SPOOL_TOTAL)?;
+        Approvals::new(timeout, feed, spool)
+    }
+
     /// None wait yet. `timeout`: how long each may. `feed` is told `asked`, with what the person is shown, and `ended`, with
     /// how: `allowed`, `denied`, `timeout`, `gone` (its client hung up), `withdrawn` (its token ended) or `shutdown`.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn new(timeout: Duration, feed: Arc<Topic>) -> Result<Approvals> {
+    pub fn new(timeout: Duration, feed: Arc<Topic>, spool: SpoolArea) -> Result<Approvals> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), feed });
         let timer = spawn("approvals".into(), limits::STACK, {
             let shared = shared.clone();
             move || keep_deadlines(&shared)
         })?;
-        Ok(Approvals { shared, timeout, timer: Mutex::new(Some(timer)) })
+        Ok(Approvals { shared, timeout, spool, timer: Mutex::new(Some(timer)) })
     }
 
     /// Asks. `step` is called once, with the answer, on whatever thread it comes from; it should only pass it on.
     ///
     /// # Errors
     /// Given to `step` as well: `TooManyPending` when this token, or all together, ask too much; `ShuttingDown`.
-    pub fn ask(&self, asked: Asked, gone: Cancel, step: Step) {
+    pub fn ask(&self, asked: Question, gone: Cancel, step: Step) {
         let refused = {
             let mut state = lock(&self.shared.state);
-            let same = |waiting: &&Waiting| waiting.asked.actor.token_hash == asked.actor.token_hash;
+            let same = |waiting: &&Waiting| waiting.asked.actor().token_hash == asked.actor().token_hash;
             let left: Vec<u64> = state
                 .waiting
                 .iter()
@@ -115,7 +111,7 @@ impl Approvals {
                 .map(|(number, _)| *number)
                 .collect();
             let left: Vec<_> = left.iter().filter_map(|number| state.waiting.remove(number)).collect();
-            left.iter().for_each(|waiting| self.shared.tell_end(&waiting.asked, "gone"));
+            left.iter().for_each(|waiting| self.shared.tell_end(waiting, "gone"));
             if state.closed {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
             } else if state.waiting.len() >= limits::APPROVALS
@@ -124,16 +120,12 @@ impl Approvals {
                 let message = "Too many writes wait for approval already; have them answered first";
                 Some(Error::new(Code::TooManyPending, message))
             } else {
-                log::info!(
-                    "Approval {} wanted: {}; answer with POST /approvals/{}",
-                    asked.id,
-                    asked.summary,
-                    asked.id
-                );
+                let id = asked.id();
+                log::info!("Approval {id} wanted: {}; answer with POST /approvals/{id}", asked.note());
                 state.number += 1;
                 let (number, deadline) = (state.number, Instant::now() + self.timeout);
-                self.shared.tell("asked", json!({ "approval": asked }));
-                state.waiting.insert(number, Waiting { asked, deadline, gone, step });
+                let event = self.shared.tell("asked", json!({ "approval": asked.listed(self.timeout) }));
+                state.waiting.insert(number, Waiting { asked, event, deadline, gone, step });
                 self.shared.changed.notify_all();
                 return;
             }
@@ -143,18 +135,21 @@ impl Approvals {
         }
     }
 
-    /// Those that wait and whose clients still do, oldest first.
-    pub fn list(&self) -> Vec<Asked> {
+    /// Those that wait and whose clients still do, oldest first, and how long each still waits.
+    pub fn list(&self) -> Vec<(Question, Duration)> {
         let state = lock(&self.shared.state);
-        let live = state.waiting.values().filter(|waiting| !waiting.gone.is_cancelled());
-        live.map(|waiting| waiting.asked.clone()).collect()
+        state.live().map(Waiting::view).collect()
     }
 
-    /// The one with this id.
-    pub fn find(&self, id: &str) -> Option<Asked> {
+    /// The one with this id, and how long it still waits.
+    pub fn find(&self, id: &str) -> Option<(Question, Duration)> {
         let state = lock(&self.shared.state);
-        let mut live = state.waiting.values().filter(|waiting| !waiting.gone.is_cancelled());
-        live.find(|waiting| waiting.asked.id == id).map(|waiting| waiting.asked.clone())
+        state.live().find(|waiting| waiting.asked.id() == id).map(Waiting::view)
+    }
+
+    /// Where bodies and previews of what waits are stored.
+    pub fn spool(&self) -> &SpoolArea {
+        &self.spool
     }
 
     /// Answers one.
@@ -166,7 +161,7 @@ impl Approvals {
         let Some(waiting) = self.take(id, word).filter(|waiting| !waiting.gone.is_cancelled()) else {
             return Err(not_found());
         };
-        log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.asked.summary);
+        log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.asked.note());
         let verdict = if allow { Ok(()) } else { Err(denied(id, "denied")) };
         (waiting.step)(verdict);
         Ok(())
@@ -187,10 +182,10 @@ impl Approvals {
     fn take(&self, id: &str, end: &'static str) -> Option<Waiting> {
         let mut state = lock(&self.shared.state);
         let number =
-            state.waiting.iter().find(|(_, waiting)| waiting.asked.id == id).map(|(number, _)| *number);
+            state.waiting.iter().find(|(_, waiting)| waiting.asked.id() == id).map(|(number, _)| *number);
         let waiting = number.and_then(|number| state.waiting.remove(&number))?;
         let end = if waiting.gone.is_cancelled() { "gone" } else { end };
-        self.shared.tell_end(&waiting.asked, end);
+        self.shared.tell_end(&waiting, end);
         Some(waiting)
     }
 
@@ -203,7 +198,7 @@ impl Approvals {
             std::mem::take(&mut state.waiting)
         };
         for waiting in left.into_values() {
-            self.shared.tell_end(&waiting.asked, "shutdown");
+            self.shared.tell_end(&waiting, "shutdown");
             (waiting.step)(Err(Error::new(Code::ShuttingDown, "The server is shutting down")));
         }
         let timer = lock(&self.timer).take();
@@ -219,17 +214,19 @@ impl Drop for Approvals {
 
 impl Shared {
     /// Under the lock, so that the feed has everything in the order in which it happened.
-    fn tell(&self, kind: &'static str, data: Value) {
-        if let Value::Object(data) = data {
-            self.feed.publish(kind, data);
-        }
+    fn tell(&self, kind: &'static str, data: Value) -> u64 {
+        let Value::Object(data) = data else { return 0 };
+        self.feed.publish(kind, data)
     }
 
-    fn tell_end(&self, asked: &Asked, end: &'static str) {
-        self.tell(
-            "ended",
-            json!({ "approvalId": asked.id, "workspaceId": asked.workspace_id, "reason": end }),
-        );
+    /// Publishes the end. From now on the feed has only the id of what was asked: nobody needs the rest, which may hold
+    /// secrets, and only pending approvals count towards the memory of the feed.
+    fn tell_end(&self, waiting: &Waiting, end: &'static str) {
+        let (id, workspace) = (waiting.asked.id(), waiting.asked.workspace_id());
+        if let Value::Object(data) = json!({ "approval": { "id": id, "workspaceId": workspace } }) {
+            self.feed.amend(waiting.event, data);
+        }
+        self.tell("ended", json!({ "approvalId": id, "workspaceId": workspace, "reason": end }));
     }
 }
 
@@ -255,7 +252,7 @@ fn keep_deadlines(shared: &Shared) {
         let late: Vec<Waiting> = late.iter().filter_map(|number| state.waiting.remove(number)).collect();
         for waiting in &late {
             let gone = waiting.gone.is_cancelled();
-            shared.tell_end(&waiting.asked, if gone { "gone" } else { "timeout" });
+            shared.tell_end(waiting, if gone { "gone" } else { "timeout" });
         }
         if late.is_empty() {
             // Nobody calls here when a client goes: whoever follows the feed should learn of it all the same.
@@ -267,8 +264,8 @@ fn keep_deadlines(shared: &Shared) {
         }
         drop(state);
         for waiting in late {
-            log::info!("Approval {} was not answered in time: {}", waiting.asked.id, waiting.asked.summary);
-            let verdict = denied(&waiting.asked.id, "timeout");
+            log::info!("Approval {} was not answered in time: {}", waiting.asked.id(), waiting.asked.note());
+            let verdict = denied(waiting.asked.id(), "timeout");
             (waiting.step)(Err(verdict));
         }
         state = lock(&shared.state);
@@ -280,20 +277,36 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use serde_json::Map;
+
     use crate::access::Scope;
+    use crate::access::question::NewQuestion;
     use crate::events::{Bus, Next};
+    use crate::store::scratch::Scratch;
 
     fn ask(approvals: &Approvals, token: &str) -> (Cancel, mpsc::Receiver<Result<()>>) {
         let (told, verdict) = mpsc::channel();
         let actor = Actor::remote(Scope::Collaborator, token.to_owned(), None);
         let gone = Cancel::new().unwrap();
         let step: Step = Box::new(move |verdict| told.send(verdict).unwrap());
-        approvals.ask(Asked::new("w", "a", "s".into(), Vec::new(), actor), gone.clone(), step);
+        let question = Question::new(NewQuestion {
+            workspace_id: "w",
+            action: "a",
+            summary: "s".into(),
+            note: "s".into(),
+            paths: Vec::new(),
+            actor,
+            more: Map::new(),
+            whole: None,
+        });
+        approvals.ask(question, gone.clone(), step);
         (gone, verdict)
     }
 
     fn approvals(timeout: Duration) -> Approvals {
-        Approvals::new(timeout, Bus::default().topic("approvals")).unwrap()
+        let folder = Scratch::new();
+        let spool = SpoolArea::open(&folder, 1 << 20, 1 << 20).unwrap();
+        Approvals::new(timeout, Bus::default().topic("approvals"), spool).unwrap()
     }
 
     #[test]
@@ -316,7 +329,7 @@ mod tests {
         };
         let asked: Vec<_> = (0..4).map(|_| ask(&approvals, "t")).collect();
         (0..4).for_each(|_| next(None));
-        let ids: Vec<String> = approvals.list().into_iter().map(|asked| asked.id).collect();
+        let ids: Vec<String> = approvals.list().into_iter().map(|(asked, _)| asked.id().to_owned()).collect();
         approvals.answer(&ids[0], true, &owner()).unwrap();
         next(Some("allowed"));
         approvals.withdraw(&ids[1], not_found());
@@ -339,13 +352,13 @@ mod tests {
     fn an_answer_is_good_once() {
         let approvals = approvals(Duration::from_secs(60));
         let (_gone, verdict) = ask(&approvals, "t");
-        let id = approvals.list()[0].id.clone();
+        let id = approvals.list()[0].0.id().to_owned();
         approvals.answer(&id, true, &owner()).unwrap();
         assert!(verdict.recv().unwrap().is_ok());
         let again = approvals.answer(&id, true, &owner()).unwrap_err();
         assert_eq!(again.code(), Code::ApprovalNotFound);
         let (_gone, verdict) = ask(&approvals, "t");
-        approvals.answer(&approvals.list()[0].id, false, &owner()).unwrap();
+        approvals.answer(approvals.list()[0].0.id(), false, &owner()).unwrap();
         assert_eq!(verdict.recv().unwrap().unwrap_err().code(), Code::WriteDenied);
     }
 
@@ -353,7 +366,7 @@ mod tests {
     fn who_has_gone_is_never_served_and_silence_is_a_no() {
         let approvals = approvals(Duration::from_millis(50));
         let (gone, _verdict) = ask(&approvals, "t");
-        let id = approvals.list()[0].id.clone();
+        let id = approvals.list()[0].0.id().to_owned();
         gone.cancel();
         assert!(approvals.list().is_empty());
         assert_eq!(approvals.answer(&id, true, &owner()).unwrap_err().code(), Code::ApprovalNotFound);

@@ -1,6 +1,8 @@
 //! Who is asking. The two configured tokens: where they came from, how generated ones are kept, how a presented one is
 //! compared; and the scoped ones of the store beside them.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -73,6 +75,10 @@ pub struct Credentials {
     // Compared instead of the tokens: of equal size whatever was presented, and made once.
     client_digest: Digest32,
     host_digest: Digest32,
+    /// How the two are named in actors: viewers read these in the audit log, and a plain hash of a token that a person chose
+    /// could be found by trying. Stored tokens are 128 random bits or more and keep their observed SHA-256.
+    client_name: String,
+    host_name: String,
     /// Where the client token came from.
     pub client_source: Source,
     /// Where the host token came from.
@@ -119,7 +125,10 @@ impl Credentials {
     ) -> Result<Credentials> {
         let made = make(data_dir, client, host)?;
         let tokens = Arc::new(Tokens::open(token_store)?);
+        let key = naming_key(data_dir)?;
         Ok(Credentials {
+            client_name: hex(&keyed_hash(&key, made.client.as_bytes())),
+            host_name: hex(&keyed_hash(&key, made.host.as_bytes())),
             client_digest: digest(&made.client),
             host_digest: digest(&made.host),
             client: made.client,
@@ -174,8 +183,8 @@ impl Credentials {
     pub fn actor(&self, presented: Presented<'_>) -> Result<Actor, Worthless> {
         let client_id = || presented.client_id.map(str::to_owned);
         let is = |digest: &Digest32, wanted: &Digest32| bool::from(digest.ct_eq(wanted));
-        if let Some(token) = presented.host.map(digest).filter(|token| is(token, &self.host_digest)) {
-            return Ok(Actor::host(hex(&token), client_id()));
+        if presented.host.map(digest).is_some_and(|token| is(&token, &self.host_digest)) {
+            return Ok(Actor::host(self.host_name.clone(), client_id()));
         }
         let wrong_host =
             presented.host.is_some().then_some("an X-OpenWork-Host-Token that is not the host token");
@@ -184,10 +193,10 @@ impl Credentials {
         };
         let token = digest(bearer);
         if is(&token, &self.host_digest) {
-            return Ok(Actor::host(hex(&token), client_id()));
+            return Ok(Actor::host(self.host_name.clone(), client_id()));
         }
         if is(&token, &self.client_digest) {
-            return Ok(Actor::remote(Scope::Collaborator, hex(&token), client_id()));
+            return Ok(Actor::remote(Scope::Collaborator, self.client_name.clone(), client_id()));
         }
         match self.tokens.find(&hex(&token)) {
             Some(found) if !found.is_expired() => Ok(Actor::scoped(&found, client_id())),
@@ -199,6 +208,20 @@ impl Credentials {
                 let bearer = "a bearer token that is unknown here, or was revoked";
                 Err(Worthless(wrong_host.map_or(bearer.to_owned(), |host| format!("{host}, and {bearer}"))))
             }
+        }
+    }
+
+    /// The scoped token of an actor, if it has one.
+    pub fn token_of(&self, actor: &Actor) -> Option<Token> {
+        if actor.is_scoped { self.tokens.find(&actor.token_hash) } else { None }
+    }
+
+    /// The SHA-256 of an actor's token, as its holder is shown it. For nobody else: see `client_name`.
+    pub fn observed_hash(&self, actor: &Actor) -> String {
+        match actor.kind {
+            "host" => hex(&self.host_digest),
+            _ if actor.is_scoped => actor.token_hash.clone(),
+            _ => hex(&self.client_digest),
         }
     }
 
@@ -286,9 +309,45 @@ pub(super) fn generate<const BYTES: usize>() -> Result<String> {
     Ok(format!("owt_{}", hex(&bytes)))
 }
 
-/// SHA-256 in hex: how tokens are named in actors and audit lines.
+/// SHA-256 in hex: how stored tokens are found and named.
 pub fn hash(token: &str) -> String {
     hex(&digest(token))
+}
+
+/// The key's file in the data folder: the same names after each start.
+const NAMING_KEY: &str = "naming_key";
+
+fn naming_key(data_dir: &Path) -> Result<Digest32> {
+    let path = data_dir.join(NAMING_KEY);
+    let kept = file::read_optional(&path, 32)?;
+    match kept.map(Digest32::try_from) {
+        Some(Ok(key)) => {
+            // A copy of the folder may have come without its modes.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).at("make private", &path)?;
+            Ok(key)
+        }
+        Some(Err(_)) => Err(Error::config(
+            path.display(),
+            "not a key of 32 bytes; remove it to have a new one made, which gives the tokens new names in the audit log",
+        )),
+        None => {
+            let mut key = [0; 32];
+            getrandom::fill(&mut key).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
+            file::write_atomic(&path, &key, 0o600)?;
+            Ok(key)
+        }
+    }
+}
+
+/// HMAC-SHA-256 (RFC 2104) with a key of less than a block.
+fn keyed_hash(key: &Digest32, text: &[u8]) -> Digest32 {
+    let pad = |byte: u8| {
+        let mut block = [byte; 64];
+        block.iter_mut().zip(key).for_each(|(block, key)| *block ^= key);
+        block
+    };
+    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(text).finalize();
+    Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().into()
 }
 
 type Digest32 = [u8; 32];
@@ -300,4 +359,26 @@ fn digest(token: &str) -> Digest32 {
 fn hex(bytes: &[u8]) -> String {
     let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// HMAC_SHA256("key" padded with zeros, …) equals that of the short key (RFC 2104, 2); the values of RFC 4231, 4.2 and 4.3.
+    #[test]
+    fn the_keyed_hash_is_hmac_sha_256() {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(b"Jefe");
+        assert_eq!(
+            hex(&keyed_hash(&key, b"what do ya want for nothing?")),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        let mut key = [0; 32];
+        key[..20].fill(0x0b);
+        assert_eq!(
+            hex(&keyed_hash(&key, b"Hi There")),
+            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
+        );
+    }
 }

@@ -4,6 +4,7 @@ pub mod approvals;
 pub mod audit;
 pub mod credentials;
 pub mod leases;
+pub mod question;
 pub mod scope;
 pub mod tokens;
 

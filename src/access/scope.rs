@@ -37,7 +37,7 @@ pub struct Actor {
     /// What the client calls itself (`X-OpenWork-Client-Id`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
-    /// SHA-256 of the token, hex.
+    /// Names the token, 64 hex digits: SHA-256 of a stored one, a keyed hash of the client and the host token.
     pub token_hash: String,
     /// What it may do.
     pub scope: Scope,

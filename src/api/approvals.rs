@@ -4,20 +4,49 @@ use serde::Deserialize;
 use serde_json::{Map, json};
 
 use super::{Ctx, reach, topic};
-use crate::access::approvals::{Asked, not_found};
+use crate::access::approvals::not_found;
 use crate::access::audit::Draft;
+use crate::access::question::Question;
 use crate::base::{Error, Result, limits};
-use crate::http::{Answer, Request, Response};
+use crate::http::stream::StreamBody;
+use crate::http::{Answer, Method, Request, Response};
 
 /// `GET /approvals`
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut items = ctx.approvals.list();
-    items.retain(|asked| sees(ctx, request, asked));
+    items.retain(|(asked, _)| sees(ctx, request, asked));
+    let items: Vec<_> = items.iter().map(|(asked, left)| asked.listed(*left)).collect();
     Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
 }
 
-fn sees(ctx: &Ctx, request: &Request, asked: &Asked) -> bool {
-    request.actor().is_some_and(|actor| reach::sees_id(ctx, actor, &asked.workspace_id))
+/// `GET /approvals/:id`: all of it.
+pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let found = ctx.approvals.find(request.param("id"));
+    let (asked, left) = found.filter(|(asked, _)| sees(ctx, request, asked)).ok_or_else(not_found)?;
+    let (head, rest) = asked.whole(left);
+    let json = |response: Response| response.with("Content-Type", "application/json");
+    let Some(rest) = rest else {
+        return Ok(Answer::Now(json(Response::empty(200)).with_body(head)));
+    };
+    let length = head.len() as u64 + rest.size();
+    if request.method() == Method::Head {
+        return Ok(Answer::Now(json(Response::empty(200)).without_body(Some(length))));
+    }
+    let place = ctx.stream_place()?;
+    let ticket = ctx.tickets.deposit(move |socket, _| {
+        place.run(move || {
+            let mut body = StreamBody::new(socket);
+            let sent = body.send(&head).and_then(|()| body.send_file(rest.file(), 0, rest.size()));
+            if sent.is_ok() {
+                let _ = body.end();
+            }
+        });
+    })?;
+    Ok(Answer::Now(json(Response::taken(ticket, Some(length)))))
+}
+
+fn sees(ctx: &Ctx, request: &Request, asked: &Question) -> bool {
+    request.actor().is_some_and(|actor| reach::sees_id(ctx, actor, asked.workspace_id()))
 }
 
 #[derive(Deserialize)]
@@ -29,15 +58,16 @@ struct Reply {
 pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let allow = request.json::<Reply>(limits::JSON_BODY_BYTES)?.reply == "allow";
     let id = request.param("id").to_owned();
-    let asked = ctx.approvals.find(&id).filter(|asked| sees(ctx, request, asked)).ok_or_else(not_found)?;
-    let log = reach::find(ctx, &asked.workspace_id).map(|workspace| workspace.openwork_id.clone());
+    let found = ctx.approvals.find(&id).filter(|(asked, _)| sees(ctx, request, asked));
+    let (asked, _) = found.ok_or_else(not_found)?;
+    let log = reach::find(ctx, asked.workspace_id()).map(|workspace| workspace.openwork_id.clone());
     if let Some(draft) = request.draft() {
         let word = if allow { "allow" } else { "deny" };
         *draft = Draft {
             log: log.unwrap_or_else(|| draft.log.clone()),
             action: format!("approval.{word}"),
             target: id.clone(),
-            summary: asked.summary,
+            summary: asked.note().to_owned(),
         };
     }
     let by = request.actor().ok_or_else(|| Error::internal("an answer of nobody"))?;
@@ -47,6 +77,9 @@ pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /approvals/events`: what waits now (`pending`), then each `asked` and `ended`.
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let pending = || ("pending", Map::from_iter([("items".to_owned(), json!(ctx.approvals.list()))]));
+    let pending = || {
+        let items: Vec<_> = ctx.approvals.list().iter().map(|(asked, left)| asked.listed(*left)).collect();
+        ("pending", Map::from_iter([("items".to_owned(), json!(items))]))
+    };
     topic::stream_from_now(ctx, request, ctx.approvals.feed(), pending)
 }

@@ -5,14 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::question::{self, Asking};
 use super::routes::TABLE;
-use super::{Ctx, audit, opencode, reach};
-use serde_json::Value;
-
-use crate::access::approvals::Asked;
+use super::{Ctx, audit, opencode, reach, routes};
 use crate::access::credentials::Presented;
+use crate::access::question::Question;
 use crate::access::{Actor, ApprovalMode, Lease, Scope};
-use crate::base::ids::parse_uuid;
 use crate::base::pool::Place;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::route::Match;
@@ -89,7 +87,7 @@ fn check_coding(request: &Request) -> Result<()> {
     let plain = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
     match codings.find(|coding| !plain(coding)) {
         Some(coding) if request.body_length() != Some(0) && !opencode::is_below(request.target()) => {
-            let coding = shown(coding);
+            let coding = question::visible(coding);
             let message = format!(
                 "Content-Encoding '{coding}' is not supported; send the body as it is, without the header"
             );
@@ -100,6 +98,14 @@ fn check_coding(request: &Request) -> Result<()> {
 }
 
 fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
+    // The handler of an upload does it itself, once it knows that the request is one.
+    let waits = matches!(route.gate, Gate::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
+    if waits && route.class != Class::Upload {
+        let held = request.hold_body(routes::cap_of(route) as u64, ctx.approvals.spool());
+        if let Err(error) = held {
+            return fail(ctx, request, &error);
+        }
+    }
     match (guarded(|| (route.handler)(ctx, &mut request)), route.gate) {
         (Ok(Answer::Prepared(prepared)), Gate::Everyone(action)) => {
             allow_prepared(ctx, request, route.class, action, prepared);
@@ -123,8 +129,9 @@ fn allow_prepared(
     action: &'static str,
     prepared: Prepared,
 ) {
-    let Prepared { summary, paths, work } = prepared;
-    audit::describe(ctx, &mut request, &summary, &paths);
+    let Prepared { summary, note, paths, changes, work } = prepared;
+    let note = note.unwrap_or_else(|| summary.clone());
+    audit::describe(ctx, &mut request, &note, &paths);
     let work = move |ctx: &Arc<Ctx>, mut request: Request| match guarded(|| work(&mut request)) {
         Ok(response) => reply(ctx, request, response),
         Err(error) => fail(ctx, request, &error),
@@ -136,28 +143,23 @@ fn allow_prepared(
         }
         return on_worker(ctx, place_of(ctx, class), request, work);
     }
-    let Some(actor) = request.actor().cloned() else {
-        return fail(ctx, request, &Error::internal("a gated route without an actor"));
-    };
-    let summary = shown(&summary);
-    let asked = Asked::new(request.param("id"), action, summary, paths, actor);
-    wait_for_person(ctx, request, asked, move |ctx, request| {
-        let place = if class == Class::Short { ctx.transfer_place() } else { place_of(ctx, class) };
-        on_worker(ctx, place, request, work);
-    });
-}
-
-/// Text of a client as it may stand in a list and a log line.
-fn shown(text: &str) -> String {
-    text.chars().take(limits::APPROVAL_SUMMARY_CHARS).collect::<String>().escape_debug().to_string()
+    let is_upload = class == Class::Upload;
+    let asking = Asking { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };
+    match guarded(|| question::make(ctx, &request, asking)) {
+        Ok(asked) => wait_for_person(ctx, request, asked, move |ctx, request| {
+            let place = if class == Class::Short { ctx.transfer_place() } else { place_of(ctx, class) };
+            on_worker(ctx, place, request, work);
+        }),
+        Err(error) => fail(ctx, request, &error),
+    }
 }
 
 /// Lays the request aside until a person has answered. It is the very request that goes on then; one whose client has
 /// gone meanwhile does not.
 fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
-    match guarded(|| describe(ctx, &mut request, action)) {
+    match guarded(|| hold_and_describe(ctx, &mut request, route, action)) {
         Ok(asked) => {
-            audit::describe(ctx, &mut request, &asked.summary, &[]);
+            audit::describe(ctx, &mut request, asked.note(), &[]);
             wait_for_person(ctx, request, asked, move |ctx, request| {
                 on_worker(ctx, ctx.transfer_place(), request, |ctx, request| perform(ctx, request, route));
             });
@@ -169,8 +171,8 @@ fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action:
 /// `allowed` goes on with the request, on the thread of whoever answers: it should only pass it on.
 fn wait_for_person(
     ctx: &Arc<Ctx>,
-    request: Request,
-    asked: Asked,
+    mut request: Request,
+    asked: Question,
     allowed: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
 ) {
     let gone = match Cancel::new() {
@@ -181,7 +183,7 @@ fn wait_for_person(
     // What waits ends with its credential, and its client is told so at once.
     let credentials = ctx.credentials.clone();
     let lease = request.actor().map(|actor| {
-        let (ctx, id) = (Arc::downgrade(ctx), asked.id.clone());
+        let (ctx, id) = (Arc::downgrade(ctx), asked.id().to_owned());
         let withdraw = move || {
             if let Some(ctx) = ctx.upgrade() {
                 ctx.approvals.withdraw(&id, ended());
@@ -197,7 +199,10 @@ fn wait_for_person(
             match verdict {
                 Ok(()) if gone.is_cancelled() => {}
                 Ok(()) if lease.as_ref().is_some_and(Lease::has_ended) => fail(&ctx, request, &ended()),
-                Ok(()) => allowed(&ctx, request),
+                Ok(()) => {
+                    request.release_body();
+                    allowed(&ctx, request);
+                }
                 Err(error) => fail(&ctx, request, &error),
             }
         }
@@ -205,33 +210,17 @@ fn wait_for_person(
     ctx.approvals.ask(asked, gone, Box::new(step));
 }
 
-/// What the person who is asked gets to see.
-fn describe(ctx: &Ctx, request: &mut Request, action: &str) -> Result<Asked> {
-    let path = request.path().to_owned();
-    // A large body stays with its client until the answer: nobody reads it here.
-    let body = if request.is_streamed() {
-        let size =
-            request.announced_length().map_or_else(|| "unknown size".to_owned(), |n| format!("{n} bytes"));
-        let kind = request.header("Content-Type").unwrap_or("unknown type");
-        shown(&format!("a body of {size}, {kind}"))
-    } else {
-        let body = request.hold_body(limits::HELD_BODY_BYTES)?;
-        let text = match serde_json::from_slice::<Value>(body) {
-            Ok(Value::Object(fields)) if fields.get("command").is_some_and(Value::is_string) => {
-                fields["command"].as_str().unwrap_or_default().to_owned()
-            }
-            _ => String::from_utf8_lossy(body).into_owned(),
-        };
-        shown(&text)
-    };
-    let id = request.param("id").to_owned();
-    let workspace = parse_uuid(&id).ok().and_then(|id| ctx.lifecycle.registry().get(id).ok());
-    let record = workspace.map(|workspace| workspace.record());
-    let name = record.as_ref().map_or("?", |record| record.shown.name.as_str());
-    let summary = format!("{action} in {name} ({} {path}): {body}", request.method().as_str());
-    let paths = record.iter().map(|record| record.shown.path.clone()).collect();
-    let actor = request.actor().cloned().ok_or_else(|| Error::internal("a gated route without an actor"))?;
-    Ok(Asked::new(&id, action, summary, paths, actor))
+/// Reads the request's body and makes the question of it.
+fn hold_and_describe(
+    ctx: &Ctx,
+    request: &mut Request,
+    route: &Route<Ctx>,
+    action: &'static str,
+) -> Result<Question> {
+    request.hold_body(routes::cap_of(route) as u64, ctx.approvals.spool())?;
+    let workspace = reach::find(ctx, request.param("id"));
+    let paths = workspace.iter().map(|workspace| workspace.record().shown.path.clone()).collect();
+    question::make(ctx, request, Asking { action, paths, ..Asking::default() })
 }
 
 /// The 403 of a credential that does not reach.

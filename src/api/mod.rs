@@ -17,6 +17,7 @@ pub mod project_mcp;
 pub mod project_plugins;
 pub mod project_skills;
 pub mod project_transfer;
+mod question;
 pub mod reach;
 pub mod routes;
 pub mod runs;

@@ -54,6 +54,8 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let upstreams = ctx.upstreams.clone();
     Ok(Answer::Prepared(Prepared {
         summary: format!("Reload the OpenCode of {}", place.workspace),
+        note: None,
+        changes: None,
         paths: directory.iter().map(|directory| directory.to_string_lossy().into_owned()).collect(),
         work: Box::new(move |_| {
             let directory = directory.as_deref().map(Path::to_string_lossy);

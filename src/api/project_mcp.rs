@@ -36,11 +36,13 @@ pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     mcp::check(&name, &config)?;
     let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Add MCP {name}: {config}"), paths, move |_| {
+    let note = format!("Add MCP {name}");
+    let answer = Answer::prepared(format!("Add MCP {name}: {config}"), paths, move |_| {
         let site = project::open(&lifecycle, &workspace)?;
         service.add_mcp(&site, &name, &config)?;
         list(&service, &site)
-    }))
+    });
+    Ok(answer.noted(note))
 }
 
 /// `DELETE /workspace/:id/mcp/:name`

@@ -86,15 +86,22 @@ const COLLABORATOR: Auth = Auth::Scope(Collaborator);
 
 /// The largest body that a request for this path may have; without a known route, the largest of all.
 pub fn body_cap(method: &str, path: &str) -> usize {
-    let mut caps = TABLE.rows(path).into_iter().map(|route| match route.class {
-        _ if route.method.as_str() != method => limits::JSON_BODY_BYTES,
+    let mut caps = TABLE.rows(path).into_iter().map(|route| match route.method.as_str() == method {
+        true => cap_of(route),
+        false => limits::JSON_BODY_BYTES,
+    });
+    let Some(first) = caps.next() else { return limits::EXEC_BODY_BYTES };
+    caps.fold(first, usize::max)
+}
+
+/// The largest body of this route.
+pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
+    match route.class {
         Class::Short => limits::JSON_BODY_BYTES,
         Class::Run | Class::Stream => limits::EXEC_BODY_BYTES,
         Class::Upload => usize::MAX,
         Class::Proxy => limits::PROXY_BODY_BYTES,
-    });
-    let Some(first) = caps.next() else { return limits::EXEC_BODY_BYTES };
-    caps.fold(first, usize::max)
+    }
 }
 
 /// The rows of [`ROUTES`], to find one in.
@@ -148,6 +155,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Stream,
         handler: approvals::events,
     },
+    read("/approvals/:id", Auth::Host, approvals::get),
     // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
     Route {
         method: Post,

@@ -31,9 +31,11 @@ pub fn api_health(_: &Ctx, _: &mut Request) -> Result<Answer> {
 }
 
 /// `GET /whoami`
-pub fn whoami(_: &Ctx, request: &mut Request) -> Result<Answer> {
+pub fn whoami(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut answer = json!({ "ok": true, "actor": request.actor() });
     if let Some(actor) = request.actor() {
+        // As observed: of its own token.
+        answer["actor"]["tokenHash"] = json!(ctx.credentials.observed_hash(actor));
         if let Some(end) = actor.expires_at {
             answer["actor"]["expiresAt"] = json!(end);
         }

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod logging;
 pub mod object;
 pub mod pool;
+pub mod sketch;
 pub mod thread;
 
 pub use error::{At, Code, Error, Result};

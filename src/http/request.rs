@@ -1,6 +1,6 @@
 //! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
 
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +11,8 @@ use super::direct::Direct;
 use super::reply::Response;
 use crate::access::Actor;
 use crate::access::audit::Draft;
-use crate::base::{Code, Error, Result, pool};
+use crate::base::{Code, Error, Result, limits, pool};
+use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
 
 /// The methods that any route has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,34 @@ enum Source {
     Direct(Direct),
 }
 
+/// A body that was read ahead of its handler, so that an approver sees the very bytes that will be used.
+enum HeldBody {
+    Memory(Arc<Vec<u8>>, usize),
+    Spooled(SpooledFile, SpoolReader),
+}
+
+impl HeldBody {
+    fn size(&self) -> u64 {
+        match self {
+            HeldBody::Memory(bytes, _) => bytes.len() as u64,
+            HeldBody::Spooled(file, _) => file.size(),
+        }
+    }
+}
+
+impl Read for HeldBody {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            HeldBody::Memory(bytes, at) => {
+                let count = (&bytes[*at..]).read(buffer)?;
+                *at += count;
+                Ok(count)
+            }
+            HeldBody::Spooled(_, reader) => reader.read(buffer),
+        }
+    }
+}
+
 /// A request that must be answered by [`Request::answer`].
 pub struct Request {
     source: Source,
@@ -78,7 +107,9 @@ pub struct Request {
     /// Its worker has more to do once it is answered.
     goes_on: bool,
     /// The body, once it was read ahead of its handler.
-    held: Option<Cursor<Vec<u8>>>,
+    held: Option<HeldBody>,
+    /// It is read once more, by the handler.
+    released: bool,
     /// The line of the audit log that its answer completes.
     draft: Option<Draft>,
 }
@@ -113,6 +144,7 @@ impl Request {
             on_worker: false,
             goes_on: false,
             held: None,
+            released: false,
             draft: None,
         }
     }
@@ -279,16 +311,70 @@ impl Request {
         }
     }
 
-    /// Reads the body ahead of its handler, who gets it as if nothing had happened.
+    /// Reads the body ahead of its handler, which then reads the held bytes: into memory if the gate has all of it, else
+    /// to disk. It stays until [`Request::release_body`], however often it is read.
     ///
     /// # Errors
-    /// As [`Request::body`].
-    pub fn hold_body(&mut self, cap: usize) -> Result<&[u8]> {
-        let body = self.body(cap)?;
-        Ok(self.held.insert(Cursor::new(body)).get_ref())
+    /// `BodyTooLarge` beyond `cap` bytes; `TooManyPending` when the spool is full; `DiskFull`; `InvalidRequest` when the
+    /// body breaks off.
+    pub fn hold_body(&mut self, cap: u64, spool: &SpoolArea) -> Result<()> {
+        if self.held.is_some() {
+            return Ok(());
+        }
+        if !self.is_streamed() {
+            let body = self.body(usize::try_from(cap).unwrap_or(usize::MAX))?;
+            self.held = Some(HeldBody::Memory(Arc::new(body), 0));
+            return Ok(());
+        }
+        if self.announced_length().is_some_and(|length| length > cap) {
+            return Err(too_large(cap));
+        }
+        let key = self.actor.as_ref().map(|actor| actor.token_hash.clone()).unwrap_or_default();
+        let mut writer = spool.begin(&key)?;
+        let (mut chunk, mut size) = (vec![0; limits::PIPE_CHUNK], 0);
+        loop {
+            let count = match self.source.reader().read(&mut chunk) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.map_err(broke_off)?,
+            };
+            if count == 0 {
+                break;
+            }
+            size += count as u64;
+            if size > cap {
+                return Err(too_large(cap));
+            }
+            writer.append(&chunk[..count])?;
+        }
+        let file = writer.finish();
+        let reader = file.reader();
+        self.held = Some(HeldBody::Spooled(file, reader));
+        Ok(())
     }
 
-    /// The body as it comes, for what is too large to be held.
+    /// A reader of the held body from its start, beside the handler's; none if the body is not held.
+    pub fn held_body(&self) -> Option<Box<dyn Read>> {
+        Some(match self.held.as_ref()? {
+            HeldBody::Memory(bytes, _) => Box::new(HeldBody::Memory(bytes.clone(), 0)),
+            HeldBody::Spooled(file, _) => Box::new(file.reader()),
+        })
+    }
+
+    /// Has the handler read a held body from its start again.
+    pub fn rewind_body(&mut self) {
+        match &mut self.held {
+            Some(HeldBody::Memory(_, at)) => *at = 0,
+            Some(HeldBody::Spooled(file, reader)) => *reader = file.reader(),
+            None => {}
+        }
+    }
+
+    /// Has a held body dropped once its handler has read it: nobody asks for it any more.
+    pub fn release_body(&mut self) {
+        self.released = true;
+    }
+
+    /// The body as it comes, for what is too large to be held in memory.
     pub fn reader(&mut self) -> &mut dyn Read {
         match &mut self.held {
             Some(held) => held,
@@ -309,19 +395,28 @@ impl Request {
     /// # Errors
     /// `BodyTooLarge`, before anything is read if its length is announced; `InvalidRequest` when it breaks off.
     pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
-        if let Some(held) = self.held.take() {
-            return Ok(held.into_inner());
+        self.rewind_body();
+        if let Some(held) = &mut self.held {
+            if held.size() > cap as u64 {
+                return Err(too_large(cap as u64));
+            }
+            let mut body = Vec::with_capacity(usize::try_from(held.size()).unwrap_or_default());
+            held.read_to_end(&mut body).map_err(broke_off)?;
+            if self.released {
+                // The answer may take long, and its body needs no room meanwhile.
+                self.held = Some(HeldBody::Memory(Arc::default(), 0));
+            }
+            return Ok(body);
         }
-        let too_large = || Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"));
         let announced = self.source.body_length();
         if announced.is_some_and(|length| length > cap) {
-            return Err(too_large());
+            return Err(too_large(cap as u64));
         }
         let mut body = Vec::with_capacity(announced.unwrap_or(0));
         let read = self.source.reader().take(cap as u64 + 1).read_to_end(&mut body);
-        read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
+        read.map_err(broke_off)?;
         match announced {
-            _ if body.len() > cap => Err(too_large()),
+            _ if body.len() > cap => Err(too_large(cap as u64)),
             Some(length) if body.len() < length => {
                 Err(Error::new(Code::InvalidRequest, "The body broke off"))
             }
@@ -332,7 +427,7 @@ impl Request {
     /// How long the body is, when it is known; 0: there is none.
     pub fn body_length(&self) -> Option<u64> {
         match (&self.held, self.is_streamed()) {
-            (Some(held), _) => Some(held.get_ref().len() as u64),
+            (Some(held), _) => Some(held.size()),
             (None, true) => None,
             (None, false) => Some(self.source.body_length().unwrap_or(0) as u64),
         }
@@ -383,6 +478,14 @@ impl Source {
             Source::Direct(direct) => Some(direct.body.get_ref().len()),
         }
     }
+}
+
+fn too_large(cap: u64) -> Error {
+    Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"))
+}
+
+fn broke_off(error: std::io::Error) -> Error {
+    Error::new(Code::InvalidRequest, "The body broke off").because(error)
 }
 
 fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {

@@ -3,6 +3,7 @@
 use super::reply::{Reply, Response};
 use super::request::{Method, Request, decode};
 use crate::access::Scope;
+use crate::access::question::FileChange;
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
@@ -70,8 +71,12 @@ pub enum Answer {
 
 /// A write that waits for its permission.
 pub struct Prepared {
-    /// What exactly, for the person who is asked.
+    /// One line for the approver. May hold secrets.
     pub summary: String,
+    /// One line for the logs, without secrets; `None`: the summary has none.
+    pub note: Option<String>,
+    /// The files that it would write, for the approver; `None`: none, or nobody is asked.
+    pub changes: Option<Vec<FileChange>>,
     /// Files and folders that it concerns.
     pub paths: Vec<String>,
     /// Does it: on the thread of the request in automatic mode when the route is short, else on a worker. It may read the
@@ -97,7 +102,26 @@ impl Answer {
         paths: Vec<String>,
         work: impl FnOnce(&mut Request) -> Result<Response> + Send + 'static,
     ) -> Answer {
-        Answer::Prepared(Prepared { summary: summary.into(), paths, work: Box::new(work) })
+        let (note, changes) = (None, None);
+        Answer::Prepared(Prepared { summary: summary.into(), note, changes, paths, work: Box::new(work) })
+    }
+
+    /// With a line for the logs, where the summary may hold secrets.
+    #[must_use]
+    pub fn noted(mut self, note: String) -> Answer {
+        if let Answer::Prepared(prepared) = &mut self {
+            prepared.note = Some(note);
+        }
+        self
+    }
+
+    /// With the files that a prepared write would change.
+    #[must_use]
+    pub fn changing(mut self, changes: Option<Vec<FileChange>>) -> Answer {
+        if let Answer::Prepared(prepared) = &mut self {
+            prepared.changes = changes;
+        }
+        self
     }
 }
 

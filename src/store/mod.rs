@@ -13,6 +13,7 @@ pub mod jsonc;
 pub mod lock;
 mod mounts;
 pub mod quota;
+pub mod spool;
 pub mod tree;
 mod usage;
 mod yaml;

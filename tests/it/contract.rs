@@ -175,6 +175,7 @@ fn what_limited_tokens_get_without_a_workspace_was_decided() {
             "GET /whoami",
             "GET /workspaces",
             "GET /approvals",
+            "GET /approvals/:id",
             "POST /approvals/:id",
             "GET /api/doctor",
             "GET /api/workspaces",

@@ -3,11 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::procs::secs;
 use crate::scratch::Scratch;
-use crate::server::{Server, Setup, berth, read};
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, berth, read};
 
 #[test]
 fn generated_tokens_are_kept_and_printed_once() {
@@ -111,4 +111,32 @@ fn token_line(server: &Server, start: &str) -> String {
     let token = line.rsplit("token: ").next().unwrap().trim().to_owned();
     assert!(!server.stdout.text().contains(&token), "a token in the log: {}", server.log());
     token
+}
+
+/// Viewers read the audit log; a token that a person chose could be found by hashing guesses.
+#[test]
+fn the_audit_log_names_configured_tokens_by_a_keyed_hash_that_stays() {
+    use sha2::Digest as _;
+    let setup = Setup::new().arg("--approval=auto");
+    let hashes = || {
+        let server = setup.start();
+        let workspace = server.owner().get(200, "/workspaces")["items"][0]["id"].as_str().unwrap().to_owned();
+        let command = json!({"name": "c", "template": "t"});
+        for client in [server.owner(), server.collaborator()] {
+            client.post(200, &format!("/workspace/{workspace}/commands"), command.clone());
+        }
+        let items = server.owner().get(200, &format!("/workspace/{workspace}/audit?limit=2"));
+        let key = fs::metadata(server.data.join("naming_key")).unwrap();
+        assert_eq!((key.len(), key.permissions().mode() & 0o7777), (32, 0o600));
+        let hash = |item: &Value| item["actor"]["tokenHash"].as_str().unwrap().to_owned();
+        items["items"].as_array().unwrap().iter().map(hash).collect::<Vec<_>>()
+    };
+    let first = hashes();
+    assert_eq!(first, hashes(), "the names do not change with a restart");
+    for (hash, token) in first.iter().zip([CLIENT_TOKEN, HOST_TOKEN]) {
+        let plain: String =
+            sha2::Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) && *hash != plain);
+    }
+    assert_ne!(first[0], first[1]);
 }

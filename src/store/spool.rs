@@ -1,0 +1,214 @@
+//! Bytes that wait on disk instead of in memory: files without a name, bounded for each key and in total.
+//!
+//! A spooled file is unlinked as soon as it is created, so the kernel frees its blocks when the last handle is closed,
+//! also after `kill -9`. [`SpoolArea::open`] removes files of servers that were killed between the two calls.
+//!
+//! Any thread. Lock: `used`, a leaf.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::file::{create_dir_private, sweep_temps, temp_name};
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result};
+
+/// Bytes that are reserved on disk at a time, so that the counters are not locked for each write.
+const STEP: u64 = 256 << 10;
+
+/// A folder of spooled files and its limits.
+#[derive(Clone, Debug)]
+pub struct SpoolArea(Arc<Area>);
+
+#[derive(Debug)]
+struct Area {
+    folder: PathBuf,
+    per_key: u64,
+    total: u64,
+    used: Mutex<HashMap<String, u64>>,
+}
+
+impl SpoolArea {
+    /// Opens the folder, creates it if it is missing, and removes what a killed server left in it.
+    ///
+    /// # Errors
+    /// When the folder cannot be created or cleaned.
+    pub fn open(folder: &Path, per_key: u64, total: u64) -> Result<SpoolArea> {
+        create_dir_private(folder)?;
+        sweep_temps(folder)?;
+        let used = Mutex::default();
+        Ok(SpoolArea(Arc::new(Area { folder: folder.to_owned(), per_key, total, used })))
+    }
+
+    /// Starts a file that counts against `key`.
+    ///
+    /// # Errors
+    /// `DiskFull`, `Internal`.
+    pub fn begin(&self, key: &str) -> Result<SpoolWriter> {
+        let path = self.0.folder.join(temp_name());
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.at("create", &path)?;
+        fs::remove_file(&path).at("remove", &path)?;
+        let share = Share { area: self.0.clone(), key: key.to_owned(), bytes: 0 };
+        Ok(SpoolWriter { file, share, bytes: 0 })
+    }
+}
+
+/// What one file has reserved; returned when it is dropped.
+#[derive(Debug)]
+struct Share {
+    area: Arc<Area>,
+    key: String,
+    bytes: u64,
+}
+
+impl Share {
+    fn grow(&mut self, more: u64) -> Result<()> {
+        let mut used = lock(&self.area.used);
+        let all: u64 = used.values().sum();
+        let mine = used.get(&self.key).copied().unwrap_or(0);
+        let refuse = |what: &str, limit: u64| {
+            let message = format!(
+                "Pending approvals of {what} hold {limit} bytes of request bodies already; answer or cancel some first"
+            );
+            Err(Error::new(Code::TooManyPending, message))
+        };
+        if mine + more > self.area.per_key {
+            return refuse("this token", self.area.per_key);
+        }
+        if all + more > self.area.total {
+            return refuse("all tokens together", self.area.total);
+        }
+        used.insert(self.key.clone(), mine + more);
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut used = lock(&self.area.used);
+        if let Some(mine) = used.get_mut(&self.key) {
+            *mine = mine.saturating_sub(self.bytes);
+            if *mine == 0 {
+                used.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// A spooled file that is being written.
+#[derive(Debug)]
+pub struct SpoolWriter {
+    file: File,
+    share: Share,
+    bytes: u64,
+}
+
+impl SpoolWriter {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// `TooManyPending` when a limit is reached; `DiskFull`.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > self.share.bytes {
+            self.share.grow((self.bytes - self.share.bytes).next_multiple_of(STEP))?;
+        }
+        self.file.write_all(bytes).at("write", &self.share.area.folder)
+    }
+
+    /// The finished file.
+    pub fn finish(self) -> SpooledFile {
+        SpooledFile(Arc::new(UnnamedFile { file: self.file, bytes: self.bytes, _share: self.share }))
+    }
+}
+
+#[derive(Debug)]
+struct UnnamedFile {
+    file: File,
+    bytes: u64,
+    _share: Share,
+}
+
+/// A spooled file that does not change any more. Its blocks are freed with the last clone.
+#[derive(Clone, Debug)]
+pub struct SpooledFile(Arc<UnnamedFile>);
+
+impl SpooledFile {
+    /// Its size.
+    pub fn size(&self) -> u64 {
+        self.0.bytes
+    }
+
+    /// The file, to be read with an offset of one's own.
+    pub fn file(&self) -> &File {
+        &self.0.file
+    }
+
+    /// A reader from its start. Readers do not share a position.
+    pub fn reader(&self) -> SpoolReader {
+        SpoolReader { file: self.clone(), at: 0 }
+    }
+}
+
+/// One reader of a [`SpooledFile`].
+#[derive(Debug)]
+pub struct SpoolReader {
+    file: SpooledFile,
+    at: u64,
+}
+
+impl Read for SpoolReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.file().read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn limits_hold_for_each_key_and_in_total_and_nothing_is_left_on_disk() {
+        let dir = Scratch::new();
+        let area = SpoolArea::open(&dir.join("spool"), 4 * STEP, 6 * STEP).unwrap();
+        let fill = |key: &str, steps: u64| {
+            let mut writer = area.begin(key).unwrap();
+            writer.append(&vec![7; (steps * STEP) as usize]).map(|()| writer.finish())
+        };
+        let first = fill("a", 3).unwrap();
+        assert_eq!(fill("a", 2).unwrap_err().code(), Code::TooManyPending);
+        let second = fill("b", 3).unwrap();
+        assert_eq!(fill("c", 1).unwrap_err().code(), Code::TooManyPending);
+        assert_eq!(fs::read_dir(dir.join("spool")).unwrap().count(), 0);
+        let (mut one, mut other) = (first.reader(), first.reader());
+        let mut text = Vec::new();
+        one.read_to_end(&mut text).unwrap();
+        assert_eq!((text.len() as u64, other.read(&mut [0; 9]).unwrap()), (first.size(), 9));
+        drop((first, one));
+        assert!(fill("c", 3).is_err(), "a reader keeps it");
+        drop(other);
+        fill("c", 3).unwrap();
+        drop(second);
+        assert!(lock(&area.0.used).is_empty());
+    }
+
+    #[test]
+    fn a_full_disk_has_its_own_code() {
+        let dir = Scratch::new();
+        let _mount = dir.mount_tmpfs("small", "size=64k");
+        let area = SpoolArea::open(&dir.join("small/spool"), 1 << 30, 1 << 30).unwrap();
+        let mut writer = area.begin("a").unwrap();
+        assert_eq!(writer.append(&vec![7; 1 << 20]).unwrap_err().code(), Code::DiskFull);
+        drop(writer);
+        area.begin("a").unwrap().append(b"x").unwrap();
+    }
+}
