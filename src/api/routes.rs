@@ -325,7 +325,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/api/workspaces/:id/terminals/:terminal", VIEWER, terminals::get),
     write(Delete, "/api/workspaces/:id/terminals/:terminal", COLLABORATOR, TERMINAL, terminals::delete),
     write(Post, "/api/workspaces/:id/terminals/:terminal/resize", COLLABORATOR, TERMINAL, terminals::resize),
-    write(Post, "/api/workspaces/:id/terminals/:terminal/input", COLLABORATOR, TERMINAL, terminals::input),
+    run("/api/workspaces/:id/terminals/:terminal/input", TERMINAL, terminals::input),
     read("/api/workspaces/:id/terminals/:terminal/screen", VIEWER, terminals::screen),
     write(Get, "/api/workspaces/:id/terminals/:terminal/ws", COLLABORATOR, TERMINAL, terminals::socket),
     // Base images.

@@ -218,11 +218,13 @@ pub fn stdin(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     } else {
         request.body(limits::EXEC_BODY_BYTES)?
     };
+    let gone = Cancel::new()?;
+    let cancel = gone.clone();
     let work = move || {
-        let taken = run.input.put(&bytes, eof)?;
+        let taken = run.input.put(&bytes, eof, Some(&gone))?;
         Ok(Response::ok(&json!({ "bytes_taken": taken, "stdin_open": run.input.is_open() })))
     };
-    Ok(Answer::later(work, None))
+    Ok(Answer::later(work, Some(cancel)))
 }
 
 /// `POST /api/workspaces/:id/runs/:run/wait`

@@ -10,12 +10,15 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use std::time::Instant;
+
 use super::Ctx;
 use crate::access::Lease;
-use crate::base::Result;
+use crate::base::{Result, limits};
 use crate::http::websocket::{Conversation, Handshake, Incoming, Outgoing, Pace, serve};
 use crate::http::{Request, Response};
 use crate::proc::{Cancel, Exit};
+use crate::runs::terminal::paste::{PASTE_BYTES, PASTE_MESSAGE_BYTES, PASTE_PATIENCE, PastePermit, Pastes};
 use crate::runs::terminal::request::nearest_size;
 use crate::runs::terminal::watch::Out;
 use crate::runs::terminal::{End, Watcher};
@@ -37,6 +40,7 @@ pub struct Opener {
     tickets: crate::http::client::Tickets,
     place: crate::base::pool::Place,
     handshake: Handshake,
+    pastes: Pastes,
     revoked: Cancel,
     lease: Option<Lease>,
 }
@@ -56,6 +60,7 @@ impl Opener {
             tickets: ctx.tickets.clone(),
             handshake: Handshake::of(request, &PROTOCOLS)?,
             place: ctx.stream_place()?,
+            pastes: ctx.lifecycle.terminals().pastes.clone(),
             revoked,
             lease,
         })
@@ -69,7 +74,11 @@ impl Opener {
         let socket = TerminalSocket {
             watcher,
             language,
-            pending: Vec::new(),
+            pending: Pending::default(),
+            pastes: self.pastes,
+            arriving: None,
+            permit: None,
+            problem: None,
             revoked: self.revoked,
             _lease: self.lease,
         };
@@ -88,10 +97,25 @@ impl Opener {
 struct TerminalSocket {
     watcher: Watcher,
     language: Language,
-    /// Input for which the program has no room yet.
-    pending: Vec<u8>,
+    pending: Pending,
+    pastes: Pastes,
+    /// For a large message that is on its way.
+    arriving: Option<PastePermit>,
+    /// For the one of which `pending` is what is left.
+    permit: Option<PastePermit>,
+    /// Why the socket is to be closed.
+    problem: Option<(u16, &'static str)>,
     revoked: Cancel,
     _lease: Option<Lease>,
+}
+
+/// Input for which the program has no room yet.
+#[derive(Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    taken: usize,
+    /// When the program last took some of it.
+    progress: Option<Instant>,
 }
 
 #[derive(Deserialize)]
@@ -106,14 +130,34 @@ enum Said {
 }
 
 impl TerminalSocket {
-    fn type_in(&mut self, bytes: &[u8]) {
-        self.pending.extend_from_slice(bytes);
+    /// Takes input while nothing of an earlier one is left.
+    fn type_in(&mut self, bytes: impl Into<Vec<u8>>) {
+        let bytes = bytes.into();
+        if bytes.len() > PASTE_BYTES {
+            self.problem = Some((1009, "Input is at most 8 MiB at once"));
+            return;
+        }
+        self.pending = Pending { bytes, taken: 0, progress: Some(Instant::now()) };
         self.push();
     }
 
     fn push(&mut self) {
-        let taken = self.watcher.type_in(&self.pending);
-        self.pending.drain(..taken);
+        let pending = &mut self.pending;
+        if pending.taken < pending.bytes.len() {
+            let taken = self.watcher.type_in(&pending.bytes[pending.taken..]);
+            pending.taken += taken;
+            if taken > 0 {
+                pending.progress = Some(Instant::now());
+            } else if self.permit.is_some()
+                && pending.progress.is_some_and(|at| at.elapsed() >= PASTE_PATIENCE)
+            {
+                self.problem = Some((1013, "The program did not read its input; the rest of it was dropped"));
+            }
+        }
+        if self.pending.taken == self.pending.bytes.len() {
+            self.pending = Pending::default();
+            self.permit = None;
+        }
     }
 
     fn say(&self, out: Out) -> Vec<Outgoing> {
@@ -151,14 +195,19 @@ impl Conversation for TerminalSocket {
     }
 
     fn outgoing(&mut self) -> Vec<Outgoing> {
+        if let Some((code, reason)) = self.problem.take() {
+            self.pending = Pending::default();
+            return vec![Outgoing::Close(code, reason.to_owned())];
+        }
         self.watcher.take().into_iter().flat_map(|out| self.say(out)).collect()
     }
 
     fn incoming(&mut self, message: Incoming<'_>) {
+        self.permit = self.arriving.take();
         match (message, self.language) {
             // What is not understood is ignored, as observed.
             (Incoming::Text(text), _) => match serde_json::from_str(text) {
-                Ok(Said::Input { d }) => self.type_in(d.as_bytes()),
+                Ok(Said::Input { d }) => self.type_in(d),
                 Ok(Said::Resize { c, r }) if c > 0 && r > 0 => self.watcher.resize(nearest_size(c, r)),
                 Ok(Said::Take) if self.language == Language::Terminal => self.watcher.take_over(),
                 _ => {}
@@ -169,10 +218,19 @@ impl Conversation for TerminalSocket {
     }
 
     fn is_full(&mut self) -> bool {
-        if !self.pending.is_empty() {
-            self.push();
+        self.push();
+        !self.pending.bytes.is_empty()
+    }
+
+    fn message_bytes(&self) -> usize {
+        if self.watcher.may_write() { PASTE_MESSAGE_BYTES } else { limits::SOCKET_MESSAGE_BYTES }
+    }
+
+    fn admit_large(&mut self) -> bool {
+        if self.arriving.is_none() {
+            self.arriving = self.pastes.try_take(self.watcher.terminal().workspace);
         }
-        !self.pending.is_empty()
+        self.arriving.is_some()
     }
 
     fn revoked(&self) -> &Cancel {

@@ -9,8 +9,9 @@ use crate::access::Scope;
 use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
+use crate::proc::Cancel;
 use crate::runs::terminal::request::size;
-use crate::runs::terminal::{InputRequest, Mode, ResizeRequest, TerminalRequest};
+use crate::runs::terminal::{InputRequest, Mode, PASTE_BYTES, ResizeRequest, TerminalRequest};
 use crate::workspaces::Kind;
 
 /// The workspace in the path; a host's is for owners, also to look at.
@@ -75,19 +76,31 @@ pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn input(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
     let json = request.header("Content-Type").is_some_and(is_json);
+    // Before it is read: a large body takes memory until the program has read it.
+    let small = request.body_length().is_some_and(|length| length <= limits::TERMINAL_INPUT_BYTES as u64);
+    let permit = if small { None } else { Some(ctx.lifecycle.terminals().pastes.take(found.workspace)?) };
     let bytes = if json {
         // Base64 and escapes make it longer than what it says.
-        let body: InputRequest = request.json(6 * limits::TERMINAL_INPUT_BYTES)?;
+        let body: InputRequest = request.json(limits::EXEC_BODY_BYTES)?;
         body.bytes(found.application_cursor_keys())?
     } else {
-        request.body(limits::TERMINAL_INPUT_BYTES)?
+        request.body(PASTE_BYTES)?
     };
-    if bytes.len() > limits::TERMINAL_INPUT_BYTES {
-        let most = limits::TERMINAL_INPUT_BYTES;
-        return Err(Error::new(Code::BodyTooLarge, format!("Input is at most {most} bytes at once")));
+    if bytes.len() > PASTE_BYTES {
+        return Err(Error::new(Code::BodyTooLarge, format!("Input is at most {PASTE_BYTES} bytes at once")));
     }
-    found.type_in(&bytes)?;
-    Ok(Answer::Now(Response::ok(&serde_json::json!({ "bytes": bytes.len() }))))
+    let told = serde_json::json!({ "bytes": bytes.len() });
+    if found.try_type_in(&bytes)? {
+        return Ok(Answer::Now(Response::ok(&told)));
+    }
+    let gone = Cancel::new()?;
+    let cancel = gone.clone();
+    let work = move || {
+        let _permit = permit;
+        found.type_in(&bytes, &gone)?;
+        Ok(Response::ok(&told))
+    };
+    Ok(Answer::later(work, Some(cancel)))
 }
 
 fn is_json(kind: &str) -> bool {

@@ -92,6 +92,17 @@ pub trait Conversation {
     /// Whether it cannot take another yet; the peer is not read from until it can.
     fn is_full(&mut self) -> bool;
 
+    /// The largest message that it may take.
+    fn message_bytes(&self) -> usize {
+        limits::SOCKET_MESSAGE_BYTES
+    }
+
+    /// Whether there is memory for a message of more than [`limits::SOCKET_MESSAGE_BYTES`] now. Asked before more than
+    /// that is read of one; the rest waits in the network until there is.
+    fn admit_large(&mut self) -> bool {
+        true
+    }
+
     /// Raised when the peer's credential is not good any more.
     fn revoked(&self) -> &Cancel;
 }
@@ -132,15 +143,52 @@ const READS: usize = 32;
 /// How often a conversation that is full is looked at while the network is full as well.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// How long a large message waits for memory.
+const LARGE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long it may take to arrive once it has it: 8 MiB over a line of 250 kbit/s.
+const LARGE_ARRIVAL: Duration = Duration::from_secs(300);
+
+/// A frame's head with its mask, where the payload has at most 125 bytes (RFC 6455, 5.2).
+const CONTROL_HEAD_BYTES: usize = 6;
+
 /// The peer's socket, and how much it has taken.
 struct Wire {
     socket: ClientSocket,
     written: u64,
+    /// Bytes that were read since the last message.
+    pending: usize,
+    /// As many may be read before the next message is complete.
+    allowance: usize,
+    /// Since when that many have been read.
+    starved: Option<Instant>,
+    /// Since when there has been memory for the large message that is arriving.
+    admitted: Option<Instant>,
 }
+
+impl Wire {
+    /// A message has come: the next one starts from nothing.
+    fn completed(&mut self) {
+        self.pending = 0;
+        self.admitted = None;
+        self.allowance = self.allowance.min(SMALL_ALLOWANCE);
+    }
+}
+
+/// What may be read of a message without asking for memory: a message that needs no permit, in frames of some bytes,
+/// and what is read ahead.
+const SMALL_ALLOWANCE: usize = 2 * limits::SOCKET_MESSAGE_BYTES;
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.read(buffer)
+        let room = self.allowance.saturating_sub(self.pending).min(buffer.len());
+        if room == 0 && !buffer.is_empty() {
+            self.starved.get_or_insert_with(Instant::now);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let count = self.socket.read(&mut buffer[..room])?;
+        self.pending += count;
+        Ok(count)
     }
 }
 
@@ -167,6 +215,8 @@ struct Talk<C> {
     blocked: Option<(Instant, u64)>,
     /// We have said goodbye; the peer has until then to say it too.
     closing: Option<Instant>,
+    /// Messages may be large enough to need memory that must be asked for.
+    large: bool,
 }
 
 /// Holds the conversation on this thread until it is over. `early`: what came behind the handshake.
@@ -179,9 +229,12 @@ pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversati
     let config = WebSocketConfig::default()
         .read_buffer_size(limits::RELAY_BYTES)
         .write_buffer_size(limits::RELAY_BYTES)
-        .max_frame_size(Some(limits::SOCKET_MESSAGE_BYTES))
-        .max_message_size(Some(limits::SOCKET_MESSAGE_BYTES));
-    let wire = Wire { socket, written: 0 };
+        .max_frame_size(Some(conversation.message_bytes()))
+        .max_message_size(Some(conversation.message_bytes()));
+    // Where no message can be large, its size alone is the limit.
+    let large = conversation.message_bytes() > limits::SOCKET_MESSAGE_BYTES;
+    let allowance = if large { SMALL_ALLOWANCE } else { usize::MAX };
+    let wire = Wire { socket, written: 0, pending: 0, allowance, starved: None, admitted: None };
     let now = Instant::now();
     let mut talk = Talk {
         ws: WebSocket::from_partially_read(wire, early, Role::Server, Some(config)),
@@ -191,6 +244,7 @@ pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversati
         pinged: now,
         blocked: None,
         closing: None,
+        large,
     };
     match talk.run() {
         Ok(left) => left,
@@ -219,11 +273,24 @@ impl<C: Conversation> Talk<C> {
                 }
             }
             self.flush()?;
+            self.feed();
             let more = (self.closing.is_some() || !self.conversation.is_full()) && self.listen()?;
-            let full = self.conversation.is_full();
+            let full = self.conversation.is_full() || self.ws.get_ref().starved.is_some();
             if let Some(left) = self.wait(full, more)? {
                 return Ok(left);
             }
+        }
+    }
+
+    /// Lets the rest of a large message in, once there is memory for it.
+    fn feed(&mut self) {
+        let closing = self.closing.is_some();
+        if self.ws.get_ref().starved.is_some() && (closing || self.conversation.admit_large()) {
+            let wire = self.ws.get_mut();
+            wire.starved = None;
+            wire.admitted = Some(Instant::now());
+            // The size of the message is the limit from here on.
+            wire.allowance = usize::MAX;
         }
     }
 
@@ -239,6 +306,17 @@ impl<C: Conversation> Talk<C> {
         if self.closing.is_none() && self.conversation.revoked().is_cancelled() {
             let reason = "The credential is not good any more".into();
             self.say(Outgoing::Close(CloseCode::Policy.into(), reason))?;
+        }
+        let wire = self.ws.get_ref();
+        let late = wire.admitted.is_some_and(|since| now >= since + LARGE_ARRIVAL);
+        if self.closing.is_none() && (late || wire.starved.is_some_and(|since| now >= since + LARGE_PATIENCE))
+        {
+            let reason = match late {
+                true => "A large message took too long to arrive",
+                false => "Too many large messages are on their way; try again later",
+            };
+            let reason = reason.into();
+            self.say(Outgoing::Close(CloseCode::Again.into(), reason))?;
         }
         if now >= self.heard + self.pace.ping + self.pace.patience {
             return Ok(Some(Left::Silent));
@@ -287,6 +365,14 @@ impl<C: Conversation> Talk<C> {
                 Err(error) => return Err(error),
             };
             self.heard = Instant::now();
+            if self.large {
+                let wire = self.ws.get_mut();
+                match &message {
+                    Message::Text(_) | Message::Binary(_) => wire.completed(),
+                    // It may stand between the frames of a message.
+                    control => wire.pending = wire.pending.saturating_sub(control.len() + CONTROL_HEAD_BYTES),
+                }
+            }
             if self.closing.is_some() {
                 continue;
             }
@@ -323,7 +409,7 @@ impl<C: Conversation> Talk<C> {
             .map_or(self.pace.ping, |at| at.saturating_duration_since(now));
         // What waits in the conversation cannot be fetched while the network is full, and would wake us all the time;
         // then only time tells whether it can take more.
-        let deaf = self.blocked.is_some() || self.closing.is_some();
+        let deaf = self.blocked.is_some() || self.closing.is_some() || self.ws.get_ref().starved.is_some();
         let left = match (reads, deaf) {
             (true, _) if more => Duration::ZERO,
             (false, true) => left.min(GLANCE),

@@ -1,12 +1,12 @@
 //! A command's stdin while it runs: a pipe's or terminal's end that clients write to. One at a time; a command that
-//! does not read makes its writer wait for a bounded time, and nobody else.
+//! does not read makes its writer wait for a bounded time, and no other client.
 //!
-//! Threads: any. Lock: `end`, held while one client's bytes go in, at most [`limits::STDIN_PATIENCE`].
+//! Threads: any. Lock: `end`, held while one client's bytes go in, until [`limits::STDIN_PATIENCE`] passes without progress.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::keeper::Link;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
+use crate::proc::Cancel;
 
 /// The writing end.
 #[derive(Debug, Default)]
@@ -69,12 +70,13 @@ impl Input {
         open && !self.closed.load(Ordering::SeqCst)
     }
 
-    /// Writes the bytes, then, if wanted, the end of file; returns how many were written.
+    /// Writes the bytes as the command reads them, then, if wanted, the end of file; returns how many were written.
+    /// `gone` ends the wait: nobody is left to be answered.
     ///
     /// # Errors
     /// `Conflict` when stdin is closed or somebody else is writing; `Busy` when the command did not read in time. The
     /// detail `bytes_taken` says how many bytes went in; the rest can be sent again.
-    pub fn put(&self, bytes: &[u8], eof: bool) -> Result<usize> {
+    pub fn put(&self, bytes: &[u8], eof: bool, gone: Option<&Cancel>) -> Result<usize> {
         let mut end = match self.end.try_lock() {
             Ok(end) => end,
             Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
@@ -89,8 +91,7 @@ impl Input {
             };
             return Err(refused(Code::Conflict, closed, 0));
         };
-        let deadline = Instant::now() + limits::STDIN_PATIENCE;
-        let taken = write(open, bytes, deadline);
+        let taken = write(open, bytes, gone);
         if self.closed.load(Ordering::SeqCst) {
             *end = None;
             return taken;
@@ -104,7 +105,7 @@ impl Input {
         }
         if eof {
             if open.is_terminal {
-                write(open, &[4], deadline)?;
+                write(open, &[4], gone)?;
             } else {
                 *end = None;
                 if let Some(keeper) = self.keeper.get() {
@@ -116,11 +117,19 @@ impl Input {
     }
 }
 
-fn write(end: &End, bytes: &[u8], deadline: Instant) -> Result<usize> {
+/// The longest that one client's bytes take, however slowly the command reads them.
+const WRITE_MAX: Duration = Duration::from_secs(600);
+
+fn write(end: &End, bytes: &[u8], gone: Option<&Cancel>) -> Result<usize> {
     let mut taken = 0;
+    let most = Instant::now() + WRITE_MAX;
+    let mut deadline = Instant::now() + limits::STDIN_PATIENCE;
     while taken < bytes.len() {
         match rustix::io::write(&end.fd, &bytes[taken..]) {
-            Ok(n) => taken += n,
+            Ok(n) => {
+                taken += n;
+                deadline = (Instant::now() + limits::STDIN_PATIENCE).min(most);
+            }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -128,8 +137,13 @@ fn write(end: &End, bytes: &[u8], deadline: Instant) -> Result<usize> {
                     let full = "The command does not read its stdin; send the rest later";
                     return Err(refused(Code::Busy, full, taken));
                 }
+                if gone.is_some_and(Cancel::is_cancelled) {
+                    return Err(refused(Code::Cancelled, "The client disconnected", taken));
+                }
                 let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-                let _ = poll(&mut [PollFd::new(&end.fd, PollFlags::OUT)], Some(&timeout));
+                let mut fds = vec![PollFd::new(&end.fd, PollFlags::OUT)];
+                fds.extend(gone.map(|gone| PollFd::new(gone, PollFlags::IN)));
+                let _ = poll(&mut fds, Some(&timeout));
             }
             // EPIPE, or EIO of a terminal.
             Err(_) => return Err(refused(Code::Conflict, "The command reads no more", taken)),
@@ -150,21 +164,21 @@ mod tests {
     #[test]
     fn says_how_much_went_in() {
         let input = Input::default();
-        let never = input.put(b"x", false).unwrap_err();
+        let never = input.put(b"x", false, None).unwrap_err();
         assert_eq!(never.code(), Code::Conflict);
         assert!(never.message().contains("open_stdin"), "{never}");
         let (reader, writer) = pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         input.open(writer, false);
-        assert_eq!(input.put(b"abc", false).unwrap(), 3);
-        let full = input.put(&vec![b'x'; 1 << 20], false).unwrap_err();
+        assert_eq!(input.put(b"abc", false, None).unwrap(), 3);
+        let full = input.put(&vec![b'x'; 1 << 20], false, None).unwrap_err();
         assert_eq!(full.code(), Code::Busy);
         let taken = full.body()["details"]["bytes_taken"].as_u64().unwrap();
         assert!((1..1 << 20).contains(&taken), "{taken}");
         drop(reader);
-        assert_eq!(input.put(b"x", false).unwrap_err().code(), Code::Conflict);
+        assert_eq!(input.put(b"x", false, None).unwrap_err().code(), Code::Conflict);
         assert!(!input.is_open());
-        let again = input.put(b"", true).unwrap_err();
+        let again = input.put(b"", true, None).unwrap_err();
         assert_eq!(again.code(), Code::Conflict);
         assert!(
             again.message().contains("closed already") && !again.message().contains("open_stdin"),

@@ -63,6 +63,7 @@ mod opencode_streams;
 mod openwork_promises;
 mod orchestrator;
 mod other_distros;
+mod pastes;
 mod project;
 mod project_events;
 mod project_races;

@@ -472,7 +472,7 @@ fn input_is_bytes_or_text_or_keys(place: &Place<'_>) {
     ] {
         place.client.refused(400, code, "POST", &terminal.path("/input"), Some(bad));
     }
-    let long = vec![b'x'; (64 << 10) + 1];
+    let long = vec![b'x'; (8 << 20) + 1];
     let reply =
         place.client.send("POST", &terminal.path("/input"), &[("Content-Type", "text/plain")], Some(&long));
     assert_eq!((reply.status, reply.value()["code"].as_str()), (413, Some("body_too_large")));

@@ -331,7 +331,7 @@ fn a_peer_that_answers_no_ping_is_cut_and_one_that_does_is_not() {
 }
 
 /// A masked frame, as clients send them.
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![opcode];
     match payload.len() {
         length @ 0..=125 => frame.push(0x80 | length as u8),

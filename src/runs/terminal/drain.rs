@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::watch::Out;
-use super::{End, Kind, State, Terminal, Why};
+use super::{End, Kind, Terminal, Why};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Result, clock, limits};
 use crate::proc::{Exit, Process, pty};
@@ -181,8 +181,9 @@ impl Drain {
         let full = state.input.len() >= limits::TERMINAL_INPUT_BYTES;
         state.input.drain(..written);
         if full {
-            wake_writer(&mut state);
+            state.wake_writer();
         }
+        self.terminal.room.notify_all();
     }
 
     fn resize(&mut self) {
@@ -207,14 +208,6 @@ impl Drain {
         }
         self.process.kill();
         self.process.try_exit().ok().flatten()
-    }
-}
-
-/// There is room for input again.
-fn wake_writer(state: &mut State) {
-    let writer = state.writer;
-    if let Some(seat) = writer.and_then(|number| state.seat(number)) {
-        seat.wake().wake();
     }
 }
 
@@ -243,6 +236,7 @@ impl TellEnd {
         }
         drop(state);
         self.terminal.ended.notify_all();
+        self.terminal.room.notify_all();
         log::debug!("terminal {} ended: {end:?}", self.terminal.id);
     }
 }

@@ -11,6 +11,7 @@
 //! few KiB; one for the table, never held together with it.
 
 mod drain;
+pub mod paste;
 pub mod request;
 mod screen;
 mod split;
@@ -34,6 +35,7 @@ use screen::Screen;
 use split::Splitter;
 use watch::{Out, Seat};
 
+pub use paste::{PASTE_BYTES, PastePermit, Pastes};
 pub use request::{InputRequest, ResizeRequest, TerminalRequest};
 pub use screen::View;
 pub use table::Terminals;
@@ -129,6 +131,8 @@ pub struct Terminal {
     waker: Waker,
     state: Mutex<State>,
     ended: Condvar,
+    /// Notified when there is room for input again.
+    room: Condvar,
 }
 
 struct State {
@@ -140,6 +144,8 @@ struct State {
     writer: Option<u64>,
     /// What the program has not read yet.
     input: VecDeque<u8>,
+    /// A large input goes in piece by piece; what other clients type waits, so that it does not land inside.
+    pasting: bool,
     /// A size that the kernel has not been told yet.
     resized: Option<Size>,
     /// The last input, output, look, or coming and going of a client.
@@ -186,6 +192,7 @@ impl Terminal {
                 next_seat: 0,
                 writer: None,
                 input: VecDeque::new(),
+                pasting: false,
                 resized: None,
                 active: Instant::now(),
                 left: Instant::now(),
@@ -193,6 +200,7 @@ impl Terminal {
                 end: None,
             }),
             ended: Condvar::new(),
+            room: Condvar::new(),
         });
         let thread = Drain::new(terminal.clone(), master, process, running).spawn()?;
         Ok((terminal, thread))
@@ -240,23 +248,76 @@ impl Terminal {
         lock(&self.state).screen.application_cursor_keys()
     }
 
-    /// Types `bytes`, all of them or none.
+    /// Types `bytes` if they fit now, all of them or none; `false`: they do not.
     ///
     /// # Errors
-    /// `TerminalEnded`; `Conflict` when the program has left so much unread that they do not fit.
-    pub fn type_in(&self, bytes: &[u8]) -> Result<()> {
+    /// `TerminalEnded`.
+    pub fn try_type_in(&self, bytes: &[u8]) -> Result<bool> {
         let mut state = lock(&self.state);
         check_running(&state)?;
-        if state.input.len() + bytes.len() > limits::TERMINAL_INPUT_BYTES {
-            let unread = state.input.len();
-            return Err(Error::new(
-                Code::Conflict,
-                "The program does not read its input, and no more of it can be kept; try again later, or end it",
-            )
-            .detail("unread_bytes", unread));
+        let fits = state.has_room_for(bytes.len());
+        if fits {
+            self.queue(&mut state, bytes);
         }
-        self.queue(&mut state, bytes);
-        Ok(())
+        Ok(fits)
+    }
+
+    /// Types `bytes` as the program reads: what fits into its queue goes in at once, a larger input piece by piece, with
+    /// no other client's input inside.
+    ///
+    /// # Errors
+    /// `TerminalEnded`; `Cancelled` when the client has gone; `Conflict` when the program reads nothing for too long.
+    /// The detail `bytes_taken` says how many went in; the rest can be sent again.
+    pub fn type_in(&self, bytes: &[u8], gone: &Cancel) -> Result<()> {
+        let whole = bytes.len() <= limits::TERMINAL_INPUT_BYTES;
+        let patience = if whole { limits::STDIN_PATIENCE } else { paste::PASTE_PATIENCE };
+        let mut state = lock(&self.state);
+        let mut taken = 0;
+        let mut deadline = Instant::now() + patience;
+        let mut ours = false;
+        let result = loop {
+            if let Err(error) = check_running(&state) {
+                break Err(error);
+            }
+            if ours || !state.pasting {
+                if !whole {
+                    ours = true;
+                    state.pasting = true;
+                }
+                let room = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
+                let left = bytes.len() - taken;
+                let count = if whole && left > room { 0 } else { left.min(room) };
+                if count > 0 {
+                    self.queue(&mut state, &bytes[taken..taken + count]);
+                    taken += count;
+                    deadline = Instant::now() + patience;
+                }
+                if taken == bytes.len() {
+                    break Ok(());
+                }
+            }
+            if gone.is_cancelled() {
+                break Err(Error::new(
+                    Code::Cancelled,
+                    "The client disconnected before all its input was taken",
+                ));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let message = "The program does not read its input, and no more of it can be kept; send the rest \
+                               later, or end the program";
+                break Err(Error::new(Code::Conflict, message).detail("unread_bytes", state.input.len()));
+            }
+            // A client that disconnects wakes nothing here.
+            let waited = self.room.wait_timeout(state, left.min(GONE_LOOK));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        if ours {
+            state.pasting = false;
+            self.room.notify_all();
+            state.wake_writer();
+        }
+        result.map_err(|error: Error| error.detail("bytes_taken", taken))
     }
 
     /// Changes its size; the program gets SIGWINCH.
@@ -338,7 +399,21 @@ impl Terminal {
     }
 }
 
+/// How often a wait for room looks whether its client is still there.
+const GONE_LOOK: Duration = Duration::from_millis(100);
+
 impl State {
+    fn has_room_for(&self, count: usize) -> bool {
+        !self.pasting && self.input.len() + count <= limits::TERMINAL_INPUT_BYTES
+    }
+
+    /// Tells the client that writes that there is room for its input again.
+    fn wake_writer(&mut self) {
+        if let Some(seat) = self.writer.and_then(|number| self.seat(number)) {
+            seat.wake().wake();
+        }
+    }
+
     fn seat(&mut self, number: u64) -> Option<&mut Seat> {
         self.seats.iter_mut().find(|seat| seat.number() == number)
     }

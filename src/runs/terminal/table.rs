@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::{Kind, Mode, Plan, Shown, Terminal, Watcher, Why};
+use super::{Kind, Mode, Pastes, Plan, Shown, Terminal, Watcher, Why};
 use crate::base::thread::{JoinOnDrop, lock};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Launcher;
@@ -21,6 +21,8 @@ pub type ShellKey = (Uuid, String);
 #[derive(Default)]
 pub struct Terminals {
     state: Mutex<State>,
+    /// The memory for large input.
+    pub pastes: Pastes,
 }
 
 #[derive(Default)]

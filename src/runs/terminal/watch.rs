@@ -118,6 +118,11 @@ impl Watcher {
         Watcher { terminal, number, mode, wake }
     }
 
+    /// Whether anything that it types can count.
+    pub fn may_write(&self) -> bool {
+        self.mode != Mode::Read
+    }
+
     /// The terminal.
     pub fn terminal(&self) -> &Arc<Terminal> {
         &self.terminal
@@ -150,10 +155,14 @@ impl Watcher {
         }
         if state.writer != Some(self.number) {
             // What another client's terminal has answered already must not be typed a second time.
-            if self.mode != Mode::Shared || is_answer(bytes) {
+            if self.mode != Mode::Shared || bytes.len() <= limits::SEQUENCE_BYTES && is_answer(bytes) {
                 return bytes.len();
             }
             state.set_writer(Some(self.number));
+        }
+        if state.pasting {
+            // Woken at its end.
+            return 0;
         }
         let room = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
         let taken = room.min(bytes.len());

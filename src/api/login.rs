@@ -1,0 +1,33 @@
+//! `POST /api/auth/login`: a password for a token, as sandboxed.sh's clients want it. Failures are slowed down at the gate
+//! like every 401.
+
+use serde::Deserialize;
+
+use super::{Ctx, audit};
+use crate::base::{Code, Error, Result, clock};
+use crate::http::{Answer, Request, Response};
+
+#[derive(Deserialize)]
+struct Credentials {
+    username: Option<String>,
+    password: String,
+}
+
+/// A name and a password, with room for escapes.
+const BODY_BYTES: usize = 16 << 10;
+
+/// `POST /api/auth/login`
+pub fn log_in(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let Some(login) = &ctx.credentials.login else {
+        let message = "Password login is off; set DASHBOARD_PASSWORD and JWT_SECRET, or use a token of this server";
+        return Err(Error::new(Code::LoginDisabled, message));
+    };
+    let body: Credentials = request.json(BODY_BYTES)?;
+    match login.log_in(body.username.as_deref(), &body.password, clock::now_unix_ms() / 1000) {
+        Ok(issued) => Ok(Answer::Now(Response::ok(&issued).with("Cache-Control", "no-store"))),
+        Err(error) => {
+            audit::login_failed(ctx, request, None, "a wrong password");
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Large input on its way to programs: pastes. The memory for it is bounded per workspace and in total by permits, each
+//! for one message or body from its arrival until the program has read it. Small input needs none.
+//!
+//! Lock: one, a leaf.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result};
+
+/// Largest input of one message or body.
+pub const PASTE_BYTES: usize = 8 << 20;
+/// Largest WebSocket message that carries it: JSON escapes the line ends of text, which doubles them.
+pub const PASTE_MESSAGE_BYTES: usize = 2 * PASTE_BYTES + (64 << 10);
+/// A paste ends after this long without progress: its program does not read.
+pub const PASTE_PATIENCE: Duration = Duration::from_secs(30);
+/// Large inputs of one workspace at once.
+const PER_WORKSPACE: usize = 2;
+/// Large inputs at once in total; each takes up to [`PASTE_MESSAGE_BYTES`], and for a moment its text beside it.
+const IN_TOTAL: usize = 8;
+
+/// The permits that are out, each with its workspace.
+#[derive(Clone, Debug, Default)]
+pub struct Pastes(Arc<Mutex<Vec<Uuid>>>);
+
+/// Memory for one large input.
+#[derive(Debug)]
+pub struct PastePermit {
+    pastes: Pastes,
+    workspace: Uuid,
+}
+
+impl Pastes {
+    /// A permit, if there is one left.
+    pub fn try_take(&self, workspace: Uuid) -> Option<PastePermit> {
+        let mut out = lock(&self.0);
+        let own = out.iter().filter(|holder| **holder == workspace).count();
+        (own < PER_WORKSPACE && out.len() < IN_TOTAL).then(|| {
+            out.push(workspace);
+            PastePermit { pastes: self.clone(), workspace }
+        })
+    }
+
+    /// A permit.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn take(&self, workspace: Uuid) -> Result<PastePermit> {
+        self.try_take(workspace).ok_or_else(|| {
+            let message = format!(
+                "Too much input is on its way to terminals: at most {PER_WORKSPACE} large inputs of a workspace and \
+                 {IN_TOTAL} in total wait at once; try again when a program has read its input"
+            );
+            Error::new(Code::Busy, message)
+        })
+    }
+}
+
+impl Drop for PastePermit {
+    fn drop(&mut self) {
+        let mut out = lock(&self.pastes.0);
+        if let Some(at) = out.iter().position(|holder| *holder == self.workspace) {
+            out.swap_remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_are_bounded_per_workspace_and_in_total_and_come_back() {
+        let pastes = Pastes::default();
+        let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+        let held: Vec<_> = (0..PER_WORKSPACE).map(|_| pastes.take(one).unwrap()).collect();
+        assert_eq!(pastes.take(one).unwrap_err().code(), Code::Busy);
+        assert!(pastes.try_take(other).is_some());
+        let more: Vec<_> =
+            (0..IN_TOTAL as u128).filter_map(|n| pastes.try_take(Uuid::from_u128(9 + n))).collect();
+        assert_eq!(held.len() + more.len(), IN_TOTAL);
+        assert!(pastes.try_take(other).is_none());
+        drop((held, more));
+        assert!(lock(&pastes.0).is_empty());
+    }
+}
