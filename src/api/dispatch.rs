@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::question::{self, Asking};
 use super::routes::TABLE;
-use super::{Ctx, audit, opencode, reach, routes};
+use super::{Ctx, audit, opencode, reach, routes, view};
 use crate::access::credentials::Presented;
 use crate::access::question::Question;
 use crate::access::{Actor, ApprovalMode, Lease, Scope};
@@ -377,6 +377,10 @@ fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
 
 fn send(ctx: &Ctx, mut request: Request, response: Response) {
     audit::record(ctx, &mut request, &response);
+    let response = match view::redactor(ctx, &request) {
+        Some(redactor) => response.redacted(&redactor),
+        None => response,
+    };
     let response = cors::apply(response, cors::allowed_origin(&ctx.cors_origins, &request));
     if ctx.log_requests {
         let (method, path, status) = (request.method().as_str(), request.path(), response.status());

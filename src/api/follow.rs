@@ -8,6 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::base::limits;
+use crate::base::redact::Redactor;
 use crate::http::client::ClientSocket;
 use crate::http::sse::Format;
 use crate::http::stream::StreamBody;
@@ -30,12 +31,22 @@ pub(super) fn resume(id: &str) -> Option<Option<Position>> {
 }
 
 /// Writes events until the run has ended, the server stops or the client has gone; `true` unless it was the client.
-pub(super) fn events(socket: ClientSocket, mut follower: Follower, format: Format, runs: &Runs) -> bool {
+pub(super) fn events(
+    socket: ClientSocket,
+    mut follower: Follower,
+    format: Format,
+    runs: &Runs,
+    redactor: Option<&Redactor>,
+) -> bool {
     let mut body = StreamBody::new(socket);
     let mut buffer = vec![0; PIECE];
     let mut out = format.opening().to_vec();
     let status = |out: &mut Vec<u8>, follower: &Follower, name: &str, id: String| {
-        format.write(out, name, &id, object(json!({ "run": follower.run().view() })));
+        let mut data = object(json!({ "run": follower.run().view() }));
+        if let Some(redactor) = redactor {
+            redactor.fields(&mut data);
+        }
+        format.write(out, name, &id, data);
     };
     status(&mut out, &follower, "status", follower.at().to_string());
     loop {

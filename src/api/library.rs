@@ -4,8 +4,8 @@
 use serde::Deserialize;
 use serde_json::{Map as Object, Value};
 
-use super::Ctx;
-use crate::access::Scope;
+use super::{Ctx, view};
+use crate::base::redact::HIDDEN;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::upload::Form;
 use crate::http::{Answer, Request, Response};
@@ -35,13 +35,9 @@ pub fn templates(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
     shown(&ctx.lifecycle.library().templates()?)
 }
 
-/// `GET /api/library/workspace-template/:name`; viewers see the names of variables only.
+/// `GET /api/library/workspace-template/:name`
 pub fn template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let mut template = ctx.lifecycle.library().template(request.param("name"))?;
-    if request.actor().is_none_or(|actor| actor.scope < Scope::Collaborator) {
-        template.fields.env_vars.values_mut().for_each(|value| "********".clone_into(value));
-    }
-    shown(&template)
+    shown(&ctx.lifecycle.library().template(request.param("name"))?)
 }
 
 /// `PUT /api/library/workspace-template/:name`
@@ -164,7 +160,13 @@ pub fn texts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /api/library/tool/:name` and the other kinds.
 pub fn text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().text(kind(request)?, request.param("name"))?)
+    let kind = kind(request)?;
+    let mut text = ctx.lifecycle.library().text(kind, request.param("name"))?;
+    // A script may hold secrets in any form; an init script of a workspace is hidden by its key.
+    if kind == TextKind::InitScript && view::hides(request.actor()) && !text.content.is_empty() {
+        HIDDEN.clone_into(&mut text.content);
+    }
+    shown(&text)
 }
 
 /// `PUT /api/library/tool/:name` and the other kinds.
@@ -210,20 +212,9 @@ pub fn put_plugins(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     said("Plugins saved successfully")
 }
 
-/// `GET /api/library/mcps`; viewers see no environments and headers, which hold secrets.
-pub fn mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let mut entries = ctx.lifecycle.library().map(Map::Mcps)?;
-    if request.actor().is_none_or(|actor| actor.scope < Scope::Collaborator) {
-        let fields = entries.values_mut().filter_map(Value::as_object_mut);
-        for hidden in
-            fields.flat_map(Object::iter_mut).filter(|(name, _)| *name == "env" || *name == "headers")
-        {
-            for value in hidden.1.as_object_mut().into_iter().flat_map(Object::values_mut) {
-                *value = "********".into();
-            }
-        }
-    }
-    shown(&entries)
+/// `GET /api/library/mcps`
+pub fn mcps(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
+    shown(&ctx.lifecycle.library().map(Map::Mcps)?)
 }
 
 /// `PUT /api/library/mcps`

@@ -30,6 +30,7 @@ pub mod topic;
 pub mod trays;
 pub mod tunnel;
 pub mod ui;
+mod view;
 pub mod workspaces;
 
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::dispatch::too_low;
-use super::{Ctx, follow, stream_place};
+use super::{Ctx, follow, stream_place, view};
 use crate::access::Scope;
 use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::pool::Place;
@@ -96,7 +96,7 @@ pub(super) fn exec_stream(ctx: &Ctx, id: Uuid, body: ExecRequest, format: Format
                 place.run(move || {
                     drop(watch);
                     let run = run.clone();
-                    if !follow::events(socket, follower, format, &runs) {
+                    if !follow::events(socket, follower, format, &runs, None) {
                         run.cancel.cancel();
                     }
                 });
@@ -275,9 +275,10 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Ok(Answer::Now(streamed(Response::empty(200), format)));
     }
     let (place, runs) = (ctx.stream_place()?, ctx.lifecycle.runs().clone());
+    let redactor = view::redactor(ctx, request);
     let ticket = ctx.tickets.deposit(move |socket, _| {
         place.run(move || {
-            follow::events(socket, follower, format, &runs);
+            follow::events(socket, follower, format, &runs, redactor.as_ref());
         });
     })?;
     Ok(Answer::Now(streamed(Response::taken(ticket, None), format)))

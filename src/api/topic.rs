@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::Ctx;
+use super::{Ctx, view};
+use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
 use crate::events::{Follower, Next, Topic};
 use crate::http::client::ClientSocket;
@@ -71,23 +72,38 @@ fn start(
     if request.method() == Method::Head {
         return Ok(Answer::Now(super::runs::streamed(Response::empty(200), format)));
     }
+    let redactor = view::redactor(ctx, request);
     let mut out = format.opening().to_vec();
-    if let Some((number, (kind, data))) = opening {
+    if let Some((number, (kind, mut data))) = opening {
+        if let Some(redactor) = &redactor {
+            redactor.fields(&mut data);
+        }
         format.write(&mut out, kind, &number.to_string(), data);
     }
     let place = ctx.stream_place()?;
-    let ticket =
-        ctx.tickets.deposit(move |socket, _| place.run(move || follow(socket, follower, format, out)))?;
+    let ticket = ctx
+        .tickets
+        .deposit(move |socket, _| place.run(move || follow(socket, follower, format, out, redactor)))?;
     Ok(Answer::Now(super::runs::streamed(Response::taken(ticket, None), format)))
 }
 
-fn follow(socket: ClientSocket, mut follower: Follower, format: Format, mut out: Vec<u8>) {
+fn follow(
+    socket: ClientSocket,
+    mut follower: Follower,
+    format: Format,
+    mut out: Vec<u8>,
+    redactor: Option<Redactor>,
+) {
     let mut body = StreamBody::new(socket);
     loop {
         let next = follower.read_next();
         match &next {
             Next::Event(event) => {
-                format.write(&mut out, event.kind, &event.seq.to_string(), event.data.clone())
+                let mut data = event.data.clone();
+                if let Some(redactor) = &redactor {
+                    redactor.fields(&mut data);
+                }
+                format.write(&mut out, event.kind, &event.seq.to_string(), data);
             }
             Next::Missed { from, to } => {
                 let data = Map::from_iter([("from".into(), json!(from)), ("to".into(), json!(to))]);

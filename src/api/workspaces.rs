@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Ctx, reach, runs, topic};
+use super::{Ctx, reach, runs, topic, view};
 use crate::access::Scope;
 use crate::base::ids::parse_uuid;
 use crate::base::{Code, Error, Result, limits};
@@ -21,22 +21,8 @@ fn id(request: &Request) -> Result<Uuid> {
     parse_uuid(request.param("id"))
 }
 
-/// The object as this actor may see it: variables often hold secrets, and a viewer need not know them.
-fn shown(record: &Shown, request: &Request) -> Result<Answer> {
-    Ok(Answer::Now(if sees_values(request) {
-        Response::ok(record)
-    } else {
-        Response::ok(&without_values(record.clone()))
-    }))
-}
-
-fn sees_values(request: &Request) -> bool {
-    request.actor().is_some_and(|actor| actor.scope >= Scope::Collaborator)
-}
-
-fn without_values(mut record: Shown) -> Shown {
-    record.env_vars.values_mut().for_each(|value| "********".clone_into(value));
-    record
+fn shown(record: &Shown) -> Result<Answer> {
+    Ok(Answer::Now(Response::ok(record)))
 }
 
 /// `GET /api/workspaces`
@@ -45,10 +31,10 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
         records.retain(|record| reach::sees_id(ctx, actor, &record.shown.id.to_string()));
     }
-    Ok(Answer::Now(if sees_values(request) {
-        Response::list(records.iter().map(|record| record.json()))
+    Ok(Answer::Now(if view::hides(request.actor()) {
+        Response::ok(&records.iter().map(|record| view::record(&record.shown)).collect::<Vec<_>>())
     } else {
-        Response::ok(&records.iter().map(|record| without_values(record.shown.clone())).collect::<Vec<_>>())
+        Response::list(records.iter().map(|record| record.json()))
     }))
 }
 
@@ -64,13 +50,13 @@ struct Make {
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let body: Make = request.json(limits::JSON_BODY_BYTES)?;
     let record = ctx.lifecycle.create(body.create, body.pull.unwrap_or(Pull::Missing))?;
-    shown(&record.shown, request)
+    shown(&record.shown)
 }
 
 /// `GET /api/workspaces/:id`
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().get(id(request)?)?;
-    shown(&workspace.record().shown, request)
+    shown(&workspace.record().shown)
 }
 
 /// `PUT /api/workspaces/:id`
@@ -78,7 +64,7 @@ pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     let body: Update = request.json(limits::JSON_BODY_BYTES)?;
     let record = ctx.lifecycle.change(id, body)?;
-    shown(&record.shown, request)
+    shown(&record.shown)
 }
 
 /// `DELETE /api/workspaces/:id`; a sentence, as observed.
@@ -110,7 +96,7 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
     let asked = BuildRequest { base, rebuild, pull: body.pull.unwrap_or(Pull::Missing) };
     let record = ctx.lifecycle.start_build(id, asked)?;
-    shown(&record.shown, request)
+    shown(&record.shown)
 }
 
 /// `GET /api/workspaces/:id/build/events`
@@ -123,19 +109,13 @@ pub fn build_events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `DELETE /api/workspaces/:id/build`
 pub fn cancel_build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
-    let values = sees_values(request);
-    let work = move || {
-        let record = lifecycle.cancel_build(id)?;
-        let shown = record.shown.clone();
-        Ok(Response::ok(&if values { shown } else { without_values(shown) }))
-    };
-    Ok(Answer::later(work, None))
+    Ok(Answer::later(move || lifecycle.cancel_build(id).map(|record| Response::ok(&record.shown)), None))
 }
 
 /// `POST /api/workspaces/:id/sync`
 pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let record = ctx.lifecycle.sync(id(request)?)?;
-    shown(&record.shown, request)
+    shown(&record.shown)
 }
 
 /// `POST /api/workspaces/:id/exec`

@@ -8,6 +8,8 @@ pub mod limits;
 pub mod logging;
 pub mod object;
 pub mod pool;
+pub mod redact;
+mod redact_text;
 pub mod sketch;
 pub mod thread;
 

@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::client::Subscription;
 use super::request::Request;
+use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, limits};
 
 /// An answer in the making.
@@ -17,6 +19,15 @@ pub struct Response {
     code: Option<Code>,
     headers: Vec<(Cow<'static, str>, String)>,
     body: Body,
+    form: Form,
+}
+
+/// What the body of an answer of our own is; what was passed on or comes from a file has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Text,
+    Foreign,
 }
 
 #[derive(Debug)]
@@ -37,7 +48,13 @@ const TEXT: &str = "text/plain; charset=utf-8";
 impl Response {
     /// No body.
     pub fn empty(status: u16) -> Response {
-        Response { status, code: None, headers: Vec::new(), body: Body::Bytes(Vec::new()) }
+        Response {
+            status,
+            code: None,
+            headers: Vec::new(),
+            body: Body::Bytes(Vec::new()),
+            form: Form::Foreign,
+        }
     }
 
     /// 200 with `value` as JSON.
@@ -47,14 +64,14 @@ impl Response {
 
     /// 200 with a sentence, where the observed API answers one.
     pub fn sentence(text: String) -> Response {
-        Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes())
+        Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes()).of(Form::Text)
     }
 
     /// `value` as JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Response {
         let mut body = Frugal(Vec::with_capacity(1024));
         match serde_json::to_writer(&mut body, value) {
-            Ok(()) => Response::empty(status).with("Content-Type", JSON).with_body(body.0),
+            Ok(()) => Response::empty(status).with("Content-Type", JSON).with_body(body.0).of(Form::Json),
             Err(error) => Response::error(&Error::internal("The answer could not be written").because(error)),
         }
     }
@@ -67,7 +84,34 @@ impl Response {
             body.extend_from_slice(item.as_bytes());
         }
         body.extend_from_slice(if body.is_empty() { b"[]" } else { b"]" });
-        Response::empty(200).with("Content-Type", JSON).with_body(body)
+        Response::empty(200).with("Content-Type", JSON).with_body(body).of(Form::Json)
+    }
+
+    fn of(self, form: Form) -> Response {
+        Response { form, ..self }
+    }
+
+    /// Hides secrets in a body of our own: JSON or a sentence.
+    #[must_use]
+    pub fn redacted(mut self, redactor: &Redactor) -> Response {
+        let Body::Bytes(body) = &mut self.body else { return self };
+        match self.form {
+            Form::Json => {
+                if let Ok(mut value) = serde_json::from_slice::<Value>(body) {
+                    redactor.value(&mut value);
+                    *body = value.to_string().into_bytes();
+                }
+            }
+            Form::Text => {
+                if let Some(hidden) =
+                    std::str::from_utf8(body).ok().map(|text| redactor.text(text).into_owned())
+                {
+                    *body = hidden.into_bytes();
+                }
+            }
+            Form::Foreign => {}
+        }
+        self
     }
 
     /// The reply of an error. Sources stay in the log.
@@ -94,7 +138,13 @@ impl Response {
     /// 200 whose body is written to the client's own socket, by whoever left the ticket
     /// ([`super::client::Tickets`]); without a length as long as it takes.
     pub fn taken(ticket: String, length: Option<u64>) -> Response {
-        Response { status: 200, code: None, headers: Vec::new(), body: Body::Taken { ticket, length } }
+        Response {
+            status: 200,
+            code: None,
+            headers: Vec::new(),
+            body: Body::Taken { ticket, length },
+            form: Form::Foreign,
+        }
     }
 
     /// 101: from here on the socket belongs to whoever left the ticket.
@@ -104,6 +154,7 @@ impl Response {
             code: None,
             headers: Vec::new(),
             body: Body::Taken { ticket, length: Some(0) },
+            form: Form::Foreign,
         }
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
 use super::{Project, Site, interfered, read_text, rules};
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, limits, redact};
 use crate::store::beneath::Root;
 use crate::store::jsonc::{self, Document, Fault};
 
@@ -86,8 +86,10 @@ impl Project {
         self.opencode(site)?;
         self.openwork(site)?;
         if let Some(keys) = &patch.opencode {
-            self.edit(site, |document, _| {
-                keys.iter().for_each(|(key, value)| document.set(&[key], value));
+            self.edit(site, |document, config| {
+                for (key, value) in restored(keys, config) {
+                    document.set(&[&key], &value);
+                }
                 Ok(())
             })?;
             let path = path(&site.root);
@@ -131,6 +133,13 @@ impl Project {
     }
 }
 
+/// The new values, with the stored secrets where a client sends back what it saw in their place.
+pub(super) fn restored(keys: &Map<String, Value>, stored: &Map<String, Value>) -> Map<String, Value> {
+    let mut keys = keys.clone();
+    redact::restore(&mut keys, stored);
+    keys
+}
+
 /// Where OpenCode's configuration stands, or will.
 pub(super) fn path(root: &Root) -> String {
     let there = |name: &&str| root.identity(name).is_ok_and(|found| found.is_some());
@@ -168,7 +177,8 @@ pub(super) fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, 
 fn merge_openwork(root: &Root, keys: &Map<String, Value>) -> Result<()> {
     for _ in 0..limits::EDIT_RETRIES {
         let (old, mut fields) = read_openwork(root)?;
-        fields.extend(keys.clone());
+        let keys = restored(keys, &fields);
+        fields.extend(keys);
         let mut new = serde_json::to_string_pretty(&fields)
             .map_err(|error| Error::internal("OpenWork's settings could not be written").because(error))?;
         new.push('\n');

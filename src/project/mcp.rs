@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::config::path;
 use super::reload::{Action, Reason};
 use super::{Project, Site, rules};
-use crate::base::{Code, Error, Result};
+use crate::base::{Code, Error, Result, redact};
 
 /// One server.
 #[derive(Debug, PartialEq, Serialize)]
@@ -100,7 +100,11 @@ impl Project {
         check(name, server)?;
         let known = self.edit(site, |document, config| {
             check_section(config)?;
-            document.set(&["mcp", name], server);
+            let mut sent = Map::from_iter([(name.to_owned(), server.clone())]);
+            if let Some(Value::Object(servers)) = config.get("mcp") {
+                redact::restore(&mut sent, servers);
+            }
+            document.set(&["mcp", name], &sent[name]);
             Ok(config.get("mcp").is_some_and(|servers| servers.get(name).is_some()))
         })?;
         let action = if known { Action::Updated } else { Action::Added };

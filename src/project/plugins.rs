@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::config::path;
 use super::reload::{Action, Reason};
 use super::{Project, Scope, Site};
+use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
@@ -43,17 +44,22 @@ pub fn check_spec(spec: &str) -> Result<()> {
     Ok(())
 }
 
-/// What two names of one plugin have in common: all but the version.
+/// Returns what two specs of one plugin have in common: a package's name without its version, and the whole of a spec
+/// that is a URL, a repository or a path, where `@` has another meaning (npm's package-spec).
 fn essence(spec: &str) -> &str {
     let spec = spec.trim();
-    if ["file:", "http:", "https:", "git:", "/"].iter().any(|start| spec.starts_with(start)) {
-        return spec;
-    }
     // The first `@` of a scoped name is its own.
-    match spec.char_indices().skip(1).find(|(_, c)| *c == '@') {
-        Some((at, _)) => &spec[..at],
-        None => spec,
-    }
+    let Some(at) = spec.char_indices().skip(1).find(|(_, c)| *c == '@').map(|(at, _)| at) else {
+        return spec;
+    };
+    let (name, version) = (&spec[..at], &spec[at + 1..]);
+    let slashes = usize::from(name.starts_with('@'));
+    let is_package = name.matches('/').count() == slashes
+        && !name.contains([':', '\\', ' '])
+        && !name.starts_with(['.', '~']);
+    // `git@host:path` is a repository; `a@npm:b@1` is a package under another name.
+    let is_repository = slashes == 0 && version.contains(':') && !version.starts_with("npm:");
+    if is_package && !is_repository { name } else { spec }
 }
 
 /// The name in an entry of the list: newer versions of OpenCode also take a pair of name and options.
@@ -121,7 +127,13 @@ impl Project {
             Ok(true)
         })?;
         if added {
-            self.changed(site, Reason::Plugins, essence(spec), Action::Added, &path(&site.root));
+            self.changed(
+                site,
+                Reason::Plugins,
+                &Redactor::default().text(essence(spec)),
+                Action::Added,
+                &path(&site.root),
+            );
         }
         Ok(added)
     }
@@ -143,7 +155,13 @@ impl Project {
             Ok(document.retain("plugin", other) > 0)
         })?;
         if removed {
-            self.changed(site, Reason::Plugins, essence(name), Action::Removed, &path(&site.root));
+            self.changed(
+                site,
+                Reason::Plugins,
+                &Redactor::default().text(essence(name)),
+                Action::Removed,
+                &path(&site.root),
+            );
         }
         Ok(removed)
     }
@@ -175,6 +193,18 @@ mod tests {
             ("file:///x@1", "file:///x@1"),
             ("/x/y@2", "/x/y@2"),
             ("git:x@y", "git:x@y"),
+            ("git+ssh://git@h/t/a.git", "git+ssh://git@h/t/a.git"),
+            ("git+https://t@h/a", "git+https://t@h/a"),
+            ("git@h:t/a.git", "git@h:t/a.git"),
+            ("github:a/b@1", "github:a/b@1"),
+            ("./x@2", "./x@2"),
+            ("../a/x@2", "../a/x@2"),
+            ("~/x@2", "~/x@2"),
+            ("a@npm:b@1", "a"),
+            ("a@^1.2 || 2", "a"),
+            ("a@latest", "a"),
+            ("@s/a@1@2", "@s/a"),
+            ("a@", "a"),
         ] {
             assert_eq!(essence(spec), name);
         }

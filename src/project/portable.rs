@@ -9,6 +9,7 @@ use super::reload::{Action, Reason};
 use super::skills::{self, NewSkill};
 use super::swap::{Import, Part};
 use super::{Project, Site, config, read_text, rules};
+use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, object};
 use crate::store::front_matter;
 use crate::store::jsonc::Document;
@@ -164,7 +165,7 @@ impl Project {
             let mut part = |name: &str, fields: Map<String, Value>| {
                 let mut value = Value::Object(fields);
                 if !secrets {
-                    strip(&mut value, &mut vec![name.to_owned()], &mut omitted);
+                    Redactor::default().omit(&mut value, &mut vec![name.to_owned()], &mut omitted);
                 }
                 value
             };
@@ -201,18 +202,20 @@ impl Project {
             if let Some((keys, whole)) = &plan.opencode {
                 let path = config::path(&site.root);
                 let old = read_text(&site.root, &path)?;
-                if !whole {
-                    self.opencode(site)?;
-                }
+                // With `replace` a damaged file goes, and there is nothing to restore from it.
+                let stored =
+                    self.opencode(site).or_else(|error| if *whole { Ok(Map::new()) } else { Err(error) })?;
                 let text = if *whole { "" } else { old.as_deref().unwrap_or_default() };
                 let document = Document::parse(text).map_err(|fault| config::not_jsonc(&path, &fault))?;
-                keys.iter().for_each(|(key, value)| document.set(&[key], value));
+                for (key, value) in config::restored(keys, &stored) {
+                    document.set(&[&key], &value);
+                }
                 import.file(&path, &document.text(), old.as_deref())?;
             }
             if let Some((keys, whole)) = &plan.openwork {
                 let (old, mut fields) =
                     if *whole { (None, Map::new()) } else { config::read_openwork(&site.root)? };
-                fields.extend(keys.clone());
+                fields.extend(config::restored(keys, &self.openwork(site).unwrap_or_default()));
                 let text = serde_json::to_string_pretty(&fields).unwrap_or_default() + "\n";
                 import.file(config::OPENWORK, &text, old.as_deref())?;
             }
@@ -236,74 +239,5 @@ impl Project {
         })?;
         self.changed(site, Reason::Config, "import", Action::Updated, &config::path(&site.root));
         Ok(())
-    }
-}
-
-/// Takes out what may be a secret.
-fn strip(value: &mut Value, place: &mut Vec<String>, omitted: &mut Vec<String>) {
-    let held = place.last().is_some_and(|key| ["environment", "env", "headers"].contains(&key.as_str()));
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|key, value| {
-                place.push(key.clone());
-                let secret =
-                    value.as_str().is_some_and(|text| (held || is_secret(key)) && !is_reference(text));
-                if secret {
-                    omitted.push(place.join("."));
-                } else {
-                    strip(value, place, omitted);
-                }
-                place.pop();
-                !secret
-            });
-        }
-        Value::Array(list) => {
-            for (at, value) in list.iter_mut().enumerate() {
-                place.push(at.to_string());
-                strip(value, place, omitted);
-                place.pop();
-            }
-        }
-        _ => {}
-    }
-}
-
-fn is_secret(key: &str) -> bool {
-    let key: String =
-        key.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    ["apikey", "token", "secret", "password", "passwd", "authorization", "credential", "privatekey"]
-        .iter()
-        .any(|word| key.ends_with(word))
-}
-
-/// OpenCode puts a variable or a file in its place.
-fn is_reference(text: &str) -> bool {
-    let text = text.strip_prefix("Bearer ").unwrap_or(text);
-    (text.starts_with("{env:") || text.starts_with("{file:")) && text.ends_with('}')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_left_out_and_references_stay() {
-        let mut value = json!({
-            "mcp": {"a": {"environment": {"A": "x", "B": "{env:B}"}, "headers": {"Authorization": "Bearer {env:T}", "X": "y"},
-                    "oauth": {"clientSecret": "s", "clientId": "i"}}},
-            "provider": {"p": {"options": {"apiKey": "k", "baseURL": "u"}}},
-            "list": [{"my_token": "t"}], "model": "a/b", "tokens": 5,
-        });
-        let mut omitted = Vec::new();
-        strip(&mut value, &mut vec!["o".into()], &mut omitted);
-        assert_eq!(
-            value,
-            json!({
-                "mcp": {"a": {"environment": {"B": "{env:B}"}, "headers": {"Authorization": "Bearer {env:T}"}, "oauth": {"clientId": "i"}}},
-                "provider": {"p": {"options": {"baseURL": "u"}}}, "list": [{}], "model": "a/b", "tokens": 5,
-            })
-        );
-        assert_eq!(omitted.len(), 5, "{omitted:?}");
-        assert!(omitted.contains(&"o.provider.p.options.apiKey".to_owned()));
     }
 }

@@ -78,6 +78,7 @@ mod runs;
 mod runs_disk;
 mod runs_stream;
 mod scoped_tokens;
+mod secrets;
 mod setup;
 mod shapes;
 mod slow_attacks;

@@ -204,7 +204,10 @@ fn agents_in_a_container_may_work_without_asking() {
     assert_eq!(config["mcp"]["my_files"]["environment"]["SANDBOXED_SH_WORKSPACE_TYPE"], "container");
     let found = place.exec(json!({"command": "grep -rl s3cr3t /opencode.json /.opencode /.claude /CLAUDE.md; cat /.claude/settings.local.json"}));
     let claude: Value = serde_json::from_str(found["stdout"].as_str().unwrap()).unwrap();
-    assert_eq!(claude["permissions"]["allow"], json!(["Bash", "Edit", "Write", "Read", "mcp__*"]));
+    assert_eq!(
+        claude["permissions"]["allow"],
+        json!(["Bash", "Edit", "Write", "Read", "mcp__docs", "mcp__my_files"])
+    );
 }
 
 #[test]

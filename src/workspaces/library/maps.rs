@@ -4,7 +4,7 @@ use serde_json::{Map as Object, Value};
 
 use super::Library;
 use crate::base::thread::lock;
-use crate::base::{Code, Error, Result};
+use crate::base::{Code, Error, Result, redact};
 use crate::store::jsonc;
 
 /// Which of the two.
@@ -97,7 +97,9 @@ impl Library {
                 return Err(Error::new(Code::InvalidPayload, message).detail("path", name.as_str()));
             }
         }
-        let mut text = serde_json::to_string_pretty(entries)
+        let mut entries = entries.clone();
+        redact::restore(&mut entries, &self.map(map).unwrap_or_default());
+        let mut text = serde_json::to_string_pretty(&entries)
             .map_err(|error| Error::internal("library").because(error))?;
         text.push('\n');
         let _writes = lock(&self.writes);

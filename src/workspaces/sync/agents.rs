@@ -205,10 +205,18 @@ fn claude(shown: &Shown, servers: &BTreeMap<String, Object<String, Value>>) -> V
         parts.push(Part::key(&["mcpServers", name], server));
     }
     if shown.workspace_type == Kind::Container {
-        let allowed = ["Bash", "Edit", "Write", "Read", "mcp__*"];
-        parts.extend(allowed.map(|tool| Part::item(&["permissions", "allow"], tool)));
+        // Claude Code takes no pattern in place of a server's name: `mcp__*` allows nothing.
+        let servers = servers.keys().map(|name| format!("mcp__{}", in_rules(name)));
+        let tools = ["Bash", "Edit", "Write", "Read"].map(str::to_owned).into_iter();
+        parts.extend(tools.chain(servers).map(|tool| Part::item(&["permissions", "allow"], &tool)));
     }
     parts
+}
+
+/// A server's name as Claude Code has it in the names of tools and in rules.
+fn in_rules(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
+    name.chars().map(plain).collect()
 }
 
 /// Where an MCP's process finds itself.

@@ -1,0 +1,38 @@
+//! Which parts of an answer a viewer may see. Dispatch applies it to every answer of our own, and streams to every event,
+//! so that no route can forget it.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Ctx, reach};
+use crate::access::{Actor, Scope};
+use crate::base::redact::Redactor;
+use crate::http::Request;
+use crate::workspaces::Shown;
+
+/// Returns the redactor for the answer to this request; `None` when its actor may see everything.
+pub(super) fn redactor(ctx: &Ctx, request: &Request) -> Option<Redactor> {
+    if !hides(request.actor()) {
+        return None;
+    }
+    let workspace = reach::find(ctx, request.param("id"));
+    Some(workspace.map_or_else(Redactor::default, |found| knowing(&found.record().shown.env_vars)))
+}
+
+/// Whether secrets are hidden from this actor. Without one the route is public and shows none.
+pub(super) fn hides(actor: Option<&Actor>) -> bool {
+    actor.is_some_and(|actor| actor.scope < Scope::Collaborator)
+}
+
+/// The workspace object for a viewer.
+pub(super) fn record(shown: &Shown) -> Value {
+    // Its keys are strings, for which alone this could fail.
+    let mut value = serde_json::to_value(shown).unwrap_or_default();
+    knowing(&shown.env_vars).value(&mut value);
+    value
+}
+
+fn knowing(variables: &BTreeMap<String, String>) -> Redactor {
+    Redactor::knowing(variables.values().flat_map(|value| value.lines()))
+}

@@ -1,0 +1,305 @@
+//! The one decision of which parts of a value or a text may be secrets. Answers to viewers, exports, audit lines and
+//! summaries use it, so that a value hidden in one place is not shown in another. Pure, and linear in its input.
+//!
+//! A hidden part reads [`HIDDEN`]. References, which hold no secret themselves (`{env:KEY}`, `$KEY`), stay.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use super::redact_text;
+
+/// Stands in place of a value that may be a secret.
+pub const HIDDEN: &str = "********";
+
+/// Objects whose values are hidden, whatever their keys.
+const HOLDERS: [&str; 10] = [
+    "env",
+    "envvars",
+    "environment",
+    "headers",
+    "secrets",
+    "passwords",
+    "credentials",
+    "apikeys",
+    "cookies",
+    "querystring",
+];
+
+/// Keys of scripts, which may hold secrets in any form and are hidden whole.
+const SCRIPTS: [&str; 1] = ["initscript"];
+
+/// Keys whose values are names that a client sends back: no part of them is hidden.
+const NAMES: [&str; 4] = ["id", "path", "paths", "directory"];
+
+/// Ends of names of secrets, in lower case and without separators.
+const SECRETS: [&str; 26] = [
+    "apikey",
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "passphrase",
+    "authorization",
+    "credential",
+    "credentials",
+    "privatekey",
+    "accesskey",
+    "secretkey",
+    "encryptionkey",
+    "signingkey",
+    "sharedkey",
+    "masterkey",
+    "accountkey",
+    "authkey",
+    "sshkey",
+    "licensekey",
+    "cookie",
+    "connectionstring",
+    "webhook",
+    "webhookurl",
+    "bearer",
+    "signature",
+];
+
+/// Last words of a variable's name in capitals, such as `DEPLOY_KEY`.
+const CAPITALS: [&str; 7] = ["KEY", "PAT", "PWD", "PASS", "AUTH", "DSN", "CREDS"];
+
+/// Whether a key, variable, header or option of this name holds a secret.
+pub fn is_secret_name(name: &str) -> bool {
+    // Names of secrets are short; a longer one costs no more than its end.
+    let start = (0..=name.len().saturating_sub(64)).rev().find(|at| name.is_char_boundary(*at));
+    let name = &name[start.unwrap_or(0)..];
+    let plain = plain(name);
+    let plain = plain.trim_end_matches(|c: char| c.is_ascii_digit());
+    let last = name.rsplit(['_', '-']).next().unwrap_or(name);
+    SECRETS.iter().any(|word| plain.ends_with(word)) || CAPITALS.contains(&last)
+}
+
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
+}
+
+/// Whether OpenCode or a shell puts a variable or a file in its place, or it is hidden already.
+pub fn is_reference(text: &str) -> bool {
+    let text = text.trim();
+    let text =
+        ["Bearer ", "Basic ", "token "].iter().find_map(|word| text.strip_prefix(word)).unwrap_or(text);
+    let whole = |start: &str, end: &str| {
+        text.strip_prefix(start).is_some_and(|rest| rest.find(end) == Some(rest.len() - end.len()))
+    };
+    let variable = text.strip_prefix('$').is_some_and(|name| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    });
+    text.is_empty()
+        || text == HIDDEN
+        || variable
+        || whole("{env:", "}")
+        || whole("{file:", "}")
+        || whole("${", "}")
+}
+
+/// Hides secrets, and values that are known to be some.
+#[derive(Clone, Debug, Default)]
+pub struct Redactor {
+    known: Vec<String>,
+}
+
+/// The shortest value that is looked for in texts: shorter ones are words.
+const KNOWN_BYTES: usize = 8;
+/// How many values are looked for, each of which costs a pass over the text.
+const KNOWN_VALUES: usize = 64;
+
+impl Redactor {
+    /// A redactor that also hides these values wherever they appear.
+    pub fn knowing<'a>(values: impl IntoIterator<Item = &'a str>) -> Redactor {
+        let mut known: Vec<String> = values
+            .into_iter()
+            .filter(|value| value.len() >= KNOWN_BYTES && !value.starts_with('/') && !is_reference(value))
+            .map(str::to_owned)
+            .collect();
+        // A value may contain another one.
+        known.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
+        known.truncate(KNOWN_VALUES);
+        Redactor { known }
+    }
+
+    /// Hides secrets in a text: assignments, headers, options, URLs and tokens of known forms.
+    pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut found = redact_text::secrets(text);
+        for known in &self.known {
+            found.extend(text.match_indices(known.as_str()).map(|(at, _)| at..at + known.len()));
+        }
+        hide(text, found)
+    }
+
+    /// Hides secrets in a value, in place.
+    pub fn value(&self, value: &mut Value) {
+        self.walk(value, "", false);
+    }
+
+    /// Hides secrets in the fields of an object.
+    pub fn fields(&self, fields: &mut Map<String, Value>) {
+        fields.iter_mut().for_each(|(key, value)| self.field(key, value, false));
+    }
+
+    /// Removes fields that are secrets and hides those in longer texts; `place` is the path of `value`, and `omitted` gets
+    /// the paths of all that is missing.
+    pub fn omit(&self, value: &mut Value, place: &mut Vec<String>, omitted: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                let held = place.last().is_some_and(|key| HOLDERS.contains(&plain(key).as_str()));
+                fields.retain(|key, value| {
+                    place.push(key.clone());
+                    let hidden = |text: &str| !is_reference(text);
+                    let gone = (held || is_secret_name(key)) && value.as_str().is_some_and(hidden);
+                    if gone {
+                        omitted.push(place.join("."));
+                    } else {
+                        self.omit(value, place, omitted);
+                    }
+                    place.pop();
+                    !gone
+                });
+            }
+            Value::Array(list) => {
+                let before = list.clone();
+                self.words(list);
+                for (at, value) in list.iter_mut().enumerate() {
+                    place.push(at.to_string());
+                    if value.is_string() {
+                        if *value != before[at] {
+                            omitted.push(place.join("."));
+                        }
+                    } else {
+                        self.omit(value, place, omitted);
+                    }
+                    place.pop();
+                }
+            }
+            Value::String(text) => {
+                if let Cow::Owned(hidden) = self.text(text) {
+                    *text = hidden;
+                    omitted.push(place.join("."));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn field(&self, key: &str, value: &mut Value, held: bool) {
+        let name = plain(key);
+        let whole = held || is_secret_name(key) || SCRIPTS.contains(&name.as_str());
+        match value {
+            Value::String(text) if whole => {
+                if !is_reference(text) {
+                    HIDDEN.clone_into(text);
+                }
+            }
+            // A number in an environment is a value as any other.
+            Value::Number(_) if held => *value = HIDDEN.into(),
+            Value::String(_) if NAMES.contains(&name.as_str()) => {}
+            _ => self.walk(value, key, held),
+        }
+    }
+
+    fn walk(&self, value: &mut Value, key: &str, held: bool) {
+        match value {
+            Value::Object(fields) => {
+                let held = held || HOLDERS.contains(&plain(key).as_str());
+                fields.iter_mut().for_each(|(key, value)| self.field(key, value, held));
+            }
+            Value::Array(list) => {
+                // Headers may be pairs.
+                let held = held || HOLDERS.contains(&plain(key).as_str());
+                if held {
+                    return list.iter_mut().for_each(|value| self.field("", value, true));
+                }
+                if NAMES.contains(&plain(key).as_str()) {
+                    return;
+                }
+                self.words(list);
+                let inner = list.iter_mut().filter(|value| !value.is_string());
+                inner.for_each(|value| self.walk(value, "", false));
+            }
+            Value::String(text) => {
+                if let Cow::Owned(hidden) = self.text(text) {
+                    *text = hidden;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The words of a command: an option's value is a word of its own.
+    fn words(&self, list: &mut [Value]) {
+        let mut after = redact_text::Next::Plain;
+        for value in list {
+            let Value::String(text) = value else {
+                after = redact_text::Next::Plain;
+                continue;
+            };
+            let secret = after.is_secret(text);
+            after = redact_text::Next::after(text);
+            if secret && !is_reference(text) {
+                HIDDEN.clone_into(text);
+            } else if let Cow::Owned(hidden) = self.text(text) {
+                *text = hidden;
+            }
+        }
+    }
+}
+
+/// Puts the values of `stored` back where `sent` has what a client saw in their place.
+pub fn restore(sent: &mut Map<String, Value>, stored: &Map<String, Value>) {
+    for (key, value) in sent {
+        let Some(stored) = stored.get(key).filter(|_| value.to_string().contains(HIDDEN)) else { continue };
+        let mut shown = Map::from_iter([(key.clone(), stored.clone())]);
+        Redactor::default().fields(&mut shown);
+        put_back(value, &shown[key], stored);
+    }
+}
+
+fn put_back(sent: &mut Value, shown: &Value, stored: &Value) {
+    match (sent, shown, stored) {
+        (sent @ Value::String(_), shown, stored) if sent == shown => sent.clone_from(stored),
+        (Value::Object(sent), Value::Object(shown), Value::Object(stored)) => {
+            for (key, value) in sent {
+                if let (Some(shown), Some(stored)) = (shown.get(key), stored.get(key)) {
+                    put_back(value, shown, stored);
+                }
+            }
+        }
+        (Value::Array(sent), Value::Array(shown), Value::Array(stored)) => {
+            for ((value, shown), stored) in sent.iter_mut().zip(shown).zip(stored) {
+                put_back(value, shown, stored);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn hide(text: &str, mut ranges: Vec<Range<usize>>) -> Cow<'_, str> {
+    ranges.retain(|range| !range.is_empty() && &text[range.clone()] != HIDDEN);
+    if ranges.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    ranges.sort_unstable_by_key(|range| range.start);
+    let (mut out, mut at) = (String::with_capacity(text.len()), 0);
+    let mut ranges = ranges.into_iter().peekable();
+    while let Some(mut range) = ranges.next() {
+        while let Some(next) = ranges.next_if(|next| next.start < range.end) {
+            range.end = range.end.max(next.end);
+        }
+        out.push_str(&text[at..range.start]);
+        out.push_str(HIDDEN);
+        at = range.end;
+    }
+    out.push_str(&text[at..]);
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+#[path = "redact_tests.rs"]
+mod tests;

@@ -1,0 +1,133 @@
+//! Secrets in configuration, scripts, commands and logs: viewers see that one is there, collaborators see its value.
+
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::fixture::{Place, shared};
+use crate::project::Shop;
+use crate::server::Server;
+
+/// What each secret of these tests begins with.
+const SECRET: &str = "S3CR3T";
+
+fn viewer(server: &Server) -> Client {
+    let token = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
+    server.with_token(token["token"].as_str().unwrap())
+}
+
+#[track_caller]
+fn shows_none(client: &Client, path: &str) -> String {
+    let text = client.call("GET", path, None).expect(200).text();
+    assert!(!text.contains(SECRET), "{path}: {text}");
+    text
+}
+
+#[test]
+fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
+    let shop = Shop::open();
+    let viewer = viewer(&shop.server);
+    let config = json!({
+        "model": "a/b",
+        "provider": {"x": {"options": {"apiKey": "S3CR3T-a", "baseURL": "http://me:S3CR3T-b@h/v1?api_key=S3CR3T-c"}}},
+        "plugin": ["git+https://S3CR3T-d@h.example/x.git"],
+    });
+    shop.patch(json!({"opencode": config, "openwork": {"notify": {"webhook": "S3CR3T-e"}}}));
+    let server = json!({"type": "local", "command": ["x", "--token", "S3CR3T-f", "--key=S3CR3T-g"],
+        "environment": {"K": "S3CR3T-h", "REF": "{env:KEY}"}});
+    shop.post("/mcp", json!({"name": "m", "config": server}));
+    let remote =
+        json!({"type": "remote", "url": "http://h", "headers": {"Authorization": "Bearer S3CR3T-i"}});
+    shop.post("/mcp", json!({"name": "r", "config": remote}));
+    shop.post("/plugins", json!({"spec": "git+https://S3CR3T-j@h.example/y.git"}));
+    shop.post("/skills", json!({"name": "s", "content": "export API_TOKEN=S3CR3T-k", "description": "d"}));
+    shop.post("/commands", json!({"name": "c", "template": "curl -u me:S3CR3T-l http://h"}));
+    for call in
+        ["/config", "/mcp", "/plugins", "/skills", "/skills/s", "/commands", "/export", "/events", "/audit"]
+    {
+        let text = viewer.call("GET", &shop.path(call), None).expect(200).text();
+        // Audit lines hide them for everyone.
+        assert!(call == "/audit" || !text.contains(SECRET), "{call}: {text}");
+    }
+    let shown = viewer.get(200, &shop.path("/config"));
+    assert_eq!(shown["opencode"]["model"], "a/b");
+    assert_eq!(shown["opencode"]["mcp"]["m"]["environment"], json!({"K": "********", "REF": "{env:KEY}"}));
+    assert_eq!(
+        shown["opencode"]["mcp"]["m"]["command"],
+        json!(["x", "--token", "********", "--key=********"])
+    );
+    // The client token has what the OpenWork app needs; what a viewer saw, sent back, destroys nothing.
+    let whole = shop.get("/config");
+    assert_eq!(whole["opencode"]["provider"]["x"]["options"]["apiKey"], "S3CR3T-a");
+    let mut sent = shown["opencode"].clone();
+    sent["provider"]["x"]["options"]["timeout"] = json!(5000);
+    shop.patch(json!({"opencode": sent, "openwork": shown["openwork"]}));
+    let mut wanted = whole.clone();
+    wanted["opencode"]["provider"]["x"]["options"]["timeout"] = json!(5000);
+    assert_eq!(
+        (&shop.get("/config")["opencode"], &shop.get("/config")["openwork"]),
+        (&wanted["opencode"], &wanted["openwork"])
+    );
+    shop.post("/mcp", json!({"name": "m", "config": shown["opencode"]["mcp"]["m"]}));
+    shop.post("/import", json!({"opencode": {"mcp": shown["opencode"]["mcp"]}}));
+    assert_eq!(shop.get("/mcp")["items"][0]["config"], server);
+}
+
+#[test]
+fn viewers_see_no_secret_of_the_library() {
+    let server = Server::start();
+    let viewer = viewer(&server);
+    let put = |path: &str, body: Value| {
+        server.owner().call("PUT", &format!("/api/library/{path}"), Some(&body)).expect(200);
+    };
+    let script = "docker login -p $(echo S3CR3T-a)";
+    put("workspace-template/t", json!({"env_vars": {"K": "S3CR3T-b"}, "init_script": script}));
+    put("init-script/i", json!({"content": script}));
+    put("tool/x", json!({"content": "const apiKey = 1; // API_KEY=S3CR3T-c"}));
+    put("plugins", json!({"p": {"package": "git+https://S3CR3T-d@h/x.git"}}));
+    put(
+        "mcps",
+        json!({
+            "a": {"type": "local", "command": ["x", "--token", "S3CR3T-e"], "environment": {"K": "S3CR3T-f"}, "env": {"K": "S3CR3T-g"}},
+            "b": {"type": "remote", "url": "http://u:S3CR3T-h@h/", "headers": {"A": "S3CR3T-i"}},
+        }),
+    );
+    for path in ["workspace-template", "workspace-template/t", "init-script/i", "tool/x", "plugins", "mcps"] {
+        shows_none(&viewer, &format!("/api/library/{path}"));
+    }
+    assert_eq!(viewer.get(200, "/api/library/workspace-template/t")["init_script"], "********");
+    let collaborator = server.collaborator().get(200, "/api/library/workspace-template/t");
+    assert_eq!(collaborator["init_script"], script);
+    let mcps = viewer.get(200, "/api/library/mcps");
+    put("mcps", mcps);
+    let kept = server.owner().get(200, "/api/library/mcps");
+    assert_eq!(kept["b"]["url"], "http://u:S3CR3T-h@h/", "what was hidden is kept: {kept}");
+    assert_eq!(kept["a"]["command"][2], "S3CR3T-e");
+}
+
+#[test]
+fn viewers_see_no_secret_in_scripts_commands_and_build_logs() {
+    let server = shared();
+    let viewer = viewer(server);
+    let script = "#!/bin/sh\nset -x\nDEPLOY_TOKEN=S3CR3T-inline\necho \"$VALUE\"\n";
+    let place = Place::ready(server, json!({"env_vars": {"VALUE": "S3CR3T-value"}, "init_script": script}));
+    assert!(place.init_log().contains("S3CR3T-value") && place.init_log().contains("S3CR3T-inline"));
+    let command = "true --token S3CR3T-flag https://u:S3CR3T-url@h/";
+    let run = place.client.post(201, &place.path("/runs"), json!({"command": command}));
+    let args = json!({"args": ["true", "--password", "S3CR3T-word", "API_KEY=S3CR3T-pair"]});
+    place.client.post(201, &place.path("/runs"), args);
+    let run = run["id"].as_str().unwrap();
+    for call in ["", "/init-log", "/debug", "/build/events", "/runs", "/resources", "/snapshots"] {
+        shows_none(&viewer, &place.path(call));
+    }
+    for call in [format!("/runs/{run}"), format!("/runs/{run}/events"), format!("/runs/{run}/output")] {
+        shows_none(&viewer, &place.path(&call));
+    }
+    shows_none(&viewer, "/api/workspaces");
+    let shown = viewer.get(200, &place.path(""));
+    assert_eq!(
+        (&shown["init_script"], &shown["env_vars"]["VALUE"]),
+        (&json!("********"), &json!("********"))
+    );
+    let seen = server.collaborator().get(200, &place.path(""));
+    assert_eq!(seen["init_script"], script);
+}
