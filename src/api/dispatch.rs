@@ -138,10 +138,12 @@ fn allow_prepared(
     };
     if ctx.approval.mode == ApprovalMode::Auto {
         // A large body is being read by a worker already.
-        if class == Class::Short || request.on_worker() {
+        if request.on_worker() {
             return work(ctx, request);
         }
-        return on_worker(ctx, place_of(ctx, class), request, work);
+        // A write waits for the other writes of its workspace, which the fixed pool must not.
+        let place = if class == Class::Short { ctx.transfer_place() } else { place_of(ctx, class) };
+        return on_worker(ctx, place, request, work);
     }
     let is_upload = class == Class::Upload;
     let asking = Asking { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };

@@ -15,7 +15,8 @@ pub fn export(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(Error::new(Code::Forbidden, "Only an owner exports secrets; leave out ?secrets=true"));
     }
     let site = project::site(ctx, request)?;
-    Ok(Answer::Now(Response::ok(&ctx.project.export(&site, secrets)?)))
+    let service = ctx.project.clone();
+    Ok(Answer::later(move || service.export(&site, secrets).map(|export| Response::ok(&export)), None))
 }
 
 /// `POST /workspace/:id/import`

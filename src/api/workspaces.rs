@@ -114,8 +114,8 @@ pub fn cancel_build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `POST /api/workspaces/:id/sync`
 pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let record = ctx.lifecycle.sync(id(request)?)?;
-    shown(&record.shown)
+    let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
+    Ok(Answer::later(move || lifecycle.sync(id).map(|record| Response::ok(&record.shown)), None))
 }
 
 /// `POST /api/workspaces/:id/exec`

@@ -40,6 +40,9 @@ const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "s
 /// The longest name that is looked at.
 const NAME_BYTES: usize = 64;
 
+/// How much of a header's value decides whether it is a credential.
+const DECIDES: usize = 256;
+
 const KEY_BEGIN: &str = "-----BEGIN ";
 const KEY_END: &str = "-----END ";
 
@@ -158,8 +161,14 @@ impl Scan<'_> {
         if HEADERS.iter().any(|header| name.eq_ignore_ascii_case(header)) {
             let open = self.bytes.get(blanks).copied().filter(|byte| matches!(byte, b'"' | b'\''));
             let start = blanks + usize::from(open.is_some());
-            let end = self.until(start, |byte| matches!(byte, b'\n' | b'\r' | b'"' | b'\'' | b'`'));
-            return if is_credential(&self.text[start..end]) { self.hide(start..end) } else { at };
+            let ends = |byte: u8| matches!(byte, b'\n' | b'\r' | b'"' | b'\'' | b'`');
+            // Its beginning decides, so that a long line with many names is not read for each of them.
+            let window = &self.bytes[start..self.bytes.len().min(start + DECIDES)];
+            let length = window.iter().position(|byte| ends(*byte)).unwrap_or(window.len());
+            if !is_credential(&String::from_utf8_lossy(&window[..length])) {
+                return at;
+            }
+            return self.hide(start..self.until(start, ends));
         }
         let (start, end) = self.value(blanks, false);
         // "the token: it has expired" is a sentence, `api_key: abc` is none.
@@ -206,10 +215,11 @@ impl Scan<'_> {
     }
 
     fn private_key(&mut self, at: usize) -> usize {
-        let line = self.until(at, |byte| byte == b'\n');
-        if !self.text[at..line].contains("PRIVATE KEY") {
+        let title = String::from_utf8_lossy(&self.bytes[at..self.bytes.len().min(at + NAME_BYTES)]);
+        if !title.lines().next().is_some_and(|title| title.contains("PRIVATE KEY")) {
             return at + KEY_BEGIN.len();
         }
+        let line = self.until(at, |byte| byte == b'\n');
         let end = self.text[line..].find(KEY_END).map_or(self.bytes.len(), |end| line + end);
         self.hide(line..end)
     }

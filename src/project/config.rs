@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
-use super::{Project, Site, interfered, read_text, rules};
+use super::{Project, Site, interfered, read_text, references, rules};
 use crate::base::{Code, Error, Result, limits, redact};
 use crate::store::beneath::Root;
 use crate::store::jsonc::{self, Document, Fault};
@@ -87,7 +87,9 @@ impl Project {
         self.openwork(site)?;
         if let Some(keys) = &patch.opencode {
             self.edit(site, |document, config| {
-                for (key, value) in restored(keys, config) {
+                let keys = restored(keys, config);
+                references::check(&site.root, &keys)?;
+                for (key, value) in keys {
                     document.set(&[&key], &value);
                 }
                 Ok(())
@@ -109,16 +111,17 @@ impl Project {
     pub(super) fn edit<R>(
         &self,
         site: &Site,
-        change: impl Fn(&Document, &Map<String, Value>) -> Result<R>,
+        change: impl Fn(&mut Document, &Map<String, Value>) -> Result<R>,
     ) -> Result<R> {
         self.writing(site, || {
             for _ in 0..limits::EDIT_RETRIES {
                 let path = path(&site.root);
                 let old = read_text(&site.root, &path)?;
                 let text = old.as_deref().unwrap_or_default();
-                let document = Document::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
-                let result = change(&document, &object(document.value(), &path)?)?;
-                let new = document.text();
+                let mut document = Document::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
+                let before = object(document.value(), &path)?;
+                let result = change(&mut document, &before)?;
+                let new = edited(&document)?;
                 let same = old.as_deref() == Some(new.as_str()) || (old.is_none() && new == "{}\n");
                 if same {
                     return Ok(result);
@@ -131,6 +134,19 @@ impl Project {
             Err(interfered(&site.root, &path(&site.root)))
         })
     }
+}
+
+/// The text of a changed configuration, which berth and OpenCode must be able to read again.
+pub(super) fn edited(document: &Document) -> Result<String> {
+    let refuse = |message: String| {
+        Error::new(Code::InvalidConfig, format!("The configuration would be refused: {message}"))
+    };
+    let text = document.text().map_err(|fault| refuse(fault.message).detail("limit", fault.code))?;
+    let most = limits::PROJECT_FILE_BYTES;
+    if text.len() as u64 > most {
+        return Err(refuse(format!("it would have {} bytes, and at most {most} are read", text.len())));
+    }
+    Ok(text)
 }
 
 /// The new values, with the stored secrets where a client sends back what it saw in their place.

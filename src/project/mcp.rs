@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::config::path;
 use super::reload::{Action, Reason};
-use super::{Project, Site, rules};
+use super::{Project, Site, references, rules};
 use crate::base::{Code, Error, Result, redact};
 
 /// One server.
@@ -104,6 +104,8 @@ impl Project {
             if let Some(Value::Object(servers)) = config.get("mcp") {
                 redact::restore(&mut sent, servers);
             }
+            let all = Map::from_iter([("mcp".to_owned(), Value::Object(sent.clone()))]);
+            references::check(&site.root, &all)?;
             document.set(&["mcp", name], &sent[name]);
             Ok(config.get("mcp").is_some_and(|servers| servers.get(name).is_some()))
         })?;

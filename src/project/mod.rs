@@ -11,6 +11,7 @@ pub mod config;
 pub mod mcp;
 pub mod plugins;
 pub mod portable;
+pub mod references;
 pub mod reload;
 mod remembered;
 pub mod rules;
@@ -18,11 +19,13 @@ pub mod skills;
 pub mod snapshot;
 mod swap;
 pub mod trays;
+mod turn;
 pub mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -30,6 +33,7 @@ use serde_json::{Map, Value};
 use self::reload::{Action, Reason, ReloadEvents, Trigger};
 use self::remembered::Remembered;
 use self::snapshot::Snapshot;
+use self::turn::Turn;
 use self::watch::Calls;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
@@ -67,13 +71,16 @@ pub enum Scope {
     Global,
 }
 
+/// How long a write waits for the other writes of its workspace, each of which takes milliseconds.
+const WRITE_WAIT: Duration = Duration::from_secs(10);
+
 /// The services on it.
 #[derive(Debug)]
 pub struct Project {
     home: PathBuf,
     skills_read: Remembered<Result<skills::Reading, String>>,
     configs_read: Remembered<Arc<Map<String, Value>>>,
-    writes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    writes: Mutex<HashMap<String, Arc<Turn>>>,
     /// What was there at the last look, of the sites that are watched.
     seen: Mutex<HashMap<String, Snapshot>>,
     calls: Calls,
@@ -140,7 +147,7 @@ impl Project {
     }
 
     /// Whoever writes into a site holds this.
-    fn turn(&self, site: &Site) -> Arc<Mutex<()>> {
+    fn turn(&self, site: &Site) -> Arc<Turn> {
         let mut all = lock(&self.writes);
         // Those that nobody holds are worth nothing.
         if all.len() >= limits::WORKSPACES {
@@ -152,7 +159,7 @@ impl Project {
     /// Runs `write` while nobody else of ours writes into the site.
     fn writing<R>(&self, site: &Site, write: impl FnOnce() -> Result<R>) -> Result<R> {
         let turn = self.turn(site);
-        let _turn = lock(&turn); // LOCK: 3
+        let _turn = turn.take(WRITE_WAIT)?;
         swap::settle(site)?;
         write()
     }

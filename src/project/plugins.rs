@@ -123,7 +123,7 @@ impl Project {
             if config.get("plugin").is_some_and(|value| !value.is_array()) {
                 document.set(&["plugin"], &Value::Array(known));
             }
-            document.push("plugin", &json!(spec));
+            document.push(&["plugin"], &json!(spec));
             Ok(true)
         })?;
         if added {

@@ -8,7 +8,7 @@ use super::commands::{self, Command, CommandBody, NewCommand};
 use super::reload::{Action, Reason};
 use super::skills::{self, NewSkill};
 use super::swap::{Import, Part};
-use super::{Project, Site, config, read_text, rules};
+use super::{Project, Site, config, read_text, references, rules};
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, object};
 use crate::store::front_matter;
@@ -206,11 +206,13 @@ impl Project {
                 let stored =
                     self.opencode(site).or_else(|error| if *whole { Ok(Map::new()) } else { Err(error) })?;
                 let text = if *whole { "" } else { old.as_deref().unwrap_or_default() };
-                let document = Document::parse(text).map_err(|fault| config::not_jsonc(&path, &fault))?;
-                for (key, value) in config::restored(keys, &stored) {
+                let mut document = Document::parse(text).map_err(|fault| config::not_jsonc(&path, &fault))?;
+                let keys = config::restored(keys, &stored);
+                references::check(&site.root, &keys)?;
+                for (key, value) in keys {
                     document.set(&[&key], &value);
                 }
-                import.file(&path, &document.text(), old.as_deref())?;
+                import.file(&path, &config::edited(&document)?, old.as_deref())?;
             }
             if let Some((keys, whole)) = &plan.openwork {
                 let (old, mut fields) =

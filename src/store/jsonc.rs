@@ -2,12 +2,20 @@
 //! Knows nothing of what the keys mean. Pure. Texts come from a workload: their nesting is bounded before anything
 //! recursive sees them.
 
-use jsonc_parser::ParseOptions;
-use jsonc_parser::cst::{CstInputValue, CstNode, CstObject, CstObjectProp, CstRootNode};
-use jsonc_parser::errors::{ParseError, ParseErrorKind};
-use serde_json::{Map, Value};
+#[path = "jsonc_tree.rs"]
+mod tree;
 
+use jsonc_parser::errors::{ParseError, ParseErrorKind};
+use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
+use serde_json::Value;
+
+use self::tree::{List, Node, Style};
 use crate::base::limits;
+
+/// Most values in a text, objects and lists among them. A configuration has some hundred.
+const ENTRIES: usize = 20_000;
+/// Longest number or word.
+const SCALAR_BYTES: usize = 1024;
 
 /// Why a text is not JSON with comments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,10 +31,25 @@ pub struct Fault {
 }
 
 /// A text that can be changed key by key.
+#[derive(Debug)]
 pub struct Document {
-    root: CstRootNode,
+    root: Node,
+    before: String,
+    after: String,
+    style: Style,
     /// OpenCode accepts a byte order mark, and editors on Windows want it back.
     mark: bool,
+}
+
+/// What is behind some keys.
+#[derive(Debug, PartialEq)]
+pub enum Found {
+    /// Nothing; it can be set.
+    Nothing,
+    /// On the way there is something that is no object, or no list where one is needed.
+    Barred,
+    /// This value.
+    Value(Value),
 }
 
 const MARK: char = '\u{feff}';
@@ -51,7 +74,7 @@ const OPTIONS: ParseOptions = ParseOptions {
 /// The first fault.
 pub fn parse(text: &str) -> Result<Value, Fault> {
     let text = text.strip_prefix(MARK).unwrap_or(text);
-    check_depth(text)?;
+    check(text)?;
     match jsonc_parser::parse_to_serde_value(text, &OPTIONS).map_err(|error| fault(&error))? {
         // Either the word, or nothing at all.
         Value::Null => Document::parse(text).map(|document| document.value()),
@@ -69,119 +92,160 @@ impl Document {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        check_depth(text)?;
-        let root = CstRootNode::parse(text, &OPTIONS).map_err(|error| fault(&error))?;
-        if root.value().is_none() {
-            root.set_value(CstInputValue::Object(Vec::new()));
-        }
-        Ok(Document { root, mark })
+        check(text)?;
+        let parsed =
+            parse_to_ast(text, &CollectOptions::default(), &OPTIONS).map_err(|error| fault(&error))?;
+        let style = Style::of(text);
+        Ok(match &parsed.value {
+            Some(value) => {
+                let range = jsonc_parser::common::Ranged::range(value);
+                let (before, after) = (text[..range.start].to_owned(), text[range.end..].to_owned());
+                Document { root: Node::read(text, value), before, after, style, mark }
+            }
+            None => {
+                let comments = text.trim();
+                let before = if comments.is_empty() {
+                    String::new()
+                } else {
+                    format!("{comments}{}", style.newline())
+                };
+                Document { root: Node::Object(List::default()), before, after: String::new(), style, mark }
+            }
+        })
     }
 
     /// The value as it stands now. Of a key that stands there twice the last counts.
     pub fn value(&self) -> Value {
-        self.root.to_serde_value().unwrap_or_else(|| Value::Object(Map::new()))
+        self.root.value()
+    }
+
+    /// Whether it is an object.
+    pub fn is_object(&self) -> bool {
+        matches!(self.root, Node::Object(_))
     }
 
     /// Sets what lies behind these keys, one inside the other; what is no object on the way becomes one.
-    pub fn set(&self, path: &[&str], value: &Value) {
-        let Some((last, above)) = path.split_last() else { return };
-        let mut object = self.root.object_value_or_set();
-        for key in above {
-            object = match only(&object, key) {
-                Some(property) => property.object_value_or_set(),
-                None => object.object_value_or_set(key),
-            };
+    pub fn set(&mut self, path: &[&str], value: &Value) {
+        let (mut node, mut indent) = (&mut self.root, String::new());
+        for key in path {
+            (node, indent) = node.object_or_set().entry(key, &indent, &self.style);
         }
-        match only(&object, last) {
-            Some(property) => property.set_value(input(value)),
-            None => drop(object.append(last, input(value))),
-        }
+        *node = Node::of(value, &indent, &self.style);
     }
 
     /// Removes a key; says whether it was there.
-    pub fn remove(&self, path: &[&str]) -> bool {
+    pub fn remove(&mut self, path: &[&str]) -> bool {
         let Some((last, above)) = path.split_last() else { return false };
-        let mut object = self.root.object_value();
-        for key in above {
-            object = object.and_then(|object| only(&object, key)?.object_value());
-        }
-        let Some(property) = object.and_then(|object| only(&object, last)) else { return false };
-        property.remove();
-        true
+        self.node(above).and_then(Node::object).is_some_and(|object| object.remove(last))
     }
 
-    /// Appends to the list behind a key; what is no list becomes one.
-    pub fn push(&self, key: &str, value: &Value) {
-        let object = self.root.object_value_or_set();
-        let list = match only(&object, key) {
-            Some(property) => property.array_value_or_set(),
-            None => object.array_value_or_set(key),
-        };
-        list.append(input(value));
+    /// Appends to the list behind some keys; what is no list becomes one.
+    pub fn push(&mut self, path: &[&str], value: &Value) {
+        let (mut node, mut indent) = (&mut self.root, String::new());
+        for key in path {
+            (node, indent) = node.object_or_set().entry(key, &indent, &self.style);
+        }
+        if node.array().is_none() {
+            *node = Node::Array(List::default());
+        }
+        if let Some(list) = node.array() {
+            list.push(value, &indent, &self.style);
+        }
     }
 
     /// Removes from the list behind a key what is unwanted; says how much that was.
-    pub fn retain(&self, key: &str, wanted: impl Fn(&Value) -> bool) -> usize {
-        let list = self.root.object_value().and_then(|object| only(&object, key)?.array_value());
-        let elements = list.map(|list| list.elements()).unwrap_or_default();
-        let unwanted: Vec<CstNode> = elements
-            .into_iter()
-            .filter(|element| element.to_serde_value().is_some_and(|value| !wanted(&value)))
-            .collect();
-        let count = unwanted.len();
-        unwanted.into_iter().for_each(CstNode::remove);
-        count
+    pub fn retain(&mut self, key: &str, wanted: impl Fn(&Value) -> bool) -> usize {
+        self.node(&[key]).and_then(Node::array).map_or(0, |list| list.retain(wanted))
+    }
+
+    /// Removes a text from the list behind some keys; says whether it was there.
+    pub fn take(&mut self, path: &[&str], text: &str) -> bool {
+        self.node(path).and_then(Node::array).is_some_and(|list| list.remove(text))
+    }
+
+    /// Looks at what is behind some keys.
+    pub fn look(&mut self, path: &[&str]) -> Found {
+        match self.reach(path) {
+            Ok(Some(node)) => Found::Value(node.value()),
+            Ok(None) => Found::Nothing,
+            Err(()) => Found::Barred,
+        }
+    }
+
+    /// Looks for a text in the list behind some keys.
+    pub fn look_for(&mut self, path: &[&str], text: &str) -> Found {
+        match self.reach(path).map(|found| found.map(Node::array)) {
+            Ok(Some(Some(list))) => match list.has(text) {
+                true => Found::Value(text.into()),
+                false => Found::Nothing,
+            },
+            Ok(None) => Found::Nothing,
+            Ok(Some(None)) | Err(()) => Found::Barred,
+        }
+    }
+
+    /// Whether an object or list without anything in it is behind these keys.
+    pub fn is_empty(&mut self, path: &[&str]) -> bool {
+        match self.node(path) {
+            Some(Node::Object(list) | Node::Array(list)) => list.is_empty(),
+            _ => false,
+        }
     }
 
     /// The text, ending with a newline.
-    pub fn text(&self) -> String {
+    ///
+    /// # Errors
+    /// When it could not be read again: it has too many entries, or too deep ones.
+    pub fn text(&self) -> Result<String, Fault> {
         let mut text = if self.mark { MARK.to_string() } else { String::new() };
-        text += &self.root.to_string();
+        text += &self.before;
+        self.root.write(&mut text);
+        text += &self.after;
         if !text.ends_with('\n') {
-            text.push('\n');
+            text.push_str(self.style.newline());
         }
-        text
+        check(&text)?;
+        Ok(text)
+    }
+
+    fn node(&mut self, path: &[&str]) -> Option<&mut Node> {
+        self.reach(path).ok().flatten()
+    }
+
+    /// `Err` when something on the way is no object.
+    fn reach(&mut self, path: &[&str]) -> Result<Option<&mut Node>, ()> {
+        let mut node = &mut self.root;
+        for key in path {
+            match node.object().ok_or(())?.get(key) {
+                Some(next) => node = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
     }
 }
 
-/// The property of this name. Of several the last counts for every reader; the others go, so that an edit is seen.
-fn only(object: &CstObject, key: &str) -> Option<CstObjectProp> {
-    let named = |property: &CstObjectProp| property.decoded_name().as_deref() == Some(key);
-    let mut all: Vec<CstObjectProp> = object.properties().into_iter().filter(named).collect();
-    let last = all.pop();
-    all.into_iter().for_each(CstObjectProp::remove);
-    last
-}
-
-fn input(value: &Value) -> CstInputValue {
-    match value {
-        Value::Null => CstInputValue::Null,
-        Value::Bool(value) => CstInputValue::Bool(*value),
-        Value::Number(number) => CstInputValue::Number(number.to_string()),
-        Value::String(text) => CstInputValue::String(text.clone()),
-        Value::Array(list) => CstInputValue::Array(list.iter().map(input).collect()),
-        Value::Object(fields) => {
-            CstInputValue::Object(fields.iter().map(|(key, value)| (key.clone(), input(value))).collect())
-        }
-    }
-}
-
-/// Refuses what is nested so deeply that reading it would end our stack.
-fn check_depth(text: &str) -> Result<(), Fault> {
-    let (mut depth, mut rest) = (0_usize, text);
-    while let Some(at) = rest.find(['"', '/', '[', '{', ']', '}']) {
+/// Refuses what is nested so deeply that reading it would end our stack, or has more entries than any configuration.
+fn check(text: &str) -> Result<(), Fault> {
+    let (mut depth, mut entries, mut rest) = (0_usize, 0_usize, text);
+    while let Some(at) = rest.find(['"', '/', '[', '{', ']', '}', ',']) {
         let offset = text.len() - rest.len() + at;
+        check_scalar(&rest[..at], offset - at)?;
         let found = &rest[at..];
         let skip = match found.as_bytes() {
             [b'"', ..] => string_length(found),
             [b'/', b'/', ..] => found.find('\n').unwrap_or(found.len()),
             [b'/', b'*', ..] => found[2..].find("*/").map_or(found.len(), |end| end + 4),
             [b'[' | b'{', ..] => {
-                depth += 1;
+                (depth, entries) = (depth + 1, entries + 1);
                 1
             }
             [b']' | b'}', ..] => {
                 depth = depth.saturating_sub(1);
+                1
+            }
+            [b',', ..] => {
+                entries += 1;
                 1
             }
             _ => 1,
@@ -190,9 +254,22 @@ fn check_depth(text: &str) -> Result<(), Fault> {
             let message = format!("It is nested more than {} levels deep", limits::JSONC_DEPTH);
             return Err(Fault { code: "NestingTooDeep", offset, length: 1, message });
         }
+        if entries > ENTRIES {
+            let message = format!("It has more than {ENTRIES} entries; the limit is {ENTRIES}");
+            return Err(Fault { code: "TooManyEntries", offset, length: 1, message });
+        }
         rest = &found[skip..];
     }
-    Ok(())
+    check_scalar(rest, text.len() - rest.len())
+}
+
+/// Refuses a number or word that is longer than any: reading one of a megabyte takes seconds.
+fn check_scalar(text: &str, offset: usize) -> Result<(), Fault> {
+    if text.len() <= SCALAR_BYTES || text.trim().len() <= SCALAR_BYTES {
+        return Ok(());
+    }
+    let message = format!("It has a number or word of more than {SCALAR_BYTES} bytes");
+    Err(Fault { code: "InvalidNumberFormat", offset, length: text.len(), message })
 }
 
 /// The length of the string at the start of `text`, with its quotes.
@@ -251,10 +328,10 @@ mod tests {
 
     use super::*;
 
-    fn edited(text: &str, change: impl Fn(&Document)) -> String {
-        let document = Document::parse(text).unwrap();
-        change(&document);
-        document.text()
+    fn edited(text: &str, change: impl Fn(&mut Document)) -> String {
+        let mut document = Document::parse(text).unwrap();
+        change(&mut document);
+        document.text().unwrap()
     }
 
     #[test]
@@ -294,13 +371,13 @@ mod tests {
     #[test]
     fn lists_grow_and_shrink() {
         let text = "{\"plugin\": [\"a\", // first\n\"b\"]}";
-        let grown = edited(text, |document| document.push("plugin", &json!("c")));
+        let grown = edited(text, |document| document.push(&["plugin"], &json!("c")));
         assert!(grown.contains("// first"), "{grown}");
         assert_eq!(parse(&grown).unwrap()["plugin"], json!(["a", "b", "c"]));
         let less = edited(&grown, |document| assert_eq!(document.retain("plugin", |item| item != "b"), 1));
         assert_eq!(parse(&less).unwrap()["plugin"], json!(["a", "c"]));
         assert_eq!(
-            parse(&edited("{\"plugin\":\"a\"}", |d| d.push("plugin", &json!("b")))).unwrap()["plugin"],
+            parse(&edited("{\"plugin\":\"a\"}", |d| d.push(&["plugin"], &json!("b")))).unwrap()["plugin"],
             json!(["b"])
         );
     }
@@ -342,5 +419,82 @@ mod tests {
         assert!(parse(&deep(limits::JSONC_DEPTH + 1)).is_err());
         let flat = format!("[{}]", vec!["\"[[[[\\\"[[[\" /* [[[[ */ // [[[\n"; 100].join(","));
         assert!(parse(&flat).is_ok(), "in strings and comments it is none");
+    }
+
+    #[test]
+    fn every_text_that_is_not_changed_is_written_as_it_was() {
+        for text in [
+            "{}\n",
+            "{ /* a */ }\n",
+            "// x, y\n{\n  \"a\" /* b */ : /* c */ 1 /* d, e */ , // f\n  // g\n  \"h\":[1 ,2,\n3 // i\n,],\n  /* j */\n}\n// k\n",
+            "[1,[],{\"a\":{}} , ]\n",
+            "{\r\n\t\"a\": \"b\\u0041\",\r\n\t\"a\": 2\r\n}\r\n",
+            "{\"a\":1, /* x\n y */ \"b\":2}\n",
+        ] {
+            assert_eq!(edited(text, |_| {}), text);
+        }
+    }
+
+    #[test]
+    fn comments_and_layout_survive_additions_and_removals() {
+        let text = "{\n\t// top\n\t\"a\": 1, // one\n\t// of b\n\t\"b\": 2 // two\n\t// end\n}\n";
+        let more = edited(text, |d| d.set(&["c", "d"], &json!([1, {"e": {}}])));
+        assert_eq!(
+            more,
+            "{\n\t// top\n\t\"a\": 1, // one\n\t// of b\n\t\"b\": 2, // two\n\t// end\n\t\"c\": {\n\t\t\"d\": [\n\t\t\t1,\n\t\t\t{\n\t\t\t\t\"e\": {}\n\t\t\t}\n\t\t]\n\t}\n}\n"
+        );
+        let less = edited(text, |d| assert!(d.remove(&["a"])));
+        assert_eq!(less, "{\n\t// top\n\t// of b\n\t\"b\": 2 // two\n\t// end\n}\n");
+        let first = edited(text, |d| assert!(d.remove(&["b"])));
+        assert_eq!(first, "{\n\t// top\n\t\"a\": 1 // one\n\t// of b\n\t// end\n}\n");
+        for (text, after) in [
+            ("{\"a\":1,\"b\":2}", "{\"b\":2}\n"),
+            ("{ \"a\":1, \"b\":2 }", "{ \"b\":2 }\n"),
+            ("{\"a\":1}", "{}\n"),
+            ("{\n  \"a\": 1,\n}\n", "{}\n"),
+            ("{\n  \"x\": 0,\n  \"a\": 1,\n}\n", "{\n  \"x\": 0,\n}\n"),
+            ("{/* x */ \"a\": 1}", "{/* x */\n}\n"),
+        ] {
+            assert_eq!(edited(text, |d| assert!(d.remove(&["a"]))), after);
+        }
+        assert_eq!(edited("{\"a\":1}", |d| d.set(&["b"], &json!("x"))), "{\"a\":1, \"b\": \"x\"}\n");
+        assert_eq!(edited("{ // only\n}", |d| d.set(&["b"], &json!(1))), "{ // only\n  \"b\": 1\n}\n");
+        let again = edited("{\n  \"a\": {\"b\": 1}\n}", |d| {
+            d.remove(&["a", "b"]);
+            assert!(d.is_empty(&["a"]));
+            d.set(&["a", "c"], &json!(2));
+            assert_eq!(d.look(&["a", "c"]), Found::Value(json!(2)));
+            assert_eq!((d.look(&["a", "b"]), d.look(&["a", "c", "d"])), (Found::Nothing, Found::Barred));
+        });
+        assert_eq!(parse(&again).unwrap(), json!({"a": {"c": 2}}));
+    }
+
+    #[test]
+    fn the_number_of_entries_is_bounded_and_edits_are_linear() {
+        let many = |count: usize| {
+            format!("{{{}}}", (0..count).map(|n| format!("\"k{n}\":1")).collect::<Vec<_>>().join(","))
+        };
+        let fault = parse(&many(ENTRIES + 1)).unwrap_err();
+        assert_eq!(fault.code, "TooManyEntries");
+        assert!(fault.message.contains("20000"), "{}", fault.message);
+        assert!(parse(&format!("{{{}}}", vec!["\"mcp\":{}"; 30_000].join(","))).is_err());
+        let mut full = Document::parse(&many(ENTRIES - 10)).unwrap();
+        (0..20).for_each(|n| full.set(&[&format!("n{n}")], &json!(1)));
+        assert_eq!(full.text().unwrap_err().code, "TooManyEntries", "it could not be read again");
+        let time = |count: usize| {
+            let begun = std::time::Instant::now();
+            let mut document = Document::parse(&many(count)).unwrap();
+            (0..count).for_each(|n| document.set(&[&format!("k{n}")], &json!({"x": n})));
+            (0..count / 2).for_each(|n| assert!(document.remove(&[&format!("k{n}")])));
+            (0..count / 2).for_each(|n| document.push(&["list"], &json!(format!("i{n}"))));
+            (0..count / 2).for_each(|n| assert!(document.take(&["list"], &format!("i{n}"))));
+            drop(document.text().unwrap());
+            begun.elapsed().as_secs_f64()
+        };
+        time(500);
+        let (one, eight) = (time(1000), time(8000));
+        assert!(eight < 24.0 * one + 0.2, "{one} s, then {eight} s");
+        let same = format!("{{{}}}", vec!["\"a\":1"; 19_000].join(","));
+        assert_eq!(edited(&same, |d| d.set(&["a"], &json!(2))), "{\"a\":2}\n");
     }
 }

@@ -33,6 +33,7 @@ mod browser;
 mod builds;
 mod bundle;
 mod config;
+mod config_limits;
 mod container;
 mod container_build;
 mod container_faults;

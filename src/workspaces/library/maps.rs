@@ -53,12 +53,17 @@ impl Library {
     /// `InvalidPayload` when somebody has broken the file: the message says where.
     pub fn map(&self, map: Map) -> Result<Object<String, Value>> {
         let Some(text) = self.read(map.path())? else { return Ok(Object::new()) };
-        serde_json::from_str(&text).map_err(|error| {
+        let refuse = |why: String| {
+            let path = map.path();
             Error::new(
                 Code::Conflict,
-                format!("{} in the library is not a JSON object: {error}; repair or remove it", map.path()),
+                format!("{path} in the library is not a JSON object: {why}; repair or remove it"),
             )
-        })
+        };
+        match jsonc::parse(&text).map_err(|fault| refuse(fault.message))? {
+            Value::Object(entries) => Ok(entries),
+            _ => Err(refuse("it is another kind of value".into())),
+        }
     }
 
     /// `configs/PROFILE/.opencode/oh-my-opencode.json`; `None` where there is none, or nothing in it that can be used.

@@ -9,6 +9,7 @@ use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, Mount};
+use crate::store::jsonc;
 
 /// A template's file, and the body that writes it. What is missing is empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -212,9 +213,11 @@ impl Library {
 
     fn stored(&self, name: &str) -> Result<TemplateFields> {
         let text = self.read(&path(name))?.ok_or_else(|| missing("Workspace template", name))?;
-        let stored: Result<TemplateFields, _> = serde_json::from_str(&text);
-        stored
-            .map_err(|error| Error::new(Code::Conflict, format!("{} is not a template: {error}", path(name))))
+        let refuse =
+            |why: String| Error::new(Code::Conflict, format!("{} is not a template: {why}", path(name)));
+        // People write these files by hand: comments and a byte order mark are no fault.
+        let value = jsonc::parse(&text).map_err(|fault| refuse(fault.message))?;
+        serde_json::from_value(value).map_err(|error| refuse(error.to_string()))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Berth's part of a file that belongs to people: keys of a JSON file with comments, or a marked block of a Markdown
 //! file. What they wrote wins, and stays when berth's part goes. Pure.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::manifest::{Digest, Shared, digest};
-use crate::store::jsonc::Document;
+use crate::store::jsonc::{Document, Found};
 
 /// What berth wants in a shared file.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +41,27 @@ impl Part {
     fn name(&self) -> String {
         let escaped = |key: &String| key.replace('~', "~0").replace('/', "~1");
         let path: String = self.path.iter().map(|key| format!("/{}", escaped(key))).collect();
-        if self.item { format!("+{path}/{}", self.value.as_str().unwrap_or_default()) } else { path }
+        if self.item { format!("+{path}/{}", self.text()) } else { path }
+    }
+
+    fn text(&self) -> &str {
+        self.value.as_str().unwrap_or_default()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.path.iter().map(String::as_str).collect()
+    }
+
+    fn look(&self, document: &mut Document) -> Found {
+        if self.item { document.look_for(&self.keys(), self.text()) } else { document.look(&self.keys()) }
+    }
+
+    fn put(&self, document: &mut Document) {
+        if self.item {
+            document.push(&self.keys(), &self.value)
+        } else {
+            document.set(&self.keys(), &self.value)
+        }
     }
 }
 
@@ -70,130 +92,75 @@ fn is_markdown(path: &str) -> bool {
 }
 
 fn merge_keys(text: &str, parts: &[Part], known: &Shared) -> Result<(String, Shared), String> {
-    let document = Document::parse(text).map_err(|fault| fault.message)?;
-    if !document.value().is_object() {
+    let mut document = Document::parse(text).map_err(|fault| fault.message)?;
+    if !document.is_object() {
         return Err("it is no object".to_owned());
     }
     let mut next = Shared { made: known.made, ..Shared::default() };
     let mut changed = false;
-    for (name, sum) in &known.parts {
-        if parts.iter().any(|part| part.name() == *name) {
-            continue;
-        }
-        changed |= remove(&document, name, sum);
+    let names: HashSet<String> = parts.iter().map(Part::name).collect();
+    for (name, sum) in known.parts.iter().filter(|(name, _)| !names.contains(*name)) {
+        changed |= remove(&mut document, name, sum);
     }
     for part in parts {
         let (name, sum) = (part.name(), value_digest(&part.value));
         let ours = known.parts.get(&name);
-        let value = document.value();
-        match standing(&value, part) {
-            Standing::Barred => {}
-            Standing::Free => {
-                put(&document, part);
+        match part.look(&mut document) {
+            Found::Barred => {}
+            Found::Nothing => {
+                part.put(&mut document);
                 changed = true;
                 next.parts.insert(name, sum);
             }
             // What berth did not write stays, whatever it says.
-            Standing::Taken(found) => match ours {
-                Some(before) if *before == found && found != sum => {
-                    put(&document, part);
-                    changed = true;
-                    next.parts.insert(name, sum);
+            Found::Value(found) => {
+                let found = value_digest(&found);
+                match ours {
+                    Some(before) if *before == found && found != sum => {
+                        part.put(&mut document);
+                        changed = true;
+                        next.parts.insert(name, sum);
+                    }
+                    Some(before) if *before == found => drop(next.parts.insert(name, sum)),
+                    _ => {}
                 }
-                Some(before) if *before == found => drop(next.parts.insert(name, sum)),
-                _ => {}
-            },
+            }
         }
     }
     // Untouched byte by byte unless there was something to do: the text may lack a newline at its end.
-    Ok((if changed { document.text() } else { text.to_owned() }, next))
-}
-
-enum Standing {
-    /// Nothing stands there.
-    Free,
-    /// Something with this digest.
-    Taken(Digest),
-    /// On the way stands something that is no object, or no list where one is wanted.
-    Barred,
-}
-
-fn standing(document: &Value, part: &Part) -> Standing {
-    let mut at = document;
-    for (depth, key) in part.path.iter().enumerate() {
-        let Some(object) = at.as_object() else { return Standing::Barred };
-        match object.get(key) {
-            None => return Standing::Free,
-            Some(value) if depth + 1 == part.path.len() && !part.item => {
-                return Standing::Taken(value_digest(value));
-            }
-            Some(value) => at = value,
-        }
-    }
-    match at.as_array() {
-        None => Standing::Barred,
-        Some(items) if items.contains(&part.value) => Standing::Taken(value_digest(&part.value)),
-        Some(_) => Standing::Free,
-    }
-}
-
-fn put(document: &Document, part: &Part) {
-    let path: Vec<&str> = part.path.iter().map(String::as_str).collect();
-    if !part.item {
-        return document.set(&path, &part.value);
-    }
-    let mut list = document.value();
-    for key in &path {
-        list = list.get_mut(*key).map(Value::take).unwrap_or_default();
-    }
-    let mut items = list.as_array().cloned().unwrap_or_default();
-    items.push(part.value.clone());
-    document.set(&path, &Value::Array(items));
+    let text = if changed { document.text().map_err(|fault| fault.message)? } else { text.to_owned() };
+    Ok((text, next))
 }
 
 /// Removes what berth wrote under this name, if it still says the same.
-fn remove(document: &Document, name: &str, sum: &str) -> bool {
+fn remove(document: &mut Document, name: &str, sum: &str) -> bool {
     let item = name.strip_prefix('+');
     let unescaped = |key: &str| key.replace("~1", "/").replace("~0", "~");
-    let mut path: Vec<String> = item.unwrap_or(name).split('/').skip(1).map(unescaped).collect();
+    let path: Vec<String> = item.unwrap_or(name).split('/').skip(1).map(unescaped).collect();
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
     if item.is_none() {
-        let value = document.value();
-        let found = path.iter().try_fold(&value, |at, key| at.get(key));
-        let ours = found.is_some_and(|found| value_digest(found) == sum);
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let ours = matches!(document.look(&path), Found::Value(found) if value_digest(&found) == sum);
         if !ours || !document.remove(&path) {
             return false;
         }
         // An object that only held berth's own would be left behind.
         for end in (1..path.len()).rev() {
-            let value = document.value();
-            let above = path[..end].iter().try_fold(&value, |at, key| at.get(*key));
-            if !above.is_some_and(|above| above.as_object().is_some_and(serde_json::Map::is_empty)) {
+            if !document.is_empty(&path[..end]) || !document.remove(&path[..end]) {
                 break;
             }
-            document.remove(&path[..end]);
         }
         return true;
     }
     // The value of an item may hold slashes: all that is behind the list's keys.
-    let value = document.value();
-    let mut keys = Vec::new();
-    let mut at = &value;
-    while let Some(next) = path.first().and_then(|key| at.as_object()?.get(key)) {
-        at = next;
-        keys.push(path.remove(0));
+    for keys in 1..path.len() {
+        if document.take(&path[..keys], &path[keys..].join("/")) {
+            if document.is_empty(&path[..keys]) {
+                document.remove(&path[..keys]);
+            }
+            return true;
+        }
     }
-    let (wanted, Some(items)) = (path.join("/"), at.as_array()) else { return false };
-    let left: Vec<Value> = items.iter().filter(|item| item.as_str() != Some(&wanted)).cloned().collect();
-    if left.len() == items.len() {
-        return false;
-    }
-    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    if left.is_empty() {
-        return document.remove(&keys);
-    }
-    document.set(&keys, &Value::Array(left));
-    true
+    false
 }
 
 fn value_digest(value: &Value) -> Digest {

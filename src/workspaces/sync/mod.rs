@@ -10,16 +10,18 @@ mod agents;
 mod manifest;
 mod merge;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::library::{Library, TextKind, is_broken, with_name};
 use super::record::Shown;
 use crate::base::{Code, Error, Result, limits};
+use crate::project::references;
 use crate::store::beneath::Root;
 use crate::store::json::JsonFile;
 use manifest::{Shared, digest};
-use merge::Wanted;
+use merge::{Part, Wanted};
 
 /// The manifest's name in the workspace's own folder.
 pub const MANIFEST: &str = "synced.json";
@@ -153,7 +155,8 @@ impl Work<'_> {
         let text =
             String::from_utf8(before.clone().unwrap_or_default()).map_err(|_| "it is not UTF-8".to_owned());
         let text = if self.root.is_link(path)? { Err("it is a link".to_owned()) } else { text };
-        match text.and_then(|text| merge::merge(&text, wanted, known)) {
+        let wanted = self.without_broken(path, wanted);
+        match text.and_then(|text| merge::merge(&text, &wanted, known)) {
             Ok((after, shared)) => {
                 let unchanged = before.as_deref() == Some(after.as_bytes());
                 if !shared.parts.is_empty() {
@@ -169,6 +172,28 @@ impl Work<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Leaves out what would keep OpenCode from starting: references to files that the workspace does not have.
+    fn without_broken<'w>(&self, path: &str, wanted: &'w Wanted) -> Cow<'w, Wanted> {
+        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let Wanted::Keys(parts) = wanted else { return Cow::Borrowed(wanted) };
+        let broken = |part: &Part| references::is_broken(&self.root, folder, &part.value);
+        if !path.ends_with("opencode.json") || !parts.iter().any(broken) {
+            return Cow::Borrowed(wanted);
+        }
+        let whole = |part: &&Part| {
+            let missing = broken(part);
+            if missing {
+                log::warn!(
+                    "workspace {}: {}: a {{file:}} in it does not exist there",
+                    self.shown.id,
+                    part.path.join(".")
+                );
+            }
+            !missing
+        };
+        Cow::Owned(Wanted::Keys(parts.iter().filter(whole).cloned().collect()))
     }
 
     fn write(&mut self, path: &str, bytes: &[u8]) -> Result<()> {

@@ -1,0 +1,115 @@
+//! References to files in OpenCode's configuration. OpenCode replaces each `{file:PATH}` in the text before it reads the
+//! rest, and starts for nobody when one cannot be read (tried with 1.1.53 and 1.18.34): a path without such a file, a
+//! folder, a file in place of a folder. Blanks belong to the path, and `{file:}` is no reference.
+//!
+//! Only files of the workspace are looked at. A path that leads or may lead out of it is accepted unseen, so the answer
+//! says nothing about other files.
+
+use serde_json::{Map, Value};
+
+use crate::base::{Code, Error, Result};
+use crate::store::beneath::Root;
+
+/// How many references are looked at in one value; more are accepted unseen.
+const REFERENCES: usize = 1000;
+
+/// Refuses references to files that the workspace does not have. The configuration is in its top folder.
+///
+/// # Errors
+/// `InvalidConfig` with the place in `details.path`.
+pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
+    match (Search { root, folder: "", left: REFERENCES }).fields(config, &mut Vec::new()) {
+        None => Ok(()),
+        Some((place, file)) => {
+            let message = format!(
+                "OpenCode would not start with this: {place}: there is no file {file:?} in the workspace; create it first"
+            );
+            Err(Error::new(Code::InvalidConfig, message).detail("path", place))
+        }
+    }
+}
+
+/// Whether a value of a configuration in `folder` has a reference to a file that the workspace does not have.
+pub fn is_broken(root: &Root, folder: &str, value: &Value) -> bool {
+    Search { root, folder, left: REFERENCES }.value(value, &mut Vec::new()).is_some()
+}
+
+struct Search<'a> {
+    root: &'a Root,
+    folder: &'a str,
+    left: usize,
+}
+
+/// A place in the configuration, and the file that is missing.
+type Broken = (String, String);
+
+impl Search<'_> {
+    fn fields(&mut self, fields: &Map<String, Value>, place: &mut Vec<String>) -> Option<Broken> {
+        fields.iter().find_map(|(key, value)| {
+            place.push(key.clone());
+            let found = self.text(key, place).or_else(|| self.value(value, place));
+            place.pop();
+            found
+        })
+    }
+
+    fn value(&mut self, value: &Value, place: &mut Vec<String>) -> Option<Broken> {
+        match value {
+            Value::String(text) => self.text(text, place),
+            Value::Object(fields) => self.fields(fields, place),
+            Value::Array(list) => list.iter().enumerate().find_map(|(at, value)| {
+                place.push(at.to_string());
+                let found = self.value(value, place);
+                place.pop();
+                found
+            }),
+            _ => None,
+        }
+    }
+
+    fn text(&mut self, text: &str, place: &[String]) -> Option<Broken> {
+        if !text.contains("{file:") {
+            return None;
+        }
+        // OpenCode looks at the text of the file, in which quotes and backslashes are escaped.
+        let written = Value::from(text).to_string();
+        let mut rest = written.as_str();
+        while let Some((_, behind)) = rest.split_once("{file:") {
+            let (path, behind) = behind.split_once('}')?;
+            if !path.is_empty() && self.is_missing(path) {
+                return Some((place.join("."), path.to_owned()));
+            }
+            rest = behind;
+        }
+        None
+    }
+
+    fn is_missing(&mut self, path: &str) -> bool {
+        let Some(path) = self.beneath(path) else { return false };
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        match self.root.metadata(&path) {
+            Ok(found) => found.is_none_or(|found| !found.is_file()),
+            // A link that leads out, or what cannot be looked at.
+            Err(_) => false,
+        }
+    }
+
+    /// The path from the top of the workspace; `None` if it leads out of it.
+    fn beneath(&self, path: &str) -> Option<String> {
+        if path.starts_with(['/', '~']) {
+            return None;
+        }
+        let mut parts: Vec<&str> = self.folder.split('/').filter(|part| !part.is_empty()).collect();
+        for part in path.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()?),
+                part => parts.push(part),
+            }
+        }
+        (!parts.is_empty()).then(|| parts.join("/"))
+    }
+}
