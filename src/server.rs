@@ -14,6 +14,7 @@ use crate::access::{Credentials, Scope, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
+use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
 use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
@@ -431,7 +432,7 @@ fn cgroup_name(data_dir: &Path) -> String {
 /// What a person wants to know after the start.
 fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
     for address in doors.addresses() {
-        log::info!("OpenWork server listening on {address}");
+        log::info!(target: BOOT, "OpenWork server listening on {address}");
     }
     let made = |source: Source| ctx.credentials.fresh && source == Source::Generated;
     // Not through the log, which never carries a secret: straight to the person's terminal.
@@ -443,10 +444,11 @@ fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
     }
     match settings.workspaces.len() {
         0 => log::info!(
+            target: BOOT,
             "No workspaces configured; commands on the host run in {}",
             settings.current_dir.display()
         ),
-        count => log::info!("Workspaces: {count}"),
+        count => log::info!(target: BOOT, "Workspaces: {count}"),
     }
     for check in ctx.doctor.at_start().iter().filter(|check| check.status != Status::Ok) {
         log::warn!("{}; {}", check.found, check.fix.as_deref().unwrap_or("see berth doctor"));

@@ -10,7 +10,12 @@ pub fn now_rfc3339() -> String {
     rfc3339(Utc::now())
 }
 
-/// A time in that form.
+/// Now, RFC 3339, UTC, milliseconds: for log lines.
+pub fn now_rfc3339_ms() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// A time in the form of [`now_rfc3339`].
 pub fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Nanos, true)
 }

@@ -2,8 +2,9 @@
 //! Set up once by `cli::serve`; knows nothing of what is logged. No threads; a line is made without a lock and
 //! written under stdout's own.
 //!
-//! `Pretty` is for people: bare text. `Json` has the shape of OpenWork's log, where the key-values of a record
-//! (`info!(method = m; "…")`) become `attributes` and keep their type.
+//! `Pretty` is for people: an RFC 3339 time in UTC, the level where it is not INFO, the text. Records of the target
+//! [`BOOT`] are bare text: clients of the OpenWork server look for these lines. `Json` has the shape of OpenWork's log,
+//! where the key-values of a record (`info!(method = m; "…")`) become `attributes` and keep their type.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -16,6 +17,8 @@ use serde_json::Value;
 use serde_json::ser::Formatter;
 use simplelog::{CombinedLogger, Config, SharedLogger};
 
+use super::clock;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -24,6 +27,9 @@ pub enum Format {
     /// One JSON object a line.
     Json,
 }
+
+/// Target of the lines that the OpenWork server prints at its start, word for word.
+pub const BOOT: &str = "berth::boot";
 
 /// Sends all `log` records to stdout from now on, as `run_id`'s. A second call changes nothing.
 pub fn init(format: Format, verbose: bool, run_id: String) {
@@ -108,13 +114,17 @@ impl SharedLogger for Stdout {
 }
 
 fn pretty(record: &Record<'_>) -> String {
-    let prefix = match record.level() {
+    let text = one_line(&record.args().to_string());
+    if record.target() == BOOT {
+        return text;
+    }
+    let level = match record.level() {
         Level::Error => "ERROR ",
         Level::Warn => "WARN ",
         Level::Info => "",
         Level::Debug | Level::Trace => "DEBUG ",
     };
-    format!("{prefix}{}", one_line(&record.args().to_string()))
+    format!("{} {level}{text}", clock::now_rfc3339_ms())
 }
 
 impl Stdout {
@@ -292,8 +302,21 @@ mod tests {
             (Level::Error, "ERROR a\\nb"),
             (Level::Debug, "DEBUG a\\nb"),
         ] {
-            record(level, "a\nb", &[], |record| assert_eq!(pretty(record), want));
+            record(level, "a\nb", &[], |record| {
+                let line = pretty(record);
+                let (time, text) = line.split_once(' ').unwrap();
+                assert_eq!(text, want);
+                assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok() && time.ends_with('Z'), "{line}");
+            });
         }
+    }
+
+    #[test]
+    fn boot_lines_are_bare() {
+        let args = format_args!("OpenWork server listening on http://127.0.0.1:1");
+        let record = Record::builder().level(Level::Info).target(BOOT).args(args).build();
+        assert_eq!(pretty(&record), "OpenWork server listening on http://127.0.0.1:1");
+        assert!(stdout().enabled(record.metadata()));
     }
 
     #[test]

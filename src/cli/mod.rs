@@ -67,7 +67,8 @@ Server
                              repeatable
   --max-connections N        connections at once, 1 to 65536 [512]
   --drain-timeout SECONDS    how long requests may go on after a stop signal, 0 to 3600 [10]
-  --data-dir DIR             where all state lies [/var/lib/berth for root, else ~/.local/share/berth]
+  --data-dir DIR             where all state is stored [$OPENWORK_DATA_DIR/berth where that is set, else
+                             /var/lib/berth for root, else ~/.local/share/berth]
   --config FILE              configuration file [~/.config/openwork/server.json]
   --http-threads N           threads that answer requests, 1 to 256 [2 for each core, at least 4]
   --cors LIST                origins that browsers may call from, with commas between, or * [none]
@@ -139,6 +140,7 @@ Environment
   BERTH_OPENCODE_TIMEOUT     --opencode-timeout        BERTH_MAX_PROXIED                   --max-proxied
   BERTH_PERMISSION_REPLIES   --permission-replies
   BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
+  OPENWORK_DATA_DIR          its folder berth is the default of --data-dir
   BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host
   BERTH_MAX_CONNECTIONS      --max-connections         BERTH_DRAIN_TIMEOUT                 --drain-timeout
   LISTEN_PID, LISTEN_FDS     sockets that systemd passes

@@ -20,6 +20,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let resolved = config::resolve(&args, &config::process_env, &current_dir)?;
     logging::init(resolved.log_format, resolved.verbose, resolved.run_id);
+    log::info!("berth {}, data folder {}", env!("CARGO_PKG_VERSION"), resolved.settings.data_dir.display());
     if resolved.setup {
         setup::run(&resolved.settings, resolved.assume_yes)?;
     }

@@ -216,9 +216,11 @@ fn confirm(
 }
 
 /// Makes pacman's keys from the package of [`tools::ARCH_KEYRING_PACKAGE`]: complete, or not in their place.
-const PACMAN_KEY: [&[&str]; 3] = [
+const PACMAN_KEY: [&[&str]; 4] = [
     &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--init"],
     &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--populate", "archlinux"],
+    // pacman-key leaves GnuPG's agent running.
+    &["gpgconf", "--homedir", NEW_PACMAN_KEYS, "--kill", "all"],
     &["mv", "--no-target-directory", NEW_PACMAN_KEYS, tools::PACMAN_KEYS],
 ];
 

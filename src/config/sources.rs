@@ -133,7 +133,7 @@ impl<'a> Sources<'a> {
             self.file.json.data_dir.clone(),
         )? {
             Some(given) => values::absolute(&given.place, self.base(given.source), &given.text),
-            None => Ok(self.default_data_dir(rustix::process::geteuid().is_root())),
+            None => self.default_data_dir(rustix::process::geteuid().is_root()),
         }
     }
 
@@ -152,13 +152,19 @@ impl<'a> Sources<'a> {
         })
     }
 
-    pub(super) fn default_data_dir(&self, root: bool) -> PathBuf {
+    pub(super) fn default_data_dir(&self, root: bool) -> Result<PathBuf> {
+        // Where an orchestrator of OpenWork keeps its own state. Each has another one, so two of them can start a server
+        // each.
+        const ORCHESTRATOR: &str = "OPENWORK_DATA_DIR";
+        if let Some(folder) = self.var(ORCHESTRATOR)? {
+            return Ok(values::absolute(ORCHESTRATOR, self.current_dir, &folder)?.join("berth"));
+        }
         if root {
-            return PathBuf::from("/var/lib/berth");
+            return Ok(PathBuf::from("/var/lib/berth"));
         }
         // The XDG specification wants relative paths ignored.
         let xdg = (self.env)("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        xdg.unwrap_or_else(|| self.home().join(".local/share")).join("berth")
+        Ok(xdg.unwrap_or_else(|| self.home().join(".local/share")).join("berth"))
     }
 
     /// Where relative paths start.
@@ -172,5 +178,6 @@ impl<'a> Sources<'a> {
 
 #[cfg(test)]
 pub(super) fn default_data_dir(env: Lookup<'_>, root: bool) -> PathBuf {
-    Sources { env, file: ConfigFile::default(), current_dir: Path::new("/") }.default_data_dir(root)
+    let sources = Sources { env, file: ConfigFile::default(), current_dir: Path::new("/w") };
+    sources.default_data_dir(root).unwrap()
 }

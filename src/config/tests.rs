@@ -557,6 +557,14 @@ fn where_the_data_lies() {
     for env in [&env as super::Lookup<'_>, &relative] {
         assert_eq!(default_data_dir(env, false), Path::new("/home/u/.local/share/berth"));
     }
+    // An orchestrator of OpenWork passes its own folder on.
+    for (folder, want) in [("/o", "/o/berth"), ("o", "/w/o/berth"), ("", "/var/lib/berth")] {
+        let orchestrated = |name: &str| match name {
+            "OPENWORK_DATA_DIR" => Some(OsString::from(folder)),
+            _ => xdg(name),
+        };
+        assert_eq!(default_data_dir(&orchestrated, true), Path::new(want));
+    }
 }
 
 #[test]

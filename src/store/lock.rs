@@ -37,7 +37,8 @@ impl DataLock {
             return Err(Error::config(
                 folder.display(),
                 format!(
-                    "another berth (pid {}) uses this data folder; stop it, or choose another with --data-dir",
+                    "another berth (pid {}) uses this data folder; stop it, or give this server a folder of its own with \
+                     --data-dir or BERTH_DATA_DIR",
                     pid.trim()
                 ),
             ));

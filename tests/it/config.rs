@@ -400,10 +400,31 @@ fn setup_with_everything_there_just_serves() {
     }
     crate::fixture::tools();
     let path = format!("{}/bin:{}", setup.scratch().path().display(), std::env::var("PATH").unwrap());
-    let server = setup.env("PATH", path).args(&["--setup", "--yes"]).start();
+    // Keys of Arch Linux are there as well, or this machine would get them.
+    let keys = format!("--keyring=arch-linux={}", setup.scratch().folder("keys").display());
+    let server = setup.env("PATH", path).args(&["--setup", "--yes", &keys]).start();
     server.anyone().get(200, "/health");
     let called = fs::read_to_string(&mark).unwrap_or_default();
     for there in ["systemd-container", "debootstrap ", "debian-archive-keyring"] {
         assert!(!called.contains(there), "installs what is there already: {called}");
     }
+}
+
+#[test]
+fn servers_of_two_orchestrators_have_a_data_folder_each() {
+    let scratch = Scratch::new();
+    let setup = |folder: &str| {
+        let folder = scratch.path().join(folder);
+        Setup::new().data("").env("OPENWORK_DATA_DIR", folder.to_str().unwrap())
+    };
+    let first = setup("one").start();
+    let second = setup("two").start();
+    for (server, folder) in [(&first, "one"), (&second, "two")] {
+        server.owner().get(200, "/status");
+        assert!(scratch.path().join(folder).join("berth/lock").exists());
+    }
+    let refused = setup("one").run();
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    let cure = format!("another berth (pid {})", first.pid);
+    assert!(refused.stderr.contains(&cure) && refused.stderr.contains("BERTH_DATA_DIR"), "{refused:?}");
 }

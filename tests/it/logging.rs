@@ -26,6 +26,28 @@ fn pretty_request_lines() {
 }
 
 #[test]
+fn first_line_names_the_program_and_boot_lines_are_bare() {
+    let server = Server::start();
+    server.anyone().get(200, "/health");
+    line(&server, "GET /health 200 ");
+    let log = server.stdout.text();
+    let lines: Vec<&str> = log.lines().collect();
+    let (time, text) = lines[0].split_once(' ').unwrap();
+    assert!(is_time(time), "{log}");
+    assert!(text.starts_with(&format!("berth {}, data folder /", env!("CARGO_PKG_VERSION"))), "{log}");
+    assert!(lines.iter().any(|line| line.starts_with("OpenWork server listening on http://")), "{log}");
+    assert!(lines.contains(&"Workspaces: 1"), "{log}");
+    let request = lines.iter().find(|line| line.contains("GET /health 200 ")).unwrap();
+    assert!(is_time(request.split(' ').next().unwrap()), "{log}");
+}
+
+/// `2026-11-30T12:00:00.000Z`
+fn is_time(text: &str) -> bool {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    shape == "0000-00-00T00:00:00.000Z"
+}
+
+#[test]
 fn json_lines() {
     let server = Setup::new().arg("--log-format=json").env("OPENWORK_RUN_ID", "run-42").start();
     server.collaborator().get(200, "/status");
