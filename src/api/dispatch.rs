@@ -389,6 +389,8 @@ fn send(ctx: &Ctx, mut request: Request, response: Response) {
         let millis = u64::try_from(request.started().elapsed().as_millis()).unwrap_or(u64::MAX);
         let level = match status {
             500.. => log::Level::Error,
+            // The answer to a client that hung up is read by nobody, and no sign of a fault.
+            400.. if request.connection().is_some_and(|client| ctx.gone.has_gone(client)) => log::Level::Info,
             400.. => log::Level::Warn,
             _ => log::Level::Info,
         };

@@ -179,6 +179,11 @@ impl Gone {
         Subscription { gone: self.clone(), connection, number: number.unwrap_or_default() }
     }
 
+    /// Whether the client of this connection has hung up.
+    pub fn has_gone(&self, connection: u64) -> bool {
+        lock(&self.0).get(&connection).is_none_or(|watched| watched.gone)
+    }
+
     pub(crate) fn open(&self, connection: u64) {
         lock(&self.0).insert(connection, Watched::default());
     }

@@ -24,6 +24,6 @@ pub fn apply(response: Response, allowed: Option<String>) -> Response {
             .with("Access-Control-Allow-Origin", origin)
             .with("Access-Control-Allow-Headers", ALLOW_HEADERS)
             .with("Access-Control-Allow-Methods", ALLOW_METHODS)
-            .with("Vary", "Origin"),
+            .varying_by("Origin"),
     }
 }

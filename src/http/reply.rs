@@ -135,6 +135,20 @@ impl Response {
         self
     }
 
+    /// Adds a name to `Vary`, unless it is there: an answer that was passed on may have its own.
+    #[must_use]
+    pub fn varying_by(mut self, name: &str) -> Response {
+        let vary = self.headers.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case("Vary"));
+        let Some((_, known)) = vary else { return self.with("Vary", name) };
+        let names = |known: &str| {
+            known.split(',').any(|word| word.trim() == "*" || word.trim().eq_ignore_ascii_case(name))
+        };
+        if !names(known) {
+            *known = format!("{known}, {name}");
+        }
+        self
+    }
+
     /// 200 whose body is written to the client's own socket, by whoever left the ticket
     /// ([`super::client::Tickets`]); without a length as long as it takes.
     pub fn taken(ticket: String, length: Option<u64>) -> Response {

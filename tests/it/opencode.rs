@@ -481,3 +481,29 @@ fn a_reload_is_passed_on_and_what_it_says_is_told() {
     manual.owner().refused(403, "read_only", "POST", "/opencode/session", Some(json!({})));
     manual.owner().get(200, "/opencode/session");
 }
+
+#[test]
+fn vary_is_sent_once_and_a_client_that_hung_up_is_no_warning() {
+    const VARIES: &str = "HTTP/1.1 200 OK\r\nVary: Accept, origin\r\nContent-Length: 2\r\n\r\n{}";
+    let upstream = Upstream::saying(VARIES);
+    let server = upstream.setup().start();
+    let reply = server.owner().send("GET", "/opencode/x", &[], None);
+    let vary: Vec<_> = reply.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("vary")).collect();
+    assert_eq!(vary.len(), 1, "{vary:?}");
+    assert_eq!(vary[0].1, "Accept, origin");
+    assert_eq!(server.owner().send("GET", "/status", &[], None).header("vary"), Some("Origin"));
+    let silent = Upstream::start(|_, stream| {
+        crate::upstream::expect_end(stream);
+        false
+    });
+    let server = silent.setup().start();
+    let mut client = crate::wire::connect(&server);
+    let head = format!(
+        "GET /opencode/slow HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\r\n"
+    );
+    std::io::Write::write_all(&mut client, head.as_bytes()).unwrap();
+    silent.seen();
+    drop(client);
+    let line = server.stdout.line_with("GET /opencode/slow ", crate::procs::secs(20)).unwrap();
+    assert!(line.starts_with("GET /opencode/slow "), "{line}");
+}
