@@ -480,6 +480,12 @@ async function loadApprovals() {
       made.addEventListener("click", () => act("approvals-state", made, () => answer(item, reply)));
       return made;
     };
+    // Everything that will run, as the server shows it; text only.
+    const { workspace, asker, request, preview, truncated } = item;
+    const all = element("details", "");
+    all.append(element("summary", "Request and files"),
+      element("pre", JSON.stringify({ workspace, asker, request, preview, truncated }, null, 2)));
+    what.append(all);
     row.append(what, button("Allow", "allow", "yes"), button("Deny", "deny", ""));
     return row;
   }));

@@ -12,6 +12,7 @@ use crate::access::credentials::Presented;
 use crate::access::question::Question;
 use crate::access::{Actor, ApprovalMode, Lease, Scope};
 use crate::base::pool::Place;
+use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::route::Match;
 use crate::http::{
@@ -130,7 +131,7 @@ fn allow_prepared(
     prepared: Prepared,
 ) {
     let Prepared { summary, note, paths, changes, work } = prepared;
-    let note = note.unwrap_or_else(|| summary.clone());
+    let note = Redactor::default().text(note.as_deref().unwrap_or(&summary)).into_owned();
     audit::describe(ctx, &mut request, &note, &paths);
     let work = move |ctx: &Arc<Ctx>, mut request: Request| match guarded(|| work(&mut request)) {
         Ok(response) => reply(ctx, request, response),
@@ -377,6 +378,14 @@ fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
     on_worker(ctx, ctx.transfer_place(), request, move |ctx, request| send(ctx, request, response));
 }
 
+fn has_gone(ctx: &Ctx, request: &Request) -> bool {
+    match request.direct() {
+        // Its own thread is this one, so nobody else looks whether it is there.
+        Some(client) => client.has_gone(),
+        None => request.connection().is_some_and(|client| ctx.gone.has_gone(client)),
+    }
+}
+
 fn send(ctx: &Ctx, mut request: Request, response: Response) {
     audit::record(ctx, &mut request, &response);
     let response = match view::redactor(ctx, &request) {
@@ -390,7 +399,7 @@ fn send(ctx: &Ctx, mut request: Request, response: Response) {
         let level = match status {
             500.. => log::Level::Error,
             // The answer to a client that hung up is read by nobody, and no sign of a fault.
-            400.. if request.connection().is_some_and(|client| ctx.gone.has_gone(client)) => log::Level::Info,
+            400.. if has_gone(ctx, &request) => log::Level::Info,
             400.. => log::Level::Warn,
             _ => log::Level::Info,
         };

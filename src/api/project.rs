@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use super::Ctx;
+use crate::access::ApprovalMode;
+use crate::access::question::FileChange;
 use crate::base::Result;
 use crate::http::Request;
 use crate::lifecycle::Lifecycle;
 use crate::project::Site;
+use crate::project::preview::Plan;
 use crate::workspaces::Workspace;
 
 /// The workspace that the path names; what others change in it is noticed from now on.
@@ -25,6 +28,32 @@ pub(super) fn site(ctx: &Ctx, request: &Request) -> Result<Site> {
 /// The files of a workspace, for one call: work that waits for a person opens them again.
 pub(super) fn open(lifecycle: &Lifecycle, workspace: &Workspace) -> Result<Site> {
     lifecycle.project_site(workspace)
+}
+
+/// What a write would change, and the plan that binds it to that; nothing of it in automatic mode, where nobody is asked.
+pub(super) struct Preview {
+    pub(super) changes: Option<Vec<FileChange>>,
+    pub(super) plan: Option<Plan>,
+}
+
+/// Runs `write` on a site that notes what would be written.
+pub(super) fn preview<R>(
+    ctx: &Ctx,
+    workspace: &Workspace,
+    write: impl FnOnce(&Site) -> Result<R>,
+) -> Result<Preview> {
+    if ctx.approval.mode == ApprovalMode::Auto {
+        return Ok(Preview { changes: None, plan: None });
+    }
+    let site = open(&ctx.lifecycle, workspace)?.noting();
+    write(&site)?;
+    let (changes, plan) = site.noted();
+    Ok(Preview { changes: Some(changes), plan: Some(plan) })
+}
+
+/// The files of a workspace for the write of a preview: for that one only.
+pub(super) fn open_for(lifecycle: &Lifecycle, workspace: &Workspace, plan: Option<Plan>) -> Result<Site> {
+    Ok(open(lifecycle, workspace)?.bound_to(plan))
 }
 
 /// `?includeGlobal=true`; anything else is no, as observed.

@@ -29,11 +29,14 @@ pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let command = NewCommand::new(&body)?;
     let paths = vec![project::open(&ctx.lifecycle, &workspace)?.path(&command.path())];
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Upsert command {}", command.name()), paths, move |_| {
-        let site = project::open(&lifecycle, &workspace)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.put_command(site, &command))?;
+    let answer = Answer::prepared(format!("Upsert command {}", command.name()), paths, move |_| {
+        let site = project::open_for(&lifecycle, &workspace, plan)?;
         service.put_command(&site, &command)?;
         Ok(Response::ok(&json!({ "items": service.commands(&site)? })))
-    }))
+    });
+    Ok(answer.changing(changes))
 }
 
 /// `DELETE /workspace/:id/commands/:name`; fine if there is none, as observed.
@@ -42,8 +45,11 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let name = commands::name_of(request.param("name"))?;
     let paths = vec![project::open(&ctx.lifecycle, &workspace)?.path(&commands::path(&name))];
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Delete command {name}"), paths, move |_| {
-        service.delete_command(&project::open(&lifecycle, &workspace)?, &name)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.delete_command(site, &name))?;
+    let answer = Answer::prepared(format!("Delete command {name}"), paths, move |_| {
+        service.delete_command(&project::open_for(&lifecycle, &workspace, plan)?, &name)?;
         Ok(Response::ok(&json!({ "ok": true })))
-    }))
+    });
+    Ok(answer.changing(changes))
 }

@@ -40,8 +40,11 @@ pub fn patch(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let summary = format!("Patch workspace config: {}", keys.concat().join(", "));
     let paths = patch.paths(&site);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(summary, paths, move |_| {
-        service.patch(&project::open(&lifecycle, &workspace)?, &patch)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.patch(site, &patch))?;
+    let answer = Answer::prepared(summary, paths, move |_| {
+        service.patch(&project::open_for(&lifecycle, &workspace, plan)?, &patch)?;
         Ok(Response::ok(&json!({ "updatedAt": clock::now_unix_ms() })))
-    }))
+    });
+    Ok(answer.changing(changes))
 }

@@ -37,12 +37,14 @@ pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
     let note = format!("Add MCP {name}");
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.add_mcp(site, &name, &config))?;
     let answer = Answer::prepared(format!("Add MCP {name}: {config}"), paths, move |_| {
-        let site = project::open(&lifecycle, &workspace)?;
+        let site = project::open_for(&lifecycle, &workspace, plan)?;
         service.add_mcp(&site, &name, &config)?;
         list(&service, &site)
     });
-    Ok(answer.noted(note))
+    Ok(answer.noted(note).changing(changes))
 }
 
 /// `DELETE /workspace/:id/mcp/:name`
@@ -51,9 +53,12 @@ pub fn remove(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let name = request.param("name").to_owned();
     let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Remove MCP {name}"), paths, move |_| {
-        let site = project::open(&lifecycle, &workspace)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.remove_mcp(site, &name))?;
+    let answer = Answer::prepared(format!("Remove MCP {name}"), paths, move |_| {
+        let site = project::open_for(&lifecycle, &workspace, plan)?;
         service.remove_mcp(&site, &name)?;
         list(&service, &site)
-    }))
+    });
+    Ok(answer.changing(changes))
 }

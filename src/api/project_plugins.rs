@@ -32,11 +32,14 @@ pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     check_spec(&spec)?;
     let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Add plugin {spec}"), paths, move |_| {
-        let site = project::open(&lifecycle, &workspace)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.add_plugin(site, spec.trim()))?;
+    let answer = Answer::prepared(format!("Add plugin {spec}"), paths, move |_| {
+        let site = project::open_for(&lifecycle, &workspace, plan)?;
         service.add_plugin(&site, spec.trim())?;
         list(&service, &site, false)
-    }))
+    });
+    Ok(answer.changing(changes))
 }
 
 /// `DELETE /workspace/:id/plugins/:name`; a scoped name has its slash encoded, or not.
@@ -45,9 +48,12 @@ pub fn remove(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let name = request.param("name").to_owned();
     let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Remove plugin {name}"), paths, move |_| {
-        let site = project::open(&lifecycle, &workspace)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.remove_plugin(site, &name))?;
+    let answer = Answer::prepared(format!("Remove plugin {name}"), paths, move |_| {
+        let site = project::open_for(&lifecycle, &workspace, plan)?;
         service.remove_plugin(&site, &name)?;
         list(&service, &site, false)
-    }))
+    });
+    Ok(answer.changing(changes))
 }

@@ -42,12 +42,16 @@ pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let path = site.path(&skill.path());
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
     let description = body.description.unwrap_or_default();
-    Ok(Answer::prepared(format!("Upsert skill {}", skill.name()), vec![path.clone()], move |_| {
-        service.put_skill(&project::open(&lifecycle, &workspace)?, &skill)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.put_skill(site, &skill))?;
+    let summary = format!("Upsert skill {}", skill.name());
+    let answer = Answer::prepared(summary, vec![path.clone()], move |_| {
+        service.put_skill(&project::open_for(&lifecycle, &workspace, plan)?, &skill)?;
         Ok(Response::ok(&json!({
             "name": skill.name(), "path": path, "description": description, "scope": "project",
         })))
-    }))
+    });
+    Ok(answer.changing(changes))
 }
 
 /// `DELETE /workspace/:id/skills/:name`
@@ -58,9 +62,12 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let site = project::open(&ctx.lifecycle, &workspace)?;
     let paths = vec![site.path(&format!("{}/{name}", skills::FOLDER))];
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    Ok(Answer::prepared(format!("Delete skill {name}"), paths, move |_| {
-        let site = project::open(&lifecycle, &workspace)?;
+    let project::Preview { changes, plan } =
+        project::preview(ctx, &workspace, |site| ctx.project.delete_skill(site, &name))?;
+    let answer = Answer::prepared(format!("Delete skill {name}"), paths, move |_| {
+        let site = project::open_for(&lifecycle, &workspace, plan)?;
         let path = service.delete_skill(&site, &name)?;
         Ok(Response::ok(&json!({ "ok": true, "name": name, "path": site.path(&path) })))
-    }))
+    });
+    Ok(answer.changing(changes))
 }

@@ -29,11 +29,14 @@ pub fn import(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let files = plan.files(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
     let summary = format!("Import workspace config: {} files", files.len());
-    Ok(Answer::prepared(summary, files.clone(), move |_| {
+    let project::Preview { changes, plan: bound } =
+        project::preview(ctx, &workspace, |site| ctx.project.import(site, &plan))?;
+    let answer = Answer::prepared(summary, files.clone(), move |_| {
         if dry {
             return Ok(Response::ok(&json!({ "ok": true, "dryRun": true, "paths": files })));
         }
-        service.import(&project::open(&lifecycle, &workspace)?, &plan)?;
+        service.import(&project::open_for(&lifecycle, &workspace, bound)?, &plan)?;
         Ok(Response::ok(&json!({ "ok": true })))
-    }))
+    });
+    Ok(answer.changing(changes))
 }

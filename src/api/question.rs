@@ -330,8 +330,13 @@ fn each_text(body: impl Read, mut to: impl FnMut(Option<&str>) -> Result<()>) ->
             Ok(text) => text.len(),
             // A character may go on in the next chunk.
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            Err(_) => return to(None),
+            Err(_) => usize::MAX,
         };
+        if valid == usize::MAX {
+            // Nothing is kept of what is shown as base64 anyway.
+            rest.clear();
+            return to(None);
+        }
         to(std::str::from_utf8(&rest[..valid]).ok())?;
         rest.drain(..valid);
         Ok(())

@@ -1,12 +1,16 @@
 //! `/workspace/:id/inbox` and `/workspace/:id/artifacts`: files to agents, and files from them.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
-use super::Ctx;
-use crate::base::{Code, Error, Result};
+use super::{Ctx, project};
+use crate::access::ApprovalMode;
+use crate::access::question::{FileChange, FileContent};
+use crate::base::{Code, Error, Result, limits};
 use crate::http::download::Download;
 use crate::http::upload::Form;
 use crate::http::{Answer, Request, Response};
+use crate::project::preview::outdated;
 use crate::project::trays::{self, Inbox, TrayPath, Which, id_of};
 use crate::store::beneath::Root;
 use crate::store::deposit;
@@ -23,20 +27,53 @@ struct Target {
     fixed: bool,
 }
 
+impl Target {
+    fn asked(request: &Request) -> Result<Target> {
+        let asked = request.query("path").filter(|path| !path.trim().is_empty());
+        Ok(Target { path: asked.as_deref().map(TrayPath::parse).transpose()?, fixed: asked.is_some() })
+    }
+}
+
 /// `POST /workspace/:id/inbox`
 pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let root = root(ctx, request)?;
+    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
+    let site = project::open(&ctx.lifecycle, &workspace)?;
     let max_bytes = ctx.advertised.inbox_max_bytes;
     if !ctx.advertised.inbox_enabled {
         return Err(Error::new(Code::InboxDisabled, "Workspace inbox is disabled"));
     }
     let mut form = Form::new(request.header("Content-Type"))?;
-    let asked = request.query("path").filter(|path| !path.trim().is_empty());
-    let mut target =
-        Target { path: asked.as_deref().map(TrayPath::parse).transpose()?, fixed: asked.is_some() };
+    let mut target = Target::asked(request)?;
     let announced = request.announced_length();
     if let Some(size) = announced.filter(|size| *size > max_bytes.saturating_add(FORM_BYTES)) {
         return Err(too_large(max_bytes, size));
+    }
+    let full = |path: &str| vec![site.path(&format!("{}/{path}", Which::Inbox.folder()))];
+    if ctx.approval.mode == ApprovalMode::Manual {
+        let cap = max_bytes.saturating_add(FORM_BYTES);
+        request.hold_body(cap, ctx.approvals.spool()).map_err(|error| match error.code() {
+            Code::BodyTooLarge => too_large(max_bytes, cap.saturating_add(1)),
+            _ => error,
+        })?;
+        let seen = look_ahead(&site.root, form, target, max_bytes, request)?;
+        request.rewind_body();
+        let path = seen.path.as_str().to_owned();
+        let old = match &seen.before {
+            FileContent::Absent => String::new(),
+            FileContent::Bytes(bytes) => format!(", in place of a file of {} bytes", bytes.len()),
+            FileContent::Described(fields) => format!(", in place of a file of {} bytes", fields["bytes"]),
+        };
+        let summary = format!("Upload {path} to the inbox, {} bytes{old}", seen.bytes);
+        let change = FileChange { path: full(&path).concat(), before: seen.before, after: seen.after };
+        let root = site.root;
+        let work = move |request: &mut Request| {
+            let mut form = Form::new(request.header("Content-Type"))?;
+            let mut target = Target::asked(request)?;
+            let name = to_file(&mut form, request, &mut target)?;
+            receive(&root, form, target, &name, max_bytes, Some(&seen.tag), request)
+        };
+        let paths = vec![change.path.clone()];
+        return Ok(Answer::prepared(summary, paths, work).changing(Some(vec![change])));
     }
     let name = to_file(&mut form, request, &mut target)?;
     if target.path.is_none() {
@@ -44,15 +81,84 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         target.path = TrayPath::parse(&name).ok();
     }
     if let Some(path) = &target.path {
-        trays::check_free(&root, path)?;
+        trays::check_free(&site.root, path)?;
     }
     let shown = target.path.as_ref().map_or(name.as_str(), TrayPath::as_str);
     let size = announced.map_or(String::new(), |size| format!(", at most {size} bytes"));
     let open = if target.fixed || !request.is_streamed() { "" } else { ", or the path that follows it," };
     let summary = format!("Upload {shown}{open} to the inbox{size}");
-    let paths = vec![format!("{}/{shown}", Which::Inbox.folder())];
-    let work = move |request: &mut Request| receive(&root, form, target, &name, max_bytes, request);
+    let paths = full(shown);
+    let root = site.root;
+    let work = move |request: &mut Request| receive(&root, form, target, &name, max_bytes, None, request);
     Ok(Answer::prepared(summary, paths, work))
+}
+
+/// What an upload would do.
+struct Upcoming {
+    path: TrayPath,
+    bytes: u64,
+    before: FileContent,
+    after: FileContent,
+    /// What tells the file that would be replaced from others.
+    tag: Option<String>,
+}
+
+/// Files up to this size are shown with their content.
+const SHOWN_BYTES: u64 = limits::PROJECT_FILE_BYTES;
+
+/// Reads all of a form that is held, to find out what it does.
+fn look_ahead(
+    root: &Root,
+    mut form: Form,
+    mut target: Target,
+    max_bytes: u64,
+    request: &mut Request,
+) -> Result<Upcoming> {
+    let name = to_file(&mut form, request, &mut target)?;
+    let (mut bytes, mut content, mut hash) = (0, Vec::new(), Sha256::new());
+    loop {
+        let piece = form.data(request.reader())?;
+        if piece.is_empty() {
+            break;
+        }
+        bytes += piece.len() as u64;
+        hash.update(piece);
+        if bytes <= SHOWN_BYTES {
+            content.extend_from_slice(piece);
+        }
+    }
+    if bytes > max_bytes {
+        return Err(too_large(max_bytes, bytes));
+    }
+    let path = to_end(&mut form, request, target, &name)?;
+    trays::check_free(root, &path)?;
+    let (before, tag) = trays::look(root, &path, SHOWN_BYTES)?;
+    let after = if bytes <= SHOWN_BYTES {
+        FileContent::Bytes(content)
+    } else {
+        let digest = hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        let fields = [("bytes".to_owned(), json!(bytes)), ("sha256".to_owned(), json!(digest))];
+        FileContent::Described(Map::from_iter(fields))
+    };
+    Ok(Upcoming { path, bytes, before, after, tag })
+}
+
+/// Reads what follows the file; the path that it gets.
+fn to_end(form: &mut Form, request: &mut Request, mut target: Target, name: &str) -> Result<TrayPath> {
+    while let Some(part) = form.next_part(request.reader())? {
+        match (part.name.as_str(), part.file_name) {
+            ("path", None) => take_path(form, request, &mut target)?,
+            ("file", Some(_)) => {
+                return Err(Error::new(Code::InvalidPayload, "Only one file can be uploaded at once"));
+            }
+            _ => {}
+        }
+    }
+    form.finish(request.reader());
+    match target.path {
+        Some(path) => Ok(path),
+        None => TrayPath::parse(name),
+    }
 }
 
 /// What a form may have around its file; and so much too large an upload may be and is still read to its end.
@@ -89,9 +195,10 @@ fn take_path(form: &mut Form, request: &mut Request, target: &mut Target) -> Res
 fn receive(
     root: &Root,
     mut form: Form,
-    mut target: Target,
+    target: Target,
     name: &str,
     max_bytes: u64,
+    shown: Option<&Option<String>>,
     request: &mut Request,
 ) -> Result<Response> {
     let inbox = Inbox::open(root, max_bytes)?;
@@ -106,20 +213,13 @@ fn receive(
     if file.bytes() > max_bytes {
         return Err(too_large(max_bytes, file.bytes()));
     }
-    while let Some(part) = form.next_part(request.reader())? {
-        match (part.name.as_str(), part.file_name) {
-            ("path", None) => take_path(&mut form, request, &mut target)?,
-            ("file", Some(_)) => {
-                return Err(Error::new(Code::InvalidPayload, "Only one file can be uploaded at once"));
-            }
-            _ => {}
+    let path = to_end(&mut form, request, target, name)?;
+    if let Some(tag) = shown {
+        // Just before the file gets its name.
+        if trays::look(root, &path, 0)?.1 != *tag {
+            return Err(outdated(&format!("{}/{}", Which::Inbox.folder(), path.as_str())));
         }
     }
-    form.finish(request.reader());
-    let path = match target.path {
-        Some(path) => path,
-        None => TrayPath::parse(name)?,
-    };
     let bytes = file.bytes();
     file.keep(&path)?;
     Ok(Response::ok(&json!({ "ok": true, "path": path.as_str(), "bytes": bytes })))

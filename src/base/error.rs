@@ -117,6 +117,8 @@ codes! {
     MethodNotAllowed = 405 "method_not_allowed",
     /// Something else is going on that excludes this.
     Conflict = 409 "conflict",
+    /// What an approver was shown is not what would be written any more.
+    ApprovalOutdated = 409 "approval_outdated",
     /// The terminal's program has ended.
     TerminalEnded = 409 "terminal_ended",
     /// A build of this workspace is under way.

@@ -462,7 +462,7 @@ pub const CLI_ANSWER: Duration = Duration::from_secs(15);
 /// `berth approvals watch` opens its stream anew after so long, in case the server's machine has gone without a word.
 pub const CLI_STREAM: Duration = Duration::from_secs(120);
 /// Largest answer that they read.
-pub const CLI_ANSWER_BYTES: u64 = 8 << 20;
+pub const CLI_ANSWER_BYTES: u64 = 16 << 20;
 
 /// Scoped tokens; a person with more of them has a script that forgets to revoke.
 pub const TOKENS: usize = 1000;

@@ -9,19 +9,20 @@ use serde_json::{Value, json};
 use super::client::{Asked, Client, asked};
 use crate::base::{Error, Result, clock, logging};
 
-/// Runs `approvals list`, `reply` or `watch`.
+/// Runs `approvals list`, `show`, `reply` or `watch`.
 ///
 /// # Errors
 /// A wrong command line or setting (exit code 2), or a server that cannot be reached or refuses.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let usage = || {
-        let usage = "say `berth approvals list`, `berth approvals reply ID --allow` (or --deny), or `berth approvals watch`";
+        let usage = "say `berth approvals list`, `berth approvals show ID`, `berth approvals reply ID --allow` (or --deny), or \
+             `berth approvals watch`";
         Error::config("approvals", usage)
     };
     let (word, rest) = args.split_first().ok_or_else(usage)?;
     let mut rest = rest.to_vec();
     let mut id = None;
-    if word == "reply" {
+    if word == "reply" || word == "show" {
         // Before the flags or behind them.
         let at =
             if rest.first().is_some_and(|first| !first.starts_with('-')) { 0 } else { rest.len().max(1) - 1 };
@@ -37,6 +38,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     };
     match (word.as_str(), id) {
         ("list", None) => list(&client, args.json),
+        ("show", Some(id)) => show(&client, &id),
         ("watch", None) => watch(&client, args.json),
         ("reply", Some(id)) if args.allow != args.deny => reply(&client, &id, args.allow, args.json),
         _ => Err(usage()),
@@ -50,7 +52,7 @@ fn list(client: &Client, json: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let text: String = items.iter().map(line).collect();
+    let text: String = items.iter().map(question).collect();
     super::print(if items.is_empty() { "Nothing waits for approval.\n" } else { &text });
     Ok(ExitCode::SUCCESS)
 }
@@ -63,10 +65,85 @@ fn line(item: &Value) -> String {
     format!("{}  {}  {} (a {who}, {age} s ago)\n", text("id"), text("action"), text("summary"))
 }
 
-fn reply(client: &Client, id: &str, allow: bool, json: bool) -> Result<ExitCode> {
-    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        return Err(Error::config(id, "is not the id of an approval; `berth approvals list` shows them"));
+/// Everything about one question: what the list leaves out, too.
+fn show(client: &Client, id: &str) -> Result<ExitCode> {
+    check_id(id)?;
+    let mut answer = client.open(&format!("/approvals/{id}"))?;
+    std::io::copy(&mut answer, &mut std::io::stdout().lock())
+        .map_err(|error| Error::internal(format!("The answer broke off: {error}")))?;
+    super::print("\n");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One question with everything that its row in the list has: a line, and indented lines below it.
+fn question(item: &Value) -> String {
+    let mut text = line(item);
+    let word = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
+    let (asker, request) = (&item["asker"], &item["request"]);
+    let left = item["expires_in_ms"].as_u64().unwrap_or(0) / 1000;
+    text += &format!(
+        "    asked by {} from {}; {left} s left\n",
+        word(&asker["credential"]),
+        word(&asker["address"])
+    );
+    let query = request["query"].as_str().filter(|query| !query.is_empty());
+    let query = query.map_or(String::new(), |query| format!("?{}", logging::one_line(query)));
+    text += &format!("    {} {}{query}\n", word(&request["method"]), word(&request["path"]));
+    match &request["body"] {
+        Value::Null => {}
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| tell(&mut text, key, value)),
+        body => tell(&mut text, &format!("body ({})", word(&request["bodyEncoding"])), body),
     }
+    for file in item["preview"]["files"].as_array().into_iter().flatten() {
+        text += &format!("    file {}\n", word(&file["path"]));
+        for (mark, side) in [('-', &file["before"]), ('+', &file["after"])] {
+            match side {
+                Value::Null => {}
+                Value::String(content) => {
+                    for one in content.lines() {
+                        text += &format!("      {mark} {}\n", logging::one_line(one));
+                    }
+                }
+                other => text += &format!("      {mark} {}\n", logging::one_line(&other.to_string())),
+            }
+        }
+    }
+    for omitted in item["truncated"].as_array().into_iter().flatten() {
+        text += &format!("    not shown here: {}\n", word(omitted));
+    }
+    if item["truncated"].is_array() {
+        text += &format!("    `berth approvals show {}` has all of it\n", word(&item["id"]));
+    }
+    text
+}
+
+/// One field of a body; objects such as `env` field by field, texts line by line.
+fn tell(text: &mut String, name: &str, value: &Value) {
+    let name = logging::one_line(name);
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(key, value)| tell(text, &format!("{name}.{key}"), value))
+        }
+        Value::String(content) if content.contains('\n') => {
+            *text += &format!("    {name}:\n");
+            for one in content.lines() {
+                *text += &format!("      | {}\n", logging::one_line(one));
+            }
+        }
+        Value::String(content) => *text += &format!("    {name}: {}\n", logging::one_line(content)),
+        other => *text += &format!("    {name}: {}\n", logging::one_line(&other.to_string())),
+    }
+}
+
+fn check_id(id: &str) -> Result<()> {
+    if id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Ok(());
+    }
+    Err(Error::config(id, "is not the id of an approval; `berth approvals list` shows them"))
+}
+
+fn reply(client: &Client, id: &str, allow: bool, json: bool) -> Result<ExitCode> {
+    check_id(id)?;
     let word = if allow { "allow" } else { "deny" };
     let answer = client.call("POST", &format!("/approvals/{id}"), Some(&json!({ "reply": word })))?;
     if json {
@@ -132,8 +209,9 @@ const TRIES: u32 = 30;
 fn told(event: &Value) -> String {
     let text = |key: &str| logging::one_line(event[key].as_str().unwrap_or("?"));
     match event["event"].as_str() {
-        Some("pending") => event["items"].as_array().into_iter().flatten().map(line).collect(),
-        Some("asked") => line(&event["approval"]),
+        Some("pending") => event["items"].as_array().into_iter().flatten().map(question).collect(),
+        // One that has ended already has no more than its id.
+        Some("asked") if event["approval"]["action"].is_string() => question(&event["approval"]),
         Some("ended") => format!("{}  {}\n", text("approvalId"), text("reason")),
         Some("missed") => "some events came too fast to be told\n".to_owned(),
         _ => String::new(),

@@ -61,6 +61,19 @@ impl Client {
         Err(Error::internal(format!("{} answered {status}: {}", self.plan.url, logging::one_line(said))))
     }
 
+    /// The body of an answer of any size.
+    pub(super) fn open(&self, path: &str) -> Result<impl std::io::Read + use<>> {
+        let response = self.send("GET", path, None, limits::CLI_ANSWER)?;
+        match response.status().as_u16() {
+            200 => Ok(response.into_body().into_reader()),
+            404 => Err(Error::internal(format!(
+                "{} answered 404 to {path}: there is none, or not any more",
+                self.plan.url
+            ))),
+            status => Err(Error::internal(format!("{} answered {status} to {path}", self.plan.url))),
+        }
+    }
+
     /// The lines of a stream, for [`limits::CLI_STREAM`] at most.
     pub(super) fn lines(&self, path: &str) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
         let response = self.send("GET", path, None, limits::CLI_STREAM)?;

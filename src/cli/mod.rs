@@ -31,6 +31,7 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
                                   flags of serve; ends with 1 when container workspaces cannot work
        berth status [FLAGS]       whether a running server, and an OpenCode, answer; ends with 1 if one does not
        berth approvals list [FLAGS]
+       berth approvals show ID [FLAGS]
        berth approvals reply ID --allow [FLAGS]     or --deny
        berth approvals watch [FLAGS]
                                   what waits for a person, the person's answer, and what happens meanwhile

@@ -14,6 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
@@ -34,6 +36,14 @@ impl Socket {
             Socket::Tcp(stream) => stream.shutdown(how),
             Socket::Unix(stream) => stream.shutdown(how),
         };
+    }
+}
+
+impl Socket {
+    /// Whether the client has hung up.
+    pub fn has_gone(&self) -> bool {
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut [PollFd::new(self, gone)], Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
 }
 

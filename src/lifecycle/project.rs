@@ -14,13 +14,11 @@ impl Lifecycle {
     pub fn project_site(&self, workspace: &Workspace) -> Result<Site> {
         let record = workspace.record();
         let container = record.shown.workspace_type == Kind::Container;
-        Ok(Site {
-            id: workspace.openwork_id.clone(),
-            root: self.files(workspace)?,
-            shown: if container { String::new() } else { record.shown.path.trim_end_matches('/').to_owned() },
-            folder: (!container).then(|| record.shown.path.clone().into()),
-            state: workspace.folder().to_owned(),
-        })
+        let shown =
+            if container { String::new() } else { record.shown.path.trim_end_matches('/').to_owned() };
+        let folder = (!container).then(|| record.shown.path.clone().into());
+        let state = workspace.folder().to_owned();
+        Ok(Site::new(workspace.openwork_id.clone(), self.files(workspace)?, shown, folder, state))
     }
 }
 

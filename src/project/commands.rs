@@ -167,9 +167,7 @@ impl Project {
     pub fn put_command(&self, site: &Site, command: &NewCommand) -> Result<bool> {
         let is_new = self.writing(site, || {
             let is_new = !site.root.exists(&command.path())?;
-            site.root.make_dirs(FOLDER)?;
-            site.root.write_new(&command.path(), command.text.as_bytes(), 0o644)?;
-            self.wrote(site, &command.path());
+            self.put_file(site, &command.path(), command.text.as_bytes())?;
             Ok(is_new)
         })?;
         // Not "added", and below also when there was none: as observed.
@@ -184,8 +182,12 @@ impl Project {
     pub fn delete_command(&self, site: &Site, name: &str) -> Result<bool> {
         let name = name_of(name)?;
         let removed = self.writing(site, || {
-            let removed = site.root.remove(&path(&name))?;
-            self.wrote(site, &path(&name));
+            let path = path(&name);
+            if !site.may_remove(&path)? {
+                return Ok(false);
+            }
+            let removed = site.root.remove(&path)?;
+            self.wrote(site, &path);
             Ok(removed)
         })?;
         self.changed(site, Reason::Commands, &name, Action::Removed, &path(&name));

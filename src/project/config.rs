@@ -85,20 +85,22 @@ impl Project {
         // Both are read before one is written, so that a damaged one leaves the other alone.
         self.opencode(site)?;
         self.openwork(site)?;
-        if let Some(keys) = &patch.opencode {
-            self.edit(site, |document, config| {
-                let keys = restored(keys, config);
-                references::check(&site.root, &keys)?;
-                for (key, value) in keys {
-                    document.set(&[&key], &value);
-                }
-                Ok(())
-            })?;
+        self.writing(site, || {
+            if let Some(keys) = &patch.opencode {
+                self.edit_in_turn(site, &|document: &mut Document, config: &Map<String, Value>| {
+                    let keys = restored(keys, config);
+                    references::check(&site.root, &keys)?;
+                    for (key, value) in keys {
+                        document.set(&[&key], &value);
+                    }
+                    Ok(())
+                })?;
+            }
+            patch.openwork.as_ref().map_or(Ok(()), |keys| merge_openwork(site, keys))
+        })?;
+        if patch.opencode.is_some() {
             let path = path(&site.root);
             self.changed(site, Reason::Config, &path, Action::Updated, &path);
-        }
-        if let Some(keys) = &patch.openwork {
-            self.writing(site, || merge_openwork(&site.root, keys))?;
         }
         Ok(())
     }
@@ -113,26 +115,32 @@ impl Project {
         site: &Site,
         change: impl Fn(&mut Document, &Map<String, Value>) -> Result<R>,
     ) -> Result<R> {
-        self.writing(site, || {
-            for _ in 0..limits::EDIT_RETRIES {
-                let path = path(&site.root);
-                let old = read_text(&site.root, &path)?;
-                let text = old.as_deref().unwrap_or_default();
-                let mut document = Document::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
-                let before = object(document.value(), &path)?;
-                let result = change(&mut document, &before)?;
-                let new = edited(&document)?;
-                let same = old.as_deref() == Some(new.as_str()) || (old.is_none() && new == "{}\n");
-                if same {
-                    return Ok(result);
-                }
-                if site.root.replace_if(&path, old.as_deref().map(str::as_bytes), new.as_bytes())? {
-                    self.wrote(site, &path);
-                    return Ok(result);
-                }
+        self.writing(site, || self.edit_in_turn(site, &change))
+    }
+
+    fn edit_in_turn<R>(
+        &self,
+        site: &Site,
+        change: &impl Fn(&mut Document, &Map<String, Value>) -> Result<R>,
+    ) -> Result<R> {
+        for _ in 0..limits::EDIT_RETRIES {
+            let path = path(&site.root);
+            let old = read_text(&site.root, &path)?;
+            let text = old.as_deref().unwrap_or_default();
+            let mut document = Document::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
+            let before = object(document.value(), &path)?;
+            let result = change(&mut document, &before)?;
+            let new = edited(&document)?;
+            let same = old.as_deref() == Some(new.as_str()) || (old.is_none() && new == "{}\n");
+            if same || !site.may_write(&path, old.as_deref().map(str::as_bytes), Some(new.as_bytes()))? {
+                return Ok(result);
             }
-            Err(interfered(&site.root, &path(&site.root)))
-        })
+            if site.root.replace_if(&path, old.as_deref().map(str::as_bytes), new.as_bytes())? {
+                self.wrote(site, &path);
+                return Ok(result);
+            }
+        }
+        Err(interfered(&site.root, &path(&site.root)))
     }
 }
 
@@ -190,7 +198,8 @@ pub(super) fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, 
     }
 }
 
-fn merge_openwork(root: &Root, keys: &Map<String, Value>) -> Result<()> {
+fn merge_openwork(site: &Site, keys: &Map<String, Value>) -> Result<()> {
+    let root = &site.root;
     for _ in 0..limits::EDIT_RETRIES {
         let (old, mut fields) = read_openwork(root)?;
         let keys = restored(keys, &fields);
@@ -198,10 +207,12 @@ fn merge_openwork(root: &Root, keys: &Map<String, Value>) -> Result<()> {
         let mut new = serde_json::to_string_pretty(&fields)
             .map_err(|error| Error::internal("OpenWork's settings could not be written").because(error))?;
         new.push('\n');
+        let same = old.as_deref() == Some(&new);
+        if same || !site.may_write(OPENWORK, old.as_deref().map(str::as_bytes), Some(new.as_bytes()))? {
+            return Ok(());
+        }
         root.make_dirs(".opencode")?;
-        if old.as_deref() == Some(&new)
-            || root.replace_if(OPENWORK, old.as_deref().map(str::as_bytes), new.as_bytes())?
-        {
+        if root.replace_if(OPENWORK, old.as_deref().map(str::as_bytes), new.as_bytes())? {
             return Ok(());
         }
     }

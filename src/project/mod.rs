@@ -11,6 +11,7 @@ pub mod config;
 pub mod mcp;
 pub mod plugins;
 pub mod portable;
+pub mod preview;
 pub mod references;
 pub mod reload;
 mod remembered;
@@ -30,11 +31,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use self::preview::Writes;
 use self::reload::{Action, Reason, ReloadEvents, Trigger};
 use self::remembered::Remembered;
 use self::snapshot::Snapshot;
 use self::turn::Turn;
 use self::watch::Calls;
+use crate::access::question::FileContent;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -52,9 +55,15 @@ pub struct Site {
     pub folder: Option<PathBuf>,
     /// What berth keeps of the workspace, outside of it.
     pub state: PathBuf,
+    writes: Writes,
 }
 
 impl Site {
+    /// A workspace's files. `id` is its id in the OpenWork API; the rest as the fields say.
+    pub fn new(id: String, root: Root, shown: String, folder: Option<PathBuf>, state: PathBuf) -> Site {
+        Site { id, root, shown, folder, state, writes: Writes::default() }
+    }
+
     /// The absolute path of a file, as the workspace's own processes know it.
     pub fn path(&self, rel: &str) -> String {
         format!("{}/{rel}", self.shown)
@@ -142,6 +151,9 @@ impl Project {
 
     /// Tells of a change that we have made.
     fn changed(&self, site: &Site, reason: Reason, name: &str, action: Action, path: &str) {
+        if site.is_noting() {
+            return;
+        }
         let trigger = Trigger { reason, name: Some(name.to_owned()), action, path: Some(site.path(path)) };
         self.events.record(&site.id, reason, Some(&trigger));
     }
@@ -161,7 +173,33 @@ impl Project {
         let turn = self.turn(site);
         let _turn = turn.take(WRITE_WAIT)?;
         swap::settle(site)?;
+        site.check_plan()?;
         write()
+    }
+
+    /// Writes a whole file and the folders above it. Under the site's turn.
+    fn put_file(&self, site: &Site, rel: &str, bytes: &[u8]) -> Result<()> {
+        let folder = rel.rsplit_once('/').map_or("", |(above, _)| above);
+        if site.does_all() {
+            site.root.make_dirs(folder)?;
+            site.root.write_new(rel, bytes, 0o644)?;
+            self.wrote(site, rel);
+            return Ok(());
+        }
+        let (old, found) = preview::look(&site.root, rel, limits::PROJECT_FILE_BYTES)?;
+        if !site.may_change(rel, (old.clone(), found), Some(bytes))? {
+            return Ok(());
+        }
+        site.root.make_dirs(folder)?;
+        // What was shown is exchanged for the new file, so a change in between is noticed.
+        let done = match &old {
+            _ if site.root.is_link(rel)? => site.root.write_new(rel, bytes, 0o644).map(|()| true)?,
+            FileContent::Bytes(old) => site.root.replace_if(rel, Some(old), bytes)?,
+            FileContent::Absent => site.root.replace_if(rel, None, bytes)?,
+            FileContent::Described(_) => site.root.write_new(rel, bytes, 0o644).map(|()| true)?,
+        };
+        self.wrote(site, rel);
+        if done { Ok(()) } else { Err(preview::outdated(rel)) }
     }
 
     /// A folder of the global files; links on the way there are the user's own.

@@ -198,7 +198,7 @@ impl Project {
     /// `Conflict` when somebody else changes a file meanwhile; those of reading and of `store`.
     pub fn import(&self, site: &Site, plan: &Plan) -> Result<()> {
         self.writing(site, || {
-            let mut import = Import::begin(site)?;
+            let mut whole_files = Vec::new();
             if let Some((keys, whole)) = &plan.opencode {
                 let path = config::path(&site.root);
                 let old = read_text(&site.root, &path)?;
@@ -212,14 +212,14 @@ impl Project {
                 for (key, value) in keys {
                     document.set(&[&key], &value);
                 }
-                import.file(&path, &config::edited(&document)?, old.as_deref())?;
+                whole_files.push((path, config::edited(&document)?, old));
             }
             if let Some((keys, whole)) = &plan.openwork {
                 let (old, mut fields) =
                     if *whole { (None, Map::new()) } else { config::read_openwork(&site.root)? };
                 fields.extend(config::restored(keys, &self.openwork(site).unwrap_or_default()));
                 let text = serde_json::to_string_pretty(&fields).unwrap_or_default() + "\n";
-                import.file(config::OPENWORK, &text, old.as_deref())?;
+                whole_files.push((config::OPENWORK.to_owned(), text, old));
             }
             let skill_files: Vec<Part<'_>> = plan
                 .skills
@@ -227,14 +227,33 @@ impl Project {
                 .iter()
                 .map(|skill| (format!("{}/SKILL.md", skill.name()), skill.text()))
                 .collect();
-            import.folder(skills::FOLDER, &skill_files, plan.skills.1)?;
             let command_files: Vec<Part<'_>> = plan
                 .commands
                 .0
                 .iter()
                 .map(|command| (format!("{}.md", command.name()), command.text()))
                 .collect();
-            import.folder(commands::FOLDER, &command_files, plan.commands.1)?;
+            let folders = [
+                (skills::FOLDER, &skill_files, plan.skills.1),
+                (commands::FOLDER, &command_files, plan.commands.1),
+            ];
+            let mut may = true;
+            for (path, text, _) in &whole_files {
+                may &= site.may_put(path, text.as_bytes())?;
+            }
+            for (folder, files, whole) in folders {
+                may &= site.may_fill(folder, files, whole)?;
+            }
+            if !may {
+                return Ok(());
+            }
+            let mut import = Import::begin(site)?;
+            for (path, text, old) in &whole_files {
+                import.file(path, text, old.as_deref())?;
+            }
+            for (folder, files, whole) in folders {
+                import.folder(folder, files, whole)?;
+            }
             import.finish()?;
             self.looked(site);
             Ok(())

@@ -206,9 +206,7 @@ impl Project {
     pub fn put_skill(&self, site: &Site, skill: &NewSkill) -> Result<bool> {
         let is_new = self.writing(site, || {
             let is_new = !site.root.exists(&skill.path())?;
-            site.root.make_dirs(&format!("{FOLDER}/{}", skill.name))?;
-            site.root.write_new(&skill.path(), skill.text.as_bytes(), 0o644)?;
-            self.wrote(site, &skill.path());
+            self.put_file(site, &skill.path(), skill.text.as_bytes())?;
             Ok(is_new)
         })?;
         let action = if is_new { Action::Added } else { Action::Updated };
@@ -226,6 +224,9 @@ impl Project {
             for folder in FOLDERS {
                 let path = format!("{folder}/{name}");
                 if site.root.exists(&main_path(folder, name))? {
+                    if !site.may_remove_folder(&path)? {
+                        return Ok(path);
+                    }
                     let removed = site.root.remove_tree(&path);
                     self.wrote(site, &main_path(folder, name));
                     return removed.map(|()| path);

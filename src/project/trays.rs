@@ -2,14 +2,17 @@
 //! inbox, what is to be fetched in the outbox. Any thread; no locks: a file appears whole or not at all.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
+use serde_json::{Map, json};
+
+use crate::access::question::FileContent;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::deposit::{Deposit, Listing, Tray};
+use crate::store::deposit::{self, Deposit, Listing, Tray};
 use crate::store::file::is_temp_name;
 
 /// Which of them.
@@ -165,6 +168,26 @@ impl Inbox {
     pub fn begin(&self) -> Result<Incoming<'_>> {
         Ok(Incoming { deposit: self.tray.begin()?, max_bytes: self.max_bytes, bytes: 0 })
     }
+}
+
+/// What is at a file's path in the inbox: its content if that has at most `most` bytes, and what tells it from others.
+///
+/// # Errors
+/// `InvalidPath` when something else has the path.
+pub fn look(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, Option<String>)> {
+    let file = match root.tray(Which::Inbox.folder())? {
+        Some(tray) => tray.open_if_there(path.as_str())?,
+        None => None,
+    };
+    let Some(mut file) = file else { return Ok((FileContent::Absent, None)) };
+    let tag = Some(deposit::tag(&file)?.0);
+    let meta = file.metadata().at("read", path.as_str())?;
+    if meta.len() <= most {
+        let mut bytes = Vec::new();
+        (&mut file).take(most).read_to_end(&mut bytes).at("read", path.as_str())?;
+        return Ok((FileContent::Bytes(bytes), tag));
+    }
+    Ok((FileContent::Described(Map::from_iter([("bytes".to_owned(), json!(meta.len()))])), tag))
 }
 
 /// Whether a file could get this path; nothing is made.

@@ -128,6 +128,24 @@ impl Tray {
         reopen(&found, OFlags::RDONLY, path).map(Some)
     }
 
+    /// Opens what has this path for reading; `None` if nothing has it, or a link, which a new file replaces.
+    ///
+    /// # Errors
+    /// `InvalidPath` for a folder, a device and whatever else is not a regular file.
+    pub fn open_if_there(&self, path: &str) -> Result<Option<File>> {
+        match open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS) {
+            Ok(found)
+                if told(fstat(&found), "open", path).map(|stat| FileType::from_raw_mode(stat.st_mode))?
+                    == FileType::Symlink =>
+            {
+                Ok(None)
+            }
+            Ok(_) => self.open(path),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => told(Err(error), "open", path),
+        }
+    }
+
     /// All regular files in it and below, as far as [`limits::TRAY_ENTRIES`] and [`limits::TRAY_PATHS_BYTES`] go. Names
     /// that are not UTF-8, and files on their way, are left out.
     ///

@@ -148,7 +148,9 @@ fn the_command_line_lists_answers_and_watches() {
         .env("HOME", setup.scratch().folder("home"))
         .spawn()
         .unwrap();
-    let mut told = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // Indented lines say more about the line before.
+    let told = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut told = told.filter(|line| !line.starts_with(' '));
     let waiting = write(&server, "one");
     let asked = told.next().unwrap();
     let id = asked.split(' ').next().unwrap().to_owned();

@@ -27,6 +27,7 @@ mod upstream;
 mod abuse;
 mod approvals;
 mod approvals_feed;
+mod approvals_preview;
 mod approvals_shown;
 mod audit;
 mod browser;

@@ -486,7 +486,7 @@ fn a_reload_is_passed_on_and_what_it_says_is_told() {
 fn vary_is_sent_once_and_a_client_that_hung_up_is_no_warning() {
     const VARIES: &str = "HTTP/1.1 200 OK\r\nVary: Accept, origin\r\nContent-Length: 2\r\n\r\n{}";
     let upstream = Upstream::saying(VARIES);
-    let server = upstream.setup().start();
+    let server = upstream.setup().arg("--cors=*").start();
     let reply = server.owner().send("GET", "/opencode/x", &[], None);
     let vary: Vec<_> = reply.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("vary")).collect();
     assert_eq!(vary.len(), 1, "{vary:?}");

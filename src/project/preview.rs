@@ -1,0 +1,294 @@
+//! What a write would change, before it is done: the very code that writes runs without writing and leaves a plan. A write
+//! that was approved is bound to its plan: unless each file still has the content that was shown, and is to get the
+//! content that was shown, nothing is written.
+//!
+//! Checked under the site's turn, and where a file is replaced once more by what is exchanged for it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use serde_json::{Map, json};
+use sha2::{Digest as _, Sha256};
+
+use super::Site;
+use crate::access::question::{FileChange, FileContent};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, limits};
+use crate::store::beneath::Root;
+
+/// Files of a folder that a plan names one by one.
+const FILES: usize = 256;
+/// Files up to this size that are removed with their folder are read; of others a plan has the size. A workload fills
+/// the folder, and the request may be on the fixed pool.
+const REMOVED_FILE_BYTES: u64 = 16 << 10;
+
+type Hash = [u8; 32];
+
+/// What tells a file from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Print {
+    /// Its content.
+    Content(Hash),
+    /// Its number, size and time of the last change, which no workload can set.
+    State(Hash),
+}
+
+/// What becomes of writes to a site.
+#[derive(Debug, Default)]
+pub(super) enum Writes {
+    /// They are done.
+    #[default]
+    Done,
+    /// They are noted, and not done.
+    Noted(Mutex<Noted>),
+    /// They are done if they are those of this plan.
+    Bound(Plan),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    changes: Vec<FileChange>,
+    plan: Plan,
+}
+
+/// What an approver was shown, as far as it takes to know it again: of each file below the site's root, the content
+/// before and after.
+#[derive(Clone, Debug, Default)]
+pub struct Plan(HashMap<String, (Option<Print>, Option<Print>)>);
+
+impl Site {
+    /// A site whose writes are noted instead of done.
+    #[must_use]
+    pub fn noting(mut self) -> Site {
+        self.writes = Writes::Noted(Mutex::default());
+        self
+    }
+
+    /// A site that takes only the writes of this plan.
+    #[must_use]
+    pub fn bound_to(mut self, plan: Option<Plan>) -> Site {
+        self.writes = plan.map_or(Writes::Done, Writes::Bound);
+        self
+    }
+
+    /// The writes that were noted.
+    pub fn noted(self) -> (Vec<FileChange>, Plan) {
+        match self.writes {
+            Writes::Noted(noted) => {
+                let noted = noted.into_inner().unwrap_or_default();
+                (noted.changes, noted.plan)
+            }
+            Writes::Done | Writes::Bound(_) => (Vec::new(), Plan::default()),
+        }
+    }
+
+    /// Whether writes are noted instead of done.
+    pub(super) fn is_noting(&self) -> bool {
+        matches!(self.writes, Writes::Noted(_))
+    }
+
+    /// Whether nobody is asked about writes.
+    pub(super) fn does_all(&self) -> bool {
+        matches!(self.writes, Writes::Done)
+    }
+
+    /// Asked before a file is changed: whether to do it.
+    ///
+    /// # Errors
+    /// `ApprovalOutdated` when it is not what was approved.
+    pub(super) fn may_write(&self, rel: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> Result<bool> {
+        if self.does_all() {
+            return Ok(true);
+        }
+        self.may_change(rel, (content(before), before.map(print_of)), after)
+    }
+
+    /// The same for a file as [`look`] has found it.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) fn may_change(
+        &self,
+        rel: &str,
+        (before, found): (FileContent, Option<Print>),
+        after: Option<&[u8]>,
+    ) -> Result<bool> {
+        let hashes = (found, after.map(print_of));
+        match &self.writes {
+            Writes::Done => Ok(true),
+            Writes::Noted(noted) => {
+                self.note(&mut lock(noted), rel, (before, content(after)), hashes);
+                Ok(false)
+            }
+            Writes::Bound(plan) if plan.0.get(rel) == Some(&hashes) => Ok(true),
+            Writes::Bound(_) => Err(outdated(rel)),
+        }
+    }
+
+    /// The same for a file that is removed.
+    ///
+    /// # Errors
+    /// As above; when it cannot be read.
+    pub(super) fn may_remove(&self, rel: &str) -> Result<bool> {
+        if self.does_all() {
+            return Ok(true);
+        }
+        let found = look(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
+        if found.1.is_none() {
+            return Ok(!self.is_noting());
+        }
+        self.may_change(rel, found, None)
+    }
+
+    /// The same for a folder that is removed with everything in it.
+    ///
+    /// # Errors
+    /// As above; when it cannot be listed.
+    pub(super) fn may_remove_folder(&self, folder: &str) -> Result<bool> {
+        if self.does_all() {
+            return Ok(true);
+        }
+        let (files, more) = files_below(&self.root, folder)?;
+        self.may_remove_files(folder, &files, more)?;
+        Ok(!self.is_noting())
+    }
+
+    fn may_remove_files(&self, folder: &str, files: &[String], more: bool) -> Result<()> {
+        for rel in files {
+            let (content, found) = look(&self.root, rel, REMOVED_FILE_BYTES)?;
+            match &self.writes {
+                Writes::Noted(noted) => {
+                    self.note(&mut lock(noted), rel, (content, FileContent::Absent), (found, None))
+                }
+                Writes::Bound(plan) if plan.0.get(rel) != Some(&(found, None)) => return Err(outdated(rel)),
+                Writes::Bound(_) | Writes::Done => {}
+            }
+        }
+        if let (true, Writes::Noted(noted)) = (more, &self.writes) {
+            let rest =
+                Map::from_iter([("more".to_owned(), json!("further files, all of which are removed"))]);
+            let path = self.path(folder);
+            let change =
+                FileChange { path, before: FileContent::Described(rest), after: FileContent::Absent };
+            lock(noted).changes.push(change);
+        }
+        Ok(())
+    }
+
+    /// The same for a file that is written whole, whatever is there.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) fn may_put(&self, rel: &str, after: &[u8]) -> Result<bool> {
+        if self.does_all() {
+            return Ok(true);
+        }
+        let found = look(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
+        self.may_change(rel, found, Some(after))
+    }
+
+    /// The same for files in a folder: beside what is there, or (`whole`) instead of all of it.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) fn may_fill(&self, folder: &str, files: &[(String, &str)], whole: bool) -> Result<bool> {
+        if self.does_all() || files.is_empty() {
+            return Ok(true);
+        }
+        let mut may = true;
+        for (path, text) in files {
+            may &= self.may_put(&format!("{folder}/{path}"), text.as_bytes())?;
+        }
+        let stays = |rel: &String| {
+            files.iter().any(|(path, _)| rel.strip_prefix(folder).is_some_and(|rest| rest[1..] == *path))
+        };
+        let (all, more) = if whole { files_below(&self.root, folder)? } else { Default::default() };
+        let gone: Vec<String> = all.into_iter().filter(|rel| !stays(rel)).collect();
+        self.may_remove_files(folder, &gone, more)?;
+        Ok(may)
+    }
+
+    fn note(
+        &self,
+        noted: &mut Noted,
+        rel: &str,
+        (before, after): (FileContent, FileContent),
+        hashes: (Option<Print>, Option<Print>),
+    ) {
+        noted.changes.push(FileChange { path: self.path(rel), before, after });
+        noted.plan.0.insert(rel.to_owned(), hashes);
+    }
+
+    /// Asked once before anything is written.
+    ///
+    /// # Errors
+    /// `ApprovalOutdated` when a file of the plan has changed.
+    pub(super) fn check_plan(&self) -> Result<()> {
+        let Writes::Bound(plan) = &self.writes else { return Ok(()) };
+        for (rel, (before, _)) in &plan.0 {
+            let most = if matches!(before, Some(Print::State(_))) { 0 } else { limits::PROJECT_FILE_BYTES };
+            if look(&self.root, rel, most)?.1 != *before {
+                return Err(outdated(rel));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The 409 of a write that is not the one that was shown.
+pub fn outdated(rel: &str) -> Error {
+    let message = format!(
+        "{rel} was changed after its approver was asked, so nothing was written; send the request again to have the new \
+         change approved"
+    );
+    Error::new(Code::ApprovalOutdated, message).detail("path", rel)
+}
+
+fn content(bytes: Option<&[u8]>) -> FileContent {
+    bytes.map_or(FileContent::Absent, |bytes| FileContent::Bytes(bytes.to_vec()))
+}
+
+fn print_of(bytes: &[u8]) -> Print {
+    Print::Content(Sha256::digest(bytes).into())
+}
+
+/// A file as it is shown: with its content if that has at most `most` bytes, else with its size.
+pub(super) fn look(root: &Root, rel: &str, most: u64) -> Result<(FileContent, Option<Print>)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(found) = root.metadata(rel)? else { return Ok((FileContent::Absent, None)) };
+    if found.is_file() && found.len() <= most {
+        if let Some(bytes) = root.read(rel, limits::PROJECT_FILE_BYTES)? {
+            let print = print_of(&bytes);
+            return Ok((FileContent::Bytes(bytes), Some(print)));
+        }
+    }
+    let state = format!("{} {} {} {}", found.ino(), found.len(), found.ctime(), found.ctime_nsec());
+    Ok((described(found.len()), Some(Print::State(Sha256::digest(state).into()))))
+}
+
+fn described(bytes: u64) -> FileContent {
+    FileContent::Described(Map::from_iter([("bytes".to_owned(), json!(bytes))]))
+}
+
+/// The files below a folder, and whether there are more than a plan names.
+fn files_below(root: &Root, folder: &str) -> Result<(Vec<String>, bool)> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let mut names = root.entries(&folder, limits::PROJECT_ENTRIES)?;
+        names.sort_unstable();
+        for name in names {
+            let rel = format!("{folder}/{name}");
+            // A link to a folder is removed itself, and what it leads to stays.
+            if !root.is_link(&rel)? && root.is_dir(&rel)? {
+                folders.push(rel);
+            } else {
+                files.push(rel);
+            }
+            if files.len() + folders.len() > FILES {
+                files.truncate(FILES);
+                return Ok((files, true));
+            }
+        }
+    }
+    Ok((files, false))
+}
