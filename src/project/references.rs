@@ -91,10 +91,16 @@ impl Search<'_> {
         }
         self.left -= 1;
         match self.root.metadata(&path) {
-            Ok(found) => found.is_none_or(|found| !found.is_file()),
-            // A link that leads out, or what cannot be looked at.
+            Ok(Some(found)) if found.is_file() => false,
+            // A link may lead out of the workspace, where nothing is looked at.
+            Ok(_) => !self.has_link(&path),
             Err(_) => false,
         }
+    }
+
+    fn has_link(&self, path: &str) -> bool {
+        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
+        ends.into_iter().any(|end| self.root.is_link(&path[..end]).unwrap_or(true))
     }
 
     /// The path from the top of the workspace; `None` if it leads out of it.
