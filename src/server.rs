@@ -130,6 +130,8 @@ pub struct Proxying {
     pub patience: Duration,
     /// The least scope that may answer its permission requests.
     pub permission_replies: Scope,
+    /// The least scope that may use its terminals and shell commands on a host workspace in automatic mode.
+    pub opencode_shell: Scope,
 }
 
 /// Runs the server until SIGTERM or SIGINT.
@@ -195,6 +197,7 @@ pub fn run(settings: Settings) -> Result<()> {
         proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, limits::PROXY_QUEUE)?,
         upstreams: upstreams.clone(),
         permission_replies: settings.proxying.permission_replies,
+        opencode_shell: settings.proxying.opencode_shell,
         stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
     });
@@ -213,7 +216,7 @@ pub fn run(settings: Settings) -> Result<()> {
             body_cap: Arc::new(crate::api::routes::body_cap),
             direct: {
                 let ctx = ctx.clone();
-                Arc::new(move |target| dispatch::direct(&ctx, target))
+                Arc::new(move |method, target| dispatch::direct(&ctx, method, target))
             },
             private_folder: settings.data_dir.join("http"),
             gone,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::question::{self, Asking};
 use super::routes::TABLE;
-use super::{Ctx, audit, opencode, reach, routes, view};
+use super::{Ctx, audit, opencode, opencode_gate, reach, routes, view};
 use crate::access::credentials::Presented;
 use crate::access::question::Question;
 use crate::access::{Actor, ApprovalMode, Lease, Scope};
@@ -29,8 +29,9 @@ pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
 }
 
 /// Who answers a request on its client's own thread: what is passed on to an OpenCode, as long as there is room.
-pub fn direct(ctx: &Arc<Ctx>, target: &str) -> Option<Box<dyn FnOnce(Request)>> {
-    let place = opencode::is_below(target).then(|| ctx.proxy_workers.occupy().ok())??;
+pub fn direct(ctx: &Arc<Ctx>, method: &str, target: &str) -> Option<Box<dyn FnOnce(Request)>> {
+    opencode::path_below(target).filter(|_| opencode_gate::never_waits(ctx, method, target))?;
+    let place = ctx.proxy_workers.occupy().ok()?;
     let ctx = ctx.clone();
     Some(Box::new(move |request| place.run_here(|| handle(&ctx, request))))
 }
@@ -76,6 +77,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
         Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
             (route, Some(action))
         }
+        Gate::Forwarded => (route, opencode_gate::action(ctx, request)?),
         Gate::Open | Gate::Collaborators(_) | Gate::Everyone(_) => (route, None),
     })
 }
@@ -221,7 +223,7 @@ fn hold_and_describe(
     action: &'static str,
 ) -> Result<Question> {
     request.hold_body(routes::cap_of(route) as u64, ctx.approvals.spool())?;
-    let workspace = reach::find(ctx, request.param("id"));
+    let workspace = reach::concerned(ctx, request);
     let paths = workspace.iter().map(|workspace| workspace.record().shown.path.clone()).collect();
     question::make(ctx, request, Asking { action, paths, ..Asking::default() })
 }

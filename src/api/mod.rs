@@ -9,6 +9,7 @@ pub mod follow;
 pub mod images;
 pub mod library;
 pub mod opencode;
+pub mod opencode_gate;
 mod project;
 pub mod project_commands;
 pub mod project_config;
@@ -99,6 +100,8 @@ pub struct Ctx {
     pub upstreams: Arc<Upstreams>,
     /// Who may answer OpenCode's permission requests.
     pub permission_replies: Scope,
+    /// Who may make OpenCode on a host workspace run programs, where no person is asked.
+    pub opencode_shell: Scope,
     /// The workers for bodies and answers that a slow client could hold up.
     pub transfers: Pool,
 }

@@ -2,48 +2,62 @@
 //! configuration again. Who may do what with it is decided here; how it is reached is not.
 
 use std::cell::RefCell;
-use std::io::Read as _;
+use std::io::{Cursor, Read};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Ctx, stream_place, tunnel};
+use super::opencode_gate::Inspection;
+use super::{Ctx, reach, stream_place, tunnel};
 use crate::access::Scope;
 use crate::base::pool::{Place, Pool, step_aside};
 use crate::base::{Code, Error, Result, clock, limits};
 use crate::http::{Answer, Method, Prepared, Reply, Request, Response};
-use crate::opencode::{self, Call, Payload, Rest, Target, Upstreams, rules};
+use crate::opencode::fields::{CheckedBody, FieldScanner};
+use crate::opencode::{self, Call, Payload, Rest, Target, Upstreams, bodies, rules, writes};
 use crate::proc::Cancel;
 use crate::workspaces::Workspace;
 use crate::workspaces::opencode::Opencode;
 
-/// Whether a path and query are passed on.
-pub fn is_below(target: &str) -> bool {
+/// The path that OpenCode gets of a path and query; `None` where it is not passed on.
+pub fn path_below(target: &str) -> Option<&str> {
     let path = target.split('?').next().unwrap_or_default();
-    let mut parts = path.split('/').skip(1);
-    match parts.next() {
-        Some("opencode") => true,
-        Some("w") => parts.nth(1) == Some("opencode"),
-        _ => false,
-    }
+    path.get(mount(path)?.len()..)
 }
 
-/// `/opencode`, `/opencode/*`: of the active workspace.
-pub fn active(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let active = ctx.lifecycle.registry().openwork_list().into_iter().next();
-    let workspace = active.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))?;
-    pass_on(ctx, request, &workspace, "/opencode")
+/// The part of a path before OpenCode's own: `/opencode`, `/w/ID/opencode` and its other names.
+fn mount(path: &str) -> Option<&str> {
+    let mut words = path.split('/').skip(1);
+    let count = match (words.next()?, words.nth(1)) {
+        ("opencode", _) => 1,
+        ("w" | "workspace", Some("opencode")) => 3,
+        ("w", Some("workspace")) if words.nth(1) == Some("opencode") => 5,
+        _ => return None,
+    };
+    let end = path.match_indices('/').nth(count).map_or(path.len(), |(at, _)| at);
+    path.get(..end)
 }
 
-/// `/w/:id/opencode`, `/w/:id/opencode/*`
-pub fn mounted(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
-    // As it stands in the path, whatever its spelling.
-    let id = request.path().split('/').nth(2).unwrap_or_default();
-    let mount = format!("/w/{id}/opencode");
-    pass_on(ctx, request, &workspace, &mount)
+/// The workspace whose OpenCode a request is for, and where in the path that one's own paths begin: `/opencode` is the
+/// active workspace's, `/w/:id/opencode` and `/workspace/:id/opencode` that of the one with this id.
+///
+/// # Errors
+/// `WorkspaceNotFound`.
+pub fn workspace_of(ctx: &Ctx, request: &Request) -> Result<(Arc<Workspace>, String)> {
+    let workspace = match request.param("id") {
+        "" => reach::visible(ctx, request).into_iter().next(),
+        id => Some(ctx.lifecycle.registry().by_openwork_id(id)?),
+    };
+    let workspace = workspace.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))?;
+    Ok((workspace, mount(request.path()).unwrap_or_default().to_owned()))
+}
+
+/// Path and query for OpenCode, as the client wrote them.
+pub fn below<'a>(request: &'a Request, mount: &str) -> (&'a str, &'a str) {
+    let below = request.target().strip_prefix(mount).unwrap_or_default();
+    below.split_once('?').unwrap_or((below, ""))
 }
 
 /// `POST /workspace/:id/engine/reload`
@@ -67,6 +81,7 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// A request whose sender may do what it asks for.
 struct Job {
+    inspection: Inspection,
     call: Call,
     target: Target,
     settings: Opencode,
@@ -82,11 +97,13 @@ struct Services {
     tickets: crate::http::client::Tickets,
 }
 
-fn pass_on(ctx: &Ctx, request: &Request, workspace: &Workspace, mount: &str) -> Result<Answer> {
+/// `/opencode`, `/opencode/*`, `/w/:id/opencode`, `/w/:id/opencode/*`
+pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+    let request = &*request;
+    let (workspace, mount) = workspace_of(ctx, request)?;
     let settings = workspace.opencode();
     let target = Target::new(&settings.place)?;
-    let below = request.target().strip_prefix(mount).unwrap_or_default();
-    let (path, query) = below.split_once('?').unwrap_or((below, ""));
+    let (path, query) = below(request, &mount);
     rules::check_path(path)?;
     check_scope(ctx, request, path, query)?;
     let named = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case(opencode::DIRECTORY));
@@ -96,14 +113,17 @@ fn pass_on(ctx: &Ctx, request: &Request, workspace: &Workspace, mount: &str) -> 
     }
     let configured = settings.directory.as_ref().map(|directory| directory.to_string_lossy().into_owned());
     let directory = match named.first().filter(|named| !named.is_empty()) {
-        Some(named) => Some((*named).to_owned()),
+        Some(named) => Some(rules::header_inside(named, settings.root.as_deref())),
         None => configured.as_deref().map(rules::directory_header),
     };
+    let passed = request.target().strip_prefix(&mount).unwrap_or_default();
+    let write = writes::classify(request.method().as_str(), path, request.is_upgrade());
     let job = Job {
-        directories: rules::directories(query, named.into_iter()),
+        inspection: Inspection::new(ctx, request, &workspace, write),
+        directories: rules::directories(query, named.into_iter())?,
         call: Call {
             method: request.method().as_str(),
-            path_and_query: below.to_owned(),
+            path_and_query: rules::query_inside(passed, settings.root.as_deref()).into_owned(),
             headers: request.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             directory,
             upgrade: request.is_upgrade().then(|| request.subprotocols().map(str::to_owned).collect()),
@@ -122,7 +142,7 @@ fn pass_on(ctx: &Ctx, request: &Request, workspace: &Workspace, mount: &str) -> 
 }
 
 /// What the route's scope does not say.
-fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str) -> Result<()> {
+pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str) -> Result<()> {
     let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
     if scope == Scope::Viewer && request.is_upgrade() {
         return Err(Error::new(Code::Forbidden, "Viewer tokens are read-only; a WebSocket can write"));
@@ -189,37 +209,77 @@ impl Job {
             // Its client may take its time.
             aside.step(&self.services.stream_workers)?;
         }
+        let mut whole = None;
+        if self.inspection.needs_body() {
+            let body = request.body(bodies::INSPECTED_BYTES)?;
+            let Services { upstreams, .. } = &self.services;
+            self.inspection.check_body(&body, upstreams, &self.target, &self.call, &self.gone)?;
+            whole = Some(Cursor::new(body));
+        }
+        self.send(request, whole, &watch)
+    }
+
+    /// Passes the request on, with `whole` as its body if that was read already.
+    fn send(
+        &self,
+        request: &mut Request,
+        mut whole: Option<Cursor<Vec<u8>>>,
+        watch: &Rc<opencode::Watch>,
+    ) -> Result<opencode::Answer> {
+        let owner = request.actor().is_some_and(|actor| actor.scope == Scope::Owner);
+        let inside = |directory: &str| self.check_directory(directory, owner);
+        let check = |name: &'static str, value: Option<Value>| {
+            self.inspection.check_field(name, value.as_ref(), &inside)
+        };
+        let names = if self.inspection.checks_fields() { bodies::SESSION_FIELDS } else { &[] };
         let method = request.method();
-        let reader = request.reader();
+        let length = match &whole {
+            Some(body) => Some(body.get_ref().len() as u64),
+            // What waited for a person may be on disk.
+            None => request.body_length().filter(|length| *length <= limits::HELD_BODY_BYTES as u64),
+        };
+        let reader: &mut dyn Read = match &mut whole {
+            Some(body) => body,
+            None => request.reader(),
+        };
+        let mut body = CheckedBody::new(reader, FieldScanner::new(names), &check);
         let payload = match length {
             Some(0) if matches!(method, Method::Get | Method::Head | Method::Delete) => Payload::None,
             Some(length) => {
                 let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-                reader
-                    .read_to_end(&mut bytes)
-                    .map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
+                if let Err(error) = body.read_to_end(&mut bytes) {
+                    let broken = Error::new(Code::InvalidRequest, "The body broke off").because(error);
+                    return Err(body.refusal.take().unwrap_or(broken));
+                }
                 Payload::Whole(bytes)
             }
-            None => Payload::Streamed(reader),
+            None => Payload::Streamed(&mut body),
         };
-        self.services.upstreams.call(&self.target, &self.call, payload, &watch)
+        let answer = self.services.upstreams.call(&self.target, &self.call, payload, watch);
+        match body.refusal.take() {
+            Some(refusal) => Err(refusal),
+            None => answer,
+        }
     }
 
-    /// Everything that the client names must lie in the workspace's directory.
+    /// Everything that the client names must be in the workspace's directory.
     fn check_directories(&self, reply: &mut Reply) -> Result<()> {
-        let owner = reply.request().and_then(|request| request.actor().map(|actor| actor.scope));
-        for directory in &self.directories {
-            match &self.settings.directory {
-                Some(base) => rules::check_directory(directory, base, self.settings.is_here)?,
-                None if owner == Some(Scope::Owner) => {}
-                None => {
-                    let message =
-                        "Only owners can name a directory of a remote workspace that has none configured";
-                    return Err(Error::new(Code::Forbidden, message).detail("setting", "directory"));
-                }
+        let scope = reply.request().and_then(|request| request.actor().map(|actor| actor.scope));
+        self.directories
+            .iter()
+            .try_for_each(|directory| self.check_directory(directory, scope == Some(Scope::Owner)))
+    }
+
+    fn check_directory(&self, directory: &str, owner: bool) -> Result<()> {
+        match &self.settings.directory {
+            Some(base) => rules::check_directory(directory, base, self.settings.is_here),
+            None if owner => Ok(()),
+            None => {
+                let message =
+                    "Only owners can name a directory of a remote workspace that has none configured";
+                Err(Error::new(Code::Forbidden, message).detail("setting", "directory"))
             }
         }
-        Ok(())
     }
 
     fn pass_back(self, mut reply: Reply, answer: opencode::Answer, aside: &Aside) {
@@ -287,24 +347,27 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
-    use super::is_below;
+    use super::path_below;
 
     #[test]
-    fn only_what_is_passed_on() {
-        for target in [
-            "/opencode",
-            "/opencode/",
-            "/opencode?a",
-            "/opencode/x?y=/",
-            "/w/ws_1/opencode",
-            "/w/a/opencode/b",
+    fn only_paths_of_opencode_are_passed_on() {
+        for (target, below) in [
+            ("/opencode", ""),
+            ("/opencode/", "/"),
+            ("/opencode?a", ""),
+            ("/opencode/x?y=/", "/x"),
+            ("/w/ws_1/opencode", ""),
+            ("/w/a/opencode/b", "/b"),
+            ("/workspace/a/opencode", ""),
+            ("/workspace/a/opencode/b/c", "/b/c"),
+            ("/w/a/workspace/a/opencode/b", "/b"),
         ] {
-            assert!(is_below(target), "{target}");
+            assert_eq!(path_below(target), Some(below), "{target}");
         }
         for target in
-            ["/", "/opencodes", "/x?/opencode", "/w/opencode", "/w/a/opencode2", "/workspace/a/opencode", "*"]
+            ["/", "/opencodes", "/x?/opencode", "/w/opencode", "/w/a/opencode2", "/workspace/a/config", "*"]
         {
-            assert!(!is_below(target), "{target}");
+            assert_eq!(path_below(target), None, "{target}");
         }
     }
 }

@@ -65,11 +65,7 @@ impl Encoding {
 pub(super) fn make(ctx: &Ctx, request: &Request, asking: Asking) -> Result<Question> {
     let actor = request.actor().cloned().ok_or_else(|| Error::internal("a gated route without an actor"))?;
     let named = request.param("id");
-    let workspace = match named {
-        // Below `/opencode` it is the active one.
-        "" => ctx.lifecycle.registry().openwork_list().into_iter().next(),
-        id => reach::find(ctx, id),
-    };
+    let workspace = reach::concerned(ctx, request);
     let record = workspace.as_ref().map(|workspace| workspace.record());
     let name = record.as_ref().map(|record| record.shown.name.as_str());
     let mut more = Map::new();

@@ -69,7 +69,7 @@ pub fn check(ctx: &Ctx, route: &Route<Ctx>, request: &Request, actor: &Actor) ->
         Reach::Filtered => return Ok(()),
         Reach::Refused => return Err(refused("this needs a token that is not limited to workspaces")),
         Reach::Named => find(ctx, request.param("id")),
-        Reach::Active => ctx.lifecycle.registry().openwork_list().into_iter().next(),
+        Reach::Active => visible(ctx, request).into_iter().next(),
     };
     match reached {
         Some(workspace) if sees(actor, &workspace) => Ok(()),
@@ -87,13 +87,24 @@ pub fn sees_id(ctx: &Ctx, actor: &Actor, id: &str) -> bool {
     actor.workspace_ids.is_none() || find(ctx, id).is_some_and(|workspace| sees(actor, &workspace))
 }
 
-/// The workspaces of the OpenWork API that this request may know of, in their order.
+/// The workspaces of the OpenWork API that this request may know of, the active one first. A limited token has an active
+/// workspace of its own: it cannot redirect others, and they cannot lead it to where it may not be.
 pub fn visible(ctx: &Ctx, request: &Request) -> Vec<Arc<Workspace>> {
     let mut all = ctx.lifecycle.registry().openwork_list();
     if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
         all.retain(|workspace| sees(actor, workspace));
+        let chosen = ctx.lifecycle.registry().active_of(&actor.token_hash);
+        all.sort_by_key(|workspace| Some(workspace.id()) != chosen);
     }
     all
+}
+
+/// The workspace that a request names; below `/opencode` it is the active one.
+pub fn concerned(ctx: &Ctx, request: &Request) -> Option<Arc<Workspace>> {
+    match request.param("id") {
+        "" => visible(ctx, request).into_iter().next(),
+        id => find(ctx, id),
+    }
 }
 
 /// The workspace that either API calls so.

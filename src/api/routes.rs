@@ -71,13 +71,13 @@ const fn upload(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler }
 }
 
-/// Passed on to an OpenCode. Never gated, as observed: OpenCode asks for itself.
+/// Passed on to an OpenCode. What its programs do OpenCode asks about itself; what makes it run one of the caller's is gated.
 const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, effect) = match method {
         Get => (VIEWER, Effect::Read),
         _ => (COLLABORATOR, Effect::Write),
     };
-    Route { method, pattern, auth, gate: Gate::Open, effect, class: Class::Proxy, handler }
+    Route { method, pattern, auth, gate: Gate::Forwarded, effect, class: Class::Proxy, handler }
 }
 
 const VIEWER: Auth = Auth::Scope(Viewer);
@@ -185,26 +185,37 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/workspace/:id/artifacts", VIEWER, trays::artifacts),
     read("/workspace/:id/artifacts/:artifactId", VIEWER, trays::artifact),
     // OpenWork: the OpenCode behind a workspace. A slash at the end is a path, too.
-    proxy(Get, "/opencode", opencode::active),
-    proxy(Post, "/opencode", opencode::active),
-    proxy(Put, "/opencode", opencode::active),
-    proxy(Patch, "/opencode", opencode::active),
-    proxy(Delete, "/opencode", opencode::active),
-    proxy(Get, "/opencode/*", opencode::active),
-    proxy(Post, "/opencode/*", opencode::active),
-    proxy(Put, "/opencode/*", opencode::active),
-    proxy(Patch, "/opencode/*", opencode::active),
-    proxy(Delete, "/opencode/*", opencode::active),
-    proxy(Get, "/w/:id/opencode", opencode::mounted),
-    proxy(Post, "/w/:id/opencode", opencode::mounted),
-    proxy(Put, "/w/:id/opencode", opencode::mounted),
-    proxy(Patch, "/w/:id/opencode", opencode::mounted),
-    proxy(Delete, "/w/:id/opencode", opencode::mounted),
-    proxy(Get, "/w/:id/opencode/*", opencode::mounted),
-    proxy(Post, "/w/:id/opencode/*", opencode::mounted),
-    proxy(Put, "/w/:id/opencode/*", opencode::mounted),
-    proxy(Patch, "/w/:id/opencode/*", opencode::mounted),
-    proxy(Delete, "/w/:id/opencode/*", opencode::mounted),
+    proxy(Get, "/opencode", opencode::pass_on),
+    proxy(Post, "/opencode", opencode::pass_on),
+    proxy(Put, "/opencode", opencode::pass_on),
+    proxy(Patch, "/opencode", opencode::pass_on),
+    proxy(Delete, "/opencode", opencode::pass_on),
+    proxy(Get, "/opencode/*", opencode::pass_on),
+    proxy(Post, "/opencode/*", opencode::pass_on),
+    proxy(Put, "/opencode/*", opencode::pass_on),
+    proxy(Patch, "/opencode/*", opencode::pass_on),
+    proxy(Delete, "/opencode/*", opencode::pass_on),
+    proxy(Get, "/w/:id/opencode", opencode::pass_on),
+    proxy(Post, "/w/:id/opencode", opencode::pass_on),
+    proxy(Put, "/w/:id/opencode", opencode::pass_on),
+    proxy(Patch, "/w/:id/opencode", opencode::pass_on),
+    proxy(Delete, "/w/:id/opencode", opencode::pass_on),
+    proxy(Get, "/w/:id/opencode/*", opencode::pass_on),
+    proxy(Post, "/w/:id/opencode/*", opencode::pass_on),
+    proxy(Put, "/w/:id/opencode/*", opencode::pass_on),
+    proxy(Patch, "/w/:id/opencode/*", opencode::pass_on),
+    proxy(Delete, "/w/:id/opencode/*", opencode::pass_on),
+    // Observed clients use this name, too.
+    proxy(Get, "/workspace/:id/opencode", opencode::pass_on),
+    proxy(Post, "/workspace/:id/opencode", opencode::pass_on),
+    proxy(Put, "/workspace/:id/opencode", opencode::pass_on),
+    proxy(Patch, "/workspace/:id/opencode", opencode::pass_on),
+    proxy(Delete, "/workspace/:id/opencode", opencode::pass_on),
+    proxy(Get, "/workspace/:id/opencode/*", opencode::pass_on),
+    proxy(Post, "/workspace/:id/opencode/*", opencode::pass_on),
+    proxy(Put, "/workspace/:id/opencode/*", opencode::pass_on),
+    proxy(Patch, "/workspace/:id/opencode/*", opencode::pass_on),
+    proxy(Delete, "/workspace/:id/opencode/*", opencode::pass_on),
     // Changes no file of ours, so allowed on a read-only server, as observed.
     Route {
         method: Post,

@@ -138,7 +138,10 @@ pub fn mounted_list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let registry = ctx.lifecycle.registry();
     let workspace = registry.by_openwork_id(request.param("id"))?;
-    registry.activate(workspace.id());
+    match request.actor().filter(|actor| actor.workspace_ids.is_some()) {
+        Some(limited) => registry.activate_for(&limited.token_hash, workspace.id()),
+        None => registry.activate(workspace.id()),
+    }
     now(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
 }
 
@@ -165,18 +168,22 @@ pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ))
 }
 
-/// The OpenWork workspace object; absent values are left out. Viewers do not get OpenCode's password.
+/// The OpenWork workspace object; absent values are left out. OpenCode's password is for owners, and for the client token
+/// where whoever started the server passed it, as the orchestrator compares it then.
 fn shown(workspace: &Workspace, request: &Request) -> Value {
     shown_to(request)(workspace)
 }
 
 /// The same, for later.
 fn shown_to(request: &Request) -> impl Fn(&Workspace) -> Value + Send + use<> {
-    let trusted = request.actor().is_some_and(|actor| actor.scope >= Scope::Collaborator);
-    move |workspace| object(workspace, trusted)
+    let actor = request.actor();
+    let user = actor.is_some_and(|actor| actor.scope >= Scope::Collaborator);
+    let owner = actor.is_some_and(|actor| actor.scope >= Scope::Owner);
+    let client = user && actor.is_some_and(|actor| !actor.is_scoped);
+    move |workspace| object(workspace, user, owner || client && workspace.password_is_shared())
 }
 
-fn object(workspace: &Workspace, trusted: bool) -> Value {
+fn object(workspace: &Workspace, user: bool, password: bool) -> Value {
     let record = workspace.record();
     let mut object = json!({
         "id": workspace.openwork_id,
@@ -185,7 +192,7 @@ fn object(workspace: &Workspace, trusted: bool) -> Value {
     });
     let connection = workspace.connection();
     object["workspaceType"] = json!(workspace.kind_of_place());
-    let local = workspace.kind_of_place() != "remote";
+    let directory = workspace.opencode().directory.map(|directory| directory.to_string_lossy().into_owned());
     let mut opencode = serde_json::Map::new();
     let mut put = |key: &str, value: Option<&String>| {
         if let Some(value) = value {
@@ -193,9 +200,11 @@ fn object(workspace: &Workspace, trusted: bool) -> Value {
         }
     };
     put("baseUrl", connection.base_url.as_ref());
-    put("directory", connection.directory.as_ref().or(local.then_some(&record.shown.path)));
-    if trusted {
+    put("directory", directory.as_ref());
+    if user {
         put("username", connection.username.as_ref());
+    }
+    if password {
         put("password", connection.password.as_ref());
     }
     for (key, value) in [("baseUrl", &connection.base_url), ("directory", &connection.directory)] {

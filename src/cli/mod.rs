@@ -91,6 +91,8 @@ Workspaces
   --opencode-timeout SECONDS how long it may take for the head of an answer, 1 to 86400 [600]
   --max-proxied N            requests that wait for it at once, 1 to 1024; slow ones count as streams [16]
   --permission-replies SCOPE who may answer what it asks: owner or collaborator [owner]
+  --opencode-shell SCOPE     who may use its terminals and shell commands on a host workspace with --approval auto:
+                             owner or collaborator [owner]
 
 Commands and containers
   --max-runs N               commands that may run at once, 1 to 1024 [256]
@@ -139,7 +141,7 @@ Environment
   OPENWORK_OPENCODE_BASE_URL, OPENWORK_OPENCODE_DIRECTORY, OPENWORK_OPENCODE_USERNAME,
   OPENWORK_OPENCODE_PASSWORD --opencode-…
   BERTH_OPENCODE_TIMEOUT     --opencode-timeout        BERTH_MAX_PROXIED                   --max-proxied
-  BERTH_PERMISSION_REPLIES   --permission-replies
+  BERTH_PERMISSION_REPLIES   --permission-replies      BERTH_OPENCODE_SHELL                --opencode-shell
   BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
   OPENWORK_DATA_DIR          its folder berth is the default of --data-dir
   BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host
@@ -178,8 +180,8 @@ Files
   ~/.config/openwork/server.json
       host, port, token, hostToken, approval {mode, timeoutMs}, workspaces [{path, name, workspaceType, baseUrl,
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
-      opencodeUsername, opencodePassword, opencodeTimeout, maxProxied, permissionReplies, logFormat,
-      logRequests, dataDir, listen [], allowedHosts [],
+      opencodeUsername, opencodePassword, opencodeTimeout, maxProxied, permissionReplies, opencodeShell,
+      logFormat, logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
       runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads, idleTimeout, rootBackend,
       privateRange, privateDns []. Plain JSON; relative paths start from the file's folder.

@@ -77,6 +77,9 @@ pub struct ServeArgs {
     /// who may answer OpenCode's permission requests
     #[argh(option)]
     pub permission_replies: Option<String>,
+    /// who may use OpenCode's terminals and shell commands on a host workspace in automatic mode
+    #[argh(option)]
+    pub opencode_shell: Option<String>,
     /// workspace folders
     #[argh(option)]
     pub workspace: Vec<String>,
@@ -227,6 +230,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--max-proxied", Once),
     ("--opencode-timeout", Once),
     ("--permission-replies", Once),
+    ("--opencode-shell", Once),
     ("--workspace", Many),
     ("--cors", Once),
     ("--read-only", Switch),

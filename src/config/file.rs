@@ -36,6 +36,7 @@ pub struct ServerJson {
     pub max_proxied: Option<u64>,
     pub opencode_timeout: Option<u64>,
     pub permission_replies: Option<String>,
+    pub opencode_shell: Option<String>,
     pub log_format: Option<String>,
     pub log_requests: Option<bool>,
     pub data_dir: Option<String>,

@@ -7,7 +7,7 @@ use crate::base::{Result, limits};
 use crate::server::Proxying;
 
 use super::args::ServeArgs;
-use super::sources::Sources;
+use super::sources::{Given, Sources};
 use super::values;
 
 /// A day; whoever needs more wants a stream.
@@ -37,16 +37,25 @@ pub(super) fn proxying(sources: &Sources<'_>, args: &ServeArgs) -> Result<Proxyi
         "permissionReplies",
         json.permission_replies.clone(),
     )?;
+    let shell = sources.pick(
+        "--opencode-shell",
+        args.opencode_shell.as_deref(),
+        "BERTH_OPENCODE_SHELL",
+        "opencodeShell",
+        json.opencode_shell.clone(),
+    )?;
+    let words = [("owner", Scope::Owner), ("collaborator", Scope::Collaborator)];
+    let scope = |given: Option<Given>| {
+        given.map_or(Ok(Scope::Owner), |given| values::word(&given.place, &given.text, &words))
+    };
     Ok(Proxying {
         workers: workers
             .map_or(Ok(limits::PROXY_WORKERS), |given| values::count(&given.place, &given.text, 1..=1024))?,
         patience: patience.map_or(Ok(limits::UPSTREAM_ANSWER), |given| {
             values::number(&given.place, &given.text, 1..=TIMEOUT_MAX).map(Duration::from_secs)
         })?,
-        permission_replies: replies.map_or(Ok(Scope::Owner), |given| {
-            let words = [("owner", Scope::Owner), ("collaborator", Scope::Collaborator)];
-            values::word(&given.place, &given.text, &words)
-        })?,
+        permission_replies: scope(replies)?,
+        opencode_shell: scope(shell)?,
     })
 }
 
@@ -71,19 +80,19 @@ mod tests {
     fn flags_variables_and_defaults() {
         let all = |flags: &[&str], env: &[(&str, &str)]| {
             let made = made(flags, env).unwrap();
-            (made.workers, made.patience.as_secs(), made.permission_replies)
+            (made.workers, made.patience.as_secs(), made.permission_replies, made.opencode_shell)
         };
         let env = [
             ("BERTH_MAX_PROXIED", "2"),
             ("BERTH_OPENCODE_TIMEOUT", "3"),
             ("BERTH_PERMISSION_REPLIES", "collaborator"),
+            ("BERTH_OPENCODE_SHELL", "collaborator"),
         ];
-        assert_eq!(all(&[], &[]), (16, 600, Scope::Owner));
-        assert_eq!(all(&[], &env), (2, 3, Scope::Collaborator));
+        assert_eq!(all(&[], &[]), (16, 600, Scope::Owner, Scope::Owner));
+        assert_eq!(all(&[], &env), (2, 3, Scope::Collaborator, Scope::Collaborator));
         let flags = ["--max-proxied=1024", "--opencode-timeout=86400", "--permission-replies=owner"];
-        assert_eq!(all(&flags, &env), (1024, 86400, Scope::Owner));
-        for flag in
-            ["--max-proxied=0", "--max-proxied=x", "--opencode-timeout=0", "--permission-replies=viewer"]
+        assert_eq!(all(&flags, &env), (1024, 86400, Scope::Owner, Scope::Collaborator));
+        for flag in ["--max-proxied=0", "--max-proxied=x", "--opencode-timeout=0", "--opencode-shell=viewer"]
         {
             let error = made(&[flag], &[]).unwrap_err();
             assert!(error.message().starts_with(flag.split('=').next().unwrap()), "{error}");

@@ -390,6 +390,7 @@ impl Sources<'_> {
                     directory: json.directory.clone(),
                     opencode_username: json.opencode_username.clone(),
                     opencode_password: json.opencode_password.clone(),
+                    password_is_shared: false,
                 };
                 add(&place("path"), workspace)?;
             }
@@ -432,6 +433,10 @@ impl Sources<'_> {
         for workspace in workspaces {
             fill(&mut workspace.base_url, base_url.as_ref());
             fill(&mut workspace.opencode_username, username.as_ref().map(|given| &given.text));
+            if workspace.opencode_password.is_none() {
+                let file = |given: &Given| given.source == Source::File;
+                workspace.password_is_shared = !password.as_ref().is_none_or(file);
+            }
             fill(&mut workspace.opencode_password, password.as_ref().map(|given| &given.text));
             if alone {
                 fill(&mut workspace.directory, directory.as_ref().map(|given| &given.text));
@@ -580,6 +585,7 @@ fn local(path: PathBuf) -> Configured {
         directory: None,
         opencode_username: None,
         opencode_password: None,
+        password_is_shared: false,
     }
 }
 

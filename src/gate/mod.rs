@@ -57,7 +57,7 @@ pub type Handle = Box<dyn FnOnce(Request)>;
 
 /// Who answers the request of this path and query so; `None`: it goes inside. Never asked for what comes in pieces, or
 /// wants another protocol.
-pub type Direct = Arc<dyn Fn(&str) -> Option<Handle> + Send + Sync>;
+pub type Direct = Arc<dyn Fn(&str, &str) -> Option<Handle> + Send + Sync>;
 
 /// What was decided before the start.
 pub struct Settings {

@@ -202,7 +202,8 @@ impl Connection<'_> {
             Held::Broken => return Ok(Next::Close),
         };
         self.frame(&head, streamed);
-        let handle = if streamed || head.upgrade { None } else { (self.gate.direct)(self.target()) };
+        let (method, target) = self.method_and_target();
+        let handle = if streamed || head.upgrade { None } else { (self.gate.direct)(method, target) };
         if let Some(handle) = handle {
             return self.answer_here(head, handle);
         }
@@ -210,10 +211,11 @@ impl Connection<'_> {
         self.exchange(head, inside, streamed)
     }
 
-    /// Path and query, of the head that goes in.
-    fn target(&self) -> &str {
+    /// The method, and path and query, of the head that goes in.
+    fn method_and_target(&self) -> (&str, &str) {
         let mut words = self.to_inside.splitn(3, |byte| *byte == b' ');
-        words.nth(1).and_then(|target| std::str::from_utf8(target).ok()).unwrap_or_default()
+        let mut next = || words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
+        (next(), next())
     }
 
     fn hold(&mut self, body: &mut Body) -> Result<Held> {

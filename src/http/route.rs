@@ -28,6 +28,8 @@ pub enum Gate {
     /// Whoever asks, owners and hosts too, as observed on the OpenWork routes. The handler checks the request first and
     /// answers with [`Answer::Prepared`].
     Everyone(&'static str),
+    /// Unless an owner asks, for what the OpenCode that it is passed on to would do with it.
+    Forwarded,
 }
 
 /// Whether it changes anything; a read-only server refuses writes.

@@ -39,35 +39,83 @@ impl Own {
     }
 }
 
-/// An IPv4 address, where that is what an IPv6 one stands for (RFC 4291, 2.5.5.2; RFC 6052).
+/// An IPv4 address, where an IPv6 one reaches that machine itself (RFC 4291, 2.5.5.2; RFC 6052).
 fn plain(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     if let Some(v4) = v6.to_ipv4_mapped() {
         return v4.into();
     }
-    match v6.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-            Ipv4Addr::new(a, b, c, d).into()
-        }
+    match v6.octets() {
+        [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] => Ipv4Addr::new(a, b, c, d).into(),
         _ => ip,
     }
 }
 
+/// The IPv4 addresses to which a translator or a tunnel could take packets for an IPv6 one. An address can look like
+/// several, so all are checked.
+fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
+    let o = v6.octets();
+    let mut found = Vec::new();
+    let mut at = |places: [usize; 4], flip: u8| {
+        let [a, b, c, d] = places.map(|place| o[place] ^ flip);
+        found.push(Ipv4Addr::new(a, b, c, d));
+    };
+    const LAST: [usize; 4] = [12, 13, 14, 15];
+    match o {
+        // IPv4-compatible and IPv4-translated (RFC 4291, 2.5.5.1; RFC 2765, 2.1).
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ..] | [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, ..] => {
+            at(LAST, 0)
+        }
+        // The local prefix of NAT64 (RFC 8215), with any length of RFC 6052, 2.2.
+        [0, 0x64, 0xff, 0x9b, 0, 1, ..] => {
+            for places in [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], LAST] {
+                at(places, 0);
+            }
+        }
+        // 6to4 (RFC 3056).
+        [0x20, 0x02, ..] => at([2, 3, 4, 5], 0),
+        // Teredo: the server, and the client with each bit flipped (RFC 4380, 4).
+        [0x20, 0x01, 0, 0, ..] => {
+            at([4, 5, 6, 7], 0);
+            at(LAST, 0xff);
+        }
+        // ISATAP, behind any prefix (RFC 5214, 6.1).
+        [_, _, _, _, _, _, _, _, 0 | 2, 0, 0x5e, 0xfe, ..] => at(LAST, 0),
+        _ => {}
+    }
+    found
+}
+
 fn refused(ip: IpAddr) -> Option<&'static str> {
-    /// Of Alibaba, Oracle and Azure; the others are link-local.
-    const V4: [Ipv4Addr; 3] =
-        [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
-    /// Of AWS.
-    const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     match ip {
-        IpAddr::V4(v4) if v4.is_link_local() => Some(LINK_LOCAL),
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(LINK_LOCAL),
-        IpAddr::V4(v4) if V4.contains(&v4) => Some(METADATA),
-        IpAddr::V6(v6) if v6 == V6 => Some(METADATA),
         // RFC 1122, 3.2.1.3: all of 0/8, which Linux takes for this machine.
         IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.is_multicast() || v4.is_broadcast() => Some(NOBODY),
         IpAddr::V6(v6) if v6.is_unspecified() || v6.is_multicast() => Some(NOBODY),
+        IpAddr::V4(v4) => forbidden(v4),
+        IpAddr::V6(v6) => forbidden_v6(v6).or_else(|| embedded(v6).into_iter().find_map(forbidden)),
+    }
+}
+
+fn forbidden(v4: Ipv4Addr) -> Option<&'static str> {
+    /// Of Alibaba, Oracle and Azure; the others are link-local.
+    const SERVICES: [Ipv4Addr; 3] =
+        [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
+    match v4 {
+        v4 if v4.is_link_local() => Some(LINK_LOCAL),
+        v4 if SERVICES.contains(&v4) => Some(METADATA),
+        _ => None,
+    }
+}
+
+fn forbidden_v6(v6: Ipv6Addr) -> Option<&'static str> {
+    match v6.segments() {
+        _ if v6.is_unicast_link_local() => Some(LINK_LOCAL),
+        // AWS keeps its instance metadata (::254), credentials of pods (::23), time and names in this prefix.
+        [0xfd00, 0xec2, ..]
+        // Google Cloud.
+        | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
+        // Scaleway.
+        | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => Some(METADATA),
         _ => None,
     }
 }
@@ -90,6 +138,20 @@ mod tests {
             ("[fe80::1]:80", Some(LINK_LOCAL)),
             ("100.100.100.200:80", Some(METADATA)),
             ("[fd00:ec2::254]:80", Some(METADATA)),
+            ("[fd00:ec2::23]:80", Some(METADATA)),
+            ("[fd20:ce::254]:80", Some(METADATA)),
+            ("[fd00:42::42]:80", Some(METADATA)),
+            ("[::169.254.169.254]:80", Some(LINK_LOCAL)),
+            ("[::ffff:0:169.254.169.254]:80", Some(LINK_LOCAL)),
+            ("[::100.100.100.200]:80", Some(METADATA)),
+            ("[64:ff9b::100.100.100.200]:80", Some(METADATA)),
+            ("[64:ff9b:1::169.254.169.254]:80", Some(LINK_LOCAL)),
+            ("[64:ff9b:1:a9fe:a9:fe00::]:80", Some(LINK_LOCAL)),
+            ("[64:ff9b:1:1234::169.254.1.1]:80", Some(LINK_LOCAL)),
+            ("[2002:a9fe:a9fe::1]:80", Some(LINK_LOCAL)),
+            ("[2001:0:a9fe:a9fe::1]:80", Some(LINK_LOCAL)),
+            ("[2001::5601:5601]:80", Some(LINK_LOCAL)),
+            ("[fd12::5efe:169.254.169.254]:80", Some(LINK_LOCAL)),
             ("0.0.0.0:4096", Some(NOBODY)),
             ("0.1.2.3:4096", Some(NOBODY)),
             ("[::]:4096", Some(NOBODY)),
@@ -100,6 +162,9 @@ mod tests {
             ("10.0.0.1:4096", None),
             ("192.168.1.1:443", None),
             ("[fd00::1]:443", None),
+            ("[2001:db8::a9fe:a9fe]:443", None),
+            ("[2002:c000:204::1]:443", None),
+            ("[64:ff9b::192.0.2.1]:443", None),
         ] {
             assert_eq!(own.refuses(address.parse().unwrap()), want, "{address}");
         }

@@ -1,11 +1,13 @@
 //! The way to the OpenCode behind a workspace. In reading order: `target` (where it is), `rules` and `headers` (what is
-//! passed on), `upstream` (a call and its answer), `wire` and `watch` (the connection, and what ends a wait for it),
-//! `lookup` and `address` (where a name is, and where no upstream can be), `relay` (after an upgrade), `reload`.
+//! passed on), `writes`, `bodies` and `fields` (what could make OpenCode run a program), `upstream` (a call and its
+//! answer), `wire` and `watch` (the connection, and what ends a wait for it), `lookup` and `address` (where a name is, and where no upstream can be), `relay` (after an upgrade), `reload`.
 //!
 //! Knows no routes, no requests of ours and no workspaces. Threads: the caller's. A call belongs to one thread: it waits
 //! there for the upstream, its client, its credential and the server's end at once.
 
 pub mod address;
+pub mod bodies;
+pub mod fields;
 mod headers;
 mod lookup;
 pub mod relay;
@@ -15,6 +17,7 @@ pub mod target;
 pub mod upstream;
 pub mod watch;
 mod wire;
+pub mod writes;
 
 pub use headers::DIRECTORY;
 pub use lookup::HostLookup;

@@ -2,6 +2,7 @@
 //! directories outside of the workspace. Paths are read as OpenCode reads them (WHATWG URL, one percent-decoding), and
 //! in doubt as more than they are. Pure, but for [`check_directory`], which asks the file system.
 
+use std::borrow::Cow;
 use std::path::{Component, Path};
 
 use crate::base::{Code, Error, Result};
@@ -11,7 +12,8 @@ fn decode(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        let hex = bytes.get(at + 1..at + 3).filter(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+        let hex = hex.and_then(|hex| std::str::from_utf8(hex).ok());
         match (bytes[at], hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -37,38 +39,74 @@ pub fn check_path(path: &str) -> Result<()> {
     Ok(())
 }
 
+/// The segments of a path as some version of OpenCode could read them, in lower case: 1.18 ends a path at a `;`, and its
+/// router ignores case.
+pub(super) fn words(path: &str) -> Vec<String> {
+    let decoded = decode(path, false).to_lowercase();
+    decoded.split(['/', '\\', ';', '?', '#']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
 /// Whether a write to this path answers a permission request, or changes what was answered.
 pub fn is_about_permissions(path: &str) -> bool {
-    decode(path, false).split(['/', '\\']).any(|segment| {
-        segment.eq_ignore_ascii_case("permission") || segment.eq_ignore_ascii_case("permissions")
-    })
+    words(path).iter().any(|word| word == "permission" || word == "permissions")
 }
 
 /// Whether a path leads to what OpenCode tells with its secrets filled in: where a configuration says `{env:…}` or
 /// `{file:…}`, it shows what stands there, and a provider with its key.
 pub fn tells_secrets(path: &str) -> bool {
-    let words = ["config", "provider", "providers"];
-    decode(path, false)
-        .split(['/', '\\'])
-        .any(|segment| words.iter().any(|word| segment.eq_ignore_ascii_case(word)))
+    words(path).iter().any(|word| ["config", "provider", "providers"].contains(&word.as_str()))
 }
 
-/// Every directory that a request names, in each of the ways in which OpenCode may read it.
-pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let from_query = query.split('&').filter_map(|pair| {
+/// Every directory that a request names, in each of the ways in which OpenCode may read it: with decodeURIComponent(), and
+/// where that fails as it is.
+///
+/// # Errors
+/// `InvalidPath` for what would be read differently there: escapes that are malformed or no UTF-8, and a header that is
+/// not ASCII, which OpenCode reads as Latin-1.
+pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+    let malformed = |text: &str| {
+        let message =
+            "The directory is not percent-encoded correctly; encode it as encodeURIComponent() does";
+        Error::new(Code::InvalidPath, message).detail("directory", text)
+    };
+    let mut all = Vec::new();
+    for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode(name, true);
-        (name == "directory" || name.ends_with("[directory]")).then(|| decode(value, true))
-    });
-    let mut all: Vec<String> = from_query.collect();
-    // 1.1 decodes a query twice, later versions do not; all decode the header.
-    let again: Vec<String> =
-        all.iter().filter(|text| text.contains('%')).map(|text| decode(text, false)).collect();
-    all.extend(again.into_iter().chain(headers.map(|text| decode(text, false))));
+        if name == "directory" || name.ends_with("[directory]") {
+            let once = decode_strictly(&value.replace('+', " ")).ok_or_else(|| malformed(value))?;
+            // 1.1 decodes a query twice, later versions do not; all decode the header.
+            all.extend(decode_strictly(&once));
+            all.push(once);
+        }
+    }
+    for header in headers {
+        let decoded = Some(header).filter(|header| header.is_ascii()).and_then(decode_strictly);
+        all.push(decoded.ok_or_else(|| malformed(header))?);
+    }
     all.retain(|directory| !directory.is_empty());
     all.sort_unstable();
     all.dedup();
-    all
+    Ok(all)
+}
+
+/// decodeURIComponent() of JavaScript; `None` where that throws.
+fn decode_strictly(text: &str) -> Option<String> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((byte, behind)) = rest.split_first() {
+        let (decoded, behind) = match byte {
+            b'%' => {
+                let (hex, behind) = behind.split_at_checked(2)?;
+                let digits = hex.iter().all(u8::is_ascii_hexdigit);
+                let hex = std::str::from_utf8(hex).ok().filter(|_| digits)?;
+                (u8::from_str_radix(hex, 16).ok()?, behind)
+            }
+            byte => (*byte, behind),
+        };
+        out.push(decoded);
+        rest = behind;
+    }
+    String::from_utf8(out).ok()
 }
 
 /// Whether a query or header leads to another of OpenCode's own workspaces.
@@ -84,6 +122,34 @@ pub fn names_workspace<'a>(query: &str, mut headers: impl Iterator<Item = (&'a s
 pub fn directory_header(directory: &str) -> String {
     let plain = directory.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%');
     if plain { directory.to_owned() } else { query_value(directory) }
+}
+
+/// The path inside of a container whose root is `root` on the host, for one that is named from the host.
+fn inside(directory: &str, root: &Path) -> Option<String> {
+    let below = Path::new(directory).strip_prefix(root).ok()?;
+    Some(format!("/{}", below.to_string_lossy()))
+}
+
+/// A directory header for the OpenCode in the container with this root.
+pub fn header_inside(header: &str, root: Option<&Path>) -> String {
+    let named = root.and_then(|root| inside(&decode_strictly(header)?, root));
+    named.map_or_else(|| header.to_owned(), |named| directory_header(&named))
+}
+
+/// A path and query for the OpenCode in the container with this root.
+pub fn query_inside<'a>(path_and_query: &'a str, root: Option<&Path>) -> Cow<'a, str> {
+    let Some((root, (path, query))) = root.zip(path_and_query.split_once('?')) else {
+        return path_and_query.into();
+    };
+    let pairs = query.split('&').map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let plain = decode(name, true);
+        let named = (plain == "directory" || plain.ends_with("[directory]"))
+            .then(|| inside(&decode_strictly(&value.replace('+', " "))?, root))
+            .flatten();
+        named.map_or_else(|| pair.to_owned(), |named| format!("{name}={}", query_value(&named)))
+    });
+    format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")).into()
 }
 
 /// How a text stands in a query.
@@ -149,6 +215,7 @@ mod tests {
             "//permission//x//reply",
             "/a\\permission\\x\\reply",
             "/Permission/x/reply",
+            "/x/permission;a",
         ] {
             assert!(is_about_permissions(path), "{path}");
         }
@@ -169,6 +236,7 @@ mod tests {
             "/c%6fnfig",
             "//Config/",
             "/api/provider/x",
+            "/config;x",
         ] {
             assert!(tells_secrets(path), "{path}");
         }
@@ -179,18 +247,37 @@ mod tests {
 
     #[test]
     fn directories_in_every_spelling() {
-        let found = |query: &str| directories(query, std::iter::empty());
+        let found = |query: &str| directories(query, std::iter::empty()).unwrap();
         assert_eq!(found("x=1&directory=/a%20b+c&directoryx=/n"), ["/a b c"]);
         assert_eq!(found("%64irectory=%2Fetc"), ["/etc"]);
         assert_eq!(found("location%5Bdirectory%5D=/e&directory="), ["/e"]);
         assert_eq!(found("directory=%252Fetc"), ["%2Fetc", "/etc"]);
-        assert_eq!(directories("", ["/a", "%2Fb"].into_iter()), ["/a", "/b"]);
+        assert_eq!(found("directory=/100%25"), ["/100%"]);
+        assert_eq!(directories("", ["/a", "%2Fb"].into_iter()).unwrap(), ["/a", "/b"]);
+        for odd in ["/a%41%zz", "/a%", "/a%4", "/a%+1", "/a%ff", "/a%c3%28", "/a%ed%a0%80"] {
+            assert!(directories("", [odd].into_iter()).is_err(), "{odd}");
+            assert!(directories(&format!("directory={odd}"), std::iter::empty()).is_err(), "{odd}");
+        }
+        assert!(directories("", ["/ü"].into_iter()).is_err());
         assert!(names_workspace("a=1&workspac%65=x", std::iter::empty()));
         assert!(!names_workspace("workspaces=x", std::iter::empty()));
         for (plain, header) in [("/a/b", "/a/b"), ("/ü b", "/%C3%BC%20b"), ("/100%", "/100%25")] {
             assert_eq!(directory_header(plain), header);
             assert_eq!(decode(header, false), plain);
         }
+    }
+
+    #[test]
+    fn host_paths_become_paths_inside() {
+        let root = Some(Path::new("/c/root"));
+        for (header, want) in
+            [("/c/root", "/"), ("%2Fc%2Froot%2Fa%20b", "/a%20b"), ("/x", "/x"), ("/c/roots", "/c/roots")]
+        {
+            assert_eq!(header_inside(header, root), want);
+        }
+        assert_eq!(query_inside("/f?a=1&directory=/c/root/x%20y&b", root), "/f?a=1&directory=/x%20y&b");
+        assert_eq!(query_inside("/f?location%5Bdirectory%5D=/c/root", root), "/f?location%5Bdirectory%5D=/");
+        assert_eq!(query_inside("/f?directory=/c/root", None), "/f?directory=/c/root");
     }
 
     #[test]

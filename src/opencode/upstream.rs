@@ -173,6 +173,11 @@ impl Upstreams {
         Rc::new(Watch::new(self.stop.clone(), gone, self.patience, call.upgrade.is_some()))
     }
 
+    /// The same with another deadline for the head of the answer.
+    pub(super) fn watch_for(&self, call: &Call, gone: Cancel, patience: Duration) -> Rc<Watch> {
+        Rc::new(Watch::new(self.stop.clone(), gone, patience.min(self.patience), call.upgrade.is_some()))
+    }
+
     /// Calls `target`, and waits for the head of its answer.
     ///
     /// # Errors

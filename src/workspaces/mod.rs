@@ -35,6 +35,9 @@ pub struct Configured {
     pub opencode_username: Option<String>,
     /// For OpenCode's basic authentication.
     pub opencode_password: Option<String>,
+    /// The password came with a flag or the environment. The client token may see it then: the orchestrator that passed it
+    /// compares.
+    pub password_is_shared: bool,
 }
 
 impl std::fmt::Debug for Configured {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::record::Kind;
 use super::{Configured, Workspace};
 use crate::opencode::Place;
 
@@ -18,6 +19,8 @@ pub struct Opencode {
     pub directory: Option<PathBuf>,
     /// It sees the same files as we do.
     pub is_here: bool,
+    /// The root of the container that it is in, as the host names it. All other paths are those inside.
+    pub root: Option<PathBuf>,
 }
 
 /// Address, directory and credential as somebody wrote them down.
@@ -113,6 +116,12 @@ impl Workspace {
         effective(self.record().opencode.as_ref(), configured(self.configured.as_ref()))
     }
 
+    /// Whether the client token may see the password: it came with a flag or the environment.
+    pub fn password_is_shared(&self) -> bool {
+        let shared = self.configured.as_ref().filter(|configured| configured.password_is_shared);
+        shared.is_some_and(|configured| configured.opencode_password == self.connection().password)
+    }
+
     /// `local`, or `remote` when its files are not here.
     pub fn kind_of_place(&self) -> &str {
         self.configured.as_ref().map_or("local", |configured| &configured.workspace_type)
@@ -145,10 +154,15 @@ impl Workspace {
     /// The same with another connection.
     pub fn opencode_at(&self, connection: Connection) -> Opencode {
         let record = self.record();
-        let is_here = self.kind_of_place() != "remote";
-        let own = || is_here.then(|| record.shown.path.clone());
+        let root = (record.shown.workspace_type == Kind::Container).then(|| record.shown.path.clone());
+        let is_here = root.is_none() && self.kind_of_place() != "remote";
+        let own = || match root {
+            Some(_) => Some("/".to_owned()),
+            None => is_here.then(|| record.shown.path.clone()),
+        };
         Opencode {
             directory: connection.directory.clone().or_else(own).map(PathBuf::from),
+            root: root.clone().map(PathBuf::from),
             place: Place {
                 workspace: record.shown.name.as_str().to_owned(),
                 base_url: connection.base_url,

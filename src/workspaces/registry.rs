@@ -4,7 +4,7 @@
 //! Locks, in this order: `workspaces` (level 1, to look up or insert an Arc), then one record's file (level 3, in
 //! `store::json`). No file is touched under the first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -102,7 +102,12 @@ pub struct Registry {
     workspaces: RwLock<HashMap<Uuid, Arc<Workspace>>>,
     /// The configured ones in their order, for the OpenWork API, and which is active.
     active: Mutex<Vec<Uuid>>,
+    /// Which is active for a token that is limited to some workspaces, by the token's hash.
+    active_of: Mutex<BTreeMap<String, Uuid>>,
 }
+
+/// How many limited tokens can have chosen a workspace. Beyond it one that was chosen is forgotten.
+const CHOICES: usize = 4096;
 
 const RECORD: &str = "workspace.json";
 const STAGING: &str = ".new-";
@@ -133,6 +138,7 @@ impl Registry {
             trash,
             workspaces: RwLock::default(),
             active: Mutex::default(),
+            active_of: Mutex::default(),
         };
         registry.load()?;
         let default = Configured {
@@ -143,6 +149,7 @@ impl Registry {
             directory: None,
             opencode_username: None,
             opencode_password: None,
+            password_is_shared: false,
         };
         let wanted = if configured.is_empty() { std::slice::from_ref(&default) } else { configured };
         for (position, workspace) in wanted.iter().enumerate() {
@@ -304,6 +311,20 @@ impl Registry {
         let mut order = lock(&self.active);
         order.retain(|known| *known != id);
         order.insert(0, id);
+    }
+
+    /// Makes a workspace the active one of one token alone, by the token's hash.
+    pub fn activate_for(&self, token: &str, id: Uuid) {
+        let mut chosen = lock(&self.active_of);
+        if chosen.len() >= CHOICES && !chosen.contains_key(token) {
+            chosen.pop_first();
+        }
+        chosen.insert(token.to_owned(), id);
+    }
+
+    /// The workspace that this token has made active for itself.
+    pub fn active_of(&self, token: &str) -> Option<Uuid> {
+        lock(&self.active_of).get(token).copied()
     }
 
     /// Makes a workspace as a client asked for it, from a template if it named one: then it is a container.

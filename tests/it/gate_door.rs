@@ -70,7 +70,7 @@ impl Place {
             allowed_hosts: Vec::new(),
             cors_origins: Vec::new(),
             body_cap: Arc::new(|_, _| 4 << 20),
-            direct: Arc::new(|_| None),
+            direct: Arc::new(|_, _| None),
             private_folder: private.clone(),
             gone: inside.gone.clone(),
             tickets: inside.tickets.clone(),

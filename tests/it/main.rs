@@ -60,6 +60,7 @@ mod mounts;
 mod network;
 mod opencode;
 mod opencode_address;
+mod opencode_programs;
 mod opencode_real;
 mod opencode_streams;
 mod openwork_promises;

@@ -403,6 +403,17 @@ fn directories_stay_inside_the_workspace() {
         let reply = ask(query, header).expect(403);
         assert_eq!(reply.value()["code"], "forbidden", "{query} {header:?}");
     }
+    // OpenCode takes what it cannot decode as it is: it would lead elsewhere than what was checked.
+    std::os::unix::fs::symlink("/etc", server.work.join("a%41%zz")).unwrap();
+    std::fs::create_dir(server.work.join("aA%zz")).unwrap();
+    for odd in ["a%41%zz", "a%", "a%4", "a%ff", "s%FCb"] {
+        for (query, header) in
+            [(format!("directory={work}/{odd}"), None), (String::new(), Some(format!("{work}/{odd}")))]
+        {
+            let reply = ask(&query, header.as_deref()).expect(400);
+            assert_eq!(reply.value()["code"], "invalid_path", "{query} {header:?}");
+        }
+    }
     upstream.saw_nothing();
 }
 

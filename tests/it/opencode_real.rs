@@ -19,7 +19,11 @@ use crate::server::{CLIENT_TOKEN, Server, Setup, run};
 
 /// An OpenCode and a berth before it.
 fn pair(version: &str) -> (Opencode, Server) {
-    let setup = Setup::new();
+    pair_with(version, "--opencode-shell=owner")
+}
+
+fn pair_with(version: &str, argument: &str) -> (Opencode, Server) {
+    let setup = Setup::new().arg(argument);
     let scratch = setup.scratch().path().to_owned();
     let work = scratch.join("work");
     fs::create_dir(work.join("größe & co")).unwrap();
@@ -77,7 +81,7 @@ fn the_sdk_sees_no_difference_with_the_new_opencode() {
 
 #[test]
 fn terminals_of_opencode_work_through_the_proxy() {
-    let (_opencode, server) = pair("opencode-new");
+    let (_opencode, server) = pair_with("opencode-new", "--opencode-shell=collaborator");
     let mount = mount(&server);
     let made =
         server.collaborator().post(200, &format!("{mount}/pty"), json!({"command": "/bin/sh", "args": []}));

@@ -333,7 +333,11 @@ fn websockets_pass_both_ways() {
         hand.lock().unwrap().send((stream.try_clone().unwrap(), format!("{seen:?}"))).unwrap();
         false
     });
-    let server = upstream.setup().args(&["--max-streams=2", "--max-proxied=1"]).start();
+    let server = upstream
+        .setup()
+        .arg("--opencode-shell=collaborator")
+        .args(&["--max-streams=2", "--max-proxied=1"])
+        .start();
     let (mut near, mut far, head) = sockets(&server, &handed);
     assert!(!head.contains(CLIENT_TOKEN) && head.contains("\"tty, other\""), "{head}");
     assert!(head.contains("GET /pty/x/connect?cursor=1 HTTP/1.1"), "{head}");
@@ -384,7 +388,7 @@ fn websockets_pass_both_ways() {
 #[test]
 fn an_upgrade_that_is_refused_is_answered() {
     let upstream = Upstream::saying("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nno such");
-    let server = upstream.setup().start();
+    let server = upstream.setup().arg("--opencode-shell=collaborator").start();
     let refused = crate::socket::Socket::try_open(
         &server,
         "/opencode/pty/x/connect",

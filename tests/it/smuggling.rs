@@ -435,7 +435,7 @@ fn handlers_get_what_h11_reads() {
         allowed_hosts: Vec::new(),
         cors_origins: Vec::new(),
         body_cap: Arc::new(|_, _| 32 << 20),
-        direct: Arc::new(|_| None),
+        direct: Arc::new(|_, _| None),
         private_folder: scratch.path().join("private"),
         gone: Gone::default(),
         tickets: Tickets::default(),

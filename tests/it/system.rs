@@ -420,4 +420,49 @@ fn viewers_are_not_told_the_password_of_opencode() {
         assert!(!seen.contains("s3cret") && !seen.contains("username"), "{path}: {seen}");
     }
     assert_eq!(viewer.get(200, "/workspaces")["items"][0]["opencode"]["baseUrl"], "http://127.0.0.1:4096");
+    // A stored token is not the one that the orchestrator passed.
+    let password = |client: &crate::client::Client| {
+        client.get(200, "/workspaces")["items"][0]["opencode"]["password"].clone()
+    };
+    let stored = |scope: &str| crate::scoped_tokens::client(&server, json!({ "scope": scope }));
+    assert_eq!(password(&stored("collaborator")), json!(null));
+    assert_eq!(password(&stored("owner")), "s3cret-of-opencode");
+    // Nor does the client token see one that an owner has set.
+    let change =
+        json!({"baseUrl": "http://127.0.0.1:4097", "opencodeUsername": "u", "opencodePassword": "set-later"});
+    server.owner().call("PATCH", &format!("/workspaces/{id}"), Some(&change)).expect(200);
+    assert_eq!(password(&server.owner()), "set-later");
+    assert_eq!(password(&server.collaborator()), json!(null));
+}
+
+/// A limited owner's active workspace is its own affair.
+#[test]
+fn a_limited_owner_redirects_nobody_else() {
+    let server = two_workspaces().start();
+    let list = server.owner().get(200, "/workspaces");
+    let id = |at: usize| list["items"][at]["id"].as_str().unwrap().to_owned();
+    let limited =
+        |ids: Value| crate::scoped_tokens::client(&server, json!({"scope": "owner", "workspaceIds": ids}));
+    let (one, both) = (limited(json!([id(1)])), limited(json!([id(0), id(1)])));
+    for client in [&one, &both] {
+        let told = client.call("POST", &format!("/workspaces/{}/activate", id(1)), None).expect(200).value();
+        assert_eq!(told["activeId"], id(1));
+        assert_eq!(client.get(200, "/workspaces")["activeId"], id(1));
+        assert_eq!(client.get(200, "/status")["activeWorkspaceId"], id(1));
+    }
+    one.refused(403, "forbidden", "POST", &format!("/workspaces/{}/activate", id(0)), None);
+    for client in [server.owner(), server.collaborator(), limited(json!([id(0), id(1)]))] {
+        assert_eq!(client.get(200, "/workspaces")["activeId"], list["activeId"]);
+    }
+    // `/opencode` follows, and never leads a token out of its workspaces.
+    for (at, url) in [(0, "http://127.0.0.1:1"), (1, "http://127.0.0.1:2")] {
+        server
+            .owner()
+            .call("PATCH", &format!("/workspaces/{}", id(at)), Some(&json!({"baseUrl": url})))
+            .expect(200);
+    }
+    for (client, url) in [(one, ":2"), (both, ":2"), (server.collaborator(), ":1")] {
+        let told = client.refused(502, "opencode_unreachable", "GET", "/opencode/session", None);
+        assert!(told["details"]["baseUrl"].as_str().unwrap().ends_with(url), "{told}");
+    }
 }

@@ -1,0 +1,197 @@
+//! Which requests could make OpenCode run a program. The open list holds what both tested versions (1.1.53 and 1.18.34)
+//! do without starting a program of the caller's choice; any other write counts as one that could. Pure.
+//!
+//! **Invariant:** a spelling that OpenCode routes to a listed handler is recognised here. 1.1.53 decodes a path once and
+//! resolves dot segments; 1.18.34 also ignores case, repeated slashes and a slash at the end, and takes `;` for the end
+//! of the path. So what is open is compared exactly, and what is restricted is compared loosely.
+
+use super::rules;
+
+/// What a request could make OpenCode run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgramRisk {
+    /// Nothing by itself; unless it is [`ForwardedWrite::known`], this version of berth does not know.
+    None,
+    /// A command line or keys of the caller.
+    Shell,
+    /// The shell parts of a command's template, which may contain the caller's arguments.
+    Command,
+    /// The same for the command `init`.
+    Init,
+    /// A start command, if the body has one.
+    Start,
+}
+
+/// A request on its way to OpenCode, as far as approval is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardedWrite {
+    /// What it could run.
+    pub risk: ProgramRisk,
+    /// It reads, or is on the open list.
+    pub known: bool,
+    /// Its body can say what a session may do without asking, or where it works.
+    pub about_session: bool,
+}
+
+/// Writes that start no program by themselves. `:` stands for one segment. Prompts are here: what a model runs is asked
+/// for by OpenCode itself. So are replies to permission requests, which have a setting of their own.
+const OPEN: &[(&str, &str)] = &[
+    ("POST", "log"),
+    ("POST", "session"),
+    ("PATCH", "session/:"),
+    ("DELETE", "session/:"),
+    ("POST", "session/:/abort"),
+    ("POST", "session/:/fork"),
+    ("POST", "session/:/message"),
+    ("DELETE", "session/:/message/:"),
+    ("PATCH", "session/:/message/:/part/:"),
+    ("DELETE", "session/:/message/:/part/:"),
+    ("POST", "session/:/permissions/:"),
+    ("POST", "session/:/prompt_async"),
+    ("POST", "session/:/revert"),
+    ("POST", "session/:/unrevert"),
+    ("POST", "session/:/share"),
+    ("DELETE", "session/:/share"),
+    ("POST", "session/:/summarize"),
+    ("POST", "permission/:/reply"),
+    ("POST", "question/:/reply"),
+    ("POST", "question/:/reject"),
+    ("POST", "experimental/session/:/background"),
+    ("POST", "api/session"),
+    ("POST", "api/session/:/agent"),
+    ("POST", "api/session/:/compact"),
+    ("POST", "api/session/:/interrupt"),
+    ("POST", "api/session/:/model"),
+    ("POST", "api/session/:/permission/:/reply"),
+    ("POST", "api/session/:/prompt"),
+    ("POST", "api/session/:/question/:/reply"),
+    ("POST", "api/session/:/question/:/reject"),
+    ("POST", "api/session/:/revert/clear"),
+    ("POST", "api/session/:/revert/commit"),
+    ("POST", "api/session/:/revert/stage"),
+    ("POST", "api/session/:/wait"),
+];
+
+/// Classifies a request by its method and its path without the query.
+pub fn classify(method: &str, path: &str, is_upgrade: bool) -> ForwardedWrite {
+    let quiet = ForwardedWrite { risk: ProgramRisk::None, known: true, about_session: false };
+    // OpenCode's only WebSockets are terminals.
+    if is_upgrade {
+        return ForwardedWrite { risk: ProgramRisk::Shell, known: false, about_session: false };
+    }
+    if matches!(method, "GET" | "HEAD") {
+        return quiet;
+    }
+    let words = rules::words(path);
+    let any = |known: &[&str]| words.iter().any(|word| known.contains(&word.as_str()));
+    let exact = |pattern: &str| is_exactly(path, pattern);
+    let risk = if exact("session/:/command") {
+        ProgramRisk::Command
+    } else if exact("session/:/init") {
+        ProgramRisk::Init
+    } else if any(&["shell", "pty", "tui", "command"]) || (any(&["init"]) && any(&["session"])) {
+        // The terminal interface runs commands, too, for a person who has one open.
+        ProgramRisk::Shell
+    } else if any(&["worktree", "workspace", "project"]) {
+        ProgramRisk::Start
+    } else {
+        ProgramRisk::None
+    };
+    let known = OPEN.iter().any(|(open, pattern)| *open == method && exact(pattern));
+    ForwardedWrite { risk, known, about_session: any(&["session", "sync", "control-plane"]) }
+}
+
+/// Whether a path is this pattern in its plain spelling.
+fn is_exactly(path: &str, pattern: &str) -> bool {
+    let plain = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.~".contains(&byte))
+    };
+    let Some(path) = path.strip_prefix('/') else { return false };
+    let (mut is, mut wanted) = (path.split('/'), pattern.split('/'));
+    loop {
+        match (is.next(), wanted.next()) {
+            (None, None) => return true,
+            (Some(segment), Some(":")) if plain(segment) => {}
+            (Some(segment), Some(word)) if segment == word => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn risk(method: &str, path: &str) -> ProgramRisk {
+        classify(method, path, false).risk
+    }
+
+    #[test]
+    fn shells_are_recognised_in_every_spelling() {
+        for path in [
+            "/session/s/shell",
+            "/session/s/SHELL",
+            "//session//s//shell/",
+            "/session/s/%73hell",
+            "/session/s/shell;x",
+            "/session/s%2Fshell",
+            "/./pty",
+            "/%2e/pty",
+            "/api/pty",
+            "/API/Pty/",
+            "/pty/p/connect-token",
+            "/pty#x",
+            "/a\\pty",
+            "/tui/submit-prompt",
+            "/session/s/Command",
+            "/session/s/init/",
+        ] {
+            assert_eq!(risk("POST", path), ProgramRisk::Shell, "{path}");
+            assert!(!classify("POST", path, false).known, "{path}");
+        }
+        assert_eq!(classify("GET", "/pty/p/connect", true).risk, ProgramRisk::Shell);
+        assert!(!classify("GET", "/anything", true).known);
+    }
+
+    #[test]
+    fn only_listed_writes_are_open() {
+        for (method, path) in [
+            ("GET", "/config"),
+            ("HEAD", "/x"),
+            ("POST", "/session"),
+            ("POST", "/session/ses_1/message"),
+            ("POST", "/session/ses_1/prompt_async"),
+            ("PATCH", "/session/ses_1"),
+            ("POST", "/api/session/ses_1/prompt"),
+            ("POST", "/question/que_1/reply"),
+        ] {
+            let write = classify(method, path, false);
+            assert!(write.known && write.risk == ProgramRisk::None, "{method} {path}");
+        }
+        for (method, path) in [
+            ("POST", "/mcp"),
+            ("PATCH", "/config"),
+            ("PATCH", "/global/config"),
+            ("PUT", "/auth/x"),
+            ("POST", "/vcs/apply"),
+            ("POST", "/global/upgrade"),
+            ("POST", "/instance/dispose"),
+            ("POST", "/session/"),
+            ("POST", "/Session"),
+            ("POST", "/session/../mcp"),
+            ("POST", "/session/%2e%2e/message"),
+            ("POST", "/"),
+            ("POST", ""),
+            ("PUT", "/session"),
+            ("DELETE", "/session"),
+            ("POST", "/unheard/of"),
+        ] {
+            assert!(!classify(method, path, false).known, "{method} {path}");
+        }
+        assert_eq!(risk("POST", "/session/s/command"), ProgramRisk::Command);
+        assert_eq!(risk("POST", "/session/s/init"), ProgramRisk::Init);
+        assert_eq!(risk("POST", "/experimental/WOR%E2%84%AATREE"), ProgramRisk::Start);
+        assert_eq!(risk("PATCH", "/project/p"), ProgramRisk::Start);
+    }
+}
