@@ -89,7 +89,9 @@ fn check_coding(request: &Request) -> Result<()> {
     let mut codings = coded.flat_map(|(_, value)| value.split(',')).map(str::trim);
     let plain = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
     match codings.find(|coding| !plain(coding)) {
-        Some(coding) if request.body_length() != Some(0) && !opencode::is_below(request.target()) => {
+        Some(coding)
+            if request.body_length() != Some(0) && opencode::path_below(request.target()).is_none() =>
+        {
             let coding = question::visible(coding);
             let message = format!(
                 "Content-Encoding '{coding}' is not supported; send the body as it is, without the header"
