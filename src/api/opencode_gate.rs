@@ -153,13 +153,9 @@ impl Inspection {
                 .detail("required", self.permissions.as_str())
                 .detail("scope", self.scope.as_str()));
         }
-        match bodies::directory(name, value) {
-            Ok(Some(directory)) if !directory.is_empty() => inside(directory),
-            Ok(_) => Ok(()),
-            Err(()) => {
-                let message = format!("The field `{name}` of the request body cannot be read");
-                Err(Error::new(Code::InvalidPayload, message))
-            }
+        match bodies::directory(name, value)? {
+            Some(directory) if !directory.is_empty() => inside(directory),
+            _ => Ok(()),
         }
     }
 }

@@ -85,13 +85,18 @@ pub fn grants_permission(name: &str, value: Option<&Value>) -> bool {
     }
 }
 
-/// The directory in such a field: where a session of 1.18 is made or moved to, or its events are replayed. An error is a
-/// field that cannot be read.
-pub fn directory<'a>(name: &str, value: Option<&'a Value>) -> std::result::Result<Option<&'a str>, ()> {
+/// The directory in such a field: where a session of 1.18 is made or moved to, or its events are replayed.
+///
+/// # Errors
+/// `InvalidPayload` for a field that cannot be read.
+pub fn directory<'a>(name: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
     match (name, value) {
         ("location" | "destination", Some(value)) => Ok(value["directory"].as_str()),
         ("directory", Some(value)) => Ok(value.as_str()),
-        ("location" | "destination" | "directory", None) => Err(()),
+        ("location" | "destination" | "directory", None) => {
+            let message = format!("The field `{name}` of the request body cannot be read");
+            Err(Error::new(Code::InvalidPayload, message))
+        }
         _ => Ok(None),
     }
 }
@@ -247,8 +252,8 @@ mod tests {
             assert!(!grants_permission(name, Some(&value)), "{value}");
         }
         assert!(grants_permission("tools", None));
-        assert_eq!(directory("location", Some(&json!({"directory": "/etc"}))), Ok(Some("/etc")));
-        assert_eq!(directory("location", None), Err(()));
+        assert_eq!(directory("location", Some(&json!({"directory": "/etc"}))).unwrap(), Some("/etc"));
+        assert!(directory("location", None).is_err());
         assert!(command(br#"{"command": "a", "command": "b", "arguments": ""}"#).is_err());
     }
 }
