@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::beneath::Root;
 use crate::store::file;
+use crate::workspaces::library::is_litter;
 
 /// `bundle.json`.
 #[derive(Serialize, Deserialize)]
@@ -208,7 +210,7 @@ fn add(
     bundle.append_data(&mut header, name, content)
 }
 
-/// Regular files, without what begins with a dot: the library may be a git clone.
+/// Regular files. What begins with a dot counts in skills only: the library may be a git clone.
 fn add_folder(
     bundle: &mut tar::Builder<impl std::io::Write>,
     root: &Root,
@@ -221,13 +223,30 @@ fn add_folder(
     }
     let mut names = root.entries(folder, limits::LIBRARY_ENTRIES)?;
     names.sort_unstable();
-    for name in names.iter().filter(|name| !name.starts_with('.')) {
+    let counts = |name: &&String| match folder.starts_with("skill/") {
+        true => !is_litter(name),
+        false => !name.starts_with('.'),
+    };
+    for name in names.iter().filter(counts) {
         let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
         if root.is_dir(&path)? {
             add_folder(bundle, root, &path, part, depth + 1)?;
-        } else if let Some(bytes) = root.read(&path, limits::LIBRARY_FILE_BYTES)? {
-            add(bundle, &format!("library/{path}"), 0o644, bytes.len() as u64, &bytes[..])
-                .at("write", part)?;
+            continue;
+        }
+        let mode = match root.metadata(&path)? {
+            Some(found) if found.mode() & 0o100 != 0 => 0o755,
+            _ => 0o644,
+        };
+        match root.read(&path, limits::SKILL_BYTES as u64) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                add(bundle, &format!("library/{path}"), mode, bytes.len() as u64, &bytes[..])
+                    .at("write", part)?;
+            }
+            Err(error) if error.code() == Code::InvalidPath => {
+                eprintln!("The bundle gets the library without {path}: {}", error.message());
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -279,20 +298,20 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
             }
             (name, Some(contents)) => match (name.strip_prefix("library/"), name.strip_prefix("images/")) {
                 (Some(rel), _) => {
+                    if entry.size() > limits::SKILL_BYTES as u64 {
+                        return Err(refused(&format!("'{}', which is too large", name.escape_debug())));
+                    }
+                    let executable = entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0);
                     let mut bytes = Vec::new();
-                    entry
-                        .by_ref()
-                        .take(limits::LIBRARY_FILE_BYTES + 1)
-                        .read_to_end(&mut bytes)
-                        .map_err(broken)?;
-                    match library.read(rel, limits::LIBRARY_FILE_BYTES)? {
+                    entry.by_ref().read_to_end(&mut bytes).map_err(broken)?;
+                    match library.read(rel, limits::SKILL_BYTES as u64)? {
                         // What somebody has there is theirs.
                         Some(there) => kept += u32::from(there != bytes),
                         None => {
                             if let Some((folder, _)) = rel.rsplit_once('/') {
                                 library.make_dirs(folder)?;
                             }
-                            library.write_new(rel, &bytes, 0o644)?;
+                            library.write_new(rel, &bytes, if executable { 0o755 } else { 0o644 })?;
                             files += 1;
                         }
                     }

@@ -22,7 +22,10 @@ const WORTH: WatchFlags = WatchFlags::CREATE
 
 /// Folders that are watched.
 #[derive(Debug)]
-pub struct Changes(OwnedFd);
+pub struct Changes {
+    queue: OwnedFd,
+    worth: WatchFlags,
+}
 
 /// Something that has happened.
 #[derive(Debug)]
@@ -54,7 +57,16 @@ impl Changes {
     /// When the kernel has no inotify left for this user.
     pub fn new() -> Result<Changes> {
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
-        inotify::init(flags).map(Changes).at("watch", "files (inotify)")
+        let queue = inotify::init(flags).at("watch", "files (inotify)")?;
+        Ok(Changes { queue, worth: WORTH })
+    }
+
+    /// The same, and changes of permissions count.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn with_modes() -> Result<Changes> {
+        Ok(Changes { worth: WORTH.union(WatchFlags::ATTRIB), ..Changes::new()? })
     }
 
     /// Watches an open folder, by way of our own /proc, so that the kernel cannot be led elsewhere; the number is the
@@ -63,13 +75,13 @@ impl Changes {
     /// # Errors
     /// `NOSPC` when the kernel allows no more.
     pub fn watch(&self, folder: &OwnedFd) -> Result<i32, Errno> {
-        inotify::add_watch(&self.0, format!("/proc/self/fd/{}", folder.as_raw_fd()), WORTH)
+        inotify::add_watch(&self.queue, format!("/proc/self/fd/{}", folder.as_raw_fd()), self.worth)
     }
 
     /// Watches a folder no more.
     pub fn forget(&self, watch: i32) {
         // It ends by itself with its folder.
-        let _ = inotify::remove_watch(&self.0, watch);
+        let _ = inotify::remove_watch(&self.queue, watch);
     }
 
     /// Tells all that has happened since the last call.
@@ -78,7 +90,7 @@ impl Changes {
     /// When the kernel cannot be asked.
     pub fn read(&self, mut each: impl FnMut(Change)) -> Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 16 << 10];
-        let mut reader = Reader::new(&self.0, &mut buffer);
+        let mut reader = Reader::new(&self.queue, &mut buffer);
         loop {
             let event = match reader.next() {
                 Ok(event) => event,
@@ -102,6 +114,6 @@ impl Changes {
 
 impl AsFd for Changes {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.queue.as_fd()
     }
 }

@@ -26,7 +26,7 @@ fn zip(lines: &str) -> Vec<u8> {
     made.stdout
 }
 
-fn import(client: &Client, name: &str, file: &str, bytes: &[u8]) -> Reply {
+pub(crate) fn import(client: &Client, name: &str, file: &str, bytes: &[u8]) -> Reply {
     let mut body = format!(
         "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{file}\"\r\n\
          Content-Type: application/octet-stream\r\n\r\n"
@@ -130,7 +130,8 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
         ("leads out", &format!("{main}z.writestr('a/../../escaped.md', 'x')")),
         ("leads out", &format!("{main}z.writestr('/escaped.md', 'x')")),
         ("leads out", &format!("{main}z.writestr('a\\\\..\\\\..\\\\escaped.md', 'x')")),
-        ("leads out", &format!("{main}z.writestr('a//b', 'x')")),
+        ("leads out", &format!("{main}z.writestr('C:\\\\x', 'x')")),
+        ("leads out", &format!("{main}z.writestr('.git/../../x', 'x')")),
         ("leads out", &format!("{main}z.mkdir('../folder')")),
         ("link or a device", &format!("{main}link(z, 'passwd', '/etc/passwd')")),
         ("link or a device", &format!("{main}link(z, 'a', '..')\nz.writestr('a/escaped.md', 'x')")),
@@ -138,14 +139,11 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
         ("link or a device", &format!("{main}link(z, 'null', '', stat.S_IFCHR)")),
         ("twice", &format!("{main}z.writestr('a', 'x')\nz.writestr('a', 'y')")),
         ("a file and a folder", &format!("{main}z.writestr('a', 'x')\nz.writestr('a/b', 'y')")),
-        ("control characters", &format!("{main}z.writestr('a\\nb', 'x')")),
-        ("too many folders", &format!("{main}z.writestr('/'.join('abcdefghijk'), 'x')")),
-        ("longer than 200", &format!("{main}z.writestr('x' * 201, 'x')")),
-        ("not UTF-8", &format!("{main}z.writestr('bad.md', bytes([255]))")),
-        ("longer than 1048576", &format!("{main}z.writestr('long.md', 'x' * (1 << 20) + 'x')")),
+        ("not UTF-8", "z.writestr('SKILL.md', bytes([255]))"),
+        ("longer than 1048576", "z.writestr('SKILL.md', 'x' * (1 << 20) + 'x')"),
+        ("compressed in a way", "z.writestr('SKILL.md', 'x' * 999, zipfile.ZIP_BZIP2)"),
         ("larger than", &format!("{main}z.writestr('zeros', bytes(40 << 20))")),
         ("more than 1000", &format!("{main}[z.writestr(f'{{n}}', '') for n in range(1001)]")),
-        ("compressed in a way", &format!("{main}z.writestr('b', 'x' * 999, zipfile.ZIP_BZIP2)")),
         // What it says of itself is not true.
         (
             "damaged",
@@ -185,6 +183,110 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
     assert_eq!(all_below(&skills), Vec::<String>::new());
     assert_eq!(owner.get(200, "/api/library/skill"), json!([]));
     assert!(!setup.data_dir().join("library/escaped.md").exists() && !skills.join("escaped.md").exists());
+}
+
+#[test]
+fn one_unusable_entry_is_left_out_and_named() {
+    let server = Server::start();
+    let owner = server.owner();
+    let main = "z.writestr('x/SKILL.md', '# X\\n')\nz.writestr('x/ok.txt', 'ok')\n";
+    let long = "x".repeat(201);
+    for (number, (name, why, lines)) in [
+        ("x/a\nb", "control characters", "z.writestr('x/a\\nb', 'x')".to_owned()),
+        ("x/Icon\r", "control characters", "z.writestr('x/Icon\\r', '')".to_owned()),
+        ("x/a/b/c/d/e/f/g/h/i", "too many folders", "z.writestr('x/a/b/c/d/e/f/g/h/i', 'x')".to_owned()),
+        (&format!("x/{long}"), "longer than 200", format!("z.writestr('x/{long}', 'x')")),
+        ("x/b", "compressed in a way", "z.writestr('x/b', 'x' * 999, zipfile.ZIP_BZIP2)".to_owned()),
+        (
+            "x/e",
+            "encrypted",
+            "z.writestr('x/e', 'x')\n\
+             change = lambda d: d[:-22-49+8] + bytes([d[-22-49+8] | 1]) + d[-22-49+9:]"
+                .to_owned(),
+        ),
+        (
+            "x/f\u{fffd}r",
+            "not UTF-8",
+            "z.writestr('x/f\u{fc}r', 'x')\nchange = lambda d: d.replace('\u{fc}'.encode(), b'z\\x81')"
+                .to_owned(),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let told = import(&owner, &format!("s{number}"), "x.zip", &zip(&format!("{main}{lines}")));
+        let told = told.expect(200).value();
+        let skipped = told["skipped"][0].as_str().unwrap_or_default();
+        assert!(skipped == name || name.contains('\u{fffd}') && skipped.contains('\u{fffd}'), "{told}");
+        assert_eq!(told["skipped"].as_array().map(Vec::len), Some(1), "{told}");
+        assert!(told["warnings"][0].as_str().unwrap().contains(why), "{told}");
+        assert_eq!(told["references"], json!(["ok.txt"]), "{told}");
+    }
+    // What the library cannot show as text is data, and is kept.
+    let archive = zip("z.writestr('SKILL.md', '# X\\n')\nz.writestr('bad.md', bytes([255]))\n\
+        z.writestr('long.md', 'x' * (1 << 20) + 'x')");
+    let told = import(&owner, "data", "x.zip", &archive).expect(200).value();
+    assert_eq!(told.get("skipped"), None, "{told}");
+    assert!(told["files"][0]["error"].as_str().unwrap().contains("not UTF-8"), "{told}");
+    assert_eq!(fs::read(server.data.join("library/skill/data/bad.md")).unwrap(), [255]);
+}
+
+#[test]
+fn archives_of_every_packer_are_taken() {
+    let server = Server::start();
+    let owner = server.owner();
+    let library = server.data.join("library/skill");
+    let main = "z.writestr('SKILL.md', '# X\\n')\n";
+    let raw = "def raw(name, data='x', system=0, attributes=0, flags=None, extra=b''):\n    \
+        i = zipfile.ZipInfo('x')\n    i.filename = name\n    i.create_system = system\n    \
+        i.external_attr = attributes\n    i.extra = extra\n    z.writestr(i, data)\n";
+    for (number, (what, lines, files)) in [
+        ("PowerShell 5.1", "raw('b\\\\SKILL.md')\nraw('b\\\\docs\\\\a.md')\nraw('b\\\\docs\\\\', '')", "SKILL.md docs/a.md"),
+        ("jar", "raw('b/', '')\nraw('b/SKILL.md')\nraw('b/docs/', '', 0, 0, None, bytes([254, 202, 0, 0]))\nraw('b/docs/a')", "SKILL.md docs/a"),
+        ("no attributes", "raw('b/', '', 3)\nraw('b/SKILL.md', 'x', 3)", "SKILL.md"),
+        ("permissions without a type", "raw('b/', '', 3, 0o755 << 16)\nraw('b/SKILL.md', 'x', 3, 0o644 << 16)", "SKILL.md"),
+        ("folder by attribute", "raw('b', '', 0, 16)\nraw('b/SKILL.md')", "SKILL.md"),
+        ("two dots in a name", "raw('SKILL.md')\nraw('v1..v2.md')\nraw('app/[...slug]/page.tsx')\nraw('..x')\nraw('x..')", "..x SKILL.md app/[...slug]/page.tsx v1..v2.md x.."),
+        ("detours", "raw('./b/SKILL.md')\nraw('b//a')\nraw('b/./c')", "SKILL.md a c"),
+        ("Finder", "raw('b/SKILL.md')\nraw('__MACOSX/b/._SKILL.md')\nraw('b/.DS_Store')\nraw('b/.env.example')", ".env.example SKILL.md"),
+        ("a repository", "raw('b/SKILL.md')\nraw('.github/x.yml')", "SKILL.md"),
+        ("UTF-8 that is not announced", "raw('SKILL.md')\nraw('f_r.md')\nchange = lambda d: d.replace(b'f_r', b'\\xc3\\xbcr')", "SKILL.md \u{fc}r.md"),
+        ("CP437", "raw('SKILL.md')\nraw('f_r.md')\nchange = lambda d: d.replace(b'f_r', b'f\\x81r')", "SKILL.md f\u{fc}r.md"),
+        ("a comment with a signature", "raw('SKILL.md')\nz.comment = b'made by PK\\5\\6 and so on'", "SKILL.md"),
+        ("Info-ZIP's Unicode path", "import struct\nraw('SKILL.md')\ndef up(n, u):\n    u = bytes([1]) + struct.pack('<I', zipfile.crc32(n)) + u.encode()\n    return struct.pack('<HH', 0x7075, len(u)) + u\n\
+raw('x', 'x', 0, 0, None, up(b'x', '\u{8aaa}.md'))\nraw('y', 'x', 0, 0, None, up(b'other', 'stale.md'))", "SKILL.md y \u{8aaa}.md"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("s{number}");
+        let told = import(&owner, &name, "x.zip", &zip(&format!("{raw}{lines}")));
+        assert_eq!(told.status, 200, "{what}: {}", told.text());
+        let top = library.join(&name);
+        let mut found: Vec<String> = all_below(&top)
+            .into_iter()
+            .filter(|path| Path::new(path).is_file())
+            .map(|path| path[top.display().to_string().len() + 1..].to_owned())
+            .collect();
+        found.sort();
+        assert_eq!(found.join(" "), files, "{what}");
+    }
+    // A name that any reader takes for a path outside makes the whole archive unusable, however it is written.
+    for lines in [
+        "raw('a', 'x', 0, 0, None, bytes([0x75, 0x70, 11, 0, 1]) + zipfile.crc32(b'a').to_bytes(4, 'little') + b'../../')",
+        "raw('..\\\\x')",
+        "raw('\\\\x')",
+        "raw('b/..')",
+        "raw('c:/x')",
+        "raw('__MACOSX/../../x')",
+        "raw('x', '/etc', 0, 0o120777 << 16)",
+        "raw('.git', '/etc', 3, 0o120777 << 16)",
+        "raw('a/b')\nraw('a\\\\b')",
+        "raw('a//b')\nraw('a/./b')",
+        "raw('a/', '')\nraw('a')",
+    ] {
+        refused(&server, "bad", "x.zip", &zip(&format!("{raw}{main}{lines}")), 400, "invalid_skill_content");
+    }
 }
 
 #[test]

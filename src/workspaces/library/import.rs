@@ -3,14 +3,37 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::skill::{FOLDER, MAIN, Skill, folder};
-use super::{Library, check_name, check_path, unzip};
+use super::template;
+use super::text::TextKind;
+use super::unzip::{Skipped, Unpacked, UnpackedFile};
+use super::{Library, check_name, unzip};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
-/// What is being imported lies in folders whose names begin so, beside the skills.
+/// Entries on their way in or out have names that begin so, beside those that are complete.
 const STAGE: &str = ".importing-";
+
+/// A new name for one.
+pub(super) fn stage() -> String {
+    format!("{STAGE}{}", uuid::Uuid::new_v4())
+}
+
+/// A skill that was made of an archive.
+#[derive(Debug, Serialize)]
+pub struct ImportedSkill {
+    #[serde(flatten)]
+    skill: Skill,
+    /// Entries of the archive that were left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skipped: Vec<String>,
+    /// Why, in the same order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
 
 fn refused(message: impl Into<String>) -> Error {
     Error::new(Code::InvalidSkillContent, message)
@@ -29,7 +52,7 @@ impl Library {
             return Err(Error::new(Code::InvalidName, message));
         }
         check_name(&name)?;
-        if self.root()?.exists(&folder(&name))? {
+        if self.root()?.identity(&folder(&name))?.is_some() {
             let message = format!("Skill '{name}' already exists; delete it first, or take another name");
             return Err(Error::new(Code::Conflict, message));
         }
@@ -40,18 +63,22 @@ impl Library {
     ///
     /// # Errors
     /// As [`Library::new_skill`]; `InvalidSkillContent` with what is wrong with the file; then nothing was written.
-    pub fn import_skill(&self, name: &str, file_name: &str, bytes: Vec<u8>) -> Result<Skill> {
+    pub fn import_skill(&self, name: &str, file_name: &str, bytes: Vec<u8>) -> Result<ImportedSkill> {
         let name = self.new_skill(name)?;
         let kind = file_name.rsplit_once('.').map(|(_, kind)| kind.to_ascii_lowercase());
-        let files = match kind.as_deref() {
-            Some("md") => BTreeMap::from([(MAIN.to_owned(), bytes)]),
+        let mut unpacked = Unpacked::default();
+        match kind.as_deref() {
+            Some("md") => {
+                unpacked.files.insert(MAIN.to_owned(), UnpackedFile { bytes, executable: false });
+            }
             // What Claude exports is a zip archive of this name.
-            Some("zip" | "skill") => arranged(unzip::files(&bytes).map_err(refused)?)?,
+            Some("zip" | "skill") => unpacked = arranged(unzip::files(bytes).map_err(refused)?)?,
             _ => return Err(refused("Unsupported file type. Please upload a .zip or .md file")),
-        };
-        check(&files)?;
+        }
+        let Unpacked { files, skipped } = unpacked;
+        check_main(&files[MAIN].bytes)?;
         let root = self.root()?;
-        let stage = format!("{FOLDER}/{STAGE}{}", uuid::Uuid::new_v4());
+        let stage = format!("{FOLDER}/{}", stage());
         let done = write(&root, &stage, &files).and_then(|()| {
             let _writes = lock(&self.writes);
             self.new_skill(&name)?;
@@ -62,66 +89,84 @@ impl Library {
         }
         done?;
         files.keys().for_each(|path| self.own.note(&root, &format!("{}/{path}", folder(&name))));
-        self.skill(&name)
+        let (skipped, warnings) = skipped
+            .into_iter()
+            .map(|Skipped { name, reason }| {
+                let warning = format!("'{}' was left out: {reason}", name.escape_debug());
+                (name, warning)
+            })
+            .unzip();
+        Ok(ImportedSkill { skill: self.skill(&name)?, skipped, warnings })
     }
 
-    /// Removes what a server that was killed in the middle of an import left.
-    pub(super) fn sweep_imports(&self) -> Result<()> {
+    /// Removes what a server that was killed in the middle of an import or a deletion left.
+    pub(super) fn sweep_stages(&self) -> Result<()> {
         let root = self.root()?;
-        for entry in root.entries(FOLDER, limits::LIBRARY_ENTRIES)? {
-            if entry.starts_with(STAGE) {
-                root.remove_tree(&format!("{FOLDER}/{entry}"))?;
+        let texts = TextKind::ALL.map(TextKind::folder);
+        for folder in texts.into_iter().chain([FOLDER, template::FOLDER]) {
+            for entry in root.entries(folder, limits::LIBRARY_ENTRIES)? {
+                if entry.starts_with(STAGE) {
+                    root.remove_tree(&format!("{folder}/{entry}"))?;
+                }
             }
         }
         Ok(())
     }
 }
 
-fn write(root: &Root, stage: &str, files: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-    for (path, bytes) in files {
+fn write(root: &Root, stage: &str, files: &BTreeMap<String, UnpackedFile>) -> Result<()> {
+    for (path, file) in files {
         let path = format!("{stage}/{path}");
         if let Some((folder, _)) = path.rsplit_once('/') {
             root.make_dirs(folder)?;
         }
-        root.write_new(&path, bytes, 0o644)?;
+        root.write_new(&path, &file.bytes, if file.executable { 0o755 } else { 0o644 })?;
     }
     Ok(())
 }
 
 /// An archive's files as they are to lie in the skill: without the one folder that all of them lie in, and with the main
 /// file's name as agents know it (archives made for Claude call it `Skill.md`, too).
-fn arranged(files: BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Vec<u8>>> {
-    let first = files.keys().next().and_then(|path| path.split_once('/')).map(|(top, _)| format!("{top}/"));
-    let top = first.filter(|top| files.keys().all(|path| path.starts_with(top.as_str()))).unwrap_or_default();
+fn arranged(unpacked: Unpacked) -> Result<Unpacked> {
+    let Unpacked { files, mut skipped } = unpacked;
+    // Hidden files beside the one folder are not the skill's: `.github` of a repository.
+    let visible = || files.keys().filter(|path| !path.starts_with('.'));
+    let first = visible().next().and_then(|path| path.split_once('/')).map(|(top, _)| format!("{top}/"));
+    let top = first.filter(|top| visible().all(|path| path.starts_with(top.as_str()))).unwrap_or_default();
     let mut kept = BTreeMap::new();
-    for (path, bytes) in files {
-        let path = path.strip_prefix(&top).unwrap_or(&path);
-        let path = if path.eq_ignore_ascii_case(MAIN) { MAIN } else { path };
-        if kept.insert(path.to_owned(), bytes).is_some() {
+    for (path, file) in files {
+        let Some(below) = path.strip_prefix(&top) else {
+            skipped.push(Skipped { name: path, reason: "it lies beside the skill's folder".into() });
+            continue;
+        };
+        if below.split('/').count() > limits::LIBRARY_PATH_PARTS {
+            skipped.push(Skipped { name: path, reason: "its path has too many folders".into() });
+            continue;
+        }
+        let below = if below.eq_ignore_ascii_case(MAIN) { MAIN } else { below };
+        if kept.insert(below.to_owned(), file).is_some() {
             return Err(refused(format!("The archive has more than one {MAIN}")));
         }
     }
     if kept.contains_key(MAIN) {
-        return Ok(kept);
+        return Ok(Unpacked { files: kept, skipped });
     }
-    Err(refused(
-        "No SKILL.md found in the uploaded archive: it lies at the top, or in the one folder that is there",
-    ))
+    let mut message =
+        "No SKILL.md found in the uploaded archive: it lies at the top, or in the one folder that is there"
+            .to_owned();
+    for Skipped { name, reason } in skipped.iter().take(limits::ERROR_TAIL_LINES) {
+        message += &format!("; '{}' cannot be used: {reason}", name.escape_debug());
+    }
+    Err(refused(message))
 }
 
-/// Whether the library can read what it is to keep.
-fn check(files: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-    for (path, bytes) in files {
-        check_path(path).map_err(|error| refused(format!("{path}: {}", error.message())))?;
-        if !path.ends_with(".md") {
-            continue;
-        }
-        if std::str::from_utf8(bytes).is_err() {
-            return Err(refused(format!("{path} is not UTF-8 text")));
-        }
-        if bytes.len() as u64 > limits::LIBRARY_FILE_BYTES {
-            return Err(refused(format!("{path} is longer than {} bytes", limits::LIBRARY_FILE_BYTES)));
-        }
+/// Whether the library can read the file that makes it a skill.
+fn check_main(bytes: &[u8]) -> Result<()> {
+    if std::str::from_utf8(bytes).is_err() {
+        return Err(refused(format!("{MAIN} is not UTF-8 text")));
+    }
+    if bytes.len() as u64 > limits::LIBRARY_FILE_BYTES {
+        return Err(refused(format!("{MAIN} is longer than {} bytes", limits::LIBRARY_FILE_BYTES)));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //!
 //! Lock: `writes`, so that of two writers of one thing the later wins whole; below it the list of our own writes, a leaf.
 
+mod folder;
 mod front_matter;
 mod import;
 mod maps;
@@ -14,6 +15,7 @@ mod template;
 mod text;
 mod unzip;
 pub mod watch;
+mod zip_names;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -22,11 +24,14 @@ use crate::base::ids::Label;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::file;
+use crate::store::tree::mounts_below;
 
+pub use folder::{SKILL_LIMITS, SkillFolder, SkillPart, is_litter};
 pub use front_matter::with_name;
+pub use import::ImportedSkill;
 pub use maps::Map;
 pub use seal::Key;
-pub use skill::{Skill, SkillFile, SkillListed};
+pub use skill::{MAIN, Skill, SkillFile, SkillListed};
 pub use template::{Template, TemplateFields, TemplateListed};
 pub use text::{Text, TextKind, TextListed};
 use watch::Own;
@@ -50,7 +55,7 @@ impl Library {
         }
         let library =
             Library { folder: folder.to_owned(), key, writes: Mutex::default(), own: Own::default() };
-        library.sweep_imports()?;
+        library.sweep_stages()?;
         Ok(library)
     }
 
@@ -91,6 +96,30 @@ impl Library {
         Ok(())
     }
 
+    /// Removes an entry with everything in it, hidden files included; fine if there is none. It loses its name first, so
+    /// it is there whole or not at all, and the next start removes what a crash left of it.
+    fn discard(&self, rel: &str) -> Result<()> {
+        let root = self.root()?;
+        if root.identity(rel)?.is_none() {
+            return Ok(());
+        }
+        let mounts = if root.is_link(rel)? { Vec::new() } else { mounts_below(&self.folder.join(rel))? };
+        if let Some(mount) = mounts.first() {
+            let message = format!("{} is mounted inside {rel}; unmount it first", mount.display());
+            return Err(Error::new(Code::MountedInside, message));
+        }
+        // What was there is no news to the watcher. Where there is too much to list, workspaces are synced once more.
+        let below = self.all_below(rel).unwrap_or_default();
+        let (folder, _) = rel.rsplit_once('/').unwrap_or(("", rel));
+        let aside = format!("{folder}/{}", import::stage());
+        if root.move_away(rel, &aside)? {
+            self.own.note(&root, rel);
+            below.iter().for_each(|path| self.own.note(&root, &format!("{rel}/{path}")));
+            root.remove_tree(&aside)?;
+        }
+        Ok(())
+    }
+
     /// The names below `folder` that end with `suffix`, without it, sorted; what no name can be is left out.
     fn names(&self, folder: &str, suffix: &str) -> Result<Vec<String>> {
         let mut names: Vec<String> = self
@@ -126,7 +155,10 @@ pub fn check_path(path: &str) -> Result<()> {
     if path.split('/').count() > limits::LIBRARY_PATH_PARTS {
         return Err(Error::new(Code::InvalidName, "The path has too many folders"));
     }
-    path.split('/').try_for_each(check_name)
+    path.split('/').try_for_each(|part| match part.starts_with('.') && !matches!(part, "." | "..") {
+        true => Err(Error::new(Code::InvalidName, "Name cannot start with a dot")),
+        false => folder::check_part(part),
+    })
 }
 
 /// Whether a thing of the library is there but cannot be used, which is no reason to do without the others.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Library, check_name, check_path, front_matter, is_broken, missing};
 use crate::base::thread::lock;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 
 /// A row of the list.
 #[derive(Debug, Serialize)]
@@ -56,7 +56,8 @@ pub struct Skill {
 }
 
 pub(super) const FOLDER: &str = "skill";
-pub(super) const MAIN: &str = "SKILL.md";
+/// The file that makes a folder a skill.
+pub const MAIN: &str = "SKILL.md";
 
 pub(super) fn folder(name: &str) -> String {
     format!("{FOLDER}/{name}")
@@ -91,8 +92,8 @@ impl Library {
         let content =
             self.read(&format!("{}/{MAIN}", folder(name)))?.ok_or_else(|| missing("Skill", name))?;
         let (mut files, mut references) = (Vec::new(), Vec::new());
-        for path in self.files_below(&folder(name))? {
-            if path == MAIN {
+        for path in self.all_below(&folder(name))? {
+            if path == MAIN || check_path(&path).is_err() {
                 continue;
             }
             if path.ends_with(".md") {
@@ -122,20 +123,11 @@ impl Library {
     /// Removes a skill with all its files; fine if there is none.
     ///
     /// # Errors
-    /// `InvalidName`.
+    /// `InvalidName`; `MountedInside`.
     pub fn delete_skill(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        let root = self.root()?;
-        for path in self.files_below(&folder(name))? {
-            self.remove(&format!("{}/{path}", folder(name)))?;
-            let mut path = path.as_str();
-            while let Some((above, _)) = path.rsplit_once('/') {
-                root.remove_empty_dir(&format!("{}/{above}", folder(name)))?;
-                path = above;
-            }
-        }
-        root.remove_empty_dir(&folder(name)).map(drop)
+        self.discard(&folder(name))
     }
 
     /// What a skill wants to have run; an unknown one wants nothing.
@@ -188,32 +180,6 @@ impl Library {
         }
         let _writes = lock(&self.writes);
         self.remove(&format!("{}/{path}", folder(name)))
-    }
-
-    /// The files below a folder of the library, with their paths below it, sorted. Hidden ones are left out.
-    fn files_below(&self, top: &str) -> Result<Vec<String>> {
-        let root = self.root()?;
-        let (mut files, mut folders) = (Vec::new(), vec![String::new()]);
-        while let Some(below) = folders.pop() {
-            let folder = if below.is_empty() { top.to_owned() } else { format!("{top}/{below}") };
-            for entry in root.entries(&folder, limits::LIBRARY_ENTRIES)? {
-                let path = if below.is_empty() { entry.clone() } else { format!("{below}/{entry}") };
-                if check_path(&path).is_err() {
-                    continue;
-                }
-                if files.len() + folders.len() >= limits::LIBRARY_ENTRIES {
-                    return Err(Error::new(Code::InvalidPath, format!("{top} has too many files")));
-                }
-                let real = format!("{top}/{path}");
-                if root.is_dir(&real)? {
-                    folders.push(path);
-                } else {
-                    files.push(path);
-                }
-            }
-        }
-        files.sort_unstable();
-        Ok(files)
     }
 }
 

@@ -93,7 +93,7 @@ pub struct TemplateListed {
     pub error: Option<String>,
 }
 
-const FOLDER: &str = "workspace-template";
+pub(super) const FOLDER: &str = "workspace-template";
 /// What stands before a value that could not be opened, as observed.
 const UNOPENED: &str = "[DECRYPTION_FAILED]";
 
@@ -208,7 +208,7 @@ impl Library {
     pub fn delete_template(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        self.remove(&path(name))
+        self.discard(&path(name))
     }
 
     fn stored(&self, name: &str) -> Result<TemplateFields> {

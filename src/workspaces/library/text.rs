@@ -45,7 +45,10 @@ pub struct Text {
 }
 
 impl TextKind {
-    fn folder(self) -> &'static str {
+    pub(super) const ALL: [TextKind; 4] =
+        [TextKind::Tool, TextKind::InitScript, TextKind::Command, TextKind::Agent];
+
+    pub(super) fn folder(self) -> &'static str {
         match self {
             TextKind::Tool => "tool",
             TextKind::InitScript => "init-script",
@@ -173,11 +176,11 @@ impl Library {
     pub fn delete_text(&self, kind: TextKind, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        self.remove(&kind.path(name))?;
-        if kind == TextKind::InitScript {
-            self.root()?.remove_empty_dir(&format!("{}/{name}", kind.folder()))?;
-        }
-        Ok(())
+        // An init script is a folder, with whatever lies beside the script.
+        self.discard(&match kind {
+            TextKind::InitScript => format!("{}/{name}", kind.folder()),
+            _ => kind.path(name),
+        })
     }
 }
 

@@ -1,39 +1,81 @@
-//! A zip archive that somebody sent, as a list of its files: all of it is checked before any of it is used, and what
-//! different readers would understand differently is refused. Pure.
+//! A zip archive from a client, as a list of its files. All of it is checked before any of it is used. An entry that cannot
+//! be used is left out and named; one that could do harm, or that different readers understand differently, makes the
+//! whole archive unusable: links and devices, names that lead out, two files of one name, overlapping data, too much data.
+//! Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
-use rawzip::{CompressionMethod, ZipArchive, ZipFileHeaderRecord};
+use rawzip::{CompressionMethod, CreatorSystem, ZipArchive, ZipFileHeaderRecord};
 
-use super::check_name;
+use super::folder::{check_part, is_litter};
+use super::zip_names;
 use crate::base::limits;
 
-/// The files of an archive by their paths. Folders are left out, and what is hidden, as observed.
+/// An archive's files, and what it has beside them.
+#[derive(Debug, Default)]
+pub(super) struct Unpacked {
+    pub(super) files: BTreeMap<String, UnpackedFile>,
+    pub(super) skipped: Vec<Skipped>,
+}
+
+#[derive(Debug)]
+pub(super) struct UnpackedFile {
+    pub(super) bytes: Vec<u8>,
+    pub(super) executable: bool,
+}
+
+/// An entry that was left out.
+#[derive(Debug)]
+pub(super) struct Skipped {
+    pub(super) name: String,
+    pub(super) reason: String,
+}
+
+/// Entries of an archive, folders and hidden files of desktops included.
+const ENTRIES: usize = 10 * limits::SKILL_FILES;
+
+/// The files of an archive by their paths. Folders are left out, and what desktops add.
 ///
 /// # Errors
-/// What is wrong with it, for a person.
-pub(super) fn files(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, String> {
+/// What is wrong with the archive, for a person.
+pub(super) fn files(mut archive: Vec<u8>) -> Result<Unpacked, String> {
     let broken = |error: rawzip::Error| format!("It is not a zip archive that can be read: {error}");
-    let zip = ZipArchive::from_slice(archive).map_err(broken)?;
+    cut_comment(&mut archive);
+    let zip = ZipArchive::from_slice(&archive).map_err(broken)?;
     let mut entries = zip.entries();
-    let (mut files, mut ranges) = (BTreeMap::new(), Vec::new());
+    let (mut unpacked, mut folders, mut ranges) = (Unpacked::default(), BTreeSet::new(), Vec::new());
     let (mut count, mut left) = (0, limits::SKILL_BYTES);
     while let Some(entry) = entries.next_entry().map_err(broken)? {
         count += 1;
-        if count > limits::SKILL_FILES {
-            return Err(format!("It has more than {} entries", limits::SKILL_FILES));
+        if count > ENTRIES {
+            return Err(format!("It has more than {ENTRIES} entries"));
         }
         let packed = zip.get_entry(entry.wayfinder()).map_err(broken)?;
         if packed.local_header().file_path().as_bytes() != entry.file_path().as_bytes() {
             return Err("It calls one file by two names".to_owned());
         }
         ranges.push(packed.compressed_data_range());
-        let Some(path) = path(&entry)? else { continue };
+        let name = zip_names::read(&entry)?;
+        let kind = kind(&entry, &name.path)?;
+        if name.path.split('/').any(is_litter) {
+            continue;
+        }
+        if name.folder || kind == Kind::Folder {
+            folders.insert(name.path);
+            continue;
+        }
+        if let Some(reason) = unusable(&entry, &name) {
+            unpacked.skipped.push(Skipped { name: name.path, reason });
+            continue;
+        }
+        if unpacked.files.len() == limits::SKILL_FILES {
+            return Err(format!("It has more than {} files", limits::SKILL_FILES));
+        }
+        let path = name.path;
         let plain: Box<dyn Read> = match entry.compression_method() {
             CompressionMethod::STORE => Box::new(packed.data()),
-            CompressionMethod::DEFLATE => Box::new(flate2::bufread::DeflateDecoder::new(packed.data())),
-            _ => return Err(format!("{path} is compressed in a way that berth does not know; use deflate")),
+            _ => Box::new(flate2::bufread::DeflateDecoder::new(packed.data())),
         };
         // What an archive says of its sizes decides nothing.
         let (mut bytes, most) = (Vec::new(), left.saturating_add(1));
@@ -43,10 +85,11 @@ pub(super) fn files(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, String>
         }
         read.map_err(|error| format!("{path} is damaged: {error}"))?;
         left -= bytes.len();
-        if files.contains_key(&path) {
+        if unpacked.files.contains_key(&path) {
             return Err(format!("It has {path} twice"));
         }
-        files.insert(path, bytes);
+        let executable = (entry.external_attributes() >> 16) & 0o111 != 0;
+        unpacked.files.insert(path, UnpackedFile { bytes, executable });
     }
     if zip.entries_hint() != count as u64 {
         return Err("It says of itself that it has another number of entries than it has".to_owned());
@@ -55,34 +98,72 @@ pub(super) fn files(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, String>
     if ranges.windows(2).any(|pair| pair[0].1 > pair[1].0) {
         return Err("Files lie over each other in it, as in archives that are made to burst".to_owned());
     }
-    let folders: BTreeSet<&str> = files.keys().flat_map(|path| above(path)).collect();
-    match files.keys().find(|path| folders.contains(path.as_str())) {
+    let above = unpacked.files.keys().flat_map(|path| above(path));
+    let folders: BTreeSet<&str> = above.chain(folders.iter().map(String::as_str)).collect();
+    match unpacked.files.keys().find(|path| folders.contains(path.as_str())) {
         Some(path) => Err(format!("{path} is a file and a folder in it")),
-        None => Ok(files),
+        None => Ok(unpacked),
     }
 }
 
-/// An entry's path, if it is a file that counts.
-fn path(entry: &ZipFileHeaderRecord<'_>) -> Result<Option<String>, String> {
-    let raw = entry.file_path();
-    let path = std::str::from_utf8(raw.as_bytes()).map_err(|_| "A name in it is not UTF-8".to_owned())?;
-    let shown = path.escape_debug();
-    let path = path.strip_suffix('/').filter(|_| entry.is_dir()).unwrap_or(path);
-    if path.contains('\\') || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(format!("'{shown}' leads out of it, or would on some system"));
+/// Removes the archive's comment, which may hold the signature by which readers find the archive's end (`PK\5\6`).
+fn cut_comment(archive: &mut Vec<u8>) {
+    const END: &[u8] = b"PK\x05\x06";
+    const LENGTH: usize = 22;
+    let fits = |at: &usize| {
+        let length = archive.get(at + 20..at + LENGTH).and_then(|bytes| bytes.first_chunk::<2>());
+        let length = length.map(|bytes| usize::from(u16::from_le_bytes(*bytes)));
+        length.is_some_and(|length| at + LENGTH + length == archive.len())
+    };
+    if let Some(at) = memchr::memmem::rfind_iter(archive, END).take(1 << 10).find(fits) {
+        archive.truncate(at + LENGTH);
+        archive[at + 20..].fill(0);
     }
-    let kind = entry.mode().value() & 0o170_000;
-    if !matches!(kind, 0 | 0o100_000 | 0o040_000) {
-        return Err(format!("'{shown}' is a link or a device; only files and folders can be imported"));
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Folder,
+}
+
+/// What an entry is by its attributes. Those of Unix are read whichever system they are said to be from, as unzip(1) does.
+fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<Kind, String> {
+    let attributes = entry.external_attributes();
+    let dos = !matches!(entry.version_made_by().creator_system(), CreatorSystem::UNIX | CreatorSystem::MACOS);
+    match (attributes >> 16) & 0o170_000 {
+        0o040_000 => Ok(Kind::Folder),
+        0o100_000 => Ok(Kind::File),
+        // Java and .NET write no attributes, others permissions without a type.
+        0 if dos && attributes & DOS_FOLDER != 0 && entry.uncompressed_size_hint() == 0 => Ok(Kind::Folder),
+        0 => Ok(Kind::File),
+        0o120_000 | 0o140_000 | 0o060_000 | 0o020_000 | 0o010_000 => {
+            let shown = path.escape_debug();
+            Err(format!("'{shown}' is a link or a device; only files and folders can be imported"))
+        }
+        _ => Ok(Kind::File),
     }
-    if entry.is_dir() || kind == 0o040_000 || path.split('/').any(|part| part.starts_with('.')) {
-        return Ok(None);
+}
+
+/// The attribute of a folder in MS-DOS.
+const DOS_FOLDER: u32 = 0x10;
+
+/// Why an entry cannot be used, though it does no harm.
+fn unusable(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> Option<String> {
+    if name.undecodable {
+        return Some("its name is not UTF-8, as the archive states".to_owned());
+    }
+    if let Err(error) = name.path.split('/').try_for_each(check_part) {
+        return Some(error.message().to_owned());
     }
     if entry.flags().is_encrypted() {
-        return Err(format!("'{shown}' is encrypted"));
+        return Some("it is encrypted".to_owned());
     }
-    path.split('/').try_for_each(check_name).map_err(|error| format!("'{shown}': {}", error.message()))?;
-    Ok(Some(path.to_owned()))
+    let method = entry.compression_method();
+    if !matches!(method, CompressionMethod::STORE | CompressionMethod::DEFLATE) {
+        return Some("it is compressed in a way that berth does not support; use deflate".to_owned());
+    }
+    None
 }
 
 /// The folders above a path.

@@ -2,8 +2,8 @@
 //! use it. inotify(7) only says that it is worth looking; what has changed is found by comparing two looks. What berth
 //! itself has written is no news.
 //!
-//! Thread: `library-watch`. Lock: the list of our own writes, a leaf. Links in the library are not followed out of it; hidden files, `.git` among them,
-//! do not count.
+//! Thread: `library-watch`. Lock: the list of our own writes, a leaf. Links in the library are not followed out of it; hidden files do not count,
+//! but those of a skill.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::Metadata;
@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use sha2::{Digest, Sha256};
 
-use super::{Library, check_name};
+use super::folder::check_part;
+use super::{Library, check_name, is_litter};
 use crate::base::thread::{self, JoinOnDrop, lock};
 use crate::base::{Result, limits};
 use crate::proc::bell::{Bell, Bells, Woken};
@@ -80,12 +81,12 @@ impl Drop for Watch {
 }
 
 /// What tells one content of a file from another.
-type Stamp = (u64, u64, i64, i64);
+type Stamp = (u64, u64, i64, i64, bool);
 /// The files by path.
 type Seen = BTreeMap<String, Stamp>;
 
 fn stamp(file: &Metadata) -> Stamp {
-    (file.ino(), file.size(), file.mtime(), file.mtime_nsec())
+    (file.ino(), file.size(), file.mtime(), file.mtime_nsec(), file.mode() & 0o100 != 0)
 }
 
 /// What berth has written itself since the last look, by path; nothing: it has removed it.
@@ -132,7 +133,7 @@ pub fn start(
     let mut watcher = Watcher {
         folder: library.folder.clone(),
         memory: memory.to_owned(),
-        changes: Changes::new()?,
+        changes: Changes::with_modes()?,
         watches: HashSet::new(),
         above: None,
         seen: Seen::new(),
@@ -158,7 +159,7 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
         self.above = above.and_then(|above| self.changes.watch(&above.open_folder("").ok()?).ok());
         self.seen = self.look();
         let before = file::read_optional(&self.memory, 4096).ok().flatten();
-        if before.is_some_and(|before| before != digest(&self.seen).as_bytes()) {
+        if before.is_some_and(|before| before != self.digest().as_bytes()) {
             self.tell(&Changed::Everything);
         }
         self.remember();
@@ -200,7 +201,7 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
                 worth |= name.as_deref().is_some_and(|name| Some(name) == own);
             }
             Change::In { name, itself, .. } => {
-                worth |= itself || name.is_some_and(|name| check_name(&name).is_ok());
+                worth |= itself || name.is_some_and(|name| check_part(&name).is_ok() && !is_litter(&name));
             }
         })?;
         Ok(worth)
@@ -235,7 +236,7 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
     fn remember(&self) {
         // Not when it was told to stop in the middle: the next server goes on.
         if !self.ends.load(Ordering::SeqCst)
-            && let Err(error) = file::replace(&self.memory, digest(&self.seen).as_bytes(), 0o600)
+            && let Err(error) = file::replace(&self.memory, self.digest().as_bytes(), 0o600)
         {
             log::warn!("{error}");
         }
@@ -256,7 +257,11 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
                 let watch = root.open_folder(&folder).ok().and_then(|fd| self.changes.watch(&fd).ok());
                 self.watches.extend(watch);
                 for entry in root.entries(&folder, limits::LIBRARY_ENTRIES).unwrap_or_default() {
-                    if check_name(&entry).is_err() {
+                    let counts = match folder.starts_with("skill/") {
+                        true => check_part(&entry).is_ok() && !is_litter(&entry),
+                        false => check_name(&entry).is_ok(),
+                    };
+                    if !counts {
                         continue;
                     }
                     let path = if folder.is_empty() { entry } else { format!("{folder}/{entry}") };
@@ -275,15 +280,17 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
         }
         seen
     }
-}
 
-/// The same for the same files.
-fn digest(seen: &Seen) -> String {
-    let mut hash = Sha256::new();
-    for (path, stamp) in seen {
-        hash.update(format!("{path}\0{stamp:?}\n"));
+    /// The same for the same files in the same place: agents' configuration names folders, so workspaces in a data folder
+    /// that was moved are synced again.
+    fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.memory.as_os_str().as_encoded_bytes());
+        for (path, stamp) in &self.seen {
+            hash.update(format!("{path}\0{stamp:?}\n"));
+        }
+        hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
-    hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ mod merge;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::library::{Library, TextKind, is_broken, with_name};
+use super::library::{Library, MAIN, SKILL_LIMITS, SkillPart, TextKind, is_broken, with_name};
 use super::record::Shown;
 use crate::base::{Code, Error, Result, limits};
 use crate::project::references;
@@ -52,8 +53,8 @@ pub fn sync(
     if files.is_empty() && shared.is_empty() && known.is_empty() {
         return Ok(Synced::default());
     }
-    let mut work =
-        Work { root: open()?, shown, known: &known, next: Manifest::default(), done: Synced::default() };
+    let next = Manifest::default();
+    let mut work = Work { library, root: open()?, shown, known: &known, next, done: Synced::default() };
     let plan = work.plan(&files, &shared)?;
     let all = known.with(&work.next);
     if all != *known {
@@ -62,8 +63,8 @@ pub fn sync(
             Ok(())
         })?;
     }
-    for (path, text) in plan.files {
-        work.write(&path, text.as_bytes())?;
+    for (path, source) in plan.files {
+        work.write(path, source)?;
     }
     for edit in plan.edits {
         work.edit(&edit)?;
@@ -100,6 +101,7 @@ pub fn note(folder: &Path, manifest: &Manifest) -> Result<()> {
 
 /// One sync under way.
 struct Work<'a> {
+    library: &'a Library,
     root: Root,
     shown: &'a Shown,
     known: &'a Manifest,
@@ -109,8 +111,8 @@ struct Work<'a> {
 
 /// What is to be written.
 #[derive(Default)]
-struct Plan {
-    files: Vec<(String, String)>,
+struct Plan<'a> {
+    files: Vec<(&'a str, &'a Source)>,
     edits: Vec<Edit>,
 }
 
@@ -123,21 +125,28 @@ struct Edit {
 
 impl Work<'_> {
     /// Looks at what is there; notes in `next` what will be berth's.
-    fn plan(&mut self, files: &BTreeMap<String, String>, shared: &BTreeMap<String, Wanted>) -> Result<Plan> {
+    fn plan<'b>(&mut self, files: &'b Files, shared: &BTreeMap<String, Wanted>) -> Result<Plan<'b>> {
         let mut plan = Plan::default();
-        for (path, text) in files {
-            let found = self.root.read(path, limits::LIBRARY_FILE_BYTES * 2).ok().flatten();
-            let right = found.as_deref() == Some(text.as_bytes());
-            if found.is_some() && !right && !self.known.files.contains_key(path) {
-                log::warn!("{}/{path} is not berth's and stays as it is", self.shown.path);
-                continue;
-            }
+        for (path, source) in files {
+            let Some(bytes) = source.bytes(self.library, self.shown)? else { continue };
+            let known = self.known.files.contains_key(path);
+            let right = match self.look(path, bytes.len() as u64, source.executable())? {
+                Found::Nothing => false,
+                Found::File(found) if found == *bytes => true,
+                // Its content is right, its permissions are not.
+                Found::OtherMode(found) if found == *bytes && !known => true,
+                Found::Other | Found::File(_) | Found::OtherMode(_) if !known => {
+                    log::warn!("{}/{path} is not berth's and stays as it is", self.shown.path);
+                    continue;
+                }
+                _ => false,
+            };
             // A file that was right before berth came is not berth's to remove.
-            if !right || self.known.files.contains_key(path) {
-                self.next.files.insert(path.clone(), digest(text.as_bytes()));
+            if !right || known {
+                self.next.files.insert(path.clone(), digest(&bytes));
             }
             if !right {
-                plan.files.push((path.clone(), text.clone()));
+                plan.files.push((path, source));
             }
         }
         for (path, wanted) in shared {
@@ -196,9 +205,33 @@ impl Work<'_> {
         Cow::Owned(Wanted::Keys(parts.iter().filter(whole).cloned().collect()))
     }
 
-    fn write(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+    /// What stands at a path that is to have so many bytes.
+    fn look(&self, path: &str, bytes: u64, executable: bool) -> Result<Found> {
+        let found = match self.root.metadata(path) {
+            Ok(None) => return Ok(Found::Nothing),
+            Ok(Some(found)) => found,
+            // A link that leads in circles, for example.
+            Err(error) if error.code() == Code::InvalidPath => return Ok(Found::Other),
+            Err(error) => return Err(error),
+        };
+        if !found.is_file() || found.len() != bytes {
+            return Ok(Found::Other);
+        }
+        let right_mode = (found.mode() & 0o100 != 0) == executable;
+        Ok(match self.root.read(path, bytes) {
+            Ok(Some(found)) if right_mode => Found::File(found),
+            Ok(Some(found)) => Found::OtherMode(found),
+            // It has changed since.
+            Ok(None) | Err(_) => Found::Other,
+        })
+    }
+
+    fn write(&mut self, path: &str, source: &Source) -> Result<()> {
+        // Read again, so that a sync has one file in memory at a time. Gone meanwhile: the next sync does without it.
+        let Some(bytes) = source.bytes(self.library, self.shown)? else { return Ok(()) };
         self.make_folder(path)?;
-        self.root.write_again(path, bytes, 0o644)?;
+        self.next.files.insert(path.to_owned(), digest(&bytes));
+        self.root.write_again(path, &bytes, if source.executable() { 0o755 } else { 0o644 })?;
         self.done.written += 1;
         Ok(())
     }
@@ -224,10 +257,14 @@ impl Work<'_> {
             if self.next.files.contains_key(path) {
                 continue;
             }
-            match self.root.read(path, limits::LIBRARY_FILE_BYTES * 2)? {
-                None => {}
-                Some(found) if digest(&found) == *sum => self.remove(path)?,
-                Some(_) => log::info!("{}/{path} was changed by hand and stays", self.shown.path),
+            match self.root.read(path, limits::SKILL_BYTES as u64) {
+                Ok(None) => {}
+                Ok(Some(found)) if digest(&found) == *sum => self.remove(path)?,
+                // Something else stands there: a folder, a link in circles, a larger file.
+                Err(error) if error.code() != Code::InvalidPath => return Err(error),
+                Ok(Some(_)) | Err(_) => {
+                    log::info!("{}/{path} was changed by hand and stays", self.shown.path)
+                }
             }
         }
         for (path, shared) in &known.shared {
@@ -261,25 +298,70 @@ impl Work<'_> {
     }
 }
 
-/// Files of berth's own with their contents, and its part of those that it shares.
-fn wanted(library: &Library, shown: &Shown) -> Result<(BTreeMap<String, String>, BTreeMap<String, Wanted>)> {
-    let mut files = BTreeMap::new();
+/// Files of berth's own, by path below the workspace.
+type Files = BTreeMap<String, Source>;
+
+/// Where the content of a file is.
+enum Source {
+    Text(String),
+    /// A file of a skill.
+    Part {
+        skill: String,
+        part: SkillPart,
+    },
+}
+
+impl Source {
+    /// Its bytes; `None` when the library does not have them any more.
+    fn bytes(&self, library: &Library, shown: &Shown) -> Result<Option<Cow<'_, [u8]>>> {
+        match self {
+            Source::Text(text) => Ok(Some(Cow::Borrowed(text.as_bytes()))),
+            Source::Part { skill, part } => {
+                Ok(usable(shown, library.read_part(skill, &part.path))?.flatten().map(Cow::Owned))
+            }
+        }
+    }
+
+    fn executable(&self) -> bool {
+        matches!(self, Source::Part { part, .. } if part.executable)
+    }
+}
+
+/// What stands where a file is to be.
+enum Found {
+    Nothing,
+    /// A file with so many bytes and the right permissions.
+    File(Vec<u8>),
+    /// The same with other permissions.
+    OtherMode(Vec<u8>),
+    Other,
+}
+
+/// Files of berth's own, and its part of those that it shares.
+fn wanted(library: &Library, shown: &Shown) -> Result<(Files, BTreeMap<String, Wanted>)> {
+    let mut files = Files::new();
     let all = || Ok(library.skills()?.into_iter().map(|skill| skill.name).collect());
     let skills = names(shown, &shown.skills, all)?;
     for name in &skills {
-        let Some(skill) = usable(shown, library.skill(name))? else { continue };
-        let main = with_name(&skill.content, name);
+        let Some(content) = usable(shown, library.skill_file(name, MAIN))? else { continue };
+        let Some(folder) = usable(shown, library.skill_folder(name))? else { continue };
+        if let Some(first) = folder.left_out.first() {
+            let (count, path) = (folder.left_out.len(), &shown.path);
+            log::warn!("{path} gets skill {name} without {count} of its files ({first}): {SKILL_LIMITS}");
+        }
+        let main = with_name(&content, name);
         for place in [".opencode/skill", ".claude/skills"] {
-            files.insert(format!("{place}/{name}/SKILL.md"), main.clone());
-            for file in skill.files.iter().filter(|file| file.error.is_none()) {
-                files.insert(format!("{place}/{name}/{}", file.path), file.content.clone());
+            files.insert(format!("{place}/{name}/{MAIN}"), Source::Text(main.clone()));
+            for part in &folder.parts {
+                let source = Source::Part { skill: name.clone(), part: part.clone() };
+                files.insert(format!("{place}/{name}/{}", part.path), source);
             }
         }
     }
     let all = || Ok(library.texts(TextKind::Tool)?.into_iter().map(|tool| tool.name).collect());
     for name in names(shown, &shown.tools, all)? {
         if let Some(tool) = usable(shown, library.text(TextKind::Tool, &name))? {
-            files.insert(format!(".opencode/tool/{name}.ts"), tool.content);
+            files.insert(format!(".opencode/tool/{name}.ts"), Source::Text(tool.content));
         }
     }
     if !agents::are_wanted(shown) {
@@ -293,7 +375,7 @@ fn wanted(library: &Library, shown: &Shown) -> Result<(BTreeMap<String, String>,
             let Some(text) = usable(shown, library.text(kind, &listed.name))? else { continue };
             let for_opencode = agents::opencode_takes(shown, kind, &listed.name, &text.content);
             for place in places.iter().skip(usize::from(!for_opencode)) {
-                files.insert(format!("{place}/{}.md", listed.name), text.content.clone());
+                files.insert(format!("{place}/{}.md", listed.name), Source::Text(text.content.clone()));
             }
         }
     }

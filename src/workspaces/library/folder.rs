@@ -1,0 +1,163 @@
+//! A skill's folder as a whole: scripts and data as well as text, with the permission to execute. This is what workspaces
+//! and bundles get. Bounded for each skill by [`limits::SKILL_FILES`] and [`limits::SKILL_BYTES`].
+
+use std::os::unix::fs::MetadataExt as _;
+
+use super::skill::{MAIN, folder};
+use super::{Library, check_name};
+use crate::base::{Code, Error, Result, limits};
+use crate::store::file::is_temp_name;
+
+/// The reason for [`SkillFolder::left_out`].
+pub const SKILL_LIMITS: &str = "a skill has at most 1,000 regular files and 32 MiB";
+
+/// A file of a skill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkillPart {
+    /// Its path below the skill.
+    pub path: String,
+    /// Its size when it was listed.
+    pub bytes: u64,
+    /// Its owner may execute it.
+    pub executable: bool,
+}
+
+/// A skill's files.
+#[derive(Debug, Default)]
+pub struct SkillFolder {
+    /// All files but `SKILL.md`, by path.
+    pub parts: Vec<SkillPart>,
+    /// Paths of those that do not fit into the limits of a skill, or are no regular files.
+    pub left_out: Vec<String>,
+}
+
+/// The part of a path below a skill.
+///
+/// # Errors
+/// `InvalidName` with the rule.
+pub(super) fn check_part(part: &str) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(Code::InvalidName, format!("Name {why}")));
+    match part {
+        "" => refuse("cannot be empty".into()),
+        "." | ".." => refuse(format!("cannot be '{part}'")),
+        _ if part.contains(['/', '\\']) => {
+            refuse("contains invalid characters: '/' and '\\' are not allowed".into())
+        }
+        _ if part.chars().any(char::is_control) => {
+            refuse("contains invalid characters: control characters are not allowed".into())
+        }
+        _ if part.len() > limits::LIBRARY_NAME_BYTES => {
+            refuse(format!("is longer than {} bytes", limits::LIBRARY_NAME_BYTES))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a file or folder of this name is never part of a skill: desktops, editors and version control leave them.
+pub fn is_litter(name: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        ".DS_Store",
+        "__MACOSX",
+        "Thumbs.db",
+        "desktop.ini",
+        ".git",
+        ".hg",
+        ".svn",
+        ".skill-source.json",
+        ".directory",
+        ".localized",
+    ];
+    let editors = |name: &str| {
+        // vim's `.NAME.swp`, and `.swo` and so on when there are several; emacs's `.#NAME`; a file on its way.
+        let swap = name.rsplit_once(".sw").is_some_and(|(_, last)| last.len() == 1);
+        name.starts_with('.') && (swap || name.starts_with(".#") || name.starts_with("._"))
+    };
+    NAMES.contains(&name) || editors(name) || is_temp_name(name)
+}
+
+impl Library {
+    /// The files of a skill.
+    ///
+    /// # Errors
+    /// `InvalidName`; `InvalidPath` when it has more entries than a folder of the library may have.
+    pub fn skill_folder(&self, name: &str) -> Result<SkillFolder> {
+        check_name(name)?;
+        let (root, top) = (self.root()?, folder(name));
+        let (mut found, mut left) = (SkillFolder::default(), limits::SKILL_BYTES as u64);
+        for path in self.all_below(&top)? {
+            if path == MAIN {
+                continue;
+            }
+            let metadata = root.metadata(&format!("{top}/{path}"));
+            match metadata.ok().flatten().filter(|metadata| metadata.is_file()) {
+                Some(file) if file.len() <= left && found.parts.len() + 1 < limits::SKILL_FILES => {
+                    left -= file.len();
+                    let executable = file.mode() & 0o100 != 0;
+                    found.parts.push(SkillPart { path, bytes: file.len(), executable });
+                }
+                _ => found.left_out.push(path),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The bytes of a file of a skill; `None` when it is gone.
+    ///
+    /// # Errors
+    /// `InvalidPath` when it is no regular file or has grown beyond a skill's limit.
+    pub fn read_part(&self, name: &str, path: &str) -> Result<Option<Vec<u8>>> {
+        self.root()?.read(&format!("{}/{path}", folder(name)), limits::SKILL_BYTES as u64)
+    }
+
+    /// Paths of all entries below a folder of the library that are not folders, sorted, hidden ones included.
+    pub(super) fn all_below(&self, top: &str) -> Result<Vec<String>> {
+        let root = self.root()?;
+        let (mut files, mut folders) = (Vec::new(), vec![String::new()]);
+        while let Some(below) = folders.pop() {
+            let folder = if below.is_empty() { top.to_owned() } else { format!("{top}/{below}") };
+            for entry in root.entries(&folder, limits::LIBRARY_ENTRIES)? {
+                if is_litter(&entry) || check_part(&entry).is_err() {
+                    continue;
+                }
+                if files.len() + folders.len() >= limits::LIBRARY_ENTRIES {
+                    return Err(Error::new(Code::InvalidPath, format!("{top} has too many files")));
+                }
+                let path = if below.is_empty() { entry } else { format!("{below}/{entry}") };
+                // A link may lead to a folder above it.
+                let deep = path.split('/').count() > limits::LIBRARY_PATH_PARTS;
+                match root.is_dir(&format!("{top}/{path}")) {
+                    _ if deep => {}
+                    Ok(true) => folders.push(path),
+                    _ => files.push(path),
+                }
+            }
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_desktops_and_editors_leave_is_no_part_of_a_skill() {
+        for name in [".DS_Store", "._x", "__MACOSX", ".x.swp", ".SKILL.md.swo", ".#x", ".git"] {
+            assert!(is_litter(name), "{name}");
+        }
+        for name in ["x", ".env.example", ".gitignore", "a.swp", ".config", "x~"] {
+            assert!(!is_litter(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn parts_are_names() {
+        for good in ["v1..v2.md", "[...slug].tsx", ".hidden", "...", "a b", "日本"] {
+            assert!(check_part(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a\\b", "a\nb", "\u{9f}", &"x".repeat(201)] {
+            assert!(check_part(bad).is_err(), "{bad:?}");
+        }
+    }
+}
