@@ -243,10 +243,10 @@ fn list(ctx: &Ctx, request: &Request, which: Which, enabled: bool) -> Result<Ans
         .iter()
         .map(|file| {
             let mut item = json!({
-                "id": id_of(&file.path), "path": file.path, "size": file.size, "updatedAt": file.changed_ms,
+                "id": id_of(&file.path), "path": file.shown(), "size": file.size, "updatedAt": file.changed_ms,
             });
             if which == Which::Inbox {
-                item["name"] = json!(file.path.rsplit('/').next());
+                item["name"] = json!(file.shown().rsplit('/').next());
             }
             item
         })

@@ -62,23 +62,26 @@ impl Which {
     pub fn open(self, root: &Root, id: &str) -> Result<(File, TrayPath)> {
         let bytes =
             BASE64_URL_SAFE_NO_PAD.decode(id.trim().trim_end_matches('=')).map_err(|_| self.bad_id())?;
-        let text = String::from_utf8(bytes).map_err(|_| self.bad_id())?;
-        let path = TrayPath::exact(text).ok_or_else(|| self.bad_id())?;
+        let path = TrayPath::exact(bytes).ok_or_else(|| self.bad_id())?;
         let missing = |error: Error| if error.code() == Code::InvalidPath { self.missing() } else { error };
         let tray = root.tray(self.folder()).map_err(missing)?.ok_or_else(|| self.missing())?;
-        let file = tray.open(path.as_str()).map_err(missing)?.ok_or_else(|| self.missing())?;
+        let file = tray.open(&path.bytes).map_err(missing)?.ok_or_else(|| self.missing())?;
         Ok((file, path))
     }
 }
 
-/// The id of a file in either folder.
-pub fn id_of(path: &str) -> String {
+/// The id of a file in either folder: its path, which need not be UTF-8.
+pub fn id_of(path: &[u8]) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(path)
 }
 
 /// The path of a file below an inbox or an outbox: relative, without detours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrayPath(String);
+pub struct TrayPath {
+    text: String,
+    /// The same, unless it is not UTF-8.
+    bytes: Vec<u8>,
+}
 
 impl TrayPath {
     /// Reads what a client says, as the OpenWork server does: white space around it and slashes before it do not count, a
@@ -108,23 +111,25 @@ impl TrayPath {
         if parts.iter().any(|part| part.len() > NAME_BYTES) || parts.len() > limits::TRAY_DEPTH {
             return refuse("is too long: a name has at most 255 bytes, a path at most 32 parts");
         }
-        Ok(TrayPath(parts.join("/")))
+        let text = parts.join("/");
+        Ok(TrayPath { bytes: text.clone().into_bytes(), text })
     }
 
     /// A path that is taken as it is: agents may name their files as they like.
-    fn exact(text: String) -> Option<TrayPath> {
-        let fits = text.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
-        fits.then_some(TrayPath(text))
+    fn exact(bytes: Vec<u8>) -> Option<TrayPath> {
+        let mut parts = bytes.split(|byte| *byte == b'/');
+        let fits = parts.all(|part| !matches!(part, b"" | b"." | b"..") && !part.contains(&0));
+        fits.then(|| TrayPath { text: String::from_utf8_lossy(&bytes).into_owned(), bytes })
     }
 
-    /// The path.
+    /// The path as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Its last part.
     pub fn name(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or_default()
+        self.text.rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -260,9 +265,18 @@ mod tests {
     fn ids_lead_nowhere_else() {
         let dir = crate::store::scratch::Scratch::new();
         let root = Root::open(&dir).unwrap();
-        for id in ["*", "a", "Li4vLi4veA", &id_of("../x"), &id_of("/"), &id_of("")] {
+        for id in [
+            "*",
+            "a",
+            "Li4vLi4veA",
+            &id_of(b"../x"),
+            &id_of(b"/"),
+            &id_of(b""),
+            &id_of(b"a\0"),
+            &id_of(b"\xff/.."),
+        ] {
             assert_eq!(Which::Outbox.open(&root, id).unwrap_err().code(), Code::InvalidArtifact, "{id}");
         }
-        assert_eq!(Which::Inbox.open(&root, &id_of("x")).unwrap_err().code(), Code::InboxItemNotFound);
+        assert_eq!(Which::Inbox.open(&root, &id_of(b"x")).unwrap_err().code(), Code::InboxItemNotFound);
     }
 }

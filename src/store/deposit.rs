@@ -4,6 +4,7 @@
 //! A file on its way has a temporary name in the folder itself, and its writer holds flock(2) on it. Whoever finds such
 //! a name without a lock finds what a killed server has left, and removes it. Any thread; no other locks.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,12 +50,19 @@ pub struct Listing {
 /// A regular file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Below the folder.
-    pub path: String,
+    /// Below the folder; any bytes that a file system takes.
+    pub path: Vec<u8>,
     /// In bytes.
     pub size: u64,
     /// When it was written last, in milliseconds since 1970.
     pub changed_ms: i64,
+}
+
+impl Found {
+    /// The path as text: bytes that are not UTF-8 show as U+FFFD.
+    pub fn shown(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.path)
+    }
 }
 
 impl Root {
@@ -121,11 +129,12 @@ impl Tray {
     ///
     /// # Errors
     /// `InvalidPath` for a link, a device and whatever else is not a regular file.
-    pub fn open(&self, path: &str) -> Result<Option<File>> {
+    pub fn open(&self, path: &[u8]) -> Result<Option<File>> {
+        let shown = &*String::from_utf8_lossy(path);
         let found = present(open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS));
-        let Some(found) = told(found, "open", path)? else { return Ok(None) };
-        check_regular(&found, path)?;
-        reopen(&found, OFlags::RDONLY, path).map(Some)
+        let Some(found) = told(found, "open", shown)? else { return Ok(None) };
+        check_regular(&found, shown)?;
+        reopen(&found, OFlags::RDONLY, shown).map(Some)
     }
 
     /// Opens what has this path for reading; `None` if nothing has it, or a link, which a new file replaces.
@@ -140,39 +149,43 @@ impl Tray {
             {
                 Ok(None)
             }
-            Ok(_) => self.open(path),
+            Ok(_) => self.open(path.as_bytes()),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => told(Err(error), "open", path),
         }
     }
 
-    /// All regular files in it and below, as far as [`limits::TRAY_ENTRIES`] and [`limits::TRAY_PATHS_BYTES`] go. Names
-    /// that are not UTF-8, and files on their way, are left out.
+    /// All regular files in it and below, as far as [`limits::TRAY_ENTRIES`] and [`limits::TRAY_PATHS_BYTES`] go. Files
+    /// on their way are left out.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         let (mut entries, mut bytes) = (0, 0);
-        let mut folders = vec![String::new()];
+        let mut folders = vec![Vec::new()];
         while let Some(folder) = folders.pop() {
-            let here = if folder.is_empty() { "." } else { folder.as_str() };
+            let here = if folder.is_empty() { &b"."[..] } else { &folder };
+            let shown = &*String::from_utf8_lossy(here);
             // What is gone, too deep, closed to us or a link by now has no files.
             let Ok(opened) = open_resolved(&self.0, here, FOLDER, NO_LINKS) else { continue };
-            for entry in told(Dir::read_from(&opened), "list", here)? {
-                let entry = told(entry, "list", here)?;
-                let Ok(name) = entry.file_name().to_str() else { continue };
-                if is_dots(name.as_bytes()) || is_temp_name(name) {
+            for entry in told(Dir::read_from(&opened), "list", shown)? {
+                let entry = told(entry, "list", shown)?;
+                let name = entry.file_name();
+                if is_dots(name.to_bytes()) || name.to_str().is_ok_and(is_temp_name) {
                     continue;
                 }
                 entries += 1;
-                bytes += folder.len() + name.len();
+                bytes += folder.len() + name.count_bytes();
                 if entries > limits::TRAY_ENTRIES || bytes > limits::TRAY_PATHS_BYTES {
                     listing.more = true;
                     break;
                 }
                 let Ok(stat) = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-                let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+                let path = match folder.is_empty() {
+                    true => name.to_bytes().to_owned(),
+                    false => [&folder, &b"/"[..], name.to_bytes()].concat(),
+                };
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => folders.push(path),
                     FileType::RegularFile => listing.files.push(Found {

@@ -31,7 +31,7 @@ fn files_appear_whole_and_are_listed() {
     let mut paths: Vec<_> =
         tray.list().unwrap().files.into_iter().map(|found| (found.path, found.size)).collect();
     paths.sort();
-    assert_eq!(paths, [("sub/deep/y".to_owned(), 0), ("x".to_owned(), 3)]);
+    assert_eq!(paths, [(b"sub/deep/y".to_vec(), 0), (b"x".to_vec(), 3)]);
     // Not swept while it is being written, swept once its writer is gone.
     root.make_tray("a/in").unwrap();
     let temp = begun.temp.clone();
@@ -53,9 +53,9 @@ fn no_link_is_followed() {
     symlink(outside.join("secret"), dir.join("in/file")).unwrap();
     for path in ["out/secret", "out/new", "file/x", "../x", "a/../../x"] {
         assert_eq!(put(&tray, path, b"x").unwrap_err().code(), Code::InvalidPath, "{path}");
-        assert!(tray.open(path).map_or(true, |file| file.is_none()), "{path}");
+        assert!(tray.open(path.as_bytes()).map_or(true, |file| file.is_none()), "{path}");
     }
-    assert!(tray.open("/etc/passwd").is_err() && tray.open("file").is_err());
+    assert!(tray.open(b"/etc/passwd").is_err() && tray.open(b"file").is_err());
     put(&tray, "file", b"mine").unwrap();
     assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
     assert_eq!(fs::read(dir.join("in/file")).unwrap(), b"mine");

@@ -22,7 +22,7 @@ use crate::server::{HOST_TOKEN, Server, Setup, run};
 use crate::wire::connect;
 
 const INBOX: &str = ".opencode/openwork/inbox";
-const OUTBOX: &str = ".opencode/openwork/outbox";
+pub const OUTBOX: &str = ".opencode/openwork/outbox";
 const BOUNDARY: &str = "----berth-test-3f9a";
 
 /// A server in automatic mode, the path of its workspace's calls, and the workspace's folder.
@@ -40,11 +40,11 @@ impl Desk {
         Desk { server, path: format!("/workspace/{id}"), work }
     }
 
-    fn auto() -> Desk {
+    pub fn auto() -> Desk {
         Desk::new(Setup::new().arg("--approval=auto"))
     }
 
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         self.server.collaborator()
     }
 
@@ -448,7 +448,7 @@ fn artifacts_are_listed_as_they_are() {
     for path in ["link.txt", "linked/secret", "pipe", "zero", "socket", "deep", "missing", "old.txt/x"] {
         desk.client().refused(404, "artifact_not_found", "GET", &desk.artifact(path), None);
     }
-    for id in ["..", "*", "Li4vb3V0c2lkZS9zZWNyZXQ", "AA", "_w"] {
+    for id in ["..", "*", "Li4vb3V0c2lkZS9zZWNyZXQ", "AA", "_y8uLg"] {
         let path = format!("{}/artifacts/{id}", desk.path);
         desk.client().refused(400, "invalid_artifact", "GET", &path, None);
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::Setup;
-use crate::trays::{Desk, id_of};
+use crate::trays::{Desk, OUTBOX, id_of};
 
 pub const SECRET: &str = "the-secret-outside-77ab";
 
@@ -161,4 +161,30 @@ fn folders_that_become_links_lead_nowhere() {
     }
     // Nobody sits on a half upload.
     wait_for("an upload to work again", secs(20), || (desk.put("last", b"1").status == 200).then_some(()));
+}
+
+#[test]
+fn artifacts_whose_names_are_not_utf_8_can_be_had() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let desk = Desk::auto();
+    let outbox = desk.work.join(OUTBOX);
+    let folder = outbox.join(OsStr::from_bytes(b"d\xe9"));
+    fs::create_dir_all(&folder).unwrap();
+    for name in [&b"caf\xe9.txt"[..], b"caf\xe8.txt", b"\xff", b"a\nb"] {
+        fs::write(folder.join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let told = desk.client().get(200, &format!("{}/artifacts", desk.path));
+    let items = told["items"].as_array().unwrap();
+    assert_eq!(items.len(), 4, "{told}");
+    let mut bodies = Vec::new();
+    for item in items {
+        assert!(item["path"].as_str().unwrap().starts_with("d\u{fffd}/"), "{item}");
+        let path = format!("{}/artifacts/{}", desk.path, item["id"].as_str().unwrap());
+        bodies.push(desk.client().call("GET", &path, None).expect(200).body);
+    }
+    bodies.sort();
+    assert_eq!(bodies, [&b"a\nb"[..], b"caf\xe8.txt", b"caf\xe9.txt", b"\xff"]);
+    // An id of a file that is not there, and ids that lead elsewhere.
+    desk.client().refused(404, "artifact_not_found", "GET", &format!("{}/artifacts/_w", desk.path), None);
 }
