@@ -3,12 +3,13 @@
 //!
 //! Thread: `image-read`, one for each stream, ends with it. Channel: bounded; full, the thread waits for whoever unpacks.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use flate2::bufread::GzDecoder;
 
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
@@ -149,9 +150,7 @@ fn produce(
     let raw = head[..length].chain(raw);
     let mut decoded: Box<dyn Read + '_> = match kind {
         Kind::Plain => Box::new(raw),
-        Kind::Gzip => {
-            Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK_BYTES, raw)))
-        }
+        Kind::Gzip => Box::new(GzipMembers::new(BufReader::with_capacity(CHUNK_BYTES, raw))),
         Kind::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
             BufReader::with_capacity(CHUNK_BYTES, raw),
             true,
@@ -180,6 +179,60 @@ fn produce(
         }
         if !whole {
             return Ok(());
+        }
+    }
+}
+
+/// The members of a gzip file one after the other (RFC 1952). Zero bytes behind the last one are padding, as gzip(1) reads
+/// it: tapes and block devices are filled up with them. Anything else there is damage.
+struct GzipMembers<R> {
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(input: R) -> GzipMembers<R> {
+        GzipMembers { member: Some(GzDecoder::new(input)) }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let n = member.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                return Ok(n);
+            }
+            let Some(mut rest) = self.member.take().map(GzDecoder::into_inner) else { break };
+            if another_member(&mut rest)? {
+                self.member = Some(GzDecoder::new(rest));
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Whether another member follows; reads padding to its end.
+fn another_member(rest: &mut impl BufRead) -> io::Result<bool> {
+    let mut padded = false;
+    loop {
+        let bytes = match rest.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            bytes => bytes?,
+        };
+        match bytes.iter().position(|byte| *byte != 0) {
+            _ if bytes.is_empty() => return Ok(false),
+            Some(0) if !padded => return Ok(true),
+            Some(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "data follows the end of the gzip file",
+                ));
+            }
+            None => {
+                padded = true;
+                let read = bytes.len();
+                rest.consume(read);
+            }
         }
     }
 }

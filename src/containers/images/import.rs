@@ -1,9 +1,9 @@
 //! Makes images from what people have: an archive of a root file system, what `docker save` or `skopeo copy` wrote, an
 //! OCI layout, a folder. One that fails or is cancelled leaves nothing.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Instant;
 
@@ -144,13 +144,14 @@ impl Import<'_> {
         let (mut known, left_out) = writer.finish()?;
         (self.tell)(Progress { step: "list".into(), read_bytes: 0, total_bytes: None, entries: 0 });
         let path = staging.root();
-        let root = Root::open(&path)?;
-        if !root.exists("bin/sh")? {
-            return Err(Error::new(
-                Code::InvalidImage,
-                "There is no /bin/sh in it, so no command could run: it is not the root file system of a Linux system",
-            ));
+        if !Root::open(&path)?.exists(SHELL)? {
+            let folder = system_below(&path)?;
+            staging.take(&staging.set_aside()?.join(&folder))?;
+            // As a root it must be enterable by its own users.
+            let mode = std::fs::metadata(&path).at("read", &path)?.mode() | 0o555;
+            std::fs::set_permissions(&path, Permissions::from_mode(mode & 0o7777)).at("prepare", &path)?;
         }
+        let root = Root::open(&path)?;
         for folder in ["usr", "etc", "var", "tmp", "root", "proc", "sys", "dev", "run"] {
             root.make_dirs(folder)?;
         }
@@ -165,6 +166,41 @@ impl Import<'_> {
         let record = staging.finish(name, Source::Imported, origin, &known, self.cancel)?;
         self.images.point(name, &record.id)?;
         Ok(Imported { image: self.images.show(&record.id)?, left_out })
+    }
+}
+
+/// Entries at the top of an archive in which a system is looked for.
+const TOP_ENTRIES: usize = 1000;
+
+/// Without it no command could run.
+const SHELL: &str = "bin/sh";
+
+/// The one folder of a tree that is a system: archives of root file systems often have it in `rootfs/` or
+/// `root.x86_64/`, beside files that describe it.
+fn system_below(path: &Path) -> Result<String> {
+    let root = Root::open(path)?;
+    let refused = |why: String| {
+        let message = format!(
+            "There is no /{SHELL} in it{why}, so no command could run: it is not the root file system of a Linux system"
+        );
+        Error::new(Code::InvalidImage, message)
+    };
+    let mut systems = Vec::new();
+    // A link at the top would lead out of the tree when it is opened as a tree of its own.
+    let mut names = root.entries("", TOP_ENTRIES).unwrap_or_default();
+    names.sort_unstable();
+    for name in names {
+        if !root.is_link(&name)? && root.is_dir(&name)? && Root::open(&path.join(&name))?.exists(SHELL)? {
+            systems.push(name);
+        }
+    }
+    match systems.pop() {
+        None => Err(refused(String::new())),
+        Some(system) if systems.is_empty() => Ok(system),
+        Some(other) => Err(refused(format!(
+            " at its top, and more than one folder has one ({}, {other}); import one of them",
+            systems.join(", ")
+        ))),
     }
 }
 

@@ -58,6 +58,10 @@ impl Staging {
     /// Lays the tree aside, beside a new one, as parts that the new one is made from.
     pub(super) fn set_aside(&self) -> Result<PathBuf> {
         let parts = self.folder().join("parts");
+        if parts.exists() {
+            // Layers, which have become the tree by now.
+            tree::remove_tree(&self.folder(), "parts")?;
+        }
         std::fs::rename(self.root(), &parts).at("move", self.root())?;
         make_root(&self.root())?;
         Ok(parts)
