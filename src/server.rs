@@ -140,6 +140,11 @@ pub struct Proxying {
 /// What keeps it from starting: a taken port, a data folder that is in use or cannot be written, a damaged state file.
 pub fn run(settings: Settings) -> Result<()> {
     let started = Instant::now();
+    if settings.data_dir.is_file() {
+        let problem =
+            "the data folder is a file; remove it, or name a folder with --data-dir or BERTH_DATA_DIR";
+        return Err(Error::config(settings.data_dir.display(), problem));
+    }
     file::create_dir_private(&settings.data_dir)?;
     let _lock = DataLock::take(&settings.data_dir)?;
     let signals = Signals::catch()?;

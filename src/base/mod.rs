@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod error;
 pub mod ids;
+pub mod json_keys;
 pub mod limits;
 pub mod logging;
 pub mod object;

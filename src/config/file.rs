@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::base::json_keys::{self, Key, ill_typed};
 use crate::base::{Error, Result};
 
 /// Nobody writes a configuration of this size by hand; a wrong path may name a disk image.
@@ -118,13 +119,27 @@ impl ConfigFile {
             Error::config(format!("{}:{}:{}", path.display(), error.line(), error.column()), problem)
         };
         // Twice on purpose: only well-formed text, with serde_json's limit on nesting, may reach the scanner.
+        if text.trim().is_empty() {
+            return Err(Error::config(
+                path.display(),
+                "is empty; write {} for a configuration without settings, or remove it",
+            ));
+        }
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|error| refuse(&error, format!("not JSON: {error}")))?;
         if !value.is_object() {
             // serde would take an array as the fields in order.
             return Err(Error::config(format!("{}:1:1", path.display()), "must be an object: { … }"));
         }
-        let keys = Scanner::keys(text);
+        let keys = json_keys::keys(text.as_bytes());
+        if let Some(mode) = value["approval"].as_str() {
+            let mode = serde_json::Value::from(mode);
+            let key =
+                keys.iter().find(|key| key.path == "approval").map_or((1, 1), |key| (key.line, key.column));
+            let place = format!("{}:{}:{}", path.display(), key.0, key.1);
+            let problem = format!("approval: it is an object; write \"approval\": {{\"mode\": {mode}}}");
+            return Err(Error::config(place, problem));
+        }
         let json = serde_json::from_str(text).map_err(|error| refuse(&error, ill_typed(&error, &keys)))?;
         Ok(ConfigFile { path: Some(path.to_path_buf()), json, keys })
     }
@@ -141,117 +156,6 @@ impl ConfigFile {
     /// The folder that relative paths in the file start from.
     pub fn folder(&self) -> &Path {
         self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"))
-    }
-}
-
-/// What serde_json says about a field, with the field's name and without the position, which the place has.
-fn ill_typed(error: &serde_json::Error, keys: &[Key]) -> String {
-    let message = error.to_string();
-    let at = format!(" at line {} column {}", error.line(), error.column());
-    let problem = message.strip_suffix(&at).unwrap_or(&message);
-    let before = |key: &&Key| (key.line, key.column) <= (error.line(), error.column());
-    match keys.iter().rev().find(before) {
-        // "unknown field", "missing field" and "duplicate field" name it themselves.
-        Some(key) if problem.starts_with("invalid") => format!("{}: {problem}", key.path),
-        _ => problem.to_owned(),
-    }
-}
-
-/// A key of the file: its path from the top and where it stands, both counted from 1.
-struct Key {
-    path: String,
-    line: usize,
-    column: usize,
-}
-
-/// Finds the keys in text that serde_json has accepted.
-struct Scanner<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    keys: Vec<Key>,
-}
-
-impl Scanner<'_> {
-    fn keys(text: &str) -> Vec<Key> {
-        let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, keys: Vec::new() };
-        scanner.value("");
-        scanner.keys
-    }
-
-    /// The next byte that is not white space.
-    fn peek(&mut self) -> Option<u8> {
-        while self.bytes.get(self.at).is_some_and(u8::is_ascii_whitespace) {
-            self.at += 1;
-        }
-        self.bytes.get(self.at).copied()
-    }
-
-    fn value(&mut self, path: &str) {
-        match self.peek() {
-            Some(b'{') => self.members(|scanner, _| {
-                let start = scanner.at;
-                let raw = scanner.string();
-                let name: String = serde_json::from_slice(raw).unwrap_or_default();
-                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
-                let (line, column) = scanner.position(start);
-                scanner.keys.push(Key { path: path.clone(), line, column });
-                // The colon.
-                scanner.peek();
-                scanner.at += 1;
-                scanner.value(&path);
-            }),
-            Some(b'[') => self.members(|scanner, index| scanner.value(&format!("{path}[{index}]"))),
-            Some(b'"') => {
-                self.string();
-            }
-            _ => {
-                let rest = &self.bytes[self.at..];
-                let end = rest.iter().position(|b| b",]}".contains(b) || b.is_ascii_whitespace());
-                self.at += end.unwrap_or(rest.len());
-            }
-        }
-    }
-
-    /// Walks over what stands between a pair of brackets, starting at the opening one.
-    fn members(&mut self, mut member: impl FnMut(&mut Self, usize)) {
-        self.at += 1;
-        let mut index = 0;
-        loop {
-            match self.peek() {
-                None => return,
-                Some(b'}' | b']') => {
-                    self.at += 1;
-                    return;
-                }
-                Some(b',') => self.at += 1,
-                Some(_) => {
-                    member(self, index);
-                    index += 1;
-                }
-            }
-        }
-    }
-
-    /// The string literal that starts here.
-    fn string(&mut self) -> &[u8] {
-        let start = self.at;
-        self.at += 1;
-        while let Some(byte) = self.bytes.get(self.at) {
-            match byte {
-                b'\\' => self.at += 2,
-                b'"' => break,
-                _ => self.at += 1,
-            }
-        }
-        self.at = (self.at + 1).min(self.bytes.len());
-        &self.bytes[start..self.at]
-    }
-
-    fn position(&self, offset: usize) -> (usize, usize) {
-        let before = &self.bytes[..offset];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        let column = offset - before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1) + 1;
-        (line, column)
     }
 }
 
@@ -287,7 +191,7 @@ mod tests {
     #[test]
     fn places_of_fields() {
         let text = "\u{feff}{\n  \"a\\\"\": [1, {\"x\": \"}{\"}],\n  \"workspaces\": [\n    {\"name\": null, \"path\": \"/\"}]}";
-        let keys = Scanner::keys(text.trim_start_matches('\u{feff}'));
+        let keys = json_keys::keys(text.trim_start_matches('\u{feff}').as_bytes());
         let found: Vec<_> = keys.iter().map(|key| (key.path.as_str(), key.line, key.column)).collect();
         let want = [
             ("a\"", 2, 3),

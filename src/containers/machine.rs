@@ -19,6 +19,7 @@ use super::binds;
 use super::network::{self, Networks};
 pub use super::place::Place;
 use super::place::nspawn_args;
+use super::prepare::prepare;
 use super::process::{ContainerProcess, Held, refused};
 use super::protocol::{self, Answers, full, gone};
 use super::roots::Roots;
@@ -244,6 +245,7 @@ impl Machine {
         group.hold(&place.limits)?;
 
         let root = self.around.roots.enter(&place.site())?;
+        prepare(&self.around.roots.files(&place.site())?, &place.host_name);
         std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
         let resolv_conf = place.runtime.join("resolv.conf");
         file::replace(&resolv_conf, &self.around.networks.resolv_conf(place.network), 0o644)?;
@@ -265,10 +267,12 @@ impl Machine {
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
+        // /tmp belongs to the root: there it lasts, is in snapshots, and takes no memory (systemd's ENVIRONMENT.md).
+        let disk_tmp = ("SYSTEMD_NSPAWN_TMPFS_TMP".to_owned(), "0".to_owned());
         // The agent's binary is ours, kept where no upgrade replaces it.
         let child = Spec::new(&place.agent)
             .args(nspawn_args(place, &root, &nspawn, &resolv_conf, script.as_deref(), attach))
-            .envs(self.around.cgroups.only_v2().then_some(&unified))
+            .envs(self.around.cgroups.only_v2().then_some(&unified).into_iter().chain([&disk_tmp]))
             .start(Stdio { stdin: listener, stdout: output, stderr: output2 }, child_group)?;
         let leader = Who::of(child.pid());
         let all = self.around.cgroups.group(&self.name)?;

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod mirrors;
 pub mod network;
 mod place;
+mod prepare;
 pub mod probe;
 mod process;
 pub mod protocol;

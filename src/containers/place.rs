@@ -30,6 +30,8 @@ pub struct Place {
     pub mounts: Vec<Mount>,
     /// What everything in it may use together.
     pub limits: Limits,
+    /// How large /tmp may become if it is to be in memory; `None`: it is on the disk.
+    pub tmpfs_bytes: Option<u64>,
     /// It is stopped when it has done nothing for so long; `None`: never.
     pub idle_timeout: Option<Duration>,
 }
@@ -96,6 +98,9 @@ pub(super) fn nspawn_args(
     args.push(format!("--hostname={}", place.host_name));
     if place.network == Network::None {
         args.push("--private-network".to_owned());
+    }
+    if let Some(bytes) = place.tmpfs_bytes {
+        args.push(format!("--tmpfs=/tmp:mode=1777,nosuid,nodev,strictatime,size={bytes}"));
     }
     args.push(format!("--directory={}", text(&place.root)));
     args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));

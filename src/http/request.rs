@@ -11,6 +11,7 @@ use super::direct::Direct;
 use super::reply::Response;
 use crate::access::Actor;
 use crate::access::audit::Draft;
+use crate::base::json_keys;
 use crate::base::{Code, Error, Result, limits, pool};
 use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
 
@@ -496,7 +497,11 @@ fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     }
     serde_json::from_slice(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
-            Error::new(Code::InvalidPayload, format!("The body has not the expected shape: {error}"))
+            // Well-formed up to the error only; the scanner reads what serde_json has accepted.
+            let whole = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+            let keys = if whole { json_keys::keys(body) } else { Vec::new() };
+            let problem = json_keys::ill_typed(&error, &keys);
+            Error::new(Code::InvalidPayload, format!("The body has not the expected shape: {problem}"))
         }
         _ => invalid_json(error),
     })

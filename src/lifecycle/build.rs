@@ -32,7 +32,9 @@ pub struct BuildRequest {
 }
 
 impl Lifecycle {
-    /// Accepts a build and returns the workspace as `building`; the work goes on in the background.
+    /// Accepts a build and returns the workspace as `building`; the work goes on in the background. A ready workspace has
+    /// what a build would make: the answer is the same, as observed, and nothing is done but a sync of skills and tools, so
+    /// that commands go on and no init script runs twice.
     ///
     /// # Errors
     /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`; `InvalidPayload`
@@ -46,11 +48,21 @@ impl Lifecycle {
         let entered = self.enter_job(&workspace, true)?;
         let before = workspace.record();
         let BuildRequest { base, rebuild, pull } = asked;
-        workspace.update(|record| {
-            let has_root = self.has_root(&workspace, record);
+        let has_root = self.has_root(&workspace, &before);
+        let begin = |record: &mut Record| {
             record.start_build(base.clone(), rebuild, has_root, self.built_distro(&workspace))?;
             self.check_image(record, pull)
-        })?;
+        };
+        if has_root && !rebuild && before.shown.status == Status::Ready {
+            let mut accepted = Record::clone(&before);
+            begin(&mut accepted)?;
+            drop(entered);
+            self.new_feed(id);
+            self.sync_or_warn(&workspace);
+            self.build_ended(&workspace.record());
+            return Ok(Arc::new(accepted));
+        }
+        workspace.update(begin)?;
         entered.remember(before.clone());
         let accepted = workspace.record();
         let feed = self.new_feed(id);

@@ -188,6 +188,12 @@ pub(super) fn check_ready(record: &Record) -> Result<()> {
         Status::Ready | Status::Error => "Error",
     };
     // The first two sentences are the observed server's.
+    if record.shown.status == Status::Building {
+        let message = format!(
+            "Container workspace is not ready (status: {status}). Wait for its build or init script to end: GET …/build/events"
+        );
+        return Err(Error::new(Code::NotReady, message).detail("status", "building"));
+    }
     let init = record.shown.error_message.as_ref().is_some_and(|message| message.starts_with("Init script"));
     let cure = if init { " Or run its init script again: POST …/rerun-init." } else { "" };
     Err(Error::new(

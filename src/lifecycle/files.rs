@@ -5,8 +5,7 @@ use std::path::Path;
 use super::{Lifecycle, site};
 use crate::base::{Code, Error, Result};
 use crate::store::beneath::Root;
-use crate::workspaces::Workspace;
-use crate::workspaces::record::Kind;
+use crate::workspaces::{Kind, Status, Workspace};
 
 impl Lifecycle {
     /// The folder of a host workspace, or a container's root. The workload can change everything in it at any moment:
@@ -20,7 +19,12 @@ impl Lifecycle {
             return Root::open(Path::new(&record.shown.path));
         }
         if !self.has_root(workspace, &record) {
-            let message = "The container has no files yet; build it with POST /api/workspaces/:id/build";
+            let message = match record.shown.status {
+                Status::Building => {
+                    "The container has no files yet; wait for its build to end: GET …/build/events"
+                }
+                _ => "The container has no files yet; build it with POST /api/workspaces/:id/build",
+            };
             return Err(Error::new(Code::NotReady, message));
         }
         self.roots.files(&site(workspace, &record))

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::build::OWN_SCRIPT;
 use super::feed::{Feed, Step};
-use super::{Lifecycle, variables};
+use super::{Lifecycle, init_help, variables};
 use crate::base::{Code, Error, Result, limits};
 use crate::containers::BuildLog;
 use crate::proc::spawn::{dev_null, pipe};
@@ -44,6 +44,9 @@ pub struct InitResult {
     pub timed_out: bool,
     /// How long it took.
     pub duration_secs: f64,
+    /// Why it could not run, where that can be told, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 impl Lifecycle {
@@ -162,7 +165,15 @@ impl Lifecycle {
                 log::warn!("workspace {}: {error}", workspace.id());
             }
         }
-        result
+        let help = || init_help::help(&root, script.own.as_deref(), &script.before);
+        match result {
+            Ok(result) if !result.success && !result.timed_out => Ok(InitResult { hint: help(), ..result }),
+            Err(error) if error.code() == Code::InvalidCommand => Err(match help() {
+                Some(hint) => Error::new(error.code(), format!("{}: {hint}", error.message())),
+                None => error,
+            }),
+            result => result,
+        }
     }
 
     fn run_script(
@@ -221,6 +232,7 @@ impl Lifecycle {
             stderr: err.kept.finish().into_text(),
             timed_out: ended == Ended::TimedOut,
             duration_secs: started.elapsed().as_secs_f64(),
+            hint: None,
         })
     }
 }
@@ -285,7 +297,8 @@ fn failure(result: &InitResult, deadline: Duration) -> String {
         -1 => "was ended by a signal".to_owned(),
         code => format!("exited with code {code}"),
     };
-    format!("Init script {how}: {words}")
+    let hint = result.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("Init script {how}: {words}{hint}")
 }
 
 /// Keeps a stream and passes it on to both logs.

@@ -12,6 +12,7 @@ pub mod feed;
 pub mod files;
 mod images;
 pub mod init;
+mod init_help;
 mod jobs;
 pub mod library;
 pub mod power;
@@ -184,6 +185,7 @@ impl Lifecycle {
             network: record.shown.network(),
             mounts: record.shown.mounts.clone(),
             limits: self.limits_of(record),
+            tmpfs_bytes: record.shown.resources.and_then(|resources| resources.tmpfs_bytes),
             idle_timeout: Some(idle_timeout).filter(|timeout| !timeout.is_zero()),
         })
     }

@@ -119,6 +119,7 @@ impl Lifecycle {
                 cpus: limits.cpus,
                 pids: limits.pids,
                 disk_bytes: asked.and_then(|asked| asked.disk_bytes),
+                tmpfs_bytes: asked.and_then(|asked| asked.tmpfs_bytes),
             },
             asked,
             used: Used { now, so_far, disk_bytes: disk },

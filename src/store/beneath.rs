@@ -245,6 +245,24 @@ impl Root {
         Ok(())
     }
 
+    /// Makes a folder for the files of all users (mode 1777) and those above it that are missing, or gives a folder that is
+    /// there this mode. A link stays as it is.
+    ///
+    /// # Errors
+    /// As [`Root::make_dirs`].
+    pub fn make_shared_dir(&self, rel: &str) -> Result<()> {
+        const SHARED: u32 = 0o1777;
+        if self.is_link(rel)? {
+            return Ok(());
+        }
+        self.make_dirs(rel)?;
+        let folder = told(self.resolve(rel, FOLDER | OFlags::NOFOLLOW, IN_ROOT), "prepare", rel)?;
+        if told(fstat(&folder), "prepare", rel)?.st_mode & 0o7777 != SHARED {
+            told(fchmod(&folder, Mode::from_raw_mode(SHARED)), "prepare", rel)?;
+        }
+        Ok(())
+    }
+
     /// Removes a folder if it is empty; says whether it did.
     ///
     /// # Errors

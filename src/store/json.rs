@@ -58,6 +58,13 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         JsonFile { path, mode, writer: Mutex::new(()), snapshot: RwLock::new(Arc::new(value)) }
     }
 
+    /// Changes the content in memory only, where the file has it in another form.
+    pub fn interpret(&mut self, change: impl FnOnce(&mut T)) {
+        let mut value = T::clone(&self.get());
+        change(&mut value);
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+    }
+
     /// The content as of the last update.
     pub fn get(&self) -> Arc<T> {
         Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))

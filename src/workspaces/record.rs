@@ -1,9 +1,11 @@
 //! A workspace's record: the object of the API, and what berth needs besides.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::OnceLock;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use super::opencode::Chosen;
@@ -138,8 +140,9 @@ pub enum Origin {
     Api,
 }
 
-/// The stored form.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A workspace as the server has it in memory. Stored it holds no path of the data folder, so that that can be moved
+/// ([`Record::resolve`]).
+#[derive(Clone, Debug, Deserialize)]
 pub struct Record {
     /// What clients see.
     #[serde(flatten)]
@@ -168,7 +171,37 @@ impl Clone for Written {
     }
 }
 
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Stored<'a> {
+            #[serde(flatten)]
+            shown: Cow<'a, Shown>,
+            origin: Origin,
+            job: Option<Job>,
+            own_folder: bool,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            opencode: &'a Option<Chosen>,
+        }
+        let mut shown = Cow::Borrowed(&self.shown);
+        if let Some(name) = Path::new(&self.shown.path).file_name().filter(|_| self.own_folder) {
+            shown.to_mut().path = name.to_string_lossy().into_owned();
+        }
+        let Record { origin, job, own_folder, opencode, .. } = self;
+        Stored { shown, origin: *origin, job: *job, own_folder: *own_folder, opencode }.serialize(serializer)
+    }
+}
+
 impl Record {
+    /// Gives a workspace whose files are in its own folder their path: `folder` is where that is now. Earlier versions stored
+    /// the whole path, which may be that of another place.
+    pub(super) fn resolve(&mut self, folder: &Path) {
+        let name = Path::new(&self.shown.path).file_name();
+        if let Some(path) = name.filter(|_| self.own_folder).map(|name| folder.join(name)) {
+            self.shown.path = path.to_string_lossy().into_owned();
+        }
+    }
+
     /// What clients see, as JSON.
     pub fn json(&self) -> &str {
         self.written.0.get_or_init(|| {

@@ -469,7 +469,8 @@ impl Registry {
 fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<Record>> {
     let path = folder.join(RECORD);
     let missing = Record::new(Uuid::max(), Label::parse("missing")?, Kind::Host, String::new(), Origin::Api);
-    let record = JsonFile::open(&path, 0o600, missing)?;
+    let mut record = JsonFile::open(&path, 0o600, missing)?;
+    record.interpret(|record| record.resolve(folder));
     if record.get().shown.id != id {
         return Err(Error::config(path.display(), "the file is missing, or its id is not the folder's name"));
     }

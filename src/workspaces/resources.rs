@@ -25,7 +25,13 @@ pub struct Resources {
     /// The container's files.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
+    /// Has the container's /tmp in memory, of this size, from its next start on; otherwise it is on its disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tmpfs_bytes: Option<u64>,
 }
+
+/// The sizes of a /tmp in memory; the container's memory bounds it as well.
+const TMPFS: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 50;
 
 /// The smallest base image is larger.
 const LEAST_DISK: u64 = 16 << 20;
@@ -50,6 +56,14 @@ impl Resources {
             if self.cpus.is_some_and(|cpus| cpus < limits::CONTAINER_CPUS) {
                 return refuse("cpus", limits::CONTAINER_CPUS.to_string());
             }
+        }
+        if self.tmpfs_bytes.is_some_and(|bytes| kind == Kind::Host || !TMPFS.contains(&bytes)) {
+            let message = format!(
+                "resources.tmpfs_bytes is the size of a container's /tmp in memory, from {} to {}",
+                TMPFS.start(),
+                TMPFS.end()
+            );
+            return Err(Error::new(Code::InvalidPayload, message).detail("field", "resources.tmpfs_bytes"));
         }
         if self.disk_bytes.is_some_and(|bytes| !(LEAST_DISK..=1 << 60).contains(&bytes)) {
             let message =

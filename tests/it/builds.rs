@@ -120,6 +120,9 @@ fn a_cancelled_build_of_a_root_that_was_there_keeps_it() {
     let place = Place::ready(shared(), json!({"name": "kept"}));
     place.sh("echo mine > /root/precious");
     let number = unique_secs();
+    // Ready, it has what a build would make; with a failed script a build goes on where that failed.
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nfalse\n"}));
+    place.client.post(200, &place.path("/rerun-init"), json!({}));
     place.client.put(200, &place.path(""), json!({"init_script": format!("#!/bin/sh\nsleep {number}\n")}));
     place.client.call("POST", &place.path("/build"), None).expect(200);
     procs::wait_sleep(&number);
@@ -130,6 +133,81 @@ fn a_cancelled_build_of_a_root_that_was_there_keeps_it() {
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
     place.build();
     assert_eq!(place.sh("cat /root/precious"), "mine\n");
+}
+
+#[test]
+fn a_build_of_a_ready_workspace_disturbs_nothing() {
+    let server = shared();
+    let script = "#!/bin/sh\necho run >> /root/runs\n";
+    let place = Place::ready(server, json!({"name": "undisturbed", "init_script": script}));
+    let number = unique_secs();
+    let sleeping = std::thread::scope(|scope| {
+        // A client has one connection, which this call keeps to itself.
+        let (client, path) = (server.owner(), place.path("/exec"));
+        let command = format!("sleep {number}; echo whole");
+        let sleeping = scope.spawn(move || client.post(200, &path, json!({"command": command})));
+        procs::wait_sleep(&number);
+        let told = place.client.call("POST", &place.path("/build"), None).expect(200).value();
+        assert_eq!(
+            (&told["status"], &told["error_message"]),
+            (&json!("building"), &Value::Null),
+            "as observed"
+        );
+        assert_eq!(place.show()["status"], "ready");
+        // Whoever follows the build is told its end.
+        let told = place.client.call("GET", &place.path("/build/events?stream=ndjson"), None).expect(200);
+        let last = told.text().lines().rfind(|line| line.contains("result")).map(str::to_owned);
+        assert!(last.is_some_and(|line| line.contains("ready")), "{}", told.text());
+        assert_eq!(place.sh("cat /root/runs"), "run\n", "commands go on, and no script ran again");
+        let refused = place.client.refused(
+            409,
+            "rebuild_required",
+            "POST",
+            &place.path("/build"),
+            Some(json!({"distro": "ubuntu-noble"})),
+        );
+        assert_eq!(place.show()["distro"], crate::fixture::DISTRO, "{refused}");
+        procs::kill(procs::sleeps(&number)[0]);
+        sleeping.join().unwrap()
+    });
+    assert_eq!(sleeping["stdout"], "whole\n", "{sleeping}");
+}
+
+#[test]
+fn what_is_refused_during_a_build_says_to_wait() {
+    let number = unique_secs();
+    let script = format!("#!/bin/sh\nsleep {number}\n");
+    let place = Place::pending(shared(), json!({"name": "still building", "init_script": script}));
+    let told = place.exec_refused("workspace_not_ready", json!({"command": "true"}));
+    assert!(told["message"].as_str().unwrap().contains("Build it first"), "{told}");
+    place.client.call("POST", &place.path("/build"), None).expect(200);
+    procs::wait_sleep(&number);
+    let told = place.exec_refused("workspace_not_ready", json!({"command": "true"}));
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("status: Building") && message.contains("Wait for its build"), "{message}");
+    assert!(!message.contains("Build it first"), "{message}");
+    place.client.call("DELETE", &place.path("/build"), None).expect(200);
+}
+
+#[test]
+fn an_init_script_that_cannot_run_says_why() {
+    let place = Place::ready(shared(), json!({"name": "hints"}));
+    for (script, said) in [
+        ("#!/bin/sh\r\necho x\r\n", "Windows line endings (CRLF)"),
+        ("set -e\r\ncd /root\r\n", "Windows line endings (CRLF)"),
+        ("#!/opt/no/python3\nprint()\n", "interpreter '/opt/no/python3'"),
+        ("#!/usr/bin/env no-such-program\n", "interpreter 'no-such-program'"),
+    ] {
+        place.client.put(200, &place.path(""), json!({"init_script": script}));
+        let told = place.client.call("POST", &place.path("/rerun-init"), None);
+        assert!(told.text().contains(said), "{script:?}: {}", told.text());
+        let shown = place.show();
+        assert_eq!(shown["status"], "error", "{shown}");
+        assert!(shown["error_message"].as_str().unwrap().contains(said), "{script:?}: {shown}");
+    }
+    // One that fails for another reason is not explained by guesses.
+    place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nexit 3\n"}));
+    assert_eq!(place.client.post(200, &place.path("/rerun-init"), json!({})).get("hint"), None);
 }
 
 #[test]

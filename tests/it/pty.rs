@@ -100,6 +100,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         network: Default::default(),
         mounts: Vec::new(),
         limits: Default::default(),
+        tmpfs_bytes: None,
         idle_timeout: None,
     };
     let machine = engine.machine(place).unwrap();

@@ -57,6 +57,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         network: Network::None,
         mounts: Vec::new(),
         limits: Limits::default(),
+        tmpfs_bytes: None,
         idle_timeout: None,
     })?;
     // The one program that is surely there.

@@ -1,0 +1,126 @@
+//! Where the keys of a JSON text stand, so that a complaint about a value can name its field. Pure.
+
+/// What serde_json says about a field, with the field's name and without the position, which the place has.
+pub fn ill_typed(error: &serde_json::Error, keys: &[Key]) -> String {
+    let message = error.to_string();
+    let at = format!(" at line {} column {}", error.line(), error.column());
+    let problem = message.strip_suffix(&at).unwrap_or(&message);
+    let before = |key: &&Key| (key.line, key.column) <= (error.line(), error.column());
+    match keys.iter().rev().find(before) {
+        // "unknown field", "missing field" and "duplicate field" name it themselves.
+        Some(key) if problem.starts_with("invalid") => format!("{}: {problem}{}", key.path, cure(problem)),
+        _ => problem.to_owned(),
+    }
+}
+
+/// What to write instead, where that is clear.
+fn cure(problem: &str) -> &'static str {
+    let number = ["expected u64", "expected u32", "expected i64", "expected f64"];
+    if problem.contains("string") && number.iter().any(|kind| problem.contains(kind)) {
+        return "; write a number without quotes and without a unit, such as 1073741824 for 1 GiB";
+    }
+    ""
+}
+
+/// A key of a JSON text: its path from the top, and where it stands.
+#[derive(Debug)]
+pub struct Key {
+    /// Such as `approval.mode` or `workspaces[0].path`.
+    pub path: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// Counted from 1, in bytes.
+    pub column: usize,
+}
+
+/// The keys of a JSON text that serde_json has accepted, in their order.
+pub fn keys(text: &[u8]) -> Vec<Key> {
+    let mut scanner = Scanner { bytes: text, at: 0, keys: Vec::new() };
+    scanner.value("");
+    scanner.keys
+}
+
+/// Finds the keys in text that serde_json has accepted.
+struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    keys: Vec<Key>,
+}
+
+impl Scanner<'_> {
+    /// The next byte that is not white space.
+    fn peek(&mut self) -> Option<u8> {
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_whitespace) {
+            self.at += 1;
+        }
+        self.bytes.get(self.at).copied()
+    }
+
+    fn value(&mut self, path: &str) {
+        match self.peek() {
+            Some(b'{') => self.members(|scanner, _| {
+                let start = scanner.at;
+                let raw = scanner.string();
+                let name: String = serde_json::from_slice(raw).unwrap_or_default();
+                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                let (line, column) = scanner.position(start);
+                scanner.keys.push(Key { path: path.clone(), line, column });
+                // The colon.
+                scanner.peek();
+                scanner.at += 1;
+                scanner.value(&path);
+            }),
+            Some(b'[') => self.members(|scanner, index| scanner.value(&format!("{path}[{index}]"))),
+            Some(b'"') => {
+                self.string();
+            }
+            _ => {
+                let rest = &self.bytes[self.at..];
+                let end = rest.iter().position(|b| b",]}".contains(b) || b.is_ascii_whitespace());
+                self.at += end.unwrap_or(rest.len());
+            }
+        }
+    }
+
+    /// Walks over what stands between a pair of brackets, starting at the opening one.
+    fn members(&mut self, mut member: impl FnMut(&mut Self, usize)) {
+        self.at += 1;
+        let mut index = 0;
+        loop {
+            match self.peek() {
+                None => return,
+                Some(b'}' | b']') => {
+                    self.at += 1;
+                    return;
+                }
+                Some(b',') => self.at += 1,
+                Some(_) => {
+                    member(self, index);
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// The string literal that starts here.
+    fn string(&mut self) -> &[u8] {
+        let start = self.at;
+        self.at += 1;
+        while let Some(byte) = self.bytes.get(self.at) {
+            match byte {
+                b'\\' => self.at += 2,
+                b'"' => break,
+                _ => self.at += 1,
+            }
+        }
+        self.at = (self.at + 1).min(self.bytes.len());
+        &self.bytes[start..self.at]
+    }
+
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let before = &self.bytes[..offset];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let column = offset - before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1) + 1;
+        (line, column)
+    }
+}

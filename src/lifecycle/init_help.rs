@@ -1,0 +1,92 @@
+//! Why an init script could not run, where the script itself or the container shows it.
+
+use crate::store::beneath::Root;
+
+/// What is wrong with a script that has failed, and what to do; `None` when nothing of it can be told from outside. `own` is
+/// the workspace's script, `before` what bash runs first.
+pub(super) fn help(root: &Root, own: Option<&str>, before: &str) -> Option<String> {
+    if !before.is_empty() && !has_program(root, "bash") {
+        return Some(
+            "bash is not in the container, and the library's init scripts and the setup commands of skills need it; \
+             use an image that has it"
+                .to_owned(),
+        );
+    }
+    let sections = before.split("\n# === ").skip(1).filter_map(|section| section.split_once(" ===\n"));
+    let mut crlf: Vec<String> =
+        sections.filter(|(_, text)| text.contains(CRLF)).map(|(name, _)| format!("'{name}'")).collect();
+    if own.is_some_and(|own| own.contains(CRLF)) {
+        crlf.push("the init script".to_owned());
+    }
+    if !crlf.is_empty() {
+        return Some(format!(
+            "{} has Windows line endings (CRLF), which Linux takes for a part of each command; save it with LF only, \
+             for example with `sed -i 's/\\r$//' FILE`",
+            crlf.join(" and ")
+        ));
+    }
+    let missing = interpreter(own?).filter(|program| !has_program(root, program))?;
+    Some(format!(
+        "the interpreter '{}' of the init script is not in the container; install it in an init script of the library, \
+         which runs first, or begin the script with #!/bin/sh",
+        missing.escape_debug()
+    ))
+}
+
+const CRLF: &str = "\r\n";
+
+/// The program that the first line of a script names (execve(2)); behind `env`, the one that it is to find.
+fn interpreter(script: &str) -> Option<&str> {
+    let line = script.strip_prefix("#!")?.lines().next()?;
+    let mut words = line.split_whitespace();
+    let program = words.next()?;
+    if program.rsplit('/').next() != Some("env") {
+        return Some(program);
+    }
+    let found = words.find(|word| !word.starts_with('-') && !word.contains('='));
+    Some(found.unwrap_or(program))
+}
+
+/// Whether the container has a program: at this path, or in one of the folders of `PATH`.
+fn has_program(root: &Root, program: &str) -> bool {
+    const PATH: [&str; 6] = ["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"];
+    let there =
+        |path: &str| root.metadata(path).is_ok_and(|found| found.is_some_and(|found| found.is_file()));
+    match program.starts_with('/') {
+        true => there(program),
+        false => PATH.iter().any(|folder| there(&format!("{folder}/{program}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::file::write_atomic;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn line_endings_and_interpreters_are_named() {
+        let dir = Scratch::new();
+        std::fs::create_dir_all(dir.join("usr/bin")).unwrap();
+        std::os::unix::fs::symlink("usr/bin", dir.join("bin")).unwrap();
+        write_atomic(&dir.join("usr/bin/bash"), b"", 0o755).unwrap();
+        let root = Root::open(&dir).unwrap();
+        let said = |own: Option<&str>, before: &str| help(&root, own, before).unwrap_or_default();
+        for own in [
+            "#!/bin/bash\nexit 3\n",
+            "#!/usr/bin/env bash\nx",
+            "exit 1",
+            "#! /bin/bash -e\n",
+            "#!/usr/bin/env -S bash -e\n",
+        ] {
+            assert_eq!(said(Some(own), ""), "", "{own}");
+        }
+        assert!(said(Some("#!/bin/bash\r\nx\r\n"), "").contains("the init script has Windows line endings"));
+        assert!(said(Some("#!/usr/bin/python3\nx"), "").contains("'/usr/bin/python3' of the init script"));
+        assert!(said(Some("#!/usr/bin/env -S node --x\n"), "").contains("'node'"));
+        let before = "\n# === base ===\necho\r\n\n# === good ===\necho\n";
+        assert!(said(None, before).starts_with("'base' has Windows"));
+        std::fs::remove_file(dir.join("usr/bin/bash")).unwrap();
+        assert!(said(None, before).starts_with("bash is not in the container"));
+    }
+}
