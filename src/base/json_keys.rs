@@ -17,7 +17,7 @@ pub fn ill_typed(error: &serde_json::Error, keys: &[Key]) -> String {
 fn cure(problem: &str) -> &'static str {
     let number = ["expected u64", "expected u32", "expected i64", "expected f64"];
     if problem.contains("string") && number.iter().any(|kind| problem.contains(kind)) {
-        return "; write a number without quotes and without a unit, such as 1073741824 for 1 GiB";
+        return "; write a number without quotes and without a unit (1 GiB is 1073741824)";
     }
     ""
 }

@@ -119,14 +119,11 @@ impl ConfigFile {
             Error::config(format!("{}:{}:{}", path.display(), error.line(), error.column()), problem)
         };
         // Twice on purpose: only well-formed text, with serde_json's limit on nesting, may reach the scanner.
-        if text.trim().is_empty() {
-            return Err(Error::config(
-                path.display(),
-                "is empty; write {} for a configuration without settings, or remove it",
-            ));
-        }
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| refuse(&error, format!("not JSON: {error}")))?;
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|error| {
+            let empty =
+                if text.trim().is_empty() { "; the file is empty: write {} or remove it" } else { "" };
+            refuse(&error, format!("not JSON: {error}{empty}"))
+        })?;
         if !value.is_object() {
             // serde would take an array as the fields in order.
             return Err(Error::config(format!("{}:1:1", path.display()), "must be an object: { … }"));
@@ -179,6 +176,18 @@ mod tests {
             ("{\"host\":\"a\",\"host\":\"b\"}", "/c/server.json:1:18: duplicate field `host`"),
             ("{\"host\":", "/c/server.json:1:8: not JSON: EOF"),
             ("", "/c/server.json:1:0: not JSON: EOF"),
+            (
+                " \n",
+                "/c/server.json:2:0: not JSON: EOF while parsing a value at line 2 column 0; the file is empty",
+            ),
+            (
+                "{\"approval\":\"auto\"}",
+                "/c/server.json:1:2: approval: it is an object; write \"approval\": {\"mode\": \"auto\"}",
+            ),
+            (
+                "{\"maxRuns\": \"1G\"}",
+                "/c/server.json:1:16: maxRuns: invalid type: string \"1G\", expected u64; write a number",
+            ),
             ("[]", "/c/server.json:1:1: must be an object"),
             ("{} x", "/c/server.json:1:4: not JSON: trailing characters"),
             ("// c\n{}", "/c/server.json:1:1: not JSON: expected value"),
