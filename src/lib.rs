@@ -35,8 +35,9 @@
 //! Every command runs in a cgroup of its own (v2; no controller needed), so its end is certain: `cgroup.kill` reaches
 //! whatever it started. On the host it is born there (`CLONE_INTO_CGROUP`). In a container the agent, PID 1, has a child,
 //! the zygote, that starts processes which wait for a command in its own memory, so that nothing is copied for them; their
-//! parent is PID 1, which tells how they end and lives on whatever becomes of them. The engine moves each into its cgroup
-//! *before* it gets a command, and keeps a few in store, since the move waits for an RCU grace period. Whatever
+//! parent is PID 1, which tells how they end and lives on whatever becomes of them. Each enters its cgroup
+//! itself, through a descriptor of the engine's, *before* it gets a command; the engine never moves a process by its number, and
+//! keeps a few in store, since the move waits for an RCU grace period. One thread asks all containers for them. Whatever
 //! the agent says is untrusted: its socket's path lies outside the container, pids come from the kernel, waits are bounded.
 //!
 //! # Networks
@@ -113,7 +114,7 @@
 //! | `root-sizes` | 1 | requests to measure a root |
 //! | `image-import`, `image-read`, `image-hash`, `image-pack` | one of each for an import under way | a client or a file, whoever unpacks, the disk |
 //! | `container-NAME` | running containers | nspawn's end |
-//! | `container-spares` | 1 | refill requests |
+//! | `container-spares` | 1 | refill requests, and the agents of all containers at once |
 //! | `approvals` | 1 | the next deadline of a write that waits for a person |
 //! | `leases` | 1 | the next end of a scoped token that has something open |
 //! | `container-idle` | 1 | the moment at which the first container may have been idle for long enough |
@@ -134,6 +135,7 @@
 //! <data>/tokens.json                 scoped tokens, 0600, unless they lie beside server.json or where they are told to
 //! <data>/workspaces/ID/workspace.json the record; the folder appears and disappears by rename
 //! <data>/workspaces/ID/root          a container's files, where they are copied; else empty (root.build.log beside it)
+//! PATH/root                          the same, where the owner named PATH; mode 0700, .berth-workspace in it says whose it is
 //! <data>/workspaces/ID/root.json     how they were made, and of which layers
 //! <data>/workspaces/ID/snapshots/ID  a snapshot: snapshot.json, kept.json (what a sync wrote), root where it is a copy
 //! <data>/layers/ID                   what a layered root has of its own: fs, and work of the kernel's; .mounts is empty

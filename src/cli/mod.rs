@@ -198,7 +198,7 @@ Exit codes
 pub fn run(args: Vec<OsString>) -> ExitCode {
     // First of all: the agent starts inside a container that waits for it.
     if args.get(1).is_some_and(|arg| arg == "agent") {
-        crate::containers::agent::main(args.get(2).and_then(|score| score.to_str()).unwrap_or("0"));
+        crate::containers::agent::main();
     }
     match dispatch(args) {
         Ok(code) => code,

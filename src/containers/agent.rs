@@ -5,6 +5,11 @@
 //! zygote. It is the parent of them all: when one ends, it says how. As PID 1 it also reaps orphans; signals from inside
 //! cannot end or stop it, and its end is the container's end (pid_namespaces(7)).
 //!
+//! **Invariant:** no process in the container can trace the agent or change its memory, root included. Its program may be
+//! executed but not read there, and its owner has no number there; therefore the kernel gives the agent's memory to the
+//! user namespace outside (`would_dump` in fs/exec.c), and tracing takes CAP_SYS_PTRACE in that one (ptrace(2)). The same
+//! makes the agent's own files in /proc read-only for itself: the engine writes its `oom_score_adj`.
+//!
 //! One thread in each. No deadlines: they wait for the engine, which has them all.
 
 use std::collections::HashMap;
@@ -21,15 +26,15 @@ use rustix::process::{
 
 use super::protocol::{Answer, receive_process, send_answer, send_process, send_ready};
 use crate::base::{At, Error, Result};
-use crate::proc::spawn::{dev_null, set_oom_score};
+use crate::proc::spawn::dev_null;
 use crate::proc::sys::{Rooms, fork_single_threaded};
 
 /// The lowest descriptor for what we keep: 0 to 2 are for the commands.
 const FIRST_OWN: i32 = 3;
 
-/// Runs the agent. Called before anything else in `main`. `oom_score`: for workloads.
-pub fn main(oom_score: &str) -> ! {
-    match serve(oom_score) {
+/// Runs the agent. Called before anything else in `main`.
+pub fn main() -> ! {
+    match serve() {
         Ok(()) => exit(0),
         Err(error) => {
             // nspawn hands this on to the engine, which puts it into its own error.
@@ -39,7 +44,7 @@ pub fn main(oom_score: &str) -> ! {
     }
 }
 
-fn serve(oom_score: &str) -> Result<()> {
+fn serve() -> Result<()> {
     // Who waits for a command shares the zygote's memory: a core dump of one would end all (before Linux 5.16), and whoever
     // it becomes is not to look into it meanwhile (ptrace(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the agent")?;
@@ -60,7 +65,7 @@ fn serve(oom_score: &str) -> Result<()> {
     loop {
         let Zygote { pid, told } = match zygote.take() {
             Some(zygote) => zygote,
-            None => match start_zygote(&listener, oom_score) {
+            None => match start_zygote(&listener) {
                 Ok(zygote) => zygote,
                 // Out of processes or memory, which something in here may give back.
                 Err(_) => {
@@ -127,8 +132,7 @@ fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
     lives
 }
 
-/// `oom_score`: what it and all that it starts get as their oom_score_adj, which is more than ours.
-fn start_zygote(listener: &OwnedFd, oom_score: &str) -> Result<Zygote> {
+fn start_zygote(listener: &OwnedFd) -> Result<Zygote> {
     let at = "the zygote";
     let (told, tells) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .at("open", "a socket pair")?;
@@ -139,7 +143,6 @@ fn start_zygote(listener: &OwnedFd, oom_score: &str) -> Result<Zygote> {
         }
         None => {
             drop(told);
-            set_oom_score(oom_score);
             start_processes(listener, &tells)
         }
     }

@@ -1,9 +1,9 @@
-//! All containers of this server, by name; the agent's binary; the threads that keep spare processes ready and that stop
-//! what is idle.
+//! All containers of this server, by name; the agent's binary; the thread that stops what is idle.
 //!
-//! Threads: `container-spares`, `container-idle`. Lock: `machines`, held only to look up or insert.
+//! Threads: `container-idle`, and that of [`super::nursery`]. Lock: `machines`, held only to look up or insert.
 
 use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -12,12 +12,16 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::machine::{Machine, Place, Status, Surroundings, Wishes};
 use super::network::{Choice, Networks};
+use super::nursery::Refills;
 use super::roots::Roots;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::{Cgroups, Current, Limits, Usage};
 use crate::store::allowlist::Allowlist;
 use crate::store::file;
+
+/// Mode of the agent's program.
+const AGENT_MODE: u32 = 0o711;
 
 type Machines = Arc<Mutex<HashMap<String, Arc<Machine>>>>;
 
@@ -48,17 +52,9 @@ impl Engine {
         allowlist: Allowlist,
     ) -> Result<Engine> {
         let machines = Machines::default();
-        // Full: dropped; the next command makes its process itself.
-        let (refill, wanted) = bounded::<std::sync::Weak<Machine>>(64);
         // Full: somebody has asked already.
         let (watch, look) = bounded(1);
-        let spares = spawn("container-spares".into(), limits::STACK, move || {
-            for machine in wanted {
-                if let Some(machine) = machine.upgrade() {
-                    machine.refill();
-                }
-            }
-        })?;
+        let (refill, spares) = Refills::start()?;
         let idle = spawn("container-idle".into(), limits::STACK, {
             let machines = machines.clone();
             move || stop_idle(&machines, &look)
@@ -211,8 +207,10 @@ impl Engine {
         // /proc/self/exe is the file we run, whatever its path means by now (proc(5)).
         let own = std::fs::read("/proc/self/exe").at("read", "/proc/self/exe")?;
         file::create_dir_private(&folder)?;
-        if std::fs::read(&path).ok().as_ref() != Some(&own) {
-            file::write_atomic(&path, &own, 0o755)?;
+        // Not to be read in the container, which keeps the agent's memory from it ([`super::agent`]).
+        let mode = path.metadata().map(|meta| meta.permissions().mode() & 0o7777);
+        if mode.ok() != Some(AGENT_MODE) || std::fs::read(&path).ok().as_ref() != Some(&own) {
+            file::write_atomic(&path, &own, AGENT_MODE)?;
         }
         Ok(self.agent.get_or_init(|| path).clone())
     }
@@ -221,7 +219,9 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.stop(&|_| false);
-        self.wishes = None;
+        if let Some(wishes) = self.wishes.take() {
+            wishes.refill.close();
+        }
         self.threads.clear();
     }
 }

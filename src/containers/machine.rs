@@ -6,17 +6,19 @@
 //! that no start meets an end, and while its root is copied; `place`, `idle_since` and `still` are leaves.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, TryLockError, Weak};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 
 use super::binds;
+use super::birth::Birth;
 use super::network::{self, Networks};
+use super::nursery::Refills;
 pub use super::place::Place;
 use super::place::nspawn_args;
 use super::prepare::prepare;
@@ -40,6 +42,9 @@ use crate::proc::{
 use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;
+
+/// The group of nspawn and the agent, in the container's.
+pub(super) const AGENTS: &str = "machine";
 
 /// A container. Cheap while it is stopped.
 #[derive(Debug)]
@@ -76,7 +81,7 @@ pub(super) struct Surroundings {
 #[derive(Clone, Debug)]
 pub(super) struct Wishes {
     /// It needs waiting processes.
-    pub(super) refill: crossbeam_channel::Sender<Weak<Machine>>,
+    pub(super) refill: Refills,
     /// It runs, and may be idle one day.
     pub(super) watch: crossbeam_channel::Sender<()>,
 }
@@ -263,7 +268,7 @@ impl Machine {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
         let output = rustix::fs::open(&log, flags, Mode::from_raw_mode(0o600)).at("write", &log)?;
         let output2 = output.try_clone().at("duplicate", "a file")?;
-        let child_group = self.around.cgroups.group(&format!("{}/machine", place.machine))?;
+        let child_group = self.around.cgroups.group(&format!("{}/{AGENTS}", place.machine))?;
         // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
         // then shows in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
@@ -280,7 +285,9 @@ impl Machine {
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
-            match self.spare(&runtime, &|pid| group.contains(pid), None, deadline) {
+            let born = Birth::begin(&runtime, deadline)
+                .and_then(|birth| birth.finish(&|pid| group.contains(pid), || self.new_group()));
+            match born {
                 Ok(spare) => break spare,
                 Err(error) if owner.has_ended() || Instant::now() >= deadline => {
                     owner.end();
@@ -303,6 +310,10 @@ impl Machine {
         else {
             return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
         };
+        // It lives, so its parent does, and the numbers were theirs.
+        if has_ended(first.pidfd.as_fd()) {
+            return Err(gone());
+        }
         // Both are charged to the container's memory, and their end is the container's: the workload goes first. What
         // everything inside comes from has been forked by now.
         for one in [leader, init] {
@@ -326,6 +337,7 @@ impl Machine {
             adopted: false,
             runtime,
             group,
+            agents: self.agents()?,
             uid_base,
             _root: root.held,
             pids: pid_namespace(init.pid),
@@ -358,7 +370,7 @@ impl Machine {
         let Some(((leader, init), pulses)) = state.find(&group).zip(state.pulses()) else { return Ok(false) };
         let Some(uid_base) = uid_base(state.init_pid()) else { return Ok(false) };
         let runtime = open_dir(&place.runtime)?;
-        if has_ended(init.as_fd()) || door::call(&runtime).is_err() {
+        if door::call(&runtime).is_err() {
             return Ok(false);
         }
         let pids = pid_namespace(state.init_pid());
@@ -366,6 +378,10 @@ impl Machine {
         group.freeze(false)?;
         group.hold(&place.limits)?;
         let root = self.around.roots.adopt(&place.site(), state.leader_pid())?;
+        // Both live, so the numbers were theirs all the time.
+        if has_ended(init.as_fd()) || has_ended(leader.as_fd()) {
+            return Ok(false);
+        }
         for name in group.children("runs") {
             let path = format!("runs/{name}");
             self.sequence.fetch_max(name.parse::<u64>().map_or(0, |number| number + 1), Ordering::Relaxed);
@@ -393,6 +409,7 @@ impl Machine {
             adopted: true,
             runtime,
             group,
+            agents: self.agents()?,
             uid_base,
             _root: root,
             pids,
@@ -408,49 +425,25 @@ impl Machine {
         Ok(true)
     }
 
-    /// Has the agent start a process and puts it into a group of its own: `group`, or a new one.
-    fn spare(
-        &self,
-        runtime: &OwnedFd,
-        is_inside: &dyn Fn(i32) -> bool,
-        group: Option<Group>,
-        deadline: Instant,
-    ) -> Result<Spare> {
-        let socket = door::call(runtime)?;
-        let pid = protocol::receive_ready(&socket, deadline)?;
-        let pidfd =
-            pidfd_open(Pid::from_raw(pid).ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;
-        // The pid came from inside: only one that the kernel counts to this container is moved.
-        if !is_inside(pid) || has_ended(pidfd.as_fd()) {
-            return Err(gone());
-        }
-        let group = match group {
-            Some(group) => group,
-            None => {
-                let number = self.sequence.fetch_add(1, Ordering::Relaxed);
-                let mut group = self.around.cgroups.group(&format!("{}/runs/{number}", self.name))?;
-                group.account()?;
-                group
-            }
-        };
-        match group.add(pid) {
-            // Somebody inside has killed it.
-            Err(_) if has_ended(pidfd.as_fd()) => Err(gone()),
-            added => added.map(|()| Spare { socket, pid, pidfd, group }),
-        }
+    /// The group of nspawn and the agent, which somebody else removes.
+    fn agents(&self) -> Result<Arc<Group>> {
+        let group = self.around.cgroups.group(&format!("{}/{AGENTS}", self.name))?;
+        group.let_go();
+        Ok(Arc::new(group))
     }
 
-    /// Makes processes until enough wait; the `container-spares` thread calls it.
-    pub(super) fn refill(&self) {
-        let Some(running) = lock(&self.state).clone() else { return };
-        while lock(&running.spares).len() < limits::SPARE_PROCESSES && !running.owner.has_ended() {
-            let group = lock(&running.groups).pop();
-            let deadline = Instant::now() + limits::AGENT_ANSWER;
-            match self.spare(&running.runtime, &|pid| running.contains(pid), group, deadline) {
-                Ok(spare) => lock(&running.spares).push(spare),
-                Err(_) => return,
-            }
-        }
+    /// A group for one command.
+    fn new_group(&self) -> Result<Group> {
+        let number = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let mut group = self.around.cgroups.group(&format!("{}/runs/{number}", self.name))?;
+        group.account()?;
+        Ok(group)
+    }
+
+    /// The same for a process that is to wait.
+    pub(super) fn group_for_spare(&self, running: &Running) -> Result<Group> {
+        let used = lock(&running.groups).pop();
+        used.map_or_else(|| self.new_group(), Ok)
     }
 
     /// Tries something again that fails where a container ends, or where something inside takes what a start needs: with
@@ -513,19 +506,19 @@ impl Machine {
         let mut spare = match spare {
             Some(spare) => spare,
             None => {
-                let group = if command.account { None } else { lock(&running.groups).pop() };
-                self.spare(&running.runtime, &|pid| running.contains(pid), group, deadline)?
+                let group = || match command.account {
+                    true => self.new_group(),
+                    false => self.group_for_spare(&running),
+                };
+                Birth::begin(&running.runtime, deadline)?.finish(&|pid| running.contains(pid), group)?
             }
         };
+        let mut doors = Vec::new();
         if let Some(limits) = command.limits.filter(|limits| !limits.is_empty()) {
             self.around.cgroups.confine(&mut spare.group, &limits)?;
-            spare
-                .group
-                .add_to_limits(spare.pid)
-                .map_err(|error| if has_ended(spare.pidfd.as_fd()) { gone() } else { error })?;
+            doors = spare.group.doors_of_limits()?;
         }
-        // Full: a refill of some container is on its way anyway.
-        let _ = self.wishes.refill.try_send(Arc::downgrade(self));
+        self.wishes.refill.ask(self, &running);
 
         // Otherwise `echo x >/dev/stderr` fails inside.
         let outside = |id: u32| running.uid_base.saturating_add(id);
@@ -533,8 +526,8 @@ impl Machine {
         stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
         let mark = spare.group.mark();
         let mut answers = Answers::default();
-        let begun =
-            protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, deadline).and_then(|()| {
+        let begun = protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, &doors, deadline)
+            .and_then(|()| {
                 let refused = |answer| refused(&answer, &command.cwd);
                 protocol::receive_accepted(&spare.socket, &mut answers, deadline, refused)
             });
@@ -547,6 +540,7 @@ impl Machine {
         let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
         let cwd = command.cwd.clone();
         Ok(ContainerProcess {
+            agents: running.agents.clone(),
             running: Some(running),
             socket,
             reach,

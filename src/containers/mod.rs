@@ -3,15 +3,18 @@
 
 pub mod agent;
 pub mod binds;
+mod birth;
 pub mod bootstrap;
 pub mod build_log;
 mod door;
 pub mod enclose;
 pub mod engine;
 pub mod images;
+mod intruders;
 pub mod machine;
 pub mod mirrors;
 pub mod network;
+mod nursery;
 mod place;
 mod prepare;
 pub mod probe;

@@ -8,8 +8,10 @@ use super::roots::{Entry, Roots, Site};
 use crate::base::ids::Network;
 use crate::proc::Limits;
 use crate::proc::idmap::IDS;
-use crate::proc::spawn::workload_oom_score;
 use crate::store::allowlist::Mount;
+
+/// The agent's program in every container.
+pub(in crate::containers) const AGENT: &str = "/run/berth/agent";
 
 /// Everything that a container's start needs to know.
 #[derive(Clone, Debug)]
@@ -59,9 +61,10 @@ pub(super) fn nspawn_args(
     attach: &[String],
 ) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let inside = "/run/berth/agent";
     let tree = entry.tree.as_ref().map_or_else(|| enclose::NONE.to_owned(), Roots::for_child);
-    let mut args = vec!["enclose".to_owned(), tree, text(&place.root)];
+    // Its place in the server's own folder: nspawn resolves names, and those above an owner's folder can change.
+    let root = text(&place.site().attached());
+    let mut args = vec!["enclose".to_owned(), tree, root.clone()];
     match link {
         None => args.push(enclose::NONE.to_owned()),
         // The network namespace is nspawn's own and not one that nspawn makes: so it belongs to the host's users, and
@@ -102,9 +105,9 @@ pub(super) fn nspawn_args(
     if let Some(bytes) = place.tmpfs_bytes {
         args.push(format!("--tmpfs=/tmp:mode=1777,nosuid,nodev,strictatime,size={bytes}"));
     }
-    args.push(format!("--directory={}", text(&place.root)));
-    args.push(format!("--bind-ro={}:{inside}", bindable(&place.agent)));
+    args.push(format!("--directory={root}"));
+    args.push(format!("--bind-ro={}:{AGENT}", bindable(&place.agent)));
     args.push(format!("--bind-ro={}:/etc/resolv.conf", bindable(resolv_conf)));
-    args.extend([inside, "agent", workload_oom_score()].map(str::to_owned));
+    args.extend([AGENT, "agent"].map(str::to_owned));
     args
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::machine::Busy;
+use super::intruders;
+use super::machine::{AGENTS, Busy};
 use super::protocol::{Answer, Answers};
 use super::running::Running;
 use crate::base::{At, Code, Error, Result};
@@ -19,6 +20,8 @@ use crate::proc::{Cgroups, Exit, Group, Handed, Hold, Process, Reach, Usage};
 pub(super) struct ContainerProcess {
     /// `None` where its container is another process's.
     pub(super) running: Option<Arc<Running>>,
+    /// The group of the container's agent.
+    pub(super) agents: Arc<Group>,
     pub(super) socket: OwnedFd,
     pub(super) reach: Reach,
     pub(super) answers: Answers,
@@ -37,12 +40,16 @@ pub(super) struct ContainerProcess {
 /// When its group cannot be opened.
 pub fn resume(handed: Handed, cgroups: &Cgroups) -> Result<Box<dyn Process>> {
     let Handed { pid, pidfd, socket, read, group } = handed;
+    let container = group.split('/').next().unwrap_or_default();
+    let agents = cgroups.group(&format!("{container}/{AGENTS}"))?;
+    agents.let_go();
     let group = cgroups.group_again(&group)?;
     let reach = Reach { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
     let answers = Answers::after(read);
     let cwd = String::new();
     Ok(Box::new(ContainerProcess {
         running: None,
+        agents: Arc::new(agents),
         socket,
         reach,
         answers,
@@ -85,6 +92,7 @@ impl Process for ContainerProcess {
                 running.end();
             }
         }
+        intruders::end(&self.agents);
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
     }
 

@@ -17,11 +17,11 @@ use rustix::process::{Pid, getgid, getuid};
 
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::exec::{TOLD_BYTES, Told, halves, word};
-use crate::proc::packed::pack;
+use crate::proc::packed::{DOORS, STREAMS, pack};
 use crate::proc::{Command, Stdio};
 
 /// What both sides understand. A server that finds a running agent of another one ends it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Agent → engine, eight bytes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,11 @@ pub(super) fn gone() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
+/// Nothing came until the deadline.
+pub(super) fn silent() -> Error {
+    Error::new(Code::ContainerSilent, "The container's agent does not answer")
+}
+
 /// The container lives, but nothing can be started in it.
 pub(super) fn full() -> Error {
     Error::new(
@@ -76,7 +81,8 @@ pub(super) fn full() -> Error {
     )
 }
 
-/// Engine → waiting process: become this command, with these three streams; `mark`: a further variable.
+/// Engine → waiting process: become this command, with these three streams; `mark`: a further variable; `doors`: further
+/// groups to enter.
 ///
 /// # Errors
 /// `InvalidCommand` when it is longer than the kernel takes; `ContainerStopped` when the other side is gone,
@@ -86,6 +92,7 @@ pub fn send_command(
     command: &Command,
     mark: Option<&CString>,
     stdio: &Stdio,
+    doors: &[OwnedFd],
     deadline: Instant,
 ) -> Result<()> {
     let bytes = pack(command, mark);
@@ -93,10 +100,13 @@ pub fn send_command(
         let reason = std::io::Error::from(Errno::TOOBIG);
         return Err(Error::new(Code::InvalidCommand, format!("The container cannot run it: {reason}")));
     }
-    let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut fds = vec![stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
+    fds.extend(doors.iter().map(AsFd::as_fd));
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + DOORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Error::internal("a command has more groups than there are hierarchies"));
+    }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let mut sent = 0;
     while sent < bytes.len() {
@@ -168,7 +178,7 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     match poll(&mut [PollFd::from_borrowed_fd(socket, flags)], Some(&timeout)) {
-        Ok(0) => Err(Error::new(Code::ContainerSilent, "The container's agent does not answer")),
+        Ok(0) => Err(silent()),
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error).at("poll", "the agent's socket"),
     }
@@ -218,20 +228,21 @@ impl Answers {
     }
 }
 
-/// Waits for [`Answer::Ready`] and returns the pid that the kernel attached to it, as seen from here. The socket must
-/// have SO_PASSCRED set since before it was connected. The sender can lie only about pids of its own namespace
+/// [`Answer::Ready`], with the pid that the kernel attached to it, as seen from here; `None`: it has not come yet. The socket
+/// must have SO_PASSCRED set since before it was connected. The sender can lie only about pids of its own namespace
 /// (unix(7): another pid needs CAP_SYS_ADMIN in the user namespace that owns the pid namespace).
 ///
 /// # Errors
-/// `ContainerStopped` when anything else comes, `ContainerSilent` when nothing does until `deadline`.
-pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
-    ready(socket.as_fd(), PollFlags::IN, deadline)?;
+/// `ContainerStopped` when anything else comes.
+pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
     let mut chunk = [0u8; TOLD_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received =
-        recvmsg(&socket, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, flags).map_err(|_| gone())?;
+    let received = match recvmsg(&socket, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, flags) {
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+        received => received.map_err(|_| gone())?,
+    };
     let mut pid = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmCredentials(credentials) = message {
@@ -240,8 +251,41 @@ pub fn receive_ready(socket: impl AsFd, deadline: Instant) -> Result<i32> {
     }
     let mut answers = Answers { bytes: chunk[..received.bytes].to_vec() };
     match (answers.parse()?, pid) {
-        (Some(Answer::Ready), Some(pid)) => Ok(pid),
+        (Some(Answer::Ready), Some(pid)) => Ok(Some(pid)),
         _ => Err(gone().because("the first message was not a greeting")),
+    }
+}
+
+/// Engine → waiting process: enter the groups behind these `cgroup.procs`. The kernel checks the rights of the process that
+/// opened them (cgroup_procs_write in kernel/cgroup/cgroup.c, Linux 5.16 and the stable releases of that time).
+///
+/// # Errors
+/// `ContainerStopped` when the other side is gone or does not read.
+pub(super) fn send_entrances(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()> {
+    let fds: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DOORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Error::internal("a process has more groups than there are hierarchies"));
+    }
+    let (word, flags) = (word(0, 0), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    sendmsg(&socket, &[IoSlice::new(&word)], &mut ancillary, flags).map_err(|_| gone())?;
+    Ok(())
+}
+
+/// Whether the process has entered its groups; `false`: it has not said so yet.
+///
+/// # Errors
+/// `ContainerStopped` when it has ended; `Internal` with what the kernel said.
+pub(super) fn receive_entered(socket: impl AsFd, answers: &mut Answers) -> Result<bool> {
+    match answers.next(&socket)? {
+        None => Ok(false),
+        Some(Answer::Told(Told::Entered)) => Ok(true),
+        Some(Answer::Told(Told::NotEntered(errno))) => {
+            let reason = std::io::Error::from_raw_os_error(errno);
+            Err(Error::internal(format!("A process of the container could not enter its cgroup: {reason}")))
+        }
+        Some(_) => Err(gone()),
     }
 }
 

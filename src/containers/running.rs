@@ -27,6 +27,8 @@ pub(super) struct Running {
     /// The workspace's folder.
     pub(super) runtime: OwnedFd,
     pub(super) group: Group,
+    /// That of nspawn and the agent.
+    pub(super) agents: Arc<Group>,
     /// The first uid of the container on the host.
     pub(super) uid_base: u32,
     /// Its files, put together.
@@ -146,6 +148,16 @@ impl Running {
         }
     }
 
+    /// Whether more processes should wait in it.
+    pub(super) fn wants_spare(&self) -> bool {
+        lock(&self.spares).len() < limits::SPARE_PROCESSES && !self.owner.has_ended()
+    }
+
+    /// Takes a process that waits for a command.
+    pub(super) fn keep_spare(&self, spare: Spare) {
+        lock(&self.spares).push(spare);
+    }
+
     /// Takes the group of a command that has ended.
     pub(super) fn keep_group(&self, mut group: Group) {
         if !self.owner.has_ended() && lock(&self.groups).len() < limits::SPARE_GROUPS && group.reuse() {
@@ -230,7 +242,10 @@ pub(super) fn pid_namespace(pid: i32) -> Option<(u64, u64)> {
     Some((namespace.dev(), namespace.ino()))
 }
 
-/// The first uid of a process's user namespace, on the host.
+/// The first uid of a process's user namespace, on the host (user_namespaces(7)).
 pub(super) fn uid_base(pid: i32) -> Option<u32> {
-    std::fs::metadata(format!("/proc/{pid}")).ok().map(|proc_dir| proc_dir.uid())
+    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).ok()?;
+    let mut fields = map.split_ascii_whitespace();
+    fields.next().filter(|first| *first == "0")?;
+    fields.next()?.parse().ok()
 }

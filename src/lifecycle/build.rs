@@ -152,7 +152,7 @@ impl Lifecycle {
         let record = workspace.record();
         let site = site(workspace, &record);
         let Some(Job::Build { fresh }) = record.job else { return Ok(()) };
-        let mut log = BuildLog::create(&build_log_path(&record))?;
+        let mut log = BuildLog::create(&build_log_path(workspace))?;
         log.listen({
             let feed = feed.clone();
             move |line| {
@@ -250,7 +250,7 @@ impl Lifecycle {
     }
 }
 
-pub(super) fn remove_in_place(path: &Path) -> Result<()> {
+fn remove_in_place(path: &Path) -> Result<()> {
     match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
         (Some(parent), Some(name)) => tree::remove_tree(parent, name),
         _ => Err(Error::internal("a root without a name")),

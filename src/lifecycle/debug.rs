@@ -130,7 +130,6 @@ impl Lifecycle {
     /// `WorkspaceNotFound`; `Internal` when a log exists and cannot be read.
     pub fn init_log(&self, id: Uuid) -> Result<InitLog> {
         let workspace = self.registry.get(id)?;
-        let record = workspace.record();
         let log_path = format!("/{}", init::LOG);
         if let Ok(root) = self.files(&workspace) {
             for file in [init::LOG, init::OLD_LOG] {
@@ -140,7 +139,7 @@ impl Lifecycle {
                 return Ok(shown(&tail.bytes, tail.complete, total, log_path));
             }
         }
-        let build_log = build_log_path(&record);
+        let build_log = build_log_path(&workspace);
         match file::read_optional(&build_log, limits::BUILD_LOG_BYTES + 4096)? {
             Some(bytes) => {
                 let lines = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::build::remove_in_place;
-use super::{ENDING, Lifecycle, build_log_path, site};
+use super::{ENDING, Lifecycle, site};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::store::tree;
@@ -49,9 +48,11 @@ impl Lifecycle {
         let group = lock(&self.host_groups).remove(&workspace.id());
         drop(group);
         if container && !record.own_folder {
-            self.roots.sweep(&site(workspace, &record))?;
-            remove_in_place(root)?;
-            let _ = std::fs::remove_file(build_log_path(&record));
+            let site = site(workspace, &record);
+            self.roots.sweep(&site)?;
+            self.roots.remove_home(&site)?;
+            // Where earlier versions wrote it.
+            let _ = std::fs::remove_file(format!("{}.build.log", record.shown.path));
         }
         self.registry.discard(workspace)?;
         self.roots.forget(&site(workspace, &record));

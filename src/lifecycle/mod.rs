@@ -234,9 +234,9 @@ fn sweep_inboxes(registry: &Registry, roots: &Roots) {
     }
 }
 
-/// `<root>.build.log`.
-pub(crate) fn build_log_path(record: &Record) -> PathBuf {
-    PathBuf::from(format!("{}.build.log", record.shown.path))
+/// In the workspace's own folder: another user may own the folder above the owner's `path`, and put a link there.
+pub(crate) fn build_log_path(workspace: &Workspace) -> PathBuf {
+    workspace.folder().join("root.build.log")
 }
 
 /// Where a container's root belongs.

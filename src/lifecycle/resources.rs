@@ -218,7 +218,7 @@ impl Lifecycle {
         log: &mut crate::containers::BuildLog,
     ) {
         for warning in self.warnings(workspace, record) {
-            log::warn!("workspace {}: {warning} ({})", record.shown.id, build_log_path(record).display());
+            log::warn!("workspace {}: {warning} ({})", record.shown.id, build_log_path(workspace).display());
             log.say(format!("Warning: {warning}"));
         }
     }

@@ -38,7 +38,7 @@ pub struct Cgroups {
 
 #[derive(Clone, Debug)]
 pub(super) struct Home {
-    tree: Arc<Tree>,
+    pub(super) tree: Arc<Tree>,
     /// Groups that still lived when their owner was done with them: what a command left in the background. They
     /// are removed when they are empty, a few at each later opportunity.
     left: Arc<Mutex<VecDeque<String>>>,
@@ -355,30 +355,25 @@ impl Group {
         }
     }
 
-    /// Moves a process in, with what it forks from then on. Costs up to 15 ms on an idle machine: the kernel
-    /// waits for an RCU grace period before it takes `cgroup_threadgroup_rwsem` for writing.
+    /// What a process of another place writes `0` to, to move itself and what it forks from then on into the group. Each write
+    /// costs up to 15 ms on an idle machine: the kernel waits for an RCU grace period before it takes
+    /// `cgroup_threadgroup_rwsem` for writing. Processes are never moved by their numbers, which may be another's by then.
     ///
     /// # Errors
-    /// When the kernel refuses, e.g. because the process is gone.
-    pub fn add(&self, pid: i32) -> Result<()> {
-        match &self.how {
-            How::Cgroup { folder, v1, .. } => {
-                write_in(folder, "cgroup.procs", &pid.to_string())?;
-                enter_v1(v1, pid)
-            }
-            How::Mark(_) => Ok(()),
-        }
+    /// When one cannot be opened.
+    pub fn doors(&self) -> Result<Vec<OwnedFd>> {
+        let How::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
+        let own = home.tree.folder.join(path);
+        [&own].into_iter().chain(v1).map(|folder| entrance(folder)).collect()
     }
 
-    /// Moves a process that is in the group into those of its v1 folders that were made since.
+    /// Those of the v1 folders alone, for a process that is in the group already.
     ///
     /// # Errors
     /// As above.
-    pub fn add_to_limits(&self, pid: i32) -> Result<()> {
-        match &self.how {
-            How::Cgroup { v1, .. } => enter_v1(v1, pid),
-            How::Mark(_) => Ok(()),
-        }
+    pub fn doors_of_limits(&self) -> Result<Vec<OwnedFd>> {
+        let How::Cgroup { v1, .. } = &self.how else { return Ok(Vec::new()) };
+        v1.iter().map(|folder| entrance(folder)).collect()
     }
 
     /// Makes it fit for another command, if nothing lives in it: making a group and removing it costs more than moving a
@@ -486,13 +481,6 @@ impl Group {
             lock(&home.left).extend(retry);
         }
     }
-}
-
-fn enter_v1(folders: &[PathBuf], pid: i32) -> Result<()> {
-    folders.iter().try_for_each(|folder| {
-        let entered = rustix::io::write(&entrance(folder)?, pid.to_string().as_bytes());
-        entered.at("enter the cgroup", folder).map(|_| ())
-    })
 }
 
 pub(super) fn write_in(folder: impl AsFd, file: &str, text: &str) -> Result<()> {

@@ -224,6 +224,10 @@ pub enum Told {
     Accepted,
     /// A step failed with this errno; nothing has run.
     Failed(Step, i32),
+    /// The process is in its groups and waits for a command.
+    Entered,
+    /// It could not enter them.
+    NotEntered(i32),
 }
 
 /// Its length as [`Told::to_bytes`] gives it.
@@ -237,6 +241,8 @@ impl Told {
             Told::Failed(Step::Exec, errno) => (2, errno),
             Told::Failed(Step::User, errno) => (3, errno),
             Told::Failed(Step::Cwd, errno) => (4, errno),
+            Told::Entered => (5, 0),
+            Told::NotEntered(errno) => (6, errno),
         };
         word(what, errno)
     }
@@ -248,6 +254,8 @@ impl Told {
             (2, errno) => Told::Failed(Step::Exec, errno),
             (3, errno) => Told::Failed(Step::User, errno),
             (4, errno) => Told::Failed(Step::Cwd, errno),
+            (5, _) => Told::Entered,
+            (6, errno) => Told::NotEntered(errno),
             _ => return None,
         })
     }

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Group;
 use super::cgroup::{How, open_in, read_in, write_in};
-use super::mark::{MARK, kill_pid, marked};
+use super::mark::{MARK, marked};
 use crate::base::{At, Error, Result, limits};
 
 impl Group {
@@ -31,11 +31,10 @@ impl Group {
                         return Ok(());
                     }
                     while Instant::now() < deadline {
-                        let pids = read_in(folder, "cgroup.procs")?;
-                        if pids.is_empty() {
+                        if read_in(folder, "cgroup.procs")?.is_empty() {
                             break;
                         }
-                        pids.lines().filter_map(|line| line.parse().ok()).for_each(kill_pid);
+                        self.signal(Signal::KILL, leader);
                     }
                 }
                 wait_empty(folder, deadline)
@@ -47,7 +46,9 @@ impl Group {
                     if found.is_empty() {
                         return Ok(());
                     }
-                    found.into_iter().for_each(kill_pid);
+                    for process in found {
+                        let _ = pidfd_send_signal(&process, Signal::KILL);
+                    }
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(Error::internal("Some processes could not be ended"))
@@ -64,23 +65,33 @@ impl Group {
         }
     }
 
+    /// The processes of the group and of those below it, by their numbers at this moment. None where groups are no cgroups.
+    pub fn members(&self) -> Vec<i32> {
+        let How::Cgroup { home, path, .. } = &self.how else { return Vec::new() };
+        let (mut pids, mut paths) = (Vec::new(), vec![path.clone()]);
+        while let Some(path) = paths.pop() {
+            let file = home.tree.folder.join(&path).join("cgroup.procs");
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            let below = home.tree.children_of(std::path::Path::new(&path)).into_iter();
+            paths.extend(below.map(|name| format!("{path}/{name}")));
+        }
+        pids
+    }
+
     /// Sends `signal` to every process of the group, never to one that only has a number which the group had.
     pub fn signal(&self, signal: Signal, leader: Option<i32>) {
-        let pids: Vec<i32> = match &self.how {
-            How::Cgroup { folder, .. } => read_in(folder, "cgroup.procs")
-                .unwrap_or_default()
-                .lines()
-                .filter_map(|l| l.parse().ok())
-                .collect(),
+        let member = |pid: i32| {
+            // First the descriptor, then the check: what it means can no longer change.
+            let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+            self.contains(pid).then_some(fd)
+        };
+        let processes: Vec<OwnedFd> = match &self.how {
+            How::Cgroup { .. } => self.members().into_iter().filter_map(member).collect(),
             How::Mark(id) => marked(&format!("{MARK}={id}"), leader),
         };
-        for pid in pids.into_iter().filter_map(Pid::from_raw) {
-            // First the descriptor, then the check: what it means can no longer change.
-            if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-                if self.contains(pid.as_raw_nonzero().get()) {
-                    let _ = pidfd_send_signal(&fd, signal);
-                }
-            }
+        for process in processes {
+            let _ = pidfd_send_signal(&process, signal);
         }
     }
 }

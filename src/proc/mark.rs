@@ -2,48 +2,47 @@
 //! /proc. Good against forgetfulness, not against malice. No threads, no locks.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// The variable by which processes are found.
 pub(super) const MARK: &str = "BERTH_RUN_ID";
 
-/// Processes that carry the mark or belong to the session of `leader`.
-pub(super) fn marked(wanted: &str, leader: Option<i32>) -> Vec<i32> {
+/// Processes that carry the mark or belong to the session of `leader`: descriptors, so that none means another process later.
+pub(super) fn marked(wanted: &str, leader: Option<i32>) -> Vec<OwnedFd> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let own = std::process::id() as i32;
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own)
-        .filter(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // Fields after the command name, which may contain anything: state, ppid, pgrp, session.
-            let mut after = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
-            let state = after.next();
-            let session = after.nth(2).and_then(|field| field.parse::<i32>().ok());
-            if state.is_none_or(|state| state == "Z" || state == "X") {
-                return false;
-            }
-            leader.is_some() && session == leader
-                || fs::read(format!("/proc/{pid}/environ"))
-                    .is_ok_and(|env| env.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
+        .filter(|pid| *pid != own && is_marked(*pid, wanted, leader))
+        .filter_map(|pid| {
+            let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+            // Again: now it is about the process that the descriptor means.
+            is_marked(pid, wanted, leader).then_some(fd)
         })
         .collect()
 }
 
-/// Sends SIGKILL through a pidfd; a process that is gone already is fine.
-pub(super) fn kill_pid(pid: i32) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            let _ = pidfd_send_signal(&fd, Signal::KILL);
-        }
+fn is_marked(pid: i32, wanted: &str, leader: Option<i32>) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Fields after the command name, which may contain anything: state, ppid, pgrp, session.
+    let mut after = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
+    let state = after.next();
+    let session = after.nth(2).and_then(|field| field.parse::<i32>().ok());
+    if state.is_none_or(|state| state == "Z" || state == "X") {
+        return false;
     }
+    leader.is_some() && session == leader
+        || fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|env| env.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{Signal, pidfd_send_signal};
 
     #[test]
     fn a_mark_finds_a_child_that_left_its_session() {
@@ -63,7 +62,9 @@ mod tests {
                 break found;
             }
         };
-        found.into_iter().for_each(kill_pid);
+        for fd in found {
+            let _ = pidfd_send_signal(&fd, Signal::KILL);
+        }
         assert!(!child.wait().unwrap().success());
     }
 }

@@ -9,20 +9,26 @@
 use std::ffi::CString;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, IntoRawFd as _, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::Command;
-use super::exec::Who;
+use super::exec::{Told, Who};
 
 /// Eight bytes of a block.
 pub(super) type Word = [u8; size_of::<u64>()];
 
 const TTY: u64 = 1;
 const USER: u64 = 2;
+
+/// Descriptors that become those of the command.
+pub const STREAMS: usize = 3;
+
+/// Most `cgroup.procs` at once: of the v2 hierarchy, and of one v1 hierarchy for each controller.
+pub const DOORS: usize = 4;
 
 /// Words before the groups.
 const HEAD: usize = 4;
@@ -77,16 +83,46 @@ pub fn pack(command: &Command, mark: Option<&CString>) -> Vec<u8> {
     block
 }
 
-/// Waits, for as long as it takes, for a block, which is put at the beginning of `room`, and for three descriptors. `None`:
-/// the other side is gone, or sends something else. Allocates nothing.
+/// Waits, for as long as it takes, for the `cgroup.procs` of the groups that this process is to enter, enters them and says
+/// how that went. `false`: the other side is gone. Allocates nothing.
+pub(super) fn enter(socket: BorrowedFd<'_>) -> bool {
+    let mut word = Word::default();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DOORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            received => break received.map_or(0, |received| received.bytes),
+        }
+    };
+    let mut entered = Ok(());
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            rights.for_each(|door| entered = entered.and(enter_through(door)));
+        }
+    }
+    let told = entered.map_or_else(|errno| Told::NotEntered(errno.raw_os_error()), |()| Told::Entered);
+    received == size_of::<Word>() && send(socket, &told.to_bytes(), SendFlags::NOSIGNAL).is_ok()
+}
+
+/// Moves this process. The descriptor closes when the command is executed: to close it here would go through libc.
+fn enter_through(door: OwnedFd) -> Result<(), Errno> {
+    // 0 is the writer itself (cgroups(7)).
+    let written = rustix::io::write(&door, b"0");
+    let _ = door.into_raw_fd();
+    written.map(drop)
+}
+
+/// Waits, for as long as it takes, for a block, which is put at the beginning of `room`, and for three descriptors; those
+/// of further groups are used at once. `None`: the other side is gone, or sends something else. Allocates nothing.
 pub(super) fn receive<'a>(
     socket: BorrowedFd<'_>,
     room: &'a mut [Word],
-) -> Option<(&'a mut [Word], [RawFd; 3])> {
-    let mut fds = [-1; 3];
+) -> Option<(&'a mut [Word], [RawFd; STREAMS])> {
+    let mut fds = [-1; STREAMS];
     let mut filled = 0;
     let length = loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + DOORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut rest = [IoSliceMut::new(&mut room.as_flattened_mut()[filled..])];
         match recvmsg(socket, &mut rest, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
@@ -96,8 +132,11 @@ pub(super) fn receive<'a>(
         }
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                for (slot, fd) in fds.iter_mut().zip(rights) {
-                    *slot = fd.into_raw_fd();
+                for (number, fd) in rights.enumerate() {
+                    match fds.get_mut(number) {
+                        Some(slot) => *slot = fd.into_raw_fd(),
+                        None => enter_through(fd).ok()?,
+                    }
                 }
             }
         }
@@ -285,6 +324,10 @@ mod tests {
         let far = OwnedFd::from(far);
         let pid = rooms.let_wait(far.as_fd(), false).unwrap();
         drop(far);
+        let mut entered = Word::default();
+        near.write_all(&entered).unwrap();
+        near.read_exact(&mut entered).unwrap();
+        assert_eq!(Told::of(entered), Some(Told::Entered));
         let (out, out_child) = pipe().unwrap();
         let null = dev_null().unwrap();
         let fds = [null.as_fd(), out_child.as_fd(), out_child.as_fd()];

@@ -41,13 +41,21 @@ const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
 /// What workloads get whose surroundings must outlive them: the usual one where those surroundings have less, else, since
 /// raising takes no privileges, more than they have. Half of the memory that may run out is enough for any comparison.
-pub fn workload_oom_score() -> &'static str {
+fn workload_oom_score() -> &'static str {
     CHILD_OOM_SCORE.get().copied().unwrap_or("500")
 }
 
-/// Sets this process's own.
-pub fn set_oom_score(score: &str) {
-    let _ = super::hierarchy::write(OOM_SCORE.as_ref(), score);
+/// Gives a process that is to become a workload, and all that share its memory, the score of workloads, unless they have it.
+/// `still`: as in [`protect_other_from_oom`].
+pub fn expose_other_to_oom(pid: i32, still: impl FnOnce() -> bool) {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let (score, mut bytes) = (workload_oom_score(), [0; 16]);
+    let Ok(file) = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else { return };
+    let length = rustix::io::read(&file, &mut bytes).unwrap_or(0);
+    // A write looks for all that share the memory, among all processes of the machine.
+    if bytes[..length].trim_ascii() != score.as_bytes() && still() {
+        let _ = rustix::io::write(&file, score.as_bytes());
+    }
 }
 
 /// Makes the kernel prefer everything else when memory runs out; children do not inherit it.

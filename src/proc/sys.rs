@@ -24,7 +24,7 @@ use super::exec::{
     CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CloneArgs, Cwd, Exec, Failed, Reaped, Spawned, Step, Task, Told,
     Who, arrays, failure_of, pointers, signals_to_reset,
 };
-use super::packed::{Word, receive, unpack};
+use super::packed::{Word, enter, receive, unpack};
 use crate::base::limits;
 
 /// Starts a child as leader of a new session, with default signal handling, no inherited descriptor but its three
@@ -414,6 +414,9 @@ unsafe fn wait_in(room: &mut Room) -> ! {
     };
     // SAFETY: the caller's promise.
     let message = unsafe { room.message() };
+    if !enter(socket) {
+        exit_now(0)
+    }
     // Nothing came, or nothing of ours: the engine does not need this process after all.
     let Some((block, stdio)) = receive(socket, message) else { exit_now(0) };
     let Some(command) = unpack(block) else { exit_now(0) };

@@ -141,6 +141,25 @@ pub fn create_dir_private(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).at("create the folder", path)
 }
 
+/// The same, and a folder that exists is closed: it belongs to this process's user, who alone can enter it. For folders above
+/// files that other users must never reach.
+///
+/// # Errors
+/// As above, and when the folder's owner or mode cannot be changed.
+pub fn own_dir_private(path: &Path) -> Result<()> {
+    create_dir_private(path)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
+    let (stat, ours) = (rustix::fs::fstat(&folder).at("look at", path)?, rustix::process::geteuid());
+    if stat.st_uid != ours.as_raw() {
+        rustix::fs::fchown(&folder, Some(ours), None).at("take over", path)?;
+    }
+    if stat.st_mode & 0o7777 != 0o700 {
+        rustix::fs::fchmod(&folder, Mode::RWXU).at("close", path)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -217,5 +236,12 @@ mod tests {
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o7777, 0o700);
         write_atomic(&dir.join("file"), b"", 0o600).unwrap();
         assert!(create_dir_private(&dir.join("file")).is_err());
+        fs::set_permissions(dir.join("a"), fs::Permissions::from_mode(0o777)).unwrap();
+        rustix::fs::chown(dir.join("a"), Some(rustix::fs::Uid::from_raw(1234)), None).unwrap();
+        own_dir_private(&dir.join("a")).unwrap();
+        own_dir_private(&dir.join("a/new")).unwrap();
+        let meta = fs::metadata(dir.join("a")).unwrap();
+        use std::os::unix::fs::MetadataExt as _;
+        assert_eq!((meta.uid(), meta.mode() & 0o7777), (0, 0o700));
     }
 }

@@ -33,20 +33,24 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let Some(entry) = CString::new(name).ok().filter(|_| single) else {
         return Err(Error::new(Code::InvalidPath, format!("{name:?} is not the name of a file or folder")));
     };
-    let parent = match fs::canonicalize(parent) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        real => real.at("open", parent)?,
+    // Opened once: what the name means may change.
+    let above = match open(parent, ABOVE, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened.at("open", parent)?,
     };
-    let shown = parent.join(name);
+    let real = fs::read_link(format!("/proc/self/fd/{}", above.as_raw_fd())).at("find", parent)?;
+    let shown = real.join(name);
     if let Some(point) = mounts_below_real(&shown)?.first() {
         return Err(mounted(point));
     }
-    remove(&parent, &entry, shown)
+    remove_from(above.as_fd(), &entry, shown)
 }
 
+const ABOVE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+#[cfg(test)]
 fn remove(parent: &Path, name: &CStr, shown: PathBuf) -> Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let above = open(parent, flags, Mode::empty()).at("open", parent)?;
+    let above = open(parent, ABOVE, Mode::empty()).at("open", parent)?;
     remove_from(above.as_fd(), name, shown)
 }
 

@@ -125,8 +125,8 @@ impl Registry {
     ) -> Result<Registry> {
         let folder = data_dir.join("workspaces");
         let trash = data_dir.join("trash");
-        file::create_dir_private(&folder)?;
-        file::create_dir_private(&trash)?;
+        file::own_dir_private(&folder)?;
+        file::own_dir_private(&trash)?;
         let default_path = configured.first().map_or(current_dir, |first| &first.path);
         let registry = Registry {
             grounds: Grounds {

@@ -54,6 +54,7 @@ mod images_hostile;
 mod images_layers;
 mod images_pull;
 mod images_shapes;
+mod isolation;
 mod library;
 mod library_folders;
 mod library_import;

@@ -87,6 +87,7 @@ impl Images {
     /// # Errors
     /// When the folder cannot be made or cleaned.
     pub fn open(folder: &Path, sources: Sources, cgroups: Cgroups) -> Result<Images> {
+        file::own_dir_private(folder)?;
         file::create_dir_private(&folder.join("names"))?;
         file::sweep_temps(&folder.join("names"))?;
         let images = Images { folder: folder.to_owned(), sources, cgroups, events: None };

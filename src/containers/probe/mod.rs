@@ -20,7 +20,7 @@ use super::tools::{self, Family};
 use crate::base::{At, Result, clock, limits};
 use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 use crate::store::allowlist::Allowlist;
-use crate::store::tree;
+use crate::store::{file, tree};
 
 /// How serious it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -198,7 +198,7 @@ impl Scratch {
         sweep(&parent);
         let name = format!("{SCRATCH}{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
         let path = parent.join(&name);
-        std::fs::create_dir(&path).at("make", &path)?;
+        file::create_dir_private(&path)?;
         Ok(Scratch { parent, name })
     }
 

@@ -8,6 +8,7 @@ use crate::base::ids::Network;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::containers::machine::Place;
 use crate::containers::network::Choice;
+use crate::containers::place::AGENT;
 use crate::containers::tools;
 use crate::containers::{Engine, Images, Roots};
 use crate::proc::spawn::{dev_null, pipe};
@@ -37,11 +38,11 @@ pub(super) fn container(subject: &Subject, scratch: &Scratch) -> Check {
 }
 
 fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
-    let root = scratch.folder("root")?;
+    let runtime = scratch.folder("runtime")?;
+    let root = scratch.folder("runtime/root")?;
     for folder in ["usr", "etc", "var", "tmp", "proc", "sys", "dev", "run", "root"] {
         std::fs::create_dir(root.join(folder)).at("make", folder)?;
     }
-    let runtime = scratch.folder("runtime")?;
     let data_dir = scratch.folder("engine")?;
     let images = Images::open(&data_dir.join("images"), subject.sources.clone(), subject.cgroups.clone())?;
     let roots = Roots::open(&data_dir, Arc::new(images), subject.cgroups.clone(), None)?;
@@ -60,10 +61,10 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
         tmpfs_bytes: None,
         idle_timeout: None,
     })?;
-    // The one program that is surely there.
+    // The one program that is surely there. Not by /proc/1/exe, which nothing inside can open.
     let text = |text: &str| c_string(text, Code::Internal, "argument");
     let command = Command {
-        attempts: vec![vec![text("/proc/1/exe")?, text("--version")?]],
+        attempts: vec![vec![text(AGENT)?, text("--version")?]],
         env: Vec::new(),
         cwd: "/".into(),
         limits: None,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::make::{remove, staging_of};
+use super::home::Home;
+use super::make::remove;
 use super::state::{Kind, State};
 use super::{Roots, Site};
 use crate::base::Result;
@@ -31,6 +32,8 @@ fn parent(site: &Site) -> &Path {
 
 /// Where a copy is made.
 pub(super) struct Stage {
+    /// Has the path and the root's own place.
+    pub(super) home: Home,
     pub(super) path: PathBuf,
     /// What it belongs to, where there are quotas. Nothing bounds it yet.
     pub(super) project: Option<u32>,
@@ -38,16 +41,17 @@ pub(super) struct Stage {
 
 /// An empty place beside the root for a copy that is to become it. Without quotas, and for layers, there is only a path.
 pub(super) fn stage(site: &Site, kind: Kind) -> Result<Stage> {
-    let path = staging_of(&site.root);
+    let home = site.make_home()?;
+    let path = home.staging();
     remove(&path)?;
     if kind == Kind::Overlay || quota::check(parent(site)).is_err() {
-        return Ok(Stage { path, project: None });
+        return Ok(Stage { home, path, project: None });
     }
     let project = number(Uuid::new_v4().as_fields().0);
     file::create_dir_private(&path)?;
     // Whatever is made in it from now on.
     quota::join(&path, project)?;
-    Ok(Stage { path, project: Some(project) })
+    Ok(Stage { home, path, project: Some(project) })
 }
 
 /// What a copy takes at first, where that is of use.
@@ -98,8 +102,12 @@ impl Roots {
             return not(format!("{why}; {}", quota::HELP));
         }
         let upper = state.as_ref().and_then(|state| state.upper.as_ref());
-        let files = upper.map_or_else(|| site.root.clone(), |upper| self.layers.path(upper).join("fs"));
-        if state.is_some() && (project.is_none() || quota::project_of(&files) != project) {
+        let is_in = |files: &Path| project.is_some() && quota::project_of(files) == project;
+        let fits = match upper {
+            Some(upper) => is_in(&self.layers.path(upper).join("fs")),
+            None => site.known_home().is_ok_and(|home| is_in(&home.root())),
+        };
+        if state.is_some() && !fits {
             return not("the root was made before the file system enforced quotas; build it again".into());
         }
         Enforced { enforced: true, how: "project quota of the data folder's file system".into() }

@@ -34,7 +34,7 @@ pub(super) struct Pins {
 impl Layers {
     pub(super) fn open(data_dir: &Path) -> Result<Layers> {
         let folder = data_dir.join("layers");
-        file::create_dir_private(&folder)?;
+        file::own_dir_private(&folder)?;
         Ok(Layers { data_dir: data_dir.to_owned(), folder, pinned: Arc::default() })
     }
 

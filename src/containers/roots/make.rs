@@ -1,6 +1,6 @@
 //! Roots from a base image: an empty layer over it, or a copy. Also their end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use uuid::Uuid;
 
@@ -37,10 +37,10 @@ impl Roots {
             return Ok(kind);
         }
         // Whoever asks about the root meanwhile does not wait for the copy.
-        let Stage { path: staging, project } = stage(site, kind)?;
+        let Stage { home, path: staging, project } = stage(site, kind)?;
         let made = self.copy(&image.root, &staging, kind, log, cancel).and_then(|()| {
             let base_bytes = base_of(site, &staging)?;
-            std::fs::rename(&staging, &site.root).at("move", &staging)?;
+            std::fs::rename(&staging, home.root()).at("move", &staging)?;
             Ok(base_bytes)
         });
         let base_bytes = made.inspect_err(|_| drop(remove(&staging)))?;
@@ -53,7 +53,7 @@ impl Roots {
     /// A new empty layer over `stack`, as the root of `site`.
     pub(super) fn lay(&self, site: &Site, stack: Stack, first_id: Option<u32>) -> Result<State> {
         let (upper, _pins) = self.layers.create(Some(super::bound::project(site)))?;
-        file::create_dir_private(&site.root)?;
+        file::create_dir_private(&site.attached())?;
         let first_id = match first_id {
             Some(known) => known,
             None => lock(&self.ranges).pick(seed_of(site))?,
@@ -117,9 +117,11 @@ impl Roots {
             self.alone(&mut slot)?;
             State::remove(&site.folder)?;
             // Only the place where it was attached in its container's namespace; whatever somebody put there stays.
-            let _ = std::fs::remove_dir(&site.root);
+            let _ = std::fs::remove_dir(site.attached());
         } else {
-            put_away(&site.root)?;
+            if let Some(home) = site.home()? {
+                put_away(&home.root())?;
+            }
             State::remove(&site.folder)?;
         }
         self.let_go(site, slot.state.as_ref());
@@ -129,12 +131,6 @@ impl Roots {
         }
         Ok(())
     }
-}
-
-/// Where a root is copied before it is moved to its place; names are short and there is one root for each place.
-pub(super) fn staging_of(root: &Path) -> PathBuf {
-    let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    root.with_file_name(format!(".berth-new-{name}"))
 }
 
 pub(super) fn remove(path: &Path) -> Result<()> {

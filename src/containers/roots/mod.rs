@@ -13,6 +13,7 @@
 
 mod ability;
 mod bound;
+mod home;
 mod layers;
 mod make;
 mod namespace;
@@ -33,6 +34,9 @@ pub use size::Size;
 pub use snapshot::Snapshot;
 pub use state::Kind;
 
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
 use self::layers::Layers;
 use self::namespace::{Mounted, Namespace};
 use self::state::{Ranges, State};
@@ -41,13 +45,14 @@ use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cgroups;
 use crate::store::beneath::Root;
+use crate::store::file;
 
 /// Where a root belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// The workspace's folder, which nothing of a workload can change.
     pub folder: PathBuf,
-    /// What the workspace calls its path.
+    /// What the workspace calls its path. Where the owner named it, it contains the root ([`home`]).
     pub root: PathBuf,
 }
 
@@ -237,8 +242,11 @@ impl Roots {
     pub fn kind(&self, site: &Site) -> Option<Kind> {
         let slot = self.slot(site).ok()?;
         let kind = lock(&slot).state.as_ref().map_or(Kind::Copy, |state| state.kind);
-        (kind == Kind::Overlay || site.root.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
-            .then_some(kind)
+        let is_there = || {
+            let home = site.home().ok().flatten();
+            home.is_some_and(|home| home.root().symlink_metadata().is_ok_and(|meta| meta.is_dir()))
+        };
+        (kind == Kind::Overlay || is_there()).then_some(kind)
     }
 
     /// Whether the machine's own programs belong to the root. They are not among its files.
@@ -256,7 +264,7 @@ impl Roots {
                 let top = view.top.try_clone().at("duplicate", "a folder")?;
                 Ok(Root::of(top, view))
             }
-            None => Root::open(&site.root),
+            None => Root::open(&site.known_home()?.root()),
         }
     }
 
@@ -264,8 +272,11 @@ impl Roots {
     pub fn changed(&self, site: &Site, rel: &str) -> bool {
         let Ok(slot) = self.slot(site) else { return false };
         let upper = lock(&slot).state.as_ref().and_then(|state| state.upper.clone());
-        let place = upper.map_or_else(|| site.root.clone(), |upper| self.layers.path(&upper).join("fs"));
-        Root::open(&place).is_ok_and(|root| root.is_dir(rel).unwrap_or(false))
+        let root = match upper {
+            Some(upper) => Root::open(&self.layers.path(&upper).join("fs")),
+            None => site.known_home().and_then(|home| Root::open(&home.root())),
+        };
+        root.is_ok_and(|root| root.is_dir(rel).unwrap_or(false))
     }
 
     /// A layered root, put together.
@@ -332,11 +343,20 @@ impl Roots {
     pub fn enter(&self, site: &Site) -> Result<Entry> {
         let host = self.on_host(site);
         let Some(view) = self.view(site)? else {
-            return Ok(Entry { tree: None, first_id: None, held: None, host });
+            let tree = if site.is_own() { None } else { Some(self.clone_of_home(site)?) };
+            return Ok(Entry { tree, first_id: None, held: None, host });
         };
         let slot = self.slot(site)?;
         let first_id = lock(&slot).state.as_ref().and_then(|state| state.first_id);
         Ok(Entry { tree: Some(view.tree()?), first_id, held: Some(Held(view)), host })
+    }
+
+    /// A root that is not in the workspace's own folder, as a mount that is attached nowhere yet.
+    fn clone_of_home(&self, site: &Site) -> Result<OwnedFd> {
+        let home = site.known_home()?;
+        file::create_dir_private(&site.attached())?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(CWD, home.root(), flags).at("clone the mount of", &site.root)
     }
 
     /// Takes over the root that `leader`, the nspawn of an earlier server, has mounted.
@@ -352,7 +372,7 @@ impl Roots {
         if slot.view.is_some() {
             return Err(Error::internal("the root is in use already"));
         }
-        let view = Arc::new(self.namespace()?.take_over(leader, &site.root)?);
+        let view = Arc::new(self.namespace()?.take_over(leader, &site.attached())?);
         slot.view = Some(view.clone());
         Ok(Some(Held(view)))
     }

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use super::bound::{Stage, stage};
-use super::make::{remove, staging_of};
+use super::make::remove;
 use super::snapshot::Snapshot;
 use super::state::{Kind, State};
 use super::{Roots, Site, Slot};
@@ -39,7 +39,7 @@ impl Roots {
             self.alone(&mut slot)?;
             let before = slot.state.clone();
             if snapshot.kind == Kind::Overlay {
-                self.restore_layers(site, &mut slot, snapshot)
+                self.restore_layers(site, &mut slot, snapshot, &stage)
             } else {
                 self.restore_folder(site, &mut slot, &snapshot, &stage)
             }?;
@@ -70,14 +70,14 @@ impl Roots {
         self.copy_quietly(&self.files_of(site, snapshot.id), staging, snapshot.kind, cancel)
     }
 
-    fn restore_layers(&self, site: &Site, slot: &mut Slot, snapshot: Snapshot) -> Result<()> {
+    fn restore_layers(&self, site: &Site, slot: &mut Slot, snapshot: Snapshot, stage: &Stage) -> Result<()> {
         let plain = slot.state.as_ref().is_none_or(|state| state.kind != Kind::Overlay);
         let first_id = slot.state.as_ref().and_then(|state| state.first_id);
         slot.state = Some(self.lay(site, snapshot.stack, first_id)?);
         if plain {
             // From here on the layers lie over what is there, so a failure changes nothing; the sweep tries again.
-            let moved = std::fs::rename(&site.root, staging_of(&site.root)).at("move", &site.root);
-            if let Err(error) = moved.and_then(|()| file::create_dir_private(&site.root)) {
+            let moved = std::fs::rename(stage.home.root(), &stage.path).at("move", &site.root);
+            if let Err(error) = moved.and_then(|()| file::create_dir_private(&site.attached())) {
                 log::warn!("{error}");
             }
         }
@@ -85,12 +85,12 @@ impl Roots {
     }
 
     fn restore_folder(&self, site: &Site, slot: &mut Slot, snapshot: &Snapshot, stage: &Stage) -> Result<()> {
-        let staging = &stage.path;
-        let had = site.root.symlink_metadata().is_ok();
+        let (staging, root) = (&stage.path, stage.home.root());
+        let had = root.symlink_metadata().is_ok();
         let change_places = || {
             let moved = match had {
-                true => renameat_with(CWD, staging, CWD, &site.root, RenameFlags::EXCHANGE),
-                false => rustix::fs::rename(staging, &site.root),
+                true => renameat_with(CWD, staging, CWD, &root, RenameFlags::EXCHANGE),
+                false => rustix::fs::rename(staging, &root),
             };
             moved.at("move", staging)
         };
@@ -100,7 +100,7 @@ impl Roots {
             if let Err(error) = state.write(&site.folder) {
                 match had {
                     true => change_places()?,
-                    false => std::fs::rename(&site.root, staging).at("move", staging)?,
+                    false => std::fs::rename(&root, staging).at("move", staging)?,
                 }
                 return Err(error);
             }
@@ -129,7 +129,7 @@ impl Roots {
             Some(id) => self.find_snapshot(from, id)?.kind,
             None => lock(&*self.slot(from)?).state.as_ref().map_or(Kind::Copy, |state| state.kind),
         };
-        let Stage { path: staging, project } = stage(to, kind)?;
+        let Stage { home, path: staging, project } = stage(to, kind)?;
         let made = (|| {
             let (kind, stack, _frozen) = match snapshot {
                 Some(id) => {
@@ -149,7 +149,7 @@ impl Roots {
             slot.state = Some(if kind == Kind::Overlay {
                 self.lay(to, stack, None)?
             } else {
-                std::fs::rename(&staging, &to.root).at("move", &staging)?;
+                std::fs::rename(&staging, home.root()).at("move", &staging)?;
                 let state = State::of_folder(kind, stack, project);
                 state.write(&to.folder)?;
                 state
@@ -167,14 +167,18 @@ impl Roots {
     /// # Errors
     /// When it cannot be removed.
     pub fn sweep(&self, site: &Site) -> Result<()> {
-        remove(&staging_of(&site.root))?;
+        self.enclose_old(site)?;
+        if let Ok(Some(home)) = site.home() {
+            remove(&home.staging())?;
+        }
         let slot = self.slot(site)?;
         let layered = lock(&slot).state.as_ref().is_some_and(|state| state.kind == Kind::Overlay);
         if layered && site.is_own() {
-            let empty = std::fs::read_dir(&site.root).is_ok_and(|mut entries| entries.next().is_none());
+            let at = site.attached();
+            let empty = std::fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_none());
             if !empty {
-                remove(&site.root)?;
-                file::create_dir_private(&site.root)?;
+                remove(&at)?;
+                file::create_dir_private(&at)?;
             }
         }
         super::snapshot::sweep(&site.folder)

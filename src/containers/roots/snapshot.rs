@@ -160,7 +160,8 @@ impl Roots {
         let Some(upper) = state.upper.clone() else {
             drop(locked);
             let stack = state.stack.clone();
-            self.copy_quietly(&site.root, place, state.kind, cancel)?;
+            let home = site.known_home()?;
+            self.copy_quietly(&home.root(), place, state.kind, cancel)?;
             return Ok(Frozen { kind: state.kind, stack, instant: false, _pins: self.layers.pin([]) });
         };
         let files = self.layers.path(&upper).join("fs");

@@ -1,0 +1,60 @@
+//! Processes in the agent's own group that are not the agent's. Every command has a group of its own, and the agent cannot
+//! be traced; a process that runs another program beside the agent has left its command's group by some other way, and would
+//! escape limits and deadlines. The end of a command ends it too. Without locks.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::proc::Group;
+
+/// Most passes: a process may fork while it is being found.
+const PASSES: usize = 20;
+
+/// A process of the group.
+struct Member {
+    pidfd: std::os::fd::OwnedFd,
+    /// Its numbers in all pid namespaces, the server's first (`NSpid` in proc_pid_status(5)).
+    numbers: Vec<u32>,
+    /// Device and inode of its program.
+    program: Option<(u64, u64)>,
+}
+
+impl Member {
+    fn find(pid: i32, group: &Group) -> Option<Member> {
+        // First the descriptor, then everything that is looked up by number.
+        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        let numbers = numbers(&pid.to_string())?;
+        let program = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+        let program = program.map(|file| (file.dev(), file.ino()));
+        group.contains(pid).then_some(Member { pidfd, numbers, program })
+    }
+}
+
+/// Ends them. `agents`: the group of nspawn and the agent.
+pub(super) fn end(agents: &Group) {
+    let Some(outside) = numbers("self").map(|numbers| numbers.len()) else { return };
+    for _ in 0..PASSES {
+        let members: Vec<_> =
+            agents.members().into_iter().filter_map(|pid| Member::find(pid, agents)).collect();
+        let is_first =
+            |member: &&Member| member.numbers.len() == outside + 1 && member.numbers.last() == Some(&1);
+        let Some(agent) = members.iter().find(is_first).and_then(|member| member.program) else { return };
+        // nspawn is outside of the container's namespace.
+        let is_intruder = |member: &&Member| member.numbers.len() > outside && member.program != Some(agent);
+        let mut found = false;
+        for intruder in members.iter().filter(is_intruder) {
+            found |= pidfd_send_signal(&intruder.pidfd, Signal::KILL).is_ok();
+        }
+        if !found {
+            return;
+        }
+        log::warn!("processes beside a container's agent were ended");
+    }
+}
+
+fn numbers(process: &str) -> Option<Vec<u32>> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().map(|number| number.parse().ok()).collect()
+}

@@ -1,0 +1,366 @@
+//! What separates containers from the host and commands from the container's agent: no file of a container can be reached
+//! by another user of the host, no process in a container can trace the agent, and no command leaves its group.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+
+use crate::fixture::{Place, seeded, shared};
+use crate::procs::{self, secs, unique_secs, wait_for};
+use crate::server::{Server, Setup, run};
+
+/// Looks for files of containers as an ordinary user of this machine, again and again.
+struct Stranger {
+    child: Child,
+    folders: Vec<PathBuf>,
+}
+
+/// In every image.
+const FILE: &str = "debian_version";
+const SUID: &str = "suid-of-container";
+
+impl Stranger {
+    fn watch(folders: &[&Path]) -> Stranger {
+        let script =
+            "while :; do find \"$@\" -name debian_version -o -name suid-of-container; done 2>/dev/null";
+        let child = as_stranger()
+            .args(["sh", "-c", script, "watch"])
+            .args(folders)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Stranger { child, folders: folders.iter().map(|folder| (*folder).to_owned()).collect() }
+    }
+
+    /// Everything that was found so far.
+    #[track_caller]
+    fn saw_nothing(mut self) {
+        // It must be able to see that there is nothing.
+        for folder in &self.folders {
+            let probe = folder.join(FILE);
+            fs::write(&probe, "").unwrap();
+            let found = as_stranger().arg("find").arg(folder).args(["-name", FILE]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&found.stdout).trim(), probe.to_str().unwrap());
+            fs::remove_file(&probe).unwrap();
+        }
+        self.child.kill().unwrap();
+        let output = std::io::read_to_string(self.child.stdout.take().unwrap()).unwrap();
+        let _ = self.child.wait();
+        let probes: Vec<_> = self.folders.iter().map(|folder| folder.join(FILE)).collect();
+        let found: Vec<&str> =
+            output.lines().filter(|line| !probes.iter().any(|probe| probe == Path::new(line))).collect();
+        assert!(found.is_empty(), "another user reached {found:#?}");
+    }
+}
+
+fn as_stranger() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=1234", "--regid=1234", "--clear-groups"]);
+    command
+}
+
+/// A server with the weakest umask, on folders that everybody may enter and write to.
+fn careless() -> (Setup, PathBuf, Server) {
+    let setup = seeded();
+    let elsewhere = setup.scratch().folder("elsewhere");
+    for folder in [setup.scratch().path(), setup.data_dir(), &elsewhere] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    // As a backup that was restored by hand would leave them.
+    for name in ["images", "workspaces", "layers", "trash"] {
+        let folder = setup.data_dir().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let server = start(&setup, &elsewhere, "overlay");
+    (setup, elsewhere, server)
+}
+
+fn start(setup: &Setup, elsewhere: &Path, backend: &str) -> Server {
+    let setup = setup
+        .clone()
+        .arg(format!("--authorized-root={}", elsewhere.display()))
+        .arg(format!("--root-backend={backend}"));
+    setup.start_through(&["sh", "-c", "umask 000; exec \"$@\"", "sh"])
+}
+
+fn plant(place: &Place<'_>) {
+    place.sh(&format!("cp /bin/dash /usr/local/bin/{SUID}; chmod 4755 /usr/local/bin/{SUID}"));
+}
+
+/// Builds, snapshots, restores, clones and rebuilds.
+fn live(place: &Place<'_>) {
+    plant(place);
+    let taken = place.client.post(200, &place.path("/snapshots"), json!({"name": "one"}));
+    let id = taken["id"].as_str().unwrap();
+    place.client.post(200, &place.path(&format!("/snapshots/{id}/restore")), json!({}));
+    assert_eq!(place.sh(&format!("stat -c %a /usr/local/bin/{SUID} /")), "4755\n755\n");
+    let copy =
+        Place::of(place.server, &place.client.post(200, &place.path("/clone"), json!({"name": "copy"})));
+    assert_eq!(copy.sh(&format!("stat -c %a /usr/local/bin/{SUID} /; id -u")), "4755\n755\n0\n");
+    place.client.call("POST", &place.path("/build?rebuild=true"), None).expect(200);
+    assert_eq!(place.settled()["status"], "ready");
+    plant(place);
+}
+
+#[test]
+fn no_other_user_reaches_a_file_of_a_container() {
+    let (setup, elsewhere, mut server) = careless();
+    let stranger = Stranger::watch(&[setup.data_dir(), &elsewhere]);
+    for backend in ["overlay", "copy"] {
+        if backend == "copy" {
+            server.stop();
+            server = start(&setup, &elsewhere, backend);
+        }
+        let own = Place::ready(&server, json!({"name": "own"}));
+        live(&own);
+        let path = elsewhere.join(format!("made/{backend}"));
+        let named = Place::ready(&server, json!({"name": "named", "path": path}));
+        assert_eq!(named.show()["path"], json!(path));
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
+        live(&named);
+        assert_eq!(named.sh("stat -c %a /; setpriv --reuid=33 --clear-groups ls -d /usr"), "755\n/usr\n");
+        // What somebody opens by mistake is closed again with the next use.
+        fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(named.client.get(200, &named.path("/debug"))["path_exists"].as_bool().unwrap());
+        let image = crate::fixture::image_root(&server.data);
+        let tar = setup.scratch().path().join("image.tar");
+        let packed = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(image).arg(".").status().unwrap();
+        assert!(packed.success());
+        let body = json!({"name": format!("again-{backend}"), "path": tar});
+        server.owner().post(201, "/api/images", body);
+        own.delete();
+        named.delete();
+        assert!(!path.exists(), "{}", path.display());
+    }
+    stranger.saw_nothing();
+    for name in ["images", "workspaces", "layers", "trash"] {
+        assert_eq!(setup.data_dir().join(name).metadata().unwrap().mode() & 0o7777, 0o700, "{name}");
+    }
+}
+
+/// Puts a root back where earlier versions had it: at the owner's path itself.
+fn unwrap_home(path: &Path) {
+    let aside = path.with_file_name("aside");
+    fs::rename(path.join("root"), &aside).unwrap();
+    fs::remove_dir_all(path).unwrap();
+    fs::rename(&aside, path).unwrap();
+}
+
+#[test]
+fn a_start_encloses_the_roots_that_earlier_versions_left() {
+    let (setup, elsewhere, server) = careless();
+    let path = elsewhere.join("old");
+    let place = Place::ready(&server, json!({"name": "old", "path": path}));
+    plant(&place);
+    let id = place.id.clone();
+    std::mem::forget(place);
+    server.stop();
+
+    // As it was, and as a start may leave it that is killed after any of its steps.
+    let half = elsewhere.join(".berth-home-old");
+    for step in 0..4 {
+        match step {
+            0 => unwrap_home(&path),
+            1 => {
+                unwrap_home(&path);
+                fs::create_dir(&half).unwrap();
+                fs::set_permissions(&half, fs::Permissions::from_mode(0o700)).unwrap();
+            }
+            2 => fs::rename(&path, &half).unwrap(),
+            _ => fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap(),
+        }
+        let server = start(&setup, &elsewhere, "overlay");
+        let stranger = Stranger::watch(&[&elsewhere]);
+        let told = server.owner().get(200, &format!("/api/workspaces/{id}"));
+        assert_eq!((&told["status"], &told["path"]), (&json!("ready"), &json!(path)), "{step}");
+        let place = Place::of(&server, &told);
+        assert_eq!(place.sh(&format!("stat -c %a /usr/local/bin/{SUID} /")), "4755\n755\n", "{step}");
+        std::mem::forget(place);
+        assert!(!half.exists() && path.join("root/usr").is_dir(), "{step}");
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700, "{step}");
+        stranger.saw_nothing();
+        server.stop();
+    }
+    let server = start(&setup, &elsewhere, "overlay");
+    server.owner().delete(200, &format!("/api/workspaces/{id}"));
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file() {
+    let (_setup, elsewhere, server) = careless();
+    std::os::unix::fs::chown(&elsewhere, Some(1234), Some(1234)).unwrap();
+    let path = elsewhere.join("swapped");
+    let refused = |place: &Place<'_>| {
+        let told = place.client.call("POST", &place.path("/build"), None);
+        let told = if told.status == 200 { place.settled() } else { told.value() };
+        assert_ne!(told["status"], "ready", "{told}");
+    };
+    let place = Place::pending(&server, json!({"name": "swapped", "path": path}));
+    let theirs = elsewhere.join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("kept"), "kept").unwrap();
+    std::os::unix::fs::chown(&theirs, Some(1234), Some(1234)).unwrap();
+    // A link, a folder of theirs, and one with a mark of theirs.
+    std::os::unix::fs::symlink(&theirs, &path).unwrap();
+    refused(&place);
+    fs::remove_file(&path).unwrap();
+    fs::rename(&theirs, &path).unwrap();
+    refused(&place);
+    fs::write(path.join(".berth-workspace"), &place.id).unwrap();
+    std::os::unix::fs::chown(path.join(".berth-workspace"), Some(1234), None).unwrap();
+    refused(&place);
+    place.delete();
+    assert_eq!(fs::read_to_string(path.join("kept")).unwrap(), "kept");
+    assert!(!path.join("root").exists());
+}
+
+/// The tool that looks into other processes, for use in a container.
+fn tracer(place: &Place<'_>) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/agent_tracer.c");
+    let scratch = crate::scratch::Scratch::new();
+    let tool = scratch.path().join("tracer");
+    let mut compiler = Command::new("cc");
+    run(compiler.args(["-static", "-o"]).arg(&tool).arg(&source), secs(60));
+    place.sh("true");
+    fs::copy(&tool, place.inside("root/tracer")).unwrap();
+}
+
+/// Numbers inside of the agent's processes: itself, the one that starts others, and those that wait.
+const AGENTS: &str = "until [ $(grep -l agent /proc/[0-9]*/comm | wc -l) -ge 4 ]; do :; done; \
+                      grep -l agent /proc/[0-9]*/comm | cut -d/ -f3";
+
+#[test]
+fn root_in_a_container_cannot_trace_the_agent() {
+    let place = Place::ready(shared(), json!({"name": "tracer"}));
+    tracer(&place);
+    let agents = place.sh(AGENTS);
+    assert!(agents.lines().count() >= 4 && agents.lines().next() == Some("1"), "{agents}");
+    for agent in agents.lines() {
+        let told = place.sh(&format!("/root/tracer {agent}"));
+        assert!(told.contains("refused PTRACE_SEIZE") && told.ends_with("end\n"), "{told}");
+        let done: Vec<&str> = told.lines().filter(|line| !line.starts_with("refused")).collect();
+        assert_eq!(done, ["end"], "{agent}: {told}");
+    }
+    // The tool works: on a process of its own kind.
+    let told = place.sh("sleep 100 & /root/tracer $!; kill $!");
+    for way in ["did PTRACE_SEIZE", "did process_vm_writev", "mem\n", "fd/0\n"] {
+        assert!(told.contains(way), "{way}: {told}");
+    }
+    // The program itself cannot be read, only executed.
+    assert_ne!(place.exec(json!({"command": "cat /run/berth/agent"}))["exit_code"], 0);
+    assert_eq!(place.sh("stat -c %a /run/berth/agent"), "711\n");
+}
+
+#[test]
+fn the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died() {
+    let place = Place::ready(shared(), json!({"name": "scores"}));
+    let score = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    let wanted = place.sh("cat /proc/self/oom_score_adj");
+    let init = score(place.init());
+    for _ in 0..3 {
+        place.exec(
+            json!({"command": "kill -9 $(grep -l agent /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx 1); true"}),
+        );
+        for _ in 0..6 {
+            assert_eq!(place.sh("cat /proc/self/oom_score_adj"), wanted);
+        }
+    }
+    assert_eq!(score(place.init()), init);
+    assert!(init.trim().parse::<i32>().unwrap() < wanted.trim().parse::<i32>().unwrap());
+}
+
+/// Moves a process of a container into the group of its agent, as one that had traced the agent would be.
+fn move_to_agent(pid: u32, init: u32) {
+    let text = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
+    let group = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
+    let top = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter().map(Path::new);
+    let folder = top.map(|top| top.join(&group)).find(|folder| folder.is_dir()).unwrap();
+    fs::write(folder.join("cgroup.procs"), pid.to_string()).unwrap();
+}
+
+#[test]
+fn a_process_that_got_beside_the_agent_ends_with_the_next_deadline_or_deletion() {
+    let place = Place::ready(shared(), json!({"name": "intruder"}));
+    let other = unique_secs();
+    place.exec(json!({"command": format!("setsid sleep {other} >/dev/null 2>&1 </dev/null & true")}));
+    let init = place.init();
+    for way in ["deadline", "delete"] {
+        let number = unique_secs();
+        let body = json!({"command": format!("setsid sleep {number} & sleep 300"), "hard_timeout_secs":
+            if way == "deadline" { 4 } else { 60 }, "soft_timeout_secs": 0.1});
+        let run = place.client.post(201, &place.path("/runs"), body);
+        let path = place.path(&format!("/runs/{}", run["id"].as_str().unwrap()));
+        let pid = procs::wait_sleep(&number);
+        move_to_agent(pid, init);
+        if way == "delete" {
+            place.client.call("DELETE", &path, None).expect(204);
+        }
+        wait_for("the intruder to end", secs(20), || procs::sleeps(&number).is_empty().then_some(()));
+        assert_eq!(place.sh("echo works"), "works\n");
+        assert_eq!(procs::sleeps(&other).len(), 1, "what an ended command left goes on");
+    }
+}
+
+#[test]
+fn a_container_whose_agent_stands_still_slows_no_other_one() {
+    let held = Place::ready(shared(), json!({"name": "held"}));
+    let other = Place::ready(shared(), json!({"name": "other"}));
+    other.sh("true");
+    held.sh("true");
+    let init = held.init();
+    let agents: Vec<u32> = procs::naming("/run/berth/agent");
+    let agents = agents.into_iter().filter(|pid| procs::init_of(*pid) == Some(init));
+    let agents: Vec<u32> = agents.chain([init]).collect();
+    agents.iter().for_each(|pid| procs::signal(*pid, rustix::process::Signal::STOP));
+    // It has no process that waits, and asks for more.
+    for _ in 0..6 {
+        let body = json!({"command": "true", "timeout_secs": 1});
+        held.client.call("POST", &held.path("/exec"), Some(&body));
+    }
+    // All processes that wait here are used up at once; those that follow come from the same thread.
+    let waiting = || {
+        let ours = procs::naming("/run/berth/agent").into_iter();
+        ours.filter(|pid| procs::init_of(*pid) == Some(other.init())).count()
+    };
+    for _ in 0..12 {
+        assert_eq!(other.sh("echo works"), "works\n");
+    }
+    wait_for("processes that wait in the other container", secs(5), || (waiting() >= 4).then_some(()));
+    agents.iter().for_each(|pid| procs::signal(*pid, rustix::process::Signal::CONT));
+    assert_eq!(held.sh("echo thawed"), "thawed\n");
+}
+
+/// A waiting process whose number goes to a process of the host before the engine is done with it: never moved, never ended.
+#[test]
+fn no_process_of_the_host_gets_into_a_container_by_its_number() {
+    let place = Place::ready(shared(), json!({"name": "recycled"}));
+    place.sh("true");
+    let groups = || {
+        let text = fs::read_to_string("/proc/self/cgroup").unwrap();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = groups();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let kill = "for p in $(grep -l agent /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx 1); do kill -9 $p; done; true";
+                place.client.call("POST", &place.path("/exec"), Some(&json!({"command": kill, "timeout_secs": 5})));
+            }
+        });
+        for _ in 0..40 {
+            let mut child = Command::new("sleep").arg("0.05").spawn().unwrap();
+            let text = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap_or_default();
+            assert!(text.is_empty() || text.lines().eq(before.iter().map(String::as_str)), "{text}");
+            assert!(child.wait().unwrap().success(), "it was ended");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(place.sh("echo works"), "works\n");
+}
