@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::access::{Approval, Approvals, Audit, TokenSetting};
-use crate::access::{Credentials, Scope, Source, credentials};
+use crate::access::{Credentials, Login, Scope, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
@@ -63,6 +63,8 @@ pub struct Settings {
     pub client_token: TokenSetting,
     /// What they say about the host token.
     pub host_token: TokenSetting,
+    /// How to log in with a password.
+    pub login: Option<Login>,
     /// How gated writes are approved.
     pub approval: Approval,
     /// Refuse every write.
@@ -159,6 +161,7 @@ pub fn run(settings: Settings) -> Result<()> {
         &settings.client_token,
         &settings.host_token,
         &settings.token_store,
+        settings.login.clone(),
     )?);
     let cgroups = take_cgroups(&settings.data_dir)?;
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));

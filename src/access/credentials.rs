@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::leases::Leases;
+use super::login::Claims;
 use super::tokens::{NewToken, Token, Tokens};
-use super::{Actor, Scope};
+use super::{Actor, Login, Scope};
 use crate::base::{At, Error, Result, clock};
 use crate::store::file;
 
@@ -86,6 +87,8 @@ pub struct Credentials {
     /// A token was made by this start, so it must be printed once.
     pub fresh: bool,
     tokens: Arc<Tokens>,
+    /// Password login, if it is set up.
+    pub login: Option<Login>,
     /// What scoped tokens have opened.
     pub leases: Leases,
 }
@@ -122,6 +125,7 @@ impl Credentials {
         client: &TokenSetting,
         host: &TokenSetting,
         token_store: &Path,
+        login: Option<Login>,
     ) -> Result<Credentials> {
         let made = make(data_dir, client, host)?;
         let tokens = Arc::new(Tokens::open(token_store)?);
@@ -136,6 +140,7 @@ impl Credentials {
             client_source: client.source,
             host_source: host.source,
             fresh: made.fresh,
+            login,
             leases: Leases::new(tokens.clone())?,
             tokens,
         })
@@ -198,7 +203,11 @@ impl Credentials {
         if is(&token, &self.client_digest) {
             return Ok(Actor::remote(Scope::Collaborator, self.client_name.clone(), client_id()));
         }
-        match self.tokens.find(&hex(&token)) {
+        let found = self.tokens.find(&hex(&token));
+        if let (None, Some(claims)) = (&found, self.logged_in(bearer)) {
+            return Ok(Actor::logged_in(hex(&token), &claims, client_id()));
+        }
+        match found {
             Some(found) if !found.is_expired() => Ok(Actor::scoped(&found, client_id())),
             Some(found) => {
                 let end = found.expires_at.map(clock::rfc3339_of_ms).unwrap_or_default();
@@ -225,10 +234,17 @@ impl Credentials {
         }
     }
 
+    fn logged_in(&self, bearer: &str) -> Option<Claims> {
+        self.login.as_ref()?.verify(bearer, clock::now_unix_ms() / 1000)
+    }
+
     /// What to call an actor's credential when speaking to its holder.
     pub fn describe(&self, actor: &Actor) -> String {
         if actor.kind == "host" {
             return "the host token".to_owned();
+        }
+        if let Some(user) = &actor.user {
+            return format!("the login of '{}'", user.escape_debug());
         }
         match self.tokens.find(&actor.token_hash) {
             Some(token) => named(&token),

@@ -1,4 +1,4 @@
-//! What is open because of a scoped token: streams, sockets, waits. Each is held here with what ends it, and ends at once
+//! What is open because of a scoped token or a login: streams, sockets, waits. Each is held here with what ends it, and ends at once
 //! when its token is revoked or expires. The configured tokens never end, so what they open is not held. Knows nothing
 //! of sockets and requests.
 //!
@@ -19,6 +19,8 @@ type End = Box<dyn FnOnce() + Send>;
 
 struct Held {
     token_hash: String,
+    /// The token is not one of the store: only time ends it.
+    is_login: bool,
     expires_at: Option<u64>,
     /// Between the end of the token and the call of `end`.
     grace: Duration,
@@ -107,6 +109,7 @@ impl Leases {
             let number = state.number;
             let held = Held {
                 token_hash: actor.token_hash.clone(),
+                is_login: actor.user.is_some(),
                 expires_at: actor.expires_at,
                 grace,
                 ended: ended.clone(),
@@ -149,7 +152,7 @@ impl Shared {
     fn sweep(&self, only: Option<&str>) {
         let mut hashes: Vec<String> = {
             let state = lock(&self.state);
-            let wanted = |held: &&Held| only.is_none_or(|hash| hash == held.token_hash);
+            let wanted = |held: &&Held| !held.is_login && only.is_none_or(|hash| hash == held.token_hash);
             state.held.values().filter(wanted).map(|held| held.token_hash.clone()).collect()
         };
         hashes.sort_unstable();
@@ -161,10 +164,17 @@ impl Shared {
             .map(|token| (token.hash, token.expires_at))
             .collect();
         let mut due = Vec::new();
+        let wall = clock::now_unix_ms();
         {
             let mut state = lock(&self.state);
             let mut over = Vec::new();
             for (number, held) in &mut state.held {
+                if held.is_login {
+                    if held.expires_at.is_some_and(|end| end <= wall) {
+                        over.push(*number);
+                    }
+                    continue;
+                }
                 match good.get(&held.token_hash) {
                     // Its end may have been moved by hand.
                     Some(expires_at) => held.expires_at = *expires_at,

@@ -285,7 +285,10 @@ mod tests {
         let max = u64::MAX.to_string();
         assert!(login.verify(&signed(&login, HEADER, &claims("default", &now, &max)), NOW).is_some());
         assert_eq!(
-            login.verify(&signed(&login, HEADER, &claims("default", &now, &max)), NOW).unwrap().expires_at_ms(),
+            login
+                .verify(&signed(&login, HEADER, &claims("default", &now, &max)), NOW)
+                .unwrap()
+                .expires_at_ms(),
             u64::MAX
         );
         for claims in [

@@ -4,6 +4,7 @@ pub mod approvals;
 pub mod audit;
 pub mod credentials;
 pub mod leases;
+pub mod login;
 pub mod question;
 pub mod scope;
 pub mod tokens;
@@ -12,6 +13,7 @@ pub use approvals::Approvals;
 pub use audit::Audit;
 pub use credentials::{Credentials, Source, TokenSetting};
 pub use leases::Lease;
+pub use login::Login;
 pub use scope::{Actor, Scope};
 
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::login::Claims;
 use super::tokens::Token;
 
 /// What a credential allows; each includes those before it.
@@ -41,9 +42,12 @@ pub struct Actor {
     pub token_hash: String,
     /// What it may do.
     pub scope: Scope,
-    /// Its token is one of the store, which can be revoked.
+    /// Its token can end before the server does: one of the store, or of a login.
     #[serde(skip)]
     pub is_scoped: bool,
+    /// The user of a login, whose token is not in the store.
+    #[serde(skip)]
+    pub user: Option<String>,
     /// When its token ends; Unix milliseconds.
     #[serde(skip)]
     pub expires_at: Option<u64>,
@@ -66,6 +70,7 @@ impl Actor {
             token_hash,
             scope,
             is_scoped: false,
+            user: None,
             expires_at: None,
             workspace_ids: None,
         }
@@ -78,6 +83,16 @@ impl Actor {
             expires_at: token.expires_at,
             workspace_ids: token.workspace_ids.clone(),
             ..Actor::remote(token.scope, token.hash.clone(), client_id)
+        }
+    }
+
+    /// A user who has logged in: an owner until the token expires.
+    pub fn logged_in(token_hash: String, claims: &Claims, client_id: Option<String>) -> Actor {
+        Actor {
+            is_scoped: true,
+            user: Some(claims.user().to_owned()),
+            expires_at: Some(claims.expires_at_ms()),
+            ..Actor::remote(Scope::Owner, token_hash, client_id)
         }
     }
 

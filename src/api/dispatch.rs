@@ -374,7 +374,18 @@ fn bind(ctx: &Ctx, request: &Request, response: &Response) {
     });
 }
 
-fn reply(ctx: &Arc<Ctx>, request: Request, response: Response) {
+/// Tells the client of what nothing has read. The query of a page is for its script, that of a proxied request for its
+/// OpenCode; a handler that failed may not have come to its parameters.
+fn warn(request: &mut Request, response: Response) -> Response {
+    let page = request.path().trim_end_matches('/').ends_with("/ui") || request.path().contains("/ui/");
+    let passed_on = opencode::path_below(request.target()).is_some();
+    let reads_query = response.status() < 400 && !page && !passed_on && request.method() != Method::Options;
+    let warnings = request.take_warnings(reads_query);
+    response.warned(warnings)
+}
+
+fn reply(ctx: &Arc<Ctx>, mut request: Request, response: Response) {
+    let response = warn(&mut request, response);
     bind(ctx, &request, &response);
     if response.is_small() || request.on_worker() {
         return send(ctx, request, response);

@@ -19,7 +19,8 @@ const BODY_BYTES: usize = 16 << 10;
 /// `POST /api/auth/login`
 pub fn log_in(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let Some(login) = &ctx.credentials.login else {
-        let message = "Password login is off; set DASHBOARD_PASSWORD and JWT_SECRET, or use a token of this server";
+        let message =
+            "Password login is off; set DASHBOARD_PASSWORD and JWT_SECRET, or use a token of this server";
         return Err(Error::new(Code::LoginDisabled, message));
     };
     let body: Credentials = request.json(BODY_BYTES)?;

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod follow;
 pub mod images;
 pub mod library;
+pub mod login;
 pub mod opencode;
 pub mod opencode_gate;
 mod project;

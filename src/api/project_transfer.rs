@@ -23,7 +23,7 @@ pub fn export(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn import(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let dry = request.query_flag("dryRun")?;
-    let body: ImportBody = request.json(limits::JSON_BODY_BYTES)?;
+    let body: ImportBody = request.json_of(limits::JSON_BODY_BYTES, &ImportBody::known())?;
     let dry = dry || body.dry_run;
     let plan = body.check()?;
     let files = plan.files(&project::open(&ctx.lifecycle, &workspace)?);

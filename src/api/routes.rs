@@ -4,8 +4,8 @@
 use std::sync::LazyLock;
 
 use super::{
-    Ctx, approvals, audit, doctor, images, library, opencode, runs, snapshots, system, terminals, tokens,
-    trays, workspaces,
+    Ctx, approvals, audit, doctor, images, library, login, opencode, runs, snapshots, system, terminals,
+    tokens, trays, workspaces,
 };
 use super::{
     project_commands, project_config, project_events, project_mcp, project_plugins, project_skills,
@@ -248,6 +248,16 @@ pub static ROUTES: &[Route<Ctx>] = &[
     gated(Delete, "/workspace/:id/commands/:name", "commands.delete", project_commands::delete),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
+    // Changes nothing that is kept.
+    Route {
+        method: Post,
+        pattern: "/api/auth/login",
+        auth: Auth::Public,
+        gate: Gate::Open,
+        effect: Effect::Read,
+        class: Class::Short,
+        handler: login::log_in,
+    },
     Route {
         method: Get,
         pattern: "/api/doctor",

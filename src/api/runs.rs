@@ -48,7 +48,10 @@ fn find(ctx: &Ctx, request: &Request) -> Result<Arc<Run>> {
 /// `POST /api/workspaces/:id/runs`
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = may(ctx, request)?;
-    let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
+    let body: ExecRequest = request.json_of(limits::EXEC_BODY_BYTES, &ExecRequest::known())?;
+    if let Some(warning) = body.run_clamped() {
+        request.warn(warning);
+    }
     let (soft, timeout) = (body.soft_timeout()?, body.run_timeout()?);
     let waiter = soft.map(|soft| Ok((ctx.stream_place()?, Cancel::new()?, soft))).transpose()?;
     let accepted = ctx.lifecycle.accept_run(id, body, timeout)?;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Ctx, VERSION, reach};
-use crate::access::Scope;
+use crate::access::{Login, Scope};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::workspaces::Workspace;
@@ -23,9 +23,10 @@ pub fn health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 }
 
 /// `GET /api/health`
-pub fn api_health(_: &Ctx, _: &mut Request) -> Result<Answer> {
+pub fn api_health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
+    let mode = ctx.credentials.login.as_ref().map_or("single_tenant", Login::mode);
     now(&json!({
-        "status": "ok", "version": VERSION, "dev_mode": false, "auth_required": true, "auth_mode": "single_tenant",
+        "status": "ok", "version": VERSION, "dev_mode": false, "auth_required": true, "auth_mode": mode,
         "max_iterations": 50,
     }))
 }

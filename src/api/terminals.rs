@@ -148,7 +148,7 @@ pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = workspace(ctx, request)?;
     let opener = Opener::new(ctx, request)?;
-    let number = |name: &str, usual: u16| match request.query(name) {
+    let number = |name: &'static str, usual: u16| match request.query(name) {
         None => Ok(usual),
         Some(text) => text.parse().map_err(|_| {
             Error::new(Code::InvalidRequest, format!("{name} is a number, not '{}'", text.escape_debug()))

@@ -1,11 +1,14 @@
 //! `/api/workspaces`: the sandboxed.sh API.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Ctx, reach, runs, topic, view};
 use crate::access::Scope;
+use crate::base::fields::Fields;
 use crate::base::ids::parse_uuid;
 use crate::base::{Code, Error, Result, limits};
 use crate::containers::images::Pull;
@@ -46,9 +49,26 @@ struct Make {
     pull: Option<Pull>,
 }
 
+/// Warns of skills that a workspace is to have and the library has not: they come once it does.
+fn warn_of_missing(ctx: &Ctx, request: &mut Request, skills: Option<&[String]>) {
+    const MOST: usize = 10;
+    let library = ctx.lifecycle.library();
+    let names = skills.unwrap_or_default().iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+    let names: BTreeSet<&str> = names.collect();
+    for name in names.into_iter().filter(|name| !library.has_skill(name)).take(MOST) {
+        let name: String = name.chars().take(64).collect();
+        request.warn(format!("no skill `{}` in the library yet", name.escape_debug()));
+    }
+}
+
 /// `POST /api/workspaces`; 200 and not 201, as observed.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let body: Make = request.json(limits::JSON_BODY_BYTES)?;
+    let known = Create::known().and(Fields::named(&["pull"]));
+    let body: Make = request.json_of(limits::JSON_BODY_BYTES, &known)?;
+    if let Some(warning) = body.create.check_type()? {
+        request.warn(warning);
+    }
+    warn_of_missing(ctx, request, body.create.fields.skills.as_deref());
     let record = ctx.lifecycle.create(body.create, body.pull.unwrap_or(Pull::Missing))?;
     shown(&record.shown)
 }
@@ -62,7 +82,8 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `PUT /api/workspaces/:id`
 pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
-    let body: Update = request.json(limits::JSON_BODY_BYTES)?;
+    let body: Update = request.json_of(limits::JSON_BODY_BYTES, &Update::known())?;
+    warn_of_missing(ctx, request, body.fields.skills.as_deref());
     let record = ctx.lifecycle.change(id, body)?;
     shown(&record.shown)
 }
@@ -121,7 +142,10 @@ pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `POST /api/workspaces/:id/exec`
 pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = runs::may(ctx, request)?;
-    let body: ExecRequest = request.json(limits::EXEC_BODY_BYTES)?;
+    let body: ExecRequest = request.json_of(limits::EXEC_BODY_BYTES, &ExecRequest::known())?;
+    if let Some(warning) = body.exec_clamped() {
+        request.warn(warning);
+    }
     if let Some(format) = Format::asked(request)? {
         return runs::exec_stream(ctx, id, body, format);
     }

@@ -67,6 +67,8 @@ codes! {
     InvalidPath = 400 "invalid_path",
     /// A folder of the host that containers are not given.
     MountNotAllowed = 403 "mount_not_allowed",
+    /// What only a container can have was given without the type of the workspace.
+    WorkspaceTypeRequired = 422 "workspace_type_required",
     /// Not one of the supported distributions.
     InvalidDistro = 400 "invalid_distro",
     /// What was to become an image cannot be one.
@@ -151,6 +153,8 @@ codes! {
     ArtifactNotFound = 404 "artifact_not_found",
     /// Bytes that a file does not have.
     RangeNotSatisfiable = 416 "range_not_satisfiable",
+    /// Nobody can log in with a password.
+    LoginDisabled = 404 "login_disabled",
     /// The page is switched off.
     UiDisabled = 404 "ui_disabled",
     /// All workers of this kind are taken.

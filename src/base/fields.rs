@@ -94,9 +94,10 @@ fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
         let close = apart <= (long.len() / 3).max(1) && apart < long.len();
         // `memory` for `memory_bytes`.
         let begins = short.len() >= 3 && long.starts_with(short);
-        (close || begins).then_some((apart, known.len(), known.as_str()))
+        (close || begins).then_some((apart, known.matches('.').count(), known.as_str()))
     });
-    scored.min().map(|(_, _, known)| known)
+    // Of equally near names, the outermost, and of these the first declared.
+    scored.min_by_key(|(apart, depth, _)| (*apart, *depth)).map(|(_, _, known)| known)
 }
 
 /// How many letters must be added, removed, changed or swapped (optimal string alignment).
@@ -188,7 +189,10 @@ impl<'de> Visitor<'de> for Scan<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Scan { fields: self.fields, path: self.path, told: self.told })?.is_some() {}
+        while list
+            .next_element_seed(Scan { fields: self.fields, path: self.path, told: self.told })?
+            .is_some()
+        {}
         Ok(())
     }
 
@@ -251,12 +255,18 @@ mod tests {
     #[test]
     fn misspelt_fields_are_told_of_with_what_was_meant() {
         let told = |body: &str| fields().unknown(body.as_bytes()).join("|");
-        assert_eq!(told(r#"{"init_script":"","name":1,"resources":{"cpus":1,"processors":2},"list":[{}]}"#), "");
+        assert_eq!(
+            told(r#"{"init_script":"","name":1,"resources":{"cpus":1,"processors":2},"list":[{}]}"#),
+            ""
+        );
         assert_eq!(told(r#"{"initscript":""}"#), "unknown field `initscript`; did you mean `init_script`?");
         assert_eq!(told(r#"{"InitScript":""}"#), "unknown field `InitScript`; did you mean `init_script`?");
         assert_eq!(told(r#"{"timeout_sec":5}"#), "unknown field `timeout_sec`; did you mean `timeout_secs`?");
         assert_eq!(told(r#"{"timeout":5}"#), "unknown field `timeout`; did you mean `timeout_secs`?");
-        assert_eq!(told(r#"{"memory":"1G"}"#), "unknown field `memory`; did you mean `resources.memoryBytes`?");
+        assert_eq!(
+            told(r#"{"memory":"1G"}"#),
+            "unknown field `memory`; did you mean `resources.memoryBytes`?"
+        );
         assert_eq!(told(r#"{"xyzzy":{"init_script":1}}"#), "unknown field `xyzzy`");
         assert_eq!(
             told(r#"{"resources":{"memory":1},"list":[{"cpu":1},{"z":2}]}"#),
@@ -264,7 +274,15 @@ mod tests {
              did you mean `list.cpus`?|unknown field `list.z`"
         );
         assert_eq!(told(r#"{"resources":null,"list":5,"a\u0000b":1}"#), "unknown field `a\\0b`");
-        assert_eq!(fields().unknown(format!("{{{}}}", (0..50).map(|n| format!("\"q{n}\":1")).collect::<Vec<_>>().join(",")).as_bytes()).len(), MOST);
+        assert_eq!(
+            fields()
+                .unknown(
+                    format!("{{{}}}", (0..50).map(|n| format!("\"q{n}\":1")).collect::<Vec<_>>().join(","))
+                        .as_bytes()
+                )
+                .len(),
+            MOST
+        );
         assert!(told(&format!(r#"{{"{}":1}}"#, "é".repeat(9000))).len() < 300);
         assert!(Fields::of::<serde_json::Value>().unknown(br#"{"a":1}"#).is_empty());
     }

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod fields;
 pub mod ids;
 pub mod json_keys;
 pub mod limits;

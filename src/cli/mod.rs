@@ -91,8 +91,8 @@ Workspaces
   --opencode-timeout SECONDS how long it may take for the head of an answer, 1 to 86400 [600]
   --max-proxied N            requests that wait for it at once, 1 to 1024; slow ones count as streams [16]
   --permission-replies SCOPE who may answer what it asks: owner or collaborator [owner]
-  --opencode-shell SCOPE     who may use its terminals and shell commands on a host workspace with --approval auto:
-                             owner or collaborator [owner]
+  --opencode-shell SCOPE     who may use its terminals and shell commands on a host workspace when --approval is
+                             auto: owner or collaborator [owner]
 
 Commands and containers
   --max-runs N               commands that may run at once, 1 to 1024 [256]
@@ -158,6 +158,10 @@ Environment
   OPENWORK_SANDBOX_MOUNT_ALLOWLIST, OPENWRK_SANDBOX_MOUNT_ALLOWLIST
                              file that says which folders of this host containers may mount
                              [~/.config/openwork/sandbox-mount-allowlist.json]
+  DASHBOARD_PASSWORD, SANDBOXED_USERS, JWT_SECRET, JWT_TTL_DAYS
+                             password login as sandboxed.sh has it: one password, or a JSON array of users with
+                             username and password; what signs the tokens, 32 bytes or more; the days that a
+                             token is good [30]
   PRIVATE_KEY, PRIVATE_KEY_FILE
                              what seals secrets in templates: 32 bytes in hex or base64, or a file with
                              them [private_key in --data-dir, made when it is first needed]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::login::UserJson;
 use crate::base::json_keys::{self, Key, ill_typed};
 use crate::base::{Error, Result};
 
@@ -56,6 +57,10 @@ pub struct ServerJson {
     pub private_dns: Option<Vec<String>>,
     pub root_backend: Option<String>,
     pub http_threads: Option<u64>,
+    pub dashboard_password: Option<String>,
+    pub jwt_secret: Option<String>,
+    pub jwt_ttl_days: Option<u64>,
+    pub users: Option<Vec<UserJson>>,
 }
 
 /// `approval` in the file.

@@ -43,14 +43,17 @@ pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
         "jwtTtlDays",
         json.jwt_ttl_days.map(|days| days.to_string()),
     )?;
-    let days = days.map_or(Ok(TTL_DAYS), |given| values::number(&given.place, &given.text, 1..=TTL_DAYS_MAX))?;
+    let days =
+        days.map_or(Ok(TTL_DAYS), |given| values::number(&given.place, &given.text, 1..=TTL_DAYS_MAX))?;
     let lifetime = Duration::from_secs(days * 24 * 60 * 60);
     let who = users.as_ref().map(|(place, _)| place).or(password.as_ref().map(|given| &given.place));
     match (who, secret) {
         (None, None) => Ok(None),
         (Some(place), None) => Err(Error::config(
             "JWT_SECRET",
-            format!("is missing: {place} needs it to sign the tokens of a login; set it to 32 random bytes or more"),
+            format!(
+                "is missing: {place} needs it to sign the tokens of a login; set it to 32 random bytes or more"
+            ),
         )),
         (None, Some(secret)) => Err(Error::config(
             secret.place,
@@ -66,9 +69,11 @@ pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
             }
             Ok(Some(match (users, password) {
                 (Some((_, users)), _) => Login::multi(users, &secret.text, lifetime),
-                (None, password) => {
-                    Login::single(&password.map(|given| given.text).unwrap_or_default(), &secret.text, lifetime)
-                }
+                (None, password) => Login::single(
+                    &password.map(|given| given.text).unwrap_or_default(),
+                    &secret.text,
+                    lifetime,
+                ),
             }))
         }
     }
@@ -85,7 +90,9 @@ fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<User>)>> {
                 let place = format!("line {} column {}", error.line(), error.column());
                 Error::config(
                     variable,
-                    format!("is not a JSON array of {{\"username\", \"password\", \"id\"?}} objects ({place})"),
+                    format!(
+                        "is not a JSON array of {{\"username\", \"password\", \"id\"?}} objects ({place})"
+                    ),
                 )
             })?;
             given = Some((variable.to_owned(), users));

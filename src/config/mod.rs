@@ -9,6 +9,7 @@ pub mod args;
 pub mod client;
 mod containers;
 pub mod file;
+mod login;
 mod proxy;
 pub mod resolve;
 mod sources;

@@ -259,6 +259,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         token_store: sources.token_store(args.data_dir.as_deref())?,
         client_token: client.0,
         host_token: owner.0,
+        login: super::login::login(&sources)?,
         approval: Approval { mode, timeout: Duration::from_millis(timeout_ms) },
         read_only: read_only.map_or(Ok(false), |given| values::boolean(&given.place, &given.text))?,
         cors_origins,

@@ -4,6 +4,8 @@ use super::{Request, Response};
 
 const ALLOW_HEADERS: &str = "Authorization, Content-Type, X-OpenWork-Host-Token, X-OpenWork-Client-Id, \
      X-OpenCode-Directory, X-Opencode-Directory, x-opencode-directory";
+/// What scripts may read of an answer besides the headers that they always may.
+const EXPOSE_HEADERS: &str = "X-Berth-Warning, X-Request-Id";
 const ALLOW_METHODS: &str = "GET,POST,PUT,PATCH,DELETE,OPTIONS";
 
 /// What `Access-Control-Allow-Origin` says to this request, if anything.
@@ -24,6 +26,7 @@ pub fn apply(response: Response, allowed: Option<String>) -> Response {
             .with("Access-Control-Allow-Origin", origin)
             .with("Access-Control-Allow-Headers", ALLOW_HEADERS)
             .with("Access-Control-Allow-Methods", ALLOW_METHODS)
+            .with("Access-Control-Expose-Headers", EXPOSE_HEADERS)
             .varying_by("Origin"),
     }
 }

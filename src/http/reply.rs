@@ -149,6 +149,28 @@ impl Response {
         self
     }
 
+    /// With warnings: in the field `warnings` of an object, else, and beside an error, in headers `X-Berth-Warning`.
+    #[must_use]
+    pub fn warned(mut self, warnings: Vec<String>) -> Response {
+        if warnings.is_empty() {
+            return self;
+        }
+        let json = self.headers.iter().any(|(name, value)| name == "Content-Type" && value == JSON);
+        if let (Body::Bytes(body), true, None) = (&self.body, json, self.code) {
+            if let Some(body) = with_warnings(body, &warnings) {
+                self.body = Body::Bytes(body);
+                return self;
+            }
+        }
+        for warning in warnings.iter().take(WARNINGS) {
+            // RFC 9110, 5.5: what is not ASCII is opaque to other readers.
+            let plain = |c: char| if (' '..='~').contains(&c) { c } else { '?' };
+            let text: String = warning.chars().take(WARNING_CHARS).map(plain).collect();
+            self = self.with("X-Berth-Warning", text);
+        }
+        self
+    }
+
     /// 200 whose body is written to the client's own socket, by whoever left the ticket
     /// ([`super::client::Tickets`]); without a length as long as it takes.
     pub fn taken(ticket: String, length: Option<u64>) -> Response {
@@ -338,6 +360,25 @@ impl Drop for Reply {
             waiting.finish(Err(Error::internal("Unexpected server error")));
         }
     }
+}
+
+/// Warnings in headers, and the characters of each: clients bound the size of all headers.
+const WARNINGS: usize = 10;
+const WARNING_CHARS: usize = 200;
+/// Answers up to this size are written anew with their warnings.
+const WARNED_BYTES: usize = 1 << 20;
+
+/// The object with these warnings behind those that it has; `None` for anything else.
+fn with_warnings(body: &[u8], warnings: &[String]) -> Option<Vec<u8>> {
+    if body.len() > WARNED_BYTES || body.first() != Some(&b'{') {
+        return None;
+    }
+    let mut object: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let Value::Array(list) = object.entry("warnings").or_insert_with(|| Value::Array(Vec::new())) else {
+        return None;
+    };
+    list.extend(warnings.iter().cloned().map(Value::String));
+    serde_json::to_vec(&object).ok()
 }
 
 /// Bodies up to this size are copied behind their head.

@@ -1,5 +1,6 @@
 //! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use super::direct::Direct;
 use super::reply::Response;
 use crate::access::Actor;
 use crate::access::audit::Draft;
+use crate::base::fields::{self, Fields};
 use crate::base::json_keys;
 use crate::base::{Code, Error, Result, limits, pool};
 use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
@@ -95,6 +97,9 @@ impl Read for HeldBody {
     }
 }
 
+/// Query parameters that are looked at for warnings.
+const MOST_PARAMETERS: usize = 20;
+
 /// A request that must be answered by [`Request::answer`].
 pub struct Request {
     source: Source,
@@ -113,6 +118,10 @@ pub struct Request {
     released: bool,
     /// The line of the audit log that its answer completes.
     draft: Option<Draft>,
+    /// Query parameters that its handler has asked for.
+    asked: RefCell<Vec<&'static str>>,
+    /// What its client should hear of beside the answer.
+    warnings: Vec<String>,
 }
 
 impl Request {
@@ -147,6 +156,8 @@ impl Request {
             held: None,
             released: false,
             draft: None,
+            asked: RefCell::default(),
+            warnings: Vec::new(),
         }
     }
 
@@ -289,12 +300,34 @@ impl Request {
     }
 
     /// The first value of a query parameter, decoded.
-    pub fn query(&self, name: &str) -> Option<String> {
+    pub fn query(&self, name: &'static str) -> Option<String> {
+        self.asked.borrow_mut().push(name);
         let (_, query) = self.target().split_once('?')?;
         query.split('&').find_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decode(&key.replace('+', " "))? == name).then(|| decode(&value.replace('+', " ")))?
         })
+    }
+
+    /// Has the answer carry a warning.
+    pub fn warn(&mut self, warning: impl Into<String>) {
+        self.warnings.push(warning.into());
+    }
+
+    /// Takes the warnings for the answer; `with_query`: with one for each query parameter that no handler asked for.
+    pub fn take_warnings(&mut self, with_query: bool) -> Vec<String> {
+        let mut warnings = std::mem::take(&mut self.warnings);
+        let Some((_, query)) = self.target().split_once('?').filter(|_| with_query) else { return warnings };
+        let mut asked: Vec<String> = self.asked.borrow().iter().map(|name| (*name).to_owned()).collect();
+        asked.dedup();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()).take(MOST_PARAMETERS) {
+            let key = pair.split('=').next().unwrap_or_default().replace('+', " ");
+            let key = decode(&key).unwrap_or(key);
+            if !asked.contains(&key) {
+                warnings.push(fields::unknown("query parameter", &key, &asked));
+            }
+        }
+        warnings
     }
 
     /// A boolean query parameter; absent is `false`.
@@ -439,8 +472,23 @@ impl Request {
     /// # Errors
     /// `InvalidJson` when it is not JSON, `InvalidPayload` when it is JSON of another shape.
     pub fn json<T: DeserializeOwned>(&mut self, cap: usize) -> Result<T> {
+        self.json_of(cap, &Fields::of::<T>())
+    }
+
+    /// The same, where `fields` says more about the body than its type can.
+    ///
+    /// # Errors
+    /// As [`Request::json`].
+    pub fn json_of<T: DeserializeOwned>(&mut self, cap: usize, fields: &Fields) -> Result<T> {
         let body = self.body(cap)?;
-        parse_json(&body)
+        self.parse(&body, fields)
+    }
+
+    /// A body of the expected shape; fields that nothing reads are warned of.
+    fn parse<T: DeserializeOwned>(&mut self, body: &[u8], fields: &Fields) -> Result<T> {
+        let parsed = parse_json(body);
+        self.warnings.extend(fields.unknown(body));
+        parsed
     }
 
     /// The body as JSON; `None` when there is none.
@@ -449,7 +497,10 @@ impl Request {
     /// As [`Request::json`].
     pub fn json_if_any<T: DeserializeOwned>(&mut self, cap: usize) -> Result<Option<T>> {
         let body = self.body(cap)?;
-        if body.iter().all(u8::is_ascii_whitespace) { Ok(None) } else { parse_json(&body).map(Some) }
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        self.parse(&body, &Fields::of::<T>()).map(Some)
     }
 
     /// Sends the answer; a client that is gone does not get it.

@@ -12,9 +12,13 @@ use crate::base::{Code, Error, Result};
 use crate::containers::images::Pull;
 use crate::store::allowlist::{self, Mount};
 use crate::workspaces::create::Create;
+use crate::workspaces::library::Template;
 use crate::workspaces::library::watch::Changed;
 use crate::workspaces::sync::{self, Synced};
 use crate::workspaces::{Kind, Library, Record, Shown, Status, Workspace};
+
+/// Names of templates in an error.
+const TEMPLATES_TOLD: usize = 100;
 
 impl Lifecycle {
     /// The library.
@@ -30,7 +34,7 @@ impl Lifecycle {
     pub fn create(self: &Arc<Self>, mut request: Create, pull: Pull) -> Result<Arc<Record>> {
         self.choose_image(&mut request.fields)?;
         let name = request.template.as_deref().map(str::trim).filter(|name| !name.is_empty());
-        let template = name.map(|name| self.library.template(name)).transpose()?;
+        let template = name.map(|name| self.template(name)).transpose()?;
         let mounts =
             request.fields.mounts.as_ref().or(template.as_ref().map(|template| &template.fields.mounts));
         self.check_mounts(mounts.map_or(&[], Vec::as_slice))?;
@@ -44,6 +48,18 @@ impl Lifecycle {
             if let Err(error) = self.delete(workspace.id()) {
                 log::error!("workspace {}: {error}", workspace.id());
             }
+        })
+    }
+
+    /// The template, or an error that says which there are.
+    fn template(&self, name: &str) -> Result<Template> {
+        self.library.template(name).map_err(|error| {
+            if error.code() != Code::NotInLibrary {
+                return error;
+            }
+            let all = self.library.templates().unwrap_or_default();
+            let names: Vec<String> = all.into_iter().map(|listed| listed.name).take(TEMPLATES_TOLD).collect();
+            error.detail("templates", names)
         })
     }
 

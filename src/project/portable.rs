@@ -9,6 +9,7 @@ use super::reload::{Action, Reason};
 use super::skills::{self, NewSkill};
 use super::swap::{Import, Part};
 use super::{Project, Site, config, read_text, references, rules};
+use crate::base::fields::Fields;
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, object};
 use crate::store::front_matter;
@@ -46,6 +47,18 @@ pub struct ImportBody {
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+impl ImportBody {
+    /// What a body may hold: also what an export says of itself.
+    pub fn known() -> Fields {
+        let command = Fields::of::<CommandBody>().and(Fields::named(&["content"]));
+        Fields::of::<ImportBody>()
+            .and(Fields::named(&["workspaceId", "exportedAt", "omitted"]))
+            .below("mode", Fields::of::<Modes>())
+            .below("skills", Fields::of::<SkillBody>().and(Fields::named(&["path", "scope", "trigger"])))
+            .below("commands", command.and(Fields::named(&["path", "scope"])))
+    }
 }
 
 #[derive(Debug, Deserialize)]

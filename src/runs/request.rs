@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::plain;
 use super::run::{Asked, Origin, shown};
 use super::user::Account;
+use crate::base::fields::Fields;
 use crate::base::ids::check_env_vars;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::proc::pty::Size;
@@ -135,6 +136,12 @@ fn seconds(name: &str, given: f64, longest: Duration) -> Result<Duration> {
     Err(invalid(format!("{name} is a number of seconds from 0 to {}", longest.as_secs())))
 }
 
+fn clamped(name: &str, given: Option<f64>, longest: Duration) -> Option<String> {
+    given
+        .filter(|given| *given > longest.as_secs_f64())
+        .map(|_| format!("{name} clamped to {}", longest.as_secs()))
+}
+
 impl ExecRequest {
     /// Refuses what an exec cannot do.
     ///
@@ -178,6 +185,23 @@ impl ExecRequest {
             return Err(invalid(format!("tag is at most {} bytes long", limits::TAG_BYTES)));
         }
         self.limits.map_or(Ok(()), |limits| limits.check("limits"))
+    }
+
+    /// What a body may hold.
+    pub fn known() -> Fields {
+        Fields::of::<ExecRequest>()
+            .below("pty", Fields::of::<PtySize>())
+            .below("limits", Fields::of::<Limits>())
+    }
+
+    /// The warning of an exec that gets less time than was asked for.
+    pub fn exec_clamped(&self) -> Option<String> {
+        clamped("timeout_secs", self.timeout_secs, limits::EXEC_TIMEOUT_MAX)
+    }
+
+    /// The same of a run whose answer waits for less time.
+    pub fn run_clamped(&self) -> Option<String> {
+        clamped("soft_timeout_secs", self.soft_timeout_secs, limits::WAIT_MAX)
     }
 
     /// How long an exec may run.

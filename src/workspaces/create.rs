@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::library::Template;
 use super::record::{Kind, Shown};
 use super::resources::Resources;
+use crate::base::fields::Fields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, Mount};
@@ -79,7 +80,57 @@ pub struct Update {
     pub fields: Fields,
 }
 
+impl Create {
+    /// What a body may hold.
+    pub fn known() -> Known {
+        Known::named(&["name", "workspace_type", "path", "template"]).and(Fields::known())
+    }
+
+    /// What makes sense for a container only was given without a type, so that the workspace would be on the host; the
+    /// warning, where a path says that this is meant.
+    ///
+    /// # Errors
+    /// `WorkspaceTypeRequired` without a path.
+    pub fn check_type(&self) -> Result<Option<String>> {
+        let blank = |text: &Option<String>| text.as_deref().is_none_or(|text| text.trim().is_empty());
+        let fields = &self.fields;
+        let given = [
+            ("distro", !blank(&fields.distro)),
+            ("image", !blank(&fields.image)),
+            ("init_script", !blank(&fields.init_script)),
+            ("mounts", fields.mounts.as_ref().is_some_and(|mounts| !mounts.is_empty())),
+            ("resources", fields.resources.is_some_and(|resources| resources != Resources::default())),
+            ("network", fields.network.is_some_and(|network| network != Network::Host)),
+            ("idle_timeout_secs", fields.idle_timeout_secs.is_some()),
+        ];
+        let given: Vec<&str> = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        if given.is_empty() || self.workspace_type.is_some() || !blank(&self.template) {
+            return Ok(None);
+        }
+        let names = given.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        if !blank(&self.path) {
+            return Ok(Some(format!(
+                "{names} without `workspace_type`: this is a host workspace, and its commands run on the host itself; for a \
+                 container add \"workspace_type\": \"container\""
+            )));
+        }
+        let message = format!(
+            "workspace_type is missing: {names} suggests a container, and without workspace_type the commands would run on \
+             the host itself; add \"workspace_type\": \"container\", or \"host\""
+        );
+        Err(Error::new(Code::WorkspaceTypeRequired, message)
+            .detail("field", "workspace_type")
+            .detail("given", given))
+    }
+}
+
 impl Update {
+    /// What a body may hold.
+    pub fn known() -> Known {
+        // Clients send the whole object back; what cannot change is left as it is, as observed.
+        Known::named(&["name", "template", "warnings"]).and(Known::of::<Shown>()).and(Fields::known())
+    }
+
     /// Applies everything that was given, or nothing.
     ///
     /// # Errors
@@ -96,6 +147,12 @@ impl Update {
 }
 
 impl Fields {
+    fn known() -> Known {
+        Known::of::<Fields>()
+            .below("resources", Known::of::<Resources>())
+            .below("mounts", Known::of::<Mount>())
+    }
+
     /// These on top of a template's: variables and lists of both, of everything else what was asked for, or else what
     /// the template says, as observed.
     ///

@@ -82,12 +82,16 @@ fn the_default_workspace() {
 fn create_takes_every_field() {
     let server = Server::start();
     let owner = server.owner();
-    let made = owner.post(200, "/api/workspaces", json!({
+    let mut made = owner.post(200, "/api/workspaces", json!({
         "name": "my workspace $(x);", "workspace_type": "container", "skills": ["python-dev", " go ", "", "go"],
         "tools": ["t"], "plugins": ["p"], "distro": "jammy", "env_vars": {"KEY": "VALUE", "_x": ""},
         "init_script": "#!/bin/bash\necho hi\n", "shared_network": false, "tailscale_mode": "tailnet_only",
         "mcps": ["m"], "config_profile": "c", "not_known": 1
     }));
+    // Beside the object: what was unknown.
+    let warnings = made.as_object_mut().unwrap().remove("warnings").unwrap();
+    let missing = |name: &str| json!(format!("no skill `{name}` in the library yet"));
+    assert_eq!(warnings, json!(["unknown field `not_known`", missing("go"), missing("python-dev")]));
     assert_eq!((&made["name"], &made["status"]), (&json!("my workspace $(x);"), &json!("pending")));
     assert_eq!((&made["workspace_type"], &made["distro"]), (&json!("container"), &json!("ubuntu-jammy")));
     assert_eq!(made["env_vars"], json!({"KEY": "VALUE", "_x": ""}));
@@ -175,6 +179,10 @@ fn two_of_the_same_name_never_share_a_folder() {
 fn put_changes_what_is_given() {
     let server = Server::start();
     let owner = server.owner();
+    for name in ["a", "b", "c"] {
+        let content = format!("---\nname: {name}\ndescription: d\n---\n");
+        owner.put(200, &format!("/api/library/skill/{name}"), json!({"content": content}));
+    }
     let made = owner.post(
         200,
         "/api/workspaces",
@@ -255,6 +263,8 @@ fn everything_is_there_after_a_restart() {
     let owner = server.owner();
     let kept = owner.post(200, "/api/workspaces", json!({"name": "kept", "env_vars": {"A": "1"}}));
     let gone = owner.post(200, "/api/workspaces", json!({"name": "gone"}));
+    let content = json!({"content": "---\nname: s\ndescription: d\n---\n"});
+    owner.put(200, "/api/library/skill/s", content);
     let kept = owner.put(200, &url(&kept), json!({"skills": ["s"]}));
     owner.delete(200, &url(&gone));
     owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"env_vars": {"N": "1"}}));

@@ -83,6 +83,11 @@ impl Library {
         Ok(rows)
     }
 
+    /// Whether there is a skill of this name, be it broken.
+    pub fn has_skill(&self, name: &str) -> bool {
+        check_name(name).is_ok() && !matches!(self.read(&format!("{}/{MAIN}", folder(name))), Ok(None))
+    }
+
     /// One skill.
     ///
     /// # Errors
