@@ -42,7 +42,7 @@ fn a_tmp_in_memory_is_there_where_it_is_asked_for() {
         );
         assert_eq!(field(told), "resources.tmpfs_bytes");
     }
-    let host = json!({"name": "h", "resources": {"tmpfs_bytes": 8 << 20}});
+    let host = json!({"name": "h", "workspace_type": "host", "resources": {"tmpfs_bytes": 8 << 20}});
     assert_eq!(
         field(server.owner().refused(400, "invalid_payload", "POST", "/api/workspaces", Some(host))),
         "resources.tmpfs_bytes"

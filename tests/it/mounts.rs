@@ -153,7 +153,8 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
         owner.refused(400, "invalid_payload", "PUT", &url, Some(json!({"mounts": mounts})));
     }
     owner.refused(400, "invalid_payload", "PUT", &url, Some(json!({"mounts": [{"source": "/a"}]})));
-    let host = json!({"name": "h", "mounts": [mount(&base.join("public"), "/x", true)]});
+    let host =
+        json!({"name": "h", "workspace_type": "host", "mounts": [mount(&base.join("public"), "/x", true)]});
     owner.refused(400, "not_a_container", "POST", "/api/workspaces", Some(host));
     // A template may ask for what this host allows.
     owner.call(

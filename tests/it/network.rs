@@ -494,7 +494,7 @@ fn the_two_words_for_the_network_agree() {
     assert_eq!((&put["network"], &put["shared_network"]), (&json!("private"), &json!(false)));
     owner.refused(400, "invalid_payload", "PUT", &url, Some(json!({"network": "bridge"})));
 
-    let host = json!({"name": "h", "network": "private"});
+    let host = json!({"name": "h", "workspace_type": "host", "network": "private"});
     owner.refused(400, "not_a_container", "POST", "/api/workspaces", Some(host));
     let kept = owner.post(200, "/api/workspaces", json!({"name": "h", "shared_network": false}));
     assert_eq!((&kept["network"], &kept["shared_network"]), (&json!("host"), &json!(false)));
