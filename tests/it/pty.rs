@@ -94,8 +94,9 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let place = Place {
         machine: format!("berth-it-{}", std::process::id()),
         host_name: "box".into(),
+        // The folder in which the root is named `root`, as a workspace's own is.
+        runtime: root.parent().unwrap().to_owned(),
         root,
-        runtime: data.to_owned(),
         agent: Path::new(BINARY).to_owned(),
         network: Default::default(),
         mounts: Vec::new(),

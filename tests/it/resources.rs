@@ -46,7 +46,7 @@ fn limits_that_make_no_sense_are_refused_by_name() {
         (json!({"memory_bytes": -1}), "-1"),
     ] {
         for (method, path) in [("PUT", long.as_str()), ("POST", "/api/workspaces")] {
-            let body = json!({"name": "x", "resources": resources});
+            let body = json!({"name": "x", "workspace_type": "host", "resources": resources});
             let answer = owner.refused(400, "invalid_payload", method, path, Some(body));
             assert!(answer["message"].as_str().unwrap().contains(told), "{resources}: {answer}");
         }
