@@ -103,6 +103,7 @@
 //! | `gate-N` | `--max-connections` | one client and its answer, with deadlines; an OpenCode for that client |
 //! | tiny_http's own | connections that the gate lets through | the private socket |
 //! | `http-N` | `--http-threads` | nothing longer than a file |
+//! | `files-N` | 8, each workspace 4 | a workspace's files: lists, exports, imports, edits ([`base::lanes`]) |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |

@@ -14,6 +14,7 @@ use crate::access::{Credentials, Login, Scope, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
+use crate::base::lanes::{self, Lanes};
 use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
 use crate::base::{At, Error, Result, limits};
@@ -207,6 +208,7 @@ pub fn run(settings: Settings) -> Result<()> {
         permission_replies: settings.proxying.permission_replies,
         opencode_shell: settings.proxying.opencode_shell,
         stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
+        file_workers: Lanes::new("files", lanes::WORKERS)?,
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
     });
     announce(&ctx, &settings, &doors);

@@ -102,15 +102,25 @@ fn check_coding(request: &Request) -> Result<()> {
     }
 }
 
-fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
+fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
     // The handler of an upload does it itself, once it knows that the request is one.
     let waits = matches!(route.gate, Gate::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
-    if waits && route.class != Class::Upload {
+    // A worker that a slow client may hold reads the body; a file worker serves no client.
+    let streams = route.class == Class::Files && request.is_streamed();
+    if (waits && route.class != Class::Upload) || streams {
         let held = request.hold_body(routes::cap_of(route) as u64, ctx.approvals.spool());
         if let Err(error) = held {
             return fail(ctx, request, &error);
         }
     }
+    if route.class == Class::Files {
+        return on_files(ctx, request, move |ctx, request| call(ctx, request, route));
+    }
+    call(ctx, request, route);
+}
+
+/// Calls the route's handler on this thread.
+fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
     match (guarded(|| (route.handler)(ctx, &mut request)), route.gate) {
         (Ok(Answer::Prepared(prepared)), Gate::Everyone(action)) => {
             allow_prepared(ctx, request, route.class, action, prepared);
@@ -142,20 +152,20 @@ fn allow_prepared(
         Err(error) => fail(ctx, request, &error),
     };
     if ctx.approval.mode == ApprovalMode::Auto {
-        // A large body is being read by a worker already.
-        if request.on_worker() {
+        // In the workspace's lane already, or a worker reads a large body.
+        if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
-        // A write waits for the other writes of its workspace, which the fixed pool must not.
-        let place = if class == Class::Short { ctx.transfer_place() } else { place_of(ctx, class) };
-        return on_worker(ctx, place, request, work);
+        return on_worker(ctx, place_of(ctx, class), request, work);
     }
     let is_upload = class == Class::Upload;
     let asking = Asking { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };
     match guarded(|| question::make(ctx, &request, asking)) {
         Ok(asked) => wait_for_person(ctx, request, asked, move |ctx, request| {
-            let place = if class == Class::Short { ctx.transfer_place() } else { place_of(ctx, class) };
-            on_worker(ctx, place, request, work);
+            if class == Class::Files {
+                return on_files(ctx, request, work);
+            }
+            on_worker(ctx, place_of(ctx, class), request, work);
         }),
         Err(error) => fail(ctx, request, &error),
     }
@@ -168,7 +178,9 @@ fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action:
         Ok(asked) => {
             audit::describe(ctx, &mut request, asked.note(), &[]);
             wait_for_person(ctx, request, asked, move |ctx, request| {
-                on_worker(ctx, ctx.transfer_place(), request, |ctx, request| perform(ctx, request, route));
+                on_worker(ctx, ctx.transfer_place(), request, move |ctx, request| {
+                    perform(ctx, request, route)
+                });
             });
         }
         Err(error) => fail(ctx, request, &error),
@@ -293,7 +305,7 @@ fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
         Class::Stream => ctx.stream_place(),
         Class::Upload => ctx.transfer_place(),
         Class::Proxy => ctx.proxy_place(),
-        Class::Short | Class::Run => ctx.run_place(),
+        Class::Short | Class::Files | Class::Run => ctx.run_place(),
     }
 }
 
@@ -313,10 +325,22 @@ fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel:
             Err(error) => fail(&ctx, request, &error),
         }));
     };
-    if request.direct().is_some() {
+    if class == Class::Files || request.direct().is_some() {
         return job(ctx, request);
     }
     on_worker(ctx, place_of(ctx, class), request, job);
+}
+
+/// Has a file worker go on with the request, in its workspace's lane. Its answer, if it is large, is sent elsewhere.
+fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static) {
+    match ctx.file_workers.admit(request.param("id")) {
+        Ok(place) => {
+            request.set_on_worker(false);
+            let ctx = ctx.clone();
+            place.run(move || job(&ctx, request));
+        }
+        Err(busy) => fail(ctx, request, &busy),
+    }
 }
 
 /// Has a worker go on with the request; without one, its answer is 503.

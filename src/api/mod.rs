@@ -42,6 +42,7 @@ use std::time::Instant;
 use crate::access::{Approval, Approvals, Audit, Credentials, Scope};
 use serde_json::Value;
 
+use crate::base::lanes::Lanes;
 use crate::base::pool::{Place, Pool};
 use crate::base::{Code, Error, Result};
 use crate::events::Bus;
@@ -103,6 +104,8 @@ pub struct Ctx {
     pub permission_replies: Scope,
     /// Who may make OpenCode on a host workspace run programs, where no person is asked.
     pub opencode_shell: Scope,
+    /// The workers of [`crate::http::Class::Files`].
+    pub file_workers: Lanes,
     /// The workers for bodies and answers that a slow client could hold up.
     pub transfers: Pool,
 }

@@ -11,7 +11,7 @@ use crate::project::commands::{self, CommandBody, NewCommand};
 /// `GET /workspace/:id/commands`; the user's own (`?scope=global`) are for the host, as observed.
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
-    let items = if request.query("scope").as_deref() == Some("global") {
+    let list = if request.query("scope").as_deref() == Some("global") {
         if request.actor().is_none_or(|actor| actor.scope < Scope::Owner) {
             return Err(Error::new(Code::Unauthorized, "Invalid host token"));
         }
@@ -19,7 +19,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     } else {
         ctx.project.commands(&project::open(&ctx.lifecycle, &workspace)?)?
     };
-    Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
+    Ok(Answer::Now(Response::ok(&list)))
 }
 
 /// `POST /workspace/:id/commands`
@@ -34,20 +34,22 @@ pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let answer = Answer::prepared(format!("Upsert command {}", command.name()), paths, move |_| {
         let site = project::open_for(&lifecycle, &workspace, plan)?;
         service.put_command(&site, &command)?;
-        Ok(Response::ok(&json!({ "items": service.commands(&site)? })))
+        Ok(Response::ok(&service.commands(&site)?))
     });
     Ok(answer.changing(changes))
 }
 
-/// `DELETE /workspace/:id/commands/:name`; fine if there is none, as observed.
+/// `DELETE /workspace/:id/commands/:name`; fine if there is none, as observed. A nested command's name has slashes.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
-    let name = commands::name_of(request.param("name"))?;
-    let paths = vec![project::open(&ctx.lifecycle, &workspace)?.path(&commands::path(&name))];
+    let name = request.param("name").to_owned();
+    let site = project::open(&ctx.lifecycle, &workspace)?;
+    let shown = name.trim().trim_start_matches('/').to_owned();
+    let file = ctx.project.find_command(&site, &name)?.unwrap_or_else(|| commands::path(&shown));
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
     let project::Preview { changes, plan } =
         project::preview(ctx, &workspace, |site| ctx.project.delete_command(site, &name))?;
-    let answer = Answer::prepared(format!("Delete command {name}"), paths, move |_| {
+    let answer = Answer::prepared(format!("Delete command {shown}"), vec![site.path(&file)], move |_| {
         service.delete_command(&project::open_for(&lifecycle, &workspace, plan)?, &name)?;
         Ok(Response::ok(&json!({ "ok": true })))
     });

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Ctx, project};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
-use crate::project::skills::{self, NewSkill};
+use crate::project::skills::NewSkill;
 
 #[derive(Deserialize)]
 struct Body {
@@ -21,8 +21,8 @@ struct Body {
 /// `GET /workspace/:id/skills`
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let site = project::site(ctx, request)?;
-    let items = ctx.project.skills(&site, project::include_global(request))?;
-    Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
+    let list = ctx.project.skills(&site, project::include_global(request))?;
+    Ok(Answer::Now(Response::ok(&list)))
 }
 
 /// `GET /workspace/:id/skills/:name`
@@ -58,9 +58,8 @@ pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let name = request.param("name").trim().to_owned();
-    skills::check_name(&name)?;
     let site = project::open(&ctx.lifecycle, &workspace)?;
-    let paths = vec![site.path(&format!("{}/{name}", skills::FOLDER))];
+    let paths = vec![site.path(&ctx.project.find_skill(&site, &name)?)];
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
     let project::Preview { changes, plan } =
         project::preview(ctx, &workspace, |site| ctx.project.delete_skill(site, &name))?;

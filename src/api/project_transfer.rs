@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::{Ctx, project};
 use crate::access::Scope;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::http::{Answer, Request, Response};
-use crate::project::portable::ImportBody;
+use crate::project::portable::{BODY_BYTES, ImportBody};
 
 /// `GET /workspace/:id/export`; `?secrets=true` is for owners.
 pub fn export(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
@@ -15,15 +15,14 @@ pub fn export(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(Error::new(Code::Forbidden, "Only an owner exports secrets; leave out ?secrets=true"));
     }
     let site = project::site(ctx, request)?;
-    let service = ctx.project.clone();
-    Ok(Answer::later(move || service.export(&site, secrets).map(|export| Response::ok(&export)), None))
+    Ok(Answer::Now(Response::ok(&ctx.project.export(&site, secrets)?)))
 }
 
 /// `POST /workspace/:id/import`
 pub fn import(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let dry = request.query_flag("dryRun")?;
-    let body: ImportBody = request.json_of(limits::JSON_BODY_BYTES, &ImportBody::known())?;
+    let body: ImportBody = request.json_of(BODY_BYTES, &ImportBody::known())?;
     let dry = dry || body.dry_run;
     let plan = body.check()?;
     let files = plan.files(&project::open(&ctx.lifecycle, &workspace)?);

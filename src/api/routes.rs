@@ -16,6 +16,7 @@ use crate::base::limits;
 use crate::http::Method::{Delete, Get, Patch, Post, Put};
 use crate::http::route::{Handler, Table};
 use crate::http::{Auth, Class, Effect, Gate, Method, Route};
+use crate::project::portable::BODY_BYTES as FILES_BODY_BYTES;
 
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
     Route { method: Get, pattern, auth, gate: Gate::Open, effect: Effect::Read, class: Class::Short, handler }
@@ -36,6 +37,12 @@ const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<
     Route { method: Post, pattern, auth, gate, effect: Effect::Write, class: Class::Run, handler }
 }
 
+/// A list, or a text, of what the programs of a workspace can make large.
+const fn files(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
+    let (gate, effect) = (Gate::Open, Effect::Read);
+    Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler }
+}
+
 /// A write of the project API: everybody is asked about, owners too.
 const fn gated(
     method: Method,
@@ -43,7 +50,8 @@ const fn gated(
     action: &'static str,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
-    write(method, pattern, COLLABORATOR, Gate::Everyone(action), handler)
+    let (auth, gate) = (COLLABORATOR, Gate::Everyone(action));
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Files, handler }
 }
 
 const SNAPSHOT: Gate = Gate::Collaborators("workspace.snapshot");
@@ -98,6 +106,7 @@ pub fn body_cap(method: &str, path: &str) -> usize {
 pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
     match route.class {
         Class::Short => limits::JSON_BODY_BYTES,
+        Class::Files => FILES_BODY_BYTES,
         Class::Run | Class::Stream => limits::EXEC_BODY_BYTES,
         Class::Upload => usize::MAX,
         Class::Proxy => limits::PROXY_BODY_BYTES,
@@ -180,10 +189,10 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Upload,
         handler: trays::upload,
     },
-    read("/workspace/:id/inbox", VIEWER, trays::inbox),
-    read("/workspace/:id/inbox/:inboxId", VIEWER, trays::inbox_item),
-    read("/workspace/:id/artifacts", VIEWER, trays::artifacts),
-    read("/workspace/:id/artifacts/:artifactId", VIEWER, trays::artifact),
+    files("/workspace/:id/inbox", trays::inbox),
+    files("/workspace/:id/inbox/:inboxId", trays::inbox_item),
+    files("/workspace/:id/artifacts", trays::artifacts),
+    files("/workspace/:id/artifacts/:artifactId", trays::artifact),
     // OpenWork: the OpenCode behind a workspace. A slash at the end is a path, too.
     proxy(Get, "/opencode", opencode::pass_on),
     proxy(Post, "/opencode", opencode::pass_on),
@@ -227,25 +236,25 @@ pub static ROUTES: &[Route<Ctx>] = &[
         handler: opencode::reload,
     },
     // OpenWork: what agents read in a workspace.
-    read("/workspace/:id/config", VIEWER, project_config::get),
+    files("/workspace/:id/config", project_config::get),
     gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),
     read("/workspace/:id/events", VIEWER, project_events::list),
     stream(Get, "/workspace/:id/events/stream", Effect::Read, Gate::Open, project_events::stream),
-    read("/workspace/:id/export", VIEWER, project_transfer::export),
+    files("/workspace/:id/export", project_transfer::export),
     gated(Post, "/workspace/:id/import", "config.import", project_transfer::import),
-    read("/workspace/:id/plugins", VIEWER, project_plugins::get),
+    files("/workspace/:id/plugins", project_plugins::get),
     gated(Post, "/workspace/:id/plugins", "plugins.add", project_plugins::add),
     gated(Delete, "/workspace/:id/plugins/*name", "plugins.remove", project_plugins::remove),
-    read("/workspace/:id/skills", VIEWER, project_skills::list),
-    read("/workspace/:id/skills/:name", VIEWER, project_skills::get),
+    files("/workspace/:id/skills", project_skills::list),
+    files("/workspace/:id/skills/*name", project_skills::get),
     gated(Post, "/workspace/:id/skills", "skills.upsert", project_skills::put),
-    gated(Delete, "/workspace/:id/skills/:name", "skills.delete", project_skills::delete),
-    read("/workspace/:id/mcp", VIEWER, project_mcp::get),
+    gated(Delete, "/workspace/:id/skills/*name", "skills.delete", project_skills::delete),
+    files("/workspace/:id/mcp", project_mcp::get),
     gated(Post, "/workspace/:id/mcp", "mcp.add", project_mcp::add),
     gated(Delete, "/workspace/:id/mcp/:name", "mcp.remove", project_mcp::remove),
-    read("/workspace/:id/commands", VIEWER, project_commands::list),
+    files("/workspace/:id/commands", project_commands::list),
     gated(Post, "/workspace/:id/commands", "commands.upsert", project_commands::put),
-    gated(Delete, "/workspace/:id/commands/:name", "commands.delete", project_commands::delete),
+    gated(Delete, "/workspace/:id/commands/*name", "commands.delete", project_commands::delete),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     // Changes nothing that is kept.
@@ -306,13 +315,15 @@ pub static ROUTES: &[Route<Ctx>] = &[
         Gate::Collaborators("workspace.rerun-init"),
         workspaces::rerun_init,
     ),
-    write(
-        Post,
-        "/api/workspaces/:id/sync",
-        COLLABORATOR,
-        Gate::Collaborators("workspace.sync"),
-        workspaces::sync,
-    ),
+    Route {
+        method: Post,
+        pattern: "/api/workspaces/:id/sync",
+        auth: COLLABORATOR,
+        gate: Gate::Collaborators("workspace.sync"),
+        effect: Effect::Write,
+        class: Class::Files,
+        handler: workspaces::sync,
+    },
     run("/api/workspaces/:id/start", Gate::Collaborators("workspace.start"), workspaces::start),
     run("/api/workspaces/:id/stop", Gate::Collaborators("workspace.stop"), workspaces::stop),
     read("/api/workspaces/:id/snapshots", VIEWER, snapshots::list),
@@ -328,9 +339,9 @@ pub static ROUTES: &[Route<Ctx>] = &[
         class: Class::Run,
         handler: snapshots::clone,
     },
-    read("/api/workspaces/:id/debug", VIEWER, workspaces::debug),
+    files("/api/workspaces/:id/debug", workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
-    read("/api/workspaces/:id/init-log", VIEWER, workspaces::init_log),
+    files("/api/workspaces/:id/init-log", workspaces::init_log),
     // Terminals. On host workspaces all of it is for owners.
     Route {
         method: Get,

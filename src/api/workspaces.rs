@@ -135,8 +135,8 @@ pub fn cancel_build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `POST /api/workspaces/:id/sync`
 pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
-    Ok(Answer::later(move || lifecycle.sync(id).map(|record| Response::ok(&record.shown)), None))
+    let synced = ctx.lifecycle.sync(id(request)?)?;
+    Ok(Answer::Now(Response::ok(&synced.shown)))
 }
 
 /// `POST /api/workspaces/:id/exec`

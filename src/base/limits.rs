@@ -230,11 +230,10 @@ pub const SOCKET_MESSAGE_BYTES: usize = 64 << 10;
 /// Reads from a terminal before its thread looks at anything else; the kernel gives at most 4 KiB each time.
 pub const TERMINAL_READS: usize = 16;
 
-/// What small files said is remembered for so many of them: the skills of some hundred workspaces …
+/// Files of workspaces that are kept in memory as they were read: the skills of some hundred workspaces …
 pub const SEEN_FILES: usize = 4096;
-/// … and not of larger ones, so that all of it stays below some MB but for a workload that wants it otherwise, and below
-/// 64 MB even then.
-pub const SEEN_FILE_BYTES: u64 = 16 << 10;
+/// … and, of each kind, what files of so many bytes can take.
+pub const SEEN_BYTES: u64 = 16 << 20;
 /// Nesting of a configuration with comments. OpenCode's own schema has some ten levels; the parser recurses, on a stack
 /// of 512 KiB.
 pub const JSONC_DEPTH: usize = 64;
@@ -434,11 +433,11 @@ pub const SKILL_BYTES: usize = 32 << 20;
 /// Most entries of an archive with a skill.
 pub const SKILL_FILES: usize = 1000;
 /// Longest front matter of a Markdown file; real ones have a few lines.
-pub const FRONT_MATTER_BYTES: usize = 64 << 10;
+pub const FRONT_MATTER_BYTES: usize = 512 << 10;
 /// Values in it, each as often as an alias repeats it.
-pub const FRONT_MATTER_NODES: usize = 4096;
+pub const FRONT_MATTER_NODES: usize = 80_000;
 /// Lists and objects within each other.
-pub const FRONT_MATTER_DEPTH: usize = 16;
+pub const FRONT_MATTER_DEPTH: usize = 32;
 
 /// One of the two files of an audit log: some 5,000 lines.
 pub const AUDIT_FILE_BYTES: u64 = 2 << 20;

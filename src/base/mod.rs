@@ -6,6 +6,7 @@ pub mod error;
 pub mod fields;
 pub mod ids;
 pub mod json_keys;
+pub mod lanes;
 pub mod limits;
 pub mod logging;
 pub mod object;

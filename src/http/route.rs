@@ -46,6 +46,8 @@ pub enum Effect {
 pub enum Class {
     /// Nothing longer than a file: the pool.
     Short,
+    /// Reads or writes what the programs of a workspace can make large: done by the file workers, in the workspace's lane.
+    Files,
     /// A command: checked on the pool, run by the run workers.
     Run,
     /// Waits or streams: checked on the pool, done by the stream workers.
@@ -81,8 +83,7 @@ pub struct Prepared {
     pub changes: Option<Vec<FileChange>>,
     /// Files and folders that it concerns.
     pub paths: Vec<String>,
-    /// Does it: on the thread of the request in automatic mode when the route is short, else on a worker. It may read the
-    /// request's body only then, if it is large.
+    /// Does it: on a worker of the route's class. It may read the request's body only then, if it is large.
     pub work: PreparedWork,
 }
 

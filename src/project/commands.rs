@@ -1,13 +1,18 @@
-//! Commands: a Markdown file each, with what OpenCode is to know of it at its top.
+//! Commands: a Markdown file each, with what OpenCode is to know of it at its top. The list has what OpenCode loads from
+//! the workspace's files, and beside it, with the reason, what it does not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
-use super::{Project, Site, read_text, rules};
+use super::{LIST_BYTES, Listed, Project, Site, read_head, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::front_matter;
+use crate::store::finder::{Budget, FoundFile, json_length};
+use crate::store::front_matter::{self, Opened, js_trim};
 
 /// A row of the list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,9 +34,18 @@ pub struct Command {
     pub subtask: Option<bool>,
     /// `workspace` or `global`.
     pub scope: &'static str,
-    /// Why its file cannot be read.
+    /// Why OpenCode does not load it, or does not start with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What OpenCode makes of its file otherwise than was meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+    /// Its template does not fit into this list.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// Its file, below the folder that was read.
+    #[serde(skip)]
+    pub(super) file: String,
 }
 
 /// A command as a client sends it.
@@ -66,7 +80,14 @@ pub struct NewCommand {
 
 /// Where commands are written.
 pub const FOLDER: &str = ".opencode/commands";
-const GLOBAL: &str = ".config/opencode/commands";
+/// Where they are looked for, in this order: of two with one name the first is listed.
+pub const FOLDERS: [&str; 2] = [FOLDER, ".opencode/command"];
+const GLOBAL: [&str; 4] =
+    [".config/opencode/commands", ".config/opencode/command", ".opencode/commands", ".opencode/command"];
+/// What is shown of a reason: it may name a value of any length.
+const REASON_CHARS: usize = 400;
+/// Rows of the list.
+const ROWS: usize = limits::PROJECT_ENTRIES;
 
 /// A command's name without the slash before it.
 ///
@@ -144,20 +165,80 @@ pub fn path(name: &str) -> String {
 }
 
 impl Project {
-    /// The workspace's commands, by the names of their files.
+    /// The workspace's commands, by the paths of their files.
     ///
     /// # Errors
-    /// When the folder cannot be listed.
-    pub fn commands(&self, site: &Site) -> Result<Vec<Command>> {
-        list(&site.root, FOLDER, "workspace")
+    /// When a folder cannot be read.
+    pub fn commands(&self, site: &Site) -> Result<Listed<Command>> {
+        let mut budget = Budget::new(LIST_BYTES);
+        let commands = self.all_commands(&site.root, &FOLDERS, "workspace", &mut budget)?;
+        Ok(fit(commands, &mut budget))
     }
 
     /// The user's own.
     ///
     /// # Errors
-    /// When the folder cannot be listed.
-    pub fn global_commands(&self) -> Result<Vec<Command>> {
-        self.global(GLOBAL).map_or_else(|| Ok(Vec::new()), |root| list(&root, "", "global"))
+    /// When a folder cannot be read.
+    pub fn global_commands(&self) -> Result<Listed<Command>> {
+        let mut budget = Budget::new(LIST_BYTES);
+        let mut commands = Vec::new();
+        for root in GLOBAL.iter().filter_map(|path| self.global(path)) {
+            commands.extend(self.all_commands(&root, &[""], "global", &mut budget)?);
+        }
+        Ok(fit(commands, &mut budget))
+    }
+
+    /// The same with whole templates, as far as they are read.
+    pub(super) fn all_commands(
+        &self,
+        root: &Root,
+        folders: &[&str],
+        scope: &'static str,
+        budget: &mut Budget,
+    ) -> Result<Vec<Command>> {
+        let mut commands: Vec<Command> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new();
+        let mut views = self.commands_read.views();
+        // Templates are held until the list is sent; those of one file with many names are held once.
+        for folder in folders {
+            for FoundFile { path, stat } in
+                root.find_files(folder, true, |name| name.ends_with(".md"), budget)?
+            {
+                let reading = views.look(&stat, |stat| {
+                    if !budget.read(stat.size().min(limits::PROJECT_FILE_BYTES)) {
+                        return Ok(None);
+                    }
+                    let read = read_head(root, &path, limits::PROJECT_FILE_BYTES)?;
+                    Ok(read.map(|(text, whole)| Arc::new(CommandReading::of(&text, whole))))
+                });
+                let reading = match reading {
+                    Ok(Some(reading)) => reading,
+                    Ok(None) => continue,
+                    Err(error) => Arc::new(CommandReading {
+                        error: Some(error.message().to_owned()),
+                        ..CommandReading::default()
+                    }),
+                };
+                let below = if folder.is_empty() { &path } else { &path[folder.len() + 1..] };
+                let name = reading.name.clone().unwrap_or_else(|| stem(below).to_owned());
+                let command = reading.row(name, scope, path.clone(), budget);
+                match known.get(&command.name) {
+                    Some(at) if commands[*at].error.is_some() && command.error.is_none() => {
+                        commands[*at] = command
+                    }
+                    Some(_) => {}
+                    None if commands.len() < ROWS => {
+                        known.insert(command.name.clone(), commands.len());
+                        commands.push(command);
+                    }
+                    None => {
+                        budget.cut = true;
+                        return Ok(commands);
+                    }
+                }
+            }
+        }
+        Ok(commands)
     }
 
     /// Writes a command; says whether it is new.
@@ -175,63 +256,144 @@ impl Project {
         Ok(is_new)
     }
 
-    /// Removes a command; says whether there was one.
+    /// The file of the workspace's command with this name, as the list has it.
+    ///
+    /// # Errors
+    /// `InvalidCommandName` when there is none, and could be none.
+    pub fn find_command(&self, site: &Site, name: &str) -> Result<Option<String>> {
+        let mut budget = Budget::new(LIST_BYTES);
+        let commands = self.all_commands(&site.root, &FOLDERS, "workspace", &mut budget)?;
+        let wanted = [name, name.trim().trim_start_matches('/')];
+        let found = wanted.iter().find_map(|wanted| commands.iter().find(|command| command.name == **wanted));
+        match found {
+            Some(command) => Ok(Some(command.file.clone())),
+            None => name_of(name).map(|_| None),
+        }
+    }
+
+    /// Removes a command; the path of its file if there was one.
     ///
     /// # Errors
     /// `InvalidCommandName`; those of `store::beneath`.
-    pub fn delete_command(&self, site: &Site, name: &str) -> Result<bool> {
-        let name = name_of(name)?;
+    pub fn delete_command(&self, site: &Site, name: &str) -> Result<Option<String>> {
         let removed = self.writing(site, || {
-            let path = path(&name);
-            if !site.may_remove(&path)? {
-                return Ok(false);
+            let Some(file) = self.find_command(site, name)? else { return Ok(None) };
+            if site.may_remove(&file)? {
+                site.root.remove(&file)?;
+                self.wrote(site, &file);
             }
-            let removed = site.root.remove(&path)?;
-            self.wrote(site, &path);
-            Ok(removed)
+            Ok(Some(file))
         })?;
-        self.changed(site, Reason::Commands, &name, Action::Removed, &path(&name));
+        // Also when there was none: as observed.
+        let shown = name.trim().trim_start_matches('/');
+        let file = removed.clone().unwrap_or_else(|| path(shown));
+        self.changed(site, Reason::Commands, shown, Action::Removed, &file);
         Ok(removed)
     }
 }
 
-fn list(root: &Root, folder: &str, scope: &'static str) -> Result<Vec<Command>> {
-    let mut files = root.entries(folder, limits::PROJECT_ENTRIES)?;
-    files.retain(|name| name.ends_with(".md"));
-    files.sort_unstable();
-    let mut commands = Vec::new();
-    for file in &files {
-        let path = if folder.is_empty() { file.clone() } else { format!("{folder}/{file}") };
-        let stem = file.trim_end_matches(".md");
-        let (fields, template, error) = match read_text(root, &path) {
-            Ok(None) => continue,
-            Err(error) => (Map::new(), String::new(), Some(error.message().to_owned())),
-            Ok(Some(text)) => match front_matter::parts(&text) {
-                Ok((fields, rest)) => (fields, rest.trim().to_owned(), None),
-                Err(why) => (Map::new(), text.trim().to_owned(), Some(why)),
-            },
-        };
-        let word = |key: &str| fields.get(key).and_then(Value::as_str).map(str::to_owned);
-        let name = word("name").unwrap_or_else(|| stem.to_owned());
-        if !is_name(&name) {
-            continue;
-        }
-        // Valid YAML, and yet a file that keeps OpenCode from starting.
-        let error = error.or_else(|| {
-            rules::check_front_matter("command", &name, &fields).err().map(|error| error.message().to_owned())
+/// A file's name without its ending, as Node's `extname` has it: `.md` has none.
+fn stem(file: &str) -> &str {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    if name == ".md" { file } else { file.strip_suffix(".md").unwrap_or(file) }
+}
+
+/// Rows whose names fit into one answer; their texts were counted when they were read.
+fn fit(mut commands: Vec<Command>, budget: &mut Budget) -> Listed<Command> {
+    commands.retain(|command| budget.text(json_length(&command.name) + 100));
+    Listed { items: commands, truncated: budget.cut }
+}
+
+/// A command's file as OpenCode reads it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CommandReading {
+    /// In its front matter.
+    name: Option<String>,
+    description: Option<String>,
+    template: String,
+    agent: Option<String>,
+    model: Option<String>,
+    subtask: Option<bool>,
+    error: Option<String>,
+    warning: Option<String>,
+    /// `template` is the first part only.
+    cut: bool,
+    /// JSON text that all of it takes.
+    length: usize,
+}
+
+impl CommandReading {
+    fn of(text: &str, whole: bool) -> CommandReading {
+        let Opened { mut fields, content, fault, refused, repaired_crlf, marked } = front_matter::open(text);
+        let name = fields.remove("name").map(|name| match name {
+            Value::String(name) => name,
+            other => other.to_string(),
         });
-        commands.push(Command {
+        let word = |key: &str| fields.get(key).and_then(Value::as_str).map(str::to_owned);
+        let (mut error, mut warning) = (None, None);
+        match fault {
+            Some(why) if refused => error = Some(format!("OpenCode does not load it: {why}")),
+            Some(why) => {
+                let mut told = format!("OpenCode takes the whole file for the template: {why}");
+                if marked {
+                    told += &format!(
+                        "; OpenCode {} removes the byte order mark at the beginning, and reads it",
+                        rules::VERSIONS[1]
+                    );
+                }
+                warning = Some(told);
+            }
+            // Valid YAML, and yet a file that keeps OpenCode from starting.
+            None => {
+                let checked = rules::check_front_matter("command", name.as_deref().unwrap_or("x"), &fields);
+                error = checked.err().map(|error| error.message().chars().take(REASON_CHARS).collect());
+            }
+        }
+        if repaired_crlf && error.is_none() {
+            warning = Some(format!(
+                "OpenCode {} takes the whole file for the template: a value with ': ' has no quotes, and its lines end \
+                 with CR LF",
+                rules::VERSIONS[1]
+            ));
+        }
+        let mut reading = CommandReading {
             name,
             description: word("description"),
-            template,
+            template: js_trim(content).to_owned(),
             agent: word("agent"),
             model: word("model"),
             subtask: fields.get("subtask").and_then(Value::as_bool),
+            error,
+            warning,
+            cut: !whole,
+            length: 0,
+        };
+        let length = |text: &Option<String>| text.as_deref().map_or(0, json_length);
+        let rest = [&reading.description, &reading.agent, &reading.model, &reading.error, &reading.warning];
+        reading.length = json_length(&reading.template) + rest.into_iter().map(length).sum::<usize>();
+        reading
+    }
+
+    /// The row, with its texts if the budget has room for them.
+    fn row(&self, name: String, scope: &'static str, file: String, budget: &mut Budget) -> Command {
+        let fits = budget.text(self.length);
+        let whole = |text: &Option<String>| text.clone().filter(|_| fits);
+        // One file may have many names; its reading knows none.
+        let error = self.error.as_ref().map(|why| why.replacen("command.x.", &format!("command.{name}."), 1));
+        Command {
+            name,
+            description: whole(&self.description),
+            template: if fits { self.template.clone() } else { String::new() },
+            agent: whole(&self.agent),
+            model: whole(&self.model),
+            subtask: self.subtask,
             scope,
             error,
-        });
+            warning: self.warning.clone(),
+            truncated: !fits || self.cut,
+            file,
+        }
     }
-    Ok(commands)
 }
 
 #[cfg(test)]

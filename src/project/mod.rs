@@ -6,6 +6,7 @@
 //! Threads: any, and `project-watch` ([`watch`]). Locks: one site's writes (level 3), held while files are written, never
 //! while somebody is asked; then what was seen, a leaf.
 
+mod carried;
 pub mod commands;
 pub mod config;
 pub mod mcp;
@@ -14,7 +15,6 @@ pub mod portable;
 pub mod preview;
 pub mod references;
 pub mod reload;
-mod remembered;
 pub mod rules;
 pub mod skills;
 pub mod snapshot;
@@ -24,6 +24,7 @@ mod turn;
 pub mod watch;
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,14 +34,14 @@ use serde_json::{Map, Value};
 
 use self::preview::Writes;
 use self::reload::{Action, Reason, ReloadEvents, Trigger};
-use self::remembered::Remembered;
 use self::snapshot::Snapshot;
-use self::turn::Turn;
+use self::turn::{Turn, TurnGuard};
 use self::watch::Calls;
 use crate::access::question::FileContent;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
+use crate::store::remembered::Remembered;
 
 /// One workspace's files, for one call: who keeps it keeps a container's root mounted.
 #[derive(Debug)]
@@ -83,11 +84,25 @@ pub enum Scope {
 /// How long a write waits for the other writes of its workspace, each of which takes milliseconds.
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
+/// JSON text of one list of skills or commands.
+const LIST_BYTES: usize = 4 << 20;
+
+/// A list within bounds.
+#[derive(Debug, Serialize)]
+pub struct Listed<T> {
+    /// Its rows.
+    pub items: Vec<T>,
+    /// Rows, or parts of them, were left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
 /// The services on it.
 #[derive(Debug)]
 pub struct Project {
     home: PathBuf,
-    skills_read: Remembered<Result<skills::Reading, String>>,
+    skills_read: Remembered<Arc<skills::SkillReading>>,
+    commands_read: Remembered<Arc<commands::CommandReading>>,
     configs_read: Remembered<Arc<Map<String, Value>>>,
     writes: Mutex<HashMap<String, Arc<Turn>>>,
     /// What was there at the last look, of the sites that are watched.
@@ -103,6 +118,7 @@ impl Project {
         Project {
             home: home.to_owned(),
             skills_read: Remembered::default(),
+            commands_read: Remembered::default(),
             configs_read: Remembered::default(),
             writes: Mutex::default(),
             seen: Mutex::default(),
@@ -118,7 +134,7 @@ impl Project {
 
     /// Takes a look and tells what others have changed since the last one; the first look tells nothing.
     fn notice(&self, site: &Site) {
-        let changes = self.writing(site, || {
+        let changes = self.in_turn(site, |_| {
             let now = snapshot::take(&site.root).0;
             let before = lock(&self.seen).insert(site.id.clone(), now.clone());
             Ok(before.map(|before| snapshot::changes(site, &before, &now)).unwrap_or_default())
@@ -170,11 +186,29 @@ impl Project {
 
     /// Runs `write` while nobody else of ours writes into the site.
     fn writing<R>(&self, site: &Site, write: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.in_turn(site, |turn| {
+            turn.count();
+            site.check_plan()?;
+            write()
+        })
+    }
+
+    /// Runs `look` while nobody of ours writes into the site.
+    fn in_turn<R>(&self, site: &Site, look: impl FnOnce(&mut TurnGuard<'_>) -> Result<R>) -> Result<R> {
         let turn = self.turn(site);
-        let _turn = turn.take(WRITE_WAIT)?;
+        let mut turn = turn.take(WRITE_WAIT)?;
         swap::settle(site)?;
-        site.check_plan()?;
-        write()
+        look(&mut turn)
+    }
+
+    /// Runs `read` beside other writes of ours; `None` if there was one meanwhile.
+    fn undisturbed<R>(&self, site: &Site, read: impl FnOnce() -> R) -> Result<Option<R>> {
+        // Held, so that its count goes on.
+        let _turn = self.turn(site);
+        let before = self.in_turn(site, |turn| Ok(turn.counted()))?;
+        let read = read();
+        let after = self.in_turn(site, |turn| Ok(turn.counted()))?;
+        Ok((before == after).then_some(read))
     }
 
     /// Writes a whole file and the folders above it. Under the site's turn.
@@ -206,6 +240,20 @@ impl Project {
     fn global(&self, rel: &str) -> Option<Root> {
         Root::open(&self.home.join(rel)).ok()
     }
+}
+
+/// The first `most` bytes of a file as text, as OpenCode reads it: what is not UTF-8 is replaced. And whether that is all
+/// of it; `None` if there is no file.
+fn read_head(root: &Root, rel: &str, most: u64) -> Result<Option<(String, bool)>> {
+    let Some(file) = root.open_file(rel)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let read = file.take(most.saturating_add(1)).read_to_end(&mut bytes);
+    read.map_err(|error| Error::internal(format!("Could not read {rel}")).because(error))?;
+    let whole = bytes.len() as u64 <= most;
+    bytes.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    let text = String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    Ok(Some((text, whole)))
 }
 
 /// A small file as text; `None` if there is none.

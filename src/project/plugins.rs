@@ -9,6 +9,7 @@ use super::{Project, Scope, Site};
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
+use crate::store::finder::Budget;
 
 /// One plugin.
 #[derive(Debug, PartialEq, Serialize)]
@@ -167,15 +168,18 @@ impl Project {
     }
 }
 
-/// The plugins in a folder, sorted.
+/// The plugins in a folder, sorted; a folder with very many has the first that were found.
 fn files(root: &Root, folder: &str) -> Result<Vec<String>> {
-    let mut names = root.entries(folder, limits::PROJECT_ENTRIES)?;
+    let mut budget = Budget::new(0);
+    let Some(entries) = root.list(folder, &mut budget)? else { return Ok(Vec::new()) };
+    let is_script = |name: &str| name.ends_with(".js") || name.ends_with(".ts");
+    let names =
+        entries.iter().filter(|entry| entry.exact && is_script(&entry.name)).map(|entry| entry.name.clone());
+    let mut names: Vec<String> = names.take(limits::PROJECT_ENTRIES).collect();
     names.retain(|name| {
         let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
-        (name.ends_with(".js") || name.ends_with(".ts"))
-            && root.metadata(&path).is_ok_and(|found| found.is_some_and(|found| found.is_file()))
+        root.metadata(&path).is_ok_and(|found| found.is_some_and(|found| found.is_file()))
     });
-    names.sort_unstable();
     Ok(names)
 }
 

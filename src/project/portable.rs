@@ -1,19 +1,28 @@
 //! A workspace's configuration, skills and commands as one value: exported without its secrets, and imported whole or
-//! not at all.
+//! not at all. Documents of the OpenWork server have a skill's `SKILL.md` and a flat command only; in ours each has its
+//! `path`, and `files` beside it.
+
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use super::carried::{self, Carried, CarriedItem, Collection, ExportRoom, FilePart, MODE, is_below, is_path};
 use super::commands::{self, Command, CommandBody, NewCommand};
 use super::reload::{Action, Reason};
-use super::skills::{self, NewSkill};
-use super::swap::{Import, Part};
+use super::skills::{self, NewSkill, Skill};
+use super::swap::Import;
 use super::{Project, Site, config, read_text, references, rules};
 use crate::base::fields::Fields;
 use crate::base::redact::Redactor;
-use crate::base::{Code, Error, Result, clock, object};
+use crate::base::{Code, Error, Result, clock, limits, object};
 use crate::store::front_matter;
 use crate::store::jsonc::Document;
+
+/// Largest document that is imported: an export is smaller.
+pub const BODY_BYTES: usize = 8 << 20;
+/// How often an export is read while others may write, before it has them wait.
+const EXPORT_READS: usize = 3;
 
 /// What is exported.
 #[derive(Debug, Serialize)]
@@ -23,11 +32,41 @@ pub struct Export {
     exported_at: u64,
     opencode: Value,
     openwork: Value,
-    skills: Vec<Value>,
-    commands: Vec<Command>,
+    skills: Vec<SkillPart>,
+    commands: Vec<CommandPart>,
     /// The places of what was left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     omitted: Vec<String>,
+    /// Something was left out because the document is full.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct SkillPart {
+    name: String,
+    description: String,
+    content: String,
+    /// Its folder below the workspace; none for one of a folder above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    /// What is beside its `SKILL.md`, and that file itself where `content` cannot carry it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FilePart>,
+    /// ImportFiles of it, or other skills, were left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct CommandPart {
+    #[serde(flatten)]
+    row: Command,
+    /// The file itself; `template` is what OpenCode makes of it.
+    file: FilePart,
+    /// Other commands were left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
 }
 
 /// What is imported.
@@ -52,12 +91,14 @@ pub struct ImportBody {
 impl ImportBody {
     /// What a body may hold: also what an export says of itself.
     pub fn known() -> Fields {
-        let command = Fields::of::<CommandBody>().and(Fields::named(&["content"]));
+        let of_command = Fields::named(&["content", "file", "partial", "path", "scope", "warning"]);
+        let command = Fields::of::<CommandBody>().and(of_command).below("file", Fields::of::<FilePart>());
+        let skill = Fields::of::<SkillBody>().and(Fields::named(&["scope", "trigger"]));
         Fields::of::<ImportBody>()
-            .and(Fields::named(&["workspaceId", "exportedAt", "omitted"]))
+            .and(Fields::named(&["workspaceId", "exportedAt", "omitted", "truncated"]))
             .below("mode", Fields::of::<Modes>())
-            .below("skills", Fields::of::<SkillBody>().and(Fields::named(&["path", "scope", "trigger"])))
-            .below("commands", command.and(Fields::named(&["path", "scope"])))
+            .below("skills", skill.below("files", Fields::of::<FilePart>()))
+            .below("commands", command)
     }
 }
 
@@ -69,6 +110,12 @@ struct SkillBody {
     content: String,
     #[serde(default)]
     description: Option<String>,
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default)]
+    files: Vec<FilePart>,
+    #[serde(default)]
+    partial: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,6 +125,10 @@ struct CommandImport {
     /// Its file, instead of `template`.
     #[serde(default)]
     content: Option<String>,
+    #[serde(default)]
+    file: Option<FilePart>,
+    #[serde(default)]
+    partial: bool,
 }
 
 /// `replace`, or anything else for merge, as observed.
@@ -93,13 +144,23 @@ fn replaces(mode: &Option<String>) -> bool {
     mode.as_deref() == Some("replace")
 }
 
+/// The files of all skills or of all commands that are imported.
+#[derive(Debug, Default)]
+struct ImportFiles {
+    all: Vec<Carried>,
+    /// What a document of this kind could carry, and this one does not have, is removed.
+    replaces: bool,
+    /// The document has paths, so it could carry every file.
+    has_paths: bool,
+}
+
 /// An import that was checked.
 #[derive(Debug)]
 pub struct Plan {
     opencode: Option<(Map<String, Value>, bool)>,
     openwork: Option<(Map<String, Value>, bool)>,
-    skills: (Vec<NewSkill>, bool),
-    commands: (Vec<NewCommand>, bool),
+    skills: ImportFiles,
+    commands: ImportFiles,
 }
 
 impl ImportBody {
@@ -115,26 +176,87 @@ impl ImportBody {
             let part = format!("{what}.{place}");
             move |error: Error| error.detail("part", part)
         };
-        let skill = |(place, skill): (usize, &SkillBody)| {
-            NewSkill::new(&skill.name, &skill.content, skill.description.as_deref())
-                .map_err(at("skills", place))
-        };
-        let skills = self.skills.iter().enumerate().map(skill).collect::<Result<Vec<_>>>()?;
-        let command = |(place, command): (usize, &CommandImport)| {
-            command.read().and_then(|body| NewCommand::new(&body)).map_err(at("commands", place))
-        };
-        let commands = self.commands.iter().enumerate().map(command).collect::<Result<Vec<_>>>()?;
+        let mut skills = ImportFiles { replaces: replaces(&self.mode.skills), ..ImportFiles::default() };
+        for (place, skill) in self.skills.iter().enumerate() {
+            skills.all.extend(skill.files().map_err(at("skills", place))?);
+            skills.has_paths |= skill.path.is_some();
+            skills.replaces &= !skill.partial;
+        }
+        let mut commands = ImportFiles { replaces: replaces(&self.mode.commands), ..ImportFiles::default() };
+        for (place, command) in self.commands.iter().enumerate() {
+            commands.all.push(command.file().map_err(at("commands", place))?);
+            commands.has_paths |= command.file.is_some();
+            commands.replaces &= !command.partial;
+        }
+        // Nothing to put there removes nothing, as observed.
+        skills.replaces &= !skills.all.is_empty();
+        commands.replaces &= !commands.all.is_empty();
         Ok(Plan {
             opencode: self.opencode.map(|keys| (keys, replaces(&self.mode.opencode))),
             openwork: self.openwork.map(|keys| (keys, replaces(&self.mode.openwork))),
-            // Nothing to put there removes nothing, as observed.
-            skills: (skills, replaces(&self.mode.skills)),
-            commands: (commands, replaces(&self.mode.commands)),
+            skills,
+            commands,
         })
     }
 }
 
+impl SkillBody {
+    fn files(&self) -> Result<Vec<Carried>> {
+        let Some(folder) = &self.path else {
+            let skill = NewSkill::new(&self.name, &self.content, self.description.as_deref())?;
+            let mut files = vec![text_file(skill.path(), skill.text())];
+            let folder = format!("{}/{}", skills::FOLDER, skill.name());
+            self.add_files(&folder, &mut files)?;
+            return Ok(files);
+        };
+        if !is_path(folder) || !is_below(folder, &skills::FOLDERS) {
+            let message =
+                format!("The skill's path '{}' is in none of {:?}", folder.escape_debug(), skills::FOLDERS);
+            return Err(Error::new(Code::InvalidPayload, message).detail("path", folder.as_str()));
+        }
+        if self.content.len() as u64 > limits::PROJECT_FILE_BYTES {
+            let message = format!("A skill's content has at most {} bytes", limits::PROJECT_FILE_BYTES);
+            return Err(Error::new(Code::InvalidSkillContent, message));
+        }
+        let mut files = vec![text_file(format!("{folder}/{}", skills::MAIN), &self.content)];
+        self.add_files(folder, &mut files)?;
+        Ok(files)
+    }
+
+    fn add_files(&self, folder: &str, files: &mut Vec<Carried>) -> Result<()> {
+        for part in &self.files {
+            let file = part.read(folder)?;
+            if file.path == files[0].path {
+                files[0] = file;
+            } else {
+                files.push(file);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text_file(path: String, text: &str) -> Carried {
+    Carried { path, bytes: text.as_bytes().to_vec(), mode: MODE }
+}
+
 impl CommandImport {
+    fn file(&self) -> Result<Carried> {
+        let Some(file) = &self.file else {
+            let command = self.read().and_then(|body| NewCommand::new(&body))?;
+            return Ok(text_file(command.path(), command.text()));
+        };
+        if !is_below(&file.path, &commands::FOLDERS) || !file.path.ends_with(".md") {
+            let message = format!(
+                "The command's path '{}' is no Markdown file in one of {:?}",
+                file.path.escape_debug(),
+                commands::FOLDERS
+            );
+            return Err(Error::new(Code::InvalidPayload, message).detail("path", file.path.as_str()));
+        }
+        file.read("")
+    }
+
     /// What stands in the front matter of `content` counts where nothing is said beside it.
     fn read(&self) -> Result<CommandBody> {
         let mut body = self.body.clone();
@@ -160,8 +282,7 @@ impl Plan {
         let mut files = Vec::new();
         files.extend(self.opencode.iter().map(|_| config::path(&site.root)));
         files.extend(self.openwork.iter().map(|_| config::OPENWORK.to_owned()));
-        files.extend(self.skills.0.iter().map(NewSkill::path));
-        files.extend(self.commands.0.iter().map(NewCommand::path));
+        files.extend(self.skills.all.iter().chain(&self.commands.all).map(|file| file.path.clone()));
         files.iter().map(|path| site.path(path)).collect()
     }
 }
@@ -173,35 +294,81 @@ impl Project {
     /// # Errors
     /// Those of the parts' own lists.
     pub fn export(&self, site: &Site, secrets: bool) -> Result<Export> {
-        self.writing(site, || {
-            let mut omitted = Vec::new();
-            let mut part = |name: &str, fields: Map<String, Value>| {
-                let mut value = Value::Object(fields);
-                if !secrets {
-                    Redactor::default().omit(&mut value, &mut vec![name.to_owned()], &mut omitted);
-                }
-                value
-            };
-            let opencode = part("opencode", self.opencode(site)?);
-            let openwork = part("openwork", self.openwork(site)?);
-            let mut skills = Vec::new();
-            for row in self.skills(site, false)?.into_iter().filter(|row| row.error.is_none()) {
-                let (row, content) = self.skill(site, &row.name, false)?;
-                skills.push(json!({ "name": row.name, "description": row.description, "content": content }));
+        // Others may write meanwhile: what is in the files may take long to read. What they have changed is read again.
+        for _ in 0..EXPORT_READS {
+            if let Some(read) = self.undisturbed(site, || self.read_all(site, secrets))? {
+                return read;
             }
-            let mut commands = self.commands(site)?;
-            commands.retain(|command| command.error.is_none());
-            let exported_at = clock::now_unix_ms();
-            Ok(Export {
-                workspace_id: site.id.clone(),
-                exported_at,
-                opencode,
-                openwork,
-                skills,
-                commands,
-                omitted,
-            })
+        }
+        self.writing(site, || self.read_all(site, secrets))
+    }
+
+    fn read_all(&self, site: &Site, secrets: bool) -> Result<Export> {
+        let mut omitted = Vec::new();
+        let mut part = |name: &str, fields: Map<String, Value>| {
+            let mut value = Value::Object(fields);
+            if !secrets {
+                Redactor::default().omit(&mut value, &mut vec![name.to_owned()], &mut omitted);
+            }
+            value
+        };
+        let opencode = part("opencode", self.opencode(site)?);
+        let openwork = part("openwork", self.openwork(site)?);
+        let mut room = ExportRoom::new();
+        let (inherited, collection) = self.own_skills(site, &mut room)?;
+        let mut skills = skill_parts(collection, &mut omitted);
+        for row in inherited {
+            let (row, content) = self.skill(site, &row.name, false)?;
+            if !room.budget.text(content.len() + row.description.len()) {
+                omitted.push(row.path);
+                continue;
+            }
+            let Skill { name, description, .. } = row;
+            skills.push(SkillPart {
+                name,
+                description,
+                content,
+                path: None,
+                files: Vec::new(),
+                partial: false,
+            });
+        }
+        let commands = command_parts(self.own_commands(site, &mut room)?, &mut omitted);
+        let of_skills = skills.iter().flat_map(|skill| {
+            let folder = skill.path.iter();
+            let below = |folder: &String| {
+                let files = skill.files.iter().map(|file| file.path.as_str()).chain([skills::MAIN]);
+                files.map(|file| format!("{folder}/{file}")).collect::<Vec<_>>()
+            };
+            folder.flat_map(below).collect::<Vec<_>>()
+        });
+        let carried = of_skills.chain(commands.iter().map(|command| command.file.path.clone())).collect();
+        carried::name_others(site, &carried, &mut omitted, &mut room);
+        let exported_at = clock::now_unix_ms();
+        Ok(Export {
+            workspace_id: site.id.clone(),
+            exported_at,
+            opencode,
+            openwork,
+            skills,
+            commands,
+            omitted,
+            truncated: room.budget.cut,
         })
+    }
+
+    /// The skills of folders above, and those of the workspace with their files.
+    fn own_skills(&self, site: &Site, room: &mut ExportRoom) -> Result<(Vec<Skill>, Collection<Skill>)> {
+        let rows = self.all_skills(site, false, &mut room.budget)?;
+        let (own, mut inherited): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.file.is_some());
+        inherited.retain(|row| row.error.is_none());
+        inherited.truncate(INHERITED);
+        Ok((inherited, self.carried_skills(site, own, room)?))
+    }
+
+    fn own_commands(&self, site: &Site, room: &mut ExportRoom) -> Result<Collection<Command>> {
+        let rows = self.all_commands(&site.root, &commands::FOLDERS, "workspace", &mut room.budget)?;
+        self.carried_commands(site, rows, room)
     }
 
     /// Puts all of it in place, or nothing: everything is written aside first, and what fails later is taken back. A
@@ -210,6 +377,13 @@ impl Project {
     /// # Errors
     /// `Conflict` when somebody else changes a file meanwhile; those of reading and of `store`.
     pub fn import(&self, site: &Site, plan: &Plan) -> Result<()> {
+        // Whatever takes long to read is remembered before others have to wait.
+        if plan.skills.replaces {
+            self.all_skills(site, false, &mut ExportRoom::new().budget)?;
+        }
+        if plan.commands.replaces {
+            self.all_commands(&site.root, &commands::FOLDERS, "workspace", &mut ExportRoom::new().budget)?;
+        }
         self.writing(site, || {
             let mut whole_files = Vec::new();
             if let Some((keys, whole)) = &plan.opencode {
@@ -228,34 +402,32 @@ impl Project {
                 whole_files.push((path, config::edited(&document)?, old));
             }
             if let Some((keys, whole)) = &plan.openwork {
-                let (old, mut fields) =
-                    if *whole { (None, Map::new()) } else { config::read_openwork(&site.root)? };
+                let (old, mut fields) = match whole {
+                    true => (read_text(&site.root, config::OPENWORK)?, Map::new()),
+                    false => config::read_openwork(&site.root)?,
+                };
                 fields.extend(config::restored(keys, &self.openwork(site).unwrap_or_default()));
                 let text = serde_json::to_string_pretty(&fields).unwrap_or_default() + "\n";
                 whole_files.push((config::OPENWORK.to_owned(), text, old));
             }
-            let skill_files: Vec<Part<'_>> = plan
-                .skills
-                .0
-                .iter()
-                .map(|skill| (format!("{}/SKILL.md", skill.name()), skill.text()))
-                .collect();
-            let command_files: Vec<Part<'_>> = plan
-                .commands
-                .0
-                .iter()
-                .map(|command| (format!("{}.md", command.name()), command.text()))
-                .collect();
-            let folders = [
-                (skills::FOLDER, &skill_files, plan.skills.1),
-                (commands::FOLDER, &command_files, plan.commands.1),
-            ];
+            let mut removed = Vec::new();
+            if plan.skills.replaces {
+                let existing = self.own_skills(site, &mut ExportRoom::new())?.1.items;
+                removed.extend(plan.skills.missing(existing, is_simple));
+            }
+            if plan.commands.replaces {
+                let existing = self.own_commands(site, &mut ExportRoom::new())?.items;
+                removed.extend(plan.commands.missing(existing, is_flat));
+            }
             let mut may = true;
             for (path, text, _) in &whole_files {
                 may &= site.may_put(path, text.as_bytes())?;
             }
-            for (folder, files, whole) in folders {
-                may &= site.may_fill(folder, files, whole)?;
+            for file in plan.skills.all.iter().chain(&plan.commands.all) {
+                may &= site.may_put(&file.path, &file.bytes)?;
+            }
+            for path in &removed {
+                may &= site.may_remove(path)?;
             }
             if !may {
                 return Ok(());
@@ -264,14 +436,101 @@ impl Project {
             for (path, text, old) in &whole_files {
                 import.file(path, text, old.as_deref())?;
             }
-            for (folder, files, whole) in folders {
-                import.folder(folder, files, whole)?;
+            for file in plan.skills.all.iter().chain(&plan.commands.all) {
+                import.put(&file.path, &file.bytes, file.mode)?;
             }
+            removed.iter().try_for_each(|path| import.remove(path))?;
             import.finish()?;
+            removed.iter().for_each(|path| leave_folders(site, path));
             self.looked(site);
             Ok(())
         })?;
         self.changed(site, Reason::Config, "import", Action::Updated, &config::path(&site.root));
         Ok(())
     }
+}
+
+/// Skills of folders above that a document has at most.
+const INHERITED: usize = 200;
+
+impl ImportFiles {
+    /// What is there, could be in a document of this kind and is not in this one. Without paths it could have only what
+    /// `simple` says.
+    fn missing<R>(
+        &self,
+        existing: Vec<CarriedItem<R>>,
+        simple: impl Fn(&CarriedItem<R>) -> bool,
+    ) -> Vec<String> {
+        let carried: HashSet<&str> = self.all.iter().map(|file| file.path.as_str()).collect();
+        let items = existing.into_iter().filter(|item| self.has_paths || simple(item));
+        let files = items.flat_map(|item| item.files).map(|file| file.path);
+        files.filter(|path| !carried.contains(path.as_str())).collect()
+    }
+}
+
+/// Whether a document without paths could have this skill: flat, a `SKILL.md` only, and one that is taken as it is.
+fn is_simple(item: &CarriedItem<Skill>) -> bool {
+    let [main] = &item.files[..] else { return false };
+    let Ok(text) = std::str::from_utf8(&main.bytes) else { return false };
+    let alone = !item.mixed && !item.partial && item.path == format!("{}/{}", skills::FOLDER, item.row.name);
+    alone && NewSkill::new(&item.row.name, text, None).is_ok()
+}
+
+/// The same of a command.
+fn is_flat(item: &CarriedItem<Command>) -> bool {
+    let name = item.path.strip_prefix(commands::FOLDER).and_then(|name| name.strip_prefix('/'));
+    let named = name.is_some_and(|name| commands::name_of(name.trim_end_matches(".md")).is_ok());
+    named && item.files.iter().all(|file| std::str::from_utf8(&file.bytes).is_ok())
+}
+
+/// Removes the folders of a removed file that are empty now.
+fn leave_folders(site: &Site, path: &str) {
+    let mut path = path;
+    while let Some((above, _)) = path.rsplit_once('/') {
+        let is_top = skills::FOLDERS.contains(&above) || commands::FOLDERS.contains(&above);
+        if is_top || !site.root.remove_empty_dir(above).unwrap_or(false) {
+            return;
+        }
+        path = above;
+    }
+}
+
+fn skill_parts(all: Collection<Skill>, omitted: &mut Vec<String>) -> Vec<SkillPart> {
+    omitted.extend(all.omitted);
+    let mut parts: Vec<SkillPart> = all.items.into_iter().map(skill_part).collect();
+    if let Some(last) = parts.last_mut().filter(|_| all.partial) {
+        last.partial = true;
+    }
+    parts
+}
+
+fn skill_part(item: CarriedItem<Skill>) -> SkillPart {
+    let CarriedItem { row, path, files, partial, .. } = item;
+    let below = |file: &Carried| file.path[path.len() + 1..].to_owned();
+    let mut files = files.into_iter();
+    let main = files.next();
+    let exact = main.as_ref().filter(|main| main.mode == MODE && std::str::from_utf8(&main.bytes).is_ok());
+    let (listed, content) = match (exact, &main) {
+        (Some(main), _) => (Vec::new(), String::from_utf8_lossy(&main.bytes).into_owned()),
+        (None, Some(main)) => {
+            let part = FilePart::of(&below(main), main);
+            (vec![part], String::from_utf8_lossy(&main.bytes).into_owned())
+        }
+        (None, None) => (Vec::new(), String::new()),
+    };
+    let files = listed.into_iter().chain(files.map(|file| FilePart::of(&below(&file), &file))).collect();
+    SkillPart { name: row.name, description: row.description, content, path: Some(path), files, partial }
+}
+
+fn command_parts(all: Collection<Command>, omitted: &mut Vec<String>) -> Vec<CommandPart> {
+    omitted.extend(all.omitted);
+    let part = |item: CarriedItem<Command>| {
+        let file = item.files.first().map(|file| FilePart::of(&file.path, file))?;
+        Some(CommandPart { row: item.row, file, partial: false })
+    };
+    let mut parts: Vec<CommandPart> = all.items.into_iter().filter_map(part).collect();
+    if let Some(last) = parts.last_mut().filter(|_| all.partial) {
+        last.partial = true;
+    }
+    parts
 }

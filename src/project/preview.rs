@@ -19,8 +19,12 @@ use crate::store::beneath::Root;
 /// Files of a folder that a plan names one by one.
 const FILES: usize = 256;
 /// Files up to this size that are removed with their folder are read; of others a plan has the size. A workload fills
-/// the folder, and the request may be on the fixed pool.
+/// the folder.
 const REMOVED_FILE_BYTES: u64 = 16 << 10;
+
+/// Contents of all files before the write that one preview holds. A workload makes thousands of large files that one small
+/// document replaces; of further ones the size is shown.
+const BEFORE_BYTES: usize = 8 << 20;
 
 type Hash = [u8; 32];
 
@@ -48,6 +52,8 @@ pub(super) enum Writes {
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     changes: Vec<FileChange>,
+    /// Bytes of all files before.
+    before_bytes: usize,
     plan: Plan,
 }
 
@@ -187,27 +193,6 @@ impl Site {
         self.may_change(rel, found, Some(after))
     }
 
-    /// The same for files in a folder: beside what is there, or (`whole`) instead of all of it.
-    ///
-    /// # Errors
-    /// As above.
-    pub(super) fn may_fill(&self, folder: &str, files: &[(String, &str)], whole: bool) -> Result<bool> {
-        if self.does_all() || files.is_empty() {
-            return Ok(true);
-        }
-        let mut may = true;
-        for (path, text) in files {
-            may &= self.may_put(&format!("{folder}/{path}"), text.as_bytes())?;
-        }
-        let stays = |rel: &String| {
-            files.iter().any(|(path, _)| rel.strip_prefix(folder).is_some_and(|rest| rest[1..] == *path))
-        };
-        let (all, more) = if whole { files_below(&self.root, folder)? } else { Default::default() };
-        let gone: Vec<String> = all.into_iter().filter(|rel| !stays(rel)).collect();
-        self.may_remove_files(folder, &gone, more)?;
-        Ok(may)
-    }
-
     fn note(
         &self,
         noted: &mut Noted,
@@ -215,6 +200,13 @@ impl Site {
         (before, after): (FileContent, FileContent),
         hashes: (Option<Print>, Option<Print>),
     ) {
+        let length =
+            |content: &FileContent| if let FileContent::Bytes(bytes) = content { bytes.len() } else { 0 };
+        noted.before_bytes += length(&before);
+        let before = match before {
+            FileContent::Bytes(bytes) if noted.before_bytes > BEFORE_BYTES => described(bytes.len() as u64),
+            before => before,
+        };
         noted.changes.push(FileChange { path: self.path(rel), before, after });
         noted.plan.0.insert(rel.to_owned(), hashes);
     }

@@ -1,19 +1,23 @@
-//! Skills: a folder each with a `SKILL.md`, in the workspace, in the folders above it, and the user's own.
+//! Skills: a folder each with a `SKILL.md`, in the workspace, in the folders above it, and the user's own. The list has
+//! what OpenCode loads, and beside it, with the reason, what it passes over.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
-use super::remembered::Remembered;
-use super::{Project, Scope, Site, read_text};
+use super::{LIST_BYTES, Listed, Project, Scope, Site, read_head, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::front_matter;
+use crate::store::finder::{Budget, FoundFile, json_length};
+use crate::store::front_matter::{self, Opened};
 
 /// A row of the list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Skill {
-    /// Its name, and its folder's.
+    /// The name in its front matter; of one that OpenCode passes over, its folder's.
     pub name: String,
     /// What it is for.
     pub description: String,
@@ -24,9 +28,18 @@ pub struct Skill {
     /// When it is to be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
-    /// Why it cannot be read; OpenCode passes over it.
+    /// Why OpenCode passes over it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What older versions of OpenCode make of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+    /// Its description does not fit into this list.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// Its `SKILL.md` in the workspace; `None` for one elsewhere.
+    #[serde(skip)]
+    pub(super) file: Option<String>,
 }
 
 /// A skill that was checked and can be written.
@@ -38,10 +51,25 @@ pub struct NewSkill {
 
 /// Where skills are written.
 pub const FOLDER: &str = ".opencode/skills";
-/// Where they are looked for, in this order; the second is where sandboxed.sh puts them.
-pub const FOLDERS: [&str; 3] = [FOLDER, ".opencode/skill", ".claude/skills"];
-const GLOBAL: [&str; 2] = [".config/opencode/skills", ".claude/skills"];
-const MAIN: &str = "SKILL.md";
+/// Where they are looked for in a workspace and the folders above it, in this order: of two with one name the first is
+/// listed. (OpenCode 1.18.34 reads all at once, and the last to be read wins.)
+pub const FOLDERS: [&str; 4] = [FOLDER, ".opencode/skill", ".claude/skills", ".agents/skills"];
+const GLOBAL: [&str; 6] = [
+    ".config/opencode/skills",
+    ".config/opencode/skill",
+    ".opencode/skills",
+    ".opencode/skill",
+    ".claude/skills",
+    ".agents/skills",
+];
+/// The file that makes a folder a skill.
+pub const MAIN: &str = "SKILL.md";
+/// The front matter and the first part of the text: what is read of a file for the list.
+const HEAD_BYTES: u64 = 768 << 10;
+/// Rows of the list.
+const ROWS: usize = limits::PROJECT_ENTRIES;
+/// What is left of a description that does not fit.
+const SHORT_CHARS: usize = 200;
 
 /// Checks a skill's name.
 ///
@@ -132,18 +160,20 @@ impl NewSkill {
     }
 }
 
-/// One of the folders in which skills lie.
+/// One of the folders in which skills are looked for.
 struct Place<'a> {
     root: Source<'a>,
     folder: &'static str,
     /// What stands before `folder` in a path.
     shown: String,
     scope: Scope,
+    /// Folders whose names begin with a dot are read too (the globs of OpenCode's `skill.ts`).
+    dots: bool,
 }
 
 enum Source<'a> {
     Ours(&'a Root),
-    Other(Root),
+    Other(Arc<Root>),
 }
 
 impl Place<'_> {
@@ -153,25 +183,56 @@ impl Place<'_> {
             Source::Other(root) => root,
         }
     }
+
+    fn is_ours(&self) -> bool {
+        matches!(self.root, Source::Ours(_))
+    }
 }
 
 impl Project {
     /// The skills: the workspace's, those of the folders above it up to the one with `.git`, with `global` the user's.
-    /// The first of a name wins; one that cannot be read is listed with its error.
+    /// The first of a name wins; one that OpenCode passes over has its reason.
     ///
     /// # Errors
-    /// When a folder of skills cannot be listed.
-    pub fn skills(&self, site: &Site, global: bool) -> Result<Vec<Skill>> {
+    /// When a folder of skills cannot be read.
+    pub fn skills(&self, site: &Site, global: bool) -> Result<Listed<Skill>> {
+        let mut budget = Budget::new(LIST_BYTES);
+        let items = self.all_skills(site, global, &mut budget)?;
+        Ok(Listed { items, truncated: budget.cut })
+    }
+
+    pub(super) fn all_skills(&self, site: &Site, global: bool, budget: &mut Budget) -> Result<Vec<Skill>> {
         let mut skills: Vec<Skill> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new();
+        let mut views = self.skills_read.views();
         for place in self.places(site, global)? {
-            let mut names = place.root().entries(place.folder, limits::PROJECT_ENTRIES)?;
-            names.sort_unstable();
-            for name in names {
-                let Some(skill) = look(&self.skills_read, &place, &name) else { continue };
-                match skills.iter_mut().find(|known| known.name == skill.name) {
-                    Some(known) if known.error.is_some() && skill.error.is_none() => *known = skill,
+            let root = place.root();
+            for FoundFile { path, stat } in
+                root.find_files(place.folder, place.dots, |name| name == MAIN, budget)?
+            {
+                let reading = views.look(&stat, |stat| {
+                    if !budget.read(stat.size().min(HEAD_BYTES)) {
+                        return Ok(None);
+                    }
+                    Ok(read_head(root, &path, HEAD_BYTES)?.map(|(text, _)| Arc::new(SkillReading::of(&text))))
+                });
+                let reading = match reading {
+                    Ok(Some(reading)) => reading,
+                    Ok(None) => continue,
+                    Err(error) => Arc::new(SkillReading::refused(error.message())),
+                };
+                let Some(skill) = reading.row(&place, &path, budget) else { continue };
+                match known.get(&skill.name) {
+                    Some(at) if skills[*at].error.is_some() && skill.error.is_none() => skills[*at] = skill,
                     Some(_) => {}
-                    None => skills.push(skill),
+                    None if skills.len() < ROWS => {
+                        known.insert(skill.name.clone(), skills.len());
+                        skills.push(skill);
+                    }
+                    None => {
+                        budget.cut = true;
+                        return Ok(skills);
+                    }
                 }
             }
         }
@@ -184,15 +245,14 @@ impl Project {
     /// `SkillNotFound`; those of `store::beneath`.
     pub fn skill(&self, site: &Site, name: &str, global: bool) -> Result<(Skill, String)> {
         let missing = || Error::new(Code::SkillNotFound, "Skill not found").detail("name", name);
-        if !is_name(name) {
-            return Err(missing());
-        }
+        let mut budget = Budget::new(LIST_BYTES);
+        let skills = self.all_skills(site, global, &mut budget)?;
+        let found = skills.into_iter().find(|skill| skill.name == name && skill.error.is_none());
+        let mut skill = found.ok_or_else(missing)?;
         for place in self.places(site, global)? {
-            let Some(skill) = look(&self.skills_read, &place, name).filter(|skill| skill.error.is_none())
-            else {
-                continue;
-            };
-            if let Some(text) = read_text(place.root(), &main_path(place.folder, name))? {
+            let Some(path) = skill.path.strip_prefix(place.shown.as_str()) else { continue };
+            if let Some((text, whole)) = read_head(place.root(), path, limits::PROJECT_FILE_BYTES)? {
+                skill.truncated = !whole;
                 return Ok((skill, text));
             }
         }
@@ -214,25 +274,41 @@ impl Project {
         Ok(is_new)
     }
 
-    /// Removes a skill of the workspace with all its files; its folder's path.
+    /// The folder of the workspace's skill with this name, as the list has it; or its `SKILL.md`, where the folder
+    /// holds other skills or is not the skill's own.
+    ///
+    /// # Errors
+    /// `InvalidSkillName`, `SkillNotFound`.
+    pub fn find_skill(&self, site: &Site, name: &str) -> Result<String> {
+        let mut budget = Budget::new(LIST_BYTES);
+        let skills = self.all_skills(site, false, &mut budget)?;
+        let found = skills.iter().find(|skill| skill.name == name).and_then(|skill| skill.file.as_deref());
+        let Some(file) = found else {
+            check_name(name)?;
+            return Err(Error::new(Code::SkillNotFound, "Skill not found").detail("name", name));
+        };
+        let folder = file.strip_suffix(MAIN).unwrap_or(file).trim_end_matches('/');
+        let mut nested = Budget::new(LIST_BYTES);
+        let mains = site.root.find_files(folder, true, |name| name == MAIN, &mut nested)?;
+        let alone = mains.len() <= 1 && !nested.cut && !FOLDERS.contains(&folder);
+        Ok(if alone { folder } else { file }.to_owned())
+    }
+
+    /// Removes a skill of the workspace with all its files; the path of what was removed.
     ///
     /// # Errors
     /// `InvalidSkillName`, `SkillNotFound`; those of `store::exchange`.
     pub fn delete_skill(&self, site: &Site, name: &str) -> Result<String> {
-        check_name(name)?;
         let path = self.writing(site, || {
-            for folder in FOLDERS {
-                let path = format!("{folder}/{name}");
-                if site.root.exists(&main_path(folder, name))? {
-                    if !site.may_remove_folder(&path)? {
-                        return Ok(path);
-                    }
-                    let removed = site.root.remove_tree(&path);
-                    self.wrote(site, &main_path(folder, name));
-                    return removed.map(|()| path);
-                }
+            let path = self.find_skill(site, name)?;
+            // Of a link to a folder only the link is removed.
+            let whole = site.root.is_dir(&path)? && !site.root.is_link(&path)?;
+            if !if whole { site.may_remove_folder(&path)? } else { site.may_remove(&path)? } {
+                return Ok(path);
             }
-            Err(Error::new(Code::SkillNotFound, "Skill not found").detail("name", name))
+            let removed = site.root.remove_tree(&path);
+            self.looked(site);
+            removed.map(|()| path)
         })?;
         self.changed(site, Reason::Skills, name, Action::Removed, &path);
         Ok(path)
@@ -240,9 +316,10 @@ impl Project {
 
     fn places<'a>(&self, site: &'a Site, global: bool) -> Result<Vec<Place<'a>>> {
         let mut places = Vec::new();
+        let dots = |folder: &str| !folder.contains("opencode");
         for folder in FOLDERS {
-            let root = Source::Ours(&site.root);
-            places.push(Place { root, folder, shown: site.path(""), scope: Scope::Project });
+            let (root, dots) = (Source::Ours(&site.root), dots(folder));
+            places.push(Place { root, folder, shown: site.path(""), scope: Scope::Project, dots });
         }
         // In a container nothing is above.
         let mut ends = site.folder.is_none() || site.root.exists(".git")?;
@@ -251,76 +328,117 @@ impl Project {
             if ends {
                 break;
             }
+            // One that we may not enter has no skills for us.
+            let Ok(root) = Root::open(above).map(Arc::new) else { continue };
+            ends |= root.exists(".git").unwrap_or(true);
             for folder in FOLDERS {
-                // One that we may not enter has no skills for us.
-                let Ok(root) = Root::open(above) else { continue };
-                ends |= root.exists(".git").unwrap_or(true);
                 let shown = format!("{}/", above.to_string_lossy().trim_end_matches('/'));
-                places.push(Place { root: Source::Other(root), folder, shown, scope: Scope::Project });
+                let (root, dots) = (Source::Other(root.clone()), dots(folder));
+                places.push(Place { root, folder, shown, scope: Scope::Project, dots });
             }
         }
         for path in GLOBAL.iter().filter(|_| global) {
-            if let Some(root) = self.global(path) {
+            if let Some(root) = self.global(path).map(Arc::new) {
                 let shown = format!("{}/", self.home.join(path).to_string_lossy());
-                places.push(Place { root: Source::Other(root), folder: "", shown, scope: Scope::Global });
+                let (root, dots) = (Source::Other(root), dots(path));
+                places.push(Place { root, folder: "", shown, scope: Scope::Global, dots });
             }
         }
         Ok(places)
     }
 }
 
-fn main_path(folder: &str, name: &str) -> String {
-    if folder.is_empty() { format!("{name}/{MAIN}") } else { format!("{folder}/{name}/{MAIN}") }
+fn shorten(text: &str) -> String {
+    text.chars().take(SHORT_CHARS).collect()
 }
 
-/// What a `SKILL.md` says of itself.
+fn main_path(folder: &str, name: &str) -> String {
+    format!("{folder}/{name}/{MAIN}")
+}
+
+/// A `SKILL.md` as OpenCode reads it.
 #[derive(Clone, Debug)]
-pub(super) struct Reading {
+pub(super) struct SkillReading {
+    /// `None` when OpenCode passes over it.
     name: Option<String>,
     description: String,
     trigger: Option<String>,
+    error: Option<String>,
+    warning: Option<String>,
+    /// JSON text that all of it takes.
+    length: usize,
 }
 
-impl Reading {
-    /// # Errors
-    /// What is wrong with the front matter.
-    fn of(text: &str) -> Result<Reading, String> {
-        let (fields, rest) = front_matter::parts(text)?;
+impl SkillReading {
+    fn of(text: &str) -> SkillReading {
+        let Opened { fields, content, fault, refused: _, repaired_crlf, marked } = front_matter::open(text);
         let word = |key: &str| fields.get(key).and_then(Value::as_str);
         let given = |key: &str| word(key).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
-        Ok(Reading {
-            name: word("name").map(str::to_owned),
-            description: word("description").unwrap_or_default().to_owned(),
-            trigger: given("trigger").or_else(|| given("when")).or_else(|| when_to_use(rest)),
+        let trigger = given("trigger").or_else(|| given("when")).or_else(|| when_to_use(content));
+        let description = word("description").unwrap_or_default().to_owned();
+        let no_text = |key: &str| match fields.get(key) {
+            None => format!("its front matter has no {key}"),
+            Some(_) => format!("the {key} in its front matter is not text; put it in quotes"),
+        };
+        let missing = match (word("name"), fields.get("description")) {
+            (None, _) => Some(no_text("name")),
+            (Some(_), None | Some(Value::String(_))) => None,
+            (Some(_), Some(_)) => Some(no_text("description")),
+        };
+        let loads = format!(
+            "; OpenCode {} removes the byte order mark at the beginning, and loads it",
+            rules::VERSIONS[1]
+        );
+        let fault = fault.map(|why| if marked { why + &loads } else { why });
+        let error = fault.or(missing);
+        let name = word("name").filter(|_| error.is_none()).map(str::to_owned);
+        let older = match fields.get("description") {
+            None => Some("it has no description"),
+            Some(_) if repaired_crlf => Some("a value with ': ' has no quotes, and its lines end with CR LF"),
+            Some(_) => None,
+        };
+        let warning = older
+            .filter(|_| error.is_none())
+            .map(|why| format!("OpenCode {} passes over it: {why}", rules::VERSIONS[1]));
+        SkillReading { name, description, trigger, error, warning, length: 0 }.measured()
+    }
+
+    fn refused(why: &str) -> SkillReading {
+        let (name, description, trigger, warning) = (None, String::new(), None, None);
+        let error = Some(why.to_owned());
+        SkillReading { name, description, trigger, error, warning, length: 0 }.measured()
+    }
+
+    fn measured(mut self) -> SkillReading {
+        let length = |text: &Option<String>| text.as_deref().map_or(0, json_length);
+        let texts = [&self.name, &self.trigger, &self.error, &self.warning].into_iter().map(length);
+        self.length = texts.sum::<usize>() + json_length(&self.description);
+        self
+    }
+
+    /// The row, shortened at once where the budget has no room for it: one file with many names could be held in memory
+    /// as many times. `None` when nothing more fits.
+    fn row(&self, place: &Place<'_>, path: &str, budget: &mut Budget) -> Option<Skill> {
+        let rest = json_length(path) + place.shown.len() + 200;
+        let whole = budget.text(self.length + rest);
+        if !whole && !budget.text(rest) {
+            return None;
+        }
+        let text = |text: &str| if whole { text.to_owned() } else { shorten(text) };
+        let folder = path.strip_suffix(MAIN).unwrap_or(path).trim_end_matches('/');
+        let folder = folder.rsplit('/').next().unwrap_or_default();
+        Some(Skill {
+            name: text(self.name.as_deref().unwrap_or(folder)),
+            description: text(&self.description),
+            path: format!("{}{path}", place.shown),
+            scope: place.scope,
+            trigger: self.trigger.as_deref().map(text),
+            error: self.error.as_ref().map(|why| format!("OpenCode passes over it: {why}")),
+            warning: self.warning.clone(),
+            truncated: !whole,
+            file: place.is_ours().then(|| path.to_owned()),
         })
     }
-}
-
-/// The skill in a folder; none if there is none that OpenCode would take for one.
-fn look(read: &Remembered<Result<Reading, String>>, place: &Place<'_>, name: &str) -> Option<Skill> {
-    let path = main_path(place.folder, name);
-    let skill = |description: String, trigger, error| Skill {
-        name: name.to_owned(),
-        description,
-        path: format!("{}{path}", place.shown),
-        scope: place.scope,
-        trigger,
-        error,
-    };
-    let broken = |why: String| Some(skill(String::new(), None, Some(why)));
-    let text = || Ok(read_text(place.root(), &path)?.map(|text| Reading::of(&text)));
-    let reading = match read.look(place.root(), &path, text) {
-        Ok(reading) => reading?,
-        Err(error) => return is_name(name).then(|| broken(error.message().to_owned())).flatten(),
-    };
-    let Reading { name: own, description, trigger } = match reading {
-        Ok(reading) => reading,
-        Err(why) => return is_name(name).then(|| broken(why)).flatten(),
-    };
-    if own.is_some_and(|own| own != name) || !is_name(name) || !is_description(&description) {
-        return None;
-    }
-    Some(skill(description, trigger, None))
 }
 
 /// The first line under a heading "When to use".

@@ -2,14 +2,14 @@
 //! lists say what has changed. Pure but for looking.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 
 use super::Site;
 use super::reload::{Action, Reason, Trigger};
-use super::skills;
+use super::{commands, skills};
 use crate::base::limits;
 use crate::store::beneath::Root;
+use crate::store::finder::Budget;
+use crate::store::remembered::FileStat;
 
 /// Another one after every write that anybody does.
 pub type Stamp = (u64, u64, u64, i64, i64);
@@ -29,43 +29,48 @@ enum Kind {
     Files(&'static [&'static str]),
     /// All with these endings.
     Endings(&'static [&'static str]),
-    /// A folder each, with this file in it.
-    Folders(&'static str),
+    /// All below it with this ending.
+    Tree(&'static str),
 }
 
 const CONFIG: Kind = Kind::Files(&["opencode.json", "opencode.jsonc"]);
-const MARKDOWN: Kind = Kind::Endings(&[".md"]);
+const MARKDOWN: Kind = Kind::Tree(".md");
 const SCRIPTS: Kind = Kind::Endings(&[".js", ".ts"]);
+const SKILL: Kind = Kind::Tree("/SKILL.md");
 
 const fn place(folder: &'static str, reason: Reason, kind: Kind) -> Place {
     Place { folder, reason, kind }
 }
 
 /// Both of OpenCode's spellings of a folder are read (tried with 1.1.53 and 1.18.34).
-const PLACES: [Place; 13] = [
+const PLACES: [Place; 15] = [
     place("", Reason::Config, CONFIG),
     place(".opencode", Reason::Config, CONFIG),
     place("", Reason::Agents, Kind::Files(&["AGENTS.md"])),
-    place(skills::FOLDERS[0], Reason::Skills, Kind::Folders("SKILL.md")),
-    place(skills::FOLDERS[1], Reason::Skills, Kind::Folders("SKILL.md")),
-    place(skills::FOLDERS[2], Reason::Skills, Kind::Folders("SKILL.md")),
-    place(".opencode/commands", Reason::Commands, MARKDOWN),
-    place(".opencode/command", Reason::Commands, MARKDOWN),
+    place(skills::FOLDERS[0], Reason::Skills, SKILL),
+    place(skills::FOLDERS[1], Reason::Skills, SKILL),
+    place(skills::FOLDERS[2], Reason::Skills, SKILL),
+    place(skills::FOLDERS[3], Reason::Skills, SKILL),
+    place(commands::FOLDERS[0], Reason::Commands, MARKDOWN),
+    place(commands::FOLDERS[1], Reason::Commands, MARKDOWN),
     place(".opencode/agents", Reason::Agents, MARKDOWN),
     place(".opencode/agent", Reason::Agents, MARKDOWN),
     place(".opencode/plugins", Reason::Plugins, SCRIPTS),
     place(".opencode/plugin", Reason::Plugins, SCRIPTS),
     place(".claude", Reason::Skills, Kind::Files(&[])),
+    place(".agents", Reason::Skills, Kind::Files(&[])),
 ];
 
 /// Names in the workspace's own folder that matter; in a busy one all others are passed over.
 pub fn matters_on_top(name: &str) -> bool {
-    [".opencode", ".claude", "AGENTS.md", "opencode.json", "opencode.jsonc"].contains(&name)
+    [".opencode", ".claude", ".agents", "AGENTS.md", "opencode.json", "opencode.jsonc"].contains(&name)
 }
 
 /// Looks at all of it: the files, and the folders in which one could appear. What cannot be looked at is not there.
 pub fn take(root: &Root) -> (Snapshot, Vec<String>) {
     let (mut files, mut folders) = (Snapshot::new(), Vec::new());
+    let mut budget = Budget::new(0);
+    let mut nested = Vec::new();
     for place in &PLACES {
         if !root.is_dir(place.folder).unwrap_or(false) {
             continue;
@@ -80,39 +85,42 @@ pub fn take(root: &Root) -> (Snapshot, Vec<String>) {
                 }
             }
         };
-        let list = || root.entries(place.folder, limits::PROJECT_ENTRIES).unwrap_or_default();
         match place.kind {
             Kind::Files(names) => names.iter().for_each(|name| look(below(place.folder, name))),
-            Kind::Endings(endings) => list()
-                .iter()
-                .filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
-                .for_each(|name| look(below(place.folder, name))),
-            Kind::Folders(main) => {
-                for name in list() {
-                    let folder = below(place.folder, &name);
-                    if root.is_dir(&folder).unwrap_or(false) {
-                        look(below(&folder, main));
-                        folders.push(folder);
+            Kind::Endings(endings) => {
+                let listed = root.list(place.folder, &mut budget).ok().flatten();
+                let entries = listed.iter().flat_map(|entries| entries.iter());
+                let names = entries.map(|entry| entry.name.as_str());
+                names
+                    .filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
+                    .for_each(|name| look(below(place.folder, name)));
+            }
+            Kind::Tree(ending) => {
+                let (whole, ending) = (ending.strip_prefix('/'), ending);
+                let wanted = |name: &str| whole.map_or_else(|| name.ends_with(ending), |whole| name == whole);
+                let walked = root.walk(place.folder, true, wanted, &mut budget).unwrap_or_default();
+                for file in walked.files {
+                    if files.len() < limits::WATCHED_FILES {
+                        files.insert(file.path, stamp_of(&file.stat));
                     }
                 }
+                nested.extend(walked.folders.into_iter().filter(|folder| folder != place.folder));
             }
         }
     }
+    // Watches are bounded: these come last.
+    folders.append(&mut nested);
     (files, folders)
 }
 
 /// One file's, for whoever has just written it.
 pub fn stamp(root: &Root, path: &str) -> Option<Stamp> {
-    let of = |found: Metadata| {
-        (
-            found.dev(),
-            found.ino(),
-            found.len(),
-            found.mtime_nsec() ^ (found.mtime() << 30),
-            found.ctime_nsec() ^ (found.ctime() << 30),
-        )
-    };
-    root.metadata(path).ok().flatten().filter(Metadata::is_file).map(of)
+    root.stat(path).ok().flatten().filter(FileStat::is_file).map(|stat| stamp_of(&stat))
+}
+
+fn stamp_of(stat: &FileStat) -> Stamp {
+    let ((device, inode), (modified, changed)) = (stat.inode(), stat.times());
+    (device, inode, stat.size(), modified, changed)
 }
 
 /// What has changed, one for each reason: exactly, where it is one thing.
@@ -147,16 +155,18 @@ fn named(path: &str) -> (Reason, Option<String>) {
                 return (place.reason, name);
             }
             Kind::Endings(_) if folder == place.folder => {
-                let stem = if place.reason == Reason::Plugins { file } else { file.trim_end_matches(".md") };
-                return (place.reason, Some(stem.to_owned()));
+                return (place.reason, Some(file.to_owned()));
             }
-            Kind::Folders(_) => {
-                if let Some((above, name)) =
-                    folder.rsplit_once('/').filter(|(above, _)| *above == place.folder)
-                {
-                    debug_assert!(!above.is_empty());
-                    return (place.reason, Some(name.to_owned()));
-                }
+            Kind::Tree(_) => {
+                let Some(inside) = path.strip_prefix(place.folder).and_then(|rest| rest.strip_prefix('/'))
+                else {
+                    continue;
+                };
+                let name = match place.reason {
+                    Reason::Skills => folder.rsplit('/').next().unwrap_or_default(),
+                    _ => inside.trim_end_matches(".md"),
+                };
+                return (place.reason, Some(name.to_owned()));
             }
             _ => {}
         }

@@ -4,6 +4,7 @@
 //!
 //! Any thread, under the site's turn. Every step is an exchange of names, so that no moment has neither.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -13,9 +14,6 @@ use super::{Site, read_text};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::exchange::Identity;
 use crate::store::file;
-
-/// A file below a folder, and its text.
-pub(super) type Part<'a> = (String, &'a str);
 
 const JOURNAL: &str = "import.json";
 
@@ -29,8 +27,11 @@ struct Journal {
 struct Step {
     staged: String,
     target: String,
-    /// Which file or folder the new one is: it tells whether the step was done.
+    /// Which file the new one is, or the one to be removed: it tells whether the step was done.
     new: Identity,
+    /// The file at `target` is moved to `staged`; nothing takes its place.
+    #[serde(default)]
+    removes: bool,
     /// What the old one must be, where it was read before.
     #[serde(skip)]
     expected: Option<Option<String>>,
@@ -58,25 +59,45 @@ impl<'a> Import<'a> {
         self.step(staged, target, Some(old.map(str::to_owned)))
     }
 
-    /// Files in a folder: beside what is there, or instead of all of it.
-    pub(super) fn folder(&mut self, folder: &str, parts: &[Part<'_>], whole: bool) -> Result<()> {
-        if parts.is_empty() {
-            return Ok(());
-        }
+    /// A file with exactly these bytes; no change where it is there already.
+    pub(super) fn put(&mut self, target: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let root = &self.site.root;
-        let all = self.next();
-        for (number, (path, text)) in parts.iter().enumerate() {
-            let staged = if whole { format!("{all}/{path}") } else { format!("{all}/{number}") };
-            let above = staged.rsplit_once('/').map_or("", |(above, _)| above);
-            root.make_dirs(above)?;
-            root.write_new(&staged, text.as_bytes(), 0o644)?;
-            if !whole {
-                let target = format!("{folder}/{path}");
-                root.make_dirs(target.rsplit_once('/').map_or("", |(above, _)| above))?;
-                self.step(staged, &target, None)?;
+        if root.identity(target)?.is_some() {
+            self.check_file(target)?;
+            let same_mode = root.metadata(target)?.is_some_and(|found| found.mode() & 0o777 == mode);
+            // A larger one is another one.
+            let same =
+                same_mode && root.read(target, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes);
+            if same {
+                return Ok(());
             }
         }
-        if whole { self.step(all, folder, None) } else { Ok(()) }
+        let staged = self.next();
+        root.write_new(&staged, bytes, mode)?;
+        root.make_dirs(target.rsplit_once('/').map_or("", |(above, _)| above))?;
+        self.step(staged, target, None)
+    }
+
+    /// Takes a file away.
+    pub(super) fn remove(&mut self, target: &str) -> Result<()> {
+        self.check_file(target)?;
+        let staged = self.next();
+        let new = self.site.root.identity(target)?.ok_or_else(|| changing(target))?;
+        self.steps.push(Step { staged, target: target.to_owned(), new, removes: true, expected: None });
+        Ok(())
+    }
+
+    /// What is no file cannot be in a document, and is not replaced by one.
+    fn check_file(&self, target: &str) -> Result<()> {
+        let root = &self.site.root;
+        let is_file = !root.is_link(target)? && root.metadata(target)?.is_some_and(|found| found.is_file());
+        if is_file {
+            return Ok(());
+        }
+        let message = format!(
+            "{target} is a folder, a link or a device; an import replaces files only. Remove it first"
+        );
+        Err(Error::new(Code::InvalidPath, message).detail("path", target))
     }
 
     fn next(&self) -> String {
@@ -85,7 +106,7 @@ impl<'a> Import<'a> {
 
     fn step(&mut self, staged: String, target: &str, expected: Option<Option<String>>) -> Result<()> {
         let new = self.site.root.identity(&staged)?.ok_or_else(|| changing(target))?;
-        self.steps.push(Step { staged, target: target.to_owned(), new, expected });
+        self.steps.push(Step { staged, target: target.to_owned(), new, removes: false, expected });
         Ok(())
     }
 
@@ -95,7 +116,7 @@ impl<'a> Import<'a> {
         let bytes = serde_json::to_vec(&journal).map_err(|error| Error::internal("import").because(error))?;
         file::write_atomic(&path(self.site), &bytes, 0o600)?;
         for (at, step) in self.steps.iter().enumerate() {
-            if let Err(error) = self.put(step) {
+            if let Err(error) = self.apply(step) {
                 self.take_back(at);
                 let _ = forget(self.site);
                 return Err(error);
@@ -105,7 +126,11 @@ impl<'a> Import<'a> {
         forget(self.site)
     }
 
-    fn put(&self, step: &Step) -> Result<()> {
+    fn apply(&self, step: &Step) -> Result<()> {
+        if step.removes {
+            let moved = self.site.root.move_away(&step.target, &step.staged)?;
+            return if moved { Ok(()) } else { Err(changing(&step.target)) };
+        }
         self.site.root.change_places(&step.staged, &step.target)?;
         let Some(expected) = &step.expected else { return Ok(()) };
         if read_text(&self.site.root, &step.staged).ok().as_ref() == Some(expected) {
@@ -131,6 +156,8 @@ impl Drop for Import<'_> {
 /// The old one where it was, or nothing there again.
 fn back(site: &Site, step: &Step) {
     let undone = match site.root.identity(&step.staged) {
+        Ok(Some(_)) if step.removes => site.root.move_away(&step.staged, &step.target).map(drop),
+        _ if step.removes => Ok(()),
         Ok(Some(_)) => site.root.change_places(&step.staged, &step.target),
         _ => site.root.move_away(&step.target, &step.staged).map(drop),
     };
@@ -165,7 +192,13 @@ pub(super) fn settle(site: &Site) -> Result<()> {
     if let Ok(journal) = serde_json::from_slice::<Journal>(&bytes) {
         for step in &journal.steps {
             let is_new = |at: &str| site.root.identity(at).is_ok_and(|found| found == Some(step.new));
-            if !is_new(&step.target) && is_new(&step.staged) {
+            if step.removes {
+                if is_new(&step.target) {
+                    if let Err(error) = site.root.move_away(&step.target, &step.staged) {
+                        log::error!("{}: {} was not removed by an import: {error}", site.id, step.target);
+                    }
+                }
+            } else if !is_new(&step.target) && is_new(&step.staged) {
                 if let Err(error) = site.root.change_places(&step.staged, &step.target) {
                     log::error!("{}: {} was not imported: {error}", site.id, step.target);
                 }

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use super::yaml;
 use crate::base::limits;
 
+/// What is kept of a reason.
+const REASON_CHARS: usize = 300;
+
 /// Splits a text into its front matter, without the lines of dashes, and the rest.
 pub fn split(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -35,18 +38,151 @@ pub fn read<T: DeserializeOwned + Default>(text: &str) -> Result<T, String> {
         return Err(format!("the front matter is longer than {} bytes", limits::FRONT_MATTER_BYTES));
     }
     // With its first line, so that errors name the lines of the file.
-    yaml::parse(&format!("---\n{yaml}"))
-        .and_then(|value| T::deserialize(value).map_err(|error| error.to_string()))
+    yaml::parse(&format!("\n{yaml}"))
+        .and_then(|value| T::deserialize(value.unwrap_or_default()).map_err(|error| error.to_string()))
         .map_err(|why| format!("the front matter is not valid YAML: {why}"))
 }
 
-/// Its keys, and what follows it.
+/// A Markdown file as OpenCode takes it apart (gray-matter, then once more with unquoted colons repaired; read in the
+/// programs of 1.1.53 and 1.18.34).
+#[derive(Debug, Default)]
+pub struct Opened<'a> {
+    /// The fields of its front matter; none where it is no object.
+    pub fields: Map<String, Value>,
+    /// What follows the front matter.
+    pub content: &'a str,
+    /// Why the front matter cannot be read.
+    pub fault: Option<String>,
+    /// With a fault: OpenCode does not load the file. Otherwise it takes all of it for content.
+    pub refused: bool,
+    /// Older versions do not repair it: its lines end with CR LF.
+    pub repaired_crlf: bool,
+    /// With a fault: only a byte order mark keeps it from being repaired. Older versions remove it first.
+    pub marked: bool,
+}
+
+/// Takes a text apart.
+pub fn open(text: &str) -> Opened<'_> {
+    let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let Some(after) = bare.strip_prefix("---").filter(|after| !after.starts_with('-')) else {
+        return Opened { content: bare, ..Opened::default() };
+    };
+    let line = match after.find('\n') {
+        Some(at) => after[..at].trim_end_matches('\r'),
+        // JavaScript's `slice(0, -1)`: gray-matter uses the place of a line end that is not there.
+        None => after.char_indices().next_back().map_or("", |(at, _)| &after[..at]),
+    };
+    let language = js_trim(line);
+    let raw = if language.is_empty() { after } else { &after[line.len()..] };
+    let (matter, content) = match raw.find("\n---") {
+        Some(at) => {
+            let rest = &raw[at + 4..];
+            let rest = rest.strip_prefix('\r').unwrap_or(rest);
+            (&raw[..at], rest.strip_prefix('\n').unwrap_or(rest))
+        }
+        None => (raw, ""),
+    };
+    let why = match fields_of(language, matter) {
+        Ok(fields) => return Opened { fields, content, ..Opened::default() },
+        Err(_) if !after.contains('\n') => {
+            let fault = Some("the front matter does not end".to_owned());
+            return Opened { content: bare, fault, ..Opened::default() };
+        }
+        Err(why) => why,
+    };
+    // It may name a key of any length.
+    let why: String = why.chars().take(REASON_CHARS).collect();
+    let (fault, whole) = (Some(format!("the front matter is not valid YAML: {why}")), bare);
+    // A text with a byte order mark does not begin with dashes for the repair.
+    let marked = bare.len() < text.len();
+    let Some((repaired, crlf)) = repair(bare) else {
+        return Opened { content: whole, fault, ..Opened::default() };
+    };
+    match fields_of("", &repaired) {
+        read if marked => {
+            Opened { content: whole, fault, marked: read.is_ok() && !crlf, ..Opened::default() }
+        }
+        Ok(fields) => Opened { fields, content, repaired_crlf: crlf, ..Opened::default() },
+        Err(_) => Opened { content: whole, fault, refused: true, ..Opened::default() },
+    }
+}
+
+fn fields_of(language: &str, matter: &str) -> Result<Map<String, Value>, String> {
+    if matter.len() > limits::FRONT_MATTER_BYTES {
+        return Err(format!("it is longer than {} bytes", limits::FRONT_MATTER_BYTES));
+    }
+    let is_comment = |line: &str| line.len() > 1 && line.starts_with('#');
+    if matter.lines().map(js_trim).all(|line| line.is_empty() || is_comment(line)) {
+        return Ok(Map::new());
+    }
+    let value = match language.to_ascii_lowercase().as_str() {
+        "" | "yaml" | "yml" => yaml::parse(matter)?,
+        "json" => Some(serde_json::from_str(matter).map_err(|error| error.to_string())?),
+        other => return Err(format!("its language is '{}'", other.escape_debug())),
+    };
+    match value {
+        Some(Value::Object(fields)) if yaml::timestamp_text(&Value::Object(fields.clone())).is_none() => {
+            Ok(fields)
+        }
+        _ => Ok(Map::new()),
+    }
+}
+
+/// The front matter with values that have a colon and no quotes as blocks of text, and whether a repaired line ended
+/// with CR LF; `None` when nothing is to be repaired.
+fn repair(text: &str) -> Option<(String, bool)> {
+    let start = if text.starts_with("---\r\n") { 5 } else { 4 };
+    let body = text.strip_prefix("---\r\n").or_else(|| text.strip_prefix("---\n"))?;
+    let end = body.find("\n---")?;
+    let matter = body[..end].strip_suffix('\r').unwrap_or(&body[..end]);
+    debug_assert!(text[start..].starts_with(matter));
+    let (mut repaired, mut crlf) = (String::from("\n"), false);
+    let mut changed = false;
+    for line in matter.split('\n') {
+        let bare = line.strip_suffix('\r').unwrap_or(line);
+        match field_with_colon(bare) {
+            Some((key, value)) => {
+                repaired += &format!("{key}: |-\n  {value}\n");
+                (changed, crlf) = (true, crlf || bare.len() < line.len());
+            }
+            None => {
+                repaired += bare;
+                repaired.push('\n');
+            }
+        }
+    }
+    repaired.pop();
+    (changed || matter.contains("\r\n")).then_some((repaired, crlf))
+}
+
+/// `key: value`, where the value has a colon and neither quotes nor the sign of a block.
+fn field_with_colon(line: &str) -> Option<(&str, &str)> {
+    let end = line.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+    let (key, rest) = line.split_at(end);
+    if key.is_empty() || key.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let value = js_trim(rest.trim_start_matches(is_js_space).strip_prefix(':')?);
+    let plain = !value.is_empty() && value != ">" && value != "|" && !value.starts_with(['"', '\'']);
+    (plain && value.contains(':')).then_some((key, value))
+}
+
+fn is_js_space(c: char) -> bool {
+    (c.is_whitespace() && c != '\u{85}') || c == '\u{feff}'
+}
+
+/// Without white space at its ends, as JavaScript's `trim`.
+pub fn js_trim(text: &str) -> &str {
+    text.trim_matches(is_js_space)
+}
+
+/// Its fields, and what follows the front matter.
 ///
 /// # Errors
-/// As [`read`].
+/// What is wrong with it, for a person.
 pub fn parts(text: &str) -> Result<(Map<String, Value>, &str), String> {
-    let fields = read(text)?;
-    Ok((fields, split(text).map_or(text, |(_, rest)| rest)))
+    let opened = open(text);
+    opened.fault.map_or(Ok((opened.fields, opened.content)), Err)
 }
 
 /// Front matter of these keys, with its lines of dashes. Lists and objects stand on one line, as JSON, which is YAML.
@@ -55,6 +191,9 @@ pub fn write(fields: &Map<String, Value>) -> String {
     for (key, value) in fields {
         let shown = match value {
             Value::String(value) => scalar(value),
+            value if yaml::timestamp_text(value).is_some() => {
+                yaml::timestamp_text(value).unwrap_or_default().to_owned()
+            }
             value => escaped(&value.to_string()),
         };
         text += &format!("{}: {shown}\n", scalar(key));
@@ -145,20 +284,57 @@ mod tests {
     }
 
     #[test]
-    fn odd_texts_have_none() {
-        for text in ["", "x", "---", "---\n", "--- \na: 1\n---\n", "a\n---\nb: 1\n---\n"] {
+    fn texts_are_taken_apart_as_opencode_does() {
+        for text in ["", "x", "a\n---\nb: 1\n---\n", "----\nname: x\n----\n", "\n---\na: 1\n---\n"] {
             assert_eq!(parts(text).unwrap(), (Map::new(), text), "{text:?}");
         }
-        assert_eq!(parts("---\n---\nx").unwrap(), (Map::new(), "x"));
-        assert_eq!(parts("---\n# only words\n---\nx").unwrap(), (Map::new(), "x"));
-        assert_eq!(parts("---\r\na: 1\r\n---\r\nx").unwrap().1, "x");
-        for broken in
-            ["a: [", "a: \"", "a: {", "a: 'x", "a: b: c", "a: *x", "a\nb", "a: 1\n  b: 2", "a: &x [*x]"]
-        {
-            assert!(parts(&format!("---\n{broken}\n---\nx")).is_err(), "{broken}");
+        for (text, fields, content) in [
+            ("---\n---\nx", json!({}), "x"),
+            ("---\n# only words\n---\nx", json!({}), "x"),
+            ("---\r\na: 1\r\n---\r\nx", json!({"a": 1}), "x"),
+            ("---", json!({}), ""),
+            ("--- \na: 1\n---  \nx", json!({"a": 1}), "  \nx"),
+            ("\u{feff}---\na: 1\n---\nx", json!({"a": 1}), "x"),
+            ("---yaml\na: 1\n---\nx", json!({"a": 1}), "x"),
+            ("---json\n{\"a\": 1}\n---\nx", json!({"a": 1}), "x"),
+            ("---\na: 1\n", json!({"a": 1}), ""),
+            ("---\na: 1\n----\nx", json!({"a": 1}), "-\nx"),
+            ("---\n- a\n---\nx", json!({}), "x"),
+            ("---\nwords\n---\nx", json!({}), "x"),
+            ("---\n2026-01-01\n---\nx", json!({}), "x"),
+            ("---\ra: 1\r---\rx\r", json!({}), ""),
+            ("---x", json!({}), ""),
+            ("---\na: b: c\nd: 1\n---\nx", json!({"a": "b: c", "d": 1}), "x"),
+            ("---\r\na: b: c\r\n---\r\nx", json!({"a": "b: c"}), "x"),
+            ("---\nx : y\na_1:  b: c  \n---\n", json!({"x": "y", "a_1": "b: c"}), ""),
+        ] {
+            let (got, rest) = parts(text).unwrap_or_else(|why| panic!("{text:?}: {why}"));
+            assert_eq!((Value::Object(got), rest), (fields, content), "{text:?}");
         }
+        // OpenCode takes such a file whole for its content …
+        for broken in ["a: [", "a: \"", "a: {", "a: 'x", "a: *x", "a: 1\n  b: 2", "a-b: c: d", "a: \"b: c"] {
+            let text = format!("---\n{broken}\n---\nx");
+            let opened = open(&text);
+            assert!(opened.fault.is_some() && !opened.refused && opened.content == text, "{broken}");
+        }
+        // … unless the repair did not help.
+        let opened = open("---\na: b: c\nd: [\n---\nx");
+        assert!(opened.fault.unwrap().contains("line 2") && opened.refused);
+        assert!(
+            open("---\r\na: b: c\r\nd: e\r\n---\r\n").repaired_crlf
+                && !open("---\na: b: c\n---\n").repaired_crlf
+        );
+        assert!(
+            open("\u{feff}---\na: b: c\n---\n").marked
+                && !open("\u{feff}---\r\na: b: c\r\nd: e\r\n---\r\n").marked
+        );
+        assert!(!open("\u{feff}---\na: [\n---\n").marked && !open("---\na: b: c\n---\n").marked);
+        let text = "---\ra: 1\r---\rx";
+        assert!(open(text).fault.is_some() && open(text).content == text);
+        assert!(open("---js\n{a: 1}\n---\nx").fault.is_some());
         assert_eq!(parts("---\na: y\nb: no\nc: true\n---\n").unwrap().0["a"], "y");
-        assert!(parts("---\n- a\n---\nx").is_err() && parts("---\na: \"b\n---\nx").is_err());
+        let dated = parts("---\nday: 2026-01-01\n---\n").unwrap().0;
+        assert_eq!(write(&dated), "---\nday: 2026-01-01\n---\n");
     }
 
     #[test]

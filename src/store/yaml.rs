@@ -1,300 +1,469 @@
-//! One YAML document as the JSON value that OpenCode's reader (js-yaml, schema of YAML 1.2) makes of it, within bounds.
-//! The grammar is granit_parser's; what its events mean is decided here. Pure.
+//! One YAML document as OpenCode reads it (gray-matter with js-yaml 3.14, `safeLoad`), within bounds. YAML 1.2 readers
+//! refuse or read differently some of what that library takes, so the grammar is that library's: the productions have
+//! its names, order and leniency. Values are in [`values`]. Pure.
+
+mod blocks;
+mod flow;
+mod values;
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, Tag};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
+use self::values::{NodeKind, key_text, resolve};
 use crate::base::limits;
 
-/// Reads the document.
+pub(super) use self::values::timestamp_text;
+
+/// Reads the document; `None` when there is none.
 ///
 /// # Errors
-/// What is wrong with it and in which line, for a person.
-pub(super) fn parse(text: &str) -> Result<Value, String> {
-    let options = granit_parser::options! {
-        emit_comments: false,
-        flow_nesting_limit: limits::FRONT_MATTER_DEPTH,
-        block_nesting_limit: limits::FRONT_MATTER_DEPTH,
-    };
-    let mut reader = Reader::default();
-    for event in Parser::new_from_str_with_options(text, options) {
-        let (event, span) =
-            event.map_err(|error| format!("{} (line {})", error.info(), error.marker().line()))?;
-        reader.take(event).map_err(|why| format!("{why} (line {})", span.start.line()))?;
+/// What is wrong with it and in which line, for a person. The first line is line 1.
+pub(super) fn parse(text: &str) -> Result<Option<Value>, String> {
+    let mut text = text.to_owned();
+    if !text.is_empty() && !text.ends_with(['\n', '\r']) {
+        text.push('\n');
     }
-    Ok(reader.document.unwrap_or(Value::Null))
+    if let Some(at) = text.find('\0') {
+        let line = text[..at].matches('\n').count() + 1;
+        return Err(format!("it has a NUL byte (line {line})"));
+    }
+    let mut reader = YamlReader::new(&text);
+    let read = reader.documents();
+    read.map_err(|why| format!("{why} (line {})", reader.line + 1))
 }
 
-#[derive(Default)]
-struct Reader {
-    document: Option<Value>,
-    open: Vec<Open>,
-    anchors: HashMap<usize, Value>,
+/// Where a node stands; blocks are read in the last two only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum YamlContext {
+    FlowIn,
+    FlowOut,
+    BlockIn,
+    BlockOut,
+}
+
+type Read<T> = Result<T, String>;
+
+struct YamlReader<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    line: usize,
+    line_start: usize,
+    /// Spaces at the start of this line.
+    line_indent: isize,
+    /// The node that was read last: its properties, kind and value.
+    tag: Option<String>,
+    anchor: Option<String>,
+    kind: Option<NodeKind>,
+    value: Value,
+    anchors: HashMap<String, Value>,
+    handles: HashMap<String, String>,
+    depth: usize,
+    /// Aliases can make megabytes of a few lines: everything is counted as often as it appears.
     nodes: usize,
-    bytes: usize,
+    size: usize,
 }
 
-/// A collection that is not complete.
-enum Open {
-    List { anchor: usize, items: Vec<Value> },
-    Object { anchor: usize, fields: Map<String, Value>, key: Option<String>, merged: Map<String, Value> },
+/// An object that is being read.
+#[derive(Default)]
+struct Fields {
+    map: Map<String, Value>,
+    /// Keys from a merge, which the object's own replace.
+    merged: Map<String, Value>,
 }
 
-impl Reader {
-    fn take(&mut self, event: Event<'_>) -> Result<(), String> {
-        match event {
-            Event::Scalar(text, style, anchor, tag) => {
-                let value = scalar(&text, style, tag.as_deref())?;
-                // JSON's keys are strings: what is a number or a word elsewhere is its own text here.
-                let text = (style == ScalarStyle::Plain).then(|| text.into_owned());
-                self.count(&value)?;
-                self.place(value, anchor, text)
-            }
-            Event::Alias(anchor) => {
-                let value =
-                    self.anchors.get(&anchor).ok_or("an alias stands inside of what it names")?.clone();
-                self.count(&value)?;
-                self.place(value, 0, None)
-            }
-            Event::SequenceStart(_, anchor, tag) => {
-                known(tag.as_deref(), &["seq"])?;
-                self.open(Open::List { anchor, items: Vec::new() })
-            }
-            Event::MappingStart(_, anchor, tag) => {
-                known(tag.as_deref(), &["map"])?;
-                let (fields, merged) = (Map::new(), Map::new());
-                self.open(Open::Object { anchor, fields, key: None, merged })
-            }
-            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::List { anchor, items }) => self.place(Value::Array(items), anchor, None),
-                Some(Open::Object { anchor, mut fields, merged, .. }) => {
-                    for (key, value) in merged {
-                        fields.entry(key).or_insert(value);
-                    }
-                    self.place(Value::Object(fields), anchor, None)
-                }
-                None => Ok(()),
-            },
-            Event::DocumentStart(..) if self.document.is_some() => {
-                Err("there should be one document only".to_owned())
-            }
-            _ => Ok(()),
+impl<'a> YamlReader<'a> {
+    fn new(text: &'a str) -> YamlReader<'a> {
+        YamlReader {
+            text,
+            bytes: text.as_bytes(),
+            at: 0,
+            line: 0,
+            line_start: 0,
+            line_indent: 0,
+            tag: None,
+            anchor: None,
+            kind: None,
+            value: Value::Null,
+            anchors: HashMap::new(),
+            handles: HashMap::new(),
+            depth: 0,
+            nodes: 0,
+            size: 0,
         }
     }
 
-    fn open(&mut self, collection: Open) -> Result<(), String> {
-        if self.open.len() == limits::FRONT_MATTER_DEPTH {
-            return Err(format!("it is nested deeper than {}", limits::FRONT_MATTER_DEPTH));
+    /// NUL behind the end.
+    fn byte(&self, at: usize) -> u8 {
+        self.bytes.get(at).copied().unwrap_or(0)
+    }
+
+    fn here(&self) -> u8 {
+        self.byte(self.at)
+    }
+
+    fn step(&mut self) -> u8 {
+        self.at += 1;
+        self.here()
+    }
+
+    fn documents(&mut self) -> Read<Option<Value>> {
+        while self.here() == b' ' {
+            self.line_indent += 1;
+            self.at += 1;
         }
-        self.count(&Value::Null)?;
-        self.open.push(collection);
+        let mut document = None;
+        while self.at + 1 < self.bytes.len() {
+            let value = self.document()?;
+            if document.replace(value).is_some() {
+                return Err("there should be one document only".to_owned());
+            }
+        }
+        Ok(document)
+    }
+
+    fn document(&mut self) -> Read<Value> {
+        self.anchors.clear();
+        self.handles.clear();
+        let directives = self.directives()?;
+        self.skip(true)?;
+        if self.line_indent == 0 && self.bytes[self.at.min(self.bytes.len())..].starts_with(b"---") {
+            self.at += 3;
+            self.skip(true)?;
+        } else if directives {
+            return Err("a line of dashes should end the directives".to_owned());
+        }
+        self.compose(self.line_indent - 1, YamlContext::BlockOut, false, true)?;
+        let value = std::mem::take(&mut self.value);
+        self.skip(true)?;
+        if self.at == self.line_start && self.is_separator() {
+            if self.here() == b'.' {
+                self.at += 3;
+                self.skip(true)?;
+            }
+        } else if self.at + 1 < self.bytes.len() {
+            return Err("the end is expected here".to_owned());
+        }
+        Ok(value)
+    }
+
+    /// `%YAML` and `%TAG`; others are passed over. Whether there was one.
+    fn directives(&mut self) -> Read<bool> {
+        let mut any = false;
+        while self.here() != 0 {
+            self.skip(true)?;
+            if self.line_indent > 0 || self.here() != b'%' {
+                break;
+            }
+            any = true;
+            let start = self.at;
+            while !matches!(self.here(), b'\n' | b'\r' | 0) {
+                self.at += 1;
+            }
+            let line = self.text[start..self.at].split('#').next().unwrap_or_default();
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            match words[..] {
+                ["%"] => return Err("a directive has no name".to_owned()),
+                ["%YAML", version] if version.starts_with("1.") => {}
+                ["%YAML", ..] => return Err("the YAML version is not known".to_owned()),
+                ["%TAG", handle, prefix] => drop(self.handles.insert(handle.to_owned(), prefix.to_owned())),
+                ["%TAG", ..] => return Err("%TAG should have a handle and a prefix".to_owned()),
+                _ => {}
+            }
+            if self.here() != 0 {
+                self.line_break()?;
+            }
+        }
+        Ok(any)
+    }
+
+    fn line_break(&mut self) -> Read<()> {
+        match self.here() {
+            b'\n' => self.at += 1,
+            b'\r' => self.at += 1 + usize::from(self.byte(self.at + 1) == b'\n'),
+            _ => return Err("a line break is expected".to_owned()),
+        }
+        self.line += 1;
+        self.line_start = self.at;
         Ok(())
     }
 
-    /// Aliases can make megabytes of a few lines: everything is counted as often as it appears.
-    fn count(&mut self, value: &Value) -> Result<(), String> {
-        self.nodes += 1;
-        match value {
-            Value::String(text) => self.bytes += text.len(),
-            Value::Array(items) => items.iter().try_for_each(|item| self.count(item))?,
-            Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
-                self.bytes += key.len();
-                self.count(value)
-            })?,
-            _ => {}
+    /// Passes over blanks, line breaks and comments; returns the number of line breaks.
+    fn skip(&mut self, comments: bool) -> Read<usize> {
+        let mut breaks = 0;
+        while self.here() != 0 {
+            while is_blank(self.here()) {
+                self.at += 1;
+            }
+            if comments && self.here() == b'#' {
+                while !is_break(self.here()) && self.here() != 0 {
+                    self.at += 1;
+                }
+            }
+            if !is_break(self.here()) {
+                break;
+            }
+            self.line_break()?;
+            breaks += 1;
+            self.line_indent = 0;
+            while self.here() == b' ' {
+                self.line_indent += 1;
+                self.at += 1;
+            }
         }
-        if self.nodes > limits::FRONT_MATTER_NODES || self.bytes > limits::FRONT_MATTER_BYTES {
+        Ok(breaks)
+    }
+
+    /// Whether `---` or `...` stands here alone.
+    fn is_separator(&self) -> bool {
+        let rest = &self.bytes[self.at.min(self.bytes.len())..];
+        let after = self.byte(self.at + 3);
+        (rest.starts_with(b"---") || rest.starts_with(b"...")) && (after == 0 || is_space(after))
+    }
+
+    /// Adds a piece of the input to the scalar that is being read.
+    fn capture(&mut self, scalar: &mut String, start: usize, end: usize, quoted: bool) -> Read<()> {
+        let piece = self.text.get(start..end).unwrap_or_default();
+        let odd = |c: char| match c {
+            '\t' => false,
+            c if quoted => c < ' ',
+            '\n' | '\r' | '\u{85}' => false,
+            c => c < ' ' || matches!(c, '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}'),
+        };
+        if let Some(c) = piece.chars().find(|c| odd(*c)) {
+            return Err(format!("it has the character {}", c.escape_unicode()));
+        }
+        self.size += piece.len();
+        scalar.push_str(piece);
+        self.check_size()
+    }
+
+    fn check_size(&self) -> Read<()> {
+        if self.nodes > limits::FRONT_MATTER_NODES || self.size > limits::FRONT_MATTER_BYTES {
             return Err("it is too much".to_owned());
         }
         Ok(())
     }
 
-    /// Puts a complete value where it belongs. `plain` is the text of a scalar without quotes.
-    fn place(&mut self, value: Value, anchor: usize, plain: Option<String>) -> Result<(), String> {
-        if anchor != 0 {
-            self.anchors.insert(anchor, value.clone());
+    fn count(&mut self, value: &Value) -> Read<()> {
+        self.nodes += 1;
+        match value {
+            Value::String(text) => self.size += text.len(),
+            Value::Array(items) => items.iter().try_for_each(|item| self.count(item))?,
+            Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
+                self.size += key.len();
+                self.count(value)
+            })?,
+            _ => {}
         }
-        match self.open.last_mut() {
-            None => self.document = Some(value),
-            Some(Open::List { items, .. }) => items.push(value),
-            Some(Open::Object { fields, key, merged, .. }) => match key.take() {
-                None => {
-                    *key = Some(match (plain, value) {
-                        (Some(text), _) | (None, Value::String(text)) => text,
-                        _ => return Err("a key should be a word or a text in quotes".to_owned()),
-                    });
-                }
-                Some(name) if name == "<<" => merge(merged, value)?,
-                Some(name) if fields.contains_key(&name) => {
-                    return Err(format!("'{}' is there twice", name.escape_debug()));
-                }
-                Some(name) => drop(fields.insert(name, value)),
-            },
+        self.check_size()
+    }
+
+    /// Reads a node into the registers; says whether there was one.
+    fn compose(&mut self, parent: isize, context: YamlContext, seek: bool, compact: bool) -> Read<bool> {
+        if self.depth == limits::FRONT_MATTER_DEPTH {
+            return Err(format!("it is nested deeper than {}", limits::FRONT_MATTER_DEPTH));
         }
+        self.depth += 1;
+        self.nodes += 1;
+        self.check_size()?;
+        let found = self.node(parent, context, seek, compact)?;
+        self.depth -= 1;
+        Ok(found)
+    }
+
+    fn node(&mut self, parent: isize, context: YamlContext, seek: bool, compact: bool) -> Read<bool> {
+        (self.tag, self.anchor, self.kind, self.value) = (None, None, None, Value::Null);
+        let blocks = matches!(context, YamlContext::BlockIn | YamlContext::BlockOut);
+        let mut collections = blocks;
+        let mut indent = std::cmp::Ordering::Greater;
+        let (mut new_line, mut found) = (false, false);
+        if seek && self.skip(true)? > 0 {
+            new_line = true;
+            indent = self.line_indent.cmp(&parent);
+        }
+        if indent.is_gt() {
+            while self.read_tag()? || self.read_anchor()? {
+                collections = false;
+                if self.skip(true)? > 0 {
+                    new_line = true;
+                    collections = blocks;
+                    indent = self.line_indent.cmp(&parent);
+                }
+            }
+        }
+        collections = collections && (new_line || compact);
+        if indent.is_gt() || context == YamlContext::BlockOut {
+            let flow = if blocks { parent + 1 } else { parent };
+            let block = isize::try_from(self.at - self.line_start).unwrap_or(isize::MAX);
+            if indent.is_gt() {
+                found = (collections && (self.block_sequence(block)? || self.block_mapping(block, flow)?))
+                    || self.flow_collection(flow)?
+                    || self.scalar(flow, blocks, context == YamlContext::FlowIn)?;
+            } else if indent.is_eq() {
+                found = collections && self.block_sequence(block)?;
+            }
+        }
+        self.resolve()?;
+        Ok(self.tag.is_some() || self.anchor.is_some() || found)
+    }
+
+    fn scalar(&mut self, flow: isize, blocks: bool, in_flow: bool) -> Read<bool> {
+        let mut found =
+            (blocks && self.block_scalar(flow)?) || self.single_quoted(flow)? || self.double_quoted(flow)?;
+        if !found && self.alias()? {
+            found = true;
+            if self.tag.is_some() || self.anchor.is_some() {
+                return Err("an alias should have neither a tag nor an anchor".to_owned());
+            }
+        }
+        if !found && self.plain(flow, in_flow)? {
+            found = true;
+            self.tag.get_or_insert_with(|| "?".to_owned());
+        }
+        self.remember();
+        Ok(found)
+    }
+
+    /// Notes the value under the node's anchor.
+    fn remember(&mut self) {
+        if let Some(anchor) = &self.anchor {
+            self.anchors.insert(anchor.clone(), self.value.clone());
+        }
+    }
+
+    /// Gives the value the type that its tag or its text says.
+    fn resolve(&mut self) -> Read<()> {
+        let Some(tag) = self.tag.take() else { return Ok(()) };
+        let value = std::mem::take(&mut self.value);
+        let (tag, value) = resolve(tag, self.kind, value)?;
+        (self.tag, self.value) = (Some(tag), value);
+        self.remember();
         Ok(())
     }
-}
 
-/// `<<: *defaults` (https://yaml.org/type/merge.html): fields that the object does not have itself; the first wins.
-fn merge(into: &mut Map<String, Value>, value: Value) -> Result<(), String> {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                into.entry(key).or_insert(value);
+    fn read_tag(&mut self) -> Read<bool> {
+        if self.here() != b'!' {
+            return Ok(false);
+        }
+        if self.tag.is_some() {
+            return Err("a value has two tags".to_owned());
+        }
+        self.at += 1;
+        if self.here() == b'<' {
+            let start = self.at + 1;
+            let end = self.text[start..].find('>').ok_or("a tag does not end")? + start;
+            self.at = end + 1;
+            self.tag = Some(self.text[start..end].to_owned());
+            return Ok(true);
+        }
+        let start = self.at;
+        while self.here() != 0 && !is_space(self.here()) {
+            self.at += 1;
+        }
+        let whole = &self.text[start..self.at];
+        if whole.contains([',', '[', ']', '{', '}']) {
+            return Err("a tag has a character that no tag may have".to_owned());
+        }
+        let (handle, suffix) = match whole.split_once('!') {
+            Some((handle, suffix)) => (format!("!{handle}!"), suffix),
+            None => ("!".to_owned(), whole),
+        };
+        self.tag = Some(match (self.handles.get(&handle), handle.as_str()) {
+            (Some(prefix), _) => format!("{prefix}{suffix}"),
+            (None, "!") => format!("!{suffix}"),
+            (None, "!!") => format!("tag:yaml.org,2002:{suffix}"),
+            _ => return Err(format!("the tag '{}' is not known here", whole.escape_debug())),
+        });
+        Ok(true)
+    }
+
+    /// The name of an anchor or alias.
+    fn name(&mut self) -> Read<String> {
+        self.at += 1;
+        let start = self.at;
+        while self.here() != 0 && !is_space(self.here()) && !is_flow(self.here()) {
+            self.at += 1;
+        }
+        match &self.text[start..self.at] {
+            "" => Err("an anchor or alias has no name".to_owned()),
+            name => Ok(name.to_owned()),
+        }
+    }
+
+    fn read_anchor(&mut self) -> Read<bool> {
+        if self.here() != b'&' {
+            return Ok(false);
+        }
+        if self.anchor.is_some() {
+            return Err("a value has two anchors".to_owned());
+        }
+        self.anchor = Some(self.name()?);
+        Ok(true)
+    }
+
+    fn alias(&mut self) -> Read<bool> {
+        if self.here() != b'*' {
+            return Ok(false);
+        }
+        let name = self.name()?;
+        let known = self.anchors.get(&name).cloned();
+        let value = known.ok_or_else(|| format!("there is no anchor '{}'", name.escape_debug()))?;
+        self.count(&value)?;
+        self.value = value;
+        self.skip(true)?;
+        Ok(true)
+    }
+
+    /// Adds a field; a merge's are replaced by the object's own, another one's never.
+    fn store(&mut self, fields: &mut Fields, tag: Option<&str>, key: Value, value: Value) -> Read<()> {
+        let key = key_text(&key)?;
+        self.size += key.len();
+        if tag == Some("tag:yaml.org,2002:merge") {
+            let sources = if let Value::Array(list) = value { list } else { vec![value] };
+            for source in sources {
+                // Of a list the indices would be the keys.
+                let Value::Object(source) = source else {
+                    return Err("'<<' should name an object".to_owned());
+                };
+                for (key, value) in source {
+                    // A date has no fields there.
+                    if key == values::TIMESTAMP {
+                        continue;
+                    }
+                    if !fields.map.contains_key(&key) {
+                        fields.merged.insert(key.clone(), Value::Null);
+                        fields.map.insert(key, value);
+                    }
+                }
             }
-            Ok(())
+            return self.check_size();
         }
-        Value::Array(items) if items.iter().all(Value::is_object) => {
-            items.into_iter().try_for_each(|item| merge(into, item))
+        if fields.merged.remove(&key).is_none() && fields.map.contains_key(&key) {
+            return Err(format!("'{}' is there twice", key.escape_debug()));
         }
-        _ => Err("'<<' should name an object".to_owned()),
+        fields.map.insert(key, value);
+        self.check_size()
     }
 }
 
-/// The tag's name if it is one of YAML's own and fits.
-fn known<'a>(tag: Option<&'a Tag>, fitting: &[&str]) -> Result<Option<&'a str>, String> {
-    match tag {
-        None => Ok(None),
-        Some(tag) if tag.is_yaml_core_schema() && fitting.contains(&tag.suffix()) => Ok(Some(tag.suffix())),
-        Some(tag) => Err(format!("the tag '{}' is not known here", tag.to_string().escape_debug())),
-    }
+fn is_break(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
 }
 
-fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, String> {
-    let told = match tag {
-        // A lone `!` says: as it is written.
-        Some(tag) if tag.handle().is_empty() && tag.suffix() == "!" => Some("str"),
-        tag => known(tag, &["str", "null", "bool", "int", "float"])?,
-    };
-    if told == Some("str") || (told.is_none() && style != ScalarStyle::Plain) {
-        return Ok(text.into());
-    }
-    let value = plain(text);
-    match told {
-        None => Ok(value),
-        Some("null") if value.is_null() => Ok(value),
-        Some("bool") if value.is_boolean() => Ok(value),
-        Some("int" | "float") if value.is_number() => Ok(value),
-        Some(told) => Err(format!("'{}' is no {told}", text.escape_debug())),
-    }
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t')
 }
 
-/// YAML 1.2, 10.3.2: the core schema. `y` and `no` are words.
-fn plain(text: &str) -> Value {
-    match text {
-        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
-        "true" | "True" | "TRUE" => Value::Bool(true),
-        "false" | "False" | "FALSE" => Value::Bool(false),
-        _ => number(text).map_or_else(|| text.into(), Value::Number),
-    }
+fn is_space(byte: u8) -> bool {
+    is_blank(byte) || is_break(byte)
 }
 
-fn number(text: &str) -> Option<Number> {
-    let digits = text.trim_start_matches(['+', '-']);
-    if text.len() - digits.len() > 1 {
-        return None;
-    }
-    for (prefix, radix) in [("0x", 16), ("0o", 8)] {
-        if let Some(digits) = text.strip_prefix(prefix) {
-            return digits
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric())
-                .then(|| u64::from_str_radix(digits, radix).ok())?
-                .map(Number::from);
-        }
-    }
-    // The floats that Rust reads and YAML does not: words, and exponents without a digit before them.
-    let starts = digits.starts_with(|c: char| c.is_ascii_digit())
-        || (digits.starts_with('.') && digits[1..].starts_with(|c: char| c.is_ascii_digit()));
-    if !starts || !digits.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b)) {
-        return None;
-    }
-    let text = text.strip_prefix('+').unwrap_or(text);
-    let whole = text.parse::<i64>().map(Number::from).or_else(|_| text.parse::<u64>().map(Number::from));
-    whole.ok().or_else(|| text.parse().ok().and_then(Number::from_f64))
+fn is_flow(byte: u8) -> bool {
+    matches!(byte, b',' | b'[' | b']' | b'{' | b'}')
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn values_are_those_of_the_core_schema() {
-        for (text, want) in [
-            ("", json!(null)),
-            ("~", json!(null)),
-            ("Null", json!(null)),
-            ("y", json!("y")),
-            ("no", json!("no")),
-            ("True", json!(true)),
-            ("FALSE", json!(false)),
-            ("tRue", json!("tRue")),
-            ("12", json!(12)),
-            ("+12", json!(12)),
-            ("-12", json!(-12)),
-            ("--12", json!("--12")),
-            ("0x1F", json!(31)),
-            ("0o17", json!(15)),
-            ("0x+1", json!("0x+1")),
-            ("18446744073709551615", json!(u64::MAX)),
-            ("1.5e3", json!(1500.0)),
-            (".5", json!(0.5)),
-            ("-.5", json!(-0.5)),
-            ("1.", json!(1.0)),
-            ("1e400", json!("1e400")),
-            (".", json!(".")),
-            ("1.2.3", json!("1.2.3")),
-            ("inf", json!("inf")),
-            (".nan", json!(".nan")),
-            ("2026-11-25", json!("2026-11-25")),
-            ("1_000", json!("1_000")),
-            ("\"12\"", json!("12")),
-            ("'true'", json!("true")),
-            ("!!str 12", json!("12")),
-            ("! 12", json!("12")),
-            ("!!int 12", json!(12)),
-            ("[a, [1], {b: }]", json!(["a", [1], {"b": null}])),
-            ("|\n  two\n  lines\n", json!("two\nlines\n")),
-            (">-\n  two\n  lines\n", json!("two lines")),
-            ("a: &x {b: 1}\nc: *x\n", json!({"a": {"b": 1}, "c": {"b": 1}})),
-            (
-                "a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\n",
-                json!({"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}}),
-            ),
-            ("1: a\ntrue: b\n\"c d\": e\n", json!({"1": "a", "true": "b", "c d": "e"})),
-            ("- a\n-\n- - b\n", json!(["a", null, ["b"]])),
-        ] {
-            assert_eq!(parse(text), Ok(want), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_line() {
-        for (text, want) in [
-            ("a: 1\nb: 2\na: 3\n", "'a' is there twice (line 3)"),
-            ("a: !!int x\n", "'x' is no int (line 1)"),
-            ("a: !thing x\n", "the tag '!thing' is not known here (line 1)"),
-            ("? [a]\n: b\n", "a key should be a word or a text in quotes (line 1)"),
-            ("a: 1\n...\n---\nb: 1\n", "there should be one document only (line 3)"),
-            ("a: {<<: 1}\n", "'<<' should name an object (line 1)"),
-            ("a: &x [*x]\n", "an alias stands inside of what it names (line 1)"),
-        ] {
-            assert_eq!(parse(text), Err(want.to_owned()), "{text:?}");
-        }
-        assert!(parse("a: [\n").unwrap_err().contains("(line "));
-    }
-
-    #[test]
-    fn what_grows_is_bounded() {
-        let deep = "[".repeat(limits::FRONT_MATTER_DEPTH + 1);
-        assert!(parse(&deep).is_err());
-        let many = "- x\n".repeat(limits::FRONT_MATTER_NODES + 1);
-        assert!(parse(&many).unwrap_err().contains("too much"));
-        let long = format!("a: &a {}\nb: [{}]", "x".repeat(30_000), "*a,".repeat(4));
-        assert!(parse(&long).unwrap_err().contains("too much"));
-    }
-}
+#[path = "yaml/tests.rs"]
+mod tests;

@@ -77,6 +77,7 @@ fn skill(name: &str) -> String {
 fn writes() -> Vec<Write> {
     let mcp = json!({"name": "m", "config": {"type": "local", "command": ["run", "it"], "environment": {"K": "sk-SECRET"}}});
     let import = json!({"opencode": {"model": "a/c"}, "skills": [{"name": "new", "content": skill("new")}]});
+    let replace = json!({"commands": [{"name": "c", "template": "t"}], "mode": {"commands": "replace"}});
     vec![
         ("PATCH", "/config", json!({"opencode": {"model": "a/b"}}), "opencode.jsonc"),
         ("PATCH", "/config", json!({"openwork": {"x": 1}}), ".opencode/openwork.json"),
@@ -94,6 +95,7 @@ fn writes() -> Vec<Write> {
         ("POST", "/commands", json!({"name": "c", "template": "!`id`"}), ".opencode/commands/c.md"),
         ("DELETE", "/commands/gone", Value::Null, ".opencode/commands/gone.md"),
         ("POST", "/import", import, "opencode.jsonc"),
+        ("POST", "/import", replace, ".opencode/commands/gone.md"),
     ]
 }
 

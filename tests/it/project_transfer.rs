@@ -15,7 +15,7 @@ fn import(name: &str, count: usize) -> Value {
     let skills: Vec<Value> =
         (0..count).map(|n| json!({"name": format!("s{n}"), "content": name, "description": name})).collect();
     let commands: Vec<Value> =
-        (0..count).map(|n| json!({"name": format!("c{n}"), "template": name})).collect();
+        (0..count).map(|n| json!({"name": format!("{name}-{n}"), "template": name})).collect();
     json!({
         "opencode": {"username": name}, "openwork": {"name": name}, "skills": skills, "commands": commands,
         "mode": {"opencode": "replace", "openwork": "replace", "skills": "replace", "commands": "replace"},
@@ -55,7 +55,9 @@ fn what_is_exported_is_imported_complete() {
     assert_eq!(fs::read_dir(&other.work).unwrap().count(), 0, "nothing is written");
     assert_eq!(other.post("/import", full.clone()), json!({"ok": true}));
     let mut again = other.server.owner().get(200, &other.path("/export?secrets=true"));
-    for key in ["workspaceId", "exportedAt"] {
+    // `bad.md`, with which OpenCode does not start, is named and not carried.
+    assert_eq!(full["omitted"], json!([".opencode/commands/bad.md"]));
+    for key in ["workspaceId", "exportedAt", "omitted"] {
         again[key] = full[key].clone();
     }
     assert_eq!(again, full);
@@ -77,10 +79,14 @@ fn merge_keeps_and_replace_does_not() {
     let names = |what: &str| fs::read_dir(shop.work.join(".opencode").join(what)).unwrap().count();
     assert_eq!((names("skills"), names("commands")), (2, 2));
     assert_eq!(shop.get("/commands")["items"][0]["agent"], "build");
+    shop.patch(json!({"openwork": {"old": 1}}));
     let mut body = body;
-    body["mode"] = json!({"opencode": "replace", "skills": "replace", "commands": "replace"});
+    body["openwork"] = json!({"new": 1});
+    let replace = "replace";
+    body["mode"] = json!({"opencode": replace, "openwork": replace, "skills": replace, "commands": replace});
     shop.post("/import", body);
-    assert_eq!(shop.get("/config")["opencode"], json!({"model": "a/b"}));
+    let config = shop.get("/config");
+    assert_eq!((&config["opencode"], &config["openwork"]), (&json!({"model": "a/b"}), &json!({"new": 1})));
     assert_eq!((names("skills"), names("commands")), (1, 1));
     assert_eq!(names("openwork"), 0, "nothing is left of what was made ready");
 }

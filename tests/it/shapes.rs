@@ -40,9 +40,9 @@ const ELSEWHERE: [&str; 21] = [
     "POST /workspace/:id/plugins",
     "DELETE /workspace/:id/plugins/*name",
     "GET /workspace/:id/skills",
-    "GET /workspace/:id/skills/:name",
+    "GET /workspace/:id/skills/*name",
     "POST /workspace/:id/skills",
-    "DELETE /workspace/:id/skills/:name",
+    "DELETE /workspace/:id/skills/*name",
     "GET /workspace/:id/mcp",
     "POST /workspace/:id/mcp",
     "DELETE /workspace/:id/mcp/:name",
@@ -218,7 +218,7 @@ fn every_reply_has_its_observed_shape() {
             assert_eq!((&left, &left["items"]), (&client.get(200, &path), &json!([])));
         }
     }
-    let row = "DELETE /workspace/:id/commands/:name";
+    let row = "DELETE /workspace/:id/commands/*name";
     all.shape("command_deleted", row, &client.delete(200, &format!("{w}/commands/c")));
     let skill = json!({"name": "s", "content": "# s", "description": "d"});
     let body = json!({"openwork": {"b": 2}, "skills": [skill], "commands": [{"name": "n", "template": "t"}]});
