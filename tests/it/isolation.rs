@@ -239,10 +239,13 @@ const AGENTS: &str = "until [ $(grep -l agent /proc/[0-9]*/comm | wc -l) -ge 4 ]
 fn root_in_a_container_cannot_trace_the_agent() {
     let place = Place::ready(shared(), json!({"name": "tracer"}));
     tracer(&place);
-    let agents = place.sh(AGENTS);
-    assert!(agents.lines().count() >= 4 && agents.lines().next() == Some("1"), "{agents}");
-    for agent in agents.lines() {
-        let told = place.sh(&format!("/root/tracer {agent}"));
+    // In one command: the next one would be one of the processes that wait.
+    let told =
+        place.sh(&format!("for agent in $({AGENTS}); do echo agent $agent; /root/tracer $agent; done"));
+    let agents: Vec<&str> = told.split("agent ").skip(1).collect();
+    assert!(agents.len() >= 4 && agents[0].starts_with("1\n"), "{told}");
+    for agent in agents {
+        let (agent, told) = agent.split_once('\n').unwrap();
         assert!(told.contains("refused PTRACE_SEIZE") && told.ends_with("end\n"), "{told}");
         let done: Vec<&str> = told.lines().filter(|line| !line.starts_with("refused")).collect();
         assert_eq!(done, ["end"], "{agent}: {told}");
