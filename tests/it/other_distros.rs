@@ -144,8 +144,12 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     ubuntu_is_refused(&server, noble.clone());
     server.stop();
     // Without a keyring of the host, the one that berth carries decides, and it does not know the test's key.
-    assert!(!Path::new("/usr/share/keyrings/ubuntu-archive-keyring.gpg").exists(), "remove ubuntu-keyring");
-    let server = with_archive(&scratch, None).start();
+    let hide = "for file in /usr/share/keyrings/ubuntu-archive-keyring.*; do
+                    [ ! -e $file ] || mount --bind /dev/null $file
+                done
+                exec \"$@\"";
+    let words = ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh"];
+    let server = with_archive(&scratch, None).start_through(&words);
     let checks = server.owner().get(200, "/api/doctor")["checks"].clone();
     let row = checks.as_array().unwrap().iter().find(|row| row["name"] == "build ubuntu-noble").unwrap();
     assert_eq!(row["status"], "ok", "{row}");
