@@ -138,7 +138,11 @@ fn a_client_that_goes_ends_the_upstream() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = crate::server::Setup::new().arg(format!("--opencode-base-url={url}")).start();
-    let mut client = open(&server, "POST /opencode/x HTTP/1.1\r\nContent-Length: 1000000\r\n");
+    // The body of a collaborator would be inspected first.
+    let mut client = TcpStream::connect(server.address).unwrap();
+    let owner = crate::server::HOST_TOKEN;
+    let head = format!("Host: localhost\r\nAuthorization: Bearer {owner}\r\nContent-Length: 1000000\r\n\r\n");
+    client.write_all(format!("POST /opencode/x HTTP/1.1\r\n{head}").as_bytes()).unwrap();
     client.write_all(&[b'x'; 200_000]).unwrap();
     let (mut far, _) = listener.accept().unwrap();
     read_until(&mut far, "xxxx");
