@@ -33,7 +33,8 @@
 //! # Commands
 //!
 //! Every command runs in a cgroup of its own (v2; no controller needed), so its end is certain: `cgroup.kill` reaches
-//! whatever it started. On the host it is born there (`CLONE_INTO_CGROUP`). In a container the agent, PID 1, has a child,
+//! whatever it started. On the host it is born there (`CLONE_INTO_CGROUP`); where a
+//! seccomp profile refuses clone3, it enters it before its program starts. In a container the agent, PID 1, has a child,
 //! the zygote, that starts processes which wait for a command in its own memory, so that nothing is copied for them; their
 //! parent is PID 1, which tells how they end and lives on whatever becomes of them. Each enters its cgroup
 //! itself, through a descriptor of the engine's, *before* it gets a command; the engine never moves a process by its number, and

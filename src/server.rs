@@ -143,6 +143,10 @@ pub struct Proxying {
 /// What keeps it from starting: a taken port, a data folder that is in use or cannot be written, a damaged state file.
 pub fn run(settings: Settings) -> Result<()> {
     let started = Instant::now();
+    if let Some(check) = crate::containers::probe::no_threads() {
+        let fix = check.fix.unwrap_or_default();
+        return Err(Error::internal(format!("{}; {fix}", check.found)));
+    }
     if settings.data_dir.is_file() {
         let problem =
             "the data folder is a file; remove it, or name a folder with --data-dir or BERTH_DATA_DIR";

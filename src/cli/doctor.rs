@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use crate::base::{At, Error, Result, limits, logging, thread};
 use crate::config::{self, Parsed, ServeArgs};
-use crate::containers::probe::{Check, Report, Status};
+use crate::containers::probe::{Check, Report, Status, no_threads};
 use crate::lifecycle::doctor::Doctor;
 use crate::proc::{Cancel, Cgroups};
 use crate::server;
@@ -32,7 +32,10 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
     cgroups.sweep(&[]);
     let cancel = Cancel::new()?;
-    on_interrupt(&cancel)?;
+    // Without threads there is no trial to be ended either, and the report says why.
+    if no_threads().is_none() {
+        on_interrupt(&cancel)?;
+    }
     let doctor = Doctor::new(server::subject(&settings, cgroups.clone(), cancel.clone()));
     let report = doctor.report();
     cgroups.release();

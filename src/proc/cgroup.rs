@@ -1,9 +1,8 @@
 //! Groups of processes that can be ended for certain. With cgroup v2 a group is a folder: a process is born into it
-//! (CLONE_INTO_CGROUP), cannot leave it, and `cgroup.kill` ends all of them however they forked. Only the tree is
-//! needed, no controller, so a v2 hierarchy beside v1 ones serves as well. Where no v2 tree is writable, a group is a
-//! mark in the environment and a session id, found by reading /proc: good against forgetfulness, not against malice.
-//! No threads; one leaf
-//! lock, for the list of groups that outlived their owner.
+//! (CLONE_INTO_CGROUP) or enters it before it becomes a program, cannot leave it, and `cgroup.kill` ends all of them
+//! however they forked. Only the tree is needed, no controller, so a v2 hierarchy beside v1 ones serves as well. Where no
+//! v2 tree is writable, a group is a mark in the environment and a session id, found by reading /proc: good against
+//! forgetfulness, not against malice. No threads; one leaf lock, for the list of groups that outlived their owner.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::User;
@@ -72,6 +73,8 @@ pub struct Failed {
 pub enum Step {
     /// To start at all, or to execute the program.
     Exec,
+    /// To enter its cgroup.
+    Group,
     /// To become the user.
     User,
     /// To enter the working directory.
@@ -107,6 +110,8 @@ pub(super) struct Task<'a> {
     /// Where it is told what failed.
     pub(super) failure: Option<BorrowedFd<'a>>,
     pub(super) max_files: Option<u64>,
+    /// Its own cgroup's `cgroup.procs`, where it was not born there.
+    pub(super) door: Option<&'a OwnedFd>,
     pub(super) entrances: &'a [OwnedFd],
     pub(super) oom_score: Option<&'static str>,
     /// The process is to lead a new one.
@@ -127,6 +132,7 @@ impl Task<'_> {
             accepted: None,
             failure: None,
             max_files: None,
+            door: None,
             entrances: &[],
             oom_score: None,
             session: false,
@@ -212,10 +218,49 @@ impl CloneArgs {
             ..CloneArgs::default()
         }
     }
+
+    /// The same for clone(2): no flags beyond 32 bits, the signal among them, the end of the stack, the descriptor where
+    /// the parent's thread id would go (CLONE_PIDFD).
+    pub(super) fn for_clone(&self) -> [usize; 5] {
+        let flags = self.flags & u64::from(u32::MAX) | self.exit_signal;
+        [flags as usize, (self.stack + self.stack_size) as usize, self.pidfd as usize, 0, 0]
+    }
+}
+
+/// Errors are the last page of numbers (syscall(2)).
+#[cfg(target_arch = "x86_64")]
+pub(super) fn number_or_errno(result: isize) -> Result<usize, Errno> {
+    if (-4095..0).contains(&result) {
+        Err(Errno::from_raw_os_error(-result as i32))
+    } else {
+        Ok(result as usize)
+    }
 }
 
 pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Every signal that can have a handler; the kernel refuses the two others.
+pub(super) static ALL_SIGNALS: [i32; 64] = {
+    let mut all = [0; 64];
+    let mut at = 0;
+    while at < 64 {
+        all[at] = at as i32 + 1;
+        at += 1;
+    }
+    all
+};
+
+/// Moves the calling process through a `cgroup.procs`. 0 is the writer itself (cgroups(7)): never by number, which may be
+/// another process's by then.
+pub(super) fn enter_group(door: impl AsFd) -> Result<(), Errno> {
+    rustix::io::write(door, b"0").map(drop)
+}
+
+/// The `cgroup.procs` of a cgroup's folder, for [`enter_group`].
+pub(super) fn door_of(cgroup: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+}
 
 /// What a process says of its own start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,6 +288,7 @@ impl Told {
             Told::Failed(Step::Cwd, errno) => (4, errno),
             Told::Entered => (5, 0),
             Told::NotEntered(errno) => (6, errno),
+            Told::Failed(Step::Group, errno) => (7, errno),
         };
         word(what, errno)
     }
@@ -256,6 +302,7 @@ impl Told {
             (4, errno) => Told::Failed(Step::Cwd, errno),
             (5, _) => Told::Entered,
             (6, errno) => Told::NotEntered(errno),
+            (7, errno) => Told::Failed(Step::Group, errno),
             _ => return None,
         })
     }

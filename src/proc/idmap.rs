@@ -4,8 +4,10 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::confinement::Confinement;
 use super::sys;
 use crate::base::{At, Error, Result};
 
@@ -58,7 +60,10 @@ pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) ->
 pub fn refused(error: &std::io::Error) -> Error {
     let why = match error.raw_os_error() {
         Some(libc::ENOSPC) => "as many as allowed are in use (user.max_user_namespaces)".to_owned(),
-        _ => error.to_string(),
+        _ => match Errno::from_io_error(error).and_then(|errno| Confinement::of_self().explains(errno)) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        },
     };
     Error::internal(format!("No user namespace can be made: {why}"))
 }

@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod capacity;
 pub mod capture;
 pub mod cgroup;
+pub mod confinement;
 pub mod control;
 pub mod exec;
 mod freeze;

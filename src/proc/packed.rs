@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::Command;
-use super::exec::{Told, Who};
+use super::exec::{Told, Who, enter_group};
 
 /// Eight bytes of a block.
 pub(super) type Word = [u8; size_of::<u64>()];
@@ -107,10 +107,9 @@ pub(super) fn enter(socket: BorrowedFd<'_>) -> bool {
 
 /// Moves this process. The descriptor closes when the command is executed: to close it here would go through libc.
 fn enter_through(door: OwnedFd) -> Result<(), Errno> {
-    // 0 is the writer itself (cgroups(7)).
-    let written = rustix::io::write(&door, b"0");
+    let entered = enter_group(&door);
     let _ = door.into_raw_fd();
-    written.map(drop)
+    entered
 }
 
 /// Waits, for as long as it takes, for a block, which is put at the beginning of `room`, and for three descriptors; those

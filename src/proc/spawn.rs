@@ -147,6 +147,12 @@ impl Child {
             Err(Failed { error, step: Step::User }) => {
                 Err(Error::new(Code::InvalidUser, format!("The command cannot become that user: {error}")))
             }
+            Err(Failed { error, step: Step::Group }) => {
+                let program = program(attempts);
+                let message =
+                    format!("Could not start {program}: its process cannot enter its cgroup: {error}");
+                Err(Error::new(Code::SpawnFailed, message))
+            }
             Err(Failed { error, step: Step::Exec }) => {
                 use libc::{E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR};
                 // What the kernel finds wrong with the command itself.

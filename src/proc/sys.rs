@@ -21,8 +21,8 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
 use super::exec::{
-    CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CloneArgs, Cwd, Exec, Failed, Reaped, Spawned, Step, Task, Told,
-    Who, arrays, failure_of, pointers, signals_to_reset,
+    ALL_SIGNALS, CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CloneArgs, Cwd, Exec, Failed, Reaped, Spawned, Step,
+    Task, Told, Who, arrays, door_of, enter_group, failure_of, pointers, signals_to_reset,
 };
 use super::packed::{Word, enter, receive, unpack};
 use crate::base::limits;
@@ -32,6 +32,10 @@ use crate::base::limits;
 ///
 /// # Errors
 /// What clone3(2), fchdir(2) or execve(2) said. No child is left behind then.
+///
+/// Docker's default seccomp profile answers clone3(2) with ENOSYS without CAP_SYS_ADMIN, older ones with EPERM. Then clone(2)
+/// starts the child, which enters its cgroup itself, as a container's processes do: it executes nothing before it has. If
+/// the server is killed meanwhile, the child still holds the data folder's lock, so no later server misses it.
 pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
     let (argvs, env) = (arrays(exec.attempts), pointers(exec.env));
     let (failure_read, failure_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -42,7 +46,7 @@ pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    let task = Task {
+    let mut task = Task {
         cwd: Cwd::Folder(exec.cwd),
         tty: exec.tty,
         user: exec.user.map(Who::of),
@@ -70,11 +74,23 @@ pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
     let call = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
     // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
     // signals are blocked; stack and task outlive the child's use of them.
-    let pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
+    let mut pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
+    let door;
+    if matches!(pid, Err(Errno::NOSYS | Errno::PERM)) {
+        door = exec.cgroup.map(door_of).transpose();
+        // clone(2) has no CLONE_CLEAR_SIGHAND.
+        task.signals = &ALL_SIGNALS;
+        let call = args.for_clone();
+        pid = door.as_ref().map_err(|errno| *errno).and_then(|door| {
+            task.door = door.as_ref();
+            // SAFETY: as above.
+            unsafe { clone(libc::SYS_clone, call, start, ptr::from_ref(&task).cast()) }
+        });
+    }
     set_signal_mask(before);
     drop(stack);
     let pid = pid?;
-    // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
+    // SAFETY: the call succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
 
     drop(failure_write);
@@ -105,23 +121,13 @@ unsafe fn bare(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
                 options(nostack),
             );
         }
-        number_or_errno(result)
+        super::exec::number_or_errno(result)
     }
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     match unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) } {
         -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
         result => Ok(result as usize),
-    }
-}
-
-/// Errors are the last page of numbers (syscall(2)).
-#[cfg(target_arch = "x86_64")]
-fn number_or_errno(result: isize) -> Result<usize, Errno> {
-    if (-4095..0).contains(&result) {
-        Err(Errno::from_raw_os_error(-result as i32))
-    } else {
-        Ok(result as usize)
     }
 }
 
@@ -161,7 +167,7 @@ unsafe fn clone(
                 out("r11") _,
             );
         }
-        number_or_errno(result)?
+        super::exec::number_or_errno(result)?
     };
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise; without CLONE_VM the child has its own copy of everything.
@@ -223,10 +229,9 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
     if task.session {
         rustix::process::setsid()?;
     }
-    for entrance in task.entrances {
-        // 0 is the writer itself (cgroups(7)).
-        rustix::io::write(entrance, b"0")?;
-    }
+    *step = Step::Group;
+    task.door.into_iter().chain(task.entrances).try_for_each(enter_group)?;
+    *step = Step::Exec;
     if let Some(score) = task.oom_score {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         if let Ok(own) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
@@ -503,6 +508,12 @@ pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 
     errno.into()
 }
 
+/// Why clone3(2) is refused, if it is: the kernel finds EINVAL where there are no arguments.
+pub fn clone3_refused() -> Option<Errno> {
+    // SAFETY: the kernel reads nothing of a struct of no size, and starts no process.
+    unsafe { bare(libc::SYS_clone3, [0; 5]) }.err().filter(|errno| *errno != Errno::INVAL)
+}
+
 /// Moves this process into new namespaces (unshare(2)).
 ///
 /// # Errors
@@ -517,16 +528,16 @@ pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
 /// its mappings are written. It ends with the calling thread; the caller kills and reaps it.
 ///
 /// # Errors
-/// What clone3(2) said.
+/// What clone(2) said.
 pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     let mut pidfd: c_int = -1;
-    let args = CloneArgs::of_child(libc::CLONE_NEWUSER as u64, &mut pidfd);
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD;
     let parent = rustix::process::getpid().as_raw_pid() as usize;
     let before = set_signal_mask(u64::MAX);
     // SAFETY: without CLONE_VM the child has its own copy of everything, and makes nothing but bare system calls in it; no
-    // signal but SIGKILL reaches it. `args` is the kernel's layout and outlives the call.
+    // signal but SIGKILL reaches it. `pidfd` outlives the call.
     let pid = unsafe {
-        let pid = bare(libc::SYS_clone3, [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0]);
+        let pid = bare(libc::SYS_clone, [flags as usize, 0, ptr::from_mut(&mut pidfd) as usize, 0, 0]);
         if pid == Ok(0) {
             let death = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0];
             let _ = bare(libc::SYS_prctl, death);
@@ -539,7 +550,7 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
         pid
     };
     set_signal_mask(before);
-    // SAFETY: clone3 succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
+    // SAFETY: the call succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
     Ok(Spawned { pid: pid? as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 

@@ -32,7 +32,7 @@ fn doctor(scratch: &Scratch, wrapper: &[&str], args: &[&str]) -> Ended {
 
 /// Its report and its exit code.
 #[track_caller]
-fn report(scratch: &Scratch, wrapper: &[&str]) -> (Value, Option<i32>) {
+pub fn report(scratch: &Scratch, wrapper: &[&str]) -> (Value, Option<i32>) {
     let ended = doctor(scratch, wrapper, &["--json"]);
     let report = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
     (report, ended.code)
@@ -40,14 +40,14 @@ fn report(scratch: &Scratch, wrapper: &[&str]) -> (Value, Option<i32>) {
 
 /// The row of this name.
 #[track_caller]
-fn row<'a>(report: &'a Value, name: &str) -> &'a Value {
+pub fn row<'a>(report: &'a Value, name: &str) -> &'a Value {
     let checks = report["checks"].as_array().unwrap();
     checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name} in {report:#}"))
 }
 
 /// Its status, and what helps.
 #[track_caller]
-fn of<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
+pub fn of<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
     let row = row(report, name);
     assert!(row["found"].as_str().is_some_and(|found| !found.is_empty()), "{row}");
     let status = row["status"].as_str().unwrap();

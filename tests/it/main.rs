@@ -35,6 +35,7 @@ mod builds;
 mod bundle;
 mod config;
 mod config_limits;
+mod confined;
 mod container;
 mod container_build;
 mod container_faults;

@@ -1,8 +1,13 @@
 //! What the kernel can: namespaces, layered and mapped mounts, terminals.
 
+use rustix::io::Errno;
+
 use super::{Check, Scratch, Status, Subject, is_root, try_out};
+use crate::base::{limits, thread};
 use crate::containers::roots::Ability;
 use crate::proc::Pty;
+use crate::proc::confinement::Confinement;
+use crate::proc::sys::clone3_refused;
 use crate::store::beneath::Root;
 
 /// The kernel itself; without openat2 (Linux 5.6) no file of a container can be opened safely.
@@ -12,8 +17,53 @@ pub(super) fn version() -> Check {
     match Root::open(std::path::Path::new("/")).and_then(|root| root.is_dir("proc")) {
         Ok(true) => Check::ok("kernel", found),
         Ok(false) => Check::fail("kernel", format!("{found}, without /proc"), "mount -t proc proc /proc"),
-        Err(error) => Check::fail("kernel", format!("{found}: {error}"), "use Linux 5.14 or newer"),
+        Err(error) => Check::fail("kernel", format!("{found}: {error}"), NEWER),
     }
+}
+
+/// How commands get into their cgroups. A filter's errno is its author's choice; without one it is the kernel's.
+pub(super) fn process_start() -> Check {
+    let name = "clone3";
+    if let Some(check) = no_threads() {
+        return check;
+    }
+    let Some(errno) = clone3_refused() else { return Check::ok(name, "commands are born in their cgroups") };
+    let shown = match errno {
+        Errno::NOSYS => "ENOSYS".to_owned(),
+        Errno::PERM => "EPERM".to_owned(),
+        other => other.to_string(),
+    };
+    let cost = "commands start by clone(2) and enter their cgroups themselves, which takes up to 15 ms each";
+    match Confinement::of_self().explains(errno) {
+        Some(cause) => Check::warn(name, format!("clone3 is {cause} ({shown}): {cost}"), OUTER),
+        None => Check::warn(name, format!("The kernel does not support clone3 ({shown}): {cost}"), NEWER),
+    }
+}
+
+/// glibc starts threads by clone3(2) and falls back to clone(2) on ENOSYS alone, so that a profile which answers EPERM leaves
+/// berth without threads.
+pub fn no_threads() -> Option<Check> {
+    let refused =
+        clone3_refused() == Some(Errno::PERM) && thread::spawn("probe".into(), limits::STACK, || {}).is_err();
+    refused.then(|| {
+        Check::fail(
+            "clone3",
+            "clone3 is refused by a seccomp profile (EPERM), so no thread can be started and berth serve cannot run",
+            "update the container runtime (Docker 20.10.10 and newer answers ENOSYS, which berth can work with), or \
+             start berth's own container with --security-opt seccomp=unconfined",
+        )
+    })
+}
+
+const NEWER: &str = "use Linux 5.14 or newer";
+
+/// What helps where an outer container is too tight.
+pub(super) const OUTER: &str = "start berth's own container with --privileged, or with --cap-add SYS_ADMIN and \
+                                --security-opt seccomp=unconfined";
+
+/// What helps with mounts: not another kernel where this one would do.
+fn mounts_fix(otherwise: &'static str) -> &'static str {
+    if Confinement::of_self().sys_admin { otherwise } else { OUTER }
 }
 
 pub(super) fn user_namespaces(subject: &Subject) -> Check {
@@ -24,10 +74,13 @@ pub(super) fn user_namespaces(subject: &Subject) -> Check {
             let off = |file: &str| {
                 std::fs::read_to_string(format!("/proc/sys/{file}")).is_ok_and(|text| text.trim() == "0")
             };
+            let confined = Confinement::of_self();
             let fix = if off("user/max_user_namespaces") {
                 "sysctl -w user.max_user_namespaces=65536"
             } else if off("kernel/unprivileged_userns_clone") && !is_root() {
                 "sysctl -w kernel.unprivileged_userns_clone=1, or start berth as root"
+            } else if is_root() && (confined.seccomp || !confined.sys_admin) {
+                OUTER
             } else if is_root() {
                 "allow them: a kernel with CONFIG_USER_NS, or the outer container's settings"
             } else {
@@ -75,7 +128,7 @@ pub(super) fn mounts(subject: &Subject, scratch: &Scratch) -> Vec<Check> {
             Err(why) => Check::warn(
                 name,
                 format!("{why}; {bad}"),
-                "a kernel of 5.19 or newer and --data-dir on ext4, xfs or btrfs",
+                mounts_fix("a kernel of 5.19 or newer and --data-dir on ext4, xfs or btrfs"),
             ),
         }
     };
@@ -101,7 +154,7 @@ pub(super) fn roots(scratch: &Scratch) -> Check {
         Some(_) => "a whole copy, which takes a second and some 200 MB",
     };
     let fix = "a kernel of 5.19 or newer and --data-dir on ext4, xfs, btrfs or tmpfs";
-    Check::warn(name, format!("made as {best}: {cost}; no layers: {why}"), fix)
+    Check::warn(name, format!("made as {best}: {cost}; no layers: {why}"), mounts_fix(fix))
 }
 
 pub(super) fn terminals() -> Check {

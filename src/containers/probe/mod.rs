@@ -11,6 +11,8 @@ mod programs;
 mod resources;
 mod trial;
 
+pub use kernel::no_threads;
+
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -18,6 +20,7 @@ use serde::Serialize;
 use super::mirrors::Sources;
 use super::tools::{self, Family};
 use crate::base::{At, Result, clock, limits};
+use crate::proc::confinement::Confinement;
 use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, tree};
@@ -124,11 +127,19 @@ pub fn examine(subject: &Subject) -> Report {
 
 /// What costs nothing to look at, for the start of the server.
 pub fn at_start(subject: &Subject) -> Vec<Check> {
-    let mut checks = vec![if is_root() {
+    let mut checks = vec![if is_root() && !Confinement::of_self().sys_admin {
+        Check::fail(
+            "root",
+            "berth runs as root without CAP_SYS_ADMIN, as in a container without --privileged; container \
+             workspaces need it, everything else works",
+            kernel::OUTER,
+        )
+    } else if is_root() {
         Check::ok("root", "berth runs as root")
     } else {
         Check::fail("root", "Container workspaces need root; everything else works", "start berth as root")
     }];
+    checks.push(kernel::process_start());
     checks.extend(programs::required());
     checks.push(resources::groups(subject));
     checks.push(resources::oom());

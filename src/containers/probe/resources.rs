@@ -8,6 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Scratch, Subject, is_root, run};
 use crate::base::limits;
+use crate::proc::confinement::Confinement;
 use crate::proc::spawn::protect_from_oom;
 use crate::store::quota;
 
@@ -20,7 +21,11 @@ pub(super) fn groups(subject: &Subject) -> Check {
     Check::warn(
         "cgroups",
         "No writable cgroup v2 here: a command that hides its children well can leave some behind",
-        "start berth as root, or as a systemd service with Delegate=yes",
+        if is_root() && !Confinement::of_self().sys_admin {
+            super::kernel::OUTER
+        } else {
+            "start berth as root, or as a systemd service with Delegate=yes"
+        },
     )
 }
 
