@@ -15,6 +15,7 @@ mod project;
 pub mod project_commands;
 pub mod project_config;
 pub mod project_events;
+pub mod project_jobs;
 pub mod project_mcp;
 pub mod project_plugins;
 pub mod project_skills;

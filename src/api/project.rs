@@ -42,10 +42,19 @@ pub(super) fn preview<R>(
     workspace: &Workspace,
     write: impl FnOnce(&Site) -> Result<R>,
 ) -> Result<Preview> {
+    preview_on(ctx, || open(&ctx.lifecycle, workspace), write)
+}
+
+/// The same for a site that `open` opens.
+pub(super) fn preview_on<R>(
+    ctx: &Ctx,
+    open: impl FnOnce() -> Result<Site>,
+    write: impl FnOnce(&Site) -> Result<R>,
+) -> Result<Preview> {
     if ctx.approval.mode == ApprovalMode::Auto {
         return Ok(Preview { changes: None, plan: None });
     }
-    let site = open(&ctx.lifecycle, workspace)?.noting();
+    let site = open()?.noting();
     write(&site)?;
     let (changes, plan) = site.noted();
     Ok(Preview { changes: Some(changes), plan: Some(plan) })

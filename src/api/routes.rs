@@ -8,8 +8,8 @@ use super::{
     tokens, trays, workspaces,
 };
 use super::{
-    project_commands, project_config, project_events, project_mcp, project_plugins, project_skills,
-    project_transfer, ui,
+    project_commands, project_config, project_events, project_jobs, project_mcp, project_plugins,
+    project_skills, project_transfer, ui,
 };
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
@@ -255,6 +255,8 @@ pub static ROUTES: &[Route<Ctx>] = &[
     files("/workspace/:id/commands", project_commands::list),
     gated(Post, "/workspace/:id/commands", "commands.upsert", project_commands::put),
     gated(Delete, "/workspace/:id/commands/*name", "commands.delete", project_commands::delete),
+    files("/workspace/:id/scheduler/jobs", project_jobs::list),
+    gated(Delete, "/workspace/:id/scheduler/jobs/:name", "scheduler.delete", project_jobs::delete),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     // Changes nothing that is kept.

@@ -1,7 +1,9 @@
 //! A workspace's files as the project API takes them.
 
 use super::Lifecycle;
-use crate::base::Result;
+use crate::base::{Result, limits};
+use crate::containers::tools;
+use crate::proc::{Cancel, Ended, Exit, Spec};
 use crate::project::Site;
 use crate::project::watch::Sites;
 use crate::workspaces::{Kind, Workspace};
@@ -19,6 +21,24 @@ impl Lifecycle {
         let folder = (!container).then(|| record.shown.path.clone().into());
         let state = workspace.folder().to_owned();
         Ok(Site::new(workspace.openwork_id.clone(), self.files(workspace)?, shown, folder, state))
+    }
+
+    /// Stops a timer of systemd's user instance, where one runs for the server's user.
+    pub fn stop_timer(&self, timer: &str) {
+        let runtime = format!("/run/user/{}", rustix::process::geteuid().as_raw());
+        let running = std::path::Path::new(&runtime).join("systemd/private").exists();
+        let Some(systemctl) = tools::find("systemctl").filter(|_| running) else { return };
+        let spec = Spec::new(systemctl)
+            .args(["--user", "disable", "--now", "--", timer])
+            .envs(&[("XDG_RUNTIME_DIR".to_owned(), runtime)]);
+        let place = (self.engine.cgroups(), "systemctl");
+        let stopped = Cancel::new()
+            .and_then(|cancel| spec.printed(place, limits::PROBE_OUTPUT_BYTES, limits::PROBE, &cancel));
+        match stopped {
+            Ok((Ended::Exited(Exit::Code(0)), _)) => {}
+            Ok((ended, printed)) => log::warn!("{timer} was not stopped: {ended:?} {}", printed.trim()),
+            Err(error) => log::warn!("{timer} was not stopped: {error}"),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 mod carried;
 pub mod commands;
 pub mod config;
+pub mod jobs;
 pub mod mcp;
 pub mod plugins;
 pub mod portable;

@@ -88,6 +88,7 @@ mod roots;
 mod runs;
 mod runs_disk;
 mod runs_stream;
+mod scheduled_jobs;
 mod scoped_tokens;
 mod secrets;
 mod setup;

@@ -1,0 +1,167 @@
+//! Jobs of the opencode-scheduler plugin: `~/.config/opencode/jobs/*.json`, and the units of systemd's user instance that
+//! run them. The home is that of the workspace's OpenCode: the server's user, or root in the container.
+//!
+//! Any thread; no locks.
+
+use std::path::Path;
+
+use rustix::fs::FileType;
+use serde_json::{Map, Value};
+
+use super::{LIST_BYTES, Listed, Project, Site, read_text};
+use crate::base::{Code, Error, Result};
+use crate::store::beneath::Root;
+use crate::store::finder::{Budget, json_length};
+
+const JOBS: &str = ".config/opencode/jobs";
+const UNITS: &str = ".config/systemd/user";
+
+/// One job, as its file has it.
+#[derive(Clone, Debug)]
+pub struct ScheduledJob {
+    /// The whole file.
+    pub fields: Map<String, Value>,
+    /// Its path below the site's root.
+    file: String,
+    /// The paths of its units.
+    units: [String; 2],
+    /// The unit that starts it.
+    pub timer: String,
+}
+
+impl ScheduledJob {
+    /// `None` for what the plugin would not take for a job.
+    fn of(base: &str, file: String, text: &str) -> Option<ScheduledJob> {
+        let Ok(Value::Object(fields)) = serde_json::from_str(text) else { return None };
+        let text = |name: &str| fields.get(name).and_then(Value::as_str);
+        let (slug, _, _) = (text("slug")?.to_owned(), text("name")?, text("schedule")?);
+        let unit = |kind: &str| format!("opencode-job-{slug}.{kind}");
+        let timer = unit("timer");
+        let units = [unit("service"), timer.clone()].map(|unit| format!("{base}{UNITS}/{unit}"));
+        Some(ScheduledJob { fields, file, units, timer })
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        self.text("name")
+    }
+
+    /// Its files: its own first, then its units, where its slug can be part of a unit's name (systemd.unit(5)).
+    pub fn files(&self) -> Vec<&str> {
+        let slug = self.text("slug");
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+        let units: &[String] = if slug.chars().all(plain) { &self.units } else { &[] };
+        [&self.file].into_iter().chain(units).map(String::as_str).collect()
+    }
+
+    /// By its slug or its name. Not by a part of them: what is deleted must be what was meant.
+    fn is_called(&self, name: &str) -> bool {
+        let slug = self.text("slug");
+        slug == name || slug == slug_of(name) || self.name().to_lowercase() == name.to_lowercase()
+    }
+}
+
+/// As the plugin makes it.
+fn slug_of(name: &str) -> String {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_lowercase()
+}
+
+impl Project {
+    /// The site that the jobs are in, and what its paths begin with.
+    ///
+    /// # Errors
+    /// When the host's root cannot be opened.
+    pub fn home_of_jobs(&self, site: Site) -> Result<(Site, String)> {
+        if site.folder.is_none() {
+            return Ok((site, "root/".to_owned()));
+        }
+        // From the top, so that links on the way to the user's files lead where they lead.
+        let root = Root::open(Path::new("/"))?;
+        let home = self.home.to_string_lossy();
+        Ok((Site { root, shown: String::new(), ..site }, format!("{}/", home.trim_matches('/'))))
+    }
+
+    /// All of them, by name.
+    ///
+    /// # Errors
+    /// Those of `store::beneath`.
+    pub fn jobs(&self, site: &Site, base: &str) -> Result<Listed<Map<String, Value>>> {
+        let mut budget = Budget::new(LIST_BYTES);
+        let jobs = all(site, base, &mut budget)?;
+        Ok(Listed { items: jobs.into_iter().map(|job| job.fields).collect(), truncated: budget.cut })
+    }
+
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// `JobNotFound`; those of `store::beneath`.
+    pub fn job(&self, site: &Site, base: &str, name: &str) -> Result<ScheduledJob> {
+        let name = name.trim();
+        let mut jobs = all(site, base, &mut Budget::new(LIST_BYTES))?;
+        let exact = jobs.iter().position(|job| job.text("slug") == name);
+        let found = exact.or_else(|| jobs.iter().position(|job| job.is_called(name)));
+        let missing =
+            || Error::new(Code::JobNotFound, format!("Job \"{name}\" not found.")).detail("name", name);
+        found.map(|at| jobs.swap_remove(at)).ok_or_else(missing)
+    }
+
+    /// Removes a job's files.
+    ///
+    /// # Errors
+    /// `ApprovalOutdated`; those of `store::beneath`.
+    pub fn delete_job(&self, site: &Site, job: &ScheduledJob) -> Result<()> {
+        site.check_plan()?;
+        for file in job.files() {
+            if site.may_remove(file)? {
+                site.root.remove(file)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn all(site: &Site, base: &str, budget: &mut Budget) -> Result<Vec<ScheduledJob>> {
+    let folder = format!("{base}{JOBS}");
+    let mut jobs = Vec::new();
+    let Some(entries) = site.root.list(&folder, budget)? else { return Ok(jobs) };
+    for entry in entries.iter().filter(|entry| entry.exact && entry.kind == FileType::RegularFile) {
+        if !entry.name.ends_with(".json") {
+            continue;
+        }
+        let file = format!("{folder}/{}", entry.name);
+        // One that cannot be read is none, as observed.
+        let Ok(Some(text)) = read_text(&site.root, &file) else { continue };
+        if !budget.read(text.len() as u64) || !budget.text(json_length(&text)) {
+            break;
+        }
+        jobs.extend(ScheduledJob::of(base, file, &text));
+    }
+    jobs.sort_by_cached_key(|job| job.name().to_lowercase());
+    Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_found_by_what_it_is_called_and_its_units_stay_in_their_folder() {
+        let job = |slug: &str| {
+            let text = format!(r#"{{"slug": "{slug}", "name": "Standing Desk", "schedule": "0 9 * * *"}}"#);
+            ScheduledJob::of("home/me/", "file".into(), &text).unwrap()
+        };
+        let desk = job("standing-desk");
+        for name in ["standing-desk", "Standing Desk", "standing desk!", "STANDING DESK"] {
+            assert!(desk.is_called(name), "{name}");
+        }
+        assert!(!desk.is_called("desk") && !desk.is_called(""));
+        assert_eq!(desk.files()[1], "home/me/.config/systemd/user/opencode-job-standing-desk.service");
+        assert_eq!(job("x/../../y").files(), ["file"]);
+        assert!(ScheduledJob::of("", String::new(), r#"{"slug": "a", "name": "b"}"#).is_none());
+    }
+}

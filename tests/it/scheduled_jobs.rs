@@ -1,0 +1,141 @@
+//! `/workspace/:id/scheduler/jobs`: jobs of the opencode-scheduler plugin, as observed of openwork-server.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Place, seeded};
+use crate::procs::{secs, wait_for};
+use crate::server::{Server, Setup};
+
+fn put(folder: &Path, rel: &str, text: &str) {
+    let path = folder.join(rel);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn job(slug: &str, name: &str) -> Value {
+    json!({"slug": slug, "name": name, "schedule": "0 9 * * *", "prompt": "Search", "createdAt": "2026-01-01T00:00:00Z"})
+}
+
+fn put_job(home: &Path, slug: &str, name: &str) {
+    put(home, &format!(".config/opencode/jobs/{slug}.json"), &job(slug, name).to_string());
+    for kind in ["service", "timer"] {
+        put(home, &format!(".config/systemd/user/opencode-job-{slug}.{kind}"), "[Unit]\n");
+    }
+}
+
+fn start(approval: &str) -> (Server, PathBuf, String) {
+    let server = Setup::new().arg(format!("--approval={approval}")).start();
+    let home = server.scratch().path().join("home");
+    let id = server.owner().get(200, "/workspaces")["items"][0]["id"].as_str().unwrap().to_owned();
+    (server, home, format!("/workspace/{id}/scheduler/jobs"))
+}
+
+#[test]
+fn jobs_are_listed_and_deleted_with_their_units() {
+    let (server, home, jobs) = start("auto");
+    let viewer = {
+        let made = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
+        server.with_token(made["token"].as_str().unwrap())
+    };
+    assert_eq!(viewer.get(200, &jobs), json!({"items": []}));
+    put_job(&home, "standing-desk", "Standing desk");
+    put_job(&home, "desk", "Another");
+    // Neither is a job, and a path in a slug is none of a unit.
+    put(&home, ".config/opencode/jobs/torn.json", "{");
+    put(&home, ".config/opencode/jobs/other.json", "{\"name\": \"x\"}");
+    put(&home, ".config/opencode/jobs/notes.md", "x");
+    put(&home, ".config/opencode/jobs/out.json", &job("x/../../../../kept", "Out").to_string());
+    put(&home, ".config/kept.timer", "");
+
+    let listed = viewer.get(200, &jobs);
+    let names: Vec<_> = listed["items"].as_array().unwrap().iter().map(|job| &job["name"]).collect();
+    assert_eq!(names, ["Another", "Out", "Standing desk"]);
+    assert_eq!(listed["items"][2], job("standing-desk", "Standing desk"));
+    let mounted = format!("/w/{}{jobs}", jobs.split('/').nth(2).unwrap());
+    assert_eq!(viewer.get(200, &mounted), listed);
+
+    let collaborator = server.collaborator();
+    viewer.refused(403, "forbidden", "DELETE", &format!("{jobs}/desk"), None);
+    let told = collaborator.refused(404, "job_not_found", "DELETE", &format!("{jobs}/standing"), None);
+    assert_eq!(told["message"], "Job \"standing\" not found.");
+    for name in ["Standing%20desk", "desk", "out", "torn"] {
+        let reply = collaborator.call("DELETE", &format!("{jobs}/{name}"), None);
+        assert_eq!(reply.status, if name == "torn" { 404 } else { 200 }, "{name}: {reply}");
+        if name == "desk" {
+            assert_eq!(reply.value(), json!({"job": job("desk", "Another")}));
+        }
+    }
+    assert_eq!(viewer.get(200, &jobs), json!({"items": []}));
+    assert_eq!(fs::read_dir(home.join(".config/systemd/user")).unwrap().count(), 0);
+    assert!(
+        home.join(".config/kept.timer").exists() && home.join(".config/opencode/jobs/torn.json").exists()
+    );
+    collaborator.refused(404, "workspace_not_found", "GET", "/workspace/ws_none/scheduler/jobs", None);
+}
+
+#[test]
+fn a_deletion_is_asked_about_and_bound_to_what_was_shown() {
+    let (server, home, jobs) = start("manual");
+    put_job(&home, "desk", "Desk");
+    let delete = || {
+        let (client, path) = (server.collaborator(), format!("{jobs}/desk"));
+        let waiting = thread::spawn(move || client.call("DELETE", &path, None));
+        let asked = wait_for("a question", secs(60), || {
+            server.owner().get(200, "/approvals")["items"].get(0).cloned()
+        });
+        (asked, waiting)
+    };
+    let allow = |asked: &Value| {
+        server.owner().post(
+            200,
+            &format!("/approvals/{}", asked["id"].as_str().unwrap()),
+            json!({"reply": "allow"}),
+        )
+    };
+    let (asked, waiting) = delete();
+    assert_eq!(
+        (&asked["action"], &asked["summary"]),
+        (&json!("scheduler.delete"), &json!("Delete scheduled job Desk"))
+    );
+    let units = home.join(".config/systemd/user/opencode-job-desk");
+    let file = home.join(".config/opencode/jobs/desk.json");
+    let paths = [file.clone(), units.with_extension("service"), units.with_extension("timer")];
+    assert_eq!(asked["paths"], json!(paths));
+    put_job(&home, "desk", "Changed");
+    allow(&asked);
+    let reply = waiting.join().unwrap();
+    assert_eq!((reply.status, &reply.value()["code"]), (409, &json!("approval_outdated")));
+    assert!(file.exists());
+    let (asked, waiting) = delete();
+    allow(&asked);
+    assert_eq!(waiting.join().unwrap().status, 200);
+    assert!(paths.iter().all(|path| !path.exists()));
+    let audit = server.owner().get(200, &jobs.replace("scheduler/jobs", "audit"));
+    assert!(audit.to_string().contains("scheduler.delete"), "{audit}");
+}
+
+/// A container's OpenCode has its home inside; the jobs of the server's user are none of its.
+#[test]
+fn a_container_has_the_jobs_of_its_own_home() {
+    let server = seeded().arg("--approval=auto").start();
+    put_job(&server.scratch().path().join("home"), "host", "Host");
+    let place = Place::ready(&server, json!({}));
+    let text = job("inside", "Inside").to_string();
+    place.sh(&format!(
+        "mkdir -p ~/.config/opencode/jobs && echo '{text}' > ~/.config/opencode/jobs/inside.json"
+    ));
+    let all = server.owner().get(200, "/workspaces");
+    let all = all["items"].as_array().unwrap();
+    let id = all.iter().find(|one| one["name"] == "box").unwrap()["id"].as_str().unwrap().to_owned();
+    let jobs = format!("/workspace/{id}/scheduler/jobs");
+    let owner = server.owner();
+    assert_eq!(owner.get(200, &jobs), json!({"items": [job("inside", "Inside")]}));
+    owner.refused(404, "job_not_found", "DELETE", &format!("{jobs}/host"), None);
+    assert_eq!(owner.delete(200, &format!("{jobs}/inside")), json!({"job": job("inside", "Inside")}));
+    assert_eq!(place.sh("ls ~/.config/opencode/jobs"), "");
+    place.delete();
+}
