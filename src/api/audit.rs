@@ -5,7 +5,7 @@ use std::fs::File;
 
 use serde_json::json;
 
-use super::{Ctx, reach};
+use super::{Ctx, opencode_gate, reach};
 use crate::access::Actor;
 use crate::access::audit::{Draft, Outcome, SERVER, shown};
 use crate::base::{Result, limits};
@@ -26,11 +26,14 @@ const SILENT: &[&str] = &[
 /// The line that a request for this route begins, if any.
 pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Draft> {
     let writes = route.effect == Effect::Write || route.method != Method::Get;
-    // The proxy is OpenCode's own business: chat messages are no writes to a workspace's settings.
-    if !writes || SILENT.contains(&route.pattern) || route.pattern.contains("/opencode") {
+    let forwarded = route.gate == Gate::Forwarded;
+    // Sessions and prompts are no writes to a workspace's settings; what could run a program is, approved or not.
+    let risk = if forwarded { Some(opencode_gate::risk(request)?) } else { None };
+    if (!writes && !forwarded) || SILENT.contains(&route.pattern) {
         return None;
     }
     let workspace = match reach::of(route) {
+        reach::Reach::Active => reach::concerned(ctx, request),
         // Its own log goes out of sight with a workspace.
         reach::Reach::Named if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete => {
             None
@@ -41,7 +44,7 @@ pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<
     let path = shown(request.path());
     Some(Draft {
         log: workspace.map_or_else(|| SERVER.to_owned(), |workspace| workspace.openwork_id.clone()),
-        action: action(route),
+        action: risk.map_or_else(|| action(route), str::to_owned),
         summary: format!("{} {path}", route.method.as_str()),
         target: path,
     })

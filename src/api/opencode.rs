@@ -2,7 +2,7 @@
 //! configuration again. Who may do what with it is decided here; how it is reached is not.
 
 use std::cell::RefCell;
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,13 +11,16 @@ use serde_json::{Value, json};
 
 use super::opencode_gate::Inspection;
 use super::{Ctx, reach, stream_place, tunnel};
-use crate::access::Scope;
+use crate::access::{ApprovalMode, Scope};
 use crate::base::pool::{Place, Pool, step_aside};
 use crate::base::{Code, Error, Result, clock, limits};
 use crate::http::{Answer, Method, Prepared, Reply, Request, Response};
-use crate::opencode::fields::{CheckedBody, FieldScanner};
-use crate::opencode::{self, Call, Payload, Rest, Target, Upstreams, bodies, rules, writes};
+use crate::opencode::fields::{CheckedBody, FieldNames, FieldScanner};
+use crate::opencode::{
+    self, Call, Payload, Rest, Target, Upstreams, bodies, inquiry, rules, sessions, writes,
+};
 use crate::proc::Cancel;
+use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
 use crate::workspaces::opencode::Opencode;
 
@@ -82,6 +85,8 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// A request whose sender may do what it asks for.
 struct Job {
     inspection: Inspection,
+    /// The sessions that its path names.
+    sessions: Vec<String>,
     call: Call,
     target: Target,
     settings: Opencode,
@@ -95,6 +100,7 @@ struct Services {
     upstreams: Arc<Upstreams>,
     stream_workers: Arc<Pool>,
     tickets: crate::http::client::Tickets,
+    spool: SpoolArea,
 }
 
 /// `/opencode`, `/opencode/*`, `/w/:id/opencode`, `/w/:id/opencode/*`
@@ -120,6 +126,7 @@ pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let write = writes::classify(request.method().as_str(), path, request.is_upgrade());
     let job = Job {
         inspection: Inspection::new(ctx, request, &workspace, write),
+        sessions: sessions::ids(path),
         directories: rules::directories(query, named.into_iter())?,
         call: Call {
             method: request.method().as_str(),
@@ -135,6 +142,7 @@ pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             upstreams: ctx.upstreams.clone(),
             stream_workers: ctx.stream_workers.clone(),
             tickets: ctx.tickets.clone(),
+            spool: ctx.approvals.spool().clone(),
         },
     };
     let cancel = Some(job.gone.clone());
@@ -151,6 +159,14 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
         let message = "Viewer tokens read this workspace only, and none of OpenCode's others";
         return Err(Error::new(Code::Forbidden, message));
     }
+    let limited = request.actor().is_some_and(|actor| actor.workspace_ids.is_some());
+    if limited
+        && (rules::names_workspace(query, request.headers()) || sessions::spans_directories(path, query))
+    {
+        let message = "This path of OpenCode concerns other directories too, and the token is limited to workspaces; list \
+                       sessions with ?directory=PATH";
+        return Err(Error::new(Code::Forbidden, message).detail("scope", scope.as_str()));
+    }
     if scope == Scope::Viewer && rules::tells_secrets(path) {
         let message = "OpenCode shows its configuration and providers with every secret filled in, so not to viewers; \
                        GET /workspace/:id/config shows the configuration as it was written";
@@ -159,6 +175,14 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
             .detail("scope", scope.as_str()));
     }
     let writes = !matches!(request.method(), Method::Get | Method::Head);
+    // In manual mode a person is asked.
+    let alone = ctx.approval.mode == ApprovalMode::Auto;
+    if writes && alone && (scope < Scope::Owner || limited) && sessions::moves(path) {
+        let message = "Only owner tokens can move sessions of OpenCode between directories";
+        return Err(Error::new(Code::Forbidden, message)
+            .detail("required", Scope::Owner.as_str())
+            .detail("scope", scope.as_str()));
+    }
     if writes && scope < ctx.permission_replies && rules::is_about_permissions(path) {
         let message = "Only owner tokens can reply to permission requests; use one, or start berth with \
                        --permission-replies=collaborator";
@@ -209,39 +233,85 @@ impl Job {
             // Its client may take its time.
             aside.step(&self.services.stream_workers)?;
         }
-        let mut whole = None;
+        let places = self.check_sessions()?;
         if self.inspection.needs_body() {
-            let body = request.body(bodies::INSPECTED_BYTES)?;
-            let Services { upstreams, .. } = &self.services;
-            self.inspection.check_body(&body, upstreams, &self.target, &self.call, &self.gone)?;
-            whole = Some(Cursor::new(body));
+            self.inspection.hold_body(request, &self.services.spool)?;
+            self.check_body(request, &places)?;
         }
-        self.send(request, whole, &watch)
+        self.send(request, &watch)
     }
 
-    /// Passes the request on, with `whole` as its body if that was read already.
-    fn send(
-        &self,
-        request: &mut Request,
-        mut whole: Option<Cursor<Vec<u8>>>,
-        watch: &Rc<opencode::Watch>,
-    ) -> Result<opencode::Answer> {
+    /// Refuses sessions that work outside of the workspace; returns the directories of the others.
+    fn check_sessions(&self) -> Result<Vec<String>> {
+        let Some(base) = self.settings.directory.as_ref().filter(|_| self.inspection.is_confined()) else {
+            return Ok(Vec::new());
+        };
+        let mut places = Vec::new();
+        for id in &self.sessions {
+            // The template of a command depends on it.
+            let asked = (id.as_str(), self.inspection.needs_body());
+            let Services { upstreams, .. } = &self.services;
+            let found = inquiry::session_directory(upstreams, &self.target, &self.call, asked, &self.gone)?;
+            let Some(directory) = found else { continue };
+            // A session outlives its directory.
+            if !rules::is_file_inside(Path::new(&directory), base, self.settings.is_here) {
+                let message = "The session works in a directory outside of the workspace";
+                return Err(Error::new(Code::Forbidden, message).detail("session", id.as_str()));
+            }
+            places.push(directory);
+        }
+        Ok(places)
+    }
+
+    /// Checks a body that was read already. OpenCode loads commands for the directory of the request (1.1.53) or of the
+    /// session (1.18.34): the command must be harmless in both.
+    fn check_body(&self, request: &Request, sessions: &[String]) -> Result<()> {
+        let mut body = request.held_body().ok_or_else(|| Error::internal("a body that was not held"))?;
+        let wanted = self.inspection.program(&mut *body)?;
+        let Some(wanted) = wanted else { return Ok(()) };
+        let other =
+            sessions.iter().filter(|directory| !self.is_named(directory)).map(|other| Some(other.as_str()));
+        let Services { upstreams, .. } = &self.services;
+        for directory in std::iter::once(None).chain(other) {
+            let asked = (wanted.command.as_str(), directory);
+            let template = inquiry::template(upstreams, &self.target, &self.call, asked, &self.gone)?;
+            self.inspection.check_command(&wanted, template.as_deref())?;
+            let Some((template, base)) = template.zip(self.settings.directory.as_ref()) else { continue };
+            let is_here = self.settings.is_here;
+            if let Some(name) = bodies::reference_outside(&template, &wanted.arguments, base, is_here) {
+                return Err(Error::new(
+                    Code::Forbidden,
+                    "The arguments refer to a file outside of the workspace",
+                )
+                .detail("reference", name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is the one directory that the request names.
+    fn is_named(&self, directory: &str) -> bool {
+        match &*self.directories {
+            [] => self.settings.directory.as_deref() == Some(Path::new(directory)),
+            named => named.iter().all(|named| named == directory),
+        }
+    }
+
+    /// Passes the request on.
+    fn send(&self, request: &mut Request, watch: &Rc<opencode::Watch>) -> Result<opencode::Answer> {
         let owner = request.actor().is_some_and(|actor| actor.scope == Scope::Owner);
         let inside = |directory: &str| self.check_directory(directory, owner);
+        let file = |path: &str| self.check_file(path);
         let check = |name: &'static str, value: Option<Value>| {
-            self.inspection.check_field(name, value.as_ref(), &inside)
+            self.inspection.check_field(name, value.as_ref(), (&inside, &file))
         };
-        let names = if self.inspection.checks_fields() { bodies::SESSION_FIELDS } else { &[] };
+        let names =
+            if self.inspection.checks_fields() { bodies::SESSION_FIELDS } else { FieldNames::default() };
         let method = request.method();
-        let length = match &whole {
-            Some(body) => Some(body.get_ref().len() as u64),
-            // What waited for a person may be on disk.
-            None => request.body_length().filter(|length| *length <= limits::HELD_BODY_BYTES as u64),
-        };
-        let reader: &mut dyn Read = match &mut whole {
-            Some(body) => body,
-            None => request.reader(),
-        };
+        // What was held may be on disk.
+        let length = request.body_length().filter(|length| *length <= limits::HELD_BODY_BYTES as u64);
+        request.rewind_body();
+        let reader: &mut dyn Read = request.reader();
         let mut body = CheckedBody::new(reader, FieldScanner::new(names), &check);
         let payload = match length {
             Some(0) if matches!(method, Method::Get | Method::Head | Method::Delete) => Payload::None,
@@ -268,6 +338,16 @@ impl Job {
         self.directories
             .iter()
             .try_for_each(|directory| self.check_directory(directory, scope == Some(Scope::Owner)))
+    }
+
+    /// Refuses a file that OpenCode would read for a prompt, if it is outside of the workspace.
+    fn check_file(&self, path: &str) -> Result<()> {
+        let base = self.settings.directory.as_ref();
+        if base.is_some_and(|base| rules::is_file_inside(Path::new(path), base, self.settings.is_here)) {
+            return Ok(());
+        }
+        let message = "The attached file is not inside the workspace; attach its content as a data: URL";
+        Err(Error::new(Code::Forbidden, message).detail("path", path))
     }
 
     fn check_directory(&self, directory: &str, owner: bool) -> Result<()> {

@@ -2,15 +2,18 @@
 //! runs programs on the host, so these calls follow the rules of exec there; in a container workspace they follow the
 //! rules of exec in a container.
 
+use std::io::Read;
+
 use serde_json::Value;
 
 use super::{Ctx, opencode};
 use crate::access::{ApprovalMode, Scope};
 use crate::base::{Code, Error, Result};
 use crate::http::Request;
+use crate::opencode::bodies::{self, CommandBody};
 use crate::opencode::writes::{ForwardedWrite, ProgramRisk, classify};
-use crate::opencode::{Call, Target, bodies, rules};
-use crate::proc::Cancel;
+use crate::opencode::{Target, rules};
+use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
 use crate::workspaces::record::Kind;
 
@@ -32,16 +35,30 @@ pub fn action(ctx: &Ctx, request: &Request) -> Result<Option<&'static str>> {
     Target::new(&workspace.opencode().place)?;
     opencode::check_scope(ctx, request, path, query)?;
     if ctx.approval.mode == ApprovalMode::Manual {
-        return Ok(Some(match write.risk {
-            ProgramRisk::Shell => "opencode.shell",
-            ProgramRisk::Command | ProgramRisk::Init => "opencode.command",
-            ProgramRisk::Start | ProgramRisk::None => "opencode.write",
-        }));
+        return Ok(Some(word(write.risk)));
     }
     if write.risk == ProgramRisk::Shell {
-        Inspection::new(ctx, request, &workspace, write).refuse_program("Terminals and shell commands")?;
+        let inspection = Inspection::new(ctx, request, &workspace, write);
+        if inspection.scope < inspection.programs {
+            return Err(inspection.refused("Terminals and shell commands"));
+        }
     }
     Ok(None)
+}
+
+fn word(risk: ProgramRisk) -> &'static str {
+    match risk {
+        ProgramRisk::Shell => "opencode.shell",
+        ProgramRisk::Command | ProgramRisk::Init => "opencode.command",
+        ProgramRisk::Start | ProgramRisk::None => "opencode.write",
+    }
+}
+
+/// The action of a request that could make OpenCode run a program, for the audit log; `None` for any other.
+pub fn risk(request: &Request) -> Option<&'static str> {
+    let path = opencode::path_below(request.target())?;
+    let write = classify(request.method().as_str(), path, request.is_upgrade());
+    (!write.known || write.risk != ProgramRisk::None).then(|| word(write.risk))
 }
 
 /// Whether a request can be passed on without a person's answer, whoever sends it; if not, it may have to be laid aside.
@@ -54,6 +71,9 @@ fn scope(request: &Request) -> Scope {
     request.actor().map_or(Scope::Viewer, |actor| actor.scope)
 }
 
+/// Refuses a path that OpenCode must not get.
+pub type PathCheck<'a> = &'a dyn Fn(&str) -> Result<()>;
+
 /// What is still to be looked at when the body of a request is there.
 #[derive(Clone, Copy)]
 pub struct Inspection {
@@ -62,6 +82,8 @@ pub struct Inspection {
     /// The scope that programs need, where no person is asked.
     programs: Scope,
     permissions: Scope,
+    /// Its token is limited to workspaces.
+    limited: bool,
 }
 
 impl Inspection {
@@ -70,7 +92,14 @@ impl Inspection {
         let is_container = workspace.record().shown.workspace_type == Kind::Container;
         let asked = ctx.approval.mode == ApprovalMode::Manual;
         let programs = if is_container || asked { Scope::Collaborator } else { ctx.opencode_shell };
-        Inspection { write, scope: scope(request), programs, permissions: ctx.permission_replies }
+        let limited = request.actor().is_some_and(|actor| actor.workspace_ids.is_some());
+        Inspection { write, scope: scope(request), programs, permissions: ctx.permission_replies, limited }
+    }
+
+    /// Whether its sender may have to do with this workspace only: everyone but an owner of all workspaces, who runs commands
+    /// on the host anyway.
+    pub fn is_confined(&self) -> bool {
+        self.scope < Scope::Owner || self.limited
     }
 
     /// Whether the whole body is needed before anything is passed on.
@@ -83,58 +112,72 @@ impl Inspection {
         self.write.about_session
     }
 
-    /// Refuses a body that would run a program of the caller's.
+    /// Reads the whole body, so that it can be looked at before it is passed on.
     ///
     /// # Errors
-    /// `Forbidden`, `NotFound` for a command that OpenCode does not have, and those of [`bodies::template`].
-    pub fn check_body(
-        &self,
-        body: &[u8],
-        upstreams: &crate::opencode::Upstreams,
-        target: &Target,
-        call: &Call,
-        gone: &Cancel,
-    ) -> Result<()> {
-        let (name, arguments) = match self.write.risk {
-            ProgramRisk::Start if bodies::starts_program(body) => {
-                return self.refuse_program("Start commands");
-            }
-            ProgramRisk::Start | ProgramRisk::None | ProgramRisk::Shell => return Ok(()),
-            ProgramRisk::Init => ("init".to_owned(), String::new()),
-            ProgramRisk::Command => {
-                let body = bodies::command(body)?;
-                (body.command, body.arguments)
-            }
+    /// Those of [`Request::hold_body`].
+    pub fn hold_body(&self, request: &mut Request, spool: &SpoolArea) -> Result<()> {
+        let cap = match self.write.risk {
+            ProgramRisk::Command => bodies::COMMAND_BYTES,
+            _ => bodies::INSPECTED_BYTES as u64,
         };
-        match bodies::template(upstreams, target, call, &name, gone)? {
-            Some(template) if bodies::runs_shell(&template, &arguments) => {
-                self.refuse_program("Commands whose template or arguments contain shell parts (!`…`)")
+        request.hold_body(cap, spool)
+    }
+
+    /// Refuses a body that would run a program of the caller's; returns the command that it runs, if it does.
+    ///
+    /// # Errors
+    /// `Forbidden`, `InvalidPayload`.
+    pub fn program(&self, body: &mut dyn Read) -> Result<Option<CommandBody>> {
+        match self.write.risk {
+            ProgramRisk::Start => {
+                let mut whole = Vec::new();
+                let read = body.read_to_end(&mut whole);
+                read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
+                if bodies::starts_program(&whole) {
+                    return Err(self.refused("Start commands"));
+                }
+                Ok(None)
+            }
+            ProgramRisk::None | ProgramRisk::Shell => Ok(None),
+            ProgramRisk::Init => {
+                Ok(Some(CommandBody { command: "init".to_owned(), arguments: String::new() }))
+            }
+            ProgramRisk::Command => bodies::command(body).map(Some),
+        }
+    }
+
+    /// Refuses a command with shell parts.
+    ///
+    /// # Errors
+    /// `Forbidden`; `NotFound` for a command whose template OpenCode does not show.
+    pub fn check_command(&self, wanted: &CommandBody, template: Option<&str>) -> Result<()> {
+        match template {
+            Some(template) if bodies::runs_shell(template, &wanted.arguments) => {
+                Err(self.refused("Commands whose template or arguments contain shell parts (!`…`)"))
             }
             Some(_) => Ok(()),
             None => {
                 let message = format!(
                     "OpenCode has no command {} whose template it shows; only owner tokens can run it",
-                    name.escape_debug()
+                    wanted.command.escape_debug()
                 );
-                Err(Error::new(Code::NotFound, message).detail("command", name))
+                Err(Error::new(Code::NotFound, message).detail("command", wanted.command.as_str()))
             }
         }
     }
 
-    fn refuse_program(&self, what: &str) -> Result<()> {
-        if self.scope >= self.programs {
-            return Ok(());
-        }
+    fn refused(&self, what: &str) -> Error {
         let message = format!(
             "{what} of OpenCode on a host workspace need an owner token; use one, start berth with \
              --opencode-shell=collaborator, or run OpenCode in a container workspace"
         );
-        Err(Error::new(Code::Forbidden, message)
+        Error::new(Code::Forbidden, message)
             .detail("required", self.programs.as_str())
-            .detail("scope", self.scope.as_str()))
+            .detail("scope", self.scope.as_str())
     }
 
-    /// Checks a field of a session or a prompt; `inside` refuses directories outside of the workspace.
+    /// Checks a field of a session or a prompt; `inside` refuses directories outside of the workspace, `file` files.
     ///
     /// # Errors
     /// `Forbidden`, `InvalidPayload`.
@@ -142,8 +185,16 @@ impl Inspection {
         &self,
         name: &str,
         value: Option<&Value>,
-        inside: &dyn Fn(&str) -> Result<()>,
+        (inside, file): (PathCheck<'_>, PathCheck<'_>),
     ) -> Result<()> {
+        if matches!(name, "url" | "uri") {
+            return match bodies::file_path(value) {
+                _ if !self.is_confined() => Ok(()),
+                Ok(Some(path)) => file(&path),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
         if self.scope < self.permissions && bodies::grants_permission(name, value) {
             let message = format!(
                 "Only owner tokens can allow tools without asking (`{name}`); use one, or start berth with \

@@ -1,32 +1,25 @@
-//! What stands in the bodies of requests that could make OpenCode run a program: a command and its arguments, start
-//! commands, rules of a session, directories. Read as OpenCode reads them; what only one of the two could read is refused.
-//!
-//! Threads: the caller's; [`template`] waits for the upstream.
+//! The parts of request bodies that could make OpenCode run a program or read a file: a command and its arguments, start
+//! commands, rules of a session, directories, files. Read as OpenCode reads them; what only one of the two could read is
+//! refused. Pure, but for the checks of paths, which ask the file system.
 
-use std::io::Read as _;
-use std::rc::Rc;
-use std::time::Duration;
+use std::cell::RefCell;
+use std::io::{self, Read};
+use std::path::{Component, Path};
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::target::Target;
-use super::upstream::{Answer, Call, Payload, Rest, Upstreams};
-use super::watch::Watch;
+use super::fields::{CheckedBody, FieldNames, FieldScanner};
+use super::rules;
 use crate::base::{Code, Error, Result};
-use crate::proc::Cancel;
 
-/// The largest body that is looked into, of a request that is not a prompt.
+/// The largest body that is looked into, of a request that is neither a prompt nor a command.
 pub const INSPECTED_BYTES: usize = 1 << 20;
 
-/// The largest list of commands that is read.
-const LIST_BYTES: u64 = 8 << 20;
-
-/// How long OpenCode may take to list its commands.
-const LIST_PATIENCE: Duration = Duration::from_secs(20);
+/// The largest body of a command, with the files attached to it. Beyond a small size it is spooled to disk.
+pub const COMMAND_BYTES: u64 = 64 << 20;
 
 /// The body of `POST /session/:id/command`, as far as it decides what runs.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 pub struct CommandBody {
     /// Its name.
     pub command: String,
@@ -34,16 +27,38 @@ pub struct CommandBody {
     pub arguments: String,
 }
 
-/// Reads a body.
+/// Reads a body. Its attachments are skipped.
 ///
 /// # Errors
-/// `InvalidPayload` for what OpenCode could read in another way: no JSON, or a key twice.
-pub fn command(body: &[u8]) -> Result<CommandBody> {
-    serde_json::from_slice(body).map_err(|error| {
+/// `InvalidPayload` for what OpenCode could read in another way: no strings, or a key twice.
+pub fn command(body: &mut dyn Read) -> Result<CommandBody> {
+    let wrong = |what: &str| {
         let message =
-            format!("The request body must be JSON with the strings `command` and `arguments`: {error}");
+            format!("The request body must be JSON with the strings `command` and `arguments`: {what}");
         Error::new(Code::InvalidPayload, message)
-    })
+    };
+    let found: RefCell<[Option<String>; 2]> = RefCell::default();
+    let keep = |name: &'static str, value: Option<Value>| {
+        let slot = &mut found.borrow_mut()[usize::from(name == "arguments")];
+        match value {
+            Some(Value::String(text)) if slot.is_none() => *slot = Some(text),
+            Some(Value::String(_)) => return Err(wrong(&format!("duplicate field `{name}`"))),
+            _ => return Err(wrong(&format!("`{name}` is no string of at most 64 KiB"))),
+        }
+        Ok(())
+    };
+    let names = FieldNames { top: &["command", "arguments"], nested: &[] };
+    let mut checked = CheckedBody::new(body, FieldScanner::new(names), &keep);
+    let read = io::copy(&mut checked, &mut io::sink());
+    if let Some(refusal) = checked.refusal.take() {
+        return Err(refusal);
+    }
+    read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
+    match found.take() {
+        [Some(command), Some(arguments)] => Ok(CommandBody { command, arguments }),
+        [None, _] => Err(wrong("missing field `command`")),
+        [_, None] => Err(wrong("missing field `arguments`")),
+    }
 }
 
 /// Whether a body has a start command, or could have one that only OpenCode reads.
@@ -70,8 +85,12 @@ pub fn starts_program(body: &[u8]) -> bool {
         && serde_json::from_slice(body).map_or(true, |value| within(&value))
 }
 
-/// The fields of a session, a prompt or a move that are looked at.
-pub const SESSION_FIELDS: &[&str] = &["permission", "tools", "location", "destination", "directory"];
+/// The fields of a session, a prompt or a move that are looked at. Files are attached by `url` (messages and commands) or
+/// `uri` (prompts of 1.18).
+pub const SESSION_FIELDS: FieldNames = FieldNames {
+    top: &["permission", "tools", "location", "destination", "directory"],
+    nested: &["url", "uri"],
+};
 
 /// Whether a field of a session or a prompt allows tools without asking: a rule of `permission` that does not deny, or one
 /// of `tools` that is on, which OpenCode turns into such a rule.
@@ -142,45 +161,77 @@ fn pieces(template: &str) -> (Vec<&str>, bool) {
     (pieces, adjacent)
 }
 
-/// The template of a command, as OpenCode has it loaded for the same directory as the call's; `None` where it has no such
-/// command or does not tell its text, as for the prompts of MCP servers.
+/// The text that OpenCode looks for references to files (`@path`) in, as far as the arguments decide it: the arguments
+/// themselves, and each word of them behind the `@…` that a placeholder follows.
+fn references<'a>(template: &str, arguments: &'a str) -> impl Iterator<Item = String> + use<'a> {
+    let (pieces, _) = pieces(template);
+    let inner = pieces.len().saturating_sub(1);
+    let open = |piece: &&str| {
+        let (_, name) = piece.rsplit_once('@')?;
+        (!name.contains(char::is_whitespace)).then(|| name.to_owned())
+    };
+    let starts: Vec<String> = pieces[..inner].iter().filter_map(open).collect();
+    let quotes = ['"', '\'', '`'];
+    let words: Vec<&str> = arguments.split(|c: char| c.is_whitespace() || quotes.contains(&c)).collect();
+    words.into_iter().filter(|word| !word.is_empty()).flat_map(move |word| {
+        let named = word.split('@').skip(1).map(str::to_owned);
+        let behind = starts.iter().map(|start| format!("{start}{word}"));
+        named.chain(behind).collect::<Vec<_>>()
+    })
+}
+
+/// A file outside of `base` that the arguments of a command would have OpenCode read. It resolves `@path` against the root
+/// of the repository, which is `/` where there is none, and against the home directory for `~/`.
+pub fn reference_outside(template: &str, arguments: &str, base: &Path, is_here: bool) -> Option<String> {
+    let leads_out = |name: &str| {
+        let path = Path::new(name.trim_end_matches([',', '.', ':', ';', ')', '!', '?']));
+        let climbs = path.components().any(|part| part == Component::ParentDir);
+        let inside = |path: &Path| rules::is_file_inside(path, base, is_here);
+        name.starts_with('~')
+            || climbs
+            || (path.is_absolute() && !inside(path))
+            || (is_here
+                && base.ancestors().skip(1).any(|up| {
+                    let named = up.join(path);
+                    !path.as_os_str().is_empty() && named.symlink_metadata().is_ok() && !inside(&named)
+                }))
+    };
+    references(template, arguments).find(|name| leads_out(name))
+}
+
+/// The path of a `file:` URL in a prompt; `None` for a URL that names no file. OpenCode reads these files itself, without
+/// asking for a permission.
 ///
 /// # Errors
-/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for an answer that is no list.
-pub fn template(
-    upstreams: &Upstreams,
-    target: &Target,
-    call: &Call,
-    name: &str,
-    gone: &Cancel,
-) -> Result<Option<String>> {
-    let query = call.path_and_query.split_once('?').map_or("", |(_, query)| query);
-    let kept = |name: &str| name.eq_ignore_ascii_case("x-opencode-workspace");
-    let list = Call {
-        method: "GET",
-        path_and_query: format!("/command?{query}"),
-        headers: call.headers.iter().filter(|(name, _)| kept(name)).cloned().collect(),
-        directory: call.directory.clone(),
-        upgrade: None,
+/// `InvalidPayload` for a URL that cannot be read as OpenCode would.
+pub fn file_path(value: Option<&Value>) -> Result<Option<String>> {
+    let unread = |what: &str| {
+        let message = format!("A `url` or `uri` of the request body {what}");
+        Error::new(Code::InvalidPayload, message)
     };
-    let watch: Rc<Watch> = upstreams.watch_for(&list, gone.clone(), LIST_PATIENCE);
-    let Answer { status, rest, .. } = upstreams.call(target, &list, Payload::None, &watch)?;
-    let unread = |what: String| {
-        target.failed(Code::OpencodeUnreachable, &format!("its list of commands cannot be read: {what}"))
+    let url = match value {
+        Some(Value::String(url)) => url,
+        Some(_) => return Ok(None),
+        None => return Err(unread("cannot be read")),
     };
-    let mut text = Vec::new();
-    if let Rest::Body(body, _) = rest {
-        body.take(LIST_BYTES + 1).read_to_end(&mut text).map_err(|error| unread(error.to_string()))?;
+    // WHATWG URL: tabs and line breaks are dropped, and so are spaces and control characters at the ends.
+    let plain: String = url.chars().filter(|c| !matches!(c, '\t' | '\n' | '\r')).collect();
+    let plain = plain.trim_matches(|c: char| c <= ' ');
+    let Some((scheme, rest)) = plain.split_once(':') else { return Ok(None) };
+    if !scheme.eq_ignore_ascii_case("file") {
+        return Ok(None);
     }
-    if status != 200 || text.len() as u64 > LIST_BYTES {
-        return Err(unread(format!("status {status}, {} bytes", text.len())));
-    }
-    let list: Vec<Value> = serde_json::from_slice(&text).map_err(|error| unread(error.to_string()))?;
-    let mut found = list.iter().filter(|command| command["name"] == name);
-    // One whose text comes from an MCP server can be another the next time.
-    let entry = found.next().filter(|command| command["source"] != "mcp" && command["mcp"] != true);
-    let template = entry.and_then(|command| command["template"].as_str()).map(str::to_owned);
-    Ok(if found.next().is_some() { None } else { template })
+    let rest = rest.split(['?', '#']).next().unwrap_or_default().replace('\\', "/");
+    let path = match rest.strip_prefix("//") {
+        Some(rest) if rest.starts_with('/') => rest,
+        Some(rest) => rest
+            .strip_prefix("localhost")
+            .filter(|path| path.starts_with('/'))
+            .ok_or_else(|| unread("names a file of another host; write file:///PATH"))?,
+        None => &rest,
+    };
+    let decoded = rules::decode_strictly(path).ok_or_else(|| unread("is not percent-encoded correctly"))?;
+    Ok(Some(decoded))
 }
 
 #[cfg(test)]
@@ -254,6 +305,64 @@ mod tests {
         assert!(grants_permission("tools", None));
         assert_eq!(directory("location", Some(&json!({"directory": "/etc"}))).unwrap(), Some("/etc"));
         assert!(directory("location", None).is_err());
-        assert!(command(br#"{"command": "a", "command": "b", "arguments": ""}"#).is_err());
+        let read = |body: &str| command(&mut body.as_bytes()).map(|body| (body.command, body.arguments));
+        let parts = format!("[{{\"url\": \"data:,{}\"}}]", "x".repeat(300_000));
+        let body = format!("{{\"parts\": {parts}, \"comm\\u0061nd\": \"a\", \"arguments\": \"b\"}}");
+        assert_eq!(read(&body).unwrap(), ("a".to_owned(), "b".to_owned()));
+        for odd in [
+            r#"{"command": "a", "command": "b", "arguments": ""}"#,
+            r#"{"command": "a"}"#,
+            r#"{"command": "a", "arguments": 1}"#,
+            "[]",
+            "",
+        ] {
+            assert!(read(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn files_are_found_in_urls_and_references() {
+        for (url, want) in [
+            ("file:///etc/shadow", Some("/etc/shadow")),
+            (" \tFI\nLE:/etc/sh%61dow?start=1#x", Some("/etc/shadow")),
+            ("file://localhost/etc", Some("/etc")),
+            ("file:etc", Some("etc")),
+            ("file:\\\\\\etc", Some("/etc")),
+            ("data:text/plain,file:///etc", None),
+            ("http://h/", None),
+            ("x", None),
+        ] {
+            assert_eq!(file_path(Some(&json!(url))).unwrap().as_deref(), want, "{url}");
+        }
+        for url in ["file://host/etc", "file:///a%zz"] {
+            assert!(file_path(Some(&json!(url))).is_err(), "{url}");
+        }
+        assert!(file_path(None).is_err());
+        let scratch = crate::store::scratch::Scratch::new();
+        let base = scratch.join("ws");
+        std::fs::create_dir_all(base.join("src")).unwrap();
+        std::fs::create_dir(scratch.join("secret")).unwrap();
+        std::os::unix::fs::symlink("/etc", base.join("out")).unwrap();
+        let outside = |template: &str, arguments: &str| reference_outside(template, arguments, &base, true);
+        for (template, arguments) in [
+            ("$ARGUMENTS", "look at @/etc/passwd"),
+            ("$ARGUMENTS", "@etc/passwd,"),
+            ("$ARGUMENTS", "@~/x"),
+            ("$ARGUMENTS", "(@src/../../secret)"),
+            ("$ARGUMENTS", "@secret"),
+            ("Review @$1 now", "/etc/passwd"),
+            ("Review @src/$1", "../../x"),
+            ("no placeholder", "@/etc/passwd"),
+        ] {
+            assert!(outside(template, arguments).is_some(), "{template} {arguments}");
+        }
+        for (template, arguments) in [
+            ("$ARGUMENTS", "fix @src and @src/new.rs, please, @general; a@b.c"),
+            ("Review @$1", "src"),
+            ("$ARGUMENTS", &format!("@{}/src", base.display())),
+            ("Ask me@example.org $1", "/etc/passwd"),
+        ] {
+            assert_eq!(outside(template, arguments), None, "{template} {arguments}");
+        }
     }
 }

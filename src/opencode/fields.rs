@@ -1,6 +1,6 @@
-//! Top-level fields of a JSON object, found while its bytes pass: a prompt can carry many megabytes, and what it says about
-//! permissions and directories must be known before OpenCode has all of it. Right for JSON that OpenCode accepts; of any
-//! other it accepts nothing. Pure.
+//! Fields of a JSON object, found while its bytes pass: a prompt can carry many megabytes, and what it contains about
+//! permissions, directories and files must be known before OpenCode has all of it. Right for JSON that OpenCode accepts; of
+//! any other it accepts nothing. Pure.
 
 use std::io::{self, Read};
 
@@ -14,21 +14,33 @@ const VALUE_BYTES: usize = 64 << 10;
 /// The longest key that is compared, with room for one whose every letter is an escape.
 const KEY_BYTES: usize = 256;
 
+/// How much of a longer string is reported: enough for the scheme of a URL.
+const PREFIX_BYTES: usize = 64;
+
 enum Capture {
     Nothing,
-    Key,
-    Value(&'static str),
+    /// A string, which is a key if a colon follows.
+    Text,
+    /// The value of this field, which ends at this depth.
+    Value(&'static str, u32),
+}
+
+/// The names to look for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FieldNames {
+    /// Of fields of the outermost object.
+    pub top: &'static [&'static str],
+    /// Of fields of any object inside it whose values are strings. Of a long value only the start is reported.
+    pub nested: &'static [&'static str],
 }
 
 /// Finds fields by name.
 pub struct FieldScanner {
-    names: &'static [&'static str],
+    names: FieldNames,
     depth: u32,
     in_string: bool,
     escaped: bool,
-    key_next: bool,
     capture: Capture,
-    found: Option<&'static str>,
     token: Vec<u8>,
 }
 
@@ -37,17 +49,9 @@ pub type FieldCheck<'a> = dyn Fn(&'static str, Option<Value>) -> Result<()> + 'a
 
 impl FieldScanner {
     /// Looks for these fields.
-    pub fn new(names: &'static [&'static str]) -> FieldScanner {
-        FieldScanner {
-            names,
-            depth: 0,
-            in_string: false,
-            escaped: false,
-            key_next: false,
-            capture: Capture::Nothing,
-            found: None,
-            token: Vec::new(),
-        }
+    pub fn new(names: FieldNames) -> FieldScanner {
+        let (capture, token) = (Capture::Nothing, Vec::new());
+        FieldScanner { names, depth: 0, in_string: false, escaped: false, capture, token }
     }
 
     /// Takes the next bytes.
@@ -67,13 +71,7 @@ impl FieldScanner {
             match byte {
                 _ if self.escaped => self.escaped = false,
                 b'\\' => self.escaped = true,
-                b'"' => {
-                    self.in_string = false;
-                    if matches!(self.capture, Capture::Key) {
-                        self.capture = Capture::Nothing;
-                        self.found = self.named();
-                    }
-                }
+                b'"' => self.in_string = false,
                 _ => {}
             }
             return Ok(());
@@ -81,34 +79,27 @@ impl FieldScanner {
         match byte {
             b'"' => {
                 self.in_string = true;
-                if self.depth == 1 && self.key_next {
-                    self.key_next = false;
-                    self.capture = Capture::Key;
+                if !matches!(self.capture, Capture::Value(..)) {
+                    self.capture = Capture::Text;
                     self.token.clear();
                 }
                 self.keep(byte);
             }
-            b':' if self.depth == 1 => {
-                if let Some(name) = self.found.take() {
-                    self.capture = Capture::Value(name);
+            b':' => match self.named() {
+                Some(name) => {
+                    self.capture = Capture::Value(name, self.depth);
                     self.token.clear();
                 }
-            }
-            b',' if self.depth == 1 => {
-                self.end(check)?;
-                self.key_next = true;
-            }
+                None => self.keep(byte),
+            },
+            b',' => self.end(byte, check)?,
             b'{' | b'[' => {
                 self.keep(byte);
                 self.depth = self.depth.saturating_add(1);
-                self.key_next = self.depth == 1 && byte == b'{';
             }
             b'}' | b']' => {
-                if self.depth == 1 {
-                    self.end(check)?;
-                }
+                self.end(byte, check)?;
                 self.depth = self.depth.saturating_sub(1);
-                self.keep(byte);
             }
             byte => self.keep(byte),
         }
@@ -118,8 +109,8 @@ impl FieldScanner {
     fn keep(&mut self, byte: u8) {
         let most = match self.capture {
             Capture::Nothing => return,
-            Capture::Key => KEY_BYTES,
-            Capture::Value(_) => VALUE_BYTES,
+            Capture::Text => KEY_BYTES,
+            Capture::Value(..) => VALUE_BYTES,
         };
         // One more tells that it is too long.
         if self.token.len() <= most {
@@ -127,17 +118,42 @@ impl FieldScanner {
         }
     }
 
+    /// The name of the field whose key was read just now.
     fn named(&self) -> Option<&'static str> {
+        let names = if self.depth == 1 { self.names.top } else { self.names.nested };
+        if !matches!(self.capture, Capture::Text) || names.is_empty() || self.token.len() > KEY_BYTES {
+            return None;
+        }
         let key: String = serde_json::from_slice(&self.token).ok()?;
-        self.names.iter().find(|name| **name == key).copied()
+        names.iter().find(|name| **name == key).copied()
     }
 
-    fn end(&mut self, check: &FieldCheck<'_>) -> Result<()> {
-        let Capture::Value(name) = std::mem::replace(&mut self.capture, Capture::Nothing) else {
-            return Ok(());
-        };
-        let whole = self.token.len() <= VALUE_BYTES;
-        check(name, serde_json::from_slice(&self.token).ok().filter(|_| whole))
+    /// Reports the value that ends before `byte`, which separates values.
+    fn end(&mut self, byte: u8, check: &FieldCheck<'_>) -> Result<()> {
+        match self.capture {
+            Capture::Value(name, depth) if depth == self.depth => {
+                self.capture = Capture::Nothing;
+                let whole = self.token.len() <= VALUE_BYTES;
+                let value = if whole {
+                    serde_json::from_slice(&self.token).ok()
+                } else {
+                    self.prefix().filter(|_| depth > 1).map(Value::String)
+                };
+                check(name, value)
+            }
+            _ => {
+                self.keep(byte);
+                Ok(())
+            }
+        }
+    }
+
+    /// The start of a long string, up to its first escape.
+    fn prefix(&self) -> Option<String> {
+        let text = self.token.trim_ascii_start().strip_prefix(b"\"")?;
+        let plain =
+            text.iter().take(PREFIX_BYTES).take_while(|byte| byte.is_ascii_graphic() && **byte != b'\\');
+        Some(plain.copied().map(char::from).collect())
     }
 }
 
@@ -160,7 +176,7 @@ impl<'a> CheckedBody<'a> {
 impl Read for CheckedBody<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.body.read(buffer)?;
-        if self.scanner.names.is_empty() {
+        if self.scanner.names.top.is_empty() && self.scanner.names.nested.is_empty() {
             return Ok(count);
         }
         if let Err(error) = self.scanner.scan(&buffer[..count], self.check) {
@@ -183,12 +199,13 @@ mod tests {
             found.borrow_mut().push((name, value));
             Ok(())
         };
-        FieldScanner::new(&["tools", "permission"]).scan(text.as_bytes(), &check).unwrap();
+        let names = FieldNames { top: &["tools", "permission"], nested: &["url"] };
+        FieldScanner::new(names).scan(text.as_bytes(), &check).unwrap();
         found.into_inner()
     }
 
     #[test]
-    fn fields_of_the_outermost_object_are_found() {
+    fn fields_are_found_at_their_depth() {
         let value = |text: &str| Some(serde_json::from_str::<Value>(text).unwrap());
         for (text, want) in [
             (r#"{"tools":{"a":true}}"#, vec![("tools", value(r#"{"a":true}"#))]),
@@ -205,6 +222,12 @@ mod tests {
             (r#"{"permission":"\ud800"}"#, vec![("permission", None)]),
             (r#"{"text":"\"tools\":1","y":"tools"}"#, vec![]),
             (r#"[{"tools":1}]"#, vec![]),
+            (
+                r#"{"url":"a","parts":["url",{"url" : "b"},{"x":{"\u0075rl":"c","y":[{"url":1}]}}]}"#,
+                vec![("url", value("\"b\"")), ("url", value("\"c\"")), ("url", value("1"))],
+            ),
+            (r#"{"tools":{"url":["url"]}}"#, vec![("tools", value(r#"{"url":["url"]}"#))]),
+            (r#"{"a":[{"text":"\"url\":1","b":"url"}]}"#, vec![]),
             (r#"{"a":{"tools":1},"b":[["tools",1]]}"#, vec![]),
             ("", vec![]),
         ] {
@@ -212,5 +235,7 @@ mod tests {
         }
         let long = format!("{{\"tools\":\"{}\"}}", "x".repeat(VALUE_BYTES));
         assert_eq!(found(&long), [("tools", None)]);
+        let long = format!("{{\"a\":[{{\"url\": \"data:x;base64,\\u0041{}\"}}]}}", "x".repeat(VALUE_BYTES));
+        assert_eq!(found(&long), [("url", value("\"data:x;base64,\""))]);
     }
 }

@@ -1,6 +1,6 @@
 //! The way to the OpenCode behind a workspace. In reading order: `target` (where it is), `rules` and `headers` (what is
-//! passed on), `writes`, `bodies` and `fields` (what could make OpenCode run a program), `upstream` (a call and its
-//! answer), `wire` and `watch` (the connection, and what ends a wait for it), `lookup` and `address` (where a name is, and where no upstream can be), `relay` (after an upgrade), `reload`.
+//! passed on), `sessions` (what reaches beyond a request's directory), `writes`, `bodies` and `fields` (what could make
+//! OpenCode run a program or read a file), `upstream` (a call and its answer), `inquiry` (what OpenCode is asked first), `wire` and `watch` (the connection, and what ends a wait for it), `lookup` and `address` (where a name is, and where no upstream can be), `relay` (after an upgrade), `reload`.
 //!
 //! Knows no routes, no requests of ours and no workspaces. Threads: the caller's. A call belongs to one thread: it waits
 //! there for the upstream, its client, its credential and the server's end at once.
@@ -9,10 +9,12 @@ pub mod address;
 pub mod bodies;
 pub mod fields;
 mod headers;
+pub mod inquiry;
 mod lookup;
 pub mod relay;
 pub mod reload;
 pub mod rules;
+pub mod sessions;
 pub mod target;
 pub mod upstream;
 pub mod watch;

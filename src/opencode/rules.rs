@@ -39,11 +39,29 @@ pub fn check_path(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// The segments of a path as some version of OpenCode could read them, in lower case: 1.18 ends a path at a `;`, and its
-/// router ignores case.
-pub(super) fn words(path: &str) -> Vec<String> {
-    let decoded = decode(path, false).to_lowercase();
+/// The segments of a path as some version of OpenCode could read them: 1.18 ends a path at a `;`.
+pub(super) fn segments(path: &str) -> Vec<String> {
+    let decoded = decode(path, false);
     decoded.split(['/', '\\', ';', '?', '#']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+/// The same in lower case, since the router of 1.18 ignores case.
+pub(super) fn words(path: &str) -> Vec<String> {
+    segments(path).iter().map(|word| word.to_lowercase()).collect()
+}
+
+/// The names in a query, decoded.
+pub(super) fn query_names(query: &str) -> impl Iterator<Item = String> {
+    query.split('&').map(|pair| decode(pair.split('=').next().unwrap_or_default(), true))
+}
+
+/// What of a query decides which of its directories and workspaces OpenCode asks.
+pub(super) fn location_query(query: &str) -> String {
+    let decides = |pair: &&str| {
+        let name = decode(pair.split('=').next().unwrap_or_default(), true);
+        ["directory", "workspace"].iter().any(|known| name == *known || name.ends_with(&format!("[{known}]")))
+    };
+    query.split('&').filter(decides).collect::<Vec<_>>().join("&")
 }
 
 /// Whether a write to this path answers a permission request, or changes what was answered.
@@ -91,7 +109,7 @@ pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -
 }
 
 /// decodeURIComponent() of JavaScript; `None` where that throws.
-fn decode_strictly(text: &str) -> Option<String> {
+pub(super) fn decode_strictly(text: &str) -> Option<String> {
     let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((byte, behind)) = rest.split_first() {
         let (decoded, behind) = match byte {
@@ -111,10 +129,7 @@ fn decode_strictly(text: &str) -> Option<String> {
 
 /// Whether a query or header leads to another of OpenCode's own workspaces.
 pub fn names_workspace<'a>(query: &str, mut headers: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
-    let in_query = query.split('&').any(|pair| {
-        let name = decode(pair.split('=').next().unwrap_or_default(), true);
-        name == "workspace" || name.ends_with("[workspace]")
-    });
+    let in_query = query_names(query).any(|name| name == "workspace" || name.ends_with("[workspace]"));
     in_query || headers.any(|(name, _)| name.eq_ignore_ascii_case("x-opencode-workspace"))
 }
 
@@ -189,6 +204,23 @@ pub fn check_directory(directory: &str, base: &Path, is_here: bool) -> Result<()
     }
     let real = |path: &Path| path.canonicalize().map_err(|error| refused().because(error));
     if real(path)?.starts_with(real(base)?) { Ok(()) } else { Err(refused()) }
+}
+
+/// Whether a file is in `base`, which it need not be there for: by name on another machine, else by where the links in its
+/// path lead.
+pub fn is_file_inside(path: &Path, base: &Path, is_here: bool) -> bool {
+    let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+    if !plain || !is_here {
+        return plain && path.starts_with(base);
+    }
+    let real = path.ancestors().find_map(|up| {
+        // A dangling link may lead anywhere once its target is there.
+        if up.symlink_metadata().is_ok() { Some(up.canonicalize().ok()) } else { None }
+    });
+    match (real.flatten(), base.canonicalize()) {
+        (Some(real), Ok(base)) => real.starts_with(base),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

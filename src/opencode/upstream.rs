@@ -14,6 +14,7 @@ use ureq::{Agent, AsSendBody, Error as UreqError, SendBody};
 
 use super::address::Own;
 use super::headers::{self, DIRECTORY};
+use super::inquiry::KnownSessions;
 use super::lookup::HostLookup;
 use super::relay::Tunnel;
 use super::target::{Place, Target};
@@ -116,6 +117,7 @@ pub struct Upstreams {
     lookup: Arc<HostLookup>,
     stop: Cancel,
     patience: Duration,
+    pub(super) sessions: KnownSessions,
 }
 
 impl Upstreams {
@@ -142,7 +144,14 @@ impl Upstreams {
         let lookup = Arc::new(HostLookup::new(cgroups));
         let agent =
             Agent::with_parts(config, Dialler { own: own.clone(), lookup: lookup.clone() }, LookupLater);
-        Ok(Upstreams { agent, own, lookup, stop: Cancel::new()?, patience })
+        Ok(Upstreams {
+            agent,
+            own,
+            lookup,
+            stop: Cancel::new()?,
+            patience,
+            sessions: KnownSessions::default(),
+        })
     }
 
     /// Refuses an address that no call could go to. Looks names up, so it may take as long as that takes.

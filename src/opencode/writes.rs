@@ -29,7 +29,7 @@ pub struct ForwardedWrite {
     pub risk: ProgramRisk,
     /// It reads, or is on the open list.
     pub known: bool,
-    /// Its body can say what a session may do without asking, or where it works.
+    /// Its body can say what a session may do without asking, where it works, and which files it reads.
     pub about_session: bool,
 }
 
@@ -98,7 +98,7 @@ pub fn classify(method: &str, path: &str, is_upgrade: bool) -> ForwardedWrite {
         ProgramRisk::None
     };
     let known = OPEN.iter().any(|(open, pattern)| *open == method && exact(pattern));
-    ForwardedWrite { risk, known, about_session: any(&["session", "sync", "control-plane"]) }
+    ForwardedWrite { risk, known, about_session: any(&["session", "project", "sync", "control-plane"]) }
 }
 
 /// Whether a path is this pattern in its plain spelling.

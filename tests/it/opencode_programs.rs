@@ -145,7 +145,7 @@ fn what_a_person_allows_is_passed_on_once_and_unchanged() {
     }
 }
 
-fn commands(seen: &Seen, stream: &mut TcpStream) -> bool {
+pub fn commands(seen: &Seen, stream: &mut TcpStream) -> bool {
     let list = json!([
         {"name": "safe", "template": "Look at $ARGUMENTS", "source": "command"},
         {"name": "shell", "template": "Look at !`id`", "source": "command"},

@@ -1,0 +1,118 @@
+//! Requests that reach beyond the directory they name. An OpenCode finds a session by its id alone: 1.1.53 the sessions of
+//! all directories that are in no repository, 1.18.34 those of every directory, and 1.18.34 serves a request in the
+//! directory of the session instead of the one that the request names. Some routes list or follow all directories. Pure.
+
+use super::rules;
+
+/// The ids of sessions in a path. They are case-sensitive and begin with `ses` (the validators of both versions).
+pub fn ids(path: &str) -> Vec<String> {
+    let segments = rules::segments(path);
+    let is_session = |segment: &str| segment.eq_ignore_ascii_case("session");
+    let named = segments.iter().enumerate().filter(|(at, segment)| {
+        let follows = *at > 0 && is_session(&segments[at - 1]);
+        segment.starts_with("ses") && (follows || !is_session(segment))
+    });
+    named.map(|(_, segment)| segment.clone()).collect()
+}
+
+/// Whether a write moves sessions between directories, or takes them from elsewhere.
+pub fn moves(path: &str) -> bool {
+    rules::words(path).iter().any(|word| matches!(word.as_str(), "sync" | "control-plane" | "warp"))
+}
+
+/// What a list of sessions may be filtered by beside a directory; anything else could widen it.
+const FILTERS: &[&str] = &["directory", "roots", "start", "search", "limit", "order", "archived"];
+
+/// Whether a request concerns directories that it does not name.
+pub fn spans_directories(path: &str, query: &str) -> bool {
+    // 1.18 ends a path at a `;`, 1.1.53 does not.
+    let words = rules::words(path);
+    let until = path.to_ascii_lowercase().replace("%3b", ";");
+    let short = rules::words(until.split(';').next().unwrap_or_default());
+    spans(&words, query) || spans(&short, query)
+}
+
+fn spans(words: &[String], query: &str) -> bool {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match *words.as_slice() {
+        ["global", "health"] => false,
+        ["global", ..]
+        | ["project"]
+        | ["project", _, "directories"]
+        | ["experimental", "session" | "project", ..]
+        | ["api", "event"]
+        | ["api", "session", "active"]
+        | ["api", "permission", "saved", ..] => {
+            !matches!(words.as_slice(), ["experimental", "session", _, ..])
+        }
+        ["project", id] => id != "current",
+        ["session"] | ["api", "session"] => {
+            let names = || rules::query_names(query);
+            !names().any(|name| name == "directory")
+                || names().any(|name| !name.is_empty() && !FILTERS.contains(&name.as_str()))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_in_every_spelling() {
+        for path in [
+            "/session/sesA/message",
+            "/api/session/sesA",
+            "/SESSION/sesA/shell",
+            "//session//sesA",
+            "/session/%73esA/x",
+            "/session;x/sesA",
+            "/session/sesA;b",
+            "/session\\sesA",
+            "/experimental/session/sesA/background",
+            "/unheard/sesA",
+        ] {
+            assert_eq!(ids(path), ["sesA"], "{path}");
+        }
+        assert_eq!(ids("/session/session"), ["session"]);
+        for path in ["/session", "/session/status", "/session/s/message", "/file", "/session/SES"] {
+            assert_eq!(ids(path), [""; 0], "{path}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_other_directories() {
+        for (path, query) in [
+            ("/global/event", ""),
+            ("/Global/config", ""),
+            ("/%67lobal/dispose", ""),
+            ("/session", ""),
+            ("/session;a", ""),
+            ("/session%3ba", ""),
+            ("/session/", "directory=/a&scope=project"),
+            ("/session", "directory=/a&p%61th=x"),
+            ("/api/session", "cursor=x"),
+            ("/experimental/session", "directory=/a"),
+            ("/experimental/project/p/copy", ""),
+            ("/api/event", ""),
+            ("/project", ""),
+            ("/project/p", ""),
+            ("/project/p/directories", ""),
+        ] {
+            assert!(spans_directories(path, query), "{path}?{query}");
+        }
+        for (path, query) in [
+            ("/global/health", ""),
+            ("/session", "directory=/a&limit=5"),
+            ("/session/s", ""),
+            ("/session/status", ""),
+            ("/event", ""),
+            ("/project/current", ""),
+            ("/experimental/session/s/background", ""),
+            ("/file", "path=global"),
+        ] {
+            assert!(!spans_directories(path, query), "{path}?{query}");
+        }
+    }
+}
