@@ -143,6 +143,51 @@ fn no_other_user_reaches_a_file_of_a_container() {
     }
 }
 
+/// Also while an init script runs, an image is exported and a bundle is written and restored, and through the processes of a
+/// container.
+#[test]
+fn no_other_user_reaches_a_file_through_a_build_an_export_a_bundle_or_a_process() {
+    let (setup, elsewhere, server) = careless();
+    let there = elsewhere.join("there");
+    fs::create_dir_all(there.join("images")).unwrap();
+    for folder in [&there, &there.join("images")] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let stranger = Stranger::watch(&[setup.data_dir(), &elsewhere]);
+    let script =
+        format!("#!/bin/sh\ncp /bin/dash /opt/{SUID}; chmod 4755 /opt/{SUID}; chmod 777 / /opt; sleep 0.3\n");
+    let path = elsewhere.join("named");
+    let place = Place::ready(&server, json!({"name": "built", "path": path, "init_script": script}));
+    place.client.post(201, &place.path("/runs"), json!({"args": ["sleep", "60"]}));
+    let processes = || procs::all().into_iter().filter(|pid| procs::init_of(*pid) == Some(place.init()));
+    wait_for("the processes of the container", secs(10), || (processes().count() >= 2).then_some(()));
+    for pid in processes() {
+        for link in ["root", "cwd", "exe", "fd", "map_files"] {
+            let read = as_stranger().arg("ls").arg(format!("/proc/{pid}/{link}/")).output().unwrap();
+            assert!(!read.status.success() || read.stdout.is_empty(), "{pid} {link}");
+        }
+        // setpriv itself looks for the program before it gives up its capabilities.
+        let program = format!("/proc/{pid}/root/opt/{SUID}");
+        let ran = as_stranger().arg("env").arg(program).args(["-c", "id"]).output().unwrap();
+        assert!(!ran.status.success(), "{pid} {:?}: {ran:?}", procs::arguments(pid));
+    }
+    let berth = |data: &Path, args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 000; exec \"$@\"", "sh", crate::server::BINARY]).args(args);
+        let ended = run(command.env("BERTH_DATA_DIR", data), secs(120));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    };
+    let (image, bundle) = (elsewhere.join("image.tar"), elsewhere.join("bundle.tar"));
+    let image = image.to_str().unwrap();
+    berth(setup.data_dir(), &["image", "export", crate::fixture::DISTRO, image]);
+    let bundle = bundle.to_str().unwrap();
+    berth(setup.data_dir(), &["bundle", bundle]);
+    berth(&there, &["bundle", "--restore", bundle]);
+    assert!(crate::fixture::image_root(&there).join("usr").is_dir());
+    drop(place);
+    stranger.saw_nothing();
+}
+
 /// Puts a root back where earlier versions had it: at the owner's path itself.
 fn unwrap_home(path: &Path) {
     let aside = path.with_file_name("aside");
@@ -339,31 +384,75 @@ fn a_container_whose_agent_stands_still_slows_no_other_one() {
     assert_eq!(held.sh("echo thawed"), "thawed\n");
 }
 
-/// A waiting process whose number goes to a process of the host before the engine is done with it: never moved, never ended.
+/// The number of a waiting process that was killed goes to a process of the host while the engine hands out waiting processes:
+/// that one is never moved and never ended. The server has a pid namespace of its own, in which the next number can be chosen.
 #[test]
 fn no_process_of_the_host_gets_into_a_container_by_its_number() {
-    let place = Place::ready(shared(), json!({"name": "recycled"}));
+    let setup = seeded().arg("--approval=auto");
+    let server =
+        setup.start_through(&["unshare", "--pid", "--fork", "--kill-child=TERM", "--mount-proc", "--"]);
+    let host = procs::all().into_iter().find(|pid| procs::parent(*pid) == Some(server.pid)).unwrap();
+    let place = Place::ready(&server, json!({"name": "recycled"}));
     place.sh("true");
-    let groups = || {
-        let text = fs::read_to_string("/proc/self/cgroup").unwrap();
-        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    // As the server numbers it.
+    let number = |pid: u32| {
+        let all = procs::status(pid, "NSpid")?;
+        all.split_whitespace().nth(1)?.parse::<u32>().ok()
     };
-    let before = groups();
+    let init = procs::all().into_iter().find(|pid| number(*pid) == Some(place.init())).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
+    let (mut recycled, mut tries) = (Vec::new(), 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let kill = "for p in $(grep -l agent /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx 1); do kill -9 $p; done; true";
-                place.client.call("POST", &place.path("/exec"), Some(&json!({"command": kill, "timeout_secs": 5})));
+                place.client.call(
+                    "POST",
+                    &place.path("/exec"),
+                    Some(&json!({"command": "true", "timeout_secs": 5})),
+                );
             }
         });
-        for _ in 0..40 {
-            let mut child = Command::new("sleep").arg("0.05").spawn().unwrap();
-            let text = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap_or_default();
-            assert!(text.is_empty() || text.lines().eq(before.iter().map(String::as_str)), "{text}");
-            assert!(child.wait().unwrap().success(), "it was ended");
+        while recycled.len() < 12 && tries < 200 {
+            tries += 1;
+            let mut waiting = procs::naming("/run/berth/agent").into_iter().rev();
+            let waiting = waiting.find(|pid| procs::init_of(*pid) == Some(init) && *pid != init);
+            let Some((pid, number)) = waiting.and_then(|pid| Some((pid, number(pid)?))) else { continue };
+            procs::kill(pid);
+            let seconds = unique_secs();
+            let script = format!(
+                "while [ -d /proc/{number} ]; do :; done; echo {} > /proc/sys/kernel/ns_last_pid; \
+                 sleep {seconds} & echo $!; wait",
+                number - 1
+            );
+            let mut child = Command::new("nsenter")
+                .args(["--pid", "--mount", &format!("--target={host}"), "sh", "-c", &script])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut line = String::new();
+            let mut told = std::io::BufReader::new(child.stdout.take().unwrap());
+            std::io::BufRead::read_line(&mut told, &mut line).unwrap();
+            // Another process may have got the number first.
+            if line.trim() == number.to_string() {
+                recycled.push((child, seconds));
+            } else {
+                procs::kill(procs::wait_sleep(&seconds));
+                let _ = child.wait();
+            }
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+    assert!(recycled.len() >= 6, "only {} numbers were used again in {tries} tries", recycled.len());
     assert_eq!(place.sh("echo works"), "works\n");
+    let groups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    place.client.post(200, &place.path("/stop"), json!({}));
+    for (mut child, seconds) in recycled {
+        let sleeper = procs::sleeps(&seconds).pop().expect("a process of the host was ended");
+        assert_eq!(groups(sleeper), groups(std::process::id()), "it was moved");
+        procs::kill(sleeper);
+        child.wait().unwrap();
+    }
+    place.delete();
+    procs::signal(host, rustix::process::Signal::TERM);
+    wait_for("the end of the server", secs(20), || (!procs::alive(host)).then_some(()));
 }

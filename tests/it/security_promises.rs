@@ -1,0 +1,547 @@
+//! Every sentence of the README's section on security, with the tests that show it. A sentence that is not listed, a listed
+//! one that is gone and a test that does not exist fail here. Tests that have no better place stand below.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::fixture::{Place, seeded, shared, shared_box};
+use crate::procs::{self, secs};
+use crate::server::{Setup, run};
+
+/// Stands for a sentence that promises nothing: a warning, advice, or a limit of what berth does.
+const NOTICE: &str = "notice";
+
+/// Sentence, tests as `module::function`; `vm::name` is a script in `tests/vm`.
+#[rustfmt::skip]
+const PROMISES: &[(&str, &[&str])] = &[
+    (
+        "**The host token is root.**",
+        &["exec_host::the_host_is_for_owners"],
+    ),
+    (
+        "It runs commands on the host as the user that runs berth.",
+        &["exec_host::runs_in_the_workspace"],
+    ),
+    (
+        "The client token cannot: it works in containers only, unless OpenCode runs on the host.",
+        &["exec_host::the_host_is_for_owners", "container::collaborators_may_run_in_containers", "opencode_programs::manual_mode_asks_before_opencode_runs_a_program"],
+    ),
+    (
+        "**OpenCode on the host runs programs on the host.",
+        &["opencode_programs::no_spelling_starts_a_program_in_a_real_opencode"],
+    ),
+    (
+        "Run OpenCode in a container workspace instead.**",
+        &["opencode_programs::in_a_container_the_rules_of_exec_hold"],
+    ),
+    (
+        "In manual mode, berth asks before it passes on a collaborator's request that could make OpenCode run \
+         a program of the caller's choice: shell commands, terminals, commands, MCP servers, configuration, \
+         credentials, start commands, and any write that berth does not know.",
+        &["opencode_programs::manual_mode_asks_before_opencode_runs_a_program", "opencode_programs::what_a_person_allows_is_passed_on_once_and_unchanged"],
+    ),
+    (
+        "Sessions and prompts are passed on; OpenCode itself asks for what a model wants to do, as far as its \
+         `permission` settings say so, and only owners can relax them for a session.",
+        &["opencode_programs::manual_mode_asks_before_opencode_runs_a_program", "opencode_programs::sessions_and_prompts_cannot_allow_tools_or_leave_the_workspace", "opencode::only_owners_answer_permission_requests"],
+    ),
+    (
+        "In auto mode, terminals, shell commands and commands with shell parts (``!`…` ``) take an owner \
+         (`--opencode-shell`).",
+        &["opencode_programs::automatic_mode_keeps_shells_for_owners_and_commands_without_them_open", "opencode_programs::no_spelling_starts_a_program_in_a_real_opencode"],
+    ),
+    (
+        "**In auto mode, MCP servers, plugins and configuration, commands among it, are code execution on the \
+         host for every client that may write them.**",
+        &["notice"],
+    ),
+    (
+        "An OpenCode finds the sessions of all its directories by their id.",
+        &["opencode_confined::no_session_or_file_of_another_directory_is_reached"],
+    ),
+    (
+        "berth passes on only requests about sessions that work in the workspace, and prompts whose attached \
+         files are in it, unless the client is an owner of all workspaces.",
+        &["opencode_confined::no_session_or_file_of_another_directory_is_reached"],
+    ),
+    (
+        "A token that is limited to workspaces gets no lists and no events of all directories.",
+        &["opencode_confined::no_session_or_file_of_another_directory_is_reached"],
+    ),
+    (
+        "Requests that could make OpenCode run a program are in the audit log, whether a person was asked or \
+         not.",
+        &["opencode_confined::forwarded_writes_that_could_run_a_program_are_in_the_audit_log"],
+    ),
+    (
+        "The password of OpenCode is shown to owners, and to the client token if it came from a flag or the \
+         environment.",
+        &["system::viewers_are_not_told_the_password_of_opencode"],
+    ),
+    (
+        "**A container** has its own user namespace (root inside is an unprivileged, unused uid outside), \
+         mount, pid, ipc and uts namespaces, nspawn's seccomp filter and capability bounds, and \
+         `no_new_privs`.",
+        &["container::root_inside_is_nobody_outside", "security_promises::a_container_has_namespaces_of_its_own_and_few_capabilities"],
+    ),
+    (
+        "Its kernel is yours: this stops accidents and ordinary malice, not a kernel exploit.",
+        &["notice"],
+    ),
+    (
+        "**It shares the host's network** unless `network` is `none` or `private`, so it can reach whatever \
+         listens on loopback; berth itself always wants a token.",
+        &["network::none_is_none_and_host_is_the_hosts", "network::a_container_on_the_hosts_network_gets_nothing_without_a_token"],
+    ),
+    (
+        "**Files of containers** cannot be reached by other users of the host: images, roots, snapshots and \
+         what is being made of them are below folders of mode 0700 that belong to the server's user.",
+        &["isolation::no_other_user_reaches_a_file_of_a_container"],
+    ),
+    (
+        "The `path` of a container becomes such a folder, with the files in `path/root`.",
+        &["isolation::no_other_user_reaches_a_file_of_a_container", "isolation::a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file"],
+    ),
+    (
+        "A start closes these folders again, and moves roots of earlier versions into them.",
+        &["isolation::a_start_encloses_the_roots_that_earlier_versions_left"],
+    ),
+    (
+        "**The agent** that starts commands in a container cannot be traced or changed by root inside.",
+        &["isolation::root_in_a_container_cannot_trace_the_agent"],
+    ),
+    (
+        "Whatever runs beside it ends with the next timeout, deletion of a run, or stop.",
+        &["isolation::a_process_that_got_beside_the_agent_ends_with_the_next_deadline_or_deletion"],
+    ),
+    (
+        "**A private network** (`\"network\": \"private\"`) is a network namespace that belongs to the host, \
+         so root inside can change nothing about it: no addresses, no rules, no raw sockets (ping works).",
+        &["network::root_in_a_private_network_cannot_change_it"],
+    ),
+    (
+        "Its way out is translated (NAT by nftables, or by iptables on a host without nft) and leads neither \
+         to any of the host's own addresses, berth among them, nor to other workspaces, loopback, link-local \
+         and multicast addresses or the metadata services of clouds; nobody but the host can open connections \
+         into it.",
+        &["network::a_private_network_leads_out_and_to_nothing_of_the_host", "network::private_networks_do_not_meet", "network::iptables_does_where_there_is_no_nft"],
+    ),
+    (
+        "What else the host can reach, a local network for instance, it reaches too.",
+        &["network::a_private_network_leads_out_and_to_nothing_of_the_host"],
+    ),
+    (
+        "IPv6 is off.",
+        &["network::root_in_a_private_network_cannot_change_it"],
+    ),
+    (
+        "The host's part is one table (with iptables: chains), `berth-XXXXXX`, and a link `vbXXXXXX-N` for \
+         each container; both go with the last container, and after a crash with the next start.",
+        &["network::a_killed_servers_networks_are_taken_over_or_removed", "network::the_end_of_the_server_leaves_nothing", "network::iptables_does_where_there_is_no_nft"],
+    ),
+    (
+        "A reload of the firewall that removes everybody's tables takes away the way out and the guard of the \
+         host's own addresses, until the next private container or berth itself starts; the rules in the \
+         container's namespace stay.",
+        &["network::a_firewall_that_is_reloaded_opens_little_and_the_next_start_closes_it"],
+    ),
+    (
+        "Private networks need `ip_forward`: berth switches it on and leaves it on.",
+        &["security_promises::a_private_network_switches_forwarding_on"],
+    ),
+    (
+        "Another firewall whose `forward` policy is to drop needs a rule of its own, `iifname \"vb*\" accept` \
+         and `oifname \"vb*\" accept`: `berth doctor` says so.",
+        &["doctor::a_firewall_that_drops_what_it_does_not_know_is_named"],
+    ),
+    (
+        "**Mounts**: what counts is where the source lies once it is open, with all links followed; it is \
+         opened once, and what was opened is what gets mounted, whatever happens to the path meanwhile.",
+        &["mounts::whoever_swaps_the_source_during_a_start_does_not_win", "mounts::what_is_not_allowed_is_refused_with_a_reason"],
+    ),
+    (
+        "Each start of the container asks the allowlist anew.",
+        &["mounts::every_start_asks_the_allowlist_again"],
+    ),
+    (
+        "A path is blocked when one of its names contains a pattern as a whole word (`.env` blocks \
+         `.env.local`, not `.environments`): OpenWork's `.ssh .gnupg .gpg .aws .azure .gcloud .kube .docker \
+         credentials .env .netrc .npmrc .pypirc id_rsa id_ed25519 private_key .secret` and the file's own.",
+        &["mounts::what_is_not_allowed_is_refused_with_a_reason", "security_promises::every_pattern_of_the_readme_blocks_a_mount"],
+    ),
+    (
+        "Never given are berth's data folder, `/proc`, `/sys`, `/dev` and `/run`, a home or anything around \
+         one, `/etc` and `/var` as a whole, and a folder in which `.ssh` or the like lies; a project comes \
+         with the `.env` in it.",
+        &["mounts::what_is_not_allowed_is_refused_with_a_reason"],
+    ),
+    (
+        "Other file systems mounted below the source stay outside.",
+        &["security_promises::file_systems_below_the_source_of_a_mount_stay_outside"],
+    ),
+    (
+        "Devices and set-user-id programs do not work in a mount.",
+        &["mounts::files_of_a_mount_are_used_by_both_sides"],
+    ),
+    (
+        "Root in the container is the owner of the source on the host (and only there), other users in the \
+         container are nobody; this needs systemd 252, and a kernel and file system with id-mapped mounts.",
+        &["mounts::files_of_a_mount_are_used_by_both_sides"],
+    ),
+    (
+        "Elsewhere all are nobody, and `debug` says so.",
+        &["mounts::where_owners_cannot_be_mapped_it_is_said"],
+    ),
+    (
+        "Whoever may write to a mount can make set-user-id files of that owner there: let other users of the \
+         host not reach a source that belongs to root, or mount its file system `nosuid`.",
+        &["notice"],
+    ),
+    (
+        "`/tmp` is on the container's disk: it lasts over a stop, is in snapshots and clones, and takes no \
+         memory.",
+        &["container_files::temporary_files_are_on_the_disk_of_the_container"],
+    ),
+    (
+        "With `\"resources\": {\"tmpfs_bytes\": 1073741824}` it is in memory, of that size, from the next \
+         start on.",
+        &["container_files::a_tmp_in_memory_is_there_where_it_is_asked_for"],
+    ),
+    (
+        "The container's name is in its `/etc/hostname` and resolves through `/etc/hosts`, in which your own \
+         lines stay.",
+        &["container_files::a_container_resolves_its_own_name_in_every_network"],
+    ),
+    (
+        "In a Docker container of its own, with Docker's default seccomp profile and capabilities, berth runs \
+         commands on the host (that container), with timeouts, terminals and detached runs.",
+        &["confined::commands_start_in_a_container_of_docker"],
+    ),
+    (
+        "Container workspaces need `--privileged` there.",
+        &["confined::commands_start_in_a_container_of_docker"],
+    ),
+    (
+        "Memory, swap, processors and processes of a container are limited where the kernel lets berth \
+         (`berth doctor` says).",
+        &["resources::a_container_within_its_limits", "resources::what_a_host_cannot_enforce_is_said"],
+    ),
+    (
+        "Its disk (`disk_bytes`: all that it writes above its image; layers that snapshots keep stay in the \
+         account of the workspace that wrote them) is limited where the data folder, or the `path` that a \
+         workspace was given, lies on ext4 (`mke2fs -O project,quota`) or XFS, **mounted with `prjquota`**; \
+         elsewhere `resources`, `debug`, the build log and `berth doctor` say that nothing does.",
+        &["resources::what_a_host_cannot_enforce_is_said", "vm::disk"],
+    ),
+    (
+        "The files of a host workspace are not limited.",
+        &["notice"],
+    ),
+    (
+        "A container needs 16 `pids` and 0.05 `cpus` to start, and its workspace is refused less; a single \
+         command may have less.",
+        &["resources::limits_with_which_no_container_starts_are_refused"],
+    ),
+    (
+        "When memory runs out, the kernel ends a workload first: the server, each container's nspawn and its \
+         first process go last.",
+        &["resources::when_memory_runs_out_the_server_is_the_last_to_go", "isolation::the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died"],
+    ),
+    (
+        "Without CAP_SYS_RESOURCE, which `berth doctor` looks for, that does not hold against commands on the \
+         host.",
+        &["doctor::a_server_that_the_kernel_may_end_for_memory_says_so"],
+    ),
+    (
+        "`used.pids_refused` is null where the kernel cannot tell (before Linux 6.11, as long as nothing \
+         directly in the group was refused).",
+        &["resources::a_container_within_its_limits"],
+    ),
+    (
+        "A command's end is certain where cgroup v2 is writable (as root on any current distribution): \
+         `cgroup.kill` on a cgroup that the command cannot leave.",
+        &["exec_host::a_stop_ends_what_runs"],
+    ),
+    (
+        "Elsewhere berth says at the start that a command which hides its children well can leave some \
+         behind.",
+        &["security_promises::a_server_without_cgroups_says_that_it_searches"],
+    ),
+    (
+        "Files in a container's root are only ever opened with `openat2(RESOLVE_IN_ROOT)`: links to the host \
+         lead nowhere.",
+        &["hostile_root::whole_folders_are_links", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"],
+    ),
+    (
+        "Commands get an environment made from nothing.",
+        &["exec_host::the_environment_is_made_from_nothing"],
+    ),
+    (
+        "Tokens are in no argument, log line or child's environment.",
+        &["security_promises::tokens_are_in_no_argument_and_no_environment_of_a_child", "logging::no_secret_stands_in_the_log"],
+    ),
+    (
+        "Generated ones lie in `credentials.json`, mode 0600.",
+        &["tokens::the_file_is_private"],
+    ),
+    (
+        "Packages are always verified against the archive's keys; without keys the build fails, and the \
+         message names the package that has them.",
+        &["other_distros::ubuntu_is_built_by_debootstrap_from_a_signed_archive", "other_distros::arch_is_built_by_pacstrap_from_signed_packages", "container_build::a_missing_tool_names_its_package"],
+    ),
+    (
+        "**The door** accepts only strict HTTP/1.0 and 1.1: heads of at most 16 KiB and 100 headers within 10 \
+         s, one Host, one honest length, no smuggling; a body may stand still for 30 s, a client that does \
+         not read for 30 s is cut, and a client that hangs up ends its command.",
+        &["smuggling::the_server_answers_exactly_what_h11_reads", "wire_limits::deadlines", "slow_clients::readers_may_be_slow_but_must_read", "gate_door::a_client_that_leaves_is_noticed"],
+    ),
+    (
+        "On loopback and Unix sockets the Host must be this machine's (DNS rebinding), and a browser's Origin \
+         must be its own or a configured one.",
+        &["wire_limits::allowed_hosts_and_origins_are_let_in", "system::cors"],
+    ),
+    (
+        "Failed logins are slowed, right ones never.",
+        &["gate_door::failures_are_slowed_down_and_successes_are_not"],
+    ),
+    (
+        "There is no TLS: other machines should come through a proxy or an ssh tunnel.",
+        &["notice"],
+    ),
+    (
+        "An address that they can reach is refused until tokens were set, or made on purpose with `berth \
+         token make`.",
+        &["security_promises::an_exposed_address_needs_tokens"],
+    ),
+];
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+/// The sentences of the section: a full stop, a space and what can begin a sentence separate them, and so do list items
+/// and blank lines.
+fn sentences(readme: &str) -> Vec<String> {
+    let (_, section) = readme.split_once("\n## Security\n").expect("a section on security");
+    let section = section.split("\n## ").next().unwrap();
+    let mut items = vec![String::new()];
+    for line in section.lines() {
+        let text = line.trim();
+        if line.starts_with("- ") || text.is_empty() {
+            items.push(String::new());
+        }
+        let item = items.last_mut().unwrap();
+        if !item.is_empty() {
+            item.push(' ');
+        }
+        item.push_str(text.strip_prefix("- ").unwrap_or(text));
+    }
+    let begins = |rest: &str| {
+        rest.starts_with(|c: char| c.is_ascii_uppercase() || "`*\"".contains(c)) || rest.starts_with("berth ")
+    };
+    let mut found = Vec::new();
+    for item in items.iter().filter(|item| !item.is_empty()) {
+        let mut start = 0;
+        for (space, _) in item.match_indices(' ') {
+            let ends = item[..space].ends_with('.') || item[..space].ends_with(".**");
+            if ends && begins(&item[space + 1..]) {
+                found.push(item[start..space].to_owned());
+                start = space + 1;
+            }
+        }
+        found.push(item[start..].to_owned());
+    }
+    found
+}
+
+#[test]
+fn every_sentence_on_security_has_a_test() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let sentences = sentences(&readme());
+    assert!(sentences.len() > 50, "{sentences:#?}");
+    for sentence in &sentences {
+        let listed = PROMISES.iter().filter(|(known, _)| known == sentence).count();
+        assert_eq!(listed, 1, "listed {listed} times: {sentence}");
+    }
+    let mut notices = 0;
+    for (promise, shown_by) in PROMISES {
+        assert!(sentences.iter().any(|sentence| sentence == promise), "not in the README: {promise}");
+        assert!(!shown_by.is_empty(), "shown by nothing: {promise}");
+        for test in *shown_by {
+            if *test == NOTICE {
+                notices += 1;
+                continue;
+            }
+            let (module, name) = test.split_once("::").expect("module::function");
+            if module == "vm" {
+                assert!(tests.join(format!("vm/{name}.sh")).is_file(), "{promise}: no {test}");
+                continue;
+            }
+            let source = tests.join(format!("it/{module}.rs"));
+            let source = fs::read_to_string(&source).unwrap_or_else(|_| panic!("{promise}: no {test}"));
+            let mut lines = source.lines().map(str::trim);
+            let is_there = loop {
+                let Some(line) = lines.next() else { break false };
+                let above = line == "#[test]";
+                let below = lines.clone().find(|line| !line.starts_with("#[") && !line.starts_with("//"));
+                if above && below.is_some_and(|line| line.starts_with(&format!("fn {name}("))) {
+                    break true;
+                }
+            };
+            assert!(is_there, "{promise}: no {test}");
+        }
+    }
+    assert!(notices <= 6, "{notices} sentences promise nothing");
+}
+
+#[test]
+fn sentences_are_told_apart() {
+    let text = "x\n## Security\n\n- **One.** It is\n  two (a. b). berth has\n- three, v1.2, and 4.5.\n\nFive. `six`.\n## Next\nNo.";
+    let want = ["**One.**", "It is two (a. b).", "berth has", "three, v1.2, and 4.5.", "Five.", "`six`."];
+    assert_eq!(sentences(text), want);
+}
+
+#[test]
+fn a_container_has_namespaces_of_its_own_and_few_capabilities() {
+    let place = shared_box();
+    place.sh("true");
+    let init = place.init();
+    for name in ["user", "mnt", "pid", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+        assert_ne!(of(&init.to_string()), of("self"), "{name}");
+    }
+    // Capability numbers: linux/capability.h.
+    let bounding = place.sh("sed -n 's/^CapBnd:[^0-9a-f]*//p' /proc/self/status");
+    let bounding = u64::from_str_radix(bounding.trim(), 16).unwrap();
+    for (number, name) in [(16, "SYS_MODULE"), (17, "SYS_RAWIO"), (35, "WAKE_ALARM"), (39, "BPF")] {
+        assert_eq!(bounding & (1 << number), 0, "{name}: {bounding:x}");
+    }
+}
+
+#[test]
+fn a_private_network_switches_forwarding_on() {
+    let place = Place::ready(shared(), json!({"name": "forwarding", "network": "private"}));
+    place.sh("true");
+    let forwards = || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+    assert_eq!(forwards(), "1\n");
+    place.delete();
+    assert_eq!(forwards(), "1\n");
+}
+
+/// A folder in which others may be mounted, and a server that allows mounts of it.
+fn with_mounts() -> (Setup, std::path::PathBuf) {
+    let setup = seeded();
+    let base = fs::canonicalize(setup.scratch().folder("places")).unwrap();
+    let list = json!({"allowedRoots": [{"path": "/", "allowReadWrite": true}]});
+    setup.scratch().file("home/.config/openwork/sandbox-mount-allowlist.json", list.to_string());
+    (setup, base)
+}
+
+#[test]
+fn every_pattern_of_the_readme_blocks_a_mount() {
+    let (setup, base) = with_mounts();
+    let server = setup.start();
+    let ask = |source: &Path| {
+        let mounts = json!([{"source": source, "target": "/mnt/x", "read_only": true}]);
+        let body = json!({"name": "m", "workspace_type": "container", "mounts": mounts});
+        server.owner().call("POST", "/api/workspaces", Some(&body))
+    };
+    let text = sentences(&readme()).into_iter().find(|text| text.contains("OpenWork's `")).unwrap();
+    let (_, patterns) = text.split_once("OpenWork's `").unwrap();
+    let patterns: Vec<&str> = patterns.split('`').next().unwrap().split(' ').collect();
+    assert!(patterns.len() >= 17, "{patterns:?}");
+    for pattern in patterns {
+        for name in [pattern.to_owned(), format!("{pattern}.local")] {
+            let folder = base.join(name);
+            fs::create_dir_all(folder.join("below")).unwrap();
+            assert_eq!(
+                ask(&folder.join("below")).expect(403).value()["code"],
+                "mount_not_allowed",
+                "{pattern}"
+            );
+        }
+    }
+    for source in ["/proc", "/sys", "/dev", "/run", "/etc", "/var", "/home", "/root", "/"] {
+        assert_eq!(ask(Path::new(source)).expect(403).value()["code"], "mount_not_allowed", "{source}");
+    }
+    fs::create_dir_all(base.join("project")).unwrap();
+    fs::write(base.join("project/.env"), "").unwrap();
+    ask(&base.join("project")).expect(200);
+}
+
+#[test]
+fn file_systems_below_the_source_of_a_mount_stay_outside() {
+    let (setup, base) = with_mounts();
+    let inner = base.join("inner");
+    fs::create_dir_all(&inner).unwrap();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "it-inner"]).arg(&inner).status().unwrap();
+    assert!(mounted.success());
+    fs::write(inner.join("secret"), "s").unwrap();
+    let server = setup.start();
+    let mounts = json!([{"source": base, "target": "/mnt/x", "read_only": true}]);
+    let place = Place::ready(&server, json!({"name": "mounts", "mounts": mounts}));
+    assert_eq!(place.sh("ls -A /mnt/x /mnt/x/inner"), "/mnt/x:\ninner\n\n/mnt/x/inner:\n");
+    place.delete();
+    assert!(std::process::Command::new("umount").arg(&inner).status().unwrap().success());
+}
+
+#[test]
+fn a_server_without_cgroups_says_that_it_searches() {
+    let script = "grep -o '/sys/fs/cgroup[^ ]*' /proc/self/mounts | sort -u | while read -r at; do mount -o remount,bind,ro $at; done; exec \"$@\"";
+    let without = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"];
+    let server = Setup::new().start_through(&without);
+    let told = server.owner().get(200, "/api/doctor");
+    let row = told["checks"].as_array().unwrap().iter().find(|row| row["name"] == "cgroups").unwrap().clone();
+    assert_eq!(row["status"], "warn", "{told:#}");
+    let found = row["found"].as_str().unwrap();
+    assert!(found.contains("can leave some behind"), "{found}");
+    server.stdout.line_with(found, secs(10)).expect("a line at the start");
+}
+
+#[test]
+fn tokens_are_in_no_argument_and_no_environment_of_a_child() {
+    let (client, host) = ("child-of-berth-client-71c2", "child-of-berth-host-93e4");
+    let setup =
+        seeded().arg("--approval=auto").env("OPENWORK_TOKEN", client).env("OPENWORK_HOST_TOKEN", host);
+    let server = setup.start();
+    let owner = server.with_token(host);
+    let made = owner.post(
+        200,
+        "/api/workspaces",
+        json!({"name": "tokens", "workspace_type": "container", "distro": crate::fixture::DISTRO}),
+    );
+    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    owner.post(200, &format!("{path}/build"), json!({}));
+    procs::wait_for("the build", secs(60), || (owner.get(200, &path)["status"] == "ready").then_some(()));
+    let run = |path: &str| {
+        owner.post(201, &format!("{path}/runs"), json!({"args": ["sleep", "60"], "detach": true}))
+    };
+    run(&path);
+    run("/api/workspaces/00000000-0000-0000-0000-000000000000");
+    let mut children = 0;
+    for pid in procs::all().into_iter().filter(|pid| *pid != server.pid && *pid != std::process::id()) {
+        let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        for text in [read("cmdline"), read("environ")] {
+            let text = String::from_utf8_lossy(&text);
+            assert!(!text.contains(client) && !text.contains(host), "{pid}: {text}");
+        }
+        children += usize::from(procs::parent(pid) == Some(server.pid));
+    }
+    assert!(children >= 3, "{children}");
+    server.stop();
+}
+
+#[test]
+fn an_exposed_address_needs_tokens() {
+    let setup = Setup::bare().only_args(&["--host=0.0.0.0", "--port=0"]);
+    let ended = setup.run();
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("berth token make"), "{}", ended.stderr);
+    let mut make = std::process::Command::new(env!("CARGO_BIN_EXE_berth"));
+    make.args(["token", "make"]).env("BERTH_DATA_DIR", setup.data_dir()).env("HOME", setup.scratch().path());
+    assert_eq!(run(&mut make, secs(20)).code, Some(0));
+    setup.start().stop();
+}
