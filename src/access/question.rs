@@ -148,6 +148,9 @@ pub struct FileChange {
     pub before: FileContent,
     /// What would be there.
     pub after: FileContent,
+    /// The permissions that it gets, in octal digits, where they are not those of other files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
 }
 
 /// What a file has in it, as an approver sees it.

@@ -87,6 +87,8 @@ struct Job {
     inspection: Inspection,
     /// The sessions that its path names.
     sessions: Vec<String>,
+    /// The files that its query names.
+    files: Vec<String>,
     call: Call,
     target: Target,
     settings: Opencode,
@@ -127,6 +129,7 @@ pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let job = Job {
         inspection: Inspection::new(ctx, request, &workspace, write),
         sessions: sessions::ids(path),
+        files: rules::files(path, query),
         directories: rules::directories(query, named.into_iter())?,
         call: Call {
             method: request.method().as_str(),
@@ -337,7 +340,22 @@ impl Job {
         let scope = reply.request().and_then(|request| request.actor().map(|actor| actor.scope));
         self.directories
             .iter()
-            .try_for_each(|directory| self.check_directory(directory, scope == Some(Scope::Owner)))
+            .try_for_each(|directory| self.check_directory(directory, scope == Some(Scope::Owner)))?;
+        let Some(base) = self.settings.directory.as_ref().filter(|_| self.inspection.is_confined()) else {
+            return Ok(());
+        };
+        let directories = || self.directories.iter().map(Path::new).chain([base.as_path()]);
+        let leads_out = |file: &&String| {
+            let mut named = directories().map(|directory| directory.join(file));
+            named.any(|path| path.symlink_metadata().is_ok() && !rules::is_file_inside(&path, base, true))
+        };
+        match self.files.iter().find(leads_out).filter(|_| self.settings.is_here) {
+            Some(file) => {
+                let message = "The path leads out of the workspace";
+                Err(Error::new(Code::Forbidden, message).detail("path", file.as_str()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Refuses a file that OpenCode would read for a prompt, if it is outside of the workspace.

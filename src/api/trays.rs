@@ -64,7 +64,8 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             FileContent::Described(fields) => format!(", in place of a file of {} bytes", fields["bytes"]),
         };
         let summary = format!("Upload {path} to the inbox, {} bytes{old}", seen.bytes);
-        let change = FileChange { path: full(&path).concat(), before: seen.before, after: seen.after };
+        let change =
+            FileChange { path: full(&path).concat(), before: seen.before, after: seen.after, mode: None };
         let root = site.root;
         let work = move |request: &mut Request| {
             let mut form = Form::new(request.header("Content-Type"))?;

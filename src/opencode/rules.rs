@@ -64,6 +64,19 @@ pub(super) fn location_query(query: &str) -> String {
     query.split('&').filter(decides).collect::<Vec<_>>().join("&")
 }
 
+/// The paths of files that a request reads, as either version decodes them. 1.1.53 follows the links in them.
+pub fn files(path: &str, query: &str) -> Vec<String> {
+    if words(path).first().is_none_or(|word| word != "file") {
+        return Vec::new();
+    }
+    let named = |pair: &str| {
+        let (name, value) = pair.split_once('=')?;
+        let once = (decode(name, true) == "path").then(|| decode(value, true))?;
+        Some([decode(&once, false), once])
+    };
+    query.split('&').filter_map(named).flatten().collect()
+}
+
 /// Whether a write to this path answers a permission request, or changes what was answered.
 pub fn is_about_permissions(path: &str) -> bool {
     words(path).iter().any(|word| word == "permission" || word == "permissions")

@@ -421,10 +421,10 @@ impl Project {
             }
             let mut may = true;
             for (path, text, _) in &whole_files {
-                may &= site.may_put(path, text.as_bytes())?;
+                may &= site.may_put(path, text.as_bytes(), MODE)?;
             }
             for file in plan.skills.all.iter().chain(&plan.commands.all) {
-                may &= site.may_put(&file.path, &file.bytes)?;
+                may &= site.may_put(&file.path, &file.bytes, file.mode)?;
             }
             for path in &removed {
                 may &= site.may_remove(path)?;

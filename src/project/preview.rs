@@ -11,6 +11,7 @@ use serde_json::{Map, json};
 use sha2::{Digest as _, Sha256};
 
 use super::Site;
+use super::carried::MODE;
 use crate::access::question::{FileChange, FileContent};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
@@ -174,8 +175,12 @@ impl Site {
             let rest =
                 Map::from_iter([("more".to_owned(), json!("further files, all of which are removed"))]);
             let path = self.path(folder);
-            let change =
-                FileChange { path, before: FileContent::Described(rest), after: FileContent::Absent };
+            let change = FileChange {
+                path,
+                before: FileContent::Described(rest),
+                after: FileContent::Absent,
+                mode: None,
+            };
             lock(noted).changes.push(change);
         }
         Ok(())
@@ -185,12 +190,19 @@ impl Site {
     ///
     /// # Errors
     /// As above.
-    pub(super) fn may_put(&self, rel: &str, after: &[u8]) -> Result<bool> {
+    pub(super) fn may_put(&self, rel: &str, after: &[u8], mode: u32) -> Result<bool> {
         if self.does_all() {
             return Ok(true);
         }
         let found = look(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
-        self.may_change(rel, found, Some(after))
+        let may = self.may_change(rel, found, Some(after))?;
+        if let (Writes::Noted(noted), true) = (&self.writes, mode != MODE) {
+            let mut noted = lock(noted);
+            if let Some(change) = noted.changes.last_mut() {
+                change.mode = Some(format!("{mode:o}"));
+            }
+        }
+        Ok(may)
     }
 
     fn note(
@@ -207,7 +219,7 @@ impl Site {
             FileContent::Bytes(bytes) if noted.before_bytes > BEFORE_BYTES => described(bytes.len() as u64),
             before => before,
         };
-        noted.changes.push(FileChange { path: self.path(rel), before, after });
+        noted.changes.push(FileChange { path: self.path(rel), before, after, mode: None });
         noted.plan.0.insert(rel.to_owned(), hashes);
     }
 

@@ -73,7 +73,7 @@ impl Share {
         let mine = used.get(&self.key).copied().unwrap_or(0);
         let refuse = |what: &str, limit: u64| {
             let message = format!(
-                "Pending approvals of {what} hold {limit} bytes of request bodies already; answer or cancel some first"
+                "Requests of {what} that wait hold {limit} bytes of bodies already; answer or cancel pending approvals first"
             );
             Err(Error::new(Code::TooManyPending, message))
         };

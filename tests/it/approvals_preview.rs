@@ -1,6 +1,7 @@
 //! What an approver sees of files: before and after; and that nothing else is written.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::thread;
 
@@ -173,6 +174,21 @@ fn a_file_that_changed_since_it_was_shown_is_left_as_it_is() {
     assert_eq!(asked["preview"]["files"][0]["before"], Value::Null);
     reply.expect(409);
     assert_eq!(desk.text(".opencode/commands/n.md").unwrap(), "mine");
+}
+
+#[test]
+fn files_that_become_executable_are_shown_as_such() {
+    let desk = Desk::new();
+    let files = json!([{"path": "run.sh", "content": "#!/bin/sh\n", "mode": "755"}, {"path": "plain.txt", "content": "x"}]);
+    let import = json!({"skills": [{"name": "new", "content": skill("new"), "files": files}]});
+    let (asked, reply) = desk.allow("POST", "/import", Body::Json(import), |_| {});
+    let modes: Vec<_> =
+        asked["preview"]["files"].as_array().unwrap().iter().map(|file| &file["mode"]).collect();
+    assert_eq!(modes.iter().filter(|mode| **mode == "755").count(), 1, "{asked}");
+    assert_eq!(modes.iter().filter(|mode| mode.is_null()).count(), 2, "{asked}");
+    reply.expect(200);
+    let mode = fs::metadata(desk.file(".opencode/skills/new/run.sh")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
 }
 
 #[test]

@@ -57,6 +57,13 @@ impl Stranger {
     }
 }
 
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn as_stranger() -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=1234", "--regid=1234", "--clear-groups"]);

@@ -105,6 +105,15 @@ fn no_session_or_file_of_another_directory_is_reached() {
         clients[0].refused(403, "forbidden", "POST", &prompt, Some(body));
         let told = clients[0].call("POST", &path, Some(&attach(format!("file://{}", server.work.display()))));
         assert!(told.expect(200).text().contains("own.txt"), "{version}");
+        // Links in the workspace, which 1.1.53 follows.
+        std::os::unix::fs::symlink("/etc", server.work.join("out")).unwrap();
+        for path in
+            ["/file?path=out", "/file/content?path=out/hostname", "/FILE/content?p%61th=%6Fut%252Fhostname"]
+        {
+            clients[0].refused(403, "forbidden", "GET", &format!("{mount}{path}"), None);
+        }
+        let told = clients[0].call("GET", &format!("{mount}/file/content?path=own.txt"), None).expect(200);
+        assert!(told.text().contains("own-text"), "{told}");
         // What lists or follows every directory is not for limited tokens.
         for client in &clients[1..] {
             for path in [
