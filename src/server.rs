@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -147,9 +148,12 @@ pub fn run(settings: Settings) -> Result<()> {
         let fix = check.fix.unwrap_or_default();
         return Err(Error::internal(format!("{}; {fix}", check.found)));
     }
-    if settings.data_dir.is_file() {
-        let problem =
-            "the data folder is a file; remove it, or name a folder with --data-dir or BERTH_DATA_DIR";
+    let above = settings.data_dir.ancestors().find(|above| above.exists());
+    if let Some(file) = above.filter(|above| !above.is_dir()) {
+        let problem = format!(
+            "cannot be the data folder, since {} is a file; remove it, or name a folder with --data-dir or BERTH_DATA_DIR",
+            file.display()
+        );
         return Err(Error::config(settings.data_dir.display(), problem));
     }
     file::create_dir_private(&settings.data_dir)?;
@@ -423,9 +427,9 @@ pub fn images(settings: &Settings, cgroups: Cgroups) -> Result<Images> {
 
 /// Where groups are made; what an earlier server left at another place is ended.
 fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
-    let cgroups = Cgroups::take(&cgroup_name(data_dir));
     let memory = data_dir.join("cgroup");
     let before = file::read_optional(&memory, 4096)?.and_then(|bytes| String::from_utf8(bytes).ok());
+    let cgroups = Cgroups::take(&cgroup_name(data_dir, before.as_deref().map(Path::new))?);
     if let Some(before) = &before {
         cgroups.end_elsewhere(Path::new(before));
     }
@@ -439,11 +443,18 @@ fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     Ok(cgroups)
 }
 
-/// The same at every start on this data folder, so that a start finds what a crashed server left running.
-fn cgroup_name(data_dir: &Path) -> String {
+/// The same at every start on this data folder, also after it was moved, so that a start finds what an earlier server left
+/// running; another one for a copy of it, whose original may have a server of its own. `before`: the folder of the last start.
+fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
+    let name_of = |text: &str| format!("berth-{}", &crate::access::credentials::hash(text)[..12]);
     let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    let digest = crate::access::credentials::hash(&real.to_string_lossy());
-    format!("berth-{}", &digest[..12])
+    // What versions before this one named after the folder's path and left running.
+    let by_path = name_of(&real.to_string_lossy());
+    if before.is_some_and(|before| before.file_name() == Some(by_path.as_ref()) && before.is_dir()) {
+        return Ok(by_path);
+    }
+    let found = data_dir.metadata().at("look at", data_dir)?;
+    Ok(name_of(&format!("{}:{}", found.dev(), found.ino())))
 }
 
 /// What a person wants to know after the start.

@@ -1,6 +1,7 @@
 //! Makes a distribution's base system in an empty folder, with the distribution's own tool.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::build_log::BuildLog;
@@ -14,13 +15,41 @@ use crate::store::file;
 /// The keys that sign Ubuntu's archive (`assets/keyrings/README.md`), for hosts that have no package with them.
 const UBUNTU_KEYRING: &[u8] = include_bytes!("../../assets/keyrings/ubuntu-archive-keyring.gpg");
 
-/// A tool that ended badly, in words.
-pub(super) fn outcome(ended: Ended, what: &str, log: &BuildLog) -> Result<()> {
+/// A tool that fails with less left on its disk has run out of it, whatever it says: no package is larger, and half an
+/// archive is "file already exists" to debootstrap.
+const LEAST_BYTES: u64 = 16 << 20;
+
+/// What is missing on the disk of `folder`; `None`: nothing.
+fn no_room(folder: &Path) -> Option<String> {
+    let room = rustix::fs::statvfs(folder).ok()?;
+    let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
+    // Where it is mounted: `folder` is gone once the build has failed.
+    let same = folder.ancestors().take_while(|above| device(above) == device(folder));
+    let disk = same.last().unwrap_or(folder).display();
+    let bytes = room.f_bavail.saturating_mul(room.f_frsize);
+    if bytes < LEAST_BYTES {
+        return Some(format!("the disk at {disk} is full ({} KiB free)", bytes >> 10));
+    }
+    // Some file systems have no fixed number of files, and say 0.
+    let no_files = room.f_files > 0 && room.f_favail == 0;
+    no_files.then(|| format!("the disk at {disk} is full: it has no room for another file (df -i)"))
+}
+
+/// A tool that wrote into `root` and ended badly, in words.
+pub(super) fn outcome(ended: Ended, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
     match ended {
         Ended::Exited(exit) if exit.success() => Ok(()),
-        Ended::Exited(exit) => {
-            Err(Error::new(Code::BuildFailed, format!("{what} failed ({exit}): {}", log.last_lines())))
-        }
+        Ended::Exited(exit) => Err(match no_room(root) {
+            None => Error::new(Code::BuildFailed, format!("{what} failed ({exit}): {}", log.last_lines())),
+            Some(why) => Error::new(
+                Code::DiskFull,
+                format!(
+                    "{what} failed because {why}; a container needs about 1 GiB: free some space, or choose a larger disk \
+                     with --data-dir, and build again. Its last words: {}",
+                    log.last_lines()
+                ),
+            ),
+        }),
         Ended::TimedOut => Err(Error::new(
             Code::BuildFailed,
             format!("{what} took too long and was ended: {}", log.last_lines()),
@@ -32,7 +61,7 @@ pub(super) fn outcome(ended: Ended, what: &str, log: &BuildLog) -> Result<()> {
 /// Bootstraps `distro` into the existing empty folder `root`.
 ///
 /// # Errors
-/// `BuildFailed` with the package to install, or with the last meaningful lines of the tool; `Cancelled`.
+/// `BuildFailed` with the package to install, or with the last meaningful lines of the tool; `DiskFull`; `Cancelled`.
 pub fn bootstrap(
     distro: Distro,
     root: &Path,
@@ -62,7 +91,7 @@ pub fn bootstrap(
             format!("{what} took longer than {secs} s (--image-timeout) and was ended: {}", log.last_lines());
         return Err(Error::new(Code::BuildFailed, message));
     }
-    outcome(ended, what, log)
+    outcome(ended, what, root, log)
 }
 
 /// What a bootstrap takes from this host.

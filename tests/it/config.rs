@@ -299,6 +299,17 @@ fn a_bad_file_is_named() {
 }
 
 #[test]
+fn a_data_folder_that_cannot_be_one_is_named() {
+    let scratch = Scratch::new();
+    let file = scratch.file("taken", "x");
+    let is_file = format!("{} is a file", file.display());
+    for data in [file.clone(), file.join("below/it")] {
+        refused(&plain().data(&data), &[data.to_str().unwrap(), &is_file, "--data-dir"]);
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "x");
+}
+
+#[test]
 fn a_missing_workspace_folder_is_said() {
     refused(&plain().arg("--workspace=not-there"), &["--workspace", "not-there"]);
     let setup = plain();

@@ -48,6 +48,7 @@ macro_rules! in_both {
 in_both! {
     nothing_of_its_output_or_status_is_lost_when_the_server_is_killed
     nothing_of_its_output_or_status_is_lost_when_the_server_is_stopped
+    it_goes_on_where_the_data_folder_was_moved
     one_that_ends_without_a_server_says_how
     its_deadline_holds_across_a_restart
     stdin_and_signals_reach_it_after_a_restart
@@ -166,6 +167,31 @@ fn talked() -> (String, String) {
     let out = (0..160_000).map(|n| format!("{n}\n")).collect();
     let err = (0..200).map(|n| format!("e{n}\n")).collect();
     (out, err)
+}
+
+/// The data folder is given another name while no server runs: what state says of itself holds no path.
+fn it_goes_on_where_the_data_folder_was_moved(mut world: World) {
+    let run =
+        world.start(json!({"command": "echo first; read x; echo \"got $x\"; exit 5", "open_stdin": true}));
+    world.printed(&run, "first");
+    world.end(Way::Stopped);
+    let moved = world.setup.scratch().path().join("moved");
+    std::fs::rename(world.setup.data_dir(), &moved).unwrap();
+    world.setup = world.setup.clone().data(&moved);
+    world.server = Some(world.setup.start());
+    assert_eq!(world.client().get(200, &run)["status"], "running");
+    let words = [("Content-Type", "text/plain")];
+    world.client().send("POST", &format!("{run}/stdin?eof=true"), &words, Some(b"more\n")).expect(200);
+    let told = world.ended(&run);
+    assert_eq!(told["exit_code"], 5, "{told}");
+    assert_eq!(world.output(&run, "").text(), "first\ngot more\n");
+    // And one that is new there.
+    let run = world.start(json!({"command": "echo second"}));
+    assert_eq!(world.ended(&run)["exit_code"], 0);
+    if world.is_container() {
+        assert!(world.server().log().contains("runs on, since"), "{}", world.server().log());
+    }
+    world.leave();
 }
 
 fn survives(mut world: World, way: Way) {

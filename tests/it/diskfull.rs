@@ -140,13 +140,24 @@ fn a_build_on_a_full_disk_is_an_error_that_goes_away() {
             (now["status"] != "building").then_some(now)
         });
         assert_eq!(done["status"], "error", "{done}");
-        assert!(!done["error_message"].as_str().unwrap_or_default().is_empty(), "{done}");
+        let message = done["error_message"].as_str().unwrap_or_default();
+        assert!(message.contains("is full") && message.contains("--data-dir"), "{message}");
     } else {
         assert_eq!((reply.status, &reply.value()["code"]), (507, &json!("disk_full")), "{reply}");
         assert_eq!(owner.get(200, &path)["status"], "pending");
     }
     disk.free();
     owner.get(200, "/api/workspaces");
+    // With room, and so that the test needs no bootstrap with an image, the very same workspace is built.
+    let larger = Command::new("mount").args(["-o", "remount,size=1g"]).arg(&disk.0).status();
+    assert!(larger.unwrap().success());
+    crate::fixture::copy_image(&server.data);
+    assert_eq!(owner.call("POST", &format!("{path}/build"), None).status, 200);
+    let done = wait_for("the build to end", secs(120), || {
+        let now = owner.get(200, &path);
+        (now["status"] != "building").then_some(now)
+    });
+    assert_eq!(done["status"], "ready", "{done}");
     owner.delete(200, &path);
     state_is_whole(&server.data);
 }

@@ -182,8 +182,14 @@ pub fn shared_box() -> Place<'static> {
 pub fn seeded() -> Setup {
     let setup = Setup::in_folder(Scratch::in_memory());
     fs::create_dir_all(setup.data_dir()).unwrap();
-    copy(&cache().join("images"), &setup.data_dir().join("images"));
+    copy_image(setup.data_dir());
     setup
+}
+
+/// Gives a data folder the base image.
+#[track_caller]
+pub fn copy_image(data: &Path) {
+    copy(&cache().join("images"), &data.join("images"));
 }
 
 /// The tree of the base image in a data folder.
@@ -268,7 +274,7 @@ fn bootstrap(path: &Path) {
 }
 
 fn copy(from: &Path, to: &Path) {
-    let done = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).status().unwrap();
+    let done = Command::new("cp").args(["-a", "-T", "--reflink=auto"]).arg(from).arg(to).status().unwrap();
     assert!(done.success(), "cp -a {} {}", from.display(), to.display());
 }
 

@@ -126,9 +126,15 @@ pub(super) struct Lease {
 impl Networks {
     /// Those of the server with this data folder; nothing is made yet.
     pub(super) fn new(data_dir: &Path, choice: Choice, cgroups: Cgroups) -> Networks {
-        let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-        let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
-        let instance: String = hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+        let by_path = || {
+            let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+            let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
+            hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+        };
+        // The tree's name stays where the folder is moved, so what was made under the old path is found.
+        let tree = cgroups.folder().and_then(|tree| tree.file_name()?.to_str()?.strip_prefix("berth-"));
+        let is_hash = |name: &&str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let instance: String = tree.filter(is_hash).map_or_else(by_path, |name| name[..6].to_owned());
         let memory = data_dir.join("network.json");
         let range = choice.range.or(Memory::read(&memory).map(|before| before.range));
         Networks {

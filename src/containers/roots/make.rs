@@ -79,7 +79,7 @@ impl Roots {
     ) -> Result<()> {
         log.new_step();
         let ended = self.cp(from, to, kind, log, cancel)?;
-        outcome(ended, "copying the root", log)
+        outcome(ended, "copying the root", to, log)
     }
 
     pub(super) fn cp(
