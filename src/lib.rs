@@ -104,7 +104,8 @@
 //! | `gate-N` | `--max-connections` | one client and its answer, with deadlines; an OpenCode for that client |
 //! | tiny_http's own | connections that the gate lets through | the private socket |
 //! | `http-N` | `--http-threads` | nothing longer than a file |
-//! | `files-N` | 8, each workspace 4 | a workspace's files: lists, exports, imports, edits ([`base::lanes`]) |
+//! | `files-N` | 8 | workspaces' files: lists, exports, imports, edits |
+//! | `end-N` | 16 | the end of what a request ends: a run, a terminal, a container |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
@@ -179,7 +180,8 @@
 //!   together, and a handler may not.
 //! - `http-N` threads take requests from tiny_http's own queue; there is no second one (crossbeam) behind it. It cost
 //!   8 of the 68 µs of processor time that a list took. What a slow client could hold up moves to `transfer-N`.
-//! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP.
+//! - The worker pool is [`base::pool`], since builds and runs need it as well as HTTP. It shares its threads fairly
+//!   ([`base::shares`]): a token and a workspace hold at most half of any pool.
 //! - The agent's socket is handed to it as descriptor 0 instead of lying in a bound folder: nothing inside can
 //!   replace it, and no path of the host is visible.
 //! - What waits in a container has the memory of whoever started it (`CLONE_VM`, as posix_spawn(3)), and a command comes as

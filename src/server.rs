@@ -15,7 +15,6 @@ use crate::access::{Credentials, Login, Scope, Source, credentials};
 pub use crate::api::Advertised;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
-use crate::base::lanes::{self, Lanes};
 use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
 use crate::base::{At, Error, Result, limits};
@@ -138,6 +137,13 @@ pub struct Proxying {
     pub opencode_shell: Scope,
 }
 
+/// Workers for requests that end something; each may wait some seconds for the end.
+const ENDING: usize = 16;
+
+/// Workers that read and write workspaces' files, and requests that wait for one without a thread.
+const FILE_WORKERS: usize = 8;
+const FILE_QUEUE: usize = 512;
+
 /// Runs the server until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -156,6 +162,7 @@ pub fn run(settings: Settings) -> Result<()> {
         );
         return Err(Error::config(settings.data_dir.display(), problem));
     }
+    crate::proc::sys::give_back_large_blocks();
     file::create_dir_private(&settings.data_dir)?;
     let _lock = DataLock::take(&settings.data_dir)?;
     let signals = Signals::catch()?;
@@ -183,7 +190,7 @@ pub fn run(settings: Settings) -> Result<()> {
         ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
     ));
     let watch = (watch_projects(&project, &lifecycle), watch_library(&settings.data_dir, &lifecycle));
-    let (gone, tickets) = (Gone::default(), Tickets::default());
+    let (gone, tickets) = (Gone::new(settings.max_connections), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
@@ -216,8 +223,9 @@ pub fn run(settings: Settings) -> Result<()> {
         permission_replies: settings.proxying.permission_replies,
         opencode_shell: settings.proxying.opencode_shell,
         stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
-        file_workers: Lanes::new("files", lanes::WORKERS)?,
+        file_workers: Pool::new("files", 1, FILE_WORKERS, FILE_QUEUE)?,
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
+        end_workers: Pool::new("end", 0, ENDING, limits::CONNECTIONS)?,
     });
     announce(&ctx, &settings, &doors);
     let http = Arc::new(accept::Pool::new(settings.http_threads, gate::PING, {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::Actor;
 use super::question::Question;
+use crate::base::shares::{Ledger, Party, Share, Shares};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, Result, limits};
 use crate::events::Topic;
@@ -31,6 +32,8 @@ struct Waiting {
     /// Raised when the client has gone.
     gone: Cancel,
     step: Step,
+    /// Of all that may wait.
+    _share: Share,
 }
 
 impl Waiting {
@@ -57,6 +60,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     feed: Arc<Topic>,
+    shares: Shares,
 }
 
 /// Bodies and previews on disk that pending approvals of one token may hold: an upload of the largest size.
@@ -88,7 +92,8 @@ impl Approvals {
     /// # Errors
     /// When the thread cannot be started.
     pub fn new(timeout: Duration, feed: Arc<Topic>, spool: SpoolArea) -> Result<Approvals> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), feed });
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), feed, shares: shares() });
         let timer = spawn("approvals".into(), limits::STACK, {
             let shared = shared.clone();
             move || keep_deadlines(&shared)
@@ -100,10 +105,9 @@ impl Approvals {
     ///
     /// # Errors
     /// Given to `step` as well: `TooManyPending` when this token, or all together, ask too much; `ShuttingDown`.
-    pub fn ask(&self, asked: Question, gone: Cancel, step: Step) {
+    pub fn ask(&self, asked: Question, party: Party, gone: Cancel, step: Step) {
         let refused = {
             let mut state = lock(&self.shared.state);
-            let same = |waiting: &&Waiting| waiting.asked.actor().token_hash == asked.actor().token_hash;
             let left: Vec<u64> = state
                 .waiting
                 .iter()
@@ -112,22 +116,22 @@ impl Approvals {
                 .collect();
             let left: Vec<_> = left.iter().filter_map(|number| state.waiting.remove(number)).collect();
             left.iter().for_each(|waiting| self.shared.tell_end(waiting, "gone"));
+            // What left gives its share back.
+            drop(left);
             if state.closed {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
-            } else if state.waiting.len() >= limits::APPROVALS
-                || state.waiting.values().filter(same).count() >= limits::APPROVALS_PER_TOKEN
-            {
-                let message = "Too many writes wait for approval already; have them answered first";
-                Some(Error::new(Code::TooManyPending, message))
-            } else {
+            } else if let Ok(share) = self.shared.shares.take(party) {
                 let id = asked.id();
                 log::info!("Approval {id} wanted: {}; answer with POST /approvals/{id}", asked.note());
                 state.number += 1;
                 let (number, deadline) = (state.number, Instant::now() + self.timeout);
                 let event = self.shared.tell("asked", json!({ "approval": asked.listed(self.timeout) }));
-                state.waiting.insert(number, Waiting { asked, event, deadline, gone, step });
+                state.waiting.insert(number, Waiting { asked, event, deadline, gone, step, _share: share });
                 self.shared.changed.notify_all();
                 return;
+            } else {
+                let message = "Too many writes wait for approval already; have them answered first";
+                Some(Error::new(Code::TooManyPending, message))
             }
         };
         if let Some(error) = refused {
@@ -230,6 +234,10 @@ impl Shared {
     }
 }
 
+fn shares() -> Shares {
+    Shares::new(Ledger::new(limits::APPROVALS).with_token_share(limits::APPROVALS_PER_TOKEN))
+}
+
 /// Nothing with this id waits.
 pub fn not_found() -> Error {
     Error::new(Code::ApprovalNotFound, "Approval request not found")
@@ -289,6 +297,7 @@ mod tests {
         let actor = Actor::remote(Scope::Collaborator, token.to_owned(), None);
         let gone = Cancel::new().unwrap();
         let step: Step = Box::new(move |verdict| told.send(verdict).unwrap());
+        let party = Party::new(&actor.token_hash, None, false);
         let question = Question::new(NewQuestion {
             workspace_id: "w",
             action: "a",
@@ -299,7 +308,7 @@ mod tests {
             more: Map::new(),
             whole: None,
         });
-        approvals.ask(question, gone.clone(), step);
+        approvals.ask(question, party, gone.clone(), step);
         (gone, verdict)
     }
 

@@ -32,7 +32,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if request.method() == Method::Head {
         return Ok(Answer::Now(json(Response::empty(200)).without_body(Some(length))));
     }
-    let place = ctx.stream_place()?;
+    let place = ctx.stream_place(request.party())?;
     let ticket = ctx.tickets.deposit(move |socket, _| {
         place.run(move || {
             let mut body = StreamBody::new(socket);

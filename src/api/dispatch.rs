@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::question::{self, Asking};
+use super::reach::Reach;
 use super::routes::TABLE;
-use super::{Ctx, audit, opencode, opencode_gate, reach, routes, view};
+use super::{Ctx, PROXIED, audit, opencode, opencode_gate, reach, routes, view};
 use crate::access::credentials::Presented;
 use crate::access::question::Question;
 use crate::access::{Actor, ApprovalMode, Lease, Scope};
-use crate::base::pool::Place;
+use crate::base::pool::{self, Place};
 use crate::base::redact::Redactor;
+use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::route::Match;
 use crate::http::{
@@ -22,9 +24,6 @@ use crate::proc::Cancel;
 
 /// Answers one request, on this thread or on a worker's.
 pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
-    if request.is_streamed() {
-        return on_worker(ctx, ctx.transfer_place(), request, handle);
-    }
     handle(ctx, request);
 }
 
@@ -41,14 +40,63 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
         return reply(ctx, request, Response::empty(204));
     }
     match guarded(|| admit(ctx, &mut request)) {
-        Ok((route, None)) => perform(ctx, request, route),
-        Ok((route, Some(action))) => ask(ctx, request, route, action),
+        // Its body is on its way, as fast as its client sends it.
+        Ok(admitted) if request.is_streamed() => {
+            let place = ctx.transfer_place(request.party());
+            on_worker(ctx, place, request, move |ctx, request| go_on(ctx, request, admitted));
+        }
+        Ok(admitted) => go_on(ctx, request, admitted),
         Err(error) => fail(ctx, request, &error),
     }
 }
 
+/// A row, and the action that a person must allow first.
+type Admitted = (&'static Route<Ctx>, Option<&'static str>);
+
+fn go_on(ctx: &Arc<Ctx>, request: Request, (route, action): Admitted) {
+    match action {
+        None => perform(ctx, request, route),
+        Some(action) => ask(ctx, request, route, action),
+    }
+}
+
+/// Whose shares a request uses: those of its token and of the workspace that it concerns. An owner that reaches
+/// everything has no share.
+fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Party {
+    let Some(actor) = request.actor() else { return Party::ANONYMOUS };
+    if actor.scope == Scope::Owner && actor.workspace_ids.is_none() {
+        return Party::OWNER;
+    }
+    let workspace = match reach::of(route) {
+        Reach::Named => reach::find(ctx, request.param("id")).map(|workspace| workspace.id()),
+        Reach::Active => ctx.lifecycle.registry().openwork_list().first().map(|workspace| workspace.id()),
+        Reach::Filtered | Reach::Refused => None,
+    };
+    Party::new(&actor.token_hash, workspace, false)
+}
+
+/// How long a request to an OpenCode waits for its token's or workspace's other requests. Slow ones leave their workers
+/// ([`limits::PROXY_SLOW`]), so that this much passes only when streams are short as well.
+const SHARE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Counts the request for its party: its connection, and the place that its thread takes.
+fn count(ctx: &Ctx, request: &Request) -> Result<()> {
+    let party = request.party();
+    if let Some(connection) = request.connection() {
+        let full = || Error::new(Code::Busy, "The server has no room for another connection; try again");
+        ctx.gone
+            .claim(connection, party)
+            .map_err(|refused| refused.error("connections (--max-connections)", full))?;
+    }
+    if request.direct().is_some() {
+        let busy = || Error::new(Code::Busy, "Too many requests wait for OpenCode; try again");
+        pool::claim(party, SHARE_PATIENCE).map_err(|refused| refused.error(PROXIED, busy))?;
+    }
+    Ok(())
+}
+
 /// Everything up to the handler: its row, and the action that a person must allow first.
-fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Option<&'static str>)> {
+fn admit(ctx: &Ctx, request: &mut Request) -> Result<Admitted> {
     let route = match TABLE.find(request)? {
         Match::Route(route) => route,
         // The OpenWork server says 404 for a wrong method, sandboxed.sh 405.
@@ -72,6 +120,8 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<(&'static Route<Ctx>, Optio
         }
     }
     check_coding(request)?;
+    request.set_party(party(ctx, route, request));
+    count(ctx, request)?;
     let owner = actor.as_ref().is_some_and(|actor| actor.scope == Scope::Owner);
     Ok(match route.gate {
         Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
@@ -121,7 +171,9 @@ fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
 
 /// Calls the route's handler on this thread.
 fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
-    match (guarded(|| (route.handler)(ctx, &mut request)), route.gate) {
+    let answer = guarded(|| (route.handler)(ctx, &mut request));
+    request.end_charge();
+    match (answer, route.gate) {
         (Ok(Answer::Prepared(prepared)), Gate::Everyone(action)) => {
             allow_prepared(ctx, request, route.class, action, prepared);
         }
@@ -152,11 +204,11 @@ fn allow_prepared(
         Err(error) => fail(ctx, request, &error),
     };
     if ctx.approval.mode == ApprovalMode::Auto {
-        // In the workspace's lane already, or a worker reads a large body.
+        // On a file worker already, or a worker reads a large body.
         if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
-        return on_worker(ctx, place_of(ctx, class), request, work);
+        return on_worker(ctx, write_place(ctx, class, request.party()), request, work);
     }
     let is_upload = class == Class::Upload;
     let asking = Asking { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };
@@ -165,7 +217,7 @@ fn allow_prepared(
             if class == Class::Files {
                 return on_files(ctx, request, work);
             }
-            on_worker(ctx, place_of(ctx, class), request, work);
+            on_worker(ctx, write_place(ctx, class, request.party()), request, work);
         }),
         Err(error) => fail(ctx, request, &error),
     }
@@ -178,9 +230,10 @@ fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action:
         Ok(asked) => {
             audit::describe(ctx, &mut request, asked.note(), &[]);
             wait_for_person(ctx, request, asked, move |ctx, request| {
-                on_worker(ctx, ctx.transfer_place(), request, move |ctx, request| {
-                    perform(ctx, request, route)
-                });
+                let party = request.party();
+                let place =
+                    if route.class == Class::End { ctx.end_place(party) } else { ctx.transfer_place(party) };
+                on_worker(ctx, place, request, move |ctx, request| perform(ctx, request, route));
             });
         }
         Err(error) => fail(ctx, request, &error),
@@ -210,6 +263,7 @@ fn wait_for_person(
         };
         credentials.leases.hold(actor, Duration::ZERO, withdraw)
     });
+    let party = request.party();
     let step = {
         let (ctx, gone) = (Arc::downgrade(ctx), gone.clone());
         move |verdict: Result<()>| {
@@ -226,7 +280,7 @@ fn wait_for_person(
             }
         }
     };
-    ctx.approvals.ask(asked, gone, Box::new(step));
+    ctx.approvals.ask(asked, party, gone, Box::new(step));
 }
 
 /// Reads the request's body and makes the question of it.
@@ -300,13 +354,20 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
     }
 }
 
-fn place_of(ctx: &Ctx, class: Class) -> Result<Place> {
+fn place_of(ctx: &Ctx, class: Class, party: Party) -> Result<Place> {
     match class {
-        Class::Stream => ctx.stream_place(),
-        Class::Upload => ctx.transfer_place(),
-        Class::Proxy => ctx.proxy_place(),
-        Class::Short | Class::Files | Class::Run => ctx.run_place(),
+        Class::Stream => ctx.stream_place(party),
+        Class::Upload => ctx.transfer_place(party),
+        Class::Proxy => ctx.proxy_place(party),
+        Class::End => ctx.end_place(party),
+        Class::Files => ctx.files_place(party),
+        Class::Short | Class::Run => ctx.run_place(party),
     }
+}
+
+/// A write waits for the other writes of its workspace, which the fixed pool must not.
+fn write_place(ctx: &Ctx, class: Class, party: Party) -> Result<Place> {
+    if class == Class::Short { ctx.transfer_place(party) } else { place_of(ctx, class, party) }
 }
 
 /// Moves the request to the workers of its class.
@@ -328,12 +389,12 @@ fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel:
     if class == Class::Files || request.direct().is_some() {
         return job(ctx, request);
     }
-    on_worker(ctx, place_of(ctx, class), request, job);
+    on_worker(ctx, place_of(ctx, class, request.party()), request, job);
 }
 
-/// Has a file worker go on with the request, in its workspace's lane. Its answer, if it is large, is sent elsewhere.
+/// Has a file worker go on with the request. Its answer, if it is large, is sent elsewhere.
 fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static) {
-    match ctx.file_workers.admit(request.param("id")) {
+    match ctx.files_place(request.party()) {
         Ok(place) => {
             request.set_on_worker(false);
             let ctx = ctx.clone();
@@ -414,7 +475,9 @@ fn reply(ctx: &Arc<Ctx>, mut request: Request, response: Response) {
     if response.is_small() || request.on_worker() {
         return send(ctx, request, response);
     }
-    on_worker(ctx, ctx.transfer_place(), request, move |ctx, request| send(ctx, request, response));
+    on_worker(ctx, ctx.transfer_place(request.party()), request, move |ctx, request| {
+        send(ctx, request, response)
+    });
 }
 
 fn has_gone(ctx: &Ctx, request: &Request) -> bool {

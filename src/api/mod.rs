@@ -43,8 +43,8 @@ use std::time::Instant;
 use crate::access::{Approval, Approvals, Audit, Credentials, Scope};
 use serde_json::Value;
 
-use crate::base::lanes::Lanes;
 use crate::base::pool::{Place, Pool};
+use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
 use crate::events::Bus;
 use crate::http::client::{Gone, Tickets};
@@ -106,55 +106,80 @@ pub struct Ctx {
     /// Who may make OpenCode on a host workspace run programs, where no person is asked.
     pub opencode_shell: Scope,
     /// The workers of [`crate::http::Class::Files`].
-    pub file_workers: Lanes,
+    pub file_workers: Pool,
     /// The workers for bodies and answers that a slow client could hold up.
     pub transfers: Pool,
+    /// The workers of [`crate::http::Class::End`].
+    pub end_workers: Pool,
 }
 
 impl Ctx {
     /// A worker for a command.
     ///
     /// # Errors
-    /// `Busy`.
-    pub fn run_place(&self) -> Result<Place> {
+    /// `Busy`, `OverShare`.
+    pub fn run_place(&self, party: Party) -> Result<Place> {
         let busy = "All run workers are taken; try again, or start berth with a larger --max-runs";
-        reserve(&self.run_workers, busy)
+        reserve(&self.run_workers, party, "run workers (--max-runs)", busy)
     }
 
     /// A worker for a wait or a stream.
     ///
     /// # Errors
-    /// `Busy`.
-    pub fn stream_place(&self) -> Result<Place> {
-        stream_place(&self.stream_workers)
+    /// `Busy`, `OverShare`.
+    pub fn stream_place(&self, party: Party) -> Result<Place> {
+        stream_place(&self.stream_workers, party)
     }
 
     /// A worker for a request to an OpenCode.
     ///
     /// # Errors
-    /// `Busy`.
-    pub fn proxy_place(&self) -> Result<Place> {
+    /// `Busy`, `OverShare`.
+    pub fn proxy_place(&self, party: Party) -> Result<Place> {
         let busy =
             "Too many requests wait for OpenCode; try again, or start berth with a larger --max-proxied";
-        reserve(&self.proxy_workers, busy)
+        reserve(&self.proxy_workers, party, PROXIED, busy)
+    }
+
+    /// A worker that reads or writes a workspace's files.
+    ///
+    /// # Errors
+    /// `Busy`, `OverShare`.
+    pub fn files_place(&self, party: Party) -> Result<Place> {
+        let busy = "Too many requests read and write workspaces' files; try again";
+        reserve(&self.file_workers, party, "requests for workspaces' files", busy)
     }
 
     /// A worker for a large body or answer.
     ///
     /// # Errors
-    /// `Busy`.
-    pub fn transfer_place(&self) -> Result<Place> {
-        reserve(&self.transfers, "Too many large bodies and answers are on their way; try again")
+    /// `Busy`, `OverShare`.
+    pub fn transfer_place(&self, party: Party) -> Result<Place> {
+        let busy = "Too many large bodies and answers are on their way; try again";
+        reserve(&self.transfers, party, "large bodies and answers", busy)
+    }
+
+    /// A worker for a request that ends something.
+    ///
+    /// # Errors
+    /// `Busy`, `OverShare`.
+    pub fn end_place(&self, party: Party) -> Result<Place> {
+        let busy = "Too many requests to end something wait already; try again";
+        reserve(&self.end_workers, party, "requests that end something", busy)
     }
 }
 
+/// What proxied requests are called where one is refused.
+const PROXIED: &str = "requests to OpenCode (--max-proxied)";
+
 /// The same, from a thread that has no context.
-fn stream_place(workers: &Pool) -> Result<Place> {
-    reserve(workers, "All stream workers are taken; try again, or start berth with a larger --max-streams")
+fn stream_place(workers: &Pool, party: Party) -> Result<Place> {
+    let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
+    reserve(workers, party, "stream workers (--max-streams)", busy)
 }
 
-fn reserve(workers: &Pool, busy: &str) -> Result<Place> {
-    workers.reserve().map_err(|_| Error::new(Code::Busy, busy))
+fn reserve(workers: &Pool, party: Party, what: &str, busy: &str) -> Result<Place> {
+    workers.reserve(party).map_err(|refused| refused.error(what, || Error::new(Code::Busy, busy)))
 }
 
 /// Facts for `GET /capabilities` that only the start knows.

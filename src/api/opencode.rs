@@ -13,6 +13,7 @@ use super::opencode_gate::Inspection;
 use super::{Ctx, reach, stream_place, tunnel};
 use crate::access::{ApprovalMode, Scope};
 use crate::base::pool::{Place, Pool, step_aside};
+use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, clock, limits};
 use crate::http::{Answer, Method, Prepared, Reply, Request, Response};
 use crate::opencode::fields::{CheckedBody, FieldNames, FieldScanner};
@@ -101,6 +102,7 @@ struct Job {
 struct Services {
     upstreams: Arc<Upstreams>,
     stream_workers: Arc<Pool>,
+    party: Party,
     tickets: crate::http::client::Tickets,
     spool: SpoolArea,
 }
@@ -144,6 +146,7 @@ pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         services: Services {
             upstreams: ctx.upstreams.clone(),
             stream_workers: ctx.stream_workers.clone(),
+            party: request.party(),
             tickets: ctx.tickets.clone(),
             spool: ctx.approvals.spool().clone(),
         },
@@ -201,9 +204,9 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
 struct Aside(RefCell<Option<Place>>);
 
 impl Aside {
-    fn step(&self, streams: &Pool) -> Result<()> {
+    fn step(&self, streams: &Pool, party: Party) -> Result<()> {
         if self.0.borrow().is_none() {
-            self.0.replace(Some(stream_place(streams)?));
+            self.0.replace(Some(stream_place(streams, party)?));
             step_aside();
         }
         Ok(())
@@ -223,9 +226,10 @@ impl Job {
         self.check_directories(reply)?;
         let watch = self.services.upstreams.watch(&self.call, self.gone.clone());
         watch.when_slow(limits::PROXY_SLOW, {
-            let (aside, streams) = (aside.clone(), self.services.stream_workers.clone());
+            let (aside, streams, party) =
+                (aside.clone(), self.services.stream_workers.clone(), self.services.party);
             // Without a place it stays among the workers, who are fewer then.
-            move || drop(aside.step(&streams))
+            move || drop(aside.step(&streams, party))
         });
         let request = reply.request().ok_or_else(|| Error::internal("a request that was answered"))?;
         if let Some(client) = request.direct() {
@@ -234,7 +238,7 @@ impl Job {
         let length = request.body_length();
         if length.is_none() {
             // Its client may take its time.
-            aside.step(&self.services.stream_workers)?;
+            aside.step(&self.services.stream_workers, self.services.party)?;
         }
         let places = self.check_sessions()?;
         if self.inspection.needs_body() {
@@ -382,7 +386,7 @@ impl Job {
 
     fn pass_back(self, mut reply: Reply, answer: opencode::Answer, aside: &Aside) {
         let opencode::Answer { status, headers, rest } = answer;
-        let Services { tickets, stream_workers, .. } = self.services;
+        let Services { tickets, stream_workers, party, .. } = self.services;
         let with_headers = move |response: Response| {
             headers
                 .into_iter()
@@ -405,7 +409,7 @@ impl Job {
             }
             Rest::Body(body, length) if reply.request().is_some_and(|request| request.direct().is_some()) => {
                 // This thread hands the socket over itself, so another pours.
-                let place = match aside.0.take().map_or_else(|| stream_place(&stream_workers), Ok) {
+                let place = match aside.0.take().map_or_else(|| stream_place(&stream_workers, party), Ok) {
                     Ok(place) => place,
                     Err(busy) => return reply.send(Err(busy)),
                 };
@@ -415,7 +419,7 @@ impl Job {
                 reply.send(ticket.map(|ticket| with_headers(Response::taken(ticket, length))));
             }
             Rest::Body(body, length) => {
-                if let Err(busy) = aside.step(&stream_workers) {
+                if let Err(busy) = aside.step(&stream_workers, party) {
                     return reply.send(Err(busy));
                 }
                 let handed = tunnel::Handed::new(&tickets, &self.gone, reply.take_watch());
@@ -428,7 +432,7 @@ impl Job {
                 }
             }
             Rest::Tunnel(between) => {
-                if let Err(busy) = aside.step(&stream_workers) {
+                if let Err(busy) = aside.step(&stream_workers, party) {
                     return reply.send(Err(busy));
                 }
                 match tunnel::Handed::new(&tickets, &self.gone, reply.take_watch()) {

@@ -43,6 +43,17 @@ const fn files(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler }
 }
 
+/// Ends something.
+const fn end(
+    method: Method,
+    pattern: &'static str,
+    auth: Auth,
+    gate: Gate,
+    handler: Handler<Ctx>,
+) -> Route<Ctx> {
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler }
+}
+
 /// A write of the project API: everybody is asked about, owners too.
 const fn gated(
     method: Method,
@@ -105,7 +116,7 @@ pub fn body_cap(method: &str, path: &str) -> usize {
 /// The largest body of this route.
 pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
     match route.class {
-        Class::Short => limits::JSON_BODY_BYTES,
+        Class::Short | Class::End => limits::JSON_BODY_BYTES,
         Class::Files => FILES_BODY_BYTES,
         Class::Run | Class::Stream => limits::EXEC_BODY_BYTES,
         Class::Upload => usize::MAX,
@@ -282,7 +293,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Post, "/api/workspaces", OWNER, Gate::Open, workspaces::create),
     read("/api/workspaces/:id", VIEWER, workspaces::get),
     write(Put, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::update),
-    write(Delete, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::delete),
+    end(Delete, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::delete),
     write(
         Post,
         "/api/workspaces/:id/build",
@@ -292,21 +303,13 @@ pub static ROUTES: &[Route<Ctx>] = &[
     ),
     stream(Get, "/api/workspaces/:id/build/events", Effect::Read, Gate::Open, workspaces::build_events),
     // Nobody has to be asked before something is ended.
-    Route {
-        method: Delete,
-        pattern: "/api/workspaces/:id/build",
-        auth: COLLABORATOR,
-        gate: Gate::Open,
-        effect: Effect::Write,
-        class: Class::Run,
-        handler: workspaces::cancel_build,
-    },
+    end(Delete, "/api/workspaces/:id/build", COLLABORATOR, Gate::Open, workspaces::cancel_build),
     run("/api/workspaces/:id/exec", Gate::Collaborators("workspace.exec"), workspaces::exec),
     run("/api/workspaces/:id/runs", RUN, runs::create),
     read("/api/workspaces/:id/runs", VIEWER, runs::list),
     read("/api/workspaces/:id/runs/:run", VIEWER, runs::get),
     // Nobody has to be asked before something is ended.
-    stream(Delete, "/api/workspaces/:id/runs/:run", Effect::Write, Gate::Open, runs::delete),
+    end(Delete, "/api/workspaces/:id/runs/:run", COLLABORATOR, Gate::Open, runs::delete),
     write(Post, "/api/workspaces/:id/runs/:run/signal", COLLABORATOR, Gate::Open, runs::signal),
     stream(Post, "/api/workspaces/:id/runs/:run/stdin", Effect::Write, RUN, runs::stdin),
     stream(Post, "/api/workspaces/:id/runs/:run/wait", Effect::Read, Gate::Open, runs::wait),
@@ -327,7 +330,13 @@ pub static ROUTES: &[Route<Ctx>] = &[
         handler: workspaces::sync,
     },
     run("/api/workspaces/:id/start", Gate::Collaborators("workspace.start"), workspaces::start),
-    run("/api/workspaces/:id/stop", Gate::Collaborators("workspace.stop"), workspaces::stop),
+    end(
+        Post,
+        "/api/workspaces/:id/stop",
+        COLLABORATOR,
+        Gate::Collaborators("workspace.stop"),
+        workspaces::stop,
+    ),
     read("/api/workspaces/:id/snapshots", VIEWER, snapshots::list),
     run("/api/workspaces/:id/snapshots", SNAPSHOT, snapshots::take),
     write(Delete, "/api/workspaces/:id/snapshots/:snapshot", COLLABORATOR, SNAPSHOT, snapshots::delete),
@@ -357,7 +366,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/api/workspaces/:id/terminals", VIEWER, terminals::list),
     run("/api/workspaces/:id/terminals", TERMINAL, terminals::create),
     read("/api/workspaces/:id/terminals/:terminal", VIEWER, terminals::get),
-    write(Delete, "/api/workspaces/:id/terminals/:terminal", COLLABORATOR, TERMINAL, terminals::delete),
+    end(Delete, "/api/workspaces/:id/terminals/:terminal", COLLABORATOR, TERMINAL, terminals::delete),
     write(Post, "/api/workspaces/:id/terminals/:terminal/resize", COLLABORATOR, TERMINAL, terminals::resize),
     run("/api/workspaces/:id/terminals/:terminal/input", TERMINAL, terminals::input),
     read("/api/workspaces/:id/terminals/:terminal/screen", VIEWER, terminals::screen),

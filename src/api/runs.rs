@@ -15,7 +15,9 @@ use super::dispatch::too_low;
 use super::{Ctx, follow, stream_place, view};
 use crate::access::Scope;
 use crate::base::ids::{parse_uuid, parse_uuid_of};
+use crate::base::parcel::Parcel;
 use crate::base::pool::Place;
+use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::Tickets;
 use crate::http::sse::Format;
@@ -53,8 +55,9 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         request.warn(warning);
     }
     let (soft, timeout) = (body.soft_timeout()?, body.run_timeout()?);
-    let waiter = soft.map(|soft| Ok((ctx.stream_place()?, Cancel::new()?, soft))).transpose()?;
-    let accepted = ctx.lifecycle.accept_run(id, body, timeout)?;
+    let party = request.party();
+    let waiter = soft.map(|soft| Ok((ctx.stream_place(party)?, Cancel::new()?, soft))).transpose()?;
+    let accepted = ctx.lifecycle.accept_run(id, body, timeout, party)?;
     let cancel = waiter.as_ref().map(|(_, gone, _)| gone.clone());
     let work = Box::new(move |reply: Reply| {
         let run = accepted.run().clone();
@@ -79,11 +82,17 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 /// `POST /api/workspaces/:id/exec?stream=…`: a run that is followed by whoever starts it, and ends with them.
-pub(super) fn exec_stream(ctx: &Ctx, id: Uuid, body: ExecRequest, format: Format) -> Result<Answer> {
+pub(super) fn exec_stream(
+    ctx: &Ctx,
+    id: Uuid,
+    body: ExecRequest,
+    format: Format,
+    party: Party,
+) -> Result<Answer> {
     body.check_exec()?;
     let timeout = body.exec_timeout()?;
-    let place = ctx.stream_place()?;
-    let accepted = ctx.lifecycle.accept_run(id, body, timeout)?;
+    let place = ctx.stream_place(party)?;
+    let accepted = ctx.lifecycle.accept_run(id, body, timeout, party)?;
     let (tickets, runs) = (ctx.tickets.clone(), ctx.lifecycle.runs().clone());
     let cancel = accepted.run().cancel.clone();
     let work = Box::new(move |mut reply: Reply| {
@@ -211,15 +220,15 @@ pub fn stdin(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let body: StdinBody = request.json(limits::EXEC_BODY_BYTES)?;
         eof |= body.eof;
         match (body.data, body.data_base64) {
-            (Some(text), None) => text.into_bytes(),
-            (None, Some(text)) => BASE64_STANDARD.decode(text).map_err(|error| {
+            (Some(text), None) => Parcel::of(text.into_bytes())?,
+            (None, Some(text)) => Parcel::of(BASE64_STANDARD.decode(text).map_err(|error| {
                 Error::new(Code::InvalidPayload, format!("data_base64 is not base64: {error}"))
-            })?,
-            (None, None) if eof => Vec::new(),
+            })?)?,
+            (None, None) if eof => Parcel::Memory(Vec::new()),
             _ => return Err(Error::new(Code::InvalidPayload, "Give either data or data_base64")),
         }
     } else {
-        request.body(limits::EXEC_BODY_BYTES)?
+        request.parcel(limits::EXEC_BODY_BYTES)?
     };
     let gone = Cancel::new()?;
     let cancel = gone.clone();
@@ -277,7 +286,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if request.method() == Method::Head {
         return Ok(Answer::Now(streamed(Response::empty(200), format)));
     }
-    let (place, runs) = (ctx.stream_place()?, ctx.lifecycle.runs().clone());
+    let (place, runs) = (ctx.stream_place(request.party())?, ctx.lifecycle.runs().clone());
     let redactor = view::redactor(ctx, request);
     let ticket = ctx.tickets.deposit(move |socket, _| {
         place.run(move || {
@@ -326,7 +335,7 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         Some(stream) => at.of(stream) >= end.of(stream),
         None => at.out >= end.out && at.err >= end.err,
     };
-    let tickets = ctx.tickets.clone();
+    let (tickets, party) = (ctx.tickets.clone(), request.party());
     if let Some(patience) = patience.filter(|_| nothing_yet && run.is_running()) {
         let gone = Cancel::new()?;
         let (cancel, workers) = (Some(gone.clone()), ctx.stream_workers.clone());
@@ -338,11 +347,11 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
                     break;
                 }
             }
-            part(&tickets, || stream_place(&workers), run, &wanted)
+            part(&tickets, || stream_place(&workers, party), run, &wanted)
         };
         return Ok(Answer::later(work, cancel));
     }
-    part(&tickets, || ctx.stream_place(), run, &wanted).map(Answer::Now)
+    part(&tickets, || ctx.stream_place(party), run, &wanted).map(Answer::Now)
 }
 
 /// Up to so many bytes are answered at once; more are streamed.

@@ -59,7 +59,7 @@ impl Opener {
         Ok(Opener {
             tickets: ctx.tickets.clone(),
             handshake: Handshake::of(request, &PROTOCOLS)?,
-            place: ctx.stream_place()?,
+            place: ctx.stream_place(request.party())?,
             pastes: ctx.lifecycle.terminals().pastes.clone(),
             revoked,
             lease,

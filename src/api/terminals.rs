@@ -42,7 +42,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = workspace(ctx, request)?;
     let body: TerminalRequest = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
-    let start = ctx.lifecycle.start_terminal(id, &body)?;
+    let start = ctx.lifecycle.start_terminal(id, &body, request.party())?;
     let work = move || {
         let terminal = start()?;
         let place = format!("/api/workspaces/{id}/terminals/{}", terminal.id);
@@ -60,8 +60,10 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `DELETE /api/workspaces/:id/terminals/:terminal`
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let ended = ctx.lifecycle.terminals().remove(workspace(ctx, request)?, terminal(request)?)?;
-    Ok(Answer::Now(Response::ok(&ended)))
+    let (id, terminal) = (workspace(ctx, request)?, terminal(request)?);
+    let lifecycle = ctx.lifecycle.clone();
+    let work = move || lifecycle.terminals().remove(id, terminal).map(|ended| Response::ok(&ended));
+    Ok(Answer::later(work, None))
 }
 
 /// `POST /api/workspaces/:id/terminals/:terminal/resize`
@@ -156,6 +158,6 @@ pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     };
     let wanted = size(number("cols", 80)?, number("rows", 24)?)?;
     let owner = request.actor().map(|actor| actor.token_hash.clone()).unwrap_or_default();
-    let start = ctx.lifecycle.start_shell(id, owner, wanted)?;
+    let start = ctx.lifecycle.start_shell(id, owner, wanted, request.party())?;
     Ok(Answer::later(move || opener.open(start()?, Language::Shell), None))
 }

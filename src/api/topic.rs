@@ -80,7 +80,7 @@ fn start(
         }
         format.write(&mut out, kind, &number.to_string(), data);
     }
-    let place = ctx.stream_place()?;
+    let place = ctx.stream_place(request.party())?;
     let ticket = ctx
         .tickets
         .deposit(move |socket, _| place.run(move || follow(socket, follower, format, out, redactor)))?;

@@ -281,5 +281,6 @@ fn download(ctx: &Ctx, request: &Request, root: &Root, which: Which, id: &str) -
     let (file, path) = which.open(root, id)?;
     let (tag, sure) = deposit::tag(&file)?;
     let download = Download { file, name: path.name(), tag, sure };
-    download.answer(request, &ctx.tickets, || ctx.stream_place()).map(Answer::Now)
+    let party = request.party();
+    download.answer(request, &ctx.tickets, || ctx.stream_place(party)).map(Answer::Now)
 }

@@ -16,7 +16,7 @@ use crate::http::sse::Format;
 use crate::http::{Answer, Reply, Request, Response};
 use crate::lifecycle::build::BuildRequest;
 use crate::lifecycle::feed;
-use crate::runs::ExecRequest;
+use crate::runs::{ExecRequest, ExecResult};
 use crate::workspaces::Shown;
 use crate::workspaces::create::{Create, Update};
 
@@ -90,9 +90,13 @@ pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `DELETE /api/workspaces/:id`; a sentence, as observed.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let id = id(request)?;
-    ctx.lifecycle.delete(id)?;
-    Ok(Answer::Now(Response::sentence(format!("Workspace {id} deleted successfully"))))
+    let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
+    let work = move || {
+        lifecycle.delete(id)?;
+        Ok(Response::sentence(format!("Workspace {id} deleted successfully")))
+    };
+    // It goes on without its client.
+    Ok(Answer::later(work, None))
 }
 
 #[derive(Default, Deserialize)]
@@ -116,7 +120,7 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(Error::new(Code::Forbidden, message));
     }
     let asked = BuildRequest { base, rebuild, pull: body.pull.unwrap_or(Pull::Missing) };
-    let record = ctx.lifecycle.start_build(id, asked)?;
+    let record = ctx.lifecycle.start_build(id, asked, request.party())?;
     shown(&record.shown)
 }
 
@@ -147,17 +151,30 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         request.warn(warning);
     }
     if let Some(format) = Format::asked(request)? {
-        return runs::exec_stream(ctx, id, body, format);
+        return runs::exec_stream(ctx, id, body, format, request.party());
     }
     let (work, cancel) = ctx.lifecycle.start_exec(id, body)?;
     let work = Box::new(move |reply: Reply| match work() {
         Ok((result, ended)) => {
-            reply.send(Ok(Response::ok(&result)));
+            reply.send(encoded(result));
             drop(ended);
         }
         Err(error) => reply.send(Err(error)),
     });
     Ok(Answer::Later { work, cancel: Some(cancel) })
+}
+
+/// A short answer is encoded at once, a long one while it is sent.
+fn encoded(result: ExecResult) -> Result<Response> {
+    let failed = |error| Error::internal("The output could not be read back").because(error);
+    if result.is_small() {
+        let mut body = Vec::with_capacity(1024);
+        result.write(&mut body).map_err(failed)?;
+        return Ok(Response::empty(200).with("Content-Type", "application/json").with_body(body));
+    }
+    let length = result.length().map_err(failed)?;
+    let response = Response::empty(200).with("Content-Type", "application/json");
+    Ok(response.with_writer(length, move |out| result.write(out)))
 }
 
 /// `POST /api/workspaces/:id/rerun-init`

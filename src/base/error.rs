@@ -159,6 +159,8 @@ codes! {
     UiDisabled = 404 "ui_disabled",
     /// All workers of this kind are taken.
     Busy = 503 "busy",
+    /// The token or its workspace holds its share of something already.
+    OverShare = 429 "over_share",
     /// The server is going down.
     ShuttingDown = 503 "shutting_down",
     /// The workspace does not say where its OpenCode is, or says it wrongly.

@@ -6,13 +6,14 @@ pub mod error;
 pub mod fields;
 pub mod ids;
 pub mod json_keys;
-pub mod lanes;
 pub mod limits;
 pub mod logging;
 pub mod object;
+pub mod parcel;
 pub mod pool;
 pub mod redact;
 mod redact_text;
+pub mod shares;
 pub mod sketch;
 pub mod thread;
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -22,6 +22,10 @@ use crate::base::{Error, Result, limits};
 use crate::http::Request;
 
 const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NVAL);
+
+/// How long a client waits for the answer that it is over its share: so long its connection sends no further request, so a
+/// client that asks again at once costs little.
+const OVER_SHARE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where an exchange stands.
 struct Exchange {
@@ -323,6 +327,9 @@ impl Connection<'_> {
                 if answer.status == 401 {
                     // Only this thread, which serves only this client, is held up.
                     std::thread::sleep(self.gate.throttle.failed(self.seat.record.peer, Instant::now()));
+                }
+                if answer.status == 429 {
+                    std::thread::sleep(OVER_SHARE_PAUSE);
                 }
                 return Ok(at);
             }

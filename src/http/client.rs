@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::base::shares::{Ledger, Party, Refused, Share, Shares};
 use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
@@ -161,17 +162,50 @@ impl Write for ClientSocket {
 }
 
 /// Who wants to know that a client has gone. Cloned to the gate, which tells, and to the inside, which asks.
-#[derive(Clone, Debug, Default)]
-pub struct Gone(Arc<Mutex<HashMap<u64, Watched>>>);
+#[derive(Clone, Debug)]
+pub struct Gone(Arc<Mutex<HashMap<u64, Watched>>>, Shares);
 
 #[derive(Debug, Default)]
 struct Watched {
     gone: bool,
+    /// The token that its last request had, and its share of the connections.
+    holder: Option<(Party, Share)>,
     next: u64,
     flags: Vec<(u64, Cancel)>,
 }
 
+impl Default for Gone {
+    fn default() -> Gone {
+        Gone::new(limits::CONNECTIONS)
+    }
+}
+
 impl Gone {
+    /// For so many connections.
+    pub fn new(connections: usize) -> Gone {
+        Gone(Arc::default(), Shares::new(Ledger::new(connections)))
+    }
+
+    /// Counts a connection for the token of its request.
+    ///
+    /// # Errors
+    /// When this token has its share of the connections.
+    pub fn claim(&self, connection: u64, party: Party) -> std::result::Result<(), Refused> {
+        let party = party.without_workspace();
+        let mut watched = lock(&self.0);
+        let Some(watched) = watched.get_mut(&connection) else { return Ok(()) };
+        if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {
+            watched.holder = None;
+            let share = match self.1.take(party) {
+                // The gate has admitted it, so it exists.
+                Err(Refused::Full) => self.1.take_anyway(party),
+                taken => taken?,
+            };
+            watched.holder = Some((party, share));
+        }
+        Ok(())
+    }
+
     /// Raises `flag` when the client of this connection hangs up while it waits for an answer: at once if it has
     /// hung up already. Until the subscription is dropped.
     pub fn subscribe(&self, connection: u64, flag: &Cancel) -> Subscription {

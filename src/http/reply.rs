@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,7 +13,6 @@ use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, limits};
 
 /// An answer in the making.
-#[derive(Debug)]
 pub struct Response {
     status: u16,
     /// Of an error's reply.
@@ -30,9 +30,13 @@ enum Form {
     Foreign,
 }
 
-#[derive(Debug)]
+/// Writes a body of an announced length.
+type BodyWriter = Box<dyn FnOnce(&mut dyn std::io::Write) -> std::io::Result<()> + Send>;
+
 enum Body {
     Bytes(Vec<u8>),
+    /// Made while it is sent.
+    Written(u64, BodyWriter),
     /// None, though a length may be told: of what a GET would have brought (RFC 9110, 8.6).
     Absent(Option<u64>),
     /// Whoever holds this ticket writes it to the client's socket: so many bytes, or chunks.
@@ -120,6 +124,8 @@ impl Response {
         response.code = Some(error.code());
         match error.code() {
             Code::Busy
+            | Code::OverShare
+            | Code::TooManyPending
             | Code::ShuttingDown
             | Code::ContainerStopped
             | Code::ContainerSilent
@@ -205,7 +211,7 @@ impl Response {
     pub fn ticket(&self) -> Option<&str> {
         match &self.body {
             Body::Taken { ticket, .. } => Some(ticket),
-            Body::Bytes(_) | Body::Absent(_) => None,
+            Body::Bytes(_) | Body::Written(..) | Body::Absent(_) => None,
         }
     }
 
@@ -213,6 +219,17 @@ impl Response {
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {
         self.body = Body::Bytes(body);
+        self
+    }
+
+    /// With a body of this length that is made while it is sent. Where it fails the client gets fewer bytes than announced.
+    #[must_use]
+    pub fn with_writer(
+        mut self,
+        length: u64,
+        write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()> + Send + 'static,
+    ) -> Response {
+        self.body = Body::Written(length, Box::new(write));
         self
     }
 
@@ -244,7 +261,7 @@ impl Response {
         match &self.body {
             Body::Bytes(body) => body.len() <= ONE_WRITE,
             Body::Absent(_) => true,
-            Body::Taken { .. } => false,
+            Body::Written(..) | Body::Taken { .. } => false,
         }
     }
 
@@ -264,7 +281,13 @@ impl Response {
             let value: String = value.chars().filter(|c| !c.is_control()).collect();
             let _ = write!(head, "{name}: {value}\r\n");
         }
+        let (mut made, mut left) = (None, 0);
         let body = match self.body {
+            Body::Written(length, write) => {
+                let _ = write!(head, "Content-Length: {length}\r\n");
+                (made, left) = (Some(write), length);
+                Vec::new()
+            }
             Body::Bytes(body) => {
                 // RFC 9110, 8.6: none in a 204, and in a 304 only that of the 200.
                 if !matches!(self.status, 204 | 304) {
@@ -292,6 +315,15 @@ impl Response {
         // The client is gone: nobody is left to be told.
         let _ = if without_body {
             writer.write_all(&message)
+        } else if let Some(write) = made {
+            let mut buffered = std::io::BufWriter::with_capacity(ONE_WRITE, &mut writer);
+            let _ = buffered.write_all(&message);
+            let mut body = Announced { out: &mut buffered, left };
+            if let Err(error) = write(&mut body) {
+                log::debug!("An answer broke off: {error}");
+            }
+            // The inside's connection serves on; what was announced must come, and spaces end no JSON.
+            body.fill().and_then(|()| buffered.flush())
         } else if body.len() <= ONE_WRITE {
             message.extend_from_slice(&body);
             writer.write_all(&message)
@@ -409,12 +441,46 @@ fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         416 => "Range Not Satisfiable",
         422 => "Unprocessable Content",
+        429 => "Too Many Requests",
         500 => "Internal Server Error",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         507 => "Insufficient Storage",
         _ => "Other",
+    }
+}
+
+/// A body of an announced length.
+struct Announced<W> {
+    out: W,
+    left: u64,
+}
+
+impl<W: std::io::Write> Announced<W> {
+    fn fill(&mut self) -> std::io::Result<()> {
+        while self.left > 0 {
+            let spaces = [b' '; 4096];
+            let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(spaces.len());
+            self.write_all(&spaces[..most])?;
+        }
+        Ok(())
+    }
+}
+
+impl<W: std::io::Write> std::io::Write for Announced<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+        if most == 0 && !bytes.is_empty() {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        let written = self.out.write(&bytes[..most])?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -1,21 +1,22 @@
 //! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
 
+mod body;
+
 use std::cell::RefCell;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::de::DeserializeOwned;
-
+use self::body::HeldBody;
 use super::client::Socket;
 use super::direct::Direct;
 use super::reply::Response;
 use crate::access::Actor;
 use crate::access::audit::Draft;
-use crate::base::fields::{self, Fields};
-use crate::base::json_keys;
-use crate::base::{Code, Error, Result, limits, pool};
-use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
+use crate::base::fields;
+use crate::base::parcel::Charge;
+use crate::base::shares::Party;
+use crate::base::{Code, Error, Result, pool};
 
 /// The methods that any route has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,34 +70,6 @@ enum Source {
     Direct(Direct),
 }
 
-/// A body that was read ahead of its handler, so that an approver sees the very bytes that will be used.
-enum HeldBody {
-    Memory(Arc<Vec<u8>>, usize),
-    Spooled(SpooledFile, SpoolReader),
-}
-
-impl HeldBody {
-    fn size(&self) -> u64 {
-        match self {
-            HeldBody::Memory(bytes, _) => bytes.len() as u64,
-            HeldBody::Spooled(file, _) => file.size(),
-        }
-    }
-}
-
-impl Read for HeldBody {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self {
-            HeldBody::Memory(bytes, at) => {
-                let count = (&bytes[*at..]).read(buffer)?;
-                *at += count;
-                Ok(count)
-            }
-            HeldBody::Spooled(_, reader) => reader.read(buffer),
-        }
-    }
-}
-
 /// Query parameters that are looked at for warnings.
 const MOST_PARAMETERS: usize = 20;
 
@@ -107,6 +80,8 @@ pub struct Request {
     /// Set by dispatch when a route has matched.
     pub(super) params: Vec<(&'static str, String)>,
     actor: Option<Actor>,
+    /// Whose shares it uses.
+    party: Party,
     started: Instant,
     /// On a thread that a slow client may hold.
     on_worker: bool,
@@ -116,6 +91,8 @@ pub struct Request {
     held: Option<HeldBody>,
     /// It is read once more, by the handler.
     released: bool,
+    /// While a large body is in memory.
+    charge: Option<Charge>,
     /// The line of the audit log that its answer completes.
     draft: Option<Draft>,
     /// Query parameters that its handler has asked for.
@@ -150,11 +127,13 @@ impl Request {
             method,
             params,
             actor: None,
+            party: Party::ANONYMOUS,
             started,
             on_worker: false,
             goes_on: false,
             held: None,
             released: false,
+            charge: None,
             draft: None,
             asked: RefCell::default(),
             warnings: Vec::new(),
@@ -206,6 +185,16 @@ impl Request {
     /// Notes who is asking; dispatch alone knows.
     pub fn set_actor(&mut self, actor: Option<Actor>) {
         self.actor = actor;
+    }
+
+    /// Whose shares of bounded resources it uses; anonymous until it is known.
+    pub fn party(&self) -> Party {
+        self.party
+    }
+
+    /// Notes whose shares it uses; dispatch alone knows.
+    pub fn set_party(&mut self, party: Party) {
+        self.party = party;
     }
 
     /// The line of the audit log, if its kind has one; whoever knows better than dispatch what it should say changes it.
@@ -345,164 +334,6 @@ impl Request {
         }
     }
 
-    /// Reads the body ahead of its handler, which then reads the held bytes: into memory if the gate has all of it, else
-    /// to disk. It stays until [`Request::release_body`], however often it is read.
-    ///
-    /// # Errors
-    /// `BodyTooLarge` beyond `cap` bytes; `TooManyPending` when the spool is full; `DiskFull`; `InvalidRequest` when the
-    /// body breaks off.
-    pub fn hold_body(&mut self, cap: u64, spool: &SpoolArea) -> Result<()> {
-        if self.held.is_some() {
-            return Ok(());
-        }
-        if !self.is_streamed() {
-            let body = self.body(usize::try_from(cap).unwrap_or(usize::MAX))?;
-            self.held = Some(HeldBody::Memory(Arc::new(body), 0));
-            return Ok(());
-        }
-        if self.announced_length().is_some_and(|length| length > cap) {
-            return Err(too_large(cap));
-        }
-        let key = self.actor.as_ref().map(|actor| actor.token_hash.clone()).unwrap_or_default();
-        let mut writer = spool.begin(&key)?;
-        let (mut chunk, mut size) = (vec![0; limits::PIPE_CHUNK], 0);
-        loop {
-            let count = match self.source.reader().read(&mut chunk) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                read => read.map_err(broke_off)?,
-            };
-            if count == 0 {
-                break;
-            }
-            size += count as u64;
-            if size > cap {
-                return Err(too_large(cap));
-            }
-            writer.append(&chunk[..count])?;
-        }
-        let file = writer.finish();
-        let reader = file.reader();
-        self.held = Some(HeldBody::Spooled(file, reader));
-        Ok(())
-    }
-
-    /// A reader of the held body from its start, beside the handler's; none if the body is not held.
-    pub fn held_body(&self) -> Option<Box<dyn Read>> {
-        Some(match self.held.as_ref()? {
-            HeldBody::Memory(bytes, _) => Box::new(HeldBody::Memory(bytes.clone(), 0)),
-            HeldBody::Spooled(file, _) => Box::new(file.reader()),
-        })
-    }
-
-    /// Has the handler read a held body from its start again.
-    pub fn rewind_body(&mut self) {
-        match &mut self.held {
-            Some(HeldBody::Memory(_, at)) => *at = 0,
-            Some(HeldBody::Spooled(file, reader)) => *reader = file.reader(),
-            None => {}
-        }
-    }
-
-    /// Has a held body dropped once its handler has read it: nobody asks for it any more.
-    pub fn release_body(&mut self) {
-        self.released = true;
-    }
-
-    /// The body as it comes, for what is too large to be held in memory.
-    pub fn reader(&mut self) -> &mut dyn Read {
-        match &mut self.held {
-            Some(held) => held,
-            None => self.source.reader(),
-        }
-    }
-
-    /// How large the body is, if its client has said so.
-    pub fn announced_length(&self) -> Option<u64> {
-        if self.is_streamed() {
-            return self.header("X-Berth-Length")?.parse().ok();
-        }
-        self.source.body_length().map(|length| length as u64)
-    }
-
-    /// The body, at most `cap` bytes.
-    ///
-    /// # Errors
-    /// `BodyTooLarge`, before anything is read if its length is announced; `InvalidRequest` when it breaks off.
-    pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
-        self.rewind_body();
-        if let Some(held) = &mut self.held {
-            if held.size() > cap as u64 {
-                return Err(too_large(cap as u64));
-            }
-            let mut body = Vec::with_capacity(usize::try_from(held.size()).unwrap_or_default());
-            held.read_to_end(&mut body).map_err(broke_off)?;
-            if self.released {
-                // The answer may take long, and its body needs no room meanwhile.
-                self.held = Some(HeldBody::Memory(Arc::default(), 0));
-            }
-            return Ok(body);
-        }
-        let announced = self.source.body_length();
-        if announced.is_some_and(|length| length > cap) {
-            return Err(too_large(cap as u64));
-        }
-        let mut body = Vec::with_capacity(announced.unwrap_or(0));
-        let read = self.source.reader().take(cap as u64 + 1).read_to_end(&mut body);
-        read.map_err(broke_off)?;
-        match announced {
-            _ if body.len() > cap => Err(too_large(cap as u64)),
-            Some(length) if body.len() < length => {
-                Err(Error::new(Code::InvalidRequest, "The body broke off"))
-            }
-            _ => Ok(body),
-        }
-    }
-
-    /// How long the body is, when it is known; 0: there is none.
-    pub fn body_length(&self) -> Option<u64> {
-        match (&self.held, self.is_streamed()) {
-            (Some(held), _) => Some(held.size()),
-            (None, true) => None,
-            (None, false) => Some(self.source.body_length().unwrap_or(0) as u64),
-        }
-    }
-
-    /// The body as JSON.
-    ///
-    /// # Errors
-    /// `InvalidJson` when it is not JSON, `InvalidPayload` when it is JSON of another shape.
-    pub fn json<T: DeserializeOwned>(&mut self, cap: usize) -> Result<T> {
-        self.json_of(cap, &Fields::of::<T>())
-    }
-
-    /// The same, where `fields` says more about the body than its type can.
-    ///
-    /// # Errors
-    /// As [`Request::json`].
-    pub fn json_of<T: DeserializeOwned>(&mut self, cap: usize, fields: &Fields) -> Result<T> {
-        let body = self.body(cap)?;
-        self.parse(&body, fields)
-    }
-
-    /// A body of the expected shape; fields that nothing reads are warned of.
-    fn parse<T: DeserializeOwned>(&mut self, body: &[u8], fields: &Fields) -> Result<T> {
-        let parsed = parse_json(body);
-        self.warnings.extend(fields.unknown(body));
-        parsed
-    }
-
-    /// The body as JSON; `None` when there is none.
-    ///
-    /// # Errors
-    /// As [`Request::json`].
-    pub fn json_if_any<T: DeserializeOwned>(&mut self, cap: usize) -> Result<Option<T>> {
-        let body = self.body(cap)?;
-        if body.iter().all(u8::is_ascii_whitespace) {
-            return Ok(None);
-        }
-        self.parse(&body, &Fields::of::<T>()).map(Some)
-    }
-
     /// Sends the answer; a client that is gone does not get it.
     pub fn answer(self, response: Response) {
         if !self.goes_on && response.is_whole() {
@@ -530,36 +361,6 @@ impl Source {
             Source::Direct(direct) => Some(direct.body.get_ref().len()),
         }
     }
-}
-
-fn too_large(cap: u64) -> Error {
-    Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"))
-}
-
-fn broke_off(error: std::io::Error) -> Error {
-    Error::new(Code::InvalidRequest, "The body broke off").because(error)
-}
-
-fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    // A struct would also be read from an array, field by field; no client means that.
-    if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first != b'{') {
-        serde_json::from_slice::<serde::de::IgnoredAny>(body).map_err(invalid_json)?;
-        return Err(Error::new(Code::InvalidPayload, "The body must be a JSON object"));
-    }
-    serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => {
-            // Well-formed up to the error only; the scanner reads what serde_json has accepted.
-            let whole = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
-            let keys = if whole { json_keys::keys(body) } else { Vec::new() };
-            let problem = json_keys::ill_typed(&error, &keys);
-            Error::new(Code::InvalidPayload, format!("The body has not the expected shape: {problem}"))
-        }
-        _ => invalid_json(error),
-    })
-}
-
-fn invalid_json(error: serde_json::Error) -> Error {
-    Error::new(Code::InvalidJson, format!("The body is not JSON: {error}"))
 }
 
 /// Percent-decoding; `None` when it is malformed or not UTF-8.

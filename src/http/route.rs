@@ -54,6 +54,8 @@ pub enum Class {
     Stream,
     /// A file that is read as it comes; the handler alone knows how large it may be. Done by the transfer workers.
     Upload,
+    /// Ends something: checked on the pool, done by workers of its own, so that it never waits behind what it ends.
+    End,
     /// Passed on to an OpenCode: checked on the pool, done by the proxy workers.
     Proxy,
 }

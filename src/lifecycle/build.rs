@@ -12,6 +12,7 @@ use super::feed::{Feed, Step};
 use super::jobs::Entered;
 use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
+use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
 use crate::containers::BuildLog;
 use crate::containers::images::Pull;
@@ -39,7 +40,7 @@ impl Lifecycle {
     /// # Errors
     /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`; `InvalidPayload`
     /// when an imported image is to be pulled.
-    pub fn start_build(self: &Arc<Self>, id: Uuid, asked: BuildRequest) -> Result<Arc<Record>> {
+    pub fn start_build(self: &Arc<Self>, id: Uuid, asked: BuildRequest, party: Party) -> Result<Arc<Record>> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;
         if workspace.record().shown.network() == Network::Private {
@@ -70,13 +71,14 @@ impl Lifecycle {
             let (lifecycle, workspace, before) = (self.clone(), workspace.clone(), before.clone());
             move || lifecycle.build(&workspace, &before, pull, entered, &feed)
         };
-        if self.builder.submit(job).is_err() {
+        if let Err(refused) = self.builder.submit(party, job) {
             workspace.update(|record| {
                 *record = Record::clone(&before);
                 Ok(())
             })?;
             self.build_ended(&before);
-            return Err(Error::new(Code::Busy, "Too many builds are waiting; try again later"));
+            let full = || Error::new(Code::Busy, "Too many builds are waiting; try again later");
+            return Err(refused.error("builds", full));
         }
         Ok(accepted)
     }

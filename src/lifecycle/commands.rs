@@ -7,6 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Lifecycle, variables};
+use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Launcher};
 use crate::runs::request::Plan;
@@ -34,7 +35,7 @@ pub enum Started {
         /// Takes its output.
         writer: Writer,
         /// The command.
-        live: Live,
+        live: Box<Live>,
     },
     /// It has a keeper.
     Kept,
@@ -63,7 +64,8 @@ impl Lifecycle {
         let work = move || {
             let running: Running = running;
             let launcher = lifecycle.launcher_now(&workspace)?;
-            exec::run(launcher.as_ref(), &running.run, plan, kept as usize, encoding)
+            let room = lifecycle.runs.room();
+            exec::run(launcher.as_ref(), &running.run, plan, kept as usize, encoding, room)
         };
         Ok((work, cancel))
     }
@@ -77,6 +79,7 @@ impl Lifecycle {
         id: Uuid,
         request: ExecRequest,
         timeout: Duration,
+        party: Party,
     ) -> Result<Accepted> {
         request.check_run()?;
         let workspace = self.registry.get(id)?;
@@ -84,7 +87,7 @@ impl Lifecycle {
         let asked = request.asked(Origin::Run, timeout);
         let mut plan = self.plan_command(&workspace, request, timeout)?;
         plan.command.account = true;
-        let (running, writer) = self.runs.enter_spooled(id, asked, window)?;
+        let (running, writer) = self.runs.enter_spooled(id, asked, window, party)?;
         Ok(Accepted { lifecycle: self.clone(), workspace, running, writer, window, plan })
     }
 
@@ -165,7 +168,7 @@ impl Accepted {
             return Ok(Started::Kept);
         }
         let live = Live::start(launcher.as_ref(), &running.run, plan)?;
-        Ok(Started::Here { running, writer, live })
+        Ok(Started::Here { running, writer, live: Box::new(live) })
     }
 }
 

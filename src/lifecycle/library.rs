@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::Lifecycle;
 use super::build::BuildRequest;
+use crate::base::shares::Party;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::containers::images::Pull;
@@ -44,7 +45,8 @@ impl Lifecycle {
             return Ok(workspace.record());
         }
         let asked = BuildRequest { base: None, rebuild: false, pull };
-        self.start_build(workspace.id(), asked).inspect_err(|_| {
+        // Only unlimited owners make workspaces.
+        self.start_build(workspace.id(), asked, Party::OWNER).inspect_err(|_| {
             if let Err(error) = self.delete(workspace.id()) {
                 log::error!("workspace {}: {error}", workspace.id());
             }

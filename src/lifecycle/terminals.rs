@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::commands::{check_ready, cwd_inside};
 use super::{Lifecycle, variables};
 use crate::base::Result;
+use crate::base::shares::Party;
 use crate::proc::pty::Size;
 use crate::runs::terminal::{Kind, Plan, Terminal, TerminalRequest, Terminals, Watcher};
 use crate::workspaces::{Kind as WorkspaceKind, Workspace};
@@ -26,11 +27,12 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         request: &TerminalRequest,
+        party: Party,
     ) -> Result<impl FnOnce() -> Result<Arc<Terminal>> + Send + use<>> {
         let workspace = self.registry.get(id)?;
         let plan = self.plan(&workspace, request, Kind::Terminal)?;
         let lifecycle = self.clone();
-        Ok(move || lifecycle.start_planned(&workspace, plan))
+        Ok(move || lifecycle.start_planned(&workspace, plan, party))
     }
 
     /// The same for the shell of whoever holds the credential `owner`: the one that still runs, else a new one of
@@ -43,13 +45,15 @@ impl Lifecycle {
         id: Uuid,
         owner: String,
         size: Size,
+        party: Party,
     ) -> Result<impl FnOnce() -> Result<Watcher> + Send + use<>> {
         let workspace = self.registry.get(id)?;
         let request =
             TerminalRequest { cols: Some(size.cols), rows: Some(size.rows), ..TerminalRequest::default() };
         let plan = self.plan(&workspace, &request, Kind::Shell)?;
         let lifecycle = self.clone();
-        Ok(move || lifecycle.terminals.shell((id, owner), || lifecycle.start_planned(&workspace, plan)))
+        let start = move |lifecycle: &Lifecycle| lifecycle.start_planned(&workspace, plan, party);
+        Ok(move || lifecycle.terminals.shell((id, owner), || start(&lifecycle)))
     }
 
     fn plan(&self, workspace: &Workspace, request: &TerminalRequest, kind: Kind) -> Result<Plan> {
@@ -67,13 +71,13 @@ impl Lifecycle {
         Ok(plan)
     }
 
-    fn start_planned(&self, workspace: &Workspace, plan: Plan) -> Result<Arc<Terminal>> {
+    fn start_planned(&self, workspace: &Workspace, plan: Plan, party: Party) -> Result<Arc<Terminal>> {
         let running = self.runs.enter(workspace.id())?;
         // Now that it is entered: whoever changed the state since the check will find and end it.
         let record = workspace.record();
         workspace.check_alive()?;
         check_ready(&record)?;
         let launcher = self.launcher(workspace, &record)?;
-        self.terminals.start(running, workspace.id(), launcher.as_ref(), plan)
+        self.terminals.start(running, party, launcher.as_ref(), plan)
     }
 }

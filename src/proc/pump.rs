@@ -9,12 +9,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{Cancel, Exit, Process, Sink};
+use crate::base::parcel::Parcel;
 use crate::base::{At, Result, limits};
 
 /// Our side of a process's streams.
 pub struct Io<'a> {
     /// The pipe to its stdin and what goes there, then end of file.
-    pub stdin: Option<(OwnedFd, Vec<u8>)>,
+    pub stdin: Option<(OwnedFd, Parcel)>,
     /// The pipe from its stdout.
     pub stdout: OwnedFd,
     /// The pipe from its stderr.
@@ -83,7 +84,7 @@ impl Output<'_> {
 /// # Errors
 /// When the process never started (then nothing has run), or its status was lost.
 pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &Cancel) -> Result<Ended> {
-    let mut stdin = io.stdin.map(|(fd, bytes)| (fd, bytes, 0usize));
+    let mut stdin = io.stdin.map(|(fd, bytes)| (fd, bytes, 0u64));
     let mut out = Output { fd: Some(io.stdout), sink: io.out, taken: 0 };
     let mut err = Output { fd: Some(io.stderr), sink: io.err, taken: 0 };
     for fd in [out.fd.as_ref(), err.fd.as_ref(), stdin.as_ref().map(|s| &s.0)].into_iter().flatten() {
@@ -160,7 +161,7 @@ struct Ready {
 fn wait(
     done: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,
-    stdin: &Option<(OwnedFd, Vec<u8>, usize)>,
+    stdin: &Option<(OwnedFd, Parcel, u64)>,
     out: &Output<'_>,
     err: &Output<'_>,
     deadline: Instant,
@@ -200,13 +201,17 @@ fn wait(
 }
 
 /// Writes what the pipe takes; closes it when everything is written or nobody reads.
-fn feed(stdin: &mut Option<(OwnedFd, Vec<u8>, usize)>) {
+fn feed(stdin: &mut Option<(OwnedFd, Parcel, u64)>) {
     let Some((fd, bytes, sent)) = stdin else { return };
-    match rustix::io::write(fd, &bytes[*sent..]) {
-        Ok(n) => *sent += n,
-        Err(Errno::AGAIN | Errno::INTR) => {}
+    match bytes.with_piece(*sent, |piece| rustix::io::write(&*fd, piece)) {
+        Ok(Ok(n)) => *sent += n as u64,
+        Ok(Err(Errno::AGAIN | Errno::INTR)) => {}
         // EPIPE: the process does not want its input, which is its right.
-        Err(_) => *sent = bytes.len(),
+        Ok(Err(_)) => *sent = bytes.len(),
+        Err(error) => {
+            log::error!("The rest of a command's input is lost: {error}");
+            *sent = bytes.len();
+        }
     }
     if *sent >= bytes.len() {
         *stdin = None;

@@ -27,6 +27,14 @@ use super::exec::{
 use super::packed::{Word, enter, receive, unpack};
 use crate::base::limits;
 
+/// Gives large blocks back to the kernel when they are freed: by default glibc keeps blocks up to the size of the largest
+/// one freed so far (mallopt(3)).
+pub fn give_back_large_blocks() {
+    // SAFETY: it changes one number of the allocator's.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
+}
+
 /// Starts a child as leader of a new session, with default signal handling, no inherited descriptor but its three
 /// streams, and nothing inherited from our environment.
 ///
@@ -208,9 +216,9 @@ fn let_signals_through(signals: &[i32]) {
     // every architecture; 8 is the size of its mask.
     let default = [0u64; 8];
     for signal in signals {
-        let [signal, default] = [*signal as usize, default.as_ptr() as usize];
+        let call = [*signal as usize, default.as_ptr() as usize, 0, 8, 0];
         // SAFETY: a valid action; it changes this process alone.
-        let _ = unsafe { bare(libc::SYS_rt_sigaction, [signal, default, 0, 8, 0]) };
+        let _ = unsafe { bare(libc::SYS_rt_sigaction, call) };
     }
     set_signal_mask(0);
 }
@@ -355,8 +363,7 @@ impl Rooms {
         }
         let mut flags = libc::SIGCHLD | if sibling { libc::CLONE_PARENT } else { 0 };
         let before = set_signal_mask(u64::MAX);
-        // SAFETY: the room is empty, so nobody else uses it; Not clone3(2): the filters of some containers
-        // refuse it.
+        // SAFETY: the room is empty, so no other process uses it.
         let pid = unsafe {
             (*room).taken.store(i32::from(SHARED_MEMORY), Ordering::Relaxed);
             (*room).socket = socket.as_raw_fd();
@@ -461,9 +468,7 @@ fn set_signal_mask(mask: u64) -> u64 {
     let mut before = 0;
     let (new, old) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut before) as usize);
     // SAFETY: both are the kernel's sets of 8 bytes; it only changes this thread, and cannot fail.
-    let _ = unsafe {
-        bare(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, size_of::<u64>(), 0])
-    };
+    let _ = unsafe { bare(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, 8, 0]) };
     before
 }
 
@@ -488,10 +493,13 @@ pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
         if info.si_pid() == 0 {
             return Ok(None);
         }
-        let status = info.si_status();
         let micros = |time: libc::timeval| (time.tv_sec as u64) * 1_000_000 + time.tv_usec as u64;
         Ok(Some(Reaped {
-            status: if info.si_code == libc::CLD_EXITED { Ok(status) } else { Err(status) },
+            status: if info.si_code == libc::CLD_EXITED {
+                Ok(info.si_status())
+            } else {
+                Err(info.si_status())
+            },
             cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),
             max_rss_bytes: usage.ru_maxrss as u64 * 1024,
         }))
@@ -520,8 +528,7 @@ pub fn clone3_refused() -> Option<Errno> {
 /// What unshare(2) said.
 pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: without FILES every thread keeps its table of descriptors, which is what the caller would have to promise.
-    unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }?;
-    Ok(())
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }.map(drop)?)
 }
 
 /// A process that only sleeps, in a user namespace of its own without any mapping yet: what names that namespace while
@@ -539,8 +546,7 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     let pid = unsafe {
         let pid = bare(libc::SYS_clone, [flags as usize, 0, ptr::from_mut(&mut pidfd) as usize, 0, 0]);
         if pid == Ok(0) {
-            let death = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0];
-            let _ = bare(libc::SYS_prctl, death);
+            let _ = bare(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0]);
             // Otherwise the parent has ended before that, and nobody would.
             while bare(libc::SYS_getppid, [0; 5]) == Ok(parent) {
                 let _ = bare(libc::SYS_ppoll, [0; 5]);
@@ -561,16 +567,13 @@ pub fn real_time_signal(number: i32) -> Option<Signal> {
 }
 
 /// Changes a mount (mount_setattr(2), Linux 5.12).
-///
-/// # Errors
-/// What mount_setattr(2) said.
-pub fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
+pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
     let (path, size) = (c"".as_ptr() as usize, size_of::<libc::mount_attr>());
     let (itself, attributes) = (libc::AT_EMPTY_PATH as usize, ptr::from_ref(attributes) as usize);
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
     // size is given.
-    unsafe { bare(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size]) }?;
-    Ok(())
+    Ok(unsafe { bare(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size]) }
+        .map(drop)?)
 }
 
 /// Reads how the file system of `folder` keeps project quotas (`fs_quota_statv`, its version given), or writes the bounds
@@ -583,18 +586,13 @@ pub fn project_quota(folder: BorrowedFd<'_>, set: bool, id: u32, data: &mut [u8;
     let command: u32 = if set { 0x80_0008 } else { 0x5808 } << 8 | 2;
     let (fd, data) = (folder.as_raw_fd() as usize, data.as_mut_ptr() as usize);
     // SAFETY: `data` is larger than either struct, and the kernel copies no more than that.
-    unsafe { bare(libc::SYS_quotactl_fd, [fd, command as usize, id as usize, data, 0]) }?;
-    Ok(())
+    Ok(unsafe { bare(libc::SYS_quotactl_fd, [fd, command as usize, id as usize, data, 0]) }.map(drop)?)
 }
 
 /// Reads, or writes if `set`, the `fsxattr` of a file (FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR).
-///
-/// # Errors
-/// What ioctl(2) said.
-pub fn extended_attributes(file: BorrowedFd<'_>, set: bool, data: &mut [u8; 28]) -> io::Result<()> {
+pub(crate) fn extended_attributes(file: BorrowedFd<'_>, set: bool, data: &mut [u8; 28]) -> io::Result<()> {
     let request = if set { 0x401c_5820 } else { 0x801c_581f };
     let (fd, data) = (file.as_raw_fd() as usize, data.as_mut_ptr() as usize);
     // SAFETY: both requests take a struct of exactly this size, which their numbers say as well.
-    unsafe { bare(libc::SYS_ioctl, [fd, request, data, 0, 0]) }?;
-    Ok(())
+    Ok(unsafe { bare(libc::SYS_ioctl, [fd, request, data, 0, 0]) }.map(drop)?)
 }

@@ -1,45 +1,198 @@
-//! An exec: a command whose output is kept in memory, head and tail, and goes into one answer.
+//! An exec: a command whose output is kept until it goes into one answer, head and tail. The answer is encoded while it is
+//! sent: escaped, output can be six times as long.
 
+use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde::Serialize;
 
+use super::held::Held;
 use super::live::Live;
 use super::request::{Encoding, Plan};
+use super::room::Room;
 use super::run::Run;
 use crate::base::{Code, Error, Result};
-use crate::proc::{Capture, Captured, Ended, Exit, Launcher, Process, Sink};
+use crate::proc::{Ended, Exit, Launcher, Process, Sink};
 
 /// The answer of `/exec`.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug)]
 pub struct ExecResult {
     /// -1 when a signal ended it or time ran out.
     pub exit_code: i32,
-    /// As text; what is not UTF-8 is replaced.
-    pub stdout: String,
-    /// As text; what is not UTF-8 is replaced.
-    pub stderr: String,
+    /// Kept of its output.
+    pub stdout: Held,
+    /// Kept of its errors.
+    pub stderr: Held,
     /// The deadline ended it.
     pub timed_out: bool,
-    /// Output is missing from the middle of a stream.
-    pub truncated: bool,
     /// The signal that ended it.
     pub signal: Option<i32>,
     /// The kernel ended something of it for want of memory; `None` where this host cannot tell.
     pub oom_killed: Option<bool>,
-    /// How many bytes it wrote to stdout.
-    pub stdout_bytes: u64,
-    /// How many bytes it wrote to stderr.
-    pub stderr_bytes: u64,
-    /// The kept bytes of stdout.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stdout_base64: Option<String>,
-    /// The kept bytes of stderr.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stderr_base64: Option<String>,
+    /// The kept bytes are in the answer as they came, too.
+    pub base64: bool,
+}
+
+impl ExecResult {
+    /// Whether its JSON is short.
+    pub fn is_small(&self) -> bool {
+        self.stdout.is_small() && self.stderr.is_small()
+    }
+
+    /// Writes it as JSON: `stdout` and `stderr` as text, in which replacement characters stand for other bytes.
+    ///
+    /// # Errors
+    /// What `out` says; when output cannot be read back.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "{{\"exit_code\":{}", self.exit_code)?;
+        for (name, held) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            write!(out, ",\"{name}\":\"")?;
+            write_text(held, out)?;
+            out.write_all(b"\"")?;
+        }
+        write!(
+            out,
+            ",\"timed_out\":{},\"truncated\":{}",
+            self.timed_out,
+            self.stdout.is_cut() || self.stderr.is_cut()
+        )?;
+        match self.signal {
+            Some(signal) => write!(out, ",\"signal\":{signal}")?,
+            None => out.write_all(b",\"signal\":null")?,
+        }
+        match self.oom_killed {
+            Some(killed) => write!(out, ",\"oom_killed\":{killed}")?,
+            None => out.write_all(b",\"oom_killed\":null")?,
+        }
+        write!(out, ",\"stdout_bytes\":{},\"stderr_bytes\":{}", self.stdout.total(), self.stderr.total())?;
+        if self.base64 {
+            for (name, held) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+                write!(out, ",\"{name}_base64\":\"")?;
+                write_base64(held, out)?;
+                out.write_all(b"\"")?;
+            }
+        }
+        out.write_all(b"}")
+    }
+
+    /// How long its JSON is.
+    ///
+    /// # Errors
+    /// When output cannot be read back.
+    pub fn length(&self) -> io::Result<u64> {
+        let mut count = Count(0);
+        self.write(&mut count)?;
+        Ok(count.0)
+    }
+}
+
+struct Count(u64);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Text for people, as the content of a JSON string: a line of its own where bytes are missing.
+fn write_text(held: &Held, out: &mut dyn Write) -> io::Result<()> {
+    for behind_gap in [false, true] {
+        if behind_gap && held.is_cut() {
+            write!(out, "\\n[... {} bytes omitted ...]\\n", held.omitted())?;
+        }
+        // A character may be cut by the pieces; its beginning waits for its end.
+        let mut begun = Vec::with_capacity(4);
+        held.read(behind_gap, &mut |piece| {
+            let mut piece = piece;
+            while !begun.is_empty() && !piece.is_empty() {
+                begun.push(piece[0]);
+                piece = &piece[1..];
+                match std::str::from_utf8(&begun) {
+                    Ok(text) => write_escaped(text, out)?,
+                    Err(error) if error.error_len().is_none() => continue,
+                    // The last byte may begin a character of its own.
+                    Err(_) => {
+                        let last = begun.pop();
+                        out.write_all("\u{fffd}".as_bytes())?;
+                        begun.clear();
+                        match last {
+                            Some(byte) if byte.is_ascii() => {
+                                write_escaped(char::from(byte).encode_utf8(&mut [0; 4]), out)?;
+                            }
+                            Some(0xc2..=0xf4) => begun.extend(last),
+                            _ => out.write_all("\u{fffd}".as_bytes())?,
+                        }
+                        continue;
+                    }
+                }
+                begun.clear();
+            }
+            while let Err(error) = std::str::from_utf8(piece) {
+                let (valid, rest) = piece.split_at(error.valid_up_to());
+                // It is: the error said so.
+                write_escaped(std::str::from_utf8(valid).unwrap_or_default(), out)?;
+                let Some(length) = error.error_len() else {
+                    begun.extend_from_slice(rest);
+                    return Ok(());
+                };
+                out.write_all("\u{fffd}".as_bytes())?;
+                piece = &rest[length..];
+            }
+            write_escaped(std::str::from_utf8(piece).unwrap_or_default(), out)
+        })?;
+        if !begun.is_empty() {
+            out.write_all("\u{fffd}".as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Text as the content of a JSON string (RFC 8259, 7).
+fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
+    let bytes = text.as_bytes();
+    let mut from = 0;
+    for (at, byte) in bytes.iter().enumerate() {
+        let short: &[u8] = match byte {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            8 => b"\\b",
+            12 => b"\\f",
+            0..=31 => b"",
+            _ => continue,
+        };
+        out.write_all(&bytes[from..at])?;
+        match short {
+            b"" => write!(out, "\\u{byte:04x}")?,
+            short => out.write_all(short)?,
+        }
+        from = at + 1;
+    }
+    out.write_all(&bytes[from..])
+}
+
+fn write_base64(held: &Held, out: &mut dyn Write) -> io::Result<()> {
+    let mut left: Vec<u8> = Vec::new();
+    for behind_gap in [false, true] {
+        held.read(behind_gap, &mut |piece| {
+            left.extend_from_slice(piece);
+            let whole = left.len() / 3 * 3;
+            out.write_all(BASE64_STANDARD.encode(&left[..whole]).as_bytes())?;
+            left.drain(..whole);
+            Ok(())
+        })?;
+    }
+    out.write_all(BASE64_STANDARD.encode(&left).as_bytes())
 }
 
 /// An exec that has ended, and what it was.
@@ -56,16 +209,28 @@ pub fn run(
     plan: Plan,
     output_limit: usize,
     encoding: Option<Encoding>,
+    room: &Arc<Room>,
 ) -> Result<Done> {
     let (begun, timeout) = (Instant::now(), plan.timeout);
+    let held = || Held::new(output_limit, room.clone());
+    let base64 = encoding == Some(Encoding::Base64);
     let live = match Live::start(launcher, run, plan) {
         // It was over before it began.
         Err(error) if error.code() == Code::ContainerSilent && begun.elapsed() >= timeout => {
-            return Ok((ExecResult { exit_code: -1, timed_out: true, ..ExecResult::default() }, None));
+            let result = ExecResult {
+                exit_code: -1,
+                stdout: held(),
+                stderr: held(),
+                timed_out: true,
+                signal: None,
+                oom_killed: None,
+                base64,
+            };
+            return Ok((result, None));
         }
         live => live?,
     };
-    let sink = |at: usize| Counted { capture: Capture::new(output_limit), count: &run.counts[at] };
+    let sink = |at: usize| Counted { held: held(), count: &run.counts[at] };
     let (mut out, mut err) = (sink(0), sink(1));
     let (ended, process) = live.watch(run, &mut out, &mut err);
     let ended = ended?;
@@ -75,39 +240,74 @@ pub fn run(
             "The command was ended: by a request, because its workspace is being rebuilt or deleted, or because the server stops",
         ));
     }
-    let (stdout, stderr) = (out.capture.finish(), err.capture.finish());
+    let (stdout, stderr) = (out.held, err.held);
     let exit = match ended {
         Ended::Exited(exit) => Some(exit),
         Ended::TimedOut | Ended::Cancelled => None,
     };
-    let base64 = |captured: &Captured| {
-        (encoding == Some(Encoding::Base64)).then(|| BASE64_STANDARD.encode(&captured.bytes))
-    };
     let result = ExecResult {
         exit_code: exit.map_or(-1, Exit::code),
+        stdout,
+        stderr,
         timed_out: ended == Ended::TimedOut,
-        truncated: stdout.gap.is_some() || stderr.gap.is_some(),
         signal: exit.and_then(Exit::signal),
         oom_killed: process.oom_killed(),
-        stdout_bytes: stdout.total,
-        stderr_bytes: stderr.total,
-        stdout_base64: base64(&stdout),
-        stderr_base64: base64(&stderr),
-        stdout: stdout.into_text(),
-        stderr: stderr.into_text(),
+        base64,
     };
     Ok((result, Some(process)))
 }
 
 /// Tells others how much there is so far.
 struct Counted<'a> {
-    capture: Capture,
+    held: Held,
     count: &'a AtomicU64,
 }
 
 impl Sink for Counted<'_> {
     fn take(&mut self, bytes: &[u8]) {
         self.count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.capture.take(bytes);
+        self.held.take(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(cap: usize, output: &[u8], chunk: usize) -> serde_json::Value {
+        let room = Arc::new(Room::new(std::env::temp_dir(), u64::MAX));
+        let (mut stdout, stderr) = (Held::new(cap, room.clone()), Held::new(cap, room));
+        output.chunks(chunk).for_each(|chunk| stdout.take(chunk));
+        let result = ExecResult {
+            exit_code: 0,
+            stdout,
+            stderr,
+            timed_out: false,
+            signal: None,
+            oom_killed: Some(false),
+            base64: true,
+        };
+        let mut json = Vec::new();
+        result.write(&mut json).unwrap();
+        assert_eq!(result.length().unwrap(), json.len() as u64);
+        serde_json::from_slice(&json).unwrap()
+    }
+
+    #[test]
+    fn output_is_encoded_piece_by_piece_as_if_it_were_encoded_whole() {
+        let mut odd: Vec<u8> = (0..=255).collect();
+        odd.extend_from_slice("aé€𝄞\u{7f}\"\\".as_bytes());
+        odd.extend_from_slice(
+            b"\xe2\x82a\xf0\x9d\x84\xf0\x9d\x84\x9e\xc2\xc2\xa9\xed\xa0\x80\xf4\x90\x80\x80\xe2\x82",
+        );
+        for (output, cap) in [(odd.clone(), 10_000), (odd.repeat(800), 10 << 20)] {
+            let told = answer(cap, &output, 4096);
+            assert!(told["stdout"] == *String::from_utf8_lossy(&output));
+            assert!(told["stdout_base64"] == *BASE64_STANDARD.encode(&output));
+            assert_eq!((&told["stderr"], &told["truncated"]), (&"".into(), &false.into()));
+        }
+        let told = answer(10, b"0123456789abcdefg", 3);
+        assert_eq!(told["stdout"], "01234\n[... 7 bytes omitted ...]\ncdefg");
+        assert_eq!((&told["truncated"], &told["stdout_bytes"]), (&true.into(), &17.into()));
     }
 }

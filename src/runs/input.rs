@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::keeper::Link;
+use crate::base::parcel::Parcel;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
@@ -76,7 +77,7 @@ impl Input {
     /// # Errors
     /// `Conflict` when stdin is closed or somebody else is writing; `Busy` when the command did not read in time. The
     /// detail `bytes_taken` says how many bytes went in; the rest can be sent again.
-    pub fn put(&self, bytes: &[u8], eof: bool, gone: Option<&Cancel>) -> Result<usize> {
+    pub fn put(&self, bytes: &Parcel, eof: bool, gone: Option<&Cancel>) -> Result<u64> {
         let mut end = match self.end.try_lock() {
             Ok(end) => end,
             Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
@@ -91,7 +92,8 @@ impl Input {
             };
             return Err(refused(Code::Conflict, closed, 0));
         };
-        let taken = write(open, bytes, gone);
+        let most = Instant::now() + WRITE_MAX;
+        let taken = write_all(open, bytes, gone, most);
         if self.closed.load(Ordering::SeqCst) {
             *end = None;
             return taken;
@@ -105,7 +107,7 @@ impl Input {
         }
         if eof {
             if open.is_terminal {
-                write(open, &[4], gone)?;
+                write(open, &[4], gone, 0, most)?;
             } else {
                 *end = None;
                 if let Some(keeper) = self.keeper.get() {
@@ -120,9 +122,20 @@ impl Input {
 /// The longest that one client's bytes take, however slowly the command reads them.
 const WRITE_MAX: Duration = Duration::from_secs(600);
 
-fn write(end: &End, bytes: &[u8], gone: Option<&Cancel>) -> Result<usize> {
+fn write_all(end: &End, bytes: &Parcel, gone: Option<&Cancel>, most: Instant) -> Result<u64> {
     let mut taken = 0;
-    let most = Instant::now() + WRITE_MAX;
+    while taken < bytes.len() {
+        let written = bytes.with_piece(taken, |piece| write(end, piece, gone, taken, most));
+        let unread =
+            |error| refused(Code::Internal, "The input could not be read back", taken).because(error);
+        taken += written.map_err(unread)?? as u64;
+    }
+    Ok(taken)
+}
+
+/// `before`: how many bytes went in already.
+fn write(end: &End, bytes: &[u8], gone: Option<&Cancel>, before: u64, most: Instant) -> Result<usize> {
+    let mut taken = 0;
     let mut deadline = Instant::now() + limits::STDIN_PATIENCE;
     while taken < bytes.len() {
         match rustix::io::write(&end.fd, &bytes[taken..]) {
@@ -135,10 +148,10 @@ fn write(end: &End, bytes: &[u8], gone: Option<&Cancel>) -> Result<usize> {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     let full = "The command does not read its stdin; send the rest later";
-                    return Err(refused(Code::Busy, full, taken));
+                    return Err(refused(Code::Busy, full, before + taken as u64));
                 }
                 if gone.is_some_and(Cancel::is_cancelled) {
-                    return Err(refused(Code::Cancelled, "The client disconnected", taken));
+                    return Err(refused(Code::Cancelled, "The client disconnected", before + taken as u64));
                 }
                 let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
                 let mut fds = vec![PollFd::new(&end.fd, PollFlags::OUT)];
@@ -146,13 +159,15 @@ fn write(end: &End, bytes: &[u8], gone: Option<&Cancel>) -> Result<usize> {
                 let _ = poll(&mut fds, Some(&timeout));
             }
             // EPIPE, or EIO of a terminal.
-            Err(_) => return Err(refused(Code::Conflict, "The command reads no more", taken)),
+            Err(_) => {
+                return Err(refused(Code::Conflict, "The command reads no more", before + taken as u64));
+            }
         }
     }
     Ok(taken)
 }
 
-fn refused(code: Code, message: &str, taken: usize) -> Error {
+fn refused(code: Code, message: &str, taken: u64) -> Error {
     Error::new(code, message).detail("bytes_taken", taken)
 }
 
@@ -164,21 +179,24 @@ mod tests {
     #[test]
     fn says_how_much_went_in() {
         let input = Input::default();
-        let never = input.put(b"x", false, None).unwrap_err();
+        let never = input.put(&Parcel::Memory(b"x".to_vec()), false, None).unwrap_err();
         assert_eq!(never.code(), Code::Conflict);
         assert!(never.message().contains("open_stdin"), "{never}");
         let (reader, writer) = pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         input.open(writer, false);
-        assert_eq!(input.put(b"abc", false, None).unwrap(), 3);
-        let full = input.put(&vec![b'x'; 1 << 20], false, None).unwrap_err();
+        assert_eq!(input.put(&Parcel::Memory(b"abc".to_vec()), false, None).unwrap(), 3);
+        let full = input.put(&Parcel::of(vec![b'x'; 1 << 20]).unwrap(), false, None).unwrap_err();
         assert_eq!(full.code(), Code::Busy);
         let taken = full.body()["details"]["bytes_taken"].as_u64().unwrap();
         assert!((1..1 << 20).contains(&taken), "{taken}");
         drop(reader);
-        assert_eq!(input.put(b"x", false, None).unwrap_err().code(), Code::Conflict);
+        assert_eq!(
+            input.put(&Parcel::Memory(b"x".to_vec()), false, None).unwrap_err().code(),
+            Code::Conflict
+        );
         assert!(!input.is_open());
-        let again = input.put(b"", true, None).unwrap_err();
+        let again = input.put(&Parcel::Memory(Vec::new()), true, None).unwrap_err();
         assert_eq!(again.code(), Code::Conflict);
         assert!(
             again.message().contains("closed already") && !again.message().contains("open_stdin"),

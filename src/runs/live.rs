@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::request::{Plan, Stdin};
 use super::run::Run;
 use super::spool::{Stream, Writer};
+use crate::base::parcel::Parcel;
 use crate::base::{At, Error, Result, limits, pool};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, pty, pump};
@@ -15,7 +16,7 @@ use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, pty, 
 /// A command that has been started.
 pub struct Live {
     process: Box<dyn Process>,
-    stdin: Option<(OwnedFd, Vec<u8>)>,
+    stdin: Option<(OwnedFd, Parcel)>,
     stdout: OwnedFd,
     stderr: OwnedFd,
     timeout: Duration,
@@ -66,7 +67,7 @@ impl Live {
     pub fn going_on(
         run: &Run,
         process: Box<dyn Process>,
-        stdin: Option<(OwnedFd, Vec<u8>)>,
+        stdin: Option<(OwnedFd, Parcel)>,
         stdout: OwnedFd,
         stderr: OwnedFd,
         timeout: Duration,
@@ -128,7 +129,7 @@ pub struct Parts {
     /// What it needs of its surroundings.
     pub hold: Box<dyn Hold>,
     /// Where its input goes, and what.
-    pub stdin: Option<(OwnedFd, Vec<u8>)>,
+    pub stdin: Option<(OwnedFd, Parcel)>,
     /// Where its output comes from.
     pub stdout: OwnedFd,
     /// Where its errors come from.

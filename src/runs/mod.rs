@@ -7,6 +7,7 @@
 
 pub mod exec;
 pub mod follow;
+pub mod held;
 pub mod host;
 pub mod input;
 pub mod keeper;

@@ -11,6 +11,7 @@ use super::run::{Asked, Origin, shown};
 use super::user::Account;
 use crate::base::fields::Fields;
 use crate::base::ids::check_env_vars;
+use crate::base::parcel::Parcel;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::proc::pty::Size;
 use crate::proc::spawn::PATH;
@@ -87,7 +88,7 @@ pub enum Stdin {
     /// /dev/null.
     Empty,
     /// These bytes, then the end.
-    Bytes(Vec<u8>),
+    Bytes(Parcel),
     /// Whatever clients send while it runs.
     Open,
 }
@@ -305,7 +306,7 @@ impl ExecRequest {
         };
         let tty = self.pty.is_some();
         let stdin = match self.stdin.take() {
-            Some(text) => Stdin::Bytes(text.into_bytes()),
+            Some(text) => Stdin::Bytes(Parcel::of(text.into_bytes())?),
             None if self.open_stdin || tty => Stdin::Open,
             None => Stdin::Empty,
         };

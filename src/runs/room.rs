@@ -3,11 +3,13 @@
 //!
 //! Threads: any. Lock: `making`, held by the one who makes room; it is taken before the table's.
 
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, TryLockError};
 
-use crate::base::limits;
+use crate::base::{limits, parcel};
 
 /// Gives up what is needed least until its argument says that it is enough, or nothing is left to give.
 type Make = Box<dyn Fn(&dyn Fn() -> bool) + Send + Sync>;
@@ -30,6 +32,14 @@ impl Room {
     /// Who makes room: gives up what is needed least, until its argument says that it is enough.
     pub fn set_maker(&self, make: impl Fn(&dyn Fn() -> bool) + Send + Sync + 'static) {
         let _ = self.make.set(Box::new(make));
+    }
+
+    /// A file that has no name, and so goes with its last descriptor.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn unnamed_file(&self) -> io::Result<File> {
+        parcel::unnamed_file(&self.folder)
     }
 
     /// So many bytes more are kept.

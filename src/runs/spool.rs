@@ -376,6 +376,11 @@ impl Spool {
         }
     }
 
+    /// How many bytes are kept.
+    pub fn size(&self) -> u64 {
+        size(&lock(&self.marks))
+    }
+
     /// What the larger stream keeps.
     pub fn largest(&self) -> u64 {
         let marks = lock(&self.marks);

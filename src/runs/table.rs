@@ -16,8 +16,9 @@ use super::request::Plan;
 use super::room::Room;
 use super::run::{Asked, End, Origin, Problem, Run, Status, age, read_record};
 use super::spool::{Spool, Writer};
+use crate::base::shares::{Crowd, Ledger, Party, Share, Shares};
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, clock, limits};
+use crate::base::{At, Code, Error, Result, clock, limits, parcel};
 use crate::proc::{Cancel, Cgroups, Hold, Usage};
 use crate::store::file;
 
@@ -30,6 +31,8 @@ pub struct Runs {
     window: u64,
     room: Arc<Room>,
     stopping: AtomicBool,
+    /// Those that outlive the server.
+    detached: Shares,
     cgroups: Cgroups,
     keepers: Mutex<Keepers>,
     /// Runs of an earlier server that go on, until it is known where.
@@ -41,11 +44,16 @@ struct State {
     by_id: HashMap<Uuid, Arc<Run>>,
     /// How many of them have not ended.
     running: usize,
-    /// Those of them that outlive the server.
-    detached: usize,
-    /// Those that have, the oldest first, with the moment in which they did.
-    kept: VecDeque<(Uuid, Instant)>,
+    /// Those that have, the oldest first.
+    kept: VecDeque<Remembered>,
     closed: bool,
+}
+
+/// A run that has ended and is remembered.
+struct Remembered {
+    id: Uuid,
+    workspace: Uuid,
+    since: Instant,
 }
 
 /// A run's entry while it is under way; dropping it says that the run is over.
@@ -57,6 +65,8 @@ pub struct Running {
     pub cancel: Cancel,
     /// The run.
     pub run: Arc<Run>,
+    /// Of the detached runs, if it is one.
+    _share: Option<Share>,
     goes_on: bool,
 }
 
@@ -69,6 +79,7 @@ impl Runs {
     /// When the folder cannot be made or read.
     pub fn open(folder: &Path, window: u64, total: u64, cgroups: Cgroups) -> Result<Arc<Runs>> {
         file::create_dir_private(folder)?;
+        parcel::set_folder(folder);
         let room = Arc::new(Room::new(folder.to_owned(), total));
         let runs = Arc::new(Runs {
             runs: Mutex::default(),
@@ -77,6 +88,7 @@ impl Runs {
             window,
             room,
             stopping: AtomicBool::new(false),
+            detached: Shares::new(Ledger::new(limits::DETACHED_RUNS)),
             cgroups,
             keepers: Mutex::new(Keepers::new()?),
             found: Mutex::default(),
@@ -98,7 +110,8 @@ impl Runs {
             match self.load_one(&path) {
                 Some(Loaded::Ended(run)) => ended.push(Arc::new(run)),
                 Some(Loaded::Runs(run, met)) => {
-                    let kept = met.go_on(self.insert(run)?);
+                    let share = self.detached.take_anyway(Party::of_workspace(run.workspace));
+                    let kept = met.go_on(self.insert(run, Some(share))?);
                     lock(&self.found).push(kept);
                 }
                 None => remove_folder(&path),
@@ -107,7 +120,7 @@ impl Runs {
         ended.sort_by_cached_key(|run| run.started_at());
         let mut state = lock(&self.runs);
         for run in ended {
-            state.kept.push_back((run.id, Instant::now()));
+            state.kept.push_back(Remembered { id: run.id, workspace: run.workspace, since: Instant::now() });
             state.by_id.insert(run.id, run);
         }
         let surplus = state.surplus();
@@ -169,19 +182,30 @@ impl Runs {
     /// # Errors
     /// As above.
     pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, asked: Asked) -> Result<Running> {
-        self.insert(Run::new(Uuid::new_v4(), workspace, asked, None)?)
+        self.insert(Run::new(Uuid::new_v4(), workspace, asked, None)?, None)
+    }
+
+    /// The account of what runs keep on disk.
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// Enters a run whose output is spooled, at most `window` bytes of each stream.
     ///
     /// # Errors
-    /// As above; `DiskFull`; `Busy` when too many outlive the server already.
+    /// As above; `DiskFull`; `Busy` when too many outlive the server already, `OverShare` when too many of this party do.
     pub fn enter_spooled(
         self: &Arc<Self>,
         workspace: Uuid,
         asked: Asked,
         window: u64,
+        party: Party,
     ) -> Result<(Running, Writer)> {
+        let share = asked.detach.then(|| self.detached.take(party)).transpose().map_err(|refused| {
+            let message =
+                format!("{} detached runs are under way, which is all there may be", self.detached.used());
+            refused.error("detached runs", || Error::new(Code::Busy, message))
+        })?;
         let surplus = lock(&self.runs).surplus();
         surplus.iter().for_each(|run| forget(run));
         let id = Uuid::new_v4();
@@ -190,7 +214,7 @@ impl Runs {
         let made = Spool::create(&folder, window, self.room.clone()).and_then(|(spool, writer)| {
             let run = Run::new(id, workspace, asked, Some((folder.clone(), spool)))?;
             run.save(false)?;
-            Ok((self.insert(run)?, writer))
+            Ok((self.insert(run, share)?, writer))
         });
         if made.is_err() {
             remove_folder(&folder);
@@ -198,24 +222,17 @@ impl Runs {
         made
     }
 
-    fn insert(self: &Arc<Self>, run: Run) -> Result<Running> {
+    fn insert(self: &Arc<Self>, run: Run, share: Option<Share>) -> Result<Running> {
         let run = Arc::new(run);
         let mut state = lock(&self.runs);
         if state.closed {
             return Err(Error::new(Code::ShuttingDown, "The server is shutting down"));
         }
-        if run.asked.detach {
-            if state.detached >= limits::DETACHED_RUNS {
-                let message =
-                    format!("{} detached runs are under way, which is all there may be", state.detached);
-                return Err(Error::new(Code::Busy, message));
-            }
-            state.detached += 1;
-        }
         state.running += 1;
         state.by_id.insert(run.id, run.clone());
         drop(state);
-        Ok(Running { table: self.clone(), id: run.id, cancel: run.cancel.clone(), run, goes_on: false })
+        let (table, id, cancel) = (self.clone(), run.id, run.cancel.clone());
+        Ok(Running { table, id, cancel, run, _share: share, goes_on: false })
     }
 
     /// A run of this workspace.
@@ -265,7 +282,7 @@ impl Runs {
             state.by_id.remove(&run.id);
         }
         let State { kept, by_id, .. } = &mut *state;
-        kept.retain(|(id, _)| by_id.contains_key(id));
+        kept.retain(|remembered| by_id.contains_key(&remembered.id));
         drop(state);
         gone.iter().for_each(|run| forget(run));
     }
@@ -293,7 +310,7 @@ impl Runs {
     pub fn close(&self, deadline: Instant) {
         let mut state = lock(&self.runs);
         state.closed = true;
-        while state.running > state.detached && Instant::now() < deadline {
+        while state.running > self.detached.used() && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -349,7 +366,7 @@ impl Runs {
         loop {
             let mut any = false;
             if state.running > 0 {
-                let kept = |run: &Run| state.kept.iter().any(|(id, _)| *id == run.id);
+                let kept = |run: &Run| state.kept.iter().any(|remembered| remembered.id == run.id);
                 for run in state.by_id.values().filter(|run| matches(run) && !kept(run)) {
                     run.cancel.cancel();
                     any = true;
@@ -363,46 +380,64 @@ impl Runs {
         }
     }
 
-    /// Forgets the runs that ended first, then takes from the running ones with the most.
+    /// Takes from the workspace whose runs keep most: forgets its runs that ended first, then shortens the output of its
+    /// running ones that have most. So no workspace loses output while another keeps more.
     fn make_room(&self, enough: &dyn Fn() -> bool) {
+        // Those whose file system punches no holes.
+        let mut rigid: Vec<Uuid> = Vec::new();
         while !enough() {
-            let oldest = {
+            let (workspace, oldest) = {
                 let mut state = lock(&self.runs);
-                let oldest = state.kept.pop_front();
-                oldest.and_then(|(id, _)| state.by_id.remove(&id))
-            };
-            let Some(run) = oldest else { break };
-            log::info!("run {} is forgotten: its output is needed as room for others", run.id);
-            forget(&run);
-        }
-        while !enough() {
-            let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();
-            let largest =
-                runs.iter().filter_map(|run| run.spool.as_ref()).max_by_key(|spool| spool.largest());
-            match largest.map(|spool| (spool, spool.largest())) {
-                Some((spool, size)) if size > limits::SPOOL_LEAST_BYTES => {
-                    spool.shrink((size / 2).max(limits::SPOOL_LEAST_BYTES));
-                    // It cannot give anything.
-                    if spool.largest() >= size {
-                        return;
-                    }
+                let mut sizes: HashMap<Uuid, u64> = HashMap::new();
+                for run in state.by_id.values().filter(|run| !rigid.contains(&run.id)) {
+                    *sizes.entry(run.workspace).or_default() +=
+                        run.spool.as_ref().map_or(0, |spool| spool.size());
                 }
-                _ => return,
+                let Some((workspace, _)) = sizes.into_iter().max_by_key(|(_, size)| *size) else { return };
+                let at = state.kept.iter().position(|remembered| remembered.workspace == workspace);
+                let oldest = at.and_then(|at| state.kept.remove(at));
+                (workspace, oldest.and_then(|remembered| state.by_id.remove(&remembered.id)))
+            };
+            if let Some(run) = oldest {
+                log::info!("run {} is forgotten: its output is needed as room for others", run.id);
+                forget(&run);
+                continue;
+            }
+            let runs: Vec<_> = {
+                let state = lock(&self.runs);
+                let here = |run: &&Arc<Run>| run.workspace == workspace && !rigid.contains(&run.id);
+                state.by_id.values().filter(here).cloned().collect()
+            };
+            let spools = runs.iter().filter_map(|run| Some((run.id, run.spool.as_ref()?)));
+            let Some((id, spool)) = spools.max_by_key(|(_, spool)| spool.largest()) else { return };
+            let size = spool.largest();
+            if size > limits::SPOOL_LEAST_BYTES {
+                spool.shrink((size / 2).max(limits::SPOOL_LEAST_BYTES));
+            }
+            if spool.largest() >= size {
+                rigid.push(id);
             }
         }
     }
 }
 
 impl State {
-    /// Takes out what is too old or too much.
+    /// Takes out those that are too old, and of too many the oldest of the workspace that has most.
     fn surplus(&mut self) -> Vec<Arc<Run>> {
         let mut gone = Vec::new();
-        while let Some((id, since)) = self.kept.front() {
-            if self.kept.len() <= limits::RUNS_KEPT && since.elapsed() < limits::RUN_KEPT {
-                break;
-            }
-            gone.extend(self.by_id.remove(id));
-            self.kept.pop_front();
+        while self.kept.front().is_some_and(|oldest| oldest.since.elapsed() >= limits::RUN_KEPT) {
+            gone.extend(self.kept.pop_front().and_then(|oldest| self.by_id.remove(&oldest.id)));
+        }
+        if self.kept.len() <= limits::RUNS_KEPT {
+            return gone;
+        }
+        let mut crowd = Crowd::default();
+        self.kept.iter().for_each(|remembered| crowd.add(remembered.workspace));
+        while self.kept.len() > limits::RUNS_KEPT {
+            let Some((largest, _)) = crowd.largest() else { break };
+            let at = self.kept.iter().position(|remembered| remembered.workspace == largest);
+            gone.extend(at.and_then(|at| self.kept.remove(at)).and_then(|run| self.by_id.remove(&run.id)));
+            crowd.remove(largest);
         }
         gone
     }
@@ -426,12 +461,12 @@ impl Drop for Running {
         let keeps = self.run.asked.origin == Origin::Run && !self.run.is_running();
         let mut state = lock(&self.table.runs);
         state.running -= 1;
-        state.detached -= usize::from(self.run.asked.detach);
         if self.goes_on {
             return;
         }
         if keeps {
-            state.kept.push_back((self.run.id, Instant::now()));
+            let (id, workspace) = (self.run.id, self.run.workspace);
+            state.kept.push_back(Remembered { id, workspace, since: Instant::now() });
         } else {
             state.by_id.remove(&self.run.id);
         }

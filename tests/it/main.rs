@@ -46,6 +46,7 @@ mod detached;
 mod diskfull;
 mod doctor;
 mod exec_host;
+mod fair_shares;
 mod field_survey;
 mod gate_door;
 mod host_system;

@@ -12,7 +12,7 @@ use tungstenite::client::IntoClientRequest;
 use tungstenite::{Message, WebSocket};
 
 use crate::procs::{memory, secs};
-use crate::server::{CLIENT_TOKEN, Server};
+use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server};
 use crate::upstream::{Upstream, expect_end};
 
 const SSE: &[u8] =
@@ -21,10 +21,14 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// A request in flight on a connection of its own.
 fn open(server: &Server, request: &str) -> TcpStream {
+    open_as(CLIENT_TOKEN, server, request)
+}
+
+fn open_as(token: &str, server: &Server, request: &str) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.set_read_timeout(Some(secs(30))).unwrap();
     let (line, rest) = request.split_once("\r\n").unwrap_or((request, ""));
-    let head = format!("{line}\r\nHost: localhost\r\nAuthorization: Bearer {CLIENT_TOKEN}\r\n{rest}\r\n");
+    let head = format!("{line}\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{rest}\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream
 }
@@ -78,8 +82,10 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
     let (upstream, handed) = handing();
     let server = upstream.setup().args(&["--max-proxied=2", "--http-threads=2", "--max-streams=40"]).start();
     let mut streams = Vec::new();
+    // An owner: any other token has at most half of the places.
     for number in 0..40 {
-        let mut client = open(&server, "GET /opencode/event HTTP/1.1\r\nAccept: text/event-stream\r\n");
+        let mut client =
+            open_as(HOST_TOKEN, &server, "GET /opencode/event HTTP/1.1\r\nAccept: text/event-stream\r\n");
         let mut far = next(&handed);
         far.write_all(SSE).unwrap();
         let head = read_until(&mut client, "\r\n\r\n");
@@ -89,7 +95,7 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
         streams.push((client, far));
     }
     // All stream places are taken: the next one is told, and what is short goes on.
-    let mut late = open(&server, "GET /opencode/event HTTP/1.1\r\nConnection: close\r\n");
+    let mut late = open_as(HOST_TOKEN, &server, "GET /opencode/event HTTP/1.1\r\nConnection: close\r\n");
     let mut far = next(&handed);
     far.write_all(SSE).unwrap();
     let (told, _) = read_all(&mut late);
@@ -99,7 +105,8 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
         server.owner().get(200, "/opencode/ok");
     }
     // An upstream that takes its time for the head does not hold a worker either.
-    let slow: Vec<_> = (0..2).map(|_| open(&server, "GET /opencode/slow HTTP/1.1\r\n")).collect();
+    let slow: Vec<_> =
+        (0..2).map(|_| open_as(HOST_TOKEN, &server, "GET /opencode/slow HTTP/1.1\r\n")).collect();
     drop(streams.drain(..4));
     let slow_far: Vec<_> = slow.iter().map(|_| next(&handed)).collect();
     server.owner().get(200, "/opencode/ok");
@@ -340,7 +347,7 @@ fn websockets_pass_both_ways() {
     let server = upstream
         .setup()
         .arg("--opencode-shell=collaborator")
-        .args(&["--max-streams=2", "--max-proxied=1"])
+        .args(&["--max-streams=4", "--max-proxied=1"])
         .start();
     let (mut near, mut far, head) = sockets(&server, &handed);
     assert!(!head.contains(CLIENT_TOKEN) && head.contains("\"tty, other\""), "{head}");

@@ -186,7 +186,7 @@ fn all_lists(shop: &Shop, what: &str, most_mb: u64) -> Vec<Value> {
         assert!(asked.elapsed() < secs(2), "{what}: /health took {:?} beside lists", asked.elapsed());
         calls.into_iter().map(|call| call.join().unwrap()).collect::<Vec<_>>()
     });
-    let (took, grown) = (begun.elapsed(), peak(shop) - before);
+    let (took, grown) = (begun.elapsed(), peak(shop).saturating_sub(before));
     println!("{what}: {took:?}, {grown} MB more at most");
     assert!(took < secs(60), "{what}: {took:?}");
     assert!(grown < most_mb, "{what}: {grown} MB");

@@ -19,6 +19,7 @@ use super::super::run::Run;
 use super::super::spool::{Spool, Writer};
 
 use super::wire::{Ask, Job, Received, Told, VERSION, Work, listen, read_job, receive, send};
+use crate::base::parcel::Parcel;
 use crate::base::thread::spawn;
 use crate::base::{At, Error, Result, limits};
 use crate::proc::bell::Bell;
@@ -91,7 +92,7 @@ fn begin(job: Job, mut fds: impl Iterator<Item = OwnedFd>, resume: Resume) -> Re
     });
     let run = Arc::new(Run::kept(record, folder.clone(), spool)?);
     let listener = listen(&folder)?;
-    let bytes = stdin.map(String::into_bytes);
+    let bytes = stdin.map(|text| Parcel::Memory(text.into_bytes()));
     let live = match work {
         Work::Start { folder, group, command, pty, open_stdin } => {
             let stdin = match bytes {

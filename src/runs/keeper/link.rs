@@ -14,6 +14,7 @@ use super::super::run::{Record, Run};
 use super::super::spool::Marks;
 use super::super::table::Running;
 use super::wire::{Ask, Job, Received, Told, VERSION, Work, call, pair, receive, send, write_job};
+use crate::base::parcel::Parcel;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::dev_null;
 use crate::proc::{Cgroups, Child, Group, Hold, Launcher, Reach, Spec, Stdio};
@@ -106,8 +107,9 @@ impl Kept {
         let (ours, theirs) = pair()?;
         rustix::io::ioctl_fionbio(&ours, true).at("prepare", "a socket")?;
         let timeout = plan.timeout;
-        let job = |stdin: Option<Vec<u8>>, work: Work| -> Result<OwnedFd> {
+        let job = |stdin: Option<Parcel>, work: Work| -> Result<OwnedFd> {
             // It came as text.
+            let stdin = stdin.map(Parcel::into_vec).transpose()?;
             let stdin = stdin.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             let (record, folder, cgroups) = (run.record(), folder.clone(), cgroups.handle());
             write_job(&Job { record, folder, window, timeout, cgroups, stdin, work })

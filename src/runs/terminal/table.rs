@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use super::{Kind, Mode, Pastes, Plan, Shown, Terminal, Watcher, Why};
+use crate::base::shares::{Crowd, Ledger, Party, Share, Shares};
 use crate::base::thread::{JoinOnDrop, lock};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Launcher;
@@ -18,52 +19,53 @@ use crate::runs::Running;
 pub type ShellKey = (Uuid, String);
 
 /// The table.
-#[derive(Default)]
 pub struct Terminals {
     state: Mutex<State>,
     /// The memory for large input.
     pub pastes: Pastes,
+    shares: Shares,
 }
 
 #[derive(Default)]
 struct State {
     all: Vec<Entry>,
-    /// Being started.
-    starting: usize,
     shells: HashMap<ShellKey, Arc<Mutex<Option<Arc<Terminal>>>>>,
 }
 
 /// Dropping it joins the thread, which has ended or is about to.
 struct Entry {
     terminal: Arc<Terminal>,
+    /// While its program runs.
+    share: Option<Share>,
     _thread: JoinOnDrop,
 }
 
-/// A place that was kept for a terminal that is being started.
-struct Place<'a>(&'a Terminals);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.state).starting -= 1;
+impl Default for Terminals {
+    fn default() -> Terminals {
+        Terminals {
+            state: Mutex::default(),
+            shares: Shares::new(Ledger::new(limits::TERMINALS)),
+            pastes: Pastes::default(),
+        }
     }
 }
 
 impl Terminals {
-    /// Starts one for `workspace`, which `running` was entered for.
+    /// Starts one in the workspace that `running` was entered for.
     ///
     /// # Errors
-    /// `Busy` when there are too many; what the launcher says.
+    /// `Busy` when there are too many, `OverShare` when there are too many of this party; what the launcher says.
     pub fn start(
         &self,
         running: Running,
-        workspace: Uuid,
+        party: Party,
         launcher: &dyn Launcher,
         plan: Plan,
     ) -> Result<Arc<Terminal>> {
-        let place = self.place()?;
+        let share = Some(self.share(party)?);
+        let workspace = running.run.workspace;
         let (terminal, thread) = Terminal::start(running, workspace, launcher, plan)?;
-        lock(&self.state).all.push(Entry { terminal: terminal.clone(), _thread: thread });
-        drop(place);
+        lock(&self.state).all.push(Entry { terminal: terminal.clone(), share, _thread: thread });
         Ok(terminal)
     }
 
@@ -139,18 +141,14 @@ impl Terminals {
         }
     }
 
-    fn place(&self) -> Result<Place<'_>> {
+    fn share(&self, party: Party) -> Result<Share> {
         self.tidy();
-        let mut state = lock(&self.state);
-        let running = state.all.iter().filter(|entry| entry.terminal.ended_since().is_none()).count();
-        if running + state.starting >= limits::TERMINALS {
-            return Err(Error::new(
-                Code::Busy,
-                format!("{} terminals run already; delete one that is not needed", limits::TERMINALS),
-            ));
-        }
-        state.starting += 1;
-        Ok(Place(self))
+        let full = || {
+            let message =
+                format!("{} terminals run already; delete one that is not needed", limits::TERMINALS);
+            Error::new(Code::Busy, message)
+        };
+        self.shares.take(party).map_err(|refused| refused.error("terminals", full))
     }
 
     fn all(&self) -> Vec<Arc<Terminal>> {
@@ -158,22 +156,37 @@ impl Terminals {
         lock(&self.state).all.iter().map(|entry| entry.terminal.clone()).collect()
     }
 
-    /// Forgets what ended long ago, shells at once.
+    /// Forgets what ended long ago, shells at once. Of too many that have ended, the oldest of the workspace that has most
+    /// of them goes first.
     fn tidy(&self) {
         let mut state = lock(&self.state);
-        let mut kept = 0;
-        let mut stays = |terminal: &Terminal| match terminal.ended_since() {
-            None => true,
-            Some(_) if terminal.kind == Kind::Shell => false,
-            Some(since) => {
-                kept += 1;
-                kept <= limits::TERMINALS_KEPT && since.elapsed() < limits::TERMINAL_KEPT
+        let mut kept = Crowd::default();
+        let (mut stay, mut gone) = (Vec::new(), Vec::new());
+        for mut entry in std::mem::take(&mut state.all) {
+            let terminal = &entry.terminal;
+            match terminal.ended_since() {
+                None => stay.push(entry),
+                Some(since) if terminal.kind == Kind::Shell || since.elapsed() >= limits::TERMINAL_KEPT => {
+                    gone.push(entry);
+                }
+                Some(_) => {
+                    entry.share = None;
+                    kept.add(terminal.workspace);
+                    stay.push(entry);
+                }
             }
-        };
-        // The youngest first: of too many that have ended, the oldest are forgotten.
-        let (mut stay, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut state.all).into_iter().rev().partition(|entry| stays(&entry.terminal));
-        stay.reverse();
+        }
+        while kept.len() > limits::TERMINALS_KEPT {
+            let largest = kept.largest();
+            let ended = |entry: &Entry| {
+                entry.share.is_none()
+                    && Some(entry.terminal.workspace) == largest.map(|(workspace, _)| workspace)
+            };
+            let Some(at) = stay.iter().position(ended) else { break };
+            let entry = stay.remove(at);
+            kept.remove(entry.terminal.workspace);
+            gone.push(entry);
+        }
         state.all = stay;
         state.shells.retain(|_, slot| {
             // Being started at this moment: leave it.

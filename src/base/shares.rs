@@ -1,0 +1,353 @@
+//! Fair shares of everything that is bounded: workers, terminals, detached runs, pending approvals, connections. Every
+//! bounded resource is counted in a [`Ledger`], by the token and the workspace that use it.
+//!
+//! - A token, and a workspace, hold at most half of the capacity, rounded up, so that one place is enough for one user.
+//! - An eighth of the capacity, at least one place, is reserved for unlimited owners *beside* the capacity: they get it
+//!   also while others hold all of the rest. Their own use is bounded by the capacity alone.
+//!
+//! Lock: [`Shares`] has one, a leaf.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+
+use super::thread::lock;
+use super::{Code, Error};
+
+/// The holder of something bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Party {
+    token: Option<u128>,
+    workspace: Option<Uuid>,
+    unlimited: bool,
+}
+
+impl Party {
+    /// Not known: bounded by the capacity alone.
+    pub const ANONYMOUS: Party = Party { token: None, workspace: None, unlimited: false };
+    /// An owner without limits, or the server itself.
+    pub const OWNER: Party = Party { token: None, workspace: None, unlimited: true };
+
+    /// The holder of a token that acts on a workspace. `unlimited`: an owner that reaches every workspace.
+    pub fn new(token_hash: &str, workspace: Option<Uuid>, unlimited: bool) -> Party {
+        // FNV-1a: a key for a map. Tokens are random and made by the server, so nobody chooses their hashes.
+        let key = token_hash.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |key: u128, byte| {
+            (key ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+        });
+        Party { token: Some(key), workspace, unlimited }
+    }
+
+    /// What belongs to a workspace and to no known token.
+    pub fn of_workspace(workspace: Uuid) -> Party {
+        Party { workspace: Some(workspace), ..Party::ANONYMOUS }
+    }
+
+    /// The token alone.
+    #[must_use]
+    pub fn without_workspace(self) -> Party {
+        Party { workspace: None, ..self }
+    }
+}
+
+/// Why nothing was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Everything is taken.
+    Full,
+    /// The token holds its share.
+    Token,
+    /// The workspace's tokens together hold its share.
+    Workspace,
+}
+
+impl Refused {
+    /// The error for a client: `full` when everything is taken; else 429, for its own use is in the way. `what` names the
+    /// resource in the plural.
+    pub fn error(self, what: &str, full: impl FnOnce() -> Error) -> Error {
+        let holder = match self {
+            Refused::Full => return full(),
+            Refused::Token => "token",
+            Refused::Workspace => "workspace",
+        };
+        let message = format!(
+            "This {holder} holds its share of the {what}; end one of its own, or wait for one to end"
+        );
+        Error::new(Code::OverShare, message).detail("share", holder)
+    }
+}
+
+/// Who holds how much of one bounded resource.
+#[derive(Debug)]
+pub struct Ledger {
+    capacity: usize,
+    token_share: usize,
+    workspace_share: usize,
+    used: usize,
+    by_owners: usize,
+    tokens: HashMap<u128, usize>,
+    workspaces: HashMap<Uuid, usize>,
+}
+
+impl Ledger {
+    /// Nothing is held of `capacity`.
+    pub fn new(capacity: usize) -> Ledger {
+        let half = capacity.div_ceil(2);
+        Ledger {
+            capacity,
+            token_share: half,
+            workspace_share: half,
+            used: 0,
+            by_owners: 0,
+            tokens: HashMap::new(),
+            workspaces: HashMap::new(),
+        }
+    }
+
+    /// With a smaller share for each token.
+    #[must_use]
+    pub fn with_token_share(self, token_share: usize) -> Ledger {
+        Ledger { token_share: token_share.min(self.token_share), ..self }
+    }
+
+    /// How many places are kept for owners, beside the capacity.
+    pub fn reserve(&self) -> usize {
+        (self.capacity / 8).max(1)
+    }
+
+    /// How much there is, without the reserve.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How much is held.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Whether `party` could have one more.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, party: Party) -> Result<(), Refused> {
+        let full = self.used >= self.capacity;
+        if party.unlimited {
+            return if full && self.by_owners >= self.reserve() { Err(Refused::Full) } else { Ok(()) };
+        }
+        if full {
+            return Err(Refused::Full);
+        }
+        let holds = |count: Option<&usize>, share| count.is_some_and(|count| *count >= share);
+        if party.token.is_some_and(|token| holds(self.tokens.get(&token), self.token_share)) {
+            return Err(Refused::Token);
+        }
+        match party.workspace {
+            Some(workspace) if holds(self.workspaces.get(&workspace), self.workspace_share) => {
+                Err(Refused::Workspace)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes one for `party`.
+    ///
+    /// # Errors
+    /// As [`Ledger::check`].
+    pub fn take(&mut self, party: Party) -> Result<(), Refused> {
+        self.check(party)?;
+        self.take_anyway(party);
+        Ok(())
+    }
+
+    /// Takes one that exists already, whatever the limits say.
+    pub fn take_anyway(&mut self, party: Party) {
+        self.used += 1;
+        if party.unlimited {
+            self.by_owners += 1;
+            return;
+        }
+        if let Some(token) = party.token {
+            *self.tokens.entry(token).or_default() += 1;
+        }
+        if let Some(workspace) = party.workspace {
+            *self.workspaces.entry(workspace).or_default() += 1;
+        }
+    }
+
+    /// Gives one of `party` back.
+    pub fn give_back(&mut self, party: Party) {
+        fn less<K: std::hash::Hash + Eq>(map: &mut HashMap<K, usize>, key: K) {
+            if let Some(count) = map.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    map.remove(&key);
+                }
+            }
+        }
+        self.used -= 1;
+        if party.unlimited {
+            self.by_owners -= 1;
+            return;
+        }
+        party.token.into_iter().for_each(|token| less(&mut self.tokens, token));
+        party.workspace.into_iter().for_each(|workspace| less(&mut self.workspaces, workspace));
+    }
+
+    /// Has what `from` holds belong to `to`, once it is known.
+    ///
+    /// # Errors
+    /// As [`Ledger::check`]; then it still belongs to `from`.
+    pub fn assign(&mut self, from: Party, to: Party) -> Result<(), Refused> {
+        self.give_back(from);
+        let taken = self.take(to);
+        if taken.is_err() {
+            self.take_anyway(from);
+        }
+        taken
+    }
+}
+
+/// How many things each workspace has of something that is kept for a while, to find the one that gives up some first.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    total: usize,
+    counts: HashMap<Uuid, usize>,
+}
+
+impl Crowd {
+    /// One more.
+    pub fn add(&mut self, workspace: Uuid) {
+        self.total += 1;
+        *self.counts.entry(workspace).or_default() += 1;
+    }
+
+    /// One less.
+    pub fn remove(&mut self, workspace: Uuid) {
+        if let Some(count) = self.counts.get_mut(&workspace) {
+            self.total -= 1;
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&workspace);
+            }
+        }
+    }
+
+    /// How many there are together.
+    pub fn len(&self) -> usize {
+        self.total
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// The workspace that has most, and how many.
+    pub fn largest(&self) -> Option<(Uuid, usize)> {
+        self.counts.iter().map(|(workspace, count)| (*workspace, *count)).max_by_key(|(_, count)| *count)
+    }
+}
+
+/// A ledger whose entries are guards.
+#[derive(Clone, Debug)]
+pub struct Shares(Arc<Mutex<Ledger>>);
+
+impl Shares {
+    /// Nothing is held yet.
+    pub fn new(ledger: Ledger) -> Shares {
+        Shares(Arc::new(Mutex::new(ledger)))
+    }
+
+    /// Takes one for `party`, until the guard is dropped.
+    ///
+    /// # Errors
+    /// As [`Ledger::check`].
+    pub fn take(&self, party: Party) -> Result<Share, Refused> {
+        lock(&self.0).take(party)?;
+        Ok(Share { shares: self.clone(), party })
+    }
+
+    /// Takes one that exists already, whatever the limits say.
+    pub fn take_anyway(&self, party: Party) -> Share {
+        lock(&self.0).take_anyway(party);
+        Share { shares: self.clone(), party }
+    }
+
+    /// How much is held.
+    pub fn used(&self) -> usize {
+        lock(&self.0).used()
+    }
+}
+
+/// One of what [`Shares`] counts; given back when it is dropped.
+#[derive(Debug)]
+pub struct Share {
+    shares: Shares,
+    party: Party,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        lock(&self.shares.0).give_back(self.party);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn party(token: &str, workspace: u128) -> Party {
+        Party::new(token, Some(Uuid::from_u128(workspace)), false)
+    }
+
+    #[test]
+    fn half_for_a_token_half_for_a_workspace_and_a_reserve_for_owners() {
+        let mut ledger = Ledger::new(8);
+        for _ in 0..4 {
+            ledger.take(party("a", 1)).unwrap();
+        }
+        assert_eq!(ledger.take(party("a", 2)), Err(Refused::Token));
+        assert_eq!(ledger.take(party("b", 1)), Err(Refused::Workspace));
+        for token in ["b", "b", "b", "c"] {
+            ledger.take(party(token, 2)).unwrap();
+        }
+        assert_eq!(ledger.take(party("c", 3)), Err(Refused::Full));
+        ledger.take(Party::OWNER).unwrap();
+        assert_eq!(ledger.take(Party::OWNER), Err(Refused::Full));
+        ledger.give_back(party("a", 1));
+        // The owner's place is beside the others'.
+        assert_eq!(ledger.take(party("d", 3)), Err(Refused::Full));
+        ledger.give_back(Party::OWNER);
+        ledger.take(party("d", 3)).unwrap();
+    }
+
+    #[test]
+    fn one_place_is_enough_for_one_user() {
+        let mut ledger = Ledger::new(1);
+        ledger.take(party("a", 1)).unwrap();
+        assert_eq!(ledger.take(party("a", 1)), Err(Refused::Full));
+        ledger.take(Party::OWNER).unwrap();
+        assert_eq!(ledger.take(Party::OWNER), Err(Refused::Full));
+    }
+
+    #[test]
+    fn owners_alone_get_what_was_configured() {
+        let mut ledger = Ledger::new(3);
+        for _ in 0..3 {
+            ledger.take(Party::OWNER).unwrap();
+        }
+        assert_eq!(ledger.take(Party::OWNER), Err(Refused::Full));
+    }
+
+    #[test]
+    fn what_is_held_can_be_assigned_once_its_holder_is_known() {
+        let mut ledger = Ledger::new(2);
+        ledger.take(Party::ANONYMOUS).unwrap();
+        ledger.assign(Party::ANONYMOUS, party("a", 1)).unwrap();
+        ledger.take(Party::ANONYMOUS).unwrap();
+        assert_eq!(ledger.assign(Party::ANONYMOUS, party("a", 1)), Err(Refused::Token));
+        ledger.give_back(Party::ANONYMOUS);
+        ledger.give_back(party("a", 1));
+        assert_eq!((ledger.used(), ledger.tokens.len(), ledger.workspaces.len()), (0, 0, 0));
+    }
+}
