@@ -17,6 +17,7 @@ use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
 use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
+use crate::base::service_manager::ServiceManager;
 use crate::base::{At, Error, Result, limits};
 use crate::containers::mirrors::Sources;
 use crate::containers::network::Choice;
@@ -137,6 +138,9 @@ pub struct Proxying {
     pub opencode_shell: Scope,
 }
 
+/// How long a stop may take beside [`Settings::drain`]: containers end, and mounts go.
+const STOPPING: Duration = Duration::from_secs(60);
+
 /// Workers for requests that end something; each may wait some seconds for the end.
 const ENDING: usize = 16;
 
@@ -148,7 +152,7 @@ const FILE_QUEUE: usize = 512;
 ///
 /// # Errors
 /// What keeps it from starting: a taken port, a data folder that is in use or cannot be written, a damaged state file.
-pub fn run(settings: Settings) -> Result<()> {
+pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
     let started = Instant::now();
     if let Some(check) = crate::containers::probe::no_threads() {
         let fix = check.fix.unwrap_or_default();
@@ -254,8 +258,14 @@ pub fn run(settings: Settings) -> Result<()> {
         }),
     )?);
     let _ = door.set(Arc::downgrade(&gate));
+    manager.ready(&format!(
+        "{} workspaces, data folder {}",
+        ctx.lifecycle.registry().openwork_list().len(),
+        settings.data_dir.display()
+    ));
 
     signals.wait()?;
+    manager.stopping(settings.drain + STOPPING);
     log::info!("Stopping; a second signal stops at once");
     signals.exit_on_next();
     // They would not end by themselves, and their clients are told.

@@ -54,7 +54,7 @@ impl Client {
             .read_to_string()
             .map_err(|error| self.lost(&error))?;
         let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if (200..300).contains(&status) && !answer.is_null() {
+        if status == 204 || (200..300).contains(&status) && !answer.is_null() {
             return Ok(answer);
         }
         let said = answer["message"].as_str().unwrap_or("its answer is not that of an OpenWork server");

@@ -6,6 +6,7 @@ pub mod bundle;
 mod client;
 pub mod doctor;
 pub mod image;
+pub mod install;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -53,6 +54,12 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth bundle --restore FILE [--bin DIR]
                                   there: tar -xf FILE berth, ./berth bundle --restore FILE; the binary goes to
                                   /usr/local/bin or DIR
+       berth install [--bin DIR] [--root DIR] [--no-start] [--yes]
+                                  make this binary a service of systemd: copy it, write /etc/berth and the unit,
+                                  start it; --root writes below another folder and starts nothing
+       berth uninstall [--purge | --only-workloads] [--yes]
+                                  end what runs, remove service and binary; settings and data stay without
+                                  --purge; with --only-workloads the service stays as well
        berth help                 print this
        berth agent, attach, enclose, keeper, probe   what berth starts for itself; not for people
 
@@ -146,7 +153,7 @@ Environment
   OPENWORK_DATA_DIR          its folder berth is the default of --data-dir
   BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host
   BERTH_MAX_CONNECTIONS      --max-connections         BERTH_DRAIN_TIMEOUT                 --drain-timeout
-  LISTEN_PID, LISTEN_FDS     sockets that systemd passes
+  LISTEN_PID, LISTEN_FDS     sockets that systemd passes; NOTIFY_SOCKET: where it is told of the start and stop
   BERTH_MAX_RUNS             --max-runs                BERTH_OUTPUT_LIMIT                  --output-limit
   BERTH_MAX_STREAMS          --max-streams             BERTH_RUN_OUTPUT_LIMIT              --run-output-limit
   BERTH_RUNS_DISK_LIMIT      --runs-disk-limit
@@ -162,6 +169,10 @@ Environment
                              password login as sandboxed.sh has it: one password, or a JSON array of users with
                              username and password; what signs the tokens, 32 bytes or more; the days that a
                              token is good [30]
+  OPENWORK_TOKEN_FILE, OPENWORK_HOST_TOKEN_FILE, OPENWORK_OPENCODE_PASSWORD_FILE, DASHBOARD_PASSWORD_FILE,
+  SANDBOXED_USERS_FILE, JWT_SECRET_FILE
+                             files with these secrets; systemd's credentials (LoadCredential=) of the
+                             variables' names, such as OPENWORK_HOST_TOKEN, are read as well
   PRIVATE_KEY, PRIVATE_KEY_FILE
                              what seals secrets in templates: 32 bytes in hex or base64, or a file with
                              them [private_key in --data-dir, made when it is first needed]
@@ -227,6 +238,8 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("status") => status::run(&words[1..]),
         Some("image") => image::run(&words[1..]),
         Some("bundle") => bundle::run(&words[1..]),
+        Some("install") => install::install(&words[1..]),
+        Some("uninstall") => install::uninstall(&words[1..]),
         // A single thread, as the agent: a probe forks.
         Some("probe") => Ok(probe::child::main(&words[1..])),
         Some("attach") => Ok(binds::main(&words[1..])),
@@ -235,7 +248,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("help") => Ok(help()),
         Some(word) if !word.starts_with('-') => Err(Error::config(
             word,
-            "unknown subcommand; there are serve, doctor, image, bundle, token, approvals, status and help",
+            "unknown subcommand; there are serve, doctor, image, bundle, token, approvals, status, install, uninstall and help",
         )),
         _ => serve::run(&words),
     }

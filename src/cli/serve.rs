@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::base::service_manager::ServiceManager;
 use crate::base::{Error, Result, logging};
 use crate::config::{self, Parsed, ServeArgs};
 
@@ -24,6 +25,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     if resolved.setup {
         setup::run(&resolved.settings, resolved.assume_yes)?;
     }
-    crate::server::run(resolved.settings)?;
+    let socket = config::process_env("NOTIFY_SOCKET").and_then(|socket| socket.into_string().ok());
+    crate::server::run(resolved.settings, &ServiceManager::at(socket.as_deref()))?;
     Ok(ExitCode::SUCCESS)
 }

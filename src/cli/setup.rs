@@ -227,7 +227,7 @@ const PACMAN_KEY: [&[&str]; 4] = [
 const NEW_PACMAN_KEYS: &str = "/etc/pacman.d/gnupg.new";
 
 /// Whether the person says yes in time. Anything else, an end of file and silence too, is a no.
-fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
+pub(super) fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
     let mut answer = [0; 64];
     let length = match readable(terminal.as_fd(), within) {
         // The terminal hands over whole lines.
@@ -323,7 +323,7 @@ impl<'a> Host<'a> {
 }
 
 /// Whether the child ends in time.
-fn ended(child: &Child, within: Duration) -> bool {
+pub(super) fn ended(child: &Child, within: Duration) -> bool {
     match pidfd_open(Pid::from_child(child), PidfdFlags::empty()) {
         Ok(pidfd) => readable(pidfd.as_fd(), within),
         // A kernel before 5.3: wait as long as it takes.

@@ -4,6 +4,7 @@
 //! A variable that is set to nothing counts as unset, except for tokens: an empty token is a mistake to hear about.
 
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::access::{Source, TokenSetting, tokens};
@@ -11,6 +12,19 @@ use crate::base::{Error, Result};
 
 use super::file::ConfigFile;
 use super::values;
+
+/// Variables with secrets, which may be in files instead.
+pub(super) const SECRETS: &[&str] = &[
+    "OPENWORK_TOKEN",
+    "OPENWORK_HOST_TOKEN",
+    "OPENWORK_OPENCODE_PASSWORD",
+    "DASHBOARD_PASSWORD",
+    "SANDBOXED_USERS",
+    "JWT_SECRET",
+];
+
+/// The largest such file.
+const SECRET_BYTES: u64 = 64 << 10;
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -54,12 +68,32 @@ impl<'a> Sources<'a> {
         Ok(sources)
     }
 
-    /// A variable with something in it.
+    /// A variable with something in it. One of [`SECRETS`] may be in a file instead.
     pub(super) fn var(&self, name: &str) -> Result<Option<String>> {
-        let value = (self.env)(name).filter(|value| !value.is_empty());
-        value
-            .map(|value| value.into_string().map_err(|_| Error::config(name, "is not UTF-8 text")))
-            .transpose()
+        let get = |name: &str| (self.env)(name).filter(|value| !value.is_empty());
+        let in_file = if SECRETS.contains(&name) { self.secret_file(name) } else { None };
+        match (get(name), in_file) {
+            (Some(_), Some((place, _))) => {
+                Err(Error::config(place, format!("{name} is set as well; set one of the two")))
+            }
+            (Some(value), None) => {
+                value.into_string().map(Some).map_err(|_| Error::config(name, "is not UTF-8 text"))
+            }
+            (None, Some((place, path))) => read_secret(&place, &path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The file with a secret: the one that `NAME_FILE` names, as container engines pass secrets, else the credential of
+    /// this name that systemd passes (systemd.exec(5), `LoadCredential=`).
+    fn secret_file(&self, name: &str) -> Option<(String, PathBuf)> {
+        let get = |name: &str| (self.env)(name).filter(|value| !value.is_empty());
+        let named = format!("{name}_FILE");
+        if let Some(path) = get(&named) {
+            return Some((named, self.current_dir.join(path)));
+        }
+        let path = Path::new(&get("CREDENTIALS_DIRECTORY")?).join(name);
+        path.exists().then(|| (format!("credential {name}"), path))
     }
 
     /// The strongest of a repeatable flag, a variable with commas between, and an array of the file.
@@ -180,4 +214,18 @@ impl<'a> Sources<'a> {
 pub(super) fn default_data_dir(env: Lookup<'_>, root: bool) -> PathBuf {
     let sources = Sources { env, file: ConfigFile::default(), current_dir: Path::new("/w") };
     sources.default_data_dir(root).unwrap()
+}
+
+/// A file's text without the newline that editors put at the end.
+fn read_secret(place: &str, path: &Path) -> Result<String> {
+    let wrong = |problem: String| Error::config(place, format!("{}: {problem}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let mut text = String::new();
+    file.take(SECRET_BYTES + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+    if text.len() as u64 > SECRET_BYTES {
+        return Err(wrong(format!("is larger than {SECRET_BYTES} bytes")));
+    }
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() { Err(wrong("is empty".to_owned())) } else { Ok(text.to_owned()) }
 }

@@ -117,8 +117,8 @@ impl Tree {
                 return match [unified.at.join(place), folder.clone()].iter().try_for_each(|at| control(at, &switch)) {
                     Ok(()) => By::V2,
                     Err(error) => By::Nothing(format!(
-                        "the cgroup controller {word} could not be switched on for {}: {error}; start berth as a \
-                         systemd service with Delegate=yes",
+                        "the cgroup controller {word} could not be switched on for {}: {error}; start berth as root, or \
+                         as a systemd service with Delegate=yes",
                         folder.display()
                     )),
                 };

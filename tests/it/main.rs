@@ -74,6 +74,7 @@ mod opencode_streams;
 mod openwork_promises;
 mod orchestrator;
 mod other_distros;
+mod packaging;
 mod pastes;
 mod project;
 mod project_corpus;

@@ -24,7 +24,7 @@ pub(super) fn groups(subject: &Subject) -> Check {
         if is_root() && !Confinement::of_self().sys_admin {
             super::kernel::OUTER
         } else {
-            "start berth as root, or as a systemd service with Delegate=yes"
+            "start berth as root (`berth install` makes it a service), or, for another user, in a systemd unit with Delegate=yes"
         },
     )
 }
@@ -39,7 +39,7 @@ pub(super) fn oom() -> Check {
                 "When memory runs out, the kernel may end berth itself instead of a command on the host: its \
                  oom_score_adj cannot be lowered ({error})"
             ),
-            "start berth with CAP_SYS_RESOURCE, or as a systemd service with OOMScoreAdjust=-900",
+            "start berth with CAP_SYS_RESOURCE, or as a systemd service (`berth install`), whose unit sets OOMScoreAdjust=-900",
         ),
     }
 }

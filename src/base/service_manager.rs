@@ -1,0 +1,77 @@
+//! What a service manager is told of this process (sd_notify(3)): that it is ready, what it does, that it stops. Without a
+//! `NOTIFY_SOCKET` nothing is sent. A lost message is no failure of ours: the manager has its own timeouts.
+//!
+//! Any thread; no lock.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// The manager's socket, if there is one.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceManager(Option<SocketAddr>);
+
+impl ServiceManager {
+    /// The manager at the value of `NOTIFY_SOCKET`: a path, or an abstract name behind `@`.
+    pub fn at(socket: Option<&str>) -> ServiceManager {
+        ServiceManager(socket.and_then(|socket| match socket.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name).ok(),
+            None => SocketAddr::from_pathname(socket).ok(),
+        }))
+    }
+
+    /// The server answers requests; `status` is what `systemctl status` shows.
+    pub fn ready(&self, status: &str) {
+        self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
+    }
+
+    /// The server ends within `most`, or says so again.
+    pub fn stopping(&self, most: Duration) {
+        self.send(&format!("STOPPING=1\nSTATUS=Stopping\nEXTEND_TIMEOUT_USEC={}", most.as_micros()));
+    }
+
+    fn send(&self, message: &str) {
+        let Some(address) = &self.0 else { return };
+        let sent = UnixDatagram::unbound().and_then(|socket| {
+            // A manager whose queue is full must not stop us.
+            socket.set_nonblocking(true)?;
+            socket.send_to_addr(message.as_bytes(), address)
+        });
+        if let Err(error) = sent {
+            log::warn!("The service manager cannot be told: {error}");
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_reach_both_kinds_of_sockets() {
+        let name = format!("berth-notify-{}", std::process::id());
+        let path = std::env::temp_dir().join(&name);
+        let _ = std::fs::remove_file(&path);
+        let in_files = UnixDatagram::bind(&path).unwrap();
+        let abstract_name = SocketAddr::from_abstract_name(&name).unwrap();
+        let in_kernel = UnixDatagram::bind_addr(&abstract_name).unwrap();
+        for (socket, place) in
+            [(in_files, path.to_str().unwrap().to_owned()), (in_kernel, format!("@{name}"))]
+        {
+            let manager = ServiceManager::at(Some(&place));
+            manager.ready("two\nlines");
+            manager.stopping(Duration::from_secs(3));
+            let mut read = [0; 200];
+            let count = socket.recv(&mut read).unwrap();
+            assert_eq!(&read[..count], b"READY=1\nSTATUS=two lines");
+            let count = socket.recv(&mut read).unwrap();
+            assert_eq!(&read[..count], b"STOPPING=1\nSTATUS=Stopping\nEXTEND_TIMEOUT_USEC=3000000");
+        }
+        std::fs::remove_file(path).unwrap();
+        ServiceManager::at(None).ready("nothing is sent");
+    }
+}

@@ -1,0 +1,168 @@
+//! berth as a service and as a package: what systemd is told, secrets from files, `berth install`, the Debian package.
+//! What needs a booted systemd is in `tests/vm/package.sh`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+
+use crate::procs::secs;
+use crate::scratch::Scratch;
+use crate::server::{self, BINARY, CLIENT_TOKEN, HOST_TOKEN, Setup};
+
+fn message(socket: &UnixDatagram) -> String {
+    let mut read = [0; 500];
+    let count = socket.recv(&mut read).unwrap();
+    String::from_utf8(read[..count].to_vec()).unwrap()
+}
+
+#[test]
+fn the_service_manager_is_told_of_the_start_and_the_stop() {
+    let setup = Setup::new();
+    let path = setup.scratch().path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(secs(60))).unwrap();
+    let server = setup.arg("--drain-timeout=7").env("NOTIFY_SOCKET", path.to_str().unwrap()).start();
+    let ready = message(&socket);
+    assert!(ready.starts_with("READY=1\nSTATUS=1 workspaces, data folder "), "{ready}");
+    server.anyone().get(200, "/health");
+    // What runs in a workspace cannot speak for the service.
+    let seen = server.owner().post(
+        200,
+        &format!("/api/workspaces/{}/exec", server::NIL),
+        serde_json::json!({"command": "echo ${NOTIFY_SOCKET-none}"}),
+    );
+    assert_eq!(seen["stdout"], "none\n");
+    server.stop();
+    let stopping = message(&socket);
+    assert!(
+        stopping.starts_with("STOPPING=1\n") && stopping.ends_with("EXTEND_TIMEOUT_USEC=67000000"),
+        "{stopping}"
+    );
+}
+
+#[test]
+fn secrets_come_from_files_and_credentials() {
+    let setup = Setup::bare().arg("--workspace=work");
+    let folder = setup.scratch().path().to_owned();
+    fs::write(folder.join("host"), format!("{HOST_TOKEN}\n")).unwrap();
+    let credentials = folder.join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::write(credentials.join("OPENWORK_TOKEN"), CLIENT_TOKEN).unwrap();
+    let setup = setup
+        .env("OPENWORK_HOST_TOKEN_FILE", "host")
+        .env("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    let server = setup.start();
+    server.owner().get(200, "/status");
+    server.collaborator().get(200, "/workspaces");
+    drop(server);
+    let both = setup.clone().env("OPENWORK_HOST_TOKEN", HOST_TOKEN).run();
+    assert_eq!(both.code, Some(2), "{both:?}");
+    assert!(
+        both.stderr.contains("OPENWORK_HOST_TOKEN_FILE") && both.stderr.contains("set one of the two"),
+        "{both:?}"
+    );
+    for (content, problem) in [("\n", "is empty"), (&"x".repeat(70_000), "larger than")] {
+        fs::write(folder.join("host"), content).unwrap();
+        let refused = setup.run();
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(problem), "{refused:?}");
+    }
+    let missing = setup.env("OPENWORK_HOST_TOKEN_FILE", "nowhere").run();
+    assert!(missing.code == Some(2) && missing.stderr.contains("nowhere"), "{missing:?}");
+}
+
+fn berth(args: &[&str]) -> server::Ended {
+    server::run(
+        Command::new(BINARY).args(args).env_clear().env("PATH", std::env::var("PATH").unwrap()),
+        secs(60),
+    )
+}
+
+#[test]
+fn a_service_is_installed_below_another_folder_and_again() {
+    let scratch = Scratch::new();
+    let root = scratch.path().join("root");
+    let root_flag = format!("--root={}", root.display());
+    let asks = berth(&["install", &root_flag]);
+    assert!(asks.code == Some(2) && asks.stderr.contains("--yes") && !root.exists(), "{asks:?}");
+    for _ in 0..2 {
+        let done = berth(&["install", &root_flag, "--bin=/opt/bin", "--yes"]);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        assert!(done.stderr.contains("4/4 enable the service berth"), "{done:?}");
+        let unit = fs::read_to_string(root.join("etc/systemd/system/berth.service")).unwrap();
+        assert!(
+            unit.contains("\nExecStart=/opt/bin/berth serve\n") && !unit.contains("/usr/bin/berth"),
+            "{unit}"
+        );
+        let enabled = root.join("etc/systemd/system/multi-user.target.wants/berth.service");
+        assert!(fs::symlink_metadata(enabled).unwrap().is_symlink());
+        assert!(fs::read(root.join("opt/bin/berth")).unwrap() == fs::read(BINARY).unwrap());
+        let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(
+            ["etc/berth", "etc/berth/server.json", "etc/berth/environment", "opt/bin/berth"].map(mode),
+            [0o700, 0o600, 0o600, 0o755]
+        );
+        // What a person has set stays.
+        fs::write(root.join("etc/berth/environment"), "OPENWORK_APPROVAL_MODE=auto\n").unwrap();
+    }
+    assert_eq!(
+        fs::read_to_string(root.join("etc/berth/environment")).unwrap(),
+        "OPENWORK_APPROVAL_MODE=auto\n"
+    );
+    fs::create_dir_all(root.join("usr/lib/systemd/system")).unwrap();
+    fs::write(root.join("usr/lib/systemd/system/berth.service"), "").unwrap();
+    let packaged = berth(&["install", &root_flag, "--yes"]);
+    assert!(packaged.code == Some(2) && packaged.stderr.contains("package"), "{packaged:?}");
+    for (args, said) in [
+        (&["install", "--bin=bin", "--yes"][..], "absolute"),
+        (&["install", "--root", "--yes"], "absolute"),
+        (&["install", "--purge"], "not known here"),
+        (&["uninstall", "--no-start"], "not known here"),
+    ] {
+        let refused = berth(args);
+        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{args:?}: {refused:?}");
+    }
+    // This machine has no systemd, or is not to be changed.
+    if !Path::new("/run/systemd/system").exists() {
+        let refused = berth(&["uninstall", "--yes"]);
+        assert!(
+            refused.code == Some(1) && refused.stderr.contains("systemd does not run here"),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn the_debian_package_has_the_binary_the_units_and_settings() {
+    let scratch = Scratch::new();
+    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/packaging/deb/build");
+    let build = |out: &Path| {
+        let made = server::run(
+            Command::new(build).arg(BINARY).arg(out).env("SOURCE_DATE_EPOCH", "1700000000"),
+            secs(120),
+        );
+        assert_eq!(made.code, Some(0), "{made:?}");
+        made.stdout.trim().to_owned()
+    };
+    let one = build(&scratch.path().join("one"));
+    let other = build(&scratch.path().join("other"));
+    assert!(fs::read(&one).unwrap() == fs::read(other).unwrap(), "two builds differ");
+    let root = scratch.path().join("root");
+    let unpacked = server::run(Command::new("dpkg-deb").args(["-x", &one]).arg(&root), secs(60));
+    assert_eq!(unpacked.code, Some(0), "{unpacked:?}");
+    let version = server::run(Command::new(root.join("usr/bin/berth")).arg("--version"), secs(20));
+    assert_eq!(version.stdout.trim(), env!("CARGO_PKG_VERSION"));
+    let unit = fs::read_to_string(root.join("usr/lib/systemd/system/berth.service")).unwrap();
+    assert!(
+        unit.contains("Type=notify") && !unit.lines().any(|line| line.starts_with("Delegate=")),
+        "{unit}"
+    );
+    let here = scratch.path().join("berth.service");
+    fs::write(&here, unit.replace("/usr/bin/berth", BINARY)).unwrap();
+    let checked = server::run(Command::new("systemd-analyze").arg("verify").arg(&here), secs(60));
+    assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
+    let depends = server::run(Command::new("dpkg-deb").args(["-f", &one, "Depends"]), secs(20));
+    assert_eq!(depends.stdout.trim(), "systemd-container, debootstrap");
+}
