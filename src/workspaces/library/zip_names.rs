@@ -53,7 +53,9 @@ fn decode(raw: &[u8], utf8: bool, unicode: Option<&[u8]>) -> (String, bool) {
         // Also without bit 11: macOS writes UTF-8 and does not say so, and no text in CP437 looks like that by chance.
         Ok(text) => (text.to_owned(), false),
         Err(_) if utf8 => (String::from_utf8_lossy(raw).into_owned(), true),
-        Err(_) => (cp437(raw), false),
+        // Names have no box drawings: these bytes are letters of another code page, such as GBK, of which the archive says
+        // nothing. unzip(1) and 7-Zip take the machine's own then, and a server has none that means anything.
+        Err(_) => (cp437(raw), raw.iter().any(|byte| (0xb0..=0xdf).contains(byte))),
     }
 }
 
@@ -95,6 +97,7 @@ mod tests {
         assert_eq!(name("für.md".as_bytes(), false, None), ("für.md".into(), false));
         assert_eq!(name(b"f\x81r.md", false, None), ("für.md".into(), false));
         assert_eq!(name(b"\xe1\xff", false, None), ("ß\u{a0}".into(), false));
+        assert_eq!(name(b"\xcb\xb5\xc3\xf7.md", false, None), ("╦╡├≈.md".into(), true), "GBK");
         assert_eq!(name(b"f\x81r.md", true, None), ("f\u{fffd}r.md".into(), true));
         let field =
             |of: &[u8], name: &str| [&[1][..], &rawzip::crc32(of).to_le_bytes(), name.as_bytes()].concat();
