@@ -249,6 +249,24 @@ mod tests {
         assert!(known.made && is_bare("opencode.json", &left), "{left}");
     }
 
+    /// Claude Code takes no `mcp__*`, which earlier versions wrote: it goes at the next sync, and what people wrote stays.
+    #[test]
+    fn rules_of_an_earlier_version_are_replaced() {
+        let allow = |rules: &[&str]| {
+            let parts = rules.iter().map(|rule| Part::item(&["permissions", "allow"], rule)).collect();
+            Wanted::Keys(parts)
+        };
+        let (first, known) = merge("", &allow(&["Bash", "mcp__*"]), &Shared::default()).unwrap();
+        let by_hand = first.replace("\"Bash\"", "\"Bash\", \"WebFetch\"");
+        let (second, known) = merge(&by_hand, &allow(&["Bash", "mcp__docs"]), &known).unwrap();
+        let value = crate::store::jsonc::parse(&second).unwrap();
+        let mut rules: Vec<&str> =
+            value["permissions"]["allow"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        rules.sort_unstable();
+        assert_eq!(rules, ["Bash", "WebFetch", "mcp__docs"], "{second}");
+        assert!(!known.parts.keys().any(|name| name.contains("mcp__*")), "{known:?}");
+    }
+
     #[test]
     fn what_is_no_object_bars_the_way() {
         let text = "{\"mcp\": \"x\", \"plugin\": \"p\"}";
