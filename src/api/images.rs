@@ -43,7 +43,6 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Make {
     /// The distribution whose own bootstrap makes it.
     build: Option<String>,

@@ -42,7 +42,7 @@ pub fn template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `PUT /api/library/workspace-template/:name`
 pub fn put_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let fields: TemplateFields = request.json(limits::JSON_BODY_BYTES)?;
+    let fields: TemplateFields = request.json_of(limits::JSON_BODY_BYTES, &TemplateFields::known())?;
     ctx.lifecycle.library().put_template(request.param("name"), fields)?;
     said("Workspace template saved successfully")
 }

@@ -92,8 +92,9 @@ fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
         let apart = distance(&wanted, &last);
         let (short, long) = if wanted.len() < last.len() { (&wanted, &last) } else { (&last, &wanted) };
         let close = apart <= (long.len() / 3).max(1) && apart < long.len();
-        // `memory` for `memory_bytes`.
-        let begins = short.len() >= 3 && long.starts_with(short);
+        // `memory`, or `memroy`, for `memory_bytes`.
+        let slips = usize::from(short.len() >= 5);
+        let begins = short.len() >= 3 && distance(short, &long[..short.len()]) <= slips;
         (close || begins).then_some((apart, known.matches('.').count(), known.as_str()))
     });
     // Of equally near names, the outermost, and of these the first declared.

@@ -7,7 +7,6 @@ use crate::base::{Code, Error, Result};
 
 /// Upper bounds; what is not named is not bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Memory with page cache, in bytes. Beyond it the kernel first reclaims, then kills.
     #[serde(default)]

@@ -18,7 +18,6 @@ use crate::base::{Code, Error, Result, limits};
 
 /// One folder or file of the host inside a container, as a client says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Mount {
     /// On the host; `~` is berth's home.
     pub source: String,

@@ -53,7 +53,7 @@ pub struct Chosen {
 /// The body of `PATCH /workspaces/:id`: what is there is changed, null takes it away; without an address all is as
 /// configured again.
 #[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Change {
     /// Where it answers.
     #[serde(default, deserialize_with = "given")]

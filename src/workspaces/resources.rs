@@ -8,7 +8,6 @@ use crate::proc::Limits;
 
 /// The field `resources`; what is not named keeps the machine's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Resources {
     /// Memory with page cache.
     #[serde(default)]

@@ -40,8 +40,6 @@ fn limits_that_make_no_sense_are_refused_by_name() {
         (json!({"cpus": 0}), "resources.cpus"),
         (json!({"pids": 0}), "resources.pids"),
         (json!({"disk_bytes": 5}), "resources.disk_bytes"),
-        // A misspelt limit would otherwise be no limit.
-        (json!({"memory": 1_000_000_000}), "memory"),
         (json!({"memory_bytes": "1G"}), "1G"),
         (json!({"memory_bytes": -1}), "-1"),
     ] {
@@ -53,6 +51,13 @@ fn limits_that_make_no_sense_are_refused_by_name() {
     }
     assert_eq!(owner.get(200, &long)["resources"], Value::Null);
     assert_eq!(owner.get(200, "/api/workspaces").as_array().unwrap().len(), 1);
+    // A misspelt limit is no limit, and its client is told so.
+    let told = owner.put(200, &long, json!({"resources": {"memory": 1_000_000_000, "pids": 500}}));
+    assert_eq!(
+        told["warnings"],
+        json!(["unknown field `resources.memory`; did you mean `resources.memory_bytes`?"])
+    );
+    assert_eq!((&told["resources"]["memory_bytes"], &told["resources"]["pids"]), (&Value::Null, &json!(500)));
 }
 
 #[test]

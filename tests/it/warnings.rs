@@ -57,6 +57,45 @@ fn misspelt_fields_and_parameters_are_told_of() {
             "no skill `nope` in the library yet",
         ],
     );
+    // In the objects inside as well, where a value that is not read bounds nothing.
+    post(
+        &exec,
+        json!({"command": "true", "limits": {"memroy_bytes": 1}}),
+        &["unknown field `limits.memroy_bytes`; did you mean `limits.memory_bytes`?"],
+    );
+    post(
+        "/api/workspaces",
+        json!({"name": "inner", "resources": {"memroy": 1}, "mounts": []}),
+        &["unknown field `resources.memroy`; did you mean `resources.memory_bytes`?"],
+    );
+    let mount = json!({"name": "box", "workspace_type": "container", "mounts": [
+        {"source": "~/x", "target": "/x", "readOnly": true, "description": "x"}]});
+    let told = server.owner().call("POST", "/api/workspaces", Some(&mount));
+    assert_eq!((told.status, &told.value()["code"]), (403, &json!("mount_not_allowed")), "{told}");
+    assert_eq!(
+        warnings(&told),
+        [
+            "unknown field `mounts.readOnly`; did you mean `mounts.read_only`?",
+            "unknown field `mounts.description`",
+        ]
+    );
+    warned(
+        &server,
+        "PUT",
+        "/api/library/workspace-template/inner",
+        Some(json!({"resources": {"cpu": 1}, "distrro": "debian-bookworm"})),
+        &[
+            "unknown field `resources.cpu`; did you mean `resources.cpus`?",
+            "unknown field `distrro`; did you mean `distro`?",
+        ],
+    );
+    warned(
+        &server,
+        "PATCH",
+        &format!("/workspaces/{}", server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap()),
+        Some(json!({"base_url": "http://127.0.0.1:1"})),
+        &["unknown field `base_url`; did you mean `baseUrl`?"],
+    );
     let put = json!({"nmae": "b"});
     let path = format!("/api/workspaces/{NIL}");
     warned(&server, "PUT", &path, Some(put), &["unknown field `nmae`; did you mean `name`?"]);
@@ -93,6 +132,46 @@ fn misspelt_fields_and_parameters_are_told_of() {
     );
     warned(&server, "GET", "/health", None, &[]);
     warned(&server, "GET", "/ui?token=x", None, &[]);
+}
+
+/// Every list and document: a parameter that none of them has.
+#[test]
+fn misspelt_parameters_are_told_of_on_every_route() {
+    use berth::api::routes::ROUTES;
+    let server = Setup::new().arg("--approval=auto").start();
+    let owner = server.owner();
+    let id = owner.get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
+    let mut asked = 0;
+    for route in ROUTES.iter().filter(|route| route.method.as_str() == "GET") {
+        // Pages and proxied requests have queries of their own; streams do not end.
+        let own = ["/ui", "opencode", "/events", "/doctor"].iter().any(|part| route.pattern.contains(part));
+        if own {
+            continue;
+        }
+        let fill = |part: &str| match (part, route.pattern.starts_with("/api/")) {
+            (":id", true) => NIL.to_owned(),
+            (":id", false) => id.clone(),
+            (part, _) => part.to_owned(),
+        };
+        let path: Vec<String> = route.pattern.split('/').map(fill).collect();
+        let reply = owner.call("GET", &format!("{}?qqqqq=1", path.join("/")), None);
+        if reply.status < 300 {
+            asked += 1;
+            assert_eq!(warnings(&reply), ["unknown query parameter `qqqqq`"], "{}", route.pattern);
+        }
+    }
+    assert!(asked >= 25, "{asked}");
+    let runs = format!("/api/workspaces/{NIL}/runs");
+    for (path, wanted) in [
+        (format!("{runs}?stats=running"), "unknown query parameter `stats`; did you mean `status`?"),
+        (
+            format!("/workspace/{id}/skills?includeglobal=true"),
+            "unknown query parameter `includeglobal`; did you mean `includeGlobal`?",
+        ),
+        (format!("/workspace/{id}/audit?limt=5"), "unknown query parameter `limt`; did you mean `limit`?"),
+    ] {
+        warned(&server, "GET", &path, None, &[wanted]);
+    }
 }
 
 #[test]

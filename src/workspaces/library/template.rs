@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Library, check_name, missing, seal};
+use crate::base::fields::Fields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, Mount};
 use crate::store::jsonc;
+use crate::workspaces::Resources;
 
 /// A template's file, and the body that writes it. What is missing is empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,15 @@ pub struct TemplateFields {
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_profile: Option<String>,
+}
+
+impl TemplateFields {
+    /// What a body may hold.
+    pub fn known() -> Known {
+        Known::of::<TemplateFields>()
+            .below("resources", Known::of::<Resources>())
+            .below("mounts", Known::of::<Mount>())
+    }
 }
 
 /// A template, whole, with its secrets opened.
