@@ -210,6 +210,14 @@ fn one_unusable_entry_is_left_out_and_named() {
             "z.writestr('x/f\u{fc}r', 'x')\nchange = lambda d: d.replace('\u{fc}'.encode(), b'z\\x81')"
                 .to_owned(),
         ),
+        // GBK, as Windows in Chinese packs it.
+        (
+            "x/╦╡├≈.txt",
+            "does not state",
+            "z.writestr('x/GGGG.txt', 'x')\n\
+             change = lambda d: d.replace(b'GGGG', bytes([0xcb, 0xb5, 0xc3, 0xf7]))"
+                .to_owned(),
+        ),
     ]
     .into_iter()
     .enumerate()

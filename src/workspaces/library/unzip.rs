@@ -151,8 +151,12 @@ const DOS_FOLDER: u32 = 0x10;
 /// Why an entry cannot be used, though it does no harm.
 fn unusable(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> Option<String> {
     if name.undecodable {
-        let reason = "its name is neither UTF-8 nor CP437, and the archive states no other character set; pack it again \
-                      with UTF-8 names";
+        let reason = match entry.flags().is_utf8() {
+            true => "its name is not UTF-8, as the archive states",
+            false => {
+                "its name is in a character set that the archive does not state; pack it again with UTF-8 names"
+            }
+        };
         return Some(reason.to_owned());
     }
     if let Err(error) = name.path.split('/').try_for_each(check_part) {
