@@ -155,30 +155,44 @@ fn write_text(held: &Held, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Text as the content of a JSON string (RFC 8259, 7).
+/// Text as the content of a JSON string (RFC 8259, 7). A command can write megabytes of NUL bytes, so escapes are not
+/// formatted one by one.
 fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
+    const LONGEST: usize = 6;
+    const HEX: &[u8; 16] = b"0123456789abcdef";
     let bytes = text.as_bytes();
-    let mut from = 0;
-    for (at, byte) in bytes.iter().enumerate() {
-        let short: &[u8] = match byte {
-            b'"' => b"\\\"",
-            b'\\' => b"\\\\",
-            b'\n' => b"\\n",
-            b'\r' => b"\\r",
-            b'\t' => b"\\t",
-            8 => b"\\b",
-            12 => b"\\f",
-            0..=31 => b"",
-            _ => continue,
-        };
-        out.write_all(&bytes[from..at])?;
-        match short {
-            b"" => write!(out, "\\u{byte:04x}")?,
-            short => out.write_all(short)?,
+    let mut escaped = [0; 4096];
+    let mut at = 0;
+    while at < bytes.len() {
+        let plain = bytes[at..].iter().position(|byte| matches!(byte, 0..=31 | b'"' | b'\\'));
+        let plain = plain.unwrap_or(bytes.len() - at);
+        out.write_all(&bytes[at..at + plain])?;
+        at += plain;
+        let mut length = 0;
+        while length + LONGEST <= escaped.len() {
+            let Some(byte) = bytes.get(at).copied() else { break };
+            let short = match byte {
+                b'"' | b'\\' => byte,
+                b'\n' => b'n',
+                b'\r' => b'r',
+                b'\t' => b't',
+                8 => b'b',
+                12 => b'f',
+                0..=31 => b'u',
+                _ => break,
+            };
+            escaped[length..length + 2].copy_from_slice(&[b'\\', short]);
+            length += 2;
+            if short == b'u' {
+                let digits = [b'0', b'0', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+                escaped[length..length + 4].copy_from_slice(&digits);
+                length += 4;
+            }
+            at += 1;
         }
-        from = at + 1;
+        out.write_all(&escaped[..length])?;
     }
-    out.write_all(&bytes[from..])
+    Ok(())
 }
 
 fn write_base64(held: &Held, out: &mut dyn Write) -> io::Result<()> {
