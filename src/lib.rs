@@ -10,6 +10,7 @@
 //! | [`api`] | the route table, dispatch, one file per resource |
 //! | [`gate`] | the door: listeners, strict HTTP heads and bodies, deadlines, relay to tiny_http |
 //! | [`http`] | requests, replies, routes; the only place that knows tiny_http |
+//! | [`host`] | the OpenCode that the server runs itself: its process, its restarts, its log |
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
 //! | [`workspaces`] | the records, their status machine, their registry |
 //! | [`project`] | what an agent reads in a workspace and leaves there: inbox, outbox |
@@ -95,6 +96,11 @@
 //! ([`base::pool::step_aside`]). Whoever waits listens to the upstream, the client, the
 //! credential and the server's end at once, so whichever ends first ends the rest. What breaks off is broken off.
 //!
+//! With `--manage-opencode` the server runs an OpenCode itself ([`host`]), for every workspace on the host that names no other
+//! one. It has a cgroup with a memory limit, an environment of its own without our tokens, and a random password that only
+//! the orchestrator which passed it in can see. Its address is known once it answers; until then, and after it has failed,
+//! requests get a 503 that says so ([`opencode::Managed`]).
+//!
 //! # Threads
 //!
 //! | thread | bounded by | blocks on |
@@ -107,6 +113,7 @@
 //! | `files-N` | 8 | workspaces' files: lists, exports, imports, edits |
 //! | `end-N` | 16 | the end of what a request ends: a run, a terminal, a container |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
+//! | `opencode`, `opencode-output` | 1 of each | the OpenCode that the server runs, and what it prints |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
 //! | `keepers` | 1 | what keepers of detached runs say; a keeper itself has `main` and `keeper-door` |
@@ -161,6 +168,7 @@
 //! <data>/workspaces/ID/synced.json   what berth wrote into the workspace
 //! <data>/workspaces/ID/import.json   while an import puts its files in place
 //! <data>/reload/ID.jsonl             the last reload events of a workspace
+//! <data>/host/opencode.log            what the OpenCode that the server runs prints, without secrets; opencode.1.log before it
 //! <data>/cgroup                      where the tree of groups lies
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed
@@ -214,6 +222,7 @@ pub mod config;
 pub mod containers;
 pub mod events;
 pub mod gate;
+pub mod host;
 pub mod http;
 pub mod lifecycle;
 pub mod opencode;

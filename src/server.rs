@@ -1,9 +1,11 @@
 //! Builds everything, owns every thread, runs the shutdown.
 
+mod signals;
+mod up;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -13,7 +15,10 @@ use serde_json::{Value, json};
 use crate::access::{Approval, Approvals, Audit, TokenSetting};
 use crate::access::{Credentials, Login, Scope, Source, credentials};
 pub use crate::api::Advertised;
-use crate::api::{Ctx, dispatch};
+use signals::Signals;
+pub use up::Up;
+
+use crate::api::{Ctx, dispatch, managed};
 use crate::base::ids::Distro;
 use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
@@ -26,12 +31,13 @@ use crate::containers::roots::Kind;
 use crate::containers::{Engine, Images, Roots};
 use crate::events::Bus;
 use crate::gate::{self, Doors, Gate, Listen};
+use crate::host::{Change, Plan, Supervised, Surroundings};
 use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::doctor::Doctor;
 use crate::lifecycle::{Lifecycle, Policy};
-use crate::opencode::Upstreams;
 use crate::opencode::address::Own;
+use crate::opencode::{Managed, Upstreams};
 use crate::proc::{Cancel, Cgroups};
 use crate::project::reload::ReloadEvents;
 use crate::project::{self, Project};
@@ -93,6 +99,8 @@ pub struct Settings {
     pub proxy_env: Vec<(String, String)>,
     /// How requests are passed on to OpenCode.
     pub proxying: Proxying,
+    /// How the server runs an OpenCode, if it does.
+    pub opencode: Option<Plan>,
     /// Commands that may run at once.
     pub max_runs: usize,
     /// Followers and waits at once.
@@ -148,11 +156,24 @@ const ENDING: usize = 16;
 const FILE_WORKERS: usize = 8;
 const FILE_QUEUE: usize = 512;
 
-/// Runs the server until SIGTERM or SIGINT.
+/// Runs the server until SIGTERM, SIGINT or, unless the process was started with it ignored, SIGHUP.
 ///
 /// # Errors
 /// What keeps it from starting: a taken port, a data folder that is in use or cannot be written, a damaged state file.
 pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
+    run_with(settings, manager, None)
+}
+
+/// The same; `up` is called on a thread of its own once the server takes requests. It must come to its end when the server
+/// stops, and may stop it.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    settings: Settings,
+    manager: &ServiceManager,
+    up: Option<Box<dyn FnOnce(Up) + Send>>,
+) -> Result<()> {
     let started = Instant::now();
     if let Some(check) = crate::containers::probe::no_threads() {
         let fix = check.fix.unwrap_or_default();
@@ -188,7 +209,8 @@ pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
     let bus = Arc::new(Bus::default());
     let own = Own::new(tcp_addresses(&doors));
     let upstreams = Arc::new(Upstreams::new(own, cgroups.clone(), settings.proxying.patience)?);
-    let lifecycle = build(&settings, cgroups, &bus)?;
+    let managed = settings.opencode.as_ref().map(|plan| plan.managed(&cgroups)).transpose()?.map(Arc::new);
+    let lifecycle = build(&settings, cgroups.clone(), &bus, managed.clone())?;
     let project = Arc::new(Project::new(
         &settings.home,
         ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
@@ -224,6 +246,8 @@ pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
         proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, limits::PROXY_QUEUE)?,
         upstreams: upstreams.clone(),
+        managed: managed.clone(),
+        managed_events: bus.topic("opencode"),
         permission_replies: settings.proxying.permission_replies,
         opencode_shell: settings.proxying.opencode_shell,
         stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
@@ -231,7 +255,8 @@ pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
         end_workers: Pool::new("end", 0, ENDING, limits::CONNECTIONS)?,
     });
-    announce(&ctx, &settings, &doors);
+    announce(&ctx, &settings, &doors, up.is_none());
+    let address = doors.addresses().first().map(ToString::to_string).unwrap_or_default();
     let http = Arc::new(accept::Pool::new(settings.http_threads, gate::PING, {
         let ctx = ctx.clone();
         move |request| dispatch::dispatch(&ctx, request)
@@ -263,31 +288,76 @@ pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
         ctx.lifecycle.registry().openwork_list().len(),
         settings.data_dir.display()
     ));
+    let opencode = settings
+        .opencode
+        .zip(managed.clone())
+        .map(|(plan, managed)| supervise(plan, managed, &ctx, cgroups, &settings.data_dir));
+    let opencode = opencode.transpose()?;
+    let told = up.map(|up| {
+        let workspaces = lifecycle.registry().openwork_list();
+        let workspace_id = workspaces.first().map(|first| first.openwork_id.clone()).unwrap_or_default();
+        let now = Up {
+            address,
+            client_token: ctx.credentials.client_token().to_owned(),
+            host_token: ctx.credentials.host_token().to_owned(),
+            managed,
+            workspace_id,
+            stop: signals.by_hand.try_clone().at("duplicate", "a socket")?,
+        };
+        crate::base::thread::spawn("up".into(), limits::STACK, move || up(now))
+    });
+    let told = told.transpose()?;
 
     signals.wait()?;
     manager.stopping(settings.drain + STOPPING);
     log::info!("Stopping; a second signal stops at once");
-    signals.exit_on_next();
+    signals.exit_on_next(opencode.as_ref().map(Supervised::killer));
     // They would not end by themselves, and their clients are told.
     lifecycle.terminals().close();
     bus.close();
     lifecycle.stop_soon();
     ctx.approvals.close();
     upstreams.close();
+    if let Some(opencode) = &opencode {
+        opencode.stop_soon();
+    }
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
     doctor.close();
+    drop(opencode);
     lifecycle.close(Instant::now());
     if !drained {
         gate.drain(Instant::now() + limits::LAST_ANSWERS);
     }
     gate.stop();
     http.stop();
+    drop(told);
     ctx.credentials.leases.close();
     drop(watch);
     drop((gate, http, ctx, project, lifecycle));
     log::info!("Stopped");
     Ok(())
+}
+
+/// Runs the OpenCode of the plan; each change is an event, a line of the audit log and one of the server's own log.
+fn supervise(
+    plan: Plan,
+    managed: Arc<Managed>,
+    ctx: &Arc<Ctx>,
+    cgroups: Cgroups,
+    data_dir: &Path,
+) -> Result<Supervised> {
+    let tokens = [ctx.credentials.client_token(), ctx.credentials.host_token()];
+    let told = ctx.clone();
+    let tell = move |change: &Change| managed::changed(&told, change);
+    let surroundings = Surroundings {
+        cgroups,
+        upstreams: ctx.upstreams.clone(),
+        folder: data_dir.join("host"),
+        secrets: tokens.into_iter().map(str::to_owned).collect(),
+        tell: Box::new(tell),
+    };
+    Supervised::start(plan, managed, surroundings)
 }
 
 /// Notices changes by hand in all workspaces that are there; in later ones from the first call on. Where that cannot be,
@@ -409,10 +479,15 @@ pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject
 }
 
 /// The services, from the lowest up.
-fn build(settings: &Settings, cgroups: Cgroups, bus: &Arc<Bus>) -> Result<Arc<Lifecycle>> {
+fn build(
+    settings: &Settings,
+    cgroups: Cgroups,
+    bus: &Arc<Bus>,
+    managed: Option<Arc<Managed>>,
+) -> Result<Arc<Lifecycle>> {
     let data_dir = &settings.data_dir;
-    let registry =
-        Registry::open(data_dir, &settings.workspaces, &settings.current_dir, &settings.authorized_roots)?;
+    let (workspaces, roots) = (&settings.workspaces, &settings.authorized_roots);
+    let registry = Registry::open(data_dir, workspaces, &settings.current_dir, roots, managed)?;
     let images = Arc::new(images(settings, cgroups.clone())?.telling(bus.topic("images")));
     let roots = Roots::open(data_dir, images.clone(), cgroups.clone(), settings.root_backend)?;
     let engine =
@@ -476,11 +551,12 @@ fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
 }
 
 /// What a person wants to know after the start.
-fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
+/// `tokens`: those that were just made are shown.
+fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors, tokens: bool) {
     for address in doors.addresses() {
         log::info!(target: BOOT, "OpenWork server listening on {address}");
     }
-    let made = |source: Source| ctx.credentials.fresh && source == Source::Generated;
+    let made = |source: Source| tokens && ctx.credentials.fresh && source == Source::Generated;
     // Not through the log, which never carries a secret: straight to the person's terminal.
     if made(ctx.credentials.client_source) {
         eprintln!("Client token: {}", ctx.credentials.client_token());
@@ -513,41 +589,4 @@ fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors) {
         None => String::new(),
     };
     log::info!("Try: curl -H \"Authorization: Bearer {token}\" {place}/api/workspaces");
-}
-
-/// SIGTERM and SIGINT as bytes in a pipe: a handler, never a blocked mask, which children would inherit.
-struct Signals {
-    received: UnixStream,
-}
-
-impl Signals {
-    fn catch() -> Result<Signals> {
-        let (received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
-        for signal in [libc::SIGTERM, libc::SIGINT] {
-            let end = handler_end.try_clone().at("duplicate", "a socket")?;
-            signal_hook::low_level::pipe::register(signal, end)
-                .map_err(|error| Error::internal("Signals cannot be handled").because(error))?;
-        }
-        Ok(Signals { received })
-    }
-
-    fn wait(&self) -> Result<()> {
-        use std::io::Read as _;
-        (&self.received).read_exact(&mut [0]).at("read", "the signal pipe")
-    }
-
-    /// A second signal ends the process at once; what still runs is ended by the next start.
-    fn exit_on_next(&self) {
-        let Ok(received) = self.received.try_clone() else { return };
-        let waiting = crate::base::thread::spawn("second-signal".into(), limits::STACK, move || {
-            use std::io::Read as _;
-            let mut received = received;
-            if received.read_exact(&mut [0]).is_ok() {
-                std::process::exit(1);
-            }
-        });
-        if let Ok(waiting) = waiting {
-            waiting.detach();
-        }
-    }
 }

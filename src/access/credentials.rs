@@ -320,9 +320,17 @@ fn read_kept(path: &Path) -> Result<Kept> {
 
 /// Bytes from the kernel, in hex, with the prefix of OpenWork's scoped tokens.
 pub(super) fn generate<const BYTES: usize>() -> Result<String> {
+    Ok(format!("owt_{}", random::<BYTES>()?))
+}
+
+/// Bytes from the kernel, in hex.
+///
+/// # Errors
+/// When it has none.
+pub fn random<const BYTES: usize>() -> Result<String> {
     let mut bytes = [0u8; BYTES];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
-    Ok(format!("owt_{}", hex(&bytes)))
+    Ok(hex(&bytes))
 }
 
 /// SHA-256 in hex: how stored tokens are found and named.

@@ -9,6 +9,7 @@ pub mod follow;
 pub mod images;
 pub mod library;
 pub mod login;
+pub mod managed;
 pub mod opencode;
 pub mod opencode_gate;
 mod project;
@@ -46,11 +47,11 @@ use serde_json::Value;
 use crate::base::pool::{Place, Pool};
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
-use crate::events::Bus;
+use crate::events::{Bus, Topic};
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::doctor::Doctor;
-use crate::opencode::Upstreams;
+use crate::opencode::{Managed, Upstreams};
 use crate::project::Project;
 
 /// What handlers and dispatch work with; made once by the server.
@@ -101,6 +102,10 @@ pub struct Ctx {
     pub proxy_workers: Pool,
     /// The way to OpenCode.
     pub upstreams: Arc<Upstreams>,
+    /// The OpenCode that the server runs.
+    pub managed: Option<Arc<Managed>>,
+    /// What happens to it.
+    pub managed_events: Arc<Topic>,
     /// Who may answer OpenCode's permission requests.
     pub permission_replies: Scope,
     /// Who may make OpenCode on a host workspace run programs, where no person is asked.

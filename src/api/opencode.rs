@@ -10,13 +10,14 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::opencode_gate::Inspection;
-use super::{Ctx, reach, stream_place, tunnel};
+use super::{Ctx, managed, reach, stream_place, tunnel};
 use crate::access::{ApprovalMode, Scope};
 use crate::base::pool::{Place, Pool, step_aside};
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, clock, limits};
 use crate::http::{Answer, Method, Prepared, Reply, Request, Response};
 use crate::opencode::fields::{CheckedBody, FieldNames, FieldScanner};
+use crate::opencode::managed::Phase;
 use crate::opencode::{
     self, Call, Payload, Rest, Target, Upstreams, bodies, inquiry, rules, sessions, writes,
 };
@@ -68,17 +69,26 @@ pub fn below<'a>(request: &'a Request, mount: &str) -> (&'a str, &'a str) {
 pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
     let Opencode { place, directory, .. } = workspace.opencode();
-    let target = Target::new(&place)?;
+    let failed = place.managed.clone().filter(|managed| managed.state().phase == Phase::Failed);
+    if failed.is_none() {
+        Target::new(&place)?;
+    }
     let upstreams = ctx.upstreams.clone();
     Ok(Answer::Prepared(Prepared {
-        summary: format!("Reload the OpenCode of {}", place.workspace),
+        summary: format!("Reload the OpenCode of {}", place.workspace.clone()),
         note: None,
         changes: None,
         paths: directory.iter().map(|directory| directory.to_string_lossy().into_owned()).collect(),
         work: Box::new(move |_| {
+            let done = || Ok(Response::ok(&json!({ "ok": true, "reloadedAt": clock::now_unix_ms() })));
+            // One that is started reads its configuration anyway.
+            if failed.map_or(Ok(false), |managed| managed::restart_failed(&managed))? {
+                return done();
+            }
+            let target = Target::new(&place)?;
             let directory = directory.as_deref().map(Path::to_string_lossy);
             opencode::reload::reload(&upstreams, &target, directory.as_deref(), Cancel::new()?)?;
-            Ok(Response::ok(&json!({ "ok": true, "reloadedAt": clock::now_unix_ms() })))
+            done()
         }),
     }))
 }

@@ -4,8 +4,8 @@
 use std::sync::LazyLock;
 
 use super::{
-    Ctx, approvals, audit, doctor, images, library, login, opencode, runs, snapshots, system, terminals,
-    tokens, trays, workspaces,
+    Ctx, approvals, audit, doctor, images, library, login, managed, opencode, runs, snapshots, system,
+    terminals, tokens, trays, workspaces,
 };
 use super::{
     project_commands, project_config, project_events, project_jobs, project_mcp, project_plugins,
@@ -268,6 +268,8 @@ pub static ROUTES: &[Route<Ctx>] = &[
     gated(Delete, "/workspace/:id/commands/*name", "commands.delete", project_commands::delete),
     files("/workspace/:id/scheduler/jobs", project_jobs::list),
     gated(Delete, "/workspace/:id/scheduler/jobs/:name", "scheduler.delete", project_jobs::delete),
+    // The OpenCode that the server runs.
+    stream(Get, "/api/opencode/events", Effect::Read, Gate::Open, managed::events),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     // Changes nothing that is kept.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Ctx, VERSION, reach};
+use super::{Ctx, VERSION, managed, reach};
 use crate::access::{Login, Scope};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
@@ -60,7 +60,7 @@ pub fn mounted_status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 fn status_of(ctx: &Ctx, request: &Request, count: usize, active: Option<&Workspace>) -> Value {
-    json!({
+    let mut status = json!({
         "ok": true,
         "version": VERSION,
         "uptimeMs": uptime_ms(ctx),
@@ -77,7 +77,12 @@ fn status_of(ctx: &Ctx, request: &Request, count: usize, active: Option<&Workspa
         },
         "runs": ctx.lifecycle.runs().count(),
         "connections": (ctx.connections)(),
-    })
+    });
+    if let Some(managed) = &ctx.managed {
+        let owner = request.actor().is_some_and(|actor| actor.scope >= Scope::Owner);
+        status["opencode"] = managed::shown(managed, owner);
+    }
+    status
 }
 
 fn approval(ctx: &Ctx) -> Value {
@@ -180,8 +185,8 @@ fn shown_to(request: &Request) -> impl Fn(&Workspace) -> Value + Send + use<> {
     let actor = request.actor();
     let user = actor.is_some_and(|actor| actor.scope >= Scope::Collaborator);
     let owner = actor.is_some_and(|actor| actor.scope >= Scope::Owner);
-    let client = user && actor.is_some_and(|actor| !actor.is_scoped);
-    move |workspace| object(workspace, user, owner || client && workspace.password_is_shared())
+    let started = user && actor.is_some_and(|actor| !actor.is_scoped);
+    move |workspace| object(workspace, user, workspace.shows_password(owner, started))
 }
 
 fn object(workspace: &Workspace, user: bool, password: bool) -> Value {

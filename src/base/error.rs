@@ -171,6 +171,10 @@ codes! {
     OpencodeUnreachable = 502 "opencode_unreachable",
     /// The workspace's OpenCode did not answer in time.
     OpencodeTimeout = 504 "opencode_timeout",
+    /// The OpenCode that this server runs does not answer yet.
+    OpencodeStarting = 503 "opencode_starting",
+    /// The OpenCode that this server runs is not started again by itself.
+    OpencodeFailed = 503 "opencode_failed",
     /// The workspace's OpenCode could not read its configuration again.
     OpencodeReloadFailed = 502 "opencode_reload_failed",
     /// What this call needs is not there (yet).

@@ -1,4 +1,4 @@
-//! Log lines on stdout: one record is always exactly one line, whatever a client or a workload put into it.
+//! Log lines, on stdout as a rule: one record is always exactly one line, whatever a client or a workload put into it.
 //! Set up once by `cli::serve`; knows nothing of what is logged. No threads; a line is made without a lock and
 //! written under stdout's own.
 //!
@@ -31,12 +31,25 @@ pub enum Format {
 /// Target of the lines that the OpenWork server prints at its start, word for word.
 pub const BOOT: &str = "berth::boot";
 
-/// Sends all `log` records to stdout from now on, as `run_id`'s. A second call changes nothing.
-pub fn init(format: Format, verbose: bool, run_id: String) {
+/// Where log lines go.
+pub enum Output {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Whatever takes a line, its line break included.
+    Other(Box<TakeLine>),
+}
+
+/// Takes a line with its line break.
+pub type TakeLine = dyn Fn(&[u8]) + Send + Sync;
+
+/// Sends all `log` records to `output` from now on, as `run_id`'s. A second call changes nothing.
+pub fn init(format: Format, verbose: bool, run_id: String, output: Output) {
     let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost".to_owned() } else { host.trim().to_owned() };
-    let logger = Stdout { level, format, run_id, host };
+    let logger = Lines { level, format, run_id, host, output };
     // The only failure is "already set": then somebody is logging, which is what we wanted.
     let _ = CombinedLogger::init(vec![Box::new(logger)]);
 }
@@ -66,14 +79,15 @@ fn is_deceptive(c: char) -> bool {
         || matches!(c, '\u{200E}' | '\u{200F}' | '\u{061C}')
 }
 
-struct Stdout {
+struct Lines {
+    output: Output,
     level: LevelFilter,
     format: Format,
     run_id: String,
     host: String,
 }
 
-impl Log for Stdout {
+impl Log for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries' chatter is not our log; their warnings are.
         let ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
@@ -89,9 +103,18 @@ impl Log for Stdout {
             Format::Json => self.json(record),
         };
         line.push(b'\n');
-        let mut out = io::stdout().lock();
-        // A reader that has gone (EPIPE) or a full disk behind stdout must not stop the server.
-        let _ = out.write_all(&line).and_then(|()| out.flush());
+        // A reader that has gone (EPIPE) or a full disk behind the output must not stop the server.
+        let _ = match &self.output {
+            Output::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(&line).and_then(|()| out.flush())
+            }
+            Output::Stderr => io::stderr().lock().write_all(&line),
+            Output::Other(take) => {
+                take(&line);
+                Ok(())
+            }
+        };
     }
 
     fn flush(&self) {
@@ -99,7 +122,7 @@ impl Log for Stdout {
     }
 }
 
-impl SharedLogger for Stdout {
+impl SharedLogger for Lines {
     fn level(&self) -> LevelFilter {
         self.level
     }
@@ -127,7 +150,7 @@ fn pretty(record: &Record<'_>) -> String {
     format!("{} {level}{text}", clock::now_rfc3339_ms())
 }
 
-impl Stdout {
+impl Lines {
     fn json(&self, record: &Record<'_>) -> Vec<u8> {
         let (severity, number) = match record.level() {
             Level::Error => ("ERROR", 17),
@@ -274,8 +297,15 @@ mod tests {
         check(&Record::builder().level(level).target("berth::x").args(args).key_values(&kvs).build());
     }
 
-    fn stdout() -> Stdout {
-        Stdout { level: LevelFilter::Info, format: Format::Json, run_id: "run-1".into(), host: "box".into() }
+    fn stdout() -> Lines {
+        let output = Output::Stdout;
+        Lines {
+            output,
+            level: LevelFilter::Info,
+            format: Format::Json,
+            run_id: "run-1".into(),
+            host: "box".into(),
+        }
     }
 
     #[test]

@@ -4,12 +4,14 @@
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use ureq::Agent;
 use ureq::unversioned::transport::TcpConnector;
 
 use crate::base::{Error, Result, limits, logging};
-use crate::config::{self, ClientArgs, ClientPlan, Parsed};
+use crate::config::{self, ClientArgs, ClientPlan, Parsed, ServeArgs};
 use crate::opencode::HostLookup;
 use crate::proc::{Cgroups, Handle};
 
@@ -33,13 +35,36 @@ pub(super) fn asked(args: &[String]) -> Result<Asked> {
         Parsed::Help => return Ok(Asked::Help),
         Parsed::Version => return Ok(Asked::Version),
     };
+    let client = client(&args)?;
+    Ok(Asked::Run(Box::new((args, client))))
+}
+
+/// A client of the server at `url`, with the host token of the server with these flags.
+pub(super) fn at(url: &str, serve: &ServeArgs) -> Result<Client> {
+    client(&ClientArgs {
+        config: serve.config.clone(),
+        data_dir: serve.data_dir.clone(),
+        openwork_url: Some(url.to_owned()),
+        host_token: serve.host_token.clone(),
+        ..ClientArgs::default()
+    })
+}
+
+/// A client of what answers at `url` without any token.
+pub(super) fn without_token(url: &str, serve: &ServeArgs) -> Result<Client> {
+    let mut client = at(url, serve)?;
+    client.plan.host_token = None;
+    Ok(client)
+}
+
+fn client(args: &ClientArgs) -> Result<Client> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let plan = config::resolve_client(&args, &config::process_env, &current_dir)?;
+    let plan = config::resolve_client(args, &config::process_env, &current_dir)?;
     // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
     let agent =
         Agent::with_parts(config, TcpConnector::default(), HostLookup::new(Cgroups::of(Handle::default())));
-    Ok(Asked::Run(Box::new((args, Client { agent, plan }))))
+    Ok(Client { agent, plan })
 }
 
 impl Client {
@@ -57,7 +82,10 @@ impl Client {
         if status == 204 || (200..300).contains(&status) && !answer.is_null() {
             return Ok(answer);
         }
-        let said = answer["message"].as_str().unwrap_or("its answer is not that of an OpenWork server");
+        let said = answer["message"]
+            .as_str()
+            .or(answer["error"].as_str())
+            .unwrap_or("its answer is not that of an OpenWork server");
         Err(Error::internal(format!("{} answered {status}: {}", self.plan.url, logging::one_line(said))))
     }
 
@@ -86,7 +114,12 @@ impl Client {
 
     /// Whether an HTTP server answers there with a success, and what.
     pub(super) fn look(&self, url: &str) -> Result<Value> {
-        let call = self.agent.get(url).config().timeout_global(Some(limits::CLI_ANSWER)).build().call();
+        let mut request = self.agent.get(url);
+        if let Some((username, password)) = &self.plan.opencode_credential {
+            let basic = BASE64_STANDARD.encode(format!("{username}:{password}"));
+            request = request.header("Authorization", format!("Basic {basic}"));
+        }
+        let call = request.config().timeout_global(Some(limits::CLI_ANSWER)).build().call();
         let mut response = call.map_err(|error| Error::internal(format!("{url}: {error}")))?;
         let text = response.body_mut().with_config().limit(limits::CLI_ANSWER_BYTES).read_to_string();
         match (response.status().as_u16(), text) {

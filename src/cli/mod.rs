@@ -4,9 +4,17 @@
 pub mod approvals;
 pub mod bundle;
 mod client;
+mod daemon;
+mod daemon_client;
+mod daemon_state;
 pub mod doctor;
+pub mod host;
+mod host_check;
+mod host_detach;
+mod host_state;
 pub mod image;
 pub mod install;
+pub mod link;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -17,6 +25,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::base::{Code, Error, Result, logging};
+use crate::config::Style;
 use crate::containers::{binds, enclose, probe, resume};
 use crate::runs::keeper;
 
@@ -26,6 +35,17 @@ berth gives AI agents a place to work on a Linux machine: project files, host an
 commands in them, tokens and approvals, behind one HTTP server.
 
 Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when nothing is said)
+       berth host [start] [FLAGS] serve a workspace and run an OpenCode for it (--manage-opencode); takes the
+                                  flags of serve and those under Host; `berth host serve` is the same
+       berth host stop [FLAGS]    end it and wait for that
+       berth host status [FLAGS]  whether it and its OpenCode answer; ends with 1 if one does not
+       berth host connect [FLAGS] make a token for a client elsewhere and print it with the address
+       berth daemon run|start|status|stop [FLAGS]
+                                  one OpenCode for many folders, with OpenWork's router on a loopback port;
+                                  start goes on in the background
+       berth workspace list|add PATH|add-remote URL|switch ID|info ID|path ID [FLAGS]
+       berth instance dispose ID [FLAGS]
+                                  the daemon's folders; starts one if none runs
        berth token show [FLAGS]   print the kept tokens; takes --data-dir and --config
        berth token make [FLAGS]   make them first where there are none
        berth doctor [FLAGS]       show what this machine can do and what is missing, as --json too; takes the
@@ -61,6 +81,8 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
                                   end what runs, remove service and binary; settings and data stay without
                                   --purge; with --only-workloads the service stays as well
        berth help                 print this
+       openwrk, openwork, openwork-orchestrator
+                                  links of these names take the command lines of OpenWork's orchestrator
        berth agent, attach, enclose, keeper, probe   what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
@@ -101,6 +123,18 @@ Workspaces
   --opencode-shell SCOPE     who may use its terminals and shell commands on a host workspace when --approval is
                              auto: owner or collaborator [owner]
 
+OpenCode as a child of the server
+  --manage-opencode          run `opencode serve` for the workspaces that have no other OpenCode, restart it
+                             when it ends, end it with the server
+  --opencode-bin FILE        its program [opencode in PATH]
+  --opencode-port N          its port on 127.0.0.1; 0: it chooses, and berth reads which one [0]
+  --opencode-env NAME        a variable that it gets besides HOME, PATH, LANG, TZ, XDG_*, *_API_KEY, *_proxy,
+                             AWS_*, GOOGLE_*, AZURE_*, OPENCODE_*, ~/.config/openwork/env.json; repeatable
+  --opencode-memory BYTES    the most memory that it may use with all it starts [half of the machine's]
+  --opencode-restart WHEN    on-failure: until it ended 5 times in 5 minutes; always; never [on-failure]
+  --opencode-log-level LEVEL DEBUG, INFO, WARN or ERROR, in host/opencode.log in --data-dir [WARN]
+  --start-timeout SECONDS    how long a start of it may take, 1 to 86400 [60]
+
 Commands and containers
   --max-runs N               commands that may run at once, 1 to 1024 [256]
   --max-streams N            followers of output, waits and terminals at once, 1 to 4096 [256]
@@ -122,10 +156,31 @@ Commands and containers
   --setup                    first install what container workspaces need and is missing (apt-get, dnf, pacman)
   --yes                      do not ask before that
 
+Host
+  --openwork-port N          its port; one that is taken is an error, 0: any [8787]
+  --openwork-token TOKEN     the client token; better use OPENWORK_TOKEN
+  --openwork-host-token TOKEN
+                             better use OPENWORK_HOST_TOKEN
+  --openwork-host ADDRESS    what it listens on [127.0.0.1]
+  --remote-access            listen on 0.0.0.0
+  --check                    do what a client does first, print a line for each step on standard error, stop
+  --check-events             wait for an event as well
+  --detach                   return when OpenCode answers; the host goes on, with host/host.log in --data-dir
+  --log-file FILE            log there instead of standard error, 8 MiB and as much before it
+  --connect-host NAME        the host in URLs that are shown
+  --run-id ID                stands in every log line [OPENWORK_RUN_ID, else a new one]
+  --daemon-port N            of the daemon's router; 0: any, kept in openwork-orchestrator-state.json [0]
+  --opencode-workdir DIR     where the daemon starts OpenCode [the current folder]
+  --name NAME                of a workspace that is added
+  --directory DIR            of one elsewhere
+  --scope SCOPE              of the token of connect: viewer, collaborator or owner [collaborator]
+  --expires SECONDS          its life [86400]
+
 Status and approvals
   --openwork-url URL         the server [http://127.0.0.1:8787]; OPENWORK_URL, OPENWORK_SERVER_URL
   --host-token TOKEN         better use OPENWORK_HOST_TOKEN [the one kept in --data-dir]
-  --opencode-url URL         an OpenCode whose status is wanted as well
+  --opencode-url URL         an OpenCode whose status is wanted as well, with --opencode-username and
+                             --opencode-password; OPENCODE_URL, OPENCODE_SERVER_USERNAME and …_PASSWORD
   --json                     say it as JSON
   --allow                    let the write happen
   --deny                     do not
@@ -149,6 +204,10 @@ Environment
   OPENWORK_OPENCODE_PASSWORD --opencode-…
   BERTH_OPENCODE_TIMEOUT     --opencode-timeout        BERTH_MAX_PROXIED                   --max-proxied
   BERTH_PERMISSION_REPLIES   --permission-replies      BERTH_OPENCODE_SHELL                --opencode-shell
+  OPENWORK_MANAGE_OPENCODE   --manage-opencode         OPENWORK_OPENCODE_BIN               --opencode-bin
+  OPENWORK_OPENCODE_PORT     --opencode-port           OPENWORK_OPENCODE_LOG_LEVEL         --opencode-log-level
+  BERTH_OPENCODE_ENV         --opencode-env            BERTH_OPENCODE_MEMORY               --opencode-memory
+  BERTH_OPENCODE_RESTART     --opencode-restart        BERTH_START_TIMEOUT                 --start-timeout
   BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
   OPENWORK_DATA_DIR          its folder berth is the default of --data-dir
   BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host
@@ -196,6 +255,8 @@ Files
       host, port, token, hostToken, approval {mode, timeoutMs}, workspaces [{path, name, workspaceType, baseUrl,
       directory, opencodeUsername, opencodePassword}], corsOrigins [], authorizedRoots [], readOnly,
       opencodeUsername, opencodePassword, opencodeTimeout, maxProxied, permissionReplies, opencodeShell,
+      manageOpencode, opencodeBin, opencodePort, opencodeEnv [], opencodeMemory, opencodeRestart,
+      opencodeLogLevel, startTimeout,
       logFormat, logRequests, dataDir, listen [], allowedHosts [],
       maxConnections, drainTimeout, mirrors {}, keyrings {}, maxRuns, maxStreams,
       runOutputLimit, runsDiskLimit, outputLimit, initTimeout, library, httpThreads, idleTimeout, rootBackend,
@@ -224,13 +285,27 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// What berth starts for itself, under whichever name it was called.
+const OWN: [&str; 5] = ["host", "probe", "attach", "keeper", "enclose"];
+
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
+    let name = args.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
+    let program = name.and_then(|name| link::NAMES.into_iter().find(|link| name == *link));
     let mut words = Vec::with_capacity(args.len());
     for arg in args.into_iter().skip(1) {
         let word = arg.into_string();
         words.push(word.map_err(|arg| Error::config(arg.to_string_lossy(), "argument is not UTF-8 text"))?);
     }
+    let own = words.first().is_some_and(|word| OWN.contains(&word.as_str()));
+    if let Some(program) = program.filter(|_| !own) {
+        return link::run(program, &words);
+    }
     match words.first().map(String::as_str) {
+        Some("host") => host::run(&words[1..], Style::Strict),
+        Some(command @ ("daemon" | "workspace" | "workspaces" | "instance")) => {
+            let file = daemon_client::state_file("berth");
+            daemon_client::run(command, &words[1..], Style::Strict, file)
+        }
         Some("serve") => serve::run(&words[1..]),
         Some("token") => token::run(&words[1..]),
         Some("doctor") => doctor::run(&words[1..]),
@@ -248,7 +323,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("help") => Ok(help()),
         Some(word) if !word.starts_with('-') => Err(Error::config(
             word,
-            "unknown subcommand; there are serve, doctor, image, bundle, token, approvals, status, install, uninstall and help",
+            "unknown subcommand; there are serve, host, daemon, workspace, instance, doctor, image, bundle, token, approvals, status, install, uninstall and help",
         )),
         _ => serve::run(&words),
     }
@@ -273,16 +348,18 @@ fn print(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::host::HOST_FLAGS;
     use crate::config::{ClientArgs, ServeArgs};
 
     #[test]
     fn help_has_every_flag_and_every_variable() {
-        for flag in ServeArgs::flags().chain(ClientArgs::flags()) {
+        for flag in ServeArgs::flags().chain(ClientArgs::flags()).chain(HOST_FLAGS) {
             assert!(HELP.contains(&format!("  {flag} ")), "{flag} is not in the help text");
         }
         let readers = concat!(
             include_str!("../config/resolve.rs"),
             include_str!("../config/client.rs"),
+            include_str!("../config/opencode.rs"),
             include_str!("../config/sources.rs")
         );
         let names = readers.split('"').filter(|word| {

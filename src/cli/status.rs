@@ -21,7 +21,8 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         Asked::Version => return Ok(super::version()),
     };
     let openwork = of_server(&client);
-    let opencode = client.plan.opencode_url.as_deref().map(|url| of_opencode(&client, url));
+    let named = client.plan.opencode_url.as_deref().map(|url| of_opencode(&client, url));
+    let opencode = named.or_else(|| managed(&openwork["status"]["opencode"]));
     let ok = |part: &Value| part["ok"] == true;
     let all = ok(&openwork) && opencode.as_ref().is_none_or(ok);
     let text = if args.json {
@@ -56,6 +57,20 @@ fn of_server(client: &Client) -> Value {
         (Err(error), _) | (_, Err(error)) => report["error"] = json!(error.message()),
     }
     report
+}
+
+/// The OpenCode that the server runs, as the server sees it.
+fn managed(state: &Value) -> Option<Value> {
+    let word = state["state"].as_str()?;
+    let mut report = state.clone();
+    report["ok"] = json!(word == "running");
+    if word != "running" {
+        let end = state["lastEnd"].as_str().map(|end| format!(" ({end})")).unwrap_or_default();
+        report["error"] = json!(format!("{word}{end}"));
+    } else {
+        report["health"] = json!({ "version": state["version"] });
+    }
+    Some(report)
 }
 
 fn of_opencode(client: &Client, url: &str) -> Value {

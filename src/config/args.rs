@@ -80,6 +80,30 @@ pub struct ServeArgs {
     /// who may use OpenCode's terminals and shell commands on a host workspace in automatic mode
     #[argh(option)]
     pub opencode_shell: Option<String>,
+    /// run OpenCode as a child
+    #[argh(switch)]
+    pub manage_opencode: bool,
+    /// its program
+    #[argh(option)]
+    pub opencode_bin: Option<String>,
+    /// where it listens
+    #[argh(option)]
+    pub opencode_port: Option<String>,
+    /// variables that it gets
+    #[argh(option)]
+    pub opencode_env: Vec<String>,
+    /// bytes of memory that it may use
+    #[argh(option)]
+    pub opencode_memory: Option<String>,
+    /// when it is started again
+    #[argh(option)]
+    pub opencode_restart: Option<String>,
+    /// what it logs
+    #[argh(option)]
+    pub opencode_log_level: Option<String>,
+    /// seconds that its start may take
+    #[argh(option)]
+    pub start_timeout: Option<String>,
     /// workspace folders
     #[argh(option)]
     pub workspace: Vec<String>,
@@ -188,6 +212,12 @@ pub struct ClientArgs {
     /// an OpenCode to look at as well
     #[argh(option)]
     pub opencode_url: Option<String>,
+    /// user of that OpenCode
+    #[argh(option)]
+    pub opencode_username: Option<String>,
+    /// password of that OpenCode
+    #[argh(option)]
+    pub opencode_password: Option<String>,
     /// say it as JSON
     #[argh(switch)]
     pub json: bool,
@@ -231,6 +261,14 @@ const SERVE: &[(&str, Kind)] = &[
     ("--opencode-timeout", Once),
     ("--permission-replies", Once),
     ("--opencode-shell", Once),
+    ("--manage-opencode", Switch),
+    ("--opencode-bin", Once),
+    ("--opencode-port", Once),
+    ("--opencode-env", Many),
+    ("--opencode-memory", Once),
+    ("--opencode-restart", Once),
+    ("--opencode-log-level", Once),
+    ("--start-timeout", Once),
     ("--workspace", Many),
     ("--cors", Once),
     ("--read-only", Switch),
@@ -264,6 +302,8 @@ const CLIENT: &[(&str, Kind)] = &[
     ("--openwork-url", Once),
     ("--host-token", Once),
     ("--opencode-url", Once),
+    ("--opencode-username", Once),
+    ("--opencode-password", Once),
     ("--json", Switch),
     ("--allow", Switch),
     ("--deny", Switch),
@@ -280,6 +320,11 @@ impl ServeArgs {
         parse(args, SERVE)
     }
 
+    /// Whether no value follows it.
+    pub(super) fn is_switch(flag: &str) -> bool {
+        SERVE.iter().any(|(name, kind)| *name == flag && *kind == Switch)
+    }
+
     /// The names of all flags.
     pub fn flags() -> impl Iterator<Item = &'static str> {
         SERVE.iter().map(|(name, _)| *name)
@@ -293,6 +338,11 @@ impl ClientArgs {
     /// As [`ServeArgs::parse`].
     pub fn parse(args: &[String]) -> Result<Parsed<ClientArgs>> {
         parse(args, CLIENT)
+    }
+
+    /// Whether no value follows it.
+    pub fn is_switch(flag: &str) -> bool {
+        CLIENT.iter().any(|(name, kind)| *name == flag && *kind == Switch)
     }
 
     /// The names of all flags.

@@ -15,6 +15,8 @@ pub struct ClientPlan {
     pub host_token: Option<String>,
     /// An OpenCode to look at as well.
     pub opencode_url: Option<String>,
+    /// Its user and password.
+    pub opencode_credential: Option<(String, String)>,
 }
 
 /// Flags, then the environment, then the configuration file and what a server on this machine keeps.
@@ -53,8 +55,18 @@ pub fn resolve_client(args: &ClientArgs, env: Lookup<'_>, current_dir: &Path) ->
             .ok()
             .and_then(|kept| kept.1),
     };
-    let opencode_url = args.opencode_url.as_deref().map(|url| checked("--opencode-url", url)).transpose()?;
-    Ok(ClientPlan { url, host_token, opencode_url })
+    let opencode_url = match &args.opencode_url {
+        Some(url) => Some(("--opencode-url", url.clone())),
+        None => from_env("OPENCODE_URL")?,
+    };
+    let opencode_url = opencode_url.map(|(place, url)| checked(place, &url)).transpose()?;
+    let or_env =
+        |flag: &Option<String>, name| flag.clone().map_or_else(|| sources.var(name), |flag| Ok(Some(flag)));
+    let username = or_env(&args.opencode_username, "OPENCODE_SERVER_USERNAME")?;
+    let password = or_env(&args.opencode_password, "OPENCODE_SERVER_PASSWORD")?;
+    let opencode_credential =
+        password.map(|password| (username.unwrap_or_else(|| "opencode".into()), password));
+    Ok(ClientPlan { url, host_token, opencode_url, opencode_credential })
 }
 
 fn checked(place: &str, url: &str) -> Result<String> {

@@ -3,13 +3,16 @@
 //!
 //! Reading order: `args` (raw flags) · `file` (`server.json`) · `sources` (flag > environment > file; the only reader
 //! of the environment) · `values` (the rules for one value) · `proxy` (those of the way to
-//! OpenCode) · `resolve` (all settings, with their defaults) · `client` (what the commands that call a server need).
+//! OpenCode) · `opencode` (the one that the server runs) · `resolve` (all settings, with their defaults) · `client` (what
+//! the commands that call a server need) · `host` (the flags of `berth host`).
 
 pub mod args;
 pub mod client;
 mod containers;
 pub mod file;
+pub mod host;
 mod login;
+mod opencode;
 mod proxy;
 pub mod resolve;
 mod sources;
@@ -20,5 +23,7 @@ mod tests;
 
 pub use args::{ClientArgs, Parsed, ServeArgs, TokenArgs};
 pub use client::{ClientPlan, resolve_client};
+pub use host::{HostArgs, Style};
+pub use opencode::opencode_env;
 pub use resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
-pub use sources::{Lookup, process_env};
+pub use sources::{Lookup, process_env, process_names};

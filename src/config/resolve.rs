@@ -31,6 +31,8 @@ pub struct Resolved {
     pub setup: bool,
     /// `--yes`.
     pub assume_yes: bool,
+    /// Variables that OpenCode gets besides the usual ones.
+    pub opencode_env: Vec<String>,
 }
 
 /// What `berth token show` needs.
@@ -53,7 +55,7 @@ const INIT_TIMEOUT_MAX: u64 = 24 * 60 * 60;
 const RUN_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 50;
 const INBOX_BYTES: u64 = 50_000_000;
 const INBOX_BYTES_MAX: u64 = 250_000_000;
-const HTTP: &[&str] = &["http://", "https://"];
+pub(super) const HTTP: &[&str] = &["http://", "https://"];
 const MIRROR: &[&str] = &["http://", "https://", "file://"];
 const PROXY_VARS: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
 
@@ -221,6 +223,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
 
     let workspaces = sources.workspaces(args)?;
     let authorized_roots = sources.authorized_roots(args, &workspaces)?;
+    let opencode = super::opencode::plan(&sources, args, &workspaces)?;
     let cors_origins = sources.cors(args)?;
     let mode = mode.map_or(Ok(ApprovalMode::Manual), |given| {
         values::word(
@@ -273,6 +276,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         keyrings: sources.keyrings(args)?,
         proxy_env: sources.proxies()?,
         proxying: super::proxy::proxying(&sources, args)?,
+        opencode,
         max_runs: count(max_runs, limits::RUN_WORKERS, 1..=1024)?,
         max_streams: count(max_streams, limits::STREAM_WORKERS, 1..=4096)?,
         run_output_limit: run_output_limit.map_or(Ok(limits::RUN_OUTPUT_BYTES), |given| {
@@ -324,6 +328,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         run_id,
         setup: args.setup,
         assume_yes: args.yes,
+        opencode_env: sources.list(&args.opencode_env, "BERTH_OPENCODE_ENV", json.opencode_env.as_deref())?,
     })
 }
 
@@ -398,52 +403,6 @@ impl Sources<'_> {
         }
         self.fill_opencode(args, &mut workspaces)?;
         Ok(workspaces)
-    }
-
-    /// Gives every workspace the OpenCode that flags and environment name, where it has none of its own.
-    fn fill_opencode(&self, args: &ServeArgs, workspaces: &mut [Configured]) -> Result<()> {
-        let pick = |flag, argument: &Option<String>, variable, field, json: Option<String>| {
-            self.pick(flag, argument.as_deref(), variable, field, json)
-        };
-        let json = &self.file.json;
-        let base_url =
-            pick("--opencode-base-url", &args.opencode_base_url, "OPENWORK_OPENCODE_BASE_URL", "", None)?;
-        let base_url = base_url.map(|given| values::url(&given.place, &given.text, HTTP)).transpose()?;
-        let directory =
-            pick("--opencode-directory", &args.opencode_directory, "OPENWORK_OPENCODE_DIRECTORY", "", None)?;
-        let username = pick(
-            "--opencode-username",
-            &args.opencode_username,
-            "OPENWORK_OPENCODE_USERNAME",
-            "opencodeUsername",
-            json.opencode_username.clone(),
-        )?;
-        let password = pick(
-            "--opencode-password",
-            &args.opencode_password,
-            "OPENWORK_OPENCODE_PASSWORD",
-            "opencodePassword",
-            json.opencode_password.clone(),
-        )?;
-        let fill = |slot: &mut Option<String>, value: Option<&String>| {
-            if slot.is_none() {
-                *slot = value.cloned();
-            }
-        };
-        let alone = workspaces.len() == 1;
-        for workspace in workspaces {
-            fill(&mut workspace.base_url, base_url.as_ref());
-            fill(&mut workspace.opencode_username, username.as_ref().map(|given| &given.text));
-            if workspace.opencode_password.is_none() {
-                let file = |given: &Given| given.source == Source::File;
-                workspace.password_is_shared = !password.as_ref().is_none_or(file);
-            }
-            fill(&mut workspace.opencode_password, password.as_ref().map(|given| &given.text));
-            if alone {
-                fill(&mut workspace.directory, directory.as_ref().map(|given| &given.text));
-            }
-        }
-        Ok(())
     }
 
     fn authorized_roots(&self, args: &ServeArgs, workspaces: &[Configured]) -> Result<Vec<PathBuf>> {

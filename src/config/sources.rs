@@ -35,6 +35,11 @@ pub fn process_env(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// The names of its variables.
+pub fn process_names() -> Vec<String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+}
+
 /// A value with the place that a complaint names.
 pub(super) struct Given {
     pub(super) place: String,

@@ -32,3 +32,4 @@ pub use engine::Engine;
 pub use images::Images;
 pub use process::resume;
 pub use roots::Roots;
+pub use state::Who;

@@ -47,15 +47,17 @@ pub(super) struct State {
 
 /// A process that no other one can be taken for: its number, and when it started, in clock ticks since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Who {
-    pub(super) pid: i32,
+pub struct Who {
+    /// Its number.
+    pub pid: i32,
     start: u64,
 }
 
 const FILE: &str = "machine.json";
 
 impl Who {
-    pub(super) fn of(pid: i32) -> Option<Who> {
+    /// The process that has this number now.
+    pub fn of(pid: i32) -> Option<Who> {
         Some(Who { pid, start: started(pid)? })
     }
 

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+use super::holder;
 use super::table::Peer;
 use crate::base::{Error, Result, limits};
 use crate::http::client::Socket;
@@ -190,7 +191,11 @@ impl Door {
         match listen {
             Listen::Tcp(address) => tcp(address, also_v4)
                 .map(|listener| Door { listener: Listener::Tcp(listener), made: None })
-                .map_err(|error| Error::config(address, format!("cannot listen: {error}"))),
+                .map_err(|error| {
+                    let taken = error.kind() == io::ErrorKind::AddrInUse;
+                    let holder = if taken { holder::of(address) } else { String::new() };
+                    Error::config(address, format!("cannot listen: {error}{holder}"))
+                }),
             Listen::Unix { path, mode, group } => unix(&path, mode, group.as_deref()),
             Listen::Inherited(fd) => {
                 let family =

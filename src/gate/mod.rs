@@ -2,7 +2,7 @@
 //! socket; tiny_http never meets the wire, and no byte of a refused request reaches it. It owns the clients' sockets,
 //! so it can tell the inside when a client has gone, and hand a socket over. Knows nothing of routes.
 //!
-//! In reading order: `listen` and `accept` (who comes in), `table` (who is in), `relay` (one connection), `head`,
+//! In reading order: `listen`, `holder` and `accept` (who comes in), `table` (who is in), `relay` (one connection), `head`,
 //! `who`, `body` (what is let through), `exchange` and `answer` (one request), `inside` (the way to tiny_http),
 //! `refuse`, `throttle`, `wire`. What a thread of the gate can answer itself, since it waits for that client only, does
 //! not go inside ([`Direct`]); what that is, others know. What the inside may do with a client is in `http::client`.
@@ -15,6 +15,7 @@ mod answer;
 mod body;
 mod exchange;
 mod head;
+mod holder;
 mod inside;
 mod listen;
 #[cfg(test)]

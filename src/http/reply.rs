@@ -129,7 +129,9 @@ impl Response {
             | Code::ShuttingDown
             | Code::ContainerStopped
             | Code::ContainerSilent
-            | Code::ContainerFull => response.with("Retry-After", limits::RETRY_AFTER_SECS.to_string()),
+            | Code::ContainerFull
+            | Code::OpencodeStarting
+            | Code::OpencodeFailed => response.with("Retry-After", limits::RETRY_AFTER_SECS.to_string()),
             _ => response,
         }
     }

@@ -364,7 +364,7 @@ impl Source {
 }
 
 /// Percent-decoding; `None` when it is malformed or not UTF-8.
-pub(super) fn decode(text: &str) -> Option<String> {
+pub fn decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());
     }

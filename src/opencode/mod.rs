@@ -1,6 +1,9 @@
 //! The way to the OpenCode behind a workspace. In reading order: `target` (where it is), `rules` and `headers` (what is
 //! passed on), `sessions` (what reaches beyond a request's directory), `writes`, `bodies` and `fields` (what could make
-//! OpenCode run a program or read a file), `upstream` (a call and its answer), `inquiry` (what OpenCode is asked first), `wire` and `watch` (the connection, and what ends a wait for it), `lookup` and `address` (where a name is, and where no upstream can be), `relay` (after an upgrade), `reload`.
+//! OpenCode run a program or read a file), `upstream` (a call and its answer), `inquiry` (what OpenCode is asked first),
+//! `wire` and `watch` (the connection, and what ends a wait for it), `lookup` and `address` (where a name is, and where no
+//! upstream can be), `relay` (after an upgrade), `reload`, `health`, `managed` (the state of one that the server runs
+//! itself).
 //!
 //! Knows no routes, no requests of ours and no workspaces. Threads: the caller's. A call belongs to one thread: it waits
 //! there for the upstream, its client, its credential and the server's end at once.
@@ -9,8 +12,10 @@ pub mod address;
 pub mod bodies;
 pub mod fields;
 mod headers;
+pub mod health;
 pub mod inquiry;
 mod lookup;
+pub mod managed;
 pub mod relay;
 pub mod reload;
 pub mod rules;
@@ -23,6 +28,7 @@ pub mod writes;
 
 pub use headers::DIRECTORY;
 pub use lookup::HostLookup;
+pub use managed::Managed;
 pub use target::{Place, Target};
 pub use upstream::{Answer, Call, Payload, Rest, Upstreams};
 pub use watch::Watch;

@@ -181,7 +181,7 @@ pub fn query_inside<'a>(path_and_query: &'a str, root: Option<&Path>) -> Cow<'a,
 }
 
 /// How a text stands in a query.
-pub(super) fn query_value(text: &str) -> String {
+pub fn query_value(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!~*'()/".contains(&byte);
     text.bytes().fold(String::new(), |text, byte| {
         if keep(byte) {

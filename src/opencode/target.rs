@@ -1,9 +1,12 @@
 //! Where a workspace's OpenCode is: its address, what is to be put before paths, the credential, and the words in which
-//! a person is told what to change when it does not answer. Pure.
+//! a person is told what to change when it does not answer. Pure, but for the state of an OpenCode that this server runs.
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
+use super::managed::Managed;
 use crate::base::{Code, Error, Result};
 
 /// What a workspace says about its OpenCode.
@@ -17,6 +20,8 @@ pub struct Place {
     pub username: Option<String>,
     /// For basic authentication.
     pub password: Option<String>,
+    /// This server runs it.
+    pub managed: Option<Arc<Managed>>,
 }
 
 /// An upstream that can be called.
@@ -28,14 +33,19 @@ pub struct Target {
     /// Without a slash at its end.
     base_path: String,
     pub(super) authorization: Option<String>,
+    /// This server runs it.
+    pub(super) is_managed: bool,
 }
 
 impl Target {
     /// Reads what is configured.
     ///
     /// # Errors
-    /// `OpencodeUnconfigured` without an address; `Config` for one that is none.
+    /// `OpencodeUnconfigured` without an address or for one that is none; those of [`Managed::check`].
     pub fn new(place: &Place) -> Result<Target> {
+        if let Some(managed) = &place.managed {
+            managed.check()?;
+        }
         let Some(url) = &place.base_url else {
             let message = "OpenCode base URL is missing for this workspace; set its baseUrl in server.json or with PATCH \
                            /workspaces/ID, or start berth with --opencode-base-url";
@@ -73,6 +83,7 @@ impl Target {
             origin: format!("{scheme}://{authority}"),
             base_path: path.trim_end_matches('/').to_owned(),
             authorization,
+            is_managed: place.managed.is_some(),
         })
     }
 
@@ -106,6 +117,12 @@ impl Target {
 
     /// What its client is told when it could not be called, with what a person can do about it.
     pub(super) fn failed(&self, code: Code, what: &str) -> Error {
+        if self.is_managed {
+            let message = format!(
+                "The OpenCode that this server runs failed to answer: {what}; GET /status shows its state"
+            );
+            return Error::new(code, message).detail("workspace", self.workspace.clone());
+        }
         let message = format!(
             "The OpenCode of workspace {} at {} failed: {what}. The workspace's baseUrl (server.json, \
              --opencode-base-url, or PATCH /workspaces/ID) says where it is",

@@ -16,6 +16,7 @@ use super::address::Own;
 use super::headers::{self, DIRECTORY};
 use super::inquiry::KnownSessions;
 use super::lookup::HostLookup;
+use super::managed;
 use super::relay::Tunnel;
 use super::target::{Place, Target};
 use super::watch::{Cut, Watch};
@@ -335,6 +336,12 @@ impl Upstreams {
                 target.failed(Code::OpencodeTimeout, &cut.to_string())
             }
             (Some(cut @ (Cut::Broken | Cut::Address(_))), _) => unreachable(cut.to_string()),
+            // It has ended, and the thread that watches it is about to say so.
+            (None, UreqError::Io(error))
+                if target.is_managed && error.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                managed::starting()
+            }
             (None, UreqError::HostNotFound) => unreachable("there is no such host".into()),
             (None, UreqError::Io(error)) => unreachable(error.to_string()),
             (None, error) => unreachable(format!("its answer is not understood ({error})")),

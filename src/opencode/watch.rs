@@ -78,6 +78,8 @@ pub struct Watch {
     slow: RefCell<Option<(Instant, Slow)>>,
     /// Until when the head of the answer must be there; `None` once it is.
     answer_by: Cell<Option<Instant>>,
+    /// Until when all of the answer must be there, if that is limited.
+    end_by: Cell<Option<Instant>>,
     patience: Duration,
     /// A connection was made for this request; else one was used again.
     pub(super) connected: Cell<bool>,
@@ -115,6 +117,7 @@ impl Watch {
             client: RefCell::default(),
             slow: RefCell::default(),
             answer_by: Cell::new(Some(Instant::now() + patience)),
+            end_by: Cell::new(None),
             patience,
             connected: Cell::new(false),
             heard: Cell::new(false),
@@ -126,6 +129,11 @@ impl Watch {
     /// Has `slow` called, once, when the upstream has not answered after `after`.
     pub fn when_slow(&self, after: Duration, slow: impl FnOnce() + 'static) {
         self.slow.replace(Some((Instant::now() + after, Box::new(slow))));
+    }
+
+    /// Limits the time for all of the answer, its body included.
+    pub(super) fn end_by(&self, deadline: Instant) {
+        self.end_by.set(Some(deadline));
     }
 
     /// What is readable when the server ends.
@@ -207,7 +215,8 @@ impl Watch {
     /// Does what is due, and tells when something is due next.
     fn look_at_the_clock(&self) -> io::Result<Option<Instant>> {
         let now = Instant::now();
-        if self.answer_by.get().is_some_and(|by| now >= by) {
+        let ends = [self.answer_by.get(), self.end_by.get()];
+        if ends.iter().flatten().any(|by| now >= *by) {
             return Err(Cut::Late.into());
         }
         let due = self.slow.borrow_mut().take_if(|(at, _)| now >= *at);
@@ -215,7 +224,7 @@ impl Watch {
             slow();
         }
         let slow = self.slow.borrow().as_ref().map(|(at, _)| *at);
-        Ok([self.answer_by.get(), slow].into_iter().flatten().min())
+        Ok(ends.into_iter().chain([slow]).flatten().min())
     }
 }
 

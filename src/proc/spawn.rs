@@ -250,12 +250,13 @@ fn own_peak_bytes() -> Option<u64> {
     Some(kilobytes.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// A tool that berth runs for itself (debootstrap, cp, …), not for a client.
+/// A program that berth runs for itself (debootstrap, cp, OpenCode, …), not for a client.
 #[derive(Debug)]
 pub struct Spec {
     program: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    folder: PathBuf,
 }
 
 impl Spec {
@@ -263,7 +264,12 @@ impl Spec {
     pub fn new(program: impl Into<PathBuf>) -> Spec {
         let env = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Spec { program: program.into(), args: Vec::new(), env }
+        Spec { program: program.into(), args: Vec::new(), env, folder: "/".into() }
+    }
+
+    /// Runs `program` in the folder, with nothing in its environment.
+    pub fn bare(program: impl Into<PathBuf>, folder: impl Into<PathBuf>) -> Spec {
+        Spec { program: program.into(), args: Vec::new(), env: Vec::new(), folder: folder.into() }
     }
 
     /// Adds arguments.
@@ -334,7 +340,7 @@ impl Spec {
         for (name, value) in &self.env {
             env.push(text(&format!("{name}={value}"))?);
         }
-        let cwd = open_dir("/")?;
+        let cwd = open_dir(&self.folder)?;
         // A tool that is not there is not the client's mistake.
         Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, None, group)
             .map_err(|error| Error::new(Code::SpawnFailed, error.message()))

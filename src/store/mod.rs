@@ -15,6 +15,7 @@ pub mod lock;
 mod mounts;
 pub mod quota;
 pub mod remembered;
+pub mod rolling;
 pub mod spool;
 pub mod tree;
 mod usage;

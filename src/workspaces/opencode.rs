@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::record::Kind;
 use super::{Configured, Workspace};
-use crate::opencode::Place;
+use crate::opencode::{Managed, Place};
 
 /// Where a workspace's OpenCode is, and which of its directories are the workspace's.
 #[derive(Clone, Debug)]
@@ -113,13 +114,42 @@ fn effective(chosen: Option<&Chosen>, configured: Connection) -> Connection {
 impl Workspace {
     /// As of now.
     pub fn connection(&self) -> Connection {
+        self.or_managed(self.written())
+    }
+
+    /// As the configuration or an owner has it.
+    fn written(&self) -> Connection {
         effective(self.record().opencode.as_ref(), configured(self.configured.as_ref()))
     }
 
-    /// Whether the client token may see the password: it came with a flag or the environment.
-    pub fn password_is_shared(&self) -> bool {
+    /// The OpenCode that the server runs, where this workspace has no other one: it serves all folders of this machine.
+    fn managed_at(&self, written: &Connection) -> Option<&Arc<Managed>> {
+        let here = self.record().shown.workspace_type == Kind::Host && self.kind_of_place() != "remote";
+        self.managed.as_ref().filter(|_| here && written.base_url.is_none())
+    }
+
+    fn or_managed(&self, written: Connection) -> Connection {
+        let Some(managed) = self.managed_at(&written) else { return written };
+        let (username, password) = managed.credential();
+        Connection {
+            base_url: managed.state().url,
+            directory: written.directory,
+            username: Some(username.to_owned()),
+            password: Some(password.to_owned()),
+        }
+    }
+
+    /// Whether the password of the workspace's OpenCode is shown to an owner, or to a holder of one of the tokens that the
+    /// server was started with (`started`). Of the OpenCode that the server runs only the latter may see it, and only where
+    /// it was passed in with a flag or the environment.
+    pub fn shows_password(&self, owner: bool, started: bool) -> bool {
+        if let Some(managed) = self.managed_at(&self.written()) {
+            return started && managed.password_is_shared();
+        }
         let shared = self.configured.as_ref().filter(|configured| configured.password_is_shared);
-        shared.is_some_and(|configured| configured.opencode_password == self.connection().password)
+        let shared =
+            shared.is_some_and(|configured| configured.opencode_password == self.connection().password);
+        owner || started && shared
     }
 
     /// `local`, or `remote` when its files are not here.
@@ -129,7 +159,7 @@ impl Workspace {
 
     /// What [`Workspace::connection`] will say after a change.
     pub fn connection_after(&self, change: &Change) -> Connection {
-        change.clone().apply(self.connection())
+        self.or_managed(change.clone().apply(self.written()))
     }
 
     /// Makes the change.
@@ -148,7 +178,11 @@ impl Workspace {
 
     /// As of now, for whoever calls it.
     pub fn opencode(&self) -> Opencode {
-        self.opencode_at(self.connection())
+        let written = self.written();
+        let managed = self.managed_at(&written).cloned();
+        let mut opencode = self.opencode_at(self.or_managed(written));
+        opencode.place.managed = managed;
+        opencode
     }
 
     /// The same with another connection.
@@ -168,6 +202,7 @@ impl Workspace {
                 base_url: connection.base_url,
                 username: connection.username,
                 password: connection.password,
+                managed: None,
             },
             is_here,
         }

@@ -20,6 +20,7 @@ use super::status::not_found;
 use crate::base::ids::Label;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
+use crate::opencode::Managed;
 use crate::store::json::JsonFile;
 use crate::store::{file, tree};
 
@@ -34,6 +35,8 @@ pub struct Workspace {
     pub openwork_id: String,
     /// What the configuration says about its OpenCode.
     pub configured: Option<Configured>,
+    /// The OpenCode that the server runs.
+    pub(super) managed: Option<Arc<Managed>>,
 }
 
 impl Workspace {
@@ -104,6 +107,8 @@ pub struct Registry {
     active: Mutex<Vec<Uuid>>,
     /// Which is active for a token that is limited to some workspaces, by the token's hash.
     active_of: Mutex<BTreeMap<String, Uuid>>,
+    /// The OpenCode that the server runs.
+    managed: Option<Arc<Managed>>,
 }
 
 /// How many limited tokens can have chosen a workspace. Beyond it one that was chosen is forgotten.
@@ -122,6 +127,7 @@ impl Registry {
         configured: &[Configured],
         current_dir: &Path,
         authorized_roots: &[PathBuf],
+        managed: Option<Arc<Managed>>,
     ) -> Result<Registry> {
         let folder = data_dir.join("workspaces");
         let trash = data_dir.join("trash");
@@ -139,6 +145,7 @@ impl Registry {
             workspaces: RwLock::default(),
             active: Mutex::default(),
             active_of: Mutex::default(),
+            managed,
         };
         registry.load()?;
         let default = Configured {
@@ -244,7 +251,9 @@ impl Registry {
         let shown = &record.get().shown;
         let openwork_id = openwork_id(&shown.path);
         let deleting = AtomicBool::new(false);
-        let workspace = Workspace { id: shown.id, folder, record, deleting, openwork_id, configured };
+        let managed = self.managed.clone();
+        let workspace =
+            Workspace { id: shown.id, folder, record, deleting, openwork_id, configured, managed };
         self.write().insert(shown.id, Arc::new(workspace));
     }
 

@@ -18,7 +18,7 @@ use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup};
 
 /// The path of a row with ids that lead nowhere, so that no call does anything, and no stream begins.
 fn path(pattern: &str) -> String {
-    if pattern == "/api/images/events" {
+    if ["/api/images/events", "/api/opencode/events"].contains(&pattern) {
         return format!("{pattern}?since=never");
     }
     let id =

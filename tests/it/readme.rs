@@ -2,12 +2,14 @@
 //! line is `# example`. `B` is the server's address, `T` the owner's token.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
 use crate::fixture::seeded;
+use crate::opencode_serve::program;
 use crate::procs::secs;
-use crate::server::{HOST_TOKEN, run};
+use crate::server::{BINARY, HOST_TOKEN, run};
 
 /// The `sh` blocks that start with `# example`.
 fn examples(readme: &str) -> Vec<String> {
@@ -38,9 +40,15 @@ fn every_example_works() {
     assert!(!examples.is_empty(), "the README has no block that starts with \"# example\"");
     // As the README starts it.
     let server = seeded().arg("--approval=auto").start();
+    let (home, programs) = (server.scratch().folder("example-home"), server.scratch().folder("bin"));
+    symlink(BINARY, programs.join("berth")).unwrap();
+    symlink(program("opencode-new"), programs.join("opencode")).unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let script = format!("set -euxo pipefail\n{}\n", examples.join("\n"));
     let mut command = Command::new("bash");
     command.args(["-c", &script]).current_dir(server.scratch().path());
+    command.env("HOME", home).env("PATH", path).env("OPENCODE_DISABLE_MODELS_FETCH", "1");
+    command.env("OPENCODE_DISABLE_AUTOUPDATE", "1").env("OPENCODE_DISABLE_LSP_DOWNLOAD", "1");
     command.env("B", format!("http://{}", server.address)).env("T", HOST_TOKEN);
     let ended = run(&mut command, secs(600));
     assert_eq!(ended.code, Some(0), "--- stdout\n{}\n--- stderr\n{}", ended.stdout, ended.stderr);

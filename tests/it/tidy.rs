@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top to bottom: a module may use what stands below it.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 20] = [
     "main",
     "lib",
     "cli",
@@ -14,6 +14,7 @@ const LAYERS: [&str; 19] = [
     "gate",
     "api",
     "http",
+    "host",
     "lifecycle",
     "workspaces",
     "project",

@@ -1,0 +1,207 @@
+//! What the daemon knows: its workspaces and which is active, kept where OpenWork's desktop reads it. One lock, held while
+//! the file is written: two changes at once must not lose one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha1::{Digest as _, Sha1};
+
+use crate::base::thread::lock;
+use crate::base::{Error, Result, clock};
+use crate::store::file;
+
+/// The name of the file: that of the orchestrator.
+pub(super) const FILE: &str = "openwork-orchestrator-state.json";
+/// The same of the program that is called `openwrk`.
+pub(super) const OLD_FILE: &str = "openwrk-state.json";
+const FILE_BYTES: u64 = 8 << 20;
+/// More than a person has; a page or a program that adds them without end is stopped here.
+const WORKSPACES: usize = 1000;
+
+/// A workspace.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry {
+    pub(super) id: String,
+    name: String,
+    pub(super) path: String,
+    workspace_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<String>,
+    created_at: u64,
+    last_used_at: u64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Kept {
+    active_id: Option<String>,
+    workspaces: Vec<Entry>,
+}
+
+/// The state.
+pub(super) struct State {
+    path: PathBuf,
+    kept: Mutex<Kept>,
+    /// What the file has besides: the daemon and its OpenCode.
+    facts: Mutex<Value>,
+}
+
+impl State {
+    /// That of the data folder.
+    pub(super) fn open(path: &Path) -> Result<State> {
+        let bytes = file::read_optional(path, FILE_BYTES)?;
+        let kept = match bytes {
+            None => Kept::default(),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| Error::config(path.display(), format!("cannot be read: {error}")))?,
+        };
+        Ok(State { path: path.to_owned(), kept: Mutex::new(kept), facts: Mutex::default() })
+    }
+
+    /// Writes the file anew with these facts.
+    pub(super) fn tell(&self, facts: Value) -> Result<()> {
+        *lock(&self.facts) = facts;
+        self.save(&lock(&self.kept))
+    }
+
+    fn save(&self, kept: &Kept) -> Result<()> {
+        let mut all = json!({ "version": 1 });
+        if let (Value::Object(all), Value::Object(facts)) = (&mut all, lock(&self.facts).clone()) {
+            all.extend(facts);
+        }
+        all["activeId"] = json!(kept.active_id);
+        all["workspaces"] = json!(kept.workspaces);
+        file::write_atomic(&self.path, format!("{all:#}\n").as_bytes(), 0o600)
+    }
+
+    /// `{activeId, workspaces}`.
+    pub(super) fn list(&self) -> Value {
+        let kept = lock(&self.kept);
+        json!({ "activeId": kept.active_id, "workspaces": kept.workspaces })
+    }
+
+    /// The workspace of this id, name or path.
+    pub(super) fn find(&self, word: &str) -> Option<Entry> {
+        let kept = lock(&self.kept);
+        let by = |of: fn(&Entry) -> &str| kept.workspaces.iter().find(|entry| of(entry) == word);
+        by(|entry| &entry.id).or_else(|| by(|entry| &entry.name)).or_else(|| by(|entry| &entry.path)).cloned()
+    }
+
+    /// Adds a folder of this machine, or finds it.
+    pub(super) fn add(&self, path: &str, name: Option<String>) -> Result<Entry> {
+        let name = name.unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path).to_owned());
+        self.put(Entry {
+            id: id(path),
+            name,
+            path: path.to_owned(),
+            workspace_type: "local".to_owned(),
+            base_url: None,
+            directory: None,
+            created_at: clock::now_unix_ms(),
+            last_used_at: clock::now_unix_ms(),
+        })
+    }
+
+    /// Adds a workspace elsewhere, or finds it.
+    pub(super) fn add_remote(
+        &self,
+        url: &str,
+        directory: Option<String>,
+        name: Option<String>,
+    ) -> Result<Entry> {
+        let key =
+            directory.as_ref().map_or_else(|| url.to_owned(), |directory| format!("{url}::{directory}"));
+        self.put(Entry {
+            id: id(&key),
+            name: name.unwrap_or_else(|| url.to_owned()),
+            path: directory.clone().unwrap_or_default(),
+            workspace_type: "remote".to_owned(),
+            base_url: Some(url.to_owned()),
+            directory,
+            created_at: clock::now_unix_ms(),
+            last_used_at: clock::now_unix_ms(),
+        })
+    }
+
+    fn put(&self, entry: Entry) -> Result<Entry> {
+        let mut kept = lock(&self.kept);
+        let full = kept.workspaces.len() >= WORKSPACES;
+        let entry = match kept.workspaces.iter_mut().find(|known| known.id == entry.id) {
+            Some(known) => {
+                known.name = entry.name;
+                known.last_used_at = entry.last_used_at;
+                known.clone()
+            }
+            None if full => {
+                return Err(Error::internal(format!("There are {WORKSPACES} workspaces already")));
+            }
+            None => {
+                kept.workspaces.push(entry.clone());
+                entry
+            }
+        };
+        kept.active_id.get_or_insert_with(|| entry.id.clone());
+        self.save(&kept)?;
+        Ok(entry)
+    }
+
+    /// Makes a workspace the active one.
+    pub(super) fn activate(&self, entry: &Entry) -> Result<()> {
+        let mut kept = lock(&self.kept);
+        kept.active_id = Some(entry.id.clone());
+        if let Some(known) = kept.workspaces.iter_mut().find(|known| known.id == entry.id) {
+            known.last_used_at = clock::now_unix_ms();
+        }
+        self.save(&kept)
+    }
+}
+
+impl Entry {
+    /// Where it is in OpenCode.
+    pub(super) fn directory(&self) -> Option<&str> {
+        self.directory.as_deref().or_else(|| Some(self.path.as_str()).filter(|path| !path.is_empty()))
+    }
+
+    /// The address of its own OpenCode, if it is elsewhere.
+    pub(super) fn base_url(&self) -> Option<&str> {
+        self.base_url.as_deref()
+    }
+}
+
+/// As the orchestrator names a workspace.
+fn id(key: &str) -> String {
+    let digest = Sha1::digest(key.as_bytes());
+    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("ws-{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn workspaces_are_kept_and_found_by_id_name_and_path() {
+        let dir = Scratch::new();
+        let state = State::open(&dir.join(FILE)).unwrap();
+        let first = state.add("/a/b", None).unwrap();
+        // printf %s /a/b | sha1sum
+        assert_eq!((first.id.as_str(), first.name.as_str()), ("ws-a51458f8d2c1", "b"));
+        let other = state.add_remote("http://h:1", Some("/d".into()), Some("far".into())).unwrap();
+        assert_eq!(state.add("/a/b", Some("named".into())).unwrap().id, first.id);
+        state.activate(&other).unwrap();
+        let again = State::open(&dir.join(FILE)).unwrap();
+        for word in [first.id.as_str(), "named", "/a/b"] {
+            assert_eq!(again.find(word).unwrap().id, first.id, "{word}");
+        }
+        assert_eq!(again.find("far").unwrap().directory(), Some("/d"));
+        assert!(again.find("b").is_none());
+        assert_eq!(again.list()["activeId"], other.id);
+        assert_eq!(again.list()["workspaces"].as_array().unwrap().len(), 2);
+    }
+}

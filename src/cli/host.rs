@@ -1,0 +1,380 @@
+//! `berth host`: a server and the OpenCode that it runs, as one command: start, check, stop, status, connect. Standard
+//! output has what was asked for, standard error the log.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::host_check::Checks;
+use super::host_state::{HostState, data_dir};
+use super::{host_detach, serve, status};
+use crate::base::thread::lock;
+use crate::base::{Code, Error, Result, clock, logging};
+use crate::config::{self, HostArgs, Parsed, Resolved, Style};
+use crate::host::Restart;
+use crate::server::{self, Up};
+use crate::store::rolling::RollingLog;
+
+/// The size of each of the two files of `--log-file`.
+const LOG_BYTES: u64 = 8 << 20;
+/// How much longer than a start of OpenCode its announcement may take.
+const MARGIN: Duration = Duration::from_secs(1);
+/// The life of a token of `connect`, in seconds, if none is named.
+const CONNECT_SECONDS: u64 = 24 * 60 * 60;
+
+/// Runs `start`, `serve`, `stop`, `status` or `connect`.
+///
+/// # Errors
+/// A wrong command line or setting (exit code 2), or what keeps the command from its end.
+pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
+    let (word, rest) = match words.first() {
+        Some(word) if !word.starts_with('-') => (word.as_str(), &words[1..]),
+        _ => ("start", words),
+    };
+    match word {
+        "start" | "serve" => start(rest, style),
+        "status" => host_status(rest),
+        "stop" => stop(rest),
+        "connect" => connect(rest),
+        other => Err(Error::config(
+            other,
+            "unknown command; there are host start, serve, stop, status and connect",
+        )),
+    }
+}
+
+/// The flags, or what to print instead.
+fn parsed(words: &[String], style: Style) -> Result<Result<HostArgs, ExitCode>> {
+    match HostArgs::parse(words, style)? {
+        Parsed::Run(args) => match args.positional.first().filter(|_| style == Style::Strict) {
+            Some(word) => Err(Error::config(word, "unexpected argument; berth --help shows what there is")),
+            None => Ok(Ok(args)),
+        },
+        Parsed::Help => Ok(Err(super::help())),
+        Parsed::Version => Ok(Err(super::version())),
+    }
+}
+
+/// What the thread that announces the server needs.
+struct Announcement {
+    args: HostArgs,
+    resolved: Facts,
+    outcome: Arc<Mutex<ExitCode>>,
+}
+
+/// The settings that are shown.
+struct Facts {
+    run_id: String,
+    workspace: String,
+    approval: Value,
+    data_dir: std::path::PathBuf,
+    start_timeout: Duration,
+    opencode_bin: Option<String>,
+}
+
+fn start(words: &[String], style: Style) -> Result<ExitCode> {
+    let mut args = match parsed(words, style)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
+    };
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    if args.serve.workspace.is_empty() {
+        let named = config::process_env("OPENWORK_WORKSPACE").and_then(|named| named.into_string().ok());
+        args.serve.workspace.push(named.filter(|named| !named.is_empty()).unwrap_or_else(|| ".".to_owned()));
+    }
+    for folder in &args.serve.workspace {
+        let path = current_dir.join(folder);
+        if !path.exists() {
+            std::fs::create_dir_all(&path).map_err(|error| Error::config("--workspace", error))?;
+            eprintln!("Created the workspace {}", path.display());
+        }
+    }
+    args.serve.manage_opencode |= args.serve.opencode_base_url.is_none();
+    let mut resolved = serve::resolved(&args.serve, &current_dir)?;
+    if let Some(run_id) = &args.run_id {
+        resolved.run_id.clone_from(run_id);
+    }
+    if args.detach && !args.detached {
+        return host_detach::run(&args, &resolved.settings.data_dir, &current_dir);
+    }
+    let output = log_output(&args, &current_dir)?;
+    let Resolved { mut settings, log_format, verbose, run_id, .. } = resolved;
+    logging::init(log_format, verbose, run_id.clone(), output);
+    for name in &args.skipped {
+        log::warn!("{name} has no effect here");
+    }
+    if let Some(plan) = settings.opencode.as_mut().filter(|_| args.check) {
+        plan.restart = Restart::Never;
+    }
+    let facts = Facts {
+        run_id,
+        workspace: settings
+            .workspaces
+            .first()
+            .map_or_else(String::new, |first| first.path.display().to_string()),
+        approval: json!({
+            "mode": settings.approval.mode.as_str(),
+            "timeoutMs": settings.approval.timeout.as_millis() as u64,
+            "readOnly": settings.read_only,
+        }),
+        data_dir: settings.data_dir.clone(),
+        start_timeout: settings.opencode.as_ref().map_or(Duration::ZERO, |plan| plan.start_timeout),
+        opencode_bin: settings.opencode.as_ref().map(|plan| plan.program.display().to_string()),
+    };
+    let outcome = Arc::new(Mutex::new(ExitCode::SUCCESS));
+    let data_dir = settings.data_dir.clone();
+    let announcement = Announcement { args, resolved: facts, outcome: outcome.clone() };
+    let ran = server::run_with(
+        settings,
+        &serve::service_manager(),
+        Some(Box::new(move |up| announcement.run(&up))),
+    );
+    HostState::forget(&data_dir);
+    ran?;
+    Ok(*lock(&outcome))
+}
+
+/// Where the log goes.
+pub(super) fn log_output(args: &HostArgs, current_dir: &Path) -> Result<logging::Output> {
+    let Some(path) = &args.log_file else { return Ok(logging::Output::Stderr) };
+    let log = Mutex::new(RollingLog::open(&current_dir.join(path), LOG_BYTES)?);
+    // A full disk must not stop the server.
+    Ok(logging::Output::Other(Box::new(move |line: &[u8]| {
+        let _ = lock(&log).line(String::from_utf8_lossy(line).trim_end());
+    })))
+}
+
+impl Announcement {
+    fn run(&self, up: &Up) {
+        let state = HostState::new(&up.address, &self.resolved.run_id, &self.resolved.workspace);
+        if let Err(error) = state.and_then(|state| state.keep(&self.resolved.data_dir)) {
+            log::error!("`berth host stop` and `status` will not find this host: {error}");
+        }
+        let deadline = Instant::now() + self.resolved.start_timeout + MARGIN;
+        let ready = up.managed.as_ref().map_or(Ok(()), |managed| managed.wait(deadline));
+        if ready.as_ref().is_err_and(|error| error.code() == Code::ShuttingDown) {
+            return;
+        }
+        let reason =
+            up.managed.as_ref().and_then(|managed| managed.state().reason).filter(|_| ready.is_err());
+        if self.args.check {
+            let good = match &ready {
+                Ok(()) => Checks::new(up).run(self.args.check_events),
+                Err(error) => {
+                    let reason = reason.as_deref().unwrap_or(error.message());
+                    eprintln!("fail opencode: {}", logging::one_line(reason));
+                    false
+                }
+            };
+            super::print(if good { "Checks: ok\n" } else { "Checks: failed\n" });
+            *lock(&self.outcome) = if good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return up.stop();
+        }
+        if let Some(reason) = &reason {
+            eprintln!("OpenCode does not answer: {}", logging::one_line(reason));
+        }
+        let document = self.document(up);
+        let text = if self.args.json { format!("{document:#}\n") } else { lines(&document) };
+        if self.args.detached {
+            host_detach::announce(&text, ready.is_ok());
+        } else {
+            super::print(&text);
+        }
+    }
+
+    /// What `--json` prints: the document of OpenWork's orchestrator.
+    fn document(&self, up: &Up) -> Value {
+        let Facts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
+        let shown = |url: &str| match &self.args.connect_host {
+            Some(host) => with_host(url, host),
+            None => url.to_owned(),
+        };
+        let (host, port) = host_and_port(&up.address);
+        let mut opencode = json!({});
+        if let Some(managed) = &up.managed {
+            let state = managed.state();
+            opencode["state"] = json!(state.phase.as_str());
+            if let Some(url) = &state.url {
+                opencode["baseUrl"] = json!(url);
+                opencode["bindHost"] = json!("127.0.0.1");
+                opencode["port"] = json!(host_and_port(url).1);
+            }
+            opencode["connectUrl"] = json!(format!("{}/w/{}/opencode", shown(&up.address), up.workspace_id));
+            let (username, password) = managed.credential();
+            opencode["username"] = json!(username);
+            if managed.password_is_shared() {
+                opencode["password"] = json!(password);
+            }
+            if let Some(version) = &state.version {
+                opencode["version"] = json!(version);
+            }
+            if let Some(reason) = state.reason.as_ref().filter(|_| state.url.is_none()) {
+                opencode["error"] = json!(reason);
+            }
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let program = std::env::current_exe().unwrap_or_default().display().to_string();
+        let mut binaries =
+            json!({ "openworkServer": { "path": program, "source": "external", "actualVersion": version } });
+        if let Some(path) = opencode_bin {
+            binaries["opencode"] =
+                json!({ "path": path, "source": "external", "actualVersion": opencode["version"] });
+        }
+        json!({
+            "runId": run_id,
+            "pid": std::process::id(),
+            "workspace": workspace,
+            "workspaceId": up.workspace_id,
+            "approval": approval,
+            "opencode": opencode,
+            "openwork": {
+                "baseUrl": up.address,
+                "connectUrl": shown(&up.address),
+                "host": host,
+                "port": port,
+                "token": up.client_token,
+                "hostToken": up.host_token,
+                "collaboratorToken": up.client_token,
+                "ownerToken": up.host_token,
+                "version": version,
+            },
+            "sandbox": { "backend": "none", "name": null },
+            "diagnostics": { "cliVersion": version, "binaries": binaries },
+        })
+    }
+}
+
+/// The same document for people, without its secrets.
+fn lines(document: &Value) -> String {
+    let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
+    let (opencode, openwork) = (&document["opencode"], &document["openwork"]);
+    let mut all = format!(
+        "OpenWork host running\nRun ID: {}\nWorkspace: {}\nOpenWork server: {}\nOpenWork connect URL: {}\n",
+        text(&document["runId"]),
+        text(&document["workspace"]),
+        text(&openwork["baseUrl"]),
+        text(&openwork["connectUrl"]),
+    );
+    if opencode["state"].is_string() {
+        let version = opencode["version"].as_str().map(|version| format!(" ({version})")).unwrap_or_default();
+        all += &format!("OpenCode: {}{}\n", text(&opencode["state"]), logging::one_line(&version));
+        all += &format!("OpenCode URL: {}\n", text(&opencode["connectUrl"]));
+    }
+    all + "Tokens: `berth token show` prints those that berth keeps, --json all\n"
+}
+
+/// Host and port of `http://HOST:PORT`.
+fn host_and_port(url: &str) -> (String, u16) {
+    let authority = url.strip_prefix("http://").unwrap_or(url);
+    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
+    (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
+}
+
+/// The URL with another host, for clients elsewhere.
+fn with_host(url: &str, host: &str) -> String {
+    let host =
+        if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+    format!("http://{host}:{}", host_and_port(url).1)
+}
+
+fn host_status(words: &[String]) -> Result<ExitCode> {
+    let mut words = words.to_vec();
+    if !words.iter().any(|word| word.starts_with("--openwork-url") || word == "-h" || word == "--help") {
+        let json = words.iter().any(|word| word == "--json");
+        let state = data_dir(&words).and_then(|folder| HostState::running(&folder));
+        match state {
+            Ok(state) => words.push(format!("--openwork-url={}", state.url)),
+            Err(error) if error.code() == Code::Config => return Err(error),
+            Err(error) if json => {
+                super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
+                return Ok(ExitCode::FAILURE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    status::run(&words)
+}
+
+fn stop(words: &[String]) -> Result<ExitCode> {
+    let args = match parsed(words, Style::Strict)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
+    };
+    let state = HostState::running(&data_dir(words)?)?;
+    state.stop()?;
+    let text = if args.json {
+        format!("{:#}\n", json!({ "ok": true, "pid": state.pid() }))
+    } else {
+        format!("Stopped the host (process {})\n", state.pid())
+    };
+    super::print(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn connect(words: &[String]) -> Result<ExitCode> {
+    let args = match parsed(words, Style::Strict)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
+    };
+    let state = HostState::running(&data_dir(words)?)?;
+    let scope = args.scope.as_deref().unwrap_or("collaborator");
+    if !["viewer", "collaborator", "owner"].contains(&scope) {
+        return Err(Error::config(
+            "--scope",
+            format!("{scope:?} is not one of: viewer, collaborator, owner"),
+        ));
+    }
+    let seconds = match args.expires.as_deref() {
+        None => CONNECT_SECONDS,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|seconds| *seconds > 0)
+            .ok_or_else(|| Error::config("--expires", format!("{text:?} is not a number of seconds")))?,
+    };
+    let client = super::client::at(&state.url, &args.serve)?;
+    let active = client.call("GET", "/workspaces", None)?["activeId"].clone();
+    let body =
+        json!({ "scope": scope, "label": "connect", "expiresInSecs": seconds, "workspaceIds": [active] });
+    let made = client.call("POST", "/tokens", Some(&body))?;
+    let url =
+        args.connect_host.as_ref().map_or_else(|| state.url.clone(), |host| with_host(&state.url, host));
+    let artefact = json!({
+        "kind": "openwork.connect.v1",
+        "hostUrl": url,
+        "workspaceId": active,
+        "workspaceUrl": format!("{url}/w/{}", active.as_str().unwrap_or_default()),
+        "token": made["token"],
+        "tokenScope": scope,
+        "createdAt": made["createdAt"].as_u64().unwrap_or_else(clock::now_unix_ms),
+        "expiresAt": made["expiresAt"],
+    });
+    let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
+    super::print(&if args.json {
+        format!("{artefact:#}\n")
+    } else {
+        format!(
+            "Host: {}\nWorkspace: {}\nToken ({scope}, for {seconds} s): {}\n",
+            text(&artefact["hostUrl"]),
+            text(&artefact["workspaceUrl"]),
+            text(&artefact["token"]),
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart_and_get_other_hosts() {
+        assert_eq!(host_and_port("http://127.0.0.1:8787"), ("127.0.0.1".into(), 8787));
+        assert_eq!(host_and_port("http://[::1]:1"), ("::1".into(), 1));
+        assert_eq!(with_host("http://0.0.0.0:8787", "box.local"), "http://box.local:8787");
+        assert_eq!(with_host("http://0.0.0.0:8787", "fd00::1"), "http://[fd00::1]:8787");
+    }
+}

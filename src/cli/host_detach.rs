@@ -1,0 +1,191 @@
+//! `berth host start --detach`: the same command once more, as a process of its own session with a log file, which outlives
+//! this one. This one passes on what it prints until it is ready.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::base::thread::spawn;
+use crate::base::{Error, Result, limits};
+use crate::config::{self, HostArgs};
+use crate::proc::spawn::{dev_null, pipe};
+use crate::proc::{Cgroups, Exit, Handle, Process as _, Spec, Stdio};
+use crate::store::file;
+
+/// Ends what the process in the background prints, with how OpenCode is.
+const READY: &str = "\0ready";
+const NOT_READY: &str = "\0not ready";
+/// How long a process that has closed its output may take to end.
+const END: Duration = Duration::from_secs(30);
+/// Flags with secrets, which every user of the machine can read; the process in the background gets variables.
+const SECRETS: [(&str, &str); 5] = [
+    ("--openwork-token", "OPENWORK_TOKEN"),
+    ("--token", "OPENWORK_TOKEN"),
+    ("--openwork-host-token", "OPENWORK_HOST_TOKEN"),
+    ("--host-token", "OPENWORK_HOST_TOKEN"),
+    ("--opencode-password", "OPENWORK_OPENCODE_PASSWORD"),
+];
+
+/// A process that goes on, or one that has ended already.
+enum Launched {
+    Ready { pid: i32, text: String, ready: bool },
+    Ended(ExitCode),
+}
+
+/// Starts the host in the background.
+pub(super) fn run(args: &HostArgs, data_dir: &Path, current_dir: &Path) -> Result<ExitCode> {
+    let log = data_dir.join("host/host.log");
+    let (words, secrets) = without_secrets(&args.words);
+    match launch(&["host", "serve"], words, secrets, &log, current_dir)? {
+        Launched::Ended(code) => Ok(code),
+        Launched::Ready { pid, text, ready } => {
+            super::print(&text);
+            if !args.json {
+                super::print(&format!(
+                    "Detached (process {pid}), log in {}\nStop: berth host stop --data-dir '{}'\n",
+                    log.display(),
+                    data_dir.display()
+                ));
+            }
+            Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+/// Starts the daemon in the background.
+pub(super) fn daemon(args: &HostArgs, data_dir: &Path, current_dir: &Path, state_file: &str) -> Result<()> {
+    let serve = &args.serve;
+    let mut words = vec![format!("--data-dir={}", data_dir.display()), format!("--state-file={state_file}")];
+    let flags = [
+        ("--config", &serve.config),
+        ("--opencode-bin", &serve.opencode_bin),
+        ("--daemon-port", &args.daemon_port),
+        ("--opencode-workdir", &args.opencode_workdir),
+    ];
+    words.extend(flags.iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value.as_ref()?))));
+    let log = data_dir.join("host/daemon.log");
+    match launch(&["daemon", "run"], words, Vec::new(), &log, current_dir)? {
+        Launched::Ready { .. } => Ok(()),
+        Launched::Ended(_) => Err(Error::internal("The daemon did not start")),
+    }
+}
+
+/// Starts berth once more with these words, in a session of its own, and waits until it is ready.
+fn launch(
+    command: &[&str],
+    words: Vec<String>,
+    secrets: Vec<(String, String)>,
+    log: &Path,
+    current_dir: &Path,
+) -> Result<Launched> {
+    if let Some(folder) = log.parent() {
+        file::create_dir_private(folder)?;
+    }
+    let program =
+        std::env::current_exe().map_err(|error| Error::internal("berth's own path").because(error))?;
+    let env: Vec<(String, String)> = config::process_names()
+        .into_iter()
+        .filter(|name| !secrets.iter().any(|(secret, _)| secret == name))
+        .filter_map(|name| {
+            let value = config::process_env(&name)?.into_string().ok()?;
+            Some((name, value))
+        })
+        .chain(secrets.clone())
+        .collect();
+    let spec = Spec::bare(program, current_dir)
+        .args(command.iter().copied())
+        .args(words)
+        .args(["--detached".to_owned(), format!("--log-file={}", log.display())])
+        .envs(&env);
+    let (out, out_child) = pipe()?;
+    let (err, err_child) = pipe()?;
+    let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
+    let group = Cgroups::of(Handle::default()).group("")?;
+    let mut child = spec.start(stdio, group)?;
+    let complaints = spawn("stderr".into(), limits::STACK, move || pass_on(err))?;
+    let mut text = String::new();
+    let read = File::from(out).read_to_string(&mut text);
+    drop(complaints);
+    let Some((shown, _)) = read.ok().and_then(|_| text.rsplit_once('\0')) else {
+        return Ok(Launched::Ended(match wait(&mut child)? {
+            Some(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            _ => ExitCode::FAILURE,
+        }));
+    };
+    let launched = Launched::Ready { pid: child.pid(), text: shown.to_owned(), ready: text.ends_with(READY) };
+    // Its end is nobody's concern from here on; dropping it would kill it.
+    std::mem::forget(child);
+    Ok(launched)
+}
+
+/// In the background: prints, and leaves the streams of the process that waits for it.
+pub(super) fn announce(text: &str, ready: bool) {
+    let end = if ready { READY } else { NOT_READY };
+    let _ = io::stdout().write_all(format!("{text}{end}").as_bytes()).and_then(|()| io::stdout().flush());
+    if let Ok(null) = dev_null() {
+        let _ = rustix::stdio::dup2_stderr(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+fn pass_on(from: OwnedFd) {
+    let _ = io::copy(&mut File::from(from), &mut io::stderr());
+}
+
+fn wait(child: &mut crate::proc::Child) -> Result<Option<Exit>> {
+    let deadline = Instant::now() + END;
+    loop {
+        if let Some(exit) = child.try_exit()? {
+            return Ok(Some(exit));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(child.done_fd(), PollFlags::IN)], Some(&left));
+    }
+}
+
+/// The words without the values of secrets, and those as variables.
+fn without_secrets(words: &[String]) -> (Vec<String>, Vec<(String, String)>) {
+    let (mut kept, mut secrets) = (Vec::new(), Vec::new());
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (word.as_str(), None),
+        };
+        match SECRETS.iter().find(|(flag, _)| *flag == name) {
+            Some((_, variable)) => {
+                let value = value.or_else(|| rest.next().cloned()).unwrap_or_default();
+                secrets.push(((*variable).to_owned(), value));
+            }
+            None if name != "--detach" => kept.push(word.clone()),
+            None => {}
+        }
+    }
+    (kept, secrets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_no_arguments_of_the_process_in_the_background() {
+        let words =
+            "--workspace w --openwork-token t --detach --openwork-host-token=h --json --opencode-password p";
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        let (kept, secrets) = without_secrets(&words);
+        assert_eq!(kept, ["--workspace", "w", "--json"]);
+        let secrets: Vec<String> =
+            secrets.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(secrets, ["OPENWORK_TOKEN=t", "OPENWORK_HOST_TOKEN=h", "OPENWORK_OPENCODE_PASSWORD=p"]);
+    }
+}

@@ -1,0 +1,127 @@
+//! What a running host leaves in its data folder, so that `berth host stop` and `status` find it: `host/state.json`. None of
+//! it is believed: a process of that number that started at another time is not the host.
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use crate::base::{At, Error, Result, clock};
+use crate::config::{self, HostArgs, Parsed, Style, TokenArgs};
+use crate::containers::Who;
+use crate::store::file;
+
+const FILE: &str = "state.json";
+const FILE_BYTES: u64 = 64 << 10;
+/// Requests in flight have ten seconds, everything else a few.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A running host.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HostState {
+    version: u32,
+    process: Who,
+    /// Where it takes requests.
+    pub(super) url: String,
+    run_id: String,
+    workspace: String,
+    started_at: u64,
+}
+
+impl HostState {
+    /// This process.
+    pub(super) fn new(address: &str, run_id: &str, workspace: &str) -> Result<HostState> {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        let process = Who::of(pid).ok_or_else(|| Error::internal("/proc does not show this process"))?;
+        // 0.0.0.0 is where it listens, not where it is called.
+        let url = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+        Ok(HostState {
+            version: 1,
+            process,
+            url,
+            run_id: run_id.to_owned(),
+            workspace: workspace.to_owned(),
+            started_at: clock::now_unix_ms(),
+        })
+    }
+
+    pub(super) fn keep(&self, data_dir: &Path) -> Result<()> {
+        let folder = data_dir.join("host");
+        file::create_dir_private(&folder)?;
+        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::internal(FILE).because(error))?;
+        file::replace(&folder.join(FILE), &text, 0o600)
+    }
+
+    /// Removes what this process left.
+    pub(super) fn forget(data_dir: &Path) {
+        let ours = read(data_dir).ok().flatten().is_some_and(|state| state.pid() == std::process::id());
+        if ours {
+            let _ = std::fs::remove_file(data_dir.join("host").join(FILE));
+        }
+    }
+
+    /// The host of this data folder.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub(super) fn running(data_dir: &Path) -> Result<HostState> {
+        let state = read(data_dir)?.filter(|state| Who::of(state.process.pid) == Some(state.process));
+        state.ok_or_else(|| {
+            let folder = data_dir.display();
+            Error::internal(format!(
+                "No host runs with the data folder {folder}; --data-dir names another one"
+            ))
+        })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid.unsigned_abs()
+    }
+
+    /// Has it end, and waits for that.
+    ///
+    /// # Errors
+    /// When it did not end in time.
+    pub(super) fn stop(&self) -> Result<()> {
+        let Some(pid) = Pid::from_raw(self.process.pid) else { return Ok(()) };
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+        // First the descriptor, then the check: what it means can no longer change.
+        if Who::of(self.process.pid) != Some(self.process) {
+            return Ok(());
+        }
+        pidfd_send_signal(&process, Signal::TERM).at("stop", format!("process {}", self.pid()))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let message = format!("Process {} did not end within {} s", self.pid(), PATIENCE.as_secs());
+                return Err(Error::internal(message));
+            }
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let mut fds = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+            if poll(&mut fds, Some(&left)).is_ok_and(|ready| ready > 0) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn read(data_dir: &Path) -> Result<Option<HostState>> {
+    let bytes = file::read_optional(&data_dir.join("host").join(FILE), FILE_BYTES)?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+/// The data folder that a command line means.
+pub(super) fn data_dir(words: &[String]) -> Result<PathBuf> {
+    let args = match HostArgs::parse(words, Style::Lenient)? {
+        Parsed::Run(args) => args.serve,
+        Parsed::Help | Parsed::Version => Default::default(),
+    };
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    let args = TokenArgs { config: args.config, data_dir: args.data_dir };
+    Ok(config::resolve_tokens(&args, &config::process_env, &current_dir)?.data_dir)
+}

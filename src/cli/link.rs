@@ -1,0 +1,94 @@
+//! berth called through a link named `openwrk`, `openwork` or `openwork-orchestrator`: the command lines of OpenWork's
+//! orchestrator, in which words may stand between flags and unknown flags mean nothing.
+
+use std::process::ExitCode;
+
+use super::{approvals, daemon_client, host, status};
+use crate::base::{Error, Result};
+use crate::config::{ClientArgs, HostArgs, Parsed, Style};
+
+/// The names of the orchestrator's program.
+pub const NAMES: [&str; 3] = ["openwrk", "openwork", "openwork-orchestrator"];
+
+/// Runs the command that the words name; without one, `start`.
+///
+/// # Errors
+/// As the command.
+pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
+    let args = match HostArgs::parse(words, Style::Lenient)? {
+        Parsed::Run(args) => args,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    let positional: Vec<&str> = args.positional.iter().map(String::as_str).collect();
+    match positional.as_slice() {
+        [] | ["start" | "serve", ..] => {
+            let mut flags = words.to_vec();
+            // The command itself; further words mean nothing, as with the orchestrator.
+            if let Some(at) = positional.first().and_then(|first| flags.iter().position(|word| word == first))
+            {
+                flags.remove(at);
+            }
+            host::run(&[vec!["start".to_owned()], flags].concat(), Style::Lenient)
+        }
+        ["status", ..] => status::run(&client_flags(words)),
+        ["approvals", "list", ..] => approvals::run(&[vec!["list".to_owned()], answers(words)].concat()),
+        ["approvals", "reply", id, ..] => {
+            approvals::run(&[vec!["reply".to_owned(), (*id).to_owned()], answers(words)].concat())
+        }
+        ["approvals", "reply"] => {
+            Err(Error::config("approvals", "approval id is required for approvals reply"))
+        }
+        [command @ ("daemon" | "workspace" | "workspaces" | "instance"), ..] => {
+            let mut rest = words.to_vec();
+            if let Some(at) = rest.iter().position(|word| word == command) {
+                rest.remove(at);
+            }
+            daemon_client::run(command, &rest, Style::Lenient, daemon_client::state_file(program))
+        }
+        ["version", ..] => Ok(super::version()),
+        _ => {
+            super::help();
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// The orchestrator answers with the server's JSON.
+fn answers(words: &[String]) -> Vec<String> {
+    let mut flags = client_flags(words);
+    if !flags.iter().any(|flag| flag == "--json") {
+        flags.push("--json".to_owned());
+    }
+    flags
+}
+
+/// Those flags that `berth status` and `berth approvals` have, as one word each.
+fn client_flags(words: &[String]) -> Vec<String> {
+    let mut flags = Vec::new();
+    let mut rest = words.iter().peekable();
+    while let Some(word) = rest.next() {
+        let name = word.split('=').next().unwrap_or_default();
+        if !ClientArgs::flags().any(|flag| flag == name) {
+            continue;
+        }
+        let takes_value = !word.contains('=') && !ClientArgs::is_switch(name);
+        match rest.next_if(|next| takes_value && !next.starts_with("--")) {
+            Some(value) => flags.push(format!("{word}={value}")),
+            None => flags.push(word.clone()),
+        }
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_clients_are_kept() {
+        let words = "approvals reply id --allow --openwork-url http://h:1 --new x --host-token=t --verbose";
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        assert_eq!(client_flags(&words), ["--allow", "--openwork-url=http://h:1", "--host-token=t"]);
+    }
+}

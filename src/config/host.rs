@@ -1,0 +1,305 @@
+//! The flags of `berth host`: those of `serve`, under OpenWork's names where it has other ones, and those of the command
+//! itself. In the words of an OpenWork orchestrator (`Style::Lenient`) a flag may also be `--no-flag`, a switch may have a
+//! value, and what is unknown is skipped, with a warning.
+
+use super::args::{Parsed, ServeArgs};
+use crate::base::{Error, Result};
+
+/// How mistakes are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// An unknown flag is an error.
+    Strict,
+    /// As OpenWork's orchestrator has it.
+    Lenient,
+}
+
+/// What a command line of `berth host` asks for. Not `Debug`: tokens are among it.
+#[derive(Default)]
+pub struct HostArgs {
+    /// For the server.
+    pub serve: ServeArgs,
+    /// The same as words, for a process that is started with them.
+    pub words: Vec<String>,
+    /// Words that are no flags.
+    pub positional: Vec<String>,
+    /// One JSON document on standard output.
+    pub json: bool,
+    /// Check and stop.
+    pub check: bool,
+    /// Check events as well.
+    pub check_events: bool,
+    /// Go on in the background.
+    pub detach: bool,
+    /// This is the process in the background.
+    pub detached: bool,
+    /// The host in URLs that are shown.
+    pub connect_host: Option<String>,
+    /// Stands in every log line.
+    pub run_id: Option<String>,
+    /// The log, instead of standard error.
+    pub log_file: Option<String>,
+    /// Scope of the token of `connect`.
+    pub scope: Option<String>,
+    /// Its life, in seconds.
+    pub expires: Option<String>,
+    /// The port of the daemon.
+    pub daemon_port: Option<String>,
+    /// The folder in which its OpenCode is started.
+    pub opencode_workdir: Option<String>,
+    /// The name of the daemon's state file.
+    pub state_file: Option<String>,
+    /// The name of a workspace.
+    pub name: Option<String>,
+    /// The folder of a workspace elsewhere.
+    pub directory: Option<String>,
+    /// What was skipped.
+    pub skipped: Vec<String>,
+}
+
+/// What a flag is.
+#[derive(Clone, Copy)]
+enum Is {
+    /// A switch or an option of `serve`, under this name.
+    Serve(&'static str),
+    /// A switch of the command itself.
+    Switch,
+    /// Takes a value.
+    Value,
+    /// Means nothing here, with a value or without.
+    Nothing,
+}
+
+use Is::{Nothing, Serve, Switch, Value};
+
+/// All but those that are called as in `serve`.
+const FLAGS: &[(&str, Is)] = &[
+    ("--openwork-host", Serve("--host")),
+    ("--openwork-port", Serve("--port")),
+    ("--openwork-token", Serve("--token")),
+    ("--openwork-host-token", Serve("--host-token")),
+    ("--remote-access", Switch),
+    ("--json", Switch),
+    ("--check", Switch),
+    ("--check-events", Switch),
+    ("--detach", Switch),
+    ("--detached", Switch),
+    ("--connect-host", Value),
+    ("--run-id", Value),
+    ("--log-file", Value),
+    ("--scope", Value),
+    ("--expires", Value),
+    ("--daemon-port", Value),
+    ("--daemon-host", Value),
+    ("--opencode-workdir", Value),
+    ("--state-file", Value),
+    ("--name", Value),
+    ("--directory", Value),
+    ("--opencode-host", Value),
+    ("--opencode-auth", Switch),
+    // Of the orchestrator: where it takes its programs from, and its screen.
+    ("--tui", Nothing),
+    ("--color", Nothing),
+    ("--allow-external", Nothing),
+    ("--openwork-server-bin", Nothing),
+    ("--sidecar-source", Nothing),
+    ("--sidecar-dir", Nothing),
+    ("--sidecar-base-url", Nothing),
+    ("--sidecar-manifest", Nothing),
+    ("--opencode-source", Nothing),
+    ("--opencode-router", Nothing),
+    ("--owpenbot", Nothing),
+];
+
+/// The flags that [`FLAGS`] has and that people use, for the help text.
+pub const HOST_FLAGS: [&str; 18] = [
+    "--openwork-host",
+    "--openwork-port",
+    "--openwork-token",
+    "--openwork-host-token",
+    "--remote-access",
+    "--json",
+    "--check",
+    "--check-events",
+    "--detach",
+    "--connect-host",
+    "--run-id",
+    "--log-file",
+    "--scope",
+    "--expires",
+    "--daemon-port",
+    "--opencode-workdir",
+    "--name",
+    "--directory",
+];
+
+const YES: [&str; 4] = ["true", "1", "yes", "on"];
+const NO: [&str; 4] = ["false", "0", "no", "off"];
+
+impl HostArgs {
+    /// Reads the words behind `berth host start`.
+    ///
+    /// # Errors
+    /// As [`ServeArgs::parse`]; a value that OpenCode must not have.
+    pub fn parse(args: &[String], style: Style) -> Result<Parsed<HostArgs>> {
+        let mut host = HostArgs::default();
+        let mut serve: Vec<String> = Vec::new();
+        let mut rest = args.iter().peekable();
+        while let Some(arg) = rest.next() {
+            match arg.as_str() {
+                "-h" | "--help" => return Ok(Parsed::Help),
+                "-V" | "--version" => return Ok(Parsed::Version),
+                "-v" if style == Style::Lenient => return Ok(Parsed::Version),
+                word if !word.starts_with('-') => {
+                    host.positional.push(word.to_owned());
+                    continue;
+                }
+                _ => {}
+            }
+            let (name, attached) = match arg.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (arg.as_str(), None),
+            };
+            // `--no-log-requests` is a flag of its own.
+            let known_as_it_is = kind(name).is_some();
+            let (name, negated) = match name.strip_prefix("--no-").filter(|_| !known_as_it_is) {
+                Some(rest) => (format!("--{rest}"), true),
+                None => (name.to_owned(), false),
+            };
+            let next_value = |rest: &mut std::iter::Peekable<std::slice::Iter<'_, String>>| {
+                attached.clone().or_else(|| rest.next_if(|next| !next.starts_with("--")).cloned())
+            };
+            let next_switch = |rest: &mut std::iter::Peekable<std::slice::Iter<'_, String>>| {
+                let word = |next: &&String| YES.contains(&next.as_str()) || NO.contains(&next.as_str());
+                let said = attached.clone().or_else(|| rest.next_if(word).cloned());
+                said.is_none_or(|said| !NO.contains(&said.as_str())) && !negated
+            };
+            match kind(&name) {
+                Some(Nothing) => drop(next_value(&mut rest)),
+                Some(Switch) => {
+                    let on = next_switch(&mut rest);
+                    host.switch(&name, on, &mut serve);
+                }
+                Some(Value) => {
+                    let missing =
+                        || Error::config(&name, format!("needs a value: {name} VALUE or {name}=VALUE"));
+                    let value = next_value(&mut rest).ok_or_else(missing)?;
+                    host.value(&name, value)?;
+                }
+                Some(Serve(real)) => {
+                    if ServeArgs::is_switch(real) {
+                        if next_switch(&mut rest) {
+                            serve.push(real.to_owned());
+                        }
+                        continue;
+                    }
+                    serve.push(real.to_owned());
+                    if let Some(value) = next_value(&mut rest) {
+                        // As one word: it may begin with a dash.
+                        serve.pop();
+                        serve.push(format!("{real}={value}"));
+                    }
+                }
+                None if style == Style::Lenient => {
+                    drop(next_value(&mut rest));
+                    host.skipped.push(name);
+                }
+                None => return Err(Error::config(arg, "unknown flag; berth --help lists all flags")),
+            }
+        }
+        host.words = args.to_vec();
+        host.serve = match ServeArgs::parse(&serve)? {
+            Parsed::Run(serve) => serve,
+            Parsed::Help => return Ok(Parsed::Help),
+            Parsed::Version => return Ok(Parsed::Version),
+        };
+        Ok(Parsed::Run(host))
+    }
+
+    fn switch(&mut self, name: &str, on: bool, serve: &mut Vec<String>) {
+        match name {
+            "--json" => self.json = on,
+            "--check" => self.check = on,
+            "--check-events" => self.check_events = on,
+            "--detach" => self.detach = on,
+            "--detached" => self.detached = on,
+            "--remote-access" if on => serve.push("--host=0.0.0.0".to_owned()),
+            // Its password stays: whoever reaches its port could run commands.
+            "--opencode-auth" if !on => self.skipped.push("--no-opencode-auth".to_owned()),
+            _ => {}
+        }
+    }
+
+    fn value(&mut self, name: &str, value: String) -> Result<()> {
+        let slot = match name {
+            "--connect-host" => &mut self.connect_host,
+            "--run-id" => &mut self.run_id,
+            "--log-file" => &mut self.log_file,
+            "--scope" => &mut self.scope,
+            "--expires" => &mut self.expires,
+            "--daemon-port" => &mut self.daemon_port,
+            "--opencode-workdir" => &mut self.opencode_workdir,
+            "--state-file" => &mut self.state_file,
+            "--name" => &mut self.name,
+            "--directory" => &mut self.directory,
+            // The desktop says 127.0.0.1; no other value can be.
+            _ if ["127.0.0.1", "localhost", "::1"].contains(&value.as_str()) => return Ok(()),
+            _ => {
+                let problem =
+                    format!("{value:?}: it listens on loopback only; clients elsewhere use the server");
+                return Err(Error::config(name, problem));
+            }
+        };
+        *slot = Some(value);
+        Ok(())
+    }
+}
+
+fn kind(name: &str) -> Option<Is> {
+    let own = FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, is)| *is);
+    own.or_else(|| ServeArgs::flags().find(|flag| *flag == name).map(Serve))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(line: &str, style: Style) -> Result<HostArgs> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        match HostArgs::parse(&words, style)? {
+            Parsed::Run(host) => Ok(host),
+            _ => panic!("{line}"),
+        }
+    }
+
+    #[test]
+    fn the_desktops_command_line_is_understood() {
+        let line = "--workspace /w --approval auto --no-opencode-auth --opencode-router true --detach \
+                    --openwork-host 0.0.0.0 --openwork-port 1234 --openwork-token t --openwork-host-token=h \
+                    --run-id r --new-flag of-later --json";
+        let host = host(line, Style::Lenient).unwrap();
+        assert!(host.detach && host.json && !host.check);
+        assert_eq!(host.serve.workspace, ["/w"]);
+        assert_eq!(host.serve.host.as_deref(), Some("0.0.0.0"));
+        assert_eq!((host.serve.port.as_deref(), host.serve.token.as_deref()), (Some("1234"), Some("t")));
+        assert_eq!((host.serve.host_token.as_deref(), host.run_id.as_deref()), (Some("h"), Some("r")));
+        assert_eq!(host.skipped, ["--no-opencode-auth", "--new-flag"]);
+    }
+
+    #[test]
+    fn mistakes_are_errors_in_our_own_words() {
+        for (line, want) in [
+            ("--new-flag", "--new-flag: unknown flag"),
+            ("--connect-host", "--connect-host: needs a value"),
+            ("--openwork-port", "--port: needs a value"),
+            ("--opencode-host 0.0.0.0", "--opencode-host: \"0.0.0.0\""),
+        ] {
+            let error = host(line, Style::Strict).err().unwrap().to_string();
+            assert!(error.starts_with(want), "{line}: {error}");
+        }
+        assert!(!host("--read-only false --check=no", Style::Strict).unwrap().serve.read_only);
+        let all = host("--no-log-requests --no-read-only --token=--x", Style::Strict).unwrap();
+        assert!(all.serve.no_log_requests && !all.serve.read_only);
+        assert_eq!(all.serve.token.as_deref(), Some("--x"));
+    }
+}

@@ -1,0 +1,359 @@
+//! Which OpenCode the workspaces have: one that is named, or one that the server runs itself, with which program and which
+//! part of the environment.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::args::ServeArgs;
+use super::resolve::HTTP;
+use super::sources::{Given, Lookup, Sources};
+use super::values;
+use crate::access::Source;
+use crate::base::ids::check_env_vars;
+use crate::base::{Error, Result, object};
+use crate::host::{Plan, Restart};
+use crate::store::file;
+use crate::workspaces::Configured;
+
+/// The user of an OpenCode that was not given another one.
+const USERNAME: &str = "opencode";
+/// How long its start may take; on a busy machine it takes half a minute.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT_MAX: u64 = 24 * 60 * 60;
+/// With less it does not start.
+const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 128 << 20..=1 << 50;
+/// The largest file of variables that is read.
+const VARIABLES_BYTES: u64 = 1 << 20;
+
+/// Variables that OpenCode gets, by name.
+const PASSED: [&str; 10] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TERM", "TZ", "TMPDIR"];
+/// The same, by the start of their names.
+const PASSED_STARTS: [&str; 6] = ["LC_", "XDG_", "OPENCODE_", "AWS_", "GOOGLE_", "AZURE_"];
+/// The same, by the end of their names.
+const PASSED_ENDS: [&str; 3] = ["_API_KEY", "_proxy", "_PROXY"];
+/// Variables with our own tokens and keys, and those that are about our process alone.
+const KEPT: [&str; 8] = [
+    "NOTIFY_SOCKET",
+    "DASHBOARD_PASSWORD",
+    "SANDBOXED_USERS",
+    "JWT_SECRET",
+    "PRIVATE_KEY",
+    "PRIVATE_KEY_FILE",
+    "LIBRARY_PATH",
+    "CREDENTIALS_DIRECTORY",
+];
+const KEPT_STARTS: [&str; 7] =
+    ["OPENWORK_", "OPENWRK_", "BERTH_", "LISTEN_", "WATCHDOG_", "DEN_", "OPENCODE_SERVER_"];
+
+impl Sources<'_> {
+    /// Gives every workspace the OpenCode that flags and environment name, where it has none of its own.
+    pub(super) fn fill_opencode(&self, args: &ServeArgs, workspaces: &mut [Configured]) -> Result<()> {
+        let pick = |flag, argument: &Option<String>, variable, field, json: Option<String>| {
+            self.pick(flag, argument.as_deref(), variable, field, json)
+        };
+        let json = &self.file.json;
+        let base_url =
+            pick("--opencode-base-url", &args.opencode_base_url, "OPENWORK_OPENCODE_BASE_URL", "", None)?;
+        let base_url = base_url.map(|given| values::url(&given.place, &given.text, HTTP)).transpose()?;
+        let directory =
+            pick("--opencode-directory", &args.opencode_directory, "OPENWORK_OPENCODE_DIRECTORY", "", None)?;
+        let username = pick(
+            "--opencode-username",
+            &args.opencode_username,
+            "OPENWORK_OPENCODE_USERNAME",
+            "opencodeUsername",
+            json.opencode_username.clone(),
+        )?;
+        let password = pick(
+            "--opencode-password",
+            &args.opencode_password,
+            "OPENWORK_OPENCODE_PASSWORD",
+            "opencodePassword",
+            json.opencode_password.clone(),
+        )?;
+        let fill = |slot: &mut Option<String>, value: Option<&String>| {
+            if slot.is_none() {
+                *slot = value.cloned();
+            }
+        };
+        let alone = workspaces.len() == 1;
+        for workspace in workspaces {
+            fill(&mut workspace.base_url, base_url.as_ref());
+            fill(&mut workspace.opencode_username, username.as_ref().map(|given| &given.text));
+            if workspace.opencode_password.is_none() {
+                let file = |given: &Given| given.source == Source::File;
+                workspace.password_is_shared = !password.as_ref().is_none_or(file);
+            }
+            fill(&mut workspace.opencode_password, password.as_ref().map(|given| &given.text));
+            if alone {
+                fill(&mut workspace.directory, directory.as_ref().map(|given| &given.text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the server runs an OpenCode, if it is to.
+pub(super) fn plan(
+    sources: &Sources<'_>,
+    args: &ServeArgs,
+    workspaces: &[Configured],
+) -> Result<Option<Plan>> {
+    let json = &sources.file.json;
+    let text = |value: Option<u64>| value.map(|value| value.to_string());
+    let wanted = sources.pick(
+        "--manage-opencode",
+        args.manage_opencode.then_some("true"),
+        "OPENWORK_MANAGE_OPENCODE",
+        "manageOpencode",
+        json.manage_opencode.map(|wanted| wanted.to_string()),
+    )?;
+    let Some(wanted) = wanted else { return Ok(None) };
+    if !values::boolean(&wanted.place, &wanted.text)? {
+        return Ok(None);
+    }
+    let (given, variable) = (&args.opencode_base_url, "OPENWORK_OPENCODE_BASE_URL");
+    if let Some(named) = sources.pick("--opencode-base-url", given.as_deref(), variable, "", None)? {
+        return Err(Error::config(
+            wanted.place,
+            format!("contradicts {}, which names another one", named.place),
+        ));
+    }
+    let username = sources.pick(
+        "--opencode-username",
+        args.opencode_username.as_deref(),
+        "OPENWORK_OPENCODE_USERNAME",
+        "opencodeUsername",
+        json.opencode_username.clone(),
+    )?;
+    let password = sources.pick(
+        "--opencode-password",
+        args.opencode_password.as_deref(),
+        "OPENWORK_OPENCODE_PASSWORD",
+        "opencodePassword",
+        json.opencode_password.clone(),
+    )?;
+    let memory = sources.pick(
+        "--opencode-memory",
+        args.opencode_memory.as_deref(),
+        "BERTH_OPENCODE_MEMORY",
+        "opencodeMemory",
+        text(json.opencode_memory),
+    )?;
+    let restart = sources.pick(
+        "--opencode-restart",
+        args.opencode_restart.as_deref(),
+        "BERTH_OPENCODE_RESTART",
+        "opencodeRestart",
+        json.opencode_restart.clone(),
+    )?;
+    let port = sources.pick(
+        "--opencode-port",
+        args.opencode_port.as_deref(),
+        "OPENWORK_OPENCODE_PORT",
+        "opencodePort",
+        text(json.opencode_port),
+    )?;
+    let start_timeout = sources.pick(
+        "--start-timeout",
+        args.start_timeout.as_deref(),
+        "BERTH_START_TIMEOUT",
+        "startTimeout",
+        text(json.start_timeout),
+    )?;
+    let log_level = sources.pick(
+        "--opencode-log-level",
+        args.opencode_log_level.as_deref(),
+        "OPENWORK_OPENCODE_LOG_LEVEL",
+        "opencodeLogLevel",
+        json.opencode_log_level.clone(),
+    )?;
+    let levels = ["DEBUG", "INFO", "WARN", "ERROR"].map(|level| (level, level));
+    let restarts =
+        [("on-failure", Restart::OnFailure), ("always", Restart::Always), ("never", Restart::Never)];
+    let secret = |given: Given| values::secret(&given.place, given.text);
+    let password_is_shared = password.as_ref().is_some_and(|given| given.source != Source::File);
+    let port = port.map_or(Ok(0), |given| values::number(&given.place, &given.text, 0..=65_535))?;
+    Ok(Some(Plan {
+        program: program(sources, args)?,
+        folder: workspaces.first().map_or(sources.current_dir, |first| &first.path).to_owned(),
+        port: u16::try_from(port).unwrap_or_default(),
+        env: Vec::new(),
+        username: username.map_or_else(|| Ok(USERNAME.to_owned()), secret)?,
+        password: password.map(secret).transpose()?,
+        password_is_shared,
+        memory_bytes: memory
+            .map(|given| values::number(&given.place, &given.text, MEMORY_BYTES))
+            .transpose()?,
+        restart: restart
+            .map_or(Ok(Restart::OnFailure), |given| values::word(&given.place, &given.text, &restarts))?,
+        start_timeout: start_timeout.map_or(Ok(START_TIMEOUT), |given| {
+            values::number(&given.place, &given.text, 1..=START_TIMEOUT_MAX).map(Duration::from_secs)
+        })?,
+        log_level: log_level
+            .map_or(Ok("WARN"), |given| values::word(&given.place, &given.text, &levels))?
+            .to_owned(),
+    }))
+}
+
+/// The program that is named, or the first one of its name in PATH.
+fn program(sources: &Sources<'_>, args: &ServeArgs) -> Result<PathBuf> {
+    let given = sources.pick(
+        "--opencode-bin",
+        args.opencode_bin.as_deref(),
+        "OPENWORK_OPENCODE_BIN",
+        "opencodeBin",
+        sources.file.json.opencode_bin.clone(),
+    )?;
+    let is_program = |path: &Path| {
+        path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let (place, name, base) = match &given {
+        Some(given) => (given.place.as_str(), given.text.as_str(), sources.base(given.source)),
+        None => ("--opencode-bin", "opencode", sources.current_dir),
+    };
+    let path = if name.contains('/') {
+        values::absolute(place, base, name)?
+    } else {
+        let folders = sources.var("PATH")?.unwrap_or_default();
+        let mut found = folders.split(':').filter(|folder| folder.starts_with('/'));
+        let found =
+            found.find_map(|folder| Some(Path::new(folder).join(name)).filter(|path| is_program(path)));
+        let problem = format!("there is no program {name} in PATH; install OpenCode or name its program");
+        found.ok_or_else(|| Error::config(place, problem))?
+    };
+    if is_program(&path) {
+        return Ok(path);
+    }
+    let problem = if path.exists() { "is not an executable file" } else { "does not exist" };
+    Err(Error::config(place, format!("{} {problem}", path.display())))
+}
+
+/// `env.json`, which OpenWork's orchestrator gives to its OpenCode.
+#[derive(Deserialize)]
+struct EnvFile {
+    #[serde(default)]
+    variables: Vec<Variable>,
+}
+
+#[derive(Deserialize)]
+struct Variable {
+    key: String,
+    value: String,
+}
+
+/// The environment of OpenCode: what any program needs, the keys of model providers, the variables that `wanted` names and
+/// those of `~/.config/openwork/env.json`. `names` are those of our own environment.
+///
+/// # Errors
+/// `Config` for a name in `wanted` that OpenCode must not get, and for an `env.json` that cannot be read.
+pub fn opencode_env(
+    home: &Path,
+    env: Lookup<'_>,
+    names: &[String],
+    wanted: &[String],
+) -> Result<Vec<(String, String)>> {
+    if let Some(name) = wanted.iter().find(|name| is_kept(name)) {
+        let problem = format!("{name} is for the server alone; OpenCode must not get it");
+        return Err(Error::config("--opencode-env", problem));
+    }
+    let mut all: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: String| {
+        all.retain(|(known, _)| known != name);
+        all.push((name.to_owned(), value));
+    };
+    let text = |name: &str| env(name).and_then(|value: OsString| value.into_string().ok());
+    for name in names.iter().filter(|name| is_passed(name) || wanted.contains(name)) {
+        if let Some(value) = text(name) {
+            set(name, value);
+        }
+    }
+    if text("HOME").is_none() {
+        set("HOME", home.to_string_lossy().into_owned());
+    }
+    // As of the orchestrator: plugins look at them.
+    set("OPENCODE_CLIENT", "openwork-orchestrator".to_owned());
+    set("OPENWORK", "1".to_owned());
+    let path = home.join(".config/openwork/env.json");
+    if let Some(bytes) = file::read_optional(&path, VARIABLES_BYTES)? {
+        let wrong =
+            |error: serde_json::Error| Error::config(path.display(), format!("cannot be read: {error}"));
+        let file: EnvFile = object::one(&mut serde_json::Deserializer::from_slice(&bytes)).map_err(wrong)?;
+        for Variable { key, value } in file.variables.into_iter().filter(|one| !is_kept(&one.key)) {
+            set(&key, value);
+        }
+    }
+    check_env_vars(all.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+        .map_err(|error| Error::config("the environment of OpenCode", error.message()))?;
+    Ok(all)
+}
+
+fn is_kept(name: &str) -> bool {
+    KEPT.contains(&name) || KEPT_STARTS.iter().any(|start| name.starts_with(start))
+}
+
+fn is_passed(name: &str) -> bool {
+    let passed = PASSED.contains(&name)
+        || PASSED_STARTS.iter().any(|start| name.starts_with(start))
+        || PASSED_ENDS.iter().any(|end| name.ends_with(end));
+    passed && !is_kept(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    fn chosen(env: &[(&str, &str)], wanted: &[&str], file: Option<&str>) -> Result<Vec<String>> {
+        let home = Scratch::new();
+        if let Some(text) = file {
+            file::create_dir_private(&home.join(".config/openwork")).unwrap();
+            file::replace(&home.join(".config/openwork/env.json"), text.as_bytes(), 0o600).unwrap();
+        }
+        let names: Vec<String> = env.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        let lookup =
+            |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+        let all = opencode_env(&home, &lookup, &names, &wanted)?;
+        Ok(all.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+    }
+
+    #[test]
+    fn opencode_gets_keys_of_providers_and_no_token_of_ours() {
+        let env = [
+            ("HOME", "/h"),
+            ("ANTHROPIC_API_KEY", "k"),
+            ("https_proxy", "p"),
+            ("OPENWORK_HOST_TOKEN", "t"),
+            ("OPENWRK_RUN_ID", "t"),
+            ("BERTH_DATA_DIR", "d"),
+            ("LISTEN_FDS", "1"),
+            ("OPENCODE_SERVER_PASSWORD", "s"),
+            ("OPENCODE_CONFIG", "c"),
+            ("GITHUB_TOKEN", "g"),
+            ("JWT_SECRET", "j"),
+        ];
+        let always = ["OPENCODE_CLIENT=openwork-orchestrator", "OPENWORK=1"];
+        let passed = ["HOME=/h", "ANTHROPIC_API_KEY=k", "https_proxy=p", "OPENCODE_CONFIG=c"];
+        assert_eq!(chosen(&env, &[], None).unwrap(), [&passed[..], &always].concat());
+        assert!(chosen(&env, &["GITHUB_TOKEN"], None).unwrap().contains(&"GITHUB_TOKEN=g".to_owned()));
+        for kept in ["OPENWORK_TOKEN", "BERTH_DATA_DIR", "JWT_SECRET"] {
+            assert!(chosen(&env, &[kept], None).unwrap_err().message().contains(kept));
+        }
+    }
+
+    #[test]
+    fn variables_of_the_orchestrators_file_are_passed() {
+        let text = r#"{"version": 1, "variables": [{"key": "A", "value": "1"}, {"key": "OPENWORK_TOKEN", "value": "x"}]}"#;
+        let all = chosen(&[("HOME", "/h")], &[], Some(text)).unwrap();
+        assert!(all.contains(&"A=1".to_owned()) && !all.iter().any(|one| one.contains("TOKEN")), "{all:?}");
+        for wrong in ["[]", "{", r#"{"variables": [{"key": "A=B", "value": "1"}]}"#] {
+            chosen(&[], &[], Some(wrong)).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The OpenCode that the server runs itself: `opencode serve`, in a cgroup and with a memory limit of its own, watched and
+//! started again when it ends. In reading order: `supervise` (its life), `output` (its log, and where it says that it
+//! listens). How calls reach it is `opencode`'s business; [`crate::opencode::Managed`] is what both share.
+//!
+//! **Invariant:** it never gets a token of ours, and nothing of it outlives a server that ends. What a killed server
+//! leaves is in the server's cgroup tree, whose next start ends everything that nobody takes over.
+//!
+//! Threads: `opencode`, and `opencode-output` for each process. Locks: the
+//! process that runs now, and those of [`crate::opencode::Managed`]; leaves.
+
+mod output;
+mod supervise;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Result, limits};
+use crate::opencode::{Managed, Upstreams};
+use crate::proc::{Cancel, Cgroups, Limits, Reach, Whom};
+use crate::store::file;
+
+/// When an OpenCode that has ended is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// Until it has ended [`ENDS`] times within [`ENDS_WITHIN`].
+    OnFailure,
+    /// However often it ends.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// So many ends within [`ENDS_WITHIN`] are a failure.
+pub const ENDS: usize = 5;
+/// The time in which ends are counted.
+pub const ENDS_WITHIN: Duration = Duration::from_secs(300);
+/// The longest pause before a start.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How OpenCode is run.
+#[derive(Clone)]
+pub struct Plan {
+    /// Its program, an absolute path.
+    pub program: PathBuf,
+    /// The folder that it is started in: the first workspace.
+    pub folder: PathBuf,
+    /// Where it is to listen; 0: it chooses.
+    pub port: u16,
+    /// Its environment, without its credential.
+    pub env: Vec<(String, String)>,
+    /// For basic authentication.
+    pub username: String,
+    /// For basic authentication; a random one if none was passed in.
+    pub password: Option<String>,
+    /// The password came with a flag or the environment.
+    pub password_is_shared: bool,
+    /// The most memory that it may use with all it starts; half of the machine's if none is named.
+    pub memory_bytes: Option<u64>,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// How long a start may take.
+    pub start_timeout: Duration,
+    /// What it logs: DEBUG, INFO, WARN or ERROR.
+    pub log_level: String,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plan({})", self.program.display())
+    }
+}
+
+/// A change of its state, for events and the audit log.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The word of the new state: `starting`, `running`, `ended`, `failed` or `stopped`.
+    pub state: &'static str,
+    /// One line for people, without secrets.
+    pub summary: String,
+    /// Its process, where there is one.
+    pub pid: Option<i32>,
+    /// Its version, once that is known.
+    pub version: Option<String>,
+}
+
+/// What the supervisor needs of the server.
+pub struct Surroundings {
+    /// Where its cgroup is made.
+    pub cgroups: Cgroups,
+    /// The way to it.
+    pub upstreams: Arc<Upstreams>,
+    /// The folder of its log.
+    pub folder: PathBuf,
+    /// Tokens of the server, which must not appear in the log.
+    pub secrets: Vec<String>,
+    /// Is told of each change.
+    pub tell: Box<dyn Fn(&Change) + Send>,
+}
+
+/// The process that runs at this moment, for an end that cannot wait.
+type Current = Arc<Mutex<Option<Reach>>>;
+
+/// The supervisor. Dropping it ends OpenCode with all that it started.
+pub struct Supervised {
+    stop: Cancel,
+    current: Current,
+    _thread: JoinOnDrop,
+}
+
+impl Plan {
+    /// The state that callers see, before the first start.
+    ///
+    /// # Errors
+    /// `Config` for a memory limit that this machine cannot enforce; when the kernel has no random bytes.
+    pub fn managed(&self, cgroups: &Cgroups) -> Result<Managed> {
+        let password = match &self.password {
+            Some(password) => password.clone(),
+            None => crate::access::credentials::random::<32>()?,
+        };
+        let wanted = Limits { memory_bytes: Some(self.memory_limit(cgroups)), ..Limits::default() };
+        let missing = cgroups.enforcement().missing(&wanted);
+        if let (Some(_), Some((_, why))) = (self.memory_bytes, missing.first()) {
+            let problem = format!("this machine cannot enforce a memory limit: {why}");
+            return Err(crate::base::Error::config("--opencode-memory", problem));
+        }
+        let memory = wanted.memory_bytes.filter(|_| missing.is_empty());
+        Managed::new((self.username.clone(), password), self.password_is_shared, memory)
+    }
+
+    fn memory_limit(&self, cgroups: &Cgroups) -> u64 {
+        self.memory_bytes.unwrap_or(cgroups.capacity().memory_bytes / 2)
+    }
+}
+
+/// Where its log is, in the data folder.
+pub fn log_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("host").join(output::LOG)
+}
+
+impl Supervised {
+    /// Starts OpenCode, and returns at once; `managed` shows how far it is.
+    ///
+    /// # Errors
+    /// When the log's folder cannot be made, or a thread cannot be started.
+    pub fn start(plan: Plan, managed: Arc<Managed>, surroundings: Surroundings) -> Result<Supervised> {
+        file::create_dir_private(&surroundings.folder)?;
+        let stop = Cancel::new()?;
+        let current = Current::default();
+        let supervisor =
+            supervise::Supervisor::new(plan, managed, surroundings, stop.clone(), current.clone());
+        let thread = spawn("opencode".into(), limits::STACK, move || supervisor.run())?;
+        Ok(Supervised { stop, current, _thread: thread })
+    }
+
+    /// Kills it with all that it started, for a server that exits at once.
+    pub fn killer(&self) -> impl FnOnce() + Send + use<> {
+        let (stop, current) = (self.stop.clone(), self.current.clone());
+        move || {
+            stop.cancel();
+            if let Some(reach) = lock(&current).as_ref() {
+                reach.signal(Signal::KILL, Whom::All);
+            }
+        }
+    }
+
+    /// Has it end, without waiting for that.
+    pub fn stop_soon(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,241 @@
+//! What OpenCode prints: the line with its address, and everything for the log, line by line, without secrets and within
+//! a budget. Its output is always read, so that a full pipe never stops it; a flood costs a bounded share of the
+//! processor and of the disk.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use memchr::memchr;
+
+use crate::base::logging;
+use crate::base::redact::Redactor;
+use crate::base::thread::lock;
+use crate::proc::{Sink, Waker};
+use crate::store::rolling::RollingLog;
+
+/// The log's name.
+pub(super) const LOG: &str = "opencode.log";
+/// The size of each of the log's two files.
+pub(super) const LOG_BYTES: u64 = 1 << 20;
+/// The longest line that is looked at; the rest of a longer one is dropped.
+const LINE_BYTES: usize = 8 << 10;
+/// Cut off the end of a line that is too long: a secret may be cut in two there.
+const TORN_BYTES: usize = 256;
+/// The bytes that are looked at in [`BUDGET_TIME`]; all others are dropped, and the log tells how many.
+const BUDGET_BYTES: usize = 256 << 10;
+const BUDGET_TIME: Duration = Duration::from_secs(1);
+/// What OpenCode prints in front of its address.
+const LISTENING: &str = "listening on http://";
+
+/// What is known from its output.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Where it says that it listens; an address that cannot be used is an error.
+    pub(super) address: Option<Result<SocketAddr, String>>,
+    /// Its last line on standard error.
+    pub(super) last_error: Option<String>,
+}
+
+/// What the two streams of a process share.
+pub(super) struct Output {
+    log: Mutex<Option<RollingLog>>,
+    redactor: Redactor,
+    heard: Mutex<Heard>,
+    budget: Mutex<Budget>,
+    /// Woken when the address is known.
+    news: Arc<Waker>,
+}
+
+struct Budget {
+    since: Instant,
+    left: usize,
+    dropped: u64,
+}
+
+/// One of its streams.
+pub(super) struct Stream<'a> {
+    output: &'a Output,
+    is_error: bool,
+    line: Vec<u8>,
+    /// Up to the next line break everything is dropped.
+    too_long: bool,
+}
+
+impl Output {
+    pub(super) fn new(log: Option<RollingLog>, redactor: Redactor, news: Arc<Waker>) -> Output {
+        let budget = Budget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
+        Output { log: Mutex::new(log), redactor, heard: Mutex::default(), budget: Mutex::new(budget), news }
+    }
+
+    pub(super) fn stream(&self, is_error: bool) -> Stream<'_> {
+        Stream { output: self, is_error, line: Vec::new(), too_long: false }
+    }
+
+    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
+        lock(&self.heard)
+    }
+
+    /// A line of the supervisor's own.
+    pub(super) fn note(&self, text: &str) {
+        let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        let mut log = lock(&self.log);
+        let Some(Err(error)) = log.as_mut().map(|log| log.line(&format!("{time} {text}"))) else { return };
+        // A full disk must not stop OpenCode, nor fill our own log.
+        log::warn!("OpenCode's log is not written any more: {error}");
+        *log = None;
+    }
+
+    /// Takes bytes from the budget; how many of them may be looked at.
+    fn grant(&self, wanted: usize) -> usize {
+        let mut budget = lock(&self.budget);
+        if budget.since.elapsed() >= BUDGET_TIME {
+            let dropped = std::mem::take(&mut budget.dropped);
+            *budget = Budget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
+            if dropped > 0 {
+                self.note(&format!("(too much output: {dropped} bytes are not here)"));
+            }
+        }
+        let granted = wanted.min(budget.left);
+        budget.left -= granted;
+        budget.dropped += (wanted - granted) as u64;
+        granted
+    }
+}
+
+impl Sink for Stream<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        let granted = self.output.grant(bytes.len());
+        let mut rest = &bytes[..granted];
+        while let Some(end) = memchr(b'\n', rest) {
+            self.add(&rest[..end]);
+            self.end_line();
+            rest = &rest[end + 1..];
+        }
+        self.add(rest);
+        if granted < bytes.len() && !self.line.is_empty() {
+            // What follows belongs to another line.
+            self.too_long = true;
+            self.end_line();
+        }
+    }
+}
+
+impl Stream<'_> {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = LINE_BYTES.saturating_sub(self.line.len());
+        self.too_long |= bytes.len() > room;
+        self.line.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    fn end_line(&mut self) {
+        let bytes = std::mem::take(&mut self.line);
+        let torn = std::mem::take(&mut self.too_long);
+        let text = String::from_utf8_lossy(&bytes);
+        let text = text.trim_end();
+        if text.is_empty() {
+            return;
+        }
+        if !self.is_error {
+            self.listen(text);
+        }
+        let mut hidden = logging::one_line(&self.output.redactor.text(text));
+        if torn {
+            let end = hidden.len().saturating_sub(TORN_BYTES);
+            let end = (0..=end).rev().find(|at| hidden.is_char_boundary(*at)).unwrap_or(0);
+            hidden.truncate(end);
+            hidden.push('…');
+        }
+        self.output.note(&hidden);
+        if self.is_error {
+            lock(&self.output.heard).last_error = Some(hidden);
+        }
+    }
+
+    /// Notes the address of the first line that names one: what programs of the agent print later cannot move it.
+    fn listen(&self, text: &str) {
+        let Some((_, rest)) = text.split_once(LISTENING) else { return };
+        let mut heard = lock(&self.output.heard);
+        if heard.address.is_none() {
+            heard.address = Some(address(rest));
+            self.output.news.wake();
+        }
+    }
+}
+
+impl Drop for Stream<'_> {
+    /// Its last words may lack the line break.
+    fn drop(&mut self) {
+        self.end_line();
+    }
+}
+
+/// The address in front of whatever follows it.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let end = text.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(text.len());
+    let text = &text[..end];
+    let shown = logging::one_line(&text.chars().take(100).collect::<String>());
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let address: Option<SocketAddr> = numeric.as_deref().unwrap_or(text).parse().ok();
+    let address = address.filter(|address| address.port() != 0);
+    let address =
+        address.ok_or_else(|| format!("it says that it listens on {shown:?}, which is no address"))?;
+    let loopback = match address.ip() {
+        IpAddr::V4(v4) => v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_loopback(),
+    };
+    if loopback { Ok(address) } else { Err(format!("it listens on {shown}, which other machines can reach")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(secrets: &[&str]) -> Output {
+        let redactor = Redactor::knowing(secrets.iter().copied());
+        Output::new(None, redactor, Arc::new(Waker::new().unwrap()))
+    }
+
+    #[test]
+    fn the_first_address_counts_and_must_be_on_loopback() {
+        let output = output(&[]);
+        let mut stream = output.stream(false);
+        stream.take(b"Warning: x\nopencode server listen");
+        stream.take(b"ing on http://127.0.0.1:4096\r\nlistening on http://127.0.0.1:1\n");
+        assert_eq!(output.heard().address, Some(Ok("127.0.0.1:4096".parse().unwrap())));
+        assert_eq!(address("localhost:7/x"), Ok("127.0.0.1:7".parse().unwrap()));
+        assert_eq!(address("[::1]:7 and more"), Ok("[::1]:7".parse().unwrap()));
+        for wrong in
+            ["0.0.0.0:4096", "10.0.0.1:4096", "127.0.0.1:0", "127.0.0.1", "evil.example:80", "", "[::]:1"]
+        {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_last_error_is_kept_without_secrets_and_in_bounds() {
+        let output = output(&["s3cret-s3cret"]);
+        let mut stream = output.stream(true);
+        stream.take(b"first\nkey is s3cret-s3cret \x1b[31m\n\n");
+        assert_eq!(output.heard().last_error.as_deref(), Some("key is ******** \\u{1b}[31m"));
+        stream.take(&[b'x'; LINE_BYTES - 5]);
+        stream.take(b"s3cret-s3cret\n");
+        let line = output.heard().last_error.clone().unwrap();
+        assert!(line.len() < LINE_BYTES && !line.contains("s3cr"), "{line}");
+        stream.take(b"no break");
+        drop(stream);
+        assert_eq!(output.heard().last_error.as_deref(), Some("no break"));
+    }
+
+    #[test]
+    fn a_flood_is_dropped() {
+        let output = output(&[]);
+        let mut stream = output.stream(true);
+        let begun = Instant::now();
+        for _ in 0..1000 {
+            stream.take(&[b'\n'; 64 << 10]);
+            stream.take(&[b'y'; 64 << 10]);
+        }
+        assert!(stream.line.len() <= LINE_BYTES && begun.elapsed() < Duration::from_secs(5));
+    }
+}

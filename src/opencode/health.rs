@@ -1,0 +1,51 @@
+//! Whether an OpenCode answers: `/global/health`, with a deadline for the whole answer. OpenCode accepts requests before it
+//! can answer them, and 1.18.34 never answers some that arrive during its first start.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::target::Target;
+use super::upstream::{Answer, Call, Payload, Rest, Upstreams};
+use crate::base::{Code, Error, Result};
+use crate::proc::Cancel;
+
+/// More than any version's answer.
+const ANSWER_BYTES: u64 = 64 << 10;
+
+/// The version of an OpenCode that answers within `patience`.
+///
+/// # Errors
+/// `OpencodeUnreachable` with the answer's status where it is not that of a healthy OpenCode; those of
+/// [`Upstreams::call`].
+pub fn version(
+    upstreams: &Upstreams,
+    target: &Target,
+    patience: Duration,
+    gone: Cancel,
+) -> Result<Option<String>> {
+    let call = Call {
+        method: "GET",
+        path_and_query: "/global/health".to_owned(),
+        headers: Vec::new(),
+        directory: None,
+        upgrade: None,
+    };
+    let watch = upstreams.watch_for(&call, gone, patience);
+    watch.end_by(Instant::now() + patience);
+    let Answer { status, rest, .. } = upstreams.call(target, &call, Payload::None, &watch)?;
+    let mut bytes = Vec::new();
+    if let Rest::Body(body, _) = rest {
+        body.take(ANSWER_BYTES).read_to_end(&mut bytes).map_err(|error| {
+            Error::new(Code::OpencodeUnreachable, "/global/health broke off").because(error)
+        })?;
+    }
+    let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    if status != 200 || answer["healthy"] != true {
+        let message =
+            format!("/global/health answered {status}, which is not the answer of a healthy OpenCode");
+        return Err(Error::new(Code::OpencodeUnreachable, message));
+    }
+    Ok(answer["version"].as_str().map(|version| version.chars().take(64).collect()))
+}

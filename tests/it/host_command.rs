@@ -1,0 +1,461 @@
+//! `berth host`: the server and its OpenCode as one command, for a person and for an orchestrator.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::managed::standin;
+use crate::opencode_serve::{VERSIONS, program};
+use crate::procs::{self, alive, naming, secs, wait_for};
+use crate::scratch::Scratch;
+use crate::server::{BINARY, Ended, Printed, run};
+
+const TOKEN: &str = "it-host-client-20c4";
+const HOST_TOKEN: &str = "it-host-owner-91fa";
+
+/// A folder with a data folder, a home and a workspace, and the commands in it.
+struct Place {
+    scratch: Scratch,
+    program: PathBuf,
+    how: String,
+}
+
+impl Place {
+    fn new(program: &Path) -> Place {
+        let scratch = Scratch::new();
+        scratch.folder("home");
+        Place { scratch, program: program.to_owned(), how: String::new() }
+    }
+
+    fn misbehaving(how: &str) -> Place {
+        Place { how: how.to_owned(), ..Place::new(&standin()) }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.scratch.path().join("data")
+    }
+
+    fn command(&self, binary: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(binary.as_ref());
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", self.scratch.path().join("home"))
+            .env("BERTH_DATA_DIR", self.data())
+            .env("OPENCODE_DISABLE_AUTOUPDATE", "1")
+            .env("OPENCODE_DISABLE_MODELS_FETCH", "1")
+            .env("OPENCODE_DISABLE_LSP_DOWNLOAD", "1")
+            .env("OPENCODE_STANDIN", &self.how)
+            .env("OPENWORK_OPENCODE_BIN", &self.program)
+            .current_dir(self.scratch.path());
+        command
+    }
+
+    fn host(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(BINARY);
+        command.arg("host").args(arguments);
+        command
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> Ended {
+        run(&mut self.host(arguments), secs(150))
+    }
+
+    /// Starts it, and waits for its document.
+    #[track_caller]
+    fn start(&self, arguments: &[&str]) -> (Running, Value) {
+        let all = [&["start", "--json", "--openwork-port=0", "--workspace=work"], arguments].concat();
+        let mut command = self.host(&all);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (out, err) =
+            (Printed::follow(child.stdout.take().unwrap()), Printed::follow(child.stderr.take().unwrap()));
+        let running = Running { child, out, err };
+        let document = wait_for("the document", secs(120), || serde_json::from_str(&running.out.text()).ok());
+        (running, document)
+    }
+}
+
+struct Running {
+    child: Child,
+    out: Arc<Printed>,
+    err: Arc<Printed>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        procs::signal(self.child.id(), Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn client(url: &Value, token: &str) -> Client {
+    let address = url.as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
+    Client::new(address).with("Authorization", &format!("Bearer {token}"))
+}
+
+#[test]
+fn checks_are_ok_with_real_versions_and_leave_the_workspace_as_it_is() {
+    for version in VERSIONS {
+        let place = Place::new(&program(version));
+        let arguments = ["--check", "--check-events", "--openwork-port=0", "--workspace=new/work"];
+        let ended = place.run(&arguments);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Checks: ok\n"), "{ended:?}");
+        for step in [
+            "health",
+            "workspaces",
+            "config",
+            "approvals",
+            "opencode.health",
+            "opencode.session",
+            "opencode.events",
+            "proxy.health",
+            "proxy.session",
+            "proxy.events",
+        ] {
+            assert!(ended.stderr.contains(&format!("\nok {step} ")), "{step}: {ended:?}");
+        }
+        assert_eq!(fs::read_dir(place.scratch.path().join("new/work")).unwrap().count(), 0);
+        let places = place.scratch.path().to_str().unwrap();
+        wait_for("its end", secs(5), || naming(places).is_empty().then_some(()));
+    }
+}
+
+#[test]
+fn failed_checks_tell_why() {
+    let place = Place::misbehaving("dies");
+    let ended = place.run(&["--check", "--openwork-port=0"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), "Checks: failed\n"), "{ended:?}");
+    assert!(ended.stderr.contains("fail opencode: exit code 7; its last error: the reason"), "{ended:?}");
+    let place = Place::misbehaving("silent");
+    let begun = Instant::now();
+    let ended = place.run(&["--check", "--openwork-port=0", "--start-timeout=3"]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("did not answer within 3 s"), "{ended:?}");
+    assert!(begun.elapsed() < secs(15), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_document_stands_alone_and_leads_to_everything() {
+    let place = Place::misbehaving("");
+    let (running, document) = place.start(&["--connect-host=box.example", "--run-id=it-run"]);
+    let openwork = &document["openwork"];
+    let owner = client(&openwork["baseUrl"], openwork["hostToken"].as_str().unwrap());
+    let state = owner.get(200, "/status")["opencode"].clone();
+    assert_eq!(state["url"], document["opencode"]["baseUrl"], "{document}");
+    assert_eq!((&document["runId"], &document["opencode"]["version"]), (&"it-run".into(), &"9.9.9".into()));
+    assert_eq!(document["opencode"].get("password"), None, "{document}");
+    let connect = openwork["connectUrl"].as_str().unwrap();
+    assert!(connect.starts_with("http://box.example:"), "{document}");
+    let path = document["opencode"]["connectUrl"].as_str().unwrap().strip_prefix(connect).unwrap();
+    let health = format!("{path}/global/health");
+    assert_eq!(
+        client(&openwork["baseUrl"], openwork["token"].as_str().unwrap()).get(200, &health)["healthy"],
+        true
+    );
+    // Secrets are in the document alone.
+    for secret in [&openwork["token"], &openwork["hostToken"]] {
+        let secret = secret.as_str().unwrap();
+        assert!(!running.err.text().contains(secret), "{}", running.err.text());
+        assert!(!procs::arguments(running.child.id()).join(" ").contains(secret));
+    }
+
+    // It is found by its data folder.
+    let told = place.run(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!(
+        (told.code, &status["ok"], &status["opencode"]["ok"]),
+        (Some(0), &true.into(), &true.into()),
+        "{status}"
+    );
+    let made = place.run(&["connect", "--scope=viewer", "--expires=600", "--json"]);
+    let artefact: Value = serde_json::from_str(&made.stdout).unwrap();
+    assert_eq!(artefact["kind"], "openwork.connect.v1", "{artefact}");
+    let viewer = client(&artefact["hostUrl"], artefact["token"].as_str().unwrap());
+    let actor = viewer.get(200, "/whoami")["actor"].clone();
+    assert!(
+        actor["scope"] == "viewer" && actor["expiresAt"].is_u64() && actor["workspaceIds"].is_array(),
+        "{actor}"
+    );
+
+    // OpenCode's death is seen, and its return.
+    let opencode = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
+    procs::kill(opencode);
+    wait_for("another start", secs(60), || {
+        let state = owner.get(200, "/status")["opencode"].clone();
+        (state["state"] == "running" && state["starts"] == 2).then_some(())
+    });
+    let second = place.run(&["start", "--openwork-port=0", "--workspace=work"]);
+    assert!(
+        second.code == Some(2) && second.stdout.is_empty() && second.stderr.contains("another berth"),
+        "{second:?}"
+    );
+
+    let stopped = place.run(&["stop", "--json"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert!(!alive(running.child.id()));
+    for command in ["status", "stop", "connect"] {
+        let none = place.run(&[command]);
+        assert!(
+            none.code == Some(1) && none.stderr.contains("No host runs with the data folder"),
+            "{none:?}"
+        );
+    }
+    let none = place.run(&["status", "--json"]);
+    assert_eq!(none.code, Some(1));
+    assert_eq!(serde_json::from_str::<Value>(&none.stdout).unwrap()["ok"], false);
+}
+
+#[test]
+fn a_failed_opencode_is_no_end_of_the_host() {
+    let place = Place::misbehaving("dies");
+    let (_running, document) = place.start(&["--opencode-restart=never"]);
+    let status = place.run(&["status"]);
+    assert!(status.code == Some(1) && status.stdout.contains("exit code 7"), "{status:?}");
+    let opencode = &document["opencode"];
+    assert_eq!((&opencode["state"], opencode["error"].is_string()), (&"failed".into(), true), "{document}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_that_names_who_has_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let ended = Place::misbehaving("").run(&["start", &format!("--openwork-port={port}")]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let holder = format!("process {} (", std::process::id());
+    assert!(ended.stderr.contains(&holder) && ended.stderr.contains(&port.to_string()), "{ended:?}");
+}
+
+/// The line that OpenWork's desktop has, but for what it adds for a container.
+#[test]
+fn the_desktops_command_line_detaches_through_a_link() {
+    let place = Place::misbehaving("");
+    let link = place.scratch.path().join("openwork-orchestrator");
+    symlink(BINARY, &link).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut command = place.command(&link);
+    command.args(["start", "--workspace", "work", "--approval", "auto", "--no-opencode-auth"]);
+    command.args(["--opencode-router", "true", "--detach", "--openwork-host", "0.0.0.0", "--openwork-port"]);
+    command.args([
+        &port,
+        "--openwork-token",
+        TOKEN,
+        "--openwork-host-token",
+        HOST_TOKEN,
+        "--run-id",
+        "it-run",
+    ]);
+    let ended = run(&mut command, secs(120));
+    assert!(ended.code == Some(0) && ended.stdout.contains("Detached (process "), "{ended:?}");
+    let url = Value::from(format!("http://127.0.0.1:{port}"));
+    assert_eq!(client(&url, TOKEN).get(200, "/health")["ok"], true);
+    let made = client(&url, HOST_TOKEN).post(201, "/tokens", serde_json::json!({"scope": "owner"}));
+    assert!(made["token"].is_string());
+    for _ in 0..1000 {
+        client(&url, TOKEN).get(200, "/opencode/global/health");
+    }
+    // No command line of the machine has a token in it.
+    for pid in procs::all() {
+        let words = procs::arguments(pid).join(" ");
+        assert!(!words.contains(TOKEN) && !words.contains(HOST_TOKEN), "{words}");
+    }
+    let log = fs::read_to_string(place.data().join("host/host.log")).unwrap();
+    assert!(log.contains("listening on") && !log.contains(TOKEN), "{log}");
+
+    // The orchestrator's own words for a client.
+    let asked = |words: &[&str]| {
+        let mut command = place.command(&link);
+        command.args(words).args(["--openwork-url", url.as_str().unwrap(), "--host-token", HOST_TOKEN]);
+        run(&mut command, secs(60))
+    };
+    let status = asked(&["status", "--json", "--verbose"]);
+    let report: Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!((status.code, &report["openwork"]["ok"]), (Some(0), &true.into()), "{status:?}");
+    let list = asked(&["approvals", "list"]);
+    let report: Value = serde_json::from_str(&list.stdout).unwrap();
+    assert_eq!((list.code, report["items"].is_array()), (Some(0), true), "{list:?}");
+    let unknown = asked(&["approvals", "reply", "nothing", "--allow"]);
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    let version = run(place.command(&link).arg("--version"), secs(20));
+    assert_eq!((version.code, version.stdout.trim()), (Some(0), env!("CARGO_PKG_VERSION")));
+
+    let stopped = place.run(&["stop"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    let places = place.scratch.path().to_str().unwrap();
+    wait_for("its end", secs(5), || naming(places).is_empty().then_some(()));
+    let files: Vec<_> =
+        fs::read_dir(place.data().join("host")).unwrap().flatten().map(|file| file.file_name()).collect();
+    assert!(!files.iter().any(|name| name == "state.json"), "{files:?}");
+}
+
+#[test]
+fn detaching_fails_as_the_command_would() {
+    let place = Place::misbehaving("");
+    let ended = place.run(&["start", "--detach", "--approval=perhaps"]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("--approval"), "{ended:?}");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("--openwork-port={}", listener.local_addr().unwrap().port());
+    let ended = place.run(&["start", "--detach", &port]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("listens there"), "{ended:?}");
+    let place = Place::misbehaving("dies");
+    let ended = place.run(&["start", "--detach", "--openwork-port=0", "--opencode-restart=never"]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("exit code 7"), "{ended:?}");
+    assert_eq!(place.run(&["stop"]).code, Some(0), "the host runs");
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (arguments, wanted) in [
+        (vec!["frobnicate"], "frobnicate: unknown command"),
+        (vec!["start", "--frobnicate"], "--frobnicate: unknown flag"),
+        (vec!["start", "stray"], "stray: unexpected argument"),
+        (vec!["start", "--opencode-host=0.0.0.0"], "--opencode-host: \"0.0.0.0\""),
+        (vec!["start", "--remote-access", "--openwork-port=0"], "there are no tokens yet"),
+    ] {
+        let ended = Place::misbehaving("").run(&arguments);
+        assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{arguments:?}: {ended:?}");
+    }
+}
+
+/// What stands in the daemon's state file.
+fn kept(place: &Place) -> Value {
+    let text = fs::read(place.data().join("openwork-orchestrator-state.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// The desktop's other line: its router, found by its state file.
+#[test]
+fn the_desktops_daemon_serves_the_router_and_ends_when_asked() {
+    let place = Place::misbehaving("");
+    let link = place.scratch.path().join("openwork-orchestrator");
+    symlink(BINARY, &link).unwrap();
+    let work = place.scratch.folder("work");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let data = place.data();
+    let mut command = place.command(&link);
+    command.args(["daemon", "run", "--data-dir", data.to_str().unwrap(), "--daemon-host", "127.0.0.1"]);
+    command.args(["--daemon-port", &port, "--opencode-bin"]).arg(&place.program);
+    command.args(["--opencode-host", "127.0.0.1", "--opencode-workdir"]).arg(&work).arg("--allow-external");
+    command.args(["--cors", "*"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (out, err) =
+        (Printed::follow(child.stdout.take().unwrap()), Printed::follow(child.stderr.take().unwrap()));
+    let mut running = Running { child, out, err };
+    let line = running.out.line_with("daemon running on", secs(30));
+    assert_eq!(
+        line,
+        Some(format!("orchestrator daemon running on 127.0.0.1:{port}")),
+        "{}",
+        running.err.text()
+    );
+    let router = Client::new(format!("127.0.0.1:{port}").parse().unwrap());
+    let health = wait_for("an OpenCode", secs(60), || {
+        Some(router.get(200, "/health")).filter(|health| health["opencode"].is_object())
+    });
+    assert_eq!((&health["ok"], &health["workspaceCount"]), (&true.into(), &0.into()), "{health}");
+    assert_eq!(health["daemon"]["port"], port.parse::<u16>().unwrap());
+
+    let folder = place.scratch.path().join("made here");
+    let made = router.post(200, "/workspaces", serde_json::json!({"path": folder, "name": "first"}));
+    let id = made["workspace"]["id"].as_str().unwrap();
+    assert!(folder.is_dir() && id.starts_with("ws-") && made["activeId"] == id, "{made}");
+    let remote = serde_json::json!({"baseUrl": "http://127.0.0.1:1/", "directory": "/d"});
+    let far = router.post(200, "/workspaces/remote", remote)["workspace"].clone();
+    assert_eq!((&far["workspaceType"], &far["baseUrl"]), (&"remote".into(), &"http://127.0.0.1:1".into()));
+    let answer =
+        router.post(200, &format!("/workspaces/{}/activate", far["id"].as_str().unwrap()), Value::Null);
+    assert_eq!(answer["activeId"], far["id"]);
+    assert_eq!(router.get(200, "/workspaces/first")["workspace"]["path"], folder.to_str().unwrap());
+    router.get(200, "/workspaces/first/path");
+    for (method, path, body, status, error) in [
+        ("GET", "/workspaces/none", None, 404, "workspace not found"),
+        ("GET", "/nothing", None, 404, "not found"),
+        ("POST", "/workspaces", Some(serde_json::json!({})), 400, "path is required"),
+        (
+            "POST",
+            "/workspaces",
+            Some(serde_json::json!({"path": "relative"})),
+            400,
+            "path must be an absolute one",
+        ),
+        (
+            "POST",
+            "/workspaces/remote",
+            Some(serde_json::json!({"baseUrl": "ftp://h"})),
+            400,
+            "baseUrl must start",
+        ),
+    ] {
+        let reply = router.call(method, path, body.as_ref());
+        let told = reply.value();
+        assert!(
+            reply.status == status && told["error"].as_str().unwrap().starts_with(error),
+            "{path}: {reply}"
+        );
+    }
+    // A page of another origin makes no folders.
+    let foreign = [("Origin", "http://evil.example"), ("Content-Type", "text/plain")];
+    let body = serde_json::json!({"path": place.scratch.path().join("evil")}).to_string();
+    assert_eq!(router.send("POST", "/workspaces", &foreign, Some(body.as_bytes())).status, 403);
+    let mut stream = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
+    assert!(!place.scratch.path().join("evil").exists());
+
+    let state = kept(&place);
+    assert_eq!((&state["version"], &state["activeId"]), (&1.into(), &far["id"]), "{state}");
+    assert_eq!(state["daemon"]["baseUrl"], format!("http://127.0.0.1:{port}"), "{state}");
+    assert_eq!(state["opencode"]["baseUrl"], health["opencode"]["baseUrl"], "{state}");
+    let opencode = u32::try_from(state["opencode"]["pid"].as_u64().unwrap()).unwrap();
+    assert_eq!(router.post(200, "/shutdown", Value::Null)["ok"], true);
+    wait_for("its end", secs(20), || running.child.try_wait().unwrap().filter(|status| status.success()));
+    assert!(!alive(opencode));
+    assert!(kept(&place).get("daemon").is_none(), "{}", kept(&place));
+}
+
+#[test]
+fn workspace_commands_start_a_daemon_if_none_runs() {
+    let place = Place::misbehaving("");
+    let asked = |words: &[&str]| {
+        let ended = run(place.command(BINARY).args(words), secs(60));
+        let answer = serde_json::from_str::<Value>(&ended.stdout).unwrap_or_default();
+        (ended.code, answer, ended.stderr)
+    };
+    let (code, _, told) = asked(&["daemon", "status"]);
+    assert!(code == Some(1) && told.contains("orchestrator daemon is not running"), "{told}");
+    let (code, answer, _) = asked(&["daemon", "stop", "--json"]);
+    assert_eq!((code, &answer["ok"]), (Some(1), &false.into()), "{answer}");
+    let (code, answer, told) = asked(&["workspace", "add", "one", "--name", "first"]);
+    assert_eq!((code, &answer["workspace"]["name"]), (Some(0), &"first".into()), "{answer}{told}");
+    let first = kept(&place)["daemon"]["pid"].clone();
+    let (code, answer, _) = asked(&["workspace", "list"]);
+    assert_eq!((code, answer["workspaces"].as_array().map(Vec::len)), (Some(0), Some(1)), "{answer}");
+    assert_eq!(asked(&["workspace", "switch", "first"]).0, Some(0));
+    let path = place.scratch.path().join("one");
+    let (code, answer, _) = asked(&["workspace", "info", path.to_str().unwrap()]);
+    assert_eq!((code, &answer["workspace"]["name"]), (Some(0), &"first".into()), "{answer}");
+    let (code, _, told) = asked(&["workspace", "info", "none"]);
+    assert!(code == Some(1) && told.contains("workspace not found"), "{told}");
+    wait_for("its OpenCode", secs(60), || {
+        (asked(&["workspace", "path", "first"]).0 == Some(0)).then_some(())
+    });
+    assert_eq!(asked(&["instance", "dispose", "first"]).0, Some(1), "the stand-in has no such call");
+    let (code, answer, _) = asked(&["daemon", "start"]);
+    assert_eq!((code, &answer["daemon"]["pid"]), (Some(0), &first), "{answer}");
+    let (code, answer, _) = asked(&["daemon", "stop"]);
+    assert_eq!((code, &answer["ok"]), (Some(0), &true.into()), "{answer}");
+    let places = place.scratch.path().to_str().unwrap();
+    wait_for("its end", secs(20), || naming(places).is_empty().then_some(()));
+}
