@@ -113,6 +113,7 @@
 //! | `files-N` | 8 | workspaces' files: lists, exports, imports, edits |
 //! | `end-N` | 16 | the end of what a request ends: a run, a terminal, a container |
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
+//! | `up` | 1, of `berth host` and `berth daemon` | OpenCode's answer, the checks, the daemon's end |
 //! | `opencode`, `opencode-output` | 1 of each | the OpenCode that the server runs, and what it prints |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
@@ -169,6 +170,9 @@
 //! <data>/workspaces/ID/import.json   while an import puts its files in place
 //! <data>/reload/ID.jsonl             the last reload events of a workspace
 //! <data>/host/opencode.log            what the OpenCode that the server runs prints, without secrets; opencode.1.log before it
+//! <data>/host/state.json              the running `berth host`: its process, its address
+//! <data>/host/host.log, daemon.log     their logs after --detach, 8 MiB and as much before it
+//! <data>/openwork-orchestrator-state.json, openwrk-state.json  the folders of `berth daemon`, as OpenWork's desktop reads them
 //! <data>/cgroup                      where the tree of groups lies
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed

@@ -37,12 +37,23 @@ pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
     match word {
         "start" | "serve" => start(rest, style),
         "status" => host_status(rest),
-        "stop" => stop(rest),
-        "connect" => connect(rest),
+        "stop" => in_json(rest, stop(rest)),
+        "connect" => in_json(rest, connect(rest)),
         other => Err(Error::config(
             other,
             "unknown command; there are host start, serve, stop, status and connect",
         )),
+    }
+}
+
+/// With `--json` a failure is a document as well.
+fn in_json(words: &[String], ended: Result<ExitCode>) -> Result<ExitCode> {
+    match ended {
+        Err(error) if error.code() != Code::Config && words.iter().any(|word| word == "--json") => {
+            super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
+            Ok(ExitCode::FAILURE)
+        }
+        ended => ended,
     }
 }
 
@@ -80,6 +91,7 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
         Ok(args) => args,
         Err(code) => return Ok(code),
     };
+    args.check_sandbox(&config::process_env)?;
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     if args.serve.workspace.is_empty() {
         let named = config::process_env("OPENWORK_WORKSPACE").and_then(|named| named.into_string().ok());
@@ -283,16 +295,9 @@ fn with_host(url: &str, host: &str) -> String {
 fn host_status(words: &[String]) -> Result<ExitCode> {
     let mut words = words.to_vec();
     if !words.iter().any(|word| word.starts_with("--openwork-url") || word == "-h" || word == "--help") {
-        let json = words.iter().any(|word| word == "--json");
-        let state = data_dir(&words).and_then(|folder| HostState::running(&folder));
-        match state {
+        match data_dir(&words).and_then(|folder| HostState::running(&folder)) {
             Ok(state) => words.push(format!("--openwork-url={}", state.url)),
-            Err(error) if error.code() == Code::Config => return Err(error),
-            Err(error) if json => {
-                super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
-                return Ok(ExitCode::FAILURE);
-            }
-            Err(error) => return Err(error),
+            Err(error) => return in_json(&words, Err(error)),
         }
     }
     status::run(&words)

@@ -168,6 +168,7 @@ Host
   --detach                   return when OpenCode answers; the host goes on, with host/host.log in --data-dir
   --log-file FILE            log there instead of standard error, 8 MiB and as much before it
   --connect-host NAME        the host in URLs that are shown
+  --sandbox WORD             what OpenCode runs in: none; auto, docker, container and berth are refused [none]
   --run-id ID                stands in every log line [OPENWORK_RUN_ID, else a new one]
   --daemon-port N            of the daemon's router; 0: any, kept in openwork-orchestrator-state.json [0]
   --opencode-workdir DIR     where the daemon starts OpenCode [the current folder]
@@ -208,6 +209,7 @@ Environment
   OPENWORK_OPENCODE_PORT     --opencode-port           OPENWORK_OPENCODE_LOG_LEVEL         --opencode-log-level
   BERTH_OPENCODE_ENV         --opencode-env            BERTH_OPENCODE_MEMORY               --opencode-memory
   BERTH_OPENCODE_RESTART     --opencode-restart        BERTH_START_TIMEOUT                 --start-timeout
+  OPENWORK_WORKSPACE         --workspace of berth host  OPENWORK_SANDBOX, OPENWRK_SANDBOX   --sandbox
   BERTH_DATA_DIR             --data-dir                BERTH_HTTP_THREADS                  --http-threads
   OPENWORK_DATA_DIR          its folder berth is the default of --data-dir
   BERTH_LISTEN               --listen                  BERTH_ALLOWED_HOSTS                 --allowed-host

@@ -3,6 +3,7 @@
 //! value, and what is unknown is skipped, with a warning.
 
 use super::args::{Parsed, ServeArgs};
+use super::sources::Lookup;
 use crate::base::{Error, Result};
 
 /// How mistakes are taken.
@@ -53,6 +54,10 @@ pub struct HostArgs {
     pub name: Option<String>,
     /// The folder of a workspace elsewhere.
     pub directory: Option<String>,
+    /// What OpenCode is to run in.
+    pub sandbox: Option<String>,
+    /// Flags that only a sandbox has a use for.
+    pub sandbox_flags: Vec<String>,
     /// What was skipped.
     pub skipped: Vec<String>,
 }
@@ -95,6 +100,16 @@ const FLAGS: &[(&str, Is)] = &[
     ("--state-file", Value),
     ("--name", Value),
     ("--directory", Value),
+    ("--sandbox", Value),
+    ("--sandbox-image", Value),
+    ("--sandbox-persist-dir", Value),
+    ("--sandbox-mount", Value),
+    ("--sandbox-network", Value),
+    ("--sandbox-memory", Value),
+    ("--sandbox-cpus", Value),
+    ("--sandbox-pids", Value),
+    ("--sandbox-user", Value),
+    ("--sandbox-server", Value),
     ("--opencode-host", Value),
     ("--opencode-auth", Switch),
     // Of the orchestrator: where it takes its programs from, and its screen.
@@ -112,7 +127,7 @@ const FLAGS: &[(&str, Is)] = &[
 ];
 
 /// The flags that [`FLAGS`] has and that people use, for the help text.
-pub const HOST_FLAGS: [&str; 18] = [
+pub const HOST_FLAGS: [&str; 19] = [
     "--openwork-host",
     "--openwork-port",
     "--openwork-token",
@@ -127,6 +142,7 @@ pub const HOST_FLAGS: [&str; 18] = [
     "--log-file",
     "--scope",
     "--expires",
+    "--sandbox",
     "--daemon-port",
     "--opencode-workdir",
     "--name",
@@ -216,6 +232,48 @@ impl HostArgs {
         Ok(Parsed::Run(host))
     }
 
+    /// Refuses a sandbox that there is not: an agent that is thought to be in one must not run outside. `named` looks up
+    /// variables.
+    ///
+    /// # Errors
+    /// `Config`.
+    pub fn check_sandbox(&self, named: Lookup<'_>) -> Result<()> {
+        let from = |variables: [&str; 2]| {
+            let found = variables.into_iter().find_map(|name| Some((name.to_owned(), named(name)?)));
+            found.filter(|(_, value)| !value.is_empty())
+        };
+        let flag = self.sandbox.as_ref().map(|value| ("--sandbox".to_owned(), value.into()));
+        let given = flag.or_else(|| from(["OPENWORK_SANDBOX", "OPENWRK_SANDBOX"]));
+        let (place, word) = given.unwrap_or_else(|| ("--sandbox".to_owned(), "none".into()));
+        let word = word.to_string_lossy();
+        let nothing =
+            "; --sandbox none runs OpenCode on the host, with the rights of the user that runs berth";
+        match &*word {
+            "none" => {}
+            "auto" => {
+                let tried =
+                    "no sandbox is available: berth, docker and container are not supported by this version";
+                return Err(Error::config(place, format!("{tried}{nothing}")));
+            }
+            "docker" | "container" | "berth" => {
+                return Err(Error::config(
+                    place,
+                    format!("{word} is not supported by this version{nothing}"),
+                ));
+            }
+            other => {
+                let problem =
+                    format!("Invalid sandbox value: {other}. Use none|auto|docker|container|berth.");
+                return Err(Error::config(place, problem));
+            }
+        }
+        let mounts = from(["OPENWORK_SANDBOX_MOUNT", "OPENWRK_SANDBOX_MOUNT"]).map(|(name, _)| name);
+        match self.sandbox_flags.first().cloned().or(mounts) {
+            Some(flag) => Err(Error::config(flag, "has no effect without a sandbox, and --sandbox is none")),
+            None => Ok(()),
+        }
+    }
+
     fn switch(&mut self, name: &str, on: bool, serve: &mut Vec<String>) {
         match name {
             "--json" => self.json = on,
@@ -237,6 +295,11 @@ impl HostArgs {
             "--log-file" => &mut self.log_file,
             "--scope" => &mut self.scope,
             "--expires" => &mut self.expires,
+            "--sandbox" => &mut self.sandbox,
+            _ if name.starts_with("--sandbox-") => {
+                self.sandbox_flags.push(name.to_owned());
+                return Ok(());
+            }
             "--daemon-port" => &mut self.daemon_port,
             "--opencode-workdir" => &mut self.opencode_workdir,
             "--state-file" => &mut self.state_file,
@@ -284,6 +347,28 @@ mod tests {
         assert_eq!((host.serve.port.as_deref(), host.serve.token.as_deref()), (Some("1234"), Some("t")));
         assert_eq!((host.serve.host_token.as_deref(), host.run_id.as_deref()), (Some("h"), Some("r")));
         assert_eq!(host.skipped, ["--no-opencode-auth", "--new-flag"]);
+    }
+
+    #[test]
+    fn a_sandbox_that_there_is_not_is_refused() {
+        let told = |line: &str, env: &[(&str, &str)]| {
+            let named =
+                |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            host(line, Style::Lenient).unwrap().check_sandbox(&named).map_err(|error| error.to_string())
+        };
+        for (line, env, want) in [
+            ("--sandbox bogus", &[][..], "--sandbox: Invalid sandbox value: bogus. Use none|auto|"),
+            ("--sandbox auto", &[], "--sandbox: no sandbox is available: berth, docker and container"),
+            ("--sandbox=docker", &[], "--sandbox: docker is not supported"),
+            ("", &[("OPENWRK_SANDBOX", "container")], "OPENWRK_SANDBOX: container is not supported"),
+            ("--sandbox-mount /a:b", &[], "--sandbox-mount: has no effect without a sandbox"),
+            ("", &[("OPENWORK_SANDBOX_MOUNT", "/a:b")], "OPENWORK_SANDBOX_MOUNT: has no effect"),
+        ] {
+            let error = told(line, env).unwrap_err();
+            assert!(error.starts_with(want), "{line}: {error}");
+        }
+        told("--sandbox none", &[("OPENWORK_SANDBOX", "docker")]).unwrap();
+        told("", &[("OPENWORK_SANDBOX", "")]).unwrap();
     }
 
     #[test]

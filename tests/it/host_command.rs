@@ -211,9 +211,11 @@ fn the_document_stands_alone_and_leads_to_everything() {
             "{none:?}"
         );
     }
-    let none = place.run(&["status", "--json"]);
-    assert_eq!(none.code, Some(1));
-    assert_eq!(serde_json::from_str::<Value>(&none.stdout).unwrap()["ok"], false);
+    for command in ["status", "stop", "connect"] {
+        let none = place.run(&[command, "--json"]);
+        assert_eq!(none.code, Some(1));
+        assert_eq!(serde_json::from_str::<Value>(&none.stdout).unwrap()["ok"], false);
+    }
 }
 
 #[test]
@@ -319,6 +321,13 @@ fn mistakes_are_named() {
         (vec!["frobnicate"], "frobnicate: unknown command"),
         (vec!["start", "--frobnicate"], "--frobnicate: unknown flag"),
         (vec!["start", "stray"], "stray: unexpected argument"),
+        (
+            vec!["start", "--sandbox=bogus"],
+            "Invalid sandbox value: bogus. Use none|auto|docker|container|berth.",
+        ),
+        (vec!["start", "--sandbox=auto"], "no sandbox is available: berth, docker and container"),
+        (vec!["start", "--sandbox=docker", "--detach"], "docker is not supported by this version"),
+        (vec!["start", "--sandbox-mount=/a:b"], "has no effect without a sandbox"),
         (vec!["start", "--opencode-host=0.0.0.0"], "--opencode-host: \"0.0.0.0\""),
         (vec!["start", "--remote-access", "--openwork-port=0"], "there are no tokens yet"),
     ] {
