@@ -35,6 +35,7 @@ use crate::host::{Change, Plan, Supervised, Surroundings};
 use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::doctor::Doctor;
+use crate::lifecycle::sandbox::Sandbox;
 use crate::lifecycle::{Lifecycle, Policy};
 use crate::opencode::address::Own;
 use crate::opencode::{Managed, Upstreams};
@@ -350,8 +351,11 @@ fn supervise(
     let tokens = [ctx.credentials.client_token(), ctx.credentials.host_token()];
     let told = ctx.clone();
     let tell = move |change: &Change| managed::changed(&told, change);
+    let sandbox =
+        plan.sandbox_spec(managed.memory_bytes()).map(|spec| Sandbox::new(ctx.lifecycle.clone(), spec));
     let surroundings = Surroundings {
         cgroups,
+        sandbox,
         upstreams: ctx.upstreams.clone(),
         folder: data_dir.join("host"),
         secrets: tokens.into_iter().map(str::to_owned).collect(),
@@ -463,6 +467,7 @@ fn allowlist(settings: &Settings) -> Allowlist {
         path: settings.mount_allowlist.clone(),
         home: settings.home.clone(),
         data_dir: settings.data_dir.clone(),
+        granted: settings.opencode.iter().flat_map(Plan::granted).collect(),
     }
 }
 

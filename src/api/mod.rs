@@ -202,6 +202,8 @@ pub struct Advertised {
     pub sandbox_enabled: bool,
     /// `none`, `docker` or `container`.
     pub sandbox_backend: String,
+    /// `berth`, where the sandbox is one of ours.
+    pub sandbox_engine: Option<&'static str>,
     /// `sandbox-headless`, `host-interactive` or `client-interactive`.
     pub browser_provider: Option<String>,
 }

@@ -102,6 +102,10 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
         Some("client-interactive") => ("client-machine", "interactive"),
         _ => ("external", "none"),
     };
+    let mut sandbox = json!({ "enabled": facts.sandbox_enabled, "backend": facts.sandbox_backend });
+    if let Some(engine) = facts.sandbox_engine {
+        sandbox["engine"] = json!(engine);
+    }
     now(&json!({
         "schemaVersion": 1,
         "serverVersion": VERSION,
@@ -111,7 +115,7 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
         "commands": access,
         "config": access,
         "approvals": approval(ctx),
-        "sandbox": { "enabled": facts.sandbox_enabled, "backend": facts.sandbox_backend },
+        "sandbox": sandbox,
         "ui": { "toy": facts.toy_ui },
         "tokens": { "scoped": true, "scopes": ["owner", "collaborator", "viewer"] },
         "toolProviders": {

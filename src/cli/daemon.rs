@@ -18,7 +18,7 @@ use ureq::unversioned::transport::TcpConnector;
 use super::daemon_state::{Entry, State};
 use super::serve;
 use crate::base::{Error, Result, clock, limits, logging};
-use crate::config::{self, HostArgs, Resolved};
+use crate::config::{self, HostArgs, Resolved, SandboxChoice};
 use crate::gate::{self, Doors, Gate, Listen};
 use crate::http::client::{Gone, Tickets};
 use crate::http::request::decode;
@@ -54,7 +54,12 @@ struct Daemon {
 /// # Errors
 /// A wrong setting, or a port that is taken (exit code 2).
 pub(super) fn run(mut args: HostArgs, state_file: &str) -> Result<ExitCode> {
-    args.check_sandbox(&config::process_env)?;
+    if args.sandbox(&config::process_env)? != SandboxChoice::None {
+        return Err(Error::config(
+            "--sandbox",
+            "the daemon serves folders of the host, and none is in a sandbox",
+        ));
+    }
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let port = args.daemon_port.clone().unwrap_or_else(|| "0".to_owned());
     let wrong = || Error::config("--daemon-port", format!("{port:?} is not a whole number from 0 to 65535"));

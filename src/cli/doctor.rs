@@ -5,13 +5,14 @@
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::base::{At, Error, Result, limits, logging, thread};
 use crate::config::{self, Parsed, ServeArgs};
 use crate::containers::probe::{Check, Report, Status, no_threads};
 use crate::lifecycle::doctor::Doctor;
 use crate::proc::{Cancel, Cgroups};
-use crate::server;
+use crate::server::{self, Settings};
 use crate::store::lock::BinaryLock;
 
 /// Looks, and ends with 1 when something that berth needs is missing.
@@ -27,6 +28,16 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&args, &config::process_env, &current_dir)?.settings;
+    let (report, cancel) = look(&settings)?;
+    if cancel.is_cancelled() {
+        return Err(Error::internal("interrupted; everything that was tried out has been removed"));
+    }
+    super::print(&if json.is_empty() { table(&report) } else { as_json(&report)? });
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Looks with these settings; the flag is raised when a signal has ended the look.
+pub(super) fn look(settings: &Settings) -> Result<(Arc<Report>, Cancel)> {
     let lock = BinaryLock::take(limits::PROBE)?;
     // Beside the groups of a running server; what a doctor that was killed has left ends here.
     let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
@@ -36,14 +47,10 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     if no_threads().is_none() {
         on_interrupt(&cancel)?;
     }
-    let doctor = Doctor::new(server::subject(&settings, cgroups.clone(), cancel.clone()));
+    let doctor = Doctor::new(server::subject(settings, cgroups.clone(), cancel.clone()));
     let report = doctor.report();
     cgroups.release();
-    if cancel.is_cancelled() {
-        return Err(Error::internal("interrupted; everything that was tried out has been removed"));
-    }
-    super::print(&if json.is_empty() { table(&report) } else { as_json(&report)? });
-    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok((report, cancel))
 }
 
 /// What is being tried out ends in order: what it has made must go as well.

@@ -168,7 +168,10 @@ Host
   --detach                   return when OpenCode answers; the host goes on, with host/host.log in --data-dir
   --log-file FILE            log there instead of standard error, 8 MiB and as much before it
   --connect-host NAME        the host in URLs that are shown
-  --sandbox WORD             what OpenCode runs in: none; auto, docker, container and berth are refused [none]
+  --sandbox WORD             what OpenCode runs in: none; berth, a container of berth's own that has the
+                             workspace at /workspace; auto: berth, or no start; docker and container are
+                             refused [none]
+  --sandbox-image NAME       of `berth image`, or a distribution [debian-bookworm]
   --run-id ID                stands in every log line [OPENWORK_RUN_ID, else a new one]
   --daemon-port N            of the daemon's router; 0: any, kept in openwork-orchestrator-state.json [0]
   --opencode-workdir DIR     where the daemon starts OpenCode [the current folder]

@@ -6,6 +6,17 @@ use super::args::{Parsed, ServeArgs};
 use super::sources::Lookup;
 use crate::base::{Error, Result};
 
+/// What OpenCode runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SandboxChoice {
+    /// Nothing.
+    None,
+    /// A container of ours, made from this image.
+    Berth(String),
+    /// The same where containers work here; else there is no start.
+    Auto(String),
+}
+
 /// How mistakes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -56,6 +67,8 @@ pub struct HostArgs {
     pub directory: Option<String>,
     /// What OpenCode is to run in.
     pub sandbox: Option<String>,
+    /// The image of the sandbox.
+    pub image: Option<String>,
     /// Flags that only a sandbox has a use for.
     pub sandbox_flags: Vec<String>,
     /// What was skipped.
@@ -127,7 +140,7 @@ const FLAGS: &[(&str, Is)] = &[
 ];
 
 /// The flags that [`FLAGS`] has and that people use, for the help text.
-pub const HOST_FLAGS: [&str; 19] = [
+pub const HOST_FLAGS: [&str; 20] = [
     "--openwork-host",
     "--openwork-port",
     "--openwork-token",
@@ -143,11 +156,15 @@ pub const HOST_FLAGS: [&str; 19] = [
     "--scope",
     "--expires",
     "--sandbox",
+    "--sandbox-image",
     "--daemon-port",
     "--opencode-workdir",
     "--name",
     "--directory",
 ];
+
+/// What a sandbox is made from.
+const SANDBOX_IMAGE: &str = "debian-bookworm";
 
 const YES: [&str; 4] = ["true", "1", "yes", "on"];
 const NO: [&str; 4] = ["false", "0", "no", "off"];
@@ -232,12 +249,12 @@ impl HostArgs {
         Ok(Parsed::Run(host))
     }
 
-    /// Refuses a sandbox that there is not: an agent that is thought to be in one must not run outside. `named` looks up
-    /// variables.
+    /// The sandbox that there is to be. One that there is not is refused: an agent that is thought to be in
+    /// a sandbox must not run outside. `named` looks up variables.
     ///
     /// # Errors
     /// `Config`.
-    pub fn check_sandbox(&self, named: Lookup<'_>) -> Result<()> {
+    pub fn sandbox(&self, named: Lookup<'_>) -> Result<SandboxChoice> {
         let from = |variables: [&str; 2]| {
             let found = variables.into_iter().find_map(|name| Some((name.to_owned(), named(name)?)));
             found.filter(|(_, value)| !value.is_empty())
@@ -246,32 +263,27 @@ impl HostArgs {
         let given = flag.or_else(|| from(["OPENWORK_SANDBOX", "OPENWRK_SANDBOX"]));
         let (place, word) = given.unwrap_or_else(|| ("--sandbox".to_owned(), "none".into()));
         let word = word.to_string_lossy();
-        let nothing =
-            "; --sandbox none runs OpenCode on the host, with the rights of the user that runs berth";
-        match &*word {
-            "none" => {}
-            "auto" => {
-                let tried =
-                    "no sandbox is available: berth, docker and container are not supported by this version";
-                return Err(Error::config(place, format!("{tried}{nothing}")));
-            }
-            "docker" | "container" | "berth" => {
-                return Err(Error::config(
-                    place,
-                    format!("{word} is not supported by this version{nothing}"),
-                ));
-            }
-            other => {
-                let problem =
-                    format!("Invalid sandbox value: {other}. Use none|auto|docker|container|berth.");
-                return Err(Error::config(place, problem));
-            }
-        }
         let mounts = from(["OPENWORK_SANDBOX_MOUNT", "OPENWRK_SANDBOX_MOUNT"]).map(|(name, _)| name);
-        match self.sandbox_flags.first().cloned().or(mounts) {
-            Some(flag) => Err(Error::config(flag, "has no effect without a sandbox, and --sandbox is none")),
-            None => Ok(()),
-        }
+        let unsupported = self.sandbox_flags.first().cloned().or(mounts);
+        let nothing = "--sandbox none runs OpenCode on the host, with the rights of the user that runs berth";
+        let image = self.image.clone().unwrap_or_else(|| SANDBOX_IMAGE.to_owned());
+        let problem = match (&*word, unsupported) {
+            ("none", None) if self.image.is_none() => return Ok(SandboxChoice::None),
+            ("none", flag) => {
+                let flag = flag.unwrap_or_else(|| "--sandbox-image".to_owned());
+                return Err(Error::config(flag, "has no effect without a sandbox, and --sandbox is none"));
+            }
+            ("berth", None) => return Ok(SandboxChoice::Berth(image)),
+            ("auto", None) => return Ok(SandboxChoice::Auto(image)),
+            ("berth" | "auto", Some(flag)) => {
+                return Err(Error::config(flag, "is not supported by this version"));
+            }
+            ("docker" | "container", _) => {
+                format!("{word} is not supported by this version; --sandbox berth is a container, {nothing}")
+            }
+            (other, _) => format!("Invalid sandbox value: {other}. Use none|auto|docker|container|berth."),
+        };
+        Err(Error::config(place, problem))
     }
 
     fn switch(&mut self, name: &str, on: bool, serve: &mut Vec<String>) {
@@ -296,6 +308,7 @@ impl HostArgs {
             "--scope" => &mut self.scope,
             "--expires" => &mut self.expires,
             "--sandbox" => &mut self.sandbox,
+            "--sandbox-image" => &mut self.image,
             _ if name.starts_with("--sandbox-") => {
                 self.sandbox_flags.push(name.to_owned());
                 return Ok(());
@@ -354,11 +367,10 @@ mod tests {
         let told = |line: &str, env: &[(&str, &str)]| {
             let named =
                 |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-            host(line, Style::Lenient).unwrap().check_sandbox(&named).map_err(|error| error.to_string())
+            host(line, Style::Lenient).unwrap().sandbox(&named).map_err(|error| error.to_string())
         };
         for (line, env, want) in [
             ("--sandbox bogus", &[][..], "--sandbox: Invalid sandbox value: bogus. Use none|auto|"),
-            ("--sandbox auto", &[], "--sandbox: no sandbox is available: berth, docker and container"),
             ("--sandbox=docker", &[], "--sandbox: docker is not supported"),
             ("", &[("OPENWRK_SANDBOX", "container")], "OPENWRK_SANDBOX: container is not supported"),
             ("--sandbox-mount /a:b", &[], "--sandbox-mount: has no effect without a sandbox"),
@@ -367,8 +379,11 @@ mod tests {
             let error = told(line, env).unwrap_err();
             assert!(error.starts_with(want), "{line}: {error}");
         }
-        told("--sandbox none", &[("OPENWORK_SANDBOX", "docker")]).unwrap();
-        told("", &[("OPENWORK_SANDBOX", "")]).unwrap();
+        assert_eq!(told("--sandbox none", &[("OPENWORK_SANDBOX", "docker")]), Ok(SandboxChoice::None));
+        assert_eq!(told("", &[("OPENWORK_SANDBOX", "")]), Ok(SandboxChoice::None));
+        assert_eq!(told("--sandbox berth", &[]), Ok(SandboxChoice::Berth(SANDBOX_IMAGE.to_owned())));
+        let auto = told("--sandbox-image mine", &[("OPENWORK_SANDBOX", "auto")]);
+        assert_eq!(auto, Ok(SandboxChoice::Auto("mine".to_owned())));
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod tests;
 
 pub use args::{ClientArgs, Parsed, ServeArgs, TokenArgs};
 pub use client::{ClientPlan, resolve_client};
-pub use host::{HostArgs, Style};
+pub use host::{HostArgs, SandboxChoice, Style};
 pub use opencode::opencode_env;
 pub use resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
 pub use sources::{Lookup, process_env, process_names};

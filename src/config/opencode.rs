@@ -198,6 +198,7 @@ pub(super) fn plan(
         log_level: log_level
             .map_or(Ok("WARN"), |given| values::word(&given.place, &given.text, &levels))?
             .to_owned(),
+        sandbox: None,
     }))
 }
 

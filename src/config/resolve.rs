@@ -529,6 +529,7 @@ impl Sources<'_> {
             toy_ui: flag("OPENWORK_TOY_UI")?.unwrap_or(true),
             sandbox_enabled: flag("OPENWORK_SANDBOX_ENABLED")?.unwrap_or(backend != "none"),
             sandbox_backend: backend.to_owned(),
+            sandbox_engine: None,
             browser_provider: provider.map(str::to_owned),
         })
     }

@@ -19,6 +19,7 @@ use rustix::process::Signal;
 
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
+use crate::lifecycle::sandbox::{FOLDER, Sandbox, SandboxSpec};
 use crate::opencode::{Managed, Upstreams};
 use crate::proc::{Cancel, Cgroups, Limits, Reach, Whom};
 use crate::store::file;
@@ -66,6 +67,8 @@ pub struct Plan {
     pub start_timeout: Duration,
     /// What it logs: DEBUG, INFO, WARN or ERROR.
     pub log_level: String,
+    /// The image of the container that it runs in; `None`: it runs on the host.
+    pub sandbox: Option<String>,
 }
 
 impl std::fmt::Debug for Plan {
@@ -91,6 +94,8 @@ pub struct Change {
 pub struct Surroundings {
     /// Where its cgroup is made.
     pub cgroups: Cgroups,
+    /// The container that it runs in.
+    pub sandbox: Option<Sandbox>,
     /// The way to it.
     pub upstreams: Arc<Upstreams>,
     /// The folder of its log.
@@ -128,12 +133,34 @@ impl Plan {
             return Err(crate::base::Error::config("--opencode-memory", problem));
         }
         let memory = wanted.memory_bytes.filter(|_| missing.is_empty());
-        Managed::new((self.username.clone(), password), self.password_is_shared, memory)
+        let directory = self.sandbox.as_ref().map(|_| FOLDER.to_owned());
+        Managed::new((self.username.clone(), password), self.password_is_shared, memory, directory)
+    }
+
+    /// What its container is made of, if it runs in one.
+    pub fn sandbox_spec(&self, memory_bytes: Option<u64>) -> Option<SandboxSpec> {
+        Some(SandboxSpec {
+            image: self.sandbox.clone()?,
+            folder: real(&self.folder),
+            program: real(&self.program),
+            memory_bytes,
+        })
+    }
+
+    /// What that container may mount, and whether it may write there.
+    pub fn granted(&self) -> Vec<(PathBuf, bool)> {
+        let spec = self.sandbox_spec(None);
+        spec.map_or_else(Vec::new, |spec| vec![(spec.folder, true), (spec.program, false)])
     }
 
     fn memory_limit(&self, cgroups: &Cgroups) -> u64 {
         self.memory_bytes.unwrap_or(cgroups.capacity().memory_bytes / 2)
     }
+}
+
+/// Without links; what does not exist stays as it is, and is refused where it is opened.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Where its log is, in the data folder.

@@ -31,7 +31,7 @@ const LISTENING: &str = "listening on http://";
 /// What is known from its output.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
-    /// Where it says that it listens; an address that cannot be used is an error.
+    /// Where it says that it listens; what is no address is an error.
     pub(super) address: Option<Result<SocketAddr, String>>,
     /// Its last line on standard error.
     pub(super) last_error: Option<String>,
@@ -170,6 +170,14 @@ impl Drop for Stream<'_> {
     }
 }
 
+/// Whether other machines could reach it.
+pub(super) fn is_exposed(address: SocketAddr) -> bool {
+    !match address.ip() {
+        IpAddr::V4(v4) => v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_loopback(),
+    }
+}
+
 /// The address in front of whatever follows it.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let end = text.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(text.len());
@@ -178,13 +186,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     let address: Option<SocketAddr> = numeric.as_deref().unwrap_or(text).parse().ok();
     let address = address.filter(|address| address.port() != 0);
-    let address =
-        address.ok_or_else(|| format!("it says that it listens on {shown:?}, which is no address"))?;
-    let loopback = match address.ip() {
-        IpAddr::V4(v4) => v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback(),
-    };
-    if loopback { Ok(address) } else { Err(format!("it listens on {shown}, which other machines can reach")) }
+    address.ok_or_else(|| format!("it says that it listens on {shown:?}, which is no address"))
 }
 
 #[cfg(test)]
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_address_counts_and_must_be_on_loopback() {
+    fn the_first_address_counts() {
         let output = output(&[]);
         let mut stream = output.stream(false);
         stream.take(b"Warning: x\nopencode server listen");
@@ -205,11 +207,13 @@ mod tests {
         assert_eq!(output.heard().address, Some(Ok("127.0.0.1:4096".parse().unwrap())));
         assert_eq!(address("localhost:7/x"), Ok("127.0.0.1:7".parse().unwrap()));
         assert_eq!(address("[::1]:7 and more"), Ok("[::1]:7".parse().unwrap()));
-        for wrong in
-            ["0.0.0.0:4096", "10.0.0.1:4096", "127.0.0.1:0", "127.0.0.1", "evil.example:80", "", "[::]:1"]
-        {
+        for wrong in ["127.0.0.1:0", "127.0.0.1", "evil.example:80", ""] {
             assert!(address(wrong).is_err(), "{wrong}");
         }
+        for exposed in ["0.0.0.0:4096", "10.0.0.1:4096", "[::]:1"] {
+            assert!(is_exposed(address(exposed).unwrap()), "{exposed}");
+        }
+        assert!(!is_exposed("[::1]:1".parse().unwrap()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,15 +11,18 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
-use super::output::{LOG, LOG_BYTES, Output};
+use super::output::{LOG, LOG_BYTES, Output, is_exposed};
 use super::{Change, Current, ENDS, ENDS_WITHIN, LONGEST_PAUSE, Plan, Restart, Surroundings};
 use crate::base::redact::{Redactor, is_secret_name};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
-use crate::base::{Result, limits};
+use crate::base::{Code, Result, limits};
+use crate::lifecycle::sandbox::{FOLDER, PROGRAM, Sandbox};
 use crate::opencode::managed::{Phase, State};
 use crate::opencode::{Managed, Place, Target, health};
-use crate::proc::spawn::{dev_null, pipe};
-use crate::proc::{Cancel, Ended, Exit, Io, Limits, Process as _, Reach, Spec, Stdio, Waker, Whom, pump};
+use crate::proc::spawn::{PATH, dev_null, pipe};
+use crate::proc::{
+    Cancel, Child, Command, Ended, Exit, Io, Limits, Process, Reach, Spec, Stdio, Waker, Whom, c_string, pump,
+};
 use crate::store::rolling::RollingLog;
 
 /// The deadline of one question whether it answers.
@@ -153,7 +157,8 @@ impl Supervisor {
         self.managed.update(|state| state.pid = Some(attempt.pid));
         let number = self.managed.state().starts;
         self.tell("starting", format!("OpenCode starts (start {number}, process {})", attempt.pid));
-        match self.until_it_answers(&attempt, begun + self.plan.start_timeout) {
+        // Its container may have been built first.
+        match self.until_it_answers(&attempt, Instant::now() + self.plan.start_timeout) {
             Ok(()) => {}
             Err(Why::Stop) => {
                 attempt.end();
@@ -192,44 +197,19 @@ impl Supervisor {
     }
 
     fn start(&self) -> Result<Attempt> {
-        let Plan { program, folder, port, env, log_level, .. } = &self.plan;
-        let (username, password) = self.managed.credential();
-        let path = format!("opencode/{}", self.managed.state().starts);
-        let cgroups = &self.surroundings.cgroups;
-        let limits =
-            Limits { memory_bytes: self.managed.memory_bytes(), ..cgroups.capacity().one_container() };
-        let enforced = cgroups.enforcement();
-        let limits = Limits {
-            swap_bytes: limits.swap_bytes.filter(|_| enforced.swap_bytes.enforced),
-            pids: limits.pids.filter(|_| enforced.pids.enforced),
-            ..limits
-        };
-        let group = cgroups.group_within(&path, Some(&limits))?;
-        let port = port.to_string();
-        let credential = [("OPENCODE_SERVER_USERNAME", username), ("OPENCODE_SERVER_PASSWORD", password)]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let spec = Spec::bare(program, folder)
-            .args([
-                "serve",
-                "--hostname",
-                "127.0.0.1",
-                "--port",
-                &port,
-                "--print-logs",
-                "--log-level",
-                log_level,
-            ])
-            .envs(env)
-            .envs(&credential);
         let (out, out_child) = pipe()?;
         let (err, err_child) = pipe()?;
-        let mut child =
-            spec.start(Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child }, group)?;
+        let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
+        let mut child: Box<dyn Process> = match &self.surroundings.sandbox {
+            Some(sandbox) => self.launch_in(sandbox, stdio)?,
+            None => Box::new(self.spawn(stdio)?),
+        };
         let log = RollingLog::open(&self.surroundings.folder.join(LOG), LOG_BYTES);
         let log = log.inspect_err(|error| log::warn!("OpenCode has no log: {error}")).ok();
         let news = Arc::new(Waker::new()?);
         let output = Arc::new(Output::new(log, self.redactor.clone(), news.clone()));
-        let (pid, reach) = (child.pid(), child.reach());
+        let reach = child.reach();
+        let pid = reach.pid;
         let current = self.current.clone();
         *lock(&current) = Some(reach.clone());
         output.note(&format!("OpenCode starts as process {pid}"));
@@ -242,7 +222,7 @@ impl Supervisor {
                 let pumped = {
                     let (mut stdout, mut stderr) = (output.stream(false), output.stream(true));
                     let io = Io { stdin: None, stdout: out, stderr: err, out: &mut stdout, err: &mut stderr };
-                    pump(&mut child, io, FOREVER, &kill)
+                    pump(child.as_mut(), io, FOREVER, &kill)
                 };
                 // Its MCP servers and what else it started: they would go on without it.
                 child.kill();
@@ -260,6 +240,79 @@ impl Supervisor {
         Ok(Attempt { pid, output, news, reach, kill, ending, _reader: reader })
     }
 
+    /// The arguments of OpenCode.
+    fn arguments(&self, host: &str, port: &str) -> Vec<String> {
+        let level = &self.plan.log_level;
+        let words = ["serve", "--hostname", host, "--port", port, "--print-logs", "--log-level", level];
+        words.map(str::to_owned).to_vec()
+    }
+
+    fn credential(&self) -> [(String, String); 2] {
+        let (username, password) = self.managed.credential();
+        [("OPENCODE_SERVER_USERNAME", username), ("OPENCODE_SERVER_PASSWORD", password)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    }
+
+    /// On the host, in a group of its own.
+    fn spawn(&self, stdio: Stdio) -> Result<Child> {
+        let path = format!("opencode/{}", self.managed.state().starts);
+        let cgroups = &self.surroundings.cgroups;
+        let limits =
+            Limits { memory_bytes: self.managed.memory_bytes(), ..cgroups.capacity().one_container() };
+        let enforced = cgroups.enforcement();
+        let limits = Limits {
+            swap_bytes: limits.swap_bytes.filter(|_| enforced.swap_bytes.enforced),
+            pids: limits.pids.filter(|_| enforced.pids.enforced),
+            ..limits
+        };
+        let group = cgroups.group_within(&path, Some(&limits))?;
+        Spec::bare(&self.plan.program, &self.plan.folder)
+            .args(self.arguments("127.0.0.1", &self.plan.port.to_string()))
+            .envs(&self.plan.env)
+            .envs(&self.credential())
+            .start(stdio, group)
+    }
+
+    /// In its container, where the host's folders and programs do not exist.
+    fn launch_in(&self, sandbox: &Sandbox, stdio: Stdio) -> Result<Box<dyn Process>> {
+        sandbox.prepare(&self.stop)?;
+        let text = |text: &str| c_string(text, Code::Internal, "argument");
+        let mut argv = vec![text(PROGRAM)?];
+        for word in self.arguments("0.0.0.0", "0") {
+            argv.push(text(&word)?);
+        }
+        let own = [("HOME", "/root"), ("USER", "root"), ("PATH", PATH)];
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let passed = self.plan.env.iter().filter(|(name, _)| !is_of_the_host(name));
+        let mut env = Vec::new();
+        for (name, value) in passed.chain(&own).chain(&self.credential()) {
+            env.push(text(&format!("{name}={value}"))?);
+        }
+        let command = Command {
+            attempts: vec![argv],
+            env,
+            cwd: FOLDER.to_owned(),
+            limits: None,
+            tty: false,
+            user: None,
+            account: true,
+            patience: None,
+        };
+        sandbox.launch(&uuid::Uuid::new_v4().to_string(), &command, stdio)
+    }
+
+    /// Where an address that OpenCode has printed is reached from here.
+    fn reached(&self, said: SocketAddr) -> Result<SocketAddr, String> {
+        match &self.surroundings.sandbox {
+            Some(sandbox) => match sandbox.address() {
+                Ok(ip) => Ok(SocketAddr::new(ip, said.port())),
+                Err(error) => Err(error.to_string()),
+            },
+            None if is_exposed(said) => Err(format!("it listens on {said}, which other machines can reach")),
+            None => Ok(said),
+        }
+    }
+
     /// Waits for the line with the address, then asks there.
     fn until_it_answers(&self, attempt: &Attempt, deadline: Instant) -> Result<(), Why> {
         let seconds = self.plan.start_timeout.as_secs();
@@ -271,7 +324,8 @@ impl Supervisor {
             if Instant::now() >= deadline {
                 return Err(Why::Ended(format!("it did not answer within {seconds} s ({last})")));
             }
-            let address = attempt.output.heard().address.clone();
+            let said = attempt.output.heard().address.clone();
+            let address = said.map(|said| said.and_then(|said| self.reached(said)));
             let next = match address {
                 None => deadline,
                 Some(Err(wrong)) => return Err(Why::Ended(wrong)),
@@ -381,6 +435,11 @@ impl Attempt {
         }
         self.kill.cancel();
     }
+}
+
+/// Variables that name things of the host.
+fn is_of_the_host(name: &str) -> bool {
+    ["HOME", "PATH", "USER", "LOGNAME", "SHELL", "TMPDIR"].contains(&name) || name.starts_with("XDG_")
 }
 
 /// None before the first restart: most ends are single ones, and clients wait. Then it doubles from a second on.

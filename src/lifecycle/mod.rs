@@ -19,6 +19,7 @@ pub mod power;
 pub mod project;
 pub mod repair;
 pub mod resources;
+pub mod sandbox;
 pub mod snapshots;
 pub mod terminals;
 

@@ -59,6 +59,7 @@ pub struct Managed {
     password: String,
     password_is_shared: bool,
     memory_bytes: Option<u64>,
+    directory: Option<String>,
     state: Mutex<State>,
     changed: Condvar,
     again: Waker,
@@ -72,7 +73,7 @@ impl fmt::Debug for Managed {
 
 impl Managed {
     /// One that has not been started. `password_is_shared`: the caller that started the server passed the password in, and
-    /// may see it.
+    /// may see it. `directory`: the folder that it works on as it calls it, where it does not see the host's files.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -80,6 +81,7 @@ impl Managed {
         (username, password): (String, String),
         password_is_shared: bool,
         memory_bytes: Option<u64>,
+        directory: Option<String>,
     ) -> Result<Managed> {
         let state =
             State { phase: Phase::Starting, url: None, version: None, pid: None, starts: 0, reason: None };
@@ -88,6 +90,7 @@ impl Managed {
             password,
             password_is_shared,
             memory_bytes,
+            directory,
             state: Mutex::new(state),
             changed: Condvar::new(),
             again: Waker::new()?,
@@ -107,6 +110,11 @@ impl Managed {
     /// The most memory that it may use with all it starts, where this machine can enforce that.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.memory_bytes
+    }
+
+    /// The folder that it works on, as it calls it, where it does not see the host's files; it has that one only.
+    pub fn directory(&self) -> Option<&str> {
+        self.directory.as_deref()
     }
 
     /// As of now.

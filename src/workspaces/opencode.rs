@@ -125,7 +125,9 @@ impl Workspace {
     /// The OpenCode that the server runs, where this workspace has no other one: it serves all folders of this machine.
     fn managed_at(&self, written: &Connection) -> Option<&Arc<Managed>> {
         let here = self.record().shown.workspace_type == Kind::Host && self.kind_of_place() != "remote";
-        self.managed.as_ref().filter(|_| here && written.base_url.is_none())
+        let managed = self.managed.as_ref().filter(|_| here && written.base_url.is_none());
+        // In a sandbox it has the first workspace's files only.
+        managed.filter(|managed| managed.directory().is_none() || self.id().is_nil())
     }
 
     fn or_managed(&self, written: Connection) -> Connection {
@@ -133,7 +135,7 @@ impl Workspace {
         let (username, password) = managed.credential();
         Connection {
             base_url: managed.state().url,
-            directory: written.directory,
+            directory: managed.directory().map(str::to_owned).or(written.directory),
             username: Some(username.to_owned()),
             password: Some(password.to_owned()),
         }
@@ -181,6 +183,7 @@ impl Workspace {
         let written = self.written();
         let managed = self.managed_at(&written).cloned();
         let mut opencode = self.opencode_at(self.or_managed(written));
+        opencode.is_here &= managed.as_ref().is_none_or(|managed| managed.directory().is_none());
         opencode.place.managed = managed;
         opencode
     }

@@ -325,7 +325,6 @@ fn mistakes_are_named() {
             vec!["start", "--sandbox=bogus"],
             "Invalid sandbox value: bogus. Use none|auto|docker|container|berth.",
         ),
-        (vec!["start", "--sandbox=auto"], "no sandbox is available: berth, docker and container"),
         (vec!["start", "--sandbox=docker", "--detach"], "docker is not supported by this version"),
         (vec!["start", "--sandbox-mount=/a:b"], "has no effect without a sandbox"),
         (vec!["start", "--opencode-host=0.0.0.0"], "--opencode-host: \"0.0.0.0\""),
@@ -467,4 +466,87 @@ fn workspace_commands_start_a_daemon_if_none_runs() {
     assert_eq!((code, &answer["ok"]), (Some(0), &true.into()), "{answer}");
     let places = place.scratch.path().to_str().unwrap();
     wait_for("its end", secs(20), || naming(places).is_empty().then_some(()));
+}
+
+#[test]
+fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
+    let place = Place::new(&program("opencode-new"));
+    fs::create_dir_all(place.data()).unwrap();
+    crate::fixture::tools();
+    crate::fixture::copy_image(&place.data());
+    let work = place.scratch.folder("work");
+    // The owner of the files is nobody special on the host.
+    std::os::unix::fs::chown(&work, Some(12345), Some(12345)).unwrap();
+    let ended =
+        place.run(&["--check", "--check-events", "--openwork-port=0", "--workspace=work", "--sandbox=berth"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Checks: ok\n"), "{ended:?}");
+
+    let (running, document) = place.start(&["--sandbox=berth", "--approval=auto"]);
+    assert_eq!(document["sandbox"]["backend"], "berth", "{document}");
+    let url = &document["openwork"]["baseUrl"];
+    let owner = client(url, document["openwork"]["hostToken"].as_str().unwrap());
+    let shown = owner.get(200, "/capabilities")["sandbox"].clone();
+    assert_eq!(shown, serde_json::json!({"enabled": true, "backend": "container", "engine": "berth"}));
+    let state = owner.get(200, "/status")["opencode"].clone();
+    let pid = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
+    assert!(procs::uids(pid)[0] != 0, "root inside is nobody outside: {:?}", procs::uids(pid));
+    let environment =
+        String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/environ")).unwrap()).into_owned();
+    let host_token = document["openwork"]["hostToken"].as_str().unwrap();
+    assert!(!environment.contains(host_token) && environment.contains("HOME=/root"), "{environment}");
+
+    // Its shell: who it is, what it sees of the host, and whose file it writes.
+    let mount = format!("/w/{}/opencode", document["workspaceId"].as_str().unwrap());
+    let session = owner.post(200, &format!("{mount}/session"), serde_json::json!({}));
+    let listening = url.as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let command = format!(
+        "id -u > seen; pwd >> seen; (echo > /dev/tcp/127.0.0.1/{listening}) 2>/dev/null && echo reached >> seen; \
+         ls {} 2>/dev/null >> seen; true",
+        place.data().display()
+    );
+    let body = serde_json::json!({"agent": "build", "command": command, "model": {"providerID": "none", "modelID": "none"}});
+    owner.call("POST", &format!("{mount}/session/{}/shell", session["id"].as_str().unwrap()), Some(&body));
+    let seen = wait_for("the shell to have written", secs(60), || {
+        fs::read_to_string(work.join("seen")).ok().filter(|text| text.lines().count() >= 2)
+    });
+    assert_eq!(seen, "0\n/workspace\n");
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(fs::metadata(work.join("seen")).unwrap().uid(), 12345);
+
+    // It is killed, and comes back in the same container; so it does for the next host after a host that was killed.
+    procs::kill(pid);
+    wait_for("another start", secs(120), || {
+        let state = owner.get(200, "/status")["opencode"].clone();
+        (state["state"] == "running" && state["starts"] == 2).then_some(())
+    });
+    assert_eq!(owner.get(200, &format!("{mount}/global/health"))["healthy"], true);
+    procs::kill(running.child.id());
+    drop(running);
+    let (_running, _) = place.start(&["--sandbox=auto"]);
+    let stopped = place.run(&["stop"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    let places = place.scratch.path().to_str().unwrap();
+    wait_for("its end", secs(10), || naming(places).is_empty().then_some(()));
+    assert!(procs::mounts_below(&place.data()).is_empty());
+}
+
+#[test]
+fn auto_without_containers_is_an_error_that_lists_what_was_tried() {
+    let place = Place::misbehaving("");
+    // Root that may mount nothing.
+    let mut command = place.command("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", BINARY, "host", "start"]);
+    let ended = run(command.args(["--sandbox=auto", "--openwork-port=0"]), secs(60));
+    assert!(ended.code == Some(2) && ended.stdout.is_empty(), "{ended:?}");
+    assert!(ended.stderr.contains("--sandbox auto: no sandbox is available. Tried: berth ("), "{ended:?}");
+}
+
+#[test]
+fn a_sandbox_gets_neither_the_root_nor_a_home() {
+    let place = Place::misbehaving("");
+    for folder in ["/", "home"] {
+        let workspace = format!("--workspace={folder}");
+        let ended = place.run(&["--check", "--openwork-port=0", "--sandbox=berth", &workspace]);
+        assert!(ended.code == Some(1) && ended.stderr.contains("cannot be mounted"), "{folder}: {ended:?}");
+    }
 }

@@ -88,7 +88,12 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let cgroups = Cgroups::take(&format!("berth-it-ptyc-{}", std::process::id()));
     let images = Images::open(&data.join("images"), Default::default(), cgroups.clone()).unwrap();
     let roots = Roots::open(data, Arc::new(images), cgroups.clone(), None).unwrap();
-    let allowlist = Allowlist { path: data.join("none"), home: data.to_owned(), data_dir: data.to_owned() };
+    let allowlist = Allowlist {
+        path: data.join("none"),
+        home: data.to_owned(),
+        data_dir: data.to_owned(),
+        granted: Vec::new(),
+    };
     let engine = Engine::new(cgroups.clone(), data, roots, Default::default(), allowlist).unwrap();
     let root = image_root(data);
     let place = Place {

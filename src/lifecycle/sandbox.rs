@@ -1,0 +1,192 @@
+//! The container in which the server's own OpenCode runs: an ordinary container workspace that is made once for a folder,
+//! with that folder and OpenCode's program mounted, and used again by later starts. What OpenCode keeps in its home stays in
+//! its root.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Lifecycle;
+use super::build::BuildRequest;
+use crate::base::ids::Network;
+use crate::base::shares::Party;
+use crate::base::{Code, Error, Result};
+use crate::containers::images::Pull;
+use crate::proc::{Cancel, Command, Process, Stdio};
+use crate::store::allowlist::Mount;
+use crate::workspaces::create::{Create, Fields, Update};
+use crate::workspaces::resources::Resources;
+use crate::workspaces::{Kind, Status, Workspace};
+
+/// Where the folder is inside.
+pub const FOLDER: &str = "/workspace";
+/// OpenCode's program inside.
+pub const PROGRAM: &str = "/opt/opencode/opencode";
+/// How often the state of its build is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the container's address may take to be known.
+const ADDRESS: Duration = Duration::from_secs(5);
+
+/// What it is made of.
+#[derive(Clone, Debug)]
+pub struct SandboxSpec {
+    /// An image by name or id, or a distribution.
+    pub image: String,
+    /// The folder of the host that it works on.
+    pub folder: PathBuf,
+    /// OpenCode's program on the host.
+    pub program: PathBuf,
+    /// The most memory that everything in it may use.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The container.
+pub struct Sandbox {
+    lifecycle: Arc<Lifecycle>,
+    spec: SandboxSpec,
+}
+
+impl SandboxSpec {
+    /// What it mounts.
+    fn mounts(&self) -> Vec<Mount> {
+        let mount = |source: &Path, target: &str, read_only| Mount {
+            source: source.to_string_lossy().into_owned(),
+            target: target.to_owned(),
+            read_only,
+        };
+        vec![mount(&self.folder, FOLDER, false), mount(&self.program, PROGRAM, true)]
+    }
+
+    /// Its workspace's name: the same at every start for the same folder.
+    fn name(&self) -> String {
+        let digest = crate::access::credentials::hash(&self.folder.to_string_lossy());
+        format!("opencode-{}", &digest[..12])
+    }
+}
+
+impl Sandbox {
+    /// Nothing is made yet.
+    pub fn new(lifecycle: Arc<Lifecycle>, spec: SandboxSpec) -> Sandbox {
+        Sandbox { lifecycle, spec }
+    }
+
+    /// Makes it and builds it, if it is not there.
+    ///
+    /// # Errors
+    /// Why it cannot be made; `Cancelled`.
+    pub fn prepare(&self, stop: &Cancel) -> Result<()> {
+        let workspace = match self.find() {
+            Some(workspace) => workspace,
+            None => self.make()?,
+        };
+        let id = workspace.id();
+        let now = workspace.record();
+        let resources = self.resources();
+        if now.shown.mounts != self.spec.mounts() || now.shown.resources != Some(resources) {
+            let (mounts, resources) = (Some(self.spec.mounts()), Some(resources));
+            let fields = Fields { mounts, resources, ..Fields::default() };
+            self.lifecycle.change(id, Update { fields, ..Update::default() })?;
+        }
+        if now.shown.status != Status::Ready && now.shown.status != Status::Building {
+            let asked = BuildRequest { base: None, rebuild: true, pull: Pull::Missing };
+            self.lifecycle.start_build(id, asked, Party::OWNER)?;
+        }
+        loop {
+            let record = workspace.record();
+            match record.shown.status {
+                Status::Ready => return Ok(()),
+                Status::Error => {
+                    let why = record.shown.error_message.clone().unwrap_or_default();
+                    return Err(Error::internal(format!("The sandbox could not be built: {why}")));
+                }
+                Status::Pending | Status::Building if stop.is_cancelled() => {
+                    return Err(Error::new(Code::Cancelled, "The server is going down"));
+                }
+                Status::Pending | Status::Building => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    fn resources(&self) -> Resources {
+        Resources { memory_bytes: self.spec.memory_bytes, ..Resources::default() }
+    }
+
+    fn find(&self) -> Option<Arc<Workspace>> {
+        let name = self.spec.name();
+        self.lifecycle.registry().all().into_iter().find(|workspace| {
+            let record = workspace.record();
+            record.shown.workspace_type == Kind::Container
+                && record.shown.name.as_str() == name
+                && workspace.check_alive().is_ok()
+        })
+    }
+
+    fn make(&self) -> Result<Arc<Workspace>> {
+        let distro = crate::base::ids::Distro::parse(&self.spec.image).is_ok();
+        let image = self.spec.image.clone();
+        let (image, distro) = if distro { (None, Some(image)) } else { (Some(image), None) };
+        let resources = self.resources();
+        let fields = Fields {
+            image,
+            distro,
+            mounts: Some(self.spec.mounts()),
+            network: Some(Network::Private),
+            // It runs for as long as OpenCode does, and that is no command of a client.
+            idle_timeout_secs: Some(0),
+            resources: Some(resources),
+            ..Fields::default()
+        };
+        let create = Create {
+            name: self.spec.name(),
+            workspace_type: Some(Kind::Container),
+            path: None,
+            template: None,
+            fields,
+        };
+        let record = self.lifecycle.create(create, Pull::Missing)?;
+        self.lifecycle.registry().get(record.shown.id)
+    }
+
+    /// Starts a command in it.
+    ///
+    /// # Errors
+    /// When the container or the command cannot be started.
+    pub fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
+        let workspace = self.workspace()?;
+        self.lifecycle.launcher(&workspace, &workspace.record())?.launch(id, command, stdio)
+    }
+
+    /// Where its programs can be reached from the host.
+    ///
+    /// # Errors
+    /// When it has no address.
+    pub fn address(&self) -> Result<IpAddr> {
+        let workspace = self.workspace()?;
+        let machine = self.lifecycle.machine(&workspace, &workspace.record())?;
+        let deadline = Instant::now() + ADDRESS;
+        loop {
+            let link = machine.status().network.and_then(|network| network.link);
+            match link {
+                Some(link) => return Ok(link.address.into()),
+                None if Instant::now() >= deadline => {
+                    return Err(Error::internal("The sandbox has no address; its container does not run"));
+                }
+                None => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Ends everything in it.
+    pub fn stop(&self) {
+        let machine =
+            self.workspace().and_then(|workspace| self.lifecycle.machine(&workspace, &workspace.record()));
+        if let Ok(machine) = machine {
+            machine.stop();
+        }
+    }
+
+    fn workspace(&self) -> Result<Arc<Workspace>> {
+        self.find().ok_or_else(|| Error::internal("The sandbox was deleted"))
+    }
+}
