@@ -153,6 +153,11 @@ const STOPPING: Duration = Duration::from_secs(60);
 /// Workers for requests that end something; each may wait some seconds for the end.
 const ENDING: usize = 16;
 
+/// How many commands of one token are started at once while others start commands as well.
+fn fresh_runs() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().max(2))
+}
+
 /// Workers that read and write workspaces' files, and requests that wait for one without a thread.
 const FILE_WORKERS: usize = 8;
 const FILE_QUEUE: usize = 512;
@@ -244,7 +249,7 @@ pub fn run_with(
         advertised: settings.advertised.clone(),
         log_requests: settings.log_requests,
         started,
-        run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?,
+        run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?.paced(fresh_runs()),
         proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, limits::PROXY_QUEUE)?,
         upstreams: upstreams.clone(),
         managed: managed.clone(),

@@ -9,6 +9,7 @@ pub mod json_keys;
 pub mod limits;
 pub mod logging;
 pub mod object;
+mod pace;
 pub mod parcel;
 pub mod pool;
 pub mod redact;

@@ -43,6 +43,16 @@ impl Party {
         Party { workspace: Some(workspace), ..Party::ANONYMOUS }
     }
 
+    /// Whether both are of one token.
+    pub fn shares_token(self, other: Party) -> bool {
+        self.token == other.token && self.unlimited == other.unlimited
+    }
+
+    /// Whether it is an owner without limits.
+    pub fn is_unlimited(self) -> bool {
+        self.unlimited
+    }
+
     /// The token alone.
     #[must_use]
     pub fn without_workspace(self) -> Party {

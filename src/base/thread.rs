@@ -1,7 +1,10 @@
 //! Threads with a name, an owner and an end; locks that outlive a panic.
 
+use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, current};
+
+use rustix::process::{getpriority_process, setpriority_process};
 
 use super::{Error, Result};
 
@@ -45,4 +48,31 @@ pub fn spawn(name: String, stack: usize, body: impl FnOnce() + Send + 'static) -
 /// Locks `mutex` also after a panic under it: our guarded values are valid between statements.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// The nice value before it was raised.
+    static BEFORE: Cell<Option<i32>> = const { Cell::new(None) };
+}
+
+/// Has the other threads of this process run first from now on (setpriority(2), which on Linux sets a thread's own nice
+/// value), until [`restore_priority`]. For work that a client can make large. Not before a child is started: it would
+/// inherit the value.
+pub fn lower_priority() {
+    // Without CAP_SYS_NICE the value could not be restored.
+    if BEFORE.get().is_some() || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    if let Ok(before) = getpriority_process(None) {
+        if setpriority_process(None, (before + 10).min(19)).is_ok() {
+            BEFORE.set(Some(before));
+        }
+    }
+}
+
+/// Undoes [`lower_priority`].
+pub fn restore_priority() {
+    if let Some(before) = BEFORE.take() {
+        let _ = setpriority_process(None, before);
+    }
 }

@@ -101,6 +101,9 @@ impl Inside {
         self.spare_descriptors()?;
         let taken = self.greet_or_replace(&mut line);
         line.failed = taken.is_err().then(Instant::now);
+        if let Err(cause) = &taken {
+            log::warn!("A request cannot be passed inside: {cause}");
+        }
         taken.map_err(|cause| Error::new(Code::Unavailable, UNAVAILABLE).because(cause))
     }
 
@@ -196,6 +199,8 @@ fn greet(path: &Path) -> Result<UnixStream> {
     while super::answer::end(&answer) != Some(answer.len()) {
         let mut piece = [0; 512];
         let read = match stream.read(&mut piece) {
+            // signal(7): with a timeout the call is not restarted, also when the kernel stops a thread for a moment.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return Err(Error::new(Code::Busy, "no answer in time").because(error));
             }

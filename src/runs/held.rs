@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use super::room::Room;
+use crate::base::thread;
 use crate::proc::Sink;
 
 /// What a stream holds in memory; with two streams of 256 execs that is 32 MiB.
@@ -82,6 +83,8 @@ impl Held {
                 memory[at..end].copy_from_slice(bytes);
                 return Ok(());
             }
+            // Nothing is started on this thread before its job is over.
+            thread::lower_priority();
             let file = self.room.unnamed_file()?;
             file.write_all_at(memory, 0)?;
             self.room.add(memory.len() as u64);

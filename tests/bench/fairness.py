@@ -77,7 +77,7 @@ def main():
     time.sleep(1)
     loud = measure(others, SECONDS)
     begin = time.perf_counter()
-    status, _ = call(HOST, "DELETE", f"/api/workspaces/{flooder[0]}")
+    deleted, _ = call(HOST, "DELETE", f"/api/workspaces/{flooder[0]}")
     ended = time.perf_counter() - begin
     stop = 0
     rows = []
@@ -91,7 +91,7 @@ def main():
         for status, count in caller.statuses.items():
             told[status] = told.get(status, 0) + count
     rows.append(("the flood's answers", str(told), "", f"{CONNECTIONS} connections, `{FLOOD}`"))
-    rows.append(("owner ends it", f"{ended:.2f} s", "", f"status {status}"))
+    rows.append(("owner ends it", f"{ended:.2f} s", "", f"status {deleted}"))
     table.show("fairness", rows)
 
 

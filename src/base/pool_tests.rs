@@ -1,0 +1,214 @@
+//! Tests of the worker pool.
+
+use super::*;
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use std::sync::Barrier;
+
+const P: Party = Party::ANONYMOUS;
+
+#[test]
+fn refuses_beyond_its_bounds_and_survives_panics() {
+    let pool = Pool::new("test", 0, 2, 0).unwrap();
+    let hold = Arc::new(Barrier::new(3));
+    for _ in 0..2 {
+        let hold = hold.clone();
+        pool.submit(P, move || {
+            hold.wait();
+        })
+        .unwrap();
+    }
+    let mut refused = 0;
+    for _ in 0..3 {
+        refused += usize::from(pool.submit(P, || panic!("on purpose")).is_err());
+    }
+    assert!(refused >= 2, "{refused}");
+    hold.wait();
+    let (done, finished) = bounded(1);
+    while pool
+        .submit(P, {
+            let done = done.clone();
+            move || done.send(()).unwrap()
+        })
+        .is_err()
+    {}
+    finished.recv().unwrap();
+}
+
+#[test]
+fn who_steps_aside_leaves_room_for_another() {
+    let pool = Pool::new("test", 1, 1, 0).unwrap();
+    let (go_on, long) = bounded::<()>(0);
+    let (done, finished) = bounded(2);
+    let told = done.clone();
+    pool.submit(P, move || {
+        step_aside();
+        step_aside();
+        told.send(1).unwrap();
+        let _ = long.recv();
+        told.send(2).unwrap();
+    })
+    .unwrap();
+    assert_eq!(finished.recv(), Ok(1));
+    pool.submit(P, move || done.send(3).unwrap()).unwrap();
+    assert_eq!(finished.recv(), Ok(3));
+    drop(go_on);
+    assert_eq!(finished.recv(), Ok(2));
+    while pool.reserve(P).is_err() {}
+    drop(pool.reserve(P).unwrap());
+    assert!(lock(&pool.0.state).live <= 1);
+    step_aside();
+}
+
+#[test]
+fn who_is_ending_has_given_its_place_back() {
+    let pool = Pool::new("test", 0, 1, 0).unwrap();
+    let (clean_up, cleaning) = bounded::<()>(0);
+    let (done, finished) = bounded(2);
+    let told = done.clone();
+    pool.submit(P, move || {
+        ending();
+        ending();
+        told.send(1).unwrap();
+        let _ = cleaning.recv();
+        told.send(2).unwrap();
+    })
+    .unwrap();
+    assert_eq!(finished.recv(), Ok(1));
+    pool.submit(P, move || done.send(3).unwrap()).expect("there is room as soon as the end is known");
+    assert!(pool.reserve(P).is_err());
+    drop(clean_up);
+    assert_eq!((finished.recv(), finished.recv()), (Ok(2), Ok(3)));
+    while pool.reserve(P).is_err() {}
+    {
+        let state = lock(&pool.0.state);
+        assert!(state.live <= state.most && state.ending == 0);
+    }
+    ending();
+}
+
+#[test]
+fn who_steps_aside_leaves_nobody_waiting() {
+    let pool = Pool::new("test", 0, 1, 1).unwrap();
+    let (tell, told) = bounded(0);
+    let (done, finished) = bounded(1);
+    pool.submit(P, move || {
+        told.recv().unwrap();
+        step_aside();
+        finished.recv().unwrap();
+    })
+    .unwrap();
+    pool.submit(P, move || done.send(()).unwrap()).unwrap();
+    tell.send(()).unwrap();
+}
+
+#[test]
+fn a_callers_own_thread_takes_a_place_until_it_steps_aside() {
+    let pool = Pool::new("test", 0, 1, 1).unwrap();
+    let place = pool.occupy().unwrap();
+    assert!(pool.occupy().is_err());
+    place.run_here(|| {
+        assert!(pool.occupy().is_err());
+        // What comes in the ordinary way waits, though there is a thread for it.
+        let (done, finished) = bounded(1);
+        pool.submit(P, move || done.send(()).unwrap()).unwrap();
+        let waited = finished.recv_timeout(std::time::Duration::from_millis(100));
+        assert_eq!(waited, Err(RecvTimeoutError::Timeout));
+        step_aside();
+        finished.recv().unwrap();
+        while pool.occupy().is_err() {}
+    });
+    drop(pool.occupy().unwrap());
+    let place = pool.occupy().unwrap();
+    drop(catch_unwind(AssertUnwindSafe(|| place.run_here(|| panic!("on purpose")))));
+    drop(pool.occupy().unwrap());
+}
+
+#[test]
+fn jobs_of_others_pass_those_of_a_party_that_has_its_share() {
+    let party = |token: &str| Party::new(token, None, false);
+    let pool = Pool::new("test", 0, 2, 8).unwrap();
+    let (go_on, long) = bounded::<()>(0);
+    let (done, finished) = bounded(8);
+    for number in 0..4 {
+        let (long, done) = (long.clone(), done.clone());
+        pool.submit(party("a"), move || {
+            let _ = long.recv();
+            done.send(number).unwrap();
+        })
+        .unwrap();
+    }
+    assert_eq!(pool.submit(party("a"), || ()).and(pool.submit(party("a"), || ())), Err(Refused::Token));
+    let told = done.clone();
+    pool.submit(party("b"), move || told.send(10).unwrap()).unwrap();
+    assert_eq!(finished.recv(), Ok(10));
+    let told = done.clone();
+    pool.submit(Party::OWNER, move || told.send(11).unwrap()).unwrap();
+    assert_eq!(finished.recv(), Ok(11));
+    drop(go_on);
+    assert_eq!((0..4).map(|_| finished.recv().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_place_is_claimed_once_its_party_is_known() {
+    let party = Party::new("a", None, false);
+    let pool = Pool::new("test", 0, 2, 0).unwrap();
+    let (first, second) = (pool.occupy().unwrap(), pool.occupy().unwrap());
+    first.run_here(|| {
+        claim(party, Duration::ZERO).unwrap();
+        assert_eq!(pool.reserve(party).err(), Some(Refused::Full));
+        let pool = &pool;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                second.run_here(|| assert_eq!(claim(party, Duration::ZERO), Err(Refused::Token)))
+            });
+        });
+        drop(pool.occupy().unwrap());
+    });
+    assert!(claim(party, Duration::ZERO).is_ok() && lock(&pool.0.state).begun.used() == 0);
+}
+
+#[test]
+fn a_claim_waits_while_its_party_has_its_share() {
+    let party = Party::new("a", None, false);
+    let pool = Pool::new("test", 0, 2, 4).unwrap();
+    let (go_on, held) = bounded::<()>(0);
+    pool.submit(party, move || {
+        let _ = held.recv();
+    })
+    .unwrap();
+    while lock(&pool.0.state).begun.used() == 0 {
+        std::thread::yield_now();
+    }
+    let place = pool.occupy().unwrap();
+    std::thread::scope(|scope| {
+        let claiming = scope.spawn(|| {
+            let mut claimed = None;
+            place.run_here(|| claimed = Some(claim(party, Duration::from_secs(60))));
+            claimed
+        });
+        while lock(&pool.0.state).claiming == 0 {
+            std::thread::yield_now();
+        }
+        drop(pool.occupy().expect("who waits leaves its place to others"));
+        drop(go_on);
+        assert_eq!(claiming.join().unwrap(), Some(Ok(())));
+    });
+    let state = lock(&pool.0.state);
+    assert_eq!((state.claiming, state.pending.used(), state.begun.used()), (0, 0, 0));
+}
+
+#[test]
+fn a_kept_place_is_a_place() {
+    let pool = Pool::new("test", 0, 1, 0).unwrap();
+    let place = pool.reserve(P).unwrap();
+    assert!(pool.reserve(P).is_err());
+    drop(place);
+    let place = pool.reserve(P).unwrap();
+    let (done, finished) = bounded(1);
+    place.run(move || done.send(()).unwrap());
+    finished.recv().unwrap();
+    while pool.reserve(P).is_err() {}
+    let late = pool.reserve(P).unwrap();
+    drop(pool);
+    late.run(|| panic!("the pool has ended"));
+}
