@@ -99,7 +99,8 @@
 //! With `--manage-opencode` the server runs an OpenCode itself ([`host`]), for every workspace on the host that names no other
 //! one. It has a cgroup with a memory limit, an environment of its own without our tokens, and a random password that only
 //! the orchestrator which passed it in can see. Its address is known once it answers; until then, and after it has failed,
-//! requests get a 503 that says so ([`opencode::Managed`]).
+//! requests get a 503 that says so ([`opencode::Managed`]). With `berth host --sandbox berth` it is a command in a container
+//! workspace of its own ([`lifecycle::sandbox`]), reached at the container's private address; the server stays outside.
 //!
 //! # Threads
 //!
