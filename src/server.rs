@@ -1,5 +1,6 @@
 //! Builds everything, owns every thread, runs the shutdown.
 
+mod opencode;
 mod signals;
 mod up;
 
@@ -18,7 +19,7 @@ pub use crate::api::Advertised;
 use signals::Signals;
 pub use up::Up;
 
-use crate::api::{Ctx, dispatch, managed};
+use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
 use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
@@ -31,11 +32,10 @@ use crate::containers::roots::Kind;
 use crate::containers::{Engine, Images, Roots};
 use crate::events::Bus;
 use crate::gate::{self, Doors, Gate, Listen};
-use crate::host::{Change, Plan, Supervised, Surroundings};
+use crate::host::{Plan, Supervised};
 use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
 use crate::lifecycle::doctor::Doctor;
-use crate::lifecycle::sandbox::Sandbox;
 use crate::lifecycle::{Lifecycle, Policy};
 use crate::opencode::address::Own;
 use crate::opencode::{Managed, Upstreams};
@@ -297,7 +297,7 @@ pub fn run_with(
     let opencode = settings
         .opencode
         .zip(managed.clone())
-        .map(|(plan, managed)| supervise(plan, managed, &ctx, cgroups, &settings.data_dir));
+        .map(|(plan, managed)| opencode::supervise(plan, managed, &ctx, cgroups, &settings.data_dir));
     let opencode = opencode.transpose()?;
     let told = up.map(|up| {
         let workspaces = lifecycle.registry().openwork_list();
@@ -343,30 +343,6 @@ pub fn run_with(
     drop((gate, http, ctx, project, lifecycle));
     log::info!("Stopped");
     Ok(())
-}
-
-/// Runs the OpenCode of the plan; each change is an event, a line of the audit log and one of the server's own log.
-fn supervise(
-    plan: Plan,
-    managed: Arc<Managed>,
-    ctx: &Arc<Ctx>,
-    cgroups: Cgroups,
-    data_dir: &Path,
-) -> Result<Supervised> {
-    let tokens = [ctx.credentials.client_token(), ctx.credentials.host_token()];
-    let told = ctx.clone();
-    let tell = move |change: &Change| managed::changed(&told, change);
-    let sandbox =
-        plan.sandbox_spec(managed.memory_bytes()).map(|spec| Sandbox::new(ctx.lifecycle.clone(), spec));
-    let surroundings = Surroundings {
-        cgroups,
-        sandbox,
-        upstreams: ctx.upstreams.clone(),
-        folder: data_dir.join("host"),
-        secrets: tokens.into_iter().map(str::to_owned).collect(),
-        tell: Box::new(tell),
-    };
-    Supervised::start(plan, managed, surroundings)
 }
 
 /// Notices changes by hand in all workspaces that are there; in later ones from the first call on. Where that cannot be,
