@@ -80,7 +80,9 @@ fn an_owner_says_where_opencode_is() {
     patch(&server.owner(), &path, json!({"baseUrl": null}));
     server.owner().get(200, "/opencode/f");
     assert_eq!(first.seen().header("authorization"), Some("Basic dTpjb25maWd1cmVk"));
-    for body in [json!({"path": "/"}), json!({"baseUrl": 1}), json!([])] {
+    let told = server.owner().call("PATCH", &path, Some(&json!({"path": "/"}))).expect(200).value();
+    assert_eq!(told["warnings"], json!(["unknown field `path`"]));
+    for body in [json!({"baseUrl": 1}), json!([])] {
         server.owner().refused(400, "invalid_payload", "PATCH", &path, Some(body));
     }
 }

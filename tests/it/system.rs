@@ -462,7 +462,7 @@ fn a_limited_owner_redirects_nobody_else() {
             .expect(200);
     }
     for (client, url) in [(one, ":2"), (both, ":2"), (server.collaborator(), ":1")] {
-        let told = client.refused(502, "opencode_unreachable", "GET", "/opencode/session", None);
+        let told = client.refused(502, "opencode_unreachable", "GET", "/opencode/agent", None);
         assert!(told["details"]["baseUrl"].as_str().unwrap().ends_with(url), "{told}");
     }
 }
