@@ -391,6 +391,14 @@ fn a_container_whose_agent_stands_still_slows_no_other_one() {
     assert_eq!(held.sh("echo thawed"), "thawed\n");
 }
 
+struct StopOnDrop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 /// The number of a waiting process that was killed goes to a process of the host while the engine hands out waiting processes:
 /// that one is never moved and never ended. The server has a pid namespace of its own, in which the next number can be chosen.
 #[test]
@@ -419,6 +427,8 @@ fn no_process_of_the_host_gets_into_a_container_by_its_number() {
                 );
             }
         });
+        // Also when the test fails, or it would never end.
+        let _stop = StopOnDrop(&stop);
         while recycled.len() < 12 && tries < 200 {
             tries += 1;
             let mut waiting = procs::naming("/run/berth/agent").into_iter().rev();
@@ -427,8 +437,8 @@ fn no_process_of_the_host_gets_into_a_container_by_its_number() {
             procs::kill(pid);
             let seconds = unique_secs();
             let script = format!(
-                "while [ -d /proc/{number} ]; do :; done; echo {} > /proc/sys/kernel/ns_last_pid; \
-                 sleep {seconds} & echo $!; wait",
+                "n=0; while [ -d /proc/{number} ]; do n=$((n + 1)); [ $n -lt 20000 ] || exit; done; \
+                 echo {} > /proc/sys/kernel/ns_last_pid; sleep {seconds} & echo $!; wait",
                 number - 1
             );
             let mut child = Command::new("nsenter")
@@ -439,15 +449,16 @@ fn no_process_of_the_host_gets_into_a_container_by_its_number() {
             let mut line = String::new();
             let mut told = std::io::BufReader::new(child.stdout.take().unwrap());
             std::io::BufRead::read_line(&mut told, &mut line).unwrap();
-            // Another process may have got the number first.
+            // Another process may have got the number first, for a moment or for long.
             if line.trim() == number.to_string() {
                 recycled.push((child, seconds));
-            } else {
-                procs::kill(procs::wait_sleep(&seconds));
-                let _ = child.wait();
+                continue;
             }
+            if !line.is_empty() {
+                procs::kill(procs::wait_sleep(&seconds));
+            }
+            let _ = child.wait();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert!(recycled.len() >= 6, "only {} numbers were used again in {tries} tries", recycled.len());
     assert_eq!(place.sh("echo works"), "works\n");
