@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{Thread, current, park_timeout};
 use std::time::{Duration, Instant};
 
 use super::pace::{Pace, TICK};
@@ -44,8 +45,8 @@ struct State {
     begun: Ledger,
     /// Threads whose job is over for all but themselves ([`ending`]).
     ending: usize,
-    /// Threads of others that wait in [`claim`].
-    claiming: usize,
+    /// Threads of others that wait in [`claim`], in the order in which they came. One that may begin is taken out.
+    claims: VecDeque<(Party, Thread)>,
     /// Threads.
     live: usize,
     most: usize,
@@ -69,6 +70,18 @@ impl State {
         Some((party, now, job))
     }
 
+    /// Lets those that wait in [`claim`] begin as far as there are places, and wakes no other.
+    fn grant(&mut self) {
+        let begun = &mut self.begun;
+        self.claims.retain(|(party, thread)| {
+            let granted = begun.take(*party).is_ok();
+            if granted {
+                thread.unpark();
+            }
+            !granted
+        });
+    }
+
     /// How many threads are not to be had.
     fn taken(&self) -> usize {
         self.pending.used() + self.ending
@@ -89,7 +102,7 @@ impl Pool {
             pending: Ledger::new(max + queue),
             begun,
             ending: 0,
-            claiming: 0,
+            claims: VecDeque::new(),
             live: 0,
             most,
             pace: None,
@@ -173,7 +186,7 @@ impl Place {
             }
             state.queue.push_back((self.party, Box::new(job)));
             self.used = true;
-            self.pool.wake(&state);
+            self.pool.wake(&mut state);
         }
         // The thread that the reservation started may have timed out.
         self.pool.staffed();
@@ -211,19 +224,24 @@ pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), Refuse
             place.begun = true;
             return Ok(());
         }
+        let this = current();
+        state.claims.push_back((party, this.clone()));
         // Another job may begin in the place that was given back.
-        pool.wake(&state);
+        pool.wake(&mut state);
         let deadline = Instant::now() + patience;
-        while let Err(refused) = state.begun.check(party) {
+        loop {
+            let Some(at) = state.claims.iter().position(|(_, thread)| thread.id() == this.id()) else {
+                break;
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if !state.open || left.is_zero() {
-                return Err(refused);
+                state.claims.remove(at);
+                return state.begun.take(party).map(|()| place.begun = true);
             }
-            state.claiming += 1;
-            (state, _) = pool.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
-            state.claiming -= 1;
+            drop(state);
+            park_timeout(left);
+            state = lock(&pool.state);
         }
-        state.begun.take_anyway(party);
         place.begun = true;
         Ok(())
     })
@@ -237,19 +255,16 @@ impl Drop for Place {
         }
         if self.begun {
             state.begun.give_back(self.party);
-            self.pool.wake(&state);
+            self.pool.wake(&mut state);
         }
     }
 }
 
 impl Inner {
-    /// A job may begin. One worker looks at the whole queue; who waits in [`claim`] looks after itself alone.
-    fn wake(&self, state: &State) {
-        if state.claiming > 0 {
-            self.changed.notify_all();
-        } else {
-            self.changed.notify_one();
-        }
+    /// A job may begin: those that wait in [`claim`] come first; one worker looks at the whole queue.
+    fn wake(&self, state: &mut State) {
+        state.grant();
+        self.changed.notify_one();
     }
 
     /// Starts a thread if there are fewer than jobs, as far as the maximum allows; `false` when there is no thread at all.
@@ -348,7 +363,7 @@ pub fn step_aside() {
         let mut state = lock(&counted.pool.state);
         state.live -= 1;
         counted.give_back(&mut state);
-        counted.pool.wake(&state);
+        counted.pool.wake(&mut state);
     }
     // The jobs in the queue may have no other thread.
     counted.pool.staffed();
@@ -390,15 +405,17 @@ fn work(pool: &Arc<Inner>, stays: bool) {
         let Some(counted) = COUNTED.take() else { return };
         state = lock(&pool.state);
         counted.give_back(&mut state);
-        if state.claiming > 0 {
-            pool.changed.notify_all();
-        }
+        state.grant();
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.0.state).open = false;
+        {
+            let mut state = lock(&self.0.state);
+            state.open = false;
+            state.claims.iter().for_each(|(_, thread)| thread.unpark());
+        }
         self.0.changed.notify_all();
         let workers = std::mem::take(&mut lock(&self.0.workers).threads);
         drop(workers);

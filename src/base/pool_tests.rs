@@ -186,7 +186,7 @@ fn a_claim_waits_while_its_party_has_its_share() {
             place.run_here(|| claimed = Some(claim(party, Duration::from_secs(60))));
             claimed
         });
-        while lock(&pool.0.state).claiming == 0 {
+        while lock(&pool.0.state).claims.is_empty() {
             std::thread::yield_now();
         }
         drop(pool.occupy().expect("who waits leaves its place to others"));
@@ -194,7 +194,48 @@ fn a_claim_waits_while_its_party_has_its_share() {
         assert_eq!(claiming.join().unwrap(), Some(Ok(())));
     });
     let state = lock(&pool.0.state);
-    assert_eq!((state.claiming, state.pending.used(), state.begun.used()), (0, 0, 0));
+    assert_eq!((state.claims.len(), state.pending.used(), state.begun.used()), (0, 0, 0));
+}
+
+#[test]
+fn claims_are_granted_in_their_order_and_no_other_thread_is_woken() {
+    let [held, other] = ["a", "b"].map(|token| Party::new(token, None, false));
+    let pool = Pool::new("test", 0, 4, 8).unwrap();
+    let order = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let mut holding = Vec::new();
+        for _ in 0..2 {
+            let mut state = lock(&pool.0.state);
+            state.pending.take(held).unwrap();
+            state.begun.take(held).unwrap();
+            holding.push(Place { pool: pool.0.clone(), party: held, used: false, begun: true });
+        }
+        for number in 0..2 {
+            let (place, order) = (pool.occupy().unwrap(), &order);
+            scope.spawn(move || {
+                place.run_here(|| {
+                    claim(held, Duration::from_secs(60)).unwrap();
+                    lock(order).push(number);
+                });
+            });
+            while lock(&pool.0.state).claims.len() <= number {
+                std::thread::yield_now();
+            }
+        }
+        let place = pool.occupy().unwrap();
+        place.run_here(|| claim(other, Duration::from_secs(60)).expect("another token's share is free"));
+        let late = pool.occupy().unwrap();
+        late.run_here(|| assert!(claim(held, Duration::ZERO).is_err(), "those before it wait"));
+        assert_eq!(lock(&pool.0.state).claims.len(), 2);
+        drop(holding.pop());
+        while lock(&order).is_empty() {
+            std::thread::yield_now();
+        }
+        drop(holding);
+    });
+    assert_eq!(order.into_inner().unwrap(), [0, 1]);
+    let state = lock(&pool.0.state);
+    assert_eq!((state.claims.len(), state.pending.used(), state.begun.used()), (0, 0, 0));
 }
 
 #[test]

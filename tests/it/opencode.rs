@@ -247,9 +247,9 @@ fn more_than_may_wait_at_once_are_all_answered() {
             });
         }
     });
-    // One that takes longer than a second gives its place to another.
+    // A token has half of the places. One that takes longer than a second gives its place to another.
     let (most, slowest) = (at_once.lock().unwrap().1, *slowest.lock().unwrap());
-    assert!(most == 2 || slowest >= Duration::from_secs(1), "{most} at once, {slowest:?} the slowest");
+    assert!(most == 1 || slowest >= Duration::from_secs(1), "{most} at once, {slowest:?} the slowest");
 }
 
 #[test]
