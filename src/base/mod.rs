@@ -18,5 +18,6 @@ pub mod service_manager;
 pub mod shares;
 pub mod sketch;
 pub mod thread;
+pub mod turns;
 
 pub use error::{At, Code, Error, Result};

@@ -3,6 +3,7 @@
 //! open, cannot hold the answer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 
 use super::{Cancel, Exit, Process, Sink};
 use crate::base::parcel::Parcel;
+use crate::base::turns::{Turn, Turns};
 use crate::base::{At, Result, limits};
 
 /// Our side of a process's streams.
@@ -37,6 +39,12 @@ pub enum Ended {
     Cancelled,
 }
 
+/// Turns at copying large output. A few threads copy as fast as the disk takes it; many make every other thread of the
+/// machine wait, since each lets another process write as well.
+static COPYING: LazyLock<Turns> = LazyLock::new(|| Turns::new((Turns::processors() / 2).max(1)));
+/// Output of a process that is copied without a turn.
+const SMALL: u64 = 64 << 10;
+
 /// Two pipes and a reader's state for each.
 struct Output<'a> {
     fd: Option<OwnedFd>,
@@ -52,6 +60,7 @@ impl Output<'_> {
         // A terminal counts only what its line discipline has passed on, so at least a pipe's usual size is tried.
         let waiting = rustix::io::ioctl_fionread(fd).unwrap_or(0).max(limits::PIPE_CHUNK as u64);
         let before = self.taken;
+        let _turn = self.turn();
         while self.fd.is_some() && self.taken - before < waiting {
             let had = self.taken;
             self.read(buffer, 1);
@@ -59,6 +68,17 @@ impl Output<'_> {
                 return;
             }
         }
+    }
+
+    /// Waits for a turn if this process writes much.
+    fn turn(&self) -> Option<Turn<'static>> {
+        (self.taken >= SMALL).then(|| COPYING.wait())
+    }
+
+    /// Reads some of what is there.
+    fn read_on(&mut self, buffer: &mut [u8]) {
+        let _turn = self.turn();
+        self.read(buffer, 4);
     }
 
     /// Reads what is there, at most `chunks` times; closes at the end of file.
@@ -100,10 +120,10 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
         }
         // Output first: what the process wrote before it ended is in the pipes by the time its end is seen.
         if ready.out {
-            out.read(&mut buffer, 4);
+            out.read_on(&mut buffer);
         }
         if ready.err {
-            err.read(&mut buffer, 4);
+            err.read_on(&mut buffer);
         }
         if ready.done {
             match process.try_exit() {
