@@ -229,10 +229,7 @@ pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), Refuse
         // Another job may begin in the place that was given back.
         pool.wake(&mut state);
         let deadline = Instant::now() + patience;
-        loop {
-            let Some(at) = state.claims.iter().position(|(_, thread)| thread.id() == this.id()) else {
-                break;
-            };
+        while let Some(at) = state.claims.iter().position(|(_, thread)| thread.id() == this.id()) {
             let left = deadline.saturating_duration_since(Instant::now());
             if !state.open || left.is_zero() {
                 state.claims.remove(at);
