@@ -140,6 +140,7 @@
 //!
 //! ```text
 //! <data>/lock                        flock: one server
+//! <data>/format                      the version of all files here ([`store::format`])
 //! <data>/credentials.json            generated tokens, 0600
 //! <data>/naming_key                  names the client and the host token in the audit log, 0600
 //! <data>/approvals                   files without names while a large request waits for approval
@@ -178,6 +179,7 @@
 //! <data>/http                        the private socket to tiny_http, mode 0700, removed at the end
 //! <data>/trash                       what is being removed
 //! <data>/.berth-doctor-PID-*         while `berth doctor` tries something out
+//! .NAME.restore-UUID                 beside the data folder NAME while `berth restore` unpacks; FOLDER/.FILE.part-UUID a backup's file
 //! ```
 //!
 //! After `kill -9` containers run on. The next start takes over each whose state file agrees with the kernel (the boot,
@@ -205,7 +207,8 @@
 //!   0 to 65535, so layers can be shared. The mounts exist in a private namespace of the server, which ends with it.
 //! - The crate `multipart` is not used: it takes a line break at the edge of its buffer for data, and a body that breaks
 //!   off for a whole one ([`http::upload`]). Nor is `tar`, which reads names of any length into memory.
-//! - `berth image` and `berth bundle` work on the store itself beside a running server, by flock, and need no token.
+//! - `berth image` and `berth bundle` work on the store itself beside a running server, by flock, and need no token;
+//!   `berth backup` reads the data folder itself, and needs the server only for snapshots of containers.
 //! - Agents' configuration is shared with the people of a workspace key by key ([`workspaces::sync`]); the host's own
 //!   OpenCode configuration, which holds its owner's keys, is not copied into containers as sandboxed.sh does.
 //! - A command without any shell syntax is executed without a shell ([`runs::plain`]): bash costs more than most

@@ -44,7 +44,7 @@ use crate::project::reload::ReloadEvents;
 use crate::project::{self, Project};
 use crate::runs::Runs;
 use crate::store::allowlist::Allowlist;
-use crate::store::{file, lock::DataLock};
+use crate::store::{file, format, lock::DataLock};
 use crate::workspaces::library::{Key, Library};
 use crate::workspaces::{self, Configured, Registry, library};
 
@@ -196,6 +196,8 @@ pub fn run_with(
     crate::proc::sys::give_back_large_blocks();
     file::create_dir_private(&settings.data_dir)?;
     let _lock = DataLock::take(&settings.data_dir)?;
+    // Checked before by `config`; another version may have been here since.
+    format::record(&settings.data_dir)?;
     let signals = Signals::catch()?;
     let (soft_files, max_files) = gate::raise_file_limit();
     crate::proc::spawn::set_child_file_limit(soft_files);

@@ -197,6 +197,8 @@ codes! {
     Cancelled = 409 "cancelled",
     /// Bad flag, variable or file at the start; never reaches a client.
     Config = 500 "config",
+    /// Data that a newer version wrote; never reaches a client.
+    NewerFormat = 500 "newer_format",
     /// Our bug, or the machine failed us.
     Internal = 500 "internal_error",
     /// On loopback or a Unix socket, a Host that is not ours.

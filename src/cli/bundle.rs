@@ -12,12 +12,12 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use crate::base::{At, Code, Error, Result, limits};
-use crate::config::{self, Parsed, ServeArgs};
+use crate::config::{self, BundleArgs, Parsed};
 use crate::containers::images::{Compression, ImageId, ImageName, Images, Wanted};
 use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::beneath::Root;
-use crate::store::file;
+use crate::store::{file, format};
 use crate::workspaces::library::is_litter;
 
 /// `bundle.json`.
@@ -36,31 +36,22 @@ struct Packed {
     id: ImageId,
 }
 
-#[derive(Default)]
-struct Asked {
-    files: Vec<String>,
-    images: Vec<String>,
-    restore: bool,
-    bin: Option<String>,
-}
-
 /// Runs `berth bundle …`.
 ///
 /// # Errors
 /// A wrong command line (exit code 2), or what went wrong.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let (asked, rest) = read(args)?;
-    let serve = match ServeArgs::parse(&rest)? {
-        Parsed::Run(serve) => serve,
+    let (asked, serve) = match BundleArgs::parse(args)? {
+        Parsed::Run(both) => both,
         Parsed::Help => return Ok(super::help()),
         Parsed::Version => return Ok(super::version()),
     };
-    let [name] = &asked.files[..] else {
+    let [name] = &asked.file[..] else {
         return Err(Error::config("bundle", "say `berth bundle FILE` or `berth bundle --restore FILE`"));
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&serve, &config::process_env, &current_dir)?.settings;
-    file::create_dir_private(&settings.data_dir)?;
+    format::prepare(&settings.data_dir)?;
     let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
     let images = server::images(&settings, cgroups.clone())?;
     let done = act(&images, &settings, &asked, &current_dir, name);
@@ -71,7 +62,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
 fn act(
     images: &Images,
     settings: &Settings,
-    asked: &Asked,
+    asked: &BundleArgs,
     current_dir: &Path,
     name: &str,
 ) -> Result<ExitCode> {
@@ -83,42 +74,13 @@ fn act(
         restore(&path, images, settings, &bin, &cancel)?;
     } else {
         let part = path.with_file_name(format!(".berth-bundle-{}", std::process::id()));
-        let written = write(&path, &part, images, settings, &asked.images, &cancel);
+        let written = write(&path, &part, images, settings, &asked.image, &cancel);
         for left in [part.with_extension("image"), part] {
             let _ = std::fs::remove_file(left);
         }
         written?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Takes our own words out; the rest is flags of `serve`.
-fn read(args: &[String]) -> Result<(Asked, Vec<String>)> {
-    let (mut asked, mut rest) = (Asked::default(), Vec::new());
-    let mut words = args.iter().cloned();
-    while let Some(word) = words.next() {
-        let (flag, value) = match word.split_once('=') {
-            Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
-            None => (word.clone(), None),
-        };
-        let mut value = || {
-            value.clone().or_else(|| words.next()).ok_or_else(|| Error::config(&flag, "a value is missing"))
-        };
-        match flag.as_str() {
-            "--restore" => asked.restore = true,
-            "--image" => asked.images.push(value()?),
-            "--bin" => asked.bin = Some(value()?),
-            flag if flag.starts_with("--") => {
-                rest.push(word.clone());
-                if !word.contains('=') && !["--help", "--version", "--verbose"].contains(&flag) {
-                    rest.extend(words.next());
-                }
-            }
-            "-h" | "-V" => rest.push(word),
-            _ => asked.files.push(word),
-        }
-    }
-    Ok((asked, rest))
 }
 
 fn library_of(settings: &Settings) -> PathBuf {

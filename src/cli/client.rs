@@ -35,13 +35,13 @@ pub(super) fn asked(args: &[String]) -> Result<Asked> {
         Parsed::Help => return Ok(Asked::Help),
         Parsed::Version => return Ok(Asked::Version),
     };
-    let client = client(&args)?;
+    let client = of(&args)?;
     Ok(Asked::Run(Box::new((args, client))))
 }
 
 /// A client of the server at `url`, with the host token of the server with these flags.
 pub(super) fn at(url: &str, serve: &ServeArgs) -> Result<Client> {
-    client(&ClientArgs {
+    of(&ClientArgs {
         config: serve.config.clone(),
         data_dir: serve.data_dir.clone(),
         openwork_url: Some(url.to_owned()),
@@ -57,7 +57,8 @@ pub(super) fn without_token(url: &str, serve: &ServeArgs) -> Result<Client> {
     Ok(client)
 }
 
-fn client(args: &ClientArgs) -> Result<Client> {
+/// A client with these flags.
+pub(super) fn of(args: &ClientArgs) -> Result<Client> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_client(args, &config::process_env, &current_dir)?;
     // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
@@ -70,7 +71,31 @@ fn client(args: &ClientArgs) -> Result<Client> {
 impl Client {
     /// The answer to a call, as JSON.
     pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-        let mut response = self.send(method, path, body, limits::CLI_ANSWER)?;
+        let (status, answer) = self.call_within(method, path, body, limits::CLI_ANSWER)?;
+        if status == 204 || (200..300).contains(&status) && !answer.is_null() {
+            return Ok(answer);
+        }
+        Err(self.refused(status, &answer))
+    }
+
+    /// The error for an answer that is none.
+    pub(super) fn refused(&self, status: u16, answer: &Value) -> Error {
+        let said = answer["message"]
+            .as_str()
+            .or(answer["error"].as_str())
+            .unwrap_or("its answer is not that of an OpenWork server");
+        Error::internal(format!("{} answered {status}: {}", self.plan.url, logging::one_line(said)))
+    }
+
+    /// The status of an answer, and its JSON, if it comes in time.
+    pub(super) fn call_within(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        patience: Duration,
+    ) -> Result<(u16, Value)> {
+        let mut response = self.send(method, path, body, patience)?;
         let status = response.status().as_u16();
         let text = response
             .body_mut()
@@ -78,15 +103,7 @@ impl Client {
             .limit(limits::CLI_ANSWER_BYTES)
             .read_to_string()
             .map_err(|error| self.lost(&error))?;
-        let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if status == 204 || (200..300).contains(&status) && !answer.is_null() {
-            return Ok(answer);
-        }
-        let said = answer["message"]
-            .as_str()
-            .or(answer["error"].as_str())
-            .unwrap_or("its answer is not that of an OpenWork server");
-        Err(Error::internal(format!("{} answered {status}: {}", self.plan.url, logging::one_line(said))))
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
 
     /// The body of an answer of any size.

@@ -30,7 +30,7 @@ pub(super) fn run(command: &str, words: &[String], style: Style, state_file: &st
     match perform(command, args, words, state_file) {
         Err(error) if json && error.code() != Code::Config => {
             super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
-            Ok(ExitCode::FAILURE)
+            Ok(super::exit_code(&error))
         }
         ended => ended,
     }

@@ -52,7 +52,7 @@ fn in_json(words: &[String], ended: Result<ExitCode>) -> Result<ExitCode> {
     match ended {
         Err(error) if error.code() != Code::Config && words.iter().any(|word| word == "--json") => {
             super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
-            Ok(ExitCode::FAILURE)
+            Ok(super::exit_code(&error))
         }
         ended => ended,
     }

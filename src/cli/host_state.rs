@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{At, Error, Result, clock};
 use crate::config::{self, HostArgs, Parsed, Style, TokenArgs};
 use crate::containers::Who;
-use crate::store::file;
+use crate::store::{file, format};
 
 const FILE: &str = "state.json";
 const FILE_BYTES: u64 = 64 << 10;
@@ -111,8 +111,12 @@ impl HostState {
 }
 
 fn read(data_dir: &Path) -> Result<Option<HostState>> {
-    let bytes = file::read_optional(&data_dir.join("host").join(FILE), FILE_BYTES)?;
-    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    let path = data_dir.join("host").join(FILE);
+    let Some(bytes) = file::read_optional(&path, FILE_BYTES)? else { return Ok(None) };
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return Ok(None) };
+    let version = value["version"].as_u64().and_then(|version| u32::try_from(version).ok());
+    format::check_known(version.unwrap_or(1), &path.display().to_string())?;
+    Ok(serde_json::from_value(value).ok())
 }
 
 /// The data folder that a command line means.

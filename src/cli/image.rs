@@ -11,23 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result};
-use crate::config::{self, Parsed, ServeArgs};
+use crate::config::{self, ImageArgs, Parsed};
 use crate::containers::BuildLog;
 use crate::containers::images::{
     Compression, ImageName, Images, Imported, LeftOut, Progress, Pull, Shown, Wanted,
 };
 use crate::proc::{Cancel, Cgroups};
 use crate::server;
-use crate::store::file;
-
-/// What was asked for.
-struct Asked {
-    verb: String,
-    names: Vec<String>,
-    json: bool,
-    reference: Option<String>,
-    pull: Pull,
-}
+use crate::store::format;
 
 /// Runs `berth image …`.
 ///
@@ -37,15 +28,14 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     if args.first().is_none_or(|first| ["help", "-h", "--help"].contains(&first.as_str())) {
         return Ok(super::help());
     }
-    let (asked, rest) = read(args)?;
-    let serve = match ServeArgs::parse(&rest)? {
-        Parsed::Run(serve) => serve,
+    let (asked, serve) = match ImageArgs::parse(args)? {
+        Parsed::Run(both) => both,
         Parsed::Help => return Ok(super::help()),
         Parsed::Version => return Ok(super::version()),
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&serve, &config::process_env, &current_dir)?.settings;
-    file::create_dir_private(&settings.data_dir)?;
+    format::prepare(&settings.data_dir)?;
     // A group of its own beside a server's, for the children of builds.
     let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
     let images = server::images(&settings, cgroups.clone())?;
@@ -56,9 +46,15 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     done
 }
 
-fn act(images: &Images, asked: &Asked, here: &Path, cancel: &Cancel) -> Result<ExitCode> {
-    let names: Vec<&str> = asked.names.iter().map(String::as_str).collect();
-    match (asked.verb.as_str(), &names[..]) {
+fn act(images: &Images, asked: &ImageArgs, here: &Path, cancel: &Cancel) -> Result<ExitCode> {
+    let words: Vec<&str> = asked.words.iter().map(String::as_str).collect();
+    let (verb, names) = words.split_first().map_or(("", &[][..]), |(verb, names)| (*verb, names));
+    let pull = match &asked.pull {
+        None => Pull::Missing,
+        Some(word) => Pull::parse(word)
+            .ok_or_else(|| Error::config("--pull", format!("'{word}' is not missing, always or never")))?,
+    };
+    match (verb, names) {
         ("list", []) => {
             let all = images.list()?;
             super::print(&if asked.json { as_json(&all)? } else { table(&all) });
@@ -110,7 +106,7 @@ fn act(images: &Images, asked: &Asked, here: &Path, cancel: &Cancel) -> Result<E
         ("build", [distro]) => {
             let stderr = io::stderr().as_fd().try_clone_to_owned().at("open", "stderr")?;
             let mut log = BuildLog::to(File::from(stderr));
-            let image = images.base(Distro::parse(distro)?, asked.pull, &mut log, cancel)?;
+            let image = images.base(Distro::parse(distro)?, pull, &mut log, cancel)?;
             super::print(&format!("{}\n", image.id));
         }
         (verb, _) => {
@@ -122,43 +118,6 @@ fn act(images: &Images, asked: &Asked, here: &Path, cancel: &Cancel) -> Result<E
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Takes our own words out; the rest is flags of `serve`.
-fn read(args: &[String]) -> Result<(Asked, Vec<String>)> {
-    let mut asked =
-        Asked { verb: args[0].clone(), names: Vec::new(), json: false, reference: None, pull: Pull::Missing };
-    let mut rest: Vec<String> = Vec::new();
-    let mut words = args[1..].iter().cloned();
-    while let Some(word) = words.next() {
-        let (flag, value) = match word.split_once('=') {
-            Some((flag, value)) => (flag.to_owned(), Some(value.to_owned())),
-            None => (word.clone(), None),
-        };
-        let mut value = || {
-            let missing = || Error::config(&flag, "a value is missing");
-            value.clone().or_else(|| words.next()).ok_or_else(missing)
-        };
-        match flag.as_str() {
-            "--json" => asked.json = true,
-            "--reference" => asked.reference = Some(value()?),
-            "--pull" => {
-                let word = value()?;
-                asked.pull = Pull::parse(&word).ok_or_else(|| {
-                    Error::config("--pull", format!("'{word}' is not missing, always or never"))
-                })?;
-            }
-            flag if flag.starts_with("--") => {
-                rest.push(word.clone());
-                if !word.contains('=') && !["--read-only", "--verbose", "--help", "--version"].contains(&flag)
-                {
-                    rest.extend(words.next());
-                }
-            }
-            _ => asked.names.push(word),
-        }
-    }
-    Ok((asked, rest))
 }
 
 /// The line at the terminal that says how far it is.

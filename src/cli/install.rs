@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::{Asked, Client, asked};
+use super::client::{self, Client};
 use super::setup::{agreed, ended};
 use crate::base::{At, Error, Result, limits};
+use crate::config::{ClientArgs, InstallArgs, Parsed, UninstallArgs};
 use crate::containers::tools;
 use crate::store::{file, tree};
 
@@ -29,48 +30,11 @@ const ENVIRONMENT: &str = include_str!("../../assets/packaging/deb/environment")
 /// A start may convert data, a stop waits for requests: the unit has limits of its own.
 const SYSTEMCTL: Duration = Duration::from_secs(900);
 
-#[derive(Default)]
-struct Words {
-    bin: Option<PathBuf>,
-    root: Option<PathBuf>,
-    no_start: bool,
-    purge: bool,
-    only_workloads: bool,
-    yes: bool,
-    help: bool,
-    rest: Vec<String>,
-}
-
-fn read(args: &[String], allowed: &[&str]) -> Result<Words> {
-    let mut words = Words::default();
-    let mut args = args.iter();
-    while let Some(word) = args.next() {
-        let (flag, value) =
-            word.split_once('=').map_or((word.as_str(), None), |(flag, value)| (flag, Some(value)));
-        if !allowed.contains(&flag) {
-            return Err(Error::config(word, format!("is not known here; there are {}", allowed.join(", "))));
-        }
-        let mut value = || {
-            let value = value.map(str::to_owned).or_else(|| args.next().cloned());
-            value.filter(|value| !value.is_empty()).ok_or_else(|| Error::config(flag, "a value is missing"))
-        };
-        let mut folder = || {
-            let path = PathBuf::from(value()?);
-            let absolute = path.is_absolute() && path.components().all(|part| part.as_os_str() != "..");
-            if absolute { Ok(path) } else { Err(Error::config(flag, "must be an absolute path without ..")) }
-        };
-        match flag {
-            "--bin" => words.bin = Some(folder()?),
-            "--root" => words.root = Some(folder()?),
-            "--no-start" => words.no_start = true,
-            "--purge" => words.purge = true,
-            "--only-workloads" => words.only_workloads = true,
-            "--yes" => words.yes = true,
-            "--help" | "-h" => words.help = true,
-            _ => words.rest.extend([flag.to_owned(), value()?]),
-        }
-    }
-    Ok(words)
+/// A folder that a flag names.
+fn folder(flag: &str, value: Option<&String>) -> Result<Option<PathBuf>> {
+    let Some(path) = value.map(PathBuf::from) else { return Ok(None) };
+    let absolute = path.is_absolute() && path.components().all(|part| part.as_os_str() != "..");
+    if absolute { Ok(Some(path)) } else { Err(Error::config(flag, "must be an absolute path without ..")) }
 }
 
 /// `berth install`
@@ -78,15 +42,17 @@ fn read(args: &[String], allowed: &[&str]) -> Result<Words> {
 /// # Errors
 /// A wrong command line (exit code 2), no systemd, no rights, or a step that failed.
 pub fn install(args: &[String]) -> Result<ExitCode> {
-    let words = read(args, &["--bin", "--root", "--no-start", "--yes", "--help", "-h"])?;
-    if words.help {
-        return Ok(super::help());
-    }
-    let root = words.root.clone().unwrap_or_else(|| "/".into());
-    let bin = words.bin.clone().unwrap_or_else(|| "/usr/local/bin".into()).join("berth");
+    let asked = match InstallArgs::parse(args)? {
+        Parsed::Run(asked) => asked,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    let elsewhere = folder("--root", asked.root.as_ref())?;
+    let root = elsewhere.clone().unwrap_or_else(|| "/".into());
+    let bin = folder("--bin", asked.bin.as_ref())?.unwrap_or_else(|| "/usr/local/bin".into()).join("berth");
     refuse_packaged(&root)?;
-    let starts = words.root.is_none() && !words.no_start;
-    check_host(words.root.is_some())?;
+    let starts = elsewhere.is_none() && !asked.no_start;
+    check_host(elsewhere.is_some())?;
     let mut steps = vec![
         format!(
             "copy this binary (version {}) to {}",
@@ -100,7 +66,7 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
     if starts {
         steps.push("start it, or restart it if it runs".to_owned());
     }
-    let mut steps = Steps::confirmed(&steps, words.yes)?;
+    let mut steps = Steps::confirmed(&steps, asked.yes)?;
 
     steps.next();
     copy_binary(&below(&root, &bin))?;
@@ -124,7 +90,7 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
     )?;
     make_folder(Some(&below(&root, Path::new("/srv"))))?;
     steps.next();
-    match &words.root {
+    match &elsewhere {
         Some(root) => systemctl(&[&format!("--root={}", root.display()), "enable", "berth.service"])?,
         None => {
             systemctl(&["daemon-reload"])?;
@@ -148,16 +114,16 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
 /// # Errors
 /// A wrong command line (exit code 2), a service that does not end what it runs, or a step that failed.
 pub fn uninstall(args: &[String]) -> Result<ExitCode> {
-    let allowed = ["--purge", "--only-workloads", "--yes", "--openwork-url", "--host-token", "--help", "-h"];
-    let words = read(args, &allowed)?;
-    if words.help {
-        return Ok(super::help());
-    }
-    if words.only_workloads {
+    let asked = match UninstallArgs::parse(args)? {
+        Parsed::Run(asked) => asked,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    if asked.only_workloads {
         // What the package's scripts call: the rest is theirs.
         check_host(false)?;
-        Steps::confirmed(&["end detached runs, and stop containers".to_owned()], words.yes)?.next();
-        end_all(&words)?;
+        Steps::confirmed(&["end detached runs, and stop containers".to_owned()], asked.yes)?.next();
+        end_all(&asked)?;
         return Ok(ExitCode::SUCCESS);
     }
     refuse_packaged(Path::new("/"))?;
@@ -172,21 +138,21 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
         "stop and disable the service".to_owned(),
         format!("remove {UNIT_PATH} and {binary}"),
     ];
-    if words.purge {
+    if asked.purge {
         steps[0] = "start the service if it does not run, and have it delete all workspaces".to_owned();
         steps.push(format!("remove {SETTINGS} and {DATA}: tokens, images, templates, everything"));
     }
-    let mut steps = Steps::confirmed(&steps, words.yes)?;
+    let mut steps = Steps::confirmed(&steps, asked.yes)?;
     steps.next();
     systemctl(&["start", "berth.service"])?;
-    end_all(&words)?;
+    end_all(&asked)?;
     steps.next();
     systemctl(&["disable", "--now", "berth.service"])?;
     steps.next();
     remove_file(Path::new(UNIT_PATH))?;
     remove_file(Path::new(binary))?;
     systemctl(&["daemon-reload"])?;
-    if words.purge {
+    if asked.purge {
         steps.next();
         for folder in [DATA, SETTINGS].map(Path::new) {
             remove_folder(folder)?;
@@ -200,17 +166,20 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
 }
 
 /// Ends what would outlive the service, and with `--purge` deletes the workspaces.
-fn end_all(words: &Words) -> Result<()> {
-    let flags = [&words.rest[..], &[format!("--data-dir={DATA}")]].concat();
-    let Asked::Run(asked) = asked(&flags)? else { return Ok(()) };
-    let client = asked.1;
+fn end_all(asked: &UninstallArgs) -> Result<()> {
+    let client = client::of(&ClientArgs {
+        data_dir: Some(DATA.to_owned()),
+        openwork_url: asked.openwork_url.clone(),
+        host_token: asked.host_token.clone(),
+        ..ClientArgs::default()
+    })?;
     let list = client.call("GET", "/api/workspaces", None)?;
     for workspace in list.as_array().into_iter().flatten() {
         let Some(id) = workspace["id"].as_str() else { continue };
         end_runs(&client, id)?;
         let container = workspace["workspace_type"] == "container";
         // The default host workspace cannot be deleted, and has nothing of its own.
-        if words.purge && container {
+        if asked.purge && container {
             client.call("DELETE", &format!("/api/workspaces/{id}"), None)?;
         } else if container {
             client.call("POST", &format!("/api/workspaces/{id}/stop"), None)?;

@@ -2,6 +2,7 @@
 //! `config`'s business. Runs on the main thread.
 
 pub mod approvals;
+pub mod backup;
 pub mod bundle;
 mod client;
 mod daemon;
@@ -15,6 +16,8 @@ mod host_state;
 pub mod image;
 pub mod install;
 pub mod link;
+mod manual;
+pub mod restore;
 pub mod serve;
 pub mod setup;
 pub mod status;
@@ -74,13 +77,22 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth bundle --restore FILE [--bin DIR]
                                   there: tar -xf FILE berth, ./berth bundle --restore FILE; the binary goes to
                                   /usr/local/bin or DIR
+       berth backup FILE [--without-containers]
+                                  the data folder as one archive, also beside a running server: workspaces,
+                                  tokens, runs, logs, templates, and with --containers, the default, containers'
+                                  files, snapshots and images; - is standard output. Takes --data-dir,
+                                  --openwork-url and --host-token
+       berth restore FILE [--data-dir DIR] [--replace]
+                                  make a data folder of a backup, at any path, once everything in it was
+                                  compared with its checksums; only an empty folder without --replace; - is
+                                  standard input
        berth install [--bin DIR] [--root DIR] [--no-start] [--yes]
                                   make this binary a service of systemd: copy it, write /etc/berth and the unit,
                                   start it; --root writes below another folder and starts nothing
        berth uninstall [--purge | --only-workloads] [--yes]
                                   end what runs, remove service and binary; settings and data stay without
                                   --purge; with --only-workloads the service stays as well
-       berth help                 print this
+       berth help [man | bash]    print this, the manual page, or completions for bash
        openwrk, openwork, openwork-orchestrator
                                   links of these names take the command lines of OpenWork's orchestrator
        berth agent, attach, enclose, keeper, probe   what berth starts for itself; not for people
@@ -273,6 +285,7 @@ Files
 
 Exit codes
   0  ended as asked    1  failed while running    2  wrong flag, variable or configuration file
+  3  the data folder or backup was written by a newer berth; nothing was changed
 ";
 
 /// Runs berth with the arguments of the process, the program's name first.
@@ -285,9 +298,18 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "berth: {}", logging::one_line(&error.to_string()));
-            ExitCode::from(if error.code() == Code::Config { 2 } else { 1 })
+            exit_code(&error)
         }
     }
+}
+
+/// What an error ends with; the help text lists them.
+fn exit_code(error: &Error) -> ExitCode {
+    ExitCode::from(match error.code() {
+        Code::Config => 2,
+        Code::NewerFormat => 3,
+        _ => 1,
+    })
 }
 
 /// What berth starts for itself, under whichever name it was called.
@@ -318,6 +340,8 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("status") => status::run(&words[1..]),
         Some("image") => image::run(&words[1..]),
         Some("bundle") => bundle::run(&words[1..]),
+        Some("backup") => backup::run(&words[1..]),
+        Some("restore") => restore::run(&words[1..]),
         Some("install") => install::install(&words[1..]),
         Some("uninstall") => install::uninstall(&words[1..]),
         // A single thread, as the agent: a probe forks.
@@ -325,10 +349,20 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("attach") => Ok(binds::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
         Some("enclose") => Ok(enclose::main(&words[1..])),
-        Some("help") => Ok(help()),
+        Some("help") => match words.get(1).map(String::as_str) {
+            Some("man") => {
+                print(&manual::man(HELP));
+                Ok(ExitCode::SUCCESS)
+            }
+            Some("bash") => {
+                print(&manual::bash());
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => Ok(help()),
+        },
         Some(word) if !word.starts_with('-') => Err(Error::config(
             word,
-            "unknown subcommand; there are serve, host, daemon, workspace, instance, doctor, image, bundle, token, approvals, status, install, uninstall and help",
+            "unknown subcommand; there are serve, host, daemon, workspace, instance, doctor, image, bundle, backup, restore, token, approvals, status, install, uninstall and help",
         )),
         _ => serve::run(&words),
     }
@@ -375,6 +409,16 @@ mod tests {
         assert!(names.len() > 20);
         for name in names {
             assert!(HELP.contains(name), "{name} is not in the help text");
+        }
+    }
+
+    #[test]
+    fn help_has_every_command() {
+        for command in crate::config::COMMANDS {
+            let is_first = command.name == "serve";
+            let start =
+                if is_first { "berth [serve]".to_owned() } else { format!("berth {} ", command.name) };
+            assert!(HELP.contains(&start), "{start}");
         }
     }
 

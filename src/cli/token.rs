@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::access::{TokenSetting, credentials};
 use crate::base::{Error, Result};
 use crate::config::{self, Parsed, TokenArgs};
-use crate::store::file;
+use crate::store::format;
 
 /// Runs `token show`.
 ///
@@ -32,7 +32,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_tokens(&args, &config::process_env, &current_dir)?;
     if make {
-        file::create_dir_private(&plan.data_dir)?;
+        format::prepare(&plan.data_dir)?;
         credentials::make(&plan.data_dir, &plan.client.0, &plan.host.0)?;
     }
     let (client, host) = credentials::kept_tokens(&plan.data_dir)?;

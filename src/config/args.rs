@@ -231,16 +231,16 @@ pub struct ClientArgs {
 
 /// How often a flag may stand on a command line, and whether a value follows it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Switch,
     Once,
     Many,
 }
 
-use Kind::{Many, Once, Switch};
+pub(super) use Kind::{Many, Once, Switch};
 
 /// The flags of `serve`; a test compares this list with the help text.
-const SERVE: &[(&str, Kind)] = &[
+pub(super) const SERVE: &[(&str, Kind)] = &[
     ("--verbose", Switch),
     ("--config", Once),
     ("--host", Once),
@@ -296,7 +296,7 @@ const SERVE: &[(&str, Kind)] = &[
     ("--yes", Switch),
 ];
 
-const CLIENT: &[(&str, Kind)] = &[
+pub(super) const CLIENT: &[(&str, Kind)] = &[
     ("--config", Once),
     ("--data-dir", Once),
     ("--openwork-url", Once),
@@ -309,7 +309,7 @@ const CLIENT: &[(&str, Kind)] = &[
     ("--deny", Switch),
 ];
 
-const TOKEN: &[(&str, Kind)] = &[("--config", Once), ("--data-dir", Once)];
+pub(super) const TOKEN: &[(&str, Kind)] = &[("--config", Once), ("--data-dir", Once)];
 
 impl ServeArgs {
     /// Reads the arguments after `serve`.
@@ -361,8 +361,18 @@ impl TokenArgs {
     }
 }
 
-fn parse<T: FromArgs>(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<T>> {
-    let expanded = match expand(args, flags)? {
+/// Reads flags alone.
+pub(super) fn parse<T: FromArgs>(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<T>> {
+    parse_expanded(args, flags, false)
+}
+
+/// Reads flags and words that are no flags.
+pub(super) fn parse_words<T: FromArgs>(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<T>> {
+    parse_expanded(args, flags, true)
+}
+
+fn parse_expanded<T: FromArgs>(args: &[String], flags: &[(&str, Kind)], words: bool) -> Result<Parsed<T>> {
+    let expanded = match expand(args, flags, words)? {
         Parsed::Run(expanded) => expanded,
         Parsed::Help => return Ok(Parsed::Help),
         Parsed::Version => return Ok(Parsed::Version),
@@ -373,16 +383,53 @@ fn parse<T: FromArgs>(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<
         .map_err(|exit| Error::config("command line", exit.output.trim()))
 }
 
-/// Checks the flags and splits `--flag=value`.
-fn expand(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<Vec<String>>> {
+/// Separates what concerns `own`, and all words that are no flags, from flags of `other`. Whether a flag exists is found
+/// out when it is parsed.
+pub(super) fn split(
+    args: &[String],
+    own: &[(&str, Kind)],
+    other: &[(&str, Kind)],
+) -> (Vec<String>, Vec<String>) {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut rest = args.iter().peekable();
+    while let Some(word) = rest.next() {
+        let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
+        let kind =
+            |flags: &[(&str, Kind)]| flags.iter().find(|(flag, _)| *flag == name).map(|(_, kind)| *kind);
+        let (target, kind) = match (kind(own), kind(other)) {
+            (Some(kind), _) => (&mut ours, kind),
+            (None, Some(kind)) => (&mut theirs, kind),
+            (None, None) if is_word(word) => (&mut ours, Switch),
+            (None, None) => (&mut theirs, Switch),
+        };
+        target.push(word.clone());
+        if kind != Switch && !word.contains('=') {
+            target.extend(rest.next_if(|next| !next.starts_with("--")).cloned());
+        }
+    }
+    (ours, theirs)
+}
+
+/// Whether it is no flag; `-` alone is standard input or output.
+fn is_word(arg: &str) -> bool {
+    arg == "-" || !arg.starts_with('-')
+}
+
+/// Checks the flags and splits `--flag=value`. `words`: others than flags may be among them, and come last.
+fn expand(args: &[String], flags: &[(&str, Kind)], words: bool) -> Result<Parsed<Vec<String>>> {
     let mut expanded: Vec<String> = Vec::new();
+    let mut plain: Vec<String> = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
     let mut rest = args.iter().peekable();
     while let Some(arg) = rest.next() {
         match arg.as_str() {
             "-h" | "--help" => return Ok(Parsed::Help),
             "-V" | "--version" => return Ok(Parsed::Version),
-            other if !other.starts_with('-') => {
+            other if is_word(other) && words => {
+                plain.push(other.to_owned());
+                continue;
+            }
+            other if is_word(other) => {
                 return Err(Error::config(other, "unexpected argument; berth --help shows what there is"));
             }
             _ => {}
@@ -412,6 +459,11 @@ fn expand(args: &[String], flags: &[(&str, Kind)]) -> Result<Parsed<Vec<String>>
             },
         };
         expanded.push(value);
+    }
+    if !plain.is_empty() {
+        // For argh a word like `-` is a flag otherwise.
+        expanded.push("--".to_owned());
+        expanded.append(&mut plain);
     }
     Ok(Parsed::Run(expanded))
 }

@@ -163,6 +163,12 @@ pub const HOST_FLAGS: [&str; 20] = [
     "--directory",
 ];
 
+/// Whether a flag of [`FLAGS`] has a value.
+pub(super) fn takes_value(flag: &str) -> bool {
+    let found = FLAGS.iter().find(|(name, _)| *name == flag);
+    found.is_some_and(|(_, is)| matches!(is, Value | Serve(_)))
+}
+
 /// What a sandbox is made from.
 const SANDBOX_IMAGE: &str = "debian-bookworm";
 

@@ -4,10 +4,11 @@
 //! Reading order: `args` (raw flags) · `file` (`server.json`) · `sources` (flag > environment > file; the only reader
 //! of the environment) · `values` (the rules for one value) · `proxy` (those of the way to
 //! OpenCode) · `opencode` (the one that the server runs) · `resolve` (all settings, with their defaults) · `client` (what
-//! the commands that call a server need) · `host` (the flags of `berth host`).
+//! the commands that call a server need) · `host` (the flags of `berth host`) · `commands` (those of all others).
 
 pub mod args;
 pub mod client;
+pub mod commands;
 mod containers;
 pub mod file;
 pub mod host;
@@ -23,6 +24,9 @@ mod tests;
 
 pub use args::{ClientArgs, Parsed, ServeArgs, TokenArgs};
 pub use client::{ClientPlan, resolve_client};
+pub use commands::{
+    BackupArgs, BundleArgs, COMMANDS, CommandWords, ImageArgs, InstallArgs, RestoreArgs, UninstallArgs,
+};
 pub use host::{HostArgs, SandboxChoice, Style};
 pub use opencode::opencode_env;
 pub use resolve::{Resolved, TokenPlan, resolve, resolve_tokens};

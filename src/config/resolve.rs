@@ -40,6 +40,8 @@ pub struct Resolved {
 pub struct TokenPlan {
     /// Where generated tokens are kept.
     pub data_dir: PathBuf,
+    /// Where scoped tokens are kept.
+    pub token_store: PathBuf,
     /// What environment and file say about the client token, and where they say it.
     pub client: (TokenSetting, Option<String>),
     /// The same for the host token.
@@ -341,6 +343,7 @@ pub fn resolve_tokens(args: &TokenArgs, env: Lookup<'_>, current_dir: &Path) -> 
     let json = &sources.file.json;
     Ok(TokenPlan {
         data_dir: sources.data_dir(args.data_dir.as_deref())?,
+        token_store: sources.token_store(args.data_dir.as_deref())?,
         client: sources.token("--token", None, "OPENWORK_TOKEN", "token", &json.token)?,
         host: sources.token("--host-token", None, "OPENWORK_HOST_TOKEN", "hostToken", &json.host_token)?,
     })

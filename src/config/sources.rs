@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::access::{Source, TokenSetting, tokens};
 use crate::base::{Error, Result};
+use crate::store::format;
 
 use super::file::ConfigFile;
 use super::values;
@@ -163,17 +164,16 @@ impl<'a> Sources<'a> {
         home.unwrap_or_else(|| PathBuf::from("/"))
     }
 
+    /// The data folder. One that a newer version wrote is refused here, before any command uses it.
     pub(super) fn data_dir(&self, argument: Option<&str>) -> Result<PathBuf> {
-        match self.pick(
-            "--data-dir",
-            argument,
-            "BERTH_DATA_DIR",
-            "dataDir",
-            self.file.json.data_dir.clone(),
-        )? {
-            Some(given) => values::absolute(&given.place, self.base(given.source), &given.text),
-            None => self.default_data_dir(rustix::process::geteuid().is_root()),
-        }
+        let given =
+            self.pick("--data-dir", argument, "BERTH_DATA_DIR", "dataDir", self.file.json.data_dir.clone())?;
+        let folder = match given {
+            Some(given) => values::absolute(&given.place, self.base(given.source), &given.text)?,
+            None => self.default_data_dir(rustix::process::geteuid().is_root())?,
+        };
+        format::check(&folder)?;
+        Ok(folder)
     }
 
     /// Scoped tokens lie beside `server.json`, as with the OpenWork server, if there is one or they lie there already; else

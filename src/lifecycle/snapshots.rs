@@ -29,6 +29,9 @@ pub struct Take {
     /// End what runs in the container, so that nothing has to be copied.
     #[serde(default)]
     stop: bool,
+    /// Copy what the workspace has changed instead of making it a layer of the workspace, whose root stays as it is.
+    #[serde(default)]
+    copy: bool,
 }
 
 /// The body of `clone`.
@@ -112,7 +115,7 @@ impl Lifecycle {
         self.engine
             .quiesce(self.place(&workspace, &record)?, asked.stop, |running| {
                 let keep = |folder: &Path| self.kept(&workspace, &record, &before)?.write(folder);
-                self.roots.snapshot(&site, &name, running, keep, &entered.cancel)
+                self.roots.snapshot(&site, &name, running || asked.copy, keep, &entered.cancel)
             })
             .map(Shown::from)
     }

@@ -8,6 +8,7 @@ pub mod deposit;
 pub mod exchange;
 pub mod file;
 pub mod finder;
+pub mod format;
 pub mod front_matter;
 pub mod json;
 pub mod jsonc;

@@ -12,7 +12,7 @@ pub mod sync;
 
 pub use library::Library;
 pub use record::{Job, Kind, Record, Shown, Status};
-pub use registry::{Registry, Workspace};
+pub use registry::{Registry, Workspace, openwork_id};
 pub use resources::Resources;
 pub use status::Base;
 

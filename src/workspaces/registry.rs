@@ -487,7 +487,7 @@ fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<Record>> {
 }
 
 /// The OpenWork API's id of a folder: `ws_` and the first 12 hex digits of the path's SHA-256.
-fn openwork_id(path: &str) -> String {
+pub fn openwork_id(path: &str) -> String {
     Sha256::digest(path.as_bytes())
         .iter()
         .take(6)

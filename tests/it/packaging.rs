@@ -117,9 +117,11 @@ fn a_service_is_installed_below_another_folder_and_again() {
     assert!(packaged.code == Some(2) && packaged.stderr.contains("package"), "{packaged:?}");
     for (args, said) in [
         (&["install", "--bin=bin", "--yes"][..], "absolute"),
-        (&["install", "--root", "--yes"], "absolute"),
-        (&["install", "--purge"], "not known here"),
-        (&["uninstall", "--no-start"], "not known here"),
+        (&["install", "--root=../x", "--yes"], "absolute"),
+        (&["install", "--root", "--yes"], "--root: needs a value"),
+        (&["install", "--purge"], "--purge: unknown flag"),
+        (&["install", "now"], "now: unexpected argument"),
+        (&["uninstall", "--no-start"], "--no-start: unknown flag"),
     ] {
         let refused = berth(args);
         assert!(refused.code == Some(2) && refused.stderr.contains(said), "{args:?}: {refused:?}");
@@ -165,4 +167,72 @@ fn the_debian_package_has_the_binary_the_units_and_settings() {
     assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
     let depends = server::run(Command::new("dpkg-deb").args(["-f", &one, "Depends"]), secs(20));
     assert_eq!(depends.stdout.trim(), "systemd-container, debootstrap");
+
+    // The package checks the data folder's format before anything of it is unpacked.
+    let control = scratch.path().join("control");
+    let unpacked = server::run(Command::new("dpkg-deb").args(["-e", &one]).arg(&control), secs(60));
+    assert_eq!(unpacked.code, Some(0), "{unpacked:?}");
+    let data = scratch.folder("moved");
+    let here = format!("BERTH_DATA_DIR=\"{}\"\n", data.display());
+    let environment = scratch.file("environment", here);
+    let script = fs::read_to_string(control.join("preinst")).unwrap();
+    let script = script.replace("/etc/berth/environment", environment.to_str().unwrap());
+    let script = scratch.file("preinst", script);
+    let upgrade = || server::run(Command::new("sh").arg(&script).args(["upgrade", "0.0.1"]), secs(20));
+    assert_eq!(upgrade().code, Some(0), "without a format it is the first");
+    for (format, code) in [("1\n", 0), ("2\n", 1), ("10", 1), ("damaged", 0)] {
+        fs::write(data.join("format"), format).unwrap();
+        let ended = upgrade();
+        assert_eq!(ended.code, Some(code), "{format}: {ended:?}");
+        assert_eq!(ended.stderr.contains("a newer berth wrote"), code == 1, "{ended:?}");
+    }
+}
+
+#[test]
+fn the_manual_page_and_completions_have_every_command_and_flag() {
+    let scratch = Scratch::new();
+    let help = berth(&["help"]).stdout;
+    let page = berth(&["help", "man"]);
+    assert_eq!(page.code, Some(0), "{page:?}");
+    let file = scratch.file("berth.1", page.stdout.replacen("\"\"", "\"2026-01-01\"", 1));
+    let lint = server::run(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(&file), secs(30));
+    assert_eq!((lint.code, lint.stdout.as_str()), (Some(0), ""), "{lint:?}");
+    let shown =
+        server::run(Command::new("mandoc").args(["-T", "utf8", "-O", "width=100"]).arg(&file), secs(30));
+    // Bold is a letter struck twice.
+    let shown: String = {
+        let mut plain = String::new();
+        for c in shown.stdout.chars() {
+            if c == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(c)
+            }
+        }
+        plain.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let shown = shown.to_uppercase();
+    for line in help.replace("Usage:", "").replace("codes", "status").lines() {
+        for word in line.split_whitespace().filter(|word| word.len() > 3) {
+            let wanted = word.replace('…', "...").to_uppercase();
+            assert!(shown.contains(&wanted), "{word} of {line:?} is not in the manual page");
+        }
+    }
+
+    let completions = scratch.file("berth.bash", berth(&["help", "bash"]).stdout);
+    let complete = |words: &[&str]| {
+        let script = r#"source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _berth; printf '%s\n' "${COMPREPLY[@]}""#;
+        let mut bash = Command::new("bash");
+        bash.args(["-c", script]).arg(&completions).args(words).current_dir(scratch.path());
+        let ended = server::run(&mut bash, secs(20));
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+        ended.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(complete(&["berth", "ba"]), ["backup"]);
+    assert_eq!(complete(&["berth", "token", ""]), ["show", "make"]);
+    assert_eq!(complete(&["berth", "backup", "--wi"]), ["--without-containers"]);
+    assert_eq!(complete(&["berth", "backup", "--data-dir", "berth.b"]), ["berth.bash"]);
+    assert_eq!(complete(&["berth", "host", "start", "--detac"]), ["--detach"]);
+    assert!(complete(&["berth", "--max-"]).contains(&"--max-runs".to_owned()));
+    assert_eq!(complete(&["berth", "restore", "berth.1"]), ["berth.1"]);
 }

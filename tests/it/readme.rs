@@ -1,5 +1,5 @@
 //! Every example in the README is run, in order, in one shell session, against a real server: a `sh` block whose first
-//! line is `# example`. `B` is the server's address, `T` the owner's token.
+//! line is `# example`. `B` is the server's address, `T` the owner's token, `D` the data folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -49,7 +49,7 @@ fn every_example_works() {
     command.args(["-c", &script]).current_dir(server.scratch().path());
     command.env("HOME", home).env("PATH", path).env("OPENCODE_DISABLE_MODELS_FETCH", "1");
     command.env("OPENCODE_DISABLE_AUTOUPDATE", "1").env("OPENCODE_DISABLE_LSP_DOWNLOAD", "1");
-    command.env("B", format!("http://{}", server.address)).env("T", HOST_TOKEN);
+    command.env("B", format!("http://{}", server.address)).env("T", HOST_TOKEN).env("D", &server.data);
     let ended = run(&mut command, secs(600));
     assert_eq!(ended.code, Some(0), "--- stdout\n{}\n--- stderr\n{}", ended.stdout, ended.stderr);
 }

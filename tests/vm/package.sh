@@ -1,18 +1,10 @@
 #!/bin/bash
 # berth as a service on a machine with systemd: `berth install`, the Debian package (install, upgrade while a detached run
-# and a container go on, remove, purge), and what is left of either.
+# and a container go on, a reboot, a backup that is restored at another path, a refused downgrade, remove, purge), and what
+# is left of either. The reboot runs this script a second time.
 . ./lib.sh
 NIL=00000000-0000-0000-0000-000000000000
 
-detached() { # detached ID NAME: its path, once it runs
-    local run
-    run=$(api POST "/api/workspaces/$1/runs" "{\"command\": \"echo begun; until [ -e /tmp/$2 ]; do sleep 0.2; done; echo ended; exit 7\", \"detach\": true}" | jq -re .id)
-    for _ in $(seq 300); do
-        [ "$(api GET "/api/workspaces/$1/runs/$run/output")" != begun ] || break
-        sleep 0.1
-    done
-    echo "/api/workspaces/$1/runs/$run"
-}
 nothing_left() { # nothing_left WHAT
     check "$1: no process is left" sh -c '! pgrep -f "berth (serve|keeper|agent)"'
     check "$1: no mount is left" sh -c '! grep -q /var/lib/berth /proc/self/mountinfo'
@@ -21,6 +13,7 @@ nothing_left() { # nothing_left WHAT
     check "$1: no file is left" sh -c '! ls -d /etc/berth /var/lib/berth /usr/bin/berth /usr/local/bin/berth 2>/dev/null'
 }
 
+if [ ! -e rebooted ]; then
 # 1. `berth install`
 seed
 "$here/berth" install --yes
@@ -64,6 +57,75 @@ for run in "$host" "$box"; do
     told=$(api POST "$run/wait?timeout_secs=60")
     check "and its status is known" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
 done
+# Over the reboot: one run that goes on, and one that has ended.
+host=$(detached $NIL four)
+box=$(detached "$id" four)
+printf '%s\n' "$id" "$host" "$box" "$run" "$T" >rebooted
+sync
+systemctl reboot
+sleep 600
+fail "the machine did not reboot"
+fi
+
+# 3. after the reboot
+{ read -r id; read -r host; read -r box; read -r ended; read -r T; } <rebooted
+up
+check "the service started by itself" systemctl is-active --quiet berth
+for run in "$host" "$box"; do
+    told=$(api GET "$run")
+    check "a run that the reboot ended is lost, and no status is made up" jq -e '.status == "failed" and .exit_code == null' <<<"$told"
+done
+told=$(api GET "$ended")
+check "one that had ended is remembered" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
+told=$(api GET "/api/workspaces/$id")
+check "the workspace is ready" jq -e '.status == "ready"' <<<"$told"
+told=$(run "$id" 'echo mine >/root/mine; echo works')
+check "its container works" jq -e '.stdout == "works\n"' <<<"$told"
+
+# 4. a backup, restored at another path
+host=$(detached $NIL five)
+berth backup /root/backup
+berth restore /root/backup --data-dir /srv/restored
+told=$(api GET "$host")
+check "the backup disturbed nothing" jq -e '.status == "running"' <<<"$told"
+touch /tmp/five
+echo 'BERTH_DATA_DIR=/srv/restored' >>/etc/berth/environment
+systemctl restart berth
+up
+same "the tokens are the same" "$(berth token show --data-dir /srv/restored | sed -n 's/^Host token: //p')" "$T"
+told=$(run "$id" 'cat /root/mine; rm /root/mine')
+check "the restored container works" jq -e '.stdout == "mine\n"' <<<"$told"
+told=$(api GET "/api/workspaces/$id")
+check "at its new path" jq -e '.path | startswith("/srv/restored/")' <<<"$told"
+
+# 5. data that a newer version wrote
+echo 2 >/srv/restored/format
+if told=$(dpkg --install "$here"/berth_*.deb 2>&1); then
+    fail "a downgrade was not refused"
+fi
+check "a downgrade is refused with a reason" grep -q 'data format 2, which a newer berth wrote' <<<"$told"
+check "the service goes on" curl -fsS -o /dev/null $B/health
+systemctl restart berth || true
+for _ in $(seq 100); do
+    [ "$(systemctl show -P ActiveState berth)" != failed ] || break
+    sleep 0.1
+done
+same "another start of the old version ends with its status" "$(systemctl show -P ExecMainStatus berth)" 3
+same "and is not repeated" "$(systemctl show -P ActiveState berth)" failed
+echo 1 >/srv/restored/format
+systemctl reset-failed berth
+systemctl start berth
+up
+told=$(run "$id" 'echo again')
+check "nothing was changed" jq -e '.stdout == "again\n"' <<<"$told"
+sed -i '/^BERTH_DATA_DIR=/d' /etc/berth/environment
+systemctl restart berth
+up
+told=$(run "$id" 'cat /root/mine')
+check "the original is as it was" jq -e '.stdout == "mine\n"' <<<"$told"
+rm -rf --one-file-system /srv/restored
+
+# 6. remove and purge
 detached "$id" three >/dev/null
 dpkg --remove berth
 check "remove keeps the data" test -d /var/lib/berth
@@ -71,7 +133,7 @@ check "and ends what ran" sh -c '! pgrep -f "berth (serve|keeper|agent)"'
 dpkg --purge berth
 nothing_left purge
 
-# 3. a socket that systemd holds
+# 7. a socket that systemd holds
 dpkg --install "$here"/berth_*.deb
 systemctl stop berth
 systemctl enable --now berth.socket

@@ -59,3 +59,12 @@ make() { # make BODY: a built container's id
 run() { # run ID COMMAND [TIMEOUT]: exec's answer
     api POST "/api/workspaces/$1/exec" "$(jq -nc --arg c "$2" --argjson t "${3-60}" '{command: $c, timeout_secs: $t}')"
 }
+detached() { # detached ID FILE: the path of a detached run that ends when FILE is there, once it runs
+    local run
+    run=$(api POST "/api/workspaces/$1/runs" "{\"command\": \"echo begun; until [ -e /tmp/$2 ]; do sleep 0.2; done; echo ended; exit 7\", \"detach\": true}" | jq -re .id)
+    for _ in $(seq 300); do
+        [ "$(api GET "/api/workspaces/$1/runs/$run/output")" != begun ] || break
+        sleep 0.1
+    done
+    echo "/api/workspaces/$1/runs/$run"
+}

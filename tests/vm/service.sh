@@ -17,21 +17,12 @@ U
     systemctl restart berth
     up
 }
-detached() { # detached ID NUMBER: its path, once it runs
-    local run
-    run=$(api POST "/api/workspaces/$1/runs" "{\"command\": \"echo begun; until [ -e /tmp/go$2 ]; do sleep 0.2; done; echo ended; exit 7\", \"detach\": true}" | jq -re .id)
-    for _ in $(seq 300); do
-        [ "$(api GET "/api/workspaces/$1/runs/$run/output")" != begun ] || break
-        sleep 0.1
-    done
-    echo "/api/workspaces/$1/runs/$run"
-}
 
 unit
 id=$(make '{"name": "box", "workspace_type": "container"}')
 check "the unit runs" test -n "$id"
-host=$(detached $NIL 1)
-box=$(detached "$id" 1)
+host=$(detached $NIL go1)
+box=$(detached "$id" go1)
 check "two detached runs have begun" test "$(api GET "$host/output") $(api GET "$box/output")" = "begun begun"
 plain=$(api POST "/api/workspaces/$NIL/runs" '{"command": "sleep 4713"}' | jq -re .id)
 before=$(systemctl show -P MainPID berth)
@@ -62,7 +53,7 @@ check "and are bounded" jq -e '.enforcement.memory_bytes.enforced' <<<"$told"
 
 # With Delegate=yes everything is in the unit, and systemd ends all of that: README warns of it.
 unit Delegate=yes
-host=$(detached $NIL 2)
+host=$(detached $NIL go2)
 systemctl restart berth
 up
 told=$(api GET "$host")
@@ -70,7 +61,7 @@ check "with Delegate=yes a detached run ends with the service, and that is said"
     jq -e '.status != "running" and .status != "exited"' <<<"$told"
 # KillMode=process does not help: what goes on holds the unit's cgroup, an inner node, in which nothing can be started.
 unit Delegate=yes KillMode=process
-host=$(detached $NIL 3)
+host=$(detached $NIL go3)
 systemctl restart berth
 for _ in $(seq 50); do
     state=$(systemctl show -P ActiveState berth)

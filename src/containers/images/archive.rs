@@ -6,9 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use rustix::fs::FileType;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::compression::{Chunk, Stream};
+use super::rules::Rules;
 use crate::base::{Code, Error, Result, limits};
 
 /// What a member is.
@@ -23,6 +25,14 @@ pub(super) enum Kind {
     Device,
 }
 
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) kind: FileType,
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
 /// One member.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -35,18 +45,21 @@ pub(super) struct Member {
     pub(super) gid: u64,
     /// Seconds since 1970.
     pub(super) mtime: i64,
+    /// And nanoseconds.
+    pub(super) nanos: u32,
+    pub(super) device: Option<Device>,
     /// Bytes of the file; holes included.
     pub(super) size: u64,
     /// Extended attributes.
     pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the data goes, if there are holes.
-    pieces: Option<Vec<Piece>>,
+    pub(super) pieces: Option<Vec<Piece>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
-    at: u64,
-    length: u64,
+pub(super) struct Piece {
+    pub(super) at: u64,
+    pub(super) length: u64,
 }
 
 /// The content of the member at hand.
@@ -94,6 +107,7 @@ pub(super) enum Part {
 /// `InvalidImage` with what is wrong; those of `each` and of the stream.
 pub(super) fn read(
     stream: &mut Stream,
+    rules: &Rules,
     each: &mut dyn FnMut(&Member, &mut Content<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut next = Next::default();
@@ -107,7 +121,7 @@ pub(super) fn read(
             return Err(refused("ends with the name of something that does not follow"));
         }
         members += 1;
-        if members > 2 * limits::IMAGE_ENTRIES {
+        if members / 2 > rules.entries {
             return Err(super::listing::too_many());
         }
         let head = Header::from_byte_slice(&block);
@@ -127,7 +141,8 @@ pub(super) fn read(
                 }
             }
             kind => {
-                let (member, stored) = member(stream, head, kind, size, std::mem::take(&mut next))?;
+                let next = std::mem::take(&mut next);
+                let (member, stored) = member(stream, rules, head, kind, size, next)?;
                 let mut content = Content { stream, left: stored };
                 each(&member, &mut content)?;
                 let left = content.left;
@@ -147,7 +162,7 @@ struct Next {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
-    mtime: Option<i64>,
+    mtime: Option<(i64, u32)>,
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
     sparse: Sparse,
 }
@@ -202,6 +217,7 @@ fn header(stream: &mut Stream, block: &mut [u8; BLOCK]) -> Result<bool> {
 
 fn member(
     stream: &mut Stream,
+    rules: &Rules,
     head: &Header,
     kind: EntryType,
     size: u64,
@@ -235,7 +251,7 @@ fn member(
     if kind != Kind::File && stored > 0 {
         return Err(refused("has content where there can be none"));
     }
-    if stored > limits::IMAGE_BYTES {
+    if stored > rules.bytes {
         return Err(refused("has a file that is larger than an image may be"));
     }
     let mut member = Member {
@@ -245,9 +261,12 @@ fn member(
         mode: field(head.mode(), "mode")? & 0o7777,
         uid: next.uid.map_or_else(|| field(head.uid(), "owner"), Ok)?,
         gid: next.gid.map_or_else(|| field(head.gid(), "group"), Ok)?,
-        mtime: next
-            .mtime
-            .map_or_else(|| field(head.mtime(), "time").map(|time| i64::try_from(time).unwrap_or(0)), Ok)?,
+        mtime: match next.mtime {
+            Some((seconds, _)) => seconds,
+            None => field(head.mtime(), "time").map(|time| i64::try_from(time).unwrap_or(0))?,
+        },
+        nanos: next.mtime.map_or(0, |(_, nanos)| nanos),
+        device: if kind == Kind::Device { Some(device(head)?) } else { None },
         size: stored,
         attributes: next.attributes,
         pieces: None,
@@ -271,8 +290,23 @@ fn member(
     } else if next.sparse.major.is_some() {
         return Err(refused("describes holes in an unknown way"));
     }
-    check_pieces(&member, left)?;
+    check_pieces(&member, left, rules)?;
     Ok((member, left))
+}
+
+fn device(head: &Header) -> Result<Device> {
+    let kind = match head.entry_type() {
+        EntryType::Char => FileType::CharacterDevice,
+        EntryType::Block => FileType::BlockDevice,
+        _ => FileType::Fifo,
+    };
+    let number = |number: std::io::Result<Option<u32>>| Ok(field(number, "device")?.unwrap_or(0));
+    // Old archives have no numbers for a FIFO, or none that can be read.
+    let (major, minor) = match kind {
+        FileType::Fifo => (0, 0),
+        _ => (number(head.device_major())?, number(head.device_minor())?),
+    };
+    Ok(Device { kind, major, minor })
 }
 
 /// The map of GNU's own format: four pieces in the header, 21 in each block that follows.
@@ -345,7 +379,7 @@ fn numbers(text: &[u8]) -> Result<Vec<Piece>> {
 }
 
 /// Pieces must be in order, inside the file, and as much as is stored.
-fn check_pieces(member: &Member, stored: u64) -> Result<()> {
+fn check_pieces(member: &Member, stored: u64, rules: &Rules) -> Result<()> {
     let Some(pieces) = &member.pieces else { return Ok(()) };
     let (mut end, mut sum) = (0_u64, 0_u64);
     for piece in pieces {
@@ -355,7 +389,7 @@ fn check_pieces(member: &Member, stored: u64) -> Result<()> {
             .ok_or_else(|| refused("has a file whose parts overlap or lie outside it"))?;
         sum += piece.length;
     }
-    if sum != stored || member.size > limits::IMAGE_BYTES {
+    if sum != stored || member.size > rules.bytes {
         return Err(refused("has a file whose parts are not what is stored"));
     }
     Ok(())
@@ -382,9 +416,10 @@ fn extended(mut bytes: &[u8], next: &mut Next) -> Result<()> {
             b"uid" => next.uid = count()?,
             b"gid" => next.gid = count()?,
             b"mtime" => {
-                let whole = value.split(|byte| *byte == b'.').next().unwrap_or_default();
-                let text = std::str::from_utf8(whole).map_err(|_| broken())?;
-                next.mtime = Some(text.parse().map_err(|_| broken())?);
+                let text = std::str::from_utf8(value).map_err(|_| broken())?;
+                let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+                let seconds = whole.parse().map_err(|_| broken())?;
+                next.mtime = Some((seconds, nanos(part)));
             }
             b"GNU.sparse.major" => next.sparse.major = count()?,
             b"GNU.sparse.realsize" | b"GNU.sparse.size" => next.sparse.size = count()?,
@@ -404,6 +439,12 @@ fn extended(mut bytes: &[u8], next: &mut Next) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The digits behind a decimal point, as nanoseconds.
+fn nanos(digits: &str) -> u32 {
+    let digits = digits.bytes().take(9).take_while(u8::is_ascii_digit);
+    digits.chain(std::iter::repeat(b'0')).take(9).fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'))
 }
 
 /// A long name, ended by NUL.

@@ -11,6 +11,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use flate2::bufread::GzDecoder;
 
+use super::rules::Rules;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -93,6 +94,8 @@ impl Stream {
 
 /// What the thread that reads tells while it goes.
 pub(super) struct Observe<'a> {
+    /// What the stream may unpack to.
+    pub(super) rules: &'static Rules,
     /// Each piece of the stream as it was before it was decompressed.
     pub(super) raw: &'a mut (dyn FnMut(&[u8]) + Send),
     /// Each piece after that.
@@ -168,7 +171,7 @@ fn produce(
         let length = fill(&mut decoded, &mut bytes).map_err(broken)?;
         bytes.truncate(length);
         written += length as u64;
-        check(counted.load(Ordering::Relaxed), written)?;
+        check(observe.rules, counted.load(Ordering::Relaxed), written)?;
         if cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "It was cancelled"));
         }
@@ -238,19 +241,19 @@ fn another_member(rest: &mut impl BufRead) -> io::Result<bool> {
 }
 
 /// Whether so much may come out of so little.
-pub(super) fn check(read: u64, written: u64) -> Result<()> {
-    if written > limits::IMAGE_BYTES {
+pub(super) fn check(rules: &Rules, read: u64, written: u64) -> Result<()> {
+    if written > rules.bytes {
         return Err(Error::new(
             Code::InvalidImage,
-            format!("It unpacks to more than {} GiB", limits::IMAGE_BYTES >> 30),
+            format!("It unpacks to more than {} GiB", rules.bytes >> 30),
         ));
     }
-    if written > limits::IMAGE_RATIO_FREE && written / read.max(1) > limits::IMAGE_RATIO {
+    if written > limits::IMAGE_RATIO_FREE && written / read.max(1) > rules.ratio {
         return Err(Error::new(
             Code::InvalidImage,
             format!(
                 "It unpacks to more than {} times its size, which no real image does: it looks like a bomb",
-                limits::IMAGE_RATIO
+                rules.ratio
             ),
         ));
     }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::compression::{Observe, ahead};
 use super::layers::{self, Parts};
 use super::record::Source;
+use super::rules::IMAGE;
 use super::staging::Staging;
 use super::writer::{LeftOut, Writer};
 use super::{ImageName, Images, Shown, archive, clean, pack};
@@ -136,7 +137,7 @@ impl Import<'_> {
     ) -> Result<()> {
         let (tell, cancel) = (&mut *self.tell, self.cancel);
         unpack(input, length, step, writer, &mut |_| {}, tell, cancel, &mut |writer, member, content| {
-            writer.put(member, content)
+            writer.put(member, content).map(drop)
         })
     }
 
@@ -223,7 +224,7 @@ pub(super) fn unpack(
     let mut count = |bytes: &[u8]| {
         read.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
     };
-    let observe = Observe { raw: &mut count, plain };
+    let observe = Observe { rules: &IMAGE, raw: &mut count, plain };
     ahead(input, observe, cancel, |stream| {
         let mut told = Instant::now();
         let say = |writer: &Writer, tell: Tell<'_>| {
@@ -235,10 +236,10 @@ pub(super) fn unpack(
             });
         };
         say(writer, tell);
-        archive::read(stream, &mut |member, content| {
+        archive::read(stream, &IMAGE, &mut |member, content| {
             each(writer, member, content)?;
             // What holes claim to hold counts as if it were there.
-            super::compression::check(read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
+            super::compression::check(&IMAGE, read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
             if told.elapsed() > limits::IMAGE_TELL {
                 told = Instant::now();
                 say(writer, tell);

@@ -273,7 +273,7 @@ pub(super) fn apply(parts: &Parts, writer: &mut Writer, tell: Tell<'_>, cancel: 
                     Some(rest) if rest.starts_with(b".wh.") => Ok(()),
                     Some(b"") => Err(refused("removes something without a name")),
                     Some(rest) => w.whiteout(&super::writer::join(folder, rest)),
-                    None => w.put(m, c),
+                    None => w.put(m, c).map(drop),
                 }
             },
         )?;

@@ -127,7 +127,7 @@ impl<W: Write> Lister<'_, W> {
         self.line(b"d", &[mode(stat), owner(stat)].join(" "), path);
         self.attributes(&fd, path)?;
         self.finish(path)?;
-        let names = names_in(&fd, path)?;
+        let names = names_in(&fd, path, limits::IMAGE_ENTRIES)?;
         let length = path.len();
         for name in names {
             if length > 1 {
@@ -246,7 +246,7 @@ pub(super) fn too_many() -> Error {
 }
 
 /// What lies in a folder, in the order of bytes, which every walk over an image keeps.
-pub(super) fn names_in(folder: &OwnedFd, path: &[u8]) -> Result<Vec<CString>> {
+pub(super) fn names_in(folder: &OwnedFd, path: &[u8], most: u64) -> Result<Vec<CString>> {
     let mut names: Vec<CString> = Vec::new();
     let mut dir = Dir::read_from(folder).at("list", shown(path))?;
     while let Some(entry) = dir.read() {
@@ -254,7 +254,7 @@ pub(super) fn names_in(folder: &OwnedFd, path: &[u8]) -> Result<Vec<CString>> {
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
             names.push(entry.file_name().to_owned());
         }
-        if names.len() as u64 > limits::IMAGE_ENTRIES {
+        if names.len() as u64 > most {
             return Err(too_many());
         }
     }
@@ -269,14 +269,30 @@ pub(super) fn attributes(
     value: &mut [u8],
     each: &mut dyn FnMut(&[u8], &[u8]),
 ) -> rustix::io::Result<()> {
+    chosen_attributes(fd, names, value, counts, each)
+}
+
+/// The same for those whose names are chosen.
+pub(super) fn chosen_attributes(
+    fd: impl AsFd,
+    names: &mut [u8],
+    value: &mut [u8],
+    chosen: fn(&[u8]) -> bool,
+    each: &mut dyn FnMut(&[u8], &[u8]),
+) -> rustix::io::Result<()> {
     let length = match rustix::fs::flistxattr(&fd, &mut *names) {
         Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
         length => length?,
     };
-    let mut all: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).filter(|name| counts(name)).collect();
+    let mut all: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).collect();
+    all.retain(|name| !name.is_empty() && chosen(name));
     all.sort_unstable();
     for name in all {
-        let length = rustix::fs::fgetxattr(&fd, name, &mut *value)?;
+        let length = match rustix::fs::fgetxattr(&fd, name, &mut *value) {
+            // Removed since it was listed.
+            Err(Errno::NODATA) => continue,
+            length => length?,
+        };
         each(name, &value[..length]);
     }
     Ok(())
@@ -303,7 +319,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn escape(bytes: &[u8], out: &mut Vec<u8>) {
+pub(super) fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     for byte in bytes {
         match byte {
             b'\\' | 0..=b' ' | 0x7f.. => {

@@ -18,6 +18,7 @@
 //! shared ([`Image`]); removal takes it exclusively. Lock order: `.making-NAME` → `.lock` → an image's folder.
 
 mod archive;
+pub mod backup;
 mod clean;
 mod compression;
 mod export;
@@ -31,7 +32,10 @@ pub mod own;
 mod pack;
 mod pull;
 mod record;
+mod rules;
+mod sparse;
 mod staging;
+mod sums;
 mod verify;
 mod writer;
 

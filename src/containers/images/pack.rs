@@ -1,6 +1,9 @@
-//! Turns a tree into a tar archive (POSIX pax, so that names and attributes of any length fit): for exports, and for
-//! folders that are imported. Reads only; never follows a link, never crosses a mount; devices, FIFOs and sockets are left
-//! out. The order is that of the listing, so one tree always gives one archive.
+//! Turns a tree into a tar archive (POSIX pax, so that names and attributes of any length fit): for exports, for folders
+//! that are imported, and for backups. Reads only; never follows a link, never crosses a mount; sockets are left out, and
+//! in images devices and FIFOs too. The order is that of the listing, so one tree always gives one archive.
+//!
+//! A tree that is exported stands still. One that is backed up may change meanwhile: an entry that disappears is left out,
+//! a file has the size that it had when it was opened.
 //!
 //! Thread: `image-pack`, one for each folder that is imported; ends when the other end of its pipe is closed.
 
@@ -8,15 +11,23 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread::{Builder as Thread, JoinHandle};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, open, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Stat, fstat, major, minor, open, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use sha2::Digest as _;
 use tar::{EntryType, Header};
 
-use super::listing::{attributes, names_in, too_many};
+use super::archive::{Device, Kind, Member};
+use super::listing::{chosen_attributes, counts, names_in, too_many};
+use super::rules::{IMAGE, Rules};
+use super::sparse::{self, Pieces};
+use super::sums::{self, Digesting};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -58,28 +69,22 @@ pub(super) fn write(
     cancel: &Cancel,
     tell: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let top = open(path, FOLDER, Mode::empty()).at("open", path)?;
-    let stat = fstat(&top).at("read", path)?;
-    let mut packer = Packer {
-        out: tar::Builder::new(out),
-        device: stat.st_dev,
-        links: HashMap::new(),
-        entries: 0,
-        names: vec![0; limits::IMAGE_XATTR_BYTES],
-        value: vec![0; limits::IMAGE_XATTR_BYTES],
-        cancel,
-        tell,
-    };
-    packer.folder(top, &stat, &mut Vec::new(), 0)?;
-    packer.out.into_inner().and_then(Write::flush).at("write", "the archive")
+    let mut packer = Packer::new(out, &IMAGE, None, cancel, tell);
+    packer.tree(path, "", &|_| false)?;
+    packer.finish()
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-type Records = Vec<(String, Vec<u8>)>;
+/// Entries that were left out and are named; further ones are counted.
+const NAMED: usize = 20;
 
-struct Packer<'a> {
+/// An archive in the making.
+pub(super) struct Packer<'a> {
     out: tar::Builder<&'a mut dyn Write>,
+    rules: &'static Rules,
+    /// Gets a line for each entry.
+    sums: Option<&'a mut dyn Write>,
     device: u64,
     links: HashMap<u64, Vec<u8>>,
     entries: u64,
@@ -87,116 +92,349 @@ struct Packer<'a> {
     value: Vec<u8>,
     cancel: &'a Cancel,
     tell: &'a mut dyn FnMut(u64),
+    /// What a backup does not have, and why.
+    left_out: Vec<String>,
+    left_out_count: u64,
 }
 
-impl Packer<'_> {
-    fn folder(&mut self, fd: OwnedFd, stat: &Stat, path: &mut Vec<u8>, depth: usize) -> Result<()> {
-        if depth > limits::IMAGE_DEPTH {
-            let most = limits::IMAGE_DEPTH;
+/// Names below which nothing is packed.
+type Skip<'a> = &'a dyn Fn(&[u8]) -> bool;
+
+impl<'a> Packer<'a> {
+    pub(super) fn new(
+        out: &'a mut dyn Write,
+        rules: &'static Rules,
+        sums: Option<&'a mut dyn Write>,
+        cancel: &'a Cancel,
+        tell: &'a mut dyn FnMut(u64),
+    ) -> Packer<'a> {
+        Packer {
+            out: tar::Builder::new(out),
+            rules,
+            sums,
+            device: 0,
+            links: HashMap::new(),
+            entries: 0,
+            names: vec![0; limits::IMAGE_XATTR_BYTES],
+            value: vec![0; limits::IMAGE_XATTR_BYTES],
+            cancel,
+            tell,
+            left_out: Vec::new(),
+            left_out_count: 0,
+        }
+    }
+
+    /// Packs the folder at `path` under the name `prefix`; `skip` gets names in the archive.
+    pub(super) fn tree(&mut self, path: &Path, prefix: &str, skip: Skip<'_>) -> Result<()> {
+        let top = open(path, FOLDER, Mode::empty()).at("open", path)?;
+        let stat = fstat(&top).at("read", path)?;
+        self.device = stat.st_dev;
+        self.links.clear();
+        self.folder(top, &stat, &mut prefix.as_bytes().to_vec(), 0, skip)
+    }
+
+    /// Adds a file with these bytes, or a folder, which belongs to the user of this process.
+    pub(super) fn add(&mut self, name: &str, bytes: Option<&[u8]>, mode: u32) -> Result<()> {
+        let member = Member {
+            path: name.as_bytes().to_vec(),
+            target: Vec::new(),
+            kind: if bytes.is_some() { Kind::File } else { Kind::Folder },
+            mode,
+            uid: rustix::process::geteuid().as_raw().into(),
+            gid: rustix::process::getegid().as_raw().into(),
+            mtime: i64::try_from(crate::base::clock::now_unix_ms() / 1000).unwrap_or(0),
+            nanos: 0,
+            device: None,
+            size: bytes.map_or(0, |bytes| bytes.len() as u64),
+            attributes: Vec::new(),
+            pieces: None,
+        };
+        self.put(&member, bytes.unwrap_or_default())
+    }
+
+    /// Adds a file of this size, which has no line among the sums.
+    pub(super) fn add_last(&mut self, name: &str, size: u64, content: impl Read) -> Result<()> {
+        let mut header = Header::new_ustar();
+        header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size);
+        self.out.append_data(&mut header, name, content).at("write", name)
+    }
+
+    /// Ends the list of checksums: it is complete where it is written to.
+    pub(super) fn end_sums(&mut self) -> Result<()> {
+        self.sums.take().map_or(Ok(()), Write::flush).at("write", "the checksums")
+    }
+
+    /// What was left out.
+    pub(super) fn left_out(&self) -> (&[String], u64) {
+        (&self.left_out, self.left_out_count)
+    }
+
+    /// Ends the archive.
+    pub(super) fn finish(self) -> Result<()> {
+        self.out.into_inner().and_then(Write::flush).at("write", "the archive")
+    }
+
+    fn folder(
+        &mut self,
+        fd: OwnedFd,
+        stat: &Stat,
+        path: &mut Vec<u8>,
+        depth: usize,
+        skip: Skip<'_>,
+    ) -> Result<()> {
+        if depth > self.rules.depth {
+            let most = self.rules.depth;
+            if self.rules.exact {
+                self.leave_out(path, &format!("deeper than {most} folders"));
+                return Ok(());
+            }
             return Err(Error::new(Code::InvalidImage, format!("The tree is deeper than {most} folders")));
         }
-        let records = self.attributes(&fd, path)?;
         let name = if path.is_empty() { b"./".to_vec() } else { [&path[..], b"/"].concat() };
-        self.put(EntryType::Directory, &name, stat, &[], records, 0, io::empty())?;
-        let names = names_in(&fd, path)?;
+        let member = self.member(Kind::Folder, &name, stat, Some(fd.as_fd()))?;
+        self.put(&member, io::empty())?;
+        let names = names_in(&fd, path, self.rules.entries)?;
         let length = path.len();
         for name in names {
             if length > 0 {
                 path.push(b'/');
             }
             path.extend_from_slice(name.to_bytes());
-            self.entry(&fd, &name, path, depth)?;
+            if !skip(path) {
+                self.entry(&fd, &name, path, depth, skip)?;
+            }
             path.truncate(length);
         }
         Ok(())
     }
 
-    fn entry(&mut self, at: &OwnedFd, name: &CStr, path: &mut Vec<u8>, depth: usize) -> Result<()> {
+    fn entry(
+        &mut self,
+        at: &OwnedFd,
+        name: &CStr,
+        path: &mut Vec<u8>,
+        depth: usize,
+        skip: Skip<'_>,
+    ) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "It was cancelled"));
         }
-        let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).at("read", shown(path))?;
+        if self.rules.exact && path.len() >= limits::IMAGE_PATH_BYTES {
+            self.leave_out(path, "its path is too long");
+            return Ok(());
+        }
+        let Some(stat) = self.present(statat(at, name, AtFlags::SYMLINK_NOFOLLOW), path)? else {
+            return Ok(());
+        };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        match kind {
+        let kept = match kind {
             FileType::Directory => {
-                let fd = openat(at, name, FOLDER, Mode::empty()).at("open", shown(path))?;
+                let Some(fd) = self.present(openat(at, name, FOLDER, Mode::empty()), path)? else {
+                    return Ok(());
+                };
                 let inside = fstat(&fd).at("read", shown(path))?;
                 // What is mounted there belongs to something else, as the insides of /proc do.
-                return if inside.st_dev == self.device {
-                    self.folder(fd, &inside, path, depth + 1)
-                } else {
-                    Ok(())
-                };
+                if inside.st_dev == self.device {
+                    return self.folder(fd, &inside, path, depth + 1, skip);
+                }
+                if self.rules.exact {
+                    self.leave_out(path, "another file system is mounted there");
+                }
+                return Ok(());
             }
-            FileType::RegularFile | FileType::Symlink => {}
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Symlink,
+            FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo if self.rules.exact => {
+                Kind::Device
+            }
             _ => return Ok(()),
+        };
+        let links = (self.rules.links)(path);
+        if !links && kept != Kind::File {
+            self.leave_out(path, "neither a file nor a folder");
+            return Ok(());
         }
-        if stat.st_nlink > 1 {
+        if stat.st_nlink > 1 && links {
             if let Some(first) = self.links.get(&stat.st_ino).cloned() {
-                return self.put(EntryType::Link, path, &stat, &first, Vec::new(), 0, io::empty());
+                let mut member = self.member(Kind::Link, path, &stat, None)?;
+                member.target = first;
+                return self.put(&member, io::empty());
             }
+        }
+        let mut member = self.member(kept, path, &stat, None)?;
+        match kept {
+            Kind::Symlink => {
+                let Some(target) = self.present(readlinkat(at, name, Vec::new()), path)? else {
+                    return Ok(());
+                };
+                member.target = target.into_bytes();
+                self.put(&member, io::empty())?;
+            }
+            Kind::File => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let Some(fd) = self.present(openat(at, name, flags, Mode::empty()), path)? else {
+                    return Ok(());
+                };
+                let (file, stat) = (File::from(fd), stat);
+                let stat = if self.rules.exact { fstat(&file).at("read", shown(path))? } else { stat };
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Ok(());
+                }
+                member = self.member(Kind::File, path, &stat, Some(file.as_fd()))?;
+                self.content(member, file, &stat)?;
+            }
+            _ => self.put(&member, io::empty())?,
+        }
+        if stat.st_nlink > 1 && links {
             self.links.insert(stat.st_ino, path.clone());
         }
-        if kind == FileType::Symlink {
-            let target = readlinkat(at, name, Vec::new()).at("read", shown(path))?;
-            return self.put(EntryType::Symlink, path, &stat, target.to_bytes(), Vec::new(), 0, io::empty());
-        }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(openat(at, name, flags, Mode::empty()).at("open", shown(path))?);
-        let records = self.attributes(&file, path)?;
-        let size = stat.st_size.unsigned_abs();
-        // A file that shrinks meanwhile is filled up: what the header announced must come.
-        let content = file.take(size).chain(io::repeat(0)).take(size);
-        self.put(EntryType::Regular, path, &stat, &[], records, size, content)
+        Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a member has these parts")]
-    fn put(
+    fn content(&mut self, mut member: Member, file: File, stat: &Stat) -> Result<()> {
+        if self.rules.exact {
+            member.pieces = sparse::pieces(&file, stat).at("read", shown(&member.path))?;
+        }
+        match &member.pieces {
+            Some(pieces) => {
+                let content = Pieces::new(file, pieces.clone());
+                self.put(&member, content)
+            }
+            None => {
+                let size = member.size;
+                // A file that shrinks meanwhile is filled up: what the header announced must come.
+                self.put(&member, file.take(size).chain(io::repeat(0)).take(size))
+            }
+        }
+    }
+
+    /// What there is; `None`: it is gone, which only a backup accepts.
+    fn present<T>(&self, found: rustix::io::Result<T>, path: &[u8]) -> Result<Option<T>> {
+        match found {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) if self.rules.exact => Ok(None),
+            found => found.map(Some).at("read", shown(path)),
+        }
+    }
+
+    fn leave_out(&mut self, path: &[u8], why: &str) {
+        self.left_out_count += 1;
+        if self.left_out.len() < NAMED {
+            let path: String = shown(path).chars().take(200).collect();
+            self.left_out.push(format!("{} ({why})", path.escape_debug()));
+        }
+    }
+
+    /// What is written of an entry. `fd`: where its attributes are.
+    fn member(
         &mut self,
-        kind: EntryType,
+        kind: Kind,
         path: &[u8],
         stat: &Stat,
-        target: &[u8],
-        mut records: Records,
-        size: u64,
-        content: impl Read,
-    ) -> Result<()> {
+        fd: Option<std::os::fd::BorrowedFd<'_>>,
+    ) -> Result<Member> {
+        let device = (kind == Kind::Device).then(|| Device {
+            kind: FileType::from_raw_mode(stat.st_mode),
+            major: major(stat.st_rdev),
+            minor: minor(stat.st_rdev),
+        });
+        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        if let Some(fd) = fd {
+            let chosen: fn(&[u8]) -> bool = if self.rules.exact { |_| true } else { counts };
+            chosen_attributes(fd, &mut self.names, &mut self.value, chosen, &mut |name, value| {
+                if std::str::from_utf8(name).is_ok() && found.len() < limits::IMAGE_XATTRS {
+                    found.push((name.to_vec(), value.to_vec()));
+                }
+            })
+            .at("read", shown(path))?;
+        }
+        let nanos = if stat.st_mtime >= 0 { u32::try_from(stat.st_mtime_nsec).unwrap_or(0) } else { 0 };
+        Ok(Member {
+            path: path.to_vec(),
+            target: Vec::new(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid.into(),
+            gid: stat.st_gid.into(),
+            mtime: stat.st_mtime.max(0),
+            nanos: if self.rules.exact { nanos } else { 0 },
+            device,
+            size: if kind == Kind::File { stat.st_size.unsigned_abs() } else { 0 },
+            attributes: found,
+            pieces: None,
+        })
+    }
+
+    fn put(&mut self, member: &Member, content: impl Read) -> Result<()> {
         self.entries += 1;
-        if self.entries > limits::IMAGE_ENTRIES {
+        if self.entries > self.rules.entries {
             return Err(too_many());
+        }
+        let mut records: Vec<(String, Vec<u8>)> = Vec::new();
+        for (name, value) in &member.attributes {
+            records.push((format!("SCHILY.xattr.{}", String::from_utf8_lossy(name)), value.clone()));
+        }
+        if member.nanos > 0 {
+            records.push(("mtime".into(), format!("{}.{:09}", member.mtime, member.nanos).into_bytes()));
+        }
+        let (mut size, mut map) = (member.size, Vec::new());
+        if let Some(pieces) = &member.pieces {
+            map = sparse::map(pieces);
+            size = map.len() as u64 + pieces.iter().map(|piece| piece.length).sum::<u64>();
+            records.push(("GNU.sparse.major".into(), b"1".to_vec()));
+            records.push(("GNU.sparse.minor".into(), b"0".to_vec()));
+            records.push(("GNU.sparse.name".into(), member.path.clone()));
+            records.push(("GNU.sparse.realsize".into(), member.size.to_string().into_bytes()));
         }
         let mut header = Header::new_ustar();
         let old = header.as_old_mut();
-        for (bytes, field, key) in [(path, &mut old.name, "path"), (target, &mut old.linkname, "linkpath")] {
+        let names =
+            [(&member.path[..], &mut old.name, "path"), (&member.target[..], &mut old.linkname, "linkpath")];
+        for (bytes, field, key) in names {
             let length = bytes.len().min(field.len());
             field[..length].copy_from_slice(&bytes[..length]);
             if bytes.len() > field.len() {
                 records.push((key.into(), bytes.to_vec()));
             }
         }
-        header.set_entry_type(kind);
-        header.set_mode(stat.st_mode & 0o7777);
-        header.set_uid(stat.st_uid.into());
-        header.set_gid(stat.st_gid.into());
-        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        header.set_entry_type(match (member.kind, member.device.map(|device| device.kind)) {
+            (Kind::File, _) => EntryType::Regular,
+            (Kind::Folder, _) => EntryType::Directory,
+            (Kind::Symlink, _) => EntryType::Symlink,
+            (Kind::Link, _) => EntryType::Link,
+            (Kind::Device, Some(FileType::CharacterDevice)) => EntryType::Char,
+            (Kind::Device, Some(FileType::BlockDevice)) => EntryType::Block,
+            (Kind::Device, _) => EntryType::Fifo,
+        });
+        header.set_mode(member.mode);
+        header.set_uid(member.uid);
+        header.set_gid(member.gid);
+        header.set_mtime(member.mtime.unsigned_abs());
         header.set_size(size);
+        if let Some(device) = member.device {
+            header
+                .set_device_major(device.major)
+                .and_then(|()| header.set_device_minor(device.minor))
+                .at("write", shown(&member.path))?;
+        }
         header.set_cksum();
         let records = records.iter().map(|(key, value)| (key.as_str(), &value[..]));
         let written = if records.len() > 0 { self.out.append_pax_extensions(records) } else { Ok(()) };
-        written.and_then(|()| self.out.append(&header, content)).at("write", shown(path))?;
+        written.at("write", shown(&member.path))?;
+        match &mut self.sums {
+            None => self.out.append(&header, map.chain(content)).at("write", shown(&member.path))?,
+            Some(sums) => {
+                let mut content = Digesting::new(content, sums::begin(member));
+                self.out.append(&header, map.chain(&mut content)).at("write", shown(&member.path))?;
+                let digest = (member.kind == Kind::File).then(|| content.digest.finalize().into());
+                sums.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")?;
+            }
+        }
         (self.tell)(self.entries);
         Ok(())
-    }
-
-    fn attributes(&mut self, fd: impl std::os::fd::AsFd, path: &[u8]) -> Result<Records> {
-        let mut records = Records::new();
-        attributes(fd, &mut self.names, &mut self.value, &mut |name, value| {
-            if let Ok(name) = std::str::from_utf8(name) {
-                records.push((format!("SCHILY.xattr.{name}"), value.to_vec()));
-            }
-        })
-        .at("read", shown(path))?;
-        Ok(records)
     }
 }
 

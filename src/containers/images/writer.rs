@@ -14,15 +14,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Dir, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
-    chownat, fchmod, fchown, fsetxattr, fstat, fstatvfs, futimens, linkat, mkdirat, open, openat, openat2,
-    statat, symlinkat, unlinkat, utimensat,
+    chmodat, chownat, fchmod, fchown, fsetxattr, fstat, fstatvfs, futimens, linkat, makedev, mkdirat,
+    mknodat, open, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
 
 use super::archive::{Content, Kind, Member, Part};
 use super::hasher::Hasher;
-use super::listing::{Known, counts};
+use super::listing::{Hash, Known, counts};
+use super::rules::{BACKUP, IMAGE, Rules};
+use super::sums;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::tree;
 
@@ -44,9 +47,11 @@ pub(super) struct Writer {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Something gave way to something else, so that its path may lead to another folder now.
     stale: bool,
-    hasher: Hasher,
-    /// Times of folders, which change with what is put into them.
-    times: Vec<(Vec<u8>, i64)>,
+    rules: &'static Rules,
+    /// For images.
+    hasher: Option<Hasher>,
+    /// Times of folders, which change with what is put into them; and modes that would keep its owner from doing that.
+    times: Vec<(Vec<u8>, Timestamps, Option<Mode>)>,
     /// What this layer has made, as digests of its paths: its whiteouts spare them.
     layer: HashSet<u64>,
     state: RandomState,
@@ -60,13 +65,23 @@ pub(super) struct Writer {
 impl Writer {
     /// Writes into the folder at `path`, which is ours alone.
     pub(super) fn new(path: &Path) -> Result<Writer> {
+        Writer::with(path, &IMAGE, Some(Hasher::start()?))
+    }
+
+    /// The same for a backup: everything is written exactly as it was.
+    pub(super) fn exact(path: &Path) -> Result<Writer> {
+        Writer::with(path, &BACKUP, None)
+    }
+
+    fn with(path: &Path, rules: &'static Rules, hasher: Option<Hasher>) -> Result<Writer> {
         let root = open(path, FOLDER, Mode::empty()).at("open", path)?;
         Ok(Writer {
             root,
             path: path.to_owned(),
             parent: None,
             stale: false,
-            hasher: Hasher::start()?,
+            rules,
+            hasher,
             times: Vec::new(),
             layer: HashSet::new(),
             state: RandomState::new(),
@@ -82,14 +97,14 @@ impl Writer {
         self.layer.clear();
     }
 
-    /// Writes one member.
+    /// Writes one member; returns the digest of an exact file ([`sums`]).
     ///
     /// # Errors
     /// `InvalidImage` with the member's name, `DiskFull`, `Internal`.
-    pub(super) fn put(&mut self, member: &Member, content: &mut Content<'_>) -> Result<()> {
+    pub(super) fn put(&mut self, member: &Member, content: &mut Content<'_>) -> Result<Option<Hash>> {
         let path = normal(&member.path)?;
         self.entries += 1;
-        if self.entries > limits::IMAGE_ENTRIES {
+        if self.entries > self.rules.entries {
             return Err(super::listing::too_many());
         }
         self.look_for_room(0)?;
@@ -99,19 +114,21 @@ impl Writer {
                     let root = self.root.try_clone().at("open", &self.path)?;
                     // Everybody must be able to enter.
                     self.attributes(&root, member, member.mode & 0o7777 | 0o555)?;
-                    self.times.push((Vec::new(), member.mtime));
-                    Ok(())
+                    self.times.push((Vec::new(), self.times(member), None));
+                    Ok(None)
                 }
                 _ => Err(refused(member, "has no name")),
             };
         }
-        self.layer.insert(self.state.hash_one(&path));
+        if !self.rules.exact {
+            self.layer.insert(self.state.hash_one(&path));
+        }
         let (folder, name) = split(&path);
         self.enter(folder, member)?;
         match member.kind {
-            Kind::Device => self.left_out.devices += 1,
+            Kind::Device => self.device(name, member)?,
             Kind::Folder => self.folder(&path, name, member)?,
-            Kind::File => self.file(name, member, content)?,
+            Kind::File => return self.file(name, member, content),
             Kind::Symlink => {
                 if member.target.is_empty() || member.target.len() > limits::IMAGE_PATH_BYTES {
                     return Err(refused(member, "is a link that leads nowhere"));
@@ -119,8 +136,10 @@ impl Writer {
                 self.make(name, member, |at, name| symlinkat(&member.target[..], at, name))?;
                 let (uid, gid) = self.owner(member);
                 let at = self.here()?;
-                told(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
-                told(utimensat(at, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW), member)?;
+                if self.owns() {
+                    told(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
+                }
+                told(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)?;
             }
             Kind::Link => {
                 let target = normal(&member.target)?;
@@ -142,7 +161,7 @@ impl Writer {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Removes what an earlier layer has put there; what this layer has made stays.
@@ -163,7 +182,7 @@ impl Writer {
     /// Removes everything that earlier layers have put into a folder.
     pub(super) fn opaque(&mut self, path: &[u8]) -> Result<()> {
         let path = normal(path)?;
-        let folder = match resolve(&self.root, &path, FOLDER) {
+        let folder = match resolve(&self.root, &path, FOLDER, false) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             folder => folder.at("open", shown(&path))?,
         };
@@ -184,7 +203,7 @@ impl Writer {
                 unlinkat(at, name, AtFlags::empty()).at("remove", shown(path))
             }
             Err(error) => Err(error).at("remove", shown(path)),
-            Ok(_) if depth > limits::IMAGE_DEPTH => Err(too_deep()),
+            Ok(_) if depth > limits::IMAGE_DEPTH => Err(too_deep(limits::IMAGE_DEPTH)),
             Ok(folder) => {
                 for name in names(&folder).at("list", shown(path))? {
                     self.remove_earlier(&folder, &name, &join(path, &name), depth + 1)?;
@@ -202,18 +221,23 @@ impl Writer {
     /// Sets the folders' times, and tells the digests of all files.
     pub(super) fn finish(mut self) -> Result<(Known, LeftOut)> {
         self.room()?;
-        for (path, mtime) in self.times.iter().rev() {
+        for (path, times, mode) in self.times.iter().rev() {
             // It may have been replaced or removed since.
-            if let Ok(folder) = resolve(&self.root, path, FOLDER | OFlags::NOFOLLOW) {
-                futimens(&folder, &times(*mtime)).at("write", shown(path))?;
+            if let Ok(folder) = resolve(&self.root, path, FOLDER | OFlags::NOFOLLOW, self.rules.exact) {
+                futimens(&folder, times).at("write", shown(path))?;
+                if let Some(mode) = mode {
+                    fchmod(&folder, *mode).at("write", shown(path))?;
+                }
             }
         }
-        Ok((self.hasher.finish()?, self.left_out))
+        let known = self.hasher.map(Hasher::finish).transpose()?;
+        Ok((known.unwrap_or_default(), self.left_out))
     }
 
     fn folder(&mut self, path: &[u8], name: &[u8], member: &Member) -> Result<()> {
         match mkdirat(self.here()?, name, Mode::RWXU) {
             Ok(()) => {}
+            Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
             Err(Errno::EXIST) => {
                 let found = told(statat(self.here()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
                 if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
@@ -226,12 +250,32 @@ impl Writer {
         }
         let folder = told(openat(self.here()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
         // Sticky and set-group-id mean something on folders, set-user-id nothing.
-        self.attributes(&folder, member, member.mode & 0o3777)?;
-        self.times.push((path.to_vec(), member.mtime));
+        let mode = if self.rules.exact { member.mode } else { member.mode & 0o3777 };
+        let later = (!self.owns() && mode & 0o700 != 0o700).then(|| Mode::from_raw_mode(mode));
+        self.attributes(&folder, member, if later.is_some() { mode | 0o700 } else { mode })?;
+        self.times.push((path.to_vec(), self.times(member), later));
         Ok(())
     }
 
-    fn file(&mut self, name: &[u8], member: &Member, content: &mut Content<'_>) -> Result<()> {
+    fn device(&mut self, name: &[u8], member: &Member) -> Result<()> {
+        let Some(device) = member.device.filter(|_| self.rules.exact) else {
+            self.left_out.devices += 1;
+            return Ok(());
+        };
+        let number = makedev(device.major, device.minor);
+        let mode = Mode::from_raw_mode(member.mode);
+        self.make(name, member, |at, name| mknodat(at, name, device.kind, mode, number))?;
+        let (uid, gid) = self.owner(member);
+        let at = self.here()?;
+        if self.owns() {
+            told(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
+        }
+        // Against the umask; a device is never followed anywhere.
+        told(chmodat(at, name, mode, AtFlags::empty()), member)?;
+        told(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)
+    }
+
+    fn file(&mut self, name: &[u8], member: &Member, content: &mut Content<'_>) -> Result<Option<Hash>> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut made = None;
         self.make(name, member, |at, name| {
@@ -240,6 +284,7 @@ impl Writer {
         })?;
         let mut file = File::from(made.ok_or_else(|| Error::internal("a file that was not made"))?);
         let mut at = 0_u64;
+        let mut digest = self.rules.exact.then(|| sums::begin(member));
         content.read(member, &mut |part| {
             match part {
                 Part::Data(chunk, part) => {
@@ -251,42 +296,59 @@ impl Writer {
                     file.write_all(&chunk.bytes()[part.clone()]).at("write", shown(&member.path))?;
                     at += part.len() as u64;
                     self.look_for_room(part.len() as u64)?;
-                    self.hasher.bytes(chunk, part);
+                    match (&mut digest, &self.hasher) {
+                        (Some(digest), _) => digest.update(&chunk.bytes()[part]),
+                        (None, Some(hasher)) => hasher.bytes(chunk, part),
+                        (None, None) => {}
+                    }
                 }
                 Part::Hole(length) => {
                     at += length;
-                    self.hasher.zeros(length);
+                    if let Some(hasher) = &self.hasher {
+                        hasher.zeros(length);
+                    }
                 }
             }
             Ok(())
         })?;
         self.bytes = self.bytes.saturating_add(member.size);
-        if self.bytes > limits::IMAGE_BYTES {
-            let most = limits::IMAGE_BYTES >> 30;
+        if self.bytes > self.rules.bytes {
+            let most = self.rules.bytes >> 30;
             return Err(Error::new(Code::InvalidImage, format!("It unpacks to more than {most} GiB")));
         }
         file.set_len(member.size).at("write", shown(&member.path))?;
         self.attributes(&file, member, member.mode)?;
-        told(futimens(&file, &times(member.mtime)), member)?;
-        self.hasher.end(told(fstat(&file), member)?.st_ino);
-        Ok(())
+        told(futimens(&file, &self.times(member)), member)?;
+        if let Some(hasher) = &self.hasher {
+            hasher.end(told(fstat(&file), member)?.st_ino);
+        }
+        Ok(digest.map(|digest| digest.finalize().into()))
     }
 
     /// Owner, mode and extended attributes, in this order: a new owner takes set-user-id and capabilities away.
     fn attributes(&mut self, file: impl std::os::fd::AsFd, member: &Member, mode: u32) -> Result<()> {
-        let known = member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
+        let exact = self.rules.exact;
+        let known = exact || member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
         let (uid, gid) = self.owner(member);
-        told(fchown(&file, Some(uid), Some(gid)), member)?;
+        if self.owns() {
+            told(fchown(&file, Some(uid), Some(gid)), member)?;
+        }
         let folder = member.kind == Kind::Folder;
         let mode = if known || folder { mode } else { mode & 0o1777 };
         told(fchmod(&file, Mode::from_raw_mode(mode)), member)?;
         for (name, value) in &member.attributes {
-            if !counts(name) || value.len() > limits::IMAGE_XATTR_BYTES || !known {
+            if !(exact || counts(name)) || value.len() > limits::IMAGE_XATTR_BYTES || !known {
                 self.left_out.attributes += 1;
                 continue;
             }
             match fsetxattr(&file, &name[..], value, XattrFlags::empty()) {
-                Err(Errno::NOTSUP) if name != b"security.capability" => self.left_out.attributes += 1,
+                Err(Errno::NOTSUP) if name != b"security.capability" && !is_overlay(name) => {
+                    self.left_out.attributes += 1;
+                }
+                // Labels of this host's security module.
+                Err(_) if exact && name.starts_with(b"security.") && name != b"security.capability" => {
+                    self.left_out.attributes += 1;
+                }
                 set => told(set, member)?,
             }
         }
@@ -295,10 +357,24 @@ impl Writer {
 
     fn owner(&mut self, member: &Member) -> (Uid, Gid) {
         const NOBODY: u32 = 65534;
-        let known = |id: u64| u32::try_from(id).ok().filter(|id| u64::from(*id) <= limits::IMAGE_ID_MOST);
+        let most = if self.rules.exact { u64::from(u32::MAX) } else { limits::IMAGE_ID_MOST };
+        let known = |id: u64| u32::try_from(id).ok().filter(|id| u64::from(*id) <= most);
         let (uid, gid) = (known(member.uid), known(member.gid));
         self.left_out.owners += u64::from(uid.is_none() || gid.is_none());
         (Uid::from_raw(uid.unwrap_or(NOBODY)), Gid::from_raw(gid.unwrap_or(NOBODY)))
+    }
+
+    /// Whether owners can be set; another user than root restores what is its own.
+    fn owns(&self) -> bool {
+        !self.rules.exact || rustix::process::geteuid().is_root()
+    }
+
+    fn times(&self, member: &Member) -> Timestamps {
+        let nanos = if self.rules.exact { member.nanos } else { 0 };
+        Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: member.mtime, tv_nsec: nanos.into() },
+        }
     }
 
     /// Makes something of this name in the folder at hand; what has the name already gives way.
@@ -309,6 +385,7 @@ impl Writer {
         mut make: impl FnMut(&OwnedFd, &[u8]) -> rustix::io::Result<()>,
     ) -> Result<()> {
         match make(self.here()?, name) {
+            Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
             Err(Errno::EXIST) => {}
             made => return told(made, member),
         }
@@ -336,12 +413,13 @@ impl Writer {
             return Ok(());
         }
         self.stale = false;
-        if folder.iter().filter(|byte| **byte == b'/').count() >= limits::IMAGE_DEPTH {
-            return Err(too_deep());
+        if folder.iter().filter(|byte| **byte == b'/').count() >= self.rules.depth {
+            return Err(too_deep(self.rules.depth));
         }
         let fd = match self.resolve(folder) {
             Err(Errno::NOENT) => self.make_folders(folder, member)?,
             Err(Errno::NOTDIR) => return Err(refused(member, "lies in what is no folder")),
+            Err(Errno::LOOP) if self.rules.exact => return Err(refused(member, "is behind a link")),
             Err(Errno::LOOP) => return Err(refused(member, "lies behind links that go round in a circle")),
             fd => told(fd, member)?,
         };
@@ -374,7 +452,7 @@ impl Writer {
     }
 
     fn resolve(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
-        resolve(&self.root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
+        resolve(&self.root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, self.rules.exact)
     }
 
     /// Every now and then looks whether there is room for more, `written` bytes after the last call.
@@ -392,7 +470,7 @@ impl Writer {
         if bytes < limits::IMAGE_FREE_BYTES || files {
             return Err(Error::new(
                 Code::DiskFull,
-                "The image would fill the disk that berth keeps its data on; free some space and try again",
+                format!("It would fill the disk with {}; free some space and try again", self.path.display()),
             ));
         }
         Ok(())
@@ -401,8 +479,10 @@ impl Writer {
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+/// `exact`: through no link at all.
+fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags, exact: bool) -> rustix::io::Result<OwnedFd> {
+    let links = if exact { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::NO_MAGICLINKS };
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | links;
     for _ in 0..limits::OPEN_RETRIES {
         match openat2(root, if path.is_empty() { b"." } else { path }, flags, Mode::empty(), how) {
             Err(Errno::AGAIN) => std::thread::yield_now(),
@@ -458,11 +538,9 @@ fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-fn times(mtime: i64) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: mtime, tv_nsec: 0 },
-    }
+/// What overlayfs notes of a layer (Documentation/filesystems/overlayfs.rst).
+fn is_overlay(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
 fn told<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
@@ -480,8 +558,8 @@ fn refused(member: &Member, problem: &str) -> Error {
     Error::new(Code::InvalidImage, format!("'{}' of the archive {problem}", path.escape_debug()))
 }
 
-fn too_deep() -> Error {
-    Error::new(Code::InvalidImage, format!("The tree is deeper than {} folders", limits::IMAGE_DEPTH))
+fn too_deep(most: usize) -> Error {
+    Error::new(Code::InvalidImage, format!("The tree is deeper than {most} folders"))
 }
 
 fn shown(path: &[u8]) -> String {

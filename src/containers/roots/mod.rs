@@ -18,6 +18,7 @@ mod layers;
 mod make;
 mod namespace;
 mod restore;
+pub mod saved;
 mod size;
 mod snapshot;
 mod state;

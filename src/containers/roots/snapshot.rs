@@ -269,6 +269,11 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<Snapshot>> {
     Ok(found)
 }
 
+/// The files of a snapshot of a plain root.
+pub(super) fn files_in(folder: &Path, id: Uuid) -> PathBuf {
+    folder.join(FOLDER).join(id.to_string()).join(FILES)
+}
+
 /// Removes what a crash left half-made.
 pub(super) fn sweep(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder.join(FOLDER)).into_iter().flatten().flatten() {

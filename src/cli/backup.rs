@@ -1,0 +1,526 @@
+//! `berth backup`: the data folder as one archive, beside a running server or without one ([`backup`] has the format).
+//!
+//! Files that berth writes are replaced whole, so each of them is read as it was at one moment. What a container changes is
+//! read from a snapshot that the running server takes for it and that is deleted afterwards; without a server nothing
+//! changes, since the folder's lock is held. What a host workspace, or a run, writes meanwhile is read as it comes.
+//!
+//! Left out is what only means something to a running server: sockets, locks, groups, state of running containers, the
+//! trash. Locks: that of the folder `workspaces` against a second backup; the data folder's own where no server runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::client::{self, Client};
+use crate::access::tokens;
+use crate::base::{At, Code, Error, Result, clock, limits};
+use crate::config::{self, BackupArgs, ClientArgs, Parsed, TokenArgs};
+use crate::containers::images::backup::{self, BACKUP_FORMAT, BackupArchive, BackupInfo};
+use crate::containers::roots::saved::{self, SavedRoot};
+use crate::proc::Cancel;
+use crate::store::file::{self, is_temp_name};
+use crate::store::format::DATA_FORMAT;
+use crate::store::lock::{DataLock, FolderLock};
+
+/// At the top of the data folder: what only a running server needs, and what is added in another way.
+const SKIPPED: &[&str] = &[
+    "lock",
+    "cgroup",
+    "http",
+    "trash",
+    "agent",
+    "approvals",
+    "network.json",
+    "host",
+    "workspaces",
+    "layers",
+    "images",
+    tokens::FILE,
+];
+/// The same in a workspace's folder.
+const SKIPPED_OF_WORKSPACE: &[&str] = &[
+    "workspace.json",
+    "root.json",
+    "root",
+    ".berth-new-root",
+    "machine.json",
+    "machine.log",
+    "agent.sock",
+    "mounts",
+    "mounts.json",
+];
+/// How long to wait for a workspace that something else is done with.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The name of the snapshots that a backup takes.
+const SNAPSHOT: &str = "berth backup, deleted when it is written";
+
+/// Runs `berth backup FILE`.
+///
+/// # Errors
+/// A wrong command line (exit code 2), or what went wrong; there is no file then.
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    let asked = match BackupArgs::parse(args)? {
+        Parsed::Run(asked) => asked,
+        Parsed::Help => return Ok(super::help()),
+        Parsed::Version => return Ok(super::version()),
+    };
+    let [name] = &asked.file[..] else {
+        return Err(Error::config("backup", "say `berth backup FILE`; - is standard output"));
+    };
+    if asked.containers && asked.without_containers {
+        return Err(Error::config("--without-containers", "contradicts --containers"));
+    }
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    let flags = TokenArgs { config: asked.config.clone(), data_dir: asked.data_dir.clone() };
+    let plan = config::resolve_tokens(&flags, &config::process_env, &current_dir)?;
+    if !plan.data_dir.join("workspaces").is_dir() {
+        let problem = "has no data of berth; --data-dir names another folder";
+        return Err(Error::config(plan.data_dir.display(), problem));
+    }
+    let cancel = Cancel::new()?;
+    super::doctor::on_interrupt(&cancel)?;
+    let busy = |_| Error::new(Code::Busy, "Another berth backup of this data folder is at work");
+    let _turn = FolderLock::take(&plan.data_dir.join("workspaces"), Duration::ZERO).map_err(busy)?;
+    let offline = DataLock::take(&plan.data_dir).ok();
+    let mut work = Work {
+        data_dir: plan.data_dir.clone(),
+        containers: !asked.without_containers,
+        client: None,
+        layers: BTreeSet::new(),
+        cancel: &cancel,
+    };
+    if work.containers {
+        if offline.is_none() {
+            work.client = Some(client::of(&ClientArgs {
+                config: asked.config.clone(),
+                data_dir: Some(plan.data_dir.display().to_string()),
+                openwork_url: asked.openwork_url.clone(),
+                host_token: asked.host_token.clone(),
+                ..ClientArgs::default()
+            })?);
+        } else if let Some(folder) = saved::running_in(&plan.data_dir)?.first() {
+            let message = format!(
+                "The container of {} runs, but its server does not, so it would change meanwhile; start the server, or add \
+                 --without-containers",
+                folder.display()
+            );
+            return Err(Error::new(Code::Conflict, message));
+        }
+    }
+    let path = current_dir.join(name);
+    let mut target = if name == "-" { Target::stdout()? } else { Target::file(&path)? };
+    let beside = target.folder.clone();
+    let workspaces = workspaces(&plan.data_dir)?;
+    let info = BackupInfo {
+        format: BACKUP_FORMAT,
+        data_format: DATA_FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        created_at: clock::now_rfc3339(),
+        containers: work.containers,
+        paths: paths(&workspaces, &plan.data_dir),
+    };
+    let mut line = Line::default();
+    let omitted =
+        backup::write(&mut target.out, &beside, &info, &cancel, &mut |count| line.show(count), |archive| {
+            work.fill(archive, &workspaces, &plan.token_store)
+        });
+    line.end();
+    let omitted = omitted.map_err(|error| match error.code() {
+        // It names the entry that could not be written.
+        Code::DiskFull => {
+            let message =
+                format!("No space left to write {name}; free some disk space, or name a file elsewhere");
+            Error::new(Code::DiskFull, message)
+        }
+        _ => error,
+    })?;
+    target.keep()?;
+    for entry in &omitted.named {
+        eprintln!("Not in the backup: {entry}");
+    }
+    if omitted.count > omitted.named.len() as u64 {
+        eprintln!("Not in the backup: {} entries in all", omitted.count);
+    }
+    let rest = match work.containers {
+        true => "",
+        false => " without containers' files, images and snapshots",
+    };
+    eprintln!(
+        "{} has the data of {}{rest}. Tokens and keys are in it: keep it as safe as they are. Files of host workspaces \
+         elsewhere, server.json and environment variables are not in it.",
+        if name == "-" { "The backup" } else { name.as_str() },
+        plan.data_dir.display(),
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A workspace's record as it is stored.
+struct Found {
+    id: Uuid,
+    folder: PathBuf,
+    record: Value,
+}
+
+impl Found {
+    fn is_container(&self) -> bool {
+        self.record["workspace_type"] != "host"
+    }
+
+    fn is_own(&self) -> bool {
+        self.record["own_folder"] == true
+    }
+
+    /// Where its files are. Its own folder's name is all that a record has of it.
+    fn path(&self) -> PathBuf {
+        let path = Path::new(self.record["path"].as_str().unwrap_or_default());
+        match path.file_name().filter(|_| self.is_own()) {
+            Some(name) => self.folder.join(name),
+            None => path.to_owned(),
+        }
+    }
+
+    /// The record that a backup has: a container's files are in it, wherever they were.
+    fn kept(&self, with_root: bool) -> Value {
+        let mut record = self.record.clone();
+        if self.is_container() {
+            record["own_folder"] = json!(true);
+            record["path"] = json!("root");
+            record["job"] = Value::Null;
+            if !with_root {
+                record["status"] = json!("pending");
+                record["error_message"] = Value::Null;
+            }
+        }
+        record
+    }
+}
+
+fn workspaces(data_dir: &Path) -> Result<Vec<Found>> {
+    let all = data_dir.join("workspaces");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&all).at("list", &all)?.flatten() {
+        let folder = entry.path();
+        let Ok(id) = Uuid::try_parse(&entry.file_name().to_string_lossy()) else { continue };
+        let path = folder.join("workspace.json");
+        let Some(bytes) = file::read_optional(&path, limits::STATE_FILE_BYTES)? else { continue };
+        // One that cannot be read is not served either; its folder is in the backup as it is.
+        let record = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        found.push(Found { id, folder, record });
+    }
+    found.sort_unstable_by_key(|found| found.id);
+    Ok(found)
+}
+
+fn paths(workspaces: &[Found], data_dir: &Path) -> BTreeMap<Uuid, String> {
+    let inside = workspaces.iter().filter(|found| found.is_container() || found.path().starts_with(data_dir));
+    inside.map(|found| (found.id, found.path().to_string_lossy().into_owned())).collect()
+}
+
+/// A backup in the making.
+struct Work<'a> {
+    data_dir: PathBuf,
+    containers: bool,
+    /// The running server, for snapshots.
+    client: Option<Client>,
+    /// Layers that are in it.
+    layers: BTreeSet<String>,
+    cancel: &'a Cancel,
+}
+
+impl Work<'_> {
+    fn fill(
+        &mut self,
+        archive: &mut BackupArchive<'_>,
+        workspaces: &[Found],
+        token_store: &Path,
+    ) -> Result<()> {
+        archive.add("workspaces/", None, 0o700)?;
+        archive.add("layers/", None, 0o700)?;
+        for workspace in workspaces {
+            self.workspace(archive, workspace)?;
+        }
+        // After the roots: what they need is held by now.
+        let images = self.data_dir.join("images");
+        if self.containers && images.is_dir() {
+            archive.tree(&images, "images", &|path| {
+                let name = path.strip_prefix(b"images/").unwrap_or_default();
+                name.starts_with(b".") || name.starts_with(b"names/") && is_temporary(path)
+            })?;
+        }
+        if let Some(bytes) = file::read_optional(token_store, u64::MAX - 1)? {
+            archive.add(tokens::FILE, Some(&bytes), 0o600)?;
+        }
+        self.top(archive)?;
+        Ok(())
+    }
+
+    /// Everything else in the data folder, what later versions keep there too.
+    fn top(&self, archive: &mut BackupArchive<'_>) -> Result<()> {
+        let mut names: Vec<_> = fs::read_dir(&self.data_dir)
+            .at("list", &self.data_dir)?
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort_unstable();
+        for name in names.iter().filter(|name| !SKIPPED.contains(&name.as_str())) {
+            let path = self.data_dir.join(name);
+            if name.starts_with(".berth-") || is_temp_name(name) {
+                continue;
+            }
+            // A link at the top leads to where the operator keeps it.
+            let Ok(found) = fs::metadata(&path) else { continue };
+            if found.is_dir() {
+                let real = fs::canonicalize(&path).at("open", &path)?;
+                archive.tree(&real, name, &is_temporary)?;
+            } else if found.is_file() {
+                use std::os::unix::fs::PermissionsExt as _;
+                let bytes = file::read_optional(&path, u64::MAX - 1)?.unwrap_or_default();
+                archive.add(name, Some(&bytes), found.permissions().mode() & 0o777)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn workspace(&mut self, archive: &mut BackupArchive<'_>, workspace: &Found) -> Result<()> {
+        let mut taken = None;
+        let kept = self.workspace_with(archive, workspace, &mut taken);
+        if let (Some(client), Some(snapshot)) = (&self.client, taken) {
+            let path = format!("/api/workspaces/{}/snapshots/{snapshot}", workspace.id);
+            let deleted =
+                client.call_within("DELETE", &path, None, limits::CLI_ANSWER).and_then(|(status, answer)| {
+                    match status {
+                        200 | 204 | 404 => Ok(()),
+                        _ => Err(client.refused(status, &answer)),
+                    }
+                });
+            if let Err(error) = deleted {
+                eprintln!("The snapshot {snapshot} was not deleted ({error}); the next backup deletes it");
+            }
+        }
+        kept
+    }
+
+    fn workspace_with(
+        &mut self,
+        archive: &mut BackupArchive<'_>,
+        workspace: &Found,
+        taken: &mut Option<Uuid>,
+    ) -> Result<()> {
+        let mut root = None;
+        if self.containers && workspace.is_container() {
+            *taken = self.snapshot(workspace)?;
+            root = saved::save(&workspace.folder, &workspace.path(), *taken)?;
+        }
+        let name = format!("workspaces/{}", workspace.id);
+        let (with_root, prefix) = (root.is_some(), format!("{name}/"));
+        let (containers, is_container) = (self.containers, workspace.is_container());
+        let own_snapshot = taken.map(|id| format!("snapshots/{id}"));
+        let damaged = workspace.record.is_null();
+        let tree = archive.tree(&workspace.folder, &name, &|path| {
+            let path = path.strip_prefix(prefix.as_bytes()).unwrap_or_default();
+            let skipped = |names: &[&str]| names.iter().any(|name| name.as_bytes() == path);
+            // What an agent keeps in a host workspace may have any of these names.
+            is_temporary(path) && !path.contains(&b'/')
+                || skipped(SKIPPED_OF_WORKSPACE) && !(damaged && path == b"workspace.json")
+                || path.starts_with(b"snapshots/.new-")
+                || own_snapshot.as_ref().is_some_and(|own| own.as_bytes() == path)
+                || is_container && !containers && path == b"snapshots"
+        });
+        match tree {
+            // Deleted since it was listed.
+            Err(_) if !workspace.folder.exists() => return Ok(()),
+            tree => tree?,
+        }
+        if !damaged {
+            let text = serde_json::to_vec_pretty(&workspace.kept(with_root))
+                .map_err(|error| Error::internal("record").because(error))?;
+            archive.add(&format!("{name}/workspace.json"), Some(&text), 0o600)?;
+        }
+        let Some(SavedRoot { state, files, layers }) = root else { return Ok(()) };
+        let gone = || {
+            let message = format!("A snapshot of {} was deleted while it was read; try again", workspace.id);
+            Error::new(Code::Conflict, message)
+        };
+        for layer in &layers {
+            // Layers are shared.
+            if !self.layers.insert(layer.clone()) {
+                continue;
+            }
+            let folder = saved::layer_folder(&self.data_dir, layer).map_err(|_| gone())?;
+            archive.add(&format!("layers/{layer}/"), None, 0o700)?;
+            archive.tree(&folder, &format!("layers/{layer}/fs"), &|_| false)?;
+        }
+        if let Some(files) = files {
+            archive
+                .tree(&fs::canonicalize(&files).at("open", &files)?, &format!("{name}/root"), &|_| false)?;
+        }
+        match state {
+            Some(state) => archive.add(&format!("{name}/root.json"), Some(&state), 0o600),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the running server take a snapshot of a container.
+    fn snapshot(&self, workspace: &Found) -> Result<Option<Uuid>> {
+        let Some(client) = &self.client else { return Ok(None) };
+        let path = format!("/api/workspaces/{}/snapshots", workspace.id);
+        self.forget_old(client, &path);
+        let body = json!({"name": SNAPSHOT, "copy": true});
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, answer) = client.call_within("POST", &path, Some(&body), limits::COPY_TIMEOUT)?;
+            let code = answer["code"].as_str().unwrap_or_default();
+            match status {
+                200 => {
+                    let id = answer["id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
+                    let id = id.ok_or_else(|| client.refused(status, &answer))?;
+                    // A server of another data folder may have a workspace of this id: a restored one.
+                    if workspace.folder.join("snapshots").join(id.to_string()).is_dir() {
+                        return Ok(Some(id));
+                    }
+                    let _ = client.call("DELETE", &format!("{path}/{id}"), None);
+                    let message = format!(
+                        "{} does not serve {}; name the server that does with --openwork-url",
+                        client.plan.url,
+                        self.data_dir.display()
+                    );
+                    return Err(Error::internal(message));
+                }
+                // Not built, or deleted since it was listed.
+                400 if code == "workspace_not_ready" => return Ok(None),
+                404 if !workspace.folder.exists() => return Ok(None),
+                404 => {
+                    let message = format!(
+                        "{} does not know the workspace {}; name the server of {} with --openwork-url",
+                        client.plan.url,
+                        workspace.id,
+                        self.data_dir.display()
+                    );
+                    return Err(Error::internal(message));
+                }
+                409 | 503 if Instant::now() < deadline && !self.cancel.is_cancelled() => {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                _ => {
+                    let error = client.refused(status, &answer);
+                    let message = format!("The workspace {}: {}", workspace.id, error.message());
+                    return Err(Error::internal(message));
+                }
+            }
+        }
+    }
+
+    /// Deletes snapshots of a backup that was killed. No other backup is at work.
+    fn forget_old(&self, client: &Client, path: &str) {
+        let Ok((200, all)) = client.call_within("GET", path, None, limits::CLI_ANSWER) else { return };
+        let old = |snapshot: &&Value| snapshot["name"] == SNAPSHOT;
+        for snapshot in all.as_array().into_iter().flatten().filter(old) {
+            if let Some(id) = snapshot["id"].as_str() {
+                let _ = client.call("DELETE", &format!("{path}/{id}"), None);
+            }
+        }
+    }
+}
+
+/// Whether a name is that of a file that is not yet what it will be.
+fn is_temporary(path: &[u8]) -> bool {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    std::str::from_utf8(name).is_ok_and(is_temp_name)
+}
+
+/// Where the archive goes. A file appears when it is whole.
+struct Target {
+    out: File,
+    /// Where the checksums wait.
+    folder: PathBuf,
+    /// The file in the making, and what it will be.
+    names: Option<(PathBuf, PathBuf)>,
+}
+
+impl Target {
+    fn stdout() -> Result<Target> {
+        use std::os::fd::AsFd as _;
+        if io::stdout().is_terminal() {
+            return Err(Error::config("-", "a backup is not for a terminal; name a file"));
+        }
+        let out = io::stdout().as_fd().try_clone_to_owned().at("open", "standard output")?;
+        Ok(Target { out: File::from(out), folder: std::env::temp_dir(), names: None })
+    }
+
+    fn file(path: &Path) -> Result<Target> {
+        if path.symlink_metadata().is_ok() {
+            let problem = "exists already; name another file, or remove it first";
+            return Err(Error::config(path.display(), problem));
+        }
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::config(path.display(), "is not the name of a file"));
+        };
+        let prefix = format!(".{}.part-", name.to_string_lossy());
+        // What a backup that was killed has left is not locked.
+        for entry in fs::read_dir(folder).map_err(|error| Error::config(folder.display(), error))?.flatten() {
+            let old = entry.file_name().to_string_lossy().starts_with(&prefix);
+            if old && File::open(entry.path()).is_ok_and(|file| lock(&file)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let part = folder.join(format!("{prefix}{}", Uuid::new_v4()));
+        let out = File::options().write(true).create_new(true).mode(0o600).open(&part).at("write", &part)?;
+        lock(&out);
+        Ok(Target { out, folder: folder.to_owned(), names: Some((part, path.to_owned())) })
+    }
+
+    fn keep(self) -> Result<()> {
+        let Some((part, path)) = &self.names else { return Ok(()) };
+        self.out.sync_all().at("write", part)?;
+        // Not over a file that has appeared meanwhile.
+        match fs::hard_link(part, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error).at("write", path),
+            // A file system without links.
+            Err(_) => fs::rename(part, path).at("write", path),
+            // The other name goes with `self`.
+            Ok(()) => Ok(()),
+        }?;
+        file::sync_folder_at(&self.folder)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some((part, _)) = &self.names {
+            let _ = fs::remove_file(part);
+        }
+    }
+}
+
+/// Locks are a convenience for the next backup: a file system without them has none.
+fn lock(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// The line at the terminal that says how far it is.
+#[derive(Default)]
+pub(super) struct Line(Option<Instant>);
+
+impl Line {
+    pub(super) fn show(&mut self, count: u64) {
+        if self.0.is_some_and(|shown| shown.elapsed() < limits::IMAGE_TELL) || !io::stderr().is_terminal() {
+            return;
+        }
+        self.0 = Some(Instant::now());
+        let _ = write!(io::stderr(), "\r\x1b[K{count} entries");
+    }
+
+    pub(super) fn end(&self) {
+        if self.0.is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}

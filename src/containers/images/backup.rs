@@ -1,0 +1,290 @@
+//! The archive of a backup: a tar archive, compressed with zstd, that any tar reads.
+//!
+//! ```text
+//! backup.json    what wrote it, and the format of the data
+//! data/…         the data folder
+//! sums           a line with a digest for each entry before it (sums.rs has the format)
+//! ```
+//!
+//! **Invariant:** what is unpacked is in one folder, and nothing of it is used before `sums` was compared. An archive that
+//! breaks off has no `sums`. The digests show damage; they are no signature: restore only backups that you trust, since
+//! there are tokens and scripts in them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, BufWriter, Read, Seek as _, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+use uuid::Uuid;
+
+use super::archive::{self, Content, Kind, Member, Part};
+use super::compression::{Observe, ahead};
+use super::pack::Packer;
+use super::rules::BACKUP;
+use super::sums;
+use super::writer::Writer;
+use crate::base::{At, Code, Error, Result};
+use crate::proc::Cancel;
+use crate::store::format;
+
+/// `backup.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackupInfo {
+    /// Of the archive.
+    pub format: u32,
+    /// Of the data folder.
+    pub data_format: u32,
+    /// Of berth.
+    pub version: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Roots, images and snapshots of containers are in it.
+    pub containers: bool,
+    /// Where files of workspaces were that are in it, by the workspace's id: ids in the OpenWork API come from paths.
+    pub paths: BTreeMap<Uuid, String>,
+}
+
+/// The archive's own format.
+pub const BACKUP_FORMAT: u32 = 1;
+
+const INFO: &str = "backup.json";
+const INFO_BYTES: u64 = 64 << 10;
+/// The folder with the data.
+pub const DATA: &str = "data";
+const SUMS: &str = "sums";
+
+/// A backup that is being written.
+pub struct BackupArchive<'a>(Packer<'a>);
+
+/// What a backup does not have.
+#[derive(Clone, Debug, Default)]
+pub struct Omitted {
+    /// Some of the entries, with the reason.
+    pub named: Vec<String>,
+    /// How many there are.
+    pub count: u64,
+}
+
+impl BackupArchive<'_> {
+    /// Adds the folder at `path` as `name` below the data folder. `skip` gets names below the data folder.
+    ///
+    /// # Errors
+    /// `Cancelled`; what reading and writing say.
+    pub fn tree(&mut self, path: &Path, name: &str, skip: &dyn Fn(&[u8]) -> bool) -> Result<()> {
+        let below = DATA.len() + 1;
+        self.0.tree(path, &format!("{DATA}/{name}"), &|path| path.get(below..).is_some_and(skip))
+    }
+
+    /// Adds a file, or without bytes a folder, of this process's user.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn add(&mut self, name: &str, bytes: Option<&[u8]>, mode: u32) -> Result<()> {
+        self.0.add(&format!("{DATA}/{name}"), bytes, mode)
+    }
+}
+
+/// Whether links and devices may have this name: in files of workspaces and images, and in the library. Everywhere else berth
+/// opens files by name, so a link in an archive would lead it out of the folder.
+pub(super) fn may_be_link(path: &[u8]) -> bool {
+    let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+    if parts.next() != Some(DATA.as_bytes()) {
+        return false;
+    }
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(b"library"), Some(_), _, _) => true,
+        (Some(b"workspaces"), Some(_), Some(b"root" | b"files"), Some(_)) => true,
+        (Some(b"workspaces"), Some(_), Some(b"snapshots"), Some(_)) => {
+            parts.next() == Some(b"root") && parts.next().is_some()
+        }
+        (Some(b"layers"), Some(_), Some(b"fs"), Some(_)) => true,
+        (Some(b"images"), Some(_), Some(b"root"), Some(_)) => true,
+        _ => false,
+    }
+}
+
+/// Writes an archive to `out`; `fill` adds the data. Checksums wait in a file in `beside`.
+///
+/// # Errors
+/// What `fill` and writing say.
+pub fn write(
+    out: &mut dyn Write,
+    beside: &Path,
+    info: &BackupInfo,
+    cancel: &Cancel,
+    tell: &mut dyn FnMut(u64),
+    fill: impl FnOnce(&mut BackupArchive<'_>) -> Result<()>,
+) -> Result<Omitted> {
+    let mut lines = BufWriter::new(nameless(beside)?);
+    // Level 3, of which the quick compressor is built (.cargo/config.toml).
+    let mut encoder =
+        zstd::Encoder::new(BufWriter::with_capacity(256 << 10, out), 3).at("write", "the backup")?;
+    let text = serde_json::to_vec_pretty(info).map_err(|error| Error::internal(INFO).because(error))?;
+    let mut again = lines.get_ref().try_clone().at("open", "the checksums")?;
+    let omitted = {
+        let mut packer = Packer::new(&mut encoder, &BACKUP, Some(&mut lines), cancel, tell);
+        packer.add(INFO, Some(&text), 0o600)?;
+        packer.add(&format!("{DATA}/"), None, 0o700)?;
+        let mut archive = BackupArchive(packer);
+        fill(&mut archive)?;
+        let BackupArchive(mut packer) = archive;
+        let (named, count) = packer.left_out();
+        let omitted = Omitted { named: named.to_vec(), count };
+        packer.end_sums()?;
+        let size = again.stream_position().at("read", "the checksums")?;
+        again.rewind().at("read", "the checksums")?;
+        packer.add_last(SUMS, size, again.take(size))?;
+        packer.finish()?;
+        omitted
+    };
+    encoder.finish().and_then(|mut out| out.flush()).at("write", "the backup")?;
+    Ok(omitted)
+}
+
+/// Unpacks an archive into the folder `into`, which is empty and ours alone, and compares everything with the checksums.
+/// The data is in [`DATA`] there.
+///
+/// # Errors
+/// `InvalidImage` for an archive that is damaged, incomplete or made to do harm; `NewerFormat`; `DiskFull`; `Cancelled`.
+/// What was unpacked until then is of no use.
+pub fn unpack(
+    input: impl Read + Send,
+    into: &Path,
+    cancel: &Cancel,
+    tell: &mut dyn FnMut(u64),
+) -> Result<BackupInfo> {
+    let mut writer = Writer::exact(into)?;
+    let mut lines = BufWriter::new(nameless(into)?);
+    let (mut info, mut compared) = (None, false);
+    let observe = Observe { rules: &BACKUP, raw: &mut |_| {}, plain: &mut |_| {} };
+    ahead(input, observe, cancel, |stream| {
+        archive::read(stream, &BACKUP, &mut |member, content| {
+            if compared {
+                return Err(refused("has entries behind its checksums"));
+            }
+            let path = &member.path[..];
+            if info.is_none() {
+                let (read, line) = read_info(member, content)?;
+                info = Some(read);
+                return lines.write_all(&line).at("write", "the checksums");
+            }
+            if path == SUMS.as_bytes() && member.kind == Kind::File {
+                compared = true;
+                return compare(&mut lines, member, content);
+            }
+            let inside = path.strip_prefix(DATA.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'/'));
+            if !inside {
+                let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
+                return Err(refused(&format!("has '{}', which has no place in it", path.escape_debug())));
+            }
+            let linked = match member.kind {
+                Kind::File | Kind::Folder => false,
+                Kind::Link => !may_be_link(path) || !may_be_link(&member.target),
+                Kind::Symlink | Kind::Device => !may_be_link(path),
+            };
+            if linked {
+                let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
+                return Err(refused(&format!("has a link or device at '{}'", path.escape_debug())));
+            }
+            let digest = writer.put(member, content)?;
+            tell(writer.entries);
+            lines.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")
+        })?;
+        // A compressed stream has a checksum of its own at its end.
+        stream.drain()
+    })?;
+    let info = info.filter(|_| compared);
+    let info = info.ok_or_else(|| refused("ends without its checksums; it is incomplete"))?;
+    writer.finish()?;
+    Ok(info)
+}
+
+fn read_info(member: &Member, content: &mut Content<'_>) -> Result<(BackupInfo, Vec<u8>)> {
+    if member.path != INFO.as_bytes() || member.kind != Kind::File || member.size > INFO_BYTES {
+        return Err(refused(&format!("does not begin with {INFO}: it is not a backup of berth")));
+    }
+    let (mut bytes, mut digest) = (Vec::new(), sums::begin(member));
+    content.read(member, &mut |part| {
+        if let Part::Data(chunk, part) = part {
+            digest.update(&chunk.bytes()[part.clone()]);
+            bytes.extend_from_slice(&chunk.bytes()[part]);
+        }
+        Ok(())
+    })?;
+    #[derive(Deserialize)]
+    struct Formats {
+        format: u32,
+        data_format: u32,
+    }
+    let unreadable =
+        |error: serde_json::Error| refused(&format!("has a {INFO} that cannot be read ({error})"));
+    let formats: Formats = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    if formats.format > BACKUP_FORMAT {
+        let found = formats.format;
+        let message = format!(
+            "The backup has archive format {found}, which a newer berth wrote; restore it with that version"
+        );
+        return Err(Error::new(Code::NewerFormat, message));
+    }
+    format::check_known(formats.data_format, "The backup")?;
+    let info: BackupInfo = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    Ok((info, sums::line(member, Some(&digest.finalize().into()))))
+}
+
+/// Compares the lines of what was unpacked with those of the archive.
+fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut Content<'_>) -> Result<()> {
+    ours.flush().at("write", "the checksums")?;
+    let mut file = ours.get_ref().try_clone().at("read", "the checksums")?;
+    file.rewind().at("read", "the checksums")?;
+    let mut ours = BufReader::new(file);
+    let mut wanted: Vec<u8> = Vec::new();
+    let mut check = |wanted: &[u8]| -> Result<()> {
+        let mut line = Vec::new();
+        ours.read_until(b'\n', &mut line).at("read", "the checksums")?;
+        if line == wanted {
+            return Ok(());
+        }
+        let line = if line.is_empty() { wanted } else { &line };
+        let text = String::from_utf8_lossy(line);
+        let path = text.split(' ').nth(9).unwrap_or_default().trim_end();
+        let path: String = path.chars().take(200).collect();
+        Err(refused(&format!(
+            "is damaged or was changed: '{}' is not what its checksum says",
+            path.escape_debug()
+        )))
+    };
+    content.read(member, &mut |part| {
+        let Part::Data(chunk, part) = part else { return Err(refused("has checksums with holes")) };
+        for piece in chunk.bytes()[part].split_inclusive(|byte| *byte == b'\n') {
+            wanted.extend_from_slice(piece);
+            if wanted.len() > LINE_BYTES {
+                return Err(refused("has a checksum that is too long"));
+            }
+            if piece.ends_with(b"\n") {
+                check(&wanted)?;
+                wanted.clear();
+            }
+        }
+        Ok(())
+    })?;
+    // What is left on either side has no counterpart.
+    check(&wanted)?;
+    Ok(())
+}
+
+/// Four times a path, its target and its attributes.
+const LINE_BYTES: usize = 8 << 20;
+
+/// A file without a name in a folder; on any file system, which O_TMPFILE is not for.
+fn nameless(folder: &Path) -> Result<File> {
+    let path = folder.join(format!(".berth-sums-{}", Uuid::new_v4()));
+    let file = File::options().read(true).write(true).create_new(true).open(&path).at("write", &path)?;
+    std::fs::remove_file(&path).at("remove", &path)?;
+    Ok(file)
+}
+
+fn refused(problem: &str) -> Error {
+    Error::new(Code::InvalidImage, format!("The backup {problem}"))
+}

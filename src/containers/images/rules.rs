@@ -1,0 +1,41 @@
+//! How a tree is packed and unpacked. An image may come from a stranger, and contains what a container can have: it is
+//! bounded, and its devices, foreign owners and host attributes are left out. A backup is as large as the server's data, and
+//! every entry is kept exactly. Pure.
+
+use crate::base::limits;
+
+/// The rules for one archive.
+#[derive(Debug)]
+pub(super) struct Rules {
+    /// Owners, modes, devices, all attributes, times to the nanosecond and holes are kept, and no entry replaces another.
+    pub(super) exact: bool,
+    /// Bytes that it unpacks to.
+    pub(super) bytes: u64,
+    /// The same as a multiple of its own size, beyond `limits::IMAGE_RATIO_FREE`.
+    pub(super) ratio: u64,
+    pub(super) entries: u64,
+    /// The deepest folder.
+    pub(super) depth: usize,
+    /// Where anything else than files and folders may be.
+    pub(super) links: fn(&[u8]) -> bool,
+}
+
+pub(super) const IMAGE: Rules = Rules {
+    exact: false,
+    bytes: limits::IMAGE_BYTES,
+    ratio: limits::IMAGE_RATIO,
+    entries: limits::IMAGE_ENTRIES,
+    depth: limits::IMAGE_DEPTH,
+    links: |_| true,
+};
+
+/// What a restore unpacks is bounded by the room on the disk. A workload can make deeper trees than any path can name; what
+/// is below this depth is left out of a backup, and the backup says so.
+pub(super) const BACKUP: Rules = Rules {
+    exact: true,
+    bytes: u64::MAX,
+    ratio: u64::MAX,
+    entries: u64::MAX,
+    depth: 512,
+    links: super::backup::may_be_link,
+};

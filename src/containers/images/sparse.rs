@@ -1,0 +1,94 @@
+//! Files with holes in a backup: where their data is (lseek(2)), and the map that says so in the archive (PAX format 1.0 of
+//! GNU tar's manual, "Storing Sparse Files"), which `archive` reads.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{SeekFrom, Stat, seek};
+use rustix::io::Errno;
+
+use super::archive::Piece;
+use crate::base::limits;
+
+/// Where the data of a file is; `None`: the file is stored whole. A file with more pieces than a reader accepts is stored
+/// whole, too.
+pub(super) fn pieces(file: &File, stat: &Stat) -> io::Result<Option<Vec<Piece>>> {
+    let size = stat.st_size.unsigned_abs();
+    if stat.st_blocks.unsigned_abs().saturating_mul(512) >= size {
+        return Ok(None);
+    }
+    let (mut pieces, mut at, mut bytes) = (Vec::new(), 0, 0);
+    while at < size {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            // Behind `at` there is only a hole.
+            Err(Errno::NXIO) => break,
+            Err(Errno::INVAL) => return Ok(None),
+            start => start?,
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(size);
+        if start >= size || end <= start {
+            break;
+        }
+        let piece = Piece { at: start, length: end - start };
+        bytes += line(piece.at).len() + line(piece.length).len();
+        pieces.push(piece);
+        at = end;
+        // The map must fit into what is read of a header.
+        if bytes + 2 * BLOCK > limits::IMAGE_HEADER_BYTES || pieces.len() >= limits::IMAGE_PIECES {
+            return Ok(None);
+        }
+    }
+    let whole = pieces.iter().map(|piece| piece.length).sum::<u64>() == size;
+    Ok((!whole).then_some(pieces))
+}
+
+const BLOCK: usize = 512;
+
+fn line(number: u64) -> String {
+    format!("{number}\n")
+}
+
+/// The map, filled up to a block.
+pub(super) fn map(pieces: &[Piece]) -> Vec<u8> {
+    let mut map = line(pieces.len() as u64).into_bytes();
+    for piece in pieces {
+        map.extend_from_slice(line(piece.at).as_bytes());
+        map.extend_from_slice(line(piece.length).as_bytes());
+    }
+    map.resize(map.len().next_multiple_of(BLOCK), 0);
+    map
+}
+
+/// The data of a file without its holes. What a file does not have any more is read as zeros.
+pub(super) struct Pieces {
+    file: File,
+    pieces: std::vec::IntoIter<Piece>,
+    now: Piece,
+}
+
+impl Pieces {
+    pub(super) fn new(file: File, pieces: Vec<Piece>) -> Pieces {
+        Pieces { file, pieces: pieces.into_iter(), now: Piece { at: 0, length: 0 } }
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.now.length == 0 {
+            let Some(next) = self.pieces.next() else { return Ok(0) };
+            self.now = next;
+        }
+        let most = usize::try_from(self.now.length).unwrap_or(usize::MAX).min(buffer.len());
+        let read = match self.file.read_at(&mut buffer[..most], self.now.at)? {
+            0 => {
+                buffer[..most].fill(0);
+                most
+            }
+            read => read,
+        };
+        self.now.at += read as u64;
+        self.now.length -= read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,80 @@
+//! Checksums of a backup: one line for each entry, in the archive's order, with all that is kept of the entry and a digest
+//! of its content. They are the archive's last member, so that a backup can be written to a pipe. Pure.
+//!
+//! ```text
+//! KIND MODE UID GID TIME SIZE DIGEST DEVICE TARGET PATH [XATTR…]
+//! ```
+//!
+//! KIND is `d`, `f`, `l`, `h` (another name of the file TARGET) or `o` (a device or FIFO). Fields that an entry does not
+//! have are `-`. DIGEST is the SHA-256 of a file's bytes, as `sha256sum` prints it; where the file has holes, of its map and
+//! the bytes between the holes. Bytes that are not printable are written as in a listing.
+
+use std::io::{self, Read};
+
+use sha2::{Digest as _, Sha256};
+
+use super::archive::{Kind, Member};
+use super::listing::{Hash, escape, hex};
+
+/// The digest of a file, before its first byte.
+pub(super) fn begin(member: &Member) -> Sha256 {
+    let mut digest = Sha256::new();
+    for piece in member.pieces.iter().flatten() {
+        digest.update(piece.at.to_le_bytes());
+        digest.update(piece.length.to_le_bytes());
+    }
+    digest
+}
+
+/// The line of an entry, with its end.
+pub(super) fn line(member: &Member, digest: Option<&Hash>) -> Vec<u8> {
+    let kind = match member.kind {
+        Kind::File => 'f',
+        Kind::Folder => 'd',
+        Kind::Symlink => 'l',
+        Kind::Link => 'h',
+        Kind::Device => 'o',
+    };
+    let time = format!("{}.{:09}", member.mtime, member.nanos);
+    let digest = digest.map_or_else(|| "-".to_owned(), |digest| hex(digest));
+    let device = member.device.map_or_else(
+        || "-".to_owned(),
+        |device| format!("{:?}:{}:{}", device.kind, device.major, device.minor),
+    );
+    let Member { mode, uid, gid, size, .. } = member;
+    let mut line = format!("{kind} {mode:04o} {uid} {gid} {time} {size} {digest} {device} ").into_bytes();
+    if member.target.is_empty() {
+        line.push(b'-');
+    }
+    escape(&member.target, &mut line);
+    line.push(b' ');
+    escape(&member.path, &mut line);
+    for (name, value) in &member.attributes {
+        line.push(b' ');
+        escape(name, &mut line);
+        line.push(b'=');
+        line.extend_from_slice(hex(value).as_bytes());
+    }
+    line.push(b'\n');
+    line
+}
+
+/// Digests what is read through it.
+pub(super) struct Digesting<R> {
+    inner: R,
+    pub(super) digest: Sha256,
+}
+
+impl<R: Read> Digesting<R> {
+    pub(super) fn new(inner: R, digest: Sha256) -> Digesting<R> {
+        Digesting { inner, digest }
+    }
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.digest.update(&buffer[..n]);
+        Ok(n)
+    }
+}

@@ -1,0 +1,121 @@
+//! What a backup has of a container's root, and what a restore does with it. A layered root is kept as its layers and the
+//! image below them; its upper layer becomes the last of them, as in a snapshot, and the restored root gets a new upper
+//! layer and new user ids. A copied root is kept as its files. Of a running container a backup takes a snapshot, so that
+//! nothing changes meanwhile ([`crate::lifecycle::snapshots`]). Without locks: a restore works on a folder that no server has.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::layers::Layers;
+use super::state::{Kind, Ranges, State, folders};
+use super::{Site, snapshot};
+use crate::base::{At, Error, Result};
+use crate::containers::state::State as MachineState;
+use crate::store::file;
+
+/// A root as a backup keeps it.
+#[derive(Debug, Default)]
+pub struct SavedRoot {
+    /// `root.json`, if there is one.
+    pub state: Option<Vec<u8>>,
+    /// The files of a copied root.
+    pub files: Option<PathBuf>,
+    /// Layers that it and the snapshots need.
+    pub layers: BTreeSet<String>,
+}
+
+/// Whether a workspace's container runs, after its server was killed too.
+pub fn is_running(folder: &Path) -> bool {
+    MachineState::read(folder).is_some_and(|state| state.pulses().is_some())
+}
+
+/// What to keep of the root of the workspace in `folder`, whose path is `root`. `taken`: a snapshot that was made for this
+/// backup; without one the root itself, in which nothing may change. `None`: there is no root.
+///
+/// # Errors
+/// When a state file cannot be read.
+pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<SavedRoot>> {
+    let mut saved = SavedRoot::default();
+    let site = Site { folder: folder.to_owned(), root: root.to_owned() };
+    let snapshots = snapshot::read_all(folder)?;
+    let Some(mut state) = State::read(folder)? else {
+        let home = site.home()?;
+        let files = home.map(|home| home.root()).filter(|root| root.is_dir());
+        let files = match taken {
+            Some(id) => Some(snapshot::files_in(folder, id)),
+            None => files,
+        };
+        saved.files = files;
+        return Ok(saved.files.is_some().then_some(saved));
+    };
+    match taken {
+        Some(id) => {
+            let found = snapshots.iter().find(|snapshot| snapshot.id == id);
+            let found = found.ok_or_else(|| Error::internal("The snapshot for the backup is gone"))?;
+            state.stack = found.stack.clone();
+            saved.files = (state.kind != Kind::Overlay).then(|| snapshot::files_in(folder, id));
+        }
+        None if state.kind == Kind::Overlay => state.stack.layers.extend(state.upper.take()),
+        None => saved.files = Some(site.known_home()?.root()),
+    }
+    state.upper = None;
+    state.first_id = None;
+    state.project = None;
+    saved.layers.extend(state.stack.layers.iter().cloned());
+    let others = snapshots.iter().filter(|snapshot| Some(snapshot.id) != taken);
+    saved.layers.extend(others.flat_map(|snapshot| snapshot.stack.layers.iter().cloned()));
+    let text =
+        serde_json::to_vec_pretty(&state).map_err(|error| Error::internal("root.json").because(error))?;
+    saved.state = Some(text);
+    Ok(Some(saved))
+}
+
+/// Completes the roots of a data folder that was restored from a backup.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn settle(data_dir: &Path) -> Result<()> {
+    let mut ranges = Ranges::new(data_dir)?;
+    for folder in folders(data_dir)? {
+        let Some(mut state) = State::read(&folder)?.filter(|state| state.kind == Kind::Overlay) else {
+            continue;
+        };
+        let site = Site { folder: folder.clone(), root: folder.join("root") };
+        for layer in &state.stack.layers {
+            let path = data_dir.join("layers").join(layer);
+            // The kernel's, while the layer took changes.
+            file::create_dir_private(&path.join("work"))?;
+            if !path.join("fs").is_dir() {
+                let message =
+                    format!("The backup does not have the layer {layer}, which {} needs", folder.display());
+                return Err(Error::internal(message));
+            }
+        }
+        let (upper, _pins) = Layers::open(data_dir)?.create(Some(super::bound::project(&site)))?;
+        file::create_dir_private(&site.attached())?;
+        state.upper = Some(upper);
+        // Another server of this machine may have the ids that the root had.
+        state.first_id = Some(ranges.pick(Uuid::new_v4().as_fields().0)?);
+        state.write(&folder)?;
+    }
+    Ok(())
+}
+
+/// The containers of a data folder that run.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn running_in(data_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = folders(data_dir)?;
+    found.retain(|folder| is_running(folder));
+    Ok(found)
+}
+
+/// The layers' folder, whose `work` folders are the kernel's own.
+pub fn layer_folder(data_dir: &Path, layer: &str) -> Result<PathBuf> {
+    let path = data_dir.join("layers").join(layer).join("fs");
+    path.symlink_metadata().at("read", &path)?;
+    Ok(path)
+}

@@ -1,0 +1,111 @@
+//! The version of the data folder's format: one number, in the file `format`, for all files that berth keeps there. It
+//! changes when an older berth would misread or damage what a newer one has written; adding a field that older versions
+//! ignore does not change it. A folder without the file was written by a version before the file existed, and has
+//! format 1.
+//!
+//! **Invariant:** a folder of a newer format is neither written to nor repaired. Every command checks the number when it
+//! resolves its data folder; the server checks it again once it holds the folder's lock.
+//!
+//! Files whose format is OpenWork's (`tokens.json`, `openwork-orchestrator-state.json`) or sandboxed.sh's (the library,
+//! `private_key`) are not covered: other programs read them too.
+
+use std::path::Path;
+
+use super::file;
+use crate::base::{Code, Error, Result};
+
+/// The format that this version reads and writes. assets/packaging/deb/build reads the number from this line.
+pub const DATA_FORMAT: u32 = 1;
+
+/// The name of the file.
+pub const FORMAT_FILE: &str = "format";
+
+/// Returns the format of the data folder, which need not exist.
+///
+/// # Errors
+/// `NewerFormat`; `Config` when the file does not contain a number.
+pub fn check(data_dir: &Path) -> Result<u32> {
+    let path = data_dir.join(FORMAT_FILE);
+    // A folder that this user cannot enter is reported by the command that needs it.
+    if path.symlink_metadata().is_err() {
+        return Ok(1);
+    }
+    let bytes = file::read_optional(&path, 64)?.unwrap_or_else(|| b"1".to_vec());
+    let text = String::from_utf8_lossy(&bytes);
+    let found = text.trim().parse::<u32>().ok().filter(|found| *found > 0);
+    let found = found.ok_or_else(|| {
+        let text = text.trim().escape_debug().to_string();
+        let problem =
+            format!("'{text}' is not the version of a data folder; it is a number, {DATA_FORMAT} now");
+        Error::config(path.display(), problem)
+    })?;
+    check_known(found, &data_dir.display().to_string())?;
+    Ok(found)
+}
+
+/// Refuses a format of a later version.
+///
+/// # Errors
+/// `NewerFormat`, about `what`.
+pub fn check_known(found: u32, what: &str) -> Result<()> {
+    if found <= DATA_FORMAT {
+        return Ok(());
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    Err(Error::new(
+        Code::NewerFormat,
+        format!(
+            "{what} has data format {found}, which a newer berth wrote; berth {version} reads formats up to {DATA_FORMAT}. \
+             Nothing was changed: use the newer version, or another data folder (--data-dir)"
+        ),
+    ))
+}
+
+/// Makes the data folder if it is missing, and records its format.
+///
+/// # Errors
+/// As [`check`]; when the folder cannot be made.
+pub fn prepare(data_dir: &Path) -> Result<()> {
+    file::create_dir_private(data_dir)?;
+    record(data_dir)
+}
+
+/// Records the format in a folder that exists.
+///
+/// # Errors
+/// As [`check`].
+pub fn record(data_dir: &Path) -> Result<()> {
+    check(data_dir)?;
+    let path = data_dir.join(FORMAT_FILE);
+    if !path.exists() {
+        // A full disk must not keep a server from starting, and a missing file means format 1.
+        if let Err(error) = file::write_atomic(&path, format!("{DATA_FORMAT}\n").as_bytes(), 0o600) {
+            log::warn!("{error}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    #[test]
+    fn a_newer_format_is_refused_and_an_absent_one_is_the_first() {
+        let dir = Scratch::new();
+        assert_eq!(check(&dir.join("missing")).unwrap(), 1);
+        assert_eq!(check(&dir).unwrap(), 1);
+        prepare(&dir.join("data")).unwrap();
+        let path = dir.join("data").join(FORMAT_FILE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{DATA_FORMAT}\n"));
+        file::write_atomic(&path, format!("{}\n", DATA_FORMAT + 1).as_bytes(), 0o600).unwrap();
+        let newer = prepare(&dir.join("data")).unwrap_err();
+        assert_eq!(newer.code(), Code::NewerFormat);
+        assert!(newer.message().contains("a newer berth wrote"), "{newer}");
+        for damaged in ["", "0", "-1", "one", "1 2"] {
+            file::write_atomic(&path, damaged.as_bytes(), 0o600).unwrap();
+            assert_eq!(check(&dir.join("data")).unwrap_err().code(), Code::Config, "{damaged:?}");
+        }
+    }
+}

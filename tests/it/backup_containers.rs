@@ -1,0 +1,165 @@
+//! Backups of container workspaces: their roots, snapshots and images, of each kind of root, while commands run in them.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::backup::{backup, on, restore};
+use crate::fixture::{Place, seeded};
+use crate::procs::{secs, wait_for};
+use crate::server::{Server, read};
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_str(&read(path)).unwrap()
+}
+
+#[track_caller]
+fn again<'a>(server: &'a Server, id: &str) -> Place<'a> {
+    Place::of(server, &server.owner().get(200, &format!("/api/workspaces/{id}")))
+}
+
+/// What the tests change in a root: new files, owners, a removed file, a replaced folder, a link, a capability.
+const CHANGE: &str = "set -e
+    echo mine > /root/mine; chown 33:33 /root/mine; chmod 4750 /root/mine
+    ln /root/mine /root/again; ln -s /root/mine /root/link
+    rm /etc/debian_version; rm -r /usr/share/doc; mkdir /usr/share/doc; echo new > /usr/share/doc/new
+    truncate -s 1G /root/sparse";
+
+/// The same as it looks.
+const LOOK: &str = "cat /root/mine; stat -c '%u %g %a %h' /root/mine; readlink /root/link; ls /usr/share/doc
+    test ! -e /etc/debian_version; stat -c '%s %b' /root/sparse; test /root/mine -ef /root/again; dpkg --version | head -1";
+
+#[test]
+fn containers_of_each_kind_work_at_another_path() {
+    for way in ["overlay", "copy"] {
+        let setup = seeded().arg(format!("--root-backend={way}"));
+        let server = setup.start();
+        let place = Place::ready(&server, json!({"name": "box", "env_vars": {"A": "b"}}));
+        place.sh("echo then > /root/then");
+        let taken = place.client.post(200, &place.path("/snapshots"), json!({"name": "then"}));
+        place.sh("rm /root/then");
+        place.sh(CHANGE);
+        let seen = place.sh(LOOK);
+        let pending = Place::pending(&server, json!({"name": "not built"}));
+        // It goes on while it is backed up.
+        let body = json!({"command": "while true; do date >> /root/log; sleep 0.01; done", "detach": true});
+        let run = place.client.post(201, &place.path("/runs"), body);
+        let run = place.path(&format!("/runs/{}", run["id"].as_str().unwrap()));
+        let file = setup.scratch().path().join("backup");
+        let before = read(place.root.with_file_name("root.json"));
+        backup(&server, &file, &[]);
+        assert_eq!(read(place.root.with_file_name("root.json")), before, "the root is as it was");
+        let snapshots = || place.client.get(200, &place.path("/snapshots")).as_array().unwrap().len();
+        assert_eq!(snapshots(), 1, "that of the backup is gone");
+        assert_eq!(place.client.get(200, &run)["status"], "running");
+
+        let other = setup.scratch().path().join("other");
+        restore(&file, &other);
+        let restored = setup.clone().data(&other).start();
+        let there = again(&restored, &place.id);
+        assert_eq!(there.show()["status"], "ready", "{way}");
+        assert_eq!(there.sh(LOOK), seen, "{way}");
+        assert_eq!(there.sh("echo $A; tail -c 1 /root/log | od -An -c"), "b\n  \\n\n", "{way}");
+        let lost = there.client.get(200, &there.path(run.split_once(&place.id).unwrap().1));
+        assert!(lost["status"] != "running" && lost["status"] != "exited", "{lost}");
+        let ids = |data: &Path| {
+            json_of(&data.join("workspaces").join(&place.id).join("root.json"))["first_id"].clone()
+        };
+        if way == "overlay" {
+            assert_ne!(ids(&server.data), ids(&other), "both servers are on one machine");
+        }
+        // Both work, and neither sees the other.
+        there.sh("echo theirs > /root/mine");
+        assert_eq!(place.sh("cat /root/mine"), "mine\n");
+        let id = taken["id"].as_str().unwrap();
+        there.client.post(200, &there.path(&format!("/snapshots/{id}/restore")), json!({}));
+        assert_eq!(there.sh("cat /root/then; cat /root/mine || echo none"), "then\nnone\n");
+        assert_eq!(there.client.get(200, &there.path("/snapshots")).as_array().unwrap().len(), 1);
+        let built = again(&restored, &pending.id);
+        assert_eq!(built.show()["status"], "pending");
+        built.build();
+        let images = restored.owner().get(200, "/api/images");
+        assert_eq!(images.as_array().unwrap().len(), 1, "{images}");
+        let verified = on(&other, &["image", "verify"]);
+        assert_eq!(verified.code, Some(0), "{verified:?}");
+        // They are deleted with their owner otherwise.
+        std::mem::forget((there, built));
+
+        // Without a server nothing needs to stand still, and a restored folder can be backed up as any other.
+        place.client.call("DELETE", &run, None).expect(204);
+        assert_eq!(restored.stop().code(), Some(0));
+        let second = setup.scratch().path().join("second");
+        let ended = on(&other, &["backup", second.to_str().unwrap()]);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let third = setup.scratch().path().join("third");
+        restore(&second, &third);
+        let restored = setup.clone().data(&third).start();
+        assert_eq!(again(&restored, &place.id).sh("cat /root/then"), "then\n", "{way}");
+    }
+}
+
+#[test]
+fn a_backup_without_containers_has_their_records() {
+    let setup = seeded();
+    let server = setup.start();
+    let place =
+        Place::ready(&server, json!({"name": "box", "init_script": "#!/bin/sh\necho init > /root/proof\n"}));
+    place.sh("echo mine > /root/mine");
+    let file = setup.scratch().path().join("backup");
+    backup(&server, &file, &["--without-containers"]);
+    assert!(fs::metadata(&file).unwrap().len() < 1 << 20);
+    let other = setup.scratch().path().join("other");
+    restore(&file, &other);
+    assert!(!other.join("images").exists());
+    crate::fixture::copy_image(&other);
+    let restored = setup.clone().data(&other).start();
+    let there = again(&restored, &place.id);
+    assert_eq!(there.show()["status"], "pending");
+    there.build();
+    assert_eq!(there.sh("cat /root/proof; cat /root/mine || echo none"), "init\nnone\n");
+}
+
+#[test]
+fn a_backup_needs_the_server_of_the_folder() {
+    let setup = seeded();
+    let setup = setup.clone().arg(format!("--authorized-root={}", setup.scratch().path().display()));
+    let server = setup.start();
+    let place = Place::ready(&server, json!({"name": "box", "path": setup.scratch().path().join("named")}));
+    place.sh("echo mine > /root/mine");
+    let file = setup.scratch().path().join("backup");
+    let words = ["backup", file.to_str().unwrap(), "--openwork-url=http://127.0.0.1:1"];
+    let ended = on(&server.data, &words);
+    assert!(ended.code == Some(1) && ended.stderr.contains("--openwork-url names another"), "{ended:?}");
+    // A server of another data folder.
+    let stranger = Server::start();
+    let url = format!("--openwork-url=http://{}", stranger.address);
+    let ended = on(&server.data, &["backup", file.to_str().unwrap(), &url]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("does not know the workspace"), "{ended:?}");
+    assert!(!file.exists());
+    // What a backup that was killed has left is deleted by the next one.
+    let name = json!({"name": "berth backup, deleted when it is written"});
+    place.client.post(200, &place.path("/snapshots"), name);
+    backup(&server, &file, &[]);
+    assert_eq!(place.client.get(200, &place.path("/snapshots")), json!([]));
+    // A root at the owner's path is restored into the data folder: the path still belongs to the original.
+    let other = setup.scratch().path().join("other");
+    restore(&file, &other);
+    let restored = setup.clone().data(&other).start();
+    let there = again(&restored, &place.id);
+    assert_eq!(there.root, other.join("workspaces").join(&place.id).join("root"));
+    assert_eq!(there.sh("cat /root/mine"), "mine\n");
+    there.sh("echo theirs > /root/mine");
+    assert_eq!(place.sh("cat /root/mine"), "mine\n");
+    drop(there);
+
+    // Containers of a server that was killed go on and would change.
+    let (id, data) = (place.id.clone(), server.data.clone());
+    std::mem::forget(place);
+    server.crash();
+    let offline = on(&data, &["backup", setup.scratch().path().join("offline").to_str().unwrap()]);
+    assert!(offline.code == Some(1) && offline.stderr.contains("its server does not"), "{offline:?}");
+    let server = setup.start();
+    let place = wait_for("the workspace", secs(60), || Some(again(&server, &id)));
+    assert_eq!(place.sh("cat /root/mine"), "mine\n");
+}
