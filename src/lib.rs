@@ -101,6 +101,9 @@
 //! the orchestrator which passed it in can see. Its address is known once it answers; until then, and after it has failed,
 //! requests get a 503 that says so ([`opencode::Managed`]). With `berth host --sandbox berth` it is a command in a container
 //! workspace of its own ([`lifecycle::sandbox`]), reached at the container's private address; the server stays outside.
+//! With `--sandbox docker` or `container` it is in a container of an engine ([`host::engine`]). The container's first process
+//! is this same binary: it starts OpenCode and relays between a Unix socket in a mounted folder and OpenCode's port, so the
+//! engine publishes none; it ends when its connection with the server closes, and the container with it.
 //!
 //! # Threads
 //!
@@ -116,6 +119,7 @@
 //! | `transfer-N` | 64 | a client that sends a large body or reads a large answer |
 //! | `up` | 1, of `berth host` and `berth daemon` | OpenCode's answer, the checks, the daemon's end |
 //! | `opencode`, `opencode-output` | 1 of each | the OpenCode that the server runs, and what it prints |
+//! | `sandbox-sweep` | 1, if a killed server left a container in an engine | the engine's answer |
 //! | `run-N` | `--max-runs` | one command's poll loop |
 //! | `stream-N` | `--max-streams` | a run's next output or end, a slow reader, one WebSocket both ways |
 //! | `keepers` | 1 | what keepers of detached runs say; a keeper itself has `main` and `keeper-door` |
@@ -172,6 +176,9 @@
 //! <data>/workspaces/ID/import.json   while an import puts its files in place
 //! <data>/reload/ID.jsonl             the last reload events of a workspace
 //! <data>/host/opencode.log            what the OpenCode that the server runs prints, without secrets; opencode.1.log before it
+//! <data>/host/sandbox.json            the container of an engine that is to be removed, while there may be one
+//! <data>/host/door                    the folder with the socket of that container, new for each
+//! <data>/sandbox/HASH                 OpenCode's home in it, by workspace
 //! <data>/host/state.json              the running `berth host`: its process, its address
 //! <data>/host/host.log, daemon.log     their logs after --detach, 8 MiB and as much before it
 //! <data>/openwork-orchestrator-state.json, openwrk-state.json  the folders of `berth daemon`, as OpenWork's desktop reads them

@@ -216,8 +216,9 @@ pub fn run_with(
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let bus = Arc::new(Bus::default());
     let own = Own::new(tcp_addresses(&doors));
-    let upstreams = Arc::new(Upstreams::new(own, cgroups.clone(), settings.proxying.patience)?);
     let managed = settings.opencode.as_ref().map(|plan| plan.managed(&cgroups)).transpose()?.map(Arc::new);
+    let patience = settings.proxying.patience;
+    let upstreams = Arc::new(Upstreams::new(own, cgroups.clone(), patience, managed.clone())?);
     let lifecycle = build(&settings, cgroups.clone(), &bus, managed.clone())?;
     let project = Arc::new(Project::new(
         &settings.home,
@@ -296,10 +297,11 @@ pub fn run_with(
         ctx.lifecycle.registry().openwork_list().len(),
         settings.data_dir.display()
     ));
-    let opencode = settings
-        .opencode
-        .zip(managed.clone())
-        .map(|(plan, managed)| opencode::supervise(plan, managed, &ctx, cgroups, &settings.data_dir));
+    let swept = opencode::sweep(settings.opencode.as_ref(), &settings.data_dir, &cgroups)?;
+    let opencode = settings.opencode.zip(managed.clone()).map(|(plan, managed)| {
+        let folders = (settings.data_dir.as_path(), settings.image_timeout);
+        opencode::supervise(plan, managed, &ctx, cgroups, folders, Box::new(signals.stopper()?))
+    });
     let opencode = opencode.transpose()?;
     let told = up.map(|up| {
         let workspaces = lifecycle.registry().openwork_list();
@@ -332,7 +334,7 @@ pub fn run_with(
     let drained = gate.drain(Instant::now() + settings.drain);
     // What still runs is ended, and its client gets told.
     doctor.close();
-    drop(opencode);
+    drop((opencode, swept));
     lifecycle.close(Instant::now());
     if !drained {
         gate.drain(Instant::now() + limits::LAST_ANSWERS);
@@ -445,7 +447,7 @@ fn sources(settings: &Settings) -> Sources {
 }
 
 /// Which folders of the host containers may have.
-fn allowlist(settings: &Settings) -> Allowlist {
+pub fn allowlist(settings: &Settings) -> Allowlist {
     Allowlist {
         path: settings.mount_allowlist.clone(),
         home: settings.home.clone(),

@@ -54,7 +54,7 @@ struct Daemon {
 /// # Errors
 /// A wrong setting, or a port that is taken (exit code 2).
 pub(super) fn run(mut args: HostArgs, state_file: &str) -> Result<ExitCode> {
-    if args.sandbox(&config::process_env)? != SandboxChoice::None {
+    if args.sandbox.wish(&config::process_env)?.choice != SandboxChoice::None {
         return Err(Error::config(
             "--sandbox",
             "the daemon serves folders of the host, and none is in a sandbox",

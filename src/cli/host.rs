@@ -10,13 +10,12 @@ use serde_json::{Value, json};
 
 use super::host_check::Checks;
 use super::host_state::{HostState, data_dir};
-use super::{doctor, host_detach, serve, status};
+use super::{host_detach, host_sandbox, serve, status};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, logging};
-use crate::config::{self, HostArgs, Parsed, Resolved, SandboxChoice, Style};
-use crate::containers::probe::Status;
+use crate::config::{self, HostArgs, Parsed, Resolved, Style};
 use crate::host::Restart;
-use crate::server::{self, Settings, Up};
+use crate::server::{self, Up};
 use crate::store::rolling::RollingLog;
 
 /// The size of each of the two files of `--log-file`.
@@ -85,7 +84,7 @@ struct Facts {
     data_dir: std::path::PathBuf,
     start_timeout: Duration,
     opencode_bin: Option<String>,
-    sandbox: &'static str,
+    sandbox: host_sandbox::Chosen,
 }
 
 fn start(words: &[String], style: Style) -> Result<ExitCode> {
@@ -93,7 +92,7 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
         Ok(args) => args,
         Err(code) => return Ok(code),
     };
-    let sandbox = args.sandbox(&config::process_env)?;
+    let wish = args.sandbox.wish(&config::process_env)?;
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     if args.serve.workspace.is_empty() {
         let named = config::process_env("OPENWORK_WORKSPACE").and_then(|named| named.into_string().ok());
@@ -108,19 +107,10 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     }
     args.serve.manage_opencode |= args.serve.opencode_base_url.is_none();
     let mut resolved = serve::resolved(&args.serve, &current_dir)?;
-    let sandbox = chosen(sandbox, &resolved.settings)?;
-    if let Some(plan) = &mut resolved.settings.opencode {
-        plan.sandbox.clone_from(&sandbox);
-    }
-    if sandbox.is_some() {
-        let advertised = &mut resolved.settings.advertised;
-        advertised.sandbox_enabled = true;
-        advertised.sandbox_backend = "container".to_owned();
-        advertised.sandbox_engine = Some("berth");
-    }
     if let Some(run_id) = &args.run_id {
         resolved.run_id.clone_from(run_id);
     }
+    let sandbox = host_sandbox::choose(&wish, &mut resolved.settings, &resolved.run_id, &current_dir)?;
     if args.detach && !args.detached {
         return host_detach::run(&args, &resolved.settings.data_dir, &current_dir);
     }
@@ -149,7 +139,7 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
             // A container may have to be made first, and its image.
             plan.start_timeout + plan.sandbox.as_ref().map_or(Duration::ZERO, |_| settings.image_timeout)
         }),
-        sandbox: if sandbox.is_some() { "berth" } else { "none" },
+        sandbox,
         opencode_bin: settings.opencode.as_ref().map(|plan| plan.program.display().to_string()),
     };
     let outcome = Arc::new(Mutex::new(ExitCode::SUCCESS));
@@ -163,27 +153,6 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     HostState::forget(&data_dir);
     ran?;
     Ok(*lock(&outcome))
-}
-
-/// The image of the sandbox, if there is to be one. `auto` is a container of ours where containers work here, and otherwise
-/// an error that tells what was tried: an agent that is thought to be in a sandbox must not run outside.
-fn chosen(choice: SandboxChoice, settings: &Settings) -> Result<Option<String>> {
-    let image = match choice {
-        SandboxChoice::None => return Ok(None),
-        SandboxChoice::Berth(image) => return Ok(Some(image)),
-        SandboxChoice::Auto(image) => image,
-    };
-    let (report, _) = doctor::look(settings)?;
-    if report.ok {
-        return Ok(Some(image));
-    }
-    let failed = report.checks.iter().filter(|check| check.status == Status::Fail);
-    let found: Vec<String> = failed.map(|check| check.found.clone()).collect();
-    let problem = format!(
-        "no sandbox is available. Tried: berth ({}), docker and container (not supported by this version)",
-        found.join("; ")
-    );
-    Err(Error::config("--sandbox auto", problem))
 }
 
 /// Where the log goes.
@@ -290,7 +259,7 @@ impl Announcement {
                 "ownerToken": up.host_token,
                 "version": version,
             },
-            "sandbox": { "backend": self.resolved.sandbox, "name": null },
+            "sandbox": { "backend": self.resolved.sandbox.backend, "name": self.resolved.sandbox.name },
             "diagnostics": { "cliVersion": version, "binaries": binaries },
         })
     }

@@ -41,7 +41,7 @@ impl Checks {
         let url = up.address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
         let bearer = vec![("Authorization", format!("Bearer {}", up.client_token))];
         let mut opencodes = Vec::new();
-        if let Some((managed, direct)) = up.managed.as_ref().and_then(|one| Some((one, one.state().url?))) {
+        if let Some((managed, direct)) = up.managed.as_ref().and_then(|one| Some((one, one.direct_url()?))) {
             let (username, password) = managed.credential();
             let basic = BASE64_STANDARD.encode(format!("{username}:{password}"));
             let headers = vec![("Authorization", format!("Basic {basic}"))];

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod host;
 mod host_check;
 mod host_detach;
+mod host_sandbox;
 mod host_state;
 pub mod image;
 pub mod install;
@@ -30,6 +31,7 @@ use std::process::ExitCode;
 use crate::base::{Code, Error, Result, logging};
 use crate::config::Style;
 use crate::containers::{binds, enclose, probe, resume};
+use crate::host::engine::inside;
 use crate::runs::keeper;
 
 /// What `berth --help` prints. Tests keep it complete.
@@ -95,7 +97,7 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth help [man | bash]    print this, the manual page, or completions for bash
        openwrk, openwork, openwork-orchestrator
                                   links of these names take the command lines of OpenWork's orchestrator
-       berth agent, attach, enclose, keeper, probe   what berth starts for itself; not for people
+       berth agent, attach, enclose, keeper, probe, relay   what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
 A value follows its flag as `--flag value` or `--flag=value`.
@@ -180,10 +182,23 @@ Host
   --detach                   return when OpenCode answers; the host goes on, with host/host.log in --data-dir
   --log-file FILE            log there instead of standard error, 8 MiB and as much before it
   --connect-host NAME        the host in URLs that are shown
-  --sandbox WORD             what OpenCode runs in: none; berth, a container of berth's own that has the
-                             workspace at /workspace; auto: berth, or no start; docker and container are
-                             refused [none]
-  --sandbox-image NAME       of `berth image`, or a distribution [debian-bookworm]
+  --sandbox WORD             what OpenCode runs in: none; berth, a container of berth's own; docker, one of
+                             Docker's or of another engine that the `docker` command reaches; container, one
+                             of Apple's; auto: the first of these that works here, or no start [none]. The
+                             workspace is at /workspace there
+  --sandbox-image NAME       berth: of `berth image`, or a distribution [debian-bookworm]; docker, container: a
+                             reference [debian:bookworm-slim]
+  --sandbox-mount LIST       HOST:SUB[:ro|:rw], with commas between, or a JSON array: folders that the mount
+                             allowlist allows, at /workspace/extra/SUB; repeatable
+  --sandbox-memory BYTES     the most memory in it [half of the machine's]
+  --sandbox-cpus N           the most processors [all]
+  --sandbox-pids N           the most processes and threads [an eighth of the machine's, 512 to 4096]
+  --sandbox-any-workspace    also for a workspace that berth refuses: /, a home, berth's own data
+                             docker and container only:
+  --sandbox-persist-dir DIR  OpenCode's home [a folder for the workspace below sandbox in --data-dir]
+  --sandbox-network WORD     none, private, or host: the host's own, which container has not [private]
+  --sandbox-user UID[:GID]   whose rights OpenCode has [the workspace's owner's]
+  --sandbox-pull WHEN        ask a registry for the image: never, missing or always [never]
   --run-id ID                stands in every log line [OPENWORK_RUN_ID, else a new one]
   --daemon-port N            of the daemon's router; 0: any, kept in openwork-orchestrator-state.json [0]
   --opencode-workdir DIR     where the daemon starts OpenCode [the current folder]
@@ -259,6 +274,11 @@ Environment
   OPENWORK_TOY_UI            serve the page at /ui [yes]
   OPENWORK_SANDBOX_ENABLED, OPENWORK_SANDBOX_BACKEND (none, docker, container), OPENWORK_BROWSER_PROVIDER
   (sandbox-headless, host-interactive, client-interactive): what /capabilities says
+  OPENWORK_SANDBOX, OPENWORK_SANDBOX_IMAGE, OPENWORK_SANDBOX_PERSIST_DIR, OPENWORK_SANDBOX_MOUNT, the same with
+  OPENWRK_                   --sandbox, --sandbox-image, --sandbox-persist-dir, --sandbox-mount
+  OPENWORK_DOCKER_BIN, OPENWRK_DOCKER_BIN, DOCKER_BIN
+                             the program for --sandbox docker [docker in PATH]
+  BERTH_CONTAINER_BIN        the program for --sandbox container [container in PATH, on macOS]
   OPENWRK_RUN_ID, OPENWORK_RUN_ID
                              id in every log line [a new one]
   http_proxy, https_proxy, ftp_proxy, no_proxy, all_proxy (or upper case)
@@ -313,7 +333,7 @@ fn exit_code(error: &Error) -> ExitCode {
 }
 
 /// What berth starts for itself, under whichever name it was called.
-const OWN: [&str; 5] = ["host", "probe", "attach", "keeper", "enclose"];
+const OWN: [&str; 6] = ["host", "probe", "attach", "keeper", "enclose", "relay"];
 
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     let name = args.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
@@ -349,6 +369,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("attach") => Ok(binds::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
         Some("enclose") => Ok(enclose::main(&words[1..])),
+        Some("relay") => Ok(inside::main(&words[1..])),
         Some("help") => match words.get(1).map(String::as_str) {
             Some("man") => {
                 print(&manual::man(HELP));

@@ -3,19 +3,8 @@
 //! value, and what is unknown is skipped, with a warning.
 
 use super::args::{Parsed, ServeArgs};
-use super::sources::Lookup;
+use super::sandbox::{self, SandboxFlags};
 use crate::base::{Error, Result};
-
-/// What OpenCode runs in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SandboxChoice {
-    /// Nothing.
-    None,
-    /// A container of ours, made from this image.
-    Berth(String),
-    /// The same where containers work here; else there is no start.
-    Auto(String),
-}
 
 /// How mistakes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +55,7 @@ pub struct HostArgs {
     /// The folder of a workspace elsewhere.
     pub directory: Option<String>,
     /// What OpenCode is to run in.
-    pub sandbox: Option<String>,
-    /// The image of the sandbox.
-    pub image: Option<String>,
-    /// Flags that only a sandbox has a use for.
-    pub sandbox_flags: Vec<String>,
+    pub sandbox: SandboxFlags,
     /// What was skipped.
     pub skipped: Vec<String>,
 }
@@ -113,16 +98,7 @@ const FLAGS: &[(&str, Is)] = &[
     ("--state-file", Value),
     ("--name", Value),
     ("--directory", Value),
-    ("--sandbox", Value),
-    ("--sandbox-image", Value),
-    ("--sandbox-persist-dir", Value),
-    ("--sandbox-mount", Value),
-    ("--sandbox-network", Value),
-    ("--sandbox-memory", Value),
-    ("--sandbox-cpus", Value),
-    ("--sandbox-pids", Value),
-    ("--sandbox-user", Value),
-    ("--sandbox-server", Value),
+    ("--sandbox-any-workspace", Switch),
     ("--opencode-host", Value),
     ("--opencode-auth", Switch),
     // Of the orchestrator: where it takes its programs from, and its screen.
@@ -140,7 +116,7 @@ const FLAGS: &[(&str, Is)] = &[
 ];
 
 /// The flags that [`FLAGS`] has and that people use, for the help text.
-pub const HOST_FLAGS: [&str; 20] = [
+pub const HOST_FLAGS: [&str; 29] = [
     "--openwork-host",
     "--openwork-port",
     "--openwork-token",
@@ -157,6 +133,15 @@ pub const HOST_FLAGS: [&str; 20] = [
     "--expires",
     "--sandbox",
     "--sandbox-image",
+    "--sandbox-persist-dir",
+    "--sandbox-mount",
+    "--sandbox-network",
+    "--sandbox-memory",
+    "--sandbox-cpus",
+    "--sandbox-pids",
+    "--sandbox-user",
+    "--sandbox-pull",
+    "--sandbox-any-workspace",
     "--daemon-port",
     "--opencode-workdir",
     "--name",
@@ -166,11 +151,8 @@ pub const HOST_FLAGS: [&str; 20] = [
 /// Whether a flag of [`FLAGS`] has a value.
 pub(super) fn takes_value(flag: &str) -> bool {
     let found = FLAGS.iter().find(|(name, _)| *name == flag);
-    found.is_some_and(|(_, is)| matches!(is, Value | Serve(_)))
+    found.is_some_and(|(_, is)| matches!(is, Value | Serve(_))) || sandbox::VALUES.contains(&flag)
 }
-
-/// What a sandbox is made from.
-const SANDBOX_IMAGE: &str = "debian-bookworm";
 
 const YES: [&str; 4] = ["true", "1", "yes", "on"];
 const NO: [&str; 4] = ["false", "0", "no", "off"];
@@ -255,43 +237,6 @@ impl HostArgs {
         Ok(Parsed::Run(host))
     }
 
-    /// The sandbox that there is to be. One that there is not is refused: an agent that is thought to be in
-    /// a sandbox must not run outside. `named` looks up variables.
-    ///
-    /// # Errors
-    /// `Config`.
-    pub fn sandbox(&self, named: Lookup<'_>) -> Result<SandboxChoice> {
-        let from = |variables: [&str; 2]| {
-            let found = variables.into_iter().find_map(|name| Some((name.to_owned(), named(name)?)));
-            found.filter(|(_, value)| !value.is_empty())
-        };
-        let flag = self.sandbox.as_ref().map(|value| ("--sandbox".to_owned(), value.into()));
-        let given = flag.or_else(|| from(["OPENWORK_SANDBOX", "OPENWRK_SANDBOX"]));
-        let (place, word) = given.unwrap_or_else(|| ("--sandbox".to_owned(), "none".into()));
-        let word = word.to_string_lossy();
-        let mounts = from(["OPENWORK_SANDBOX_MOUNT", "OPENWRK_SANDBOX_MOUNT"]).map(|(name, _)| name);
-        let unsupported = self.sandbox_flags.first().cloned().or(mounts);
-        let nothing = "--sandbox none runs OpenCode on the host, with the rights of the user that runs berth";
-        let image = self.image.clone().unwrap_or_else(|| SANDBOX_IMAGE.to_owned());
-        let problem = match (&*word, unsupported) {
-            ("none", None) if self.image.is_none() => return Ok(SandboxChoice::None),
-            ("none", flag) => {
-                let flag = flag.unwrap_or_else(|| "--sandbox-image".to_owned());
-                return Err(Error::config(flag, "has no effect without a sandbox, and --sandbox is none"));
-            }
-            ("berth", None) => return Ok(SandboxChoice::Berth(image)),
-            ("auto", None) => return Ok(SandboxChoice::Auto(image)),
-            ("berth" | "auto", Some(flag)) => {
-                return Err(Error::config(flag, "is not supported by this version"));
-            }
-            ("docker" | "container", _) => {
-                format!("{word} is not supported by this version; --sandbox berth is a container, {nothing}")
-            }
-            (other, _) => format!("Invalid sandbox value: {other}. Use none|auto|docker|container|berth."),
-        };
-        Err(Error::config(place, problem))
-    }
-
     fn switch(&mut self, name: &str, on: bool, serve: &mut Vec<String>) {
         match name {
             "--json" => self.json = on,
@@ -299,6 +244,7 @@ impl HostArgs {
             "--check-events" => self.check_events = on,
             "--detach" => self.detach = on,
             "--detached" => self.detached = on,
+            "--sandbox-any-workspace" => self.sandbox.any_workspace = on,
             "--remote-access" if on => serve.push("--host=0.0.0.0".to_owned()),
             // Its password stays: whoever reaches its port could run commands.
             "--opencode-auth" if !on => self.skipped.push("--no-opencode-auth".to_owned()),
@@ -313,10 +259,8 @@ impl HostArgs {
             "--log-file" => &mut self.log_file,
             "--scope" => &mut self.scope,
             "--expires" => &mut self.expires,
-            "--sandbox" => &mut self.sandbox,
-            "--sandbox-image" => &mut self.image,
-            _ if name.starts_with("--sandbox-") => {
-                self.sandbox_flags.push(name.to_owned());
+            _ if sandbox::VALUES.contains(&name) => {
+                self.sandbox.add(name, value);
                 return Ok(());
             }
             "--daemon-port" => &mut self.daemon_port,
@@ -339,6 +283,7 @@ impl HostArgs {
 
 fn kind(name: &str) -> Option<Is> {
     let own = FLAGS.iter().find(|(flag, _)| *flag == name).map(|(_, is)| *is);
+    let own = own.or_else(|| sandbox::VALUES.contains(&name).then_some(Value));
     own.or_else(|| ServeArgs::flags().find(|flag| *flag == name).map(Serve))
 }
 
@@ -366,30 +311,6 @@ mod tests {
         assert_eq!((host.serve.port.as_deref(), host.serve.token.as_deref()), (Some("1234"), Some("t")));
         assert_eq!((host.serve.host_token.as_deref(), host.run_id.as_deref()), (Some("h"), Some("r")));
         assert_eq!(host.skipped, ["--no-opencode-auth", "--new-flag"]);
-    }
-
-    #[test]
-    fn a_sandbox_that_there_is_not_is_refused() {
-        let told = |line: &str, env: &[(&str, &str)]| {
-            let named =
-                |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-            host(line, Style::Lenient).unwrap().sandbox(&named).map_err(|error| error.to_string())
-        };
-        for (line, env, want) in [
-            ("--sandbox bogus", &[][..], "--sandbox: Invalid sandbox value: bogus. Use none|auto|"),
-            ("--sandbox=docker", &[], "--sandbox: docker is not supported"),
-            ("", &[("OPENWRK_SANDBOX", "container")], "OPENWRK_SANDBOX: container is not supported"),
-            ("--sandbox-mount /a:b", &[], "--sandbox-mount: has no effect without a sandbox"),
-            ("", &[("OPENWORK_SANDBOX_MOUNT", "/a:b")], "OPENWORK_SANDBOX_MOUNT: has no effect"),
-        ] {
-            let error = told(line, env).unwrap_err();
-            assert!(error.starts_with(want), "{line}: {error}");
-        }
-        assert_eq!(told("--sandbox none", &[("OPENWORK_SANDBOX", "docker")]), Ok(SandboxChoice::None));
-        assert_eq!(told("", &[("OPENWORK_SANDBOX", "")]), Ok(SandboxChoice::None));
-        assert_eq!(told("--sandbox berth", &[]), Ok(SandboxChoice::Berth(SANDBOX_IMAGE.to_owned())));
-        let auto = told("--sandbox-image mine", &[("OPENWORK_SANDBOX", "auto")]);
-        assert_eq!(auto, Ok(SandboxChoice::Auto("mine".to_owned())));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! Reading order: `args` (raw flags) · `file` (`server.json`) · `sources` (flag > environment > file; the only reader
 //! of the environment) · `values` (the rules for one value) · `proxy` (those of the way to
 //! OpenCode) · `opencode` (the one that the server runs) · `resolve` (all settings, with their defaults) · `client` (what
-//! the commands that call a server need) · `host` (the flags of `berth host`) · `commands` (those of all others).
+//! the commands that call a server need) · `host` (the flags of `berth host`) · `sandbox` (those about its sandbox) ·
+//! `commands` (those of all others).
 
 pub mod args;
 pub mod client;
@@ -16,6 +17,7 @@ mod login;
 mod opencode;
 mod proxy;
 pub mod resolve;
+pub mod sandbox;
 mod sources;
 mod values;
 
@@ -27,7 +29,8 @@ pub use client::{ClientPlan, resolve_client};
 pub use commands::{
     BackupArgs, BundleArgs, COMMANDS, CommandWords, ImageArgs, InstallArgs, RestoreArgs, UninstallArgs,
 };
-pub use host::{HostArgs, SandboxChoice, Style};
+pub use host::{HostArgs, Style};
 pub use opencode::opencode_env;
 pub use resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
+pub use sandbox::{MountWish, SandboxChoice, SandboxWish};
 pub use sources::{Lookup, process_env, process_names};

@@ -96,8 +96,8 @@ impl Process for ContainerProcess {
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
     }
 
-    fn reach(&self) -> Reach {
-        self.reach.clone()
+    fn reach(&self) -> Option<Reach> {
+        Some(self.reach.clone())
     }
 
     fn usage(&self) -> Usage {

@@ -1,6 +1,6 @@
 //! The OpenCode that the server runs itself: `opencode serve`, in a cgroup and with a memory limit of its own, watched and
-//! started again when it ends. In reading order: `supervise` (its life), `output` (its log, and where it says that it
-//! listens). How calls reach it is `opencode`'s business; [`crate::opencode::Managed`] is what both share.
+//! started again when it ends. In reading order: `supervise` (its life), `enclosure` (where it runs), `engine` (containers of
+//! Docker and others), `output` (its log, and where it says that it listens). How calls reach it is `opencode`'s business; [`crate::opencode::Managed`] is what both share.
 //!
 //! **Invariant:** it never gets a token of ours, and nothing of it outlives a server that ends. What a killed server
 //! leaves is in the server's cgroup tree, whose next start ends everything that nobody takes over.
@@ -8,6 +8,8 @@
 //! Threads: `opencode`, and `opencode-output` for each process. Locks: the
 //! process that runs now, and those of [`crate::opencode::Managed`]; leaves.
 
+mod enclosure;
+pub mod engine;
 mod output;
 mod supervise;
 
@@ -15,14 +17,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
-use crate::lifecycle::sandbox::{FOLDER, Sandbox, SandboxSpec};
+use crate::lifecycle::sandbox::{FOLDER, SandboxSpec};
 use crate::opencode::{Managed, Upstreams};
-use crate::proc::{Cancel, Cgroups, Limits, Reach, Whom};
+use crate::proc::{Cancel, Cgroups, Limits};
+use crate::store::allowlist::{Grant, Mount};
 use crate::store::file;
+pub use enclosure::Enclosure;
+use enclosure::Ender;
+use engine::EnginePlan;
 
 /// When an OpenCode that has ended is started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +71,32 @@ pub struct Plan {
     pub start_timeout: Duration,
     /// What it logs: DEBUG, INFO, WARN or ERROR.
     pub log_level: String,
-    /// The image of the container that it runs in; `None`: it runs on the host.
-    pub sandbox: Option<String>,
+    /// The container that it runs in; `None`: it runs on the host.
+    pub sandbox: Option<SandboxPlan>,
+}
+
+/// The container that OpenCode runs in.
+#[derive(Clone, Debug)]
+pub enum SandboxPlan {
+    /// One of berth's own.
+    Berth(BerthSandbox),
+    /// One of Docker's, or of another engine.
+    Engine(Box<EnginePlan>),
+}
+
+/// A container of berth's own.
+#[derive(Clone, Debug)]
+pub struct BerthSandbox {
+    /// An image by name or id, or a distribution.
+    pub image: String,
+    /// Folders of the host besides the workspace.
+    pub mounts: Vec<Mount>,
+    /// Processors.
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// The workspace is mounted even if it is one that berth refuses.
+    pub insist: bool,
 }
 
 impl std::fmt::Debug for Plan {
@@ -95,7 +123,9 @@ pub struct Surroundings {
     /// Where its cgroup is made.
     pub cgroups: Cgroups,
     /// The container that it runs in.
-    pub sandbox: Option<Sandbox>,
+    pub enclosure: Option<Enclosure>,
+    /// Has the server stop.
+    pub stop_server: Box<dyn Fn() + Send>,
     /// The way to it.
     pub upstreams: Arc<Upstreams>,
     /// The folder of its log.
@@ -107,7 +137,7 @@ pub struct Surroundings {
 }
 
 /// The process that runs at this moment, for an end that cannot wait.
-type Current = Arc<Mutex<Option<Reach>>>;
+type Current = Arc<Mutex<Option<Ender>>>;
 
 /// The supervisor. Dropping it ends OpenCode with all that it started.
 pub struct Supervised {
@@ -126,34 +156,58 @@ impl Plan {
             Some(password) => password.clone(),
             None => crate::access::credentials::random::<32>()?,
         };
+        let directory = self.sandbox.as_ref().map(|_| FOLDER.to_owned());
+        let managed = |memory| {
+            let credential = (self.username.clone(), password);
+            Managed::new(credential, self.password_is_shared, memory, directory)
+        };
+        if let Some(SandboxPlan::Engine(engine)) = &self.sandbox {
+            return managed(Some(engine.memory_bytes));
+        }
         let wanted = Limits { memory_bytes: Some(self.memory_limit(cgroups)), ..Limits::default() };
         let missing = cgroups.enforcement().missing(&wanted);
         if let (Some(_), Some((_, why))) = (self.memory_bytes, missing.first()) {
             let problem = format!("this machine cannot enforce a memory limit: {why}");
             return Err(crate::base::Error::config("--opencode-memory", problem));
         }
-        let memory = wanted.memory_bytes.filter(|_| missing.is_empty());
-        let directory = self.sandbox.as_ref().map(|_| FOLDER.to_owned());
-        Managed::new((self.username.clone(), password), self.password_is_shared, memory, directory)
+        managed(wanted.memory_bytes.filter(|_| missing.is_empty()))
     }
 
     /// What its container is made of, if it runs in one.
     pub fn sandbox_spec(&self, memory_bytes: Option<u64>) -> Option<SandboxSpec> {
+        let Some(SandboxPlan::Berth(berth)) = &self.sandbox else { return None };
         Some(SandboxSpec {
-            image: self.sandbox.clone()?,
+            image: berth.image.clone(),
             folder: real(&self.folder),
             program: real(&self.program),
+            mounts: berth.mounts.clone(),
             memory_bytes,
+            cpus: berth.cpus,
+            pids: berth.pids,
         })
     }
 
-    /// What that container may mount, and whether it may write there.
-    pub fn granted(&self) -> Vec<(PathBuf, bool)> {
-        let spec = self.sandbox_spec(None);
-        spec.map_or_else(Vec::new, |spec| vec![(spec.folder, true), (spec.program, false)])
+    /// The words of OpenCode's command line.
+    fn arguments(&self, host: &str, port: &str) -> Vec<String> {
+        let level = &self.log_level;
+        let words = ["serve", "--hostname", host, "--port", port, "--print-logs", "--log-level", level];
+        words.map(str::to_owned).to_vec()
     }
 
-    fn memory_limit(&self, cgroups: &Cgroups) -> u64 {
+    /// What its container may mount besides the folders of the allowlist.
+    pub fn granted(&self) -> Vec<Grant> {
+        let insist = match &self.sandbox {
+            Some(SandboxPlan::Berth(berth)) => berth.insist,
+            Some(SandboxPlan::Engine(_)) | None => false,
+        };
+        self.sandbox_spec(None).map_or_else(Vec::new, |spec| {
+            let folder = Grant { path: spec.folder, writable: true, insist };
+            vec![folder, Grant { path: spec.program, writable: false, insist: false }]
+        })
+    }
+
+    /// The most memory that it may use with all it starts.
+    pub fn memory_limit(&self, cgroups: &Cgroups) -> u64 {
         self.memory_bytes.unwrap_or(cgroups.capacity().memory_bytes / 2)
     }
 }
@@ -188,8 +242,8 @@ impl Supervised {
         let (stop, current) = (self.stop.clone(), self.current.clone());
         move || {
             stop.cancel();
-            if let Some(reach) = lock(&current).as_ref() {
-                reach.signal(Signal::KILL, Whom::All);
+            if let Some(ender) = lock(&current).as_ref() {
+                ender.kill();
             }
         }
     }

@@ -3,26 +3,21 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::Signal;
 
-use super::output::{LOG, LOG_BYTES, Output, is_exposed};
+use super::enclosure::{Ender, Launched, launch, reached};
+use super::output::{LOG, LOG_BYTES, Output};
 use super::{Change, Current, ENDS, ENDS_WITHIN, LONGEST_PAUSE, Plan, Restart, Surroundings};
 use crate::base::redact::{Redactor, is_secret_name};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
-use crate::base::{Code, Result, limits};
-use crate::lifecycle::sandbox::{FOLDER, PROGRAM, Sandbox};
+use crate::base::{Result, limits};
 use crate::opencode::managed::{Phase, State};
 use crate::opencode::{Managed, Place, Target, health};
-use crate::proc::spawn::{PATH, dev_null, pipe};
-use crate::proc::{
-    Cancel, Child, Command, Ended, Exit, Io, Limits, Process, Reach, Spec, Stdio, Waker, Whom, c_string, pump,
-};
+use crate::proc::{Cancel, Ended, Exit, Io, Waker, pump};
 use crate::store::rolling::RollingLog;
 
 /// The deadline of one question whether it answers.
@@ -46,11 +41,11 @@ pub(super) struct Supervisor {
 
 /// A process of OpenCode.
 struct Attempt {
-    pid: i32,
+    pid: Option<i32>,
     output: Arc<Output>,
     /// Readable when the output has an address, and when the process has ended.
     news: Arc<Waker>,
-    reach: Reach,
+    ender: Ender,
     kill: Cancel,
     ending: Arc<Mutex<Option<Ending>>>,
     _reader: JoinOnDrop,
@@ -76,6 +71,8 @@ enum Why {
 #[derive(PartialEq, Eq)]
 enum Woken {
     News,
+    /// Its container has ended.
+    Gone,
     Again,
     Stop,
     Late,
@@ -116,6 +113,9 @@ impl Supervisor {
                 Why::Stop => break,
                 Why::Ended(reason) => reason,
             };
+            if self.was_stopped() {
+                break;
+            }
             ends.push_back(Instant::now());
             while ends.front().is_some_and(|end| end.elapsed() > ENDS_WITHIN) {
                 ends.pop_front();
@@ -128,18 +128,44 @@ impl Supervisor {
             if given_up {
                 let count = ends.len();
                 self.enter(Phase::Failed, &format!("OpenCode failed after {count} ends; the last: {reason}"));
-                if self.wait(None, None) == Woken::Stop {
+                if self.rest(None) {
                     break;
                 }
                 ends.clear();
                 continue;
             }
-            let pause = pause(ends.len());
-            if self.wait(None, Some(Instant::now() + pause)) == Woken::Stop {
+            if self.rest(Some(Instant::now() + pause(ends.len()))) {
                 break;
             }
         }
+        if let Some(enclosure) = &self.surroundings.enclosure {
+            enclosure.end();
+        }
         self.enter(Phase::Stopped, "OpenCode stopped with the server");
+    }
+
+    /// Waits without a process until the deadline, or until a failed OpenCode is to be started again; whether the server is to
+    /// stop.
+    fn rest(&self, deadline: Option<Instant>) -> bool {
+        loop {
+            match self.wait(None, deadline) {
+                Woken::Stop => return true,
+                Woken::Gone if self.was_stopped() => return true,
+                Woken::Gone => {}
+                Woken::News | Woken::Again | Woken::Late => return false,
+            }
+        }
+    }
+
+    /// Whether the container that OpenCode runs in was stopped through its engine; the server stops then, as OpenWork's
+    /// desktop, which stops a host in this way, expects it to.
+    fn was_stopped(&self) -> bool {
+        let stopped = self.surroundings.enclosure.as_ref().is_some_and(|enclosure| enclosure.was_stopped());
+        if stopped {
+            log::info!("The sandbox's container was stopped through its engine; the server stops");
+            (self.surroundings.stop_server)();
+        }
+        stopped
     }
 
     /// One process, from its start to its end.
@@ -154,9 +180,9 @@ impl Supervisor {
             Ok(attempt) => attempt,
             Err(error) => return self.ended(error.to_string()),
         };
-        self.managed.update(|state| state.pid = Some(attempt.pid));
+        self.managed.update(|state| state.pid = attempt.pid);
         let number = self.managed.state().starts;
-        self.tell("starting", format!("OpenCode starts (start {number}, process {})", attempt.pid));
+        self.tell("starting", format!("OpenCode starts (start {number}{})", shown(attempt.pid)));
         // Its container may have been built first.
         match self.until_it_answers(&attempt, Instant::now() + self.plan.start_timeout) {
             Ok(()) => {}
@@ -197,22 +223,16 @@ impl Supervisor {
     }
 
     fn start(&self) -> Result<Attempt> {
-        let (out, out_child) = pipe()?;
-        let (err, err_child) = pipe()?;
-        let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
-        let mut child: Box<dyn Process> = match &self.surroundings.sandbox {
-            Some(sandbox) => self.launch_in(sandbox, stdio)?,
-            None => Box::new(self.spawn(stdio)?),
-        };
+        let enclosure = self.surroundings.enclosure.as_ref();
+        let launched = launch(&self.plan, &self.managed, enclosure, &self.surroundings.cgroups, &self.stop)?;
+        let Launched { mut process, stdout: out, stderr: err, ender, pid } = launched;
         let log = RollingLog::open(&self.surroundings.folder.join(LOG), LOG_BYTES);
         let log = log.inspect_err(|error| log::warn!("OpenCode has no log: {error}")).ok();
         let news = Arc::new(Waker::new()?);
         let output = Arc::new(Output::new(log, self.redactor.clone(), news.clone()));
-        let reach = child.reach();
-        let pid = reach.pid;
         let current = self.current.clone();
-        *lock(&current) = Some(reach.clone());
-        output.note(&format!("OpenCode starts as process {pid}"));
+        *lock(&current) = Some(ender.clone());
+        output.note(&format!("OpenCode starts{}", shown(pid)));
         let kill = Cancel::new()?;
         let ending = Arc::default();
         let reader = spawn("opencode-output".into(), limits::STACK, {
@@ -222,13 +242,13 @@ impl Supervisor {
                 let pumped = {
                     let (mut stdout, mut stderr) = (output.stream(false), output.stream(true));
                     let io = Io { stdin: None, stdout: out, stderr: err, out: &mut stdout, err: &mut stderr };
-                    pump(child.as_mut(), io, FOREVER, &kill)
+                    pump(process.as_mut(), io, FOREVER, &kill)
                 };
                 // Its MCP servers and what else it started: they would go on without it.
-                child.kill();
+                process.kill();
                 lock(&current).take();
                 let end = match pumped {
-                    Ok(Ended::Exited(exit)) => Ending::Exited(exit, child.oom_killed()),
+                    Ok(Ended::Exited(exit)) => Ending::Exited(exit, process.oom_killed()),
                     Ok(Ended::Cancelled | Ended::TimedOut) => Ending::Killed,
                     Err(error) => Ending::Lost(error.to_string()),
                 };
@@ -237,80 +257,7 @@ impl Supervisor {
                 news.wake();
             }
         })?;
-        Ok(Attempt { pid, output, news, reach, kill, ending, _reader: reader })
-    }
-
-    /// The arguments of OpenCode.
-    fn arguments(&self, host: &str, port: &str) -> Vec<String> {
-        let level = &self.plan.log_level;
-        let words = ["serve", "--hostname", host, "--port", port, "--print-logs", "--log-level", level];
-        words.map(str::to_owned).to_vec()
-    }
-
-    fn credential(&self) -> [(String, String); 2] {
-        let (username, password) = self.managed.credential();
-        [("OPENCODE_SERVER_USERNAME", username), ("OPENCODE_SERVER_PASSWORD", password)]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    }
-
-    /// On the host, in a group of its own.
-    fn spawn(&self, stdio: Stdio) -> Result<Child> {
-        let path = format!("opencode/{}", self.managed.state().starts);
-        let cgroups = &self.surroundings.cgroups;
-        let limits =
-            Limits { memory_bytes: self.managed.memory_bytes(), ..cgroups.capacity().one_container() };
-        let enforced = cgroups.enforcement();
-        let limits = Limits {
-            swap_bytes: limits.swap_bytes.filter(|_| enforced.swap_bytes.enforced),
-            pids: limits.pids.filter(|_| enforced.pids.enforced),
-            ..limits
-        };
-        let group = cgroups.group_within(&path, Some(&limits))?;
-        Spec::bare(&self.plan.program, &self.plan.folder)
-            .args(self.arguments("127.0.0.1", &self.plan.port.to_string()))
-            .envs(&self.plan.env)
-            .envs(&self.credential())
-            .start(stdio, group)
-    }
-
-    /// In its container, where the host's folders and programs do not exist.
-    fn launch_in(&self, sandbox: &Sandbox, stdio: Stdio) -> Result<Box<dyn Process>> {
-        sandbox.prepare(&self.stop)?;
-        let text = |text: &str| c_string(text, Code::Internal, "argument");
-        let mut argv = vec![text(PROGRAM)?];
-        for word in self.arguments("0.0.0.0", "0") {
-            argv.push(text(&word)?);
-        }
-        let own = [("HOME", "/root"), ("USER", "root"), ("PATH", PATH)];
-        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let passed = self.plan.env.iter().filter(|(name, _)| !is_of_the_host(name));
-        let mut env = Vec::new();
-        for (name, value) in passed.chain(&own).chain(&self.credential()) {
-            env.push(text(&format!("{name}={value}"))?);
-        }
-        let command = Command {
-            attempts: vec![argv],
-            env,
-            cwd: FOLDER.to_owned(),
-            limits: None,
-            tty: false,
-            user: None,
-            account: true,
-            patience: None,
-        };
-        sandbox.launch(&uuid::Uuid::new_v4().to_string(), &command, stdio)
-    }
-
-    /// Where an address that OpenCode has printed is reached from here.
-    fn reached(&self, said: SocketAddr) -> Result<SocketAddr, String> {
-        match &self.surroundings.sandbox {
-            Some(sandbox) => match sandbox.address() {
-                Ok(ip) => Ok(SocketAddr::new(ip, said.port())),
-                Err(error) => Err(error.to_string()),
-            },
-            None if is_exposed(said) => Err(format!("it listens on {said}, which other machines can reach")),
-            None => Ok(said),
-        }
+        Ok(Attempt { pid, output, news, ender, kill, ending, _reader: reader })
     }
 
     /// Waits for the line with the address, then asks there.
@@ -325,12 +272,12 @@ impl Supervisor {
                 return Err(Why::Ended(format!("it did not answer within {seconds} s ({last})")));
             }
             let said = attempt.output.heard().address.clone();
-            let address = said.map(|said| said.and_then(|said| self.reached(said)));
+            let address =
+                said.map(|said| said.and_then(|said| reached(self.surroundings.enclosure.as_ref(), said)));
             let next = match address {
                 None => deadline,
                 Some(Err(wrong)) => return Err(Why::Ended(wrong)),
-                Some(Ok(address)) => {
-                    let url = format!("http://{address}");
+                Some(Ok(url)) => {
                     match self.version(&url, deadline) {
                         Ok(version) => {
                             self.managed.update(|state| {
@@ -366,11 +313,16 @@ impl Supervisor {
     /// Waits for news of the process, for the end of the server, for somebody who wants a failed OpenCode started again, or
     /// until the deadline.
     fn wait(&self, attempt: Option<&Attempt>, deadline: Option<Instant>) -> Woken {
+        // Without a process its container may end unnoticed.
+        let enclosure = self.surroundings.enclosure.as_ref().filter(|_| attempt.is_none());
+        let lease = enclosure.and_then(|enclosure| enclosure.lease());
+        let event = match attempt {
+            Some(attempt) => Some(attempt.news.as_fd()),
+            None => lease.as_ref().map(|lease| lease.as_fd()),
+        };
         let again = self.managed.again();
         let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN), PollFd::new(again, PollFlags::IN)];
-        if let Some(attempt) = attempt {
-            fds.push(PollFd::from_borrowed_fd(attempt.news.as_fd(), PollFlags::IN));
-        }
+        fds.extend(event.map(|event| PollFd::from_borrowed_fd(event, PollFlags::IN)));
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let left = left.map(|left| Timespec {
@@ -385,9 +337,13 @@ impl Supervisor {
                 Ok(0) => return Woken::Late,
                 Ok(_) => {}
             }
-            if let Some(attempt) = attempt.filter(|_| ready(2)) {
-                attempt.news.clear();
-                return Woken::News;
+            match attempt {
+                Some(attempt) if ready(2) => {
+                    attempt.news.clear();
+                    return Woken::News;
+                }
+                None if ready(2) => return Woken::Gone,
+                Some(_) | None => {}
             }
             again.clear();
             if attempt.is_none() {
@@ -426,7 +382,7 @@ impl Attempt {
     /// Ends it with all that it started: TERM, and KILL for what is left after the grace period.
     fn end(&self) {
         let deadline = Instant::now() + GRACE;
-        self.reach.signal(Signal::TERM, Whom::All);
+        self.ender.terminate();
         while lock(&self.ending).is_none() && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now()).as_millis();
             let left = Timespec { tv_sec: 0, tv_nsec: (left.min(100) * 1_000_000) as i64 };
@@ -437,9 +393,8 @@ impl Attempt {
     }
 }
 
-/// Variables that name things of the host.
-fn is_of_the_host(name: &str) -> bool {
-    ["HOME", "PATH", "USER", "LOGNAME", "SHELL", "TMPDIR"].contains(&name) || name.starts_with("XDG_")
+fn shown(pid: Option<i32>) -> String {
+    pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
 /// None before the first restart: most ends are single ones, and clients wait. Then it doubles from a second on.

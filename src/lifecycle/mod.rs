@@ -196,6 +196,14 @@ impl Lifecycle {
         self.runs.stop_soon();
     }
 
+    /// berth's own program as a file that containers can mount.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn own_program(&self) -> Result<std::path::PathBuf> {
+        self.engine.agent()
+    }
+
     /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.
     pub fn close(&self, deadline: Instant) {
         self.closing.store(true, Ordering::SeqCst);

@@ -37,8 +37,14 @@ pub struct SandboxSpec {
     pub folder: PathBuf,
     /// OpenCode's program on the host.
     pub program: PathBuf,
+    /// Further folders.
+    pub mounts: Vec<Mount>,
     /// The most memory that everything in it may use.
     pub memory_bytes: Option<u64>,
+    /// Processors.
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
 }
 
 /// The container.
@@ -55,7 +61,9 @@ impl SandboxSpec {
             target: target.to_owned(),
             read_only,
         };
-        vec![mount(&self.folder, FOLDER, false), mount(&self.program, PROGRAM, true)]
+        let mut all = vec![mount(&self.folder, FOLDER, false), mount(&self.program, PROGRAM, true)];
+        all.extend(self.mounts.iter().cloned());
+        all
     }
 
     /// Its workspace's name: the same at every start for the same folder.
@@ -109,7 +117,8 @@ impl Sandbox {
     }
 
     fn resources(&self) -> Resources {
-        Resources { memory_bytes: self.spec.memory_bytes, ..Resources::default() }
+        let SandboxSpec { memory_bytes, cpus, pids, .. } = self.spec;
+        Resources { memory_bytes, cpus, pids, ..Resources::default() }
     }
 
     fn find(&self) -> Option<Arc<Workspace>> {

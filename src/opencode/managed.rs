@@ -4,7 +4,9 @@
 //! Threads: any. Lock: the state, a leaf.
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::base::thread::lock;
@@ -53,6 +55,23 @@ pub struct State {
     pub reason: Option<String>,
 }
 
+/// The host name in the address of an OpenCode that is reached by a [`Route`] and not over a network. RFC 2606 keeps it from
+/// being one anywhere else.
+pub const ROUTED: &str = "opencode.sandbox.invalid";
+
+/// The way to an OpenCode whose port no address leads to.
+pub trait Route: Send + Sync {
+    /// Asks for a connection to this port. The returned stream does not block; its first byte shows whether the connection
+    /// was made, and its end that it was not.
+    ///
+    /// # Errors
+    /// When the other side does not take connections.
+    fn connect(&self, port: u16) -> io::Result<UnixStream>;
+
+    /// Whether this first byte means a connection.
+    fn is_connected(&self, answer: u8) -> bool;
+}
+
 /// Its state, and what is the same for each of its starts.
 pub struct Managed {
     username: String,
@@ -60,6 +79,7 @@ pub struct Managed {
     password_is_shared: bool,
     memory_bytes: Option<u64>,
     directory: Option<String>,
+    route: Mutex<Option<Arc<dyn Route>>>,
     state: Mutex<State>,
     changed: Condvar,
     again: Waker,
@@ -91,6 +111,7 @@ impl Managed {
             password_is_shared,
             memory_bytes,
             directory,
+            route: Mutex::new(None),
             state: Mutex::new(state),
             changed: Condvar::new(),
             again: Waker::new()?,
@@ -115,6 +136,21 @@ impl Managed {
     /// The folder that it works on, as it calls it, where it does not see the host's files; it has that one only.
     pub fn directory(&self) -> Option<&str> {
         self.directory.as_deref()
+    }
+
+    /// The way to it, where that is no network.
+    pub(super) fn route(&self) -> Option<Arc<dyn Route>> {
+        lock(&self.route).clone()
+    }
+
+    /// Sets the way to it.
+    pub fn set_route(&self, route: Arc<dyn Route>) {
+        *lock(&self.route) = Some(route);
+    }
+
+    /// Its address, where one leads to it.
+    pub fn direct_url(&self) -> Option<String> {
+        self.state().url.filter(|_| self.route().is_none())
     }
 
     /// As of now.

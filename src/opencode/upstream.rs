@@ -16,7 +16,7 @@ use super::address::Own;
 use super::headers::{self, DIRECTORY};
 use super::inquiry::KnownSessions;
 use super::lookup::HostLookup;
-use super::managed;
+use super::managed::{self, Managed};
 use super::relay::Tunnel;
 use super::target::{Place, Target};
 use super::watch::{Cut, Watch};
@@ -122,11 +122,17 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// `own` is where this server listens; a program that looks up names runs in one of `cgroups`. An upstream has `patience` for the head of its answer.
+    /// `own` is where this server listens; a program that looks up names runs in one of `cgroups`. An upstream has `patience`
+    /// for the head of its answer. `managed` is the OpenCode that this server runs.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn new(own: Own, cgroups: Cgroups, patience: Duration) -> Result<Upstreams> {
+    pub fn new(
+        own: Own,
+        cgroups: Cgroups,
+        patience: Duration,
+        managed: Option<Arc<Managed>>,
+    ) -> Result<Upstreams> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -143,8 +149,11 @@ impl Upstreams {
             .max_idle_age(IDLE)
             .build();
         let lookup = Arc::new(HostLookup::new(cgroups));
-        let agent =
-            Agent::with_parts(config, Dialler { own: own.clone(), lookup: lookup.clone() }, LookupLater);
+        let agent = Agent::with_parts(
+            config,
+            Dialler { own: own.clone(), lookup: lookup.clone(), managed },
+            LookupLater,
+        );
         Ok(Upstreams {
             agent,
             own,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use ureq::unversioned::transport::{
 
 use super::address::Own;
 use super::lookup::HostLookup;
+use super::managed::{Managed, ROUTED};
 use super::watch::{self, Cut, Watch};
 use crate::base::limits;
 
@@ -33,14 +35,16 @@ use crate::base::limits;
 pub(super) enum Channel {
     /// As it is.
     Plain(TcpStream),
+    /// By the route of the server's own OpenCode.
+    Routed(UnixStream),
 }
 
 impl Channel {
     /// What to wait for until a read or write that could not go on can.
     pub(super) fn wants(&self, reading: bool) -> PollFlags {
         match self {
-            Channel::Plain(_) if reading => PollFlags::IN,
-            Channel::Plain(_) => PollFlags::OUT,
+            Channel::Plain(_) | Channel::Routed(_) if reading => PollFlags::IN,
+            Channel::Plain(_) | Channel::Routed(_) => PollFlags::OUT,
         }
     }
 
@@ -48,6 +52,7 @@ impl Channel {
     pub(super) fn finish(&mut self) {
         match self {
             Channel::Plain(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
+            Channel::Routed(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
         }
     }
 }
@@ -56,6 +61,7 @@ impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Channel::Plain(stream) => stream.as_fd(),
+            Channel::Routed(stream) => stream.as_fd(),
         }
     }
 }
@@ -64,6 +70,7 @@ impl Read for Channel {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Channel::Plain(stream) => stream.read(buffer),
+            Channel::Routed(stream) => stream.read(buffer),
         }
     }
 }
@@ -72,6 +79,7 @@ impl Write for Channel {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Channel::Plain(stream) => stream.write(bytes),
+            Channel::Routed(stream) => stream.write(bytes),
         }
     }
 
@@ -191,6 +199,7 @@ impl Drop for Wire {
 pub(super) struct Dialler {
     pub(super) own: Own,
     pub(super) lookup: Arc<HostLookup>,
+    pub(super) managed: Option<Arc<Managed>>,
 }
 
 impl Connector for Dialler {
@@ -201,21 +210,24 @@ impl Connector for Dialler {
         watch.connected.set(true);
         let authority = details.uri.authority().ok_or(UreqError::HostNotFound)?;
         let port = authority.port_u16().unwrap_or(80);
+        let wire = |channel: Channel, name: String| Wire {
+            channel: Some(channel),
+            buffers: LazyBuffers::new(
+                details.config.input_buffer_size(),
+                details.config.output_buffer_size(),
+            ),
+            deaf: false,
+            name,
+        };
+        if authority.host() == ROUTED {
+            let stream = self.follow_route(port, &watch).map_err(UreqError::Io)?;
+            return Ok(Some(wire(Channel::Routed(stream), ROUTED.to_owned())));
+        }
         let mut failed = UreqError::HostNotFound;
         let found = self.lookup.addresses(authority.host(), port, watch.stopping());
         for address in found.map_err(|error| UreqError::Io(io::Error::other(error.message().to_owned())))? {
             match self.dial(address, &watch) {
-                Ok(stream) => {
-                    return Ok(Some(Wire {
-                        channel: Some(Channel::Plain(stream)),
-                        buffers: LazyBuffers::new(
-                            details.config.input_buffer_size(),
-                            details.config.output_buffer_size(),
-                        ),
-                        deaf: false,
-                        name: address.to_string(),
-                    }));
-                }
+                Ok(stream) => return Ok(Some(wire(Channel::Plain(stream), address.to_string()))),
                 // A name that leads there is not tried elsewhere.
                 Err(error)
                     if matches!(Cut::of(&error), Some(Cut::Address(_) | Cut::Gone | Cut::Stopping)) =>
@@ -230,6 +242,28 @@ impl Connector for Dialler {
 }
 
 impl Dialler {
+    /// Connects with the server's own OpenCode where that is in a container without an address.
+    fn follow_route(&self, port: u16, watch: &Watch) -> io::Result<UnixStream> {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let route = self.managed.as_ref().and_then(|managed| managed.route()).ok_or_else(refused)?;
+        let mut stream = route.connect(port).map_err(|_| refused())?;
+        let deadline = Instant::now() + limits::UPSTREAM_CONNECT;
+        let mut answer = [0];
+        loop {
+            match stream.read(&mut answer) {
+                Ok(1) if route.is_connected(answer[0]) => return Ok(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    watch.wait(stream.as_fd(), PollFlags::IN, deadline).map_err(|error| {
+                        if Cut::of(&error) == Some(Cut::Late) { Cut::NotConnected.into() } else { error }
+                    })?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The container has ended, or nothing listens on that port in it.
+                Ok(_) | Err(_) => return Err(refused()),
+            }
+        }
+    }
+
     fn dial(&self, address: SocketAddr, watch: &Watch) -> io::Result<TcpStream> {
         if let Some(why) = self.own.refuses(address) {
             return Err(Cut::Address(why).into());

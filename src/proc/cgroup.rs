@@ -350,6 +350,7 @@ impl Group {
     pub fn mark(&self) -> Option<CString> {
         match &self.how {
             How::Cgroup { .. } => None,
+            How::Mark(id) if id.is_empty() => None,
             How::Mark(id) => CString::new(format!("{MARK}={id}")).ok(),
         }
     }

@@ -103,8 +103,8 @@ pub trait Process: Send {
     /// Ends it and everything that it started.
     fn kill(&mut self);
 
-    /// The way to signal it from other threads.
-    fn reach(&self) -> Reach;
+    /// The way to signal it from other threads; `None` for a process that is none of this host's.
+    fn reach(&self) -> Option<Reach>;
 
     /// What it and everything it started has used; complete once it has ended.
     fn usage(&self) -> Usage;

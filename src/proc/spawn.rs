@@ -214,8 +214,8 @@ impl Process for Child {
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
     }
 
-    fn reach(&self) -> Reach {
-        Reach { pid: self.pid, pidfd: self.pidfd.clone(), group: self.group.clone() }
+    fn reach(&self) -> Option<Reach> {
+        Some(Reach { pid: self.pid, pidfd: self.pidfd.clone(), group: self.group.clone() })
     }
 
     fn oom_killed(&self) -> Option<bool> {

@@ -98,8 +98,8 @@ impl Live {
         let Live { mut process, stdin, stdout, stderr, timeout } = self;
         let io = Io { stdin, stdout, stderr, out, err };
         let ended = pump(process.as_mut(), io, timeout, &run.cancel);
-        if let Ok(Ended::Exited(_)) = ended {
-            process.reach().group.leave();
+        if let (Ok(Ended::Exited(_)), Some(reach)) = (&ended, process.reach()) {
+            reach.group.leave();
         }
         (ended, process)
     }

@@ -308,9 +308,9 @@ impl Run {
     }
 
     /// The process is there: from now on it can be signalled.
-    pub(super) fn attach(&self, reach: Reach) {
+    pub(super) fn attach(&self, reach: Option<Reach>) {
         *lock(&self.begun) = Begun::now();
-        *lock(&self.reach) = Some(reach);
+        *lock(&self.reach) = reach;
     }
 
     /// The same for one whose process another process of ours has.

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::api::{Ctx, managed};
-use crate::base::Result;
-use crate::host::{Change, Plan, Supervised, Surroundings};
+use crate::base::thread::{JoinOnDrop, spawn};
+use crate::base::{Result, limits};
+use crate::host::engine::{self, EngineSandbox};
+use crate::host::{Change, Enclosure, Plan, SandboxPlan, Supervised, Surroundings};
 use crate::lifecycle::sandbox::Sandbox;
 use crate::opencode::Managed;
 use crate::proc::Cgroups;
@@ -16,20 +19,44 @@ pub(super) fn supervise(
     managed: Arc<Managed>,
     ctx: &Arc<Ctx>,
     cgroups: Cgroups,
-    data_dir: &Path,
+    (data_dir, image_timeout): (&Path, Duration),
+    stop_server: Box<dyn Fn() + Send>,
 ) -> Result<Supervised> {
     let tokens = [ctx.credentials.client_token(), ctx.credentials.host_token()];
     let told = ctx.clone();
     let tell = move |change: &Change| managed::changed(&told, change);
-    let sandbox =
-        plan.sandbox_spec(managed.memory_bytes()).map(|spec| Sandbox::new(ctx.lifecycle.clone(), spec));
+    let folder = data_dir.join("host");
+    let enclosure = match (&plan.sandbox, plan.sandbox_spec(managed.memory_bytes())) {
+        (Some(SandboxPlan::Engine(engine)), _) => {
+            let own = ctx.lifecycle.own_program()?;
+            let timeout = plan.start_timeout + image_timeout;
+            let engine =
+                EngineSandbox::new((**engine).clone(), cgroups.clone(), folder.clone(), own, timeout);
+            Some(Enclosure::Engine(Box::new(engine)))
+        }
+        (_, Some(spec)) => Some(Enclosure::Berth(Sandbox::new(ctx.lifecycle.clone(), spec))),
+        (_, None) => None,
+    };
     let surroundings = Surroundings {
         cgroups,
-        sandbox,
+        enclosure,
+        stop_server,
         upstreams: ctx.upstreams.clone(),
-        folder: data_dir.join("host"),
+        folder,
         secrets: tokens.into_iter().map(str::to_owned).collect(),
         tell: Box::new(tell),
     };
     Supervised::start(plan, managed, surroundings)
+}
+
+/// Removes the container that a killed server has left in an engine, on a thread of its own. A plan with such a container
+/// removes it itself.
+pub(super) fn sweep(plan: Option<&Plan>, data_dir: &Path, cgroups: &Cgroups) -> Result<Option<JoinOnDrop>> {
+    let own = plan.is_some_and(|plan| matches!(plan.sandbox, Some(SandboxPlan::Engine(_))));
+    let folder = data_dir.join("host");
+    if own || !engine::is_left(&folder) {
+        return Ok(None);
+    }
+    let cgroups = cgroups.clone();
+    spawn("sandbox-sweep".into(), limits::STACK, move || engine::sweep(&folder, &cgroups)).map(Some)
 }

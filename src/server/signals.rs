@@ -24,6 +24,15 @@ impl Signals {
         Ok(Signals { received, by_hand: handler_end })
     }
 
+    /// What has the server end, as a signal does.
+    pub(super) fn stopper(&self) -> Result<impl Fn() + Send + use<>> {
+        let by_hand = self.by_hand.try_clone().at("duplicate", "a socket")?;
+        Ok(move || {
+            use std::io::Write as _;
+            let _ = (&by_hand).write_all(&[0]);
+        })
+    }
+
     pub(super) fn wait(&self) -> Result<()> {
         use std::io::Read as _;
         (&self.received).read_exact(&mut [0]).at("read", "the signal pipe")

@@ -100,9 +100,36 @@ pub struct Allowlist {
     pub home: PathBuf,
     /// berth's own folder.
     pub data_dir: PathBuf,
-    /// What the person who starts the server gives to a sandbox, beside the file: real paths, and whether they may be
-    /// written to. What is refused everywhere is refused for them as well.
-    pub granted: Vec<(PathBuf, bool)>,
+    /// What the person who starts the server gives to a sandbox, beside the file.
+    pub granted: Vec<Grant>,
+}
+
+/// A folder or file that a sandbox may have although no root of the file is around it.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// Without links.
+    pub path: PathBuf,
+    /// It may be written to.
+    pub writable: bool,
+    /// Also if it is one that is refused everywhere.
+    pub insist: bool,
+}
+
+/// Why a source is refused.
+#[derive(Debug)]
+pub enum Refusal {
+    /// There is no usable file.
+    NoFile(Error),
+    /// It cannot be opened.
+    Missing(&'static str),
+    /// Its real path has a blocked pattern.
+    Pattern(String, PathBuf),
+    /// It is in none of these roots.
+    Outside(PathBuf, Vec<PathBuf>),
+    /// It was to be writable, and this root is for reading only.
+    ReadOnly(PathBuf),
+    /// What no file can allow.
+    Other(String, PathBuf),
 }
 
 /// A source that was found and allowed.
@@ -169,9 +196,37 @@ impl Allowlist {
         if mounts.is_empty() {
             return Ok(Vec::new());
         }
-        let granted = |mount: &Mount| self.granted.iter().any(|(path, _)| *path == Path::new(&mount.source));
-        let rules = if mounts.iter().all(granted) { Rules::default() } else { self.rules()? };
-        mounts.iter().map(|mount| self.open_one(mount, &rules)).collect()
+        mounts.iter().map(|mount| self.look(mount).map_err(|refusal| self.error(mount, refusal))).collect()
+    }
+
+    /// Opens the source of a mount, if it is allowed.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn look(&self, mount: &Mount) -> Result<Opened, Refusal> {
+        let granted = self.granted.iter().any(|grant| grant.path == Path::new(&mount.source));
+        let rules = if granted { Rules::default() } else { self.rules().map_err(Refusal::NoFile)? };
+        self.open_one(mount, &rules)
+    }
+
+    /// A refusal as clients get it.
+    fn error(&self, mount: &Mount, refusal: Refusal) -> Error {
+        let file = self.path.display();
+        let why = match refusal {
+            Refusal::NoFile(error) => return error,
+            Refusal::Missing(why) => why.to_owned(),
+            Refusal::Pattern(pattern, _) => format!("its path has {pattern}, which is blocked"),
+            Refusal::Outside(real, _) => {
+                format!("{} lies in none of the allowed roots of {file}", real.display())
+            }
+            Refusal::ReadOnly(root) => format!(
+                "{} is allowed for reading only (allowReadWrite in {file}); ask for \"read_only\": true",
+                root.display()
+            ),
+            Refusal::Other(why, _) => why,
+        };
+        let message = format!("{} cannot be mounted: {why}", mount.source);
+        Error::new(Code::MountNotAllowed, message).detail("source", mount.source.clone())
     }
 
     /// How many roots the file allows; `None` without a file.
@@ -219,72 +274,59 @@ impl Allowlist {
         }
     }
 
-    fn open_one(&self, mount: &Mount, rules: &Rules) -> Result<Opened> {
-        let refuse = |why: String| {
-            let message = format!("{} cannot be mounted: {why}", mount.source);
-            Error::new(Code::MountNotAllowed, message).detail("source", mount.source.clone())
-        };
-        let (fd, real) = open_real(&self.expand(&mount.source)).map_err(|why| refuse(why.into()))?;
-        let stat = fstat(&fd).map_err(|error| refuse(error.to_string()))?;
+    fn open_one(&self, mount: &Mount, rules: &Rules) -> Result<Opened, Refusal> {
+        let (fd, real) = open_real(&self.expand(&mount.source)).map_err(Refusal::Missing)?;
+        let stat = fstat(&fd).map_err(|error| Refusal::Other(error.to_string(), real.clone()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if !matches!(kind, FileType::Directory | FileType::RegularFile) {
-            return Err(refuse("it is neither a folder nor a regular file".into()));
+            return Err(Refusal::Other("it is neither a folder nor a regular file".into(), real));
         }
-        if let Some(why) = self.forbidden(&real, &rules.blocked_patterns) {
-            return Err(refuse(why));
-        }
-        if kind == FileType::Directory {
+        let given = self.granted.iter().find(|grant| grant.path == real);
+        if !given.is_some_and(|grant| grant.insist) {
+            self.forbidden(&real, &rules.blocked_patterns)?;
             let has = |name: &&&str| statat(&fd, **name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-            if let Some(name) = KEYS.iter().find(has) {
-                return Err(refuse(format!(
-                    "it contains {name}, so it is somebody's home; mount a folder in it instead"
-                )));
+            if let Some(name) = KEYS.iter().filter(|_| kind == FileType::Directory).find(has) {
+                let why =
+                    format!("it contains {name}, so it is somebody's home; mount a folder in it instead");
+                return Err(Refusal::Other(why, real));
             }
         }
         // The innermost of the roots around it decides.
-        let root = rules
-            .allowed_roots
-            .iter()
-            .filter_map(|root| Some((open_real(&self.expand(&root.path)).ok()?.1, root.allow_read_write)))
-            .filter(|(root, _)| real.starts_with(root))
-            .max_by_key(|(root, _)| root.components().count());
-        let given = self.granted.iter().find(|(path, _)| *path == real).cloned();
+        let roots = rules.allowed_roots.iter();
+        let roots = roots
+            .filter_map(|root| Some((open_real(&self.expand(&root.path)).ok()?.1, root.allow_read_write)));
+        let roots: Vec<(PathBuf, bool)> = roots.collect();
+        let around = roots.iter().filter(|(root, _)| real.starts_with(root));
+        let root = around.max_by_key(|(root, _)| root.components().count()).cloned();
+        let given = given.map(|grant| (grant.path.clone(), grant.writable));
         let Some((root, writable)) = given.or(root) else {
-            return Err(refuse(format!(
-                "{} lies in none of the allowed roots of {}",
-                real.display(),
-                self.path.display()
-            )));
+            return Err(Refusal::Outside(real, roots.into_iter().map(|(root, _)| root).collect()));
         };
         if !mount.read_only && !writable {
-            return Err(refuse(format!(
-                "{} is allowed for reading only (allowReadWrite in {}); ask for \"read_only\": true",
-                root.display(),
-                self.path.display()
-            )));
+            return Err(Refusal::ReadOnly(root));
         }
         Ok(Opened { fd, stat, real })
     }
 
-    /// Why a path is refused, whatever the roots are.
-    fn forbidden(&self, real: &Path, patterns: &[String]) -> Option<String> {
+    /// Refuses a path whatever the roots are.
+    fn forbidden(&self, real: &Path, patterns: &[String]) -> Result<(), Refusal> {
+        let refuse = |why: String| Err(Refusal::Other(why, real.to_owned()));
         if let Some(system) = SYSTEM.iter().find(|system| real.starts_with(system)) {
-            return Some(format!("nothing in {system} is given to containers"));
+            return refuse(format!("nothing in {system} is given to containers"));
         }
         let data = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
         if real.starts_with(&data) || data.starts_with(real) {
-            return Some("it is, contains or lies in berth's own data folder".into());
+            return refuse("it is, contains or lies in berth's own data folder".into());
         }
         let home = self.home.canonicalize().unwrap_or_else(|_| self.home.clone());
         if home.starts_with(real) || WHOLE.iter().any(|whole| Path::new(whole).starts_with(real)) {
-            return Some("it contains the system's configuration or somebody's home".into());
+            return refuse("it contains the system's configuration or somebody's home".into());
         }
-        for pattern in BLOCKED.iter().copied().chain(patterns.iter().map(String::as_str)) {
-            if self.blocks(pattern, real) {
-                return Some(format!("its path has {pattern}, which is blocked"));
-            }
+        let mut patterns = BLOCKED.iter().copied().chain(patterns.iter().map(String::as_str));
+        match patterns.find(|pattern| self.blocks(pattern, real)) {
+            Some(pattern) => Err(Refusal::Pattern(pattern.to_owned(), real.to_owned())),
+            None => Ok(()),
         }
-        None
     }
 
     /// Whether a pattern is on the path: one with a slash as a path, any other one in a component, as a whole word.

@@ -23,28 +23,30 @@ const TOKEN: &str = "it-host-client-20c4";
 const HOST_TOKEN: &str = "it-host-owner-91fa";
 
 /// A folder with a data folder, a home and a workspace, and the commands in it.
-struct Place {
-    scratch: Scratch,
+pub struct Place {
+    pub scratch: Scratch,
     program: PathBuf,
     how: String,
+    /// Further variables.
+    pub env: Vec<(String, String)>,
 }
 
 impl Place {
-    fn new(program: &Path) -> Place {
+    pub fn new(program: &Path) -> Place {
         let scratch = Scratch::new();
         scratch.folder("home");
-        Place { scratch, program: program.to_owned(), how: String::new() }
+        Place { scratch, program: program.to_owned(), how: String::new(), env: Vec::new() }
     }
 
-    fn misbehaving(how: &str) -> Place {
+    pub fn misbehaving(how: &str) -> Place {
         Place { how: how.to_owned(), ..Place::new(&standin()) }
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.scratch.path().join("data")
     }
 
-    fn command(&self, binary: impl AsRef<Path>) -> Command {
+    pub fn command(&self, binary: impl AsRef<Path>) -> Command {
         let mut command = Command::new(binary.as_ref());
         command
             .env_clear()
@@ -56,11 +58,12 @@ impl Place {
             .env("OPENCODE_DISABLE_LSP_DOWNLOAD", "1")
             .env("OPENCODE_STANDIN", &self.how)
             .env("OPENWORK_OPENCODE_BIN", &self.program)
+            .envs(self.env.iter().cloned())
             .current_dir(self.scratch.path());
         command
     }
 
-    fn host(&self, arguments: &[&str]) -> Command {
+    pub fn host(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(BINARY);
         command.arg("host").args(arguments);
         command
@@ -68,13 +71,13 @@ impl Place {
 
     /// Runs it to its end.
     #[track_caller]
-    fn run(&self, arguments: &[&str]) -> Ended {
+    pub fn run(&self, arguments: &[&str]) -> Ended {
         run(&mut self.host(arguments), secs(150))
     }
 
     /// Starts it, and waits for its document.
     #[track_caller]
-    fn start(&self, arguments: &[&str]) -> (Running, Value) {
+    pub fn start(&self, arguments: &[&str]) -> (Running, Value) {
         let all = [&["start", "--json", "--openwork-port=0", "--workspace=work"], arguments].concat();
         let mut command = self.host(&all);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -87,10 +90,10 @@ impl Place {
     }
 }
 
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     out: Arc<Printed>,
-    err: Arc<Printed>,
+    pub err: Arc<Printed>,
 }
 
 impl Drop for Running {
@@ -100,7 +103,7 @@ impl Drop for Running {
     }
 }
 
-fn client(url: &Value, token: &str) -> Client {
+pub fn client(url: &Value, token: &str) -> Client {
     let address = url.as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
     Client::new(address).with("Authorization", &format!("Bearer {token}"))
 }
@@ -325,7 +328,6 @@ fn mistakes_are_named() {
             vec!["start", "--sandbox=bogus"],
             "Invalid sandbox value: bogus. Use none|auto|docker|container|berth.",
         ),
-        (vec!["start", "--sandbox=docker", "--detach"], "docker is not supported by this version"),
         (vec!["start", "--sandbox-mount=/a:b"], "has no effect without a sandbox"),
         (vec!["start", "--opencode-host=0.0.0.0"], "--opencode-host: \"0.0.0.0\""),
         (vec!["start", "--remote-access", "--openwork-port=0"], "there are no tokens yet"),
@@ -539,6 +541,9 @@ fn auto_without_containers_is_an_error_that_lists_what_was_tried() {
     let ended = run(command.args(["--sandbox=auto", "--openwork-port=0"]), secs(60));
     assert!(ended.code == Some(2) && ended.stdout.is_empty(), "{ended:?}");
     assert!(ended.stderr.contains("--sandbox auto: no sandbox is available. Tried: berth ("), "{ended:?}");
+    for other in ["), docker (", "), container (Apple container backend is only supported on macOS)"] {
+        assert!(ended.stderr.contains(other), "{ended:?}");
+    }
 }
 
 #[test]
@@ -547,6 +552,6 @@ fn a_sandbox_gets_neither_the_root_nor_a_home() {
     for folder in ["/", "home"] {
         let workspace = format!("--workspace={folder}");
         let ended = place.run(&["--check", "--openwork-port=0", "--sandbox=berth", &workspace]);
-        assert!(ended.code == Some(1) && ended.stderr.contains("cannot be mounted"), "{folder}: {ended:?}");
+        assert!(ended.code == Some(2) && ended.stderr.contains("cannot be mounted"), "{folder}: {ended:?}");
     }
 }

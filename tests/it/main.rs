@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, unreachable_pub)]
 
 mod client;
+mod docker;
 mod events;
 mod fixture;
 mod golden;
@@ -52,7 +53,10 @@ mod exec_host;
 mod fair_shares;
 mod field_survey;
 mod gate_door;
+mod host_apple;
 mod host_command;
+mod host_docker;
+mod host_mounts;
 mod host_system;
 mod hostile_root;
 mod images;

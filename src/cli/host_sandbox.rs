@@ -1,0 +1,388 @@
+//! What OpenCode of `berth host` runs in: which container engine, and with which folders of the host. Everything that can be
+//! wrong with it is found before the server starts, for an agent that is thought to be in a sandbox must not run outside.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::doctor;
+use crate::base::{Code, Error, Result};
+use crate::config::{self, MountWish, SandboxChoice, SandboxWish};
+use crate::containers::probe::Status;
+use crate::host::engine::{
+    self, EngineCommand, EngineFacts, EngineKind, EngineMount, EnginePlan, SandboxNetwork, SandboxPull,
+    can_be_named, container_name,
+};
+use crate::host::{BerthSandbox, Plan, SandboxPlan};
+use crate::lifecycle::sandbox::{FOLDER, PROGRAM};
+use crate::proc::{Cgroups, Handle};
+use crate::server::{self, Settings};
+use crate::store::allowlist::{Allowlist, Grant, Mount, Opened, Refusal};
+
+/// What a container of berth's own is made from.
+const BERTH_IMAGE: &str = "debian-bookworm";
+/// The same for an engine, which has a name of its own for it.
+const ENGINE_IMAGE: &str = "debian:bookworm-slim";
+/// Variables with another program for `docker`, as OpenWork's orchestrator takes them.
+const DOCKER_BIN: [&str; 3] = ["OPENWORK_DOCKER_BIN", "OPENWRK_DOCKER_BIN", "DOCKER_BIN"];
+/// The same for Apple's program.
+const CONTAINER_BIN: &str = "BERTH_CONTAINER_BIN";
+
+/// What the command line and the machine make of a sandbox.
+pub(super) struct Chosen {
+    /// `none`, `berth`, `docker` or `container`.
+    pub(super) backend: &'static str,
+    /// The container's name in its engine.
+    pub(super) name: Option<String>,
+}
+
+/// Decides the sandbox, and notes it in the settings.
+///
+/// # Errors
+/// `Config` with what was tried, or with what is wrong about a folder.
+pub(super) fn choose(
+    wish: &SandboxWish,
+    settings: &mut Settings,
+    run_id: &str,
+    current_dir: &Path,
+) -> Result<Chosen> {
+    if wish.choice == SandboxChoice::None {
+        return Ok(Chosen { backend: "none", name: None });
+    }
+    let Some(plan) = settings.opencode.clone() else {
+        let problem = "has no effect: this host runs no OpenCode itself";
+        return Err(Error::config("--sandbox", problem));
+    };
+    let choice = Choice { wish, settings, plan: &plan, run_id, current_dir };
+    let (sandbox, backend) = match wish.choice {
+        SandboxChoice::Berth => (choice.berth()?, "berth"),
+        SandboxChoice::Docker => (choice.engine_only(EngineKind::Docker)?, "docker"),
+        SandboxChoice::Container => (choice.engine_only(EngineKind::Apple)?, "container"),
+        SandboxChoice::Auto | SandboxChoice::None => choice.auto()?,
+    };
+    let name = match &sandbox {
+        SandboxPlan::Engine(engine) => Some(engine.name.clone()),
+        SandboxPlan::Berth(_) => None,
+    };
+    let advertised = &mut settings.advertised;
+    advertised.sandbox_enabled = true;
+    // Clients know three words: none, docker and container.
+    advertised.sandbox_backend = if backend == "docker" { "docker" } else { "container" }.to_owned();
+    advertised.sandbox_engine = Some(if backend == "container" { "apple" } else { backend });
+    if let Some(plan) = &mut settings.opencode {
+        plan.memory_bytes = wish.memory_bytes.or(plan.memory_bytes);
+        plan.sandbox = Some(sandbox);
+    }
+    Ok(Chosen { backend, name })
+}
+
+/// What all backends are decided by.
+struct Choice<'a> {
+    wish: &'a SandboxWish,
+    settings: &'a Settings,
+    plan: &'a Plan,
+    run_id: &'a str,
+    current_dir: &'a Path,
+}
+
+impl Choice<'_> {
+    /// The first backend that works here. A mistake in a flag ends the search.
+    fn auto(&self) -> Result<(SandboxPlan, &'static str)> {
+        let mut tried = Vec::new();
+        let (report, _) = doctor::look(self.settings)?;
+        if report.ok && self.berth_takes().is_ok() {
+            return Ok((self.berth()?, "berth"));
+        }
+        let failed = report.checks.iter().filter(|check| check.status == Status::Fail);
+        let mut found: Vec<String> = failed.map(|check| check.found.clone()).collect();
+        found.extend(self.berth_takes().err().map(|error| error.message().to_owned()));
+        tried.push(format!("berth ({})", found.join("; ")));
+        for (kind, word) in [(EngineKind::Docker, "docker"), (EngineKind::Apple, "container")] {
+            match reach(kind).and_then(|found| self.engine(kind, Some(found))) {
+                Ok(plan) => return Ok((plan, word)),
+                Err(error) if error.code() == Code::Unavailable => {
+                    tried.push(format!("{word} ({})", error.message()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let problem = format!("no sandbox is available. Tried: {}", tried.join(", "));
+        Err(Error::config("--sandbox auto", problem))
+    }
+
+    /// Whether a container of berth's own can be what the flags ask for.
+    fn berth_takes(&self) -> Result<()> {
+        let private = |network: &SandboxNetwork| *network == SandboxNetwork::Private;
+        let flags = self.wish.given.iter().filter(|flag| {
+            let is_private = *flag == "--sandbox-network" && self.wish.network.as_ref().is_some_and(private);
+            !is_private && *flag != "--sandbox-any-workspace"
+        });
+        match flags.into_iter().next() {
+            Some(flag) => Err(Error::config(
+                flag,
+                "has no effect on --sandbox berth, whose containers have a private network, their own files and no registry",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn berth(&self) -> Result<SandboxPlan> {
+        self.berth_takes()?;
+        let allowlist = self.allowlist();
+        self.workspace(&allowlist)?;
+        let mut mounts = Vec::new();
+        for wish in &self.wish.mounts {
+            let (opened, read_only) = self.mount(&allowlist, wish)?;
+            let source = opened.real.to_string_lossy().into_owned();
+            mounts.push(Mount { source, target: target(wish), read_only });
+        }
+        Ok(SandboxPlan::Berth(BerthSandbox {
+            image: self.wish.image.clone().unwrap_or_else(|| BERTH_IMAGE.to_owned()),
+            mounts,
+            cpus: self.wish.cpus,
+            pids: self.wish.pids,
+            insist: self.wish.any_workspace,
+        }))
+    }
+
+    /// The engine that was named.
+    fn engine_only(&self, kind: EngineKind) -> Result<SandboxPlan> {
+        self.engine(kind, None).map_err(|error| match error.code() {
+            Code::Unavailable => Error::config(format!("--sandbox {kind}"), error.message()),
+            _ => error,
+        })
+    }
+
+    /// The plan for a container of an engine; `found` if the engine was asked already.
+    ///
+    /// # Errors
+    /// `Unavailable` if the engine cannot be reached or lacks the image, `Config` for everything else.
+    fn engine(&self, kind: EngineKind, found: Option<Found>) -> Result<SandboxPlan> {
+        if kind == EngineKind::Apple
+            && matches!(self.wish.network, Some(SandboxNetwork::None | SandboxNetwork::Host))
+        {
+            let problem = "Apple's containers have a private network only";
+            return Err(Error::config("--sandbox-network", problem));
+        }
+        let allowlist = self.allowlist();
+        let workspace = self.workspace(&allowlist)?;
+        let mut mounts = Vec::new();
+        for wish in &self.wish.mounts {
+            let (opened, read_only) = self.mount(&allowlist, wish)?;
+            if kind == EngineKind::Apple && !opened.real.is_dir() {
+                let problem =
+                    format!("{} is no folder, and Apple's containers mount folders only", wish.source);
+                return Err(Error::config(&wish.place, problem));
+            }
+            mounts.push(mounted(&opened, target(wish), read_only));
+        }
+        let program = self.granted(&allowlist, &self.plan.program, true)?;
+        let (command, facts) = found.map_or_else(|| reach(kind), Ok)?;
+        let cgroups = Cgroups::of(Handle::default());
+        let image = self.wish.image.clone().unwrap_or_else(|| ENGINE_IMAGE.to_owned());
+        let pull = self.wish.pull.unwrap_or(SandboxPull::Never);
+        if kind == EngineKind::Docker && pull == SandboxPull::Never {
+            command.image(&image, &cgroups).map_err(|error| {
+                let message = format!(
+                    "the engine has no image {image}; `docker pull {image}` or --sandbox-pull missing gets it ({})",
+                    error.message()
+                );
+                Error::new(Code::Unavailable, message)
+            })?;
+        }
+        let (uid, gid) = self.wish.user.map_or((workspace.stat.st_uid, None), |user| user);
+        let plan = EnginePlan {
+            command,
+            facts,
+            image,
+            pull,
+            name: container_name(self.run_id),
+            label: self.settings.data_dir.display().to_string(),
+            persist: self.persist(&workspace.real)?,
+            workspace: mounted(&workspace, FOLDER.to_owned(), false),
+            program: mounted(&program, PROGRAM.to_owned(), true),
+            mounts,
+            network: self.wish.network.unwrap_or(SandboxNetwork::Private),
+            memory_bytes: self.wish.memory_bytes.unwrap_or_else(|| self.plan.memory_limit(&cgroups)),
+            cpus: self.wish.cpus,
+            pids: self.wish.pids.or(cgroups.capacity().one_container().pids).unwrap_or_default(),
+            user: (uid, gid.unwrap_or(workspace.stat.st_gid)),
+        };
+        let sources = [&plan.workspace, &plan.program].into_iter().chain(&plan.mounts);
+        let paths = sources.map(|mount| &mount.source).chain([&plan.persist, &self.settings.data_dir]);
+        if let Some(path) = paths.into_iter().find(|path| !can_be_named(path)) {
+            let problem = "an engine cannot mount a path with a comma, a colon, a quotation mark or a control \
+                           character";
+            return Err(Error::config(path.display(), problem));
+        }
+        Ok(SandboxPlan::Engine(Box::new(plan)))
+    }
+
+    /// The allowlist, with what the person who starts the host has named as workspace and program.
+    fn allowlist(&self) -> Allowlist {
+        let grant = |path: &Path, writable, insist| Grant {
+            path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+            writable,
+            insist,
+        };
+        let granted = vec![
+            grant(&self.plan.folder, true, self.wish.any_workspace),
+            grant(&self.plan.program, false, true),
+        ];
+        Allowlist { granted, ..server::allowlist(self.settings) }
+    }
+
+    fn granted(&self, allowlist: &Allowlist, path: &Path, read_only: bool) -> Result<Opened> {
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let source = real.to_string_lossy().into_owned();
+        let mount = Mount { source, target: FOLDER.to_owned(), read_only };
+        let mut opened = allowlist.open(std::slice::from_ref(&mount))?;
+        opened.pop().ok_or_else(|| Error::internal("a mount was lost"))
+    }
+
+    fn workspace(&self, allowlist: &Allowlist) -> Result<Opened> {
+        self.granted(allowlist, &self.plan.folder, false).map_err(|error| {
+            let problem = format!("{}; --sandbox-any-workspace mounts it all the same", error.message());
+            Error::config("--workspace", problem)
+        })
+    }
+
+    /// Opens a further folder, if it is allowed, and whether it is for reading only. The sentences are those of OpenWork's
+    /// orchestrator.
+    fn mount(&self, allowlist: &Allowlist, wish: &MountWish) -> Result<(Opened, bool)> {
+        let look = |read_only| {
+            allowlist.look(&Mount { source: wish.source.clone(), target: target(wish), read_only })
+        };
+        let read_only = wish.read_only.unwrap_or(false);
+        let opened = match look(read_only) {
+            Err(Refusal::ReadOnly(root)) => {
+                let root = root.display();
+                eprintln!(
+                    "{}: {} is mounted for reading only, as is allowed for {root}",
+                    wish.place, wish.source
+                );
+                return look(true)
+                    .map(|opened| (opened, true))
+                    .map_err(|refusal| self.refused(allowlist, wish, refusal));
+            }
+            looked => looked.map_err(|refusal| self.refused(allowlist, wish, refusal))?,
+        };
+        Ok((opened, read_only))
+    }
+
+    fn refused(&self, allowlist: &Allowlist, wish: &MountWish, refusal: Refusal) -> Error {
+        let file = allowlist.path.display();
+        let problem = match refusal {
+            Refusal::NoFile(error) => {
+                format!(
+                    "Additional sandbox mounts are blocked. Create {file} to enable. ({})",
+                    error.message()
+                )
+            }
+            Refusal::Missing(why) => {
+                let expanded = match wish.source.strip_prefix('~') {
+                    Some(rest) => self.settings.home.join(rest.trim_start_matches('/')),
+                    None => PathBuf::from(&wish.source),
+                };
+                let expanded = expanded.display();
+                format!(
+                    "Sandbox mount host path does not exist: {} (expanded: {expanded}; {why})",
+                    wish.source
+                )
+            }
+            Refusal::Pattern(pattern, real) => {
+                format!("Sandbox mount rejected (blocked pattern {pattern:?}): {}", real.display())
+            }
+            Refusal::Outside(real, roots) => {
+                let roots: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+                let roots = roots.join(", ");
+                format!("Sandbox mount {} is not under any allowed root. Allowed: {roots}", real.display())
+            }
+            Refusal::ReadOnly(root) => {
+                format!("Sandbox mount rejected (for reading only): {}", root.display())
+            }
+            Refusal::Other(why, real) => format!("Sandbox mount rejected ({why}): {}", real.display()),
+        };
+        Error::config(&wish.place, problem)
+    }
+
+    /// The folder that keeps OpenCode's home: the one that was named, or one for this workspace.
+    fn persist(&self, workspace: &Path) -> Result<PathBuf> {
+        let folder = match &self.wish.persist_dir {
+            Some(folder) => self.current_dir.join(folder),
+            None => {
+                let name = crate::access::credentials::hash(&workspace.to_string_lossy());
+                self.settings.data_dir.join("sandbox").join(&name[..12])
+            }
+        };
+        let inside = |real: PathBuf| workspace.starts_with(&real) || real == self.settings.data_dir;
+        if folder.canonicalize().is_ok_and(inside) {
+            let problem = format!("{} contains the workspace or is the data folder", folder.display());
+            return Err(Error::config("--sandbox-persist-dir", problem));
+        }
+        Ok(folder)
+    }
+}
+
+fn target(wish: &MountWish) -> String {
+    format!("{}/{}", engine::EXTRA, wish.sub)
+}
+
+fn mounted(opened: &Opened, target: String, read_only: bool) -> EngineMount {
+    let identity = (opened.stat.st_dev, opened.stat.st_ino);
+    EngineMount { source: opened.real.clone(), target, read_only, identity }
+}
+
+/// An engine that answers.
+type Found = (EngineCommand, EngineFacts);
+
+/// Asks the engine what it is.
+fn reach(kind: EngineKind) -> Result<Found> {
+    let command = EngineCommand { kind, program: program(kind)?, env: environment() };
+    let facts = command.facts(&Cgroups::of(Handle::default()))?;
+    Ok((command, facts))
+}
+
+/// The engine's program: the one that is named, or the one in `PATH`.
+fn program(kind: EngineKind) -> Result<PathBuf> {
+    let none = |message: &str| Error::new(Code::Unavailable, message);
+    let text = |name: &str| config::process_env(name)?.into_string().ok().filter(|text| !text.is_empty());
+    let is_program = |path: &PathBuf| {
+        path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let path = text("PATH").unwrap_or_default();
+    let in_path = |name: &str| {
+        path.split(':')
+            .filter(|folder| folder.starts_with('/'))
+            .map(|folder| Path::new(folder).join(name))
+            .find(is_program)
+    };
+    match kind {
+        EngineKind::Docker => {
+            let named = DOCKER_BIN.iter().filter_map(|name| text(name)).map(PathBuf::from);
+            let named = named.filter(|path| path.is_absolute()).find(is_program);
+            named.or_else(|| in_path("docker")).ok_or_else(|| none("there is no program docker in PATH"))
+        }
+        EngineKind::Apple => match text(CONTAINER_BIN).map(PathBuf::from) {
+            Some(path) if path.is_absolute() && is_program(&path) => Ok(path),
+            Some(path) => Err(Error::config(
+                CONTAINER_BIN,
+                format!("{} is not the absolute path of a program", path.display()),
+            )),
+            None if cfg!(target_os = "macos") => {
+                in_path("container").ok_or_else(|| none("there is no program container in PATH"))
+            }
+            None => Err(none("Apple container backend is only supported on macOS")),
+        },
+    }
+}
+
+/// The variables that engines' programs look at.
+fn environment() -> Vec<(String, String)> {
+    let wanted = |name: &str| {
+        ["PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "SSH_AUTH_SOCK"].contains(&name)
+            || ["LC_", "XDG_", "DOCKER_", "CONTAINER_"].iter().any(|start| name.starts_with(start))
+            || ["_proxy", "_PROXY"].iter().any(|end| name.ends_with(end))
+    };
+    let names = config::process_names().into_iter().filter(|name| wanted(name));
+    names.filter_map(|name| Some((name.clone(), config::process_env(&name)?.into_string().ok()?))).collect()
+}

@@ -1,0 +1,201 @@
+//! Where OpenCode runs: on the host, in a container of berth's own, or in one of an engine. A start in any of them becomes
+//! the same: a process, its two streams, and a way to end it from other threads.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustix::process::Signal;
+
+use super::Plan;
+use super::engine::{EngineSandbox, HOME, RemoteControl};
+use super::output::is_exposed;
+use crate::base::{Code, Error, Result};
+use crate::lifecycle::sandbox::{FOLDER, PROGRAM, Sandbox};
+use crate::opencode::Managed;
+use crate::opencode::managed::ROUTED;
+use crate::proc::spawn::{PATH, dev_null, pipe};
+use crate::proc::{Cancel, Cgroups, Command, Limits, Process, Reach, Spec, Stdio, Whom, c_string};
+
+/// What OpenCode runs in.
+pub enum Enclosure {
+    /// A container of berth's own.
+    Berth(Sandbox),
+    /// A container of Docker's, or of another engine.
+    Engine(Box<EngineSandbox>),
+}
+
+/// A start of OpenCode.
+pub(super) struct Launched {
+    pub(super) process: Box<dyn Process>,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) ender: Ender,
+    /// Its number on this host, where the host sees it.
+    pub(super) pid: Option<i32>,
+}
+
+/// The way to end it from any thread.
+#[derive(Clone)]
+pub(super) enum Ender {
+    Here(Reach),
+    There(RemoteControl),
+}
+
+impl Ender {
+    /// Sends SIGTERM to it and everything that it started.
+    pub(super) fn terminate(&self) {
+        match self {
+            Ender::Here(reach) => reach.signal(Signal::TERM, Whom::All),
+            Ender::There(control) => control.terminate(),
+        }
+    }
+
+    /// Kills it and everything that it started.
+    pub(super) fn kill(&self) {
+        match self {
+            Ender::Here(reach) => reach.signal(Signal::KILL, Whom::All),
+            Ender::There(control) => control.kill(),
+        }
+    }
+}
+
+/// Starts OpenCode as the plan has it.
+pub(super) fn launch(
+    plan: &Plan,
+    managed: &Managed,
+    enclosure: Option<&Enclosure>,
+    cgroups: &Cgroups,
+    stop: &Cancel,
+) -> Result<Launched> {
+    let here = |process: Box<dyn Process>, stdout: OwnedFd, stderr: OwnedFd| {
+        let reach = process.reach().ok_or_else(|| Error::internal("a process that cannot be signalled"))?;
+        Ok(Launched { pid: Some(reach.pid), ender: Ender::Here(reach), process, stdout, stderr })
+    };
+    match enclosure {
+        None => {
+            let (stdio, stdout, stderr) = streams()?;
+            here(on_host(plan, managed, cgroups, stdio)?, stdout, stderr)
+        }
+        Some(Enclosure::Berth(sandbox)) => {
+            sandbox.prepare(stop)?;
+            let (stdio, stdout, stderr) = streams()?;
+            here(in_container(plan, managed, sandbox, stdio)?, stdout, stderr)
+        }
+        Some(Enclosure::Engine(sandbox)) => {
+            managed.set_route(sandbox.prepare(stop)?);
+            let ran = sandbox.launch(plan.arguments("127.0.0.1", "0"), env_inside(plan, managed, HOME))?;
+            let ender = Ender::There(ran.process.control());
+            let process = Box::new(ran.process);
+            Ok(Launched { process, stdout: ran.stdout, stderr: ran.stderr, ender, pid: ran.pid })
+        }
+    }
+}
+
+fn streams() -> Result<(Stdio, OwnedFd, OwnedFd)> {
+    let (stdout, stdout_child) = pipe()?;
+    let (stderr, stderr_child) = pipe()?;
+    Ok((Stdio { stdin: dev_null()?, stdout: stdout_child, stderr: stderr_child }, stdout, stderr))
+}
+
+fn credential(managed: &Managed) -> [(String, String); 2] {
+    let (username, password) = managed.credential();
+    [("OPENCODE_SERVER_USERNAME", username), ("OPENCODE_SERVER_PASSWORD", password)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+}
+
+/// In a group of its own.
+fn on_host(plan: &Plan, managed: &Managed, cgroups: &Cgroups, stdio: Stdio) -> Result<Box<dyn Process>> {
+    let path = format!("opencode/{}", managed.state().starts);
+    let limits = Limits { memory_bytes: managed.memory_bytes(), ..cgroups.capacity().one_container() };
+    let enforced = cgroups.enforcement();
+    let limits = Limits {
+        swap_bytes: limits.swap_bytes.filter(|_| enforced.swap_bytes.enforced),
+        pids: limits.pids.filter(|_| enforced.pids.enforced),
+        ..limits
+    };
+    let group = cgroups.group_within(&path, Some(&limits))?;
+    let child = Spec::bare(&plan.program, &plan.folder)
+        .args(plan.arguments("127.0.0.1", &plan.port.to_string()))
+        .envs(&plan.env)
+        .envs(&credential(managed))
+        .start(stdio, group)?;
+    Ok(Box::new(child))
+}
+
+/// In a container of berth's own, where the host's folders and programs do not exist.
+fn in_container(plan: &Plan, managed: &Managed, sandbox: &Sandbox, stdio: Stdio) -> Result<Box<dyn Process>> {
+    let text = |text: &str| c_string(text, Code::Internal, "argument");
+    let mut argv = vec![text(PROGRAM)?];
+    for word in plan.arguments("0.0.0.0", "0") {
+        argv.push(text(&word)?);
+    }
+    let mut env = Vec::new();
+    for (name, value) in env_inside(plan, managed, "/root") {
+        env.push(text(&format!("{name}={value}"))?);
+    }
+    let command = Command {
+        attempts: vec![argv],
+        env,
+        cwd: FOLDER.to_owned(),
+        limits: None,
+        tty: false,
+        user: None,
+        account: true,
+        patience: None,
+    };
+    sandbox.launch(&uuid::Uuid::new_v4().to_string(), &command, stdio)
+}
+
+/// Its environment where the host's folders do not exist.
+fn env_inside(plan: &Plan, managed: &Managed, home: &str) -> Vec<(String, String)> {
+    let user = if home == "/root" { "root" } else { "opencode" };
+    let own = [("HOME", home), ("USER", user), ("PATH", PATH)];
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let passed = plan.env.iter().filter(|(name, _)| !is_of_the_host(name)).cloned();
+    passed.chain(own).chain(credential(managed)).collect()
+}
+
+/// Variables that name things of the host.
+fn is_of_the_host(name: &str) -> bool {
+    ["HOME", "PATH", "USER", "LOGNAME", "SHELL", "TMPDIR"].contains(&name) || name.starts_with("XDG_")
+}
+
+/// The base URL of an address that OpenCode has printed, as it is called from here.
+pub(super) fn reached(enclosure: Option<&Enclosure>, said: SocketAddr) -> Result<String, String> {
+    match enclosure {
+        Some(Enclosure::Berth(sandbox)) => match sandbox.address() {
+            Ok(ip) => Ok(format!("http://{}", SocketAddr::new(ip, said.port()))),
+            Err(error) => Err(error.to_string()),
+        },
+        Some(Enclosure::Engine(_)) => Ok(format!("http://{ROUTED}:{}", said.port())),
+        None if is_exposed(said) => Err(format!("it listens on {said}, which other machines can reach")),
+        None => Ok(format!("http://{said}")),
+    }
+}
+
+impl Enclosure {
+    /// Readable once a container has ended that lives for OpenCode alone.
+    pub(super) fn lease(&self) -> Option<Arc<UnixStream>> {
+        match self {
+            Enclosure::Berth(_) => None,
+            Enclosure::Engine(sandbox) => sandbox.lease(),
+        }
+    }
+
+    /// Whether a user of the engine has ended the container.
+    pub(super) fn was_stopped(&self) -> bool {
+        match self {
+            Enclosure::Berth(_) => false,
+            Enclosure::Engine(sandbox) => sandbox.was_stopped(),
+        }
+    }
+
+    /// Ends the container, unless it outlives the server.
+    pub(super) fn end(&self) {
+        if let Enclosure::Engine(sandbox) = self {
+            sandbox.end();
+        }
+    }
+}

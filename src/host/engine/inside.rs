@@ -1,0 +1,311 @@
+//! `berth relay SOCKET`: the first process of a container that an engine such as Docker runs for OpenCode. It listens on a
+//! Unix socket in a mounted folder, starts OpenCode when the server says so, tells how it ended, and connects the server
+//! with the port on which OpenCode listens in here. The container needs no published port, and no network at all.
+//!
+//! **Invariant:** the container ends with the server: when the connection that holds its lease closes, this process ends,
+//! and with it, since it is the first one, everything in the container. Programs in here cannot end or trace it: it handles
+//! no signal, so the kernel drops those from inside (pid_namespaces(7)), and it is not dumpable (ptrace(2)).
+//!
+//! Threads: `reap` waits for ended processes; each connection has one, or two while it relays. Lock: the run, a leaf.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_dumpable_behavior, wait,
+};
+
+use super::wire::{DONE, Files, Hello, KILL, Over, Program, Started, TERMINATE, receive, send};
+use crate::base::thread::{lock, spawn};
+use crate::base::{At, Error, Result, limits};
+use crate::proc::spawn::{dev_null, expose_other_to_oom};
+use crate::proc::{Group, Process as _, Spec, Stdio};
+
+/// The server takes the lease at once; an engine that is slow to start others may need some time.
+const LEASE: Duration = Duration::from_secs(60);
+/// The connections at one time. The server keeps a few hundred at most.
+const CONNECTIONS: usize = 1024;
+/// How long a connection to a port in here may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long killed processes may take to go.
+const DYING: Duration = Duration::from_secs(2);
+
+/// What the connections share.
+struct Inside {
+    leased: AtomicBool,
+    connections: AtomicUsize,
+    outputs: Mutex<[Option<UnixStream>; 2]>,
+    run: Mutex<Option<Run>>,
+    changed: Condvar,
+}
+
+/// The program that runs, and how it ended.
+struct Run {
+    pid: i32,
+    status: Option<WaitStatus>,
+}
+
+/// Runs until the lease ends.
+pub fn main(words: &[String]) -> ExitCode {
+    match serve(words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berth relay: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(words: &[String]) -> Result<()> {
+    // What it ends is every process that it can see.
+    let [socket] = words else { return Err(Error::internal("this is for berth itself: berth relay SOCKET")) };
+    if getpid() != Pid::INIT {
+        return Err(Error::internal("it must be the first process of a container"));
+    }
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the relay")?;
+    let listener = UnixListener::bind(socket).at("listen on", socket)?;
+    let inside = Arc::new(Inside {
+        leased: AtomicBool::new(false),
+        connections: AtomicUsize::new(0),
+        outputs: Mutex::default(),
+        run: Mutex::new(None),
+        changed: Condvar::new(),
+    });
+    spawn("lease".into(), limits::STACK, {
+        let inside = inside.clone();
+        move || {
+            std::thread::sleep(LEASE);
+            if !inside.leased.load(Ordering::Acquire) {
+                std::process::exit(1);
+            }
+        }
+    })?
+    .detach();
+    spawn("reap".into(), limits::STACK, {
+        let inside = inside.clone();
+        move || inside.reap()
+    })?
+    .detach();
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            // Out of descriptors or memory, which the end of another connection gives back.
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        if inside.connections.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS {
+            inside.connections.fetch_sub(1, Ordering::AcqRel);
+            continue;
+        }
+        let shared = inside.clone();
+        let serving = spawn("relay".into(), limits::STACK, move || {
+            // A connection that breaks concerns its other end alone.
+            let _ = shared.answer(stream);
+            shared.connections.fetch_sub(1, Ordering::AcqRel);
+        });
+        match serving {
+            Ok(thread) => thread.detach(),
+            Err(_) => drop(inside.connections.fetch_sub(1, Ordering::AcqRel)),
+        }
+    }
+    Ok(())
+}
+
+impl Inside {
+    /// Waits for every process that has no other parent, and notes how the run ended.
+    fn reap(&self) {
+        loop {
+            match wait(WaitOptions::empty()) {
+                Ok(Some((pid, status))) => {
+                    // The lock is held from before the start until the number is known.
+                    if let Some(run) = lock(&self.run).as_mut().filter(|run| run.pid == pid.as_raw_pid()) {
+                        run.status = Some(status);
+                        self.changed.notify_all();
+                    }
+                }
+                // There is none at this moment.
+                Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
+        match receive(&mut stream)? {
+            Hello::Lease { look } => self.lease(stream, &look),
+            Hello::Output { error } => {
+                stream.write_all(&[DONE])?;
+                lock(&self.outputs)[usize::from(error)] = Some(stream);
+                Ok(())
+            }
+            Hello::Run(program) => self.run(stream, &program),
+            Hello::Connect { port } => connect(stream, port),
+        }
+    }
+
+    /// Holds the first lease until it ends, which is the end of everything.
+    fn lease(&self, mut stream: UnixStream, look: &[String]) -> io::Result<()> {
+        if self.leased.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let found = look.iter().map(|path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino())));
+        send(&mut stream, &Files { found: found.collect() })?;
+        while stream.read(&mut [0]).is_ok_and(|count| count > 0) {}
+        std::process::exit(0)
+    }
+
+    /// Starts a program and stays with it to its end.
+    fn run(&self, mut stream: UnixStream, program: &Program) -> io::Result<()> {
+        let before = oom_kills();
+        let started = self.start(program);
+        let child = match started {
+            Ok(child) => child,
+            Err(error) => return send(&mut stream, &Started::Failed { message: error.to_string() }),
+        };
+        let namespace = fs::metadata("/proc/self/ns/pid")?.ino();
+        send(&mut stream, &Started::Running { pid: child.pid(), namespace })?;
+        let over = self.watch(&mut stream, &child);
+        // Its MCP servers, and what else it has started, do not outlive it.
+        kill_all();
+        *lock(&self.run) = None;
+        send(&mut stream, &Over { oom: oom_kills() > before, ..over })
+    }
+
+    fn start(&self, program: &Program) -> Result<crate::proc::Child> {
+        let mut outputs = std::mem::take(&mut *lock(&self.outputs)).map(|stream| stream.map(OwnedFd::from));
+        let stdio = Stdio {
+            stdin: dev_null()?,
+            stdout: outputs[0].take().map_or_else(dev_null, Ok)?,
+            stderr: outputs[1].take().map_or_else(dev_null, Ok)?,
+        };
+        let spec = Spec::bare(&program.path, &program.cwd).args(program.args.clone()).envs(&program.env);
+        let mut run = lock(&self.run);
+        if run.is_some() {
+            return Err(Error::internal("another program runs in this container"));
+        }
+        let child = spec.start(stdio, Group::of_nobody())?;
+        *run = Some(Run { pid: child.pid(), status: None });
+        // Before this process, at the container's memory limit.
+        expose_other_to_oom(child.pid(), || true);
+        Ok(child)
+    }
+
+    /// Waits for the end of the run, and passes on signals until then.
+    fn watch(&self, stream: &mut UnixStream, child: &crate::proc::Child) -> Over {
+        let mut heard = true;
+        loop {
+            let done = PollFd::from_borrowed_fd(child.done_fd(), PollFlags::IN);
+            let from = PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN);
+            let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+            let mut fds = [done, from];
+            if poll(if heard { &mut fds } else { &mut fds[..1] }, None).is_err() {
+                continue;
+            }
+            if ready(&fds[0]) {
+                break;
+            }
+            if heard && ready(&fds[1]) {
+                let mut word = [0];
+                match stream.read(&mut word) {
+                    Ok(1) if word == [TERMINATE] => signal_all(Signal::TERM),
+                    Ok(1) if word == [KILL] => kill_all(),
+                    Ok(1) => {}
+                    Ok(_) | Err(_) => {
+                        kill_all();
+                        heard = false;
+                    }
+                }
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut run = lock(&self.run);
+        loop {
+            let status = run.as_ref().and_then(|run| run.status);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if status.is_some() || left.is_zero() {
+                let code = status.and_then(|status| status.exit_status());
+                let signal = status.and_then(|status| status.terminating_signal());
+                return Over { code, signal, oom: false };
+            }
+            run = self.changed.wait_timeout(run, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// All processes of the container but this one, whose number is 1.
+fn others() -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|number| *number > 1).filter_map(Pid::from_raw).collect()
+}
+
+fn signal_all(signal: Signal) {
+    for pid in others() {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Kills until none is left: one may be forked while others are killed.
+fn kill_all() {
+    let deadline = Instant::now() + DYING;
+    loop {
+        let all = others();
+        if all.is_empty() || Instant::now() >= deadline {
+            return;
+        }
+        for pid in all {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// How many processes the kernel has killed at the container's memory limit, as cgroup v2 or v1 tells.
+fn oom_kills() -> u64 {
+    let files = ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
+    let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Relays between the server and a port in here.
+fn connect(mut stream: UnixStream, port: u16) -> io::Result<()> {
+    let v4 = TcpStream::connect_timeout(&(std::net::Ipv4Addr::LOCALHOST, port).into(), PATIENCE);
+    let tcp =
+        v4.or_else(|_| TcpStream::connect_timeout(&(std::net::Ipv6Addr::LOCALHOST, port).into(), PATIENCE))?;
+    tcp.set_nodelay(true)?;
+    stream.write_all(&[DONE])?;
+    let (from_tcp, to_stream) = (tcp.try_clone()?, stream.try_clone()?);
+    let back = spawn("relay-back".into(), limits::STACK, move || {
+        pass(&from_tcp, &to_stream);
+        // Both directions: what the server still sends would reach nothing.
+        let _ = to_stream.shutdown(Shutdown::Both);
+    });
+    let back = back.map_err(|error| io::Error::other(error.to_string()))?;
+    pass(&stream, &tcp);
+    // The server ends a connection as a whole.
+    let _ = tcp.shutdown(Shutdown::Both);
+    drop(back);
+    Ok(())
+}
+
+/// Copies until one side ends.
+fn pass(mut from: impl Read, mut to: impl Write) {
+    let mut bytes = vec![0; limits::RELAY_BYTES];
+    loop {
+        match from.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(count) if to.write_all(&bytes[..count]).is_err() => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}

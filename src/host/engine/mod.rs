@@ -1,0 +1,440 @@
+//! OpenCode in a container of an engine: Docker's command line, which others offer as well, or Apple's. The server stays
+//! outside. The container runs one process of berth (`inside`), which starts OpenCode and connects the server with it over
+//! a Unix socket in a mounted folder; the engine publishes no port. In reading order: `arguments` (the container), `command`
+//! (the engine's program), `wire` (what is said over the socket), `inside`.
+//!
+//! **Invariant:** a container ends with the server that started it. The socket is opened before the first program of the
+//! container runs and is used by its descriptor from then on, so nothing in the container can put another one, or a link, in
+//! its place.
+//!
+//! Threads: the supervisor's, and for [`Route::connect`] any. Lock: the running container, a leaf.
+
+mod arguments;
+mod command;
+pub mod inside;
+mod record;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+pub use arguments::{
+    EXTRA, EngineMount, EnginePlan, HOME, SandboxNetwork, SandboxPull, can_be_named, container_name,
+};
+pub use command::{EngineCommand, EngineFacts, EngineKind};
+pub use record::{is_kept as is_left, sweep};
+
+use crate::base::thread::lock;
+use crate::base::{At, Code, Error, Result};
+use crate::lifecycle::sandbox::FOLDER;
+use crate::opencode::managed::Route;
+use crate::proc::spawn::open_dir;
+use crate::proc::{Cancel, Cgroups, Exit, Process, Reach, Usage};
+use crate::store::file;
+use arguments::SOCKET;
+use wire::{DONE, Files, Hello, KILL, Over, Program, Started, TERMINATE};
+
+/// How long a container may take to run berth's process, once the engine has started it.
+const READY: Duration = Duration::from_secs(60);
+/// How often the socket is looked for, and how often the engine is asked whether the container still runs.
+const LOOK: Duration = Duration::from_millis(10);
+const ASK: Duration = Duration::from_secs(2);
+/// How long berth's process in the container may take for an answer.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// The container of the server's OpenCode.
+pub struct EngineSandbox {
+    plan: EnginePlan,
+    cgroups: Cgroups,
+    /// Below the data folder: the folder of the socket, and what a later start must know.
+    folder: PathBuf,
+    /// berth's program, as it can be mounted.
+    own: PathBuf,
+    /// How long the start of a container may take, its image included.
+    start_timeout: Duration,
+    held: Mutex<Option<Held>>,
+}
+
+/// A container that runs.
+struct Held {
+    /// The container ends when this closes, and this closes when the container ends.
+    lease: Arc<UnixStream>,
+    door: Arc<Door>,
+}
+
+/// Its socket.
+struct Door(OwnedFd);
+
+/// A program that was started in it.
+pub(super) struct Ran {
+    pub(super) process: EngineProcess,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    /// Its number on the host, where the host sees it.
+    pub(super) pid: Option<i32>,
+}
+
+/// A program in the container, watched over its connection.
+pub(super) struct EngineProcess {
+    wire: RemoteControl,
+    read: Vec<u8>,
+    over: Option<Over>,
+}
+
+/// The way to end such a program from any thread.
+#[derive(Clone)]
+pub(in crate::host) struct RemoteControl(Arc<UnixStream>);
+
+impl EngineSandbox {
+    /// Nothing is started yet.
+    pub fn new(
+        plan: EnginePlan,
+        cgroups: Cgroups,
+        folder: PathBuf,
+        own: PathBuf,
+        start_timeout: Duration,
+    ) -> EngineSandbox {
+        EngineSandbox { plan, cgroups, folder, own, start_timeout, held: Mutex::new(None) }
+    }
+
+    /// Starts the container unless it runs; the way to ports in it.
+    ///
+    /// # Errors
+    /// What the engine said; `Cancelled`.
+    pub(super) fn prepare(&self, stop: &Cancel) -> Result<Arc<dyn Route>> {
+        if let Some(held) = lock(&self.held).as_ref() {
+            return Ok(held.door.clone());
+        }
+        let door = self.folders()?;
+        self.clear()?;
+        record::keep(&self.folder, &self.plan)?;
+        let words = self.plan.words(&self.own, &door);
+        if let Err(error) = self.plan.command.call(&words, &self.cgroups, self.start_timeout, stop) {
+            record::forget(&self.folder);
+            return Err(self.explain(error));
+        }
+        let held = self.take_lease(&door, stop).inspect_err(|_| self.remove())?;
+        let route = held.door.clone();
+        *lock(&self.held) = Some(held);
+        Ok(route)
+    }
+
+    /// The folders that are mounted: that of the socket is new for each container.
+    fn folders(&self) -> Result<PathBuf> {
+        let door = self.folder.join("door");
+        if door.symlink_metadata().is_ok() {
+            crate::store::tree::remove_tree(&self.folder, "door")?;
+        }
+        if let Some(folder) = self.own.parent().filter(|_| self.plan.command.kind == EngineKind::Apple) {
+            // The folder itself is mounted, and the container's user must find the program in it. Other users of this
+            // machine cannot get as far as the folder.
+            rustix::fs::chmod(folder, Mode::from_raw_mode(0o711)).at("open to the sandbox's user", folder)?;
+        }
+        for folder in [&door, &self.plan.persist] {
+            file::create_dir_private(folder)?;
+            let (user, group) = self.plan.user;
+            let (user, group) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(group));
+            let owned = open_dir(folder)?;
+            let stat = fstat(&owned).at("look at", folder)?;
+            if stat.st_uid != user.as_raw() || stat.st_gid != group.as_raw() {
+                rustix::fs::chown(folder, Some(user), Some(group))
+                    .at("give to the sandbox's user", folder)?;
+            }
+        }
+        Ok(door)
+    }
+
+    /// Removes containers of this data folder: a server that was killed has left them, or the start of one failed.
+    fn clear(&self) -> Result<()> {
+        match self.plan.command.kind {
+            EngineKind::Docker => {
+                let left = self.plan.command.labelled(&self.plan.label(), &self.cgroups)?;
+                self.plan.command.remove(&left, &self.cgroups)
+            }
+            EngineKind::Apple => Ok(()),
+        }
+    }
+
+    fn explain(&self, error: Error) -> Error {
+        let said = error.message();
+        let image = &self.plan.image;
+        if said.contains("No such image") || said.contains("image not known") {
+            let message = format!(
+                "The engine has no image {image}; `docker pull {image}` or --sandbox-pull missing gets it"
+            );
+            return Error::new(Code::Unavailable, message);
+        }
+        if said.contains("is already in use by container") {
+            let message = format!(
+                "There is another container named {}, which berth did not start; give this host another --run-id",
+                self.plan.name
+            );
+            return Error::new(Code::Unavailable, message);
+        }
+        error
+    }
+
+    /// Waits for berth's process in the container, and compares what was mounted with what was checked.
+    fn take_lease(&self, folder: &std::path::Path, stop: &Cancel) -> Result<Held> {
+        let (begun, mut asked) = (Instant::now(), Instant::now());
+        let at = open_dir(folder)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let socket = loop {
+            match openat(&at, SOCKET, flags, Mode::empty()) {
+                Ok(socket) => break socket,
+                Err(_) if stop.is_cancelled() => {
+                    return Err(Error::new(Code::Cancelled, "The server is going down"));
+                }
+                Err(_) => {}
+            }
+            let ended = asked.elapsed() >= ASK && {
+                asked = Instant::now();
+                self.plan.command.kind == EngineKind::Docker
+                    && self
+                        .plan
+                        .command
+                        .labelled(&self.plan.label(), &self.cgroups)
+                        .is_ok_and(|all| all.is_empty())
+            };
+            if ended || begun.elapsed() >= READY {
+                let name = &self.plan.name;
+                return Err(Error::new(
+                    Code::Unavailable,
+                    format!(
+                        "The container {name} does not run berth's program; --sandbox-image may be of another kind of machine"
+                    ),
+                ));
+            }
+            std::thread::sleep(LOOK);
+        };
+        let stat = fstat(&socket).at("look at", SOCKET)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Err(Error::internal("the container made no socket"));
+        }
+        let door = Arc::new(Door(socket));
+        let mut lease = door.open().at("connect to", "the container")?;
+        let checked: BTreeMap<&str, (u64, u64)> = self.checked().collect();
+        let look = checked.keys().map(|path| (*path).to_owned()).collect();
+        let files: Files = ask(&mut lease, &Hello::Lease { look }).at("ask", "the container")?;
+        for ((target, identity), found) in checked.iter().zip(files.found) {
+            if found != Some(*identity) {
+                let message = format!(
+                    "{target} in the container is not what was checked: its source was replaced, or the engine has other files"
+                );
+                return Err(Error::new(Code::MountNotAllowed, message));
+            }
+        }
+        lease.set_read_timeout(None).at("prepare", "the container's socket")?;
+        Ok(Held { lease: Arc::new(lease), door })
+    }
+
+    /// What must be the same file inside. A virtual machine numbers its files anew.
+    fn checked(&self) -> impl Iterator<Item = (&str, (u64, u64))> {
+        let all = [&self.plan.workspace, &self.plan.program].into_iter().chain(&self.plan.mounts);
+        let all = all.filter(|_| self.plan.command.kind == EngineKind::Docker);
+        all.map(|mount| (mount.target.as_str(), mount.identity))
+    }
+
+    /// Starts OpenCode in it.
+    ///
+    /// # Errors
+    /// When the container has ended, or cannot start the program.
+    pub(super) fn launch(&self, args: Vec<String>, env: Vec<(String, String)>) -> Result<Ran> {
+        let door = lock(&self.held).as_ref().map(|held| held.door.clone());
+        let door = door.ok_or_else(|| Error::internal("The sandbox's container does not run"))?;
+        let path = self.plan.program_inside();
+        let program = Program { path, args, env, cwd: FOLDER.to_owned() };
+        let start = || {
+            let (stdout, stderr) = (door.output(false)?, door.output(true)?);
+            let mut control = door.open()?;
+            let started: Started = ask(&mut control, &Hello::Run(program))?;
+            control.set_nonblocking(true)?;
+            Ok((stdout, stderr, control, started))
+        };
+        let started: io::Result<_> = start();
+        let (stdout, stderr, control, started) = started.at("start OpenCode in", "the container")?;
+        match started {
+            Started::Failed { message } => Err(Error::new(Code::SpawnFailed, message)),
+            Started::Running { pid, namespace } => {
+                let process =
+                    EngineProcess { wire: RemoteControl(Arc::new(control)), read: Vec::new(), over: None };
+                let (stdout, stderr) = (stdout.into(), stderr.into());
+                Ok(Ran { process, stdout, stderr, pid: pid_outside(pid, namespace) })
+            }
+        }
+    }
+
+    /// Readable once the container has ended.
+    pub(super) fn lease(&self) -> Option<Arc<UnixStream>> {
+        lock(&self.held).as_ref().map(|held| held.lease.clone())
+    }
+
+    /// Whether the container has ended, and nobody but a user of its engine has ended it. One whose engine does not answer
+    /// has ended with the engine, and is started again.
+    pub(super) fn was_stopped(&self) -> bool {
+        let ended = |held: &Held| {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut fds = [PollFd::new(&*held.lease, PollFlags::IN)];
+            poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        };
+        {
+            let mut held = lock(&self.held);
+            if !held.as_ref().is_some_and(ended) {
+                return false;
+            }
+            *held = None;
+        }
+        self.plan.command.facts(&self.cgroups).is_ok()
+    }
+
+    /// Ends the container and everything in it.
+    pub(super) fn end(&self) {
+        *lock(&self.held) = None;
+        self.remove();
+    }
+
+    fn remove(&self) {
+        let command = &self.plan.command;
+        let removed = match command.kind {
+            EngineKind::Docker => self.clear(),
+            // Without a record the name is another one's.
+            EngineKind::Apple if record::is_kept(&self.folder) => {
+                command.stop(&self.plan.name, &self.cgroups)
+            }
+            EngineKind::Apple => Ok(()),
+        };
+        match removed {
+            Ok(()) => record::forget(&self.folder),
+            Err(error) => log::warn!("The container {} may be left: {error}", self.plan.name),
+        }
+    }
+}
+
+impl Door {
+    /// A new connection. The path of a socket in a data folder may be longer than an address can be; this one is short,
+    /// and leads to the very socket that was opened.
+    fn open(&self) -> io::Result<UnixStream> {
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        Ok(stream)
+    }
+
+    fn output(&self, error: bool) -> io::Result<UnixStream> {
+        let mut stream = self.open()?;
+        wire::send(&mut stream, &Hello::Output { error })?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        if answer == [DONE] { Ok(stream) } else { Err(io::Error::other("it is not understood")) }
+    }
+}
+
+impl Route for Door {
+    fn connect(&self, port: u16) -> io::Result<UnixStream> {
+        // A full backlog of a container that is paused must not hold up the caller.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()))?;
+        rustix::net::connect(&socket, &address)?;
+        let mut stream = UnixStream::from(socket);
+        wire::send(&mut stream, &Hello::Connect { port })?;
+        Ok(stream)
+    }
+
+    fn is_connected(&self, answer: u8) -> bool {
+        answer == DONE
+    }
+}
+
+fn ask<T: serde::de::DeserializeOwned>(stream: &mut UnixStream, hello: &Hello) -> io::Result<T> {
+    wire::send(stream, hello)?;
+    wire::receive(stream)
+}
+
+/// The number on this host of a process that is `pid` in the PID namespace with this inode.
+fn pid_outside(pid: i32, namespace: u64) -> Option<i32> {
+    let name = format!("pid:[{namespace}]");
+    let numbers = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    numbers.find(|number| {
+        let same = std::fs::read_link(format!("/proc/{number}/ns/pid"))
+            .is_ok_and(|link| link.as_os_str() == name.as_str());
+        same && {
+            let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            ids.and_then(|ids| ids.split_whitespace().next_back()?.parse().ok()) == Some(pid)
+        }
+    })
+}
+
+impl EngineProcess {
+    pub(super) fn control(&self) -> RemoteControl {
+        self.wire.clone()
+    }
+}
+
+impl RemoteControl {
+    pub(super) fn terminate(&self) {
+        let _ = (&*self.0).write_all(&[TERMINATE]);
+    }
+
+    pub(super) fn kill(&self) {
+        let _ = (&*self.0).write_all(&[KILL]);
+    }
+}
+
+impl Process for EngineProcess {
+    fn done_fd(&self) -> BorrowedFd<'_> {
+        self.wire.0.as_fd()
+    }
+
+    fn try_exit(&mut self) -> Result<Option<Exit>> {
+        let mut bytes = [0; 4096];
+        loop {
+            match wire::take(&mut self.read) {
+                Ok(Some(over)) => self.over = Some(over),
+                Ok(None) => {}
+                Err(error) => return Err(Error::internal("the container's answer").because(error)),
+            }
+            match self.over {
+                Some(Over { code: Some(code), .. }) => return Ok(Some(Exit::Code(code))),
+                Some(Over { signal, .. }) => return Ok(Some(Exit::Signal(signal.unwrap_or(libc::SIGKILL)))),
+                None => {}
+            }
+            match (&*self.wire.0).read(&mut bytes) {
+                Ok(0) => return Err(Error::internal("its container ended")),
+                Ok(count) => self.read.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(Error::internal("its container ended")),
+            }
+        }
+    }
+
+    fn terminate(&mut self) {
+        self.wire.terminate();
+    }
+
+    fn kill(&mut self) {
+        self.wire.kill();
+    }
+
+    /// Nothing on this host is certain to be it.
+    fn reach(&self) -> Option<Reach> {
+        None
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { oom_killed: self.over.map(|over| over.oom), ..Usage::default() }
+    }
+}

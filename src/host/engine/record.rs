@@ -1,0 +1,83 @@
+//! What a server notes of its container before it starts it, so that the next one removes what a killed server has left,
+//! whatever that next one's own sandbox is. Usually nothing is left: a container ends with its server.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::arguments::{EXTRA_NAME, EnginePlan};
+use super::command::{EngineCommand, EngineKind};
+use crate::base::{Error, Result};
+use crate::proc::Cgroups;
+use crate::store::file;
+
+/// In the folder `host` of the data folder.
+const FILE: &str = "sandbox.json";
+const FILE_BYTES: u64 = 1 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    apple: bool,
+    program: PathBuf,
+    env: Vec<(String, String)>,
+    name: String,
+    label: String,
+    /// The mount point in the workspace that the engine makes, and that goes with the container.
+    extra: Option<PathBuf>,
+}
+
+/// Writes it.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(super) fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
+    let extra = plan.workspace.source.join(EXTRA_NAME);
+    let before = read(folder).and_then(|record| record.extra).filter(|before| *before == extra);
+    let is_new = || (!plan.mounts.is_empty() && extra.symlink_metadata().is_err()).then(|| extra.clone());
+    let record = Record {
+        apple: plan.command.kind == EngineKind::Apple,
+        program: plan.command.program.clone(),
+        env: plan.command.env.clone(),
+        name: plan.name.clone(),
+        label: plan.label(),
+        extra: before.or_else(is_new),
+    };
+    let text = serde_json::to_vec(&record).map_err(|error| Error::internal(FILE).because(error))?;
+    file::replace(&folder.join(FILE), &text, 0o600)
+}
+
+fn read(folder: &Path) -> Option<Record> {
+    let bytes = file::read_optional(&folder.join(FILE), FILE_BYTES).ok().flatten()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Whether a container may be left.
+pub fn is_kept(folder: &Path) -> bool {
+    folder.join(FILE).exists()
+}
+
+/// Removes it: nothing is left.
+pub(super) fn forget(folder: &Path) {
+    if let Some(extra) = read(folder).and_then(|record| record.extra) {
+        // Only if nothing has been put there meanwhile.
+        let _ = std::fs::remove_dir(extra);
+    }
+    let _ = std::fs::remove_file(folder.join(FILE));
+}
+
+/// Removes the container of a server that was killed.
+pub fn sweep(folder: &Path, cgroups: &Cgroups) {
+    let Some(record) = read(folder) else { return forget(folder) };
+    let kind = if record.apple { EngineKind::Apple } else { EngineKind::Docker };
+    let command = EngineCommand { kind, program: record.program, env: record.env };
+    let removed = match kind {
+        EngineKind::Docker => {
+            command.labelled(&record.label, cgroups).and_then(|left| command.remove(&left, cgroups))
+        }
+        EngineKind::Apple => command.stop(&record.name, cgroups),
+    };
+    match removed {
+        Ok(()) => forget(folder),
+        Err(error) => log::warn!("The container {} of an earlier start may be left: {error}", record.name),
+    }
+}

@@ -1,0 +1,184 @@
+//! A Docker engine of the tests' own: Debian's packages, unpacked into `it-docker` in the target folder and not installed,
+//! in namespaces that end with it. All tests that run at the same time share one.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, Weak};
+
+use rustix::process::Signal;
+
+use crate::procs::{self, secs, wait_for};
+use crate::scratch::Scratch;
+use crate::server::{Ended, Printed, run};
+
+/// The image that berth uses unless another one is named.
+pub const IMAGE: &str = "debian:bookworm-slim";
+
+/// What a shell in the image finds.
+const PROGRAMS: [&str; 17] = [
+    "sh", "bash", "cat", "cp", "chmod", "env", "id", "ls", "mkdir", "mv", "rm", "setsid", "sleep", "stat",
+    "touch", "uname", "ln",
+];
+
+/// A running engine.
+pub struct Docker {
+    scratch: Scratch,
+    daemon: Child,
+    log: Arc<Printed>,
+    programs: PathBuf,
+}
+
+impl Docker {
+    /// The engine that other tests use at this moment, or a new one with the image.
+    pub fn shared() -> Arc<Docker> {
+        static SHARED: Mutex<Weak<Docker>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(docker) = shared.upgrade() {
+            return docker;
+        }
+        let docker = Arc::new(Docker::start());
+        *shared = Arc::downgrade(&docker);
+        docker
+    }
+
+    fn start() -> Docker {
+        let programs = unpacked();
+        let scratch = Scratch::new();
+        let at = scratch.path().to_str().unwrap().to_owned();
+        let script = "mount -t tmpfs -o mode=711 it-docker $AT/data && ip link set lo up && exec dockerd \
+            --data-root $AT/data --exec-root $AT/exec --pidfile $AT/pid --host unix://$AT/sock --iptables=false \
+            --ip6tables=false --ip-forward=false --ip-masq=false --storage-driver overlay2 \
+            --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /it-docker";
+        scratch.folder("data");
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child"]);
+        command
+            .args(["--mount-proc", "sh", "-c", script])
+            .env("AT", &at)
+            .env("LD_LIBRARY_PATH", libraries(&programs));
+        command
+            .env("PATH", path_of(&programs))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut daemon = command.spawn().expect("util-linux");
+        let log = Printed::follow(daemon.stderr.take().unwrap());
+        let docker = Docker { scratch, daemon, log, programs };
+        wait_for(&format!("dockerd: {}", docker.log.text()), secs(60), || {
+            (docker.ask(&["version"]).code == Some(0)).then_some(())
+        });
+        let root = root(&docker.scratch);
+        let mut import = docker.command("sh");
+        import.args(["-c", "tar -C \"$1\" -c . | docker import - \"$2\"", "sh"]).arg(root).arg(IMAGE);
+        let imported = run(&mut import, secs(120));
+        assert_eq!(imported.code, Some(0), "{imported:?}{}", docker.log.text());
+        docker
+    }
+
+    /// The program `docker`.
+    pub fn program(&self) -> PathBuf {
+        self.programs.join("usr/bin/docker")
+    }
+
+    /// For `DOCKER_HOST`.
+    pub fn host(&self) -> String {
+        format!("unix://{}/sock", self.scratch.path().display())
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("DOCKER_HOST", self.host()).env("PATH", path_of(&self.programs));
+        command.env("HOME", self.scratch.path());
+        command
+    }
+
+    /// Runs `docker` to its end.
+    pub fn ask(&self, words: &[&str]) -> Ended {
+        run(self.command(self.program().to_str().unwrap()).args(words), secs(60))
+    }
+
+    /// The names of all its containers.
+    pub fn containers(&self) -> Vec<String> {
+        let told = self.ask(&["ps", "--all", "--format", "{{.Names}}"]);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        told.stdout.lines().map(str::to_owned).collect()
+    }
+
+    /// What it shows of a container.
+    #[track_caller]
+    pub fn inspect(&self, name: &str) -> serde_json::Value {
+        let told = self.ask(&["inspect", name]);
+        assert_eq!(told.code, Some(0), "{told:?}");
+        serde_json::from_str::<serde_json::Value>(&told.stdout).unwrap()[0].take()
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        // The daemon is the first process of its namespace: whatever it leaves ends with it.
+        let child = procs::all().into_iter().find(|pid| procs::parent(*pid) == Some(self.daemon.id()));
+        if let Some(child) = child {
+            procs::signal(child, Signal::TERM);
+            let deadline = std::time::Instant::now() + secs(15);
+            while procs::alive(child) && std::time::Instant::now() < deadline {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn path_of(programs: &Path) -> String {
+    let (bin, sbin) = (programs.join("usr/bin"), programs.join("usr/sbin"));
+    format!("{}:{}:{}", bin.display(), sbin.display(), std::env::var("PATH").unwrap())
+}
+
+/// Where libraries are that this machine may not have.
+fn libraries(programs: &Path) -> String {
+    let folders = ["usr/lib", "lib"].map(|lib| programs.join(lib));
+    let found = folders.iter().filter_map(|lib| fs::read_dir(lib).ok()).flatten().flatten();
+    let found: Vec<String> = found.map(|entry| entry.path().display().to_string()).collect();
+    found.join(":")
+}
+
+/// The engine's programs, downloaded once.
+fn unpacked() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let programs = target.join("it-docker");
+    if programs.join("usr/sbin/dockerd").exists() {
+        return programs;
+    }
+    let scratch = Scratch::new();
+    let script = "set -e; cd \"$1\"; apt-get -qq download docker.io containerd runc libdevmapper1.02.1 libseccomp2 tini; \
+        for package in *.deb; do dpkg-deb -x \"$package\" root; done";
+    let ended = run(Command::new("sh").args(["-c", script, "sh"]).arg(scratch.path()), secs(300));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // Another run of the tests may have been quicker.
+    let _ = fs::rename(scratch.path().join("root"), &programs);
+    assert!(programs.join("usr/sbin/dockerd").exists(), "{ended:?}");
+    programs
+}
+
+/// A small root of this machine's own programs: a download of one would take longer than all that is done with it.
+fn root(scratch: &Scratch) -> PathBuf {
+    let root = scratch.folder("root");
+    for folder in ["usr/bin", "etc", "tmp", "proc", "sys", "dev", "root"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\n").unwrap();
+    std::os::unix::fs::symlink("usr/bin", root.join("bin")).unwrap();
+    let script = "set -e; cd \"$0\"; for name in \"$@\"; do from=$(command -v $name); cp -L $from usr/bin/; \
+        ldd $from | grep -o '/[^ ]*' | sort -u; done | sort -u | while read library; do \
+        mkdir -p .$(dirname $library); cp -Ln $library .$library; done; \
+        for name in libpthread.so.0 libdl.so.2 libm.so.6 librt.so.1; do \
+        from=$(ldconfig -p | grep -o \"/.*/$name$\" | head -1); test -z $from || \
+        { mkdir -p .$(dirname $from); cp -Ln $from .$from; }; done";
+    let ended = run(Command::new("sh").args(["-c", script]).arg(&root).args(PROGRAMS), secs(60));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    root
+}

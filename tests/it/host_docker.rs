@@ -1,0 +1,231 @@
+//! `berth host --sandbox docker`, with Debian's own engine and the real OpenCode.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::sync::Arc;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::docker::{Docker, IMAGE};
+use crate::host_command::{Place, Running, client};
+use crate::opencode_serve::program;
+use crate::procs::{self, alive, naming, secs, wait_for};
+use crate::server::{BINARY, run};
+
+/// The owner of the workspace, who has no name on this machine.
+const OWNER: u32 = 12345;
+
+fn place(docker: &Docker, version: &str) -> Place {
+    let mut place = Place::new(&program(version));
+    place.env = vec![
+        ("OPENWORK_DOCKER_BIN".into(), docker.program().to_str().unwrap().into()),
+        ("DOCKER_HOST".into(), docker.host()),
+    ];
+    chown(place.scratch.folder("work"), Some(OWNER), Some(OWNER)).unwrap();
+    place
+}
+
+fn started(place: &Place, arguments: &[&str]) -> (Running, Value) {
+    place.start(&[&["--sandbox=docker", "--approval=auto"], arguments].concat())
+}
+
+fn state(owner: &crate::client::Client) -> Value {
+    owner.get(200, "/status")["opencode"].clone()
+}
+
+fn pid(state: &Value) -> u32 {
+    u32::try_from(state["pid"].as_u64().unwrap_or_else(|| panic!("{state}"))).unwrap()
+}
+
+/// Neither a container nor a process of this place is left.
+#[track_caller]
+fn nothing_is_left(place: &Place, docker: &Docker, name: &str) {
+    let scratch = place.scratch.path().to_str().unwrap();
+    wait_for("the end of all processes", secs(10), || naming(scratch).is_empty().then_some(()));
+    wait_for("the end of the container", secs(20), || {
+        (!docker.containers().iter().any(|one| one == name)).then_some(())
+    });
+}
+
+#[test]
+fn a_real_opencode_works_in_a_locked_container_without_a_port() {
+    let docker = Docker::shared();
+    let place = place(&docker, "opencode-new");
+    let (mut running, document) =
+        started(&place, &["--run-id=it/locked", "--sandbox-cpus=1.5", "--sandbox-memory=1073741824"]);
+    let name = "openwork-orchestrator-it-locked";
+    assert_eq!(document["sandbox"], json!({"backend": "docker", "name": name}), "{document}");
+    let url = &document["openwork"]["baseUrl"];
+    let owner = client(url, document["openwork"]["hostToken"].as_str().unwrap());
+    let shown = owner.get(200, "/capabilities")["sandbox"].clone();
+    assert_eq!(shown, json!({"enabled": true, "backend": "docker", "engine": "docker"}));
+
+    // The engine's word for each lock.
+    let inspected = docker.inspect(name);
+    let host = &inspected["HostConfig"];
+    assert_eq!(inspected["NetworkSettings"]["Ports"], json!({}), "{inspected}");
+    assert!(host["PortBindings"] == json!({}) && host["PublishAllPorts"] == false, "{host}");
+    assert_eq!((&host["CapDrop"], &host["Privileged"]), (&json!(["ALL"]), &json!(false)));
+    assert_eq!(
+        (&host["SecurityOpt"], &host["ReadonlyRootfs"]),
+        (&json!(["no-new-privileges"]), &json!(true))
+    );
+    assert_eq!((&host["Memory"], &host["MemorySwap"]), (&json!(1 << 30), &json!(1 << 30)));
+    assert!(host["PidsLimit"].as_u64().unwrap() >= 64 && host["NanoCpus"] == 1_500_000_000u64, "{host}");
+    assert_eq!(inspected["Config"]["User"], format!("{OWNER}:{OWNER}"));
+    assert_eq!(inspected["Config"]["Labels"]["berth.host"], place.data().to_str().unwrap());
+
+    // The kernel's word.
+    let first = state(&owner);
+    let opencode = pid(&first);
+    assert_eq!(procs::uids(opencode), [OWNER; 4]);
+    assert_eq!(procs::status(opencode, "CapBnd").unwrap(), "0000000000000000");
+    assert_eq!(procs::status(opencode, "NoNewPrivs").unwrap(), "1");
+
+    // No secret is where others can read it: arguments, the engine's records, the environment of berth's own process.
+    let environment =
+        String::from_utf8_lossy(&fs::read(format!("/proc/{opencode}/environ")).unwrap()).into_owned();
+    let (_, password) = environment.split_once("OPENCODE_SERVER_PASSWORD=").unwrap();
+    let password = password.split('\0').next().unwrap();
+    for token in ["token", "hostToken"] {
+        let token = document["openwork"][token].as_str().unwrap();
+        assert!(!environment.contains(token) && !inspected.to_string().contains(token));
+    }
+    assert!(environment.contains("HOME=/persist") && !environment.contains("BERTH_"), "{environment}");
+    assert!(!inspected.to_string().contains(password) && !running.err.text().contains(password));
+    assert!(procs::all().iter().all(|pid| !procs::arguments(*pid).join(" ").contains(password)));
+
+    // Its shell: what it is, and what it cannot do.
+    let mount = format!("/w/{}/opencode", document["workspaceId"].as_str().unwrap());
+    let session = owner.post(200, &format!("{mount}/session"), json!({}));
+    let command = "{ id -u; pwd; (echo > /x) 2>&1 | grep -o 'Read-only' ; kill -TERM 1; kill -KILL 1; \
+                   ls /proc/1/fd 2>/dev/null; ls -a /run/berth; (cat /proc/1/environ) 2>/dev/null; } > seen 2>/dev/null; true";
+    let body =
+        json!({"agent": "build", "command": command, "model": {"providerID": "none", "modelID": "none"}});
+    owner.call("POST", &format!("{mount}/session/{}/shell", session["id"].as_str().unwrap()), Some(&body));
+    let work = place.scratch.path().join("work");
+    let seen = wait_for("the shell to have written", secs(60), || {
+        fs::read_to_string(work.join("seen")).ok().filter(|text| text.contains("opencode.sock"))
+    });
+    assert!(seen.starts_with(&format!("{OWNER}\n/workspace\n")), "{seen}");
+    assert_eq!(fs::metadata(work.join("seen")).unwrap().uid(), OWNER);
+    let mut left: Vec<_> = fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["seen"], "berth writes nothing into the workspace");
+
+    // OpenCode is killed, and comes back in the same container.
+    procs::kill(opencode);
+    let second = wait_for("another start", secs(60), || {
+        Some(state(&owner)).filter(|state| state["state"] == "running" && state["starts"] == 2)
+    });
+    assert!(second["lastEnd"].as_str().unwrap().starts_with("signal 9"), "{second}");
+    assert_eq!(docker.inspect(name)["Id"], inspected["Id"]);
+    owner.get(200, &format!("{mount}/session/{}", session["id"].as_str().unwrap()));
+
+    // A stop through the engine is the desktop's way to end the host.
+    let last = pid(&second);
+    let stopped = docker.ask(&["stop", name]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    let status = wait_for("the end of the host", secs(20), || running.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0), "{}", running.err.text());
+    assert!(!alive(last));
+    nothing_is_left(&place, &docker, name);
+}
+
+/// `auto` takes Docker where berth's own containers cannot be.
+#[test]
+fn checks_are_ok_with_the_older_version_and_without_a_network() {
+    let docker = Docker::shared();
+    let place = place(&docker, "opencode-old");
+    let mut command = place.command("setpriv");
+    // Root that may mount nothing.
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", BINARY, "host", "start", "--check"]);
+    command.args(["--check-events", "--openwork-port=0", "--workspace=work", "--sandbox=auto"]);
+    let ended = run(command.args(["--sandbox-network=none", "--run-id=it-check"]), secs(150));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Checks: ok\n"), "{ended:?}");
+    for step in
+        ["health", "workspaces", "config", "approvals", "proxy.health", "proxy.session", "proxy.events"]
+    {
+        assert!(ended.stderr.contains(&format!("\nok {step} ")), "{step}: {ended:?}");
+    }
+    assert_eq!(fs::read_dir(place.scratch.path().join("work")).unwrap().count(), 0);
+    nothing_is_left(&place, &docker, "openwork-orchestrator-it-check");
+}
+
+#[test]
+fn a_killed_host_leaves_no_container_and_a_stranger_of_its_name_stays() {
+    let docker = Docker::shared();
+    let place = place(&docker, "opencode-new");
+    let (running, document) = started(&place, &["--run-id=it-killed"]);
+    let name = document["sandbox"]["name"].as_str().unwrap().to_owned();
+    let owner = client(&document["openwork"]["baseUrl"], document["openwork"]["hostToken"].as_str().unwrap());
+    let opencode = pid(&state(&owner));
+    procs::signal(running.child.id(), Signal::KILL);
+    wait_for("the end of OpenCode", secs(10), || (!alive(opencode)).then_some(()));
+    drop(running);
+    nothing_is_left(&place, &docker, &name);
+
+    // What even that could not end, and what is not berth's.
+    let label = format!("berth.host={}", place.data().display());
+    let old = docker.ask(&["run", "-d", "--label", &label, "--name", "it-old", IMAGE, "sleep", "1000"]);
+    assert_eq!(old.code, Some(0), "{old:?}");
+    let stranger = docker.ask(&["run", "-d", "--name", &name, IMAGE, "sleep", "1000"]);
+    assert_eq!(stranger.code, Some(0), "{stranger:?}");
+    let arguments =
+        ["--check", "--openwork-port=0", "--workspace=work", "--sandbox=docker", "--run-id=it-killed"];
+    let ended = place.run(&arguments);
+    assert!(ended.code == Some(1) && ended.stderr.contains("another --run-id"), "{ended:?}");
+    let left = docker.containers();
+    assert!(left.contains(&name) && !left.iter().any(|one| one == "it-old"), "{left:?}");
+    docker.ask(&["rm", "-f", &name]);
+}
+
+#[test]
+fn what_an_engine_lacks_is_said_before_the_start() {
+    let docker = Docker::shared();
+    let place = place(&docker, "opencode-new");
+    let refused = |arguments: &[&str], wanted: &str| {
+        let all = [&["--openwork-port=0", "--workspace=work"], arguments].concat();
+        let ended = place.run(&all);
+        assert!(
+            ended.code == Some(2) && ended.stdout.is_empty() && ended.stderr.contains(wanted),
+            "{ended:?}"
+        );
+    };
+    refused(
+        &["--sandbox=docker", "--sandbox-image=none/such:1"],
+        "the engine has no image none/such:1; `docker pull",
+    );
+    assert!(docker.ask(&["image", "inspect", "none/such:1"]).code != Some(0), "nothing is pulled");
+    let mut place = Place::new(&program("opencode-new"));
+    place.env = vec![
+        ("OPENWORK_DOCKER_BIN".into(), docker.program().to_str().unwrap().into()),
+        ("DOCKER_HOST".into(), "unix:///nowhere/sock".into()),
+    ];
+    let ended = place.run(&["--openwork-port=0", "--workspace=work", "--sandbox=docker"]);
+    assert!(
+        ended.code == Some(2) && ended.stderr.contains("--sandbox docker: `docker version` failed"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn folders_of_the_allowlist_are_mounted_without_a_trace_in_the_workspace() {
+    let docker: Arc<Docker> = Docker::shared();
+    let place = place(&docker, "opencode-new");
+    let extra = place.scratch.folder("shared/data");
+    fs::write(extra.join("file"), "shared").unwrap();
+    let list = json!({"allowedRoots": [{"path": place.scratch.path().join("shared")}]});
+    place.scratch.file("home/.config/openwork/sandbox-mount-allowlist.json", list.to_string());
+    let mount = format!("--sandbox-mount={}:one/two", extra.display());
+    let (running, document) = started(&place, &[&mount, "--run-id=it-extra"]);
+    let name = document["sandbox"]["name"].as_str().unwrap();
+    let told = docker.ask(&["exec", name, "sh", "-c", "cat extra/one/two/file; touch extra/one/two/x"]);
+    assert!(told.code == Some(1) && told.stdout == "shared" && told.stderr.contains("Read-only"), "{told:?}");
+    assert!(running.err.text().contains("is mounted for reading only"), "{}", running.err.text());
+    drop(running);
+    let left: Vec<_> = fs::read_dir(place.scratch.path().join("work")).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+    nothing_is_left(&place, &docker, name);
+}
