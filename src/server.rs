@@ -303,6 +303,7 @@ pub fn run_with(
         opencode::supervise(plan, managed, &ctx, cgroups, folders, Box::new(signals.stopper()?))
     });
     let opencode = opencode.transpose()?;
+    let stopping = Cancel::new()?;
     let told = up.map(|up| {
         let workspaces = lifecycle.registry().openwork_list();
         let workspace_id = workspaces.first().map(|first| first.openwork_id.clone()).unwrap_or_default();
@@ -312,6 +313,7 @@ pub fn run_with(
             host_token: ctx.credentials.host_token().to_owned(),
             managed,
             workspace_id,
+            stopping: stopping.clone(),
             stop: signals.by_hand.try_clone().at("duplicate", "a socket")?,
         };
         crate::base::thread::spawn("up".into(), limits::STACK, move || up(now))
@@ -319,6 +321,7 @@ pub fn run_with(
     let told = told.transpose()?;
 
     signals.wait()?;
+    stopping.cancel();
     manager.stopping(settings.drain + STOPPING);
     log::info!("Stopping; a second signal stops at once");
     signals.exit_on_next(opencode.as_ref().map(Supervised::killer));

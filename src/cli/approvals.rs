@@ -76,7 +76,7 @@ fn show(client: &Client, id: &str) -> Result<ExitCode> {
 }
 
 /// One question with everything that its row in the list has: a line, and indented lines below it.
-fn question(item: &Value) -> String {
+pub(super) fn question(item: &Value) -> String {
     let mut text = line(item);
     let word = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
     let (asker, request) = (&item["asker"], &item["request"]);

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::host_check::Checks;
 use super::host_state::{HostState, data_dir};
-use super::{host_detach, host_sandbox, serve, status};
+use super::screen::{self, Screen, Shown};
+use super::{client, host_detach, host_sandbox, serve, status};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, logging};
 use crate::config::{self, HostArgs, Parsed, Resolved, Style};
@@ -73,6 +74,7 @@ fn parsed(words: &[String], style: Style) -> Result<Result<HostArgs, ExitCode>> 
 struct Announcement {
     args: HostArgs,
     resolved: Facts,
+    screen: Option<Arc<Screen>>,
     outcome: Arc<Mutex<ExitCode>>,
 }
 
@@ -114,7 +116,11 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     if args.detach && !args.detached {
         return host_detach::run(&args, &resolved.settings.data_dir, &current_dir);
     }
-    let output = log_output(&args, &current_dir)?;
+    let screen = screen::is_wanted(&args)?.then(|| Arc::new(Screen::default()));
+    let mut output = log_output(&args, &current_dir)?;
+    if let Some(screen) = &screen {
+        output = screen.log(output);
+    }
     let Resolved { mut settings, log_format, verbose, run_id, .. } = resolved;
     logging::init(log_format, verbose, run_id.clone(), output);
     for name in &args.skipped {
@@ -144,12 +150,16 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     };
     let outcome = Arc::new(Mutex::new(ExitCode::SUCCESS));
     let data_dir = settings.data_dir.clone();
-    let announcement = Announcement { args, resolved: facts, outcome: outcome.clone() };
+    let announcement =
+        Announcement { args, resolved: facts, screen: screen.clone(), outcome: outcome.clone() };
     let ran = server::run_with(
         settings,
         &serve::service_manager(),
         Some(Box::new(move |up| announcement.run(&up))),
     );
+    if let Some(screen) = screen {
+        screen.end();
+    }
     HostState::forget(&data_dir);
     ran?;
     Ok(*lock(&outcome))
@@ -171,6 +181,11 @@ impl Announcement {
         if let Err(error) = state.and_then(|state| state.keep(&self.resolved.data_dir)) {
             log::error!("`berth host stop` and `status` will not find this host: {error}");
         }
+        if let Some(screen) = &self.screen {
+            if let Err(error) = self.shown(up).and_then(|shown| screen.begin(shown)) {
+                log::error!("There is no screen: {error}");
+            }
+        }
         let deadline = Instant::now() + self.resolved.start_timeout + MARGIN;
         let ready = up.managed.as_ref().map_or(Ok(()), |managed| managed.wait(deadline));
         if ready.as_ref().is_err_and(|error| error.code() == Code::ShuttingDown) {
@@ -191,6 +206,9 @@ impl Announcement {
             *lock(&self.outcome) = if good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
             return up.stop();
         }
+        if self.screen.as_ref().is_some_and(|screen| screen.has_begun()) {
+            return;
+        }
         if let Some(reason) = &reason {
             eprintln!("OpenCode does not answer: {}", logging::one_line(reason));
         }
@@ -203,13 +221,34 @@ impl Announcement {
         }
     }
 
+    /// What the screen needs.
+    fn shown(&self, up: &Up) -> Result<Shown> {
+        let mut client = client::at(&up.address, &self.args.serve)?;
+        client.plan.host_token = Some(up.host_token.clone());
+        Ok(Shown {
+            workspace: self.resolved.workspace.clone(),
+            address: self.public(&up.address),
+            sandbox: self.resolved.sandbox,
+            opencode_url: up.managed.as_ref().map(|_| self.opencode_url(up)),
+            managed: up.managed.clone(),
+            tokens: vec![("Owner", up.host_token.clone()), ("Client", up.client_token.clone())],
+            client,
+            stopping: up.stopping.clone(),
+        })
+    }
+
+    /// A URL of ours with the host that clients use.
+    fn public(&self, url: &str) -> String {
+        self.args.connect_host.as_ref().map_or_else(|| url.to_owned(), |host| with_host(url, host))
+    }
+
+    fn opencode_url(&self, up: &Up) -> String {
+        format!("{}/w/{}/opencode", self.public(&up.address), up.workspace_id)
+    }
+
     /// What `--json` prints: the document of OpenWork's orchestrator.
     fn document(&self, up: &Up) -> Value {
         let Facts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
-        let shown = |url: &str| match &self.args.connect_host {
-            Some(host) => with_host(url, host),
-            None => url.to_owned(),
-        };
         let (host, port) = host_and_port(&up.address);
         let mut opencode = json!({});
         if let Some(managed) = &up.managed {
@@ -220,7 +259,7 @@ impl Announcement {
                 opencode["bindHost"] = json!("127.0.0.1");
                 opencode["port"] = json!(host_and_port(url).1);
             }
-            opencode["connectUrl"] = json!(format!("{}/w/{}/opencode", shown(&up.address), up.workspace_id));
+            opencode["connectUrl"] = json!(self.opencode_url(up));
             let (username, password) = managed.credential();
             opencode["username"] = json!(username);
             if managed.password_is_shared() {
@@ -250,7 +289,7 @@ impl Announcement {
             "opencode": opencode,
             "openwork": {
                 "baseUrl": up.address,
-                "connectUrl": shown(&up.address),
+                "connectUrl": self.public(&up.address),
                 "host": host,
                 "port": port,
                 "token": up.client_token,

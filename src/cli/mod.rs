@@ -19,6 +19,7 @@ pub mod install;
 pub mod link;
 mod manual;
 pub mod restore;
+mod screen;
 pub mod serve;
 pub mod setup;
 pub mod status;

@@ -34,6 +34,8 @@ pub struct HostArgs {
     pub detach: bool,
     /// This is the process in the background.
     pub detached: bool,
+    /// Whether there is a screen, if the command line says so.
+    pub tui: Option<bool>,
     /// The host in URLs that are shown.
     pub connect_host: Option<String>,
     /// Stands in every log line.
@@ -101,8 +103,8 @@ const FLAGS: &[(&str, Is)] = &[
     ("--sandbox-any-workspace", Switch),
     ("--opencode-host", Value),
     ("--opencode-auth", Switch),
-    // Of the orchestrator: where it takes its programs from, and its screen.
-    ("--tui", Nothing),
+    ("--tui", Switch),
+    // Of the orchestrator: where it takes its programs from.
     ("--color", Nothing),
     ("--allow-external", Nothing),
     ("--openwork-server-bin", Nothing),
@@ -116,7 +118,7 @@ const FLAGS: &[(&str, Is)] = &[
 ];
 
 /// The flags that [`FLAGS`] has and that people use, for the help text.
-pub const HOST_FLAGS: [&str; 29] = [
+pub const HOST_FLAGS: [&str; 30] = [
     "--openwork-host",
     "--openwork-port",
     "--openwork-token",
@@ -126,6 +128,7 @@ pub const HOST_FLAGS: [&str; 29] = [
     "--check",
     "--check-events",
     "--detach",
+    "--tui",
     "--connect-host",
     "--run-id",
     "--log-file",
@@ -245,6 +248,7 @@ impl HostArgs {
             "--detach" => self.detach = on,
             "--detached" => self.detached = on,
             "--sandbox-any-workspace" => self.sandbox.any_workspace = on,
+            "--tui" => self.tui = Some(on),
             "--remote-access" if on => serve.push("--host=0.0.0.0".to_owned()),
             // Its password stays: whoever reaches its port could run commands.
             "--opencode-auth" if !on => self.skipped.push("--no-opencode-auth".to_owned()),

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crate::opencode::Managed;
+use crate::proc::Cancel;
 
 /// A server that takes requests, for the command that started it.
 pub struct Up {
@@ -17,6 +18,8 @@ pub struct Up {
     pub managed: Option<Arc<Managed>>,
     /// The id of the first workspace.
     pub workspace_id: String,
+    /// Cancelled once the server has begun to stop.
+    pub stopping: Cancel,
     pub(super) stop: UnixStream,
 }
 

@@ -57,6 +57,7 @@ mod host_apple;
 mod host_command;
 mod host_docker;
 mod host_mounts;
+mod host_screen;
 mod host_system;
 mod hostile_root;
 mod images;

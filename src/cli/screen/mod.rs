@@ -1,0 +1,284 @@
+//! The screen of `berth host` on a terminal: services, URLs, the log, and approvals that can be answered with a key.
+//! A client of its own server, so that an answer given here goes the same way as any other.
+//!
+//! Threads: `screen` draws and reads keys; `screen-calls` speaks to the server, so that a slow answer does not hold up
+//! keys. Locks: `view` and `log`, each a leaf. Before the screen begins and after its end, log lines go to standard error.
+
+mod page;
+mod terminal;
+
+use std::collections::VecDeque;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use rustix::process::{Signal, getpid, kill_process};
+use serde_json::{Value, json};
+
+use self::page::{Details, View, id, page};
+use self::terminal::{Input, Key, Terminal};
+use super::approvals;
+use super::client::Client;
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{Error, Result, limits, logging};
+use crate::config::HostArgs;
+use crate::opencode::Managed;
+use crate::proc::Cancel;
+
+/// Lines of the log that are kept for the screen.
+const LOG_LINES: usize = 1000;
+/// How often the approvals are asked for, and the screen is drawn.
+const TICK: Duration = Duration::from_millis(400);
+/// An approval can be answered after it has been visible for so long: a key that was meant for something else must not
+/// allow it.
+const VISIBLE: Duration = Duration::from_millis(500);
+
+/// Whether there is to be a screen: when people look at a terminal, and nothing else is asked for.
+///
+/// # Errors
+/// When it is asked for and cannot be.
+pub(super) fn is_wanted(args: &HostArgs) -> Result<bool> {
+    let terminals = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    let quiet = args.json || args.check || args.detach || args.detached;
+    if args.tui == Some(true) && (!terminals || quiet) {
+        let problem =
+            "needs a terminal as standard input and output, and none of --json, --check and --detach";
+        return Err(Error::config("--tui", problem));
+    }
+    Ok(args.tui.unwrap_or(!dumb) && terminals && !quiet)
+}
+
+/// What the screen shows of a host that has started.
+pub(super) struct Shown {
+    pub(super) workspace: String,
+    pub(super) address: String,
+    pub(super) sandbox: &'static str,
+    pub(super) opencode_url: Option<String>,
+    pub(super) managed: Option<Arc<Managed>>,
+    pub(super) tokens: Vec<(&'static str, String)>,
+    pub(super) client: Client,
+    /// The server stops: the terminal is given back at once, since a second signal ends the process.
+    pub(super) stopping: Cancel,
+}
+
+/// A screen, from before the server's start to after its end.
+#[derive(Default)]
+pub(super) struct Screen {
+    shared: Arc<Shared>,
+    threads: Mutex<Option<(Cancel, [JoinOnDrop; 2])>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The last lines of the log, and whether the screen shows them.
+    log: Mutex<(VecDeque<String>, bool)>,
+    view: Mutex<View>,
+}
+
+/// What the server is asked for a key.
+enum Call {
+    Reply(String, bool),
+    Show(String),
+}
+
+impl Screen {
+    /// Takes the log lines, besides where they go already.
+    pub(super) fn log(&self, also: logging::Output) -> logging::Output {
+        let shared = self.shared.clone();
+        logging::Output::Other(Box::new(move |line: &[u8]| {
+            if let logging::Output::Other(also) = &also {
+                also(line);
+            }
+            let mut log = lock(&shared.log);
+            if !log.1 && matches!(also, logging::Output::Stderr) {
+                let _ = std::io::stderr().write_all(line);
+            }
+            if log.0.len() == LOG_LINES {
+                log.0.pop_front();
+            }
+            log.0.push_back(String::from_utf8_lossy(line).into_owned());
+        }))
+    }
+
+    /// Shows the host from now on. Without a terminal nothing is shown.
+    ///
+    /// # Errors
+    /// When the machine has no room for a thread.
+    pub(super) fn begin(&self, shown: Shown) -> Result<()> {
+        let Ok(terminal) = Terminal::enter() else { return Ok(()) };
+        lock(&self.shared.log).1 = true;
+        let (calls, asked) = unbounded();
+        let stopping = shown.stopping.clone();
+        let shown = Arc::new(shown);
+        let (shared, host) = (self.shared.clone(), shown.clone());
+        let calling =
+            spawn("screen-calls".into(), limits::STACK, move || answer_calls(&shared, &host, &asked))?;
+        let shared = self.shared.clone();
+        let drawing =
+            spawn("screen".into(), limits::STACK, move || draw(&shared, &shown, &terminal, &calls))?;
+        *lock(&self.threads) = Some((stopping, [drawing, calling]));
+        Ok(())
+    }
+
+    /// Whether it shows, or has shown, the host.
+    pub(super) fn has_begun(&self) -> bool {
+        lock(&self.threads).is_some()
+    }
+
+    /// Gives the terminal back.
+    pub(super) fn end(&self) {
+        if let Some((stopping, threads)) = lock(&self.threads).take() {
+            stopping.cancel();
+            drop(threads);
+        }
+    }
+}
+
+/// Until the screen ends: keeps the view up to date, and asks what a key is for.
+fn answer_calls(shared: &Shared, shown: &Shown, asked: &Receiver<Call>) {
+    loop {
+        refresh(shared, shown);
+        match asked.recv_timeout(TICK) {
+            Ok(Call::Reply(id, allow)) => {
+                let reply = json!({ "reply": if allow { "allow" } else { "deny" } });
+                let answer = shown.client.call("POST", &format!("/approvals/{id}"), Some(&reply));
+                lock(&shared.view).message = match answer {
+                    Ok(_) if allow => "Allowed.".to_owned(),
+                    Ok(_) => "Denied.".to_owned(),
+                    Err(error) => error.message().to_owned(),
+                };
+            }
+            Ok(Call::Show(id)) => {
+                let answer = shown.client.call("GET", &format!("/approvals/{id}"), None);
+                let mut view = lock(&shared.view);
+                match answer {
+                    Ok(approval) => {
+                        let text = approvals::question(&approval);
+                        let lines = text.lines().map(str::to_owned).collect();
+                        view.details = Some(Details { id, lines, top: 0 });
+                    }
+                    Err(error) => view.message = error.message().to_owned(),
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if shown.stopping.is_cancelled() {
+            return;
+        }
+    }
+}
+
+fn refresh(shared: &Shared, shown: &Shown) {
+    let answer = shown.client.call("GET", "/approvals", None);
+    let mut services = vec![("Server", shown.address.clone()), ("Sandbox", shown.sandbox.to_owned())];
+    if let Some(managed) = &shown.managed {
+        let state = managed.state();
+        let version = state.version.map(|version| format!(" {version}")).unwrap_or_default();
+        let reason = state.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        services.push(("OpenCode", format!("{}{version}{reason}", state.phase.as_str())));
+    }
+    services.extend(shown.opencode_url.clone().map(|url| ("", url)));
+    let mut view = lock(&shared.view);
+    view.services = services;
+    match answer {
+        Ok(mut answer) => {
+            let items = answer["items"].take();
+            view.approvals = if let Value::Array(items) = items { items } else { Vec::new() };
+        }
+        Err(error) if shown.stopping.is_cancelled() => drop(error),
+        Err(error) => view.message = error.message().to_owned(),
+    }
+    let is_there = |id: &str, view: &View| view.approvals.iter().any(|one| page::id(one) == id);
+    if !view.chosen.as_deref().is_some_and(|id| is_there(id, &view)) {
+        view.chosen = view.approvals.first().map(|one| id(one).to_owned());
+    }
+    if view.details.as_ref().is_some_and(|details| !is_there(&details.id, &view)) {
+        view.details = None;
+    }
+}
+
+/// Until the screen ends: draws the view, and takes keys.
+fn draw(shared: &Shared, shown: &Shown, terminal: &Terminal, calls: &Sender<Call>) {
+    lock(&shared.view).workspace.clone_from(&shown.workspace);
+    let mut drawn = (Vec::new(), 0, 0);
+    // Which approval keys are for, and since when it has been visible.
+    let mut visible: (Option<String>, Instant) = (None, Instant::now());
+    loop {
+        let (columns, rows) = Terminal::size();
+        let lines = {
+            let mut view = lock(&shared.view);
+            view.log = lock(&shared.log).0.iter().rev().take(rows).rev().cloned().collect();
+            let target =
+                view.details.as_ref().map(|details| details.id.clone()).or_else(|| view.chosen.clone());
+            if visible.0 != target {
+                visible = (target, Instant::now());
+            }
+            page(&view, rows)
+        };
+        let next = (lines, columns, rows);
+        if next != drawn && terminal.show(&next.0).is_err() {
+            break;
+        }
+        drawn = next;
+        match terminal.read(TICK, &shown.stopping) {
+            Input::Nothing => {}
+            Input::End => break,
+            Input::Keys(keys) => keys.iter().for_each(|key| take(shared, shown, *key, &visible, calls)),
+        }
+    }
+    lock(&shared.log).1 = false;
+}
+
+/// One key.
+fn take(shared: &Shared, shown: &Shown, key: Key, visible: &(Option<String>, Instant), calls: &Sender<Call>) {
+    let mut view = lock(&shared.view);
+    view.message.clear();
+    if view.stopping {
+        view.stopping = false;
+        if key == Key::Char('y') {
+            "Stopping".clone_into(&mut view.message);
+            // As Ctrl-C does.
+            let _ = kill_process(getpid(), Signal::INT);
+        }
+        return;
+    }
+    let target = view.details.as_ref().map(|details| details.id.clone()).or_else(|| view.chosen.clone());
+    let rows = Terminal::size().1;
+    let step = match key {
+        Key::Up => -1,
+        Key::Down => 1,
+        Key::PageUp => -(rows as isize / 2),
+        Key::PageDown => rows as isize / 2,
+        _ => 0,
+    };
+    match (key, target) {
+        (Key::Char('a' | 'A' | 'd' | 'D'), Some(id)) => {
+            if visible.0.as_ref() == Some(&id) && visible.1.elapsed() >= VISIBLE {
+                let _ = calls.send(Call::Reply(id, matches!(key, Key::Char('a' | 'A'))));
+            } else {
+                "This approval has just come; look at it first.".clone_into(&mut view.message);
+            }
+        }
+        (Key::Enter, Some(id)) if view.details.is_none() => drop(calls.send(Call::Show(id))),
+        (Key::Escape | Key::Char('q'), _) if view.details.is_some() => view.details = None,
+        (Key::Char('q' | 'Q'), _) => view.stopping = true,
+        (Key::Char('t' | 'T'), _) => {
+            view.tokens = if view.tokens.is_none() { Some(shown.tokens.clone()) } else { None };
+        }
+        (Key::Up | Key::Down | Key::PageUp | Key::PageDown, _) => {
+            if let Some(details) = &mut view.details {
+                let last = details.lines.len().saturating_sub(1);
+                details.top = details.top.saturating_add_signed(step).min(last);
+            } else {
+                let at = view.approvals.iter().position(|one| Some(id(one)) == view.chosen.as_deref());
+                let last = view.approvals.len().saturating_sub(1);
+                let next = at.unwrap_or(0).saturating_add_signed(step).min(last);
+                view.chosen = view.approvals.get(next).map(|one| id(one).to_owned());
+            }
+        }
+        _ => {}
+    }
+}

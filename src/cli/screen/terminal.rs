@@ -1,0 +1,169 @@
+//! The terminal that a screen is drawn on: raw input, the alternate screen, and both as they were once this is dropped.
+//! Knows nothing of what is shown. One thread.
+//!
+//! Signals of the keyboard stay on (termios(3), ISIG): Ctrl-C stops the host as it does without a screen.
+
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::termios::{
+    InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
+};
+
+use crate::proc::Cancel;
+
+/// Alternate screen, no cursor, no wrapping of long lines (xterm's control sequences, DEC private modes 1049, 25 and 7).
+const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
+/// The opposite.
+const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
+/// `_POSIX_VDISABLE`: no character has this effect.
+const NO_CHARACTER: u8 = 0;
+
+/// A key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Up,
+    Down,
+    PageUp,
+    PageDown,
+    Enter,
+    Escape,
+    Char(char),
+}
+
+/// What came first.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Some keys; none for those that mean nothing here.
+    Keys(Vec<Key>),
+    /// Nothing for that long.
+    Nothing,
+    /// The terminal has gone, or the screen ends.
+    End,
+}
+
+/// The terminal of standard input and output.
+pub(super) struct Terminal {
+    before: Termios,
+}
+
+impl Terminal {
+    /// Takes it over.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub(super) fn enter() -> io::Result<Terminal> {
+        let before = tcgetattr(io::stdin())?;
+        let mut raw = before.clone();
+        raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+        // Ctrl-S would stop the screen, Ctrl-Z the server.
+        raw.input_modes.remove(InputModes::IXON);
+        raw.special_codes[SpecialCodeIndex::VSUSP] = NO_CHARACTER;
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+        let terminal = Terminal { before };
+        terminal.write(ENTER)?;
+        Ok(terminal)
+    }
+
+    /// Columns and rows.
+    pub(super) fn size() -> (usize, usize) {
+        let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+        size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)))
+    }
+
+    /// Shows these lines and nothing else.
+    ///
+    /// # Errors
+    /// When the terminal has gone.
+    pub(super) fn show(&self, lines: &[String]) -> io::Result<()> {
+        // Home; each line with the rest of its row erased; then all rows below.
+        let body = lines.iter().map(|line| format!("{line}\x1b[0m\x1b[K")).collect::<Vec<_>>().join("\r\n");
+        self.write(&format!("\x1b[H{body}\x1b[J"))
+    }
+
+    /// Waits for keys.
+    pub(super) fn read(&self, patience: Duration, end: &Cancel) -> Input {
+        let stdin = io::stdin();
+        let mut fds =
+            [PollFd::new(&stdin, PollFlags::IN), PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)];
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => return Input::Nothing,
+            Ok(_) => {}
+            Err(_) => return Input::End,
+        }
+        if !fds[1].revents().is_empty() {
+            return Input::End;
+        }
+        let mut bytes = [0; 256];
+        match rustix::io::read(&stdin, &mut bytes) {
+            Ok(0) => Input::End,
+            Ok(count) => Input::Keys(keys(&bytes[..count])),
+            Err(Errno::INTR | Errno::AGAIN) => Input::Nothing,
+            Err(_) => Input::End,
+        }
+    }
+
+    #[allow(clippy::unused_self)]
+    fn write(&self, text: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.write(LEAVE);
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// The keys in what was read at once. A terminal sends a key's sequence in one piece, so an escape that stands alone is
+/// the key of that name.
+fn keys(bytes: &[u8]) -> Vec<Key> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut rest = text.as_ref();
+    let mut keys = Vec::new();
+    while let Some(first) = rest.chars().next() {
+        let sequence = rest.strip_prefix("\x1b[").or_else(|| rest.strip_prefix("\x1bO"));
+        if let Some(sequence) = sequence {
+            // ECMA-48, 5.4: parameters, then one final byte.
+            let length =
+                sequence.find(|c: char| ('@'..='~').contains(&c)).map_or(sequence.len(), |at| at + 1);
+            keys.extend(match &sequence[..length] {
+                "A" => Some(Key::Up),
+                "B" => Some(Key::Down),
+                "5~" => Some(Key::PageUp),
+                "6~" => Some(Key::PageDown),
+                _ => None,
+            });
+            rest = &sequence[length..];
+            continue;
+        }
+        keys.push(match first {
+            '\x1b' => Key::Escape,
+            '\r' | '\n' => Key::Enter,
+            c => Key::Char(c),
+        });
+        rest = &rest[first.len_utf8()..];
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_their_sequences() {
+        let all = keys(b"\x1b[A\x1bOBa\r\x1b[6~\x1b[5~\x1b[1;5C\x1b");
+        let expected =
+            [Key::Up, Key::Down, Key::Char('a'), Key::Enter, Key::PageDown, Key::PageUp, Key::Escape];
+        assert_eq!(all, expected);
+        assert_eq!(keys("é\x1b[".as_bytes()), [Key::Char('é')]);
+    }
+}
