@@ -118,6 +118,11 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<Admitted> {
             Auth::Scope(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
             _ => reach::check(ctx, route, request, actor)?,
         }
+        // Before a person is asked for what would be refused afterwards.
+        match reach::required(ctx, route, request) {
+            Some(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
+            _ => {}
+        }
     }
     check_coding(request)?;
     request.set_party(party(ctx, route, request));
@@ -297,7 +302,7 @@ fn hold_and_describe(
 }
 
 /// The 403 of a credential that does not reach.
-pub(super) fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
+fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
     let (seen, needed) = (ctx.credentials.describe(actor), needed(required));
     Error::new(Code::Forbidden, format!("Insufficient token scope: {seen} was sent; this needs {needed}"))
         .detail("required", required.as_str())

@@ -1,15 +1,15 @@
-//! Tokens that are limited to some workspaces: which workspace a request concerns, and whether it may. Dispatch asks
-//! before any handler runs; what names no workspace is refused to such a token unless it stands in `FILTERED`, where
+//! Which workspace a request concerns, and whether its token may: tokens can be limited to some workspaces, and commands
+//! on a host are for owners. Dispatch asks before any handler runs and any person is asked; what names no workspace is refused to such a token unless it stands in `FILTERED`, where
 //! the handler shows only what the token reaches.
 
 use std::sync::Arc;
 
 use super::Ctx;
-use crate::access::Actor;
+use crate::access::{Actor, Scope};
 use crate::base::ids::parse_uuid;
 use crate::base::{Code, Error, Result};
 use crate::http::{Effect, Method, Request, Route};
-use crate::workspaces::Workspace;
+use crate::workspaces::{Kind, Workspace};
 
 /// What of a route a limited token gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,18 @@ pub fn of(route: &Route<Ctx>) -> Reach {
     } else {
         Reach::Refused
     }
+}
+
+/// Whether a route is about commands: on a host they are for owners, to look at as well.
+fn is_about_commands(route: &Route<Ctx>) -> bool {
+    let rest = route.pattern.strip_prefix("/api/workspaces/:id/").unwrap_or_default();
+    ["exec", "runs", "terminals", "shell"].contains(&rest.split('/').next().unwrap_or_default())
+}
+
+/// The scope that a request needs for the workspace that it names, beyond the one of its route.
+pub fn required(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Scope> {
+    let workspace = is_about_commands(route).then(|| find(ctx, request.param("id"))).flatten()?;
+    (workspace.record().shown.workspace_type == Kind::Host).then_some(Scope::Owner)
 }
 
 /// Refuses what a limited token does not reach. A workspace that it may not know of and one that does not exist are

@@ -3,27 +3,17 @@
 use uuid::Uuid;
 
 use super::Ctx;
-use super::dispatch::too_low;
 use super::terminal_socket::{Language, Opener};
-use crate::access::Scope;
 use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::proc::Cancel;
 use crate::runs::terminal::request::size;
 use crate::runs::terminal::{InputRequest, Mode, PASTE_BYTES, ResizeRequest, TerminalRequest};
-use crate::workspaces::Kind;
 
-/// The workspace in the path; a host's is for owners, also to look at.
-fn workspace(ctx: &Ctx, request: &Request) -> Result<Uuid> {
-    let id = parse_uuid(request.param("id"))?;
-    let kind = ctx.lifecycle.registry().get(id)?.record().shown.workspace_type;
-    match request.actor() {
-        Some(actor) if kind == Kind::Host && actor.scope < Scope::Owner => {
-            Err(too_low(ctx, Scope::Owner, actor))
-        }
-        _ => Ok(id),
-    }
+/// The workspace in the path.
+fn workspace(request: &Request) -> Result<Uuid> {
+    parse_uuid(request.param("id"))
 }
 
 /// The terminal's id in the path.
@@ -34,13 +24,13 @@ fn terminal(request: &Request) -> Result<Uuid> {
 
 /// `GET /api/workspaces/:id/terminals`
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let id = workspace(ctx, request)?;
+    let id = workspace(request)?;
     Ok(Answer::Now(Response::ok(&ctx.lifecycle.terminals().list(id))))
 }
 
 /// `POST /api/workspaces/:id/terminals`
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let id = workspace(ctx, request)?;
+    let id = workspace(request)?;
     let body: TerminalRequest = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
     let start = ctx.lifecycle.start_terminal(id, &body, request.party())?;
     let work = move || {
@@ -54,13 +44,13 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /api/workspaces/:id/terminals/:terminal`
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     Ok(Answer::Now(Response::ok(&found.shown())))
 }
 
 /// `DELETE /api/workspaces/:id/terminals/:terminal`
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let (id, terminal) = (workspace(ctx, request)?, terminal(request)?);
+    let (id, terminal) = (workspace(request)?, terminal(request)?);
     let lifecycle = ctx.lifecycle.clone();
     let work = move || lifecycle.terminals().remove(id, terminal).map(|ended| Response::ok(&ended));
     Ok(Answer::later(work, None))
@@ -68,7 +58,7 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `POST /api/workspaces/:id/terminals/:terminal/resize`
 pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let body: ResizeRequest = request.json(limits::JSON_BODY_BYTES)?;
     found.resize(body.size()?)?;
     Ok(Answer::Now(Response::ok(&found.shown())))
@@ -76,7 +66,7 @@ pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON when the request says so, else the bytes themselves.
 pub fn input(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let json = request.header("Content-Type").is_some_and(is_json);
     // Before it is read: a large body takes memory until the program has read it.
     let small = request.body_length().is_some_and(|length| length <= limits::TERMINAL_INPUT_BYTES as u64);
@@ -111,7 +101,7 @@ fn is_json(kind: &str) -> bool {
 
 /// `GET /api/workspaces/:id/terminals/:terminal/screen`: text, or JSON for `?format=json` or `Accept: application/json`.
 pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let json = match request.query("format").as_deref() {
         None => request.header("Accept").is_some_and(|kinds| kinds.split(',').any(is_json)),
         Some("json") => true,
@@ -126,7 +116,7 @@ pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /api/workspaces/:id/terminals/:terminal/ws`: writes if nobody does; `?mode=read` never, `?takeover=true` always.
 pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let found = ctx.lifecycle.terminals().get(workspace(ctx, request)?, terminal(request)?)?;
+    let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let mode = match (request.query("mode").as_deref(), request.query_flag("takeover")?) {
         (None | Some("write"), false) => Mode::Write,
         (None | Some("write"), true) => Mode::TakeOver,
@@ -148,7 +138,7 @@ pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /api/workspaces/:id/shell`: a login shell, the same one for whoever comes back with the same token.
 pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let id = workspace(ctx, request)?;
+    let id = workspace(request)?;
     let opener = Opener::new(ctx, request)?;
     let number = |name: &'static str, usual: u16| match request.query(name) {
         None => Ok(usual),

@@ -145,7 +145,7 @@ pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `POST /api/workspaces/:id/exec`
 pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let id = runs::may(ctx, request)?;
+    let id = parse_uuid(request.param("id"))?;
     let body: ExecRequest = request.json_of(limits::EXEC_BODY_BYTES, &ExecRequest::known())?;
     if let Some(warning) = body.exec_clamped() {
         request.warn(warning);

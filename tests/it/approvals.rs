@@ -65,6 +65,17 @@ fn a_command_waits_for_the_host_and_runs_once() {
 }
 
 #[test]
+fn nobody_is_asked_for_what_is_refused_anyway() {
+    let server = seeded().arg("--approval=manual").start();
+    let host = "/api/workspaces/00000000-0000-0000-0000-000000000000";
+    for call in ["exec", "runs", "terminals"] {
+        let body = Some(json!({ "command": "id" }));
+        server.collaborator().refused(403, "forbidden", "POST", &format!("{host}/{call}"), body);
+    }
+    assert_eq!(server.owner().get(200, "/approvals")["items"], json!([]));
+}
+
+#[test]
 fn who_has_hung_up_is_not_served_later() {
     let server = seeded().arg("--approval=manual").start();
     let place = Place::ready(&server, json!({}));
