@@ -22,7 +22,7 @@ use super::approvals;
 use super::client::Client;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits, logging};
-use crate::config::HostArgs;
+use crate::config::{self, HostArgs};
 use crate::opencode::Managed;
 use crate::proc::Cancel;
 
@@ -40,7 +40,7 @@ const VISIBLE: Duration = Duration::from_millis(500);
 /// When it is asked for and cannot be.
 pub(super) fn is_wanted(args: &HostArgs) -> Result<bool> {
     let terminals = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    let dumb = config::process_env("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     let quiet = args.json || args.check || args.detach || args.detached;
     if args.tui == Some(true) && (!terminals || quiet) {
         let problem =
