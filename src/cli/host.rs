@@ -228,7 +228,7 @@ impl Announcement {
         Ok(Shown {
             workspace: self.resolved.workspace.clone(),
             address: self.public(&up.address),
-            sandbox: self.resolved.sandbox,
+            sandbox: self.resolved.sandbox.backend,
             opencode_url: up.managed.as_ref().map(|_| self.opencode_url(up)),
             managed: up.managed.clone(),
             tokens: vec![("Owner", up.host_token.clone()), ("Client", up.client_token.clone())],
