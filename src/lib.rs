@@ -31,6 +31,10 @@
 //! with its request, to a `run-N` thread; a build is accepted at once and goes on on `build-0`. What follows a run over
 //! a long time gets a `stream-N` thread and the client's own socket, past tiny_http ([`http::client::Tickets`]).
 //!
+//! When all connections are taken, one that waits for its client is closed for the next: a half head, a half body, an answer
+//! that is not read, an idle connection. So only requests that are being answered can fill the table, and those have tokens
+//! with shares; beyond it there are seats for owners.
+//!
 //! # Commands
 //!
 //! Every command runs in a cgroup of its own (v2; no controller needed), so its end is certain: `cgroup.kill` reaches

@@ -19,6 +19,7 @@ pub use crate::api::Advertised;
 use signals::Signals;
 pub use up::Up;
 
+use crate::api::request_log::RequestLog;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
 use crate::base::logging::BOOT;
@@ -90,6 +91,8 @@ pub struct Settings {
     pub home: PathBuf,
     /// Log one line for each request.
     pub log_requests: bool,
+    /// … also those that repeat.
+    pub log_all_requests: bool,
     /// What the capabilities advertise.
     pub advertised: Advertised,
     /// Package mirrors by distribution.
@@ -250,7 +253,7 @@ pub fn run_with(
             })
         },
         advertised: settings.advertised.clone(),
-        log_requests: settings.log_requests,
+        request_log: RequestLog::new(settings.log_requests, settings.log_all_requests),
         started,
         run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?.paced(fresh_runs()),
         proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, limits::PROXY_QUEUE)?,
@@ -346,6 +349,7 @@ pub fn run_with(
     http.stop();
     drop(told);
     ctx.credentials.leases.close();
+    ctx.request_log.close();
     drop(watch);
     drop((gate, http, ctx, project, lifecycle));
     log::info!("Stopped");
@@ -435,8 +439,10 @@ fn shown_address(doors: &Doors) -> (String, u16) {
 /// What `/status` says of the connections.
 fn connections(gate: &Gate) -> Value {
     let all = gate.connections();
-    let count = |state: gate::State| all.iter().filter(|connection| connection.state == state).count();
-    json!({ "open": all.len(), "idle": count(gate::State::Idle), "busy": count(gate::State::Busy) })
+    let count =
+        |states: &[gate::State]| all.iter().filter(|connection| states.contains(&connection.state)).count();
+    let busy = [gate::State::Receiving, gate::State::Busy, gate::State::Unread, gate::State::Paused];
+    json!({ "open": all.len(), "idle": count(&[gate::State::Idle]), "busy": count(&busy) })
 }
 
 /// Where packages come from.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::Actor;
 use super::question::Question;
+use crate::base::repeats::{INTERVAL, Repeats};
 use crate::base::shares::{Ledger, Party, Share, Shares};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, Result, limits};
@@ -61,12 +62,16 @@ struct Shared {
     changed: Condvar,
     feed: Arc<Topic>,
     shares: Shares,
+    lines: Repeats<()>,
 }
 
 /// Bodies and previews on disk that pending approvals of one token may hold: an upload of the largest size.
 const SPOOL_PER_TOKEN: u64 = 288 << 20;
 /// Those of all tokens together.
 const SPOOL_TOTAL: u64 = 1 << 30;
+
+/// Lines in the log for approvals that one token wants in an interval: its share of those that can wait, a few times.
+const LINES: u64 = 64;
 
 /// All that wait.
 pub struct Approvals {
@@ -92,8 +97,13 @@ impl Approvals {
     /// # Errors
     /// When the thread cannot be started.
     pub fn new(timeout: Duration, feed: Arc<Topic>, spool: SpoolArea) -> Result<Approvals> {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), feed, shares: shares() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            feed,
+            shares: shares(),
+            lines: Repeats::default(),
+        });
         let timer = spawn("approvals".into(), limits::STACK, {
             let shared = shared.clone();
             move || keep_deadlines(&shared)
@@ -122,7 +132,7 @@ impl Approvals {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
             } else if let Ok(share) = self.shared.shares.take(party) {
                 let id = asked.id();
-                log::info!("Approval {id} wanted: {}; answer with POST /approvals/{id}", asked.note());
+                self.shared.log_wanted(party, id, asked.note());
                 state.number += 1;
                 let (number, deadline) = (state.number, Instant::now() + self.timeout);
                 let event = self.shared.tell("asked", json!({ "approval": asked.listed(self.timeout) }));
@@ -217,6 +227,19 @@ impl Drop for Approvals {
 }
 
 impl Shared {
+    fn log_wanted(&self, party: Party, id: &str, note: &str) {
+        let noted = self.lines.note(party.without_workspace(), LINES, Instant::now(), || ());
+        for (_, count) in noted.ended {
+            log::info!(
+                "{count} more approvals were wanted within {} s; see GET /approvals",
+                INTERVAL.as_secs()
+            );
+        }
+        if noted.written {
+            log::info!("Approval {id} wanted: {note}; answer with POST /approvals/{id}");
+        }
+    }
+
     /// Under the lock, so that the feed has everything in the order in which it happened.
     fn tell(&self, kind: &'static str, data: Value) -> u64 {
         let Value::Object(data) = data else { return 0 };

@@ -158,6 +158,13 @@ fn check_coding(request: &Request) -> Result<()> {
 }
 
 fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
+    if let Some(at_hand) = route.at_hand {
+        match guarded(|| Ok(at_hand(ctx, &mut request))) {
+            Ok(None) => {}
+            Ok(Some(response)) => return reply(ctx, request, response),
+            Err(error) => return fail(ctx, request, &error),
+        }
+    }
     // The handler of an upload does it itself, once it knows that the request is one.
     let waits = matches!(route.gate, Gate::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
     // A worker that a slow client may hold reads the body; a file worker serves no client.
@@ -433,7 +440,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     if error.code().status() >= 500 {
-        log::error!("{} {} ({}): {error}", request.method().as_str(), request.path(), request.id());
+        ctx.request_log.failed(&request, error);
     }
     let response = Response::error(error);
     let response = match error.code() {
@@ -500,22 +507,7 @@ fn send(ctx: &Ctx, mut request: Request, response: Response) {
         None => response,
     };
     let response = cors::apply(response, cors::allowed_origin(&ctx.cors_origins, &request));
-    if ctx.log_requests {
-        let (method, path, status) = (request.method().as_str(), request.path(), response.status());
-        let millis = u64::try_from(request.started().elapsed().as_millis()).unwrap_or(u64::MAX);
-        let level = match status {
-            500.. => log::Level::Error,
-            // The answer to a client that hung up is read by nobody, and no sign of a fault.
-            400.. if has_gone(ctx, &request) => log::Level::Info,
-            400.. => log::Level::Warn,
-            _ => log::Level::Info,
-        };
-        let auth = request.actor().map_or("none", |actor| actor.scope.as_str());
-        log::log!(
-            target: "berth::request", level, method = method, path = path, status = status, durationMs = millis, auth = auth,
-            peer = request.peer(), requestId = request.id();
-            "{method} {path} {status} {millis}ms"
-        );
-    }
+    let gone = response.status() >= 400 && has_gone(ctx, &request);
+    ctx.request_log.answered(&request, response.status(), gone);
     request.answer(response);
 }

@@ -23,6 +23,7 @@ pub mod project_skills;
 pub mod project_transfer;
 mod question;
 pub mod reach;
+pub mod request_log;
 pub mod routes;
 pub mod runs;
 pub mod snapshots;
@@ -53,6 +54,7 @@ use crate::lifecycle::Lifecycle;
 use crate::lifecycle::doctor::Doctor;
 use crate::opencode::{Managed, Upstreams};
 use crate::project::Project;
+use request_log::RequestLog;
 
 /// What handlers and dispatch work with; made once by the server.
 pub struct Ctx {
@@ -90,8 +92,8 @@ pub struct Ctx {
     pub connections: Box<dyn Fn() -> Value + Send + Sync>,
     /// For `/capabilities`.
     pub advertised: Advertised,
-    /// Log each request.
-    pub log_requests: bool,
+    /// The lines of requests in the log.
+    pub request_log: RequestLog,
     /// When the server started.
     pub started: Instant,
     /// The workers of [`crate::http::Class::Run`].

@@ -27,6 +27,16 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }))))
 }
 
+/// The same from memory, where the files are as they were read before.
+pub fn get_at_hand(ctx: &Ctx, request: &mut Request) -> Option<Response> {
+    let workspace = project::workspace(ctx, request).ok()?;
+    let root = ctx.lifecycle.files_at_hand(&workspace)?;
+    let [opencode, openwork] = ctx.project.configs_at_hand(&root)?;
+    let changed = ctx.audit.known_change(&workspace.openwork_id)?;
+    let changed = (changed > 0).then_some(changed);
+    Some(Response::ok(&json!({ "opencode": opencode, "openwork": openwork, "updatedAt": changed })))
+}
+
 /// `PATCH /workspace/:id/config`
 pub fn patch(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;

@@ -19,7 +19,16 @@ use crate::http::{Auth, Class, Effect, Gate, Method, Route};
 use crate::project::portable::BODY_BYTES as FILES_BODY_BYTES;
 
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
-    Route { method: Get, pattern, auth, gate: Gate::Open, effect: Effect::Read, class: Class::Short, handler }
+    Route {
+        method: Get,
+        pattern,
+        auth,
+        gate: Gate::Open,
+        effect: Effect::Read,
+        class: Class::Short,
+        handler,
+        at_hand: None,
+    }
 }
 
 const fn write(
@@ -29,18 +38,27 @@ const fn write(
     gate: Gate,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
-    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Short, handler }
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Short, handler, at_hand: None }
 }
 
 const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<Ctx> {
     let auth = Auth::Scope(Collaborator);
-    Route { method: Post, pattern, auth, gate, effect: Effect::Write, class: Class::Run, handler }
+    Route {
+        method: Post,
+        pattern,
+        auth,
+        gate,
+        effect: Effect::Write,
+        class: Class::Run,
+        handler,
+        at_hand: None,
+    }
 }
 
 /// A list, or a text, of what the programs of a workspace can make large.
 const fn files(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (gate, effect) = (Gate::Open, Effect::Read);
-    Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler }
+    Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler, at_hand: None }
 }
 
 /// Ends something.
@@ -51,7 +69,7 @@ const fn end(
     gate: Gate,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
-    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler }
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler, at_hand: None }
 }
 
 /// A write of the project API: everybody is asked about, owners too.
@@ -62,7 +80,7 @@ const fn gated(
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
     let (auth, gate) = (COLLABORATOR, Gate::Everyone(action));
-    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Files, handler }
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Files, handler, at_hand: None }
 }
 
 const SNAPSHOT: Gate = Gate::Collaborators("workspace.snapshot");
@@ -81,13 +99,13 @@ const fn stream(
         Effect::Read => VIEWER,
         Effect::Write => COLLABORATOR,
     };
-    Route { method, pattern, auth, gate, effect, class: Class::Stream, handler }
+    Route { method, pattern, auth, gate, effect, class: Class::Stream, handler, at_hand: None }
 }
 
 /// A body of any size, which its handler bounds.
 const fn upload(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, gate, effect) = (OWNER, Gate::Open, Effect::Write);
-    Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler }
+    Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler, at_hand: None }
 }
 
 /// Passed on to an OpenCode. What its programs do OpenCode asks about itself; what makes it run one of the caller's is gated.
@@ -96,7 +114,16 @@ const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> 
         Get => (VIEWER, Effect::Read),
         _ => (COLLABORATOR, Effect::Write),
     };
-    Route { method, pattern, auth, gate: Gate::Forwarded, effect, class: Class::Proxy, handler }
+    Route {
+        method,
+        pattern,
+        auth,
+        gate: Gate::Forwarded,
+        effect,
+        class: Class::Proxy,
+        handler,
+        at_hand: None,
+    }
 }
 
 const VIEWER: Auth = Auth::Scope(Viewer);
@@ -149,6 +176,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Short,
         handler: system::activate,
+        at_hand: None,
     },
     // It may have to look a name up.
     Route {
@@ -159,6 +187,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Proxy,
         handler: system::connect,
+        at_hand: None,
     },
     read("/workspace/:id/audit", VIEWER, audit::of_workspace),
     read("/audit", Auth::Host, audit::of_server),
@@ -174,6 +203,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Stream,
         handler: approvals::events,
+        at_hand: None,
     },
     read("/approvals/:id", Auth::Host, approvals::get),
     // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
@@ -185,6 +215,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Short,
         handler: approvals::answer,
+        at_hand: None,
     },
     read("/ui", Auth::Public, ui::page),
     read("/w/:id/ui", Auth::Public, ui::mounted_page),
@@ -199,6 +230,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Upload,
         handler: trays::upload,
+        at_hand: None,
     },
     files("/workspace/:id/inbox", trays::inbox),
     files("/workspace/:id/inbox/:inboxId", trays::inbox_item),
@@ -245,9 +277,13 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Proxy,
         handler: opencode::reload,
+        at_hand: None,
     },
     // OpenWork: what agents read in a workspace.
-    files("/workspace/:id/config", project_config::get),
+    Route {
+        at_hand: Some(project_config::get_at_hand),
+        ..files("/workspace/:id/config", project_config::get)
+    },
     gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),
     read("/workspace/:id/events", VIEWER, project_events::list),
     stream(Get, "/workspace/:id/events/stream", Effect::Read, Gate::Open, project_events::stream),
@@ -281,6 +317,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Short,
         handler: login::log_in,
+        at_hand: None,
     },
     Route {
         method: Get,
@@ -290,6 +327,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Read,
         class: Class::Run,
         handler: doctor::report,
+        at_hand: None,
     },
     read("/api/workspaces", VIEWER, workspaces::list),
     write(Post, "/api/workspaces", OWNER, Gate::Open, workspaces::create),
@@ -330,6 +368,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Files,
         handler: workspaces::sync,
+        at_hand: None,
     },
     run("/api/workspaces/:id/start", Gate::Collaborators("workspace.start"), workspaces::start),
     end(
@@ -351,6 +390,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Run,
         handler: snapshots::clone,
+        at_hand: None,
     },
     files("/api/workspaces/:id/debug", workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
@@ -364,6 +404,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Run,
         handler: terminals::shell,
+        at_hand: None,
     },
     read("/api/workspaces/:id/terminals", VIEWER, terminals::list),
     run("/api/workspaces/:id/terminals", TERMINAL, terminals::create),
@@ -386,6 +427,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Run,
         handler: images::delete,
+        at_hand: None,
     },
     // sandboxed.sh: the library.
     read("/api/library/workspace-template", VIEWER, library::templates),

@@ -354,7 +354,7 @@ pub const RELAY_BYTES: usize = 16 << 10;
 pub const IDLE_BUFFER_BYTES: usize = 2 << 10;
 /// Default for `--max-connections`.
 pub const CONNECTIONS: usize = 512;
-/// Seats beyond it for callers on this machine, one prompt request each.
+/// Seats beyond it for owners, one prompt request each.
 pub const RESERVED_CONNECTIONS: usize = 8;
 /// In such a seat, from the connection to the complete head.
 pub const HURRIED_HEAD: Duration = Duration::from_secs(3);
@@ -447,10 +447,6 @@ pub const AUDIT_LINE_BYTES: usize = 64 << 10;
 pub const AUDIT_SCAN_BYTES: u64 = 16 << 20;
 /// Files of audit logs, some 4 GiB if all were full; those that were not written to for the longest time are given up.
 pub const AUDIT_FILES: usize = 2000;
-/// One client's failed logins are written about once in so long.
-pub const AUDIT_FAILURE_PAUSE: Duration = Duration::from_secs(10);
-/// Clients whose failed logins are counted at once; those of more are not written about.
-pub const AUDIT_FAILING: usize = 256;
 /// Lines of an audit log that are shown when nothing else is asked for, as observed.
 pub const AUDIT_SHOWN: usize = 50;
 /// The most that are shown, as observed.

@@ -14,6 +14,7 @@ pub mod parcel;
 pub mod pool;
 pub mod redact;
 mod redact_text;
+pub mod repeats;
 pub mod service_manager;
 pub mod shares;
 pub mod sketch;

@@ -16,7 +16,7 @@ use super::thread::lock;
 use super::{Code, Error};
 
 /// The holder of something bounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Party {
     token: Option<u128>,
     workspace: Option<Uuid>,

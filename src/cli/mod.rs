@@ -219,7 +219,7 @@ Status and approvals
 
 Log and the rest
   --log-format FORMAT        pretty or json [pretty]
-  --log-requests             log one line for each request [yes]
+  --log-requests             log a line for every request [yes, but those that repeat are counted]
   --no-log-requests          do not
   --verbose                  log more
   -h, --help                 print this

@@ -272,6 +272,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         authorized_roots,
         current_dir: current_dir.to_path_buf(),
         home: sources.home(),
+        log_all_requests: log_requests.is_some(),
         log_requests: log_requests.map_or(Ok(true), |given| values::boolean(&given.place, &given.text))?,
         advertised: sources.advertised()?,
         mirrors: sources.mirrors(args)?,

@@ -35,6 +35,8 @@ pub(super) struct Accepting {
     /// How many of them.
     room: usize,
     complaint: Complaint,
+    /// Of connections that were closed to make room, and how many there were.
+    crowded: (Complaint, u64),
 }
 
 impl Accepting {
@@ -48,6 +50,7 @@ impl Accepting {
             refused: Vec::new(),
             room: room.refused,
             complaint: Complaint::default(),
+            crowded: Default::default(),
         }
     }
 
@@ -100,16 +103,27 @@ impl Accepting {
                     return true;
                 }
                 let table = &self.gate.table;
-                let seat = table.admit(socket, peer, local).or_else(|socket| {
-                    // Seats of clients that have left, whose threads were not yet on a processor, are as good as free.
-                    table.wait_for_the_gone(limits::GONE_SEAT_WAIT);
-                    table.admit(socket, peer, local)
-                });
+                let mut seat = table.admit(socket, peer, local, false);
+                // Seats of clients that have left, whose threads were not yet on a processor, are as good as free.
+                let deadline = Instant::now() + limits::GONE_SEAT_WAIT;
+                while let Err(refused) = seat {
+                    let hurry = !table.wait_for_a_seat(&refused) || Instant::now() > deadline;
+                    seat = table.admit(refused.socket, peer, local, hurry);
+                    if hurry {
+                        break;
+                    }
+                }
+                let evictions = self.gate.table.evictions();
+                if evictions > std::mem::replace(&mut self.crowded.1, evictions) {
+                    self.crowded.0.log(
+                        "All connections are taken (--max-connections); those without a request are closed for others",
+                    );
+                }
                 match seat {
                     Ok(seat) => self.start(seat),
-                    Err(socket) => {
+                    Err(refused) => {
                         self.complaint.log("All connections are taken (--max-connections)");
-                        self.refuse(socket);
+                        self.refuse(refused.socket);
                     }
                 }
                 true
@@ -278,10 +292,12 @@ pub fn raise_file_limit() -> (u64, u64) {
 pub(super) struct Room {
     /// Connections.
     pub(super) cap: usize,
-    /// Seats beyond them for callers on this machine.
+    /// Seats beyond them for owners.
     pub(super) reserved: usize,
     /// Refused clients who are still being told.
     pub(super) refused: usize,
+    /// Connections that were closed for others and have not ended yet.
+    pub(super) leaving: usize,
 }
 
 impl Room {
@@ -290,12 +306,12 @@ impl Room {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let seats = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
         let (reserved, refused) = (limits::RESERVED_CONNECTIONS, limits::REFUSED);
-        if wanted + reserved + refused <= seats {
-            return Room { cap: wanted, reserved, refused };
+        if wanted + reserved + 2 * refused <= seats {
+            return Room { cap: wanted, reserved, refused, leaving: refused };
         }
         let reserved = reserved.min(seats / 3).max(1);
         // Few enough to fit into what is reserved for everything else.
-        Room { cap: wanted.min(seats.saturating_sub(reserved)).max(1), reserved, refused: 8 }
+        Room { cap: wanted.min(seats.saturating_sub(reserved)).max(1), reserved, refused: 4, leaving: 4 }
     }
 }
 
@@ -307,14 +323,14 @@ mod tests {
     fn all_descriptors_together_stay_below_the_limit() {
         for files in [64, 100, 256, 1024, 4096] {
             for wanted in [1, 4, 512, 100_000] {
-                let Room { cap, reserved, refused } = Room::new(wanted, files);
+                let Room { cap, reserved, refused, leaving } = Room::new(wanted, files);
                 let seats = (cap + reserved) * limits::DESCRIPTORS_PER_CONNECTION;
                 // An idle server has some 25 open.
-                assert!((seats + refused + 25) as u64 <= files, "{wanted} of {files}");
+                assert!((seats + refused + leaving + 25) as u64 <= files, "{wanted} of {files}");
                 assert!(cap >= 1 && cap <= wanted && reserved >= 1);
             }
         }
-        assert_eq!(Room::new(512, 1 << 20), Room { cap: 512, reserved: 8, refused: 64 });
+        assert_eq!(Room::new(512, 1 << 20), Room { cap: 512, reserved: 8, refused: 64, leaving: 64 });
         assert!(Room::new(512, 10).cap >= 1);
     }
 }

@@ -18,7 +18,6 @@ pub(super) enum Framing {
 /// An answer whose head has been written anew.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) status: u16,
     pub(super) framing: Framing,
     /// The client's connection ends with it.
     pub(super) close: bool,
@@ -43,6 +42,11 @@ pub(super) struct Asked<'a> {
 /// The length of the head at the start of `bytes`, once it is complete.
 pub(super) fn end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
+/// The status of a head.
+pub(super) fn status(head: &[u8]) -> Option<u16> {
+    std::str::from_utf8(head.get(9..12)?).ok()?.parse().ok()
 }
 
 /// Reads a complete head and appends the client's to `out`; `None` for an interim answer, which is for us alone.
@@ -126,7 +130,7 @@ pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Resu
     for part in ["Server: berth\r\nX-Request-Id: ", asked.id, "\r\n\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    Ok(Some(Answer { status, framing, close, whole, ticket, chunked: told_chunked }))
+    Ok(Some(Answer { framing, close, whole, ticket, chunked: told_chunked }))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::Handle;
 use super::answer::{self, Answer, Asked, Framing};
 use super::body::{self, Body};
 use super::head::Head;
+use super::record::State;
 use super::relay::{Connection, Next, stalled};
 use super::wire::{self, Got};
 use crate::base::{Error, Result, limits};
@@ -181,12 +182,12 @@ impl Connection<'_> {
     fn push_out(&mut self, x: &mut Exchange) -> Result<Step> {
         if x.sent_out < self.to_client.len() {
             match wire::send(&*self.socket, &self.to_client[x.sent_out..]) {
-                Ok(0) => {
-                    x.blocked.get_or_insert_with(Instant::now);
-                }
+                Ok(0) => self.wait_for_reader(x),
                 Ok(sent) => {
                     x.sent_out += sent;
-                    x.blocked = None;
+                    if x.blocked.take().is_some() {
+                        self.seat.record.set(State::Busy);
+                    }
                 }
                 Err(_) => return Ok(self.lost()),
             }
@@ -198,9 +199,17 @@ impl Connection<'_> {
             self.to_client.clear();
             x.sent_out = 0;
         } else {
-            x.blocked.get_or_insert_with(Instant::now);
+            self.wait_for_reader(x);
         }
         Ok(Step::On)
+    }
+
+    /// Notes that the client takes no more at the moment.
+    fn wait_for_reader(&self, x: &mut Exchange) {
+        if x.blocked.is_none() {
+            x.blocked = Some(Instant::now());
+            self.seat.record.set(State::Unread);
+        }
     }
 
     fn await_and_read(&mut self, x: &mut Exchange) -> Result<Step> {
@@ -310,6 +319,16 @@ impl Connection<'_> {
                 Body::Length(left) => *left,
                 Body::Chunked(_) => u64::MAX,
             };
+            let head = &self.from_inside[at..at + length];
+            // Only this thread, which serves only this client, is held up; and not when the seat is needed.
+            match answer::status(head) {
+                Some(401) => {
+                    let throttle = &self.gate.throttle;
+                    self.seat.record.pause(throttle.failed(self.seat.record.peer, Instant::now()));
+                }
+                Some(429) => self.seat.record.pause(OVER_SHARE_PAUSE),
+                _ => {}
+            }
             let asked = Asked {
                 is_head: x.head.is_head,
                 is_11: x.head.is_11,
@@ -317,20 +336,13 @@ impl Connection<'_> {
                 keep: x.head.keep_alive
                     && !self.seat.record.hurried
                     && !self.gate.table.is_draining()
+                    && !self.seat.record.is_evicted()
                     && left_of_body <= limits::DRAINED_BODY_BYTES,
                 id: &self.id,
             };
-            let head = &self.from_inside[at..at + length];
             at += length;
             x.answer = answer::rewrite(head, &asked, &mut self.to_client)?;
-            if let Some(answer) = &x.answer {
-                if answer.status == 401 {
-                    // Only this thread, which serves only this client, is held up.
-                    std::thread::sleep(self.gate.throttle.failed(self.seat.record.peer, Instant::now()));
-                }
-                if answer.status == 429 {
-                    std::thread::sleep(OVER_SHARE_PAUSE);
-                }
+            if x.answer.is_some() {
                 return Ok(at);
             }
         }

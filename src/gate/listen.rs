@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::holder;
-use super::table::Peer;
+use super::record::Peer;
 use crate::base::{Error, Result, limits};
 use crate::http::client::Socket;
 

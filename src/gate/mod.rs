@@ -2,7 +2,7 @@
 //! socket; tiny_http never meets the wire, and no byte of a refused request reaches it. It owns the clients' sockets,
 //! so it can tell the inside when a client has gone, and hand a socket over. Knows nothing of routes.
 //!
-//! In reading order: `listen`, `holder` and `accept` (who comes in), `table` (who is in), `relay` (one connection), `head`,
+//! In reading order: `listen`, `holder` and `accept` (who comes in), `table` and `record` (who is in), `relay` (one connection), `head`,
 //! `who`, `body` (what is let through), `exchange` and `answer` (one request), `inside` (the way to tiny_http),
 //! `refuse`, `throttle`, `wire`. What a thread of the gate can answer itself, since it waits for that client only, does
 //! not go inside ([`Direct`]); what that is, others know. What the inside may do with a client is in `http::client`.
@@ -20,6 +20,7 @@ mod inside;
 mod listen;
 #[cfg(test)]
 mod properties;
+mod record;
 #[cfg(any(test, fuzzing))]
 pub mod reference;
 mod refuse;
@@ -48,7 +49,7 @@ use who::Rules;
 pub use accept::raise_file_limit;
 pub use inside::{Open, PING};
 pub use listen::{Address, Doors, Listen};
-pub use table::{Connection, Peer, State};
+pub use record::{Connection, Peer, State};
 
 /// The largest body that goes in, for a method and a path; without a known route, the largest of all.
 pub type BodyCap = Arc<dyn Fn(&str, &str) -> usize + Send + Sync>;
@@ -123,7 +124,7 @@ impl Gate {
         getrandom::fill(&mut random)
             .map_err(|error| Error::internal("The kernel gives no random bytes").because(error))?;
         let shared = Arc::new(Shared {
-            table: Arc::new(Table::new(room.cap, room.reserved, settings.gone.clone())),
+            table: Arc::new(Table::new(room.cap, room.reserved, room.leaving, settings.gone.clone())),
             inside: Inside::new(&settings.private_folder, open)?,
             rules,
             body_cap: settings.body_cap,

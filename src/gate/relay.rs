@@ -13,8 +13,9 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use super::Shared;
 use super::body::{self, Body};
 use super::head::{self, Context, Head, Scan};
+use super::record::State;
 use super::refuse;
-use super::table::{Seat, State};
+use super::table::Seat;
 use super::wire::{self, Got};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::{ClientSocket, Socket, Take};
@@ -91,9 +92,9 @@ pub(super) fn serve(gate: &Shared, seat: Seat) {
         }
     };
     match end {
-        Next::Linger => refuse::linger(&connection.socket),
+        Next::Linger if connection.seat.record.set(State::Lingering) => refuse::linger(&connection.socket),
         Next::Taken(take, chunked) => connection.hand_over(take, chunked),
-        Next::Again | Next::Close => {}
+        Next::Again | Next::Linger | Next::Close => {}
     }
 }
 
@@ -141,7 +142,9 @@ impl Connection<'_> {
         let hurried = record.hurried.then(|| self.opened + limits::HURRIED_HEAD);
         if self.input.is_empty() {
             self.rest();
-            self.seat.record.set(State::Idle);
+            if !self.seat.record.set(State::Idle) {
+                return Ok(None);
+            }
             // Set first, looked at second: see `Table::close_idle`. What has arrived by then is still answered.
             let patience = if self.gate.table.is_draining() { Some(Instant::now()) } else { hurried };
             let got = match patience {
@@ -153,7 +156,9 @@ impl Connection<'_> {
                 return Ok(None);
             }
         }
-        self.seat.record.set(State::Reading);
+        if !self.seat.record.set(State::Reading) {
+            return Ok(None);
+        }
         let (mut scan, mut deadline) = (Scan::default(), hurried);
         loop {
             if let Some(length) = scan.find(&self.input)? {
@@ -191,7 +196,9 @@ impl Connection<'_> {
 
     /// Everything behind the head.
     fn answer(&mut self, mut head: Head) -> Result<Next> {
-        self.seat.record.begin(&self.id);
+        if !self.seat.record.set(State::Receiving) {
+            return Ok(Next::Close);
+        }
         if head.expects_continue && self.at == self.input.len() {
             // Too little to fill a socket's buffer that is empty.
             let _ = wire::send(&*self.socket, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -201,6 +208,9 @@ impl Connection<'_> {
             Held::Begun => true,
             Held::Broken => return Ok(Next::Close),
         };
+        if !self.seat.record.begin(&self.id) {
+            return Ok(Next::Close);
+        }
         self.frame(&head, streamed);
         let (method, target) = self.method_and_target();
         let handle = if streamed || head.upgrade { None } else { (self.gate.direct)(method, target) };

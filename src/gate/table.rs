@@ -1,123 +1,41 @@
 //! Who is connected: at most so many at once, and a record of each for `/status`, the drain and the cut.
 //! Knows nothing of HTTP.
 //!
-//! Threads: any. Lock: the table's, a leaf but for the short leaf in a record; a record's state is atomic because it
-//! changes twice per request.
+//! **Invariant:** a connection that waits for its client does not keep a new one out. When all seats are taken, the table
+//! closes one whose client has not sent a whole request, does not take its answer, or has got its last one
+//! ([`Table::admit`]). Only requests that are being answered, and sockets that were handed over, are never closed so.
+//!
+//! Threads: any. Lock: the table's, a leaf but for the short leaves in a record and in [`Gone`].
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::record::{Connection, Peer, Rank, Record, State};
 use super::wire;
 use crate::base::thread::lock;
 use crate::http::client::{Gone, Socket};
 
-/// Where a client sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Peer {
-    /// At this address; IPv4 also when it came mapped into IPv6.
-    Ip(IpAddr),
-    /// On this machine, over a Unix socket.
-    Unix,
-}
-
-impl Peer {
-    /// Nobody off this machine.
-    pub fn is_local(self) -> bool {
-        match self {
-            Peer::Ip(address) => address.is_loopback(),
-            Peer::Unix => true,
-        }
-    }
-}
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Peer::Ip(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
-        }
-    }
-}
-
-/// What a connection is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Waits for the first byte of a request.
-    Idle,
-    /// A request is arriving.
-    Reading,
-    /// A request is being answered.
-    Busy,
-    /// Its socket was handed over.
-    Taken,
-}
-
-/// One connection.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) id: u64,
-    pub(super) peer: Peer,
-    /// The address that the client called; `None` on a Unix socket.
-    pub(super) local: Option<IpAddr>,
-    /// Beyond the cap: one prompt request, then the seat is needed again.
-    pub(super) hurried: bool,
-    pub(super) socket: Arc<Socket>,
-    opened: Instant,
-    state: AtomicU8,
-    requests: AtomicU64,
-    request: Mutex<String>,
-}
-
-impl Record {
-    pub(super) fn set(&self, state: State) {
-        // SeqCst: see `Table::close_idle`.
-        self.state.store(state as u8, Ordering::SeqCst);
-    }
-
-    pub(super) fn begin(&self, request: &str) {
-        self.set(State::Busy);
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut current = lock(&self.request);
-        current.clear();
-        current.push_str(request);
-    }
-
-    fn state(&self) -> State {
-        match self.state.load(Ordering::SeqCst) {
-            0 => State::Idle,
-            1 => State::Reading,
-            2 => State::Busy,
-            _ => State::Taken,
-        }
-    }
-}
-
-/// A connection as `/status` shows it.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    /// Its number since the start.
-    pub id: u64,
-    /// From where.
-    pub peer: Peer,
-    /// What it is doing.
-    pub state: State,
-    /// For how long it has been open.
-    pub age: Duration,
-    /// Requests that were let through.
-    pub requests: u64,
-    /// The last one's id; empty before the first.
-    pub request: String,
-}
+/// After so long it is checked again whether a seat is free: a thread needs less to see its client's end or its request.
+const MOMENT: Duration = Duration::from_millis(10);
+/// Connections that are looked at for one that can be closed. Those before it have sent something that their threads have
+/// not read yet.
+const LOOKS: usize = 16;
 
 /// The seats.
 #[derive(Debug)]
 pub(super) struct Table {
     cap: usize,
     reserved: usize,
+    /// How many may be on their way out beside those.
+    leaving: usize,
+    /// How long a new connection may be silent before it is closed for another one. The seats allow 5000 connections a
+    /// second then; those beyond wait in the queue of the listener.
+    silence: Duration,
     next: AtomicU64,
+    evictions: AtomicU64,
     seats: Mutex<Seats>,
     left: Condvar,
     draining: AtomicBool,
@@ -128,6 +46,29 @@ pub(super) struct Table {
 struct Seats {
     records: HashMap<u64, Arc<Record>>,
     hurried: usize,
+    /// Evicted connections whose threads have not ended them yet; they are not in `records` any more.
+    leaving: usize,
+}
+
+/// What became of the search for a connection that can be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Eviction {
+    /// Its seat is free.
+    OfSeat,
+    /// It was one beyond the cap.
+    BeyondCap,
+    /// One can be closed in a moment.
+    Soon,
+    /// All have requests that are being answered.
+    Nothing,
+}
+
+/// Why there is no seat.
+#[derive(Debug)]
+pub(super) struct NoSeat {
+    pub(super) socket: Socket,
+    /// Some seat will be free in a moment.
+    soon: bool,
 }
 
 /// One connection's place; free again when this is dropped.
@@ -138,11 +79,15 @@ pub(super) struct Seat {
 }
 
 impl Table {
-    pub(super) fn new(cap: usize, reserved: usize, gone: Gone) -> Table {
+    pub(super) fn new(cap: usize, reserved: usize, leaving: usize, gone: Gone) -> Table {
         Table {
             cap,
             reserved,
+            leaving,
+            silence: (Duration::from_micros(200) * u32::try_from(cap).unwrap_or(u32::MAX))
+                .clamp(Duration::from_millis(50), Duration::from_millis(100)),
             next: AtomicU64::new(1),
+            evictions: AtomicU64::new(0),
             seats: Mutex::default(),
             left: Condvar::new(),
             draining: AtomicBool::new(false),
@@ -150,46 +95,98 @@ impl Table {
         }
     }
 
-    /// A seat for a new connection, or the socket back. Beyond the cap a few seats are kept for people on this
-    /// machine, who get one prompt request each: whoever fills the table from elsewhere, or with silence, cannot keep
-    /// the operator out.
+    /// A seat for a new connection, or the socket back. When all are taken, one that waits for its client is closed. When
+    /// there is none, and there will be none in a moment or `hurry` says not to wait for it, a few seats beyond the cap are
+    /// there for owners, who get one prompt request each.
     pub(super) fn admit(
         self: &Arc<Table>,
         socket: Socket,
         peer: Peer,
         local: Option<IpAddr>,
-    ) -> Result<Seat, Socket> {
+        hurry: bool,
+    ) -> Result<Seat, NoSeat> {
         let mut seats = lock(&self.seats);
-        let hurried = seats.records.len() - seats.hurried >= self.cap;
-        if hurried && !(peer.is_local() && seats.hurried < self.reserved) {
-            return Err(socket);
+        let mut hurried = false;
+        if seats.records.len() - seats.hurried >= self.cap {
+            let eviction = self.evict_one(&mut seats);
+            hurried = eviction != Eviction::OfSeat;
+            let soon = eviction == Eviction::Soon;
+            if hurried && (seats.hurried >= self.reserved || (soon && !hurry)) {
+                return Err(NoSeat { socket, soon });
+            }
         }
-        let record = Arc::new(Record {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
-            peer,
-            local,
-            hurried,
-            socket: Arc::new(socket),
-            opened: Instant::now(),
-            state: AtomicU8::new(State::Idle as u8),
-            requests: AtomicU64::new(0),
-            request: Mutex::default(),
-        });
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let record = Arc::new(Record::new(id, Arc::new(socket), peer, local, hurried));
         seats.hurried += usize::from(hurried);
         seats.records.insert(record.id, record.clone());
         drop(seats);
-        self.gone.open(record.id);
+        self.gone.open(record.id, hurried);
         Ok(Seat { record, table: self.clone() })
     }
 
-    /// Waits until somebody's seat is free again, if there is one whose client has left; not longer than so long.
-    pub(super) fn wait_for_the_gone(&self, at_most: Duration) {
+    /// Closes the connection that can best be spared: one of the network that has most of those that can be spared, so that
+    /// a client elsewhere keeps its own.
+    fn evict_one(&self, seats: &mut Seats) -> Eviction {
+        if seats.leaving >= self.leaving {
+            return Eviction::Soon;
+        }
+        let now = Instant::now();
+        let mut spare: Vec<(Rank, Instant, State, Peer, u64)> = Vec::new();
+        let mut networks: HashMap<Peer, usize> = HashMap::new();
+        for record in seats.records.values() {
+            let state = record.state();
+            let Some((rank, since)) = record.rank(state, self.gone.is_owners(record.id), now) else {
+                continue;
+            };
+            let network = record.peer.network();
+            *networks.entry(network).or_default() += usize::from(rank != Rank::Owners);
+            spare.push((rank, since, state, network, record.id));
+        }
+        let most = networks.into_iter().max_by_key(|(_, count)| *count).map(|(network, _)| network);
+        spare.sort_unstable_by_key(|(rank, since, _, network, id)| {
+            (*rank == Rank::Owners, Some(*network) != most, *rank, *since, *id)
+        });
+        let mut soon = false;
+        for (rank, since, state, _, id) in spare.into_iter().take(LOOKS) {
+            if rank == Rank::Silent && now.saturating_duration_since(since) < self.silence {
+                soon = true;
+                break;
+            }
+            let Some(record) = seats.records.get(&id).cloned() else { continue };
+            // Its thread has not had the processor since.
+            let waits = matches!(state, State::Idle | State::Reading | State::Receiving);
+            if waits && wire::has_input(&*record.socket) {
+                soon = true;
+                continue;
+            }
+            if record.evict(state) {
+                seats.hurried -= usize::from(record.hurried);
+                seats.records.remove(&id);
+                seats.leaving += 1;
+                self.evictions.fetch_add(1, Ordering::Relaxed);
+                return if record.hurried { Eviction::BeyondCap } else { Eviction::OfSeat };
+            }
+            soon = true;
+        }
+        if soon { Eviction::Soon } else { Eviction::Nothing }
+    }
+
+    /// How many connections were closed to make room for others.
+    pub(super) fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a moment if some seat will be free in one: `soon`, or its client has left. Otherwise `false`.
+    pub(super) fn wait_for_a_seat(&self, refused: &NoSeat) -> bool {
         let seats = lock(&self.seats);
         let sockets: Vec<&Socket> = seats.records.values().map(|record| &*record.socket).collect();
-        if wire::any_gone(&sockets) {
-            let taken = seats.records.len();
-            drop(self.left.wait_timeout_while(seats, at_most, |seats| seats.records.len() >= taken));
+        let worth = refused.soon || wire::any_gone(&sockets);
+        if worth {
+            let taken = |seats: &Seats| seats.records.len() + seats.leaving;
+            let before = taken(&seats);
+            drop(self.left.wait_timeout_while(seats, MOMENT, |seats| taken(seats) >= before));
         }
+        worth
     }
 
     /// Whether no connection may wait for another request.
@@ -213,7 +210,7 @@ impl Table {
     /// Waits until nobody is connected any more; `false` when that took too long.
     pub(super) fn wait_empty(&self, deadline: Instant) -> bool {
         let mut seats = lock(&self.seats);
-        while !seats.records.is_empty() {
+        while !seats.records.is_empty() || seats.leaving > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -234,18 +231,7 @@ impl Table {
 
     /// All connections, the oldest first.
     pub(super) fn list(&self) -> Vec<Connection> {
-        let mut list: Vec<Connection> = self
-            .records()
-            .iter()
-            .map(|record| Connection {
-                id: record.id,
-                peer: record.peer,
-                state: record.state(),
-                age: record.opened.elapsed(),
-                requests: record.requests.load(Ordering::Relaxed),
-                request: lock(&record.request).clone(),
-            })
-            .collect();
+        let mut list: Vec<Connection> = self.records().iter().map(|record| record.view()).collect();
         list.sort_unstable_by_key(|connection| connection.id);
         list
     }
@@ -260,8 +246,10 @@ impl Drop for Seat {
         let id = self.record.id;
         self.table.gone.close(id);
         let mut seats = lock(&self.table.seats);
-        seats.records.remove(&id);
-        seats.hurried -= usize::from(self.record.hurried);
+        match seats.records.remove(&id) {
+            Some(_) => seats.hurried -= usize::from(self.record.hurried),
+            None => seats.leaving -= 1,
+        }
         drop(seats);
         self.table.left.notify_all();
     }
@@ -270,48 +258,160 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::record::PROMPT;
     use std::os::unix::net::UnixStream;
 
-    const RESERVED: usize = 3;
-
+    /// Of a client that stays and says nothing.
     fn socket() -> Socket {
-        Socket::Unix(UnixStream::pair().unwrap().0)
+        let (here, there) = UnixStream::pair().unwrap();
+        std::mem::forget(there);
+        Socket::Unix(here)
+    }
+
+    fn far(network: u8) -> Peer {
+        Peer::Ip([192, 0, 2, network].into())
+    }
+
+    /// A full table of two, with one seat for owners, and one that may be on its way out.
+    fn full(table: &Arc<Table>, peers: [Peer; 2]) -> [Seat; 2] {
+        peers.map(|peer| table.admit(socket(), peer, None, true).unwrap())
+    }
+
+    /// A seat that is none beyond the cap, once there is one.
+    fn patient(table: &Arc<Table>, peer: Peer) -> Seat {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let seat = table.admit(socket(), peer, None, true).ok().filter(|seat| !seat.record.hurried);
+            if let Some(seat) = seat {
+                return seat;
+            }
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn table() -> Arc<Table> {
+        Arc::new(Table::new(2, 1, 1, Gone::default()))
     }
 
     #[test]
-    fn the_cap_holds_and_the_reserve_is_for_this_machine() {
-        let table = Arc::new(Table::new(2, RESERVED, Gone::default()));
-        let far = Peer::Ip("192.0.2.1".parse().unwrap());
-        let mut seats: Vec<Seat> = (0..2).map(|_| table.admit(socket(), far, None).unwrap()).collect();
-        assert!(table.admit(socket(), far, None).is_err());
-        for _ in 0..RESERVED {
-            let seat = table.admit(socket(), Peer::Unix, None).unwrap();
-            assert!(seat.record.hurried);
-            seats.push(seat);
-        }
-        assert!(table.admit(socket(), Peer::Unix, None).is_err());
+    fn what_is_being_answered_keeps_its_seat_and_the_reserve_is_beyond() {
+        let table = table();
+        let mut seats: Vec<Seat> = full(&table, [far(1); 2]).into();
+        seats.iter().for_each(|seat| assert!(seat.record.begin("r")));
+        let seat = table.admit(socket(), far(1), None, true).unwrap();
+        assert!(seat.record.hurried && seat.record.begin("r"));
+        seats.push(seat);
+        assert!(!table.admit(socket(), Peer::Unix, None, true).unwrap_err().soon);
         seats.remove(0);
-        let seat = table.admit(socket(), far, None).unwrap();
+        let seat = table.admit(socket(), far(1), None, true).unwrap();
         assert!(!seat.record.hurried);
-        assert_eq!(table.list().len(), 2 + RESERVED);
+        assert_eq!(table.list().len(), 3);
         drop(seat);
         seats.clear();
         assert!(table.wait_empty(Instant::now()));
     }
 
     #[test]
-    fn a_seat_whose_client_has_left_is_waited_for() {
-        let table = Arc::new(Table::new(1, 0, Gone::default()));
+    fn a_connection_without_a_request_makes_room_and_few_leave_at_once() {
+        let table = table();
+        let [first, second] = full(&table, [Peer::Unix; 2]);
+        assert!(table.admit(socket(), Peer::Unix, None, true).unwrap().record.hurried, "they have just come");
+        let third = patient(&table, Peer::Unix);
+        assert!(first.record.is_evicted() && !third.record.hurried, "the oldest");
+        assert!(!first.record.set(State::Reading) && !first.record.begin("r"), "that is final");
+        assert_eq!(table.evictions(), 1);
+        assert!(third.record.begin("r"));
+        // Its thread has not ended it yet.
+        let hurried = table.admit(socket(), Peer::Unix, None, true).unwrap();
+        assert!(hurried.record.hurried && !second.record.is_evicted());
+        let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
+        assert!(refused.soon && table.wait_for_a_seat(&refused));
+        drop(first);
+        let fourth = patient(&table, Peer::Unix);
+        assert!(second.record.is_evicted() && !fourth.record.hurried);
+        drop((second, third, hurried, fourth));
+        assert!(table.wait_empty(Instant::now()));
+    }
+
+    #[test]
+    fn input_that_was_not_read_yet_saves_a_connection() {
+        let table = table();
         let (here, there) = UnixStream::pair().unwrap();
-        let seat = table.admit(Socket::Unix(here), Peer::Unix, None).unwrap();
-        let start = Instant::now();
-        table.wait_for_the_gone(Duration::from_secs(10));
-        assert!(start.elapsed() < Duration::from_secs(5), "nobody has left");
-        drop(there);
+        let first = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
+        let second = table.admit(socket(), Peer::Unix, None, true).unwrap();
+        std::io::Write::write_all(&mut &there, b"G").unwrap();
+        let third = patient(&table, Peer::Unix);
+        assert!(!first.record.is_evicted() && second.record.is_evicted());
+        drop((first, second, third));
+    }
+
+    #[test]
+    fn those_who_wait_for_longest_in_the_largest_network_go_first_and_owners_last() {
+        let table = Arc::new(Table::new(8, 1, 8, Gone::default()));
+        let seats: Vec<Seat> = (0..8).map(|_| table.admit(socket(), far(1), None, true).unwrap()).collect();
+        let states = [
+            State::Lingering,
+            State::Paused,
+            State::Reading,
+            State::Receiving,
+            State::Unread,
+            State::Idle,
+            State::Busy,
+            State::Taken,
+        ];
+        seats
+            .iter()
+            .zip(states)
+            .for_each(|(seat, state)| assert!(seat.record.begin("r") && seat.record.set(state)));
+        let ranks = |owners: bool, after: Duration| {
+            let at = Instant::now() + after;
+            let rank = |seat: &Seat| seat.record.rank(seat.record.state(), owners, at).map(|(rank, _)| rank);
+            seats.iter().map(rank).collect::<Vec<_>>()
+        };
+        let [answered, slow, idle, prompt, silent, owner] =
+            [Rank::Answered, Rank::Slow, Rank::Idle, Rank::Prompt, Rank::Silent, Rank::Owners].map(Some);
+        let (now, later) = (Duration::ZERO, PROMPT + Duration::from_secs(1));
+        assert_eq!(ranks(false, now), [answered, answered, prompt, prompt, None, prompt, None, None]);
+        assert_eq!(ranks(false, later), [answered, answered, slow, slow, slow, idle, None, None]);
+        assert_eq!(ranks(true, later), [answered, answered, owner, owner, owner, owner, None, None]);
+        assert!(answered < slow && slow < idle && idle < prompt && prompt < silent && silent < owner);
+        drop(seats);
+        // The network with most of them loses one, although another one's is older.
+        let table = Arc::new(Table::new(3, 1, 8, Gone::default()));
+        let seats = [far(1), far(2), far(2)].map(|peer| table.admit(socket(), peer, None, true).unwrap());
+        let new = patient(&table, far(3));
+        assert_eq!(seats.each_ref().map(|seat| seat.record.is_evicted()), [false, true, false]);
+        drop((seats, new));
+    }
+
+    #[test]
+    fn an_answer_that_is_held_back_is_sent_when_the_seat_is_needed() {
+        let table = table();
+        let seats = full(&table, [Peer::Unix; 2]);
+        seats.iter().for_each(|seat| assert!(seat.record.begin("r")));
         std::thread::scope(|scope| {
-            scope.spawn(move || drop(seat));
-            table.wait_for_the_gone(Duration::from_secs(10));
+            let begun = Instant::now();
+            let waiting = scope.spawn(|| seats[0].record.pause(Duration::from_secs(20)));
+            while table.admit(socket(), Peer::Unix, None, true).is_ok_and(|seat| seat.record.hurried) {
+                std::thread::yield_now();
+            }
+            waiting.join().unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(10));
         });
-        assert!(table.admit(socket(), Peer::Unix, None).is_ok());
+    }
+
+    #[test]
+    fn a_seat_whose_client_has_left_is_waited_for() {
+        let table = Arc::new(Table::new(1, 0, 1, Gone::default()));
+        let (here, there) = UnixStream::pair().unwrap();
+        let seat = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
+        assert!(seat.record.begin("r"));
+        let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
+        assert!(!table.wait_for_a_seat(&refused), "nobody has left");
+        drop(there);
+        assert!(table.wait_for_a_seat(&refused));
+        drop(seat);
+        assert!(table.admit(socket(), Peer::Unix, None, true).is_ok());
     }
 }

@@ -3,11 +3,10 @@
 //! Threads: the connections' own, which do the waiting. Lock: one, a leaf.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::table::Peer;
+use super::record::Peer;
 use crate::base::limits;
 use crate::base::thread::lock;
 
@@ -32,7 +31,7 @@ impl Bucket {
 impl Throttle {
     /// Counts a failure and says for how long its answer is to be held back.
     pub(super) fn failed(&self, peer: Peer, now: Instant) -> Duration {
-        let peer = network(peer);
+        let peer = peer.network();
         let mut buckets = lock(&self.0);
         if buckets.len() >= limits::THROTTLED_PEERS && !buckets.contains_key(&peer) {
             make_room(&mut buckets, now);
@@ -44,14 +43,6 @@ impl Throttle {
             return Duration::ZERO;
         }
         limits::FAILURE_DELAY
-    }
-}
-
-/// Who owns one IPv6 address owns its /64: counted together.
-fn network(peer: Peer) -> Peer {
-    match peer {
-        Peer::Ip(IpAddr::V6(address)) => Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into())),
-        other => other,
     }
 }
 
@@ -71,6 +62,8 @@ fn make_room(buckets: &mut HashMap<Peer, Bucket>, now: Instant) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]

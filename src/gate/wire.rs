@@ -92,10 +92,14 @@ pub(super) fn any_gone<S: AsFd>(sockets: &[&S]) -> bool {
     any(sockets, PollFlags::ERR | PollFlags::HUP)
 }
 
-/// poll(2) tells both of these unasked.
+/// Whether something has arrived, be it the end. A poll that fails knows of nothing.
+pub(super) fn has_input<S: AsFd>(socket: &S) -> bool {
+    any(&[socket], PollFlags::IN)
+}
+
+/// poll(2) reports ERR and HUP unasked.
 fn any<S: AsFd>(sockets: &[&S], flags: PollFlags) -> bool {
-    let mut sockets: Vec<PollFd<'_>> =
-        sockets.iter().map(|socket| PollFd::new(*socket, PollFlags::empty())).collect();
+    let mut sockets: Vec<PollFd<'_>> = sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
     poll(&mut sockets, Some(&timespec(Duration::ZERO))).is_ok()
         && sockets.iter().any(|socket| socket.revents().intersects(flags))
 }

@@ -168,6 +168,8 @@ pub struct Gone(Arc<Mutex<HashMap<u64, Watched>>>, Shares);
 #[derive(Debug, Default)]
 struct Watched {
     gone: bool,
+    /// It is there for owners, and for what needs no token.
+    reserved: bool,
     /// The token that its last request had, and its share of the connections.
     holder: Option<(Party, Share)>,
     next: u64,
@@ -189,11 +191,14 @@ impl Gone {
     /// Counts a connection for the token of its request.
     ///
     /// # Errors
-    /// When this token has its share of the connections.
+    /// When this token has its share of the connections, or the connection is one that is kept for owners.
     pub fn claim(&self, connection: u64, party: Party) -> std::result::Result<(), Refused> {
         let party = party.without_workspace();
         let mut watched = lock(&self.0);
         let Some(watched) = watched.get_mut(&connection) else { return Ok(()) };
+        if watched.reserved && !party.is_unlimited() && party != Party::ANONYMOUS {
+            return Err(Refused::Full);
+        }
         if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {
             watched.holder = None;
             let share = match self.1.take(party) {
@@ -228,8 +233,16 @@ impl Gone {
         lock(&self.0).get(&connection).is_none_or(|watched| watched.gone)
     }
 
-    pub(crate) fn open(&self, connection: u64) {
-        lock(&self.0).insert(connection, Watched::default());
+    /// Whether the last request of this connection was an owner's.
+    pub(crate) fn is_owners(&self, connection: u64) -> bool {
+        let watched = lock(&self.0);
+        let holder = watched.get(&connection).and_then(|watched| watched.holder.as_ref());
+        holder.is_some_and(|(party, _)| party.is_unlimited())
+    }
+
+    /// `reserved`: for owners.
+    pub(crate) fn open(&self, connection: u64, reserved: bool) {
+        lock(&self.0).insert(connection, Watched { reserved, ..Watched::default() });
     }
 
     pub(crate) fn raise(&self, connection: u64) {
@@ -328,7 +341,7 @@ mod tests {
     #[test]
     fn gone_is_told_once_and_also_to_those_who_ask_late() {
         let gone = Gone::default();
-        gone.open(7);
+        gone.open(7, false);
         let flags: Vec<Cancel> = (0..4).map(|_| Cancel::new().unwrap()).collect();
         let first = gone.subscribe(7, &flags[0]);
         drop(gone.subscribe(7, &flags[1]));

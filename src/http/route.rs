@@ -133,6 +133,9 @@ impl Answer {
 /// A handler: parse, call one service, shape the answer.
 pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
 
+/// What [`Route::at_hand`] is.
+pub type AtHand<C> = fn(&C, &mut Request) -> Option<Response>;
+
 /// A row of the table.
 pub struct Route<C> {
     /// The method; GET answers HEAD as well.
@@ -150,6 +153,8 @@ pub struct Route<C> {
     pub class: Class,
     /// The handler.
     pub handler: Handler<C>,
+    /// Answers a read of [`Class::Files`] on the pool, where that waits for nothing; `None`: the handler has to.
+    pub at_hand: Option<AtHand<C>>,
 }
 
 /// What a path and method lead to.
@@ -278,6 +283,7 @@ mod tests {
             effect: Effect::Read,
             class: Class::Short,
             handler,
+            at_hand: None,
         }
     }
 

@@ -8,6 +8,13 @@ use crate::store::beneath::Root;
 use crate::workspaces::{Kind, Status, Workspace};
 
 impl Lifecycle {
+    /// The folder of a host workspace, opened without waiting for a file system; `None` where that cannot be.
+    pub fn files_at_hand(&self, workspace: &Workspace) -> Option<Root> {
+        let record = workspace.record();
+        let host = record.shown.workspace_type == Kind::Host;
+        host.then(|| Root::open_at_hand(Path::new(&record.shown.path)))?
+    }
+
     /// The folder of a host workspace, or a container's root. The workload can change everything in it at any moment:
     /// nothing there is opened but beneath what this returns.
     ///

@@ -15,6 +15,9 @@ pub const OPENWORK: &str = ".opencode/openwork.json";
 /// What is used of these two, and made if there is none: the first that exists, or the first.
 const OPENCODE: [&str; 2] = ["opencode.jsonc", "opencode.json"];
 
+/// Largest file whose contents the fixed pool answers with.
+const AT_HAND_BYTES: u64 = 64 << 10;
+
 /// What is to be changed: top-level keys and their new values.
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
@@ -58,6 +61,26 @@ impl Project {
             object(value, &path).map(|fields| Some(Arc::new(fields)))
         })?;
         Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
+    }
+
+    /// OpenCode's configuration and OpenWork's settings, where both files were read before, are small, and looking at them
+    /// waits for no file system (`store::at_hand`).
+    pub fn configs_at_hand(&self, root: &Root) -> Option<[Map<String, Value>; 2]> {
+        let known = |path: &str| match root.stat_at_hand(path)? {
+            None => Some(None),
+            Some(stat) if stat.size() <= AT_HAND_BYTES => self.configs_read.known(&stat).map(Some),
+            Some(_) => None,
+        };
+        let mut opencode = None;
+        for path in OPENCODE {
+            opencode = known(path)?;
+            if opencode.is_some() {
+                break;
+            }
+        }
+        let fields =
+            |read: Option<Arc<Map<_, _>>>| read.map(|fields| Map::clone(&fields)).unwrap_or_default();
+        Some([fields(opencode), fields(known(OPENWORK)?)])
     }
 
     /// OpenWork's settings of the workspace.

@@ -22,7 +22,7 @@ use crate::base::{At, Code, Error, Result, limits};
 
 /// Symlinks resolve as they would for a process that has the tree as its root; `/proc` offers no way round.
 pub(super) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+pub(super) const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
 /// The top of such a tree. Paths are relative to it, with or without a leading slash. Unless a function says
@@ -53,7 +53,12 @@ impl Root {
     /// `Internal` when there is no such folder.
     pub fn open(path: &Path) -> Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(path, flags, Mode::empty()).map(|top| Root { top, _held: None }).at("open", path)
+        open(path, flags, Mode::empty()).map(Root::at).at("open", path)
+    }
+
+    /// The tree below an open folder.
+    pub(super) fn at(top: OwnedFd) -> Root {
+        Root { top, _held: None }
     }
 
     /// The tree below an open folder, which is there as long as `held` is.

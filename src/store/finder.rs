@@ -6,8 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, fstat, statat};
+use rustix::io::Errno;
 
-use super::beneath::{IN_ROOT, Root, is_dots, present, told};
+use super::beneath::{BENEATH, IN_ROOT, Root, is_dots, present, told};
 use super::exchange::Identity;
 use super::remembered::{FileStat, Remembered};
 use crate::base::{Code, Result};
@@ -95,6 +96,9 @@ pub struct Walked {
     pub files: Vec<FoundFile>,
     /// The folders that were read, the top included.
     pub folders: Vec<String>,
+    /// Links that lead out of the root or are absolute, sorted: those with a wanted name, and those that can be folders. Where
+    /// they lead was not looked at, not even whether something is there.
+    pub leading_out: Vec<String>,
 }
 
 /// A file that was found.
@@ -191,14 +195,18 @@ impl Root {
         budget: &mut Budget,
     ) -> Result<Walked> {
         let mut found = Walked::default();
-        // Each with the folders above it.
-        let mut folders: Vec<(String, Vec<Identity>)> = vec![(top.to_owned(), Vec::new())];
-        while let Some((folder, mut above)) = folders.pop() {
+        // Each with the folders above it, and whether a link leads to it.
+        let mut folders: Vec<(String, Vec<Identity>, bool)> = vec![(top.to_owned(), Vec::new(), true)];
+        while let Some((folder, mut above, linked)) = folders.pop() {
             let OpenFolder { fd, stat, entries } = match self.folder(&folder, budget) {
                 Ok(Some(listed)) => listed,
-                Ok(None) => continue,
-                Err(error) if error.code() == Code::InvalidPath => continue,
-                Err(error) => return Err(error),
+                Err(error) if error.code() != Code::InvalidPath => return Err(error),
+                Ok(None) | Err(_) => {
+                    if linked && budget.entry() && self.leads_out(&folder) {
+                        found.leading_out.push(folder);
+                    }
+                    continue;
+                }
             };
             if above.contains(&stat.inode()) {
                 continue;
@@ -218,7 +226,10 @@ impl Root {
                     matches!(entry.kind, FileType::Directory | FileType::Symlink | FileType::Unknown);
                 if maybe_folder {
                     if above.len() < DEPTH {
-                        below.push((path.clone(), above.clone()));
+                        // Nobody looks where it leads, so its name has to tell what it is.
+                        let telling = wanted(&entry.name) || !entry.name.contains('.');
+                        let linked = entry.kind == FileType::Symlink && telling;
+                        below.push((path.clone(), above.clone(), linked));
                     } else {
                         budget.cut = true;
                     }
@@ -238,7 +249,13 @@ impl Root {
             folders.append(&mut below);
         }
         found.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        found.leading_out.sort_unstable();
         Ok(found)
+    }
+
+    /// Whether a link on this path leads out of the root, or is absolute.
+    fn leads_out(&self, rel: &str) -> bool {
+        matches!(self.resolve(rel, OFlags::PATH, BENEATH), Err(Errno::XDEV))
     }
 }
 
@@ -276,6 +293,15 @@ mod tests {
         root.find_files("a", true, |_| true, &mut small).unwrap();
         assert!(small.cut);
         assert!(root.find_files("no", true, |_| true, &mut Budget::new(1)).unwrap().is_empty());
+        symlink("/nowhere", dir.join("a/b/far.md")).unwrap();
+        symlink("../../..", dir.join("a/up")).unwrap();
+        symlink("gone.md", dir.join("a/dangling.md")).unwrap();
+        let out = |top: &str| {
+            root.walk(top, true, |name| name.ends_with(".md"), &mut Budget::new(1)).unwrap().leading_out
+        };
+        assert_eq!(out("a"), ["a/b/far.md"]);
+        symlink("/nowhere/b", dir.join("b")).unwrap();
+        assert_eq!((out("b"), out("none")), (vec!["b".to_owned()], vec![]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Knows nothing of workspaces, HTTP or children.
 
 pub mod allowlist;
+mod at_hand;
 pub mod beneath;
 pub mod changes;
 pub mod deposit;

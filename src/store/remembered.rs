@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FileType, Stat, fstat};
+use rustix::fs::{FileType, Stat, Statx, StatxTimestamp, fstat, makedev};
 
 use super::beneath::{Root, told};
 use crate::base::thread::lock;
@@ -44,6 +44,22 @@ impl From<Stat> for FileStat {
             },
             mode: stat.st_mode,
             links: stat.st_nlink,
+        }
+    }
+}
+
+impl From<Statx> for FileStat {
+    fn from(stat: Statx) -> FileStat {
+        let time = |time: StatxTimestamp| (time.tv_sec, u64::from(time.tv_nsec));
+        FileStat {
+            inode: (makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino),
+            stamp: Stamp {
+                size: stat.stx_size,
+                changed: time(stat.stx_ctime),
+                modified: time(stat.stx_mtime),
+            },
+            mode: stat.stx_mode.into(),
+            links: stat.stx_nlink.into(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::procs::{self, secs, wait_for};
 use crate::server::{HOST_TOKEN, Server, Setup};
 
 /// An owner's token that is limited to a host workspace, where commands are for owners.
-fn token(server: &Server, place: &Place<'_>) -> String {
+pub fn token(server: &Server, place: &Place<'_>) -> String {
     let body = json!({"scope": "owner", "label": "limited", "workspaceIds": [place.id]});
     let made = server.owner().post(201, "/tokens", body);
     made["token"].as_str().unwrap().to_owned()
@@ -154,7 +154,7 @@ fn latencies(client: &Client, place: &Place<'_>, count: usize) -> Vec<f64> {
 }
 
 /// Ends the flood, also when the test fails.
-struct Over<'a>(&'a AtomicBool);
+pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {

@@ -72,6 +72,64 @@ fn json_lines() {
 }
 
 #[test]
+fn repeated_refusals_and_requests_are_counted() {
+    let server = Server::start();
+    for n in 0..300 {
+        server.owner().call("GET", &format!("/nothing/{n}"), None).expect(404);
+    }
+    for _ in 0..30 {
+        server.collaborator().call("POST", "/api/workspaces", Some(&json!({}))).expect(403);
+    }
+    for _ in 0..1100 {
+        server.anyone().get(200, "/health");
+    }
+    // Another token's, and another kind, have their own lines.
+    server.collaborator().call("GET", "/workspace/ws_none/config", None).expect(404);
+    line(&server, "GET /workspace/ws_none/config 404 ");
+    let stdout = server.stdout.clone();
+    server.stop();
+    let log = stdout.text();
+    let count = |part: &str| log.lines().filter(|line| line.contains(part)).count();
+    let suppressed = |part: &str| -> usize {
+        let of_it = log.lines().filter(|line| line.contains(part) && line.contains("lines were suppressed"));
+        let number = |line: &str| {
+            let before = line.split_once(" more requests such as ").unwrap().0;
+            before.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+        };
+        of_it.map(number).sum()
+    };
+    // More lines where a slow machine needs several intervals.
+    for (part, all) in [("GET /nothing/", 300), ("POST /api/workspaces", 30), ("GET /health", 1100)] {
+        let told = suppressed(part);
+        assert!(told > 0 && count(part) < all * 97 / 100, "{part}: {told}");
+        let summaries = log.lines().filter(|line| line.contains(part) && line.contains("suppressed")).count();
+        assert_eq!(count(part) - summaries + told, all, "{part}:\n{log}");
+    }
+}
+
+#[test]
+fn a_client_that_disconnects_is_no_warning() {
+    let server = Server::start();
+    let number = crate::procs::unique_secs();
+    let body = json!({"command": format!("sleep {number}")}).to_string();
+    let mut stream = crate::wire::connect(&server);
+    let head = format!(
+        "POST /api/workspaces/{NIL}/exec HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+    crate::procs::wait_sleep(&number);
+    drop(stream);
+    let told = line(&server, "/exec 4");
+    assert!(is_time(told.split(' ').next().unwrap()) && told.split(' ').nth(1) == Some("POST"), "{told}");
+    crate::procs::assert_dead(&number);
+    // With the client there, it is one.
+    server.owner().call("POST", "/nothing", None).expect(404);
+    assert!(line(&server, "POST /nothing 404 ").contains(" WARN "));
+}
+
+#[test]
 fn requests_can_be_left_out() {
     let server = Setup::new().arg("--no-log-requests").start();
     server.anyone().get(200, "/health");

@@ -45,6 +45,7 @@ mod container_faults;
 mod container_files;
 mod contract;
 mod crash;
+mod crowd;
 mod data_format;
 mod detached;
 mod diskfull;

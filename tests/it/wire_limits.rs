@@ -61,51 +61,6 @@ fn deadlines() {
 }
 
 #[test]
-fn beyond_the_cap_people_on_this_machine_still_get_in() {
-    let server = Setup::new().arg("--max-connections=4").start();
-    let mut idle: Vec<TcpStream> = (0..4).map(|_| connect(&server)).collect();
-    for stream in &mut idle {
-        stream.write_all(get("").as_bytes()).unwrap();
-        assert_eq!(Raw::read(stream).unwrap().status, 200);
-    }
-    // On a reserved seat: served, once.
-    let mut operator = connect(&server);
-    operator.write_all(get("").as_bytes()).unwrap();
-    let reply = Raw::read(&mut operator).unwrap();
-    assert!(reply.status == 200 && reply.closes(), "{}", reply.text);
-    // Silence on all of those too: 503, until they are needed again.
-    let silent: Vec<TcpStream> = (0..8).map(|_| wait_for("a seat", secs(10), || seated(&server))).collect();
-    let mut refused = connect(&server);
-    let _ = refused.write_all(get("").as_bytes());
-    let reply = Raw::read(&mut refused).unwrap();
-    assert_eq!(reply.status, 503, "{}", reply.text);
-    assert!(reply.text.contains("Retry-After: ") && reply.closes(), "{}", reply.text);
-    for mut stream in silent {
-        let mut rest = Vec::new();
-        stream.read_to_end(&mut rest).unwrap();
-        assert!(rest.is_empty());
-    }
-    assert_served(&server);
-    idle.clear();
-    // The seats are free as soon as the threads have seen the ends.
-    wait_for("a seat that is not a reserved one", secs(10), || {
-        let mut stream = connect(&server);
-        stream.write_all(get("").as_bytes()).unwrap();
-        (!Raw::read(&mut stream).unwrap().closes()).then_some(())
-    });
-}
-
-/// A connection that says nothing, unless it is turned away: the seat of whoever was here before is not free at the very
-/// moment that the last answer has arrived.
-fn seated(server: &Server) -> Option<TcpStream> {
-    let stream = connect(server);
-    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    let turned_away = stream.peek(&mut [0]).is_ok();
-    stream.set_read_timeout(Some(secs(40))).unwrap();
-    (!turned_away).then_some(stream)
-}
-
-#[test]
 fn bursts_on_a_fresh_server_are_all_answered() {
     for size in [6, 12, 30] {
         let server = Server::start();

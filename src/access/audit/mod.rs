@@ -3,12 +3,13 @@
 //! size, the older of which is given up when the newer is full. Who asks for a log gets its end, in constant memory.
 //! Knows nothing of HTTP. A line that cannot be written is a line in the server's own log, and no reason to fail.
 //!
-//! Threads: any. Locks: `writer` (level 3, one file) across an append; `last` and `failures` are leaves.
+//! Threads: any. Locks: `writer` (level 3, one file) across an append; `last` is a leaf.
 
 mod read;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
+use std::hash::Hash;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Actor;
+use crate::base::repeats::Repeats;
 use crate::base::thread::lock;
 use crate::base::{At, Error, Result, clock, limits};
 use crate::store::file;
@@ -78,9 +80,15 @@ pub struct Audit {
     writer: Mutex<()>,
     /// By log: when its workspace was last changed; 0: never. Filled when it is first asked for.
     last: Mutex<HashMap<String, u64>>,
-    /// By client: since when it has failed, and how often nothing was written.
-    failures: Mutex<HashMap<String, (Instant, u32)>>,
+    repeats: Repeats<Repeated>,
 }
+
+/// An example of what was not written because it repeats.
+type Repeated = (Draft, Option<Actor>, Outcome);
+
+/// Lines for refused or failed writes of one kind by one token in an interval: whoever repeats them at full speed must not
+/// push the lines of others out of the log.
+const REFUSED_LINES: u64 = 20;
 
 impl Audit {
     /// The logs in the data folder.
@@ -91,13 +99,24 @@ impl Audit {
         let folder = data_dir.join("audit");
         file::create_dir_private(&folder)?;
         let audit =
-            Audit { folder, writer: Mutex::default(), last: Mutex::default(), failures: Mutex::default() };
+            Audit { folder, writer: Mutex::default(), last: Mutex::default(), repeats: Repeats::default() };
         audit.prune();
         Ok(audit)
     }
 
-    /// Writes a line.
+    /// Writes a line, or counts it where many of its kind were refused or have failed just now.
     pub fn record(&self, draft: &Draft, actor: Option<&Actor>, outcome: Outcome) {
+        if let Outcome::Denied(status, code) | Outcome::Failed(status, code) = outcome {
+            let token = actor.map(|actor| actor.token_hash.as_str());
+            let kind = (&draft.log, token, &draft.action, status, code);
+            if !self.note(kind, REFUSED_LINES, || (draft.clone(), actor.cloned(), outcome)) {
+                return;
+            }
+        }
+        self.write(draft, actor, outcome);
+    }
+
+    fn write(&self, draft: &Draft, actor: Option<&Actor>, outcome: Outcome) {
         let timestamp = clock::now_unix_ms();
         let (result, status, code) = match outcome {
             Outcome::Done => (None, None, None),
@@ -129,38 +148,34 @@ impl Audit {
         }
     }
 
-    /// Writes that somebody presented a worthless credential; a client that goes on with it is counted, and written
-    /// about once in a while.
+    /// Writes that a client presented a worthless credential; one that goes on with it is counted, and written about once
+    /// in an interval.
     pub fn login_failed(&self, client: &str, actor: Option<&Actor>, target: &str, seen: &str) {
-        let before = {
-            let mut failures = lock(&self.failures);
-            let now = Instant::now();
-            if failures.len() >= limits::AUDIT_FAILING && !failures.contains_key(client) {
-                failures.retain(|_, (since, _)| since.elapsed() < limits::AUDIT_FAILURE_PAUSE);
-                if failures.len() >= limits::AUDIT_FAILING {
-                    return;
-                }
-            }
-            match failures.get_mut(client) {
-                Some((since, untold)) if since.elapsed() < limits::AUDIT_FAILURE_PAUSE => {
-                    *untold = untold.saturating_add(1);
-                    return;
-                }
-                Some(known) => std::mem::replace(known, (now, 0)).1,
-                None => {
-                    failures.insert(client.to_owned(), (now, 0));
-                    0
-                }
-            }
-        };
-        let more = if before > 0 { format!(" ({before} more before)") } else { String::new() };
-        let draft = Draft {
+        let draft = || Draft {
             log: SERVER.to_owned(),
             action: "auth.failed".to_owned(),
             target: shown(target),
-            summary: shown(&format!("{seen} from {client}{more}")),
+            summary: shown(&format!("{seen} from {client}")),
         };
-        self.record(&draft, actor, Outcome::Denied(401, "unauthorized"));
+        let outcome = Outcome::Denied(401, "unauthorized");
+        if self.note(("auth.failed", client), 1, || (draft(), actor.cloned(), outcome)) {
+            self.write(&draft(), actor, outcome);
+        }
+    }
+
+    /// Counts an event of this kind, and whether it is written. Of those whose interval has ended a line says how many more
+    /// there were.
+    fn note(&self, kind: impl Hash, burst: u64, example: impl FnOnce() -> Repeated) -> bool {
+        let noted = self.repeats.note(kind, burst, Instant::now(), example);
+        self.write_repeated(noted.ended);
+        noted.written
+    }
+
+    fn write_repeated(&self, ended: Vec<(Repeated, u64)>) {
+        for ((mut draft, actor, outcome), count) in ended {
+            draft.summary = format!("{} ({count} more like this)", draft.summary);
+            self.write(&draft, actor.as_ref(), outcome);
+        }
     }
 
     /// The last lines of a log, newest first. `old`: a log that the OpenWork server has left in the workspace.
@@ -172,11 +187,15 @@ impl Audit {
         std::iter::from_fn(|| lines.next()).take(limit).collect::<io::Result<_>>().at("read", &self.folder)
     }
 
+    /// As [`Audit::last_change`] has found before; 0 for never.
+    pub fn known_change(&self, log: &str) -> Option<u64> {
+        lock(&self.last).get(log).copied()
+    }
+
     /// When the workspace was last changed through the OpenWork API, in Unix milliseconds. `old` is opened only when
     /// nothing else tells, and once.
     pub fn last_change(&self, log: &str, old: impl FnOnce() -> Option<File>) -> Option<u64> {
-        let known = lock(&self.last).get(log).copied();
-        let last = match known {
+        let last = match self.known_change(log) {
             Some(last) => last,
             None => {
                 let found = self.find_last(log, old).unwrap_or_else(|error| {
@@ -278,6 +297,13 @@ impl Audit {
                 log::warn!("{} cannot be removed: {error}", path.display());
             }
         }
+    }
+}
+
+impl Drop for Audit {
+    fn drop(&mut self) {
+        let rest = self.repeats.rest();
+        self.write_repeated(rest);
     }
 }
 

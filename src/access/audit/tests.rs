@@ -113,6 +113,31 @@ fn who_fails_to_log_in_again_and_again_is_written_about_once() {
     assert_eq!(targets(&lines), ["/tokens", "/whoami"]);
     assert_eq!(lines[1]["summary"], "an unknown token from 192.0.2.1");
     assert_eq!(lines[1].get("workspaceId"), None);
+    drop(audit);
+    let lines = Audit::open(&dir).unwrap().recent(SERVER, None, 10).unwrap();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[0]["summary"], "an unknown token from 192.0.2.1 (99 more like this)");
+}
+
+#[test]
+fn repeated_refusals_push_no_other_line_out() {
+    let dir = Scratch::new();
+    let audit = Audit::open(&dir).unwrap();
+    audit.record(&draft("ws_a", "a", "first"), None, Outcome::Done);
+    for n in 0..1000 {
+        let refused = draft("ws_a", "config.patch", &n.to_string());
+        audit.record(&refused, Some(&actor()), Outcome::Failed(400, "invalid_payload"));
+        audit.record(&refused, Some(&actor()), Outcome::Denied(403, "forbidden"));
+    }
+    for n in 0..50 {
+        audit.record(&draft("ws_a", "a", &n.to_string()), Some(&actor()), Outcome::Done);
+    }
+    drop(audit);
+    let lines = Audit::open(&dir).unwrap().recent("ws_a", None, 1000).unwrap();
+    let count = |result: Option<&str>| lines.iter().filter(|line| line["result"].as_str() == result).count();
+    assert_eq!((count(None), count(Some("failed")), count(Some("denied"))), (51, 21, 21));
+    let more = |line: &&Value| line["summary"] == "s (980 more like this)";
+    assert_eq!(lines.iter().filter(more).count(), 2);
 }
 
 #[test]
