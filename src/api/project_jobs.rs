@@ -29,7 +29,7 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let answer = Answer::prepared(format!("Delete scheduled job {}", job.name()), paths, move |_| {
         let (site, _) = service.home_of_jobs(project::open_for(&lifecycle, &workspace, plan)?)?;
         if site.folder.is_some() && site.root.exists(job.files().last().unwrap_or(&""))? {
-            lifecycle.stop_timer(&job.timer);
+            job.timer().into_iter().for_each(|timer| lifecycle.stop_timer(timer));
         }
         service.delete_job(&site, &job)?;
         Ok(Response::ok(&json!({ "job": job.fields })))

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
-use super::{LIST_BYTES, Listed, Project, Site, read_head, rules};
+use super::{ELSEWHERE, LIST_BYTES, Listed, Project, Site, read_head, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::finder::{Budget, FoundFile, json_length};
@@ -171,7 +171,7 @@ impl Project {
     /// When a folder cannot be read.
     pub fn commands(&self, site: &Site) -> Result<Listed<Command>> {
         let mut budget = Budget::new(LIST_BYTES);
-        let commands = self.all_commands(&site.root, &FOLDERS, "workspace", &mut budget)?;
+        let commands = self.own_commands_of(site, &mut budget)?;
         Ok(fit(commands, &mut budget))
     }
 
@@ -183,17 +183,22 @@ impl Project {
         let mut budget = Budget::new(LIST_BYTES);
         let mut commands = Vec::new();
         for root in GLOBAL.iter().filter_map(|path| self.global(path)) {
-            commands.extend(self.all_commands(&root, &[""], "global", &mut budget)?);
+            commands.extend(self.all_commands(&root, &[""], "global", true, &mut budget)?);
         }
         Ok(fit(commands, &mut budget))
     }
 
-    /// The same with whole templates, as far as they are read.
-    pub(super) fn all_commands(
+    /// The workspace's, with whole templates, as far as they are read.
+    pub(super) fn own_commands_of(&self, site: &Site, budget: &mut Budget) -> Result<Vec<Command>> {
+        self.all_commands(&site.root, &FOLDERS, "workspace", site.folder.is_some(), budget)
+    }
+
+    fn all_commands(
         &self,
         root: &Root,
         folders: &[&str],
         scope: &'static str,
+        host: bool,
         budget: &mut Budget,
     ) -> Result<Vec<Command>> {
         let mut commands: Vec<Command> = Vec::new();
@@ -201,9 +206,20 @@ impl Project {
         let mut views = self.commands_read.views();
         // Templates are held until the list is sent; those of one file with many names are held once.
         for folder in folders {
-            for FoundFile { path, stat } in
-                root.find_files(folder, true, |name| name.ends_with(".md"), budget)?
-            {
+            let found = root.walk(folder, true, |name| name.ends_with(".md"), budget)?;
+            // In a container's root no link leads out.
+            let elsewhere = found.leading_out.into_iter().filter(|_| host).map(|path| (path, None));
+            let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
+            for (path, stat) in files.chain(elsewhere) {
+                let Some(stat) = stat else {
+                    let name = path.strip_prefix(&format!("{folder}/")).unwrap_or(&path);
+                    let name = stem(name).to_owned();
+                    if commands.len() < ROWS && !known.contains_key(&name) {
+                        known.insert(name.clone(), commands.len());
+                        commands.push(CommandReading::elsewhere().row(name, scope, path, budget));
+                    }
+                    continue;
+                };
                 let reading = views.look(&stat, |stat| {
                     if !budget.read(stat.size().min(limits::PROJECT_FILE_BYTES)) {
                         return Ok(None);
@@ -262,7 +278,7 @@ impl Project {
     /// `InvalidCommandName` when there is none, and could be none.
     pub fn find_command(&self, site: &Site, name: &str) -> Result<Option<String>> {
         let mut budget = Budget::new(LIST_BYTES);
-        let commands = self.all_commands(&site.root, &FOLDERS, "workspace", &mut budget)?;
+        let commands = self.own_commands_of(site, &mut budget)?;
         let wanted = [name, name.trim().trim_start_matches('/')];
         let found = wanted.iter().find_map(|wanted| commands.iter().find(|command| command.name == **wanted));
         match found {
@@ -372,6 +388,11 @@ impl CommandReading {
         let rest = [&reading.description, &reading.agent, &reading.model, &reading.error, &reading.warning];
         reading.length = json_length(&reading.template) + rest.into_iter().map(length).sum::<usize>();
         reading
+    }
+
+    /// Behind a link that leads out of the workspace: what is there is not the workspace's.
+    fn elsewhere() -> CommandReading {
+        CommandReading { error: Some(ELSEWHERE.to_owned()), ..CommandReading::default() }
     }
 
     /// The row, with its texts if the budget has room for them.

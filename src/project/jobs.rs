@@ -25,8 +25,7 @@ pub struct ScheduledJob {
     file: String,
     /// The paths of its units.
     units: [String; 2],
-    /// The unit that starts it.
-    pub timer: String,
+    timer: String,
 }
 
 impl ScheduledJob {
@@ -50,12 +49,22 @@ impl ScheduledJob {
         self.text("name")
     }
 
-    /// Its files: its own first, then its units, where its slug can be part of a unit's name (systemd.unit(5)).
+    /// Its files: its own first, then its units, where it can have some.
     pub fn files(&self) -> Vec<&str> {
-        let slug = self.text("slug");
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-        let units: &[String] = if slug.chars().all(plain) { &self.units } else { &[] };
+        let units: &[String] = if self.has_units() { &self.units } else { &[] };
         [&self.file].into_iter().chain(units).map(String::as_str).collect()
+    }
+
+    /// The unit that starts it, if it can have one.
+    pub fn timer(&self) -> Option<&str> {
+        self.has_units().then_some(self.timer.as_str())
+    }
+
+    /// Whether its slug can be part of a unit's name (systemd.unit(5)). With a slash in it systemctl(1) would take it for a
+    /// path.
+    fn has_units(&self) -> bool {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+        self.text("slug").chars().all(plain)
     }
 
     /// By its slug or its name. Not by a part of them: what is deleted must be what was meant.

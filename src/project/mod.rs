@@ -85,6 +85,10 @@ pub enum Scope {
 /// How long a write waits for the other writes of its workspace, each of which takes milliseconds.
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
+/// Said of what is behind a link out of a workspace on the host.
+const ELSEWHERE: &str =
+    "berth does not read it: its link leads out of the workspace, or is absolute. OpenCode follows it";
+
 /// JSON text of one list of skills or commands.
 const LIST_BYTES: usize = 4 << 20;
 

@@ -367,7 +367,7 @@ impl Project {
     }
 
     fn own_commands(&self, site: &Site, room: &mut ExportRoom) -> Result<Collection<Command>> {
-        let rows = self.all_commands(&site.root, &commands::FOLDERS, "workspace", &mut room.budget)?;
+        let rows = self.own_commands_of(site, &mut room.budget)?;
         self.carried_commands(site, rows, room)
     }
 
@@ -382,7 +382,7 @@ impl Project {
             self.all_skills(site, false, &mut ExportRoom::new().budget)?;
         }
         if plan.commands.replaces {
-            self.all_commands(&site.root, &commands::FOLDERS, "workspace", &mut ExportRoom::new().budget)?;
+            self.own_commands_of(site, &mut ExportRoom::new().budget)?;
         }
         self.writing(site, || {
             let mut whole_files = Vec::new();

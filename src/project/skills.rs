@@ -1,17 +1,17 @@
 //! Skills: a folder each with a `SKILL.md`, in the workspace, in the folders above it, and the user's own. The list has
 //! what OpenCode loads, and beside it, with the reason, what it passes over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::reload::{Action, Reason};
-use super::{LIST_BYTES, Listed, Project, Scope, Site, read_head, rules};
+use super::{ELSEWHERE, LIST_BYTES, Listed, Project, Scope, Site, read_head, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::finder::{Budget, FoundFile, json_length};
+use crate::store::finder::{Budget, FoundFile, Walked, json_length};
 use crate::store::front_matter::{self, Opened};
 
 /// A row of the list.
@@ -169,6 +169,8 @@ struct Place<'a> {
     scope: Scope,
     /// Folders whose names begin with a dot are read too (the globs of OpenCode's `skill.ts`).
     dots: bool,
+    /// Its links can lead to other files of the host.
+    follows: bool,
 }
 
 enum Source<'a> {
@@ -186,6 +188,20 @@ impl Place<'_> {
 
     fn is_ours(&self) -> bool {
         matches!(self.root, Source::Ours(_))
+    }
+
+    /// Links to skills that OpenCode would follow out of the workspace: none in a container, whose root is its own. One
+    /// beside a `SKILL.md` leads to data of that skill.
+    fn leading_out(&self, found: &Walked) -> Vec<String> {
+        fn above(path: &str) -> &str {
+            path.rsplit_once('/').map_or("", |(folder, _)| folder)
+        }
+        if !self.follows {
+            return Vec::new();
+        }
+        let skills: HashSet<&str> = found.files.iter().map(|file| above(&file.path)).collect();
+        let leads = |path: &&String| path.ends_with(MAIN) || !skills.contains(above(path));
+        found.leading_out.iter().filter(leads).cloned().collect()
     }
 }
 
@@ -207,9 +223,19 @@ impl Project {
         let mut views = self.skills_read.views();
         for place in self.places(site, global)? {
             let root = place.root();
-            for FoundFile { path, stat } in
-                root.find_files(place.folder, place.dots, |name| name == MAIN, budget)?
-            {
+            let found = root.walk(place.folder, place.dots, |name| name == MAIN, budget)?;
+            let elsewhere = place.leading_out(&found).into_iter().map(|path| (path, None));
+            let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
+            for (path, stat) in files.chain(elsewhere) {
+                let Some(stat) = stat else {
+                    let reading = SkillReading::elsewhere();
+                    let Some(skill) = reading.row(&place, &path, budget) else { continue };
+                    if skills.len() < ROWS && !known.contains_key(&skill.name) {
+                        known.insert(skill.name.clone(), skills.len());
+                        skills.push(skill);
+                    }
+                    continue;
+                };
                 let reading = views.look(&stat, |stat| {
                     if !budget.read(stat.size().min(HEAD_BYTES)) {
                         return Ok(None);
@@ -319,7 +345,8 @@ impl Project {
         let dots = |folder: &str| !folder.contains("opencode");
         for folder in FOLDERS {
             let (root, dots) = (Source::Ours(&site.root), dots(folder));
-            places.push(Place { root, folder, shown: site.path(""), scope: Scope::Project, dots });
+            let (shown, follows) = (site.path(""), site.folder.is_some());
+            places.push(Place { root, folder, shown, scope: Scope::Project, dots, follows });
         }
         // In a container nothing is above.
         let mut ends = site.folder.is_none() || site.root.exists(".git")?;
@@ -334,14 +361,14 @@ impl Project {
             for folder in FOLDERS {
                 let shown = format!("{}/", above.to_string_lossy().trim_end_matches('/'));
                 let (root, dots) = (Source::Other(root.clone()), dots(folder));
-                places.push(Place { root, folder, shown, scope: Scope::Project, dots });
+                places.push(Place { root, folder, shown, scope: Scope::Project, dots, follows: true });
             }
         }
         for path in GLOBAL.iter().filter(|_| global) {
             if let Some(root) = self.global(path).map(Arc::new) {
                 let shown = format!("{}/", self.home.join(path).to_string_lossy());
                 let (root, dots) = (Source::Other(root), dots(path));
-                places.push(Place { root, folder: "", shown, scope: Scope::Global, dots });
+                places.push(Place { root, folder: "", shown, scope: Scope::Global, dots, follows: true });
             }
         }
         Ok(places)
@@ -355,6 +382,13 @@ fn shorten(text: &str) -> String {
 fn main_path(folder: &str, name: &str) -> String {
     format!("{folder}/{name}/{MAIN}")
 }
+
+fn passed_over(why: String) -> String {
+    format!("OpenCode passes over it: {why}")
+}
+
+/// How a UTF-16 text with dashes at its beginning reads when it is taken for UTF-8.
+const WIDE: &str = "\u{fffd}\u{fffd}-\0-\0-\0";
 
 /// A `SKILL.md` as OpenCode reads it.
 #[derive(Clone, Debug)]
@@ -390,7 +424,13 @@ impl SkillReading {
             rules::VERSIONS[1]
         );
         let fault = fault.map(|why| if marked { why + &loads } else { why });
-        let error = fault.or(missing);
+        let wide = text.starts_with(WIDE).then(|| {
+            format!(
+                "it is UTF-16; OpenCode {} reads that, and loads it if the rest is right",
+                rules::VERSIONS[1]
+            )
+        });
+        let error = wide.or(fault).or(missing);
         let name = word("name").filter(|_| error.is_none()).map(str::to_owned);
         let older = match fields.get("description") {
             None => Some("it has no description"),
@@ -400,13 +440,23 @@ impl SkillReading {
         let warning = older
             .filter(|_| error.is_none())
             .map(|why| format!("OpenCode {} passes over it: {why}", rules::VERSIONS[1]));
+        let error = error.map(passed_over);
         SkillReading { name, description, trigger, error, warning, length: 0 }.measured()
     }
 
     fn refused(why: &str) -> SkillReading {
+        SkillReading::unread(passed_over(why.to_owned()))
+    }
+
+    /// Behind a link that leads out of the workspace. What may be there is not the workspace's, so its limited tokens
+    /// must not see it.
+    fn elsewhere() -> SkillReading {
+        SkillReading::unread(ELSEWHERE.to_owned())
+    }
+
+    fn unread(error: String) -> SkillReading {
         let (name, description, trigger, warning) = (None, String::new(), None, None);
-        let error = Some(why.to_owned());
-        SkillReading { name, description, trigger, error, warning, length: 0 }.measured()
+        SkillReading { name, description, trigger, error: Some(error), warning, length: 0 }.measured()
     }
 
     fn measured(mut self) -> SkillReading {
@@ -426,14 +476,16 @@ impl SkillReading {
         }
         let text = |text: &str| if whole { text.to_owned() } else { shorten(text) };
         let folder = path.strip_suffix(MAIN).unwrap_or(path).trim_end_matches('/');
-        let folder = folder.rsplit('/').next().unwrap_or_default();
+        // A folder of skills that is behind a link itself has a name that no skill has.
+        let all = path == place.folder && !path.is_empty();
+        let folder = if all { path } else { folder.rsplit('/').next().unwrap_or_default() };
         Some(Skill {
             name: text(self.name.as_deref().unwrap_or(folder)),
             description: text(&self.description),
             path: format!("{}{path}", place.shown),
             scope: place.scope,
             trigger: self.trigger.as_deref().map(text),
-            error: self.error.as_ref().map(|why| format!("OpenCode passes over it: {why}")),
+            error: self.error.clone(),
             warning: self.warning.clone(),
             truncated: !whole,
             file: place.is_ours().then(|| path.to_owned()),

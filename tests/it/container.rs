@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::abuse::all_abuses;
 use crate::fixture::{Place, shared, shared_box};
-use crate::procs::{self, unique_secs};
+use crate::procs::{self, assert_dead, unique_secs};
 
 all_abuses!(shared_box());
 
@@ -122,6 +122,47 @@ fn what_one_command_writes_the_next_one_reads() {
         "containers share their roots"
     );
     assert_eq!(place.sh("su someone -c 'id -un; touch /home/someone/f'"), "someone\n");
+}
+
+/// The real sudo, from the distribution's archive: it looks up the host's own name, asks PAM and starts a session. Commands are
+/// root's, so it works without a word; another user gets nothing by it, since containers have `no_new_privs`.
+#[test]
+fn root_has_sudo_inside_and_no_other_user_becomes_root() {
+    let place = Place::ready(shared(), json!({"name": "sudo"}));
+    place.sh("set -e; export DEBIAN_FRONTEND=noninteractive; exec 3>&1 >/tmp/log 2>&1
+         trap '[ $? = 0 ] || cat /tmp/log >&3' EXIT
+         apt-get -qq update; apt-get -qq install --no-install-recommends sudo
+         for name in someone other; do useradd -m $name; done
+         echo 'someone ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/someone; chmod 440 /etc/sudoers.d/someone");
+    let run = |user: &str, command: &str| {
+        let told = place.exec(json!({"command": command, "user": user, "timeout_secs": 20}));
+        let text = |key: &str| told[key].as_str().unwrap().to_owned();
+        (told["exit_code"].as_i64().unwrap(), text("stdout"), text("stderr"))
+    };
+    let root = "uid=0(root) gid=0(root) groups=0(root)\n";
+    for (command, stdout) in [
+        ("sudo id", root),
+        ("sudo -u other true", ""),
+        ("sudo -u other id -un; sudo -u other sh -c 'echo $HOME $SUDO_USER'", "other\n/home/other root\n"),
+        ("sudo -u other touch /tmp/of-other; stat -c %U /tmp/of-other", "other\n"),
+        (
+            "sudo -i -u other pwd; sudo -E env | grep ^SUDO_COMMAND",
+            "/home/other\nSUDO_COMMAND=/usr/bin/env\n",
+        ),
+        ("su someone -c 'id -un'; su - other -c pwd", "someone\n/home/other\n"),
+    ] {
+        assert_eq!(run("root", command), (0, stdout.to_owned(), String::new()), "{command}");
+    }
+    for command in ["sudo id", "sudo -n -u other true"] {
+        let (code, stdout, stderr) = run("someone", command);
+        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+        assert!(stderr.contains("\"no new privileges\" flag is set"), "{stderr}");
+    }
+    // What sudo has started goes with its command.
+    let number = unique_secs();
+    let body = json!({"command": format!("sudo -b -u other sleep {number}; sudo sleep {number}"), "timeout_secs": 2});
+    assert_eq!(place.exec(body)["timed_out"], true);
+    assert_dead(&number);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{Server, Setup, run};
 
 /// Looks for files of containers as an ordinary user of this machine, again and again.
-struct Stranger {
+pub struct Stranger {
     child: Child,
     folders: Vec<PathBuf>,
 }
@@ -23,7 +23,7 @@ const FILE: &str = "debian_version";
 const SUID: &str = "suid-of-container";
 
 impl Stranger {
-    fn watch(folders: &[&Path]) -> Stranger {
+    pub fn watch(folders: &[&Path]) -> Stranger {
         let script =
             "while :; do find \"$@\" -name debian_version -o -name suid-of-container; done 2>/dev/null";
         let child = as_stranger()
@@ -38,7 +38,7 @@ impl Stranger {
 
     /// Everything that was found so far.
     #[track_caller]
-    fn saw_nothing(mut self) {
+    pub fn saw_nothing(mut self) {
         // It must be able to see that there is nothing.
         for folder in &self.folders {
             let probe = folder.join(FILE);
@@ -74,9 +74,7 @@ fn as_stranger() -> Command {
 fn careless() -> (Setup, PathBuf, Server) {
     let setup = seeded();
     let elsewhere = setup.scratch().folder("elsewhere");
-    for folder in [setup.scratch().path(), setup.data_dir(), &elsewhere] {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
-    }
+    open_to_all(&[setup.scratch().path(), setup.data_dir(), &elsewhere]);
     // As a backup that was restored by hand would leave them.
     for name in ["images", "workspaces", "layers", "trash"] {
         let folder = setup.data_dir().join(name);
@@ -87,12 +85,23 @@ fn careless() -> (Setup, PathBuf, Server) {
     (setup, elsewhere, server)
 }
 
+/// Folders that everybody may enter and write to.
+pub fn open_to_all(folders: &[&Path]) {
+    for folder in folders {
+        fs::create_dir_all(folder).unwrap();
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+}
+
+/// Starts a program with the weakest umask.
+pub const CARELESS: [&str; 4] = ["sh", "-c", "umask 000; exec \"$@\"", "sh"];
+
 fn start(setup: &Setup, elsewhere: &Path, backend: &str) -> Server {
     let setup = setup
         .clone()
         .arg(format!("--authorized-root={}", elsewhere.display()))
         .arg(format!("--root-backend={backend}"));
-    setup.start_through(&["sh", "-c", "umask 000; exec \"$@\"", "sh"])
+    setup.start_through(&CARELESS)
 }
 
 fn plant(place: &Place<'_>) {
@@ -100,7 +109,7 @@ fn plant(place: &Place<'_>) {
 }
 
 /// Builds, snapshots, restores, clones and rebuilds.
-fn live(place: &Place<'_>) {
+pub fn live(place: &Place<'_>) {
     plant(place);
     let taken = place.client.post(200, &place.path("/snapshots"), json!({"name": "one"}));
     let id = taken["id"].as_str().unwrap();

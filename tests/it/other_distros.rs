@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::fixture::{Place, image_root, seeded};
+use crate::isolation::{CARELESS, Stranger, live, open_to_all};
 use crate::procs::secs;
 use crate::scratch::Scratch;
 use crate::server::{Server, Setup, read, run};
@@ -160,9 +161,15 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     ubuntu_is_refused(&server, noble.clone());
     server.stop();
 
-    let server = with_archive(&scratch, Some("good.gpg")).start();
-    ubuntu_is_built(&server, noble);
+    // With the weakest umask and an open data folder: no other user reaches what debootstrap is making, or has made.
+    let setup = with_archive(&scratch, Some("good.gpg"));
+    open_to_all(&[setup.scratch().path(), setup.data_dir()]);
+    let stranger = Stranger::watch(&[setup.data_dir()]);
+    let server = setup.start_through(&CARELESS);
+    ubuntu_is_built(&server, noble.clone());
+    live(&Place::ready(&server, noble));
     server.stop();
+    stranger.saw_nothing();
     // A host whose dpkg-deb cannot read zstd, or that has none: debootstrap's other extractor.
     let hide = "mount --bind /dev/null /usr/bin/dpkg-deb; exec \"$@\"";
     let words = ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh"];

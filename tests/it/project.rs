@@ -487,6 +487,28 @@ fn what_leads_out_of_the_workspace_is_neither_read_nor_written() {
         assert!(!reply.text().contains("secret") && !reply.text().contains("\"out\""), "{call}: {reply}");
     }
     shop.refused(404, "skill_not_found", "GET", "/skills/leak", Value::Null);
+    // Their names are listed, and why that is all; of a folder that is behind a link, the folder's.
+    symlink("/etc", shop.work.join(".opencode/skills/far")).unwrap();
+    put(&shop.work, ".opencode/skills/near/SKILL.md", &skill("near", ""));
+    for (name, target) in [("data", "/etc"), ("notes.txt", "/etc/passwd")] {
+        symlink(target, shop.work.join(".opencode/skills/near").join(name)).unwrap();
+    }
+    symlink("nothing", shop.work.join(".opencode/skills/dangling")).unwrap();
+    let rows = |list: &str| -> Vec<(String, bool)> {
+        let row = |row: &Value| {
+            let why = row["error"].as_str().unwrap_or_default();
+            assert!(why.is_empty() || why.contains("OpenCode follows it"), "{row}");
+            (row["name"].as_str().unwrap().to_owned(), why.is_empty())
+        };
+        shop.get(list)["items"].as_array().unwrap().iter().map(row).collect()
+    };
+    let want = [("near", true), ("far", false), ("leak", false), (".claude/skills", false)];
+    assert_eq!(rows("/skills"), want.map(|(name, loads)| (name.to_owned(), loads)));
+    assert_eq!(rows("/commands"), [("c".to_owned(), false)]);
+    let export = shop.get("/export");
+    assert!(export["omitted"].to_string().contains(".opencode/skills/far"), "{export}");
+    shop.client.delete(200, &shop.path("/skills/far"));
+    assert!(!shop.work.join(".opencode/skills/far").is_symlink() && Path::new("/etc/passwd").exists());
     let told = shop.refused(400, "invalid_path", "PATCH", "/config", json!({"opencode": {"model": "a/b"}}));
     assert!(told["message"].as_str().unwrap().contains("symbolic link"), "{told}");
     shop.post("/commands", json!({"name": "c", "template": "mine"}));

@@ -59,6 +59,13 @@ fn lists_are_what_opencode_loads() {
     let shop = Shop::open();
     corpus(&shop.work);
     fs::create_dir(shop.work.join(".git")).unwrap();
+    let outside = shop.server.scratch().folder("outside");
+    put(&outside, "far/SKILL.md", b"---\nname: far\ndescription: x\n---\n");
+    put(&outside, "file.md", b"---\nname: far-file\ndescription: x\n---\n");
+    symlink(outside.join("far"), shop.work.join(".opencode/skills/far")).unwrap();
+    fs::create_dir(shop.work.join(".opencode/skills/far-file")).unwrap();
+    symlink(outside.join("file.md"), shop.work.join(".opencode/skills/far-file/SKILL.md")).unwrap();
+    symlink(outside.join("file.md"), shop.work.join(".opencode/commands/far-command.md")).unwrap();
     let (skills, commands) = (shop.get("/skills"), shop.get("/commands"));
     let theirs = thread::scope(|scope| {
         VERSIONS
@@ -77,7 +84,15 @@ fn lists_are_what_opencode_loads() {
             .into_iter()
             .map(|row| (row["name"].as_str().unwrap().to_owned(), described(row)));
         // Only 1.1.53 reads UTF-16, and repairs a text with a byte order mark; the list is the newest's.
-        let own = ["utf16".to_owned(), format!("odd-{}", marked())];
+        let own = ["utf16".to_owned(), format!("odd-{}", marked()), "far".to_owned(), "far-file".to_owned()];
+        for name in &own {
+            let loads = their_skills.as_array().unwrap().iter().any(|row| row["name"] == **name);
+            assert_eq!(loads, old || name.starts_with("far"), "{version} {name}");
+        }
+        assert!(
+            config["command"]["far-command"].is_object() || config["command"]["far-file"].is_object(),
+            "{config}"
+        );
         let is_file = |row: &&Value| {
             let name = row["name"].as_str().unwrap_or_default();
             row["location"].as_str().unwrap().starts_with('/') && !own.iter().any(|own| own == name)
@@ -96,6 +111,7 @@ fn lists_are_what_opencode_loads() {
         let found = config["command"].as_object().unwrap().iter();
         let mut found: BTreeMap<String, Value> =
             found.map(|(name, row)| (name.clone(), parts(row))).collect();
+        found.retain(|name, _| !name.starts_with("far-"));
         if old {
             let crlf = |row: &&Value| row["warning"].as_str().is_some_and(|why| why.contains("1.1.53"));
             for row in commands["items"].as_array().unwrap().iter().filter(crlf) {
@@ -109,10 +125,12 @@ fn lists_are_what_opencode_loads() {
     let why = row["error"].as_str().unwrap();
     assert!(why.contains("OpenCode 1.1.53 removes the byte order mark"), "{row}");
     for row in skills["items"].as_array().unwrap() {
-        assert!(
-            row["error"].is_null() || row["error"].as_str().unwrap().starts_with("OpenCode passes over it: "),
-            "{row}"
-        );
+        let (name, why) = (row["name"].as_str().unwrap(), row["error"].as_str().unwrap_or_default());
+        match name {
+            "far" | "far-file" => assert!(why.ends_with("OpenCode follows it"), "{row}"),
+            "utf16" => assert!(why.contains("UTF-16; OpenCode 1.1.53 reads that"), "{row}"),
+            _ => assert!(why.is_empty() || why.starts_with("OpenCode passes over it: "), "{row}"),
+        }
     }
 }
 

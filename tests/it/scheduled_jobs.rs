@@ -1,6 +1,7 @@
 //! `/workspace/:id/scheduler/jobs`: jobs of the opencode-scheduler plugin, as observed of openwork-server.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -75,6 +76,46 @@ fn jobs_are_listed_and_deleted_with_their_units() {
         home.join(".config/kept.timer").exists() && home.join(".config/opencode/jobs/torn.json").exists()
     );
     collaborator.refused(404, "workspace_not_found", "GET", "/workspace/ws_none/scheduler/jobs", None);
+}
+
+/// With a stand-in of systemctl that notes how it is called, where a user manager seems to run.
+#[test]
+fn the_timer_of_a_deleted_job_is_stopped() {
+    let setup = Setup::new().arg("--approval=auto");
+    let scratch = setup.scratch().path().to_owned();
+    let (tools, told) = (setup.scratch().folder("tools"), scratch.join("told"));
+    let script = format!(
+        "#!/bin/sh\nprintf '%s ' \"$XDG_RUNTIME_DIR\" \"$@\" >> {told}; echo >> {told}\n\
+         case $* in *broken*) echo 'no such bus'; exit 1 ;; esac\n",
+        told = told.display()
+    );
+    put(&tools, "systemctl", &script);
+    fs::set_permissions(tools.join("systemctl"), PermissionsExt::from_mode(0o755)).unwrap();
+    // Its folder is the first of the PATH in which tools are looked for.
+    let place = format!(
+        "mount --bind {} /usr/local/sbin; mount -t tmpfs none /run/user
+         mkdir -p /run/user/0/systemd; : > /run/user/0/systemd/private; exec \"$@\"",
+        tools.display()
+    );
+    let words = ["unshare", "--mount", "--propagation=private", "sh", "-ec", &place, "sh"];
+    let server = setup.start_through(&words);
+    let home = server.scratch().path().join("home");
+    let id = server.owner().get(200, "/workspaces")["items"][0]["id"].as_str().unwrap().to_owned();
+    let jobs = format!("/workspace/{id}/scheduler/jobs");
+    put_job(&home, "desk", "Desk");
+    put_job(&home, "broken", "Broken");
+    for (file, slug) in [("path", "x/../../../../etc/systemd/user/default"), ("words", "x --now y")] {
+        put(&home, &format!(".config/opencode/jobs/{file}.json"), &job(slug, file).to_string());
+    }
+    for name in ["desk", "broken", "path", "words"] {
+        server.collaborator().delete(200, &format!("{jobs}/{name}"));
+    }
+    let calls = fs::read_to_string(&told).unwrap();
+    let calls: Vec<&str> = calls.lines().map(str::trim).collect();
+    let call = |slug: &str| format!("/run/user/0 --user disable --now -- opencode-job-{slug}.timer");
+    assert_eq!(calls, [call("desk"), call("broken")], "no other slug is part of a unit's name");
+    let line = server.stdout.line_with("opencode-job-broken.timer was not stopped", secs(10));
+    assert!(line.as_deref().is_some_and(|line| line.contains("no such bus")), "{}", server.log());
 }
 
 #[test]

@@ -83,8 +83,8 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "**A container** has its own user namespace (root inside is an unprivileged, unused uid outside), \
          mount, pid, ipc and uts namespaces, nspawn's seccomp filter and capability bounds, and \
-         `no_new_privs`.",
-        &["container::root_inside_is_nobody_outside", "security_promises::a_container_has_namespaces_of_its_own_and_few_capabilities"],
+         `no_new_privs`: `sudo` and `su` work for root, which commands run as, and make no other user root.",
+        &["container::root_inside_is_nobody_outside", "container::root_has_sudo_inside_and_no_other_user_becomes_root", "security_promises::a_container_has_namespaces_of_its_own_and_few_capabilities"],
     ),
     (
         "Its kernel is yours: this stops accidents and ordinary malice, not a kernel exploit.",
