@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use qrcodegen::{QrCode, QrCodeEcc};
 use serde_json::{Value, json};
 
 use super::host_check::Checks;
@@ -377,6 +378,9 @@ fn connect(words: &[String]) -> Result<ExitCode> {
             format!("{scope:?} is not one of: viewer, collaborator, owner"),
         ));
     }
+    if args.qr && args.json {
+        return Err(Error::config("--qr", "is for people; --json prints the same document"));
+    }
     let seconds = match args.expires.as_deref() {
         None => CONNECT_SECONDS,
         Some(text) => text
@@ -403,7 +407,9 @@ fn connect(words: &[String]) -> Result<ExitCode> {
         "expiresAt": made["expiresAt"],
     });
     let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
-    super::print(&if args.json {
+    super::print(&if args.qr {
+        qr_code(&artefact.to_string())?
+    } else if args.json {
         format!("{artefact:#}\n")
     } else {
         format!(
@@ -414,6 +420,27 @@ fn connect(words: &[String]) -> Result<ExitCode> {
         )
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// The text as a QR code for a terminal, with the light border that readers need (ISO/IEC 18004: four modules). Each
+/// character is two modules, one above the other, in black and white whatever colours the terminal has.
+fn qr_code(text: &str) -> Result<String> {
+    let code = QrCode::encode_text(text, QrCodeEcc::Low)
+        .map_err(|_| Error::internal("The document is too long for a QR code; use --json"))?;
+    let border = 4;
+    let range = -border..code.size() + border;
+    let mut rows = String::new();
+    for y in range.clone().step_by(2) {
+        rows += "\x1b[30;107m";
+        rows.extend(range.clone().map(|x| match (code.get_module(x, y), code.get_module(x, y + 1)) {
+            (true, true) => '█',
+            (true, false) => '▀',
+            (false, true) => '▄',
+            (false, false) => ' ',
+        }));
+        rows += "\x1b[0m\n";
+    }
+    Ok(rows)
 }
 
 #[cfg(test)]

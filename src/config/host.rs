@@ -46,6 +46,8 @@ pub struct HostArgs {
     pub scope: Option<String>,
     /// Its life, in seconds.
     pub expires: Option<String>,
+    /// Its document as a QR code.
+    pub qr: bool,
     /// The port of the daemon.
     pub daemon_port: Option<String>,
     /// The folder in which its OpenCode is started.
@@ -94,6 +96,7 @@ const FLAGS: &[(&str, Is)] = &[
     ("--log-file", Value),
     ("--scope", Value),
     ("--expires", Value),
+    ("--qr", Switch),
     ("--daemon-port", Value),
     ("--daemon-host", Value),
     ("--opencode-workdir", Value),
@@ -118,7 +121,7 @@ const FLAGS: &[(&str, Is)] = &[
 ];
 
 /// The flags that [`FLAGS`] has and that people use, for the help text.
-pub const HOST_FLAGS: [&str; 30] = [
+pub const HOST_FLAGS: [&str; 31] = [
     "--openwork-host",
     "--openwork-port",
     "--openwork-token",
@@ -134,6 +137,7 @@ pub const HOST_FLAGS: [&str; 30] = [
     "--log-file",
     "--scope",
     "--expires",
+    "--qr",
     "--sandbox",
     "--sandbox-image",
     "--sandbox-persist-dir",
@@ -248,6 +252,7 @@ impl HostArgs {
             "--detach" => self.detach = on,
             "--detached" => self.detached = on,
             "--sandbox-any-workspace" => self.sandbox.any_workspace = on,
+            "--qr" => self.qr = on,
             "--tui" => self.tui = Some(on),
             "--remote-access" if on => serve.push("--host=0.0.0.0".to_owned()),
             // Its password stays: whoever reaches its port could run commands.

@@ -191,6 +191,14 @@ fn the_document_stands_alone_and_leads_to_everything() {
         "{actor}"
     );
 
+    // The same document for the camera of a phone.
+    let code = place.run(&["connect", "--scope=viewer", "--expires=600", "--qr"]);
+    let scanned: Value = serde_json::from_str(&scan(&code.stdout)).unwrap();
+    assert_eq!((&scanned["kind"], &scanned["tokenScope"]), (&artefact["kind"], &artefact["tokenScope"]));
+    assert!(scanned["expiresAt"].is_u64(), "{scanned}");
+    let viewer = client(&scanned["hostUrl"], scanned["token"].as_str().unwrap());
+    assert_eq!(viewer.get(200, "/whoami")["actor"]["scope"], "viewer");
+
     // OpenCode's death is seen, and its return.
     let opencode = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
     procs::kill(opencode);
@@ -219,6 +227,28 @@ fn the_document_stands_alone_and_leads_to_everything() {
         assert_eq!(none.code, Some(1));
         assert_eq!(serde_json::from_str::<Value>(&none.stdout).unwrap()["ok"], false);
     }
+}
+
+/// What a QR code on a terminal says: each character is two modules, one above the other.
+fn scan(shown: &str) -> String {
+    let rows: Vec<Vec<char>> = shown
+        .lines()
+        .map(|line| line.trim_start_matches("\x1b[30;107m").trim_end_matches("\x1b[0m").chars().collect())
+        .collect();
+    // Each module is a square of pixels.
+    let pixels = 4;
+    let is_dark = |x: usize, y: usize| match rows[y / 2][x] {
+        '█' => true,
+        '▀' => y % 2 == 0,
+        '▄' => y % 2 == 1,
+        _ => false,
+    };
+    let (width, height) = (rows[0].len(), rows.len() * 2);
+    let mut image = rqrr::PreparedImage::prepare_from_greyscale(width * pixels, height * pixels, |x, y| {
+        if is_dark(x / pixels, y / pixels) { 0 } else { 255 }
+    });
+    let found = image.detect_grids();
+    found.first().expect("a QR code").decode().unwrap().1
 }
 
 #[test]
