@@ -90,7 +90,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let busy = |_| Error::new(Code::Busy, "Another berth backup of this data folder is at work");
     let _turn = FolderLock::take(&plan.data_dir.join("workspaces"), Duration::ZERO).map_err(busy)?;
     let offline = DataLock::take(&plan.data_dir).ok();
-    let mut work = Work {
+    let mut work = BackupWork {
         data_dir: plan.data_dir.clone(),
         containers: !asked.without_containers,
         client: None,
@@ -116,7 +116,8 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         }
     }
     let path = current_dir.join(name);
-    let mut target = if name == "-" { Target::stdout()? } else { Target::file(&path)? };
+    let mut target =
+        if name == "-" { Destination::stdout()? } else { Destination::file(&path, &plan.data_dir)? };
     let beside = target.folder.clone();
     let workspaces = workspaces(&plan.data_dir)?;
     let info = BackupInfo {
@@ -127,7 +128,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         containers: work.containers,
         paths: paths(&workspaces, &plan.data_dir),
     };
-    let mut line = Line::default();
+    let mut line = CountLine::default();
     let omitted =
         backup::write(&mut target.out, &beside, &info, &cancel, &mut |count| line.show(count), |archive| {
             work.fill(archive, &workspaces, &plan.token_store)
@@ -163,13 +164,13 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
 }
 
 /// A workspace's record as it is stored.
-struct Found {
+struct StoredWorkspace {
     id: Uuid,
     folder: PathBuf,
     record: Value,
 }
 
-impl Found {
+impl StoredWorkspace {
     fn is_container(&self) -> bool {
         self.record["workspace_type"] != "host"
     }
@@ -203,7 +204,7 @@ impl Found {
     }
 }
 
-fn workspaces(data_dir: &Path) -> Result<Vec<Found>> {
+fn workspaces(data_dir: &Path) -> Result<Vec<StoredWorkspace>> {
     let all = data_dir.join("workspaces");
     let mut found = Vec::new();
     for entry in fs::read_dir(&all).at("list", &all)?.flatten() {
@@ -213,19 +214,19 @@ fn workspaces(data_dir: &Path) -> Result<Vec<Found>> {
         let Some(bytes) = file::read_optional(&path, limits::STATE_FILE_BYTES)? else { continue };
         // One that cannot be read is not served either; its folder is in the backup as it is.
         let record = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        found.push(Found { id, folder, record });
+        found.push(StoredWorkspace { id, folder, record });
     }
     found.sort_unstable_by_key(|found| found.id);
     Ok(found)
 }
 
-fn paths(workspaces: &[Found], data_dir: &Path) -> BTreeMap<Uuid, String> {
+fn paths(workspaces: &[StoredWorkspace], data_dir: &Path) -> BTreeMap<Uuid, String> {
     let inside = workspaces.iter().filter(|found| found.is_container() || found.path().starts_with(data_dir));
     inside.map(|found| (found.id, found.path().to_string_lossy().into_owned())).collect()
 }
 
 /// A backup in the making.
-struct Work<'a> {
+struct BackupWork<'a> {
     data_dir: PathBuf,
     containers: bool,
     /// The running server, for snapshots.
@@ -235,11 +236,11 @@ struct Work<'a> {
     cancel: &'a Cancel,
 }
 
-impl Work<'_> {
+impl BackupWork<'_> {
     fn fill(
         &mut self,
         archive: &mut BackupArchive<'_>,
-        workspaces: &[Found],
+        workspaces: &[StoredWorkspace],
         token_store: &Path,
     ) -> Result<()> {
         archive.add("workspaces/", None, 0o700)?;
@@ -281,15 +282,13 @@ impl Work<'_> {
                 let real = fs::canonicalize(&path).at("open", &path)?;
                 archive.tree(&real, name, &is_temporary)?;
             } else if found.is_file() {
-                use std::os::unix::fs::PermissionsExt as _;
-                let bytes = file::read_optional(&path, u64::MAX - 1)?.unwrap_or_default();
-                archive.add(name, Some(&bytes), found.permissions().mode() & 0o777)?;
+                archive.file(&fs::canonicalize(&path).at("open", &path)?, name)?;
             }
         }
         Ok(())
     }
 
-    fn workspace(&mut self, archive: &mut BackupArchive<'_>, workspace: &Found) -> Result<()> {
+    fn workspace(&mut self, archive: &mut BackupArchive<'_>, workspace: &StoredWorkspace) -> Result<()> {
         let mut taken = None;
         let kept = self.workspace_with(archive, workspace, &mut taken);
         if let (Some(client), Some(snapshot)) = (&self.client, taken) {
@@ -311,7 +310,7 @@ impl Work<'_> {
     fn workspace_with(
         &mut self,
         archive: &mut BackupArchive<'_>,
-        workspace: &Found,
+        workspace: &StoredWorkspace,
         taken: &mut Option<Uuid>,
     ) -> Result<()> {
         let mut root = None;
@@ -369,7 +368,7 @@ impl Work<'_> {
     }
 
     /// Has the running server take a snapshot of a container.
-    fn snapshot(&self, workspace: &Found) -> Result<Option<Uuid>> {
+    fn snapshot(&self, workspace: &StoredWorkspace) -> Result<Option<Uuid>> {
         let Some(client) = &self.client else { return Ok(None) };
         let path = format!("/api/workspaces/{}/snapshots", workspace.id);
         self.forget_old(client, &path);
@@ -437,7 +436,7 @@ fn is_temporary(path: &[u8]) -> bool {
 }
 
 /// Where the archive goes. A file appears when it is whole.
-struct Target {
+struct Destination {
     out: File,
     /// Where the checksums wait.
     folder: PathBuf,
@@ -445,17 +444,17 @@ struct Target {
     names: Option<(PathBuf, PathBuf)>,
 }
 
-impl Target {
-    fn stdout() -> Result<Target> {
+impl Destination {
+    fn stdout() -> Result<Destination> {
         use std::os::fd::AsFd as _;
         if io::stdout().is_terminal() {
             return Err(Error::config("-", "a backup is not for a terminal; name a file"));
         }
         let out = io::stdout().as_fd().try_clone_to_owned().at("open", "standard output")?;
-        Ok(Target { out: File::from(out), folder: std::env::temp_dir(), names: None })
+        Ok(Destination { out: File::from(out), folder: std::env::temp_dir(), names: None })
     }
 
-    fn file(path: &Path) -> Result<Target> {
+    fn file(path: &Path, data_dir: &Path) -> Result<Destination> {
         if path.symlink_metadata().is_ok() {
             let problem = "exists already; name another file, or remove it first";
             return Err(Error::config(path.display(), problem));
@@ -463,6 +462,11 @@ impl Target {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Error::config(path.display(), "is not the name of a file"));
         };
+        let real = |path: &Path| fs::canonicalize(path).map_err(|error| Error::config(path.display(), error));
+        if real(folder)?.starts_with(real(data_dir)?) {
+            let problem = "is in the data folder itself; name a file elsewhere";
+            return Err(Error::config(path.display(), problem));
+        }
         let prefix = format!(".{}.part-", name.to_string_lossy());
         // What a backup that was killed has left is not locked.
         for entry in fs::read_dir(folder).map_err(|error| Error::config(folder.display(), error))?.flatten() {
@@ -474,7 +478,7 @@ impl Target {
         let part = folder.join(format!("{prefix}{}", Uuid::new_v4()));
         let out = File::options().write(true).create_new(true).mode(0o600).open(&part).at("write", &part)?;
         lock(&out);
-        Ok(Target { out, folder: folder.to_owned(), names: Some((part, path.to_owned())) })
+        Ok(Destination { out, folder: folder.to_owned(), names: Some((part, path.to_owned())) })
     }
 
     fn keep(self) -> Result<()> {
@@ -492,7 +496,7 @@ impl Target {
     }
 }
 
-impl Drop for Target {
+impl Drop for Destination {
     fn drop(&mut self) {
         if let Some((part, _)) = &self.names {
             let _ = fs::remove_file(part);
@@ -507,9 +511,9 @@ fn lock(file: &File) -> bool {
 
 /// The line at the terminal that says how far it is.
 #[derive(Default)]
-pub(super) struct Line(Option<Instant>);
+pub(super) struct CountLine(Option<Instant>);
 
-impl Line {
+impl CountLine {
     pub(super) fn show(&mut self, count: u64) {
         if self.0.is_some_and(|shown| shown.elapsed() < limits::IMAGE_TELL) || !io::stderr().is_terminal() {
             return;

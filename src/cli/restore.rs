@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::backup::Line;
+use super::backup::CountLine;
 use crate::access::tokens;
 use crate::base::{At, Code, Error, Result};
 use crate::config::{self, Parsed, RestoreArgs, TokenArgs};
@@ -54,8 +54,8 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let replaced = check_target(&data_dir, asked.replace)?;
     let cancel = Cancel::new()?;
     super::doctor::on_interrupt(&cancel)?;
-    let unpacked = Unpacked::new(&data_dir)?;
-    let mut line = Line::default();
+    let unpacked = RestoreStaging::new(&data_dir)?;
+    let mut line = CountLine::default();
     let info = backup::unpack(input, &unpacked.folder, &cancel, &mut |count| line.show(count));
     line.end();
     let info = info?;
@@ -112,15 +112,15 @@ fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
 }
 
 /// The folder in which a backup is unpacked; it goes with this value.
-struct Unpacked {
+struct RestoreStaging {
     folder: PathBuf,
     parent: PathBuf,
     /// Locked as long as it is in use.
     _locked: File,
 }
 
-impl Unpacked {
-    fn new(data_dir: &Path) -> Result<Unpacked> {
+impl RestoreStaging {
+    fn new(data_dir: &Path) -> Result<RestoreStaging> {
         let (Some(parent), Some(name)) = (data_dir.parent(), data_dir.file_name()) else {
             return Err(Error::config(data_dir.display(), "cannot be a data folder"));
         };
@@ -137,7 +137,7 @@ impl Unpacked {
         fs::DirBuilder::new().mode(0o700).create(&folder).at("make", &folder)?;
         let locked = File::open(&folder).at("open", &folder)?;
         lock(&locked);
-        Ok(Unpacked { folder, parent: parent.to_owned(), _locked: locked })
+        Ok(RestoreStaging { folder, parent: parent.to_owned(), _locked: locked })
     }
 
     /// Makes what was unpacked the data folder, at one moment.
@@ -166,7 +166,7 @@ impl Unpacked {
     }
 }
 
-impl Drop for Unpacked {
+impl Drop for RestoreStaging {
     fn drop(&mut self) {
         let name =
             self.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -110,6 +110,11 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
     let limited = owner.post(201, "/tokens", limited)["token"].as_str().unwrap().to_owned();
     server.with_token(&limited).get(200, &format!("/workspace/{}/audit", openwork(&server)));
 
+    setup.scratch().file("data/sandbox/home/file", "kept");
+    symlink("file", server.data.join("sandbox/home/link")).unwrap();
+    // No link is expected there, and none is followed.
+    symlink("/etc/passwd", server.data.join("audit/link")).unwrap();
+
     // While something writes.
     let file = setup.scratch().path().join("backup.tar.zst");
     let stop = AtomicBool::new(false);
@@ -136,6 +141,8 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
     restore(&file, &other);
     assert_eq!(facts(&other).0 & 0o7777, 0o700);
     let restored = setup.clone().data(&other).start();
+    assert_eq!(server::read(other.join("sandbox/home/link")), "kept");
+    assert!(!other.join("audit/link").exists());
     let there = other.join("workspaces").join(id).join("files");
     for name in names(&folder) {
         assert_eq!(facts(&folder.join(&name)), facts(&there.join(&name)), "{name}");
@@ -385,17 +392,22 @@ fn wrong_words_are_refused() {
     let data = scratch.folder("data");
     let file = scratch.path().join("file");
     let file = file.to_str().unwrap();
+    let used = scratch.folder("used/workspaces");
+    let inside = used.join("file");
+    let inside = inside.to_str().unwrap();
     for (words, said) in [
         (&["backup"][..], "say `berth backup FILE`"),
         (&["backup", "a", "b"], "say `berth backup FILE`"),
         (&["backup", file, "--containers", "--without-containers"], "contradicts"),
         (&["backup", file, "--nonsense"], "unknown flag"),
         (&["backup", file], "has no data of berth"),
+        (&["backup", inside], "is in the data folder itself"),
         (&["restore"], "say `berth restore FILE`"),
         (&["restore", file], "No such file"),
         (&["restore", file, "--data-dir"], "needs a value"),
     ] {
-        let refused = on(&data, words);
+        let data = if words.contains(&inside) { used.parent().unwrap() } else { &data };
+        let refused = on(data, words);
         assert!(refused.code == Some(2) && refused.stderr.contains(said), "{words:?}: {refused:?}");
     }
     assert!(names(&data).is_empty());

@@ -43,6 +43,7 @@ mod container;
 mod container_build;
 mod container_faults;
 mod container_files;
+mod container_image;
 mod contract;
 mod crash;
 mod crowd;

@@ -77,6 +77,14 @@ impl BackupArchive<'_> {
         self.0.tree(path, &format!("{DATA}/{name}"), &|path| path.get(below..).is_some_and(skip))
     }
 
+    /// Adds the file at `path`, which is no link.
+    ///
+    /// # Errors
+    /// As [`BackupArchive::tree`].
+    pub fn file(&mut self, path: &Path, name: &str) -> Result<()> {
+        self.0.file(path, &format!("{DATA}/{name}"))
+    }
+
     /// Adds a file, or without bytes a folder, of this process's user.
     ///
     /// # Errors
@@ -86,8 +94,8 @@ impl BackupArchive<'_> {
     }
 }
 
-/// Whether links and devices may have this name: in files of workspaces and images, and in the library. Everywhere else berth
-/// opens files by name, so a link in an archive would lead it out of the folder.
+/// Whether links and devices may have this name: in files of workspaces and images, in the homes of sandboxes and in the
+/// library. Everywhere else berth opens files by name, so a link in an archive would lead it out of the folder.
 pub(super) fn may_be_link(path: &[u8]) -> bool {
     let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
     if parts.next() != Some(DATA.as_bytes()) {
@@ -95,6 +103,7 @@ pub(super) fn may_be_link(path: &[u8]) -> bool {
     }
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(b"library"), Some(_), _, _) => true,
+        (Some(b"sandbox"), Some(_), Some(_), _) => true,
         (Some(b"workspaces"), Some(_), Some(b"root" | b"files"), Some(_)) => true,
         (Some(b"workspaces"), Some(_), Some(b"snapshots"), Some(_)) => {
             parts.next() == Some(b"root") && parts.next().is_some()

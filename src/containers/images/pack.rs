@@ -8,10 +8,11 @@
 //! Thread: `image-pack`, one for each folder that is imported; ends when the other end of its pipe is closed.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::thread::{Builder as Thread, JoinHandle};
 
@@ -131,6 +132,16 @@ impl<'a> Packer<'a> {
         self.device = stat.st_dev;
         self.links.clear();
         self.folder(top, &stat, &mut prefix.as_bytes().to_vec(), 0, skip)
+    }
+
+    /// Packs one file under this name.
+    pub(super) fn file(&mut self, path: &Path, name: &str) -> Result<()> {
+        let (Some(folder), Some(last)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        let last = CString::new(last.as_bytes()).map_err(|_| Error::internal("a name with a NUL byte"))?;
+        let folder = open(folder, FOLDER, Mode::empty()).at("open", folder)?;
+        self.device = fstat(&folder).at("read", path)?.st_dev;
+        self.links.clear();
+        self.entry(&folder, &last, &mut name.as_bytes().to_vec(), 0, &|_| false)
     }
 
     /// Adds a file with these bytes, or a folder, which belongs to the user of this process.
