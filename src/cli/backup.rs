@@ -256,8 +256,11 @@ impl BackupWork<'_> {
                 name.starts_with(b".") || name.starts_with(b"names/") && is_temporary(path)
             })?;
         }
-        if let Some(bytes) = file::read_optional(token_store, u64::MAX - 1)? {
-            archive.add(tokens::FILE, Some(&bytes), 0o600)?;
+        // A store beside server.json belongs to it where the folder has none of its own.
+        let own = self.data_dir.join(tokens::FILE);
+        let store = if own.exists() { &own } else { token_store };
+        if store.exists() {
+            archive.file(&fs::canonicalize(store).at("open", store)?, tokens::FILE)?;
         }
         self.top(archive)?;
         Ok(())
@@ -407,6 +410,14 @@ impl BackupWork<'_> {
                 }
                 409 | 503 if Instant::now() < deadline && !self.cancel.is_cancelled() => {
                     std::thread::sleep(Duration::from_millis(500));
+                }
+                401 | 403 => {
+                    let error = client.refused(status, &answer);
+                    let message = format!(
+                        "{}; OPENWORK_HOST_TOKEN or --host-token names the host token",
+                        error.message()
+                    );
+                    return Err(Error::internal(message));
                 }
                 _ => {
                     let error = client.refused(status, &answer);

@@ -96,6 +96,11 @@ fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
             "is not empty; name another folder with --data-dir, or add --replace to give up what is in it",
         ));
     }
+    // A mistyped path must not cost anything else.
+    if !data_dir.join("workspaces").is_dir() || !data_dir.join("lock").is_file() {
+        let problem = "is not empty and no data folder of berth, so it is not replaced; name another folder with --data-dir";
+        return Err(Error::config(data_dir.display(), problem));
+    }
     let lock = DataLock::take(data_dir)?;
     if let Some(folder) = saved::running_in(data_dir)?.first() {
         let message = format!(

@@ -176,6 +176,11 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
     let words = ["restore", file.to_str().unwrap()];
     let full = on(&other, &words);
     assert!(full.code == Some(2) && full.stderr.contains("--replace"), "{full:?}");
+    let strange = setup.scratch().folder("strange");
+    fs::write(strange.join("mine"), "x").unwrap();
+    let refused = on(&strange, &[&words[..], &["--replace"]].concat());
+    assert!(refused.code == Some(2) && refused.stderr.contains("no data folder of berth"), "{refused:?}");
+    assert_eq!(names(&strange), ["mine"]);
     let running = on(&server.data, &[&words[..], &["--replace"]].concat());
     assert!(running.code == Some(2) && running.stderr.contains("another berth"), "{running:?}");
     fs::write(other.join("mine"), "x").unwrap();

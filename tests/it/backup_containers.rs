@@ -131,6 +131,9 @@ fn a_backup_needs_the_server_of_the_folder() {
     let words = ["backup", file.to_str().unwrap(), "--openwork-url=http://127.0.0.1:1"];
     let ended = on(&server.data, &words);
     assert!(ended.code == Some(1) && ended.stderr.contains("--openwork-url names another"), "{ended:?}");
+    let url = format!("--openwork-url=http://{}", server.address);
+    let ended = on(&server.data, &["backup", file.to_str().unwrap(), &url, "--host-token=wrong"]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("--host-token names the host token"), "{ended:?}");
     // A server of another data folder.
     let stranger = Server::start();
     let url = format!("--openwork-url=http://{}", stranger.address);

@@ -84,8 +84,8 @@ check "its container works" jq -e '.stdout == "works\n"' <<<"$told"
 
 # 4. a backup, restored at another path
 host=$(detached $NIL five)
-berth backup /root/backup
-berth restore /root/backup --data-dir /srv/restored
+berth backup /root/backup 2>/var/log/berth.log
+berth restore /root/backup --data-dir /srv/restored 2>/var/log/berth.log
 told=$(api GET "$host")
 check "the backup disturbed nothing" jq -e '.status == "running"' <<<"$told"
 touch /tmp/five
