@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{self, Current, Enforcement, Files, entrance};
 use super::hierarchy::{Controller, Tree};
-use super::mark::MARK;
+use super::kill;
+use super::mark::Mark;
 use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
@@ -30,6 +31,8 @@ pub(super) const LEFT: &str = "user.berth.left";
 /// Where groups are made.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
+    /// Where there is no v2 tree, the name is in the environment of what we start.
+    name: Arc<str>,
     home: Option<Home>,
     enforcement: Arc<Enforcement>,
     capacity: Capacity,
@@ -47,7 +50,10 @@ pub(super) struct Home {
 
 /// The same tree for another process of ours, which neither looks for it nor changes its bounds.
 #[derive(Debug, Serialize, Deserialize, Default)]
-pub struct Handle(Option<(Tree, BTreeSet<String>)>);
+pub struct Handle {
+    name: String,
+    home: Option<(Tree, BTreeSet<String>)>,
+}
 
 impl Cgroups {
     /// Takes the folder `name` of the v2 tree, with what an earlier server of the same name left in it: the caller holds
@@ -64,29 +70,31 @@ impl Cgroups {
             }
             all.weigh(limits::WORK_CPU_WEIGHT);
         }
-        Cgroups { home, enforcement, capacity }
+        Cgroups { name: name.into(), home, enforcement, capacity }
     }
 
     /// The tree as another process of ours sees it.
     pub fn of(handle: Handle) -> Cgroups {
-        let home = handle.0.map(|(tree, held)| Home {
+        let home = handle.home.map(|(tree, held)| Home {
             tree: Arc::new(tree),
             left: Arc::default(),
             held: Arc::new(Mutex::new(held)),
         });
         let enforcement = Arc::new(control::enforcement(home.as_ref().map(|home| &*home.tree)));
-        Cgroups { home, enforcement, capacity: Capacity::of_host() }
+        Cgroups { name: handle.name.into(), home, enforcement, capacity: Capacity::of_host() }
     }
 
     /// For [`Cgroups::of`].
     pub fn handle(&self) -> Handle {
-        Handle(self.home.as_ref().map(|home| ((*home.tree).clone(), lock(&home.held).clone())))
+        let home = self.home.as_ref().map(|home| ((*home.tree).clone(), lock(&home.held).clone()));
+        Handle { name: self.name.to_string(), home }
     }
 
-    /// Ends everything in our tree but what is in the groups that `keep` names.
+    /// Ends everything that an earlier server left, but what is in the groups that `keep` names.
     pub fn sweep(&self, keep: &[String]) {
-        if let Some(home) = &self.home {
-            sweep_below(home, "", keep);
+        match &self.home {
+            Some(home) => sweep_below(home, "", keep),
+            None => kill::sweep_marked(&self.name, keep),
         }
     }
 
@@ -130,7 +138,7 @@ impl Cgroups {
     pub fn group(&self, path: &str) -> Result<Group> {
         match &self.home {
             Some(home) => Group::open(home, path),
-            None => Ok(Group::of(How::Mark(path.replace('/', "-")))),
+            None => Ok(Group::of(How::Mark(Mark::new(&self.name, path.replace('/', "-"))))),
         }
     }
 
@@ -214,7 +222,7 @@ pub(super) enum How {
         /// Folders that the group has in v1 hierarchies.
         v1: Vec<PathBuf>,
     },
-    Mark(String),
+    Mark(Mark),
 }
 
 impl Group {
@@ -241,7 +249,7 @@ impl Group {
 
     /// One that nothing is ever in.
     pub fn of_nobody() -> Group {
-        Group::of(How::Mark(String::new()))
+        Group::of(How::Mark(Mark::default()))
     }
 
     /// Leaves it as it is: what lives in it goes on for somebody else.
@@ -350,8 +358,8 @@ impl Group {
     pub fn mark(&self) -> Option<CString> {
         match &self.how {
             How::Cgroup { .. } => None,
-            How::Mark(id) if id.is_empty() => None,
-            How::Mark(id) => CString::new(format!("{MARK}={id}")).ok(),
+            How::Mark(mark) if mark.is_empty() => None,
+            How::Mark(mark) => CString::new(mark.variable()).ok(),
         }
     }
 
@@ -426,7 +434,7 @@ impl Group {
     pub fn path(&self) -> &str {
         match &self.how {
             How::Cgroup { path, .. } => path,
-            How::Mark(id) => id,
+            How::Mark(mark) => mark.id(),
         }
     }
 

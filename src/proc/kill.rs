@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Group;
 use super::cgroup::{How, open_in, read_in, write_in};
-use super::mark::{MARK, marked};
+use super::mark;
 use crate::base::{At, Error, Result, limits};
 
 impl Group {
@@ -39,20 +39,7 @@ impl Group {
                 }
                 wait_empty(folder, deadline)
             }
-            How::Mark(id) => {
-                let wanted = format!("{MARK}={id}");
-                while Instant::now() < deadline {
-                    let found = marked(&wanted, leader);
-                    if found.is_empty() {
-                        return Ok(());
-                    }
-                    for process in found {
-                        let _ = pidfd_send_signal(&process, Signal::KILL);
-                    }
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(Error::internal("Some processes could not be ended"))
-            }
+            How::Mark(mark) => kill_found(deadline, || mark.members(leader)),
         }
     }
 
@@ -88,11 +75,33 @@ impl Group {
         };
         let processes: Vec<OwnedFd> = match &self.how {
             How::Cgroup { .. } => self.members().into_iter().filter_map(member).collect(),
-            How::Mark(id) => marked(&format!("{MARK}={id}"), leader),
+            How::Mark(mark) => mark.members(leader),
         };
         for process in processes {
             let _ = pidfd_send_signal(&process, signal);
         }
+    }
+}
+
+/// Ends what is found until nothing is.
+fn kill_found(deadline: Instant, find: impl Fn() -> Vec<OwnedFd>) -> Result<()> {
+    while Instant::now() < deadline {
+        let found = find();
+        if found.is_empty() {
+            return Ok(());
+        }
+        for process in found {
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(Error::internal("Some processes could not be ended"))
+}
+
+/// Ends what an earlier server with this name left where there are no cgroups, but for the groups in `keep`.
+pub(super) fn sweep_marked(server: &str, keep: &[String]) {
+    if let Err(error) = kill_found(Instant::now() + limits::KILL_WAIT, || mark::of_server(server, keep)) {
+        log::warn!("what an earlier server started: {error}");
     }
 }
 

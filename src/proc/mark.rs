@@ -6,26 +6,68 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// The variable by which processes are found.
-pub(super) const MARK: &str = "BERTH_RUN_ID";
+/// The variable by which processes are found: the server's name, a point, and the group's id.
+const VARIABLE: &str = "BERTH_RUN_ID";
 
-/// Processes that carry the mark or belong to the session of `leader`: descriptors, so that none means another process later.
-pub(super) fn marked(wanted: &str, leader: Option<i32>) -> Vec<OwnedFd> {
+/// A group's mark. The empty one is in no process.
+#[derive(Debug, Default)]
+pub(super) struct Mark {
+    /// The variable with its value.
+    text: String,
+    id: String,
+}
+
+impl Mark {
+    pub(super) fn new(server: &str, id: String) -> Mark {
+        Mark { text: format!("{VARIABLE}={server}.{id}"), id }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// As it is in an environment.
+    pub(super) fn variable(&self) -> &str {
+        &self.text
+    }
+
+    /// Processes that carry the mark or belong to the session of `leader`: descriptors, so that none means another
+    /// process later.
+    pub(super) fn members(&self, leader: Option<i32>) -> Vec<OwnedFd> {
+        let wanted = |entry: &[u8]| !self.is_empty() && entry == self.text.as_bytes();
+        find(|pid| is_marked(pid, wanted, leader))
+    }
+}
+
+/// Processes of all groups of a server but those in `keep`.
+pub(super) fn of_server(server: &str, keep: &[String]) -> Vec<OwnedFd> {
+    let start = format!("{VARIABLE}={server}.");
+    let wanted = |entry: &[u8]| {
+        entry.strip_prefix(start.as_bytes()).is_some_and(|id| !keep.iter().any(|kept| kept.as_bytes() == id))
+    };
+    find(|pid| is_marked(pid, wanted, None))
+}
+
+fn find(is_wanted: impl Fn(i32) -> bool) -> Vec<OwnedFd> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let own = std::process::id() as i32;
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own && is_marked(*pid, wanted, leader))
+        .filter(|pid| *pid != own && is_wanted(*pid))
         .filter_map(|pid| {
             let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
             // Again: now it is about the process that the descriptor means.
-            is_marked(pid, wanted, leader).then_some(fd)
+            is_wanted(pid).then_some(fd)
         })
         .collect()
 }
 
-fn is_marked(pid: i32, wanted: &str, leader: Option<i32>) -> bool {
+fn is_marked(pid: i32, wanted: impl Fn(&[u8]) -> bool, leader: Option<i32>) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // Fields after the command name, which may contain anything: state, ppid, pgrp, session.
     let mut after = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
@@ -35,8 +77,7 @@ fn is_marked(pid: i32, wanted: &str, leader: Option<i32>) -> bool {
         return false;
     }
     leader.is_some() && session == leader
-        || fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|env| env.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
+        || fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.split(|byte| *byte == 0).any(wanted))
 }
 
 #[cfg(test)]
@@ -46,22 +87,25 @@ mod tests {
 
     #[test]
     fn a_mark_finds_a_child_that_left_its_session() {
-        let wanted = format!("{MARK}=test-{}", std::process::id());
+        let server = format!("test-{}", std::process::id());
+        let mark = Mark::new(&server, "one".into());
+        let (name, value) = mark.variable().split_once('=').unwrap();
         #[expect(
             clippy::disallowed_methods,
             reason = "the test needs a child that the code under test did not start"
         )]
-        let mut child = std::process::Command::new("setsid")
-            .args(["sleep", "1000"])
-            .env(MARK, &wanted[MARK.len() + 1..])
-            .spawn()
-            .unwrap();
+        let mut child =
+            std::process::Command::new("setsid").args(["sleep", "1000"]).env(name, value).spawn().unwrap();
         let found = loop {
-            let found = marked(&wanted, None);
+            let found = mark.members(None);
             if !found.is_empty() {
                 break found;
             }
         };
+        assert_eq!(of_server(&server, &[]).len(), 1);
+        assert!(of_server(&server, &["one".into()]).is_empty() && of_server("test", &[]).is_empty());
+        assert!(Mark::new(&server, "two".into()).members(None).is_empty());
+        assert!(Mark::default().members(None).is_empty());
         for fd in found {
             let _ = pidfd_send_signal(&fd, Signal::KILL);
         }

@@ -183,6 +183,28 @@ fn a_killed_server_leaves_what_the_next_one_ends() {
     wait_state(&server, "running");
 }
 
+/// Without cgroups, what a killed server left is found by the mark in its environment.
+#[test]
+fn a_killed_server_without_cgroups_leaves_what_the_next_one_ends() {
+    let without =
+        ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"", "sh"];
+    let sleep = unique_secs();
+    let setup = misbehaving(&format!("sleep={sleep},deaf-to-term"));
+    let server = setup.start_through(&without);
+    let orphan = pid(&wait_state(&server, "running"));
+    wait_for("its daemons", secs(20), || (sleeps(&sleep).len() == 2).then_some(()));
+    server.stdout.line_with("No writable cgroup v2 here", secs(20)).expect("a warning");
+    // Another server's is left alone.
+    let neighbour = misbehaving("").start_through(&without);
+    let other = pid(&wait_state(&neighbour, "running"));
+    server.crash();
+    assert!(alive(orphan));
+    let server = setup.env("OPENCODE_STANDIN", "").start_through(&without);
+    assert!(!alive(orphan) && alive(other));
+    procs::assert_dead(&sleep);
+    wait_state(&server, "running");
+}
+
 #[test]
 fn one_that_dies_at_once_fails_after_five_ends_and_is_started_again_when_asked() {
     let program = Setup::new().scratch().path().join("opencode");
