@@ -138,7 +138,7 @@ impl Cgroups {
     pub fn group(&self, path: &str) -> Result<Group> {
         match &self.home {
             Some(home) => Group::open(home, path),
-            None => Ok(Group::of(How::Mark(Mark::new(&self.name, path.replace('/', "-"))))),
+            None => Ok(Group::of(How::Mark(Mark::new(&self.name, path)))),
         }
     }
 

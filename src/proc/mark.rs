@@ -18,7 +18,9 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    pub(super) fn new(server: &str, id: String) -> Mark {
+    /// The mark of the group that has this path where there are cgroups.
+    pub(super) fn new(server: &str, path: &str) -> Mark {
+        let id = id_of(path);
         Mark { text: format!("{VARIABLE}={server}.{id}"), id }
     }
 
@@ -43,8 +45,13 @@ impl Mark {
     }
 }
 
-/// Processes of all groups of a server but those in `keep`.
+fn id_of(path: &str) -> String {
+    path.replace('/', "-")
+}
+
+/// Processes of all groups of a server but those in `keep`, which are paths or ids.
 pub(super) fn of_server(server: &str, keep: &[String]) -> Vec<OwnedFd> {
+    let keep: Vec<String> = keep.iter().map(|kept| id_of(kept)).collect();
     let start = format!("{VARIABLE}={server}.");
     let wanted = |entry: &[u8]| {
         entry.strip_prefix(start.as_bytes()).is_some_and(|id| !keep.iter().any(|kept| kept.as_bytes() == id))
@@ -88,7 +95,7 @@ mod tests {
     #[test]
     fn a_mark_finds_a_child_that_left_its_session() {
         let server = format!("test-{}", std::process::id());
-        let mark = Mark::new(&server, "one".into());
+        let mark = Mark::new(&server, "runs/one");
         let (name, value) = mark.variable().split_once('=').unwrap();
         #[expect(
             clippy::disallowed_methods,
@@ -103,8 +110,8 @@ mod tests {
             }
         };
         assert_eq!(of_server(&server, &[]).len(), 1);
-        assert!(of_server(&server, &["one".into()]).is_empty() && of_server("test", &[]).is_empty());
-        assert!(Mark::new(&server, "two".into()).members(None).is_empty());
+        assert!(of_server(&server, &["runs/one".into()]).is_empty() && of_server("test", &[]).is_empty());
+        assert!(Mark::new(&server, "two").members(None).is_empty());
         assert!(Mark::default().members(None).is_empty());
         for fd in found {
             let _ = pidfd_send_signal(&fd, Signal::KILL);
