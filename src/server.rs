@@ -1,5 +1,6 @@
 //! Builds everything, owns every thread, runs the shutdown.
 
+mod inside;
 mod opencode;
 mod signals;
 mod up;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::access::{Approval, Approvals, Audit, TokenSetting};
 use crate::access::{Credentials, Login, Scope, Source, credentials};
 pub use crate::api::Advertised;
+pub use inside::run_inside;
 use signals::Signals;
 pub use up::Up;
 

@@ -16,7 +16,7 @@ use super::{client, host_detach, host_sandbox, serve, status};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, logging};
 use crate::config::{self, HostArgs, Parsed, Resolved, Style};
-use crate::host::Restart;
+use crate::host::{Restart, SandboxPlan};
 use crate::server::{self, Up};
 use crate::store::rolling::RollingLog;
 
@@ -153,11 +153,15 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     let data_dir = settings.data_dir.clone();
     let announcement =
         Announcement { args, resolved: facts, screen: screen.clone(), outcome: outcome.clone() };
-    let ran = server::run_with(
-        settings,
-        &serve::service_manager(),
-        Some(Box::new(move |up| announcement.run(&up))),
-    );
+    let up = Box::new(move |up: Up| announcement.run(&up));
+    let inside = settings.opencode.as_ref().and_then(|plan| match &plan.sandbox {
+        Some(SandboxPlan::Engine(engine)) if wish.server_inside => Some((plan.clone(), engine.clone())),
+        _ => None,
+    });
+    let ran = match inside {
+        Some((opencode, engine)) => server::run_inside(&settings, &opencode, &engine, up),
+        None => server::run_with(settings, &serve::service_manager(), Some(up)),
+    };
     if let Some(screen) = screen {
         screen.end();
     }
@@ -251,7 +255,7 @@ impl Announcement {
     fn document(&self, up: &Up) -> Value {
         let Facts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
         let (host, port) = host_and_port(&up.address);
-        let mut opencode = json!({});
+        let mut opencode = json!({ "connectUrl": self.opencode_url(up) });
         if let Some(managed) = &up.managed {
             let state = managed.state();
             opencode["state"] = json!(state.phase.as_str());
@@ -260,7 +264,6 @@ impl Announcement {
                 opencode["bindHost"] = json!("127.0.0.1");
                 opencode["port"] = json!(host_and_port(url).1);
             }
-            opencode["connectUrl"] = json!(self.opencode_url(up));
             let (username, password) = managed.credential();
             opencode["username"] = json!(username);
             if managed.password_is_shared() {

@@ -157,6 +157,12 @@ impl Choice<'_> {
     /// # Errors
     /// `Unavailable` if the engine cannot be reached or lacks the image, `Config` for everything else.
     fn engine(&self, kind: EngineKind, found: Option<Found>) -> Result<SandboxPlan> {
+        let private = matches!(self.wish.network, None | Some(SandboxNetwork::Private));
+        if self.wish.server_inside && (kind == EngineKind::Apple || !private) {
+            let problem =
+                "inside needs --sandbox docker and its private network, where a port can be published";
+            return Err(Error::config("--sandbox-server", problem));
+        }
         if kind == EngineKind::Apple
             && matches!(self.wish.network, Some(SandboxNetwork::None | SandboxNetwork::Host))
         {

@@ -98,7 +98,8 @@ Usage: berth [serve] [FLAGS]      serve the workspaces (what berth does when not
        berth help [man | bash]    print this, the manual page, or completions for bash
        openwrk, openwork, openwork-orchestrator
                                   links of these names take the command lines of OpenWork's orchestrator
-       berth agent, attach, enclose, keeper, probe, relay   what berth starts for itself; not for people
+       berth agent, attach, enclose, keeper, probe, relay, seed
+                                  what berth starts for itself; not for people
 
 Every setting is taken from its flag, else its variable, else the configuration file, else its default.
 A value follows its flag as `--flag value` or `--flag=value`.
@@ -199,6 +200,7 @@ Host
   --sandbox-persist-dir DIR  OpenCode's home [a folder for the workspace below sandbox in --data-dir]
   --sandbox-network WORD     none, private, or host: the host's own, which container has not [private]
   --sandbox-user UID[:GID]   whose rights OpenCode has [the workspace's owner's]
+  --sandbox-server WHERE     outside; inside: the server is in the container as well (docker only) [outside]
   --sandbox-pull WHEN        ask a registry for the image: never, missing or always [never]
   --run-id ID                stands in every log line [OPENWORK_RUN_ID, else a new one]
   --daemon-port N            of the daemon's router; 0: any, kept in openwork-orchestrator-state.json [0]
@@ -334,7 +336,7 @@ fn exit_code(error: &Error) -> ExitCode {
 }
 
 /// What berth starts for itself, under whichever name it was called.
-const OWN: [&str; 6] = ["host", "probe", "attach", "keeper", "enclose", "relay"];
+const OWN: [&str; 7] = ["host", "probe", "attach", "keeper", "enclose", "relay", "seed"];
 
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     let name = args.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
@@ -371,6 +373,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("keeper") => Ok(keeper::child::main(resume)),
         Some("enclose") => Ok(enclose::main(&words[1..])),
         Some("relay") => Ok(inside::main(&words[1..])),
+        Some("seed") => serve::in_container(&words[1..]),
         Some("help") => match words.get(1).map(String::as_str) {
             Some("man") => {
                 print(&manual::man(HELP));

@@ -1,10 +1,13 @@
 //! `berth serve`: decides the settings, starts the log, installs what is missing when asked to, runs the server.
 
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::base::service_manager::ServiceManager;
-use crate::base::{Error, Result, logging};
+use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
+
+use crate::base::{At as _, Error, Result, limits, logging, thread};
 use crate::config::{self, Parsed, Resolved, ServeArgs};
 
 use super::setup;
@@ -28,6 +31,22 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     }
     crate::server::run(resolved.settings, &service_manager())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The same as the first process of a container that a host of ours has started (`--sandbox-server inside`), with its
+/// OpenCode as another process of the same user: that one must not read our environment, in which the tokens are (ptrace(2)).
+/// The server ends with its input, which is the host's to close.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn in_container(args: &[String]) -> Result<ExitCode> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the server")?;
+    let watch = thread::spawn("input".into(), limits::STACK, || {
+        while io::stdin().read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
+        let _ = kill_process(getpid(), Signal::TERM);
+    });
+    watch?.detach();
+    run(args)
 }
 
 /// The one that started this process, if any.

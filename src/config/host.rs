@@ -121,7 +121,7 @@ const FLAGS: &[(&str, Is)] = &[
 ];
 
 /// The flags that [`FLAGS`] has and that people use, for the help text.
-pub const HOST_FLAGS: [&str; 31] = [
+pub const HOST_FLAGS: [&str; 32] = [
     "--openwork-host",
     "--openwork-port",
     "--openwork-token",
@@ -148,6 +148,7 @@ pub const HOST_FLAGS: [&str; 31] = [
     "--sandbox-pids",
     "--sandbox-user",
     "--sandbox-pull",
+    "--sandbox-server",
     "--sandbox-any-workspace",
     "--daemon-port",
     "--opencode-workdir",

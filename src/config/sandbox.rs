@@ -56,6 +56,8 @@ pub struct SandboxWish {
     pub pull: Option<SandboxPull>,
     /// A workspace that berth refuses is mounted all the same.
     pub any_workspace: bool,
+    /// The server is in the container as well.
+    pub server_inside: bool,
     /// The flags that were given, but for `--sandbox` and those that every sandbox takes.
     pub given: Vec<String>,
 }
@@ -143,11 +145,13 @@ impl SandboxFlags {
         }
         given.retain(|name| name.starts_with("--") && !EVERYWHERE.contains(&name.as_str()));
         given.extend(persist_dir.iter().map(|(place, _)| place.clone()));
-        if let Some((place, word)) = last("--sandbox-server").filter(|(_, word)| word != "outside") {
-            let problem = format!("{word:?} is not supported by this version; berth's server is outside");
-            return Err(Error::config(place, problem));
+        let server_inside = match last("--sandbox-server") {
+            Some((place, word)) => values::word(&place, &word, &[("outside", false), ("inside", true)])?,
+            None => false,
+        };
+        if !server_inside {
+            given.retain(|name| name != "--sandbox-server");
         }
-        given.retain(|name| name != "--sandbox-server");
         let number = |flag: &str, range| {
             let number = |(place, text): (String, String)| values::number(&place, &text, range);
             last(flag).map(number).transpose()
@@ -174,6 +178,7 @@ impl SandboxFlags {
             user: last("--sandbox-user").map(user).transpose()?,
             pull: last("--sandbox-pull").map(pull).transpose()?,
             any_workspace: self.any_workspace,
+            server_inside,
             given,
         })
     }

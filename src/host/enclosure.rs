@@ -158,7 +158,7 @@ fn env_inside(plan: &Plan, managed: &Managed, home: &str) -> Vec<(String, String
 }
 
 /// Variables that name things of the host.
-fn is_of_the_host(name: &str) -> bool {
+pub fn is_of_the_host(name: &str) -> bool {
     ["HOME", "PATH", "USER", "LOGNAME", "SHELL", "TMPDIR"].contains(&name) || name.starts_with("XDG_")
 }
 

@@ -26,6 +26,7 @@ use crate::store::allowlist::{Grant, Mount};
 use crate::store::file;
 pub use enclosure::Enclosure;
 use enclosure::Ender;
+pub use enclosure::is_of_the_host;
 use engine::EnginePlan;
 
 /// When an OpenCode that has ended is started again.

@@ -87,6 +87,11 @@ impl Docker {
         format!("unix://{}/sock", self.scratch.path().display())
     }
 
+    /// A process whose network namespace is the engine's.
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("DOCKER_HOST", self.host()).env("PATH", path_of(&self.programs));

@@ -79,7 +79,14 @@ impl Place {
     #[track_caller]
     pub fn start(&self, arguments: &[&str]) -> (Running, Value) {
         let all = [&["start", "--json", "--openwork-port=0", "--workspace=work"], arguments].concat();
-        let mut command = self.host(&all);
+        Running::of(self.host(&all))
+    }
+}
+
+impl Running {
+    /// Starts a host, and waits for its document.
+    #[track_caller]
+    pub fn of(mut command: Command) -> (Running, Value) {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (out, err) =

@@ -229,3 +229,57 @@ fn folders_of_the_allowlist_are_mounted_without_a_trace_in_the_workspace() {
     assert!(left.is_empty(), "{left:?}");
     nothing_is_left(&place, &docker, name);
 }
+
+#[test]
+fn a_server_in_the_container_has_the_seeds_shape_and_ends_with_its_host() {
+    let docker = Docker::shared();
+    let place = place(&docker, "opencode-new");
+    // The engine publishes the port in its own network.
+    let host = |arguments: &[&str]| {
+        let mut command = place.command("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", docker.pid())).args([BINARY, "host", "start", "--json"]);
+        command.args([
+            "--openwork-port=8797",
+            "--workspace=work",
+            "--sandbox=docker",
+            "--sandbox-server=inside",
+        ]);
+        command.args(["--approval=auto", "--run-id=it-inside"]).args(arguments);
+        command
+    };
+    let name = "openwork-orchestrator-it-inside";
+    let ended = run(&mut host(&["--check", "--check-events"]), secs(150));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Checks: ok\n"), "{ended:?}");
+    nothing_is_left(&place, &docker, name);
+
+    let (mut running, document) = Running::of(host(&[]));
+    let inspected = docker.inspect(name);
+    let ports = &inspected["HostConfig"]["PortBindings"];
+    assert_eq!(*ports, json!({"8787/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8797"}]}), "{ports}");
+    assert_eq!(inspected["HostConfig"]["CapDrop"], json!(["ALL"]));
+    let script = format!("/persist/openwork-orchestrator-sandbox/{name}/entrypoint.sh");
+    assert_eq!(inspected["Config"]["Cmd"], json!(["sh", script]));
+    let folder = script.trim_end_matches("/entrypoint.sh");
+    let told = docker.ask(&["exec", name, "sh", "-c", &format!("cat {script}; ls {folder}/sidecars; pwd")]);
+    let token = document["openwork"]["hostToken"].as_str().unwrap();
+    assert!(told.stdout.contains("openwork-server") && told.stdout.ends_with("/workspace\n"), "{told:?}");
+    assert!(!told.stdout.contains(token) && !place.data().join("host/sandbox.env").exists());
+    assert!(procs::all().iter().all(|pid| !procs::arguments(*pid).join(" ").contains(token)));
+    // OpenCode has no token, and its agent cannot read those of the server, which runs as the same user.
+    let script = "for p in /proc/[0-9]*; do case $(cat $p/cmdline 2>/dev/null) in /persist/*opencodeserve*) \
+                  cat $p/environ;; esac; done; cat /proc/1/environ";
+    let told = docker.ask(&["exec", name, "bash", "-c", script]);
+    assert!(told.stdout.contains("OPENCODE_SERVER_PASSWORD") && !told.stdout.contains(token), "{told:?}");
+    assert!(told.stderr.contains("/proc/1/environ: Permission denied"), "{told:?}");
+
+    // A host that is killed takes the container along.
+    procs::kill(running.child.id());
+    let _ = running.child.wait();
+    nothing_is_left(&place, &docker, name);
+
+    let (mut running, _) = Running::of(host(&[]));
+    assert_eq!(docker.ask(&["stop", name]).code, Some(0));
+    let status = wait_for("the end of the host", secs(20), || running.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0), "{}", running.err.text());
+    nothing_is_left(&place, &docker, name);
+}

@@ -8,6 +8,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::docker::Docker;
 use crate::opencode_serve::{package, program};
 use crate::opencode_server::{Opencode, environment};
 use crate::procs::{secs, wait_for};
@@ -111,4 +112,35 @@ fn its_status_and_approvals_work() {
             asking.join().unwrap().expect(wanted);
         });
     }
+}
+
+/// The server is berth, inside the container that the orchestrator starts with Docker.
+#[test]
+fn its_checks_are_ok_with_berth_in_its_docker_sandbox() {
+    let docker = Docker::shared();
+    let scratch = Scratch::new();
+    scratch.folder("work");
+    let opencode = program("opencode-new");
+    // It gives this four seconds, and the first call reads the program from the disk.
+    let mut asked = Command::new(&opencode);
+    environment(&mut asked, &scratch.path().join("home"));
+    assert_eq!(run(asked.arg("--version"), secs(90)).code, Some(0));
+    // The port that the engine publishes is in the engine's network.
+    let mut command = Command::new("nsenter");
+    environment(&mut command, &scratch.path().join("home"));
+    command
+        .current_dir(scratch.path())
+        .env("OPENWORK_DOCKER_BIN", docker.program())
+        .env("DOCKER_HOST", docker.host())
+        .arg(format!("--net=/proc/{}/ns/net", docker.pid()))
+        .arg(package("openwork-orchestrator").join("bin/openwork"))
+        .args(["serve", "--allow-external", "--sidecar-source", "external", "--opencode-source", "external"])
+        .args(["--openwork-server-bin", BINARY, "--opencode-bin"])
+        .arg(opencode)
+        .args(["--approval", "auto", "--check", "--no-color", "--sandbox", "docker", "--run-id", "it-seed"])
+        .arg("--workspace")
+        .arg(scratch.path().join("work"));
+    let ended = run(&mut command, secs(180));
+    assert!(ended.code == Some(0) && ended.stdout.contains("Checks: ok"), "{}", said(&ended));
+    assert!(!docker.containers().iter().any(|name| name.contains("it-seed")));
 }

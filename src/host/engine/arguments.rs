@@ -1,9 +1,12 @@
 //! The words with which an engine is asked to run OpenCode's container. Pure, so that they can be compared as they are.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::command::{EngineCommand, EngineFacts, EngineKind};
+use crate::base::{At, Code, Error, Result};
 use crate::lifecycle::sandbox::{FOLDER, PROGRAM};
+use crate::proc::Cgroups;
 
 /// OpenCode's home in the container.
 pub const HOME: &str = "/persist";
@@ -19,6 +22,9 @@ pub(super) const SOCKET: &str = "opencode.sock";
 const OWN: &str = "/opt/berth";
 /// The largest /tmp; the container's memory limit bounds it as well.
 const TMP: &str = "/tmp:rw,exec,nosuid,nodev,mode=1777";
+
+/// How long the engine may take to remove containers.
+const CLEAR: Duration = Duration::from_secs(10);
 
 /// What the container reaches over the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +102,70 @@ impl EnginePlan {
         format!("berth.host={}", self.label)
     }
 
+    /// What the engine said about the start of the container, in words that help.
+    pub fn explain(&self, error: Error) -> Error {
+        let said = error.message();
+        let image = &self.image;
+        if said.contains("No such image") || said.contains("image not known") {
+            let message = format!(
+                "The engine has no image {image}; `docker pull {image}` or --sandbox-pull missing gets it"
+            );
+            return Error::new(Code::Unavailable, message);
+        }
+        if said.contains("is already in use by container") {
+            let message = format!(
+                "There is another container named {}, which berth did not start; give this host another --run-id",
+                self.name
+            );
+            return Error::new(Code::Unavailable, message);
+        }
+        error
+    }
+
+    /// Removes containers of this data folder: a server that was killed has left them, or the start of one failed.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn clear(&self, cgroups: &Cgroups) -> Result<()> {
+        match self.command.kind {
+            EngineKind::Docker => {
+                let deadline = Instant::now() + CLEAR;
+                loop {
+                    let left = self.command.labelled(&self.label(), cgroups)?;
+                    match self.command.remove(&left, cgroups) {
+                        // One that has ended by itself is being removed by the engine at this moment.
+                        Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => {
+                            std::thread::sleep(Duration::from_millis(50));
+                        }
+                        removed => return removed,
+                    }
+                }
+            }
+            EngineKind::Apple => Ok(()),
+        }
+    }
+
+    /// The port of this host at which the container's server is.
+    ///
+    /// # Errors
+    /// When the engine does not know the container yet.
+    pub fn published(&self, cgroups: &Cgroups) -> Result<u16> {
+        let told = self.command.port(&self.name, cgroups)?;
+        let port = told.lines().next().and_then(|line| line.trim().rsplit_once(':')?.1.parse().ok());
+        port.ok_or_else(|| Error::internal(format!("{} publishes no port", self.name)))
+    }
+
+    /// Makes the container's user the owner of a folder of the host.
+    pub(super) fn give(&self, folder: &Path) -> Result<()> {
+        let (user, group) = self.user;
+        let stat = rustix::fs::stat(folder).at("look at", folder)?;
+        if (stat.st_uid, stat.st_gid) == (user, group) {
+            return Ok(());
+        }
+        let (user, group) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(group));
+        rustix::fs::chown(folder, Some(user), Some(group)).at("give to the sandbox's user", folder)
+    }
+
     /// The user and group as numbers of the container.
     pub(super) fn user_inside(&self) -> (u32, u32) {
         if self.facts.rootless { (0, 0) } else { self.user }
@@ -118,17 +188,8 @@ impl EnginePlan {
             SandboxNetwork::Host => words.add(&["--network", "host"]),
             SandboxNetwork::Private => {}
         }
-        words.add(&["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only"]);
-        let memory = self.memory_bytes.to_string();
-        words.add(&["--memory", &memory, "--memory-swap", &memory, "--pids-limit", &self.pids.to_string()]);
-        if let Some(cpus) = self.cpus {
-            words.add(&["--cpus", &cpus.to_string()]);
-        }
-        let (user, group) = self.user_inside();
-        words.add(&["--user", &format!("{user}:{group}")]);
-        if self.facts.remapped {
-            words.add(&["--userns", "host"]);
-        }
+        words.add(&["--read-only"]);
+        self.limits(&mut words);
         // berth's process handles no signal; a stop through the engine must not wait for one to act on SIGTERM. What
         // OpenCode prints goes to the server, and is not kept by the engine.
         words.add(&["--stop-signal", "KILL", "--log-driver", "none", "--tmpfs", TMP]);
@@ -143,6 +204,21 @@ impl EnginePlan {
         words.add(&["--workdir", FOLDER, "--entrypoint", &inside(own), &self.image]);
         words.add(&["relay", &format!("{DOOR}/{SOCKET}")]);
         words.0
+    }
+
+    /// What Docker's containers may do and use.
+    pub(super) fn limits(&self, words: &mut Words) {
+        words.add(&["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]);
+        let memory = self.memory_bytes.to_string();
+        words.add(&["--memory", &memory, "--memory-swap", &memory, "--pids-limit", &self.pids.to_string()]);
+        if let Some(cpus) = self.cpus {
+            words.add(&["--cpus", &cpus.to_string()]);
+        }
+        let (user, group) = self.user_inside();
+        words.add(&["--user", &format!("{user}:{group}")]);
+        if self.facts.remapped {
+            words.add(&["--userns", "host"]);
+        }
     }
 
     /// Apple's engine runs each container in a virtual machine of its own, and mounts folders only. Unix sockets do not
@@ -212,7 +288,7 @@ fn inside(own: &Path) -> String {
     format!("{OWN}/{name}")
 }
 
-fn pull_word(pull: SandboxPull) -> &'static str {
+pub(super) fn pull_word(pull: SandboxPull) -> &'static str {
     match pull {
         SandboxPull::Never => "never",
         SandboxPull::Missing => "missing",
@@ -220,15 +296,16 @@ fn pull_word(pull: SandboxPull) -> &'static str {
     }
 }
 
+/// A command line.
 #[derive(Default)]
-struct Words(Vec<String>);
+pub(super) struct Words(pub(super) Vec<String>);
 
 impl Words {
-    fn add(&mut self, words: &[&str]) {
+    pub(super) fn add(&mut self, words: &[&str]) {
         self.0.extend(words.iter().map(|word| (*word).to_owned()));
     }
 
-    fn bind(&mut self, mount: &EngineMount) {
+    pub(super) fn bind(&mut self, mount: &EngineMount) {
         let end = if mount.read_only { ",readonly" } else { "" };
         let source = mount.source.display();
         self.add(&["--mount", &format!("type=bind,source={source},target={}{end}", mount.target)]);

@@ -139,6 +139,15 @@ impl EngineCommand {
         Ok(told.lines().map(str::trim).filter(id).map(str::to_owned).collect())
     }
 
+    /// Where the engine publishes the port of a container's server.
+    ///
+    /// # Errors
+    /// As [`EngineCommand::call`].
+    pub(super) fn port(&self, name: &str, cgroups: &Cgroups) -> Result<String> {
+        let words = ["port", name, "8787/tcp"].map(str::to_owned);
+        self.call(&words, cgroups, ANSWER, &Cancel::new()?)
+    }
+
     /// Removes containers, which ends them.
     ///
     /// # Errors

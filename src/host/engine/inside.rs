@@ -31,7 +31,7 @@ use crate::proc::spawn::{dev_null, expose_other_to_oom};
 use crate::proc::{Group, Process as _, Spec, Stdio};
 
 /// The server takes the lease at once; an engine that is slow to start others may need some time.
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_secs(20);
 /// The connections at one time. The server keeps a few hundred at most.
 const CONNECTIONS: usize = 1024;
 /// How long a connection to a port in here may take.

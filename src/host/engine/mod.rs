@@ -1,7 +1,7 @@
 //! OpenCode in a container of an engine: Docker's command line, which others offer as well, or Apple's. The server stays
 //! outside. The container runs one process of berth (`inside`), which starts OpenCode and connects the server with it over
 //! a Unix socket in a mounted folder; the engine publishes no port. In reading order: `arguments` (the container), `command`
-//! (the engine's program), `wire` (what is said over the socket), `inside`.
+//! (the engine's program), `wire` (what is said over the socket), `inside`; `seed` is the container that has the server in it.
 //!
 //! **Invariant:** a container ends with the server that started it. The socket is opened before the first program of the
 //! container runs and is used by its descriptor from then on, so nothing in the container can put another one, or a link, in
@@ -13,6 +13,7 @@ mod arguments;
 mod command;
 pub mod inside;
 mod record;
+mod seed;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -31,7 +32,8 @@ pub use arguments::{
     EXTRA, EngineMount, EnginePlan, HOME, SandboxNetwork, SandboxPull, can_be_named, container_name,
 };
 pub use command::{EngineCommand, EngineFacts, EngineKind};
-pub use record::{is_kept as is_left, sweep};
+pub use record::{forget, is_kept as is_left, keep, sweep};
+pub use seed::Seed;
 
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
@@ -115,12 +117,12 @@ impl EngineSandbox {
             return Ok(held.door.clone());
         }
         let door = self.folders()?;
-        self.clear()?;
+        self.plan.clear(&self.cgroups)?;
         record::keep(&self.folder, &self.plan)?;
         let words = self.plan.words(&self.own, &door);
         if let Err(error) = self.plan.command.call(&words, &self.cgroups, self.start_timeout, stop) {
             record::forget(&self.folder);
-            return Err(self.explain(error));
+            return Err(self.plan.explain(error));
         }
         let held = self.take_lease(&door, stop).inspect_err(|_| self.remove())?;
         let route = held.door.clone();
@@ -141,46 +143,9 @@ impl EngineSandbox {
         }
         for folder in [&door, &self.plan.persist] {
             file::create_dir_private(folder)?;
-            let (user, group) = self.plan.user;
-            let (user, group) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(group));
-            let owned = open_dir(folder)?;
-            let stat = fstat(&owned).at("look at", folder)?;
-            if stat.st_uid != user.as_raw() || stat.st_gid != group.as_raw() {
-                rustix::fs::chown(folder, Some(user), Some(group))
-                    .at("give to the sandbox's user", folder)?;
-            }
+            self.plan.give(folder)?;
         }
         Ok(door)
-    }
-
-    /// Removes containers of this data folder: a server that was killed has left them, or the start of one failed.
-    fn clear(&self) -> Result<()> {
-        match self.plan.command.kind {
-            EngineKind::Docker => {
-                let left = self.plan.command.labelled(&self.plan.label(), &self.cgroups)?;
-                self.plan.command.remove(&left, &self.cgroups)
-            }
-            EngineKind::Apple => Ok(()),
-        }
-    }
-
-    fn explain(&self, error: Error) -> Error {
-        let said = error.message();
-        let image = &self.plan.image;
-        if said.contains("No such image") || said.contains("image not known") {
-            let message = format!(
-                "The engine has no image {image}; `docker pull {image}` or --sandbox-pull missing gets it"
-            );
-            return Error::new(Code::Unavailable, message);
-        }
-        if said.contains("is already in use by container") {
-            let message = format!(
-                "There is another container named {}, which berth did not start; give this host another --run-id",
-                self.plan.name
-            );
-            return Error::new(Code::Unavailable, message);
-        }
-        error
     }
 
     /// Waits for berth's process in the container, and compares what was mounted with what was checked.
@@ -305,7 +270,7 @@ impl EngineSandbox {
     fn remove(&self) {
         let command = &self.plan.command;
         let removed = match command.kind {
-            EngineKind::Docker => self.clear(),
+            EngineKind::Docker => self.plan.clear(&self.cgroups),
             // Without a record the name is another one's.
             EngineKind::Apple if record::is_kept(&self.folder) => {
                 command.stop(&self.plan.name, &self.cgroups)

@@ -30,7 +30,7 @@ struct Record {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub(super) fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
+pub fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
     let extra = plan.workspace.source.join(EXTRA_NAME);
     let before = read(folder).and_then(|record| record.extra).filter(|before| *before == extra);
     let is_new = || (!plan.mounts.is_empty() && extra.symlink_metadata().is_err()).then(|| extra.clone());
@@ -57,7 +57,7 @@ pub fn is_kept(folder: &Path) -> bool {
 }
 
 /// Removes it: nothing is left.
-pub(super) fn forget(folder: &Path) {
+pub fn forget(folder: &Path) {
     if let Some(extra) = read(folder).and_then(|record| record.extra) {
         // Only if nothing has been put there meanwhile.
         let _ = std::fs::remove_dir(extra);
