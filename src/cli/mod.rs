@@ -181,6 +181,7 @@ Host
   --remote-access            listen on 0.0.0.0
   --check                    do what a client does first, print a line for each step on standard error, stop
   --check-events             wait for an event as well
+  --tui                      a screen with services, log and waiting approvals; --no-tui: none [on a terminal]
   --detach                   return when OpenCode answers; the host goes on, with host/host.log in --data-dir
   --log-file FILE            log there instead of standard error, 8 MiB and as much before it
   --connect-host NAME        the host in URLs that are shown
@@ -209,6 +210,7 @@ Host
   --directory DIR            of one elsewhere
   --scope SCOPE              of the token of connect: viewer, collaborator or owner [collaborator]
   --expires SECONDS          its life [86400]
+  --qr                       show what connect prints as a QR code as well
 
 Status and approvals
   --openwork-url URL         the server [http://127.0.0.1:8787]; OPENWORK_URL, OPENWORK_SERVER_URL
