@@ -169,7 +169,8 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&bytes[at..at + plain])?;
         at += plain;
         let mut length = 0;
-        while length + LONGEST <= escaped.len() {
+        // An array is stored at once; a slice this short is a call of memcpy(3), which musl's is not made for.
+        while let Some(piece) = escaped[length..].first_chunk_mut::<LONGEST>() {
             let Some(byte) = bytes.get(at).copied() else { break };
             let short = match byte {
                 b'"' | b'\\' => byte,
@@ -181,13 +182,10 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
                 0..=31 => b'u',
                 _ => break,
             };
-            escaped[length..length + 2].copy_from_slice(&[b'\\', short]);
-            length += 2;
-            if short == b'u' {
-                let digits = [b'0', b'0', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
-                escaped[length..length + 4].copy_from_slice(&digits);
-                length += 4;
-            }
+            // Behind a short escape the digits are overwritten, or not sent.
+            let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
+            *piece = [b'\\', short, b'0', b'0', high, low];
+            length += if short == b'u' { LONGEST } else { 2 };
             at += 1;
         }
         out.write_all(&escaped[..length])?;
