@@ -1,18 +1,19 @@
 //! Bytes that wait on disk instead of in memory: files without a name, bounded for each key and in total.
 //!
-//! A spooled file is unlinked as soon as it is created, so the kernel frees its blocks when the last handle is closed,
-//! also after `kill -9`. [`SpoolArea::open`] removes files of servers that were killed between the two calls.
+//! The kernel frees the blocks of a file without a name when its last handle is closed, also after `kill -9`.
+//! [`SpoolArea::open`] removes what earlier versions, which named their files first, may have left.
 //!
 //! Any thread. Lock: `used`, a leaf.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::file::{create_dir_private, sweep_temps, temp_name};
+use super::file::{create_dir_private, sweep_temps};
+use crate::base::parcel::unnamed_file;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 
@@ -48,11 +49,7 @@ impl SpoolArea {
     /// # Errors
     /// `DiskFull`, `Internal`.
     pub fn begin(&self, key: &str) -> Result<SpoolWriter> {
-        let path = self.0.folder.join(temp_name());
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.at("create", &path)?;
-        fs::remove_file(&path).at("remove", &path)?;
+        let file = unnamed_file(&self.0.folder).at("create a file in", &self.0.folder)?;
         let share = Share { area: self.0.clone(), key: key.to_owned(), bytes: 0 };
         Ok(SpoolWriter { file, share, bytes: 0 })
     }
@@ -188,7 +185,7 @@ mod tests {
         assert_eq!(fill("a", 2).unwrap_err().code(), Code::TooManyPending);
         let second = fill("b", 3).unwrap();
         assert_eq!(fill("c", 1).unwrap_err().code(), Code::TooManyPending);
-        assert_eq!(fs::read_dir(dir.join("spool")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(dir.join("spool")).unwrap().count(), 0);
         let (mut one, mut other) = (first.reader(), first.reader());
         let mut text = Vec::new();
         one.read_to_end(&mut text).unwrap();

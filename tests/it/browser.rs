@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
+use crate::opencode_server::Opencode;
 use crate::procs::secs;
 use crate::scratch::Scratch;
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, run};
@@ -104,11 +104,7 @@ fn a_browser_talks_to_the_real_opencode() {
     for version in ["opencode-old", "opencode-new"] {
         let scratch = Scratch::new();
         let opencode = Opencode::start(version, scratch.path());
-        let setup = Setup::new()
-            .args(&["--approval=manual", "--approval-timeout=60000"])
-            .arg(format!("--opencode-base-url={}", opencode.url()))
-            .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
-            .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD);
+        let setup = opencode.named_to(Setup::new()).args(&["--approval=manual", "--approval-timeout=60000"]);
         browse(&Desk::new(setup), &[("OPENCODE", version)]);
     }
 }

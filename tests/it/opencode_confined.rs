@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::opencode::mount;
 use crate::opencode_serve::VERSIONS;
-use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
+use crate::opencode_server::Opencode;
 use crate::scoped_tokens;
 use crate::server::{Server, Setup};
 use crate::upstream::Upstream;
@@ -26,12 +26,7 @@ fn pair(version: &str) -> (Opencode, Server, Client) {
     fs::write(scratch.join("other/secret.txt"), "other-secret").unwrap();
     fs::write(scratch.join("work/own.txt"), "own-text").unwrap();
     let opencode = Opencode::start(version, &scratch);
-    let server = setup
-        .arg(format!("--opencode-base-url={}", opencode.url()))
-        .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
-        .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD)
-        .arg("--approval=auto")
-        .start();
+    let server = opencode.named_to(setup).arg("--approval=auto").start();
     let direct = Client::new(opencode.address).with("Authorization", &opencode.authorization());
     (opencode, server, direct)
 }

@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::fixture::{DISTRO, tools};
 use crate::opencode::mount;
 use crate::opencode_serve::VERSIONS;
-use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
+use crate::opencode_server::Opencode;
 use crate::procs::{secs, wait_for};
 use crate::server::{CLIENT_TOKEN, Server, Setup};
 use crate::upstream::{Seen, Upstream};
@@ -299,12 +299,7 @@ fn no_spelling_starts_a_program_in_a_real_opencode() {
         write("plain", "Look: $ARGUMENTS");
         write("init", "!`touch pwned`");
         let opencode = Opencode::start(version, &scratch);
-        let server = setup
-            .arg(format!("--opencode-base-url={}", opencode.url()))
-            .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
-            .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD)
-            .arg("--approval=auto")
-            .start();
+        let server = opencode.named_to(setup).arg("--approval=auto").start();
         let (client, mount) = (server.collaborator(), mount(&server));
         let session =
             client.post(200, &format!("{mount}/session"), json!({}))["id"].as_str().unwrap().to_owned();

@@ -13,7 +13,7 @@ use tungstenite::client::IntoClientRequest;
 
 use crate::opencode::mount;
 use crate::opencode_serve::package;
-use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
+use crate::opencode_server::Opencode;
 use crate::procs::{secs, wait_for};
 use crate::server::{CLIENT_TOKEN, Server, Setup, run};
 
@@ -30,12 +30,7 @@ fn pair_with(version: &str, argument: &str) -> (Opencode, Server) {
     fs::write(work.join("größe & co/read me.txt"), "needle in here\n").unwrap();
     fs::write(work.join("large.txt"), "y".repeat(300_000)).unwrap();
     let opencode = Opencode::start(version, &scratch);
-    let server = setup
-        .arg(format!("--opencode-base-url={}", opencode.url()))
-        .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
-        .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD)
-        .arg("--approval=auto")
-        .start();
+    let server = opencode.named_to(setup).arg("--approval=auto").start();
     (opencode, server)
 }
 

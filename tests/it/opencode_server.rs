@@ -11,7 +11,7 @@ use base64::Engine as _;
 
 use crate::opencode_serve::program;
 use crate::procs::{secs, wait_for};
-use crate::server::Printed;
+use crate::server::{Printed, Setup};
 
 pub const USERNAME: &str = "opencode";
 pub const PASSWORD: &str = "it-opencode-3f9c1d";
@@ -84,6 +84,14 @@ impl Opencode {
             Ok(told)
         };
         asked().is_ok_and(|told| told.contains("\"healthy\":true"))
+    }
+
+    /// A server that passes requests on to it.
+    pub fn named_to(&self, setup: Setup) -> Setup {
+        setup
+            .arg(format!("--opencode-base-url={}", self.url()))
+            .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
+            .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD)
     }
 
     pub fn url(&self) -> String {

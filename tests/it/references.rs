@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::opencode_serve::VERSIONS;
-use crate::opencode_server::{Opencode, PASSWORD, USERNAME};
+use crate::opencode_server::Opencode;
 use crate::procs::{secs, wait_for};
 use crate::project::Shop;
 use crate::scoped_tokens;
@@ -59,11 +59,7 @@ fn viewers_do_not_see_what_opencode_puts_in_their_place() {
         let scratch = Scratch::new();
         let outside = scratch.file("outside.txt", SECRET);
         let opencode = Opencode::start(version, scratch.path());
-        let setup = Setup::new()
-            .arg("--approval=auto")
-            .arg(format!("--opencode-base-url={}", opencode.url()))
-            .env("OPENWORK_OPENCODE_USERNAME", USERNAME)
-            .env("OPENWORK_OPENCODE_PASSWORD", PASSWORD);
+        let setup = opencode.named_to(Setup::new()).arg("--approval=auto");
         let shop = Shop::of(setup.start());
         let mut config = config(outside.to_str().unwrap());
         config["share"] = json!("manual");
