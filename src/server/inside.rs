@@ -68,13 +68,14 @@ pub fn run_inside(
     cgroups.sweep(&[]);
     let folder = settings.data_dir.join("host");
     file::create_dir_private(&folder)?;
-    let (staging, secrets) = (folder.join("seed"), folder.join("sandbox.env"));
+    let (staging, secrets) = (folder.join(engine::SEED), folder.join(engine::SECRETS));
     let server =
         std::env::current_exe().map_err(|error| Error::internal("berth's own path").because(error))?;
     let words = words(settings);
     let publish = address(settings)?;
     let seed = Seed { plan, staging: &staging, server: &server, publish, words: &words };
     plan.clear(&cgroups)?;
+    engine::forget(&folder);
     engine::keep(&folder, plan)?;
     seed.stage()?;
     let password = match &opencode.password {

@@ -282,4 +282,7 @@ fn a_server_in_the_container_has_the_seeds_shape_and_ends_with_its_host() {
     let status = wait_for("the end of the host", secs(20), || running.child.try_wait().unwrap());
     assert_eq!(status.code(), Some(0), "{}", running.err.text());
     nothing_is_left(&place, &docker, name);
+    for file in ["seed", "sandbox.json", "sandbox.env"] {
+        assert!(!place.data().join("host").join(file).exists(), "{file}");
+    }
 }

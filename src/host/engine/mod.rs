@@ -32,7 +32,7 @@ pub use arguments::{
     EXTRA, EngineMount, EnginePlan, HOME, SandboxNetwork, SandboxPull, can_be_named, container_name,
 };
 pub use command::{EngineCommand, EngineFacts, EngineKind};
-pub use record::{forget, is_kept as is_left, keep, sweep};
+pub use record::{SECRETS, SEED, forget, is_kept as is_left, keep, sweep};
 pub use seed::Seed;
 
 use crate::base::thread::lock;
@@ -118,6 +118,7 @@ impl EngineSandbox {
         }
         let door = self.folders()?;
         self.plan.clear(&self.cgroups)?;
+        record::forget(&self.folder);
         record::keep(&self.folder, &self.plan)?;
         let words = self.plan.words(&self.own, &door);
         if let Err(error) = self.plan.command.call(&words, &self.cgroups, self.start_timeout, stop) {

@@ -9,8 +9,12 @@ use super::arguments::{EXTRA_NAME, EnginePlan};
 use super::command::{EngineCommand, EngineKind};
 use crate::base::{Error, Result};
 use crate::proc::Cgroups;
-use crate::store::file;
+use crate::store::{file, tree};
 
+/// What a container that has the server in it needs for its start, in the same folder.
+pub const SEED: &str = "seed";
+/// Its secrets.
+pub const SECRETS: &str = "sandbox.env";
 /// In the folder `host` of the data folder.
 const FILE: &str = "sandbox.json";
 const FILE_BYTES: u64 = 1 << 20;
@@ -32,15 +36,14 @@ struct Record {
 /// When the file cannot be written.
 pub fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
     let extra = plan.workspace.source.join(EXTRA_NAME);
-    let before = read(folder).and_then(|record| record.extra).filter(|before| *before == extra);
-    let is_new = || (!plan.mounts.is_empty() && extra.symlink_metadata().is_err()).then(|| extra.clone());
+    let is_new = !plan.mounts.is_empty() && extra.symlink_metadata().is_err();
     let record = Record {
         apple: plan.command.kind == EngineKind::Apple,
         program: plan.command.program.clone(),
         env: plan.command.env.clone(),
         name: plan.name.clone(),
         label: plan.label(),
-        extra: before.or_else(is_new),
+        extra: is_new.then_some(extra),
     };
     let text = serde_json::to_vec(&record).map_err(|error| Error::internal(FILE).because(error))?;
     file::replace(&folder.join(FILE), &text, 0o600)
@@ -61,6 +64,10 @@ pub fn forget(folder: &Path) {
     if let Some(extra) = read(folder).and_then(|record| record.extra) {
         // Only if nothing has been put there meanwhile.
         let _ = std::fs::remove_dir(extra);
+    }
+    let left = tree::remove_tree(folder, SEED).and_then(|()| tree::remove_tree(folder, SECRETS));
+    if let Err(error) = left {
+        log::warn!("{error}");
     }
     let _ = std::fs::remove_file(folder.join(FILE));
 }
