@@ -287,6 +287,10 @@ pub fn run_with(
                 let ctx = ctx.clone();
                 Arc::new(move |method, target| dispatch::direct(&ctx, method, target))
             },
+            claim: {
+                let ctx = ctx.clone();
+                Arc::new(move |connection, head| dispatch::claim(&ctx, connection, head))
+            },
             private_folder: settings.data_dir.join("http"),
             gone,
             tickets,

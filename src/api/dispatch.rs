@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::question::{self, Asking};
 use super::reach::Reach;
 use super::routes::TABLE;
@@ -16,6 +18,7 @@ use crate::base::pool::{self, Place};
 use crate::base::redact::Redactor;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
+use crate::http::request::bearer_of;
 use crate::http::route::Match;
 use crate::http::{
     Answer, Auth, Class, Effect, Gate, Method, Prepared, Reply, Request, Response, Route, Work, cors,
@@ -60,19 +63,46 @@ fn go_on(ctx: &Arc<Ctx>, request: Request, (route, action): Admitted) {
     }
 }
 
+/// Counts a connection for the token in the head of its request.
+///
+/// # Errors
+/// `OverShare`; `Busy` for a place that is kept for owners.
+pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
+    let fields = || head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+    let field = |name: &str| {
+        let mut named = fields().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        named.next().map(|(_, value)| value.trim())
+    };
+    let bearer = field("Authorization").and_then(bearer_of);
+    let presented = Presented { bearer, host: field("X-OpenWork-Host-Token"), client_id: None };
+    // Whoever has no valid token is told by the route.
+    let Ok(actor) = ctx.credentials.actor(presented) else { return Ok(()) };
+    claim_for(ctx, connection, party_of(&actor, None))
+}
+
+fn claim_for(ctx: &Ctx, connection: u64, party: Party) -> Result<()> {
+    let full = || Error::new(Code::Busy, "The server has no room for another connection; try again");
+    let claimed = ctx.gone.claim(connection, party);
+    claimed.map_err(|refused| refused.error("connections (--max-connections)", full))
+}
+
+fn party_of(actor: &Actor, workspace: Option<Uuid>) -> Party {
+    match (actor.scope, &actor.workspace_ids) {
+        (Scope::Owner, None) => Party::OWNER,
+        _ => Party::new(&actor.token_hash, workspace, false),
+    }
+}
+
 /// Whose shares a request uses: those of its token and of the workspace that it concerns. An owner that reaches
 /// everything has no share.
 fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Party {
     let Some(actor) = request.actor() else { return Party::ANONYMOUS };
-    if actor.scope == Scope::Owner && actor.workspace_ids.is_none() {
-        return Party::OWNER;
-    }
     let workspace = match reach::of(route) {
         Reach::Named => reach::find(ctx, request.param("id")).map(|workspace| workspace.id()),
         Reach::Active => ctx.lifecycle.registry().openwork_list().first().map(|workspace| workspace.id()),
         Reach::Filtered | Reach::Refused => None,
     };
-    Party::new(&actor.token_hash, workspace, false)
+    party_of(actor, workspace)
 }
 
 /// How long a request to an OpenCode waits for its token's or workspace's other requests. Slow ones leave their workers
@@ -83,10 +113,7 @@ const SHARE_PATIENCE: Duration = Duration::from_secs(30);
 fn count(ctx: &Ctx, request: &Request) -> Result<()> {
     let party = request.party();
     if let Some(connection) = request.connection() {
-        let full = || Error::new(Code::Busy, "The server has no room for another connection; try again");
-        ctx.gone
-            .claim(connection, party)
-            .map_err(|refused| refused.error("connections (--max-connections)", full))?;
+        claim_for(ctx, connection, party)?;
     }
     if request.direct().is_some() {
         let busy = || Error::new(Code::Busy, "Too many requests wait for OpenCode; try again");

@@ -144,9 +144,11 @@ impl Ledger {
         if party.unlimited {
             return if full && self.by_owners >= self.reserve() { Err(Refused::Full) } else { Ok(()) };
         }
-        if full {
-            return Err(Refused::Full);
-        }
+        if full { Err(Refused::Full) } else { self.check_share(party) }
+    }
+
+    /// Whether `party` holds less than its share, however much others hold.
+    fn check_share(&self, party: Party) -> Result<(), Refused> {
         let holds = |count: Option<&usize>, share| count.is_some_and(|count| *count >= share);
         if party.token.is_some_and(|token| holds(self.tokens.get(&token), self.token_share)) {
             return Err(Refused::Token);
@@ -281,6 +283,20 @@ impl Shares {
     pub fn take_anyway(&self, party: Party) -> Share {
         lock(&self.0).take_anyway(party);
         Share { shares: self.clone(), party }
+    }
+
+    /// Takes one that exists already, also where all is taken.
+    ///
+    /// # Errors
+    /// When the party holds its share.
+    pub fn take_of_share(&self, party: Party) -> Result<Share, Refused> {
+        let mut ledger = lock(&self.0);
+        if !party.unlimited {
+            ledger.check_share(party)?;
+        }
+        ledger.take_anyway(party);
+        drop(ledger);
+        Ok(Share { shares: self.clone(), party })
     }
 
     /// How much is held.

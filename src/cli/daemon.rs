@@ -137,6 +137,7 @@ fn serve_routes(
                 let daemon = direct.clone();
                 Some(Box::new(move |request| daemon.answer(request)) as gate::Handle)
             }),
+            claim: Arc::new(|_, _| Ok(())),
             private_folder,
             gone: Gone::default(),
             tickets: Tickets::default(),

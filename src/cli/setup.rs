@@ -198,12 +198,23 @@ fn confirm(
             packages.push(package);
         }
     }
-    info!("Setup: missing {}", packages.join(" "));
+    info!("Setup: missing {}", packages.join(" ").replace('|', " or "));
     if assume_yes || !io::stdin().is_terminal() {
         return Ok(());
     }
     let mut lines: Vec<String> = manager.refresh.iter().map(|refresh| host.line(refresh)).collect();
-    lines.push(host.line(&[manager.install, &packages].concat()));
+    // Which of several names the package sources have is known only after the refresh.
+    let (mut first, mut others) = (Vec::new(), Vec::new());
+    for package in packages {
+        let mut names = package.split('|');
+        first.extend(names.next());
+        others.extend(names);
+    }
+    let mut install = host.line(&[manager.install, &first].concat());
+    if !others.is_empty() {
+        install += &format!(" (or {}, where the package sources have that)", others.join(", "));
+    }
+    lines.push(install);
     if missing.pacman_keys {
         lines.extend(PACMAN_KEY.iter().map(|argv| host.line(argv)));
     }

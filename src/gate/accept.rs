@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +24,9 @@ use crate::proc::Cancel;
 /// How many clients one door may hand in before the others get their turn.
 const AT_ONCE: usize = 64;
 
+/// How long no client is waited for after one was in vain: the loop spends at most a fifth of its time so.
+const WAIT_AGAIN: Duration = Duration::from_secs(1);
+
 pub(super) struct Accepting {
     gate: Arc<Shared>,
     doors: Vec<Door>,
@@ -35,6 +38,8 @@ pub(super) struct Accepting {
     /// How many of them.
     room: usize,
     complaint: Complaint,
+    /// When it was last waited for a seat in vain. The clients behind would wait as well, one after the other.
+    in_vain: Option<Instant>,
     /// Of connections that were closed to make room, and how many there were.
     crowded: (Complaint, u64),
 }
@@ -50,6 +55,7 @@ impl Accepting {
             refused: Vec::new(),
             room: room.refused,
             complaint: Complaint::default(),
+            in_vain: None,
             crowded: Default::default(),
         }
     }
@@ -106,11 +112,15 @@ impl Accepting {
                 let mut seat = table.admit(socket, peer, local, false);
                 // Seats of clients that have left, whose threads were not yet on a processor, are as good as free.
                 let deadline = Instant::now() + limits::GONE_SEAT_WAIT;
+                let mut patient = self.in_vain.is_none_or(|since| since.elapsed() > WAIT_AGAIN);
                 while let Err(refused) = seat {
-                    let hurry = !table.wait_for_a_seat(&refused) || Instant::now() > deadline;
+                    let hurry = !patient || !table.wait_for_a_seat(&refused) || Instant::now() > deadline;
                     seat = table.admit(refused.socket, peer, local, hurry);
                     if hurry {
                         break;
+                    }
+                    if Instant::now() > deadline {
+                        (patient, self.in_vain) = (false, Some(Instant::now()));
                     }
                 }
                 let evictions = self.gate.table.evictions();

@@ -26,7 +26,7 @@ const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NV
 
 /// How long a client waits for the answer that it is over its share: so long its connection sends no further request, so a
 /// client that asks again at once costs little.
-const OVER_SHARE_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const OVER_SHARE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where an exchange stands.
 struct Exchange {

@@ -61,6 +61,10 @@ pub type Handle = Box<dyn FnOnce(Request)>;
 /// wants another protocol.
 pub type Direct = Arc<dyn Fn(&str, &str) -> Option<Handle> + Send + Sync>;
 
+/// Counts a connection for the token of its request, whose head goes in so, before anything else is done for it. Asked
+/// while many are connected; what it refuses does not go inside.
+pub type Claim = Arc<dyn Fn(u64, &str) -> Result<()> + Send + Sync>;
+
 /// What was decided before the start.
 pub struct Settings {
     /// Connections at once; fewer when the limit of open files says so.
@@ -75,6 +79,8 @@ pub struct Settings {
     pub body_cap: BodyCap,
     /// Which requests do not go inside.
     pub direct: Direct,
+    /// Whose connections there are.
+    pub claim: Claim,
     /// Made with mode 0700, and removed at the end; the socket to tiny_http lies in it.
     pub private_folder: PathBuf,
     /// Shared with the inside: who wants to know about clients that have gone.
@@ -90,6 +96,7 @@ struct Shared {
     rules: Rules,
     body_cap: BodyCap,
     direct: Direct,
+    claim: Claim,
     gone: Gone,
     tickets: Tickets,
     throttle: Throttle,
@@ -129,6 +136,7 @@ impl Gate {
             rules,
             body_cap: settings.body_cap,
             direct: settings.direct,
+            claim: settings.claim,
             gone: settings.gone,
             tickets: settings.tickets,
             throttle: Throttle::default(),

@@ -19,7 +19,7 @@ pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
         body.len()
     );
     // Writing to a string cannot fail.
-    if matches!(error.code(), Code::Busy | Code::Unavailable | Code::ShuttingDown) {
+    if matches!(error.code(), Code::Busy | Code::OverShare | Code::Unavailable | Code::ShuttingDown) {
         let _ = write!(text, "Retry-After: {}\r\n", limits::RETRY_AFTER_SECS);
     }
     if !id.is_empty() {
@@ -56,6 +56,7 @@ fn reason(status: u16) -> &'static str {
         408 => "Request Timeout",
         413 => "Content Too Large",
         417 => "Expectation Failed",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",

@@ -12,6 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::Shared;
 use super::body::{self, Body};
+use super::exchange::OVER_SHARE_PAUSE;
 use super::head::{self, Context, Head, Scan};
 use super::record::State;
 use super::refuse;
@@ -194,8 +195,19 @@ impl Connection<'_> {
         }
     }
 
+    /// Refuses a request of a token that has its share of the connections: while others wait, nothing is done for it.
+    fn claim(&self) -> Result<()> {
+        let head = std::str::from_utf8(&self.to_inside).ok().filter(|_| self.gate.table.is_crowded());
+        let claimed = head.map_or(Ok(()), |head| (self.gate.claim)(self.seat.record.id, head));
+        if claimed.as_ref().is_err_and(|error| error.code() == Code::OverShare) {
+            self.seat.record.pause(OVER_SHARE_PAUSE);
+        }
+        claimed
+    }
+
     /// Everything behind the head.
     fn answer(&mut self, mut head: Head) -> Result<Next> {
+        self.claim()?;
         if !self.seat.record.set(State::Receiving) {
             return Ok(Next::Close);
         }

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub(super) struct Table {
     silence: Duration,
     next: AtomicU64,
     evictions: AtomicU64,
+    /// As many as there are records.
+    taken: AtomicUsize,
     seats: Mutex<Seats>,
     left: Condvar,
     draining: AtomicBool,
@@ -88,6 +90,7 @@ impl Table {
                 .clamp(Duration::from_millis(50), Duration::from_millis(100)),
             next: AtomicU64::new(1),
             evictions: AtomicU64::new(0),
+            taken: AtomicUsize::new(0),
             seats: Mutex::default(),
             left: Condvar::new(),
             draining: AtomicBool::new(false),
@@ -119,6 +122,7 @@ impl Table {
         let record = Arc::new(Record::new(id, Arc::new(socket), peer, local, hurried));
         seats.hurried += usize::from(hurried);
         seats.records.insert(record.id, record.clone());
+        self.taken.store(seats.records.len(), Ordering::Relaxed);
         drop(seats);
         self.gone.open(record.id, hurried);
         Ok(Seat { record, table: self.clone() })
@@ -169,6 +173,11 @@ impl Table {
             soon = true;
         }
         if soon { Eviction::Soon } else { Eviction::Nothing }
+    }
+
+    /// Whether so many seats are taken that a token can have more than its share of them.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) > self.cap / 2
     }
 
     /// How many connections were closed to make room for others.
@@ -250,6 +259,7 @@ impl Drop for Seat {
             Some(_) => seats.hurried -= usize::from(self.record.hurried),
             None => seats.leaving -= 1,
         }
+        self.table.taken.store(seats.records.len(), Ordering::Relaxed);
         drop(seats);
         self.table.left.notify_all();
     }

@@ -201,12 +201,8 @@ impl Gone {
         }
         if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {
             watched.holder = None;
-            let share = match self.1.take(party) {
-                // The gate has admitted it, so it exists.
-                Err(Refused::Full) => self.1.take_anyway(party),
-                taken => taken?,
-            };
-            watched.holder = Some((party, share));
+            // The gate has admitted it, so it exists.
+            watched.holder = Some((party, self.1.take_of_share(party)?));
         }
         Ok(())
     }

@@ -260,8 +260,7 @@ impl Request {
 
     /// The token of `Authorization: Bearer`; the scheme's case does not matter (RFC 9110, 11.1).
     pub fn bearer(&self) -> Option<&str> {
-        let (scheme, token) = self.header("Authorization")?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        bearer_of(self.header("Authorization")?)
     }
 
     /// Whether it is a WebSocket's handshake; the gate lets no other upgrade through.
@@ -381,4 +380,9 @@ pub fn decode(text: &str) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
+}
+/// The token in the value of an `Authorization` header.
+pub fn bearer_of(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

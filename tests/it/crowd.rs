@@ -44,14 +44,25 @@ fn owners_get_in_while_all_connections_are_in_use() {
         let body = json!({"command": "sleep 1000"}).to_string();
         request("POST", &places[at].path("/exec"), &tokens[at], &body)
     };
-    let streams: Vec<TcpStream> = [0, 0, 1, 1]
-        .iter()
-        .map(|at| {
+    let running = || -> usize {
+        let runs = |place: &Place<'_>| server.owner().get(200, &place.path("/runs"));
+        places.iter().map(|place| runs(place).as_array().unwrap().len()).sum()
+    };
+    let mut streams: Vec<TcpStream> = Vec::new();
+    for at in [0, 0, 1, 1] {
+        // The owner's connection of this very moment may have the last seat.
+        let started = wait_for("a command", secs(20), || {
             let mut stream = connect(&server);
-            stream.write_all(exec(*at).as_bytes()).unwrap();
-            stream
-        })
-        .collect();
+            stream.write_all(exec(at).as_bytes()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+            wait_for("a command or a refusal", secs(20), || {
+                let refused = stream.peek(&mut [0]).is_ok();
+                (refused || running() > streams.len()).then_some(!refused)
+            })
+            .then_some(stream)
+        });
+        streams.push(started);
+    }
     // As an owner, who asks in vain for none of those four.
     wait_for("all connections to be in use", secs(10), || {
         (server.owner().get(200, "/status")["connections"]["busy"].as_u64() >= Some(5)).then_some(())
@@ -82,7 +93,7 @@ fn clients_without_a_request_make_room() {
         }
         stream
     };
-    let half_body = request("POST", "/api/workspaces", HOST_TOKEN, "{}").replace("h: 2", "h: 200");
+    let half_body = request("POST", "/api/workspaces", CLIENT_TOKEN, "{}").replace("h: 2", "h: 200");
     for round in 0..3 {
         let waiting = [
             begun("", false),
@@ -172,4 +183,32 @@ fn a_flood_of_unfinished_and_refused_clients_keeps_no_owner_out() {
         );
         assert!(slowest < secs(3), "{kinds:?}: {slowest:?}");
     }
+}
+
+#[test]
+fn a_token_over_its_share_is_refused_before_its_body_is_read() {
+    let server = Setup::new().arg("--max-connections=4").start();
+    let place = Place::another_host(&server);
+    let token = token(&server, &place);
+    let exec = |body: &str| request("POST", &place.path("/exec"), &token, body);
+    let sleeping: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut stream = connect(&server);
+            stream.write_all(exec(r#"{"command": "sleep 1000"}"#).as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    wait_for("both commands", secs(10), || {
+        (server.owner().get(200, &place.path("/runs")).as_array().unwrap().len() == 2).then_some(())
+    });
+    let half_body = exec("{").replace("h: 1", "h: 100000");
+    wait_for("a refusal", secs(10), || {
+        let refused = ask(&server, &half_body);
+        assert_eq!(refused.status, 429, "{}", refused.text);
+        let whole = refused.text.contains("over_share") && refused.text.contains("Retry-After: ");
+        assert!(whole && refused.text.contains("\"share\":\"token\""), "{}", refused.text);
+        // Until the table is half full it is refused inside, and its connection stays.
+        refused.closes().then_some(())
+    });
+    drop(sleeping);
 }

@@ -71,6 +71,7 @@ impl Place {
             cors_origins: Vec::new(),
             body_cap: Arc::new(|_, _| 4 << 20),
             direct: Arc::new(|_, _| None),
+            claim: Arc::new(|_, _| Ok(())),
             private_folder: private.clone(),
             gone: inside.gone.clone(),
             tickets: inside.tickets.clone(),

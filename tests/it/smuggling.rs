@@ -436,6 +436,7 @@ fn handlers_get_what_h11_reads() {
         cors_origins: Vec::new(),
         body_cap: Arc::new(|_, _| 32 << 20),
         direct: Arc::new(|_, _| None),
+        claim: Arc::new(|_, _| Ok(())),
         private_folder: scratch.path().join("private"),
         gone: Gone::default(),
         tickets: Tickets::default(),
