@@ -25,6 +25,7 @@ use super::pack::Packer;
 use super::rules::BACKUP;
 use super::sums;
 use super::writer::Writer;
+use crate::base::parcel::unnamed_file;
 use crate::base::{At, Code, Error, Result};
 use crate::proc::Cancel;
 use crate::store::format;
@@ -126,7 +127,7 @@ pub fn write(
     tell: &mut dyn FnMut(u64),
     fill: impl FnOnce(&mut BackupArchive<'_>) -> Result<()>,
 ) -> Result<Omitted> {
-    let mut lines = BufWriter::new(nameless(beside)?);
+    let mut lines = BufWriter::new(unnamed_file(beside).at("write in", beside)?);
     // Level 3, of which the quick compressor is built (.cargo/config.toml).
     let mut encoder =
         zstd::Encoder::new(BufWriter::with_capacity(256 << 10, out), 3).at("write", "the backup")?;
@@ -165,7 +166,7 @@ pub fn unpack(
     tell: &mut dyn FnMut(u64),
 ) -> Result<BackupInfo> {
     let mut writer = Writer::exact(into)?;
-    let mut lines = BufWriter::new(nameless(into)?);
+    let mut lines = BufWriter::new(unnamed_file(into).at("write in", into)?);
     let (mut info, mut compared) = (None, false);
     let observe = Observe { rules: &BACKUP, raw: &mut |_| {}, plain: &mut |_| {} };
     ahead(input, observe, cancel, |stream| {
@@ -285,14 +286,6 @@ fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut Content<'_
 
 /// Four times a path, its target and its attributes.
 const LINE_BYTES: usize = 8 << 20;
-
-/// A file without a name in a folder; on any file system, which O_TMPFILE is not for.
-fn nameless(folder: &Path) -> Result<File> {
-    let path = folder.join(format!(".berth-sums-{}", Uuid::new_v4()));
-    let file = File::options().read(true).write(true).create_new(true).open(&path).at("write", &path)?;
-    std::fs::remove_file(&path).at("remove", &path)?;
-    Ok(file)
-}
 
 fn refused(problem: &str) -> Error {
     Error::new(Code::InvalidImage, format!("The backup {problem}"))
