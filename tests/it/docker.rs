@@ -50,13 +50,14 @@ impl Docker {
         let script = "mount -t tmpfs -o mode=711 it-docker $AT/data && ip link set lo up && exec dockerd \
             --data-root $AT/data --exec-root $AT/exec --pidfile $AT/pid --host unix://$AT/sock --iptables=false \
             --ip6tables=false --ip-forward=false --ip-masq=false --storage-driver overlay2 \
-            --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /it-docker";
+            --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent $GROUP";
         scratch.folder("data");
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child"]);
         command
             .args(["--mount-proc", "sh", "-c", script])
             .env("AT", &at)
+            .env("GROUP", group())
             .env("LD_LIBRARY_PATH", libraries(&programs));
         command
             .env("PATH", path_of(&programs))
@@ -133,7 +134,18 @@ impl Drop for Docker {
         }
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        // Empty by now: one of cgroup v2, or one of each controller.
+        let top = Path::new("/sys/fs/cgroup");
+        let controllers = fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
+        for folder in controllers.chain([top.to_owned()]) {
+            let _ = fs::remove_dir(format!("{}{}", folder.display(), group()));
+        }
     }
+}
+
+/// The cgroup of its containers.
+fn group() -> String {
+    format!("/it-docker-{}", std::process::id())
 }
 
 fn path_of(programs: &Path) -> String {
