@@ -182,6 +182,7 @@
 //! <data>/host/opencode.log            what the OpenCode that the server runs prints, without secrets; opencode.1.log before it
 //! <data>/host/sandbox.json            the container of an engine that is to be removed, while there may be one
 //! <data>/host/door                    the folder with the socket of that container, new for each
+//! <data>/host/extra                   mount points for further folders of a container of berth's own with OpenCode
 //! <data>/host/seed, sandbox.env        programs and secrets of a container that has the server in it, for its start
 //! <data>/sandbox/HASH                 OpenCode's home in it, by workspace
 //! <data>/host/state.json              the running `berth host`: its process, its address

@@ -1,11 +1,11 @@
 //! What OpenCode of `berth host` runs in: which container engine, and with which folders of the host. Everything that can be
 //! wrong with it is found before the server starts, for an agent that is thought to be in a sandbox must not run outside.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::doctor;
-use crate::base::{Code, Error, Result};
+use crate::base::{At as _, Code, Error, Result};
 use crate::config::{self, MountWish, SandboxChoice, SandboxWish};
 use crate::containers::probe::Status;
 use crate::host::engine::{
@@ -17,6 +17,7 @@ use crate::lifecycle::sandbox::{FOLDER, PROGRAM};
 use crate::proc::{Cgroups, Handle};
 use crate::server::{self, Settings};
 use crate::store::allowlist::{Allowlist, Grant, Mount, Opened, Refusal};
+use crate::store::file;
 
 /// What a container of berth's own is made from.
 const BERTH_IMAGE: &str = "debian-bookworm";
@@ -129,19 +130,49 @@ impl Choice<'_> {
         self.berth_takes()?;
         let allowlist = self.allowlist();
         self.workspace(&allowlist)?;
-        let mut mounts = Vec::new();
+        let (mut mounts, mut points) = (Vec::new(), Vec::new());
         for wish in &self.wish.mounts {
             let (opened, read_only) = self.mount(&allowlist, wish)?;
+            points.push((wish.sub.as_str(), opened.real.is_dir()));
             let source = opened.real.to_string_lossy().into_owned();
             mounts.push(Mount { source, target: target(wish), read_only });
+        }
+        let extra = if points.is_empty() { None } else { Some(self.mount_points(&points)?) };
+        if let Some(extra) = &extra {
+            let source = extra.to_string_lossy().into_owned();
+            mounts.insert(0, Mount { source, target: engine::EXTRA.to_owned(), read_only: true });
         }
         Ok(SandboxPlan::Berth(BerthSandbox {
             image: self.wish.image.clone().unwrap_or_else(|| BERTH_IMAGE.to_owned()),
             mounts,
+            extra,
             cpus: self.wish.cpus,
             pids: self.wish.pids,
             insist: self.wish.any_workspace,
         }))
+    }
+
+    /// Makes the mount points of further folders in berth's data folder; in the workspace there is only the one of their
+    /// folder, which a container of berth's own cannot make.
+    fn mount_points(&self, points: &[(&str, bool)]) -> Result<PathBuf> {
+        // Earlier ones stay: another host with this data folder may run, and its mounts are on them.
+        let folder = self.settings.data_dir.join("host/extra");
+        for (sub, is_folder) in points {
+            let point = folder.join(sub);
+            let above = if *is_folder { Some(point.as_path()) } else { point.parent() };
+            file::create_dir_private(above.unwrap_or(&folder))?;
+            if !is_folder && point.symlink_metadata().is_err() {
+                file::replace(&point, b"", 0o600)?;
+            }
+        }
+        let in_workspace = self.plan.folder.join("extra");
+        if in_workspace.symlink_metadata().is_err() {
+            let owner = self.plan.folder.metadata().at("look at", &self.plan.folder)?;
+            std::fs::create_dir(&in_workspace).at("make", &in_workspace)?;
+            std::os::unix::fs::lchown(&in_workspace, Some(owner.uid()), Some(owner.gid()))
+                .at("give to the workspace's owner", &in_workspace)?;
+        }
+        folder.canonicalize().at("find", &folder)
     }
 
     /// The engine that was named.

@@ -90,8 +90,10 @@ pub enum SandboxPlan {
 pub struct BerthSandbox {
     /// An image by name or id, or a distribution.
     pub image: String,
-    /// Folders of the host besides the workspace.
+    /// Folders of the host besides the workspace, after the folder that has their mount points.
     pub mounts: Vec<Mount>,
+    /// That folder, in the data folder.
+    pub extra: Option<PathBuf>,
     /// Processors.
     pub cpus: Option<f64>,
     /// Processes and threads.
@@ -202,8 +204,14 @@ impl Plan {
             Some(SandboxPlan::Engine(_)) | None => false,
         };
         self.sandbox_spec(None).map_or_else(Vec::new, |spec| {
+            let extra = match &self.sandbox {
+                Some(SandboxPlan::Berth(berth)) => berth.extra.clone(),
+                Some(SandboxPlan::Engine(_)) | None => None,
+            };
             let folder = Grant { path: spec.folder, writable: true, insist };
-            vec![folder, Grant { path: spec.program, writable: false, insist: false }]
+            let mut all = vec![folder, Grant { path: spec.program, writable: false, insist: false }];
+            all.extend(extra.map(|path| Grant { path, writable: false, insist: true }));
+            all
         })
     }
 

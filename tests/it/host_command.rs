@@ -520,14 +520,19 @@ fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
         place.run(&["--check", "--check-events", "--openwork-port=0", "--workspace=work", "--sandbox=berth"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Checks: ok\n"), "{ended:?}");
 
-    let (running, document) = place.start(&["--sandbox=berth", "--approval=auto"]);
+    place.scratch.file("shared/file", "shared\n");
+    let list = serde_json::json!({"allowedRoots": [{"path": place.scratch.path().join("shared")}]});
+    place.scratch.file("home/.config/openwork/sandbox-mount-allowlist.json", list.to_string());
+    let mount = format!("--sandbox-mount={}/shared:one", place.scratch.path().display());
+    let limits = ["--sandbox=berth", "--approval=auto", "--sandbox-cpus=1.5", "--sandbox-pids=1000", &mount];
+    let (running, document) = place.start(&limits);
     assert_eq!(document["sandbox"]["backend"], "berth", "{document}");
     let url = &document["openwork"]["baseUrl"];
     let owner = client(url, document["openwork"]["hostToken"].as_str().unwrap());
     let shown = owner.get(200, "/capabilities")["sandbox"].clone();
     assert_eq!(shown, serde_json::json!({"enabled": true, "backend": "container", "engine": "berth"}));
     let state = owner.get(200, "/status")["opencode"].clone();
-    let pid = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
+    let pid = u32::try_from(state["pid"].as_u64().unwrap_or_else(|| panic!("{state}"))).unwrap();
     assert!(procs::uids(pid)[0] != 0, "root inside is nobody outside: {:?}", procs::uids(pid));
     let environment =
         String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/environ")).unwrap()).into_owned();
@@ -539,16 +544,16 @@ fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
     let session = owner.post(200, &format!("{mount}/session"), serde_json::json!({}));
     let listening = url.as_str().unwrap().rsplit(':').next().unwrap().to_owned();
     let command = format!(
-        "id -u > seen; pwd >> seen; (echo > /dev/tcp/127.0.0.1/{listening}) 2>/dev/null && echo reached >> seen; \
+        "id -u > seen; pwd >> seen; cat extra/one/file >> seen; (echo > /dev/tcp/127.0.0.1/{listening}) 2>/dev/null && echo reached >> seen; \
          ls {} 2>/dev/null >> seen; true",
         place.data().display()
     );
     let body = serde_json::json!({"agent": "build", "command": command, "model": {"providerID": "none", "modelID": "none"}});
     owner.call("POST", &format!("{mount}/session/{}/shell", session["id"].as_str().unwrap()), Some(&body));
     let seen = wait_for("the shell to have written", secs(60), || {
-        fs::read_to_string(work.join("seen")).ok().filter(|text| text.lines().count() >= 2)
+        fs::read_to_string(work.join("seen")).ok().filter(|text| text.lines().count() >= 3)
     });
-    assert_eq!(seen, "0\n/workspace\n");
+    assert_eq!(seen, "0\n/workspace\nshared\n");
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(work.join("seen")).unwrap().uid(), 12345);
 
