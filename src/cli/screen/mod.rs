@@ -1,8 +1,8 @@
 //! The screen of `berth host` on a terminal: services, URLs, the log, and approvals that can be answered with a key.
 //! A client of its own server, so that an answer given here goes the same way as any other.
 //!
-//! Threads: `screen` draws and reads keys; `screen-calls` speaks to the server, so that a slow answer does not hold up
-//! keys. Locks: `view` and `log`, each a leaf. Before the screen begins and after its end, log lines go to standard error.
+//! Threads: `screen` draws and reads keys; `screen-calls` asks the server, so that a slow answer does not hold up keys;
+//! `screen-feed` reads the stream of approvals, so that they are asked for only when they have changed. Locks: `view` and `log`, each a leaf. Before the screen begins and after its end, log lines go to standard error.
 
 mod page;
 mod terminal;
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::{Value, json};
 
@@ -30,6 +31,8 @@ use crate::proc::Cancel;
 const LOG_LINES: usize = 1000;
 /// How often the approvals are asked for, and the screen is drawn.
 const TICK: Duration = Duration::from_millis(400);
+/// The pause before a stream that has ended is opened again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// An approval can be answered after it has been visible for so long: a key that was meant for something else must not
 /// allow it.
 const VISIBLE: Duration = Duration::from_millis(500);
@@ -67,7 +70,7 @@ pub(super) struct Shown {
 #[derive(Default)]
 pub(super) struct Screen {
     shared: Arc<Shared>,
-    threads: Mutex<Option<(Cancel, [JoinOnDrop; 2])>>,
+    threads: Mutex<Option<(Cancel, [JoinOnDrop; 3])>>,
 }
 
 #[derive(Default)]
@@ -77,8 +80,11 @@ struct Shared {
     view: Mutex<View>,
 }
 
-/// What the server is asked for a key.
+/// What the server is asked.
 enum Call {
+    /// For the list, which has changed.
+    List,
+    /// For a key.
     Reply(String, bool),
     Show(String),
 }
@@ -113,12 +119,16 @@ impl Screen {
         let stopping = shown.stopping.clone();
         let shown = Arc::new(shown);
         let (shared, host) = (self.shared.clone(), shown.clone());
+        let feeding = {
+            let (host, calls) = (shown.clone(), calls.clone());
+            spawn("screen-feed".into(), limits::STACK, move || follow(&host, &calls))?
+        };
         let calling =
             spawn("screen-calls".into(), limits::STACK, move || answer_calls(&shared, &host, &asked))?;
         let shared = self.shared.clone();
         let drawing =
             spawn("screen".into(), limits::STACK, move || draw(&shared, &shown, &terminal, &calls))?;
-        *lock(&self.threads) = Some((stopping, [drawing, calling]));
+        *lock(&self.threads) = Some((stopping, [drawing, calling, feeding]));
         Ok(())
     }
 
@@ -136,11 +146,29 @@ impl Screen {
     }
 }
 
+/// Until the server ends: says when its approvals have changed.
+fn follow(shown: &Shown, calls: &Sender<Call>) {
+    while !shown.stopping.is_cancelled() {
+        // Its first line is what waits already.
+        if let Ok(lines) = shown.client.lines("/approvals/events?stream=ndjson") {
+            for line in lines.map_while(std::io::Result::ok) {
+                let event = serde_json::from_str::<Value>(&line).unwrap_or_default();
+                if event["event"] != "ping" && calls.send(Call::List).is_err() {
+                    return;
+                }
+            }
+        }
+        let pause = Timespec { tv_sec: AGAIN.as_secs() as i64, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(&shown.stopping, PollFlags::IN)], Some(&pause));
+    }
+}
+
 /// Until the screen ends: keeps the view up to date, and asks what a key is for.
 fn answer_calls(shared: &Shared, shown: &Shown, asked: &Receiver<Call>) {
     loop {
         refresh(shared, shown);
         match asked.recv_timeout(TICK) {
+            Ok(Call::List) => list(shared, shown),
             Ok(Call::Reply(id, allow)) => {
                 let reply = json!({ "reply": if allow { "allow" } else { "deny" } });
                 let answer = shown.client.call("POST", &format!("/approvals/{id}"), Some(&reply));
@@ -171,8 +199,8 @@ fn answer_calls(shared: &Shared, shown: &Shown, asked: &Receiver<Call>) {
     }
 }
 
+/// What this process knows by itself.
 fn refresh(shared: &Shared, shown: &Shown) {
-    let answer = shown.client.call("GET", "/approvals", None);
     let mut services = vec![("Server", shown.address.clone()), ("Sandbox", shown.sandbox.to_owned())];
     if let Some(managed) = &shown.managed {
         let state = managed.state();
@@ -181,12 +209,18 @@ fn refresh(shared: &Shared, shown: &Shown) {
         services.push(("OpenCode", format!("{}{version}{reason}", state.phase.as_str())));
     }
     services.extend(shown.opencode_url.clone().map(|url| ("", url)));
+    lock(&shared.view).services = services;
+}
+
+/// The approvals that wait.
+fn list(shared: &Shared, shown: &Shown) {
+    let answer = shown.client.call("GET", "/approvals", None);
     let mut view = lock(&shared.view);
-    view.services = services;
     match answer {
         Ok(mut answer) => {
             let items = answer["items"].take();
             view.approvals = if let Value::Array(items) = items { items } else { Vec::new() };
+            view.listed = Some(Instant::now());
         }
         Err(error) if shown.stopping.is_cancelled() => drop(error),
         Err(error) => view.message = error.message().to_owned(),

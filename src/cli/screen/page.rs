@@ -1,6 +1,8 @@
 //! What the screen of `berth host` shows, as lines: a function of what is known and of the size of the terminal. Draws
 //! nothing and asks nothing. Text from elsewhere goes through [`one_line`], so that it cannot steer the terminal.
 
+use std::time::Instant;
+
 use serde_json::Value;
 
 use crate::base::logging::one_line;
@@ -22,6 +24,8 @@ pub(super) struct View {
     pub(super) tokens: Option<Vec<(&'static str, String)>>,
     /// Approvals that wait, in the order of `GET /approvals`.
     pub(super) approvals: Vec<Value>,
+    /// When they were asked for: their time runs since.
+    pub(super) listed: Option<Instant>,
     /// The id of the one that keys are for.
     pub(super) chosen: Option<String>,
     /// All of one approval, and the first row of it that is shown.
@@ -91,7 +95,8 @@ fn approvals(view: &View, room: usize, lines: &mut Vec<String>) {
     let first = at.saturating_sub(room - 1);
     for one in view.approvals.iter().skip(first).take(room) {
         let text = |value: &Value| one_line(value.as_str().unwrap_or("?"));
-        let left = one["expires_in_ms"].as_u64().unwrap_or(0) / 1000;
+        let since = view.listed.map_or(0, |listed| listed.elapsed().as_millis() as u64);
+        let left = one["expires_in_ms"].as_u64().unwrap_or(0).saturating_sub(since) / 1000;
         let line = format!(
             "{left:>4} s  {}  {}  (a {} from {})",
             text(&one["action"]),
