@@ -218,7 +218,11 @@ impl Announcement {
             eprintln!("OpenCode does not answer: {}", logging::one_line(reason));
         }
         let document = self.document(up);
-        let text = if self.args.json { format!("{document:#}\n") } else { lines(&document) };
+        let text = if self.args.json {
+            format!("{document:#}\n")
+        } else {
+            lines(&document, &self.resolved.data_dir)
+        };
         if self.args.detached {
             host_detach::announce(&text, ready.is_ok());
         } else {
@@ -309,7 +313,7 @@ impl Announcement {
 }
 
 /// The same document for people, without its secrets.
-fn lines(document: &Value) -> String {
+fn lines(document: &Value, data_dir: &Path) -> String {
     let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
     let (opencode, openwork) = (&document["opencode"], &document["openwork"]);
     let mut all = format!(
@@ -324,7 +328,10 @@ fn lines(document: &Value) -> String {
         all += &format!("OpenCode: {}{}\n", text(&opencode["state"]), logging::one_line(&version));
         all += &format!("OpenCode URL: {}\n", text(&opencode["connectUrl"]));
     }
-    all + "Tokens: `berth token show` prints those that berth keeps, --json all\n"
+    let folder = logging::one_line(&data_dir.display().to_string());
+    all + &format!(
+        "Tokens: `berth token show --data-dir '{folder}'` prints those that berth keeps, --json all\n"
+    )
 }
 
 /// Host and port of `http://HOST:PORT`.
@@ -358,7 +365,7 @@ fn stop(words: &[String]) -> Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     let state = HostState::running(&data_dir(words)?)?;
-    state.stop()?;
+    state.stop(&data_dir(words)?)?;
     let text = if args.json {
         format!("{:#}\n", json!({ "ok": true, "pid": state.pid() }))
     } else {

@@ -69,13 +69,14 @@ impl HostState {
     /// # Errors
     /// When none runs.
     pub(super) fn running(data_dir: &Path) -> Result<HostState> {
-        let state = read(data_dir)?.filter(|state| Who::of(state.process.pid) == Some(state.process));
-        state.ok_or_else(|| {
-            let folder = data_dir.display();
-            Error::internal(format!(
+        let folder = data_dir.display();
+        match read(data_dir)? {
+            Some(state) if Who::of(state.process.pid) == Some(state.process) => Ok(state),
+            Some(state) => Err(killed(state.pid(), data_dir)),
+            None => Err(Error::internal(format!(
                 "No host runs with the data folder {folder}; --data-dir names another one"
-            ))
-        })
+            ))),
+        }
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -85,8 +86,17 @@ impl HostState {
     /// Has it end, and waits for that.
     ///
     /// # Errors
-    /// When it did not end in time.
-    pub(super) fn stop(&self) -> Result<()> {
+    /// When it did not end in time, or was killed before it could end what it had started.
+    pub(super) fn stop(&self, data_dir: &Path) -> Result<()> {
+        self.end()?;
+        // A host that ends in order removes its state.
+        match read(data_dir)? {
+            Some(state) if state.process == self.process => Err(killed(self.pid(), data_dir)),
+            _ => Ok(()),
+        }
+    }
+
+    fn end(&self) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.process.pid) else { return Ok(()) };
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
         // First the descriptor, then the check: what it means can no longer change.
@@ -108,6 +118,14 @@ impl HostState {
             }
         }
     }
+}
+
+fn killed(pid: u32, data_dir: &Path) -> Error {
+    let folder = data_dir.display();
+    Error::internal(format!(
+        "No host runs with the data folder {folder}: process {pid} was killed, and what it had started may still run; \
+         `berth host start --data-dir '{folder}'` ends that first"
+    ))
 }
 
 fn read(data_dir: &Path) -> Result<Option<HostState>> {

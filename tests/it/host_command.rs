@@ -105,7 +105,10 @@ pub struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        procs::signal(self.child.id(), Signal::TERM);
+        // One that has been waited for has no number any more.
+        if let Ok(None) = self.child.try_wait() {
+            procs::signal(self.child.id(), Signal::TERM);
+        }
         let _ = self.child.wait();
     }
 }

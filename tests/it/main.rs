@@ -58,6 +58,7 @@ mod gate_door;
 mod host_apple;
 mod host_command;
 mod host_docker;
+mod host_killed;
 mod host_mounts;
 mod host_screen;
 mod host_system;
