@@ -48,6 +48,9 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
         Parsed::Version => return Ok(super::version()),
     };
     let elsewhere = folder("--root", asked.root.as_ref())?;
+    if elsewhere.as_deref() == Some(Path::new("/")) {
+        return Err(Error::config("--root", "/ is this machine; leave --root out to install here"));
+    }
     let root = elsewhere.clone().unwrap_or_else(|| "/".into());
     let bin = folder("--bin", asked.bin.as_ref())?.unwrap_or_else(|| "/usr/local/bin".into()).join("berth");
     refuse_packaged(&root)?;

@@ -97,7 +97,8 @@ fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
         ));
     }
     // A mistyped path must not cost anything else.
-    if !data_dir.join("workspaces").is_dir() || !data_dir.join("lock").is_file() {
+    let is_ours = ["lock", "format"].iter().any(|name| data_dir.join(name).is_file());
+    if !data_dir.join("workspaces").is_dir() || !is_ours {
         let problem = "is not empty and no data folder of berth, so it is not replaced; name another folder with --data-dir";
         return Err(Error::config(data_dir.display(), problem));
     }

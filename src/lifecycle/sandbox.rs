@@ -134,6 +134,9 @@ impl Sandbox {
     fn make(&self) -> Result<Arc<Workspace>> {
         let distro = crate::base::ids::Distro::parse(&self.spec.image).is_ok();
         let image = self.spec.image.clone();
+        log::info!(
+            "Making the sandbox from {image}; the first time its image is made too, which takes a minute or more"
+        );
         let (image, distro) = if distro { (None, Some(image)) } else { (Some(image), None) };
         let resources = self.resources();
         let fields = Fields {

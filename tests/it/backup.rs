@@ -187,6 +187,9 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
     let replaced = on(&other, &[&words[..], &["--replace"]].concat());
     assert_eq!(replaced.code, Some(0), "{replaced:?}");
     assert!(!other.join("mine").exists() && names(other.parent().unwrap()) == ["where"]);
+    // Also one that no server has used yet.
+    let again = on(&other, &[&words[..], &["--replace"]].concat());
+    assert_eq!(again.code, Some(0), "{again:?}");
     // A pipe, without a server.
     drop(server);
     let pipe = setup.scratch().path().join("pipe");

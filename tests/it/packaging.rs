@@ -87,6 +87,8 @@ fn a_service_is_installed_below_another_folder_and_again() {
     let root_flag = format!("--root={}", root.display());
     let asks = berth(&["install", &root_flag]);
     assert!(asks.code == Some(2) && asks.stderr.contains("--yes") && !root.exists(), "{asks:?}");
+    let here = berth(&["install", "--root=/", "--bin=/nowhere/bin", "--yes", "--no-start"]);
+    assert!(here.code == Some(2) && here.stderr.contains("--root: / is this machine"), "{here:?}");
     for _ in 0..2 {
         let done = berth(&["install", &root_flag, "--bin=/opt/bin", "--yes"]);
         assert_eq!(done.code, Some(0), "{done:?}");
