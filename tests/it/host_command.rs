@@ -16,6 +16,7 @@ use crate::client::Client;
 use crate::managed::standin;
 use crate::opencode_serve::{VERSIONS, program};
 use crate::procs::{self, alive, naming, secs, wait_for};
+use crate::qr_code::scan;
 use crate::scratch::Scratch;
 use crate::server::{BINARY, Ended, Printed, run};
 
@@ -237,28 +238,6 @@ fn the_document_stands_alone_and_leads_to_everything() {
         assert_eq!(none.code, Some(1));
         assert_eq!(serde_json::from_str::<Value>(&none.stdout).unwrap()["ok"], false);
     }
-}
-
-/// What a QR code on a terminal says: each character is two modules, one above the other.
-fn scan(shown: &str) -> String {
-    let rows: Vec<Vec<char>> = shown
-        .lines()
-        .map(|line| line.trim_start_matches("\x1b[30;107m").trim_end_matches("\x1b[0m").chars().collect())
-        .collect();
-    // Each module is a square of pixels.
-    let pixels = 4;
-    let is_dark = |x: usize, y: usize| match rows[y / 2][x] {
-        '█' => true,
-        '▀' => y % 2 == 0,
-        '▄' => y % 2 == 1,
-        _ => false,
-    };
-    let (width, height) = (rows[0].len(), rows.len() * 2);
-    let mut image = rqrr::PreparedImage::prepare_from_greyscale(width * pixels, height * pixels, |x, y| {
-        if is_dark(x / pixels, y / pixels) { 0 } else { 255 }
-    });
-    let found = image.detect_grids();
-    found.first().expect("a QR code").decode().unwrap().1
 }
 
 #[test]

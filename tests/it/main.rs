@@ -96,6 +96,7 @@ mod project_lists;
 mod project_races;
 mod project_transfer;
 mod pty;
+mod qr_code;
 mod readme;
 mod real_clients;
 mod references;
