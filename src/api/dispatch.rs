@@ -75,7 +75,7 @@ pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
     };
     let bearer = field("Authorization").and_then(bearer_of);
     let presented = Presented { bearer, host: field("X-OpenWork-Host-Token"), client_id: None };
-    // Whoever has no valid token is told by the route.
+    // The route answers clients without a valid token.
     let Ok(actor) = ctx.credentials.actor(presented) else { return Ok(()) };
     claim_for(ctx, connection, party_of(&actor, None))
 }

@@ -1,4 +1,4 @@
-//! The line that a request leaves in the log. Whoever repeats a request at full speed gets some of these lines and one with
+//! The line that a request leaves in the log. A client that repeats a request at full speed gets some of these lines and one with
 //! the number of the others.
 
 use std::time::Instant;

@@ -418,7 +418,7 @@ mod tests {
         let seat = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
         assert!(seat.record.begin("r"));
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
-        assert!(!table.wait_for_a_seat(&refused), "nobody has left");
+        assert!(!table.wait_for_a_seat(&refused), "no client has left");
         drop(there);
         assert!(table.wait_for_a_seat(&refused));
         drop(seat);

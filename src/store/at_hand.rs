@@ -1,6 +1,6 @@
 //! Looks at files without waiting for a disk or a file system: what the kernel has in its caches, on the file system of
 //! the tree's top. A file system that a workload has mounted, or that does not answer, is never asked, so the threads that
-//! serve everything else may do this. Whoever gets `None` has to look as usual, on a thread that may wait.
+//! serve everything else may do this. A caller that gets `None` has to look as usual, on a thread that may wait.
 //!
 //! Any thread; no locks.
 

@@ -226,7 +226,7 @@ impl Root {
                     matches!(entry.kind, FileType::Directory | FileType::Symlink | FileType::Unknown);
                 if maybe_folder {
                     if above.len() < DEPTH {
-                        // Nobody looks where it leads, so its name has to tell what it is.
+                        // The target is not looked at, so the name has to show what it is.
                         let telling = wanted(&entry.name) || !entry.name.contains('.');
                         let linked = entry.kind == FileType::Symlink && telling;
                         below.push((path.clone(), above.clone(), linked));

@@ -86,7 +86,7 @@ pub struct Audit {
 /// An example of what was not written because it repeats.
 type Repeated = (Draft, Option<Actor>, Outcome);
 
-/// Lines for refused or failed writes of one kind by one token in an interval: whoever repeats them at full speed must not
+/// Lines for refused or failed writes of one kind by one token in an interval: a client that repeats them at full speed must not
 /// push the lines of others out of the log.
 const REFUSED_LINES: u64 = 20;
 

@@ -137,9 +137,9 @@ impl Writer {
                 let (uid, gid) = self.owner(member);
                 let at = self.here()?;
                 if self.owns() {
-                    told(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
+                    for_member(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
                 }
-                told(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)?;
+                for_member(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)?;
             }
             Kind::Link => {
                 let target = normal(&member.target)?;
@@ -151,7 +151,7 @@ impl Writer {
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                         return Err(refused(member, "is a link to what is not there"));
                     }
-                    from => told(from, member)?,
+                    from => for_member(from, member)?,
                 };
                 match self.make(name, member, |at, name| linkat(&from, last, at, name, AtFlags::empty())) {
                     Err(_) if statat(&from, last, AtFlags::SYMLINK_NOFOLLOW).is_err() => {
@@ -239,16 +239,17 @@ impl Writer {
             Ok(()) => {}
             Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
             Err(Errno::EXIST) => {
-                let found = told(statat(self.here()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
+                let found = for_member(statat(self.here()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
                 if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
                     self.stale = true;
-                    told(unlinkat(self.here()?, name, AtFlags::empty()), member)?;
-                    told(mkdirat(self.here()?, name, Mode::RWXU), member)?;
+                    for_member(unlinkat(self.here()?, name, AtFlags::empty()), member)?;
+                    for_member(mkdirat(self.here()?, name, Mode::RWXU), member)?;
                 }
             }
-            Err(error) => return told(Err(error), member),
+            Err(error) => return for_member(Err(error), member),
         }
-        let folder = told(openat(self.here()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
+        let folder =
+            for_member(openat(self.here()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
         // Sticky and set-group-id mean something on folders, set-user-id nothing.
         let mode = if self.rules.exact { member.mode } else { member.mode & 0o3777 };
         let later = (!self.owns() && mode & 0o700 != 0o700).then(|| Mode::from_raw_mode(mode));
@@ -268,11 +269,11 @@ impl Writer {
         let (uid, gid) = self.owner(member);
         let at = self.here()?;
         if self.owns() {
-            told(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
+            for_member(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
         }
         // Against the umask; a device is never followed anywhere.
-        told(chmodat(at, name, mode, AtFlags::empty()), member)?;
-        told(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)
+        for_member(chmodat(at, name, mode, AtFlags::empty()), member)?;
+        for_member(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)
     }
 
     fn file(&mut self, name: &[u8], member: &Member, content: &mut Content<'_>) -> Result<Option<Hash>> {
@@ -318,9 +319,9 @@ impl Writer {
         }
         file.set_len(member.size).at("write", shown(&member.path))?;
         self.attributes(&file, member, member.mode)?;
-        told(futimens(&file, &self.times(member)), member)?;
+        for_member(futimens(&file, &self.times(member)), member)?;
         if let Some(hasher) = &self.hasher {
-            hasher.end(told(fstat(&file), member)?.st_ino);
+            hasher.end(for_member(fstat(&file), member)?.st_ino);
         }
         Ok(digest.map(|digest| digest.finalize().into()))
     }
@@ -331,11 +332,11 @@ impl Writer {
         let known = exact || member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
         let (uid, gid) = self.owner(member);
         if self.owns() {
-            told(fchown(&file, Some(uid), Some(gid)), member)?;
+            for_member(fchown(&file, Some(uid), Some(gid)), member)?;
         }
         let folder = member.kind == Kind::Folder;
         let mode = if known || folder { mode } else { mode & 0o1777 };
-        told(fchmod(&file, Mode::from_raw_mode(mode)), member)?;
+        for_member(fchmod(&file, Mode::from_raw_mode(mode)), member)?;
         for (name, value) in &member.attributes {
             if !(exact || counts(name)) || value.len() > limits::IMAGE_XATTR_BYTES || !known {
                 self.left_out.attributes += 1;
@@ -349,7 +350,7 @@ impl Writer {
                 Err(_) if exact && name.starts_with(b"security.") && name != b"security.capability" => {
                     self.left_out.attributes += 1;
                 }
-                set => told(set, member)?,
+                set => for_member(set, member)?,
             }
         }
         Ok(())
@@ -387,7 +388,7 @@ impl Writer {
         match make(self.here()?, name) {
             Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
             Err(Errno::EXIST) => {}
-            made => return told(made, member),
+            made => return for_member(made, member),
         }
         match unlinkat(self.here()?, name, AtFlags::empty()) {
             Ok(()) => {}
@@ -397,10 +398,10 @@ impl Writer {
                 let text = text.map_err(|_| refused(member, "replaces a folder and is not UTF-8"))?;
                 tree::remove_tree(Path::new(&at), text)?;
             }
-            Err(error) => return told(Err(error), member),
+            Err(error) => return for_member(Err(error), member),
         }
         self.stale = true;
-        told(make(self.here()?, name), member)
+        for_member(make(self.here()?, name), member)
     }
 
     fn here(&self) -> Result<&OwnedFd> {
@@ -421,7 +422,7 @@ impl Writer {
             Err(Errno::NOTDIR) => return Err(refused(member, "lies in what is no folder")),
             Err(Errno::LOOP) if self.rules.exact => return Err(refused(member, "is behind a link")),
             Err(Errno::LOOP) => return Err(refused(member, "lies behind links that go round in a circle")),
-            fd => told(fd, member)?,
+            fd => for_member(fd, member)?,
         };
         self.parent = Some((folder.to_vec(), fd));
         Ok(())
@@ -429,23 +430,24 @@ impl Writer {
 
     fn make_folders(&mut self, folder: &[u8], member: &Member) -> Result<OwnedFd> {
         let mut done: Vec<u8> = Vec::new();
-        let mut at = told(self.resolve(b""), member)?;
+        let mut at = for_member(self.resolve(b""), member)?;
         for name in folder.split(|byte| *byte == b'/') {
             match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
                     // Against the umask.
-                    let made = told(openat(&at, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
-                    told(fchmod(&made, Mode::from_raw_mode(0o755)), member)?;
+                    let made =
+                        for_member(openat(&at, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
+                    for_member(fchmod(&made, Mode::from_raw_mode(0o755)), member)?;
                 }
                 Err(Errno::EXIST) => {}
-                Err(error) => return told(Err(error), member),
+                Err(error) => return for_member(Err(error), member),
             }
             done = join(&done, name);
             at = match self.resolve(&done) {
                 Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => {
                     return Err(refused(member, "lies in what is no folder"));
                 }
-                at => told(at, member)?,
+                at => for_member(at, member)?,
             };
         }
         Ok(at)
@@ -543,7 +545,7 @@ fn is_overlay(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
-fn told<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
+fn for_member<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
     match result {
         Err(Errno::NAMETOOLONG) => Err(refused(member, "has a name that is too long for the file system")),
         Err(Errno::INVAL | Errno::ILSEQ | Errno::MLINK | Errno::PERM | Errno::ISDIR | Errno::RANGE) => {

@@ -112,7 +112,7 @@ impl EngineCommand {
             }
             EngineKind::Apple => {
                 ask(&["--version"], ANSWER)?;
-                // Where they run already it may fail; the start of the container tells.
+                // Where they run already it may fail; the start of the container shows it.
                 let _ = ask(&["system", "start"], SERVICES);
                 Ok(EngineFacts::default())
             }

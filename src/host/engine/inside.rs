@@ -1,5 +1,5 @@
 //! `berth relay SOCKET`: the first process of a container that an engine such as Docker runs for OpenCode. It listens on a
-//! Unix socket in a mounted folder, starts OpenCode when the server says so, tells how it ended, and connects the server
+//! Unix socket in a mounted folder, starts OpenCode when the server says so, reports how it ended, and connects the server
 //! with the port on which OpenCode listens in here. The container needs no published port, and no network at all.
 //!
 //! **Invariant:** the container ends with the server: when the connection that holds its lease closes, this process ends,
@@ -267,7 +267,7 @@ fn kill_all() {
     }
 }
 
-/// How many processes the kernel has killed at the container's memory limit, as cgroup v2 or v1 tells.
+/// How many processes the kernel has killed at the container's memory limit, as cgroup v2 or v1 counts them.
 fn oom_kills() -> u64 {
     let files = ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
     let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();

@@ -244,7 +244,7 @@ impl EngineSandbox {
         lock(&self.held).as_ref().map(|held| held.lease.clone())
     }
 
-    /// Whether the container has ended, and nobody but a user of its engine has ended it. One whose engine does not answer
+    /// Whether a user of its engine has ended the container. One whose engine does not answer
     /// has ended with the engine, and is started again.
     pub(super) fn was_stopped(&self) -> bool {
         let ended = |held: &Held| {
