@@ -12,12 +12,14 @@
 //! | [`http`] | requests, replies, routes; the only place that knows tiny_http |
 //! | [`host`] | the OpenCode that the server runs itself: its process, its restarts, its log |
 //! | [`lifecycle`] | what happens to a workspace: build, init script, command, deletion |
+//! | [`doctor`] | checks what this host supports |
 //! | [`workspaces`] | the records, their status machine, their registry |
 //! | [`project`] | what an agent reads in a workspace and leaves there: inbox, outbox |
 //! | [`access`] | credentials, scoped tokens and what they have open, scopes, approvals, the audit log |
 //! | [`opencode`] | the way to a workspace's OpenCode: what passes, connections, deadlines, WebSockets |
+//! | [`terminals`] | programs on a PTY, their screens and watchers |
 //! | [`runs`] | commands: policy, output, which are under way |
-//! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`containers::probe`]) |
+//! | [`containers`] | base images, bootstraps, nspawn, the agent; what this host can do ([`doctor`]) |
 //! | [`events`] | the bus: numbered events that any number of followers read at their own speed |
 //! | [`store`] | files: atomic, locked, contained, removed |
 //! | [`proc`] | children: spawn, groups, poll loop, captured output |
@@ -54,7 +56,7 @@
 //!
 //! # Terminals
 //!
-//! A terminal ([`runs::terminal`]) is a program on a PTY, a model of its screen and the clients that watch. Its thread
+//! A terminal ([`terminals`]) is a program on a PTY, a model of its screen and the clients that watch. Its thread
 //! reads always and waits for nobody; clients have bounded queues, and one that falls behind gets a picture of the
 //! screen instead. Output is passed on in pieces that tear neither a character nor a control sequence, so a client can
 //! join between any two. In a container the PTY comes from the container's own devpts, opened from outside. Sockets
@@ -62,13 +64,13 @@
 //!
 //! # Roots
 //!
-//! A container's files are layers over its base image where the host can ([`containers::roots`]): an overlay whose layers
+//! A container's files are layers over its base image where the host can ([`roots`]): an overlay whose layers
 //! are id-mapped mounts, so that on disk everything belongs to the ids 0 to 65535 and layers can be shared by snapshots and
 //! clones. It is mounted in a private namespace of ours only; the server opens files beneath descriptors in it, a
 //! container's start gets a clone of the mount, and a server that starts later takes it from the running container. Where
 //! that is not possible a root is a copy, sharing its blocks if the file system can.
 //!
-//! A root of the machine's own system ([`containers::images::own`]) has no programs: its container gets the machine's as
+//! A root of the machine's own system ([`images::own`]) has no programs: its container gets the machine's as
 //! read-only binds whose owners are not mapped, so the kernel lets root inside read what anybody may read, and no more.
 //!
 //! # Limits
@@ -165,7 +167,7 @@
 //! <data>/runs/ID/stdout, stderr      each byte at its own offset; what is not kept any more is a hole
 //! <data>/runs/ID/turns               where the two streams took turns
 //! <data>/runs/ID/keeper.sock         a detached run's keeper; keeper.log beside it has its mistakes
-//! <data>/images/ID, names/NAME       base images, complete by existing, and what points to them ([`containers::images`])
+//! <data>/images/ID, names/NAME       base images, complete by existing, and what points to them ([`images`])
 //! <data>/workspaces/ID/machine.json  a running container: what a later server must know to take it over
 //! <data>/workspaces/ID/agent.sock    its agent's door; machine.log beside it has nspawn's words
 //! <data>/workspaces/ID/mounts        where a start puts clones of the host's folders, in a mount namespace of its own
@@ -241,15 +243,20 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod containers;
+pub mod doctor;
 pub mod events;
 pub mod gate;
 pub mod host;
 pub mod http;
+pub mod images;
+pub mod library;
 pub mod lifecycle;
 pub mod opencode;
 pub mod proc;
 pub mod project;
+pub mod roots;
 pub mod runs;
 pub mod server;
 pub mod store;
+pub mod terminals;
 pub mod workspaces;

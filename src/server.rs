@@ -28,28 +28,31 @@ use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
 use crate::base::service_manager::ServiceManager;
 use crate::base::{At, Error, Result, limits};
-use crate::containers::mirrors::Sources;
+use crate::containers::Engine;
 use crate::containers::network::Choice;
-use crate::containers::probe::{Status, Subject};
-use crate::containers::roots::Kind;
-use crate::containers::{Engine, Images, Roots};
+use crate::doctor::Doctor;
+use crate::doctor::{Status, Subject};
 use crate::events::Bus;
 use crate::gate::{self, Doors, Gate, Listen};
 use crate::host::{Plan, Supervised};
 use crate::http::accept;
 use crate::http::client::{Gone, Tickets};
-use crate::lifecycle::doctor::Doctor;
+use crate::images::Images;
+use crate::images::mirrors::Sources;
+use crate::library;
+use crate::library::{Key, Library};
 use crate::lifecycle::{Lifecycle, Policy};
 use crate::opencode::address::Own;
 use crate::opencode::{Managed, Upstreams};
 use crate::proc::{Cancel, Cgroups};
 use crate::project::reload::ReloadEvents;
 use crate::project::{self, Project};
+use crate::roots::Kind;
+use crate::roots::Roots;
 use crate::runs::Runs;
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, format, lock::DataLock};
-use crate::workspaces::library::{Key, Library};
-use crate::workspaces::{self, Configured, Registry, library};
+use crate::workspaces::{self, Configured, Registry};
 
 /// Everything that was decided before the start. `config::resolve` makes it; nothing else reads flags,
 /// environment or `server.json`.
@@ -186,7 +189,7 @@ pub fn run_with(
     up: Option<Box<dyn FnOnce(Up) + Send>>,
 ) -> Result<()> {
     let started = Instant::now();
-    if let Some(check) = crate::containers::probe::no_threads() {
+    if let Some(check) = crate::doctor::no_threads() {
         let fix = check.fix.unwrap_or_default();
         return Err(Error::internal(format!("{}; {fix}", check.found)));
     }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::{Ctx, topic};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result, limits};
-use crate::containers::images::{ImageName, Pull, Wanted};
 use crate::http::{Answer, Request, Response};
+use crate::images::{ImageName, Pull, Wanted};
 use crate::proc::Cancel;
 
 /// `GET /api/images`

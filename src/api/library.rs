@@ -5,12 +5,14 @@ use serde::Deserialize;
 use serde_json::{Map as Object, Value};
 
 use super::{Ctx, view};
+use crate::base::fields::Fields as Known;
 use crate::base::redact::HIDDEN;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::upload::Form;
 use crate::http::{Answer, Request, Response};
-use crate::workspaces::library::watch::Changed;
-use crate::workspaces::library::{Map, TemplateFields, TextKind};
+use crate::library::watch::Changed;
+use crate::library::{Map, TemplateFields, TextKind};
+use crate::workspaces::Resources;
 
 #[derive(Deserialize)]
 struct Content {
@@ -42,7 +44,8 @@ pub fn template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `PUT /api/library/workspace-template/:name`
 pub fn put_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let fields: TemplateFields = request.json_of(limits::JSON_BODY_BYTES, &TemplateFields::known())?;
+    let fields: TemplateFields =
+        request.json_of(limits::JSON_BODY_BYTES, &TemplateFields::known(Known::of::<Resources>()))?;
     ctx.lifecycle.library().put_template(request.param("name"), fields)?;
     said("Workspace template saved successfully")
 }

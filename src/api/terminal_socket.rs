@@ -18,10 +18,10 @@ use crate::base::{Result, limits};
 use crate::http::websocket::{Conversation, Handshake, Incoming, Outgoing, Pace, serve};
 use crate::http::{Request, Response};
 use crate::proc::{Cancel, Exit};
-use crate::runs::terminal::paste::{PASTE_BYTES, PASTE_MESSAGE_BYTES, PASTE_PATIENCE, PastePermit, Pastes};
-use crate::runs::terminal::request::nearest_size;
-use crate::runs::terminal::watch::Out;
-use crate::runs::terminal::{End, Watcher};
+use crate::terminals::paste::{PASTE_BYTES, PASTE_MESSAGE_BYTES, PASTE_PATIENCE, PastePermit, Pastes};
+use crate::terminals::request::nearest_size;
+use crate::terminals::watch::Out;
+use crate::terminals::{End, Watcher};
 
 /// The subprotocols of both, the first that a client offers is chosen.
 pub const PROTOCOLS: [&str; 2] = ["sandboxed.sh", "sandboxed"];

@@ -8,8 +8,8 @@ use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::proc::Cancel;
-use crate::runs::terminal::request::size;
-use crate::runs::terminal::{InputRequest, Mode, PASTE_BYTES, ResizeRequest, TerminalRequest};
+use crate::terminals::request::size;
+use crate::terminals::{InputRequest, Mode, PASTE_BYTES, ResizeRequest, TerminalRequest};
 
 /// The workspace in the path.
 fn workspace(request: &Request) -> Result<Uuid> {

@@ -23,9 +23,10 @@ use super::client::{self, Client};
 use crate::access::tokens;
 use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::config::{self, BackupArgs, ClientArgs, Parsed, TokenArgs};
-use crate::containers::images::backup::{self, BACKUP_FORMAT, BackupArchive, BackupInfo};
-use crate::containers::roots::saved::{self, SavedRoot};
+use crate::containers;
+use crate::images::backup::{self, BACKUP_FORMAT, BackupArchive, BackupInfo};
 use crate::proc::Cancel;
+use crate::roots::saved::{self, SavedRoot};
 use crate::store::file::{self, is_temp_name};
 use crate::store::format::DATA_FORMAT;
 use crate::store::lock::{DataLock, FolderLock};
@@ -106,7 +107,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
                 host_token: asked.host_token.clone(),
                 ..ClientArgs::default()
             })?);
-        } else if let Some(folder) = saved::running_in(&plan.data_dir)?.first() {
+        } else if let Some(folder) = containers::running_in(&plan.data_dir)?.first() {
             let message = format!(
                 "The container of {} runs, but its server does not, so it would change meanwhile; start the server, or add \
                  --without-containers",

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{At, Code, Error, Result, limits};
 use crate::config::{self, BundleArgs, Parsed};
-use crate::containers::images::{Compression, ImageId, ImageName, Images, Wanted};
+use crate::images::{Compression, ImageId, ImageName, Images, Wanted};
+use crate::library::is_litter;
 use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::beneath::Root;
 use crate::store::{file, format};
-use crate::workspaces::library::is_litter;
 
 /// `bundle.json`.
 #[derive(Serialize, Deserialize)]

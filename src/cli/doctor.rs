@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::base::{At, Error, Result, limits, logging, thread};
 use crate::config::{self, Parsed, ServeArgs};
-use crate::containers::probe::{Check, Report, Status, no_threads};
-use crate::lifecycle::doctor::Doctor;
+use crate::doctor::Doctor;
+use crate::doctor::{Check, Report, Status, no_threads};
 use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::lock::BinaryLock;

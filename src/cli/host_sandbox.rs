@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::doctor;
 use crate::base::{At as _, Code, Error, Result};
 use crate::config::{self, MountWish, SandboxChoice, SandboxWish};
-use crate::containers::probe::Status;
+use crate::doctor::Status;
 use crate::host::engine::{
     self, EngineCommand, EngineFacts, EngineKind, EngineMount, EnginePlan, SandboxNetwork, SandboxPull,
     can_be_named, container_name,

@@ -1,5 +1,5 @@
 //! `berth image`: base images at the terminal. Works on the data folder itself, whether a server runs or not: the store
-//! is made for several processes (`containers::images`), so no address, token or running server is needed, and a server
+//! is made for several processes (`images`), so no address, token or running server is needed, and a server
 //! sees at once what was done. Progress goes to stderr, where that is a terminal.
 
 use std::fs::File;
@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result};
 use crate::config::{self, ImageArgs, Parsed};
-use crate::containers::BuildLog;
-use crate::containers::images::{
-    Compression, ImageName, Images, Imported, LeftOut, Progress, Pull, Shown, Wanted,
-};
+use crate::images::BuildLog;
+use crate::images::{Compression, ImageName, Images, Imported, LeftOut, Progress, Pull, Shown, Wanted};
 use crate::proc::{Cancel, Cgroups};
 use crate::server;
 use crate::store::format;

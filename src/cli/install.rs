@@ -14,7 +14,7 @@ use super::client::{self, Client};
 use super::setup::{agreed, ended};
 use crate::base::{At, Error, Result, limits};
 use crate::config::{ClientArgs, InstallArgs, Parsed, UninstallArgs};
-use crate::containers::tools;
+use crate::proc::tools;
 use crate::store::{file, tree};
 
 /// The unit, with the paths of the package.

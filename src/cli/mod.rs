@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use crate::base::{Code, Error, Result, logging};
 use crate::config::Style;
-use crate::containers::{binds, enclose, probe, resume};
+use crate::containers::{binds, enclose, resume};
 use crate::host::engine::inside;
 use crate::runs::keeper;
 
@@ -370,7 +370,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("install") => install::install(&words[1..]),
         Some("uninstall") => install::uninstall(&words[1..]),
         // A single thread, as the agent: a probe forks.
-        Some("probe") => Ok(probe::child::main(&words[1..])),
+        Some("probe") => Ok(crate::doctor::child::main(&words[1..])),
         Some("attach") => Ok(binds::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
         Some("enclose") => Ok(enclose::main(&words[1..])),

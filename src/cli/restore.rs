@@ -21,9 +21,10 @@ use super::backup::CountLine;
 use crate::access::tokens;
 use crate::base::{At, Code, Error, Result};
 use crate::config::{self, Parsed, RestoreArgs, TokenArgs};
-use crate::containers::images::backup::{self, BackupInfo, DATA};
-use crate::containers::roots::saved;
+use crate::containers;
+use crate::images::backup::{self, BackupInfo, DATA};
 use crate::proc::Cancel;
+use crate::roots::saved;
 use crate::store::lock::DataLock;
 use crate::store::{file, format, tree};
 use crate::workspaces::openwork_id;
@@ -103,7 +104,7 @@ fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
         return Err(Error::config(data_dir.display(), problem));
     }
     let lock = DataLock::take(data_dir)?;
-    if let Some(folder) = saved::running_in(data_dir)?.first() {
+    if let Some(folder) = containers::running_in(data_dir)?.first() {
         let message = format!(
             "The container of {} still runs; start the server of this folder and stop it, or reboot",
             folder.display()

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::base::ids::Distro;
 use crate::base::{At, Error, Result, limits};
-use crate::containers::tools::{self, Archive, Family};
+use crate::proc::tools::{self, Archive, Family};
 use crate::server::Settings;
 
 /// What a package manager is called and how it is asked.

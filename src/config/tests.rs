@@ -9,7 +9,7 @@ use crate::access::{ApprovalMode, Source};
 use crate::base::ids::Distro;
 use crate::base::logging::Format;
 use crate::base::{Code, Result, limits};
-use crate::containers::roots::Kind;
+use crate::roots::Kind;
 
 use super::args::{Parsed, ServeArgs, TokenArgs};
 use super::resolve::{Resolved, TokenPlan, resolve, resolve_tokens};

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::base::ids::Distro;
 use crate::base::{Error, Result};
-use crate::containers::roots::Kind;
+use crate::roots::Kind;
 
 /// A whole number within `range`.
 pub(super) fn number(place: &str, text: &str, range: RangeInclusive<u64>) -> Result<u64> {

@@ -18,9 +18,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use serde::{Deserialize, Serialize};
 
-use super::images::own;
 use super::place::{Place, bindable};
 use crate::base::{At, Code, Error, Result};
+use crate::images::own;
 use crate::proc::{idmap, sys};
 use crate::store::allowlist::{Allowlist, Mount};
 use crate::store::file;
@@ -199,7 +199,7 @@ fn can_be_mapped(place: &Path, userns: &OwnedFd) -> bool {
 }
 
 /// Whether nspawn knows the option: its library carries the number in its name.
-pub(super) fn systemd_maps() -> bool {
+pub fn systemd_maps() -> bool {
     let multiarch = format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH);
     let folders = ["/usr/lib/systemd", "/lib/systemd", "/usr/lib64/systemd", &multiarch];
     let folders = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok());

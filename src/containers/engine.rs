@@ -13,10 +13,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use super::machine::{Machine, Place, Status, Surroundings, Wishes};
 use super::network::{Choice, Networks};
 use super::nursery::Refills;
-use super::roots::Roots;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::{Cgroups, Current, Limits, Usage};
+use crate::roots::Roots;
 use crate::store::allowlist::Allowlist;
 use crate::store::file;
 

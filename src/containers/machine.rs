@@ -17,6 +17,7 @@ use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_
 
 use super::binds;
 use super::birth::Birth;
+use super::door;
 use super::network::{self, Networks};
 use super::nursery::Refills;
 pub use super::place::Place;
@@ -24,21 +25,21 @@ use super::place::nspawn_args;
 use super::prepare::prepare;
 use super::process::{ContainerProcess, Held, refused};
 use super::protocol::{self, Answers, full, gone};
-use super::roots::Roots;
 use super::running::{
     Leader, Owner, Running, Spare, has_ended, parent_of, pid_namespace, pidfd_pid, uid_base,
 };
 use super::state::{State, Who};
 pub use super::status::Status;
 use super::still::Still;
-use super::{door, tools};
 use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::proc::spawn::{open_dir, protect_other_from_oom};
+use crate::proc::tools;
 use crate::proc::{
     Cgroups, Command, Current, Group, Hold, Launcher, Limits, Process, Pty, Reach, Spec, Stdio, Usage,
 };
+use crate::roots::Roots;
 use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;

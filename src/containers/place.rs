@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::enclose;
-use super::roots::{Entry, Roots, Site};
 use crate::base::ids::Network;
 use crate::proc::Limits;
 use crate::proc::idmap::IDS;
+use crate::roots::{Entry, Roots, Site};
 use crate::store::allowlist::Mount;
 
 /// The agent's program in every container.
-pub(in crate::containers) const AGENT: &str = "/run/berth/agent";
+pub const AGENT: &str = "/run/berth/agent";
 
 /// Everything that a container's start needs to know.
 #[derive(Clone, Debug)]

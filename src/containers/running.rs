@@ -12,11 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use super::network::Lease;
-use super::roots::Held;
 use super::state::{Pulse, State};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
+use crate::roots::Held;
 
 /// What runs.
 #[derive(Debug)]

@@ -14,10 +14,10 @@ use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
-use crate::containers::BuildLog;
-use crate::containers::images::Pull;
-use crate::containers::roots::Site;
+use crate::images::BuildLog;
+use crate::images::Pull;
 use crate::proc::Cancel;
+use crate::roots::Site;
 use crate::store::tree;
 use crate::workspaces::{Base, Job, Kind, Record, Status, Workspace};
 

@@ -11,7 +11,7 @@ use super::{Lifecycle, build_log_path, init};
 use crate::base::ids::Distro;
 use crate::base::{Result, clock, limits};
 use crate::containers::machine;
-use crate::containers::roots::Kind;
+use crate::roots::Kind;
 use crate::store::file;
 use crate::workspaces::{Kind as WorkspaceKind, Status};
 

@@ -3,8 +3,8 @@
 use super::Lifecycle;
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
-use crate::containers::BuildLog;
-use crate::containers::images::{Image, Pull};
+use crate::images::BuildLog;
+use crate::images::{Image, Pull};
 use crate::proc::Cancel;
 use crate::workspaces::create::Fields;
 use crate::workspaces::{Base, Job, Record};
@@ -87,7 +87,7 @@ impl Lifecycle {
     /// The image that the workspace's root is to be made from; a distribution's is made if there is none.
     ///
     /// # Errors
-    /// As [`crate::containers::Images::base`] and [`crate::containers::Images::find`].
+    /// As [`crate::images::Images::base`] and [`crate::images::Images::find`].
     pub(super) fn image_of(
         &self,
         record: &Record,

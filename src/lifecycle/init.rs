@@ -12,12 +12,12 @@ use super::build::OWN_SCRIPT;
 use super::feed::{Feed, Step};
 use super::{Lifecycle, init_help, variables};
 use crate::base::{Code, Error, Result, limits};
-use crate::containers::BuildLog;
+use crate::images::BuildLog;
+use crate::library::{TextKind, is_broken};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
 use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
-use crate::workspaces::library::{TextKind, is_broken};
 use crate::workspaces::{Record, Workspace};
 
 /// The script's place inside, while it runs.

@@ -10,13 +10,14 @@ use super::build::BuildRequest;
 use crate::base::shares::Party;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
-use crate::containers::images::Pull;
+use crate::images::Pull;
+use crate::library::Library;
+use crate::library::Template;
+use crate::library::watch::Changed;
 use crate::store::allowlist::{self, Mount};
 use crate::workspaces::create::Create;
-use crate::workspaces::library::Template;
-use crate::workspaces::library::watch::Changed;
 use crate::workspaces::sync::{self, Synced};
-use crate::workspaces::{Kind, Library, Record, Shown, Status, Workspace};
+use crate::workspaces::{Kind, Record, Shown, Status, Workspace};
 
 /// Names of templates in an error.
 const TEMPLATES_TOLD: usize = 100;

@@ -7,7 +7,6 @@ pub mod build;
 pub mod commands;
 pub mod debug;
 pub mod delete;
-pub mod doctor;
 pub mod feed;
 pub mod files;
 mod images;
@@ -35,16 +34,19 @@ use uuid::Uuid;
 use crate::base::pool::Pool;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
+use crate::containers::Engine;
 use crate::containers::machine::{Machine, Place};
-use crate::containers::roots::Site;
-use crate::containers::{Engine, Images, Roots};
 use crate::events::Bus;
+use crate::images::Images;
+use crate::library::Library;
 use crate::proc::Group;
 use crate::project::trays;
+use crate::roots::Roots;
+use crate::roots::Site;
 use crate::runs::Runs;
-use crate::runs::terminal::Terminals;
 use crate::store::beneath::Root;
-use crate::workspaces::{Kind, Library, Record, Registry, Workspace};
+use crate::terminals::Terminals;
+use crate::workspaces::{Kind, Record, Registry, Workspace};
 
 /// What the start decided about commands.
 #[derive(Clone, Debug)]

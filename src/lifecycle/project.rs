@@ -2,7 +2,7 @@
 
 use super::Lifecycle;
 use crate::base::{Result, limits};
-use crate::containers::tools;
+use crate::proc::tools;
 use crate::proc::{Cancel, Ended, Exit, Spec};
 use crate::project::Site;
 use crate::project::watch::Sites;

@@ -215,7 +215,7 @@ impl Lifecycle {
         &self,
         workspace: &Workspace,
         record: &Record,
-        log: &mut crate::containers::BuildLog,
+        log: &mut crate::images::BuildLog,
     ) {
         for warning in self.warnings(workspace, record) {
             log::warn!("workspace {}: {warning} ({})", record.shown.id, build_log_path(workspace).display());

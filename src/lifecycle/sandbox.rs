@@ -12,7 +12,7 @@ use super::build::BuildRequest;
 use crate::base::ids::Network;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
-use crate::containers::images::Pull;
+use crate::images::Pull;
 use crate::proc::{Cancel, Command, Process, Stdio};
 use crate::store::allowlist::Mount;
 use crate::workspaces::create::{Create, Fields, Update};

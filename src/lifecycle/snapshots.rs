@@ -16,7 +16,7 @@ use super::{ENDING, Lifecycle, site};
 use crate::base::ids::{Distro, Label};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, limits};
-use crate::containers::roots::{Kind, Site, Snapshot};
+use crate::roots::{Kind, Site, Snapshot};
 use crate::store::{file, tree};
 use crate::workspaces::sync::{self, Manifest};
 use crate::workspaces::{Kind as WorkspaceKind, Record, Workspace};

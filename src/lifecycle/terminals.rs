@@ -9,7 +9,7 @@ use super::{Lifecycle, variables};
 use crate::base::Result;
 use crate::base::shares::Party;
 use crate::proc::pty::Size;
-use crate::runs::terminal::{Kind, Plan, Terminal, TerminalRequest, Terminals, Watcher};
+use crate::terminals::{Kind, Plan, Terminal, TerminalRequest, Terminals, Watcher};
 use crate::workspaces::{Kind as WorkspaceKind, Workspace};
 
 impl Lifecycle {

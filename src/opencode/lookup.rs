@@ -12,7 +12,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
 use crate::base::{self, Code, Error, limits};
-use crate::containers::tools;
+use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 
 /// Looks names up.

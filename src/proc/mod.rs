@@ -2,6 +2,7 @@
 //! Knows nothing of workspaces, containers or HTTP.
 
 pub mod bell;
+mod boot;
 pub mod cancel;
 pub mod capacity;
 pub mod capture;
@@ -21,8 +22,10 @@ pub mod pump;
 pub mod reach;
 pub mod spawn;
 pub mod sys;
+pub mod tools;
 pub mod waker;
 
+pub use boot::boot_id;
 pub use cancel::Cancel;
 pub use capacity::Capacity;
 pub use capture::{Capture, Captured, Sink};

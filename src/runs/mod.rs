@@ -19,7 +19,6 @@ pub mod run;
 pub mod signal;
 pub mod spool;
 pub mod table;
-pub mod terminal;
 pub mod track;
 pub mod user;
 

@@ -436,7 +436,7 @@ impl Asked {
 }
 
 /// The beginning of a long text.
-pub(super) fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     if text.len() <= limits::COMMAND_SHOWN_BYTES {
         return text.to_owned();
     }

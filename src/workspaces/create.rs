@@ -5,12 +5,12 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::library::Template;
 use super::record::{Kind, Shown};
 use super::resources::Resources;
 use crate::base::fields::Fields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::{Code, Error, Result, limits, object};
+use crate::library::Template;
 use crate::store::allowlist::{self, Mount};
 
 /// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.

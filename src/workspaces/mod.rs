@@ -2,7 +2,6 @@
 //! containers nor HTTP; what happens *to* a workspace is in `lifecycle`.
 
 pub mod create;
-pub mod library;
 pub mod opencode;
 pub mod record;
 pub mod registry;
@@ -10,7 +9,6 @@ pub mod resources;
 pub mod status;
 pub mod sync;
 
-pub use library::Library;
 pub use record::{Job, Kind, Record, Shown, Status};
 pub use registry::{Registry, Workspace, openwork_id};
 pub use resources::Resources;

@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use super::Configured;
 use super::create::{Create, Grounds, Update};
-use super::library::Template;
 use super::record::{Job, Kind, Origin, Record, Status};
 use super::status::not_found;
 use crate::base::ids::Label;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
+use crate::library::Template;
 use crate::opencode::Managed;
 use crate::store::json::JsonFile;
 use crate::store::{file, tree};

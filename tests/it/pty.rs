@@ -6,10 +6,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use berth::containers::Engine;
 use berth::containers::machine::Place;
-use berth::containers::{Engine, Images, Roots};
+use berth::images::Images;
 use berth::proc::pty::{Size, set_size};
 use berth::proc::{Cgroups, Command, Exit, Launcher};
+use berth::roots::Roots;
 use berth::runs::HostLauncher;
 use berth::store::allowlist::Allowlist;
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top to bottom: a module may use what stands below it.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 25] = [
     "main",
     "lib",
     "cli",
@@ -16,12 +16,17 @@ const LAYERS: [&str; 20] = [
     "http",
     "host",
     "lifecycle",
+    "doctor",
     "workspaces",
     "project",
     "access",
     "opencode",
+    "terminals",
     "runs",
     "containers",
+    "roots",
+    "images",
+    "library",
     "events",
     "store",
     "proc",
@@ -29,8 +34,12 @@ const LAYERS: [&str; 20] = [
 ];
 
 /// Below, and yet not to be used: what ties the two together is a trait that the upper one defines.
-const NEVER: [(&str, &str); 3] =
-    [("workspaces", "runs"), ("workspaces", "containers"), ("containers", "runs")];
+const NEVER: [(&str, &str); 4] = [
+    ("workspaces", "runs"),
+    ("workspaces", "containers"),
+    ("workspaces", "terminals"),
+    ("terminals", "containers"),
+];
 
 const MAX_LINES: usize = 600;
 

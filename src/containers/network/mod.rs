@@ -23,10 +23,10 @@ use sha2::{Digest, Sha256};
 
 pub use range::Range;
 
-use super::tools;
 use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 use crate::store::file;
 

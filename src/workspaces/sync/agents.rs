@@ -12,9 +12,9 @@ use serde_json::{Map as Object, Value, json};
 
 use super::merge::{Part, Wanted};
 use crate::base::Result;
+use crate::library::{Library, Map, TextKind, is_broken};
 use crate::project::rules;
 use crate::store::front_matter;
-use crate::workspaces::library::{Library, Map, TextKind, is_broken};
 use crate::workspaces::record::{Kind, Shown};
 
 /// What agents may do in a container without asking, as sandboxed.sh has it.

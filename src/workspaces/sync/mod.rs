@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::library::{Library, MAIN, SKILL_LIMITS, SkillPart, TextKind, is_broken, with_name};
 use super::record::Shown;
 use crate::base::{Code, Error, Result, limits};
+use crate::library::{Library, MAIN, SKILL_LIMITS, SkillPart, TextKind, is_broken, with_name};
 use crate::project::references;
 use crate::store::beneath::Root;
 use crate::store::json::JsonFile;

@@ -6,13 +6,15 @@ use std::time::Instant;
 use super::{Check, Scratch, Subject, is_root};
 use crate::base::ids::Network;
 use crate::base::{At, Code, Error, Result, limits};
+use crate::containers::AGENT;
+use crate::containers::Engine;
 use crate::containers::machine::Place;
 use crate::containers::network::Choice;
-use crate::containers::place::AGENT;
-use crate::containers::tools;
-use crate::containers::{Engine, Images, Roots};
+use crate::images::Images;
 use crate::proc::spawn::{dev_null, pipe};
+use crate::proc::tools;
 use crate::proc::{Capture, Command, Ended, Exit, Io, Launcher as _, Limits, Stdio, c_string, pump};
+use crate::roots::Roots;
 
 /// A container starts and answers.
 pub(super) fn container(subject: &Subject, scratch: &Scratch) -> Check {

@@ -2,7 +2,7 @@
 //! an image brings leads out to the host).
 
 use super::{Check, Subject, install, run};
-use crate::containers::tools::{self, Family};
+use crate::proc::tools::{self, Family};
 
 const CVE: &str = "CVE-2026-40226";
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::{Check, Status, Subject, install, is_root, run};
 use crate::base::ids::Distro;
-use crate::containers::{bootstrap, tools};
+use crate::images::bootstrap;
+use crate::proc::tools;
 
 /// What every container workspace needs.
 pub(super) fn required() -> Vec<Check> {

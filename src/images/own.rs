@@ -288,7 +288,7 @@ impl Copy<'_> {
 }
 
 /// Whether everybody may list a folder and enter it.
-pub(in crate::containers) fn everybody_enters(folder: &Path) -> bool {
+pub fn everybody_enters(folder: &Path) -> bool {
     folder.metadata().is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o005 == 0o005)
 }
 

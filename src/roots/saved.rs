@@ -1,7 +1,7 @@
 //! What a backup has of a container's root, and what a restore does with it. A layered root is kept as its layers and the
 //! image below them; its upper layer becomes the last of them, as in a snapshot, and the restored root gets a new upper
 //! layer and new user ids. A copied root is kept as its files. Of a running container a backup takes a snapshot, so that
-//! nothing changes meanwhile ([`crate::lifecycle::snapshots`]). Without locks: a restore works on a folder that no server has.
+//! nothing changes meanwhile (`lifecycle::snapshots`). Without locks: a restore works on a folder that no server has.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::layers::Layers;
-use super::state::{Kind, Ranges, State, folders};
+use super::state::{Kind, Ranges, State, workspace_folders};
 use super::{Site, snapshot};
 use crate::base::{At, Error, Result};
-use crate::containers::state::State as MachineState;
 use crate::store::file;
 
 /// A root as a backup keeps it.
@@ -24,11 +23,6 @@ pub struct SavedRoot {
     pub files: Option<PathBuf>,
     /// Layers that it and the snapshots need.
     pub layers: BTreeSet<String>,
-}
-
-/// Whether a workspace's container runs, after its server was killed too.
-pub fn is_running(folder: &Path) -> bool {
-    MachineState::read(folder).is_some_and(|state| state.pulses().is_some())
 }
 
 /// What to keep of the root of the workspace in `folder`, whose path is `root`. `taken`: a snapshot that was made for this
@@ -78,7 +72,7 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
 /// When the folder cannot be written.
 pub fn settle(data_dir: &Path) -> Result<()> {
     let mut ranges = Ranges::new(data_dir)?;
-    for folder in folders(data_dir)? {
+    for folder in workspace_folders(data_dir)? {
         let Some(mut state) = State::read(&folder)?.filter(|state| state.kind == Kind::Overlay) else {
             continue;
         };
@@ -101,16 +95,6 @@ pub fn settle(data_dir: &Path) -> Result<()> {
         state.write(&folder)?;
     }
     Ok(())
-}
-
-/// The containers of a data folder that run.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn running_in(data_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = folders(data_dir)?;
-    found.retain(|folder| is_running(folder));
-    Ok(found)
 }
 
 /// The layers' folder, whose `work` folders are the kernel's own.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::build_log::BuildLog;
 use super::mirrors::Sources;
-use super::tools::{self, Archive, Family};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
+use crate::proc::tools::{self, Archive, Family};
 use crate::proc::{Cancel, Ended, Group, Spec};
 use crate::store::file;
 
@@ -36,7 +36,7 @@ fn no_room(folder: &Path) -> Option<String> {
 }
 
 /// A tool that wrote into `root` and ended badly, in words.
-pub(super) fn outcome(ended: Ended, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
+pub fn outcome(ended: Ended, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
     match ended {
         Ended::Exited(exit) if exit.success() => Ok(()),
         Ended::Exited(exit) => Err(match no_room(root) {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::state::{State, folders};
+use super::state::{State, workspace_folders};
 use super::{holder, snapshot};
 use crate::base::thread::lock;
 use crate::base::{At, Result};
@@ -97,7 +97,7 @@ impl Layers {
     /// Who needs an image.
     pub(super) fn holders(&self) -> Result<BTreeSet<String>> {
         let mut all = BTreeSet::new();
-        for folder in folders(&self.data_dir)? {
+        for folder in workspace_folders(&self.data_dir)? {
             if State::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
                 all.insert(holder(&folder));
             }
@@ -114,7 +114,7 @@ impl Layers {
 
     fn named(&self) -> Result<BTreeSet<String>> {
         let mut named = BTreeSet::new();
-        for folder in folders(&self.data_dir)? {
+        for folder in workspace_folders(&self.data_dir)? {
             let state = State::read(&folder)?;
             named.extend(
                 state.into_iter().flat_map(|state| state.stack.layers.into_iter().chain(state.upper)),

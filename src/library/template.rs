@@ -11,7 +11,6 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, Mount};
 use crate::store::jsonc;
-use crate::workspaces::Resources;
 
 /// A template's file, and the body that writes it. What is missing is empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,11 +58,9 @@ pub struct TemplateFields {
 }
 
 impl TemplateFields {
-    /// What a body may hold.
-    pub fn known() -> Known {
-        Known::of::<TemplateFields>()
-            .below("resources", Known::of::<Resources>())
-            .below("mounts", Known::of::<Mount>())
+    /// Returns the fields that a body may have; `resources` are those of a workspace's resources.
+    pub fn known(resources: Known) -> Known {
+        Known::of::<TemplateFields>().below("resources", resources).below("mounts", Known::of::<Mount>())
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{At, Error, Result};
-use crate::containers::images::ImageId;
+use crate::images::ImageId;
 use crate::proc::idmap::IDS;
 use crate::store::file;
 
@@ -106,7 +106,7 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// The workspaces' folders.
-pub(super) fn folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     let all = data_dir.join("workspaces");
     let entries = match std::fs::read_dir(&all) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -127,7 +127,7 @@ impl Ranges {
     const LAST: u32 = 0x6fff;
 
     pub(super) fn new(data_dir: &Path) -> Result<Ranges> {
-        let mut taken: BTreeSet<u32> = folders(data_dir)?
+        let mut taken: BTreeSet<u32> = workspace_folders(data_dir)?
             .iter()
             .filter_map(|folder| State::read(folder).ok()??.first_id)
             .map(|first| first / IDS)

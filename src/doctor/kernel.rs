@@ -4,10 +4,10 @@ use rustix::io::Errno;
 
 use super::{Check, Scratch, Status, Subject, is_root, try_out};
 use crate::base::{limits, thread};
-use crate::containers::roots::Ability;
 use crate::proc::Pty;
 use crate::proc::confinement::Confinement;
 use crate::proc::sys::clone3_refused;
+use crate::roots::Ability;
 use crate::store::beneath::Root;
 
 /// The kernel itself; without openat2 (Linux 5.6) no file of a container can be opened safely.

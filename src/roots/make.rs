@@ -9,9 +9,10 @@ use super::state::{Kind, Stack, State};
 use super::{Roots, Site, holder};
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
-use crate::containers::bootstrap::outcome;
-use crate::containers::images::Image;
-use crate::containers::{BuildLog, tools};
+use crate::images::BuildLog;
+use crate::images::Image;
+use crate::images::bootstrap::outcome;
+use crate::proc::tools;
 use crate::proc::{Cancel, Sink, Spec};
 use crate::store::{file, tree};
 

@@ -19,6 +19,8 @@
 
 mod archive;
 pub mod backup;
+pub mod bootstrap;
+pub mod build_log;
 mod clean;
 mod compression;
 mod export;
@@ -28,6 +30,7 @@ mod import;
 mod job;
 mod layers;
 mod listing;
+pub mod mirrors;
 pub mod own;
 mod pack;
 mod pull;
@@ -47,16 +50,16 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::bootstrap::bootstrap;
-use super::build_log::BuildLog;
-use super::mirrors::Sources;
-use super::state::boot_id;
+use self::bootstrap::bootstrap;
+use self::mirrors::Sources;
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::events::Topic;
+use crate::proc::boot_id;
 use crate::proc::{Cancel, Cgroups};
 use crate::store::{file, tree};
 
+pub use build_log::BuildLog;
 pub use export::Compression;
 pub use id::{ImageId, ImageName};
 pub use import::{Imported, Progress, Tell, Wanted};

@@ -53,7 +53,7 @@ impl Home {
 
 impl Site {
     /// Where a container's start finds the root: it is attached there, or it is there.
-    pub(in crate::containers) fn attached(&self) -> PathBuf {
+    pub fn attached(&self) -> PathBuf {
         self.folder.join(ROOT)
     }
 

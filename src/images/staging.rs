@@ -9,8 +9,8 @@ use super::listing::{self, Known, Others};
 use super::record::{Record, Source, os_release};
 use super::{NEW, UNSYNCED, moment, try_lock};
 use crate::base::{At, Error, Result, clock};
-use crate::containers::state::boot_id;
 use crate::proc::Cancel;
+use crate::proc::boot_id;
 use crate::store::beneath::Root;
 use crate::store::{file, tree};
 

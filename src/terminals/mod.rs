@@ -25,11 +25,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::Running;
 use crate::base::thread::{JoinOnDrop, lock};
 use crate::base::{Code, Error, Result, clock, limits};
 use crate::proc::pty::{Size, set_size};
 use crate::proc::{Cancel, Command, Exit, Launcher, Waker};
+use crate::runs::Running;
 use drain::Drain;
 use screen::Screen;
 use split::Splitter;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::base::limits;
 use crate::base::thread::lock;
-use crate::containers::probe::{self, Check, Report, Subject};
+use crate::doctor::{self, Check, Report, Subject};
 
 /// Knows what to look at.
 pub struct Doctor {
@@ -27,7 +27,7 @@ impl Doctor {
         if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < limits::PROBE_FRESH) {
             return report.clone();
         }
-        let report = Arc::new(probe::examine(&self.subject));
+        let report = Arc::new(doctor::examine(&self.subject));
         *last = Some((Instant::now(), report.clone()));
         report
     }
@@ -39,6 +39,6 @@ impl Doctor {
 
     /// What costs nothing to look at, for the start of the server.
     pub fn at_start(&self) -> Vec<Check> {
-        probe::at_start(&self.subject)
+        super::at_start(&self.subject)
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! No threads of its own (the trial of a container has its engine's), no locks.
 
+mod cached;
 pub mod child;
 mod kernel;
 mod nspawn;
@@ -11,16 +12,17 @@ mod programs;
 mod resources;
 mod trial;
 
+pub use cached::Doctor;
 pub use kernel::no_threads;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::mirrors::Sources;
-use super::tools::{self, Family};
 use crate::base::{At, Result, clock, limits};
+use crate::images::mirrors::Sources;
 use crate::proc::confinement::Confinement;
+use crate::proc::tools::{self, Family};
 use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, tree};

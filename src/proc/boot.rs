@@ -1,0 +1,16 @@
+//! The identity of this boot. Process numbers and start times recorded on disk have no meaning after a reboot.
+
+/// Returns the kernel's identifier of this boot, a UUID that changes with every boot (proc_sys_kernel(5)).
+///
+/// Returns an empty string where `/proc` does not offer it.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kernel_identifies_the_boot() {
+        assert!(!super::boot_id().is_empty());
+    }
+}
