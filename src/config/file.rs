@@ -18,7 +18,6 @@ const FILE_BYTES: u64 = 1 << 20;
 /// The fields as they stand in the file; `null` is the same as absent. Not `Debug`: tokens are among them.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the names are those of the flags, which cli::HELP explains")]
 pub struct ServerJson {
     pub host: Option<String>,
     pub port: Option<u64>,
@@ -74,7 +73,6 @@ pub struct ServerJson {
 /// `approval` in the file.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "as above")]
 pub struct ApprovalJson {
     pub mode: Option<String>,
     pub timeout_ms: Option<u64>,
@@ -83,7 +81,6 @@ pub struct ApprovalJson {
 /// One of `workspaces` in the file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(missing_docs, reason = "as above")]
 pub struct WorkspaceJson {
     pub path: String,
     pub name: Option<String>,

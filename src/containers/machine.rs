@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_
 use super::binds;
 use super::birth::Birth;
 use super::door;
+use super::load::{Busy, Load};
 use super::network::{self, Networks};
 use super::nursery::Refills;
 pub use super::place::Place;
@@ -26,7 +27,7 @@ use super::prepare::prepare;
 use super::process::{ContainerProcess, Held, refused};
 use super::protocol::{self, Answers, full, gone};
 use super::running::{
-    Leader, Owner, Running, Spare, has_ended, parent_of, pid_namespace, pidfd_pid, uid_base,
+    AGENTS, Leader, Owner, Running, Spare, has_ended, parent_of, pid_namespace, pidfd_pid, uid_base,
 };
 use super::state::{State, Who};
 pub use super::status::Status;
@@ -44,9 +45,6 @@ use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// The group of nspawn and the agent, in the container's.
-pub(super) const AGENTS: &str = "machine";
-
 /// A container. Cheap while it is stopped.
 #[derive(Debug)]
 pub struct Machine {
@@ -60,13 +58,6 @@ pub struct Machine {
     sequence: AtomicU64,
     pub(super) load: Arc<Load>,
     wishes: Wishes,
-}
-
-/// What keeps it from being idle.
-#[derive(Debug)]
-pub(super) struct Load {
-    pub(super) busy: AtomicUsize,
-    idle_since: Mutex<Instant>,
 }
 
 /// What all machines of an engine share.
@@ -87,10 +78,6 @@ pub(super) struct Wishes {
     pub(super) watch: crossbeam_channel::Sender<()>,
 }
 
-/// As long as one is there, its container is not stopped for being idle.
-#[derive(Debug)]
-pub struct Busy(Arc<Load>);
-
 impl Machine {
     pub(super) fn new(place: Place, around: Surroundings, wishes: Wishes) -> Arc<Machine> {
         Arc::new(Machine {
@@ -100,7 +87,7 @@ impl Machine {
             state: Mutex::new(None),
             still: Mutex::new(None),
             sequence: AtomicU64::new(0),
-            load: Arc::new(Load { busy: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }),
+            load: Arc::new(Load::new()),
             wishes,
         })
     }
@@ -165,8 +152,7 @@ impl Machine {
 
     /// Keeps it from being idle.
     pub fn busy(&self) -> Busy {
-        self.load.busy.fetch_add(1, Ordering::AcqRel);
-        Busy(self.load.clone())
+        Busy::new(&self.load)
     }
 
     /// For what an earlier server started in it and another process of ours watches; `None` when it does not run.
@@ -574,12 +560,5 @@ impl Launcher for Arc<Machine> {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *lock(&self.0.idle_since) = Instant::now();
-        self.0.busy.fetch_sub(1, Ordering::AcqRel);
     }
 }

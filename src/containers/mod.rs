@@ -8,6 +8,7 @@ mod door;
 pub mod enclose;
 pub mod engine;
 mod intruders;
+mod load;
 pub mod machine;
 pub mod network;
 mod nursery;

@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::intruders;
-use super::machine::{AGENTS, Busy};
+use super::load::Busy;
 use super::protocol::{Answer, Answers};
-use super::running::Running;
+use super::running::{AGENTS, Running};
 use crate::base::{At, Code, Error, Result};
 use crate::proc::exec::{Step, Told};
 use crate::proc::{Cgroups, Exit, Group, Handed, Hold, Process, Reach, Usage};

@@ -18,6 +18,9 @@ use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
 use crate::roots::Held;
 
+/// The group of nspawn and the agent, in the container's.
+pub(super) const AGENTS: &str = "machine";
+
 /// What runs.
 #[derive(Debug)]
 pub(super) struct Running {

@@ -20,7 +20,6 @@ use crate::base::{Code, Error, Result, pool};
 
 /// The methods that any route has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "RFC 9110")]
 pub enum Method {
     Get,
     Head,

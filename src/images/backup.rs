@@ -22,7 +22,8 @@ use uuid::Uuid;
 use super::archive::{self, Content, Kind, Member, Part};
 use super::compression::{Observe, ahead};
 use super::pack::Packer;
-use super::rules::BACKUP;
+pub use super::rules::DATA;
+use super::rules::{BACKUP, may_be_link};
 use super::sums;
 use super::writer::Writer;
 use crate::base::parcel::unnamed_file;
@@ -52,8 +53,6 @@ pub const BACKUP_FORMAT: u32 = 1;
 
 const INFO: &str = "backup.json";
 const INFO_BYTES: u64 = 64 << 10;
-/// The folder with the data.
-pub const DATA: &str = "data";
 const SUMS: &str = "sums";
 
 /// A backup that is being written.
@@ -92,26 +91,6 @@ impl BackupArchive<'_> {
     /// What writing says.
     pub fn add(&mut self, name: &str, bytes: Option<&[u8]>, mode: u32) -> Result<()> {
         self.0.add(&format!("{DATA}/{name}"), bytes, mode)
-    }
-}
-
-/// Whether links and devices may have this name: in files of workspaces and images, in the homes of sandboxes and in the
-/// library. Everywhere else berth opens files by name, so a link in an archive would lead it out of the folder.
-pub(super) fn may_be_link(path: &[u8]) -> bool {
-    let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
-    if parts.next() != Some(DATA.as_bytes()) {
-        return false;
-    }
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(b"library"), Some(_), _, _) => true,
-        (Some(b"sandbox"), Some(_), Some(_), _) => true,
-        (Some(b"workspaces"), Some(_), Some(b"root" | b"files"), Some(_)) => true,
-        (Some(b"workspaces"), Some(_), Some(b"snapshots"), Some(_)) => {
-            parts.next() == Some(b"root") && parts.next().is_some()
-        }
-        (Some(b"layers"), Some(_), Some(b"fs"), Some(_)) => true,
-        (Some(b"images"), Some(_), Some(b"root"), Some(_)) => true,
-        _ => false,
     }
 }
 

@@ -37,5 +37,28 @@ pub(super) const BACKUP: Rules = Rules {
     ratio: u64::MAX,
     entries: u64::MAX,
     depth: 512,
-    links: super::backup::may_be_link,
+    links: may_be_link,
 };
+
+/// The folder with the data.
+pub const DATA: &str = "data";
+
+/// Whether links and devices may have this name: in files of workspaces and images, in the homes of sandboxes and in the
+/// library. Everywhere else berth opens files by name, so a link in an archive would lead it out of the folder.
+pub(super) fn may_be_link(path: &[u8]) -> bool {
+    let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+    if parts.next() != Some(DATA.as_bytes()) {
+        return false;
+    }
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(b"library"), Some(_), _, _) => true,
+        (Some(b"sandbox"), Some(_), Some(_), _) => true,
+        (Some(b"workspaces"), Some(_), Some(b"root" | b"files"), Some(_)) => true,
+        (Some(b"workspaces"), Some(_), Some(b"snapshots"), Some(_)) => {
+            parts.next() == Some(b"root") && parts.next().is_some()
+        }
+        (Some(b"layers"), Some(_), Some(b"fs"), Some(_)) => true,
+        (Some(b"images"), Some(_), Some(b"root"), Some(_)) => true,
+        _ => false,
+    }
+}

@@ -20,7 +20,6 @@ use crate::store::file;
 /// What kind of thing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum Reason {
     Plugins,
     Skills,
@@ -33,7 +32,6 @@ pub enum Reason {
 /// How.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum Action {
     Added,
     Removed,

@@ -21,7 +21,8 @@ use rustix::process::geteuid;
 
 use super::make::remove;
 use super::state::State;
-use super::{Roots, Site, holder};
+use super::state::holder;
+use super::{Roots, Site};
 use crate::base::{At, Code, Error, Result};
 use crate::store::file;
 

@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::state::{State, workspace_folders};
-use super::{holder, snapshot};
 use crate::base::thread::lock;
 use crate::base::{At, Result};
 use crate::store::{file, quota, tree};
@@ -36,6 +34,10 @@ impl Layers {
         let folder = data_dir.join("layers");
         file::own_dir_private(&folder)?;
         Ok(Layers { data_dir: data_dir.to_owned(), folder, pinned: Arc::default() })
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -76,8 +78,9 @@ impl Layers {
         Pins { pinned: self.pinned.clone(), ids }
     }
 
-    /// Removes what nothing names; slow. Where a file that may name one cannot be read, nothing is removed.
-    pub(super) fn collect(&self) -> Result<()> {
+    /// Removes the layers that are neither pinned nor in `named`; slow. `named` reads the references, after the layers are
+    /// listed; when it fails, nothing is removed.
+    pub(super) fn collect(&self, named: impl FnOnce(&Path) -> Result<BTreeSet<String>>) -> Result<()> {
         // The order matters: whoever makes a layer pins it first, and lets go of it when it is named.
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)?.flatten() {
@@ -87,43 +90,11 @@ impl Layers {
             }
         }
         let pinned: BTreeSet<String> = lock(&self.pinned).keys().cloned().collect();
-        let named = self.named()?;
+        let named = named(&self.data_dir)?;
         for id in found.iter().filter(|id| !pinned.contains(*id) && !named.contains(*id)) {
             tree::remove_tree(&self.folder, id)?;
         }
         Ok(())
-    }
-
-    /// Who needs an image.
-    pub(super) fn holders(&self) -> Result<BTreeSet<String>> {
-        let mut all = BTreeSet::new();
-        for folder in workspace_folders(&self.data_dir)? {
-            if State::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
-                all.insert(holder(&folder));
-            }
-            let snapshots = snapshot::read_all(&folder)?;
-            all.extend(
-                snapshots
-                    .iter()
-                    .filter(|taken| taken.stack.image.is_some())
-                    .map(|taken| taken.id.to_string()),
-            );
-        }
-        Ok(all)
-    }
-
-    fn named(&self) -> Result<BTreeSet<String>> {
-        let mut named = BTreeSet::new();
-        for folder in workspace_folders(&self.data_dir)? {
-            let state = State::read(&folder)?;
-            named.extend(
-                state.into_iter().flat_map(|state| state.stack.layers.into_iter().chain(state.upper)),
-            );
-            for taken in snapshot::read_all(&folder)? {
-                named.extend(taken.stack.layers);
-            }
-        }
-        Ok(named)
     }
 }
 

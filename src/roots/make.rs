@@ -5,8 +5,8 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::bound::{Stage, base_of, stage};
-use super::state::{Kind, Stack, State};
-use super::{Roots, Site, holder};
+use super::state::{Kind, Stack, State, holder};
+use super::{Roots, Site};
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 use crate::images::BuildLog;

@@ -17,6 +17,7 @@ mod home;
 mod layers;
 mod make;
 mod namespace;
+mod references;
 mod restore;
 pub mod saved;
 mod size;
@@ -40,7 +41,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use self::layers::Layers;
 use self::namespace::{Mounted, Namespace};
-use self::state::{Ranges, State};
+use self::state::{Ranges, State, holder};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::images::Images;
@@ -109,11 +110,6 @@ pub struct Entry {
 /// Keeps a root put together.
 #[derive(Clone, Debug)]
 pub struct Held(#[expect(dead_code, reason = "held, not used")] Arc<Mounted>);
-
-/// What an image is told that needs it: the folder of a workspace or snapshot, whose name is an id.
-fn holder(folder: &Path) -> String {
-    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
 
 fn in_use() -> Error {
     let message = "Files of the workspace are being read or written; try again when that has ended";
@@ -397,11 +393,10 @@ impl Roots {
     pub fn collect(&self) {
         let released = {
             let _naming = lock(&self.naming); // LOCK: leaf
-            self.layers
-                .holders()
+            references::image_holders(self.layers.data_dir())
                 .and_then(|holders| self.images.keep_holders(|holder| holders.contains(holder)))
         };
-        if let Err(error) = released.and_then(|()| self.layers.collect()) {
+        if let Err(error) = released.and_then(|()| self.layers.collect(references::named_layers)) {
             log::warn!("layers and images that nobody uses are kept: {error}");
         }
     }

@@ -105,6 +105,11 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     file::write_atomic(path, &bytes, 0o600)
 }
 
+/// What an image is told that needs it: the folder of a workspace or snapshot, whose name is an id.
+pub(super) fn holder(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// The workspaces' folders.
 pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     let all = data_dir.join("workspaces");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::keeper::Link;
+use super::kept::KeeperControl;
 use crate::base::parcel::Parcel;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
@@ -25,7 +25,7 @@ pub struct Input {
     /// Clients could write to it once.
     was_open: AtomicBool,
     /// Who else holds the same end, and closes it with us.
-    keeper: OnceLock<Arc<Link>>,
+    keeper: OnceLock<Arc<dyn KeeperControl>>,
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Input {
     }
 
     /// The run's keeper has this end as well.
-    pub fn keep(&self, keeper: Arc<Link>) {
+    pub fn keep(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 

@@ -11,6 +11,7 @@ pub mod held;
 pub mod host;
 pub mod input;
 pub mod keeper;
+mod kept;
 pub mod live;
 pub mod plain;
 pub mod request;

@@ -15,7 +15,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::keeper::Link;
+use super::kept::KeeperControl;
 use super::room::Room;
 use super::track::Track;
 use crate::base::thread::lock;
@@ -149,7 +149,7 @@ pub struct Spool {
     can_punch: AtomicBool,
     unchecked: AtomicU64,
     /// Who writes it, if that is another process. Marks come from there, a little later than what they tell of.
-    keeper: OnceLock<Arc<Link>>,
+    keeper: OnceLock<Arc<dyn KeeperControl>>,
     /// What was given up here, while the writer may not know of it yet.
     given_up: Mutex<Position>,
 }
@@ -218,7 +218,7 @@ impl Spool {
     }
 
     /// From now on a keeper writes it.
-    pub fn mirror(&self, keeper: Arc<Link>) {
+    pub fn mirror(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 

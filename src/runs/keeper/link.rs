@@ -8,6 +8,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value};
 
+use super::super::kept::KeeperControl;
 use super::super::live::Live;
 use super::super::request::{Plan, Stdin};
 use super::super::run::{Record, Run};
@@ -64,17 +65,17 @@ struct Hello {
     tty: bool,
 }
 
-impl Link {
-    /// The keeper closes the command's stdin.
-    pub fn close_stdin(&self) {
+impl KeeperControl for Link {
+    fn close_stdin(&self) {
         send(&self.socket, &Ask::CloseStdin, &[]);
     }
 
-    /// It gives up all but so many bytes of each stream.
-    pub fn shrink(&self, keep: u64) {
+    fn shrink(&self, keep: u64) {
         send(&self.socket, &Ask::Shrink(keep), &[]);
     }
+}
 
+impl Link {
     pub(super) fn cancel(&self) {
         send(&self.socket, &Ask::Cancel, &[]);
     }

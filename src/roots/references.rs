@@ -1,0 +1,36 @@
+//! Which images and layers the roots and snapshots of a data folder need, read from their state files. Without locks.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::snapshot;
+use super::state::{State, holder, workspace_folders};
+use crate::base::Result;
+
+/// Returns the ids of the roots and snapshots that need a base image.
+pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    for folder in workspace_folders(data_dir)? {
+        if State::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
+            all.insert(holder(&folder));
+        }
+        let snapshots = snapshot::read_all(&folder)?;
+        all.extend(
+            snapshots.iter().filter(|taken| taken.stack.image.is_some()).map(|taken| taken.id.to_string()),
+        );
+    }
+    Ok(all)
+}
+
+/// Returns the layers that a root or a snapshot names.
+pub(super) fn named_layers(data_dir: &Path) -> Result<BTreeSet<String>> {
+    let mut named = BTreeSet::new();
+    for folder in workspace_folders(data_dir)? {
+        let state = State::read(&folder)?;
+        named.extend(state.into_iter().flat_map(|state| state.stack.layers.into_iter().chain(state.upper)));
+        for taken in snapshot::read_all(&folder)? {
+            named.extend(taken.stack.layers);
+        }
+    }
+    Ok(named)
+}

@@ -1,0 +1,13 @@
+//! What the input and the output of a detached run need of its keeper. Knows no keeper itself: [`super::keeper`] implements
+//! the trait.
+
+use std::fmt::Debug;
+
+/// Requests to the process that keeps a detached run. They do not wait for an answer.
+pub trait KeeperControl: Debug + Send + Sync {
+    /// Closes the keeper's copy of the command's standard input.
+    fn close_stdin(&self);
+
+    /// Discards all but the last `keep` bytes of each output stream.
+    fn shrink(&self, keep: u64);
+}
