@@ -27,7 +27,7 @@ use crate::base::ids::Distro;
 use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
 use crate::base::service_manager::ServiceManager;
-use crate::base::{At, Error, Result, limits};
+use crate::base::{At, Error, Result, limits, logging};
 use crate::containers::Engine;
 use crate::containers::network::Choice;
 use crate::doctor::Doctor;
@@ -305,8 +305,8 @@ pub fn run_with(
     )?);
     let _ = door.set(Arc::downgrade(&gate));
     manager.ready(&format!(
-        "{} workspaces, data folder {}",
-        ctx.lifecycle.registry().openwork_list().len(),
+        "{}, data folder {}",
+        logging::counted(ctx.lifecycle.registry().openwork_list().len(), "workspace"),
         settings.data_dir.display()
     ));
     let swept = opencode::sweep(settings.opencode.as_ref(), &settings.data_dir, &cgroups)?;

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{Ctx, project};
 use crate::access::Scope;
+use crate::base::logging::counted;
 use crate::base::{Code, Error, Result};
 use crate::http::{Answer, Request, Response};
 use crate::project::portable::{BODY_BYTES, ImportBody};
@@ -27,7 +28,7 @@ pub fn import(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let plan = body.check()?;
     let files = plan.files(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());
-    let summary = format!("Import workspace config: {} files", files.len());
+    let summary = format!("Import workspace config: {}", counted(files.len(), "file"));
     let project::Preview { changes, plan: bound } =
         project::preview(ctx, &workspace, |site| ctx.project.import(site, &plan))?;
     let answer = Answer::prepared(summary, files.clone(), move |_| {

@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Ctx, project};
 use crate::access::ApprovalMode;
 use crate::access::question::{FileChange, FileContent};
+use crate::base::logging::counted;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::download::Download;
 use crate::http::upload::Form;
@@ -60,10 +61,10 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let path = seen.path.as_str().to_owned();
         let old = match &seen.before {
             FileContent::Absent => String::new(),
-            FileContent::Bytes(bytes) => format!(", in place of a file of {} bytes", bytes.len()),
+            FileContent::Bytes(bytes) => format!(", in place of a file of {}", counted(bytes.len(), "byte")),
             FileContent::Described(fields) => format!(", in place of a file of {} bytes", fields["bytes"]),
         };
-        let summary = format!("Upload {path} to the inbox, {} bytes{old}", seen.bytes);
+        let summary = format!("Upload {path} to the inbox, {}{old}", counted(seen.bytes, "byte"));
         let change =
             FileChange { path: full(&path).concat(), before: seen.before, after: seen.after, mode: None };
         let root = site.root;

@@ -54,6 +54,16 @@ pub fn init(format: Format, verbose: bool, run_id: String, output: Output) {
     let _ = CombinedLogger::init(vec![Box::new(logger)]);
 }
 
+/// `1 entry`, `2 entries`.
+pub fn counted(count: impl TryInto<u64>, thing: &str) -> String {
+    let count = count.try_into().unwrap_or(u64::MAX);
+    match (count, thing.strip_suffix('y')) {
+        (1, _) => format!("1 {thing}"),
+        (_, Some(stem)) => format!("{count} {stem}ies"),
+        (_, None) => format!("{count} {thing}s"),
+    }
+}
+
 /// `text` as part of one line that a terminal shows as it is: control characters, line separators and bidi
 /// controls are spelled out.
 pub fn one_line(text: &str) -> String {

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::logging::counted;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::config::{self, BundleArgs, Parsed};
 use crate::images::{Compression, ImageId, ImageName, Images, Wanted};
@@ -149,10 +150,10 @@ fn write(
     out.sync_all().at("write", part)?;
     std::fs::rename(part, path).at("write", path)?;
     eprintln!(
-        "{} has berth {}, {} images and the library. On the other machine:\n  tar -xf {} berth && ./berth bundle --restore {}",
+        "{} has berth {}, {} and the library. On the other machine:\n  tar -xf {} berth && ./berth bundle --restore {}",
         path.display(),
         contents.version,
-        done.len(),
+        counted(done.len(), "image"),
         path.display(),
         path.display()
     );
@@ -299,14 +300,12 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
         return Err(refused("fewer images than it lists; it is incomplete"));
     }
     eprintln!(
-        "Restored berth {} to {}, {restored} images and {files} files of the library{}. Start it with\n  {}",
+        "Restored berth {} to {}, {} and {} of the library{}. Start it with\n  {}",
         contents.version,
         bin.display(),
-        if kept > 0 {
-            format!(" ({kept} others were there already and stay as they are)")
-        } else {
-            String::new()
-        },
+        counted(restored, "image"),
+        counted(files, "file"),
+        if kept > 0 { format!(" (not replaced: {kept} that existed already)") } else { String::new() },
         bin.join("berth").display(),
     );
     Ok(())

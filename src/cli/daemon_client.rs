@@ -26,8 +26,8 @@ pub(super) fn run(command: &str, words: &[String], style: Style, state_file: &st
         Parsed::Help => return Ok(super::help()),
         Parsed::Version => return Ok(super::version()),
     };
-    let json = args.json;
-    match perform(command, args, words, state_file) {
+    let (json, written) = (args.json, args.written.clone());
+    match perform(command, args, words, state_file).map_err(|error| written.restore(error)) {
         Err(error) if json && error.code() != Code::Config => {
             super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
             Ok(super::exit_code(&error))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qrcodegen::{QrCode, QrCodeEcc};
 use serde_json::{Value, json};
 
-use super::host_check::Checks;
+use super::host_check::{Checks, Step};
 use super::host_state::{HostState, data_dir};
 use super::screen::{self, Screen, Shown};
 use super::{client, host_detach, host_sandbox, serve, status};
@@ -17,6 +17,7 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, logging};
 use crate::config::{self, HostArgs, Parsed, Resolved, Style};
 use crate::host::{Restart, SandboxPlan};
+use crate::opencode::managed::Phase;
 use crate::server::{self, Up};
 use crate::store::rolling::RollingLog;
 
@@ -51,12 +52,17 @@ pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
 /// With `--json` a failure is a document as well.
 fn in_json(words: &[String], ended: Result<ExitCode>) -> Result<ExitCode> {
     match ended {
-        Err(error) if error.code() != Code::Config && words.iter().any(|word| word == "--json") => {
-            super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
-            Ok(super::exit_code(&error))
-        }
+        Err(error) if words.iter().any(|word| word == "--json") => failure_in_json(error),
         ended => ended,
     }
+}
+
+fn failure_in_json(error: Error) -> Result<ExitCode> {
+    if error.code() == Code::Config {
+        return Err(error);
+    }
+    super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
+    Ok(super::exit_code(&error))
 }
 
 /// The flags, or what to print instead.
@@ -76,7 +82,14 @@ struct Announcement {
     args: HostArgs,
     resolved: Facts,
     screen: Option<Arc<Screen>>,
-    outcome: Arc<Mutex<ExitCode>>,
+    outcome: Arc<Mutex<Outcome>>,
+}
+
+/// What a start has come to.
+struct Outcome {
+    code: ExitCode,
+    /// Standard output has the document already.
+    printed: bool,
 }
 
 /// The settings that are shown.
@@ -95,12 +108,29 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
         Ok(args) => args,
         Err(code) => return Ok(code),
     };
-    let wish = args.sandbox.wish(&config::process_env)?;
-    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
+    args.check_start(style)?;
     if args.serve.workspace.is_empty() {
         let named = config::process_env("OPENWORK_WORKSPACE").and_then(|named| named.into_string().ok());
-        args.serve.workspace.push(named.filter(|named| !named.is_empty()).unwrap_or_else(|| ".".to_owned()));
+        match named.filter(|named| !named.is_empty()) {
+            Some(named) => {
+                args.written.add("--workspace", "OPENWORK_WORKSPACE");
+                args.serve.workspace.push(named);
+            }
+            None => args.serve.workspace.push(".".to_owned()),
+        }
     }
+    let (json, written) = (args.json, args.written.clone());
+    let outcome = Arc::new(Mutex::new(Outcome { code: ExitCode::SUCCESS, printed: false }));
+    match start_with(args, &outcome).map_err(|error| written.restore(error)) {
+        Err(error) if json && !lock(&outcome).printed => failure_in_json(error),
+        ended => ended,
+    }
+}
+
+fn start_with(args: HostArgs, outcome: &Arc<Mutex<Outcome>>) -> Result<ExitCode> {
+    let mut args = args;
+    let wish = args.sandbox.wish(&config::process_env)?;
+    let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     for folder in &args.serve.workspace {
         let path = current_dir.join(folder);
         if !path.exists() {
@@ -149,7 +179,6 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
         sandbox,
         opencode_bin: settings.opencode.as_ref().map(|plan| plan.program.display().to_string()),
     };
-    let outcome = Arc::new(Mutex::new(ExitCode::SUCCESS));
     let data_dir = settings.data_dir.clone();
     let announcement =
         Announcement { args, resolved: facts, screen: screen.clone(), outcome: outcome.clone() };
@@ -167,7 +196,7 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     }
     HostState::forget(&data_dir);
     ran?;
-    Ok(*lock(&outcome))
+    Ok(lock(outcome).code)
 }
 
 /// Where the log goes.
@@ -199,16 +228,22 @@ impl Announcement {
         let reason =
             up.managed.as_ref().and_then(|managed| managed.state().reason).filter(|_| ready.is_err());
         if self.args.check {
-            let good = match &ready {
+            let steps = match &ready {
                 Ok(()) => Checks::new(up).run(self.args.check_events),
-                Err(error) => {
-                    let reason = reason.as_deref().unwrap_or(error.message());
-                    eprintln!("fail opencode: {}", logging::one_line(reason));
-                    false
-                }
+                Err(error) => vec![Step::failed("opencode", reason.as_deref().unwrap_or(error.message()))],
             };
-            super::print(if good { "Checks: ok\n" } else { "Checks: failed\n" });
-            *lock(&self.outcome) = if good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            let good = steps.iter().all(Step::is_good);
+            let text = if self.args.json {
+                let mut document = self.document(up);
+                document["ok"] = json!(good);
+                document["checks"] = steps.iter().map(Step::document).collect();
+                format!("{document:#}\n")
+            } else {
+                (if good { "Checks: ok\n" } else { "Checks: failed\n" }).to_owned()
+            };
+            super::print(&text);
+            let code = if good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            *lock(&self.outcome) = Outcome { code, printed: true };
             return up.stop();
         }
         if self.screen.as_ref().is_some_and(|screen| screen.has_begun()) {
@@ -223,6 +258,7 @@ impl Announcement {
         } else {
             lines(&document, &self.resolved.data_dir)
         };
+        lock(&self.outcome).printed = true;
         if self.args.detached {
             host_detach::announce(&text, ready.is_ok());
         } else {
@@ -276,7 +312,7 @@ impl Announcement {
             if let Some(version) = &state.version {
                 opencode["version"] = json!(version);
             }
-            if let Some(reason) = state.reason.as_ref().filter(|_| state.url.is_none()) {
+            if let Some(reason) = state.reason.as_ref().filter(|_| state.phase != Phase::Running) {
                 opencode["error"] = json!(reason);
             }
         }
@@ -316,8 +352,15 @@ impl Announcement {
 fn lines(document: &Value, data_dir: &Path) -> String {
     let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
     let (opencode, openwork) = (&document["opencode"], &document["openwork"]);
+    let trouble = match opencode["state"].as_str() {
+        Some("running") | None => String::new(),
+        Some(_) => match opencode["error"].as_str() {
+            Some(error) => format!(", but OpenCode is not: {}", logging::one_line(error)),
+            None => ", but OpenCode does not answer yet".to_owned(),
+        },
+    };
     let mut all = format!(
-        "OpenWork host running\nRun ID: {}\nWorkspace: {}\nOpenWork server: {}\nOpenWork connect URL: {}\n",
+        "OpenWork host running{trouble}\nRun ID: {}\nWorkspace: {}\nOpenWork server: {}\nOpenWork connect URL: {}\n",
         text(&document["runId"]),
         text(&document["workspace"]),
         text(&openwork["baseUrl"]),
@@ -380,7 +423,6 @@ fn connect(words: &[String]) -> Result<ExitCode> {
         Ok(args) => args,
         Err(code) => return Ok(code),
     };
-    let state = HostState::running(&data_dir(words)?)?;
     let scope = args.scope.as_deref().unwrap_or("collaborator");
     if !["viewer", "collaborator", "owner"].contains(&scope) {
         return Err(Error::config(
@@ -391,14 +433,8 @@ fn connect(words: &[String]) -> Result<ExitCode> {
     if args.qr && args.json {
         return Err(Error::config("--qr", "is for people; --json prints the same document"));
     }
-    let seconds = match args.expires.as_deref() {
-        None => CONNECT_SECONDS,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|seconds| *seconds > 0)
-            .ok_or_else(|| Error::config("--expires", format!("{text:?} is not a number of seconds")))?,
-    };
+    let seconds = args.lifetime()?.unwrap_or(CONNECT_SECONDS);
+    let state = HostState::running(&data_dir(words)?)?;
     let client = super::client::at(&state.url, &args.serve)?;
     let active = client.call("GET", "/workspaces", None)?["activeId"].clone();
     let body =

@@ -18,6 +18,36 @@ use crate::server::Up;
 /// The deadline of a step: the first session of an OpenCode on a busy machine takes half a minute.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A check that has ended.
+pub(super) struct Step {
+    name: String,
+    ended: Result<Duration, String>,
+}
+
+impl Step {
+    fn passed(name: &str, took: Duration) -> Step {
+        eprintln!("ok {name} {}", took.as_millis());
+        Step { name: name.to_owned(), ended: Ok(took) }
+    }
+
+    /// Prints the failure, as every step does.
+    pub(super) fn failed(name: &str, why: &str) -> Step {
+        eprintln!("fail {name}: {}", logging::one_line(why));
+        Step { name: name.to_owned(), ended: Err(why.to_owned()) }
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        self.ended.is_ok()
+    }
+
+    pub(super) fn document(&self) -> Value {
+        match &self.ended {
+            Ok(took) => json!({ "name": self.name, "ok": true, "ms": took.as_millis() as u64 }),
+            Err(why) => json!({ "name": self.name, "ok": false, "error": why }),
+        }
+    }
+}
+
 /// Someone to call: a base URL and the headers with the credential.
 struct Peer {
     url: String,
@@ -58,18 +88,15 @@ impl Checks {
         }
     }
 
-    /// Runs all; whether all were good.
-    pub(super) fn run(&self, events: bool) -> bool {
-        let mut good = true;
+    /// Runs all of them.
+    pub(super) fn run(&self, events: bool) -> Vec<Step> {
+        let mut steps = Vec::new();
         let mut step = |name: &str, step: &dyn Fn() -> Result<()>| {
             let begun = Instant::now();
-            match step() {
-                Ok(()) => eprintln!("ok {name} {}", begun.elapsed().as_millis()),
-                Err(error) => {
-                    eprintln!("fail {name}: {}", logging::one_line(&error.to_string()));
-                    good = false;
-                }
-            }
+            steps.push(match step() {
+                Ok(()) => Step::passed(name, begun.elapsed()),
+                Err(error) => Step::failed(name, &error.to_string()),
+            });
         };
         step("health", &|| expect(self.get(&self.server, "/health")?["ok"] == true, "ok is not true"));
         step("workspaces", &|| {
@@ -93,7 +120,7 @@ impl Checks {
                 step(&format!("{name}.events"), &|| self.events(peer));
             }
         }
-        good
+        steps
     }
 
     fn session(&self, peer: &Peer) -> Result<String> {

@@ -34,7 +34,7 @@ const SECRETS: [(&str, &str); 5] = [
 /// A process that goes on, or one that has ended already.
 enum Launched {
     Ready { pid: i32, text: String, ready: bool },
-    Ended(ExitCode),
+    Ended { code: ExitCode, text: String },
 }
 
 /// Starts the host in the background.
@@ -42,7 +42,10 @@ pub(super) fn run(args: &HostArgs, data_dir: &Path, current_dir: &Path) -> Resul
     let log = data_dir.join("host/host.log");
     let (words, secrets) = without_secrets(&args.words);
     match launch(&["host", "serve"], words, secrets, &log, current_dir)? {
-        Launched::Ended(code) => Ok(code),
+        Launched::Ended { code, text } => {
+            super::print(&text);
+            Ok(code)
+        }
         Launched::Ready { pid, text, ready } => {
             super::print(&text);
             if !args.json {
@@ -51,6 +54,9 @@ pub(super) fn run(args: &HostArgs, data_dir: &Path, current_dir: &Path) -> Resul
                     log.display(),
                     data_dir.display()
                 ));
+            }
+            if !ready {
+                eprintln!("The host goes on without OpenCode; `berth host stop` ends it");
             }
             Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
@@ -71,7 +77,7 @@ pub(super) fn daemon(args: &HostArgs, data_dir: &Path, current_dir: &Path, state
     let log = data_dir.join("host/daemon.log");
     match launch(&["daemon", "run"], words, Vec::new(), &log, current_dir)? {
         Launched::Ready { .. } => Ok(()),
-        Launched::Ended(_) => Err(Error::internal("The daemon did not start")),
+        Launched::Ended { .. } => Err(Error::internal("The daemon did not start")),
     }
 }
 
@@ -112,10 +118,11 @@ fn launch(
     let read = File::from(out).read_to_string(&mut text);
     drop(complaints);
     let Some((shown, _)) = read.ok().and_then(|_| text.rsplit_once('\0')) else {
-        return Ok(Launched::Ended(match wait(&mut child)? {
+        let code = match wait(&mut child)? {
             Some(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
             _ => ExitCode::FAILURE,
-        }));
+        };
+        return Ok(Launched::Ended { code, text });
     };
     let launched = Launched::Ready { pid: child.pid(), text: shown.to_owned(), ready: text.ends_with(READY) };
     // Its end is nobody's concern from here on; dropping it would kill it.

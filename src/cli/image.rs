@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::base::ids::Distro;
-use crate::base::{At, Code, Error, Result};
+use crate::base::{At, Code, Error, Result, logging};
 use crate::config::{self, ImageArgs, Parsed};
 use crate::images::BuildLog;
 use crate::images::{Compression, ImageName, Images, Imported, LeftOut, Progress, Pull, Shown, Wanted};
@@ -155,7 +155,8 @@ impl Line {
 fn told(imported: &Imported) -> String {
     let Imported { image: Shown { record, .. }, left_out: LeftOut { devices, owners, attributes } } =
         imported;
-    let mut text = format!("{}  {} with {} entries\n", record.id, record.name, record.entries);
+    let mut text =
+        format!("{}  {} with {}\n", record.id, record.name, logging::counted(record.entries, "entry"));
     for (count, what) in [
         (devices, "devices and FIFOs were left out; a container has its own"),
         (owners, "entries belong to nobody, since their owners' ids are above 65535"),

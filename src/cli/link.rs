@@ -47,10 +47,16 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
             daemon_client::run(command, &rest, Style::Lenient, daemon_client::state_file(program))
         }
         ["version", ..] => Ok(super::version()),
-        _ => {
-            super::help();
-            Ok(ExitCode::FAILURE)
-        }
+        ["help", ..] => Ok(super::help()),
+        ["approvals", ..] => Err(Error::config(
+            "approvals",
+            "use approvals list, or approvals reply ID with --allow or --deny",
+        )),
+        [other, ..] => Err(Error::config(
+            other,
+            "unknown command; the commands are start, serve, daemon, workspace, instance, approvals, status, version \
+             and help",
+        )),
     }
 }
 

@@ -4,7 +4,8 @@
 
 use super::args::{Parsed, ServeArgs};
 use super::sandbox::{self, SandboxFlags};
-use crate::base::{Error, Result};
+use super::values;
+use crate::base::{Code, Error, Result, limits};
 
 /// How mistakes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,29 @@ pub struct HostArgs {
     pub sandbox: SandboxFlags,
     /// What was skipped.
     pub skipped: Vec<String>,
+    /// The flags of `serve` that were given under another name.
+    pub written: WrittenNames,
+}
+
+/// Flags of `serve` with the names under which they were given, for messages.
+#[derive(Clone, Default)]
+pub struct WrittenNames(Vec<(&'static str, String)>);
+
+impl WrittenNames {
+    /// Notes that the value of a flag of `serve` was given as `written`.
+    pub fn add(&mut self, flag: &'static str, written: &str) {
+        self.0.push((flag, written.to_owned()));
+    }
+
+    /// The error with the place that its user wrote.
+    pub fn restore(&self, error: Error) -> Error {
+        let problem = |flag: &str| error.message().strip_prefix(flag)?.strip_prefix(": ");
+        let found = self.0.iter().rev().find_map(|(flag, written)| Some((written, problem(flag)?)));
+        match found {
+            Some((written, problem)) if error.code() == Code::Config => Error::config(written, problem),
+            _ => error,
+        }
+    }
 }
 
 /// What a flag is.
@@ -216,6 +240,9 @@ impl HostArgs {
                     host.value(&name, value)?;
                 }
                 Some(Serve(real)) => {
+                    if name != real {
+                        host.written.add(real, &name);
+                    }
                     if ServeArgs::is_switch(real) {
                         if next_switch(&mut rest) {
                             serve.push(real.to_owned());
@@ -237,12 +264,50 @@ impl HostArgs {
             }
         }
         host.words = args.to_vec();
-        host.serve = match ServeArgs::parse(&serve)? {
+        host.serve = match ServeArgs::parse(&serve).map_err(|error| host.written.restore(error))? {
             Parsed::Run(serve) => serve,
             Parsed::Help => return Ok(Parsed::Help),
             Parsed::Version => return Ok(Parsed::Version),
         };
         Ok(Parsed::Run(host))
+    }
+
+    /// The seconds of `--expires`.
+    ///
+    /// # Errors
+    /// `Config` for a time that no token can have.
+    pub fn lifetime(&self) -> Result<Option<u64>> {
+        let seconds = |text: &String| values::number("--expires", text, 1..=limits::TOKEN_LIFETIME_SECS);
+        self.expires.as_ref().map(seconds).transpose()
+    }
+
+    /// Refuses flags that contradict each other in a start, and those of other commands.
+    ///
+    /// # Errors
+    /// `Config` with the flag.
+    pub fn check_start(&self, style: Style) -> Result<()> {
+        if self.check && self.detach {
+            return Err(Error::config("--detach", "contradicts --check, which stops the host"));
+        }
+        let elsewhere = [
+            ("--scope", self.scope.is_some(), "host connect"),
+            ("--expires", self.expires.is_some(), "host connect"),
+            ("--qr", self.qr, "host connect"),
+            ("--daemon-port", self.daemon_port.is_some(), "daemon"),
+            ("--opencode-workdir", self.opencode_workdir.is_some(), "daemon"),
+            ("--name", self.name.is_some(), "workspace add"),
+            ("--directory", self.directory.is_some(), "workspace add-remote"),
+        ];
+        if style == Style::Lenient {
+            return Ok(());
+        }
+        if let Some((flag, _, command)) = elsewhere.into_iter().find(|(_, given, _)| *given) {
+            return Err(Error::config(flag, format!("has no effect here; it is for berth {command}")));
+        }
+        if self.check_events && !self.check {
+            return Err(Error::config("--check-events", "has no effect without --check"));
+        }
+        Ok(())
     }
 
     fn switch(&mut self, name: &str, on: bool, serve: &mut Vec<String>) {
@@ -255,7 +320,10 @@ impl HostArgs {
             "--sandbox-any-workspace" => self.sandbox.any_workspace = on,
             "--qr" => self.qr = on,
             "--tui" => self.tui = Some(on),
-            "--remote-access" if on => serve.push("--host=0.0.0.0".to_owned()),
+            "--remote-access" if on => {
+                self.written.add("--host", name);
+                serve.push("--host=0.0.0.0".to_owned());
+            }
             // Its password stays: whoever reaches its port could run commands.
             "--opencode-auth" if !on => self.skipped.push("--no-opencode-auth".to_owned()),
             _ => {}
@@ -264,7 +332,10 @@ impl HostArgs {
 
     fn value(&mut self, name: &str, value: String) -> Result<()> {
         let slot = match name {
-            "--connect-host" => &mut self.connect_host,
+            "--connect-host" => {
+                self.connect_host = Some(values::reachable_host(name, value)?);
+                return Ok(());
+            }
             "--run-id" => &mut self.run_id,
             "--log-file" => &mut self.log_file,
             "--scope" => &mut self.scope,
@@ -274,7 +345,10 @@ impl HostArgs {
                 return Ok(());
             }
             "--daemon-port" => &mut self.daemon_port,
-            "--opencode-workdir" => &mut self.opencode_workdir,
+            "--opencode-workdir" => {
+                self.written.add("--workspace", name);
+                &mut self.opencode_workdir
+            }
             "--state-file" => &mut self.state_file,
             "--name" => &mut self.name,
             "--directory" => &mut self.directory,
@@ -328,7 +402,11 @@ mod tests {
         for (line, want) in [
             ("--new-flag", "--new-flag: unknown flag"),
             ("--connect-host", "--connect-host: needs a value"),
-            ("--openwork-port", "--port: needs a value"),
+            ("--openwork-port", "--openwork-port: needs a value"),
+            ("--openwork-token", "--openwork-token: needs a value"),
+            ("--connect-host http://h", "--connect-host: \"http://h\""),
+            ("--connect-host=h:80", "--connect-host: \"h:80\""),
+            ("--connect-host=", "--connect-host: \"\""),
             ("--opencode-host 0.0.0.0", "--opencode-host: \"0.0.0.0\""),
         ] {
             let error = host(line, Style::Strict).err().unwrap().to_string();

@@ -75,6 +75,26 @@ pub(super) fn host(place: &str, text: String) -> Result<String> {
     ))
 }
 
+/// A host in URLs that are shown to clients: a name or an IP address, without scheme, port and path.
+pub(super) fn reachable_host(place: &str, text: String) -> Result<String> {
+    let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&text);
+    // RFC 1123; underscores occur in the names of machines and containers.
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_name = text.len() <= 253 && text.strip_suffix('.').unwrap_or(&text).split('.').all(is_label);
+    if is_name || address.parse::<IpAddr>().is_ok() {
+        return Ok(text);
+    }
+    Err(Error::config(
+        place,
+        format!("{text:?} is neither a host name nor an IP address; give it without scheme, port and path"),
+    ))
+}
+
 /// A URL of one of the given schemes (`http://` …).
 pub(super) fn url(place: &str, text: &str, schemes: &[&str]) -> Result<String> {
     let rest = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));

@@ -57,7 +57,7 @@ pub struct Who {
 const FILE: &str = "machine.json";
 
 impl Who {
-    /// The process that has this number now.
+    /// The process that has this number now, unless it has ended.
     pub fn of(pid: i32) -> Option<Who> {
         Some(Who { pid, start: started(pid)? })
     }
@@ -173,9 +173,12 @@ pub fn running_in(data_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// When it started, in clock ticks since boot.
+/// When it started, in clock ticks since boot. `None` for a zombie (Z) or a dead process (X), which keep their number until
+/// their parent waits for them (proc_pid_stat(5)).
 fn started(pid: i32) -> Option<u64> {
-    field_of(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, 22)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let state = stat.rsplit_once(')')?.1.trim_start();
+    if state.starts_with(['Z', 'X']) { None } else { field_of(&stat, 22) }
 }
 
 #[cfg(test)]
@@ -201,8 +204,17 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let pulse = Who::of(child.id() as i32).unwrap().pulse().unwrap();
         assert!(!pulse.is_doomed());
+        let who = Who::of(child.id() as i32);
+        assert!(who.is_some());
         child.kill().unwrap();
         assert!(pulse.is_doomed(), "at once");
+        // A zombie, until this process waits for it.
+        rustix::process::waitid(
+            rustix::process::WaitId::Pid(Pid::from_child(&child)),
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
+        )
+        .unwrap();
+        assert_eq!(Who::of(child.id() as i32), None);
         child.wait().unwrap();
         assert!(pulse.is_doomed(), "for ever");
     }

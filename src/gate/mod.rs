@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::base::thread::{JoinOnDrop, lock, spawn};
-use crate::base::{Error, Result, limits};
+use crate::base::{Error, Result, limits, logging};
 use crate::proc::Cancel;
 
 use crate::http::Request;
@@ -172,7 +172,7 @@ impl Gate {
         self.shared.table.close_idle();
         let cut = self.shared.table.cut();
         if cut > 0 {
-            log::info!("Cut {cut} connections");
+            log::info!("Cut {}", logging::counted(cut, "connection"));
         }
         let workers = lock(&self.workers).take();
         if let Some(workers) = workers {

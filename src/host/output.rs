@@ -93,7 +93,7 @@ impl Output {
             let dropped = std::mem::take(&mut budget.dropped);
             *budget = Budget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
             if dropped > 0 {
-                self.note(&format!("(too much output: {dropped} bytes are not here)"));
+                self.note(&format!("(too much output: {} dropped)", logging::counted(dropped, "byte")));
             }
         }
         let granted = wanted.min(budget.left);

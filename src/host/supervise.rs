@@ -126,8 +126,11 @@ impl Supervisor {
                 Restart::Never => true,
             };
             if given_up {
-                let count = ends.len();
-                self.enter(Phase::Failed, &format!("OpenCode failed after {count} ends; the last: {reason}"));
+                let summary = match ends.len() {
+                    1 => format!("OpenCode failed: {reason}"),
+                    count => format!("OpenCode failed after it ended {count} times; the last time: {reason}"),
+                };
+                self.enter(Phase::Failed, &summary);
                 if self.rest(None) {
                     break;
                 }

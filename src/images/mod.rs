@@ -319,6 +319,7 @@ impl Images {
             let holders = self.holders(id).unwrap_or_default();
             let who = match holders.len() {
                 0 => "is being read; try again when that has ended".to_owned(),
+                1 => "is needed by a workspace or snapshot; delete that first".to_owned(),
                 n => format!("is needed by {n} workspaces or snapshots; delete them first"),
             };
             Error::new(Code::ImageInUse, format!("The image {} {who}", id.short())).detail("held_by", holders)

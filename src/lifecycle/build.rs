@@ -12,6 +12,7 @@ use super::feed::{Feed, Step};
 use super::jobs::Entered;
 use super::{ENDING, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
+use crate::base::logging::counted;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
 use crate::images::BuildLog;
@@ -198,7 +199,7 @@ impl Lifecycle {
         feed.begin(Step::Sync);
         let synced = self.sync_files(workspace, &record)?;
         if synced.written > 0 {
-            log.say(format!("Wrote {} files of skills and tools", synced.written));
+            log.say(format!("Wrote {} of skills and tools", counted(synced.written, "file")));
         }
         go_on()?;
         self.run_init_in_build(workspace, &record, &mut log, feed, cancel)?;

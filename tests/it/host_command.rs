@@ -322,40 +322,6 @@ fn the_desktops_command_line_detaches_through_a_link() {
     assert!(!files.iter().any(|name| name == "state.json"), "{files:?}");
 }
 
-#[test]
-fn detaching_fails_as_the_command_would() {
-    let place = Place::misbehaving("");
-    let ended = place.run(&["start", "--detach", "--approval=perhaps"]);
-    assert!(ended.code == Some(2) && ended.stderr.contains("--approval"), "{ended:?}");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = format!("--openwork-port={}", listener.local_addr().unwrap().port());
-    let ended = place.run(&["start", "--detach", &port]);
-    assert!(ended.code == Some(2) && ended.stderr.contains("listens there"), "{ended:?}");
-    let place = Place::misbehaving("dies");
-    let ended = place.run(&["start", "--detach", "--openwork-port=0", "--opencode-restart=never"]);
-    assert!(ended.code == Some(1) && ended.stderr.contains("exit code 7"), "{ended:?}");
-    assert_eq!(place.run(&["stop"]).code, Some(0), "the host runs");
-}
-
-#[test]
-fn mistakes_are_named() {
-    for (arguments, wanted) in [
-        (vec!["frobnicate"], "frobnicate: unknown command"),
-        (vec!["start", "--frobnicate"], "--frobnicate: unknown flag"),
-        (vec!["start", "stray"], "stray: unexpected argument"),
-        (
-            vec!["start", "--sandbox=bogus"],
-            "Invalid sandbox value: bogus. Use none|auto|docker|container|berth.",
-        ),
-        (vec!["start", "--sandbox-mount=/a:b"], "has no effect without a sandbox"),
-        (vec!["start", "--opencode-host=0.0.0.0"], "--opencode-host: \"0.0.0.0\""),
-        (vec!["start", "--remote-access", "--openwork-port=0"], "there are no tokens yet"),
-    ] {
-        let ended = Place::misbehaving("").run(&arguments);
-        assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{arguments:?}: {ended:?}");
-    }
-}
-
 /// What stands in the daemon's state file.
 fn kept(place: &Place) -> Value {
     let text = fs::read(place.data().join("openwork-orchestrator-state.json")).unwrap();

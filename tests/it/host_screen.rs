@@ -120,7 +120,7 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
             scope.spawn(move || client.call("POST", &path, Some(&body)).status)
         };
         let allowed = ask("Say \u{1b}[2J hello");
-        screen.shows("1 wait for an answer");
+        screen.shows("1 waits for an answer");
         screen.key("\r");
         let all = screen.shows("asked by");
         assert!(all.contains("Say \\u{1b}[2J hello"), "{all}");
@@ -137,7 +137,7 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
         screen.shows("nothing waits");
 
         let denied = ask("Say no");
-        screen.shows("1 wait for an answer");
+        screen.shows("1 waits for an answer");
         thread::sleep(std::time::Duration::from_millis(600));
         screen.key("d");
         screen.shows("Denied.");

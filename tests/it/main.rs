@@ -62,6 +62,7 @@ mod host_killed;
 mod host_mounts;
 mod host_screen;
 mod host_system;
+mod host_words;
 mod hostile_root;
 mod images;
 mod images_hostile;

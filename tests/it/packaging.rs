@@ -25,7 +25,7 @@ fn the_service_manager_is_told_of_the_start_and_the_stop() {
     socket.set_read_timeout(Some(secs(60))).unwrap();
     let server = setup.arg("--drain-timeout=7").env("NOTIFY_SOCKET", path.to_str().unwrap()).start();
     let ready = message(&socket);
-    assert!(ready.starts_with("READY=1\nSTATUS=1 workspaces, data folder "), "{ready}");
+    assert!(ready.starts_with("READY=1\nSTATUS=1 workspace, data folder "), "{ready}");
     server.anyone().get(200, "/health");
     // What runs in a workspace cannot speak for the service.
     let seen = server.owner().post(

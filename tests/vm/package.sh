@@ -19,7 +19,7 @@ seed
 "$here/berth" install --yes
 T=$(/usr/local/bin/berth token show | sed -n 's/^Host token: //p')
 check "the service is ready when systemctl returns" curl -fsS -o /dev/null $B/health
-check "systemctl shows what it does" sh -c 'systemctl status berth | grep -q "Status: \"1 workspaces"'
+check "systemctl shows what it does" sh -c 'systemctl status berth | grep -q "Status: \"1 workspace,"'
 host=$(detached $NIL one)
 "$here/berth" install --yes
 told=$(api GET "$host")

@@ -88,7 +88,8 @@ fn approvals(view: &View, room: usize, lines: &mut Vec<String>) {
         lines.push(format!("{BOLD}Approvals{PLAIN} {DIM}nothing waits{PLAIN}"));
         return;
     }
-    lines.push(format!("{BOLD}Approvals{PLAIN} {count} wait for an answer"));
+    let wait = if count == 1 { "waits" } else { "wait" };
+    lines.push(format!("{BOLD}Approvals{PLAIN} {count} {wait} for an answer"));
     let at = view.approvals.iter().position(|one| Some(id(one)) == view.chosen.as_deref()).unwrap_or(0);
     let room = room.max(1);
     // The chosen one stays visible.

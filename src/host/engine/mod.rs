@@ -116,9 +116,9 @@ impl EngineSandbox {
         if let Some(held) = lock(&self.held).as_ref() {
             return Ok(held.door.clone());
         }
-        let door = self.folders()?;
         self.plan.clear(&self.cgroups)?;
         record::forget(&self.folder);
+        let door = self.folders()?;
         record::keep(&self.folder, &self.plan)?;
         let words = self.plan.words(&self.own, &door);
         if let Err(error) = self.plan.command.call(&words, &self.cgroups, self.start_timeout, stop) {
@@ -133,10 +133,7 @@ impl EngineSandbox {
 
     /// The folders that are mounted: that of the socket is new for each container.
     fn folders(&self) -> Result<PathBuf> {
-        let door = self.folder.join("door");
-        if door.symlink_metadata().is_ok() {
-            crate::store::tree::remove_tree(&self.folder, "door")?;
-        }
+        let door = self.folder.join(record::DOOR);
         if let Some(folder) = self.own.parent().filter(|_| self.plan.command.kind == EngineKind::Apple) {
             // The folder itself is mounted, and the container's user must find the program in it. Other users of this
             // machine cannot get as far as the folder.

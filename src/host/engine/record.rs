@@ -15,6 +15,8 @@ use crate::store::{file, tree};
 pub const SEED: &str = "seed";
 /// Its secrets.
 pub const SECRETS: &str = "sandbox.env";
+/// The folder of the container's socket, in the same folder.
+pub(super) const DOOR: &str = "door";
 /// In the folder `host` of the data folder.
 const FILE: &str = "sandbox.json";
 const FILE_BYTES: u64 = 1 << 20;
@@ -65,9 +67,10 @@ pub fn forget(folder: &Path) {
         // Only if nothing has been put there meanwhile.
         let _ = std::fs::remove_dir(extra);
     }
-    let left = tree::remove_tree(folder, SEED).and_then(|()| tree::remove_tree(folder, SECRETS));
-    if let Err(error) = left {
-        log::warn!("{error}");
+    for name in [SEED, SECRETS, DOOR] {
+        if let Err(error) = tree::remove_tree(folder, name) {
+            log::warn!("{error}");
+        }
     }
     let _ = std::fs::remove_file(folder.join(FILE));
 }
