@@ -24,9 +24,9 @@ pub const INIT_SCRIPT_BYTES: usize = 1 << 20;
 /// Workspaces in one data folder; each costs memory and a row in every list.
 pub const WORKSPACES: usize = 10_000;
 
-/// Default and largest `timeout_secs` of `/exec` (the spec).
+/// Default and largest `timeout_secs` of `/exec` (assets/docs/compatibility.md#commands).
 pub const EXEC_TIMEOUT: Duration = Duration::from_secs(300);
-/// Largest `timeout_secs` of `/exec` (the spec); larger values are clipped as observed.
+/// Largest `timeout_secs` of `/exec` (the same section); larger values are clipped.
 pub const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Between TERM and KILL at a timeout: enough to remove a lock file, too short to be noticed in the answer.
 pub const TERM_GRACE: Duration = Duration::from_millis(100);
@@ -68,7 +68,7 @@ pub const SNAPSHOTS: usize = 200;
 pub const INIT_OUTPUT_BYTES: usize = 1 << 20;
 /// Lines of a failing tool that an error message repeats.
 pub const ERROR_TAIL_LINES: usize = 6;
-/// `init-log` answers with the last lines only (the spec).
+/// `init-log` answers with the last lines only (assets/docs/compatibility.md#builds-and-init-scripts).
 pub const INIT_LOG_LINES: usize = 500;
 /// What `init-log` reads at most, from the end of the file.
 pub const INIT_LOG_BYTES: u64 = 4 << 20;

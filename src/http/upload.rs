@@ -2,7 +2,7 @@
 //! Nothing outside this file knows what such a form looks like. Pure: bytes come from a reader that is passed to each
 //! call, so a form can wait, half read, for a person's answer while its request moves to another thread.
 //!
-//! The crate `multipart` (0.18, DESIGN.md decision 1) was tried and cannot be used: where a CR LF before a boundary
+//! The crate `multipart` (0.18) was tried and cannot be used: where a CR LF before a boundary
 //! falls on the edge of its buffer it is taken for data, so that a file of 8,123 bytes comes out with 8,125; a line
 //! that merely contains the boundary ends a file; a body that breaks off is a complete file; names with `;` are cut.
 

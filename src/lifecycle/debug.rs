@@ -62,7 +62,7 @@ pub struct InitLog {
     log_path: String,
 }
 
-/// The spec's seven, in its order.
+/// Those that `debug` of sandboxed.sh shows, in its order.
 const DIRECTORIES: [&str; 7] = ["bin", "usr", "etc", "var", "var/log", "root", "tmp"];
 
 impl Lifecycle {

@@ -24,7 +24,7 @@ use crate::workspaces::{Record, Workspace};
 pub const SCRIPT: &str = "sandboxed-init.sh";
 /// Where the library's fragments stand, while they run.
 pub const FRAGMENTS: &str = "sandboxed-init-fragments.sh";
-/// The log's place inside (the spec).
+/// The log's place inside (assets/docs/compatibility.md#builds-and-init-scripts).
 pub const LOG: &str = "var/log/sandboxed.sh-init.log";
 /// Where sandboxed.sh itself wrote it.
 pub const OLD_LOG: &str = "var/log/sandboxed-init.log";

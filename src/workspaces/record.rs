@@ -38,7 +38,7 @@ pub enum Status {
     Error,
 }
 
-/// The workspace object of `/api`: the union of the spec's fields and those that sandboxed.sh's clients know. Nulls
+/// The workspace object of `/api`: the fields of sandboxed.sh's documents and of its server. Nulls
 /// are always written, as observed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Shown {

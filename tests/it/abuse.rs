@@ -257,7 +257,7 @@ pub fn bad_commands_are_refused(place: &Place<'_>) {
     }
     let broken = place.client.send("POST", &place.path("/exec"), &[], Some(b"{\"command\":"));
     assert_eq!((broken.status, &broken.value()["code"]), (400, &json!("invalid_json")), "{broken}");
-    // What the spec allows: more than the largest timeout is clipped, fields that are not known are ignored.
+    // What sandboxed.sh's documents allow: more than the largest timeout is clipped, fields that are not known are ignored.
     place.exec(json!({"command": "true", "timeout_secs": 100_000, "unknown": true}));
 }
 

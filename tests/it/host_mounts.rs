@@ -1,5 +1,5 @@
-//! Which folders of the host a sandbox may have: the cases that were observed of OpenWork's orchestrator, each with its
-//! sentence, and those in which berth decides otherwise.
+//! Which folders of the host a sandbox may have: the cases of OpenWork's orchestrator, each with its sentence, and
+//! those in which berth decides otherwise (`assets/docs/compatibility.md#sandbox-mounts`).
 
 use std::fs;
 use std::os::unix::fs::symlink;

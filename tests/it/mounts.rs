@@ -1,5 +1,5 @@
 //! Folders of the host in containers: only what the mount allowlist allows, only in the way that it allows, whatever
-//! happens to the path meanwhile. Security case 34 of the field survey.
+//! happens to the path meanwhile. Cases: `assets/docs/security.md#mounts`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

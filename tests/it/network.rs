@@ -1,5 +1,6 @@
 //! Networks of containers: the host's, none, and private ones, whose way out leads past the host, its neighbours and
-//! the metadata of its cloud. Security cases 29 and 30 of the field survey, as far as they are about networks.
+//! the metadata of its cloud. Cases:
+//! `assets/docs/security.md#network-of-a-container`.
 
 use std::fs;
 use std::io::{Read, Write};

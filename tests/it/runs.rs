@@ -1,5 +1,5 @@
-//! Runs: commands with an id, on the host and in a container alike. Numbers in brackets are the complaints of
-//! `field-survey.md` §3 that a test answers.
+//! Runs: commands with an id, on the host and in a container alike. Numbers in brackets are
+//! reports of `assets/docs/field-reports.md` that a test answers.
 
 use std::thread;
 use std::time::{Duration, Instant};

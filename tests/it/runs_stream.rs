@@ -1,5 +1,5 @@
 //! Following runs over a line that breaks, with readers that are slow, and what is left when the server goes. Numbers in
-//! brackets are the complaints of `field-survey.md` §3 that a test answers.
+//! brackets are reports of `assets/docs/field-reports.md` that a test answers.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

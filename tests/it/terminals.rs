@@ -1,5 +1,5 @@
 //! What a terminal promises wherever it is, on the host and in a container: [`promises`] makes a test of each function
-//! here for both. Numbers in the comments are those of what users of other systems complained of (field survey, 3).
+//! here for both. Numbers in the comments are reports of `assets/docs/field-reports.md`.
 
 use std::time::Instant;
 

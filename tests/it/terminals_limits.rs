@@ -1,6 +1,6 @@
 //! What bounds terminals, and who may have one: credentials, origins, approval, idle ones, too many, peers that are gone or
-//! break the protocol, the end of a workspace, of a container and of the server. Numbers in comments are those of the
-//! field survey, 3.
+//! break the protocol, the end of a workspace, of a container and of the server. Numbers in comments are
+//! reports of `assets/docs/field-reports.md`.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! The shell behind `/shell`, on the host and in a container. Numbers in comments are those of the field survey, 3.
+//! The shell behind `/shell`, on the host and in a container. Numbers in comments are reports
+//! of `assets/docs/field-reports.md`.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Promises of DESIGN.md about the source itself, as checks: who may use whom, how long a file may be, where the
+//! Promises of `assets/docs/decisions.md#6-layers` about the source itself, as checks: who may use whom, how long a file may be, where the
 //! dangerous things live. Each failure says what to do instead.
 
 use std::fs;
@@ -159,7 +159,7 @@ fn arrows_point_down() {
     for (file, text) in sources("src") {
         let from = layer(&file);
         let Some(height) = rank(from) else {
-            wrong.push(format!("{file}: {from} has no place in the order of DESIGN.md section 2"));
+            wrong.push(format!("{file}: {from} has no place in LAYERS (tests/it/tidy.rs)"));
             continue;
         };
         for to in uses(&code(&text)) {

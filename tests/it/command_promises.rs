@@ -1,7 +1,6 @@
-//! What users of other systems complain of about commands and terminals (`field-survey.md` §3, items 1–19, 24 and 28), and
-//! which tests answer it here; the answers that belong nowhere else stand below.
+//! The reports of `assets/docs/field-reports.md` about commands and terminals, each with the tests that answer it. Answers
+//! that belong to no other module stand below.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,17 +13,18 @@ use serde_json::{Value, json};
 use crate::fixture::{Place, shared_box};
 use crate::procs::{self, secs, wait_for};
 use crate::server::{HOST_TOKEN, Server};
+use crate::tidy_references::tests_exist;
 
-/// Item, complaint, tests as `file::function`.
+/// Number and title of a report, tests as `file::function`.
 const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         1,
-        "a timeout fires only when the command ends",
+        "A timeout fires only when the command ends",
         &["runs::a_hard_timeout_ends_the_tree", "abuse::a_command_that_never_reads_its_stdin_times_out"],
     ),
     (
         2,
-        "a background child that holds the pipe defeats the timeout",
+        "A background process that holds the pipe defeats the timeout",
         &[
             "runs::a_background_child_does_not_hold_the_end",
             "abuse::a_background_child_does_not_hold_the_answer",
@@ -32,37 +32,45 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     ),
     (
         3,
-        "a timeout kills the shell alone",
+        "A timeout kills only the shell",
         &["abuse::a_timeout_kills_the_whole_tree", "abuse::timeouts_in_a_crowd_leave_nobody"],
     ),
     (
         4,
-        "kill says success, and the process lives",
+        "A kill reports success, and the process lives",
         &["runs::a_killed_run_is_dead_with_all_it_started", "abuse::a_timeout_kills_what_hides_well"],
     ),
     (
         5,
-        "a stream ends with an invented exit 0",
+        "A stream ends with an invented exit status",
         &[
             "runs_stream::a_stream_ends_with_a_status_or_is_seen_to_break",
             "detached::a_killed_keeper_is_no_exit_status",
         ],
     ),
-    (6, "an open stdin hangs what nobody talks to", &["runs::stdin_is_empty_unless_it_is_asked_for"]),
+    (
+        6,
+        "An open standard input blocks commands that read it",
+        &["runs::stdin_is_empty_unless_it_is_asked_for"],
+    ),
     (
         7,
-        "coming back fails or loses output",
+        "A client that reconnects fails or loses output",
         &[
             "runs_stream::a_stream_that_breaks_goes_on_where_it_was",
             "detached::nothing_of_its_output_or_status_is_lost_when_the_server_is_killed",
         ],
     ),
-    (8, "heredocs and long children hang", &["runs::heredocs_and_long_children_do_not_hang"]),
-    (9, "a stuck command poisons the rest", &["runs::stuck_runs_hold_up_nobody"]),
-    (10, "zombies", &["field_survey::orphans_become_no_zombies"]),
+    (
+        8,
+        "Here-documents and long children block a session",
+        &["runs::heredocs_and_long_children_do_not_hang"],
+    ),
+    (9, "One stuck command blocks the rest", &["runs::stuck_runs_hold_up_nobody"]),
+    (10, "Processes become zombies", &["command_promises::orphans_become_no_zombies"]),
     (
         11,
-        "big output is an error, or eats the memory",
+        "Large output is an error, or fills the memory",
         &[
             "abuse::long_output_is_complete_up_to_the_cap_and_says_so",
             "runs_disk::a_full_window_moves_on_and_offsets_stay_true",
@@ -71,35 +79,35 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     ),
     (
         12,
-        "a kill for want of memory is not told",
+        "An out-of-memory kill is not reported",
         &["resources::a_kill_for_want_of_memory_is_told_of_the_right_command"],
     ),
     (
         13,
-        "short commands wait for a fixed time",
-        &["field_survey::a_short_command_waits_for_nothing", "terminals_limits::a_key_comes_back_soon"],
+        "Short commands wait for a fixed time",
+        &["command_promises::a_short_command_waits_for_nothing", "terminals_limits::a_key_comes_back_soon"],
     ),
     (
         14,
-        "idle terminals die",
+        "Idle terminals die",
         &[
             "terminals_limits::an_idle_terminal_ends_and_a_watched_one_does_not",
             "terminals_limits::a_peer_that_answers_no_ping_is_cut_and_one_that_does_is_not",
         ],
     ),
-    (15, "a terminal freezes when nobody watches", &["terminals::a_terminal_that_nobody_watches_goes_on"]),
+    (15, "A terminal without clients freezes", &["terminals::a_terminal_that_nobody_watches_goes_on"]),
     (
         16,
-        "who comes back sees a garbled screen",
+        "A client that reconnects sees a garbled screen",
         &[
             "terminals::who_comes_back_sees_the_screen_as_it_is",
             "terminals::coming_back_types_nothing_into_the_shell",
         ],
     ),
-    (17, "the first picture is 0 by 0", &["terminals::the_size_is_there_before_the_program_looks"]),
+    (17, "The first picture has size 0 by 0", &["terminals::the_size_is_there_before_the_program_looks"]),
     (
         18,
-        "two readers of one terminal tear it apart",
+        "Two readers of one terminal tear its sequences apart",
         &[
             "terminals::one_client_writes_and_another_can_take_over",
             "terminals_limits::many_clients_see_the_same",
@@ -107,41 +115,43 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     ),
     (
         19,
-        "SSE is buffered on its way, or goes stale",
+        "Event streams are buffered on their way, or go stale",
         &["runs_stream::a_silent_stream_beats", "runs_stream::a_stream_that_breaks_goes_on_where_it_was"],
     ),
     (
         24,
-        "nspawn: a shell needs a booted container, and terminals hang",
+        "nspawn needs a booted container, and terminals hang",
         &[
             "terminals::a_terminal_is_one_of_the_place_it_runs_in",
             "terminals_limits::a_container_that_dies_ends_its_terminals",
             "container_faults::kill_nspawn",
-            "field_survey::a_container_without_an_init_system_takes_commands",
+            "command_promises::a_container_without_an_init_system_takes_commands",
         ],
     ),
     (
+        27,
+        "Browsers send no header with a WebSocket",
+        &["terminals_limits::a_socket_wants_a_token_and_takes_it_where_browsers_can_put_it"],
+    ),
+    (
         28,
-        "exec over a bad line races, and -1 is called a success",
+        "Commands over a bad line race, and -1 counts as success",
         &[
-            "field_survey::a_bad_line_takes_one_connection_and_tells_the_truth",
+            "command_promises::a_bad_line_takes_one_connection_and_tells_the_truth",
             "runs_stream::a_run_outlives_the_connection_that_started_it",
         ],
     ),
 ];
 
 #[test]
-fn every_item_is_answered_by_tests_that_are_there() {
-    let items: BTreeSet<u32> = ANSWERS.iter().map(|(item, ..)| *item).collect();
-    assert_eq!(items, (1..=19).chain([24, 28]).collect());
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
-    for (item, complaint, tests) in ANSWERS {
-        assert!(!tests.is_empty(), "{item}: {complaint}");
-        for test in *tests {
-            let (file, name) = test.split_once("::").unwrap();
-            let text = fs::read_to_string(folder.join(format!("{file}.rs"))).unwrap();
-            assert!(text.contains(&format!("fn {name}(")), "{item}, {complaint}: there is no {test}");
-        }
+fn every_report_is_answered_by_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("assets/docs/field-reports.md")).unwrap();
+    let titles: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    let answered: Vec<String> = ANSWERS.iter().map(|(item, title, _)| format!("{item}. {title}")).collect();
+    assert_eq!(titles, answered);
+    for (_, title, tests) in ANSWERS {
+        tests_exist(title, tests);
     }
 }
 

@@ -1,0 +1,35 @@
+//! Every section of `assets/docs/security.md`: published attacks, each with the tests that show that berth withstands them.
+
+use crate::tidy_references::{covered, tests_exist};
+
+/// Section, tests as `file::function`.
+#[rustfmt::skip]
+const CASES: &[(&str, &[&str])] = &[
+    ("requests-on-the-wire", &["wire::every_request_gets_the_status_it_deserves", "smuggling::the_server_answers_exactly_what_h11_reads", "smuggling::handlers_get_what_h11_reads"]),
+    ("slow-and-vanished-clients", &["slow_attacks::four_hundred_slow_clients_keep_nobody_waiting", "slow_clients::large_answers_that_nobody_reads_hold_up_nobody", "wire_limits::ten_thousand_resets_leave_no_trace", "wire_limits::few_descriptors_cost_connections_and_nothing_else"]),
+    ("browsers", &["wire_limits::allowed_hosts_and_origins_are_let_in", "system::cors", "terminals_limits::a_socket_wants_a_token_and_takes_it_where_browsers_can_put_it"]),
+    ("credentials-and-scopes", &["contract::every_route_asks_for_its_credential", "contract::what_limited_tokens_get_without_a_workspace_was_decided", "tokens::the_file_is_private"]),
+    ("requests-passed-on-to-opencode", &["opencode::nothing_of_ours_reaches_the_upstream", "opencode_address::some_addresses_are_refused_in_every_spelling", "opencode_address::a_name_is_checked_at_each_connection", "opencode::paths_and_queries_stay_as_they_were_written"]),
+    ("paths-and-links", &["project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link", "trays_races::folders_that_become_links_lead_nowhere", "library::a_link_in_a_workspace_does_not_lead_a_sync_out", "workspaces::delete_removes_exactly_its_own"]),
+    ("archives", &["images_hostile::nothing_gets_out", "images_hostile::what_readers_could_understand_differently_is_refused", "images_hostile::bombs_do_not_go_off", "images_hostile::what_is_safe_is_what_gnu_tar_makes_of_it", "library_import::what_cannot_be_a_skill_is_refused_and_leaves_nothing"]),
+    ("containers", &["container::root_inside_is_nobody_outside", "security_promises::a_container_has_namespaces_of_its_own_and_few_capabilities", "isolation::root_in_a_container_cannot_trace_the_agent"]),
+    ("network-of-a-container", &["network::a_private_network_leads_out_and_to_nothing_of_the_host", "network::root_in_a_private_network_cannot_change_it", "network::private_networks_do_not_meet", "network::a_container_on_the_hosts_network_gets_nothing_without_a_token"]),
+    ("descriptors-and-working-directory", &["abuse::a_missing_cwd_is_refused_and_nothing_runs", "abuse::a_file_is_no_cwd", "exec_host::cwd_does_not_leave_the_workspace", "container::cwd_is_a_place_inside"]),
+    ("environment-and-names", &["exec_host::the_environment_is_made_from_nothing", "abuse::the_environment_has_no_secret_of_the_server", "abuse::bad_env_names_are_refused", "workspaces_refused::names"]),
+    ("mounts", &["mounts::what_is_not_allowed_is_refused_with_a_reason", "mounts::whoever_swaps_the_source_during_a_start_does_not_win", "mounts::every_start_asks_the_allowlist_again", "host_mounts::mounts_are_refused_in_openworks_words"]),
+    ("logs-and-terminals", &["logging::a_request_cannot_write_its_own_line", "logging::no_secret_stands_in_the_log", "terminals::coming_back_types_nothing_into_the_shell"]),
+    ("the-page", &["browser::the_page_comes_with_a_strict_policy", "trays::downloads_have_ranges_tags_and_names"]),
+    ("uploads", &["trays::the_cap_is_exact_and_told_before_much_is_sent", "trays::a_large_upload_is_whole_and_takes_no_memory", "trays::a_client_that_goes_leaves_nothing"]),
+    ("approvals", &["approvals_shown::what_was_shown_is_what_runs_and_secrets_stay_with_the_approver", "approvals_shown::two_answers_at_once_and_one_counts", "approvals::waiting_holds_no_thread_and_has_an_end"]),
+    ("workloads", &["abuse::a_timeout_kills_what_hides_well", "abuse::a_timeout_kills_what_keeps_forking", "container_faults::a_container_that_kills_all_it_can_see", "fair_shares::a_flood_of_one_token_refuses_and_holds_up_no_other"]),
+    ("crashes", &["crash::killed_at_random_moments", "diskfull::the_record_survives_a_full_disk", "config::the_data_folder_is_for_one_server"]),
+    ("exposure", &["security_promises::an_exposed_address_needs_tokens", "tokens::generated_tokens_are_kept_and_printed_once", "tokens::the_file_is_private"]),
+];
+
+#[test]
+fn every_case_has_tests_that_exist() {
+    covered("security.md", CASES.iter().map(|(section, _)| *section));
+    for (section, tests) in CASES {
+        tests_exist(section, tests);
+    }
+}
