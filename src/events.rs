@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::base::thread::lock;
 use crate::base::{Result, clock, limits};
-use crate::proc::bell::{Bell, Bells, Woken};
+use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +29,7 @@ pub struct Event {
 }
 
 #[derive(Debug, Default)]
-struct Ring {
+struct EventRing {
     events: VecDeque<Arc<Event>>,
     /// The number of the newest event; what is kept ends with it.
     last: u64,
@@ -39,14 +39,14 @@ struct Ring {
 /// Events of one kind of thing, in order.
 #[derive(Debug)]
 pub struct Topic {
-    ring: Mutex<Ring>,
-    bells: Bells,
+    ring: Mutex<EventRing>,
+    bells: WaiterList,
     keep: usize,
 }
 
 /// What a follower finds.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Next {
+pub enum NextEvent {
     /// The next event.
     Event(Arc<Event>),
     /// These numbers are not kept any more.
@@ -65,8 +65,8 @@ pub enum Next {
 impl Topic {
     /// A topic whose first event has the number `last + 1`; the newest `keep` events stay.
     pub fn new(last: u64, keep: usize) -> Arc<Topic> {
-        let ring = Ring { last, ..Ring::default() };
-        Arc::new(Topic { ring: Mutex::new(ring), bells: Bells::default(), keep: keep.max(1) })
+        let ring = EventRing { last, ..EventRing::default() };
+        Arc::new(Topic { ring: Mutex::new(ring), bells: WaiterList::default(), keep: keep.max(1) })
     }
 
     /// Tells everybody; returns the event's number. After [`Topic::end`] nothing is told.
@@ -84,7 +84,7 @@ impl Topic {
             }
             seq
         };
-        self.bells.ring();
+        self.bells.notify_all();
         seq
     }
 
@@ -101,7 +101,7 @@ impl Topic {
     /// Nothing will come any more: followers read what there is and end.
     pub fn end(&self) {
         lock(&self.ring).ended = true;
-        self.bells.ring();
+        self.bells.notify_all();
     }
 
     /// Whether it has ended.
@@ -126,7 +126,7 @@ impl Topic {
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn follow(self: &Arc<Topic>, cursor: Option<u64>) -> Result<Follower> {
+    pub fn follow(self: &Arc<Topic>, cursor: Option<u64>) -> Result<Subscriber> {
         self.follower(cursor, false)
     }
 
@@ -134,12 +134,12 @@ impl Topic {
     ///
     /// # Errors
     /// As above.
-    pub fn follow_kept(self: &Arc<Topic>, cursor: Option<u64>) -> Result<Follower> {
+    pub fn follow_kept(self: &Arc<Topic>, cursor: Option<u64>) -> Result<Subscriber> {
         self.follower(cursor, true)
     }
 
-    fn follower(self: &Arc<Topic>, cursor: Option<u64>, kept: bool) -> Result<Follower> {
-        let bell = Bell::new()?;
+    fn follower(self: &Arc<Topic>, cursor: Option<u64>, kept: bool) -> Result<Subscriber> {
+        let bell = Waiter::new()?;
         self.bells.add(&bell);
         let ring = lock(&self.ring);
         let at = match cursor {
@@ -150,35 +150,35 @@ impl Topic {
             _ => ring.events.front().map_or(ring.last, |event| event.seq - 1),
         };
         drop(ring);
-        Ok(Follower { topic: self.clone(), bell, at })
+        Ok(Subscriber { topic: self.clone(), bell, at })
     }
 }
 
 /// One reader of a topic, at its own speed.
 #[derive(Debug)]
-pub struct Follower {
+pub struct Subscriber {
     topic: Arc<Topic>,
-    bell: Arc<Bell>,
+    bell: Arc<Waiter>,
     at: u64,
 }
 
-impl Follower {
+impl Subscriber {
     /// The number of what was read last.
-    pub fn at(&self) -> u64 {
+    pub fn position(&self) -> u64 {
         self.at
     }
 
-    /// What comes next. A later [`Follower::wait`] hears whatever happens after this.
-    pub fn read_next(&mut self) -> Next {
+    /// What comes next. A later [`Subscriber::wait`] hears whatever happens after this.
+    pub fn read_next(&mut self) -> NextEvent {
         self.bell.arm();
         let ring = lock(&self.topic.ring);
         if self.at >= ring.last {
-            return if ring.ended { Next::Ended } else { Next::Nothing };
+            return if ring.ended { NextEvent::Ended } else { NextEvent::Nothing };
         }
         // Numbers are consecutive, so a place in the ring is a difference.
         let first = ring.last + 1 - ring.events.len() as u64;
         if self.at + 1 < first {
-            let missed = Next::Missed { from: self.at + 1, to: first - 1 };
+            let missed = NextEvent::Missed { from: self.at + 1, to: first - 1 };
             self.at = first - 1;
             return missed;
         }
@@ -186,9 +186,9 @@ impl Follower {
         match ring.events.get(place) {
             Some(event) => {
                 self.at = event.seq;
-                Next::Event(event.clone())
+                NextEvent::Event(event.clone())
             }
-            None => Next::Nothing,
+            None => NextEvent::Nothing,
         }
     }
 
@@ -196,7 +196,7 @@ impl Follower {
     ///
     /// # Errors
     /// When poll(2) fails.
-    pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<Woken> {
+    pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<WakeReason> {
         self.bell.wait(other, deadline)
     }
 }
@@ -266,9 +266,9 @@ mod tests {
         }
     }
 
-    fn read(follower: &mut Follower) -> Vec<u64> {
+    fn read(follower: &mut Subscriber) -> Vec<u64> {
         let mut seen = Vec::new();
-        while let Next::Event(event) = follower.read_next() {
+        while let NextEvent::Event(event) = follower.read_next() {
             seen.push(event.seq);
         }
         seen
@@ -299,7 +299,7 @@ mod tests {
         let topic = Topic::new(0, 4);
         let mut slow = topic.follow(Some(0)).unwrap();
         publish(&topic, 10);
-        assert_eq!(slow.read_next(), Next::Missed { from: 1, to: 6 });
+        assert_eq!(slow.read_next(), NextEvent::Missed { from: 1, to: 6 });
         assert_eq!(read(&mut slow), [7, 8, 9, 10]);
     }
 
@@ -309,16 +309,16 @@ mod tests {
         let topic = bus.topic("a");
         assert!(Arc::ptr_eq(&topic, &bus.topic("a")));
         let mut follower = topic.follow(None).unwrap();
-        assert_eq!(follower.read_next(), Next::Nothing);
+        assert_eq!(follower.read_next(), NextEvent::Nothing);
         publish(&topic, 1);
         let soon = || Instant::now() + Duration::from_secs(5);
-        assert_eq!(follower.wait(None, soon()).unwrap(), Woken::Rung);
+        assert_eq!(follower.wait(None, soon()).unwrap(), WakeReason::Notified);
         assert_eq!(read(&mut follower).len(), 1);
         bus.close();
-        assert_eq!(follower.wait(None, soon()).unwrap(), Woken::Rung);
-        assert_eq!(follower.read_next(), Next::Ended);
+        assert_eq!(follower.wait(None, soon()).unwrap(), WakeReason::Notified);
+        assert_eq!(follower.read_next(), NextEvent::Ended);
         publish(&topic, 1);
-        assert_eq!(follower.read_next(), Next::Ended);
+        assert_eq!(follower.read_next(), NextEvent::Ended);
         assert!(bus.topic("b").has_ended());
         drop((topic, follower));
         assert!(bus.find("a").is_none());

@@ -70,7 +70,7 @@
 //! container's start gets a clone of the mount, and a server that starts later takes it from the running container. Where
 //! that is not possible a root is a copy, sharing its blocks if the file system can.
 //!
-//! A root of the machine's own system ([`images::own`]) has no programs: its container gets the machine's as
+//! A root of the machine's own system ([`images::host_image`]) has no programs: its container gets the machine's as
 //! read-only binds whose owners are not mapped, so the kernel lets root inside read what anybody may read, and no more.
 //!
 //! # Limits

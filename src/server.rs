@@ -1,9 +1,9 @@
 //! Builds everything, owns every thread, runs the shutdown.
 
-mod inside;
+mod in_container;
 mod opencode;
+mod running;
 mod signals;
-mod up;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::access::{Approval, Approvals, Audit, TokenSetting};
-use crate::access::{Credentials, Login, Scope, Source, credentials};
-pub use crate::api::Advertised;
-pub use inside::run_inside;
+use crate::access::{ApprovalSettings, Approvals, Audit, TokenSetting};
+use crate::access::{Credentials, Login, Scope, TokenSource, credentials};
+pub use crate::api::AdvertisedCapabilities;
+pub use in_container::run_inside;
+pub use running::RunningServer;
 use signals::Signals;
-pub use up::Up;
 
 use crate::api::request_log::RequestLog;
 use crate::api::{Ctx, dispatch};
@@ -29,25 +29,25 @@ use crate::base::pool::Pool;
 use crate::base::service_manager::ServiceManager;
 use crate::base::{At, Error, Result, limits, logging};
 use crate::containers::Engine;
-use crate::containers::network::Choice;
+use crate::containers::network::NetworkConfig;
 use crate::doctor::Doctor;
-use crate::doctor::{Status, Subject};
+use crate::doctor::{CheckStatus, Subject};
 use crate::events::Bus;
-use crate::gate::{self, Doors, Gate, Listen};
-use crate::host::{Plan, Supervised};
+use crate::gate::{self, Gate, Listen, Listeners};
+use crate::host::{OpencodePlan, SupervisorHandle};
 use crate::http::accept;
-use crate::http::client::{Gone, Tickets};
+use crate::http::client::{Disconnects, Tickets};
 use crate::images::Images;
-use crate::images::mirrors::Sources;
+use crate::images::mirrors::PackageSources;
 use crate::library;
-use crate::library::{Key, Library};
-use crate::lifecycle::{Lifecycle, Policy};
-use crate::opencode::address::Own;
+use crate::library::{Library, LibraryKey};
+use crate::lifecycle::{CommandPolicy, Lifecycle};
+use crate::opencode::address::ListenAddresses;
 use crate::opencode::{Managed, Upstreams};
 use crate::proc::{Cancel, Cgroups};
 use crate::project::reload::ReloadEvents;
 use crate::project::{self, Project};
-use crate::roots::Kind;
+use crate::roots::RootKind;
 use crate::roots::Roots;
 use crate::runs::Runs;
 use crate::store::allowlist::Allowlist;
@@ -81,7 +81,7 @@ pub struct Settings {
     /// How to log in with a password.
     pub login: Option<Login>,
     /// How gated writes are approved.
-    pub approval: Approval,
+    pub approval: ApprovalSettings,
     /// Refuse every write.
     pub read_only: bool,
     /// Origins that browsers may call from; `*` for all.
@@ -99,7 +99,7 @@ pub struct Settings {
     /// … also those that repeat.
     pub log_all_requests: bool,
     /// What the capabilities advertise.
-    pub advertised: Advertised,
+    pub advertised: AdvertisedCapabilities,
     /// Package mirrors by distribution.
     pub mirrors: BTreeMap<Distro, String>,
     /// Keyrings that sign a distribution's archive, where the host's package is not to be used.
@@ -107,9 +107,9 @@ pub struct Settings {
     /// `http_proxy` and friends of our own environment, handed to bootstraps only.
     pub proxy_env: Vec<(String, String)>,
     /// How requests are passed on to OpenCode.
-    pub proxying: Proxying,
+    pub proxying: ProxySettings,
     /// How the server runs an OpenCode, if it does.
-    pub opencode: Option<Plan>,
+    pub opencode: Option<OpencodePlan>,
     /// Commands that may run at once.
     pub max_runs: usize,
     /// Followers and waits at once.
@@ -135,16 +135,16 @@ pub struct Settings {
     /// The file that says which folders of the host containers may have.
     pub mount_allowlist: PathBuf,
     /// Private networks of containers.
-    pub private_network: Choice,
+    pub private_network: NetworkConfig,
     /// The only way in which containers' roots may be made; none: the cheapest that works.
-    pub root_backend: Option<Kind>,
+    pub root_backend: Option<RootKind>,
     /// Threads that answer requests.
     pub http_threads: usize,
 }
 
 /// How requests are passed on to OpenCode.
 #[derive(Clone, Debug)]
-pub struct Proxying {
+pub struct ProxySettings {
     /// Requests that wait for it at once.
     pub workers: usize,
     /// How long it may take for the head of an answer.
@@ -186,7 +186,7 @@ pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
 pub fn run_with(
     settings: Settings,
     manager: &ServiceManager,
-    up: Option<Box<dyn FnOnce(Up) + Send>>,
+    up: Option<Box<dyn FnOnce(RunningServer) + Send>>,
 ) -> Result<()> {
     let started = Instant::now();
     if let Some(check) = crate::doctor::no_threads() {
@@ -201,7 +201,7 @@ pub fn run_with(
         );
         return Err(Error::config(settings.data_dir.display(), problem));
     }
-    crate::proc::sys::give_back_large_blocks();
+    crate::proc::sys::return_large_blocks_to_kernel();
     file::create_dir_private(&settings.data_dir)?;
     let _lock = DataLock::take(&settings.data_dir)?;
     // Checked before by `config`; another version may have been here since.
@@ -211,7 +211,7 @@ pub fn run_with(
     crate::proc::spawn::set_child_file_limit(soft_files);
     // What hinders it is said with what else is missing at the start.
     let _ = crate::proc::spawn::protect_from_oom();
-    let doors = Doors::bind(listeners(&settings)?)?;
+    let doors = Listeners::bind(listeners(&settings)?)?;
     check_exposure(&settings, &doors)?;
     let credentials = Arc::new(Credentials::load(
         &settings.data_dir,
@@ -223,7 +223,7 @@ pub fn run_with(
     let cgroups = take_cgroups(&settings.data_dir)?;
     let doctor = Arc::new(Doctor::new(subject(&settings, cgroups.clone(), Cancel::new()?)));
     let bus = Arc::new(Bus::default());
-    let own = Own::new(tcp_addresses(&doors));
+    let own = ListenAddresses::new(tcp_addresses(&doors));
     let managed = settings.opencode.as_ref().map(|plan| plan.managed(&cgroups)).transpose()?.map(Arc::new);
     let patience = settings.proxying.patience;
     let upstreams = Arc::new(Upstreams::new(own, cgroups.clone(), patience, managed.clone())?);
@@ -233,7 +233,7 @@ pub fn run_with(
         ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
     ));
     let watch = (watch_projects(&project, &lifecycle), watch_library(&settings.data_dir, &lifecycle));
-    let (gone, tickets) = (Gone::new(settings.max_connections), Tickets::default());
+    let (gone, tickets) = (Disconnects::new(settings.max_connections), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
@@ -274,13 +274,13 @@ pub fn run_with(
     });
     announce(&ctx, &settings, &doors, up.is_none());
     let address = doors.addresses().first().map(ToString::to_string).unwrap_or_default();
-    let http = Arc::new(accept::Pool::new(settings.http_threads, gate::PING, {
+    let http = Arc::new(accept::HttpServers::new(settings.http_threads, gate::PROBE_HEADER, {
         let ctx = ctx.clone();
         move |request| dispatch::dispatch(&ctx, request)
     }));
     let gate = Arc::new(Gate::start(
         doors,
-        gate::Settings {
+        gate::GateSettings {
             max_connections: settings.max_connections,
             max_files,
             allowed_hosts: settings.allowed_hosts.clone(),
@@ -319,7 +319,7 @@ pub fn run_with(
     let told = up.map(|up| {
         let workspaces = lifecycle.registry().openwork_list();
         let workspace_id = workspaces.first().map(|first| first.openwork_id.clone()).unwrap_or_default();
-        let now = Up {
+        let now = RunningServer {
             address,
             client_token: ctx.credentials.client_token().to_owned(),
             host_token: ctx.credentials.host_token().to_owned(),
@@ -336,7 +336,7 @@ pub fn run_with(
     stopping.cancel();
     manager.stopping(settings.drain + STOPPING);
     log::info!("Stopping; a second signal stops at once");
-    signals.exit_on_next(opencode.as_ref().map(Supervised::killer));
+    signals.exit_on_next(opencode.as_ref().map(SupervisorHandle::killer));
     // They would not end by themselves, and their clients are told.
     lifecycle.terminals().close();
     bus.close();
@@ -367,13 +367,17 @@ pub fn run_with(
 
 /// Notices changes by hand in all workspaces that are there; in later ones from the first call on. Where that cannot be,
 /// all else can.
-fn watch_projects(project: &Arc<Project>, lifecycle: &Arc<Lifecycle>) -> Option<project::watch::Watch> {
+fn watch_projects(
+    project: &Arc<Project>,
+    lifecycle: &Arc<Lifecycle>,
+) -> Option<project::watch::ProjectWatch> {
     let known = lifecycle.registry().openwork_list();
     let ids: Vec<String> = known.iter().map(|workspace| workspace.openwork_id.clone()).collect();
     if let Err(error) = project.events.forget_others(&ids) {
         log::warn!("{error}");
     }
-    let hosts = known.iter().filter(|known| known.record().shown.workspace_type == workspaces::Kind::Host);
+    let hosts =
+        known.iter().filter(|known| known.record().view.workspace_type == workspaces::WorkspaceKind::Host);
     hosts.for_each(|known| project.watch(&known.openwork_id));
     match project::watch::start(project, lifecycle.clone()) {
         Ok(watch) => Some(watch),
@@ -385,9 +389,9 @@ fn watch_projects(project: &Arc<Project>, lifecycle: &Arc<Lifecycle>) -> Option<
 }
 
 /// Has hand edits of the library reach the workspaces.
-fn watch_library(data_dir: &Path, lifecycle: &Arc<Lifecycle>) -> Option<library::watch::Watch> {
+fn watch_library(data_dir: &Path, lifecycle: &Arc<Lifecycle>) -> Option<library::watch::LibraryWatch> {
     let told = lifecycle.clone();
-    let changed = move |changed: &library::watch::Changed, go_on: &dyn Fn() -> bool| {
+    let changed = move |changed: &library::watch::LibraryChange, go_on: &dyn Fn() -> bool| {
         told.library_changed(changed, go_on);
     };
     library::watch::start(lifecycle.library(), &data_dir.join("library.seen"), changed)
@@ -407,13 +411,13 @@ fn listeners(settings: &Settings) -> Result<Vec<Listen>> {
 }
 
 /// Whoever opens the server to other machines must have chosen its tokens, or have made them on purpose.
-fn check_exposure(settings: &Settings, doors: &Doors) -> Result<()> {
+fn check_exposure(settings: &Settings, doors: &Listeners) -> Result<()> {
     let exposed: Vec<String> =
         doors.addresses().iter().filter(|address| address.is_exposed()).map(ToString::to_string).collect();
     if exposed.is_empty() {
         return Ok(());
     }
-    let (client, host) = credentials::kept_tokens(&settings.data_dir)?;
+    let (client, host) = credentials::stored_tokens(&settings.data_dir)?;
     let known = |setting: &TokenSetting, kept: Option<String>| setting.secret.is_some() || kept.is_some();
     if !known(&settings.client_token, client) || !known(&settings.host_token, host) {
         return Err(Error::config(
@@ -427,19 +431,19 @@ fn check_exposure(settings: &Settings, doors: &Doors) -> Result<()> {
 }
 
 /// Where we can be reached over TCP.
-fn tcp_addresses(doors: &Doors) -> Vec<SocketAddr> {
+fn tcp_addresses(doors: &Listeners) -> Vec<SocketAddr> {
     let addresses = doors.addresses().iter();
     let tcp = addresses.filter_map(|address| match address {
-        gate::Address::Ip(address) => Some(*address),
-        gate::Address::Unix(_) => None,
+        gate::ListenAddress::Ip(address) => Some(*address),
+        gate::ListenAddress::Unix(_) => None,
     });
     tcp.collect()
 }
 
 /// What `/status` says of the address.
-fn shown_address(doors: &Doors) -> (String, u16) {
+fn shown_address(doors: &Listeners) -> (String, u16) {
     match doors.addresses().first() {
-        Some(gate::Address::Ip(address)) => (address.ip().to_string(), address.port()),
+        Some(gate::ListenAddress::Ip(address)) => (address.ip().to_string(), address.port()),
         Some(other) => (other.to_string(), 0),
         None => (String::new(), 0),
     }
@@ -448,15 +452,21 @@ fn shown_address(doors: &Doors) -> (String, u16) {
 /// What `/status` says of the connections.
 fn connections(gate: &Gate) -> Value {
     let all = gate.connections();
-    let count =
-        |states: &[gate::State]| all.iter().filter(|connection| states.contains(&connection.state)).count();
-    let busy = [gate::State::Receiving, gate::State::Busy, gate::State::Unread, gate::State::Paused];
-    json!({ "open": all.len(), "idle": count(&[gate::State::Idle]), "busy": count(&busy) })
+    let count = |states: &[gate::ConnectionState]| {
+        all.iter().filter(|connection| states.contains(&connection.state)).count()
+    };
+    let busy = [
+        gate::ConnectionState::Receiving,
+        gate::ConnectionState::Busy,
+        gate::ConnectionState::Unread,
+        gate::ConnectionState::Paused,
+    ];
+    json!({ "open": all.len(), "idle": count(&[gate::ConnectionState::Idle]), "busy": count(&busy) })
 }
 
 /// Where packages come from.
-fn sources(settings: &Settings) -> Sources {
-    Sources {
+fn sources(settings: &Settings) -> PackageSources {
+    PackageSources {
         mirrors: settings.mirrors.clone(),
         keyrings: settings.keyrings.clone(),
         proxy_env: settings.proxy_env.clone(),
@@ -470,7 +480,7 @@ pub fn allowlist(settings: &Settings) -> Allowlist {
         path: settings.mount_allowlist.clone(),
         home: settings.home.clone(),
         data_dir: settings.data_dir.clone(),
-        granted: settings.opencode.iter().flat_map(Plan::granted).collect(),
+        granted: settings.opencode.iter().flat_map(OpencodePlan::granted).collect(),
     }
 }
 
@@ -496,17 +506,17 @@ fn build(
     let data_dir = &settings.data_dir;
     let (workspaces, roots) = (&settings.workspaces, &settings.authorized_roots);
     let registry = Registry::open(data_dir, workspaces, &settings.current_dir, roots, managed)?;
-    let images = Arc::new(images(settings, cgroups.clone())?.telling(bus.topic("images")));
+    let images = Arc::new(images(settings, cgroups.clone())?.with_events(bus.topic("images")));
     let roots = Roots::open(data_dir, images.clone(), cgroups.clone(), settings.root_backend)?;
     let engine =
         Engine::new(cgroups.clone(), data_dir, roots, settings.private_network.clone(), allowlist(settings))?;
     let library = {
         let default = data_dir.join("library");
         let key_file = settings.private_key_file.clone().unwrap_or_else(|| data_dir.join("private_key"));
-        let key = Key::new(settings.private_key.secret.as_deref(), &key_file)?;
+        let key = LibraryKey::new(settings.private_key.secret.as_deref(), &key_file)?;
         Library::open(settings.library.as_deref().unwrap_or(&default), key)?
     };
-    let policy = Policy {
+    let policy = CommandPolicy {
         home: settings.home.to_string_lossy().into_owned(),
         output_limit: settings.output_limit,
         run_output_limit: settings.run_output_limit,
@@ -560,11 +570,11 @@ fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
 
 /// What a person wants to know after the start.
 /// `tokens`: those that were just made are shown.
-fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors, tokens: bool) {
+fn announce(ctx: &Ctx, settings: &Settings, doors: &Listeners, tokens: bool) {
     for address in doors.addresses() {
         log::info!(target: BOOT, "OpenWork server listening on {address}");
     }
-    let made = |source: Source| tokens && ctx.credentials.fresh && source == Source::Generated;
+    let made = |source: TokenSource| tokens && ctx.credentials.fresh && source == TokenSource::Generated;
     // Not through the log, which never carries a secret: straight to the person's terminal.
     if made(ctx.credentials.client_source) {
         eprintln!("Client token: {}", ctx.credentials.client_token());
@@ -580,11 +590,11 @@ fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors, tokens: bool) {
         ),
         count => log::info!(target: BOOT, "Workspaces: {count}"),
     }
-    for check in ctx.doctor.at_start().iter().filter(|check| check.status != Status::Ok) {
+    for check in ctx.doctor.at_start().iter().filter(|check| check.status != CheckStatus::Ok) {
         log::warn!("{}; {}", check.found, check.fix.as_deref().unwrap_or("see berth doctor"));
     }
     let token = match ctx.credentials.host_source {
-        Source::Generated => {
+        TokenSource::Generated => {
             let program = std::env::current_exe().unwrap_or_else(|_| "berth".into());
             let (program, data_dir) = (program.display(), settings.data_dir.display());
             format!("$('{program}' token show --data-dir '{data_dir}' | sed -n 's/^Host token: //p')")
@@ -592,7 +602,9 @@ fn announce(ctx: &Ctx, settings: &Settings, doors: &Doors, tokens: bool) {
         _ => "$OPENWORK_HOST_TOKEN".to_owned(),
     };
     let place = match doors.addresses().first() {
-        Some(gate::Address::Unix(path)) => format!("--unix-socket '{}' http://localhost", path.display()),
+        Some(gate::ListenAddress::Unix(path)) => {
+            format!("--unix-socket '{}' http://localhost", path.display())
+        }
         Some(address) => address.to_string(),
         None => String::new(),
     };

@@ -1,5 +1,5 @@
 //! Writes that wait for a person. What waits is data, not a thread: the step that goes on with the request, its deadline,
-//! and the question ([`super::question`]). An answer is good once; a request whose client has gone never runs. Nothing
+//! and the question ([`super::approval_request`]). An answer is good once; a request whose client has gone never runs. Nothing
 //! survives the server: what does not fit into memory is in files without a name.
 //! Knows nothing of HTTP.
 //!
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Actor;
-use super::question::Question;
-use crate::base::repeats::{INTERVAL, Repeats};
+use super::approval_request::ApprovalRequest;
+use crate::base::repeat_limiter::{INTERVAL, RepeatLimiter};
 use crate::base::shares::{Ledger, Party, Share, Shares};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, Result, limits};
@@ -23,46 +23,46 @@ use crate::proc::Cancel;
 use crate::store::spool::SpoolArea;
 
 /// What goes on with the request: does it, or tells its client why not.
-pub type Step = Box<dyn FnOnce(Result<()>) + Send>;
+pub type ApprovalCallback = Box<dyn FnOnce(Result<()>) + Send>;
 
-struct Waiting {
-    asked: Question,
+struct PendingApproval {
+    question: ApprovalRequest,
     /// The number of its event `asked`.
     event: u64,
     deadline: Instant,
     /// Raised when the client has gone.
-    gone: Cancel,
-    step: Step,
+    disconnected: Cancel,
+    callback: ApprovalCallback,
     /// Of all that may wait.
     _share: Share,
 }
 
-impl Waiting {
-    fn view(&self) -> (Question, Duration) {
-        (self.asked.clone(), self.deadline.saturating_duration_since(Instant::now()))
+impl PendingApproval {
+    fn view(&self) -> (ApprovalRequest, Duration) {
+        (self.question.clone(), self.deadline.saturating_duration_since(Instant::now()))
     }
 }
 
 #[derive(Default)]
-struct State {
+struct ApprovalState {
     /// By number, so oldest first.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, PendingApproval>,
     number: u64,
     closed: bool,
 }
 
-impl State {
-    fn live(&self) -> impl Iterator<Item = &Waiting> {
-        self.waiting.values().filter(|waiting| !waiting.gone.is_cancelled())
+impl ApprovalState {
+    fn live(&self) -> impl Iterator<Item = &PendingApproval> {
+        self.waiting.values().filter(|waiting| !waiting.disconnected.is_cancelled())
     }
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct ApprovalsShared {
+    state: Mutex<ApprovalState>,
     changed: Condvar,
     feed: Arc<Topic>,
     shares: Shares,
-    lines: Repeats<()>,
+    lines: RepeatLimiter<()>,
 }
 
 /// Bodies and previews on disk that pending approvals of one token may hold: an upload of the largest size.
@@ -71,11 +71,11 @@ const SPOOL_PER_TOKEN: u64 = 288 << 20;
 const SPOOL_TOTAL: u64 = 1 << 30;
 
 /// Lines in the log for approvals that one token wants in an interval: its share of those that can wait, a few times.
-const LINES: u64 = 64;
+const LOG_LINES: u64 = 64;
 
 /// All that wait.
 pub struct Approvals {
-    shared: Arc<Shared>,
+    shared: Arc<ApprovalsShared>,
     timeout: Duration,
     spool: SpoolArea,
     timer: Mutex<Option<JoinOnDrop>>,
@@ -97,16 +97,16 @@ impl Approvals {
     /// # Errors
     /// When the thread cannot be started.
     pub fn new(timeout: Duration, feed: Arc<Topic>, spool: SpoolArea) -> Result<Approvals> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ApprovalsShared {
             state: Mutex::default(),
             changed: Condvar::new(),
             feed,
             shares: shares(),
-            lines: Repeats::default(),
+            lines: RepeatLimiter::default(),
         });
         let timer = spawn("approvals".into(), limits::STACK, {
             let shared = shared.clone();
-            move || keep_deadlines(&shared)
+            move || run_deadlines(&shared)
         })?;
         Ok(Approvals { shared, timeout, spool, timer: Mutex::new(Some(timer)) })
     }
@@ -115,28 +115,39 @@ impl Approvals {
     ///
     /// # Errors
     /// Given to `step` as well: `TooManyPending` when this token, or all together, ask too much; `ShuttingDown`.
-    pub fn ask(&self, asked: Question, party: Party, gone: Cancel, step: Step) {
+    pub fn request(&self, asked: ApprovalRequest, party: Party, gone: Cancel, step: ApprovalCallback) {
         let refused = {
             let mut state = lock(&self.shared.state);
             let left: Vec<u64> = state
                 .waiting
                 .iter()
-                .filter(|(_, waiting)| waiting.gone.is_cancelled())
+                .filter(|(_, waiting)| waiting.disconnected.is_cancelled())
                 .map(|(number, _)| *number)
                 .collect();
             let left: Vec<_> = left.iter().filter_map(|number| state.waiting.remove(number)).collect();
-            left.iter().for_each(|waiting| self.shared.tell_end(waiting, "gone"));
+            left.iter().for_each(|waiting| self.shared.publish_end(waiting, "gone"));
             // What left gives its share back.
             drop(left);
             if state.closed {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
             } else if let Ok(share) = self.shared.shares.take(party) {
                 let id = asked.id();
-                self.shared.log_wanted(party, id, asked.note());
+                self.shared.log_requested(party, id, asked.note());
                 state.number += 1;
                 let (number, deadline) = (state.number, Instant::now() + self.timeout);
-                let event = self.shared.tell("asked", json!({ "approval": asked.listed(self.timeout) }));
-                state.waiting.insert(number, Waiting { asked, event, deadline, gone, step, _share: share });
+                let event =
+                    self.shared.publish("asked", json!({ "approval": asked.list_view(self.timeout) }));
+                state.waiting.insert(
+                    number,
+                    PendingApproval {
+                        question: asked,
+                        event,
+                        deadline,
+                        disconnected: gone,
+                        callback: step,
+                        _share: share,
+                    },
+                );
                 self.shared.changed.notify_all();
                 return;
             } else {
@@ -150,15 +161,15 @@ impl Approvals {
     }
 
     /// Those that wait and whose clients still do, oldest first, and how long each still waits.
-    pub fn list(&self) -> Vec<(Question, Duration)> {
+    pub fn list(&self) -> Vec<(ApprovalRequest, Duration)> {
         let state = lock(&self.shared.state);
-        state.live().map(Waiting::view).collect()
+        state.live().map(PendingApproval::view).collect()
     }
 
     /// The one with this id, and how long it still waits.
-    pub fn find(&self, id: &str) -> Option<(Question, Duration)> {
+    pub fn find(&self, id: &str) -> Option<(ApprovalRequest, Duration)> {
         let state = lock(&self.shared.state);
-        state.live().find(|waiting| waiting.asked.id() == id).map(Waiting::view)
+        state.live().find(|waiting| waiting.question.id() == id).map(PendingApproval::view)
     }
 
     /// Where bodies and previews of what waits are stored.
@@ -172,19 +183,19 @@ impl Approvals {
     /// `ApprovalNotFound` for one that is not waiting: unknown, answered, timed out, or its client has gone.
     pub fn answer(&self, id: &str, allow: bool, by: &Actor) -> Result<()> {
         let word = if allow { "allowed" } else { "denied" };
-        let Some(waiting) = self.take(id, word).filter(|waiting| !waiting.gone.is_cancelled()) else {
+        let Some(waiting) = self.take(id, word).filter(|waiting| !waiting.disconnected.is_cancelled()) else {
             return Err(not_found());
         };
-        log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.asked.note());
+        log::info!("Approval {id} {word} by {}: {}", by.kind, waiting.question.note());
         let verdict = if allow { Ok(()) } else { Err(denied(id, "denied")) };
-        (waiting.step)(verdict);
+        (waiting.callback)(verdict);
         Ok(())
     }
 
     /// Takes one back: its client is told `why`, and nobody can allow it any more.
     pub fn withdraw(&self, id: &str, why: Error) {
         if let Some(waiting) = self.take(id, "withdrawn") {
-            (waiting.step)(Err(why));
+            (waiting.callback)(Err(why));
         }
     }
 
@@ -193,13 +204,13 @@ impl Approvals {
         &self.shared.feed
     }
 
-    fn take(&self, id: &str, end: &'static str) -> Option<Waiting> {
+    fn take(&self, id: &str, end: &'static str) -> Option<PendingApproval> {
         let mut state = lock(&self.shared.state);
         let number =
-            state.waiting.iter().find(|(_, waiting)| waiting.asked.id() == id).map(|(number, _)| *number);
+            state.waiting.iter().find(|(_, waiting)| waiting.question.id() == id).map(|(number, _)| *number);
         let waiting = number.and_then(|number| state.waiting.remove(&number))?;
-        let end = if waiting.gone.is_cancelled() { "gone" } else { end };
-        self.shared.tell_end(&waiting, end);
+        let end = if waiting.disconnected.is_cancelled() { "gone" } else { end };
+        self.shared.publish_end(&waiting, end);
         Some(waiting)
     }
 
@@ -212,8 +223,8 @@ impl Approvals {
             std::mem::take(&mut state.waiting)
         };
         for waiting in left.into_values() {
-            self.shared.tell_end(&waiting, "shutdown");
-            (waiting.step)(Err(Error::new(Code::ShuttingDown, "The server is shutting down")));
+            self.shared.publish_end(&waiting, "shutdown");
+            (waiting.callback)(Err(Error::new(Code::ShuttingDown, "The server is shutting down")));
         }
         let timer = lock(&self.timer).take();
         drop(timer);
@@ -226,10 +237,10 @@ impl Drop for Approvals {
     }
 }
 
-impl Shared {
-    fn log_wanted(&self, party: Party, id: &str, note: &str) {
-        let noted = self.lines.note(party.without_workspace(), LINES, Instant::now(), || ());
-        for (_, count) in noted.ended {
+impl ApprovalsShared {
+    fn log_requested(&self, party: Party, id: &str, note: &str) {
+        let noted = self.lines.note(party.without_workspace(), LOG_LINES, Instant::now(), || ());
+        for (_, count) in noted.summaries {
             log::info!(
                 "{count} more approvals were wanted within {} s; see GET /approvals",
                 INTERVAL.as_secs()
@@ -241,19 +252,19 @@ impl Shared {
     }
 
     /// Under the lock, so that the feed has everything in the order in which it happened.
-    fn tell(&self, kind: &'static str, data: Value) -> u64 {
+    fn publish(&self, kind: &'static str, data: Value) -> u64 {
         let Value::Object(data) = data else { return 0 };
         self.feed.publish(kind, data)
     }
 
     /// Publishes the end. From now on the feed has only the id of what was asked: nobody needs the rest, which may hold
     /// secrets, and only pending approvals count towards the memory of the feed.
-    fn tell_end(&self, waiting: &Waiting, end: &'static str) {
-        let (id, workspace) = (waiting.asked.id(), waiting.asked.workspace_id());
+    fn publish_end(&self, waiting: &PendingApproval, end: &'static str) {
+        let (id, workspace) = (waiting.question.id(), waiting.question.workspace_id());
         if let Value::Object(data) = json!({ "approval": { "id": id, "workspaceId": workspace } }) {
             self.feed.amend(waiting.event, data);
         }
-        self.tell("ended", json!({ "approvalId": id, "workspaceId": workspace, "reason": end }));
+        self.publish("ended", json!({ "approvalId": id, "workspaceId": workspace, "reason": end }));
     }
 }
 
@@ -270,20 +281,21 @@ fn denied(id: &str, reason: &str) -> Error {
     Error::new(Code::WriteDenied, "Write request denied").detail("requestId", id).detail("reason", reason)
 }
 
-fn keep_deadlines(shared: &Shared) {
+fn run_deadlines(shared: &ApprovalsShared) {
     let mut state = lock(&shared.state);
     while !state.closed {
         let now = Instant::now();
         let late: Vec<u64> = state
             .waiting
             .iter()
-            .filter(|(_, waiting)| waiting.deadline <= now || waiting.gone.is_cancelled())
+            .filter(|(_, waiting)| waiting.deadline <= now || waiting.disconnected.is_cancelled())
             .map(|(number, _)| *number)
             .collect();
-        let late: Vec<Waiting> = late.iter().filter_map(|number| state.waiting.remove(number)).collect();
+        let late: Vec<PendingApproval> =
+            late.iter().filter_map(|number| state.waiting.remove(number)).collect();
         for waiting in &late {
-            let gone = waiting.gone.is_cancelled();
-            shared.tell_end(waiting, if gone { "gone" } else { "timeout" });
+            let gone = waiting.disconnected.is_cancelled();
+            shared.publish_end(waiting, if gone { "gone" } else { "timeout" });
         }
         if late.is_empty() {
             // Nobody calls here when a client goes: whoever follows the feed should learn of it all the same.
@@ -295,9 +307,13 @@ fn keep_deadlines(shared: &Shared) {
         }
         drop(state);
         for waiting in late {
-            log::info!("Approval {} was not answered in time: {}", waiting.asked.id(), waiting.asked.note());
-            let verdict = denied(waiting.asked.id(), "timeout");
-            (waiting.step)(Err(verdict));
+            log::info!(
+                "Approval {} was not answered in time: {}",
+                waiting.question.id(),
+                waiting.question.note()
+            );
+            let verdict = denied(waiting.question.id(), "timeout");
+            (waiting.callback)(Err(verdict));
         }
         state = lock(&shared.state);
     }
@@ -311,17 +327,17 @@ mod tests {
     use serde_json::Map;
 
     use crate::access::Scope;
-    use crate::access::question::NewQuestion;
-    use crate::events::{Bus, Next};
-    use crate::store::scratch::Scratch;
+    use crate::access::approval_request::NewApprovalRequest;
+    use crate::events::{Bus, NextEvent};
+    use crate::store::scratch::TestFolder;
 
     fn ask(approvals: &Approvals, token: &str) -> (Cancel, mpsc::Receiver<Result<()>>) {
         let (told, verdict) = mpsc::channel();
         let actor = Actor::remote(Scope::Collaborator, token.to_owned(), None);
         let gone = Cancel::new().unwrap();
-        let step: Step = Box::new(move |verdict| told.send(verdict).unwrap());
+        let step: ApprovalCallback = Box::new(move |verdict| told.send(verdict).unwrap());
         let party = Party::new(&actor.token_hash, None, false);
-        let question = Question::new(NewQuestion {
+        let question = ApprovalRequest::new(NewApprovalRequest {
             workspace_id: "w",
             action: "a",
             summary: "s".into(),
@@ -331,12 +347,12 @@ mod tests {
             more: Map::new(),
             whole: None,
         });
-        approvals.ask(question, party, gone.clone(), step);
+        approvals.request(question, party, gone.clone(), step);
         (gone, verdict)
     }
 
     fn approvals(timeout: Duration) -> Approvals {
-        let folder = Scratch::new();
+        let folder = TestFolder::new();
         let spool = SpoolArea::open(&folder, 1 << 20, 1 << 20).unwrap();
         Approvals::new(timeout, Bus::default().topic("approvals"), spool).unwrap()
     }
@@ -349,7 +365,7 @@ mod tests {
             let deadline = Instant::now() + Duration::from_secs(10);
             loop {
                 match feed.read_next() {
-                    Next::Event(event) => {
+                    NextEvent::Event(event) => {
                         assert_eq!(event.kind, if reason.is_some() { "ended" } else { "asked" });
                         assert_eq!(event.data.get("reason").and_then(Value::as_str), reason);
                         return;

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::leases::Leases;
-use super::login::Claims;
+use super::leases::TokenLeases;
+use super::login::JwtClaims;
 use super::tokens::{NewToken, Token, Tokens};
 use super::{Actor, Login, Scope};
 use crate::base::{At, Error, Result, clock};
@@ -19,7 +19,7 @@ use crate::store::file;
 
 /// Where a token came from; the words of `GET /status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum TokenSource {
     /// A flag.
     Cli,
     /// The environment.
@@ -30,14 +30,14 @@ pub enum Source {
     Generated,
 }
 
-impl Source {
+impl TokenSource {
     /// The word of `GET /status`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Source::Cli => "cli",
-            Source::Env => "env",
-            Source::File => "file",
-            Source::Generated => "generated",
+            TokenSource::Cli => "cli",
+            TokenSource::Env => "env",
+            TokenSource::File => "file",
+            TokenSource::Generated => "generated",
         }
     }
 }
@@ -48,7 +48,7 @@ pub struct TokenSetting {
     /// The token, never empty.
     pub secret: Option<String>,
     /// Where it was given; `Generated` when it was not.
-    pub source: Source,
+    pub source: TokenSource,
 }
 
 impl std::fmt::Debug for TokenSetting {
@@ -60,7 +60,7 @@ impl std::fmt::Debug for TokenSetting {
 /// The generated tokens on disk: `<data>/credentials.json`, mode 0600.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Kept {
+struct StoredCredentials {
     client_token: Option<String>,
     host_token: Option<String>,
     created_at: Option<String>,
@@ -78,19 +78,19 @@ pub struct Credentials {
     host_digest: Digest32,
     /// How the two are named in actors: viewers read these in the audit log, and a plain hash of a token that a person chose
     /// could be found by trying. Stored tokens are 128 random bits or more and keep their observed SHA-256.
-    client_name: String,
-    host_name: String,
+    client_actor: String,
+    host_actor: String,
     /// Where the client token came from.
-    pub client_source: Source,
+    pub client_source: TokenSource,
     /// Where the host token came from.
-    pub host_source: Source,
+    pub host_source: TokenSource,
     /// A token was made by this start, so it must be printed once.
     pub fresh: bool,
     tokens: Arc<Tokens>,
     /// Password login, if it is set up.
     pub login: Option<Login>,
     /// What scoped tokens have opened.
-    pub leases: Leases,
+    pub leases: TokenLeases,
 }
 
 /// What a request brought along.
@@ -106,9 +106,9 @@ pub struct Presented<'a> {
 
 /// What was presented and is worth nothing, in words for whoever presented it.
 #[derive(Debug)]
-pub struct Worthless(String);
+pub struct InvalidCredential(String);
 
-impl std::fmt::Display for Worthless {
+impl std::fmt::Display for InvalidCredential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
@@ -127,12 +127,12 @@ impl Credentials {
         token_store: &Path,
         login: Option<Login>,
     ) -> Result<Credentials> {
-        let made = make(data_dir, client, host)?;
+        let made = load_or_generate(data_dir, client, host)?;
         let tokens = Arc::new(Tokens::open(token_store)?);
         let key = naming_key(data_dir)?;
         Ok(Credentials {
-            client_name: hex(&keyed_hash(&key, made.client.as_bytes())),
-            host_name: hex(&keyed_hash(&key, made.host.as_bytes())),
+            client_actor: hex(&keyed_hash(&key, made.client.as_bytes())),
+            host_actor: hex(&keyed_hash(&key, made.host.as_bytes())),
             client_digest: digest(&made.client),
             host_digest: digest(&made.host),
             client: made.client,
@@ -141,7 +141,7 @@ impl Credentials {
             host_source: host.source,
             fresh: made.fresh,
             login,
-            leases: Leases::new(tokens.clone())?,
+            leases: TokenLeases::new(tokens.clone())?,
             tokens,
         })
     }
@@ -185,23 +185,23 @@ impl Credentials {
     ///
     /// # Errors
     /// What was presented instead.
-    pub fn actor(&self, presented: Presented<'_>) -> Result<Actor, Worthless> {
+    pub fn actor(&self, presented: Presented<'_>) -> Result<Actor, InvalidCredential> {
         let client_id = || presented.client_id.map(str::to_owned);
         let is = |digest: &Digest32, wanted: &Digest32| bool::from(digest.ct_eq(wanted));
         if presented.host.map(digest).is_some_and(|token| is(&token, &self.host_digest)) {
-            return Ok(Actor::host(self.host_name.clone(), client_id()));
+            return Ok(Actor::host(self.host_actor.clone(), client_id()));
         }
         let wrong_host =
             presented.host.is_some().then_some("an X-OpenWork-Host-Token that is not the host token");
         let Some(bearer) = presented.bearer else {
-            return Err(Worthless(wrong_host.unwrap_or("no credential").to_owned()));
+            return Err(InvalidCredential(wrong_host.unwrap_or("no credential").to_owned()));
         };
         let token = digest(bearer);
         if is(&token, &self.host_digest) {
-            return Ok(Actor::host(self.host_name.clone(), client_id()));
+            return Ok(Actor::host(self.host_actor.clone(), client_id()));
         }
         if is(&token, &self.client_digest) {
-            return Ok(Actor::remote(Scope::Collaborator, self.client_name.clone(), client_id()));
+            return Ok(Actor::remote(Scope::Collaborator, self.client_actor.clone(), client_id()));
         }
         let found = self.tokens.find(&hex(&token));
         if let (None, Some(claims)) = (&found, self.logged_in(bearer)) {
@@ -210,18 +210,20 @@ impl Credentials {
         match found {
             Some(found) if !found.is_expired() => Ok(Actor::scoped(&found, client_id())),
             Some(found) => {
-                let end = found.expires_at.map(clock::rfc3339_of_ms).unwrap_or_default();
-                Err(Worthless(format!("{}, which expired at {end}", named(&found))))
+                let end = found.expires_at.map(clock::rfc3339_from_ms).unwrap_or_default();
+                Err(InvalidCredential(format!("{}, which expired at {end}", describe_token(&found))))
             }
             None => {
                 let bearer = "a bearer token that is unknown here, or was revoked";
-                Err(Worthless(wrong_host.map_or(bearer.to_owned(), |host| format!("{host}, and {bearer}"))))
+                Err(InvalidCredential(
+                    wrong_host.map_or(bearer.to_owned(), |host| format!("{host}, and {bearer}")),
+                ))
             }
         }
     }
 
     /// The scoped token of an actor, if it has one.
-    pub fn token_of(&self, actor: &Actor) -> Option<Token> {
+    pub fn find_token(&self, actor: &Actor) -> Option<Token> {
         if actor.is_scoped { self.tokens.find(&actor.token_hash) } else { None }
     }
 
@@ -234,7 +236,7 @@ impl Credentials {
         }
     }
 
-    fn logged_in(&self, bearer: &str) -> Option<Claims> {
+    fn logged_in(&self, bearer: &str) -> Option<JwtClaims> {
         self.login.as_ref()?.verify(bearer, clock::now_unix_ms() / 1000)
     }
 
@@ -247,7 +249,7 @@ impl Credentials {
             return format!("the login of '{}'", user.escape_debug());
         }
         match self.tokens.find(&actor.token_hash) {
-            Some(token) => named(&token),
+            Some(token) => describe_token(&token),
             None if actor.is_scoped => format!("a {} token that was revoked", actor.scope.as_str()),
             None => "the client token (a collaborator's)".to_owned(),
         }
@@ -255,7 +257,7 @@ impl Credentials {
 }
 
 /// A scoped token in words.
-pub fn named(token: &Token) -> String {
+pub fn describe_token(token: &Token) -> String {
     let scope = token.scope.as_str();
     match &token.label {
         Some(label) => format!("the {scope} token '{}'", label.escape_debug()),
@@ -264,7 +266,7 @@ pub fn named(token: &Token) -> String {
 }
 
 /// The two configured tokens.
-pub struct Made {
+pub struct ServerTokens {
     client: String,
     host: String,
     fresh: bool,
@@ -274,9 +276,9 @@ pub struct Made {
 ///
 /// # Errors
 /// When the kept file cannot be read, is not what we wrote, or cannot be written.
-pub fn make(data_dir: &Path, client: &TokenSetting, host: &TokenSetting) -> Result<Made> {
+pub fn load_or_generate(data_dir: &Path, client: &TokenSetting, host: &TokenSetting) -> Result<ServerTokens> {
     let path = data_dir.join(FILE);
-    let mut kept = read_kept(&path)?;
+    let mut kept = read_stored(&path)?;
     let mut fresh = false;
     let mut pick = |setting: &TokenSetting, slot: &mut Option<String>| -> Result<String> {
         if let Some(secret) = &setting.secret {
@@ -292,24 +294,25 @@ pub fn make(data_dir: &Path, client: &TokenSetting, host: &TokenSetting) -> Resu
     let host = pick(host, &mut kept.host_token)?;
     if fresh {
         kept.created_at = Some(clock::now_rfc3339());
-        let mut text = serde_json::to_vec_pretty(&kept).map_err(|e| Error::internal("tokens").because(e))?;
+        let mut text =
+            serde_json::to_vec_pretty(&kept).map_err(|e| Error::internal("tokens").with_source(e))?;
         text.push(b'\n');
         file::write_atomic(&path, &text, 0o600)?;
     }
-    Ok(Made { client, host, fresh })
+    Ok(ServerTokens { client, host, fresh })
 }
 
 /// Prints-only view of the kept tokens for `berth token show`: (client, host).
 ///
 /// # Errors
 /// When the file cannot be read or is not what we wrote.
-pub fn kept_tokens(data_dir: &Path) -> Result<(Option<String>, Option<String>)> {
-    let kept = read_kept(&data_dir.join(FILE))?;
+pub fn stored_tokens(data_dir: &Path) -> Result<(Option<String>, Option<String>)> {
+    let kept = read_stored(&data_dir.join(FILE))?;
     Ok((kept.client_token, kept.host_token))
 }
 
-fn read_kept(path: &Path) -> Result<Kept> {
-    let Some(text) = file::read_optional(path, 64 << 10)? else { return Ok(Kept::default()) };
+fn read_stored(path: &Path) -> Result<StoredCredentials> {
+    let Some(text) = file::read_optional(path, 64 << 10)? else { return Ok(StoredCredentials::default()) };
     serde_json::from_slice(&text).map_err(|error| {
         Error::config(
             path.display(),

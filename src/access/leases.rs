@@ -15,9 +15,9 @@ use super::tokens::Tokens;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, clock, limits};
 
-type End = Box<dyn FnOnce() + Send>;
+type LeaseCallback = Box<dyn FnOnce() + Send>;
 
-struct Held {
+struct LeaseEntry {
     token_hash: String,
     /// The token is not one of the store: only time ends it.
     is_login: bool,
@@ -25,106 +25,106 @@ struct Held {
     /// Between the end of the token and the call of `end`.
     grace: Duration,
     ended: Arc<AtomicBool>,
-    end: End,
+    on_end: LeaseCallback,
 }
 
 #[derive(Default)]
-struct State {
-    held: BTreeMap<u64, Held>,
+struct LeaseState {
+    entries: BTreeMap<u64, LeaseEntry>,
     /// In their time of grace.
-    dying: BTreeMap<u64, (Instant, End)>,
+    expiring: BTreeMap<u64, (Instant, LeaseCallback)>,
     number: u64,
     closed: bool,
 }
 
-struct Shared {
+struct LeasesShared {
     tokens: Arc<Tokens>,
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
     changed: Condvar,
 }
 
 /// All that is held.
-pub struct Leases {
-    shared: Arc<Shared>,
-    keeper: Mutex<Option<JoinOnDrop>>,
+pub struct TokenLeases {
+    shared: Arc<LeasesShared>,
+    thread: Mutex<Option<JoinOnDrop>>,
 }
 
 /// Held until it is dropped.
 #[derive(Default)]
-pub struct Lease {
-    shared: Weak<Shared>,
+pub struct TokenLease {
+    shared: Weak<LeasesShared>,
     number: u64,
     ended: Arc<AtomicBool>,
 }
 
-impl Lease {
+impl TokenLease {
     /// Whether the token has ended meanwhile.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 }
 
-impl std::fmt::Debug for Lease {
+impl std::fmt::Debug for TokenLease {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Lease({})", self.number)
     }
 }
 
-impl Drop for Lease {
+impl Drop for TokenLease {
     fn drop(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         let gone = {
             let mut state = lock(&shared.state);
-            (state.held.remove(&self.number), state.dying.remove(&self.number))
+            (state.entries.remove(&self.number), state.expiring.remove(&self.number))
         };
         // What an end holds may take locks of its own when it goes.
         drop(gone);
     }
 }
 
-impl Leases {
+impl TokenLeases {
     /// Nothing is held yet.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn new(tokens: Arc<Tokens>) -> Result<Leases> {
-        let shared = Arc::new(Shared { tokens, state: Mutex::default(), changed: Condvar::new() });
+    pub fn new(tokens: Arc<Tokens>) -> Result<TokenLeases> {
+        let shared = Arc::new(LeasesShared { tokens, state: Mutex::default(), changed: Condvar::new() });
         let keeper = spawn("leases".into(), limits::STACK, {
             let shared = shared.clone();
-            move || keep(&shared)
+            move || run_expiry(&shared)
         })?;
-        Ok(Leases { shared, keeper: Mutex::new(Some(keeper)) })
+        Ok(TokenLeases { shared, thread: Mutex::new(Some(keeper)) })
     }
 
     /// Calls `end` once, `grace` after the end of this actor's token, unless the lease is dropped before; on whatever
     /// thread, so it should only pass it on.
-    pub fn hold(&self, actor: &Actor, grace: Duration, end: impl FnOnce() + Send + 'static) -> Lease {
+    pub fn acquire(&self, actor: &Actor, grace: Duration, end: impl FnOnce() + Send + 'static) -> TokenLease {
         if !actor.is_scoped {
-            return Lease::default();
+            return TokenLease::default();
         }
         let ended = Arc::new(AtomicBool::new(false));
         let number = {
             let mut state = lock(&self.shared.state);
             state.number += 1;
             let number = state.number;
-            let held = Held {
+            let held = LeaseEntry {
                 token_hash: actor.token_hash.clone(),
                 is_login: actor.user.is_some(),
                 expires_at: actor.expires_at,
                 grace,
                 ended: ended.clone(),
-                end: Box::new(end),
+                on_end: Box::new(end),
             };
             // The keeper sleeps for long while nothing is held, and until the next time that it knows.
-            if state.held.is_empty() || held.expires_at.is_some() {
+            if state.entries.is_empty() || held.expires_at.is_some() {
                 self.shared.changed.notify_all();
             }
-            state.held.insert(number, held);
+            state.entries.insert(number, held);
             number
         };
         // It may have ended since the request was let in.
         self.shared.sweep(Some(&actor.token_hash));
-        Lease { shared: Arc::downgrade(&self.shared), number, ended }
+        TokenLease { shared: Arc::downgrade(&self.shared), number, ended }
     }
 
     /// Ends what this token has opened, when it is not good any more.
@@ -136,24 +136,25 @@ impl Leases {
     pub fn close(&self) {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
-        let keeper = lock(&self.keeper).take();
+        let keeper = lock(&self.thread).take();
         drop(keeper);
     }
 }
 
-impl Drop for Leases {
+impl Drop for TokenLeases {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-impl Shared {
+impl LeasesShared {
     /// Ends what is held for tokens that are not good any more; of all tokens if none is named.
     fn sweep(&self, only: Option<&str>) {
         let mut hashes: Vec<String> = {
             let state = lock(&self.state);
-            let wanted = |held: &&Held| !held.is_login && only.is_none_or(|hash| hash == held.token_hash);
-            state.held.values().filter(wanted).map(|held| held.token_hash.clone()).collect()
+            let wanted =
+                |held: &&LeaseEntry| !held.is_login && only.is_none_or(|hash| hash == held.token_hash);
+            state.entries.values().filter(wanted).map(|held| held.token_hash.clone()).collect()
         };
         hashes.sort_unstable();
         hashes.dedup();
@@ -168,7 +169,7 @@ impl Shared {
         {
             let mut state = lock(&self.state);
             let mut over = Vec::new();
-            for (number, held) in &mut state.held {
+            for (number, held) in &mut state.entries {
                 if held.is_login {
                     if held.expires_at.is_some_and(|end| end <= wall) {
                         over.push(*number);
@@ -183,12 +184,12 @@ impl Shared {
                 }
             }
             for number in over {
-                let Some(held) = state.held.remove(&number) else { continue };
+                let Some(held) = state.entries.remove(&number) else { continue };
                 held.ended.store(true, Ordering::Release);
                 if held.grace.is_zero() {
-                    due.push(held.end);
+                    due.push(held.on_end);
                 } else {
-                    state.dying.insert(number, (Instant::now() + held.grace, held.end));
+                    state.expiring.insert(number, (Instant::now() + held.grace, held.on_end));
                     self.changed.notify_all();
                 }
             }
@@ -199,7 +200,7 @@ impl Shared {
     }
 }
 
-fn keep(shared: &Shared) {
+fn run_expiry(shared: &LeasesShared) {
     loop {
         let mut due = Vec::new();
         {
@@ -209,14 +210,14 @@ fn keep(shared: &Shared) {
             }
             let now = Instant::now();
             let over: Vec<u64> =
-                state.dying.iter().filter(|(_, (at, _))| *at <= now).map(|(number, _)| *number).collect();
-            due.extend(over.iter().filter_map(|number| state.dying.remove(number)));
+                state.expiring.iter().filter(|(_, (at, _))| *at <= now).map(|(number, _)| *number).collect();
+            due.extend(over.iter().filter_map(|number| state.expiring.remove(number)));
             if due.is_empty() {
                 let wall = clock::now_unix_ms();
                 let until = |end: u64| Duration::from_millis(end.saturating_sub(wall));
-                let expiry = state.held.values().filter_map(|held| held.expires_at).map(until).min();
-                let grace = state.dying.values().map(|(at, _)| at.saturating_duration_since(now)).min();
-                let look = (!state.held.is_empty()).then_some(limits::CREDENTIAL_CHECK);
+                let expiry = state.entries.values().filter_map(|held| held.expires_at).map(until).min();
+                let grace = state.expiring.values().map(|(at, _)| at.saturating_duration_since(now)).min();
+                let look = (!state.entries.is_empty()).then_some(limits::CREDENTIAL_CHECK);
                 let patience = [expiry, grace, look].into_iter().flatten().min();
                 let patience = patience.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(1));
                 drop(shared.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner));
@@ -236,18 +237,18 @@ mod tests {
     use super::*;
     use crate::access::Scope;
     use crate::access::tokens::{NewToken, Token};
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     struct Bench {
-        _dir: Scratch,
+        _dir: TestFolder,
         tokens: Arc<Tokens>,
-        leases: Leases,
+        leases: TokenLeases,
     }
 
     fn bench() -> Bench {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let tokens = Arc::new(Tokens::open(&dir.join("tokens.json")).unwrap());
-        Bench { leases: Leases::new(tokens.clone()).unwrap(), tokens, _dir: dir }
+        Bench { leases: TokenLeases::new(tokens.clone()).unwrap(), tokens, _dir: dir }
     }
 
     impl Bench {
@@ -256,11 +257,11 @@ mod tests {
             self.tokens.create(wanted).unwrap().0
         }
 
-        fn hold(&self, token: &Token, grace: Duration) -> (Lease, mpsc::Receiver<()>) {
+        fn hold(&self, token: &Token, grace: Duration) -> (TokenLease, mpsc::Receiver<()>) {
             let (told, ended) = mpsc::channel();
             let lease = self
                 .leases
-                .hold(&Actor::scoped(token, None), grace, move || told.send(()).unwrap_or_default());
+                .acquire(&Actor::scoped(token, None), grace, move || told.send(()).unwrap_or_default());
             (lease, ended)
         }
     }

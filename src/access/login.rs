@@ -26,7 +26,7 @@ const SINGLE_USER: &str = "default";
 
 /// A person who can log in.
 #[derive(Clone)]
-pub struct User {
+pub struct LoginUser {
     /// The `sub` of the user's tokens.
     pub id: String,
     /// What the user types.
@@ -35,10 +35,10 @@ pub struct User {
     password: [u8; 32],
 }
 
-impl User {
+impl LoginUser {
     /// A user with this password.
-    pub fn new(id: String, username: String, password: &str) -> User {
-        User { id, username, password: Sha256::digest(password).into() }
+    pub fn new(id: String, username: String, password: &str) -> LoginUser {
+        LoginUser { id, username, password: Sha256::digest(password).into() }
     }
 }
 
@@ -49,7 +49,7 @@ pub struct Login {
     lifetime: Duration,
     /// One password without a user name.
     single: bool,
-    users: Vec<User>,
+    users: Vec<LoginUser>,
 }
 
 impl std::fmt::Debug for Login {
@@ -60,14 +60,14 @@ impl std::fmt::Debug for Login {
 
 /// A token that was made.
 #[derive(Debug, Serialize)]
-pub struct Issued {
+pub struct IssuedToken {
     token: String,
     /// Unix seconds.
     exp: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct JwtHeader {
     #[serde(skip_serializing_if = "Option::is_none")]
     typ: Option<String>,
     alg: String,
@@ -78,14 +78,14 @@ struct Header {
 
 /// What a token says. Times are Unix seconds.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Claims {
+pub struct JwtClaims {
     sub: String,
     usr: String,
     iat: u64,
     exp: u64,
 }
 
-impl Claims {
+impl JwtClaims {
     /// When it ends, in Unix milliseconds.
     pub fn expires_at_ms(&self) -> u64 {
         self.exp.saturating_mul(1000)
@@ -100,12 +100,12 @@ impl Claims {
 impl Login {
     /// One password for everyone.
     pub fn single(password: &str, secret: &str, lifetime: Duration) -> Login {
-        let user = User::new(SINGLE_USER.to_owned(), SINGLE_USER.to_owned(), password);
+        let user = LoginUser::new(SINGLE_USER.to_owned(), SINGLE_USER.to_owned(), password);
         Login { secret: secret.into(), lifetime, single: true, users: vec![user] }
     }
 
     /// A password for each user.
-    pub fn multi(users: Vec<User>, secret: &str, lifetime: Duration) -> Login {
+    pub fn multi(users: Vec<LoginUser>, secret: &str, lifetime: Duration) -> Login {
         Login { secret: secret.into(), lifetime, single: false, users }
     }
 
@@ -118,7 +118,7 @@ impl Login {
     ///
     /// # Errors
     /// `Unauthorized` with the observed sentence.
-    pub fn log_in(&self, username: Option<&str>, password: &str, now: u64) -> Result<Issued> {
+    pub fn log_in(&self, username: Option<&str>, password: &str, now: u64) -> Result<IssuedToken> {
         let refuse = |message: &str| Err(Error::new(Code::Unauthorized, message));
         let typed = <[u8; 32]>::from(Sha256::digest(password));
         let too_long = password.len() > PASSWORD_BYTES;
@@ -146,31 +146,32 @@ impl Login {
             }
         };
         let exp = now.saturating_add(self.lifetime.as_secs());
-        let claims = Claims { sub: user.id.clone(), usr: user.username.clone(), iat: now, exp };
-        let header = Header { typ: Some("JWT".to_owned()), alg: "HS256".to_owned(), crit: None };
+        let claims = JwtClaims { sub: user.id.clone(), usr: user.username.clone(), iat: now, exp };
+        let header = JwtHeader { typ: Some("JWT".to_owned()), alg: "HS256".to_owned(), crit: None };
         let part = |json: serde_json::Result<Vec<u8>>| {
-            json.map(|json| BASE64.encode(json)).map_err(|error| Error::internal("a token").because(error))
+            json.map(|json| BASE64.encode(json))
+                .map_err(|error| Error::internal("a token").with_source(error))
         };
         let text = format!("{}.{}", part(serde_json::to_vec(&header))?, part(serde_json::to_vec(&claims))?);
         let signature = BASE64.encode(self.mac(&text)?.finalize().into_bytes());
-        Ok(Issued { token: format!("{text}.{signature}"), exp })
+        Ok(IssuedToken { token: format!("{text}.{signature}"), exp })
     }
 
     /// What a token says, if it is one of ours that is still good. `now`: Unix seconds.
-    pub fn verify(&self, token: &str, now: u64) -> Option<Claims> {
+    pub fn verify(&self, token: &str, now: u64) -> Option<JwtClaims> {
         if token.len() > TOKEN_BYTES {
             return None;
         }
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, claims) = signed.split_once('.').filter(|(_, claims)| !claims.contains('.'))?;
-        let header: Header = serde_json::from_slice(&BASE64.decode(header).ok()?).ok()?;
+        let header: JwtHeader = serde_json::from_slice(&BASE64.decode(header).ok()?).ok()?;
         let typ = header.typ.as_deref().is_none_or(|typ| typ.eq_ignore_ascii_case("JWT"));
         if header.alg != "HS256" || !typ || header.crit.is_some() {
             return None;
         }
         // Compares in constant time, and only with all 32 bytes.
         self.mac(signed).ok()?.verify_slice(&BASE64.decode(signature).ok()?).ok()?;
-        let claims: Claims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
+        let claims: JwtClaims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
         let known = self.users.iter().any(|user| user.id == claims.sub);
         let begun = claims.iat <= now.saturating_add(CLOCK_SKEW_SECS) && claims.iat <= claims.exp;
         (known && begun && now < claims.exp).then_some(claims)
@@ -178,7 +179,7 @@ impl Login {
 
     fn mac(&self, text: &str) -> Result<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret)
-            .map_err(|error| Error::internal("a key for HMAC").because(error))?;
+            .map_err(|error| Error::internal("a key for HMAC").with_source(error))?;
         mac.update(text.as_bytes());
         Ok(mac)
     }
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn users_have_their_own_passwords() {
-        let user = |id: &str, name: &str, password: &str| User::new(id.into(), name.into(), password);
+        let user = |id: &str, name: &str, password: &str| LoginUser::new(id.into(), name.into(), password);
         let users = vec![user("u1", "ann", "a"), user("u2", "bob", "b")];
         let login = Login::multi(users, "a secret of some length", DAY);
         let token = login.log_in(Some("bob"), "b", NOW).unwrap().token;

@@ -1,18 +1,18 @@
 //! Who may do what, and who did: credentials, scopes, approvals, read-only mode, the audit log. Knows nothing of HTTP.
 
+pub mod approval_request;
 pub mod approvals;
 pub mod audit;
 pub mod credentials;
 pub mod leases;
 pub mod login;
-pub mod question;
 pub mod scope;
 pub mod tokens;
 
 pub use approvals::Approvals;
 pub use audit::Audit;
-pub use credentials::{Credentials, Source, TokenSetting};
-pub use leases::Lease;
+pub use credentials::{Credentials, TokenSetting, TokenSource};
+pub use leases::TokenLease;
 pub use login::Login;
 pub use scope::{Actor, Scope};
 
@@ -39,7 +39,7 @@ impl ApprovalMode {
 
 /// How gated writes are approved.
 #[derive(Clone, Copy, Debug)]
-pub struct Approval {
+pub struct ApprovalSettings {
     /// Manual or automatic.
     pub mode: ApprovalMode,
     /// How long a gated request waits for an answer.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::login::Claims;
+use super::login::JwtClaims;
 use super::tokens::Token;
 
 /// What a credential allows; each includes those before it.
@@ -87,7 +87,7 @@ impl Actor {
     }
 
     /// A user who has logged in: an owner until the token expires.
-    pub fn logged_in(token_hash: String, claims: &Claims, client_id: Option<String>) -> Actor {
+    pub fn logged_in(token_hash: String, claims: &JwtClaims, client_id: Option<String>) -> Actor {
         Actor {
             is_scoped: true,
             user: Some(claims.user().to_owned()),

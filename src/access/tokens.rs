@@ -77,14 +77,14 @@ pub struct NewToken {
 pub struct Tokens {
     path: PathBuf,
     writer: Mutex<()>,
-    loaded: RwLock<Arc<Loaded>>,
+    loaded: RwLock<Arc<TokenFile>>,
 }
 
 /// What the file said.
 #[derive(Debug, Default)]
-struct Loaded {
+struct TokenFile {
     /// `None`: look again whatever the file's state.
-    state: Option<State>,
+    version: Option<TokenFileVersion>,
     /// Everything, also what we do not know.
     document: Map<String, Value>,
     /// Newest first, as they stand in the file.
@@ -96,7 +96,7 @@ struct Loaded {
 
 /// What tells whether a file has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum TokenFileVersion {
     Absent,
     Present { device: u64, inode: u64, size: u64, modified: (i64, i64), changed: (i64, i64) },
 }
@@ -153,7 +153,7 @@ impl Tokens {
             workspace_ids: wanted.workspace_ids,
         };
         let mut entry =
-            serde_json::to_value(&token).map_err(|error| Error::internal("a token").because(error))?;
+            serde_json::to_value(&token).map_err(|error| Error::internal("a token").with_source(error))?;
         entry["hash"] = json!(token.hash);
         self.change(|entries| {
             let kept = u64::try_from(limits::EXPIRED_TOKEN_KEPT.as_millis()).unwrap_or(u64::MAX);
@@ -179,15 +179,16 @@ impl Tokens {
         self.change(|entries| {
             let found = entries.iter().position(|entry| entry.get("id").and_then(Value::as_str) == Some(id));
             let found = found.ok_or_else(|| Error::new(Code::TokenNotFound, "Token not found"))?;
-            serde_json::from_value(entries.remove(found))
-                .map_err(|error| Error::internal("The entry in the token store made no sense").because(error))
+            serde_json::from_value(entries.remove(found)).map_err(|error| {
+                Error::internal("The entry in the token store made no sense").with_source(error)
+            })
         })
     }
 
     /// What is in the file now.
-    fn current(&self) -> Arc<Loaded> {
+    fn current(&self) -> Arc<TokenFile> {
         let loaded = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
-        if loaded.state.is_some() && loaded.state == State::of(&self.path) {
+        if loaded.version.is_some() && loaded.version == TokenFileVersion::of(&self.path) {
             return loaded;
         }
         let _turn = lock(&self.writer); // LOCK: 3
@@ -196,10 +197,10 @@ impl Tokens {
 
     /// Reads the file anew. One that cannot be read, or is no store at the moment (somebody may be writing it), changes
     /// nothing: those who were trusted stay so until it says otherwise.
-    fn refresh(&self) -> Arc<Loaded> {
+    fn refresh(&self) -> Arc<TokenFile> {
         let before = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
-        let state = State::of(&self.path);
-        if before.state.is_some() && before.state == state {
+        let state = TokenFileVersion::of(&self.path);
+        if before.version.is_some() && before.version == state {
             return before;
         }
         let (document, tokens) = (before.document.clone(), before.tokens.clone());
@@ -210,30 +211,30 @@ impl Tokens {
                     "{} is not a token store any more; the tokens that it had stay good until it is mended",
                     self.path.display()
                 );
-                Loaded { damaged: true, ..Loaded::new(state, document, tokens) }
+                TokenFile { damaged: true, ..TokenFile::new(state, document, tokens) }
             }
             Err(error) => {
                 log::error!("{error}; the tokens that were read before stay good");
-                Loaded::new(state, document, tokens)
+                TokenFile::new(state, document, tokens)
             }
         };
         make_private(&self.path);
         self.put(next)
     }
 
-    fn put(&self, next: Loaded) -> Arc<Loaded> {
+    fn put(&self, next: TokenFile) -> Arc<TokenFile> {
         let next = Arc::new(next);
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         next
     }
 
-    fn read(&self) -> Result<Loaded> {
+    fn read(&self) -> Result<TokenFile> {
         // Before the content: what is written in between is noticed by the next look.
-        let state = State::of(&self.path);
+        let state = TokenFileVersion::of(&self.path);
         let bytes = file::read_optional(&self.path, limits::TOKEN_STORE_BYTES)
             .map_err(|error| Error::config("token store", error))?;
         let Some(bytes) = bytes.filter(|bytes| !bytes.iter().all(u8::is_ascii_whitespace)) else {
-            return Ok(Loaded::new(state, Map::new(), Vec::new()));
+            return Ok(TokenFile::new(state, Map::new(), Vec::new()));
         };
         let document = match serde_json::from_slice::<Value>(&bytes) {
             Ok(Value::Object(document))
@@ -242,7 +243,7 @@ impl Tokens {
                 document
             }
             _ => {
-                return Ok(Loaded { damaged: true, ..Loaded::new(state, Map::new(), Vec::new()) });
+                return Ok(TokenFile { damaged: true, ..TokenFile::new(state, Map::new(), Vec::new()) });
             }
         };
         let entries = document.get("tokens").and_then(Value::as_array).map(Vec::as_slice);
@@ -257,7 +258,7 @@ impl Tokens {
                 Err(error) => log::error!("{}: token {at} makes no sense: {error}", self.path.display()),
             }
         }
-        Ok(Loaded::new(state, document, tokens))
+        Ok(TokenFile::new(state, document, tokens))
     }
 
     /// Changes the entries as they stand in the file now.
@@ -271,7 +272,7 @@ impl Tokens {
         if now.damaged {
             self.move_aside()?;
             let before = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
-            now = Loaded::new(None, before.document.clone(), before.tokens.clone());
+            now = TokenFile::new(None, before.document.clone(), before.tokens.clone());
         }
         let mut document = now.document;
         let mut entries = match document.remove("tokens") {
@@ -283,7 +284,7 @@ impl Tokens {
         document.insert("updatedAt".into(), json!(clock::now_unix_ms()));
         document.insert("tokens".into(), Value::Array(entries));
         let mut text = serde_json::to_vec_pretty(&document)
-            .map_err(|error| Error::internal("the token store").because(error))?;
+            .map_err(|error| Error::internal("the token store").with_source(error))?;
         text.push(b'\n');
         file::write_atomic(&self.path, &text, 0o600)?;
         self.put(self.read()?);
@@ -304,26 +305,26 @@ impl Tokens {
     }
 }
 
-impl Loaded {
-    fn new(state: Option<State>, document: Map<String, Value>, tokens: Vec<Token>) -> Loaded {
+impl TokenFile {
+    fn new(state: Option<TokenFileVersion>, document: Map<String, Value>, tokens: Vec<Token>) -> TokenFile {
         let by_hash = tokens.iter().enumerate().rev().map(|(at, token)| (token.hash.clone(), at)).collect();
-        Loaded { state, document, tokens, by_hash, damaged: false }
+        TokenFile { version: state, document, tokens, by_hash, damaged: false }
     }
 }
 
-impl State {
+impl TokenFileVersion {
     /// `None` when it cannot be trusted: the file was changed so shortly ago that another change may look the same.
-    fn of(path: &Path) -> Option<State> {
+    fn of(path: &Path) -> Option<TokenFileVersion> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(State::Absent),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(TokenFileVersion::Absent),
             Err(_) => return None,
         };
         let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
         if age.is_none_or(|age| age < limits::CLOCK_TICK) {
             return None;
         }
-        Some(State::Present {
+        Some(TokenFileVersion::Present {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
@@ -354,7 +355,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     fn any(label: &str) -> NewToken {
         NewToken { scope: Scope::Viewer, label: Some(label.to_owned()), lifetime: None, workspace_ids: None }
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn what_forty_make_at_once_is_all_there() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("tokens.json");
         // Two servers on one file, as two processes would be.
         let stores = [Tokens::open(&path).unwrap(), Tokens::open(&path).unwrap()];
@@ -390,7 +391,7 @@ mod tests {
 
     #[test]
     fn an_existing_store_is_taken_over_with_what_we_do_not_know() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("tokens.json");
         let hash = credentials::hash("owt_old");
         let old = json!({"schemaVersion": 1, "updatedAt": 5, "note": "mine", "tokens": [
@@ -418,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_hand_is_noticed_and_a_slip_of_it_locks_nobody_out() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("tokens.json");
         let store = Tokens::open(&path).unwrap();
         let (kept, _) = store.create(any("kept")).unwrap();
@@ -439,7 +440,7 @@ mod tests {
 
     #[test]
     fn expired_ones_are_told_apart_and_forgotten_in_time() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let store = Tokens::open(&dir.join("tokens.json")).unwrap();
         let (short, _) =
             store.create(NewToken { lifetime: Some(Duration::from_millis(1)), ..any("short") }).unwrap();

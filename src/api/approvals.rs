@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::{Map, json};
 
-use super::{Ctx, reach, topic};
+use super::{Ctx, authorization, topic};
+use crate::access::approval_request::ApprovalRequest;
 use crate::access::approvals::not_found;
-use crate::access::audit::Draft;
-use crate::access::question::Question;
+use crate::access::audit::AuditDraft;
 use crate::base::{Error, Result, limits};
 use crate::http::stream::StreamBody;
 use crate::http::{Answer, Method, Request, Response};
@@ -15,7 +15,7 @@ use crate::http::{Answer, Method, Request, Response};
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut items = ctx.approvals.list();
     items.retain(|(asked, _)| sees(ctx, request, asked));
-    let items: Vec<_> = items.iter().map(|(asked, left)| asked.listed(*left)).collect();
+    let items: Vec<_> = items.iter().map(|(asked, left)| asked.list_view(*left)).collect();
     Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
 }
 
@@ -23,7 +23,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.approvals.find(request.param("id"));
     let (asked, left) = found.filter(|(asked, _)| sees(ctx, request, asked)).ok_or_else(not_found)?;
-    let (head, rest) = asked.whole(left);
+    let (head, rest) = asked.full_view(left);
     let json = |response: Response| response.with("Content-Type", "application/json");
     let Some(rest) = rest else {
         return Ok(Answer::Now(json(Response::empty(200)).with_body(head)));
@@ -32,8 +32,8 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if request.method() == Method::Head {
         return Ok(Answer::Now(json(Response::empty(200)).without_body(Some(length))));
     }
-    let place = ctx.stream_place(request.party())?;
-    let ticket = ctx.tickets.deposit(move |socket, _| {
+    let place = ctx.stream_permit(request.party())?;
+    let ticket = ctx.tickets.issue(move |socket, _| {
         place.run(move || {
             let mut body = StreamBody::new(socket);
             let sent = body.send(&head).and_then(|()| body.send_file(rest.file(), 0, rest.size()));
@@ -42,28 +42,28 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             }
         });
     })?;
-    Ok(Answer::Now(json(Response::taken(ticket, Some(length)))))
+    Ok(Answer::Now(json(Response::handed_over(ticket, Some(length)))))
 }
 
-fn sees(ctx: &Ctx, request: &Request, asked: &Question) -> bool {
-    request.actor().is_some_and(|actor| reach::sees_id(ctx, actor, asked.workspace_id()))
+fn sees(ctx: &Ctx, request: &Request, asked: &ApprovalRequest) -> bool {
+    request.actor().is_some_and(|actor| authorization::sees_id(ctx, actor, asked.workspace_id()))
 }
 
 #[derive(Deserialize)]
-struct Reply {
+struct ApprovalReplyBody {
     reply: String,
 }
 
 /// `POST /approvals/:id`; anything but `allow` is a no, as observed.
 pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let allow = request.json::<Reply>(limits::JSON_BODY_BYTES)?.reply == "allow";
+    let allow = request.json::<ApprovalReplyBody>(limits::JSON_BODY_BYTES)?.reply == "allow";
     let id = request.param("id").to_owned();
     let found = ctx.approvals.find(&id).filter(|(asked, _)| sees(ctx, request, asked));
     let (asked, _) = found.ok_or_else(not_found)?;
-    let log = reach::find(ctx, asked.workspace_id()).map(|workspace| workspace.openwork_id.clone());
+    let log = authorization::find(ctx, asked.workspace_id()).map(|workspace| workspace.openwork_id.clone());
     if let Some(draft) = request.draft() {
         let word = if allow { "allow" } else { "deny" };
-        *draft = Draft {
+        *draft = AuditDraft {
             log: log.unwrap_or_else(|| draft.log.clone()),
             action: format!("approval.{word}"),
             target: id.clone(),
@@ -78,7 +78,7 @@ pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `GET /approvals/events`: what waits now (`pending`), then each `asked` and `ended`.
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let pending = || {
-        let items: Vec<_> = ctx.approvals.list().iter().map(|(asked, left)| asked.listed(*left)).collect();
+        let items: Vec<_> = ctx.approvals.list().iter().map(|(asked, left)| asked.list_view(*left)).collect();
         ("pending", Map::from_iter([("items".to_owned(), json!(items))]))
     };
     topic::stream_from_now(ctx, request, ctx.approvals.feed(), pending)

@@ -5,15 +5,15 @@ use std::fs::File;
 
 use serde_json::json;
 
-use super::{Ctx, opencode_gate, reach};
+use super::{Ctx, authorization, opencode_policy};
 use crate::access::Actor;
-use crate::access::audit::{Draft, Outcome, SERVER, shown};
+use crate::access::audit::{AuditDraft, AuditOutcome, SERVER, sanitize};
 use crate::base::{Result, limits};
-use crate::http::{Answer, Effect, Gate, Method, Request, Response, Route};
-use crate::workspaces::{Kind, Workspace};
+use crate::http::{Answer, ApprovalPolicy, Effect, Method, Request, Response, Route};
+use crate::workspaces::{Workspace, WorkspaceKind};
 
 /// Where the OpenWork server kept a workspace's log.
-const OLD: &str = ".opencode/openwork/audit.jsonl";
+const OPENWORK_LOG: &str = ".opencode/openwork/audit.jsonl";
 
 /// What is no write of its own: a key that is typed, a wait.
 const SILENT: &[&str] = &[
@@ -24,25 +24,27 @@ const SILENT: &[&str] = &[
 ];
 
 /// The line that a request for this route begins, if any.
-pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Draft> {
+pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<AuditDraft> {
     let writes = route.effect == Effect::Write || route.method != Method::Get;
-    let forwarded = route.gate == Gate::Forwarded;
+    let forwarded = route.gate == ApprovalPolicy::Forwarded;
     // Sessions and prompts are no writes to a workspace's settings; what could run a program is, approved or not.
-    let risk = if forwarded { Some(opencode_gate::risk(request)?) } else { None };
+    let risk = if forwarded { Some(opencode_policy::risk(request)?) } else { None };
     if (!writes && !forwarded) || SILENT.contains(&route.pattern) {
         return None;
     }
-    let workspace = match reach::of(route) {
-        reach::Reach::Active => reach::concerned(ctx, request),
+    let workspace = match authorization::of(route) {
+        authorization::WorkspaceAccess::Active => authorization::concerned(ctx, request),
         // Its own log goes out of sight with a workspace.
-        reach::Reach::Named if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete => {
+        authorization::WorkspaceAccess::Named
+            if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete =>
+        {
             None
         }
-        reach::Reach::Named => reach::find(ctx, request.param("id")),
+        authorization::WorkspaceAccess::Named => authorization::find(ctx, request.param("id")),
         _ => None,
     };
-    let path = shown(request.path());
-    Some(Draft {
+    let path = sanitize(request.path());
+    Some(AuditDraft {
         log: workspace.map_or_else(|| SERVER.to_owned(), |workspace| workspace.openwork_id.clone()),
         action: risk.map_or_else(|| action(route), str::to_owned),
         summary: format!("{} {path}", route.method.as_str()),
@@ -52,7 +54,7 @@ pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<
 
 /// The word for what a route does: the one of its gate, else its path and method.
 fn action(route: &Route<Ctx>) -> String {
-    if let Gate::Collaborators(action) | Gate::Everyone(action) = route.gate {
+    if let ApprovalPolicy::Collaborators(action) | ApprovalPolicy::Everyone(action) = route.gate {
         return action.to_owned();
     }
     let segments: Vec<&str> =
@@ -77,13 +79,13 @@ fn action(route: &Route<Ctx>) -> String {
 
 /// What exactly is to be written, once that is known.
 pub(super) fn describe(ctx: &Ctx, request: &mut Request, summary: &str, paths: &[String]) {
-    let root = paths.first().and_then(|_| reach::find(ctx, request.param("id")));
-    let root = root.map(|workspace| workspace.record().shown.path.clone());
+    let root = paths.first().and_then(|_| authorization::find(ctx, request.param("id")));
+    let root = root.map(|workspace| workspace.record().view.path.clone());
     let Some(draft) = request.draft() else { return };
-    draft.summary = shown(summary);
+    draft.summary = sanitize(summary);
     if let Some(path) = paths.first() {
         let inside = root.and_then(|root| path.strip_prefix(&root).map(|rest| rest.trim_start_matches('/')));
-        draft.target = shown(inside.filter(|rest| !rest.is_empty()).unwrap_or(path));
+        draft.target = sanitize(inside.filter(|rest| !rest.is_empty()).unwrap_or(path));
     }
 }
 
@@ -92,9 +94,9 @@ pub(super) fn record(ctx: &Ctx, request: &mut Request, response: &Response) {
     let Some(draft) = request.take_draft() else { return };
     let code = response.code().map_or("", |code| code.as_str());
     let outcome = match response.status() {
-        status @ (401 | 403) => Outcome::Denied(status, code),
-        status @ 400.. => Outcome::Failed(status, code),
-        _ => Outcome::Done,
+        status @ (401 | 403) => AuditOutcome::Denied(status, code),
+        status @ 400.. => AuditOutcome::Failed(status, code),
+        _ => AuditOutcome::Done,
     };
     ctx.audit.record(&draft, request.actor(), outcome);
 }
@@ -111,10 +113,10 @@ pub fn last_change(ctx: &Ctx, workspace: &Workspace) -> Option<u64> {
 
 /// The log that the OpenWork server left. It knew host folders only.
 fn old(ctx: &Ctx, workspace: &Workspace) -> Option<File> {
-    if workspace.record().shown.workspace_type != Kind::Host {
+    if workspace.record().view.workspace_type != WorkspaceKind::Host {
         return None;
     }
-    ctx.lifecycle.files(workspace).and_then(|root| root.open_file(OLD)).ok().flatten()
+    ctx.lifecycle.files(workspace).and_then(|root| root.open_file(OPENWORK_LOG)).ok().flatten()
 }
 
 /// `GET /workspace/:id/audit`

@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::question::{self, Asking};
-use super::reach::Reach;
+use super::approval_request::{self, WriteDescription};
+use super::authorization::WorkspaceAccess;
 use super::routes::TABLE;
-use super::{Ctx, PROXIED, audit, opencode, opencode_gate, reach, routes, view};
+use super::{Ctx, PROXIED, audit, authorization, opencode, opencode_policy, routes, view};
+use crate::access::approval_request::ApprovalRequest;
 use crate::access::credentials::Presented;
-use crate::access::question::Question;
-use crate::access::{Actor, ApprovalMode, Lease, Scope};
-use crate::base::pool::{self, Place};
+use crate::access::{Actor, ApprovalMode, Scope, TokenLease};
+use crate::base::pool::{self, Permit};
 use crate::base::redact::Redactor;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::request::bearer_of;
-use crate::http::route::Match;
+use crate::http::route::RouteMatch;
 use crate::http::{
-    Answer, Auth, Class, Effect, Gate, Method, Prepared, Reply, Request, Response, Route, Work, cors,
+    Answer, ApprovalPolicy, Auth, Class, DeferredWork, Effect, Method, PreparedWrite, Reply, Request,
+    Response, Route, cors,
 };
 use crate::proc::Cancel;
 
@@ -32,7 +33,7 @@ pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
 
 /// Who answers a request on its client's own thread: what is passed on to an OpenCode, as long as there is room.
 pub fn direct(ctx: &Arc<Ctx>, method: &str, target: &str) -> Option<Box<dyn FnOnce(Request)>> {
-    opencode::path_below(target).filter(|_| opencode_gate::never_waits(ctx, method, target))?;
+    opencode::path_below(target).filter(|_| opencode_policy::never_waits(ctx, method, target))?;
     let place = ctx.proxy_workers.occupy().ok()?;
     let ctx = ctx.clone();
     Some(Box::new(move |request| place.run_here(|| handle(&ctx, request))))
@@ -45,21 +46,21 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
     match guarded(|| admit(ctx, &mut request)) {
         // Its body is on its way, as fast as its client sends it.
         Ok(admitted) if request.is_streamed() => {
-            let place = ctx.transfer_place(request.party());
-            on_worker(ctx, place, request, move |ctx, request| go_on(ctx, request, admitted));
+            let place = ctx.transfer_permit(request.party());
+            on_worker(ctx, place, request, move |ctx, request| proceed(ctx, request, admitted));
         }
-        Ok(admitted) => go_on(ctx, request, admitted),
+        Ok(admitted) => proceed(ctx, request, admitted),
         Err(error) => fail(ctx, request, &error),
     }
 }
 
 /// A row, and the action that a person must allow first.
-type Admitted = (&'static Route<Ctx>, Option<&'static str>);
+type AdmittedRoute = (&'static Route<Ctx>, Option<&'static str>);
 
-fn go_on(ctx: &Arc<Ctx>, request: Request, (route, action): Admitted) {
+fn proceed(ctx: &Arc<Ctx>, request: Request, (route, action): AdmittedRoute) {
     match action {
         None => perform(ctx, request, route),
-        Some(action) => ask(ctx, request, route, action),
+        Some(action) => request_approval(ctx, request, route, action),
     }
 }
 
@@ -97,41 +98,47 @@ fn party_of(actor: &Actor, workspace: Option<Uuid>) -> Party {
 /// everything has no share.
 fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Party {
     let Some(actor) = request.actor() else { return Party::ANONYMOUS };
-    let workspace = match reach::of(route) {
-        Reach::Named => reach::find(ctx, request.param("id")).map(|workspace| workspace.id()),
-        Reach::Active => ctx.lifecycle.registry().openwork_list().first().map(|workspace| workspace.id()),
-        Reach::Filtered | Reach::Refused => None,
+    let workspace = match authorization::of(route) {
+        WorkspaceAccess::Named => {
+            authorization::find(ctx, request.param("id")).map(|workspace| workspace.id())
+        }
+        WorkspaceAccess::Active => {
+            ctx.lifecycle.registry().openwork_list().first().map(|workspace| workspace.id())
+        }
+        WorkspaceAccess::Filtered | WorkspaceAccess::Refused => None,
     };
     party_of(actor, workspace)
 }
 
 /// How long a request to an OpenCode waits for its token's or workspace's other requests. Slow ones leave their workers
 /// ([`limits::PROXY_SLOW`]), so that this much passes only when streams are short as well.
-const SHARE_PATIENCE: Duration = Duration::from_secs(30);
+const SHARE_WAIT: Duration = Duration::from_secs(30);
 
 /// Counts the request for its party: its connection, and the place that its thread takes.
-fn count(ctx: &Ctx, request: &Request) -> Result<()> {
+fn count_connection(ctx: &Ctx, request: &Request) -> Result<()> {
     let party = request.party();
     if let Some(connection) = request.connection() {
         claim_for(ctx, connection, party)?;
     }
     if request.direct().is_some() {
         let busy = || Error::new(Code::Busy, "Too many requests wait for OpenCode; try again");
-        pool::claim(party, SHARE_PATIENCE).map_err(|refused| refused.error(PROXIED, busy))?;
+        pool::claim(party, SHARE_WAIT).map_err(|refused| refused.error(PROXIED, busy))?;
     }
     Ok(())
 }
 
 /// Everything up to the handler: its row, and the action that a person must allow first.
-fn admit(ctx: &Ctx, request: &mut Request) -> Result<Admitted> {
+fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     let route = match TABLE.find(request)? {
-        Match::Route(route) => route,
+        RouteMatch::Route(route) => route,
         // The OpenWork server says 404 for a wrong method, sandboxed.sh 405.
-        Match::OtherMethods(methods) if request.path().starts_with("/api/") => {
+        RouteMatch::OtherMethods(methods) if request.path().starts_with("/api/") => {
             return Err(Error::new(Code::MethodNotAllowed, format!("Only {methods} can be used here"))
                 .detail("allow", methods));
         }
-        Match::OtherMethods(_) | Match::Nothing => return Err(Error::new(Code::NotFound, "Not found")),
+        RouteMatch::OtherMethods(_) | RouteMatch::Nothing => {
+            return Err(Error::new(Code::NotFound, "Not found"));
+        }
     };
     let actor = authenticate(ctx, route, request)?;
     // From here on a refusal is in the audit log, and says who was refused.
@@ -143,24 +150,26 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<Admitted> {
     if let Some(actor) = &actor {
         match route.auth {
             Auth::Scope(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
-            _ => reach::check(ctx, route, request, actor)?,
+            _ => authorization::check(ctx, route, request, actor)?,
         }
         // Before a person is asked for what would be refused afterwards.
-        match reach::required(ctx, route, request) {
+        match authorization::required(ctx, route, request) {
             Some(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
             _ => {}
         }
     }
     check_coding(request)?;
     request.set_party(party(ctx, route, request));
-    count(ctx, request)?;
+    count_connection(ctx, request)?;
     let owner = actor.as_ref().is_some_and(|actor| actor.scope == Scope::Owner);
     Ok(match route.gate {
-        Gate::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
+        ApprovalPolicy::Collaborators(action) if !owner && ctx.approval.mode == ApprovalMode::Manual => {
             (route, Some(action))
         }
-        Gate::Forwarded => (route, opencode_gate::action(ctx, request)?),
-        Gate::Open | Gate::Collaborators(_) | Gate::Everyone(_) => (route, None),
+        ApprovalPolicy::Forwarded => (route, opencode_policy::action(ctx, request)?),
+        ApprovalPolicy::Open | ApprovalPolicy::Collaborators(_) | ApprovalPolicy::Everyone(_) => {
+            (route, None)
+        }
     })
 }
 
@@ -174,7 +183,7 @@ fn check_coding(request: &Request) -> Result<()> {
         Some(coding)
             if request.body_length() != Some(0) && opencode::path_below(request.target()).is_none() =>
         {
-            let coding = question::visible(coding);
+            let coding = approval_request::visible(coding);
             let message = format!(
                 "Content-Encoding '{coding}' is not supported; send the body as it is, without the header"
             );
@@ -185,7 +194,7 @@ fn check_coding(request: &Request) -> Result<()> {
 }
 
 fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
-    if let Some(at_hand) = route.at_hand {
+    if let Some(at_hand) = route.fast_path {
         match guarded(|| Ok(at_hand(ctx, &mut request))) {
             Ok(None) => {}
             Ok(Some(response)) => return reply(ctx, request, response),
@@ -193,11 +202,12 @@ fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
         }
     }
     // The handler of an upload does it itself, once it knows that the request is one.
-    let waits = matches!(route.gate, Gate::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
+    let waits =
+        matches!(route.gate, ApprovalPolicy::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
     // A worker that a slow client may hold reads the body; a file worker serves no client.
     let streams = route.class == Class::Files && request.is_streamed();
     if (waits && route.class != Class::Upload) || streams {
-        let held = request.hold_body(routes::cap_of(route) as u64, ctx.approvals.spool());
+        let held = request.buffer_body(routes::cap_of(route) as u64, ctx.approvals.spool());
         if let Err(error) = held {
             return fail(ctx, request, &error);
         }
@@ -213,10 +223,10 @@ fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
     let answer = guarded(|| (route.handler)(ctx, &mut request));
     request.end_charge();
     match (answer, route.gate) {
-        (Ok(Answer::Prepared(prepared)), Gate::Everyone(action)) => {
+        (Ok(Answer::Prepared(prepared)), ApprovalPolicy::Everyone(action)) => {
             allow_prepared(ctx, request, route.class, action, prepared);
         }
-        (Ok(Answer::Prepared(_)), _) | (Ok(_), Gate::Everyone(_)) => {
+        (Ok(Answer::Prepared(_)), _) | (Ok(_), ApprovalPolicy::Everyone(_)) => {
             let message =
                 "What a handler of a route for everyone's approval does must be prepared, and only that";
             fail(ctx, request, &Error::internal(message));
@@ -233,9 +243,9 @@ fn allow_prepared(
     mut request: Request,
     class: Class,
     action: &'static str,
-    prepared: Prepared,
+    prepared: PreparedWrite,
 ) {
-    let Prepared { summary, note, paths, changes, work } = prepared;
+    let PreparedWrite { summary, note, paths, changes, work } = prepared;
     let note = Redactor::default().text(note.as_deref().unwrap_or(&summary)).into_owned();
     audit::describe(ctx, &mut request, &note, &paths);
     let work = move |ctx: &Arc<Ctx>, mut request: Request| match guarded(|| work(&mut request)) {
@@ -247,16 +257,17 @@ fn allow_prepared(
         if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
-        return on_worker(ctx, write_place(ctx, class, request.party()), request, work);
+        return on_worker(ctx, write_permit(ctx, class, request.party()), request, work);
     }
     let is_upload = class == Class::Upload;
-    let asking = Asking { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };
-    match guarded(|| question::make(ctx, &request, asking)) {
+    let asking =
+        WriteDescription { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };
+    match guarded(|| approval_request::build(ctx, &request, asking)) {
         Ok(asked) => wait_for_person(ctx, request, asked, move |ctx, request| {
             if class == Class::Files {
                 return on_files(ctx, request, work);
             }
-            on_worker(ctx, write_place(ctx, class, request.party()), request, work);
+            on_worker(ctx, write_permit(ctx, class, request.party()), request, work);
         }),
         Err(error) => fail(ctx, request, &error),
     }
@@ -264,14 +275,17 @@ fn allow_prepared(
 
 /// Lays the request aside until a person has answered. It is the very request that goes on then; one whose client has
 /// gone meanwhile does not.
-fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
-    match guarded(|| hold_and_describe(ctx, &mut request, route, action)) {
+fn request_approval(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
+    match guarded(|| buffer_and_describe(ctx, &mut request, route, action)) {
         Ok(asked) => {
             audit::describe(ctx, &mut request, asked.note(), &[]);
             wait_for_person(ctx, request, asked, move |ctx, request| {
                 let party = request.party();
-                let place =
-                    if route.class == Class::End { ctx.end_place(party) } else { ctx.transfer_place(party) };
+                let place = if route.class == Class::End {
+                    ctx.end_permit(party)
+                } else {
+                    ctx.transfer_permit(party)
+                };
                 on_worker(ctx, place, request, move |ctx, request| perform(ctx, request, route));
             });
         }
@@ -283,7 +297,7 @@ fn ask(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action:
 fn wait_for_person(
     ctx: &Arc<Ctx>,
     mut request: Request,
-    asked: Question,
+    asked: ApprovalRequest,
     allowed: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
 ) {
     let gone = match Cancel::new() {
@@ -300,7 +314,7 @@ fn wait_for_person(
                 ctx.approvals.withdraw(&id, ended());
             }
         };
-        credentials.leases.hold(actor, Duration::ZERO, withdraw)
+        credentials.leases.acquire(actor, Duration::ZERO, withdraw)
     });
     let party = request.party();
     let step = {
@@ -310,7 +324,7 @@ fn wait_for_person(
             let Some(ctx) = ctx.upgrade() else { return };
             match verdict {
                 Ok(()) if gone.is_cancelled() => {}
-                Ok(()) if lease.as_ref().is_some_and(Lease::has_ended) => fail(&ctx, request, &ended()),
+                Ok(()) if lease.as_ref().is_some_and(TokenLease::has_ended) => fail(&ctx, request, &ended()),
                 Ok(()) => {
                     request.release_body();
                     allowed(&ctx, request);
@@ -319,20 +333,20 @@ fn wait_for_person(
             }
         }
     };
-    ctx.approvals.ask(asked, party, gone, Box::new(step));
+    ctx.approvals.request(asked, party, gone, Box::new(step));
 }
 
 /// Reads the request's body and makes the question of it.
-fn hold_and_describe(
+fn buffer_and_describe(
     ctx: &Ctx,
     request: &mut Request,
     route: &Route<Ctx>,
     action: &'static str,
-) -> Result<Question> {
-    request.hold_body(routes::cap_of(route) as u64, ctx.approvals.spool())?;
-    let workspace = reach::concerned(ctx, request);
-    let paths = workspace.iter().map(|workspace| workspace.record().shown.path.clone()).collect();
-    question::make(ctx, request, Asking { action, paths, ..Asking::default() })
+) -> Result<ApprovalRequest> {
+    request.buffer_body(routes::cap_of(route) as u64, ctx.approvals.spool())?;
+    let workspace = authorization::concerned(ctx, request);
+    let paths = workspace.iter().map(|workspace| workspace.record().view.path.clone()).collect();
+    approval_request::build(ctx, request, WriteDescription { action, paths, ..WriteDescription::default() })
 }
 
 /// The 403 of a credential that does not reach.
@@ -393,34 +407,34 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
     }
 }
 
-fn place_of(ctx: &Ctx, class: Class, party: Party) -> Result<Place> {
+fn permit_for(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
     match class {
-        Class::Stream => ctx.stream_place(party),
-        Class::Upload => ctx.transfer_place(party),
-        Class::Proxy => ctx.proxy_place(party),
-        Class::End => ctx.end_place(party),
-        Class::Files => ctx.files_place(party),
-        Class::Short | Class::Run => ctx.run_place(party),
+        Class::Stream => ctx.stream_permit(party),
+        Class::Upload => ctx.transfer_permit(party),
+        Class::Proxy => ctx.proxy_permit(party),
+        Class::End => ctx.end_permit(party),
+        Class::Files => ctx.files_permit(party),
+        Class::Short | Class::Run => ctx.run_permit(party),
     }
 }
 
 /// A write waits for the other writes of its workspace, which the fixed pool must not.
-fn write_place(ctx: &Ctx, class: Class, party: Party) -> Result<Place> {
-    if class == Class::Short { ctx.transfer_place(party) } else { place_of(ctx, class, party) }
+fn write_permit(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
+    if class == Class::Short { ctx.transfer_permit(party) } else { permit_for(ctx, class, party) }
 }
 
 /// Moves the request to the workers of its class.
-fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel: Option<Cancel>) {
+fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork, cancel: Option<Cancel>) {
     // The end of its credential is for a wait as if its client had gone, but for what the client is told.
     let lease = request
         .actor()
         .zip(cancel.clone())
-        .map(|(actor, flag)| ctx.credentials.leases.hold(actor, Duration::ZERO, move || flag.cancel()));
+        .map(|(actor, flag)| ctx.credentials.leases.acquire(actor, Duration::ZERO, move || flag.cancel()));
     let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
     let job = move |ctx: &Arc<Ctx>, request: Request| {
         let ctx = ctx.clone();
         work(Reply::new(request, watch, move |request, result| match result {
-            _ if lease.as_ref().is_some_and(Lease::has_ended) => fail(&ctx, request, &ended()),
+            _ if lease.as_ref().is_some_and(TokenLease::has_ended) => fail(&ctx, request, &ended()),
             Ok(response) => reply(&ctx, request, response),
             Err(error) => fail(&ctx, request, &error),
         }));
@@ -428,12 +442,12 @@ fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: Work, cancel:
     if class == Class::Files || request.direct().is_some() {
         return job(ctx, request);
     }
-    on_worker(ctx, place_of(ctx, class, request.party()), request, job);
+    on_worker(ctx, permit_for(ctx, class, request.party()), request, job);
 }
 
 /// Has a file worker go on with the request. Its answer, if it is large, is sent elsewhere.
 fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static) {
-    match ctx.files_place(request.party()) {
+    match ctx.files_permit(request.party()) {
         Ok(place) => {
             request.set_on_worker(false);
             let ctx = ctx.clone();
@@ -446,7 +460,7 @@ fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Re
 /// Has a worker go on with the request; without one, its answer is 503.
 fn on_worker(
     ctx: &Arc<Ctx>,
-    place: Result<Place>,
+    place: Result<Permit>,
     mut request: Request,
     job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
 ) {
@@ -493,7 +507,7 @@ fn bind(ctx: &Ctx, request: &Request, response: &Response) {
     let grace = if response.status() == 101 { limits::CREDENTIAL_GRACE } else { Duration::ZERO };
     let (credentials, actor) = (ctx.credentials.clone(), actor.clone());
     ctx.tickets.amend(ticket, move |socket| {
-        let lease = credentials.leases.hold(&actor, grace, socket.cutter());
+        let lease = credentials.leases.acquire(&actor, grace, socket.cutter());
         socket.with_guard(lease)
     });
 }
@@ -514,16 +528,16 @@ fn reply(ctx: &Arc<Ctx>, mut request: Request, response: Response) {
     if response.is_small() || request.on_worker() {
         return send(ctx, request, response);
     }
-    on_worker(ctx, ctx.transfer_place(request.party()), request, move |ctx, request| {
+    on_worker(ctx, ctx.transfer_permit(request.party()), request, move |ctx, request| {
         send(ctx, request, response)
     });
 }
 
-fn has_gone(ctx: &Ctx, request: &Request) -> bool {
+fn is_disconnected(ctx: &Ctx, request: &Request) -> bool {
     match request.direct() {
         // Its own thread is this one, so nobody else looks whether it is there.
-        Some(client) => client.has_gone(),
-        None => request.connection().is_some_and(|client| ctx.gone.has_gone(client)),
+        Some(client) => client.is_disconnected(),
+        None => request.connection().is_some_and(|client| ctx.gone.is_disconnected(client)),
     }
 }
 
@@ -534,7 +548,7 @@ fn send(ctx: &Ctx, mut request: Request, response: Response) {
         None => response,
     };
     let response = cors::apply(response, cors::allowed_origin(&ctx.cors_origins, &request));
-    let gone = response.status() >= 400 && has_gone(ctx, &request);
+    let gone = response.status() >= 400 && is_disconnected(ctx, &request);
     ctx.request_log.answered(&request, response.status(), gone);
     request.answer(response);
 }

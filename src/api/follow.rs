@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 use crate::base::limits;
 use crate::base::redact::Redactor;
 use crate::http::client::ClientSocket;
-use crate::http::sse::Format;
+use crate::http::sse::EventStreamFormat;
 use crate::http::stream::StreamBody;
-use crate::proc::bell::Woken;
-use crate::runs::follow::{Follower, PIECE, Piece};
-use crate::runs::run::Problem;
-use crate::runs::spool::{Position, Stream};
-use crate::runs::{Runs, Status};
+use crate::proc::waiter::WakeReason;
+use crate::runs::follow::{OutputFollower, OutputPiece, PIECE};
+use crate::runs::run::RunError;
+use crate::runs::spool::{OutputStream, Position};
+use crate::runs::{RunStatus, Runs};
 
 /// The id of the last event, `exit` or `failed`, has this behind the position: a browser that comes back with it needs
 /// nothing more. Not `error`, which a browser's EventSource says itself.
@@ -33,15 +33,15 @@ pub(super) fn resume(id: &str) -> Option<Option<Position>> {
 /// Writes events until the run has ended, the server stops or the client has gone; `true` unless it was the client.
 pub(super) fn events(
     socket: ClientSocket,
-    mut follower: Follower,
-    format: Format,
+    mut follower: OutputFollower,
+    format: EventStreamFormat,
     runs: &Runs,
     redactor: Option<&Redactor>,
 ) -> bool {
     let mut body = StreamBody::new(socket);
     let mut buffer = vec![0; PIECE];
     let mut out = format.opening().to_vec();
-    let status = |out: &mut Vec<u8>, follower: &Follower, name: &str, id: String| {
+    let status = |out: &mut Vec<u8>, follower: &OutputFollower, name: &str, id: String| {
         let mut data = object(json!({ "run": follower.run().view() }));
         if let Some(redactor) = redactor {
             redactor.fields(&mut data);
@@ -60,44 +60,44 @@ pub(super) fn events(
         };
         let id = follower.at().to_string();
         match piece {
-            Piece::Bytes(stream, offset, n) => {
+            OutputPiece::Bytes(stream, offset, n) => {
                 format.write(&mut out, stream.as_str(), &id, chunk(offset, &buffer[..n]));
             }
-            Piece::Missed(stream, from, to) => {
+            OutputPiece::Missed(stream, from, to) => {
                 let data = json!({ "stream": stream, "from": from, "to": to });
                 format.write(&mut out, "missed", &id, object(data));
             }
-            Piece::End => {
+            OutputPiece::End => {
                 let id = id + EXIT_MARK;
-                match follower.run().end().filter(|end| end.status == Status::Failed) {
+                match follower.run().end().filter(|end| end.status == RunStatus::Failed) {
                     // Nobody has waited for a status: it never ran, or how it ended is lost.
                     Some(end) => format.write(&mut out, "failed", &id, failure(end.error, &follower)),
                     None => status(&mut out, &follower, "exit", id),
                 }
                 return body.send(&out).and_then(|()| body.end()).is_ok();
             }
-            Piece::Nothing => {}
+            OutputPiece::Nothing => {}
         }
-        if piece != Piece::Nothing && out.len() < limits::EVENT_BYTES {
+        if piece != OutputPiece::Nothing && out.len() < limits::EVENT_BYTES {
             continue;
         }
         if body.send(&out).is_err() {
             return false;
         }
         out.clear();
-        if piece != Piece::Nothing {
+        if piece != OutputPiece::Nothing {
             continue;
         }
         // The others get to see how their run ends.
-        if runs.is_stopping() && follower.run().asked.detach {
+        if runs.is_stopping() && follower.run().spec.detach {
             status(&mut out, &follower, "status", id);
             return body.send(&out).and_then(|()| body.end()).is_ok();
         }
         let deadline = Instant::now() + limits::HEARTBEAT;
         match follower.wait(Some((body.client(), StreamBody::GONE)), deadline) {
-            Ok(Woken::Rung) => {}
-            Ok(Woken::Late) => out.extend_from_slice(format.heartbeat()),
-            Ok(Woken::Other) => return false,
+            Ok(WakeReason::Notified) => {}
+            Ok(WakeReason::TimedOut) => out.extend_from_slice(format.heartbeat()),
+            Ok(WakeReason::OtherReady) => return false,
             Err(error) => {
                 log::error!("run {}: {error}", follower.run().id);
                 return true;
@@ -107,7 +107,12 @@ pub(super) fn events(
 }
 
 /// Writes what there is, which the head has announced as `length` bytes; breaks off when some of it vanishes meanwhile.
-pub(super) fn stretch(socket: ClientSocket, mut follower: Follower, stream: Option<Stream>, length: u64) {
+pub(super) fn stretch(
+    socket: ClientSocket,
+    mut follower: OutputFollower,
+    stream: Option<OutputStream>,
+    length: u64,
+) {
     let mut body = StreamBody::new(socket);
     let mut buffer = vec![0; 4 * PIECE];
     let mut left = length;
@@ -122,12 +127,16 @@ pub(super) fn stretch(socket: ClientSocket, mut follower: Follower, stream: Opti
 }
 
 /// The next bytes of one stream or of both.
-pub(super) fn read(follower: &mut Follower, stream: Option<Stream>, buffer: &mut [u8]) -> Option<usize> {
+pub(super) fn read(
+    follower: &mut OutputFollower,
+    stream: Option<OutputStream>,
+    buffer: &mut [u8],
+) -> Option<usize> {
     loop {
         match follower.next_bytes_of(stream, buffer) {
-            Ok(Piece::Bytes(_, _, n)) => return Some(n),
+            Ok(OutputPiece::Bytes(_, _, n)) => return Some(n),
             // Of one stream the head announced what lies before the gap, of both what lies around it.
-            Ok(Piece::Missed(..)) if stream.is_none() => {}
+            Ok(OutputPiece::Missed(..)) if stream.is_none() => {}
             Ok(_) => return None,
             Err(error) => {
                 log::error!("run {}: {error}", follower.run().id);
@@ -138,9 +147,9 @@ pub(super) fn read(follower: &mut Follower, stream: Option<Stream>, buffer: &mut
 }
 
 /// Why a run has no status of its own.
-fn failure(why: Option<Problem>, follower: &Follower) -> Map<String, Value> {
+fn failure(why: Option<RunError>, follower: &OutputFollower) -> Map<String, Value> {
     let unknown =
-        || Problem { code: "interrupted".to_owned(), message: "How the run ended is not known".to_owned() };
+        || RunError { code: "interrupted".to_owned(), message: "How the run ended is not known".to_owned() };
     let why = why.unwrap_or_else(unknown);
     object(json!({ "code": why.code, "message": why.message, "run": follower.run().view() }))
 }

@@ -8,7 +8,7 @@ use super::{Ctx, topic};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
-use crate::images::{ImageName, Pull, Wanted};
+use crate::images::{ImageName, ImportSpec, Pull};
 use crate::proc::Cancel;
 
 /// `GET /api/images`
@@ -43,7 +43,7 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 #[derive(Deserialize)]
-struct Make {
+struct CreateImageBody {
     /// The distribution whose own bootstrap makes it.
     build: Option<String>,
     /// `missing`, `always` or `never`.
@@ -62,7 +62,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if !json {
         return upload(ctx, request);
     }
-    let make: Make = request.json(limits::JSON_BODY_BYTES)?;
+    let make: CreateImageBody = request.json(limits::JSON_BODY_BYTES)?;
     let images = ctx.lifecycle.images().clone();
     let cancel = Cancel::new()?;
     let flag = cancel.clone();
@@ -80,7 +80,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             }
             let work = move || {
                 let origin = path.display().to_string();
-                let wanted = Wanted { name: &name, origin, reference: make.reference.as_deref() };
+                let wanted = ImportSpec { name: &name, origin, reference: make.reference.as_deref() };
                 Ok(Response::json(201, &images.import_path(&path, &wanted, &mut |_| {}, &flag)?))
             };
             Ok(Answer::later(work, Some(cancel)))
@@ -102,7 +102,7 @@ fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let reference = request.query("reference");
     let images = ctx.lifecycle.images();
     let length = request.announced_length();
-    let wanted = Wanted { name: &name, origin: "an upload".into(), reference: reference.as_deref() };
+    let wanted = ImportSpec { name: &name, origin: "an upload".into(), reference: reference.as_deref() };
     // A body that is small enough to be held is here already, a larger one is read by a worker: this thread is one then.
     let imported = images.import_upload(request.reader(), length, &wanted, &Cancel::new()?)?;
     Ok(Answer::Now(Response::json(201, &imported)))

@@ -5,17 +5,17 @@ use serde::Deserialize;
 use serde_json::{Map as Object, Value};
 
 use super::{Ctx, view};
-use crate::base::fields::Fields as Known;
+use crate::base::fields::KnownFields as Known;
 use crate::base::redact::HIDDEN;
 use crate::base::{Code, Error, Result, limits};
-use crate::http::upload::Form;
+use crate::http::upload::MultipartForm;
 use crate::http::{Answer, Request, Response};
-use crate::library::watch::Changed;
-use crate::library::{Map, TemplateFields, TextKind};
+use crate::library::watch::LibraryChange;
+use crate::library::{LibraryMap, TemplateFields, TextKind};
 use crate::workspaces::Resources;
 
 #[derive(Deserialize)]
-struct Content {
+struct ContentBody {
     content: String,
 }
 
@@ -29,7 +29,7 @@ fn shown(value: &impl serde::Serialize) -> Result<Answer> {
 
 fn content(request: &mut Request) -> Result<String> {
     // Half of it may be escapes of JSON.
-    Ok(request.json::<Content>(limits::JSON_BODY_BYTES)?.content)
+    Ok(request.json::<ContentBody>(limits::JSON_BODY_BYTES)?.content)
 }
 
 /// `GET /api/library/workspace-template`
@@ -45,7 +45,7 @@ pub fn template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `PUT /api/library/workspace-template/:name`
 pub fn put_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let fields: TemplateFields =
-        request.json_of(limits::JSON_BODY_BYTES, &TemplateFields::known(Known::of::<Resources>()))?;
+        request.json_of(limits::JSON_BODY_BYTES, &TemplateFields::known(Known::from_type::<Resources>()))?;
     ctx.lifecycle.library().put_template(request.param("name"), fields)?;
     said("Workspace template saved successfully")
 }
@@ -71,7 +71,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let library = ctx.lifecycle.library();
     let missing = || Error::new(Code::InvalidName, "Skill name is required: `?name=NAME`");
     let name = library.new_skill(&request.query("name").ok_or_else(missing)?)?;
-    let mut form = Form::new(request.header("Content-Type"))?;
+    let mut form = MultipartForm::new(request.header("Content-Type"))?;
     if request
         .announced_length()
         .is_some_and(|length| length > (limits::SKILL_ARCHIVE_BYTES + FORM_BYTES) as u64)
@@ -96,7 +96,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         }
         form.finish(request.reader());
         let skill = library.import_skill(&name, &file_name, bytes)?;
-        changed(ctx, Changed::of(&name));
+        changed(ctx, LibraryChange::named(&name));
         return shown(&skill);
     }
     Err(Error::new(Code::FileRequired, "No file uploaded: form field 'file' is required"))
@@ -114,14 +114,14 @@ fn too_large() -> Error {
 pub fn put_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill(request.param("name"), &text)?;
-    changed(ctx, Changed::of(request.param("name")));
+    changed(ctx, LibraryChange::named(request.param("name")));
     said("Skill saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name`
 pub fn delete_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill(request.param("name"))?;
-    changed(ctx, Changed::of(request.param("name")));
+    changed(ctx, LibraryChange::named(request.param("name")));
     said("Skill deleted successfully")
 }
 
@@ -134,14 +134,14 @@ pub fn skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn put_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill_file(request.param("name"), request.param("path"), &text)?;
-    changed(ctx, Changed::of(request.param("name")));
+    changed(ctx, LibraryChange::named(request.param("name")));
     said("File saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name/files/*path`
 pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill_file(request.param("name"), request.param("path"))?;
-    changed(ctx, Changed::of(request.param("name")));
+    changed(ctx, LibraryChange::named(request.param("name")));
     said("File deleted successfully")
 }
 
@@ -181,14 +181,14 @@ pub fn put_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     said(&format!("{} saved successfully", kind.title()))
 }
 
-fn changed(ctx: &Ctx, changed: Changed) {
+fn changed(ctx: &Ctx, changed: LibraryChange) {
     ctx.lifecycle.library_changed(&changed, || true);
 }
 
 fn changed_text(ctx: &Ctx, kind: TextKind, name: &str) {
     match kind {
-        TextKind::Tool => changed(ctx, Changed::of(name)),
-        TextKind::Command | TextKind::Agent => changed(ctx, Changed::Agents),
+        TextKind::Tool => changed(ctx, LibraryChange::named(name)),
+        TextKind::Command | TextKind::Agent => changed(ctx, LibraryChange::Agents),
         // Builds read it when they need it.
         TextKind::InitScript => {}
     }
@@ -204,26 +204,26 @@ pub fn delete_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /api/library/plugins`
 pub fn plugins(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().map(Map::Plugins)?)
+    shown(&ctx.lifecycle.library().map(LibraryMap::Plugins)?)
 }
 
 /// `PUT /api/library/plugins`
 pub fn put_plugins(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
-    ctx.lifecycle.library().put_map(Map::Plugins, &entries)?;
-    changed(ctx, Changed::Agents);
+    ctx.lifecycle.library().put_map(LibraryMap::Plugins, &entries)?;
+    changed(ctx, LibraryChange::Agents);
     said("Plugins saved successfully")
 }
 
 /// `GET /api/library/mcps`
 pub fn mcps(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().map(Map::Mcps)?)
+    shown(&ctx.lifecycle.library().map(LibraryMap::Mcps)?)
 }
 
 /// `PUT /api/library/mcps`
 pub fn put_mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
-    ctx.lifecycle.library().put_map(Map::Mcps, &entries)?;
-    changed(ctx, Changed::Agents);
+    ctx.lifecycle.library().put_map(LibraryMap::Mcps, &entries)?;
+    changed(ctx, LibraryChange::Agents);
     said("MCP servers saved successfully")
 }

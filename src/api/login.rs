@@ -8,7 +8,7 @@ use crate::base::{Code, Error, Result, clock};
 use crate::http::{Answer, Request, Response};
 
 #[derive(Deserialize)]
-struct Credentials {
+struct LoginBody {
     username: Option<String>,
     password: String,
 }
@@ -23,7 +23,7 @@ pub fn log_in(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             "Password login is off; set DASHBOARD_PASSWORD and JWT_SECRET, or use a token of this server";
         return Err(Error::new(Code::LoginDisabled, message));
     };
-    let body: Credentials = request.json(BODY_BYTES)?;
+    let body: LoginBody = request.json(BODY_BYTES)?;
     match login.log_in(body.username.as_deref(), &body.password, clock::now_unix_ms() / 1000) {
         Ok(issued) => Ok(Answer::Now(Response::ok(&issued).with("Cache-Control", "no-store"))),
         Err(error) => {

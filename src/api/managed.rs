@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::{Ctx, topic};
-use crate::access::audit::{Draft, Outcome, SERVER};
+use crate::access::audit::{AuditDraft, AuditOutcome, SERVER};
 use crate::access::{Actor, Scope};
 use crate::base::{Code, Error, Result};
-use crate::host::Change;
+use crate::host::OpencodeChange;
 use crate::http::{Answer, Request};
 use crate::opencode::Managed;
 use crate::opencode::managed::Phase;
@@ -40,21 +40,21 @@ pub(super) fn shown(managed: &Managed, owner: bool) -> Value {
 }
 
 /// Publishes a change, and writes it to the audit log.
-pub fn changed(ctx: &Ctx, change: &Change) {
+pub fn changed(ctx: &Ctx, change: &OpencodeChange) {
     match change.state {
         "ended" | "failed" => log::warn!("{}", change.summary),
         _ => log::info!("{}", change.summary),
     }
-    let draft = Draft {
+    let draft = AuditDraft {
         log: SERVER.to_owned(),
         action: format!("opencode.{}", change.state),
         target: "opencode".to_owned(),
         summary: change.summary.clone(),
     };
     let outcome = match change.state {
-        "ended" => Outcome::Failed(503, Code::OpencodeStarting.as_str()),
-        "failed" => Outcome::Failed(503, Code::OpencodeFailed.as_str()),
-        _ => Outcome::Done,
+        "ended" => AuditOutcome::Failed(503, Code::OpencodeStarting.as_str()),
+        "failed" => AuditOutcome::Failed(503, Code::OpencodeFailed.as_str()),
+        _ => AuditOutcome::Done,
     };
     ctx.audit.record(&draft, Some(&Actor::host(String::new(), None)), outcome);
     let mut data = Map::new();
@@ -86,7 +86,7 @@ pub(super) fn restart_failed(managed: &Managed) -> Result<bool> {
     if managed.state().phase != Phase::Failed {
         return Ok(false);
     }
-    managed.start_again();
+    managed.request_restart();
     managed.wait(Instant::now() + RESTART_PATIENCE)?;
     Ok(true)
 }

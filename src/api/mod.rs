@@ -1,8 +1,10 @@
 //! The two APIs: the route table, the dispatch, one file per resource. A handler parses, calls one service and shapes
 //! the answer: no I/O, no locks, no status numbers.
 
+mod approval_request;
 pub mod approvals;
 pub mod audit;
+pub mod authorization;
 pub mod dispatch;
 pub mod doctor;
 pub mod follow;
@@ -11,7 +13,7 @@ pub mod library;
 pub mod login;
 pub mod managed;
 pub mod opencode;
-pub mod opencode_gate;
+pub mod opencode_policy;
 mod project;
 pub mod project_commands;
 pub mod project_config;
@@ -21,8 +23,6 @@ pub mod project_mcp;
 pub mod project_plugins;
 pub mod project_skills;
 pub mod project_transfer;
-mod question;
-pub mod reach;
 pub mod request_log;
 pub mod routes;
 pub mod runs;
@@ -42,15 +42,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::access::{Approval, Approvals, Audit, Credentials, Scope};
+use crate::access::{ApprovalSettings, Approvals, Audit, Credentials, Scope};
 use serde_json::Value;
 
-use crate::base::pool::{Place, Pool};
+use crate::base::pool::{Permit, Pool};
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
 use crate::doctor::Doctor;
 use crate::events::{Bus, Topic};
-use crate::http::client::{Gone, Tickets};
+use crate::http::client::{Disconnects, Tickets};
 use crate::lifecycle::Lifecycle;
 use crate::opencode::{Managed, Upstreams};
 use crate::project::Project;
@@ -67,7 +67,7 @@ pub struct Ctx {
     /// The tokens.
     pub credentials: Arc<Credentials>,
     /// How gated writes are approved.
-    pub approval: Approval,
+    pub approval: ApprovalSettings,
     /// Writes that wait for a person.
     pub approvals: Approvals,
     /// Who did what.
@@ -85,13 +85,13 @@ pub struct Ctx {
     /// What happens, for followers.
     pub bus: Arc<Bus>,
     /// Tells when a client has gone.
-    pub gone: Gone,
+    pub gone: Disconnects,
     /// Sockets to hand over to handlers.
     pub tickets: Tickets,
     /// Who is connected, for `/status`.
     pub connections: Box<dyn Fn() -> Value + Send + Sync>,
     /// For `/capabilities`.
-    pub advertised: Advertised,
+    pub advertised: AdvertisedCapabilities,
     /// The lines of requests in the log.
     pub request_log: RequestLog,
     /// When the server started.
@@ -125,7 +125,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn run_place(&self, party: Party) -> Result<Place> {
+    pub fn run_permit(&self, party: Party) -> Result<Permit> {
         let busy = "All run workers are taken; try again, or start berth with a larger --max-runs";
         reserve(&self.run_workers, party, "run workers (--max-runs)", busy)
     }
@@ -134,15 +134,15 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn stream_place(&self, party: Party) -> Result<Place> {
-        stream_place(&self.stream_workers, party)
+    pub fn stream_permit(&self, party: Party) -> Result<Permit> {
+        reserve_stream(&self.stream_workers, party)
     }
 
     /// A worker for a request to an OpenCode.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn proxy_place(&self, party: Party) -> Result<Place> {
+    pub fn proxy_permit(&self, party: Party) -> Result<Permit> {
         let busy =
             "Too many requests wait for OpenCode; try again, or start berth with a larger --max-proxied";
         reserve(&self.proxy_workers, party, PROXIED, busy)
@@ -152,7 +152,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn files_place(&self, party: Party) -> Result<Place> {
+    pub fn files_permit(&self, party: Party) -> Result<Permit> {
         let busy = "Too many requests read and write workspaces' files; try again";
         reserve(&self.file_workers, party, "requests for workspaces' files", busy)
     }
@@ -161,7 +161,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn transfer_place(&self, party: Party) -> Result<Place> {
+    pub fn transfer_permit(&self, party: Party) -> Result<Permit> {
         let busy = "Too many large bodies and answers are on their way; try again";
         reserve(&self.transfers, party, "large bodies and answers", busy)
     }
@@ -170,7 +170,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn end_place(&self, party: Party) -> Result<Place> {
+    pub fn end_permit(&self, party: Party) -> Result<Permit> {
         let busy = "Too many requests to end something wait already; try again";
         reserve(&self.end_workers, party, "requests that end something", busy)
     }
@@ -180,18 +180,18 @@ impl Ctx {
 const PROXIED: &str = "requests to OpenCode (--max-proxied)";
 
 /// The same, from a thread that has no context.
-fn stream_place(workers: &Pool, party: Party) -> Result<Place> {
+fn reserve_stream(workers: &Pool, party: Party) -> Result<Permit> {
     let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
     reserve(workers, party, "stream workers (--max-streams)", busy)
 }
 
-fn reserve(workers: &Pool, party: Party, what: &str, busy: &str) -> Result<Place> {
+fn reserve(workers: &Pool, party: Party, what: &str, busy: &str) -> Result<Permit> {
     workers.reserve(party).map_err(|refused| refused.error(what, || Error::new(Code::Busy, busy)))
 }
 
 /// Facts for `GET /capabilities` that only the start knows.
 #[derive(Clone, Debug)]
-pub struct Advertised {
+pub struct AdvertisedCapabilities {
     /// Inbox uploads are taken.
     pub inbox_enabled: bool,
     /// Largest upload, in bytes.

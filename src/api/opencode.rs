@@ -9,22 +9,23 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::opencode_gate::Inspection;
-use super::{Ctx, managed, reach, stream_place, tunnel};
+use super::opencode_policy::Inspection;
+use super::{Ctx, authorization, managed, reserve_stream, tunnel};
 use crate::access::{ApprovalMode, Scope};
-use crate::base::pool::{Place, Pool, step_aside};
+use crate::base::pool::{Permit, Pool, step_aside};
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, clock, limits};
-use crate::http::{Answer, Method, Prepared, Reply, Request, Response};
+use crate::http::{Answer, Method, PreparedWrite, Reply, Request, Response};
 use crate::opencode::fields::{CheckedBody, FieldNames, FieldScanner};
 use crate::opencode::managed::Phase;
 use crate::opencode::{
-    self, Call, Payload, Rest, Target, Upstreams, bodies, inquiry, rules, sessions, writes,
+    self, Payload, ResponseContent, UpstreamCall, UpstreamTarget, Upstreams, bodies, queries, rules,
+    sessions, writes,
 };
 use crate::proc::Cancel;
 use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
-use crate::workspaces::opencode::Opencode;
+use crate::workspaces::opencode::OpencodeLocation;
 
 /// The path that OpenCode gets of a path and query; `None` where it is not passed on.
 pub fn path_below(target: &str) -> Option<&str> {
@@ -52,7 +53,7 @@ fn mount(path: &str) -> Option<&str> {
 /// `WorkspaceNotFound`.
 pub fn workspace_of(ctx: &Ctx, request: &Request) -> Result<(Arc<Workspace>, String)> {
     let workspace = match request.param("id") {
-        "" => reach::visible(ctx, request).into_iter().next(),
+        "" => authorization::visible(ctx, request).into_iter().next(),
         id => Some(ctx.lifecycle.registry().by_openwork_id(id)?),
     };
     let workspace = workspace.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))?;
@@ -68,13 +69,13 @@ pub fn below<'a>(request: &'a Request, mount: &str) -> (&'a str, &'a str) {
 /// `POST /workspace/:id/engine/reload`
 pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
-    let Opencode { place, directory, .. } = workspace.opencode();
+    let OpencodeLocation { upstream: place, directory, .. } = workspace.opencode();
     let failed = place.managed.clone().filter(|managed| managed.state().phase == Phase::Failed);
     if failed.is_none() {
-        Target::new(&place)?;
+        UpstreamTarget::new(&place)?;
     }
     let upstreams = ctx.upstreams.clone();
-    Ok(Answer::Prepared(Prepared {
+    Ok(Answer::Prepared(PreparedWrite {
         summary: format!("Reload the OpenCode of {}", place.workspace.clone()),
         note: None,
         changes: None,
@@ -85,7 +86,7 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             if failed.map_or(Ok(false), |managed| managed::restart_failed(&managed))? {
                 return done();
             }
-            let target = Target::new(&place)?;
+            let target = UpstreamTarget::new(&place)?;
             let directory = directory.as_deref().map(Path::to_string_lossy);
             opencode::reload::reload(&upstreams, &target, directory.as_deref(), Cancel::new()?)?;
             done()
@@ -94,22 +95,22 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 /// A request whose sender may do what it asks for.
-struct Job {
+struct ProxyJob {
     inspection: Inspection,
     /// The sessions that its path names.
     sessions: Vec<String>,
     /// The files that its query names.
     files: Vec<String>,
-    call: Call,
-    target: Target,
-    settings: Opencode,
+    call: UpstreamCall,
+    target: UpstreamTarget,
+    settings: OpencodeLocation,
     directories: Vec<String>,
     gone: Cancel,
-    services: Services,
+    services: ProxyServices,
 }
 
 /// What the worker needs of the server.
-struct Services {
+struct ProxyServices {
     upstreams: Arc<Upstreams>,
     stream_workers: Arc<Pool>,
     party: Party,
@@ -118,11 +119,11 @@ struct Services {
 }
 
 /// `/opencode`, `/opencode/*`, `/w/:id/opencode`, `/w/:id/opencode/*`
-pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
+pub fn proxy(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let request = &*request;
     let (workspace, mount) = workspace_of(ctx, request)?;
     let settings = workspace.opencode();
-    let target = Target::new(&settings.place)?;
+    let target = UpstreamTarget::new(&settings.upstream)?;
     let (path, query) = below(request, &mount);
     rules::check_path(path)?;
     check_scope(ctx, request, path, query)?;
@@ -138,12 +139,12 @@ pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     };
     let passed = request.target().strip_prefix(&mount).unwrap_or_default();
     let write = writes::classify(request.method().as_str(), path, request.is_upgrade());
-    let job = Job {
+    let job = ProxyJob {
         inspection: Inspection::new(ctx, request, &workspace, write),
         sessions: sessions::ids(path),
         files: rules::files(path, query),
         directories: rules::directories(query, named.into_iter())?,
-        call: Call {
+        call: UpstreamCall {
             method: request.method().as_str(),
             path_and_query: rules::query_inside(passed, settings.root.as_deref()).into_owned(),
             headers: request.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
@@ -153,7 +154,7 @@ pub fn pass_on(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         target,
         settings,
         gone: Cancel::new()?,
-        services: Services {
+        services: ProxyServices {
             upstreams: ctx.upstreams.clone(),
             stream_workers: ctx.stream_workers.clone(),
             party: request.party(),
@@ -183,7 +184,7 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
                        sessions with ?directory=PATH";
         return Err(Error::new(Code::Forbidden, message).detail("scope", scope.as_str()));
     }
-    if scope == Scope::Viewer && rules::tells_secrets(path) {
+    if scope == Scope::Viewer && rules::exposes_secrets(path) {
         let message = "OpenCode shows its configuration and providers with every secret filled in, so not to viewers; \
                        GET /workspace/:id/config shows the configuration as it was written";
         return Err(Error::new(Code::Forbidden, message)
@@ -211,31 +212,31 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
 
 /// A worker that takes long is one of the streams, and keeps a place of theirs.
 #[derive(Default)]
-struct Aside(RefCell<Option<Place>>);
+struct StreamPermit(RefCell<Option<Permit>>);
 
-impl Aside {
+impl StreamPermit {
     fn step(&self, streams: &Pool, party: Party) -> Result<()> {
         if self.0.borrow().is_none() {
-            self.0.replace(Some(stream_place(streams, party)?));
+            self.0.replace(Some(reserve_stream(streams, party)?));
             step_aside();
         }
         Ok(())
     }
 }
 
-impl Job {
+impl ProxyJob {
     fn run(self, mut reply: Reply) {
-        let aside = Rc::new(Aside::default());
+        let aside = Rc::new(StreamPermit::default());
         match self.ask(&mut reply, &aside) {
-            Ok(answer) => self.pass_back(reply, answer, &aside),
+            Ok(answer) => self.send_answer(reply, answer, &aside),
             Err(error) => reply.send(Err(error)),
         }
     }
 
-    fn ask(&self, reply: &mut Reply, aside: &Rc<Aside>) -> Result<opencode::Answer> {
+    fn ask(&self, reply: &mut Reply, aside: &Rc<StreamPermit>) -> Result<opencode::UpstreamResponse> {
         self.check_directories(reply)?;
         let watch = self.services.upstreams.watch(&self.call, self.gone.clone());
-        watch.when_slow(limits::PROXY_SLOW, {
+        watch.on_slow(limits::PROXY_SLOW, {
             let (aside, streams, party) =
                 (aside.clone(), self.services.stream_workers.clone(), self.services.party);
             // Without a place it stays among the workers, who are fewer then.
@@ -267,11 +268,11 @@ impl Job {
         for id in &self.sessions {
             // The template of a command depends on it.
             let asked = (id.as_str(), self.inspection.needs_body());
-            let Services { upstreams, .. } = &self.services;
-            let found = inquiry::session_directory(upstreams, &self.target, &self.call, asked, &self.gone)?;
+            let ProxyServices { upstreams, .. } = &self.services;
+            let found = queries::session_directory(upstreams, &self.target, &self.call, asked, &self.gone)?;
             let Some(directory) = found else { continue };
             // A session outlives its directory.
-            if !rules::is_file_inside(Path::new(&directory), base, self.settings.is_here) {
+            if !rules::is_file_inside(Path::new(&directory), base, self.settings.shares_files) {
                 let message = "The session works in a directory outside of the workspace";
                 return Err(Error::new(Code::Forbidden, message).detail("session", id.as_str()));
             }
@@ -283,18 +284,18 @@ impl Job {
     /// Checks a body that was read already. OpenCode loads commands for the directory of the request (1.1.53) or of the
     /// session (1.18.34): the command must be harmless in both.
     fn check_body(&self, request: &Request, sessions: &[String]) -> Result<()> {
-        let mut body = request.held_body().ok_or_else(|| Error::internal("a body that was not held"))?;
+        let mut body = request.buffered_body().ok_or_else(|| Error::internal("a body that was not held"))?;
         let wanted = self.inspection.program(&mut *body)?;
         let Some(wanted) = wanted else { return Ok(()) };
         let other =
             sessions.iter().filter(|directory| !self.is_named(directory)).map(|other| Some(other.as_str()));
-        let Services { upstreams, .. } = &self.services;
+        let ProxyServices { upstreams, .. } = &self.services;
         for directory in std::iter::once(None).chain(other) {
             let asked = (wanted.command.as_str(), directory);
-            let template = inquiry::template(upstreams, &self.target, &self.call, asked, &self.gone)?;
+            let template = queries::template(upstreams, &self.target, &self.call, asked, &self.gone)?;
             self.inspection.check_command(&wanted, template.as_deref())?;
             let Some((template, base)) = template.zip(self.settings.directory.as_ref()) else { continue };
-            let is_here = self.settings.is_here;
+            let is_here = self.settings.shares_files;
             if let Some(name) = bodies::reference_outside(&template, &wanted.arguments, base, is_here) {
                 return Err(Error::new(
                     Code::Forbidden,
@@ -315,7 +316,11 @@ impl Job {
     }
 
     /// Passes the request on.
-    fn send(&self, request: &mut Request, watch: &Rc<opencode::Watch>) -> Result<opencode::Answer> {
+    fn send(
+        &self,
+        request: &mut Request,
+        watch: &Rc<opencode::CallWatch>,
+    ) -> Result<opencode::UpstreamResponse> {
         let owner = request.actor().is_some_and(|actor| actor.scope == Scope::Owner);
         let inside = |directory: &str| self.check_directory(directory, owner);
         let file = |path: &str| self.check_file(path);
@@ -335,7 +340,7 @@ impl Job {
             Some(length) => {
                 let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
                 if let Err(error) = body.read_to_end(&mut bytes) {
-                    let broken = Error::new(Code::InvalidRequest, "The body broke off").because(error);
+                    let broken = Error::new(Code::InvalidRequest, "The body broke off").with_source(error);
                     return Err(body.refusal.take().unwrap_or(broken));
                 }
                 Payload::Whole(bytes)
@@ -363,7 +368,7 @@ impl Job {
             let mut named = directories().map(|directory| directory.join(file));
             named.any(|path| path.symlink_metadata().is_ok() && !rules::is_file_inside(&path, base, true))
         };
-        match self.files.iter().find(leads_out).filter(|_| self.settings.is_here) {
+        match self.files.iter().find(leads_out).filter(|_| self.settings.shares_files) {
             Some(file) => {
                 let message = "The path leads out of the workspace";
                 Err(Error::new(Code::Forbidden, message).detail("path", file.as_str()))
@@ -375,7 +380,7 @@ impl Job {
     /// Refuses a file that OpenCode would read for a prompt, if it is outside of the workspace.
     fn check_file(&self, path: &str) -> Result<()> {
         let base = self.settings.directory.as_ref();
-        if base.is_some_and(|base| rules::is_file_inside(Path::new(path), base, self.settings.is_here)) {
+        if base.is_some_and(|base| rules::is_file_inside(Path::new(path), base, self.settings.shares_files)) {
             return Ok(());
         }
         let message = "The attached file is not inside the workspace; attach its content as a data: URL";
@@ -384,7 +389,7 @@ impl Job {
 
     fn check_directory(&self, directory: &str, owner: bool) -> Result<()> {
         match &self.settings.directory {
-            Some(base) => rules::check_directory(directory, base, self.settings.is_here),
+            Some(base) => rules::check_directory(directory, base, self.settings.shares_files),
             None if owner => Ok(()),
             None => {
                 let message =
@@ -394,58 +399,58 @@ impl Job {
         }
     }
 
-    fn pass_back(self, mut reply: Reply, answer: opencode::Answer, aside: &Aside) {
-        let opencode::Answer { status, headers, rest } = answer;
-        let Services { tickets, stream_workers, party, .. } = self.services;
+    fn send_answer(self, mut reply: Reply, answer: opencode::UpstreamResponse, aside: &StreamPermit) {
+        let opencode::UpstreamResponse { status, headers, content: rest } = answer;
+        let ProxyServices { tickets, stream_workers, party, .. } = self.services;
         let with_headers = move |response: Response| {
             headers
                 .into_iter()
                 .fold(response.with_status(status), |response, (name, value)| response.with(name, value))
         };
         match rest {
-            Rest::Nothing(length) => {
+            ResponseContent::Empty(length) => {
                 reply.send(Ok(with_headers(Response::empty(status).without_body(length))))
             }
-            Rest::Body(mut body, Some(length)) if length <= limits::PROXY_WHOLE_BYTES => {
+            ResponseContent::Body(mut body, Some(length)) if length <= limits::PROXY_WHOLE_BYTES => {
                 let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
                 let read = body.read_to_end(&mut bytes);
                 reply.send(match read {
                     Ok(_) => Ok(with_headers(Response::empty(status).with_body(bytes))),
-                    Err(error) => {
-                        Err(Error::new(Code::OpencodeUnreachable, "OpenCode's answer broke off")
-                            .because(error))
-                    }
+                    Err(error) => Err(Error::new(Code::OpencodeUnreachable, "OpenCode's answer broke off")
+                        .with_source(error)),
                 });
             }
-            Rest::Body(body, length) if reply.request().is_some_and(|request| request.direct().is_some()) => {
+            ResponseContent::Body(body, length)
+                if reply.request().is_some_and(|request| request.direct().is_some()) =>
+            {
                 // This thread hands the socket over itself, so another pours.
-                let place = match aside.0.take().map_or_else(|| stream_place(&stream_workers, party), Ok) {
+                let place = match aside.0.take().map_or_else(|| reserve_stream(&stream_workers, party), Ok) {
                     Ok(place) => place,
                     Err(busy) => return reply.send(Err(busy)),
                 };
                 let body = body.detach();
                 let ticket = tickets
-                    .deposit(move |socket, _| place.run(move || tunnel::pour_into(body.attach(), socket)));
-                reply.send(ticket.map(|ticket| with_headers(Response::taken(ticket, length))));
+                    .issue(move |socket, _| place.run(move || tunnel::relay_until(body.attach(), socket)));
+                reply.send(ticket.map(|ticket| with_headers(Response::handed_over(ticket, length))));
             }
-            Rest::Body(body, length) => {
+            ResponseContent::Body(body, length) => {
                 if let Err(busy) = aside.step(&stream_workers, party) {
                     return reply.send(Err(busy));
                 }
-                let handed = tunnel::Handed::new(&tickets, &self.gone, reply.take_watch());
+                let handed = tunnel::PendingSocket::new(&tickets, &self.gone, reply.take_watch());
                 match handed {
                     Ok((ticket, socket)) => {
-                        reply.send(Ok(with_headers(Response::taken(ticket, length))));
-                        tunnel::pour(body, socket);
+                        reply.send(Ok(with_headers(Response::handed_over(ticket, length))));
+                        tunnel::relay(body, socket);
                     }
                     Err(error) => reply.send(Err(error)),
                 }
             }
-            Rest::Tunnel(between) => {
+            ResponseContent::Tunnel(between) => {
                 if let Err(busy) = aside.step(&stream_workers, party) {
                     return reply.send(Err(busy));
                 }
-                match tunnel::Handed::new(&tickets, &self.gone, reply.take_watch()) {
+                match tunnel::PendingSocket::new(&tickets, &self.gone, reply.take_watch()) {
                     Ok((ticket, socket)) => {
                         reply.send(Ok(with_headers(Response::upgraded(ticket))));
                         tunnel::connect(between, socket);

@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 use super::{Ctx, audit, project};
 use crate::base::{Result, clock, limits};
 use crate::http::{Answer, Request, Response};
-use crate::project::config::Patch;
+use crate::project::config::ConfigPatch;
 
 #[derive(Default, Deserialize)]
-struct Body {
+struct ConfigPatchBody {
     #[serde(default)]
     opencode: Option<Map<String, Value>>,
     #[serde(default)]
@@ -30,8 +30,8 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// The same from memory, where the files are as they were read before.
 pub fn get_at_hand(ctx: &Ctx, request: &mut Request) -> Option<Response> {
     let workspace = project::workspace(ctx, request).ok()?;
-    let root = ctx.lifecycle.files_at_hand(&workspace)?;
-    let [opencode, openwork] = ctx.project.configs_at_hand(&root)?;
+    let root = ctx.lifecycle.mounted_files(&workspace)?;
+    let [opencode, openwork] = ctx.project.cached_configs(&root)?;
     let changed = ctx.audit.known_change(&workspace.openwork_id)?;
     let changed = (changed > 0).then_some(changed);
     Some(Response::ok(&json!({ "opencode": opencode, "openwork": openwork, "updatedAt": changed })))
@@ -40,8 +40,8 @@ pub fn get_at_hand(ctx: &Ctx, request: &mut Request) -> Option<Response> {
 /// `PATCH /workspace/:id/config`
 pub fn patch(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
-    let body: Body = request.json(limits::JSON_BODY_BYTES)?;
-    let patch = Patch { opencode: body.opencode, openwork: body.openwork };
+    let body: ConfigPatchBody = request.json(limits::JSON_BODY_BYTES)?;
+    let patch = ConfigPatch { opencode: body.opencode, openwork: body.openwork };
     patch.check()?;
     let site = project::open(&ctx.lifecycle, &workspace)?;
     let keys = [("opencode", &patch.opencode), ("openwork", &patch.openwork)].map(|(name, keys)| {

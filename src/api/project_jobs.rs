@@ -28,7 +28,7 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         project::preview_on(ctx, open, |site| ctx.project.delete_job(site, &job))?;
     let answer = Answer::prepared(format!("Delete scheduled job {}", job.name()), paths, move |_| {
         let (site, _) = service.home_of_jobs(project::open_for(&lifecycle, &workspace, plan)?)?;
-        if site.folder.is_some() && site.root.exists(job.files().last().unwrap_or(&""))? {
+        if site.host_folder.is_some() && site.root.exists(job.files().last().unwrap_or(&""))? {
             job.timer().into_iter().for_each(|timer| lifecycle.stop_timer(timer));
         }
         service.delete_job(&site, &job)?;

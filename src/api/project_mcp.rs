@@ -6,17 +6,17 @@ use serde_json::{Value, json};
 use super::{Ctx, project};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
-use crate::project::{Project, Site, mcp};
+use crate::project::{Project, ProjectSite, mcp};
 
 #[derive(Deserialize)]
-struct Body {
+struct AddMcpBody {
     #[serde(default)]
     name: String,
     #[serde(default)]
     config: Value,
 }
 
-fn list(service: &Project, site: &Site) -> Result<Response> {
+fn list(service: &Project, site: &ProjectSite) -> Result<Response> {
     Ok(Response::ok(&json!({ "items": service.mcp(site)? })))
 }
 
@@ -28,7 +28,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `POST /workspace/:id/mcp`
 pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
-    let Body { name, config } = request.json(limits::JSON_BODY_BYTES)?;
+    let AddMcpBody { name, config } = request.json(limits::JSON_BODY_BYTES)?;
     if !config.is_object() {
         let message = "config is wanted: an object with type, and command or url";
         return Err(Error::new(Code::InvalidPayload, message));

@@ -7,15 +7,15 @@ use super::{Ctx, project};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::project::plugins::{LOAD_ORDER, check_spec};
-use crate::project::{Project, Site};
+use crate::project::{Project, ProjectSite};
 
 #[derive(Deserialize)]
-struct Body {
+struct AddPluginBody {
     #[serde(default)]
     spec: String,
 }
 
-fn list(service: &Project, site: &Site, global: bool) -> Result<Response> {
+fn list(service: &Project, site: &ProjectSite, global: bool) -> Result<Response> {
     Ok(Response::ok(&json!({ "items": service.plugins(site, global)?, "loadOrder": LOAD_ORDER })))
 }
 
@@ -28,7 +28,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `POST /workspace/:id/plugins`
 pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
-    let Body { spec } = request.json(limits::JSON_BODY_BYTES)?;
+    let AddPluginBody { spec } = request.json(limits::JSON_BODY_BYTES)?;
     check_spec(&spec)?;
     let paths = ctx.project.config_paths(&project::open(&ctx.lifecycle, &workspace)?);
     let (lifecycle, service) = (ctx.lifecycle.clone(), ctx.project.clone());

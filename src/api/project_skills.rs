@@ -9,7 +9,7 @@ use crate::http::{Answer, Request, Response};
 use crate::project::skills::NewSkill;
 
 #[derive(Deserialize)]
-struct Body {
+struct PutSkillBody {
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -36,7 +36,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `POST /workspace/:id/skills`
 pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
-    let body: Body = request.json(limits::JSON_BODY_BYTES)?;
+    let body: PutSkillBody = request.json(limits::JSON_BODY_BYTES)?;
     let skill = NewSkill::new(&body.name, &body.content, body.description.as_deref())?;
     let site = project::open(&ctx.lifecycle, &workspace)?;
     let path = site.path(&skill.path());

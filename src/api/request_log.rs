@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::base::Error;
-use crate::base::repeats::{INTERVAL, Repeats};
+use crate::base::repeat_limiter::{INTERVAL, RepeatLimiter};
 use crate::http::Request;
 
 /// Lines for requests of one token, or address without one, with the same refusal in an interval.
@@ -19,12 +19,12 @@ pub struct RequestLog {
     enabled: bool,
     /// Also where they repeat.
     all: bool,
-    repeats: Repeats<Option<Example>>,
+    repeats: RepeatLimiter<Option<LogExample>>,
 }
 
 /// One of many requests.
 #[derive(Debug)]
-struct Example {
+struct LogExample {
     method: &'static str,
     path: String,
     status: u16,
@@ -35,7 +35,7 @@ struct Example {
 impl RequestLog {
     /// `enabled`: lines for requests, and not only for errors of the server; `all`: for each one, also where they repeat.
     pub fn new(enabled: bool, all: bool) -> RequestLog {
-        RequestLog { enabled, all, repeats: Repeats::default() }
+        RequestLog { enabled, all, repeats: RepeatLimiter::default() }
     }
 
     /// Writes what went wrong in the server, or was beyond its limits.
@@ -54,7 +54,8 @@ impl RequestLog {
         let (method, path, peer) = (request.method().as_str(), request.path(), request.peer());
         let auth = request.actor().map_or("none", |actor| actor.scope.as_str());
         let burst = if status < 400 { OTHER_LINES } else { REFUSED_LINES };
-        let example = || Some(Example { method, path: path.to_owned(), status, auth, peer: peer.to_owned() });
+        let example =
+            || Some(LogExample { method, path: path.to_owned(), status, auth, peer: peer.to_owned() });
         if !self.all && !self.note((who(request), "request", status), burst, example) {
             return;
         }
@@ -82,10 +83,10 @@ impl RequestLog {
         &self,
         kind: impl std::hash::Hash,
         burst: u64,
-        example: impl FnOnce() -> Option<Example>,
+        example: impl FnOnce() -> Option<LogExample>,
     ) -> bool {
         let noted = self.repeats.note(kind, burst, Instant::now(), example);
-        tell(noted.ended);
+        tell(noted.summaries);
         noted.written
     }
 }
@@ -95,9 +96,9 @@ fn who(request: &Request) -> &str {
     request.actor().map_or(request.peer(), |actor| actor.token_hash.as_str())
 }
 
-fn tell(ended: Vec<(Option<Example>, u64)>) {
+fn tell(ended: Vec<(Option<LogExample>, u64)>) {
     for (example, count) in ended {
-        let Some(Example { method, path, status, auth, peer }) = example else { continue };
+        let Some(LogExample { method, path, status, auth, peer }) = example else { continue };
         let level = if status < 400 { log::Level::Info } else { log::Level::Warn };
         log::log!(
             target: "berth::request", level, method = method, path = path.as_str(), status = status, suppressed = count,

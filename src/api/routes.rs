@@ -14,8 +14,8 @@ use super::{
 use crate::access::Scope::{Collaborator, Owner, Viewer};
 use crate::base::limits;
 use crate::http::Method::{Delete, Get, Patch, Post, Put};
-use crate::http::route::{Handler, Table};
-use crate::http::{Auth, Class, Effect, Gate, Method, Route};
+use crate::http::route::{Handler, RouteTable};
+use crate::http::{ApprovalPolicy, Auth, Class, Effect, Method, Route};
 use crate::project::portable::BODY_BYTES as FILES_BODY_BYTES;
 
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
@@ -23,11 +23,11 @@ const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route
         method: Get,
         pattern,
         auth,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Read,
         class: Class::Short,
         handler,
-        at_hand: None,
+        fast_path: None,
     }
 }
 
@@ -35,13 +35,22 @@ const fn write(
     method: Method,
     pattern: &'static str,
     auth: Auth,
-    gate: Gate,
+    gate: ApprovalPolicy,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
-    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Short, handler, at_hand: None }
+    Route {
+        method,
+        pattern,
+        auth,
+        gate,
+        effect: Effect::Write,
+        class: Class::Short,
+        handler,
+        fast_path: None,
+    }
 }
 
-const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<Ctx> {
+const fn run(pattern: &'static str, gate: ApprovalPolicy, handler: Handler<Ctx>) -> Route<Ctx> {
     let auth = Auth::Scope(Collaborator);
     Route {
         method: Post,
@@ -51,14 +60,14 @@ const fn run(pattern: &'static str, gate: Gate, handler: Handler<Ctx>) -> Route<
         effect: Effect::Write,
         class: Class::Run,
         handler,
-        at_hand: None,
+        fast_path: None,
     }
 }
 
 /// A list, or a text, of what the programs of a workspace can make large.
 const fn files(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
-    let (gate, effect) = (Gate::Open, Effect::Read);
-    Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler, at_hand: None }
+    let (gate, effect) = (ApprovalPolicy::Open, Effect::Read);
+    Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler, fast_path: None }
 }
 
 /// Ends something.
@@ -66,10 +75,10 @@ const fn end(
     method: Method,
     pattern: &'static str,
     auth: Auth,
-    gate: Gate,
+    gate: ApprovalPolicy,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
-    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler, at_hand: None }
+    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler, fast_path: None }
 }
 
 /// A write of the project API: everybody is asked about, owners too.
@@ -79,33 +88,42 @@ const fn gated(
     action: &'static str,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
-    let (auth, gate) = (COLLABORATOR, Gate::Everyone(action));
-    Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::Files, handler, at_hand: None }
+    let (auth, gate) = (COLLABORATOR, ApprovalPolicy::Everyone(action));
+    Route {
+        method,
+        pattern,
+        auth,
+        gate,
+        effect: Effect::Write,
+        class: Class::Files,
+        handler,
+        fast_path: None,
+    }
 }
 
-const SNAPSHOT: Gate = Gate::Collaborators("workspace.snapshot");
+const SNAPSHOT: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.snapshot");
 
-const RUN: Gate = Gate::Collaborators("workspace.run");
+const RUN: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.run");
 
 /// Something that may wait for longer than a request should.
 const fn stream(
     method: Method,
     pattern: &'static str,
     effect: Effect,
-    gate: Gate,
+    gate: ApprovalPolicy,
     handler: Handler<Ctx>,
 ) -> Route<Ctx> {
     let auth = match effect {
         Effect::Read => VIEWER,
         Effect::Write => COLLABORATOR,
     };
-    Route { method, pattern, auth, gate, effect, class: Class::Stream, handler, at_hand: None }
+    Route { method, pattern, auth, gate, effect, class: Class::Stream, handler, fast_path: None }
 }
 
 /// A body of any size, which its handler bounds.
 const fn upload(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
-    let (auth, gate, effect) = (OWNER, Gate::Open, Effect::Write);
-    Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler, at_hand: None }
+    let (auth, gate, effect) = (OWNER, ApprovalPolicy::Open, Effect::Write);
+    Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler, fast_path: None }
 }
 
 /// Passed on to an OpenCode. What its programs do OpenCode asks about itself; what makes it run one of the caller's is gated.
@@ -118,11 +136,11 @@ const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> 
         method,
         pattern,
         auth,
-        gate: Gate::Forwarded,
+        gate: ApprovalPolicy::Forwarded,
         effect,
         class: Class::Proxy,
         handler,
-        at_hand: None,
+        fast_path: None,
     }
 }
 
@@ -152,7 +170,7 @@ pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
 }
 
 /// The rows of [`ROUTES`], to find one in.
-pub(super) static TABLE: LazyLock<Table<Ctx>> = LazyLock::new(|| Table::new(ROUTES));
+pub(super) static TABLE: LazyLock<RouteTable<Ctx>> = LazyLock::new(|| RouteTable::new(ROUTES));
 
 /// All endpoints. Commands and their output need an owner on host workspaces; the handlers say so, since the path does
 /// not tell.
@@ -172,38 +190,38 @@ pub static ROUTES: &[Route<Ctx>] = &[
         method: Post,
         pattern: "/workspaces/:id/activate",
         auth: Auth::Host,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Read,
         class: Class::Short,
         handler: system::activate,
-        at_hand: None,
+        fast_path: None,
     },
     // It may have to look a name up.
     Route {
         method: Patch,
         pattern: "/workspaces/:id",
         auth: Auth::Host,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Write,
         class: Class::Proxy,
         handler: system::connect,
-        at_hand: None,
+        fast_path: None,
     },
     read("/workspace/:id/audit", VIEWER, audit::of_workspace),
     read("/audit", Auth::Host, audit::of_server),
     read("/tokens", Auth::Host, tokens::list),
-    write(Post, "/tokens", Auth::Host, Gate::Open, tokens::create),
-    write(Delete, "/tokens/:id", Auth::Host, Gate::Open, tokens::delete),
+    write(Post, "/tokens", Auth::Host, ApprovalPolicy::Open, tokens::create),
+    write(Delete, "/tokens/:id", Auth::Host, ApprovalPolicy::Open, tokens::delete),
     read("/approvals", Auth::Host, approvals::list),
     Route {
         method: Get,
         pattern: "/approvals/events",
         auth: Auth::Host,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Read,
         class: Class::Stream,
         handler: approvals::events,
-        at_hand: None,
+        fast_path: None,
     },
     read("/approvals/:id", Auth::Host, approvals::get),
     // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
@@ -211,11 +229,11 @@ pub static ROUTES: &[Route<Ctx>] = &[
         method: Post,
         pattern: "/approvals/:id",
         auth: Auth::Host,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Read,
         class: Class::Short,
         handler: approvals::answer,
-        at_hand: None,
+        fast_path: None,
     },
     read("/ui", Auth::Public, ui::page),
     read("/w/:id/ui", Auth::Public, ui::mounted_page),
@@ -226,67 +244,67 @@ pub static ROUTES: &[Route<Ctx>] = &[
         method: Post,
         pattern: "/workspace/:id/inbox",
         auth: COLLABORATOR,
-        gate: Gate::Everyone("workspace.inbox.upload"),
+        gate: ApprovalPolicy::Everyone("workspace.inbox.upload"),
         effect: Effect::Write,
         class: Class::Upload,
         handler: trays::upload,
-        at_hand: None,
+        fast_path: None,
     },
     files("/workspace/:id/inbox", trays::inbox),
     files("/workspace/:id/inbox/:inboxId", trays::inbox_item),
     files("/workspace/:id/artifacts", trays::artifacts),
     files("/workspace/:id/artifacts/:artifactId", trays::artifact),
     // OpenWork: the OpenCode behind a workspace. A slash at the end is a path, too.
-    proxy(Get, "/opencode", opencode::pass_on),
-    proxy(Post, "/opencode", opencode::pass_on),
-    proxy(Put, "/opencode", opencode::pass_on),
-    proxy(Patch, "/opencode", opencode::pass_on),
-    proxy(Delete, "/opencode", opencode::pass_on),
-    proxy(Get, "/opencode/*", opencode::pass_on),
-    proxy(Post, "/opencode/*", opencode::pass_on),
-    proxy(Put, "/opencode/*", opencode::pass_on),
-    proxy(Patch, "/opencode/*", opencode::pass_on),
-    proxy(Delete, "/opencode/*", opencode::pass_on),
-    proxy(Get, "/w/:id/opencode", opencode::pass_on),
-    proxy(Post, "/w/:id/opencode", opencode::pass_on),
-    proxy(Put, "/w/:id/opencode", opencode::pass_on),
-    proxy(Patch, "/w/:id/opencode", opencode::pass_on),
-    proxy(Delete, "/w/:id/opencode", opencode::pass_on),
-    proxy(Get, "/w/:id/opencode/*", opencode::pass_on),
-    proxy(Post, "/w/:id/opencode/*", opencode::pass_on),
-    proxy(Put, "/w/:id/opencode/*", opencode::pass_on),
-    proxy(Patch, "/w/:id/opencode/*", opencode::pass_on),
-    proxy(Delete, "/w/:id/opencode/*", opencode::pass_on),
+    proxy(Get, "/opencode", opencode::proxy),
+    proxy(Post, "/opencode", opencode::proxy),
+    proxy(Put, "/opencode", opencode::proxy),
+    proxy(Patch, "/opencode", opencode::proxy),
+    proxy(Delete, "/opencode", opencode::proxy),
+    proxy(Get, "/opencode/*", opencode::proxy),
+    proxy(Post, "/opencode/*", opencode::proxy),
+    proxy(Put, "/opencode/*", opencode::proxy),
+    proxy(Patch, "/opencode/*", opencode::proxy),
+    proxy(Delete, "/opencode/*", opencode::proxy),
+    proxy(Get, "/w/:id/opencode", opencode::proxy),
+    proxy(Post, "/w/:id/opencode", opencode::proxy),
+    proxy(Put, "/w/:id/opencode", opencode::proxy),
+    proxy(Patch, "/w/:id/opencode", opencode::proxy),
+    proxy(Delete, "/w/:id/opencode", opencode::proxy),
+    proxy(Get, "/w/:id/opencode/*", opencode::proxy),
+    proxy(Post, "/w/:id/opencode/*", opencode::proxy),
+    proxy(Put, "/w/:id/opencode/*", opencode::proxy),
+    proxy(Patch, "/w/:id/opencode/*", opencode::proxy),
+    proxy(Delete, "/w/:id/opencode/*", opencode::proxy),
     // Observed clients use this name, too.
-    proxy(Get, "/workspace/:id/opencode", opencode::pass_on),
-    proxy(Post, "/workspace/:id/opencode", opencode::pass_on),
-    proxy(Put, "/workspace/:id/opencode", opencode::pass_on),
-    proxy(Patch, "/workspace/:id/opencode", opencode::pass_on),
-    proxy(Delete, "/workspace/:id/opencode", opencode::pass_on),
-    proxy(Get, "/workspace/:id/opencode/*", opencode::pass_on),
-    proxy(Post, "/workspace/:id/opencode/*", opencode::pass_on),
-    proxy(Put, "/workspace/:id/opencode/*", opencode::pass_on),
-    proxy(Patch, "/workspace/:id/opencode/*", opencode::pass_on),
-    proxy(Delete, "/workspace/:id/opencode/*", opencode::pass_on),
+    proxy(Get, "/workspace/:id/opencode", opencode::proxy),
+    proxy(Post, "/workspace/:id/opencode", opencode::proxy),
+    proxy(Put, "/workspace/:id/opencode", opencode::proxy),
+    proxy(Patch, "/workspace/:id/opencode", opencode::proxy),
+    proxy(Delete, "/workspace/:id/opencode", opencode::proxy),
+    proxy(Get, "/workspace/:id/opencode/*", opencode::proxy),
+    proxy(Post, "/workspace/:id/opencode/*", opencode::proxy),
+    proxy(Put, "/workspace/:id/opencode/*", opencode::proxy),
+    proxy(Patch, "/workspace/:id/opencode/*", opencode::proxy),
+    proxy(Delete, "/workspace/:id/opencode/*", opencode::proxy),
     // Changes no file of ours, so allowed on a read-only server, as observed.
     Route {
         method: Post,
         pattern: "/workspace/:id/engine/reload",
         auth: COLLABORATOR,
-        gate: Gate::Everyone("engine.reload"),
+        gate: ApprovalPolicy::Everyone("engine.reload"),
         effect: Effect::Read,
         class: Class::Proxy,
         handler: opencode::reload,
-        at_hand: None,
+        fast_path: None,
     },
     // OpenWork: what agents read in a workspace.
     Route {
-        at_hand: Some(project_config::get_at_hand),
+        fast_path: Some(project_config::get_at_hand),
         ..files("/workspace/:id/config", project_config::get)
     },
     gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),
     read("/workspace/:id/events", VIEWER, project_events::list),
-    stream(Get, "/workspace/:id/events/stream", Effect::Read, Gate::Open, project_events::stream),
+    stream(Get, "/workspace/:id/events/stream", Effect::Read, ApprovalPolicy::Open, project_events::stream),
     files("/workspace/:id/export", project_transfer::export),
     gated(Post, "/workspace/:id/import", "config.import", project_transfer::import),
     files("/workspace/:id/plugins", project_plugins::get),
@@ -305,7 +323,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     files("/workspace/:id/scheduler/jobs", project_jobs::list),
     gated(Delete, "/workspace/:id/scheduler/jobs/:name", "scheduler.delete", project_jobs::delete),
     // The OpenCode that the server runs.
-    stream(Get, "/api/opencode/events", Effect::Read, Gate::Open, managed::events),
+    stream(Get, "/api/opencode/events", Effect::Read, ApprovalPolicy::Open, managed::events),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
     // Changes nothing that is kept.
@@ -313,69 +331,75 @@ pub static ROUTES: &[Route<Ctx>] = &[
         method: Post,
         pattern: "/api/auth/login",
         auth: Auth::Public,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Read,
         class: Class::Short,
         handler: login::log_in,
-        at_hand: None,
+        fast_path: None,
     },
     Route {
         method: Get,
         pattern: "/api/doctor",
         auth: VIEWER,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Read,
         class: Class::Run,
         handler: doctor::report,
-        at_hand: None,
+        fast_path: None,
     },
     read("/api/workspaces", VIEWER, workspaces::list),
-    write(Post, "/api/workspaces", OWNER, Gate::Open, workspaces::create),
+    write(Post, "/api/workspaces", OWNER, ApprovalPolicy::Open, workspaces::create),
     read("/api/workspaces/:id", VIEWER, workspaces::get),
-    write(Put, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::update),
-    end(Delete, "/api/workspaces/:id", OWNER, Gate::Open, workspaces::delete),
+    write(Put, "/api/workspaces/:id", OWNER, ApprovalPolicy::Open, workspaces::update),
+    end(Delete, "/api/workspaces/:id", OWNER, ApprovalPolicy::Open, workspaces::delete),
     write(
         Post,
         "/api/workspaces/:id/build",
         COLLABORATOR,
-        Gate::Collaborators("workspace.build"),
+        ApprovalPolicy::Collaborators("workspace.build"),
         workspaces::build,
     ),
-    stream(Get, "/api/workspaces/:id/build/events", Effect::Read, Gate::Open, workspaces::build_events),
+    stream(
+        Get,
+        "/api/workspaces/:id/build/events",
+        Effect::Read,
+        ApprovalPolicy::Open,
+        workspaces::build_events,
+    ),
     // Nobody has to be asked before something is ended.
-    end(Delete, "/api/workspaces/:id/build", COLLABORATOR, Gate::Open, workspaces::cancel_build),
-    run("/api/workspaces/:id/exec", Gate::Collaborators("workspace.exec"), workspaces::exec),
+    end(Delete, "/api/workspaces/:id/build", COLLABORATOR, ApprovalPolicy::Open, workspaces::cancel_build),
+    run("/api/workspaces/:id/exec", ApprovalPolicy::Collaborators("workspace.exec"), workspaces::exec),
     run("/api/workspaces/:id/runs", RUN, runs::create),
     read("/api/workspaces/:id/runs", VIEWER, runs::list),
     read("/api/workspaces/:id/runs/:run", VIEWER, runs::get),
     // Nobody has to be asked before something is ended.
-    end(Delete, "/api/workspaces/:id/runs/:run", COLLABORATOR, Gate::Open, runs::delete),
-    write(Post, "/api/workspaces/:id/runs/:run/signal", COLLABORATOR, Gate::Open, runs::signal),
+    end(Delete, "/api/workspaces/:id/runs/:run", COLLABORATOR, ApprovalPolicy::Open, runs::delete),
+    write(Post, "/api/workspaces/:id/runs/:run/signal", COLLABORATOR, ApprovalPolicy::Open, runs::signal),
     stream(Post, "/api/workspaces/:id/runs/:run/stdin", Effect::Write, RUN, runs::stdin),
-    stream(Post, "/api/workspaces/:id/runs/:run/wait", Effect::Read, Gate::Open, runs::wait),
-    stream(Get, "/api/workspaces/:id/runs/:run/output", Effect::Read, Gate::Open, runs::output),
-    stream(Get, "/api/workspaces/:id/runs/:run/events", Effect::Read, Gate::Open, runs::events),
+    stream(Post, "/api/workspaces/:id/runs/:run/wait", Effect::Read, ApprovalPolicy::Open, runs::wait),
+    stream(Get, "/api/workspaces/:id/runs/:run/output", Effect::Read, ApprovalPolicy::Open, runs::output),
+    stream(Get, "/api/workspaces/:id/runs/:run/events", Effect::Read, ApprovalPolicy::Open, runs::events),
     run(
         "/api/workspaces/:id/rerun-init",
-        Gate::Collaborators("workspace.rerun-init"),
+        ApprovalPolicy::Collaborators("workspace.rerun-init"),
         workspaces::rerun_init,
     ),
     Route {
         method: Post,
         pattern: "/api/workspaces/:id/sync",
         auth: COLLABORATOR,
-        gate: Gate::Collaborators("workspace.sync"),
+        gate: ApprovalPolicy::Collaborators("workspace.sync"),
         effect: Effect::Write,
         class: Class::Files,
         handler: workspaces::sync,
-        at_hand: None,
+        fast_path: None,
     },
-    run("/api/workspaces/:id/start", Gate::Collaborators("workspace.start"), workspaces::start),
+    run("/api/workspaces/:id/start", ApprovalPolicy::Collaborators("workspace.start"), workspaces::start),
     end(
         Post,
         "/api/workspaces/:id/stop",
         COLLABORATOR,
-        Gate::Collaborators("workspace.stop"),
+        ApprovalPolicy::Collaborators("workspace.stop"),
         workspaces::stop,
     ),
     read("/api/workspaces/:id/snapshots", VIEWER, snapshots::list),
@@ -386,11 +410,11 @@ pub static ROUTES: &[Route<Ctx>] = &[
         method: Post,
         pattern: "/api/workspaces/:id/clone",
         auth: OWNER,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Write,
         class: Class::Run,
         handler: snapshots::clone,
-        at_hand: None,
+        fast_path: None,
     },
     files("/api/workspaces/:id/debug", workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
@@ -404,7 +428,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         effect: Effect::Write,
         class: Class::Run,
         handler: terminals::shell,
-        at_hand: None,
+        fast_path: None,
     },
     read("/api/workspaces/:id/terminals", VIEWER, terminals::list),
     run("/api/workspaces/:id/terminals", TERMINAL, terminals::create),
@@ -417,66 +441,84 @@ pub static ROUTES: &[Route<Ctx>] = &[
     // Base images.
     read("/api/images", VIEWER, images::list),
     upload("/api/images", images::create),
-    stream(Get, "/api/images/events", Effect::Read, Gate::Open, images::events),
+    stream(Get, "/api/images/events", Effect::Read, ApprovalPolicy::Open, images::events),
     read("/api/images/:id", VIEWER, images::get),
     Route {
         method: Delete,
         pattern: "/api/images/:id",
         auth: OWNER,
-        gate: Gate::Open,
+        gate: ApprovalPolicy::Open,
         effect: Effect::Write,
         class: Class::Run,
         handler: images::delete,
-        at_hand: None,
+        fast_path: None,
     },
     // sandboxed.sh: the library.
     read("/api/library/workspace-template", VIEWER, library::templates),
     read("/api/library/workspace-template/:name", VIEWER, library::template),
-    write(Put, "/api/library/workspace-template/:name", OWNER, Gate::Open, library::put_template),
-    write(Delete, "/api/library/workspace-template/:name", OWNER, Gate::Open, library::delete_template),
+    write(Put, "/api/library/workspace-template/:name", OWNER, ApprovalPolicy::Open, library::put_template),
+    write(
+        Delete,
+        "/api/library/workspace-template/:name",
+        OWNER,
+        ApprovalPolicy::Open,
+        library::delete_template,
+    ),
     read("/api/library/skill", VIEWER, library::skills),
     read("/api/library/skill/:name", VIEWER, library::skill),
-    write(Put, "/api/library/skill/:name", OWNER, Gate::Open, library::put_skill),
-    write(Delete, "/api/library/skill/:name", OWNER, Gate::Open, library::delete_skill),
+    write(Put, "/api/library/skill/:name", OWNER, ApprovalPolicy::Open, library::put_skill),
+    write(Delete, "/api/library/skill/:name", OWNER, ApprovalPolicy::Open, library::delete_skill),
     upload("/api/library/skill/import", library::import_skill),
     read("/api/library/skill/:name/files/*path", VIEWER, library::skill_file),
-    write(Put, "/api/library/skill/:name/files/*path", OWNER, Gate::Open, library::put_skill_file),
-    write(Delete, "/api/library/skill/:name/files/*path", OWNER, Gate::Open, library::delete_skill_file),
+    write(Put, "/api/library/skill/:name/files/*path", OWNER, ApprovalPolicy::Open, library::put_skill_file),
+    write(
+        Delete,
+        "/api/library/skill/:name/files/*path",
+        OWNER,
+        ApprovalPolicy::Open,
+        library::delete_skill_file,
+    ),
     read("/api/library/skills", VIEWER, library::skills),
     read("/api/library/skills/:name", VIEWER, library::skill),
-    write(Put, "/api/library/skills/:name", OWNER, Gate::Open, library::put_skill),
-    write(Delete, "/api/library/skills/:name", OWNER, Gate::Open, library::delete_skill),
+    write(Put, "/api/library/skills/:name", OWNER, ApprovalPolicy::Open, library::put_skill),
+    write(Delete, "/api/library/skills/:name", OWNER, ApprovalPolicy::Open, library::delete_skill),
     upload("/api/library/skills/import", library::import_skill),
     read("/api/library/skills/:name/references/*path", VIEWER, library::skill_file),
-    write(Put, "/api/library/skills/:name/references/*path", OWNER, Gate::Open, library::put_skill_file),
+    write(
+        Put,
+        "/api/library/skills/:name/references/*path",
+        OWNER,
+        ApprovalPolicy::Open,
+        library::put_skill_file,
+    ),
     write(
         Delete,
         "/api/library/skills/:name/references/*path",
         OWNER,
-        Gate::Open,
+        ApprovalPolicy::Open,
         library::delete_skill_file,
     ),
     read("/api/library/tool", VIEWER, library::texts),
     read("/api/library/tool/:name", VIEWER, library::text),
-    write(Put, "/api/library/tool/:name", OWNER, Gate::Open, library::put_text),
-    write(Delete, "/api/library/tool/:name", OWNER, Gate::Open, library::delete_text),
+    write(Put, "/api/library/tool/:name", OWNER, ApprovalPolicy::Open, library::put_text),
+    write(Delete, "/api/library/tool/:name", OWNER, ApprovalPolicy::Open, library::delete_text),
     read("/api/library/init-script", VIEWER, library::texts),
     read("/api/library/init-script/:name", VIEWER, library::text),
-    write(Put, "/api/library/init-script/:name", OWNER, Gate::Open, library::put_text),
-    write(Delete, "/api/library/init-script/:name", OWNER, Gate::Open, library::delete_text),
+    write(Put, "/api/library/init-script/:name", OWNER, ApprovalPolicy::Open, library::put_text),
+    write(Delete, "/api/library/init-script/:name", OWNER, ApprovalPolicy::Open, library::delete_text),
     read("/api/library/command", VIEWER, library::texts),
     read("/api/library/command/:name", VIEWER, library::text),
-    write(Put, "/api/library/command/:name", OWNER, Gate::Open, library::put_text),
-    write(Delete, "/api/library/command/:name", OWNER, Gate::Open, library::delete_text),
+    write(Put, "/api/library/command/:name", OWNER, ApprovalPolicy::Open, library::put_text),
+    write(Delete, "/api/library/command/:name", OWNER, ApprovalPolicy::Open, library::delete_text),
     read("/api/library/agent", VIEWER, library::texts),
     read("/api/library/agent/:name", VIEWER, library::text),
-    write(Put, "/api/library/agent/:name", OWNER, Gate::Open, library::put_text),
-    write(Delete, "/api/library/agent/:name", OWNER, Gate::Open, library::delete_text),
+    write(Put, "/api/library/agent/:name", OWNER, ApprovalPolicy::Open, library::put_text),
+    write(Delete, "/api/library/agent/:name", OWNER, ApprovalPolicy::Open, library::delete_text),
     read("/api/library/plugins", VIEWER, library::plugins),
-    write(Put, "/api/library/plugins", OWNER, Gate::Open, library::put_plugins),
+    write(Put, "/api/library/plugins", OWNER, ApprovalPolicy::Open, library::put_plugins),
     read("/api/library/mcps", VIEWER, library::mcps),
-    write(Put, "/api/library/mcps", OWNER, Gate::Open, library::put_mcps),
+    write(Put, "/api/library/mcps", OWNER, ApprovalPolicy::Open, library::put_mcps),
 ];
 
 /// Whoever may type into a terminal runs commands.
-const TERMINAL: Gate = Gate::Collaborators("workspace.terminal");
+const TERMINAL: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.terminal");

@@ -11,20 +11,20 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Ctx, follow, stream_place, view};
+use super::{Ctx, follow, reserve_stream, view};
 use crate::base::ids::{parse_uuid, parse_uuid_of};
-use crate::base::parcel::Parcel;
-use crate::base::pool::Place;
+use crate::base::input_bytes::InputBytes;
+use crate::base::pool::Permit;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::Tickets;
-use crate::http::sse::Format;
+use crate::http::sse::EventStreamFormat;
 use crate::http::{Answer, Method, Reply, Request, Response};
-use crate::proc::bell::Woken;
-use crate::proc::{Cancel, Whom};
-use crate::runs::follow::{Follower, wait_end};
-use crate::runs::spool::{Position, Stream};
-use crate::runs::{ExecRequest, Run, Status, View, signal};
+use crate::proc::waiter::WakeReason;
+use crate::proc::{Cancel, SignalTarget};
+use crate::runs::follow::{OutputFollower, wait_end};
+use crate::runs::spool::{OutputStream, Position};
+use crate::runs::{ExecRequest, Run, RunStatus, RunView, signal};
 
 fn find(ctx: &Ctx, request: &Request) -> Result<Arc<Run>> {
     let workspace = parse_uuid(request.param("id"))?;
@@ -41,7 +41,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
     let (soft, timeout) = (body.soft_timeout()?, body.run_timeout()?);
     let party = request.party();
-    let waiter = soft.map(|soft| Ok((ctx.stream_place(party)?, Cancel::new()?, soft))).transpose()?;
+    let waiter = soft.map(|soft| Ok((ctx.stream_permit(party)?, Cancel::new()?, soft))).transpose()?;
     let accepted = ctx.lifecycle.accept_run(id, body, timeout, party)?;
     let cancel = waiter.as_ref().map(|(_, gone, _)| gone.clone());
     let work = Box::new(move |reply: Reply| {
@@ -71,12 +71,12 @@ pub(super) fn exec_stream(
     ctx: &Ctx,
     id: Uuid,
     body: ExecRequest,
-    format: Format,
+    format: EventStreamFormat,
     party: Party,
 ) -> Result<Answer> {
     body.check_exec()?;
     let timeout = body.exec_timeout()?;
-    let place = ctx.stream_place(party)?;
+    let place = ctx.stream_permit(party)?;
     let accepted = ctx.lifecycle.accept_run(id, body, timeout, party)?;
     let (tickets, runs) = (ctx.tickets.clone(), ctx.lifecycle.runs().clone());
     let cancel = accepted.run().cancel.clone();
@@ -88,8 +88,8 @@ pub(super) fn exec_stream(
         };
         // Until the socket is ours, the gate tells when the client goes.
         let watch = reply.take_watch();
-        let ticket = Follower::new(run.clone(), Position::default()).and_then(|follower| {
-            tickets.deposit(move |socket, _| {
+        let ticket = OutputFollower::new(run.clone(), Position::default()).and_then(|follower| {
+            tickets.issue(move |socket, _| {
                 place.run(move || {
                     drop(watch);
                     let run = run.clone();
@@ -99,14 +99,14 @@ pub(super) fn exec_stream(
                 });
             })
         });
-        reply.send(ticket.map(|ticket| streamed(Response::taken(ticket, None), format)));
+        reply.send(ticket.map(|ticket| streamed(Response::handed_over(ticket, None), format)));
         started.watch();
     });
     Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
 /// The head of a stream.
-pub(super) fn streamed(response: Response, format: Format) -> Response {
+pub(super) fn streamed(response: Response, format: EventStreamFormat) -> Response {
     // A proxy must neither keep nor gather it (nginx: X-Accel-Buffering).
     let response = response.with("Content-Type", format.content_type());
     response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")
@@ -117,18 +117,18 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = parse_uuid(request.param("id"))?;
     let (status, tag) = (request.query("status"), request.query("tag"));
     if let Some(other) =
-        status.as_deref().filter(|status| !Status::ALL.iter().any(|known| known.as_str() == *status))
+        status.as_deref().filter(|status| !RunStatus::ALL.iter().any(|known| known.as_str() == *status))
     {
-        let known = Status::ALL.map(Status::as_str).join(", ");
+        let known = RunStatus::ALL.map(RunStatus::as_str).join(", ");
         let message = format!("status is one of {known}, not '{}'", other.escape_debug());
         return Err(Error::new(Code::InvalidRequest, message));
     }
     let wanted = |run: &&Arc<Run>| {
         status.as_ref().is_none_or(|status| run.status().as_str() == status)
-            && tag.as_ref().is_none_or(|tag| run.asked.tag.as_ref() == Some(tag))
+            && tag.as_ref().is_none_or(|tag| run.spec.tag.as_ref() == Some(tag))
     };
     let runs = ctx.lifecycle.runs().list(workspace);
-    Ok(Answer::Now(Response::ok(&runs.iter().filter(wanted).map(|run| run.view()).collect::<Vec<View>>())))
+    Ok(Answer::Now(Response::ok(&runs.iter().filter(wanted).map(|run| run.view()).collect::<Vec<RunView>>())))
 }
 
 /// `GET /api/workspaces/:id/runs/:run`
@@ -149,21 +149,21 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 #[derive(Deserialize)]
 struct SignalBody {
-    signal: NameOrNumber,
+    signal: SignalName,
     #[serde(default)]
-    to: To,
+    to: SignalScope,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum NameOrNumber {
+enum SignalName {
     Name(String),
     Number(i32),
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum To {
+enum SignalScope {
     #[default]
     All,
     Main,
@@ -174,12 +174,12 @@ pub fn signal(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let run = find(ctx, request)?;
     let body: SignalBody = request.json(limits::JSON_BODY_BYTES)?;
     let signal = match body.signal {
-        NameOrNumber::Name(name) => signal::parse(&name)?,
-        NameOrNumber::Number(number) => signal::parse(&number.to_string())?,
+        SignalName::Name(name) => signal::parse(&name)?,
+        SignalName::Number(number) => signal::parse(&number.to_string())?,
     };
     let whom = match body.to {
-        To::All => Whom::All,
-        To::Main => Whom::Main,
+        SignalScope::All => SignalTarget::Group,
+        SignalScope::Main => SignalTarget::Leader,
     };
     run.signal(signal, whom)?;
     Ok(Answer::Now(Response::ok(&run.view())))
@@ -205,11 +205,11 @@ pub fn stdin(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let body: StdinBody = request.json(limits::EXEC_BODY_BYTES)?;
         eof |= body.eof;
         match (body.data, body.data_base64) {
-            (Some(text), None) => Parcel::of(text.into_bytes())?,
-            (None, Some(text)) => Parcel::of(BASE64_STANDARD.decode(text).map_err(|error| {
+            (Some(text), None) => InputBytes::from_vec(text.into_bytes())?,
+            (None, Some(text)) => InputBytes::from_vec(BASE64_STANDARD.decode(text).map_err(|error| {
                 Error::new(Code::InvalidPayload, format!("data_base64 is not base64: {error}"))
             })?)?,
-            (None, None) if eof => Parcel::Memory(Vec::new()),
+            (None, None) if eof => InputBytes::Memory(Vec::new()),
             _ => return Err(Error::new(Code::InvalidPayload, "Give either data or data_base64")),
         }
     } else {
@@ -218,7 +218,7 @@ pub fn stdin(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let gone = Cancel::new()?;
     let cancel = gone.clone();
     let work = move || {
-        let taken = run.input.put(&bytes, eof, Some(&gone))?;
+        let taken = run.input.write_input(&bytes, eof, Some(&gone))?;
         Ok(Response::ok(&json!({ "bytes_taken": taken, "stdin_open": run.input.is_open() })))
     };
     Ok(Answer::later(work, Some(cancel)))
@@ -253,7 +253,7 @@ fn seconds(request: &Request, name: &'static str) -> Result<Option<Duration>> {
 /// `GET /api/workspaces/:id/runs/:run/events`
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let run = find(ctx, request)?;
-    let format = Format::asked(request)?.unwrap_or(Format::Sse);
+    let format = EventStreamFormat::from_request(request)?.unwrap_or(EventStreamFormat::Sse);
     let id = request.header("Last-Event-ID").map(str::to_owned).or_else(|| request.query("last_event_id"));
     let at = match id.as_deref().map(|id| follow::resume(id).ok_or(id)) {
         None => Position::default(),
@@ -267,24 +267,24 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             ));
         }
     };
-    let follower = Follower::new(run, at)?;
+    let follower = OutputFollower::new(run, at)?;
     if request.method() == Method::Head {
         return Ok(Answer::Now(streamed(Response::empty(200), format)));
     }
-    let (place, runs) = (ctx.stream_place(request.party())?, ctx.lifecycle.runs().clone());
+    let (place, runs) = (ctx.stream_permit(request.party())?, ctx.lifecycle.runs().clone());
     let redactor = view::redactor(ctx, request);
-    let ticket = ctx.tickets.deposit(move |socket, _| {
+    let ticket = ctx.tickets.issue(move |socket, _| {
         place.run(move || {
             follow::events(socket, follower, format, &runs, redactor.as_ref());
         });
     })?;
-    Ok(Answer::Now(streamed(Response::taken(ticket, None), format)))
+    Ok(Answer::Now(streamed(Response::handed_over(ticket, None), format)))
 }
 
 /// What `output` is asked for.
-struct Wanted {
+struct OutputQuery {
     /// `None`: both, in the order in which they were written.
-    stream: Option<Stream>,
+    stream: Option<OutputStream>,
     at: Position,
     limit: Option<usize>,
     head: bool,
@@ -294,8 +294,8 @@ struct Wanted {
 pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let run = find(ctx, request)?;
     let stream = match request.query("stream").as_deref() {
-        None | Some("stdout") => Some(Stream::Stdout),
-        Some("stderr") => Some(Stream::Stderr),
+        None | Some("stdout") => Some(OutputStream::Stdout),
+        Some("stderr") => Some(OutputStream::Stderr),
         Some("both") => None,
         Some(other) => {
             let message = format!("stream is stdout, stderr or both, not '{}'", other.escape_debug());
@@ -314,7 +314,7 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     };
     let end = run.spool.as_ref().map(|spool| spool.end()).unwrap_or_default();
     let at = offset(request.query("offset").as_deref(), stream, end)?;
-    let wanted = Wanted { stream, at, limit, head: request.method() == Method::Head };
+    let wanted = OutputQuery { stream, at, limit, head: request.method() == Method::Head };
     let patience = seconds(request, "wait_secs")?.filter(|patience| !patience.is_zero());
     let nothing_yet = match stream {
         Some(stream) => at.of(stream) >= end.of(stream),
@@ -325,24 +325,24 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let gone = Cancel::new()?;
         let (cancel, workers) = (Some(gone.clone()), ctx.stream_workers.clone());
         let work = move || {
-            let follower = Follower::new(run.clone(), wanted.at)?;
+            let follower = OutputFollower::new(run.clone(), wanted.at)?;
             let deadline = Instant::now() + patience;
             while !follower.has_more(wanted.stream) {
-                if follower.wait(Some((gone.as_fd(), PollFlags::IN)), deadline)? != Woken::Rung {
+                if follower.wait(Some((gone.as_fd(), PollFlags::IN)), deadline)? != WakeReason::Notified {
                     break;
                 }
             }
-            part(&tickets, || stream_place(&workers, party), run, &wanted)
+            part(&tickets, || reserve_stream(&workers, party), run, &wanted)
         };
         return Ok(Answer::later(work, cancel));
     }
-    part(&tickets, || ctx.stream_place(party), run, &wanted).map(Answer::Now)
+    part(&tickets, || ctx.stream_permit(party), run, &wanted).map(Answer::Now)
 }
 
 /// Up to so many bytes are answered at once; more are streamed.
 const WHOLE: usize = 64 << 10;
 
-fn offset(text: Option<&str>, stream: Option<Stream>, end: Position) -> Result<Position> {
+fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Result<Position> {
     let mut at = Position::default();
     let parsed = match (text, stream) {
         (None | Some("0"), _) => Some(at),
@@ -372,9 +372,9 @@ fn offset(text: Option<&str>, stream: Option<Stream>, end: Position) -> Result<P
 /// begins behind the last byte of this one.
 fn part(
     tickets: &Tickets,
-    place: impl FnOnce() -> Result<Place>,
+    place: impl FnOnce() -> Result<Permit>,
     run: Arc<Run>,
-    wanted: &Wanted,
+    wanted: &OutputQuery,
 ) -> Result<Response> {
     let status = run.status();
     let stream = wanted.stream;
@@ -389,12 +389,12 @@ fn part(
             .with("X-Run-Status", status.as_str());
         if missed > 0 { response.with("X-Missed-Bytes", missed.to_string()) } else { response }
     };
-    let mut follower = Follower::new(run, wanted.at)?.until_now();
+    let mut follower = OutputFollower::new(run, wanted.at)?.until_now();
     let begin = follower.at();
     let (stretch, length) = loop {
-        let stretch = follower.stretch(stream);
+        let stretch = follower.read_extent(stream);
         let length = stretch.length.min(wanted.limit.map_or(u64::MAX, |limit| limit as u64));
-        follower.go_to(stretch.from);
+        follower.seek(stretch.from);
         if length > WHOLE as u64 {
             break (stretch, length);
         }
@@ -416,8 +416,8 @@ fn part(
         return Ok(headers(Response::empty(200), stretch.from, stretch.to, stretch.missed));
     }
     let place = place()?;
-    let ticket = tickets.deposit(move |socket, _| {
+    let ticket = tickets.issue(move |socket, _| {
         place.run(move || follow::stretch(socket, follower, stream, length));
     })?;
-    Ok(headers(Response::taken(ticket, Some(length)), stretch.from, stretch.to, stretch.missed))
+    Ok(headers(Response::handed_over(ticket, Some(length)), stretch.from, stretch.to, stretch.missed))
 }

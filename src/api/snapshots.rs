@@ -6,7 +6,7 @@ use super::Ctx;
 use crate::base::ids::parse_uuid;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
-use crate::lifecycle::snapshots::{CloneRequest, Take};
+use crate::lifecycle::snapshots::{CloneRequest, TakeSnapshotRequest};
 
 fn ids(request: &Request) -> Result<(Uuid, Uuid)> {
     let snapshot = Uuid::try_parse(request.param("snapshot"));
@@ -22,7 +22,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `POST /api/workspaces/:id/snapshots`
 pub fn take(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, lifecycle) = (parse_uuid(request.param("id"))?, ctx.lifecycle.clone());
-    let asked: Take = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
+    let asked: TakeSnapshotRequest = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
     Ok(Answer::later(move || lifecycle.take_snapshot(id, asked).map(|taken| Response::ok(&taken)), None))
 }
 
@@ -39,7 +39,7 @@ pub fn restore(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     request.json_if_any::<serde_json::Value>(limits::JSON_BODY_BYTES)?;
     let work = ctx.lifecycle.start_restore(id, snapshot)?;
     // It goes on without its client: the workspace's status says how it ended.
-    Ok(Answer::later(move || work().map(|record| Response::ok(&record.shown)), None))
+    Ok(Answer::later(move || work().map(|record| Response::ok(&record.view)), None))
 }
 
 /// `POST /api/workspaces/:id/clone`
@@ -47,7 +47,7 @@ pub fn clone(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, lifecycle) = (parse_uuid(request.param("id"))?, ctx.lifecycle.clone());
     let asked: CloneRequest = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
     Ok(Answer::later(
-        move || lifecycle.clone_workspace(id, asked).map(|record| Response::ok(&record.shown)),
+        move || lifecycle.clone_workspace(id, asked).map(|record| Response::ok(&record.view)),
         None,
     ))
 }

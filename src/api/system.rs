@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Ctx, VERSION, managed, reach};
+use super::{Ctx, VERSION, authorization, managed};
 use crate::access::{Login, Scope};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::workspaces::Workspace;
-use crate::workspaces::opencode::Change;
+use crate::workspaces::opencode::ConnectionUpdate;
 
 fn now(value: &Value) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(value)))
@@ -49,7 +49,7 @@ pub fn whoami(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /status`
 pub fn status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let all = reach::visible(ctx, request);
+    let all = authorization::visible(ctx, request);
     now(&status_of(ctx, request, all.len(), all.first().map(AsRef::as_ref)))
 }
 
@@ -133,7 +133,7 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 
 /// `GET /workspaces`
 pub fn list_workspaces(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let all = reach::visible(ctx, request);
+    let all = authorization::visible(ctx, request);
     let items: Vec<Value> = all.iter().map(|workspace| shown(workspace, request)).collect();
     now(&json!({ "items": items, "activeId": all.first().map(|active| active.openwork_id.clone()) }))
 }
@@ -158,8 +158,8 @@ pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `PATCH /workspaces/:id`: where its OpenCode is.
 pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
-    let change: Change = request.json(limits::JSON_BODY_BYTES)?;
-    let place = workspace.opencode_at(workspace.connection_after(&change)).place;
+    let change: ConnectionUpdate = request.json(limits::JSON_BODY_BYTES)?;
+    let place = workspace.opencode_at(workspace.connection_after(&change)).upstream;
     if let (Some(url), Some(draft)) = (&place.base_url, request.draft()) {
         draft.summary = format!("OpenCode at {url}").escape_debug().to_string();
     }
@@ -197,8 +197,8 @@ fn object(workspace: &Workspace, user: bool, password: bool) -> Value {
     let record = workspace.record();
     let mut object = json!({
         "id": workspace.openwork_id,
-        "name": record.shown.name,
-        "path": record.shown.path,
+        "name": record.view.name,
+        "path": record.view.path,
     });
     let connection = workspace.connection();
     object["workspaceType"] = json!(workspace.kind_of_place());

@@ -13,22 +13,24 @@ use serde_json::{Value, json};
 use std::time::Instant;
 
 use super::Ctx;
-use crate::access::Lease;
+use crate::access::TokenLease;
 use crate::base::{Result, limits};
-use crate::http::websocket::{Conversation, Handshake, Incoming, Outgoing, Pace, serve};
+use crate::http::websocket::{
+    Conversation, Handshake, IncomingMessage, OutgoingMessage, SocketTimeouts, serve,
+};
 use crate::http::{Request, Response};
 use crate::proc::{Cancel, Exit};
-use crate::terminals::paste::{PASTE_BYTES, PASTE_MESSAGE_BYTES, PASTE_PATIENCE, PastePermit, Pastes};
+use crate::terminals::paste::{PASTE_BYTES, PASTE_MESSAGE_BYTES, PASTE_PATIENCE, PasteBudget, PastePermit};
 use crate::terminals::request::nearest_size;
-use crate::terminals::watch::Out;
-use crate::terminals::{End, Watcher};
+use crate::terminals::watch::WatchEvent;
+use crate::terminals::{TerminalEnd, TerminalWatcher};
 
 /// The subprotocols of both, the first that a client offers is chosen.
 pub const PROTOCOLS: [&str; 2] = ["sandboxed.sh", "sandboxed"];
 
 /// Which of the two languages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Language {
+pub enum SocketProtocol {
     /// Of `/shell`.
     Shell,
     /// Of `…/terminals/:t/ws`.
@@ -36,30 +38,30 @@ pub enum Language {
 }
 
 /// What an open socket needs of the server.
-pub struct Opener {
+pub struct SocketOpener {
     tickets: crate::http::client::Tickets,
-    place: crate::base::pool::Place,
+    place: crate::base::pool::Permit,
     handshake: Handshake,
-    pastes: Pastes,
+    pastes: PasteBudget,
     revoked: Cancel,
-    lease: Option<Lease>,
+    lease: Option<TokenLease>,
 }
 
-impl Opener {
+impl SocketOpener {
     /// Keeps a worker for the socket that this request asks for.
     ///
     /// # Errors
     /// `InvalidRequest` when it is no handshake, `Busy` when all workers are taken.
-    pub fn new(ctx: &Ctx, request: &Request) -> Result<Opener> {
+    pub fn new(ctx: &Ctx, request: &Request) -> Result<SocketOpener> {
         let revoked = Cancel::new()?;
         let lease = request.actor().map(|actor| {
             let raised = revoked.clone();
-            ctx.credentials.leases.hold(actor, Duration::ZERO, move || raised.cancel())
+            ctx.credentials.leases.acquire(actor, Duration::ZERO, move || raised.cancel())
         });
-        Ok(Opener {
+        Ok(SocketOpener {
             tickets: ctx.tickets.clone(),
             handshake: Handshake::of(request, &PROTOCOLS)?,
-            place: ctx.stream_place(request.party())?,
+            place: ctx.stream_permit(request.party())?,
             pastes: ctx.lifecycle.terminals().pastes.clone(),
             revoked,
             lease,
@@ -70,11 +72,11 @@ impl Opener {
     ///
     /// # Errors
     /// When the kernel gives no random bytes.
-    pub fn open(self, watcher: Watcher, language: Language) -> Result<Response> {
+    pub fn open(self, watcher: TerminalWatcher, language: SocketProtocol) -> Result<Response> {
         let socket = TerminalSocket {
             watcher,
             language,
-            pending: Pending::default(),
+            pending: PendingInput::default(),
             pastes: self.pastes,
             arriving: None,
             permit: None,
@@ -83,10 +85,10 @@ impl Opener {
             _lease: self.lease,
         };
         let place = self.place;
-        let ticket = self.tickets.deposit(move |client, early| {
+        let ticket = self.tickets.issue(move |client, early| {
             place.run(move || {
                 let terminal = socket.watcher.terminal().id;
-                let left = serve(client, early, socket, Pace::default());
+                let left = serve(client, early, socket, SocketTimeouts::default());
                 log::debug!("terminal {terminal}: a client left: {left:?}");
             });
         })?;
@@ -95,10 +97,10 @@ impl Opener {
 }
 
 struct TerminalSocket {
-    watcher: Watcher,
-    language: Language,
-    pending: Pending,
-    pastes: Pastes,
+    watcher: TerminalWatcher,
+    language: SocketProtocol,
+    pending: PendingInput,
+    pastes: PasteBudget,
     /// For a large message that is on its way.
     arriving: Option<PastePermit>,
     /// For the one of which `pending` is what is left.
@@ -106,12 +108,12 @@ struct TerminalSocket {
     /// Why the socket is to be closed.
     problem: Option<(u16, &'static str)>,
     revoked: Cancel,
-    _lease: Option<Lease>,
+    _lease: Option<TokenLease>,
 }
 
 /// Input for which the program has no room yet.
 #[derive(Default)]
-struct Pending {
+struct PendingInput {
     bytes: Vec<u8>,
     taken: usize,
     /// When the program last took some of it.
@@ -120,7 +122,7 @@ struct Pending {
 
 #[derive(Deserialize)]
 #[serde(tag = "t")]
-enum Said {
+enum ClientMessage {
     #[serde(rename = "i")]
     Input { d: String },
     #[serde(rename = "r")]
@@ -131,13 +133,13 @@ enum Said {
 
 impl TerminalSocket {
     /// Takes input while nothing of an earlier one is left.
-    fn type_in(&mut self, bytes: impl Into<Vec<u8>>) {
+    fn write_input(&mut self, bytes: impl Into<Vec<u8>>) {
         let bytes = bytes.into();
         if bytes.len() > PASTE_BYTES {
             self.problem = Some((1009, "Input is at most 8 MiB at once"));
             return;
         }
-        self.pending = Pending { bytes, taken: 0, progress: Some(Instant::now()) };
+        self.pending = PendingInput { bytes, taken: 0, progress: Some(Instant::now()) };
         self.push();
     }
 
@@ -155,33 +157,37 @@ impl TerminalSocket {
             }
         }
         if self.pending.taken == self.pending.bytes.len() {
-            self.pending = Pending::default();
+            self.pending = PendingInput::default();
             self.permit = None;
         }
     }
 
-    fn say(&self, out: Out) -> Vec<Outgoing> {
-        let news = |value: Value| Outgoing::Text(value.to_string());
+    fn say(&self, out: WatchEvent) -> Vec<OutgoingMessage> {
+        let news = |value: Value| OutgoingMessage::Text(value.to_string());
         match (out, self.language) {
-            (Out::Text(text), Language::Shell) => vec![Outgoing::Text(text)],
-            (Out::Text(text), Language::Terminal) => vec![Outgoing::Binary(text.into_bytes())],
-            (Out::Role { writes }, Language::Terminal) => vec![news(json!({"t": "role", "writes": writes}))],
-            (Out::Size(size), Language::Terminal) => {
+            (WatchEvent::Text(text), SocketProtocol::Shell) => vec![OutgoingMessage::Text(text)],
+            (WatchEvent::Text(text), SocketProtocol::Terminal) => {
+                vec![OutgoingMessage::Binary(text.into_bytes())]
+            }
+            (WatchEvent::Role { writes }, SocketProtocol::Terminal) => {
+                vec![news(json!({"t": "role", "writes": writes}))]
+            }
+            (WatchEvent::Size(size), SocketProtocol::Terminal) => {
                 vec![news(json!({"t": "size", "c": size.cols, "r": size.rows}))]
             }
-            (Out::Role { .. } | Out::Size(_), Language::Shell) => Vec::new(),
-            (Out::End(end), language) => {
+            (WatchEvent::Role { .. } | WatchEvent::Size(_), SocketProtocol::Shell) => Vec::new(),
+            (WatchEvent::End(end), language) => {
                 let mut told = ending(end);
-                let close = Outgoing::Close(1000, told.to_string());
+                let close = OutgoingMessage::Close(1000, told.to_string());
                 told["t"] = json!("exit");
-                if language == Language::Terminal { vec![news(told), close] } else { vec![close] }
+                if language == SocketProtocol::Terminal { vec![news(told), close] } else { vec![close] }
             }
         }
     }
 }
 
 /// The reason of the close, short enough for one.
-fn ending(end: End) -> Value {
+fn ending(end: TerminalEnd) -> Value {
     json!({
         "exit_code": end.exit.map_or(-1, Exit::code),
         "signal": end.exit.and_then(Exit::signal),
@@ -194,26 +200,30 @@ impl Conversation for TerminalSocket {
         self.watcher.as_fd()
     }
 
-    fn outgoing(&mut self) -> Vec<Outgoing> {
+    fn outgoing(&mut self) -> Vec<OutgoingMessage> {
         if let Some((code, reason)) = self.problem.take() {
-            self.pending = Pending::default();
-            return vec![Outgoing::Close(code, reason.to_owned())];
+            self.pending = PendingInput::default();
+            return vec![OutgoingMessage::Close(code, reason.to_owned())];
         }
         self.watcher.take().into_iter().flat_map(|out| self.say(out)).collect()
     }
 
-    fn incoming(&mut self, message: Incoming<'_>) {
+    fn incoming(&mut self, message: IncomingMessage<'_>) {
         self.permit = self.arriving.take();
         match (message, self.language) {
             // What is not understood is ignored, as observed.
-            (Incoming::Text(text), _) => match serde_json::from_str(text) {
-                Ok(Said::Input { d }) => self.type_in(d),
-                Ok(Said::Resize { c, r }) if c > 0 && r > 0 => self.watcher.resize(nearest_size(c, r)),
-                Ok(Said::Take) if self.language == Language::Terminal => self.watcher.take_over(),
+            (IncomingMessage::Text(text), _) => match serde_json::from_str(text) {
+                Ok(ClientMessage::Input { d }) => self.write_input(d),
+                Ok(ClientMessage::Resize { c, r }) if c > 0 && r > 0 => {
+                    self.watcher.resize(nearest_size(c, r))
+                }
+                Ok(ClientMessage::Take) if self.language == SocketProtocol::Terminal => {
+                    self.watcher.take_over()
+                }
                 _ => {}
             },
-            (Incoming::Binary(bytes), Language::Terminal) => self.type_in(bytes),
-            (Incoming::Binary(_), Language::Shell) => {}
+            (IncomingMessage::Binary(bytes), SocketProtocol::Terminal) => self.write_input(bytes),
+            (IncomingMessage::Binary(_), SocketProtocol::Shell) => {}
         }
     }
 

@@ -3,13 +3,13 @@
 use uuid::Uuid;
 
 use super::Ctx;
-use super::terminal_socket::{Language, Opener};
+use super::terminal_socket::{SocketOpener, SocketProtocol};
 use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::proc::Cancel;
 use crate::terminals::request::size;
-use crate::terminals::{InputRequest, Mode, PASTE_BYTES, ResizeRequest, TerminalRequest};
+use crate::terminals::{InputRequest, PASTE_BYTES, ResizeRequest, TerminalRequest, WatchMode};
 
 /// The workspace in the path.
 fn workspace(request: &Request) -> Result<Uuid> {
@@ -36,7 +36,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let work = move || {
         let terminal = start()?;
         let place = format!("/api/workspaces/{id}/terminals/{}", terminal.id);
-        Ok(Response::json(201, &terminal.shown()).with("Location", place))
+        Ok(Response::json(201, &terminal.terminal_view()).with("Location", place))
     };
     // It is there to stay, also when whoever asked for it has gone: the list has it.
     Ok(Answer::later(work, None))
@@ -45,7 +45,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `GET /api/workspaces/:id/terminals/:terminal`
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
-    Ok(Answer::Now(Response::ok(&found.shown())))
+    Ok(Answer::Now(Response::ok(&found.terminal_view())))
 }
 
 /// `DELETE /api/workspaces/:id/terminals/:terminal`
@@ -61,7 +61,7 @@ pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let body: ResizeRequest = request.json(limits::JSON_BODY_BYTES)?;
     found.resize(body.size()?)?;
-    Ok(Answer::Now(Response::ok(&found.shown())))
+    Ok(Answer::Now(Response::ok(&found.terminal_view())))
 }
 
 /// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON when the request says so, else the bytes themselves.
@@ -111,16 +111,16 @@ pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             return Err(Error::new(Code::InvalidRequest, message));
         }
     };
-    Ok(Answer::Now(if json { Response::ok(&found.view()) } else { Response::sentence(found.text()) }))
+    Ok(Answer::Now(if json { Response::ok(&found.screen_view()) } else { Response::sentence(found.text()) }))
 }
 
 /// `GET /api/workspaces/:id/terminals/:terminal/ws`: writes if nobody does; `?mode=read` never, `?takeover=true` always.
 pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let mode = match (request.query("mode").as_deref(), request.query_flag("takeover")?) {
-        (None | Some("write"), false) => Mode::Write,
-        (None | Some("write"), true) => Mode::TakeOver,
-        (Some("read"), false) => Mode::Read,
+        (None | Some("write"), false) => WatchMode::Write,
+        (None | Some("write"), true) => WatchMode::TakeOver,
+        (Some("read"), false) => WatchMode::Read,
         (Some("read"), true) => {
             return Err(Error::new(
                 Code::InvalidRequest,
@@ -132,14 +132,14 @@ pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             return Err(Error::new(Code::InvalidRequest, message));
         }
     };
-    let opener = Opener::new(ctx, request)?;
-    Ok(Answer::Now(opener.open(found.watch(mode)?, Language::Terminal)?))
+    let opener = SocketOpener::new(ctx, request)?;
+    Ok(Answer::Now(opener.open(found.watch(mode)?, SocketProtocol::Terminal)?))
 }
 
 /// `GET /api/workspaces/:id/shell`: a login shell, the same one for whoever comes back with the same token.
 pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = workspace(request)?;
-    let opener = Opener::new(ctx, request)?;
+    let opener = SocketOpener::new(ctx, request)?;
     let number = |name: &'static str, usual: u16| match request.query(name) {
         None => Ok(usual),
         Some(text) => text.parse().map_err(|_| {
@@ -149,5 +149,5 @@ pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let wanted = size(number("cols", 80)?, number("rows", 24)?)?;
     let owner = request.actor().map(|actor| actor.token_hash.clone()).unwrap_or_default();
     let start = ctx.lifecycle.start_shell(id, owner, wanted, request.party())?;
-    Ok(Answer::later(move || opener.open(start()?, Language::Shell), None))
+    Ok(Answer::later(move || opener.open(start()?, SocketProtocol::Shell), None))
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Ctx, reach};
+use super::{Ctx, authorization};
 use crate::access::Scope;
-use crate::access::credentials::named;
+use crate::access::credentials::describe_token;
 use crate::access::tokens::{NewToken, Token};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
@@ -19,7 +19,7 @@ pub fn list(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Create {
+struct CreateTokenBody {
     #[serde(default)]
     scope: Value,
     label: Option<String>,
@@ -29,7 +29,7 @@ struct Create {
 
 /// `POST /tokens`
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let body: Create = request.json(limits::JSON_BODY_BYTES)?;
+    let body: CreateTokenBody = request.json(limits::JSON_BODY_BYTES)?;
     let scope = serde_json::from_value::<Scope>(body.scope)
         .map_err(|_| Error::new(Code::InvalidScope, "scope is owner, collaborator or viewer"))?;
     let lifetime = match body.expires_in_secs {
@@ -43,7 +43,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace_ids = match body.workspace_ids {
         None => None,
         Some(ids) if (1..=limits::TOKEN_WORKSPACES).contains(&ids.len()) => {
-            Some(reach::openwork_ids(ctx, &ids)?)
+            Some(authorization::openwork_ids(ctx, &ids)?)
         }
         Some(_) => {
             let most = limits::TOKEN_WORKSPACES;
@@ -59,14 +59,16 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (token, secret) = ctx.credentials.create(NewToken { scope, label, lifetime, workspace_ids })?;
     note(request, &token);
     log::info!("Token {} made: {}", token.id, token.scope.as_str());
-    Ok(Answer::Now(Response::json(201, &Made { secret, token }).with("Cache-Control", "no-store")))
+    Ok(Answer::Now(
+        Response::json(201, &CreatedTokenView { secret, token }).with("Cache-Control", "no-store"),
+    ))
 }
 
 /// What the audit log says of it.
 fn note(request: &mut Request, token: &Token) {
     if let Some(draft) = request.draft() {
         draft.target.clone_from(&token.id);
-        draft.summary = named(token);
+        draft.summary = describe_token(token);
     }
 }
 
@@ -76,7 +78,7 @@ fn invalid(message: String) -> Error {
 
 /// The only answer that has the secret.
 #[derive(serde::Serialize)]
-struct Made {
+struct CreatedTokenView {
     #[serde(rename = "token")]
     secret: String,
     #[serde(flatten)]

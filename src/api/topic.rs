@@ -9,22 +9,27 @@ use serde_json::{Map, Value, json};
 use super::{Ctx, view};
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
-use crate::events::{Follower, Next, Topic};
+use crate::events::{NextEvent, Subscriber, Topic};
 use crate::http::client::ClientSocket;
-use crate::http::sse::Format;
+use crate::http::sse::EventStreamFormat;
 use crate::http::stream::StreamBody;
 use crate::http::{Answer, Method, Request, Response};
-use crate::proc::bell::Woken;
+use crate::proc::waiter::WakeReason;
 
 /// What comes first on a fresh stream.
-type Opening = (&'static str, Map<String, Value>);
+type OpeningEvent = (&'static str, Map<String, Value>);
 
 /// Streams the topic: what is kept of it behind `Last-Event-ID` (or `?since=`), or all of that without, then what
 /// happens, as SSE or with `?stream=ndjson`. `opening` is an event of number 0 that comes first, on a fresh stream only.
 ///
 /// # Errors
 /// `InvalidRequest` for an id that is no number; `Busy`.
-pub fn stream(ctx: &Ctx, request: &Request, topic: &Arc<Topic>, opening: Option<Opening>) -> Result<Answer> {
+pub fn stream(
+    ctx: &Ctx,
+    request: &Request,
+    topic: &Arc<Topic>,
+    opening: Option<OpeningEvent>,
+) -> Result<Answer> {
     let cursor = cursor(request)?;
     let opening = opening.filter(|_| cursor.is_none());
     start(ctx, request, topic.follow_kept(cursor)?, opening.map(|opening| (0, opening)))
@@ -39,13 +44,13 @@ pub fn stream_from_now(
     ctx: &Ctx,
     request: &Request,
     topic: &Arc<Topic>,
-    state: impl FnOnce() -> Opening,
+    state: impl FnOnce() -> OpeningEvent,
 ) -> Result<Answer> {
     let cursor = cursor(request)?;
     // Followed before it is looked at, so that nothing happens in between: it may be told twice, never not at all.
     let follower = topic.follow(cursor)?;
     // A client that comes back with this number misses nothing.
-    let opening = cursor.is_none().then(|| (follower.at(), state()));
+    let opening = cursor.is_none().then(|| (follower.position(), state()));
     start(ctx, request, follower, opening)
 }
 
@@ -65,10 +70,10 @@ fn cursor(request: &Request) -> Result<Option<u64>> {
 fn start(
     ctx: &Ctx,
     request: &Request,
-    follower: Follower,
-    opening: Option<(u64, Opening)>,
+    follower: Subscriber,
+    opening: Option<(u64, OpeningEvent)>,
 ) -> Result<Answer> {
-    let format = Format::asked(request)?.unwrap_or(Format::Sse);
+    let format = EventStreamFormat::from_request(request)?.unwrap_or(EventStreamFormat::Sse);
     if request.method() == Method::Head {
         return Ok(Answer::Now(super::runs::streamed(Response::empty(200), format)));
     }
@@ -80,17 +85,17 @@ fn start(
         }
         format.write(&mut out, kind, &number.to_string(), data);
     }
-    let place = ctx.stream_place(request.party())?;
+    let place = ctx.stream_permit(request.party())?;
     let ticket = ctx
         .tickets
-        .deposit(move |socket, _| place.run(move || follow(socket, follower, format, out, redactor)))?;
-    Ok(Answer::Now(super::runs::streamed(Response::taken(ticket, None), format)))
+        .issue(move |socket, _| place.run(move || follow(socket, follower, format, out, redactor)))?;
+    Ok(Answer::Now(super::runs::streamed(Response::handed_over(ticket, None), format)))
 }
 
 fn follow(
     socket: ClientSocket,
-    mut follower: Follower,
-    format: Format,
+    mut follower: Subscriber,
+    format: EventStreamFormat,
     mut out: Vec<u8>,
     redactor: Option<Redactor>,
 ) {
@@ -98,38 +103,38 @@ fn follow(
     loop {
         let next = follower.read_next();
         match &next {
-            Next::Event(event) => {
+            NextEvent::Event(event) => {
                 let mut data = event.data.clone();
                 if let Some(redactor) = &redactor {
                     redactor.fields(&mut data);
                 }
                 format.write(&mut out, event.kind, &event.seq.to_string(), data);
             }
-            Next::Missed { from, to } => {
+            NextEvent::Missed { from, to } => {
                 let data = Map::from_iter([("from".into(), json!(from)), ("to".into(), json!(to))]);
                 format.write(&mut out, "missed", &to.to_string(), data);
             }
-            Next::Ended => {
-                format.write(&mut out, "end", &follower.at().to_string(), Map::new());
+            NextEvent::Ended => {
+                format.write(&mut out, "end", &follower.position().to_string(), Map::new());
                 let _ = body.send(&out).and_then(|()| body.end());
                 return;
             }
-            Next::Nothing => {}
+            NextEvent::Nothing => {}
         }
-        if next != Next::Nothing && out.len() < limits::EVENT_BYTES {
+        if next != NextEvent::Nothing && out.len() < limits::EVENT_BYTES {
             continue;
         }
         if body.send(&out).is_err() {
             return;
         }
         out.clear();
-        if next != Next::Nothing {
+        if next != NextEvent::Nothing {
             continue;
         }
         match follower.wait(Some((body.client(), StreamBody::GONE)), Instant::now() + limits::HEARTBEAT) {
-            Ok(Woken::Rung) => {}
-            Ok(Woken::Late) => out.extend_from_slice(format.heartbeat()),
-            Ok(Woken::Other) => return,
+            Ok(WakeReason::Notified) => {}
+            Ok(WakeReason::TimedOut) => out.extend_from_slice(format.heartbeat()),
+            Ok(WakeReason::OtherReady) => return,
             Err(error) => return log::error!("an event stream: {error}"),
         }
     }

@@ -5,16 +5,16 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Ctx, project};
 use crate::access::ApprovalMode;
-use crate::access::question::{FileChange, FileContent};
+use crate::access::approval_request::{FileChange, FileContent};
 use crate::base::logging::counted;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::download::Download;
-use crate::http::upload::Form;
+use crate::http::upload::MultipartForm;
 use crate::http::{Answer, Request, Response};
 use crate::project::preview::outdated;
-use crate::project::trays::{self, Inbox, TrayPath, Which, id_of};
+use crate::project::trays::{self, Inbox, TrayKind, TrayPath, id_of};
 use crate::store::beneath::Root;
-use crate::store::deposit;
+use crate::store::tray;
 
 fn root(ctx: &Ctx, request: &Request) -> Result<Root> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
@@ -22,16 +22,16 @@ fn root(ctx: &Ctx, request: &Request) -> Result<Root> {
 }
 
 /// The upload's path, as far as it is known before all of its form was read.
-struct Target {
+struct UploadTarget {
     path: Option<TrayPath>,
     /// It came with the query, so that the form has no say in it.
     fixed: bool,
 }
 
-impl Target {
-    fn asked(request: &Request) -> Result<Target> {
+impl UploadTarget {
+    fn asked(request: &Request) -> Result<UploadTarget> {
         let asked = request.query("path").filter(|path| !path.trim().is_empty());
-        Ok(Target { path: asked.as_deref().map(TrayPath::parse).transpose()?, fixed: asked.is_some() })
+        Ok(UploadTarget { path: asked.as_deref().map(TrayPath::parse).transpose()?, fixed: asked.is_some() })
     }
 }
 
@@ -43,20 +43,20 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if !ctx.advertised.inbox_enabled {
         return Err(Error::new(Code::InboxDisabled, "Workspace inbox is disabled"));
     }
-    let mut form = Form::new(request.header("Content-Type"))?;
-    let mut target = Target::asked(request)?;
+    let mut form = MultipartForm::new(request.header("Content-Type"))?;
+    let mut target = UploadTarget::asked(request)?;
     let announced = request.announced_length();
     if let Some(size) = announced.filter(|size| *size > max_bytes.saturating_add(FORM_BYTES)) {
         return Err(too_large(max_bytes, size));
     }
-    let full = |path: &str| vec![site.path(&format!("{}/{path}", Which::Inbox.folder()))];
+    let full = |path: &str| vec![site.path(&format!("{}/{path}", TrayKind::Inbox.folder()))];
     if ctx.approval.mode == ApprovalMode::Manual {
         let cap = max_bytes.saturating_add(FORM_BYTES);
-        request.hold_body(cap, ctx.approvals.spool()).map_err(|error| match error.code() {
+        request.buffer_body(cap, ctx.approvals.spool()).map_err(|error| match error.code() {
             Code::BodyTooLarge => too_large(max_bytes, cap.saturating_add(1)),
             _ => error,
         })?;
-        let seen = look_ahead(&site.root, form, target, max_bytes, request)?;
+        let seen = preview_upload(&site.root, form, target, max_bytes, request)?;
         request.rewind_body();
         let path = seen.path.as_str().to_owned();
         let old = match &seen.before {
@@ -69,8 +69,8 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             FileChange { path: full(&path).concat(), before: seen.before, after: seen.after, mode: None };
         let root = site.root;
         let work = move |request: &mut Request| {
-            let mut form = Form::new(request.header("Content-Type"))?;
-            let mut target = Target::asked(request)?;
+            let mut form = MultipartForm::new(request.header("Content-Type"))?;
+            let mut target = UploadTarget::asked(request)?;
             let name = to_file(&mut form, request, &mut target)?;
             receive(&root, form, target, &name, max_bytes, Some(&seen.tag), request)
         };
@@ -96,7 +96,7 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 /// What an upload would do.
-struct Upcoming {
+struct UploadPreview {
     path: TrayPath,
     bytes: u64,
     before: FileContent,
@@ -109,13 +109,13 @@ struct Upcoming {
 const SHOWN_BYTES: u64 = limits::PROJECT_FILE_BYTES;
 
 /// Reads all of a form that is held, to find out what it does.
-fn look_ahead(
+fn preview_upload(
     root: &Root,
-    mut form: Form,
-    mut target: Target,
+    mut form: MultipartForm,
+    mut target: UploadTarget,
     max_bytes: u64,
     request: &mut Request,
-) -> Result<Upcoming> {
+) -> Result<UploadPreview> {
     let name = to_file(&mut form, request, &mut target)?;
     let (mut bytes, mut content, mut hash) = (0, Vec::new(), Sha256::new());
     loop {
@@ -134,7 +134,7 @@ fn look_ahead(
     }
     let path = to_end(&mut form, request, target, &name)?;
     trays::check_free(root, &path)?;
-    let (before, tag) = trays::look(root, &path, SHOWN_BYTES)?;
+    let (before, tag) = trays::inspect(root, &path, SHOWN_BYTES)?;
     let after = if bytes <= SHOWN_BYTES {
         FileContent::Bytes(content)
     } else {
@@ -142,11 +142,16 @@ fn look_ahead(
         let fields = [("bytes".to_owned(), json!(bytes)), ("sha256".to_owned(), json!(digest))];
         FileContent::Described(Map::from_iter(fields))
     };
-    Ok(Upcoming { path, bytes, before, after, tag })
+    Ok(UploadPreview { path, bytes, before, after, tag })
 }
 
 /// Reads what follows the file; the path that it gets.
-fn to_end(form: &mut Form, request: &mut Request, mut target: Target, name: &str) -> Result<TrayPath> {
+fn to_end(
+    form: &mut MultipartForm,
+    request: &mut Request,
+    mut target: UploadTarget,
+    name: &str,
+) -> Result<TrayPath> {
     while let Some(part) = form.next_part(request.reader())? {
         match (part.name.as_str(), part.file_name) {
             ("path", None) => take_path(form, request, &mut target)?,
@@ -173,7 +178,7 @@ fn too_large(max_bytes: u64, size: u64) -> Error {
 }
 
 /// Reads up to the file, whose name is returned.
-fn to_file(form: &mut Form, request: &mut Request, target: &mut Target) -> Result<String> {
+fn to_file(form: &mut MultipartForm, request: &mut Request, target: &mut UploadTarget) -> Result<String> {
     while let Some(part) = form.next_part(request.reader())? {
         match (part.name.as_str(), part.file_name) {
             // A browser's form in which no file was chosen has an empty name.
@@ -185,7 +190,7 @@ fn to_file(form: &mut Form, request: &mut Request, target: &mut Target) -> Resul
     Err(Error::new(Code::FileRequired, "Form field 'file' is required"))
 }
 
-fn take_path(form: &mut Form, request: &mut Request, target: &mut Target) -> Result<()> {
+fn take_path(form: &mut MultipartForm, request: &mut Request, target: &mut UploadTarget) -> Result<()> {
     let path = form.text(request.reader())?;
     if !target.fixed && !path.trim().is_empty() {
         target.path = Some(TrayPath::parse(&path)?);
@@ -196,8 +201,8 @@ fn take_path(form: &mut Form, request: &mut Request, target: &mut Target) -> Res
 
 fn receive(
     root: &Root,
-    mut form: Form,
-    target: Target,
+    mut form: MultipartForm,
+    target: UploadTarget,
     name: &str,
     max_bytes: u64,
     shown: Option<&Option<String>>,
@@ -208,7 +213,7 @@ fn receive(
     loop {
         let piece = form.data(request.reader())?;
         // One that is a little too large is read to its end, to tell how large it is.
-        if piece.is_empty() || !file.take(piece)? && file.bytes() > max_bytes + FORM_BYTES {
+        if piece.is_empty() || !file.append(piece)? && file.bytes() > max_bytes + FORM_BYTES {
             break;
         }
     }
@@ -218,37 +223,37 @@ fn receive(
     let path = to_end(&mut form, request, target, name)?;
     if let Some(tag) = shown {
         // Just before the file gets its name.
-        if trays::look(root, &path, 0)?.1 != *tag {
-            return Err(outdated(&format!("{}/{}", Which::Inbox.folder(), path.as_str())));
+        if trays::inspect(root, &path, 0)?.1 != *tag {
+            return Err(outdated(&format!("{}/{}", TrayKind::Inbox.folder(), path.as_str())));
         }
     }
     let bytes = file.bytes();
-    file.keep(&path)?;
+    file.commit(&path)?;
     Ok(Response::ok(&json!({ "ok": true, "path": path.as_str(), "bytes": bytes })))
 }
 
 /// `GET /workspace/:id/inbox`
 pub fn inbox(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    list(ctx, request, Which::Inbox, ctx.advertised.inbox_enabled)
+    list(ctx, request, TrayKind::Inbox, ctx.advertised.inbox_enabled)
 }
 
 /// `GET /workspace/:id/artifacts`
 pub fn artifacts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    list(ctx, request, Which::Outbox, ctx.advertised.outbox_enabled)
+    list(ctx, request, TrayKind::Outbox, ctx.advertised.outbox_enabled)
 }
 
-fn list(ctx: &Ctx, request: &Request, which: Which, enabled: bool) -> Result<Answer> {
+fn list(ctx: &Ctx, request: &Request, which: TrayKind, enabled: bool) -> Result<Answer> {
     let root = root(ctx, request)?;
-    let listing = if enabled { which.list(&root)? } else { deposit::Listing::default() };
+    let listing = if enabled { which.list(&root)? } else { tray::TrayListing::default() };
     let items: Vec<Value> = listing
         .files
         .iter()
         .map(|file| {
             let mut item = json!({
-                "id": id_of(&file.path), "path": file.shown(), "size": file.size, "updatedAt": file.changed_ms,
+                "id": id_of(&file.path), "path": file.display_path(), "size": file.size, "updatedAt": file.changed_ms,
             });
-            if which == Which::Inbox {
-                item["name"] = json!(file.shown().rsplit('/').next());
+            if which == TrayKind::Inbox {
+                item["name"] = json!(file.display_path().rsplit('/').next());
             }
             item
         })
@@ -266,7 +271,7 @@ pub fn inbox_item(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if !ctx.advertised.inbox_enabled {
         return Err(Error::new(Code::InboxDisabled, "Workspace inbox is disabled"));
     }
-    download(ctx, request, &root, Which::Inbox, request.param("inboxId"))
+    download(ctx, request, &root, TrayKind::Inbox, request.param("inboxId"))
 }
 
 /// `GET /workspace/:id/artifacts/:artifactId`
@@ -275,13 +280,13 @@ pub fn artifact(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if !ctx.advertised.outbox_enabled {
         return Err(Error::new(Code::OutboxDisabled, "Workspace outbox is disabled"));
     }
-    download(ctx, request, &root, Which::Outbox, request.param("artifactId"))
+    download(ctx, request, &root, TrayKind::Outbox, request.param("artifactId"))
 }
 
-fn download(ctx: &Ctx, request: &Request, root: &Root, which: Which, id: &str) -> Result<Answer> {
+fn download(ctx: &Ctx, request: &Request, root: &Root, which: TrayKind, id: &str) -> Result<Answer> {
     let (file, path) = which.open(root, id)?;
-    let (tag, sure) = deposit::tag(&file)?;
-    let download = Download { file, name: path.name(), tag, sure };
+    let (tag, sure) = tray::tag(&file)?;
+    let download = Download { file, name: path.name(), tag, is_strong: sure };
     let party = request.party();
-    download.answer(request, &ctx.tickets, || ctx.stream_place(party)).map(Answer::Now)
+    download.answer(request, &ctx.tickets, || ctx.stream_permit(party)).map(Answer::Now)
 }

@@ -11,39 +11,39 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use crate::base::{Result, limits};
 use crate::http::client::{ClientSocket, Subscription, Tickets};
 use crate::http::stream::StreamBody;
-use crate::opencode::relay::{Client, Tunnel};
-use crate::opencode::upstream::Body;
+use crate::opencode::relay::{Tunnel, TunnelClient};
+use crate::opencode::upstream::UpstreamBody;
 use crate::proc::Cancel;
 
 /// How often a thread that waits for its client's socket looks whether the client is still there. The gate hands the
 /// socket over within the millisecond in which it writes the head.
-const LOOK: Duration = Duration::from_millis(50);
+const DISCONNECT_CHECK: Duration = Duration::from_millis(50);
 
 /// A socket that the gate will hand over.
-pub(super) struct Handed {
+pub(super) struct PendingSocket {
     socket: Receiver<(ClientSocket, Vec<u8>)>,
     gone: Cancel,
     _watch: Option<Subscription>,
 }
 
-impl Handed {
+impl PendingSocket {
     /// Leaves a ticket; its number, and where the socket will come out.
     pub(super) fn new(
         tickets: &Tickets,
         gone: &Cancel,
         watch: Option<Subscription>,
-    ) -> Result<(String, Handed)> {
+    ) -> Result<(String, PendingSocket)> {
         // Room for the one that comes: the gate waits for nobody.
         let (hand, socket) = bounded(1);
-        let ticket = tickets.deposit(move |client, early| drop(hand.try_send((client, early))))?;
-        Ok((ticket, Handed { socket, gone: gone.clone(), _watch: watch }))
+        let ticket = tickets.issue(move |client, early| drop(hand.try_send((client, early))))?;
+        Ok((ticket, PendingSocket { socket, gone: gone.clone(), _watch: watch }))
     }
 
     /// Waits for it; `None` when the client has gone before.
     fn wait(self) -> Option<(ClientSocket, Vec<u8>)> {
         let deadline = Instant::now() + limits::TICKET;
         loop {
-            match self.socket.recv_timeout(LOOK) {
+            match self.socket.recv_timeout(DISCONNECT_CHECK) {
                 Ok((client, early)) => {
                     probe(&client);
                     return Some((client, early));
@@ -69,14 +69,14 @@ fn probe(client: &ClientSocket) {
 }
 
 /// Writes a body to its client as it comes. One that breaks off is broken off.
-pub(super) fn pour(body: Body, handed: Handed) {
+pub(super) fn relay(body: UpstreamBody, handed: PendingSocket) {
     if let Some((socket, _)) = handed.wait() {
-        pour_into(body, socket);
+        relay_until(body, socket);
     }
 }
 
 /// The same, where the socket is there already.
-pub(super) fn pour_into(mut body: Body, socket: ClientSocket) {
+pub(super) fn relay_until(mut body: UpstreamBody, socket: ClientSocket) {
     probe(&socket);
     body.watch().set_client(Rc::new(socket.clone()));
     let mut out = StreamBody::new(socket);
@@ -88,21 +88,21 @@ pub(super) fn pour_into(mut body: Body, socket: ClientSocket) {
             Ok(_) => return,
             Err(error) => {
                 log::debug!("an answer of OpenCode broke off: {error}");
-                return out.break_off();
+                return out.abort();
             }
         }
     }
 }
 
 /// Relays until both sides are done.
-pub(super) fn connect(tunnel: Tunnel, handed: Handed) {
+pub(super) fn connect(tunnel: Tunnel, handed: PendingSocket) {
     if let Some((socket, early)) = handed.wait() {
         let left = tunnel.relay(socket, early);
         log::debug!("a WebSocket to OpenCode ended: {left:?}");
     }
 }
 
-impl Client for ClientSocket {
+impl TunnelClient for ClientSocket {
     fn finish(&self, how: Shutdown) {
         self.shutdown(how);
     }

@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Ctx, reach};
+use super::{Ctx, authorization};
 use crate::access::{Actor, Scope};
 use crate::base::redact::Redactor;
 use crate::http::Request;
-use crate::workspaces::Shown;
+use crate::workspaces::WorkspaceView;
 
 /// Returns the redactor for the answer to this request; `None` when its actor may see everything.
 pub(super) fn redactor(ctx: &Ctx, request: &Request) -> Option<Redactor> {
     if !hides(request.actor()) {
         return None;
     }
-    let workspace = reach::find(ctx, request.param("id"));
-    Some(workspace.map_or_else(Redactor::default, |found| knowing(&found.record().shown.env_vars)))
+    let workspace = authorization::find(ctx, request.param("id"));
+    Some(workspace.map_or_else(Redactor::default, |found| knowing(&found.record().view.env_vars)))
 }
 
 /// Whether secrets are hidden from this actor. Without one the route is public and shows none.
@@ -26,7 +26,7 @@ pub(super) fn hides(actor: Option<&Actor>) -> bool {
 }
 
 /// The workspace object for a viewer.
-pub(super) fn record(shown: &Shown) -> Value {
+pub(super) fn record(shown: &WorkspaceView) -> Value {
     // Its keys are strings, for which alone this could fail.
     let mut value = serde_json::to_value(shown).unwrap_or_default();
     knowing(&shown.env_vars).value(&mut value);
@@ -34,5 +34,5 @@ pub(super) fn record(shown: &Shown) -> Value {
 }
 
 fn knowing(variables: &BTreeMap<String, String>) -> Redactor {
-    Redactor::knowing(variables.values().flat_map(|value| value.lines()))
+    Redactor::with_known_values(variables.values().flat_map(|value| value.lines()))
 }

@@ -6,25 +6,25 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Ctx, reach, runs, topic, view};
+use super::{Ctx, authorization, runs, topic, view};
 use crate::access::Scope;
-use crate::base::fields::Fields;
+use crate::base::fields::KnownFields;
 use crate::base::ids::parse_uuid;
 use crate::base::{Code, Error, Result, limits};
-use crate::http::sse::Format;
+use crate::http::sse::EventStreamFormat;
 use crate::http::{Answer, Reply, Request, Response};
 use crate::images::Pull;
 use crate::lifecycle::build::BuildRequest;
 use crate::lifecycle::feed;
 use crate::runs::{ExecRequest, ExecResult};
-use crate::workspaces::Shown;
-use crate::workspaces::create::{Create, Update};
+use crate::workspaces::WorkspaceView;
+use crate::workspaces::create::{CreateWorkspace, UpdateWorkspace};
 
 fn id(request: &Request) -> Result<Uuid> {
     parse_uuid(request.param("id"))
 }
 
-fn shown(record: &Shown) -> Result<Answer> {
+fn shown(record: &WorkspaceView) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(record)))
 }
 
@@ -32,19 +32,19 @@ fn shown(record: &Shown) -> Result<Answer> {
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut records = ctx.lifecycle.registry().list();
     if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
-        records.retain(|record| reach::sees_id(ctx, actor, &record.shown.id.to_string()));
+        records.retain(|record| authorization::sees_id(ctx, actor, &record.view.id.to_string()));
     }
     Ok(Answer::Now(if view::hides(request.actor()) {
-        Response::ok(&records.iter().map(|record| view::record(&record.shown)).collect::<Vec<_>>())
+        Response::ok(&records.iter().map(|record| view::record(&record.view)).collect::<Vec<_>>())
     } else {
         Response::list(records.iter().map(|record| record.json()))
     }))
 }
 
 #[derive(Deserialize)]
-struct Make {
+struct CreateWorkspaceBody {
     #[serde(flatten)]
-    create: Create,
+    create: CreateWorkspace,
     /// Of the build that a template begins.
     pull: Option<Pull>,
 }
@@ -63,29 +63,29 @@ fn warn_of_missing(ctx: &Ctx, request: &mut Request, skills: Option<&[String]>) 
 
 /// `POST /api/workspaces`; 200 and not 201, as observed.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let known = Create::known().and(Fields::named(&["pull"]));
-    let body: Make = request.json_of(limits::JSON_BODY_BYTES, &known)?;
+    let known = CreateWorkspace::known().merge(KnownFields::from_names(&["pull"]));
+    let body: CreateWorkspaceBody = request.json_of(limits::JSON_BODY_BYTES, &known)?;
     if let Some(warning) = body.create.check_type()? {
         request.warn(warning);
     }
     warn_of_missing(ctx, request, body.create.fields.skills.as_deref());
     let record = ctx.lifecycle.create(body.create, body.pull.unwrap_or(Pull::Missing))?;
-    shown(&record.shown)
+    shown(&record.view)
 }
 
 /// `GET /api/workspaces/:id`
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().get(id(request)?)?;
-    shown(&workspace.record().shown)
+    shown(&workspace.record().view)
 }
 
 /// `PUT /api/workspaces/:id`
 pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
-    let body: Update = request.json_of(limits::JSON_BODY_BYTES, &Update::known())?;
+    let body: UpdateWorkspace = request.json_of(limits::JSON_BODY_BYTES, &UpdateWorkspace::known())?;
     warn_of_missing(ctx, request, body.fields.skills.as_deref());
     let record = ctx.lifecycle.change(id, body)?;
-    shown(&record.shown)
+    shown(&record.view)
 }
 
 /// `DELETE /api/workspaces/:id`; a sentence, as observed.
@@ -100,7 +100,7 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 #[derive(Default, Deserialize)]
-struct Build {
+struct BuildBody {
     distro: Option<String>,
     image: Option<String>,
     #[serde(default)]
@@ -111,7 +111,7 @@ struct Build {
 /// `POST /api/workspaces/:id/build`, with a body or `?rebuild=true`.
 pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
-    let body: Build = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
+    let body: BuildBody = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
     let rebuild = body.rebuild || request.query_flag("rebuild")?;
     let base = ctx.lifecycle.choose_base(body.distro, body.image)?;
     let owner = request.actor().is_some_and(|actor| actor.scope >= Scope::Owner);
@@ -121,7 +121,7 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
     let asked = BuildRequest { base, rebuild, pull: body.pull.unwrap_or(Pull::Missing) };
     let record = ctx.lifecycle.start_build(id, asked, request.party())?;
-    shown(&record.shown)
+    shown(&record.view)
 }
 
 /// `GET /api/workspaces/:id/build/events`
@@ -134,13 +134,13 @@ pub fn build_events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// `DELETE /api/workspaces/:id/build`
 pub fn cancel_build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
-    Ok(Answer::later(move || lifecycle.cancel_build(id).map(|record| Response::ok(&record.shown)), None))
+    Ok(Answer::later(move || lifecycle.cancel_build(id).map(|record| Response::ok(&record.view)), None))
 }
 
 /// `POST /api/workspaces/:id/sync`
 pub fn sync(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let synced = ctx.lifecycle.sync(id(request)?)?;
-    Ok(Answer::Now(Response::ok(&synced.shown)))
+    Ok(Answer::Now(Response::ok(&synced.view)))
 }
 
 /// `POST /api/workspaces/:id/exec`
@@ -150,7 +150,7 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if let Some(warning) = body.exec_clamped() {
         request.warn(warning);
     }
-    if let Some(format) = Format::asked(request)? {
+    if let Some(format) = EventStreamFormat::from_request(request)? {
         return runs::exec_stream(ctx, id, body, format, request.party());
     }
     let (work, cancel) = ctx.lifecycle.start_exec(id, body)?;
@@ -166,7 +166,7 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// A short answer is encoded at once, a long one while it is sent.
 fn encoded(result: ExecResult) -> Result<Response> {
-    let failed = |error| Error::internal("The output could not be read back").because(error);
+    let failed = |error| Error::internal("The output could not be read back").with_source(error);
     if result.is_small() {
         let mut body = Vec::with_capacity(1024);
         result.write(&mut body).map_err(failed)?;

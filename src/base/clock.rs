@@ -21,7 +21,7 @@ pub fn rfc3339(time: DateTime<Utc>) -> String {
 }
 
 /// A time in milliseconds since 1970, to the second, for people.
-pub fn rfc3339_of_ms(ms: u64) -> String {
+pub fn rfc3339_from_ms(ms: u64) -> String {
     let time = i64::try_from(ms).ok().and_then(DateTime::<Utc>::from_timestamp_millis);
     time.map_or_else(|| "the end of time".to_owned(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }

@@ -219,10 +219,10 @@ codes! {
 
 /// An error with everything its reader needs. Cheap to move: one pointer.
 #[derive(Debug)]
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct ErrorInner {
     code: Code,
     message: String,
     /// Null, an object, or where the observed API has one a list.
@@ -233,7 +233,7 @@ struct Inner {
 impl Error {
     /// An error whose `message` tells the person who asked what to do.
     pub fn new(code: Code, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { code, message: message.into(), details: Value::Null, source: None }))
+        Error(Box::new(ErrorInner { code, message: message.into(), details: Value::Null, source: None }))
     }
 
     /// A failure of ours or of the machine; the client sees `message`, the log sees the source too.
@@ -265,7 +265,7 @@ impl Error {
 
     /// Adds the cause, for the log.
     #[must_use]
-    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         self.0.source = Some(source.into());
         self
     }

@@ -15,28 +15,28 @@ const NAME_CHARS: usize = 64;
 
 /// The fields that an object may have.
 #[derive(Clone, Debug, Default)]
-pub struct Fields {
+pub struct KnownFields {
     /// `None`: any.
     names: Option<Vec<&'static str>>,
-    below: Vec<(&'static str, Fields)>,
+    below: Vec<(&'static str, KnownFields)>,
 }
 
-impl Fields {
+impl KnownFields {
     /// Those of a struct that serde derives; any, where the type is no struct, or has flattened parts.
-    pub fn of<T: DeserializeOwned>() -> Fields {
+    pub fn from_type<T: DeserializeOwned>() -> KnownFields {
         let mut names = None;
         let _ = T::deserialize(Probe(&mut names));
-        Fields { names: names.map(<[_]>::to_vec), below: Vec::new() }
+        KnownFields { names: names.map(<[_]>::to_vec), below: Vec::new() }
     }
 
     /// Exactly these.
-    pub fn named(names: &[&'static str]) -> Fields {
-        Fields { names: Some(names.to_vec()), below: Vec::new() }
+    pub fn from_names(names: &[&'static str]) -> KnownFields {
+        KnownFields { names: Some(names.to_vec()), below: Vec::new() }
     }
 
     /// These and those: what serde flattens.
     #[must_use]
-    pub fn and(mut self, mut other: Fields) -> Fields {
+    pub fn merge(mut self, mut other: KnownFields) -> KnownFields {
         self.names = self.names.zip(other.names).map(|(own, more)| [own, more].concat());
         self.below.append(&mut other.below);
         self
@@ -44,17 +44,17 @@ impl Fields {
 
     /// With the fields of the object, or of each object of the list, in the field `name`.
     #[must_use]
-    pub fn below(mut self, name: &'static str, fields: Fields) -> Fields {
+    pub fn with_nested(mut self, name: &'static str, fields: KnownFields) -> KnownFields {
         self.below.push((name, fields));
         self
     }
 
     /// A sentence for each field of a JSON body that is none of these.
-    pub fn unknown(&self, body: &[u8]) -> Vec<String> {
+    pub fn unknown_fields(&self, body: &[u8]) -> Vec<String> {
         let mut told = Vec::new();
         if self.names.is_some() {
             let mut body = serde_json::Deserializer::from_slice(body);
-            let scan = Scan { fields: self, path: "", told: &mut told };
+            let scan = UnknownFieldScan { fields: self, path: "", told: &mut told };
             // A body that is not JSON was refused before.
             let _ = scan.deserialize(&mut body);
         }
@@ -72,7 +72,7 @@ impl Fields {
 }
 
 /// "unknown `what` `name`; did you mean …?"
-pub fn unknown(what: &str, name: &str, known: &[String]) -> String {
+pub fn unknown_name_message(what: &str, name: &str, known: &[String]) -> String {
     let shown: String = name.chars().take(NAME_CHARS).collect::<String>().escape_debug().to_string();
     match nearest(name, known) {
         Some(near) => format!("unknown {what} `{shown}`; did you mean `{near}`?"),
@@ -146,13 +146,13 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 }
 
 /// Walks through a value and notes what is not known.
-struct Scan<'a> {
-    fields: &'a Fields,
+struct UnknownFieldScan<'a> {
+    fields: &'a KnownFields,
     path: &'a str,
     told: &'a mut Vec<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Scan<'_> {
+impl<'de> DeserializeSeed<'de> for UnknownFieldScan<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<(), D::Error> {
@@ -160,7 +160,7 @@ impl<'de> DeserializeSeed<'de> for Scan<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Scan<'_> {
+impl<'de> Visitor<'de> for UnknownFieldScan<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,13 +172,13 @@ impl<'de> Visitor<'de> for Scan<'_> {
             let below = self.fields.below.iter().find(|(known, _)| *known == name);
             if let Some((_, fields)) = below {
                 let path = format!("{}{name}.", self.path);
-                map.next_value_seed(Scan { fields, path: &path, told: self.told })?;
+                map.next_value_seed(UnknownFieldScan { fields, path: &path, told: self.told })?;
                 continue;
             }
             map.next_value::<IgnoredAny>()?;
             let known = self.fields.names.as_ref().is_none_or(|names| names.contains(&name.as_str()));
             if !known && self.told.len() < MOST {
-                let mut told = unknown("field", &name, &self.fields.paths());
+                let mut told = unknown_name_message("field", &name, &self.fields.paths());
                 if !self.path.is_empty() {
                     told = told.replacen('`', &format!("`{}", self.path), 1);
                     told = told.replace("mean `", &format!("mean `{}", self.path));
@@ -191,7 +191,7 @@ impl<'de> Visitor<'de> for Scan<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         while list
-            .next_element_seed(Scan { fields: self.fields, path: self.path, told: self.told })?
+            .next_element_seed(UnknownFieldScan { fields: self.fields, path: self.path, told: self.told })?
             .is_some()
         {}
         Ok(())
@@ -231,7 +231,7 @@ mod tests {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     #[expect(dead_code, reason = "only its fields are looked at")]
-    struct Inner {
+    struct InnerBody {
         memory_bytes: Option<u64>,
         #[serde(alias = "processors")]
         cpus: Option<u64>,
@@ -239,23 +239,23 @@ mod tests {
 
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only its fields are looked at")]
-    struct Outer {
+    struct OuterBody {
         init_script: Option<String>,
         timeout_secs: Option<u64>,
-        resources: Option<Inner>,
-        list: Option<Vec<Inner>>,
+        resources: Option<InnerBody>,
+        list: Option<Vec<InnerBody>>,
     }
 
-    fn fields() -> Fields {
-        Fields::of::<Outer>()
-            .below("resources", Fields::of::<Inner>())
-            .below("list", Fields::of::<Inner>())
-            .and(Fields::named(&["name"]))
+    fn fields() -> KnownFields {
+        KnownFields::from_type::<OuterBody>()
+            .with_nested("resources", KnownFields::from_type::<InnerBody>())
+            .with_nested("list", KnownFields::from_type::<InnerBody>())
+            .merge(KnownFields::from_names(&["name"]))
     }
 
     #[test]
     fn misspelt_fields_are_told_of_with_what_was_meant() {
-        let told = |body: &str| fields().unknown(body.as_bytes()).join("|");
+        let told = |body: &str| fields().unknown_fields(body.as_bytes()).join("|");
         assert_eq!(
             told(r#"{"init_script":"","name":1,"resources":{"cpus":1,"processors":2},"list":[{}]}"#),
             ""
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(told(r#"{"resources":null,"list":5,"a\u0000b":1}"#), "unknown field `a\\0b`");
         assert_eq!(
             fields()
-                .unknown(
+                .unknown_fields(
                     format!("{{{}}}", (0..50).map(|n| format!("\"q{n}\":1")).collect::<Vec<_>>().join(","))
                         .as_bytes()
                 )
@@ -285,6 +285,6 @@ mod tests {
             MOST
         );
         assert!(told(&format!(r#"{{"{}":1}}"#, "é".repeat(9000))).len() < 300);
-        assert!(Fields::of::<serde_json::Value>().unknown(br#"{"a":1}"#).is_empty());
+        assert!(KnownFields::from_type::<serde_json::Value>().unknown_fields(br#"{"a":1}"#).is_empty());
     }
 }

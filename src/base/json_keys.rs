@@ -1,11 +1,11 @@
 //! Where the keys of a JSON text stand, so that a complaint about a value can name its field. Pure.
 
 /// What serde_json says about a field, with the field's name and without the position, which the place has.
-pub fn ill_typed(error: &serde_json::Error, keys: &[Key]) -> String {
+pub fn describe_type_error(error: &serde_json::Error, keys: &[KeyPosition]) -> String {
     let message = error.to_string();
     let at = format!(" at line {} column {}", error.line(), error.column());
     let problem = message.strip_suffix(&at).unwrap_or(&message);
-    let before = |key: &&Key| (key.line, key.column) <= (error.line(), error.column());
+    let before = |key: &&KeyPosition| (key.line, key.column) <= (error.line(), error.column());
     match keys.iter().rev().find(before) {
         // "unknown field", "missing field" and "duplicate field" name it themselves.
         Some(key) if problem.starts_with("invalid") => format!("{}: {problem}{}", key.path, cure(problem)),
@@ -24,7 +24,7 @@ fn cure(problem: &str) -> &'static str {
 
 /// A key of a JSON text: its path from the top, and where it stands.
 #[derive(Debug)]
-pub struct Key {
+pub struct KeyPosition {
     /// Such as `approval.mode` or `workspaces[0].path`.
     pub path: String,
     /// Counted from 1.
@@ -34,7 +34,7 @@ pub struct Key {
 }
 
 /// The keys of a JSON text that serde_json has accepted, in their order.
-pub fn keys(text: &[u8]) -> Vec<Key> {
+pub fn keys(text: &[u8]) -> Vec<KeyPosition> {
     let mut scanner = Scanner { bytes: text, at: 0, keys: Vec::new() };
     scanner.value("");
     scanner.keys
@@ -44,7 +44,7 @@ pub fn keys(text: &[u8]) -> Vec<Key> {
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
-    keys: Vec<Key>,
+    keys: Vec<KeyPosition>,
 }
 
 impl Scanner<'_> {
@@ -64,7 +64,7 @@ impl Scanner<'_> {
                 let name: String = serde_json::from_slice(raw).unwrap_or_default();
                 let path = if path.is_empty() { name } else { format!("{path}.{name}") };
                 let (line, column) = scanner.position(start);
-                scanner.keys.push(Key { path: path.clone(), line, column });
+                scanner.keys.push(KeyPosition { path: path.clone(), line, column });
                 // The colon.
                 scanner.peek();
                 scanner.at += 1;

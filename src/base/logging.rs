@@ -21,7 +21,7 @@ use super::clock;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// Text for people.
     Pretty,
     /// One JSON object a line.
@@ -32,24 +32,24 @@ pub enum Format {
 pub const BOOT: &str = "berth::boot";
 
 /// Where log lines go.
-pub enum Output {
+pub enum LogOutput {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
     /// Whatever takes a line, its line break included.
-    Other(Box<TakeLine>),
+    Other(Box<LineSink>),
 }
 
 /// Takes a line with its line break.
-pub type TakeLine = dyn Fn(&[u8]) + Send + Sync;
+pub type LineSink = dyn Fn(&[u8]) + Send + Sync;
 
 /// Sends all `log` records to `output` from now on, as `run_id`'s. A second call changes nothing.
-pub fn init(format: Format, verbose: bool, run_id: String, output: Output) {
+pub fn init(format: LogFormat, verbose: bool, run_id: String, output: LogOutput) {
     let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost".to_owned() } else { host.trim().to_owned() };
-    let logger = Lines { level, format, run_id, host, output };
+    let logger = LineLogger { level, format, run_id, host, output };
     // The only failure is "already set": then somebody is logging, which is what we wanted.
     let _ = CombinedLogger::init(vec![Box::new(logger)]);
 }
@@ -89,15 +89,15 @@ fn is_deceptive(c: char) -> bool {
         || matches!(c, '\u{200E}' | '\u{200F}' | '\u{061C}')
 }
 
-struct Lines {
-    output: Output,
+struct LineLogger {
+    output: LogOutput,
     level: LevelFilter,
-    format: Format,
+    format: LogFormat,
     run_id: String,
     host: String,
 }
 
-impl Log for Lines {
+impl Log for LineLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries' chatter is not our log; their warnings are.
         let ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
@@ -109,18 +109,18 @@ impl Log for Lines {
             return;
         }
         let mut line = match self.format {
-            Format::Pretty => pretty(record).into_bytes(),
-            Format::Json => self.json(record),
+            LogFormat::Pretty => pretty(record).into_bytes(),
+            LogFormat::Json => self.json(record),
         };
         line.push(b'\n');
         // A reader that has gone (EPIPE) or a full disk behind the output must not stop the server.
         let _ = match &self.output {
-            Output::Stdout => {
+            LogOutput::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(&line).and_then(|()| out.flush())
             }
-            Output::Stderr => io::stderr().lock().write_all(&line),
-            Output::Other(take) => {
+            LogOutput::Stderr => io::stderr().lock().write_all(&line),
+            LogOutput::Other(take) => {
                 take(&line);
                 Ok(())
             }
@@ -132,7 +132,7 @@ impl Log for Lines {
     }
 }
 
-impl SharedLogger for Lines {
+impl SharedLogger for LineLogger {
     fn level(&self) -> LevelFilter {
         self.level
     }
@@ -160,7 +160,7 @@ fn pretty(record: &Record<'_>) -> String {
     format!("{} {level}{text}", clock::now_rfc3339_ms())
 }
 
-impl Lines {
+impl LineLogger {
     fn json(&self, record: &Record<'_>) -> Vec<u8> {
         let (severity, number) = match record.level() {
             Level::Error => ("ERROR", 17),
@@ -169,13 +169,13 @@ impl Lines {
             Level::Debug | Level::Trace => ("DEBUG", 5),
         };
         let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let mut attributes = Fields(vec![
+        let mut attributes = LogAttributes(vec![
             ("run.id".to_owned(), self.run_id.clone().into()),
             ("process.pid".to_owned(), std::process::id().into()),
         ]);
         // Our visitor never fails.
         let _ = record.key_values().visit(&mut attributes);
-        let line = Line {
+        let line = JsonLine {
             time_unix_nano: nanos.to_string(),
             severity_text: severity,
             severity_number: number,
@@ -189,7 +189,7 @@ impl Lines {
             },
         };
         let mut bytes = Vec::with_capacity(512);
-        let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, OneLine);
+        let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, EscapingFormatter);
         match line.serialize(&mut serializer) {
             Ok(()) => bytes,
             Err(_) => b"{}".to_vec(),
@@ -199,12 +199,12 @@ impl Lines {
 
 #[derive(serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
+struct JsonLine<'a> {
     time_unix_nano: String,
     severity_text: &'static str,
     severity_number: u8,
     body: String,
-    attributes: Fields,
+    attributes: LogAttributes,
     resource: Resource<'a>,
 }
 
@@ -221,9 +221,9 @@ struct Resource<'a> {
 }
 
 /// Attributes in the order in which they were given; a map would sort them.
-struct Fields(Vec<(String, Value)>);
+struct LogAttributes(Vec<(String, Value)>);
 
-impl Serialize for Fields {
+impl Serialize for LogAttributes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (key, value) in &self.0 {
@@ -233,9 +233,9 @@ impl Serialize for Fields {
     }
 }
 
-impl<'kvs> VisitSource<'kvs> for Fields {
+impl<'kvs> VisitSource<'kvs> for LogAttributes {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        let mut typed = Typed(Value::Null);
+        let mut typed = TypedValue(Value::Null);
         value.visit(&mut typed)?;
         self.0.push((key.as_str().to_owned(), typed.0));
         Ok(())
@@ -243,9 +243,9 @@ impl<'kvs> VisitSource<'kvs> for Fields {
 }
 
 /// A key-value's value with the type it was given.
-struct Typed(Value);
+struct TypedValue(Value);
 
-impl<'v> VisitValue<'v> for Typed {
+impl<'v> VisitValue<'v> for TypedValue {
     fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
         self.0 = value.to_string().into();
         Ok(())
@@ -283,9 +283,9 @@ impl<'v> VisitValue<'v> for Typed {
 }
 
 /// Compact JSON in which also those characters are escaped that JSON would allow but a terminal obeys.
-struct OneLine;
+struct EscapingFormatter;
 
-impl Formatter for OneLine {
+impl Formatter for EscapingFormatter {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut plain = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| is_deceptive(*c)) {
@@ -307,12 +307,12 @@ mod tests {
         check(&Record::builder().level(level).target("berth::x").args(args).key_values(&kvs).build());
     }
 
-    fn stdout() -> Lines {
-        let output = Output::Stdout;
-        Lines {
+    fn stdout() -> LineLogger {
+        let output = LogOutput::Stdout;
+        LineLogger {
             output,
             level: LevelFilter::Info,
-            format: Format::Json,
+            format: LogFormat::Json,
             run_id: "run-1".into(),
             host: "box".into(),
         }

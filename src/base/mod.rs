@@ -3,22 +3,22 @@
 
 pub mod clock;
 pub mod error;
+pub mod fair_semaphore;
 pub mod fields;
 pub mod ids;
+pub mod input_bytes;
 pub mod json_keys;
 pub mod limits;
 pub mod logging;
 pub mod object;
 mod pace;
-pub mod parcel;
 pub mod pool;
 pub mod redact;
 mod redact_text;
-pub mod repeats;
+pub mod repeat_limiter;
 pub mod service_manager;
 pub mod shares;
-pub mod sketch;
 pub mod thread;
-pub mod turns;
+pub mod truncate;
 
 pub use error::{At, Code, Error, Result};

@@ -79,7 +79,7 @@ mod tests {
 
     #[derive(Debug, Default, PartialEq, Deserialize)]
     #[serde(default)]
-    struct Fields {
+    struct ObjectFields {
         #[serde(deserialize_with = "super::one")]
         one: Point,
         #[serde(deserialize_with = "super::optional")]
@@ -91,31 +91,31 @@ mod tests {
     }
 
     #[derive(Debug, Deserialize)]
-    struct Body {
+    struct FlattenedBody {
         #[serde(flatten)]
-        fields: Fields,
+        fields: ObjectFields,
     }
 
     #[test]
     fn a_list_is_no_object() {
         // Plainly, and through the buffer that serde makes for `flatten`.
         let read = |text: &str| {
-            let plain = serde_json::from_str::<Fields>(text);
-            let flat = serde_json::from_str::<Body>(text).map(|body| body.fields);
+            let plain = serde_json::from_str::<ObjectFields>(text);
+            let flat = serde_json::from_str::<FlattenedBody>(text).map(|body| body.fields);
             assert_eq!(plain.is_ok(), flat.is_ok(), "{text}");
             plain.and(flat)
         };
-        assert_eq!(read("{}").unwrap(), Fields::default());
+        assert_eq!(read("{}").unwrap(), ObjectFields::default());
         let point = || Point { x: Some(1), y: None };
         let good = r#"{"one":{"x":1},"optional":{"x":1},"list":[{"x":1}],"optional_list":[{"x":1}]}"#;
-        let all = Fields {
+        let all = ObjectFields {
             one: point(),
             optional: Some(point()),
             list: vec![point()],
             optional_list: Some(vec![point()]),
         };
         assert_eq!(read(good).unwrap(), all);
-        assert_eq!(read(r#"{"optional":null,"optional_list":null}"#).unwrap(), Fields::default());
+        assert_eq!(read(r#"{"optional":null,"optional_list":null}"#).unwrap(), ObjectFields::default());
         for bad in [
             r#"{"one":[1,2]}"#,
             r#"{"one":[]}"#,

@@ -21,7 +21,7 @@ pub(super) const TICK: Duration = Duration::from_millis(10);
 
 /// The fresh jobs of a pool.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct StartPacer {
     most_fresh: usize,
     /// Fresh jobs that have not ended.
     fresh: Vec<(Party, Instant)>,
@@ -29,10 +29,10 @@ pub(super) struct Pace {
     present: Vec<(Party, Instant)>,
 }
 
-impl Pace {
+impl StartPacer {
     /// At most `most_fresh` fresh jobs for each token.
-    pub(super) fn new(most_fresh: usize) -> Pace {
-        Pace { most_fresh, fresh: Vec::new(), present: Vec::new() }
+    pub(super) fn new(most_fresh: usize) -> StartPacer {
+        StartPacer { most_fresh, fresh: Vec::new(), present: Vec::new() }
     }
 
     /// Whether a job of `party` may begin.
@@ -73,7 +73,7 @@ mod tests {
     fn a_flood_is_slowed_while_others_are_there_and_only_then() {
         let [flood, other] = ["a", "b"].map(|token| Party::new(token, None, false));
         let now = Instant::now();
-        let mut pace = Pace::new(2);
+        let mut pace = StartPacer::new(2);
         for _ in 0..10 {
             assert!(pace.allows(flood, now), "it is alone");
             pace.begin(flood, now);
@@ -96,7 +96,7 @@ mod tests {
         let [one, other] = ["a", "b"].map(|token| Party::new(token, None, false));
         let now = Instant::now();
         for party in [one, Party::OWNER] {
-            let mut pace = Pace::new(2);
+            let mut pace = StartPacer::new(2);
             let begun =
                 (0..100).take_while(|_| pace.allows(party, now).then(|| pace.begin(party, now)).is_some());
             assert_eq!(begun.count(), 2 * BURST);
@@ -104,7 +104,7 @@ mod tests {
             pace.end(party, now);
             assert!(pace.allows(party, now));
         }
-        let mut pace = Pace::new(2);
+        let mut pace = StartPacer::new(2);
         (0..2 * BURST).for_each(|_| pace.begin(one, now));
         assert!(pace.allows(Party::OWNER, now), "others do not hold up owners");
     }

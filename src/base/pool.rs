@@ -11,34 +11,34 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Thread, current, park_timeout};
 use std::time::{Duration, Instant};
 
-use super::pace::{Pace, TICK};
-use super::shares::{Ledger, Party, Refused};
+use super::pace::{StartPacer, TICK};
+use super::shares::{Ledger, Party, ShareError};
 use super::thread::{self, JoinOnDrop, lock, spawn};
 use super::{Result, limits};
 
-type Job = Box<dyn FnOnce() + Send>;
+type PoolJob = Box<dyn FnOnce() + Send>;
 
 /// The workers. Dropping it lets the jobs that were taken end, then joins.
-pub struct Pool(Arc<Inner>);
+pub struct Pool(Arc<PoolInner>);
 
-struct Inner {
+struct PoolInner {
     name: &'static str,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// There may be a job that can begin, or the pool ends.
     changed: Condvar,
-    workers: Mutex<Workers>,
+    workers: Mutex<PoolWorkers>,
 }
 
 #[derive(Default)]
-struct Workers {
+struct PoolWorkers {
     threads: Vec<JoinOnDrop>,
     number: usize,
 }
 
-struct State {
+struct PoolState {
     /// `false` once the pool ends: no new threads, no new jobs.
     open: bool,
-    queue: VecDeque<(Party, Job)>,
+    queue: VecDeque<(Party, PoolJob)>,
     /// Jobs taken and not finished.
     pending: Ledger,
     /// Jobs that are being done, on our threads and on those of others.
@@ -50,20 +50,20 @@ struct State {
     /// Threads.
     live: usize,
     most: usize,
-    pace: Option<Pace>,
+    pace: Option<StartPacer>,
     /// A thread looks at held-up jobs again before long.
     ticking: bool,
 }
 
-impl State {
+impl PoolState {
     /// Takes the oldest job that can begin.
-    fn begin(&mut self) -> Option<(Party, Instant, Job)> {
+    fn begin(&mut self) -> Option<(Party, Instant, PoolJob)> {
         let now = Instant::now();
         let paced = |party| self.pace.as_ref().is_none_or(|pace| pace.allows(party, now));
         let at =
             self.queue.iter().position(|(party, _)| self.begun.check(*party).is_ok() && paced(*party))?;
         let (party, job) = self.queue.remove(at)?;
-        self.begun.take_anyway(party);
+        self.begun.force_take(party);
         if let Some(pace) = &mut self.pace {
             pace.begin(party, now);
         }
@@ -96,7 +96,7 @@ impl Pool {
     pub fn new(name: &'static str, min: usize, max: usize, queue: usize) -> Result<Pool> {
         let begun = Ledger::new(max);
         let most = max + begun.reserve();
-        let state = State {
+        let state = PoolState {
             open: true,
             queue: VecDeque::new(),
             pending: Ledger::new(max + queue),
@@ -109,7 +109,7 @@ impl Pool {
             ticking: false,
         };
         let inner =
-            Inner { name, state: Mutex::new(state), changed: Condvar::new(), workers: Mutex::default() };
+            PoolInner { name, state: Mutex::new(state), changed: Condvar::new(), workers: Mutex::default() };
         let inner = Arc::new(inner);
         for _ in 0..min {
             lock(&inner.state).live += 1;
@@ -121,7 +121,7 @@ impl Pool {
     /// Has a token's jobs begin no faster than `most_fresh` at a time while others' do ([`super::pace`]).
     #[must_use]
     pub fn paced(self, most_fresh: usize) -> Pool {
-        lock(&self.0.state).pace = Some(Pace::new(most_fresh));
+        lock(&self.0.state).pace = Some(StartPacer::new(most_fresh));
         self
     }
 
@@ -133,7 +133,7 @@ impl Pool {
         &self,
         party: Party,
         job: impl FnOnce() + Send + 'static,
-    ) -> std::result::Result<(), Refused> {
+    ) -> std::result::Result<(), ShareError> {
         self.reserve(party).map(|place| place.run(job))
     }
 
@@ -141,10 +141,10 @@ impl Pool {
     ///
     /// # Errors
     /// When every worker is taken and the queue is full, or the party has its share.
-    pub fn reserve(&self, party: Party) -> std::result::Result<Place, Refused> {
+    pub fn reserve(&self, party: Party) -> std::result::Result<Permit, ShareError> {
         lock(&self.0.state).pending.take(party)?;
-        let place = Place { pool: self.0.clone(), party, used: false, begun: false };
-        if self.0.staffed() { Ok(place) } else { Err(Refused::Full) }
+        let place = Permit { pool: self.0.clone(), party, used: false, begun: false };
+        if self.0.staffed() { Ok(place) } else { Err(ShareError::Full) }
     }
 
     /// Counts the caller's own thread as one of the workers, if one is free, for a party that is not known yet
@@ -152,23 +152,23 @@ impl Pool {
     ///
     /// # Errors
     /// When every worker is taken, even if the queue is not full.
-    pub fn occupy(&self) -> std::result::Result<Place, Refused> {
+    pub fn occupy(&self) -> std::result::Result<Permit, ShareError> {
         let party = Party::ANONYMOUS;
         let mut state = lock(&self.0.state);
         // The jobs in the queue came first.
         state.begun.check(party)?;
         if state.begun.used() + state.queue.len() >= state.begun.capacity() {
-            return Err(Refused::Full);
+            return Err(ShareError::Full);
         }
         state.pending.take(party)?;
-        state.begun.take_anyway(party);
-        Ok(Place { pool: self.0.clone(), party, used: false, begun: true })
+        state.begun.force_take(party);
+        Ok(Permit { pool: self.0.clone(), party, used: false, begun: true })
     }
 }
 
 /// A worker that is kept for one job; dropped without one, it is free again.
-pub struct Place {
-    pool: Arc<Inner>,
+pub struct Permit {
+    pool: Arc<PoolInner>,
     party: Party,
     /// Handed over: the worker gives it back.
     used: bool,
@@ -176,7 +176,7 @@ pub struct Place {
     begun: bool,
 }
 
-impl Place {
+impl Permit {
     /// Hands the job over. It is dropped if the pool has ended.
     pub fn run(mut self, job: impl FnOnce() + Send + 'static) {
         {
@@ -195,14 +195,14 @@ impl Place {
     /// Does the job on this thread, in this place. A job that steps aside gives the place up.
     pub fn run_here(self, job: impl FnOnce()) {
         /// Also when the job panics.
-        struct Leave;
-        impl Drop for Leave {
+        struct ReleaseOnDrop;
+        impl Drop for ReleaseOnDrop {
             fn drop(&mut self) {
                 drop(OCCUPIED.take());
             }
         }
         OCCUPIED.set(Some(self));
-        let _leave = Leave;
+        let _leave = ReleaseOnDrop;
         job();
     }
 }
@@ -212,7 +212,7 @@ impl Place {
 ///
 /// # Errors
 /// When the party has its share of the queue as well, or none of its jobs ends in time.
-pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), Refused> {
+pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), ShareError> {
     OCCUPIED.with_borrow_mut(|place| {
         let Some(place) = place.as_mut().filter(|place| place.begun) else { return Ok(()) };
         let pool = place.pool.clone();
@@ -244,7 +244,7 @@ pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), Refuse
     })
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = lock(&self.pool.state);
         if !self.used {
@@ -257,9 +257,9 @@ impl Drop for Place {
     }
 }
 
-impl Inner {
+impl PoolInner {
     /// A job may begin: those that wait in [`claim`] come first; one worker looks at the whole queue.
-    fn wake(&self, state: &mut State) {
+    fn wake(&self, state: &mut PoolState) {
         state.grant();
         self.changed.notify_one();
     }
@@ -308,22 +308,22 @@ impl Inner {
 }
 
 thread_local! {
-    static COUNTED: RefCell<Option<Counted>> = const { RefCell::new(None) };
+    static COUNTED: RefCell<Option<CurrentJob>> = const { RefCell::new(None) };
     /// On a thread that is not a worker: the place that its job takes.
-    static OCCUPIED: RefCell<Option<Place>> = const { RefCell::new(None) };
+    static OCCUPIED: RefCell<Option<Permit>> = const { RefCell::new(None) };
 }
 
 /// On a worker's thread: the job that it counts for.
-struct Counted {
-    pool: Arc<Inner>,
+struct CurrentJob {
+    pool: Arc<PoolInner>,
     party: Party,
     begun: Instant,
     ending: bool,
 }
 
-impl Counted {
+impl CurrentJob {
     /// Its job is over.
-    fn give_back(&self, state: &mut State) {
+    fn give_back(&self, state: &mut PoolState) {
         if self.ending {
             state.ending -= 1;
         } else {
@@ -339,7 +339,7 @@ impl Counted {
 /// Called by a job before it reports its end, when only short work such as cleaning up remains: a client that has heard
 /// of the end can have the place at once. Another job waits for this thread if all are at that. Outside of a job, and a
 /// second time, it does nothing.
-pub fn ending() {
+pub fn release_early() {
     COUNTED.with_borrow_mut(|counted| {
         if let Some(counted) = counted.as_mut().filter(|counted| !counted.ending) {
             counted.ending = true;
@@ -366,7 +366,7 @@ pub fn step_aside() {
     counted.pool.staffed();
 }
 
-fn work(pool: &Arc<Inner>, stays: bool) {
+fn work(pool: &Arc<PoolInner>, stays: bool) {
     let mut state = lock(&pool.state);
     loop {
         let Some((party, begun, job)) = state.begin() else {
@@ -395,7 +395,7 @@ fn work(pool: &Arc<Inner>, stays: bool) {
             pool.changed.notify_one();
         }
         drop(state);
-        COUNTED.set(Some(Counted { pool: pool.clone(), party, begun, ending: false }));
+        COUNTED.set(Some(CurrentJob { pool: pool.clone(), party, begun, ending: false }));
         // The panic hook has logged it; the job's own guards have answered. The worker lives on.
         drop(catch_unwind(AssertUnwindSafe(job)));
         thread::restore_priority();

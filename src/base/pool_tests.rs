@@ -66,8 +66,8 @@ fn who_is_ending_has_given_its_place_back() {
     let (done, finished) = bounded(2);
     let told = done.clone();
     pool.submit(P, move || {
-        ending();
-        ending();
+        release_early();
+        release_early();
         told.send(1).unwrap();
         let _ = cleaning.recv();
         told.send(2).unwrap();
@@ -83,7 +83,7 @@ fn who_is_ending_has_given_its_place_back() {
         let state = lock(&pool.0.state);
         assert!(state.live <= state.most && state.ending == 0);
     }
-    ending();
+    release_early();
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn jobs_of_others_pass_those_of_a_party_that_has_its_share() {
         })
         .unwrap();
     }
-    assert_eq!(pool.submit(party("a"), || ()).and(pool.submit(party("a"), || ())), Err(Refused::Token));
+    assert_eq!(pool.submit(party("a"), || ()).and(pool.submit(party("a"), || ())), Err(ShareError::Token));
     let told = done.clone();
     pool.submit(party("b"), move || told.send(10).unwrap()).unwrap();
     assert_eq!(finished.recv(), Ok(10));
@@ -155,11 +155,11 @@ fn a_place_is_claimed_once_its_party_is_known() {
     let (first, second) = (pool.occupy().unwrap(), pool.occupy().unwrap());
     first.run_here(|| {
         claim(party, Duration::ZERO).unwrap();
-        assert_eq!(pool.reserve(party).err(), Some(Refused::Full));
+        assert_eq!(pool.reserve(party).err(), Some(ShareError::Full));
         let pool = &pool;
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                second.run_here(|| assert_eq!(claim(party, Duration::ZERO), Err(Refused::Token)))
+                second.run_here(|| assert_eq!(claim(party, Duration::ZERO), Err(ShareError::Token)))
             });
         });
         drop(pool.occupy().unwrap());
@@ -208,7 +208,7 @@ fn claims_are_granted_in_their_order_and_no_other_thread_is_woken() {
             let mut state = lock(&pool.0.state);
             state.pending.take(held).unwrap();
             state.begun.take(held).unwrap();
-            holding.push(Place { pool: pool.0.clone(), party: held, used: false, begun: true });
+            holding.push(Permit { pool: pool.0.clone(), party: held, used: false, begun: true });
         }
         for number in 0..2 {
             let (place, order) = (pool.occupy().unwrap(), &order);

@@ -113,7 +113,7 @@ const KNOWN_VALUES: usize = 64;
 
 impl Redactor {
     /// A redactor that also hides these values wherever they appear.
-    pub fn knowing<'a>(values: impl IntoIterator<Item = &'a str>) -> Redactor {
+    pub fn with_known_values<'a>(values: impl IntoIterator<Item = &'a str>) -> Redactor {
         let mut known: Vec<String> = values
             .into_iter()
             .filter(|value| value.len() >= KNOWN_BYTES && !value.starts_with('/') && !is_reference(value))
@@ -234,14 +234,14 @@ impl Redactor {
 
     /// The words of a command: an option's value is a word of its own.
     fn words(&self, list: &mut [Value]) {
-        let mut after = redact_text::Next::Plain;
+        let mut after = redact_text::WordContext::Plain;
         for value in list {
             let Value::String(text) = value else {
-                after = redact_text::Next::Plain;
+                after = redact_text::WordContext::Plain;
                 continue;
             };
             let secret = after.is_secret(text);
-            after = redact_text::Next::after(text);
+            after = redact_text::WordContext::after(text);
             if secret && !is_reference(text) {
                 HIDDEN.clone_into(text);
             } else if let Cow::Owned(hidden) = self.text(text) {

@@ -142,7 +142,8 @@ fn what_is_no_secret_stays() {
 
 #[test]
 fn known_values_are_hidden_wherever_they_are() {
-    let redactor = Redactor::knowing(["correct-horse", "true", "/usr/bin/x", "correct-horse-battery"]);
+    let redactor =
+        Redactor::with_known_values(["correct-horse", "true", "/usr/bin/x", "correct-horse-battery"]);
     assert_eq!(
         redactor.text("+ echo correct-horse-battery; true /usr/bin/x correct-horse"),
         format!("+ echo {HIDDEN}; true /usr/bin/x {HIDDEN}")

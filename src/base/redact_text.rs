@@ -48,7 +48,7 @@ const KEY_END: &str = "-----END ";
 
 /// What the next word of a command is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum WordContext {
     /// A word of its own.
     Plain,
     /// The value of an option that takes a secret.
@@ -57,32 +57,32 @@ pub(super) enum Next {
     Login,
 }
 
-impl Next {
+impl WordContext {
     /// What follows this word.
-    pub(super) fn after(word: &str) -> Next {
+    pub(super) fn after(word: &str) -> WordContext {
         let name = word.trim_start_matches('-');
         if name.len() == word.len() || name.contains(['=', ' ']) {
-            return Next::Plain;
+            return WordContext::Plain;
         }
         match name {
-            "u" | "user" | "proxy-user" => Next::Login,
-            _ if word.starts_with("--") && names_secret(name, true) => Next::Secret,
-            _ => Next::Plain,
+            "u" | "user" | "proxy-user" => WordContext::Login,
+            _ if word.starts_with("--") && names_secret(name, true) => WordContext::Secret,
+            _ => WordContext::Plain,
         }
     }
 
     pub(super) fn is_secret(self, word: &str) -> bool {
         match self {
-            Next::Plain => false,
-            Next::Secret => !word.starts_with("--"),
-            Next::Login => word.contains(':'),
+            WordContext::Plain => false,
+            WordContext::Secret => !word.starts_with("--"),
+            WordContext::Login => word.contains(':'),
         }
     }
 }
 
 /// The parts of a text that may be secrets.
 pub(super) fn secrets(text: &str) -> Vec<Range<usize>> {
-    let mut scan = Scan { text, bytes: text.as_bytes(), found: Vec::new() };
+    let mut scan = TextScan { text, bytes: text.as_bytes(), found: Vec::new() };
     let mut at = 0;
     while at < scan.bytes.len() {
         at = scan.step(at).max(at + 1);
@@ -90,13 +90,13 @@ pub(super) fn secrets(text: &str) -> Vec<Range<usize>> {
     scan.found
 }
 
-struct Scan<'a> {
+struct TextScan<'a> {
     text: &'a str,
     bytes: &'a [u8],
     found: Vec<Range<usize>>,
 }
 
-impl Scan<'_> {
+impl TextScan<'_> {
     /// Looks at one place; returns the next one.
     fn step(&mut self, at: usize) -> usize {
         match self.bytes[at] {
@@ -185,8 +185,8 @@ impl Scan<'_> {
     fn option(&mut self, at: usize) -> usize {
         let end = self.until(at, |byte| !is_name(byte));
         let blanks = self.until(end, |byte| byte != b' ');
-        let next = Next::after(&self.text[at..end]);
-        if blanks == end || next == Next::Plain {
+        let next = WordContext::after(&self.text[at..end]);
+        if blanks == end || next == WordContext::Plain {
             return if self.bytes.get(end) == Some(&b'=') { end - 1 } else { end };
         }
         let (start, end) = self.value(blanks, false);

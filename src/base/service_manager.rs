@@ -13,7 +13,7 @@ pub struct ServiceManager(Option<SocketAddr>);
 
 impl ServiceManager {
     /// The manager at the value of `NOTIFY_SOCKET`: a path, or an abstract name behind `@`.
-    pub fn at(socket: Option<&str>) -> ServiceManager {
+    pub fn from_socket(socket: Option<&str>) -> ServiceManager {
         ServiceManager(socket.and_then(|socket| match socket.strip_prefix('@') {
             Some(name) => SocketAddr::from_abstract_name(name).ok(),
             None => SocketAddr::from_pathname(socket).ok(),
@@ -62,7 +62,7 @@ mod tests {
         for (socket, place) in
             [(in_files, path.to_str().unwrap().to_owned()), (in_kernel, format!("@{name}"))]
         {
-            let manager = ServiceManager::at(Some(&place));
+            let manager = ServiceManager::from_socket(Some(&place));
             manager.ready("two\nlines");
             manager.stopping(Duration::from_secs(3));
             let mut read = [0; 200];
@@ -72,6 +72,6 @@ mod tests {
             assert_eq!(&read[..count], b"STOPPING=1\nSTATUS=Stopping\nEXTEND_TIMEOUT_USEC=3000000");
         }
         std::fs::remove_file(path).unwrap();
-        ServiceManager::at(None).ready("nothing is sent");
+        ServiceManager::from_socket(None).ready("nothing is sent");
     }
 }

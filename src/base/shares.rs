@@ -62,7 +62,7 @@ impl Party {
 
 /// Why nothing was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum ShareError {
     /// Everything is taken.
     Full,
     /// The token holds its share.
@@ -71,14 +71,14 @@ pub enum Refused {
     Workspace,
 }
 
-impl Refused {
+impl ShareError {
     /// The error for a client: `full` when everything is taken; else 429, for its own use is in the way. `what` names the
     /// resource in the plural.
     pub fn error(self, what: &str, full: impl FnOnce() -> Error) -> Error {
         let holder = match self {
-            Refused::Full => return full(),
-            Refused::Token => "token",
-            Refused::Workspace => "workspace",
+            ShareError::Full => return full(),
+            ShareError::Token => "token",
+            ShareError::Workspace => "workspace",
         };
         let message = format!(
             "This {holder} holds its share of the {what}; end one of its own, or wait for one to end"
@@ -139,23 +139,23 @@ impl Ledger {
     ///
     /// # Errors
     /// Why not.
-    pub fn check(&self, party: Party) -> Result<(), Refused> {
+    pub fn check(&self, party: Party) -> Result<(), ShareError> {
         let full = self.used >= self.capacity;
         if party.unlimited {
-            return if full && self.by_owners >= self.reserve() { Err(Refused::Full) } else { Ok(()) };
+            return if full && self.by_owners >= self.reserve() { Err(ShareError::Full) } else { Ok(()) };
         }
-        if full { Err(Refused::Full) } else { self.check_share(party) }
+        if full { Err(ShareError::Full) } else { self.check_share(party) }
     }
 
     /// Whether `party` holds less than its share, however much others hold.
-    fn check_share(&self, party: Party) -> Result<(), Refused> {
+    fn check_share(&self, party: Party) -> Result<(), ShareError> {
         let holds = |count: Option<&usize>, share| count.is_some_and(|count| *count >= share);
         if party.token.is_some_and(|token| holds(self.tokens.get(&token), self.token_share)) {
-            return Err(Refused::Token);
+            return Err(ShareError::Token);
         }
         match party.workspace {
             Some(workspace) if holds(self.workspaces.get(&workspace), self.workspace_share) => {
-                Err(Refused::Workspace)
+                Err(ShareError::Workspace)
             }
             _ => Ok(()),
         }
@@ -165,14 +165,14 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::check`].
-    pub fn take(&mut self, party: Party) -> Result<(), Refused> {
+    pub fn take(&mut self, party: Party) -> Result<(), ShareError> {
         self.check(party)?;
-        self.take_anyway(party);
+        self.force_take(party);
         Ok(())
     }
 
     /// Takes one that exists already, whatever the limits say.
-    pub fn take_anyway(&mut self, party: Party) {
+    pub fn force_take(&mut self, party: Party) {
         self.used += 1;
         if party.unlimited {
             self.by_owners += 1;
@@ -209,11 +209,11 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::check`]; then it still belongs to `from`.
-    pub fn assign(&mut self, from: Party, to: Party) -> Result<(), Refused> {
+    pub fn assign(&mut self, from: Party, to: Party) -> Result<(), ShareError> {
         self.give_back(from);
         let taken = self.take(to);
         if taken.is_err() {
-            self.take_anyway(from);
+            self.force_take(from);
         }
         taken
     }
@@ -221,12 +221,12 @@ impl Ledger {
 
 /// How many things each workspace has of something that is kept for a while, to find the one that gives up some first.
 #[derive(Debug, Default)]
-pub struct Crowd {
+pub struct WorkspaceCounts {
     total: usize,
     counts: HashMap<Uuid, usize>,
 }
 
-impl Crowd {
+impl WorkspaceCounts {
     /// One more.
     pub fn add(&mut self, workspace: Uuid) {
         self.total += 1;
@@ -274,14 +274,14 @@ impl Shares {
     ///
     /// # Errors
     /// As [`Ledger::check`].
-    pub fn take(&self, party: Party) -> Result<Share, Refused> {
+    pub fn take(&self, party: Party) -> Result<Share, ShareError> {
         lock(&self.0).take(party)?;
         Ok(Share { shares: self.clone(), party })
     }
 
     /// Takes one that exists already, whatever the limits say.
-    pub fn take_anyway(&self, party: Party) -> Share {
-        lock(&self.0).take_anyway(party);
+    pub fn force_take(&self, party: Party) -> Share {
+        lock(&self.0).force_take(party);
         Share { shares: self.clone(), party }
     }
 
@@ -289,12 +289,12 @@ impl Shares {
     ///
     /// # Errors
     /// When the party holds its share.
-    pub fn take_of_share(&self, party: Party) -> Result<Share, Refused> {
+    pub fn take_within_share(&self, party: Party) -> Result<Share, ShareError> {
         let mut ledger = lock(&self.0);
         if !party.unlimited {
             ledger.check_share(party)?;
         }
-        ledger.take_anyway(party);
+        ledger.force_take(party);
         drop(ledger);
         Ok(Share { shares: self.clone(), party })
     }
@@ -332,17 +332,17 @@ mod tests {
         for _ in 0..4 {
             ledger.take(party("a", 1)).unwrap();
         }
-        assert_eq!(ledger.take(party("a", 2)), Err(Refused::Token));
-        assert_eq!(ledger.take(party("b", 1)), Err(Refused::Workspace));
+        assert_eq!(ledger.take(party("a", 2)), Err(ShareError::Token));
+        assert_eq!(ledger.take(party("b", 1)), Err(ShareError::Workspace));
         for token in ["b", "b", "b", "c"] {
             ledger.take(party(token, 2)).unwrap();
         }
-        assert_eq!(ledger.take(party("c", 3)), Err(Refused::Full));
+        assert_eq!(ledger.take(party("c", 3)), Err(ShareError::Full));
         ledger.take(Party::OWNER).unwrap();
-        assert_eq!(ledger.take(Party::OWNER), Err(Refused::Full));
+        assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
         ledger.give_back(party("a", 1));
         // The owner's place is beside the others'.
-        assert_eq!(ledger.take(party("d", 3)), Err(Refused::Full));
+        assert_eq!(ledger.take(party("d", 3)), Err(ShareError::Full));
         ledger.give_back(Party::OWNER);
         ledger.take(party("d", 3)).unwrap();
     }
@@ -351,9 +351,9 @@ mod tests {
     fn one_place_is_enough_for_one_user() {
         let mut ledger = Ledger::new(1);
         ledger.take(party("a", 1)).unwrap();
-        assert_eq!(ledger.take(party("a", 1)), Err(Refused::Full));
+        assert_eq!(ledger.take(party("a", 1)), Err(ShareError::Full));
         ledger.take(Party::OWNER).unwrap();
-        assert_eq!(ledger.take(Party::OWNER), Err(Refused::Full));
+        assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
     }
 
     #[test]
@@ -362,7 +362,7 @@ mod tests {
         for _ in 0..3 {
             ledger.take(Party::OWNER).unwrap();
         }
-        assert_eq!(ledger.take(Party::OWNER), Err(Refused::Full));
+        assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
     }
 
     #[test]
@@ -371,7 +371,7 @@ mod tests {
         ledger.take(Party::ANONYMOUS).unwrap();
         ledger.assign(Party::ANONYMOUS, party("a", 1)).unwrap();
         ledger.take(Party::ANONYMOUS).unwrap();
-        assert_eq!(ledger.assign(Party::ANONYMOUS, party("a", 1)), Err(Refused::Token));
+        assert_eq!(ledger.assign(Party::ANONYMOUS, party("a", 1)), Err(ShareError::Token));
         ledger.give_back(Party::ANONYMOUS);
         ledger.give_back(party("a", 1));
         assert_eq!((ledger.used(), ledger.tokens.len(), ledger.workspaces.len()), (0, 0, 0));

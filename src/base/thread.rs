@@ -42,7 +42,7 @@ pub fn spawn(name: String, stack: usize, body: impl FnOnce() + Send + 'static) -
     let started = Builder::new().name(name.clone()).stack_size(stack).spawn(body);
     started
         .map(|handle| JoinOnDrop(Some(handle)))
-        .map_err(|error| Error::internal(format!("Could not start the thread {name}")).because(error))
+        .map_err(|error| Error::internal(format!("Could not start the thread {name}")).with_source(error))
 }
 
 /// Locks `mutex` also after a panic under it: our guarded values are valid between statements.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::client::{Asked, Client, asked};
+use super::client::{ApiClient, ClientCommand, asked};
 use crate::base::{Error, Result, clock, logging};
 
 /// Runs `approvals list`, `show`, `reply` or `watch`.
@@ -32,9 +32,9 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         }
     }
     let (args, client) = match asked(&rest)? {
-        Asked::Run(asked) => *asked,
-        Asked::Help => return Ok(super::help()),
-        Asked::Version => return Ok(super::version()),
+        ClientCommand::Run(asked) => *asked,
+        ClientCommand::Help => return Ok(super::help()),
+        ClientCommand::Version => return Ok(super::version()),
     };
     match (word.as_str(), id) {
         ("list", None) => list(&client, args.json),
@@ -45,7 +45,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     }
 }
 
-fn list(client: &Client, json: bool) -> Result<ExitCode> {
+fn list(client: &ApiClient, json: bool) -> Result<ExitCode> {
     let answer = client.call("GET", "/approvals", None)?;
     if json {
         super::print(&format!("{answer:#}\n"));
@@ -66,7 +66,7 @@ fn line(item: &Value) -> String {
 }
 
 /// Everything about one question: what the list leaves out, too.
-fn show(client: &Client, id: &str) -> Result<ExitCode> {
+fn show(client: &ApiClient, id: &str) -> Result<ExitCode> {
     check_id(id)?;
     let mut answer = client.open(&format!("/approvals/{id}"))?;
     std::io::copy(&mut answer, &mut std::io::stdout().lock())
@@ -91,8 +91,8 @@ pub(super) fn question(item: &Value) -> String {
     text += &format!("    {} {}{query}\n", word(&request["method"]), word(&request["path"]));
     match &request["body"] {
         Value::Null => {}
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| tell(&mut text, key, value)),
-        body => tell(&mut text, &format!("body ({})", word(&request["bodyEncoding"])), body),
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| write_field(&mut text, key, value)),
+        body => write_field(&mut text, &format!("body ({})", word(&request["bodyEncoding"])), body),
     }
     for file in item["preview"]["files"].as_array().into_iter().flatten() {
         text += &format!("    file {}\n", word(&file["path"]));
@@ -118,11 +118,11 @@ pub(super) fn question(item: &Value) -> String {
 }
 
 /// One field of a body; objects such as `env` field by field, texts line by line.
-fn tell(text: &mut String, name: &str, value: &Value) {
+fn write_field(text: &mut String, name: &str, value: &Value) {
     let name = logging::one_line(name);
     match value {
         Value::Object(fields) => {
-            fields.iter().for_each(|(key, value)| tell(text, &format!("{name}.{key}"), value))
+            fields.iter().for_each(|(key, value)| write_field(text, &format!("{name}.{key}"), value))
         }
         Value::String(content) if content.contains('\n') => {
             *text += &format!("    {name}:\n");
@@ -142,7 +142,7 @@ fn check_id(id: &str) -> Result<()> {
     Err(Error::config(id, "is not the id of an approval; `berth approvals list` shows them"))
 }
 
-fn reply(client: &Client, id: &str, allow: bool, json: bool) -> Result<ExitCode> {
+fn reply(client: &ApiClient, id: &str, allow: bool, json: bool) -> Result<ExitCode> {
     check_id(id)?;
     let word = if allow { "allow" } else { "deny" };
     let answer = client.call("POST", &format!("/approvals/{id}"), Some(&json!({ "reply": word })))?;
@@ -169,7 +169,7 @@ fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
 }
 
 /// Until the server ends.
-fn watch(client: &Client, json: bool) -> Result<ExitCode> {
+fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
     let mut last = String::new();
     let mut patience = TRIES;
     let mut known = BTreeSet::new();
@@ -194,7 +194,7 @@ fn watch(client: &Client, json: bool) -> Result<ExitCode> {
             if json && event["event"] != "ping" {
                 super::print(&(text + "\n"));
             } else if !json && is_news(&event, &mut known) {
-                super::print(&told(&event));
+                super::print(&event_text(&event));
             }
             if event["event"] == "end" {
                 return Err(Error::internal(format!("{} has ended", client.plan.url)));
@@ -206,7 +206,7 @@ fn watch(client: &Client, json: bool) -> Result<ExitCode> {
 /// How often a lost server is called again, a second apart.
 const TRIES: u32 = 30;
 
-fn told(event: &Value) -> String {
+fn event_text(event: &Value) -> String {
     let text = |key: &str| logging::one_line(event[key].as_str().unwrap_or("?"));
     match event["event"].as_str() {
         Some("pending") => event["items"].as_array().into_iter().flatten().map(question).collect(),

@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::client::{self, Client};
+use super::client::{self, ApiClient};
 use crate::access::tokens;
 use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::config::{self, BackupArgs, ClientArgs, Parsed, TokenArgs};
@@ -231,7 +231,7 @@ struct BackupWork<'a> {
     data_dir: PathBuf,
     containers: bool,
     /// The running server, for snapshots.
-    client: Option<Client>,
+    client: Option<ApiClient>,
     /// Layers that are in it.
     layers: BTreeSet<String>,
     cancel: &'a Cancel,
@@ -344,7 +344,7 @@ impl BackupWork<'_> {
         }
         if !damaged {
             let text = serde_json::to_vec_pretty(&workspace.kept(with_root))
-                .map_err(|error| Error::internal("record").because(error))?;
+                .map_err(|error| Error::internal("record").with_source(error))?;
             archive.add(&format!("{name}/workspace.json"), Some(&text), 0o600)?;
         }
         let Some(SavedRoot { state, files, layers }) = root else { return Ok(()) };
@@ -430,7 +430,7 @@ impl BackupWork<'_> {
     }
 
     /// Deletes snapshots of a backup that was killed. No other backup is at work.
-    fn forget_old(&self, client: &Client, path: &str) {
+    fn forget_old(&self, client: &ApiClient, path: &str) {
         let Ok((200, all)) = client.call_within("GET", path, None, limits::CLI_ANSWER) else { return };
         let old = |snapshot: &&Value| snapshot["name"] == SNAPSHOT;
         for snapshot in all.as_array().into_iter().flatten().filter(old) {

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::base::logging::counted;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::config::{self, BundleArgs, Parsed};
-use crate::images::{Compression, ImageId, ImageName, Images, Wanted};
-use crate::library::is_litter;
+use crate::images::{Compression, ImageId, ImageName, Images, ImportSpec};
+use crate::library::is_ignored_name;
 use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::beneath::Root;
@@ -23,16 +23,16 @@ use crate::store::{file, format};
 
 /// `bundle.json`.
 #[derive(Serialize, Deserialize)]
-struct Contents {
+struct BundleManifest {
     /// Of this file; another one is refused.
     format: u32,
     /// Of berth.
     version: String,
-    images: Vec<Packed>,
+    images: Vec<BundledImage>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Packed {
+struct BundledImage {
     name: ImageName,
     id: ImageId,
 }
@@ -101,7 +101,7 @@ fn write(
         let chosen =
             |name: &&ImageName| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name.as_str());
         let names = image.names.iter().filter(chosen);
-        packed.extend(names.map(|name| Packed { name: name.clone(), id: image.record.id.clone() }));
+        packed.extend(names.map(|name| BundledImage { name: name.clone(), id: image.record.id.clone() }));
     }
     if let Some(missing) =
         wanted.iter().find(|name| !packed.iter().any(|image| image.name.as_str() == **name))
@@ -112,11 +112,11 @@ fn write(
         );
         return Err(Error::new(Code::ImageNotFound, message));
     }
-    let contents = Contents { format: 1, version: env!("CARGO_PKG_VERSION").into(), images: packed };
+    let contents = BundleManifest { format: 1, version: env!("CARGO_PKG_VERSION").into(), images: packed };
     let out = File::create_new(part).at("write", part)?;
     let mut bundle = tar::Builder::new(BufWriter::with_capacity(1 << 20, &out));
     let listed = serde_json::to_vec_pretty(&contents)
-        .map_err(|error| Error::internal("The bundle's list cannot be written").because(error))?;
+        .map_err(|error| Error::internal("The bundle's list cannot be written").with_source(error))?;
     add(&mut bundle, "bundle.json", 0o644, listed.len() as u64, &listed[..]).at("write", part)?;
     let exe = Path::new("/proc/self/exe");
     let binary = File::open(exe).at("open", exe)?;
@@ -187,7 +187,7 @@ fn add_folder(
     let mut names = root.entries(folder, limits::LIBRARY_ENTRIES)?;
     names.sort_unstable();
     let counts = |name: &&String| match folder.starts_with("skill/") {
-        true => !is_litter(name),
+        true => !is_ignored_name(name),
         false => !name.starts_with('.'),
     };
     for name in names.iter().filter(counts) {
@@ -223,7 +223,7 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
     let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 20, input));
     let broken =
         |error: std::io::Error| Error::new(Code::InvalidImage, format!("The bundle is damaged: {error}"));
-    let mut contents: Option<Contents> = None;
+    let mut contents: Option<BundleManifest> = None;
     let (mut files, mut kept, mut restored) = (0, 0, 0);
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
@@ -239,7 +239,7 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
             ("bundle.json", None) => {
                 let mut bytes = Vec::new();
                 entry.by_ref().take(limits::IMAGE_MANIFEST_BYTES).read_to_end(&mut bytes).map_err(broken)?;
-                let read: Contents = serde_json::from_slice(&bytes)
+                let read: BundleManifest = serde_json::from_slice(&bytes)
                     .map_err(|error| refused(&format!("a list that cannot be read ({error})")))?;
                 if read.format != 1 {
                     return Err(refused(
@@ -313,15 +313,15 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
 
 fn restore_image(
     images: &Images,
-    image: &Packed,
-    all: &[Packed],
+    image: &BundledImage,
+    all: &[BundledImage],
     input: &mut dyn Read,
     size: Option<u64>,
     cancel: &Cancel,
 ) -> Result<()> {
     if images.get(&image.id).is_err() {
         // Its names are given when it is known to be what was promised.
-        let wanted = Wanted { name: &image.name, origin: "a bundle".into(), reference: None };
+        let wanted = ImportSpec { name: &image.name, origin: "a bundle".into(), reference: None };
         let made = images.import_upload(input, size, &wanted, cancel)?.image.record.id;
         if made != image.id {
             images.remove(&made)?;
@@ -332,7 +332,7 @@ fn restore_image(
         }
     }
     for name in all.iter().filter(|other| other.id == image.id) {
-        images.point(&name.name, &image.id)?;
+        images.set_pointer(&name.name, &image.id)?;
     }
     Ok(())
 }

@@ -13,34 +13,34 @@ use ureq::unversioned::transport::TcpConnector;
 use crate::base::{Error, Result, limits, logging};
 use crate::config::{self, ClientArgs, ClientPlan, Parsed, ServeArgs};
 use crate::opencode::HostLookup;
-use crate::proc::{Cgroups, Handle};
+use crate::proc::{Cgroups, CgroupsHandle};
 
 /// A server to speak to.
-pub(super) struct Client {
+pub(super) struct ApiClient {
     agent: Agent,
     pub(super) plan: ClientPlan,
 }
 
 /// What the arguments behind a subcommand ask for.
-pub(super) enum Asked {
-    Run(Box<(ClientArgs, Client)>),
+pub(super) enum ClientCommand {
+    Run(Box<(ClientArgs, ApiClient)>),
     Help,
     Version,
 }
 
 /// Reads them.
-pub(super) fn asked(args: &[String]) -> Result<Asked> {
+pub(super) fn asked(args: &[String]) -> Result<ClientCommand> {
     let args = match ClientArgs::parse(args)? {
         Parsed::Run(args) => args,
-        Parsed::Help => return Ok(Asked::Help),
-        Parsed::Version => return Ok(Asked::Version),
+        Parsed::Help => return Ok(ClientCommand::Help),
+        Parsed::Version => return Ok(ClientCommand::Version),
     };
     let client = of(&args)?;
-    Ok(Asked::Run(Box::new((args, client))))
+    Ok(ClientCommand::Run(Box::new((args, client))))
 }
 
 /// A client of the server at `url`, with the host token of the server with these flags.
-pub(super) fn at(url: &str, serve: &ServeArgs) -> Result<Client> {
+pub(super) fn at(url: &str, serve: &ServeArgs) -> Result<ApiClient> {
     of(&ClientArgs {
         config: serve.config.clone(),
         data_dir: serve.data_dir.clone(),
@@ -51,24 +51,27 @@ pub(super) fn at(url: &str, serve: &ServeArgs) -> Result<Client> {
 }
 
 /// A client of what answers at `url` without any token.
-pub(super) fn without_token(url: &str, serve: &ServeArgs) -> Result<Client> {
+pub(super) fn without_token(url: &str, serve: &ServeArgs) -> Result<ApiClient> {
     let mut client = at(url, serve)?;
     client.plan.host_token = None;
     Ok(client)
 }
 
 /// A client with these flags.
-pub(super) fn of(args: &ClientArgs) -> Result<Client> {
+pub(super) fn of(args: &ClientArgs) -> Result<ApiClient> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_client(args, &config::process_env, &current_dir)?;
     // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
-    let agent =
-        Agent::with_parts(config, TcpConnector::default(), HostLookup::new(Cgroups::of(Handle::default())));
-    Ok(Client { agent, plan })
+    let agent = Agent::with_parts(
+        config,
+        TcpConnector::default(),
+        HostLookup::new(Cgroups::from_handle(CgroupsHandle::default())),
+    );
+    Ok(ApiClient { agent, plan })
 }
 
-impl Client {
+impl ApiClient {
     /// The answer to a call, as JSON.
     pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let (status, answer) = self.call_within(method, path, body, limits::CLI_ANSWER)?;

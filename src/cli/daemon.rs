@@ -15,19 +15,19 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::unversioned::transport::TcpConnector;
 
-use super::daemon_state::{Entry, State};
+use super::daemon_state::{DaemonState, DaemonWorkspace};
 use super::serve;
 use crate::base::{Error, Result, clock, limits, logging};
 use crate::config::{self, HostArgs, Resolved, SandboxChoice};
-use crate::gate::{self, Doors, Gate, Listen};
-use crate::http::client::{Gone, Tickets};
+use crate::gate::{self, Gate, Listen, Listeners};
+use crate::http::client::{Disconnects, Tickets};
 use crate::http::request::decode;
 use crate::http::{Method, Request, Response, accept};
 use crate::opencode::managed::Phase;
 use crate::opencode::rules;
 use crate::opencode::{HostLookup, Managed};
-use crate::proc::{Cgroups, Handle};
-use crate::server::{self, Up};
+use crate::proc::{Cgroups, CgroupsHandle};
+use crate::server::{self, RunningServer};
 use crate::store::file;
 
 /// Connections at once; the desktop polls with one.
@@ -40,13 +40,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the routes work with.
 struct Daemon {
-    state: State,
+    state: DaemonState,
     managed: Option<Arc<Managed>>,
     agent: Agent,
     address: SocketAddr,
     opencode_bin: Option<String>,
     started_at: u64,
-    up: Up,
+    up: RunningServer,
 }
 
 /// Runs it until a signal or `POST /shutdown`.
@@ -77,13 +77,13 @@ pub(super) fn run(mut args: HostArgs, state_file: &str) -> Result<ExitCode> {
     file::create_dir_private(&settings.data_dir)?;
     logging::init(log_format, verbose, run_id, super::host::log_output(&args, &current_dir)?);
     let (_, max_files) = gate::raise_file_limit();
-    let doors = Doors::bind(vec![Listen::parse(&format!("127.0.0.1:{port}"))?])?;
+    let doors = Listeners::bind(vec![Listen::parse(&format!("127.0.0.1:{port}"))?])?;
     let address = match doors.addresses().first() {
-        Some(gate::Address::Ip(address)) => *address,
+        Some(gate::ListenAddress::Ip(address)) => *address,
         _ => return Err(Error::internal("the daemon's port is no TCP port")),
     };
     let path = settings.data_dir.join(state_file);
-    let state = State::open(&path)?;
+    let state = DaemonState::open(&path)?;
     let opencode_bin = settings.opencode.as_ref().map(|plan| plan.program.display().to_string());
     let private_folder = settings.data_dir.join("host/daemon");
     let allowed_hosts = settings.allowed_hosts.clone();
@@ -91,7 +91,7 @@ pub(super) fn run(mut args: HostArgs, state_file: &str) -> Result<ExitCode> {
     server::run_with(
         settings,
         &serve::service_manager(),
-        Some(Box::new(move |up: Up| {
+        Some(Box::new(move |up: RunningServer| {
             let (agent, managed) = (agent(), up.managed.clone());
             let started_at = clock::now_unix_ms();
             let daemon = Daemon { state, managed, agent, address, opencode_bin, started_at, up };
@@ -107,27 +107,31 @@ pub(super) fn run(mut args: HostArgs, state_file: &str) -> Result<ExitCode> {
 
 fn agent() -> Agent {
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
-    Agent::with_parts(config, TcpConnector::default(), HostLookup::new(Cgroups::of(Handle::default())))
+    Agent::with_parts(
+        config,
+        TcpConnector::default(),
+        HostLookup::new(Cgroups::from_handle(CgroupsHandle::default())),
+    )
 }
 
 /// Answers until the server stops.
 fn serve_routes(
     daemon: Arc<Daemon>,
-    doors: Doors,
+    doors: Listeners,
     private_folder: PathBuf,
     allowed_hosts: Vec<String>,
     max_files: u64,
     detached: bool,
 ) -> Result<()> {
     file::create_dir_private(&private_folder)?;
-    let http = Arc::new(accept::Pool::new(THREADS, gate::PING, {
+    let http = Arc::new(accept::HttpServers::new(THREADS, gate::PROBE_HEADER, {
         let daemon = daemon.clone();
         move |request| daemon.answer(request)
     }));
     let direct = daemon.clone();
     let gate = Gate::start(
         doors,
-        gate::Settings {
+        gate::GateSettings {
             max_connections: CONNECTIONS,
             max_files,
             allowed_hosts,
@@ -135,11 +139,11 @@ fn serve_routes(
             body_cap: Arc::new(|_, _| BODY_BYTES),
             direct: Arc::new(move |_, _| {
                 let daemon = direct.clone();
-                Some(Box::new(move |request| daemon.answer(request)) as gate::Handle)
+                Some(Box::new(move |request| daemon.answer(request)) as gate::DirectHandler)
             }),
             claim: Arc::new(|_, _| Ok(())),
             private_folder,
-            gone: Gone::default(),
+            gone: Disconnects::default(),
             tickets: Tickets::default(),
         },
         Box::new({
@@ -173,7 +177,7 @@ fn serve_routes(
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Add {
+struct AddWorkspaceBody {
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
@@ -274,12 +278,12 @@ impl Daemon {
         })
     }
 
-    fn find(&self, word: &str) -> Result<Entry, (u16, String)> {
+    fn find(&self, word: &str) -> Result<DaemonWorkspace, (u16, String)> {
         self.state.find(word).ok_or_else(|| (404, "workspace not found".to_owned()))
     }
 
     fn add(&self, request: &mut Request) -> Result<(u16, Value), (u16, String)> {
-        let body: Add = request.json(BODY_BYTES).map_err(failed)?;
+        let body: AddWorkspaceBody = request.json(BODY_BYTES).map_err(failed)?;
         let path =
             body.path.filter(|path| !path.trim().is_empty()).ok_or((400, "path is required".to_owned()))?;
         if !path.starts_with('/') || path.contains('\0') {
@@ -292,7 +296,7 @@ impl Daemon {
     }
 
     fn add_remote(&self, request: &mut Request) -> Result<(u16, Value), (u16, String)> {
-        let body: Add = request.json(BODY_BYTES).map_err(failed)?;
+        let body: AddWorkspaceBody = request.json(BODY_BYTES).map_err(failed)?;
         let url = body.base_url.unwrap_or_default();
         if !["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
             return Err((400, "baseUrl must start with http:// or https://".to_owned()));
@@ -303,7 +307,7 @@ impl Daemon {
     }
 
     /// Asks the OpenCode of a workspace.
-    fn ask(&self, entry: &Entry, method: &str, path: &str) -> Result<Value, (u16, String)> {
+    fn ask(&self, entry: &DaemonWorkspace, method: &str, path: &str) -> Result<Value, (u16, String)> {
         let mut authorization = None;
         let base = match (entry.base_url(), &self.managed) {
             (Some(url), _) => url.to_owned(),

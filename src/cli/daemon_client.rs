@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::client::{self, Client};
+use super::client::{self, ApiClient};
 use super::{daemon, daemon_state, host_detach};
 use crate::base::{Code, Error, Result};
 use crate::config::{HostArgs, Parsed, Style};
@@ -76,7 +76,7 @@ fn segment(word: &str) -> String {
     rules::query_value(word).replace('/', "%2F")
 }
 
-fn workspace(client: &Client, words: &[&str], args: &HostArgs) -> Result<Value> {
+fn workspace(client: &ApiClient, words: &[&str], args: &HostArgs) -> Result<Value> {
     let of = |id: &str, rest: &str| format!("/workspaces/{}{rest}", segment(id));
     match words {
         ["list"] => client.call("GET", "/workspaces", None),
@@ -112,7 +112,7 @@ fn status(state: &Path, args: &HostArgs) -> Result<Value> {
 }
 
 /// The daemon of the state file, if it answers.
-fn client_of(state: &Path, args: &HostArgs) -> Result<Client> {
+fn client_of(state: &Path, args: &HostArgs) -> Result<ApiClient> {
     let not_running = || Error::internal(NOT_RUNNING);
     let bytes = file::read_optional(state, FILE_BYTES)?.ok_or_else(not_running)?;
     let kept: Value = serde_json::from_slice(&bytes).map_err(|_| not_running())?;
@@ -126,7 +126,7 @@ fn client_of(state: &Path, args: &HostArgs) -> Result<Client> {
     }
 }
 
-fn client_or_start(state: &Path, args: &HostArgs, data_dir: &Path, state_file: &str) -> Result<Client> {
+fn client_or_start(state: &Path, args: &HostArgs, data_dir: &Path, state_file: &str) -> Result<ApiClient> {
     client_of(state, args).or_else(|_| {
         start(args, data_dir, state_file)?;
         client_of(state, args)

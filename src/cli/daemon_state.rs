@@ -23,7 +23,7 @@ const WORKSPACES: usize = 1000;
 /// A workspace.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Entry {
+pub(super) struct DaemonWorkspace {
     pub(super) id: String,
     name: String,
     pub(super) path: String,
@@ -38,29 +38,29 @@ pub(super) struct Entry {
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Kept {
+struct StoredDaemonState {
     active_id: Option<String>,
-    workspaces: Vec<Entry>,
+    workspaces: Vec<DaemonWorkspace>,
 }
 
 /// The state.
-pub(super) struct State {
+pub(super) struct DaemonState {
     path: PathBuf,
-    kept: Mutex<Kept>,
+    kept: Mutex<StoredDaemonState>,
     /// What the file has besides: the daemon and its OpenCode.
     facts: Mutex<Value>,
 }
 
-impl State {
+impl DaemonState {
     /// That of the data folder.
-    pub(super) fn open(path: &Path) -> Result<State> {
+    pub(super) fn open(path: &Path) -> Result<DaemonState> {
         let bytes = file::read_optional(path, FILE_BYTES)?;
         let kept = match bytes {
-            None => Kept::default(),
+            None => StoredDaemonState::default(),
             Some(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|error| Error::config(path.display(), format!("cannot be read: {error}")))?,
         };
-        Ok(State { path: path.to_owned(), kept: Mutex::new(kept), facts: Mutex::default() })
+        Ok(DaemonState { path: path.to_owned(), kept: Mutex::new(kept), facts: Mutex::default() })
     }
 
     /// Writes the file anew with these facts.
@@ -69,7 +69,7 @@ impl State {
         self.save(&lock(&self.kept))
     }
 
-    fn save(&self, kept: &Kept) -> Result<()> {
+    fn save(&self, kept: &StoredDaemonState) -> Result<()> {
         let mut all = json!({ "version": 1 });
         if let (Value::Object(all), Value::Object(facts)) = (&mut all, lock(&self.facts).clone()) {
             all.extend(facts);
@@ -86,16 +86,16 @@ impl State {
     }
 
     /// The workspace of this id, name or path.
-    pub(super) fn find(&self, word: &str) -> Option<Entry> {
+    pub(super) fn find(&self, word: &str) -> Option<DaemonWorkspace> {
         let kept = lock(&self.kept);
-        let by = |of: fn(&Entry) -> &str| kept.workspaces.iter().find(|entry| of(entry) == word);
+        let by = |of: fn(&DaemonWorkspace) -> &str| kept.workspaces.iter().find(|entry| of(entry) == word);
         by(|entry| &entry.id).or_else(|| by(|entry| &entry.name)).or_else(|| by(|entry| &entry.path)).cloned()
     }
 
     /// Adds a folder of this machine, or finds it.
-    pub(super) fn add(&self, path: &str, name: Option<String>) -> Result<Entry> {
+    pub(super) fn add(&self, path: &str, name: Option<String>) -> Result<DaemonWorkspace> {
         let name = name.unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path).to_owned());
-        self.put(Entry {
+        self.put(DaemonWorkspace {
             id: id(path),
             name,
             path: path.to_owned(),
@@ -113,10 +113,10 @@ impl State {
         url: &str,
         directory: Option<String>,
         name: Option<String>,
-    ) -> Result<Entry> {
+    ) -> Result<DaemonWorkspace> {
         let key =
             directory.as_ref().map_or_else(|| url.to_owned(), |directory| format!("{url}::{directory}"));
-        self.put(Entry {
+        self.put(DaemonWorkspace {
             id: id(&key),
             name: name.unwrap_or_else(|| url.to_owned()),
             path: directory.clone().unwrap_or_default(),
@@ -128,7 +128,7 @@ impl State {
         })
     }
 
-    fn put(&self, entry: Entry) -> Result<Entry> {
+    fn put(&self, entry: DaemonWorkspace) -> Result<DaemonWorkspace> {
         let mut kept = lock(&self.kept);
         let full = kept.workspaces.len() >= WORKSPACES;
         let entry = match kept.workspaces.iter_mut().find(|known| known.id == entry.id) {
@@ -151,7 +151,7 @@ impl State {
     }
 
     /// Makes a workspace the active one.
-    pub(super) fn activate(&self, entry: &Entry) -> Result<()> {
+    pub(super) fn activate(&self, entry: &DaemonWorkspace) -> Result<()> {
         let mut kept = lock(&self.kept);
         kept.active_id = Some(entry.id.clone());
         if let Some(known) = kept.workspaces.iter_mut().find(|known| known.id == entry.id) {
@@ -161,7 +161,7 @@ impl State {
     }
 }
 
-impl Entry {
+impl DaemonWorkspace {
     /// Where it is in OpenCode.
     pub(super) fn directory(&self) -> Option<&str> {
         self.directory.as_deref().or_else(|| Some(self.path.as_str()).filter(|path| !path.is_empty()))
@@ -183,19 +183,19 @@ fn id(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn workspaces_are_kept_and_found_by_id_name_and_path() {
-        let dir = Scratch::new();
-        let state = State::open(&dir.join(FILE)).unwrap();
+        let dir = TestFolder::new();
+        let state = DaemonState::open(&dir.join(FILE)).unwrap();
         let first = state.add("/a/b", None).unwrap();
         // printf %s /a/b | sha1sum
         assert_eq!((first.id.as_str(), first.name.as_str()), ("ws-a51458f8d2c1", "b"));
         let other = state.add_remote("http://h:1", Some("/d".into()), Some("far".into())).unwrap();
         assert_eq!(state.add("/a/b", Some("named".into())).unwrap().id, first.id);
         state.activate(&other).unwrap();
-        let again = State::open(&dir.join(FILE)).unwrap();
+        let again = DaemonState::open(&dir.join(FILE)).unwrap();
         for word in [first.id.as_str(), "named", "/a/b"] {
             assert_eq!(again.find(word).unwrap().id, first.id, "{word}");
         }

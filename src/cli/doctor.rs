@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::base::{At, Error, Result, limits, logging, thread};
 use crate::config::{self, Parsed, ServeArgs};
 use crate::doctor::Doctor;
-use crate::doctor::{Check, Report, Status, no_threads};
+use crate::doctor::{Check, CheckStatus, DoctorReport, no_threads};
 use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::lock::BinaryLock;
@@ -37,7 +37,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
 }
 
 /// Looks with these settings; the flag is raised when a signal has ended the look.
-pub(super) fn look(settings: &Settings) -> Result<(Arc<Report>, Cancel)> {
+pub(super) fn look(settings: &Settings) -> Result<(Arc<DoctorReport>, Cancel)> {
     let lock = BinaryLock::take(limits::PROBE)?;
     // Beside the groups of a running server; what a doctor that was killed has left ends here.
     let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
@@ -59,7 +59,7 @@ pub(super) fn on_interrupt(cancel: &Cancel) -> Result<()> {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let end = handler_end.try_clone().at("duplicate", "a socket")?;
         signal_hook::low_level::pipe::register(signal, end)
-            .map_err(|error| Error::internal("Signals cannot be handled").because(error))?;
+            .map_err(|error| Error::internal("Signals cannot be handled").with_source(error))?;
     }
     let cancel = cancel.clone();
     let waiting = thread::spawn("interrupt".into(), limits::STACK, move || {
@@ -71,21 +71,21 @@ pub(super) fn on_interrupt(cancel: &Cancel) -> Result<()> {
     Ok(())
 }
 
-fn as_json(report: &Report) -> Result<String> {
+fn as_json(report: &DoctorReport) -> Result<String> {
     serde_json::to_string_pretty(report)
         .map(|text| text + "\n")
-        .map_err(|error| Error::internal("The report cannot be written as JSON").because(error))
+        .map_err(|error| Error::internal("The report cannot be written as JSON").with_source(error))
 }
 
 /// One line for each thing, what to do below it.
-fn table(report: &Report) -> String {
+fn table(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for Check { name, status, found, fix } in &report.checks {
         let word = match status {
-            Status::Ok => "ok",
-            Status::Warn => "warn",
-            Status::Fail => "FAIL",
+            CheckStatus::Ok => "ok",
+            CheckStatus::Warn => "warn",
+            CheckStatus::Fail => "FAIL",
         };
         text += &format!("{word:<4}  {name:<width$}  {}\n", logging::one_line(found));
         if let Some(fix) = fix {
@@ -93,7 +93,7 @@ fn table(report: &Report) -> String {
         }
     }
     let count = |status| report.checks.iter().filter(|check| check.status == status).count();
-    text + &match (count(Status::Fail), count(Status::Warn)) {
+    text + &match (count(CheckStatus::Fail), count(CheckStatus::Warn)) {
         (0, 0) => "\nEverything is there.\n".to_owned(),
         (0, warnings) => format!("\nWorkspaces in containers work; {warnings} could be better.\n"),
         (failures, _) => format!("\nWorkspaces in containers do not work: {failures} missing.\n"),
@@ -112,8 +112,9 @@ mod tests {
             found: format!("about {name}"),
             fix: fix.map(str::to_owned),
         };
-        let checks = vec![check("a", Status::Ok, None), check("longer", Status::Fail, Some("do\nthis"))];
-        let report = Report { ok: false, version: "1", checked_at: String::new(), checks };
+        let checks =
+            vec![check("a", CheckStatus::Ok, None), check("longer", CheckStatus::Fail, Some("do\nthis"))];
+        let report = DoctorReport { ok: false, version: "1", checked_at: String::new(), checks };
         let text = table(&report);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "ok    a       about a");

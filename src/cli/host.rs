@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use super::host_check::{Checks, Step};
 use super::host_state::{HostState, data_dir};
-use super::screen::{self, Screen, Shown};
+use super::screen::{self, HostScreen, ScreenInfo};
 use super::{client, host_detach, host_sandbox, serve, status};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, logging};
 use crate::config::{self, HostArgs, Parsed, Resolved, Style};
 use crate::host::{Restart, SandboxPlan};
 use crate::opencode::managed::Phase;
-use crate::server::{self, Up};
+use crate::server::{self, RunningServer};
 use crate::store::rolling::RollingLog;
 
 /// The size of each of the two files of `--log-file`.
@@ -80,27 +80,27 @@ fn parsed(words: &[String], style: Style) -> Result<Result<HostArgs, ExitCode>> 
 /// What the thread that announces the server needs.
 struct Announcement {
     args: HostArgs,
-    resolved: Facts,
-    screen: Option<Arc<Screen>>,
-    outcome: Arc<Mutex<Outcome>>,
+    resolved: HostFacts,
+    screen: Option<Arc<HostScreen>>,
+    outcome: Arc<Mutex<HostOutcome>>,
 }
 
 /// What a start has come to.
-struct Outcome {
+struct HostOutcome {
     code: ExitCode,
     /// Standard output has the document already.
     printed: bool,
 }
 
 /// The settings that are shown.
-struct Facts {
+struct HostFacts {
     run_id: String,
     workspace: String,
     approval: Value,
     data_dir: std::path::PathBuf,
     start_timeout: Duration,
     opencode_bin: Option<String>,
-    sandbox: host_sandbox::Chosen,
+    sandbox: host_sandbox::ChosenSandbox,
 }
 
 fn start(words: &[String], style: Style) -> Result<ExitCode> {
@@ -120,14 +120,14 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
         }
     }
     let (json, written) = (args.json, args.written.clone());
-    let outcome = Arc::new(Mutex::new(Outcome { code: ExitCode::SUCCESS, printed: false }));
+    let outcome = Arc::new(Mutex::new(HostOutcome { code: ExitCode::SUCCESS, printed: false }));
     match start_with(args, &outcome).map_err(|error| written.restore(error)) {
         Err(error) if json && !lock(&outcome).printed => failure_in_json(error),
         ended => ended,
     }
 }
 
-fn start_with(args: HostArgs, outcome: &Arc<Mutex<Outcome>>) -> Result<ExitCode> {
+fn start_with(args: HostArgs, outcome: &Arc<Mutex<HostOutcome>>) -> Result<ExitCode> {
     let mut args = args;
     let wish = args.sandbox.wish(&config::process_env)?;
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
@@ -147,7 +147,7 @@ fn start_with(args: HostArgs, outcome: &Arc<Mutex<Outcome>>) -> Result<ExitCode>
     if args.detach && !args.detached {
         return host_detach::run(&args, &resolved.settings.data_dir, &current_dir);
     }
-    let screen = screen::is_wanted(&args)?.then(|| Arc::new(Screen::default()));
+    let screen = screen::is_wanted(&args)?.then(|| Arc::new(HostScreen::default()));
     let mut output = log_output(&args, &current_dir)?;
     if let Some(screen) = &screen {
         output = screen.log(output);
@@ -160,7 +160,7 @@ fn start_with(args: HostArgs, outcome: &Arc<Mutex<Outcome>>) -> Result<ExitCode>
     if let Some(plan) = settings.opencode.as_mut().filter(|_| args.check) {
         plan.restart = Restart::Never;
     }
-    let facts = Facts {
+    let facts = HostFacts {
         run_id,
         workspace: settings
             .workspaces
@@ -182,7 +182,7 @@ fn start_with(args: HostArgs, outcome: &Arc<Mutex<Outcome>>) -> Result<ExitCode>
     let data_dir = settings.data_dir.clone();
     let announcement =
         Announcement { args, resolved: facts, screen: screen.clone(), outcome: outcome.clone() };
-    let up = Box::new(move |up: Up| announcement.run(&up));
+    let up = Box::new(move |up: RunningServer| announcement.run(&up));
     let inside = settings.opencode.as_ref().and_then(|plan| match &plan.sandbox {
         Some(SandboxPlan::Engine(engine)) if wish.server_inside => Some((plan.clone(), engine.clone())),
         _ => None,
@@ -200,17 +200,17 @@ fn start_with(args: HostArgs, outcome: &Arc<Mutex<Outcome>>) -> Result<ExitCode>
 }
 
 /// Where the log goes.
-pub(super) fn log_output(args: &HostArgs, current_dir: &Path) -> Result<logging::Output> {
-    let Some(path) = &args.log_file else { return Ok(logging::Output::Stderr) };
+pub(super) fn log_output(args: &HostArgs, current_dir: &Path) -> Result<logging::LogOutput> {
+    let Some(path) = &args.log_file else { return Ok(logging::LogOutput::Stderr) };
     let log = Mutex::new(RollingLog::open(&current_dir.join(path), LOG_BYTES)?);
     // A full disk must not stop the server.
-    Ok(logging::Output::Other(Box::new(move |line: &[u8]| {
+    Ok(logging::LogOutput::Other(Box::new(move |line: &[u8]| {
         let _ = lock(&log).line(String::from_utf8_lossy(line).trim_end());
     })))
 }
 
 impl Announcement {
-    fn run(&self, up: &Up) {
+    fn run(&self, up: &RunningServer) {
         let state = HostState::new(&up.address, &self.resolved.run_id, &self.resolved.workspace);
         if let Err(error) = state.and_then(|state| state.keep(&self.resolved.data_dir)) {
             log::error!("`berth host stop` and `status` will not find this host: {error}");
@@ -243,7 +243,7 @@ impl Announcement {
             };
             super::print(&text);
             let code = if good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-            *lock(&self.outcome) = Outcome { code, printed: true };
+            *lock(&self.outcome) = HostOutcome { code, printed: true };
             return up.stop();
         }
         if self.screen.as_ref().is_some_and(|screen| screen.has_begun()) {
@@ -267,10 +267,10 @@ impl Announcement {
     }
 
     /// What the screen needs.
-    fn shown(&self, up: &Up) -> Result<Shown> {
+    fn shown(&self, up: &RunningServer) -> Result<ScreenInfo> {
         let mut client = client::at(&up.address, &self.args.serve)?;
         client.plan.host_token = Some(up.host_token.clone());
-        Ok(Shown {
+        Ok(ScreenInfo {
             workspace: self.resolved.workspace.clone(),
             address: self.public(&up.address),
             sandbox: self.resolved.sandbox.backend,
@@ -287,13 +287,13 @@ impl Announcement {
         self.args.connect_host.as_ref().map_or_else(|| url.to_owned(), |host| with_host(url, host))
     }
 
-    fn opencode_url(&self, up: &Up) -> String {
+    fn opencode_url(&self, up: &RunningServer) -> String {
         format!("{}/w/{}/opencode", self.public(&up.address), up.workspace_id)
     }
 
     /// What `--json` prints: the document of OpenWork's orchestrator.
-    fn document(&self, up: &Up) -> Value {
-        let Facts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
+    fn document(&self, up: &RunningServer) -> Value {
+        let HostFacts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
         let (host, port) = host_and_port(&up.address);
         let mut opencode = json!({ "connectUrl": self.opencode_url(up) });
         if let Some(managed) = &up.managed {

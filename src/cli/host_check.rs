@@ -12,8 +12,8 @@ use ureq::unversioned::transport::TcpConnector;
 
 use crate::base::{Error, Result, limits, logging};
 use crate::opencode::HostLookup;
-use crate::proc::{Cgroups, Handle};
-use crate::server::Up;
+use crate::proc::{Cgroups, CgroupsHandle};
+use crate::server::RunningServer;
 
 /// The deadline of a step: the first session of an OpenCode on a busy machine takes half a minute.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ impl Step {
 }
 
 /// Someone to call: a base URL and the headers with the credential.
-struct Peer {
+struct CheckPeer {
     url: String,
     headers: Vec<(&'static str, String)>,
 }
@@ -57,17 +57,17 @@ struct Peer {
 /// The checks of one server.
 pub(super) struct Checks {
     agent: Agent,
-    server: Peer,
-    host: Peer,
+    server: CheckPeer,
+    host: CheckPeer,
     /// OpenCode itself, and through the proxy.
-    opencodes: Vec<(&'static str, Peer)>,
+    opencodes: Vec<(&'static str, CheckPeer)>,
     workspace_id: String,
 }
 
 impl Checks {
-    pub(super) fn new(up: &Up) -> Checks {
+    pub(super) fn new(up: &RunningServer) -> Checks {
         let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
-        let lookup = HostLookup::new(Cgroups::of(Handle::default()));
+        let lookup = HostLookup::new(Cgroups::from_handle(CgroupsHandle::default()));
         let url = up.address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
         let bearer = vec![("Authorization", format!("Bearer {}", up.client_token))];
         let mut opencodes = Vec::new();
@@ -75,14 +75,14 @@ impl Checks {
             let (username, password) = managed.credential();
             let basic = BASE64_STANDARD.encode(format!("{username}:{password}"));
             let headers = vec![("Authorization", format!("Basic {basic}"))];
-            opencodes.push(("opencode", Peer { url: direct, headers }));
+            opencodes.push(("opencode", CheckPeer { url: direct, headers }));
         }
         let mounted = format!("{url}/w/{}/opencode", up.workspace_id);
-        opencodes.push(("proxy", Peer { url: mounted, headers: bearer.clone() }));
+        opencodes.push(("proxy", CheckPeer { url: mounted, headers: bearer.clone() }));
         Checks {
             agent: Agent::with_parts(config, TcpConnector::default(), lookup),
-            server: Peer { url: url.clone(), headers: bearer },
-            host: Peer { url, headers: vec![("X-OpenWork-Host-Token", up.host_token.clone())] },
+            server: CheckPeer { url: url.clone(), headers: bearer },
+            host: CheckPeer { url, headers: vec![("X-OpenWork-Host-Token", up.host_token.clone())] },
             opencodes,
             workspace_id: up.workspace_id.clone(),
         }
@@ -123,7 +123,7 @@ impl Checks {
         steps
     }
 
-    fn session(&self, peer: &Peer) -> Result<String> {
+    fn session(&self, peer: &CheckPeer) -> Result<String> {
         let made = self.call(peer, "POST", "/session", Some(&json!({ "title": "berth check" })))?;
         let id = made["id"]
             .as_str()
@@ -132,7 +132,7 @@ impl Checks {
     }
 
     /// Subscribes, makes a session, and waits for an event that is not the greeting.
-    fn events(&self, peer: &Peer) -> Result<()> {
+    fn events(&self, peer: &CheckPeer) -> Result<()> {
         let stream = self.send(peer, "GET", "/event", None)?;
         let mut lines =
             BufReader::new(stream.into_body().into_reader().take(limits::CLI_ANSWER_BYTES)).lines();
@@ -150,11 +150,11 @@ impl Checks {
         expect(heard, "no event told of the new session")
     }
 
-    fn get(&self, peer: &Peer, path: &str) -> Result<Value> {
+    fn get(&self, peer: &CheckPeer, path: &str) -> Result<Value> {
         self.call(peer, "GET", path, None)
     }
 
-    fn call(&self, peer: &Peer, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    fn call(&self, peer: &CheckPeer, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let mut response = self.send(peer, method, path, body)?;
         let text = response.body_mut().with_config().limit(limits::CLI_ANSWER_BYTES).read_to_string();
         let text = text.map_err(|error| Error::internal(format!("{method} {path}: {error}")))?;
@@ -163,7 +163,7 @@ impl Checks {
 
     fn send(
         &self,
-        peer: &Peer,
+        peer: &CheckPeer,
         method: &str,
         path: &str,
         body: Option<&Value>,

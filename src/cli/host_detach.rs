@@ -14,7 +14,7 @@ use crate::base::thread::spawn;
 use crate::base::{Error, Result, limits};
 use crate::config::{self, HostArgs};
 use crate::proc::spawn::{dev_null, pipe};
-use crate::proc::{Cgroups, Exit, Handle, Process as _, Spec, Stdio};
+use crate::proc::{Cgroups, CgroupsHandle, Exit, Process as _, Spec, Stdio};
 use crate::store::file;
 
 /// Ends what the process in the background prints, with how OpenCode is.
@@ -32,7 +32,7 @@ const SECRETS: [(&str, &str); 5] = [
 ];
 
 /// A process that goes on, or one that has ended already.
-enum Launched {
+enum DetachedHost {
     Ready { pid: i32, text: String, ready: bool },
     Ended { code: ExitCode, text: String },
 }
@@ -42,11 +42,11 @@ pub(super) fn run(args: &HostArgs, data_dir: &Path, current_dir: &Path) -> Resul
     let log = data_dir.join("host/host.log");
     let (words, secrets) = without_secrets(&args.words);
     match launch(&["host", "serve"], words, secrets, &log, current_dir)? {
-        Launched::Ended { code, text } => {
+        DetachedHost::Ended { code, text } => {
             super::print(&text);
             Ok(code)
         }
-        Launched::Ready { pid, text, ready } => {
+        DetachedHost::Ready { pid, text, ready } => {
             super::print(&text);
             if !args.json {
                 super::print(&format!(
@@ -76,8 +76,8 @@ pub(super) fn daemon(args: &HostArgs, data_dir: &Path, current_dir: &Path, state
     words.extend(flags.iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value.as_ref()?))));
     let log = data_dir.join("host/daemon.log");
     match launch(&["daemon", "run"], words, Vec::new(), &log, current_dir)? {
-        Launched::Ready { .. } => Ok(()),
-        Launched::Ended { .. } => Err(Error::internal("The daemon did not start")),
+        DetachedHost::Ready { .. } => Ok(()),
+        DetachedHost::Ended { .. } => Err(Error::internal("The daemon did not start")),
     }
 }
 
@@ -88,12 +88,12 @@ fn launch(
     secrets: Vec<(String, String)>,
     log: &Path,
     current_dir: &Path,
-) -> Result<Launched> {
+) -> Result<DetachedHost> {
     if let Some(folder) = log.parent() {
         file::create_dir_private(folder)?;
     }
     let program =
-        std::env::current_exe().map_err(|error| Error::internal("berth's own path").because(error))?;
+        std::env::current_exe().map_err(|error| Error::internal("berth's own path").with_source(error))?;
     let env: Vec<(String, String)> = config::process_names()
         .into_iter()
         .filter(|name| !secrets.iter().any(|(secret, _)| secret == name))
@@ -111,7 +111,7 @@ fn launch(
     let (out, out_child) = pipe()?;
     let (err, err_child) = pipe()?;
     let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
-    let group = Cgroups::of(Handle::default()).group("")?;
+    let group = Cgroups::from_handle(CgroupsHandle::default()).group("")?;
     let mut child = spec.start(stdio, group)?;
     let complaints = spawn("stderr".into(), limits::STACK, move || pass_on(err))?;
     let mut text = String::new();
@@ -122,9 +122,10 @@ fn launch(
             Some(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
             _ => ExitCode::FAILURE,
         };
-        return Ok(Launched::Ended { code, text });
+        return Ok(DetachedHost::Ended { code, text });
     };
-    let launched = Launched::Ready { pid: child.pid(), text: shown.to_owned(), ready: text.ends_with(READY) };
+    let launched =
+        DetachedHost::Ready { pid: child.pid(), text: shown.to_owned(), ready: text.ends_with(READY) };
     // Its end is nobody's concern from here on; dropping it would kill it.
     std::mem::forget(child);
     Ok(launched)
@@ -155,7 +156,7 @@ fn wait(child: &mut crate::proc::Child) -> Result<Option<Exit>> {
             return Ok(None);
         }
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let _ = poll(&mut [PollFd::from_borrowed_fd(child.done_fd(), PollFlags::IN)], Some(&left));
+        let _ = poll(&mut [PollFd::from_borrowed_fd(child.exit_fd(), PollFlags::IN)], Some(&left));
     }
 }
 

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use super::doctor;
 use crate::base::{At as _, Code, Error, Result};
 use crate::config::{self, MountWish, SandboxChoice, SandboxWish};
-use crate::doctor::Status;
+use crate::doctor::CheckStatus;
 use crate::host::engine::{
     self, EngineCommand, EngineFacts, EngineKind, EngineMount, EnginePlan, SandboxNetwork, SandboxPull,
     can_be_named, container_name,
 };
-use crate::host::{BerthSandbox, Plan, SandboxPlan};
+use crate::host::{BerthSandbox, OpencodePlan, SandboxPlan};
 use crate::lifecycle::sandbox::{FOLDER, PROGRAM};
-use crate::proc::{Cgroups, Handle};
+use crate::proc::{Cgroups, CgroupsHandle};
 use crate::server::{self, Settings};
-use crate::store::allowlist::{Allowlist, Grant, Mount, Opened, Refusal};
+use crate::store::allowlist::{AllowedSource, Allowlist, MountGrant, MountRefusal, MountRequest};
 use crate::store::file;
 
 /// What a container of berth's own is made from.
@@ -29,7 +29,7 @@ const DOCKER_BIN: [&str; 3] = ["OPENWORK_DOCKER_BIN", "OPENWRK_DOCKER_BIN", "DOC
 const CONTAINER_BIN: &str = "BERTH_CONTAINER_BIN";
 
 /// What the command line and the machine make of a sandbox.
-pub(super) struct Chosen {
+pub(super) struct ChosenSandbox {
     /// `none`, `berth`, `docker` or `container`.
     pub(super) backend: &'static str,
     /// The container's name in its engine.
@@ -45,15 +45,15 @@ pub(super) fn choose(
     settings: &mut Settings,
     run_id: &str,
     current_dir: &Path,
-) -> Result<Chosen> {
+) -> Result<ChosenSandbox> {
     if wish.choice == SandboxChoice::None {
-        return Ok(Chosen { backend: "none", name: None });
+        return Ok(ChosenSandbox { backend: "none", name: None });
     }
     let Some(plan) = settings.opencode.clone() else {
         let problem = "has no effect: this host runs no OpenCode itself";
         return Err(Error::config("--sandbox", problem));
     };
-    let choice = Choice { wish, settings, plan: &plan, run_id, current_dir };
+    let choice = SandboxChooser { wish, settings, plan: &plan, run_id, current_dir };
     let (sandbox, backend) = match wish.choice {
         SandboxChoice::Berth => (choice.berth()?, "berth"),
         SandboxChoice::Docker => (choice.engine_only(EngineKind::Docker)?, "docker"),
@@ -73,19 +73,19 @@ pub(super) fn choose(
         plan.memory_bytes = wish.memory_bytes.or(plan.memory_bytes);
         plan.sandbox = Some(sandbox);
     }
-    Ok(Chosen { backend, name })
+    Ok(ChosenSandbox { backend, name })
 }
 
 /// What all backends are decided by.
-struct Choice<'a> {
+struct SandboxChooser<'a> {
     wish: &'a SandboxWish,
     settings: &'a Settings,
-    plan: &'a Plan,
+    plan: &'a OpencodePlan,
     run_id: &'a str,
     current_dir: &'a Path,
 }
 
-impl Choice<'_> {
+impl SandboxChooser<'_> {
     /// The first backend that works here. A mistake in a flag ends the search.
     fn auto(&self) -> Result<(SandboxPlan, &'static str)> {
         let mut tried = Vec::new();
@@ -93,7 +93,7 @@ impl Choice<'_> {
         if report.ok && self.berth_takes().is_ok() {
             return Ok((self.berth()?, "berth"));
         }
-        let failed = report.checks.iter().filter(|check| check.status == Status::Fail);
+        let failed = report.checks.iter().filter(|check| check.status == CheckStatus::Fail);
         let mut found: Vec<String> = failed.map(|check| check.found.clone()).collect();
         found.extend(self.berth_takes().err().map(|error| error.message().to_owned()));
         tried.push(format!("berth ({})", found.join("; ")));
@@ -135,12 +135,12 @@ impl Choice<'_> {
             let (opened, read_only) = self.mount(&allowlist, wish)?;
             points.push((wish.sub.as_str(), opened.real.is_dir()));
             let source = opened.real.to_string_lossy().into_owned();
-            mounts.push(Mount { source, target: target(wish), read_only });
+            mounts.push(MountRequest { source, target: target(wish), read_only });
         }
         let extra = if points.is_empty() { None } else { Some(self.mount_points(&points)?) };
         if let Some(extra) = &extra {
             let source = extra.to_string_lossy().into_owned();
-            mounts.insert(0, Mount { source, target: engine::EXTRA.to_owned(), read_only: true });
+            mounts.insert(0, MountRequest { source, target: engine::EXTRA.to_owned(), read_only: true });
         }
         Ok(SandboxPlan::Berth(BerthSandbox {
             image: self.wish.image.clone().unwrap_or_else(|| BERTH_IMAGE.to_owned()),
@@ -187,7 +187,7 @@ impl Choice<'_> {
     ///
     /// # Errors
     /// `Unavailable` if the engine cannot be reached or lacks the image, `Config` for everything else.
-    fn engine(&self, kind: EngineKind, found: Option<Found>) -> Result<SandboxPlan> {
+    fn engine(&self, kind: EngineKind, found: Option<FoundEngine>) -> Result<SandboxPlan> {
         let private = matches!(self.wish.network, None | Some(SandboxNetwork::Private));
         if self.wish.server_inside && (kind == EngineKind::Apple || !private) {
             let problem =
@@ -214,7 +214,7 @@ impl Choice<'_> {
         }
         let program = self.granted(&allowlist, &self.plan.program, true)?;
         let (command, facts) = found.map_or_else(|| reach(kind), Ok)?;
-        let cgroups = Cgroups::of(Handle::default());
+        let cgroups = Cgroups::from_handle(CgroupsHandle::default());
         let image = self.wish.image.clone().unwrap_or_else(|| ENGINE_IMAGE.to_owned());
         let pull = self.wish.pull.unwrap_or(SandboxPull::Never);
         if kind == EngineKind::Docker && pull == SandboxPull::Never {
@@ -241,7 +241,7 @@ impl Choice<'_> {
             network: self.wish.network.unwrap_or(SandboxNetwork::Private),
             memory_bytes: self.wish.memory_bytes.unwrap_or_else(|| self.plan.memory_limit(&cgroups)),
             cpus: self.wish.cpus,
-            pids: self.wish.pids.or(cgroups.capacity().one_container().pids).unwrap_or_default(),
+            pids: self.wish.pids.or(cgroups.capacity().container_limits().pids).unwrap_or_default(),
             user: (uid, gid.unwrap_or(workspace.stat.st_gid)),
         };
         let sources = [&plan.workspace, &plan.program].into_iter().chain(&plan.mounts);
@@ -256,10 +256,10 @@ impl Choice<'_> {
 
     /// The allowlist, with what the person who starts the host has named as workspace and program.
     fn allowlist(&self) -> Allowlist {
-        let grant = |path: &Path, writable, insist| Grant {
+        let grant = |path: &Path, writable, insist| MountGrant {
             path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
             writable,
-            insist,
+            force: insist,
         };
         let granted = vec![
             grant(&self.plan.folder, true, self.wish.any_workspace),
@@ -268,15 +268,15 @@ impl Choice<'_> {
         Allowlist { granted, ..server::allowlist(self.settings) }
     }
 
-    fn granted(&self, allowlist: &Allowlist, path: &Path, read_only: bool) -> Result<Opened> {
+    fn granted(&self, allowlist: &Allowlist, path: &Path, read_only: bool) -> Result<AllowedSource> {
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let source = real.to_string_lossy().into_owned();
-        let mount = Mount { source, target: FOLDER.to_owned(), read_only };
+        let mount = MountRequest { source, target: FOLDER.to_owned(), read_only };
         let mut opened = allowlist.open(std::slice::from_ref(&mount))?;
         opened.pop().ok_or_else(|| Error::internal("a mount was lost"))
     }
 
-    fn workspace(&self, allowlist: &Allowlist) -> Result<Opened> {
+    fn workspace(&self, allowlist: &Allowlist) -> Result<AllowedSource> {
         self.granted(allowlist, &self.plan.folder, false).map_err(|error| {
             let problem = format!("{}; --sandbox-any-workspace mounts it all the same", error.message());
             Error::config("--workspace", problem)
@@ -285,13 +285,13 @@ impl Choice<'_> {
 
     /// Opens a further folder, if it is allowed, and whether it is for reading only. The sentences are those of OpenWork's
     /// orchestrator.
-    fn mount(&self, allowlist: &Allowlist, wish: &MountWish) -> Result<(Opened, bool)> {
+    fn mount(&self, allowlist: &Allowlist, wish: &MountWish) -> Result<(AllowedSource, bool)> {
         let look = |read_only| {
-            allowlist.look(&Mount { source: wish.source.clone(), target: target(wish), read_only })
+            allowlist.look(&MountRequest { source: wish.source.clone(), target: target(wish), read_only })
         };
         let read_only = wish.read_only.unwrap_or(false);
         let opened = match look(read_only) {
-            Err(Refusal::ReadOnly(root)) => {
+            Err(MountRefusal::ReadOnly(root)) => {
                 let root = root.display();
                 eprintln!(
                     "{}: {} is mounted for reading only, as is allowed for {root}",
@@ -306,16 +306,16 @@ impl Choice<'_> {
         Ok((opened, read_only))
     }
 
-    fn refused(&self, allowlist: &Allowlist, wish: &MountWish, refusal: Refusal) -> Error {
+    fn refused(&self, allowlist: &Allowlist, wish: &MountWish, refusal: MountRefusal) -> Error {
         let file = allowlist.path.display();
         let problem = match refusal {
-            Refusal::NoFile(error) => {
+            MountRefusal::NoFile(error) => {
                 format!(
                     "Additional sandbox mounts are blocked. Create {file} to enable. ({})",
                     error.message()
                 )
             }
-            Refusal::Missing(why) => {
+            MountRefusal::Missing(why) => {
                 let expanded = match wish.source.strip_prefix('~') {
                     Some(rest) => self.settings.home.join(rest.trim_start_matches('/')),
                     None => PathBuf::from(&wish.source),
@@ -326,18 +326,18 @@ impl Choice<'_> {
                     wish.source
                 )
             }
-            Refusal::Pattern(pattern, real) => {
+            MountRefusal::Pattern(pattern, real) => {
                 format!("Sandbox mount rejected (blocked pattern {pattern:?}): {}", real.display())
             }
-            Refusal::Outside(real, roots) => {
+            MountRefusal::Outside(real, roots) => {
                 let roots: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
                 let roots = roots.join(", ");
                 format!("Sandbox mount {} is not under any allowed root. Allowed: {roots}", real.display())
             }
-            Refusal::ReadOnly(root) => {
+            MountRefusal::ReadOnly(root) => {
                 format!("Sandbox mount rejected (for reading only): {}", root.display())
             }
-            Refusal::Other(why, real) => format!("Sandbox mount rejected ({why}): {}", real.display()),
+            MountRefusal::Other(why, real) => format!("Sandbox mount rejected ({why}): {}", real.display()),
         };
         Error::config(&wish.place, problem)
     }
@@ -364,18 +364,18 @@ fn target(wish: &MountWish) -> String {
     format!("{}/{}", engine::EXTRA, wish.sub)
 }
 
-fn mounted(opened: &Opened, target: String, read_only: bool) -> EngineMount {
+fn mounted(opened: &AllowedSource, target: String, read_only: bool) -> EngineMount {
     let identity = (opened.stat.st_dev, opened.stat.st_ino);
     EngineMount { source: opened.real.clone(), target, read_only, identity }
 }
 
 /// An engine that answers.
-type Found = (EngineCommand, EngineFacts);
+type FoundEngine = (EngineCommand, EngineFacts);
 
 /// Asks the engine what it is.
-fn reach(kind: EngineKind) -> Result<Found> {
+fn reach(kind: EngineKind) -> Result<FoundEngine> {
     let command = EngineCommand { kind, program: program(kind)?, env: environment() };
-    let facts = command.facts(&Cgroups::of(Handle::default()))?;
+    let facts = command.facts(&Cgroups::from_handle(CgroupsHandle::default()))?;
     Ok((command, facts))
 }
 

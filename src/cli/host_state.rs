@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{At, Error, Result, clock};
 use crate::config::{self, HostArgs, Parsed, Style, TokenArgs};
-use crate::containers::Who;
+use crate::containers::ProcessIdentity;
 use crate::store::{file, format};
 
 const FILE: &str = "state.json";
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 #[serde(rename_all = "camelCase")]
 pub(super) struct HostState {
     version: u32,
-    process: Who,
+    process: ProcessIdentity,
     /// Where it takes requests.
     pub(super) url: String,
     run_id: String,
@@ -36,7 +36,8 @@ impl HostState {
     /// This process.
     pub(super) fn new(address: &str, run_id: &str, workspace: &str) -> Result<HostState> {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
-        let process = Who::of(pid).ok_or_else(|| Error::internal("/proc does not show this process"))?;
+        let process = ProcessIdentity::from_pid(pid)
+            .ok_or_else(|| Error::internal("/proc does not show this process"))?;
         // 0.0.0.0 is where it listens, not where it is called.
         let url = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
         Ok(HostState {
@@ -52,7 +53,8 @@ impl HostState {
     pub(super) fn keep(&self, data_dir: &Path) -> Result<()> {
         let folder = data_dir.join("host");
         file::create_dir_private(&folder)?;
-        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::internal(FILE).because(error))?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|error| Error::internal(FILE).with_source(error))?;
         file::replace(&folder.join(FILE), &text, 0o600)
     }
 
@@ -71,7 +73,7 @@ impl HostState {
     pub(super) fn running(data_dir: &Path) -> Result<HostState> {
         let folder = data_dir.display();
         match read(data_dir)? {
-            Some(state) if Who::of(state.process.pid) == Some(state.process) => Ok(state),
+            Some(state) if ProcessIdentity::from_pid(state.process.pid) == Some(state.process) => Ok(state),
             Some(state) => Err(killed(state.pid(), data_dir)),
             None => Err(Error::internal(format!(
                 "No host runs with the data folder {folder}; --data-dir names another one"
@@ -100,7 +102,7 @@ impl HostState {
         let Some(pid) = Pid::from_raw(self.process.pid) else { return Ok(()) };
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
         // First the descriptor, then the check: what it means can no longer change.
-        if Who::of(self.process.pid) != Some(self.process) {
+        if ProcessIdentity::from_pid(self.process.pid) != Some(self.process) {
             return Ok(());
         }
         pidfd_send_signal(&process, Signal::TERM).at("stop", format!("process {}", self.pid()))?;

@@ -13,7 +13,9 @@ use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, logging};
 use crate::config::{self, ImageArgs, Parsed};
 use crate::images::BuildLog;
-use crate::images::{Compression, ImageName, Images, Imported, LeftOut, Progress, Pull, Shown, Wanted};
+use crate::images::{
+    Compression, ImageName, ImageView, Images, ImportProgress, ImportSpec, ImportedImage, LeftOut, Pull,
+};
 use crate::proc::{Cancel, Cgroups};
 use crate::server;
 use crate::store::format;
@@ -59,10 +61,10 @@ fn act(images: &Images, asked: &ImageArgs, here: &Path, cancel: &Cancel) -> Resu
         }
         ("import", [name, source]) => {
             let name = ImageName::parse(name)?;
-            let (mut line, path) = (Line::new(), here.join(source));
+            let (mut line, path) = (ProgressLine::new(), here.join(source));
             let origin =
                 if *source == "-" { "standard input".to_owned() } else { path.display().to_string() };
-            let wanted = Wanted { name: &name, origin, reference: asked.reference.as_deref() };
+            let wanted = ImportSpec { name: &name, origin, reference: asked.reference.as_deref() };
             let imported = match *source {
                 "-" => images.import_upload(&mut io::stdin().lock(), None, &wanted, cancel),
                 _ => images.import_path(&path, &wanted, &mut |progress| line.show(&progress), cancel),
@@ -103,7 +105,7 @@ fn act(images: &Images, asked: &ImageArgs, here: &Path, cancel: &Cancel) -> Resu
         }
         ("build", [distro]) => {
             let stderr = io::stderr().as_fd().try_clone_to_owned().at("open", "stderr")?;
-            let mut log = BuildLog::to(File::from(stderr));
+            let mut log = BuildLog::to_file(File::from(stderr));
             let image = images.base(Distro::parse(distro)?, pull, &mut log, cancel)?;
             super::print(&format!("{}\n", image.id));
         }
@@ -119,17 +121,17 @@ fn act(images: &Images, asked: &ImageArgs, here: &Path, cancel: &Cancel) -> Resu
 }
 
 /// The line at the terminal that says how far it is.
-struct Line {
+struct ProgressLine {
     shown: Option<Instant>,
     terminal: bool,
 }
 
-impl Line {
-    fn new() -> Line {
-        Line { shown: None, terminal: io::stderr().is_terminal() }
+impl ProgressLine {
+    fn new() -> ProgressLine {
+        ProgressLine { shown: None, terminal: io::stderr().is_terminal() }
     }
 
-    fn show(&mut self, progress: &Progress) {
+    fn show(&mut self, progress: &ImportProgress) {
         if !self.terminal || self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(100)) {
             return;
         }
@@ -152,8 +154,8 @@ impl Line {
     }
 }
 
-fn told(imported: &Imported) -> String {
-    let Imported { image: Shown { record, .. }, left_out: LeftOut { devices, owners, attributes } } =
+fn told(imported: &ImportedImage) -> String {
+    let ImportedImage { image: ImageView { record, .. }, left_out: LeftOut { devices, owners, attributes } } =
         imported;
     let mut text =
         format!("{}  {} with {}\n", record.id, record.name, logging::counted(record.entries, "entry"));
@@ -169,10 +171,10 @@ fn told(imported: &Imported) -> String {
     text
 }
 
-fn table(all: &[Shown]) -> String {
+fn table(all: &[ImageView]) -> String {
     let mut text =
         format!("{:<12}  {:<24} {:>9} {:>9}  {:<20}  {}\n", "ID", "NAME", "MIB", "ENTRIES", "MADE", "SYSTEM");
-    for Shown { record, names, held_by } in all {
+    for ImageView { record, names, held_by } in all {
         let current: Vec<&str> = names.iter().map(ImageName::as_str).collect();
         let name = if current.is_empty() { format!("({})", record.name) } else { current.join(",") };
         let used = if held_by.is_empty() { String::new() } else { format!("; {} in use", held_by.len()) };
@@ -189,7 +191,7 @@ fn table(all: &[Shown]) -> String {
 }
 
 fn as_json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string_pretty(value)
-        .map(|text| text + "\n")
-        .map_err(|error| Error::new(Code::Internal, "The answer cannot be written as JSON").because(error))
+    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|error| {
+        Error::new(Code::Internal, "The answer cannot be written as JSON").with_source(error)
+    })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::{self, Client};
+use super::client::{self, ApiClient};
 use super::setup::{agreed, ended};
 use crate::base::{At, Error, Result, limits};
 use crate::config::{ClientArgs, InstallArgs, Parsed, UninstallArgs};
@@ -69,7 +69,7 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
     if starts {
         steps.push("start it, or restart it if it runs".to_owned());
     }
-    let mut steps = Steps::confirmed(&steps, asked.yes)?;
+    let mut steps = InstallSteps::confirmed(&steps, asked.yes)?;
 
     steps.next();
     copy_binary(&below(&root, &bin))?;
@@ -125,7 +125,7 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
     if asked.only_workloads {
         // What the package's scripts call: the rest is theirs.
         check_host(false)?;
-        Steps::confirmed(&["end detached runs, and stop containers".to_owned()], asked.yes)?.next();
+        InstallSteps::confirmed(&["end detached runs, and stop containers".to_owned()], asked.yes)?.next();
         end_all(&asked)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -145,7 +145,7 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
         steps[0] = "start the service if it does not run, and have it delete all workspaces".to_owned();
         steps.push(format!("remove {SETTINGS} and {DATA}: tokens, images, templates, everything"));
     }
-    let mut steps = Steps::confirmed(&steps, asked.yes)?;
+    let mut steps = InstallSteps::confirmed(&steps, asked.yes)?;
     steps.next();
     systemctl(&["start", "berth.service"])?;
     end_all(&asked)?;
@@ -191,7 +191,7 @@ fn end_all(asked: &UninstallArgs) -> Result<()> {
     Ok(())
 }
 
-fn end_runs(client: &Client, id: &str) -> Result<()> {
+fn end_runs(client: &ApiClient, id: &str) -> Result<()> {
     let runs = client.call("GET", &format!("/api/workspaces/{id}/runs"), None)?;
     let live = |run: &&Value| run["status"] == "running";
     for run in runs.as_array().into_iter().flatten().filter(live) {
@@ -203,14 +203,14 @@ fn end_runs(client: &Client, id: &str) -> Result<()> {
 }
 
 /// The steps of one command.
-struct Steps {
+struct InstallSteps {
     all: Vec<String>,
     done: usize,
 }
 
-impl Steps {
+impl InstallSteps {
     /// Shows them and, unless `yes`, asks.
-    fn confirmed(all: &[String], yes: bool) -> Result<Steps> {
+    fn confirmed(all: &[String], yes: bool) -> Result<InstallSteps> {
         if !yes {
             if !io::stdin().is_terminal() {
                 return Err(Error::config("--yes", "is needed where there is no terminal to ask at"));
@@ -222,7 +222,7 @@ impl Steps {
                 return Err(Error::internal("Nothing was changed"));
             }
         }
-        Ok(Steps { all: all.to_vec(), done: 0 })
+        Ok(InstallSteps { all: all.to_vec(), done: 0 })
     }
 
     /// Says which one begins.

@@ -62,7 +62,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let info = info?;
     let data = unpacked.folder.join(DATA);
     format::prepare(&data)?;
-    saved::settle(&data)?;
+    saved::complete_restored_roots(&data)?;
     move_ids(&data, &data_dir, &info)?;
     let folder = File::open(&data).at("open", &data)?;
     syncfs(&folder).at("write", &data)?;
@@ -217,8 +217,8 @@ fn move_ids(data: &Path, data_dir: &Path, info: &BackupInfo) -> Result<()> {
     // A store that cannot be read is moved aside by the server.
     let Ok(mut store) = serde_json::from_slice::<Value>(&bytes) else { return Ok(()) };
     rename_strings(&mut store, &moved);
-    let text =
-        serde_json::to_vec_pretty(&store).map_err(|error| Error::internal(tokens::FILE).because(error))?;
+    let text = serde_json::to_vec_pretty(&store)
+        .map_err(|error| Error::internal(tokens::FILE).with_source(error))?;
     file::write_atomic(&path, &text, 0o600)
 }
 

@@ -24,7 +24,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let resolved = resolved(&args, &current_dir)?;
-    logging::init(resolved.log_format, resolved.verbose, resolved.run_id, logging::Output::Stdout);
+    logging::init(resolved.log_format, resolved.verbose, resolved.run_id, logging::LogOutput::Stdout);
     log::info!("berth {}, data folder {}", env!("CARGO_PKG_VERSION"), resolved.settings.data_dir.display());
     if resolved.setup {
         setup::run(&resolved.settings, resolved.assume_yes)?;
@@ -52,7 +52,7 @@ pub(super) fn in_container(args: &[String]) -> Result<ExitCode> {
 /// The one that started this process, if any.
 pub(super) fn service_manager() -> ServiceManager {
     let socket = config::process_env("NOTIFY_SOCKET").and_then(|socket| socket.into_string().ok());
-    ServiceManager::at(socket.as_deref())
+    ServiceManager::from_socket(socket.as_deref())
 }
 
 /// All settings, with the environment that an OpenCode of the server's own gets.

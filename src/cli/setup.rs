@@ -18,7 +18,7 @@ use crate::proc::tools::{self, Archive, Family};
 use crate::server::Settings;
 
 /// What a package manager is called and how it is asked.
-struct Manager {
+struct PackageManager {
     program: &'static str,
     family: Family,
     /// Run before the rest.
@@ -29,22 +29,22 @@ struct Manager {
     query: &'static [&'static str],
 }
 
-const MANAGERS: [Manager; 3] = [
-    Manager {
+const MANAGERS: [PackageManager; 3] = [
+    PackageManager {
         program: "apt-get",
         family: Family::Debian,
         refresh: Some(&["apt-get", "update"]),
         install: &["apt-get", "install", "--yes", "--no-install-recommends"],
         query: &["apt-cache", "show"],
     },
-    Manager {
+    PackageManager {
         program: "dnf",
         family: Family::Fedora,
         refresh: None,
         install: &["dnf", "install", "--assumeyes", "--setopt=install_weak_deps=False"],
         query: &["dnf", "--quiet", "repoquery"],
     },
-    Manager {
+    PackageManager {
         program: "pacman",
         family: Family::Arch,
         // Not -Sy: a refresh without an upgrade leaves a half-upgraded system.
@@ -59,8 +59,8 @@ const MANAGERS: [Manager; 3] = [
 /// # Errors
 /// No known package manager, a "no" at the terminal, or a command that failed.
 pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
-    let host = Host::new(settings);
-    let missing = Missing::on_this_host(settings);
+    let host = SetupHost::new(settings);
+    let missing = MissingDependencies::on_this_host(settings);
     let Some(manager) = MANAGERS.iter().find(|manager| tools::find(manager.program).is_some()) else {
         if tools::missing_tools().is_empty() {
             info!("Setup: there is nothing to install");
@@ -108,15 +108,15 @@ pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
 
 /// What single distributions' builds need beside [`tools::missing_tools`]. A host without one of these still builds the
 /// other distributions.
-struct Missing {
+struct MissingDependencies {
     /// Archives for which neither the host nor the settings have a keyring.
     keyrings: Vec<Archive>,
     /// Whether pacman's keys are absent and the settings name no other keys for Arch Linux.
     pacman_keys: bool,
 }
 
-impl Missing {
-    fn on_this_host(settings: &Settings) -> Missing {
+impl MissingDependencies {
+    fn on_this_host(settings: &Settings) -> MissingDependencies {
         let configured = |distro: &Distro| settings.keyrings.contains_key(distro);
         let keyrings = [
             (Archive::Debian, &[Distro::DebianBookworm][..]),
@@ -127,7 +127,7 @@ impl Missing {
         .map(|(archive, _)| archive)
         .collect();
         let pacman_keys = !Path::new(tools::PACMAN_KEYS).is_dir() && !configured(&Distro::ArchLinux);
-        Missing { keyrings, pacman_keys }
+        MissingDependencies { keyrings, pacman_keys }
     }
 
     /// Names of the packages, with alternatives as `A|B`.
@@ -151,7 +151,7 @@ impl Missing {
     }
 
     /// The packages that the host's package sources have.
-    fn available(&self, host: &Host<'_>, manager: &Manager) -> Vec<&'static str> {
+    fn available(&self, host: &SetupHost<'_>, manager: &PackageManager) -> Vec<&'static str> {
         let known = |package: &&'static str| host.has_package(manager, package);
         let keyring =
             |archive: &Archive| tools::keyring_packages(manager.family, *archive).iter().copied().find(known);
@@ -168,7 +168,7 @@ impl Missing {
     }
 
     /// Says which distributions still cannot be built.
-    fn warn_of_rest(&self, manager: &Manager) {
+    fn warn_of_rest(&self, manager: &PackageManager) {
         if self.keyrings.contains(&Archive::Debian) && tools::keyring(Archive::Debian).is_none() {
             let names = tools::keyring_packages(manager.family, Archive::Debian).join(", ");
             warn!(
@@ -185,10 +185,10 @@ impl Missing {
 
 /// Shows what would be run and, at a terminal, asks.
 fn confirm(
-    manager: &Manager,
-    host: &Host<'_>,
+    manager: &PackageManager,
+    host: &SetupHost<'_>,
     required: &[&str],
-    missing: &Missing,
+    missing: &MissingDependencies,
     assume_yes: bool,
 ) -> Result<()> {
     let optional = missing.names(manager.family);
@@ -249,19 +249,19 @@ pub(super) fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
 }
 
 /// How commands are run here.
-struct Host<'a> {
+struct SetupHost<'a> {
     /// `sudo`, when we are not root.
     prefix: &'static [&'static str],
     proxies: &'a [(String, String)],
     home: &'a std::path::Path,
 }
 
-impl<'a> Host<'a> {
-    fn new(settings: &'a Settings) -> Host<'a> {
+impl<'a> SetupHost<'a> {
+    fn new(settings: &'a Settings) -> SetupHost<'a> {
         // sudo cleans the environment, so what matters goes through env.
         let sudo: &[&str] = &["sudo", "env", "DEBIAN_FRONTEND=noninteractive"];
         let prefix = if rustix::process::geteuid().is_root() { &[] } else { sudo };
-        Host { prefix, proxies: &settings.proxy_env, home: &settings.home }
+        SetupHost { prefix, proxies: &settings.proxy_env, home: &settings.home }
     }
 
     /// The command line as a person would type it.
@@ -325,7 +325,7 @@ impl<'a> Host<'a> {
     }
 
     /// Whether the package sources know a package. Needs no root.
-    fn has_package(&self, manager: &Manager, package: &str) -> bool {
+    fn has_package(&self, manager: &PackageManager, package: &str) -> bool {
         let Ok(mut command) = self.command(&[manager.query, &[package]].concat()) else { return false };
         // apt-cache ends with 0 and says nothing for a name that no package has but some provide.
         let answer = command.stdin(Stdio::null()).stderr(Stdio::null()).output();

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::client::{Asked, Client, asked};
+use super::client::{ApiClient, ClientCommand, asked};
 use crate::base::{Error, Result, logging};
 
 /// Looks.
@@ -13,12 +13,12 @@ use crate::base::{Error, Result, logging};
 /// A wrong command line or setting (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let (args, client) = match asked(args)? {
-        Asked::Run(asked) if asked.0.allow || asked.0.deny => {
+        ClientCommand::Run(asked) if asked.0.allow || asked.0.deny => {
             return Err(Error::config("status", "--allow and --deny are for berth approvals reply"));
         }
-        Asked::Run(asked) => *asked,
-        Asked::Help => return Ok(super::help()),
-        Asked::Version => return Ok(super::version()),
+        ClientCommand::Run(asked) => *asked,
+        ClientCommand::Help => return Ok(super::help()),
+        ClientCommand::Version => return Ok(super::version()),
     };
     let openwork = of_server(&client);
     let named = client.plan.opencode_url.as_deref().map(|url| of_opencode(&client, url));
@@ -38,7 +38,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn of_server(client: &Client) -> Value {
+fn of_server(client: &ApiClient) -> Value {
     let url = &client.plan.url;
     let health = match client.call("GET", "/health", None) {
         Ok(health) => health,
@@ -73,7 +73,7 @@ fn managed(state: &Value) -> Option<Value> {
     Some(report)
 }
 
-fn of_opencode(client: &Client, url: &str) -> Value {
+fn of_opencode(client: &ApiClient, url: &str) -> Value {
     match client.look(&format!("{url}/global/health")) {
         // An OpenCode that does not know this path answers it with a page.
         Ok(health) if health["healthy"] == true => json!({ "ok": true, "url": url, "health": health }),

@@ -33,9 +33,9 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let plan = config::resolve_tokens(&args, &config::process_env, &current_dir)?;
     if make {
         format::prepare(&plan.data_dir)?;
-        credentials::make(&plan.data_dir, &plan.client.0, &plan.host.0)?;
+        credentials::load_or_generate(&plan.data_dir, &plan.client.0, &plan.host.0)?;
     }
-    let (client, host) = credentials::kept_tokens(&plan.data_dir)?;
+    let (client, host) = credentials::stored_tokens(&plan.data_dir)?;
     let lines = [line("Client token", &plan.client, client), line("Host token", &plan.host, host)];
     super::print(&lines.iter().flatten().fold(String::new(), |text, line| text + line + "\n"));
     if lines.iter().any(Option::is_none) {
@@ -62,12 +62,12 @@ fn line(name: &str, configured: &(TokenSetting, Option<String>), kept: Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::Source;
+    use crate::access::TokenSource;
 
     #[test]
     fn configured_tokens_are_not_printed() {
-        let set = TokenSetting { secret: Some("s3cret".into()), source: Source::Env };
-        let unset = TokenSetting { secret: None, source: Source::Generated };
+        let set = TokenSetting { secret: Some("s3cret".into()), source: TokenSource::Env };
+        let unset = TokenSetting { secret: None, source: TokenSource::Generated };
         let shown = line("Client token", &(set, Some("OPENWORK_TOKEN".into())), Some("kept".into()));
         assert_eq!(shown.as_deref(), Some("Client token: set by OPENWORK_TOKEN, not a kept one"));
         assert_eq!(line("T", &(unset.clone(), None), Some("kept".into())).as_deref(), Some("T: kept"));

@@ -51,7 +51,7 @@ pub fn resolve_client(args: &ClientArgs, env: Lookup<'_>, current_dir: &Path) ->
     let host_token = match given.0.secret {
         Some(token) => Some(token),
         // Another user's folder is no reason to fail: `status` says much without a token.
-        None => credentials::kept_tokens(&sources.data_dir(args.data_dir.as_deref())?)
+        None => credentials::stored_tokens(&sources.data_dir(args.data_dir.as_deref())?)
             .ok()
             .and_then(|kept| kept.1),
     };

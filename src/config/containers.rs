@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::{Error, Result, limits};
-use crate::containers::network::{Choice, Range};
+use crate::containers::network::{Ipv4Range, NetworkConfig};
 
 use super::args::ServeArgs;
 use super::sources::Sources;
@@ -36,7 +36,7 @@ impl Sources<'_> {
         })
     }
 
-    pub(super) fn private_network(&self, args: &ServeArgs) -> Result<Choice> {
+    pub(super) fn private_network(&self, args: &ServeArgs) -> Result<NetworkConfig> {
         let json = &self.file.json;
         let range = self.pick(
             "--private-range",
@@ -47,7 +47,8 @@ impl Sources<'_> {
         )?;
         let range = range
             .map(|given| {
-                Range::for_links(&given.text).map_err(|problem| Error::config(&given.place, problem))
+                Ipv4Range::parse_for_links(&given.text)
+                    .map_err(|problem| Error::config(&given.place, problem))
             })
             .transpose()?;
         let servers = self.list(&args.private_dns, "BERTH_PRIVATE_DNS", json.private_dns.as_deref())?;
@@ -61,6 +62,6 @@ impl Sources<'_> {
                 )
             })
         };
-        Ok(Choice { range, dns: servers.iter().map(server).collect::<Result<_>>()? })
+        Ok(NetworkConfig { range, dns: servers.iter().map(server).collect::<Result<_>>()? })
     }
 }

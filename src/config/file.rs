@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::login::UserJson;
-use crate::base::json_keys::{self, Key, ill_typed};
+use crate::base::json_keys::{self, KeyPosition, describe_type_error};
 use crate::base::{Error, Result};
 
 /// Nobody writes a configuration of this size by hand; a wrong path may name a disk image.
@@ -98,7 +98,7 @@ pub struct ConfigFile {
     pub path: Option<PathBuf>,
     /// What it says.
     pub json: ServerJson,
-    keys: Vec<Key>,
+    keys: Vec<KeyPosition>,
 }
 
 impl ConfigFile {
@@ -147,7 +147,8 @@ impl ConfigFile {
             let problem = format!("approval: it is an object; write \"approval\": {{\"mode\": {mode}}}");
             return Err(Error::config(place, problem));
         }
-        let json = serde_json::from_str(text).map_err(|error| refuse(&error, ill_typed(&error, &keys)))?;
+        let json =
+            serde_json::from_str(text).map_err(|error| refuse(&error, describe_type_error(&error, &keys)))?;
         Ok(ConfigFile { path: Some(path.to_path_buf()), json, keys })
     }
 

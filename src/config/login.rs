@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::sources::{Given, Sources};
 use super::values;
-use crate::access::login::{Login, User};
+use crate::access::login::{Login, LoginUser};
 use crate::base::{Error, Result};
 
 /// A user in `SANDBOXED_USERS` and in the file.
@@ -80,7 +80,7 @@ pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
 }
 
 /// The users, and the place that names them.
-fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<User>)>> {
+fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<LoginUser>)>> {
     let variables = ["SANDBOXED_USERS", "SANDBOXED_SH_USERS"];
     let mut given = None;
     for variable in variables {
@@ -104,7 +104,7 @@ fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<User>)>> {
     if users.is_empty() || users.len() > USERS_MAX {
         return wrong(format!("names {} users; 1 to {USERS_MAX} are possible", users.len()));
     }
-    let mut known: Vec<User> = Vec::new();
+    let mut known: Vec<LoginUser> = Vec::new();
     for (at, user) in users.into_iter().enumerate() {
         let name = user.username.trim().to_owned();
         let id = user.id.map_or_else(|| name.clone(), |id| id.trim().to_owned());
@@ -114,7 +114,7 @@ fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<User>)>> {
         if known.iter().any(|other| other.username == name || other.id == id) {
             return wrong(format!("user '{}' stands there twice", name.escape_debug()));
         }
-        known.push(User::new(id, name, &user.password));
+        known.push(LoginUser::new(id, name, &user.password));
     }
     Ok(Some((place, known)))
 }

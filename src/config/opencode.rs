@@ -12,10 +12,10 @@ use super::args::ServeArgs;
 use super::resolve::HTTP;
 use super::sources::{Given, Lookup, Sources};
 use super::values;
-use crate::access::Source;
+use crate::access::TokenSource;
 use crate::base::ids::check_env_vars;
 use crate::base::{Error, Result, object};
-use crate::host::{Plan, Restart};
+use crate::host::{OpencodePlan, Restart};
 use crate::store::file;
 use crate::workspaces::Configured;
 
@@ -86,7 +86,7 @@ impl Sources<'_> {
             fill(&mut workspace.base_url, base_url.as_ref());
             fill(&mut workspace.opencode_username, username.as_ref().map(|given| &given.text));
             if workspace.opencode_password.is_none() {
-                let file = |given: &Given| given.source == Source::File;
+                let file = |given: &Given| given.source == TokenSource::File;
                 workspace.password_is_shared = !password.as_ref().is_none_or(file);
             }
             fill(&mut workspace.opencode_password, password.as_ref().map(|given| &given.text));
@@ -103,7 +103,7 @@ pub(super) fn plan(
     sources: &Sources<'_>,
     args: &ServeArgs,
     workspaces: &[Configured],
-) -> Result<Option<Plan>> {
+) -> Result<Option<OpencodePlan>> {
     let json = &sources.file.json;
     let text = |value: Option<u64>| value.map(|value| value.to_string());
     let wanted = sources.pick(
@@ -177,9 +177,9 @@ pub(super) fn plan(
     let restarts =
         [("on-failure", Restart::OnFailure), ("always", Restart::Always), ("never", Restart::Never)];
     let secret = |given: Given| values::secret(&given.place, given.text);
-    let password_is_shared = password.as_ref().is_some_and(|given| given.source != Source::File);
+    let password_is_shared = password.as_ref().is_some_and(|given| given.source != TokenSource::File);
     let port = port.map_or(Ok(0), |given| values::number(&given.place, &given.text, 0..=65_535))?;
-    Ok(Some(Plan {
+    Ok(Some(OpencodePlan {
         program: program(sources, args)?,
         folder: workspaces.first().map_or(sources.current_dir, |first| &first.path).to_owned(),
         port: u16::try_from(port).unwrap_or_default(),
@@ -308,10 +308,10 @@ fn is_passed(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     fn chosen(env: &[(&str, &str)], wanted: &[&str], file: Option<&str>) -> Result<Vec<String>> {
-        let home = Scratch::new();
+        let home = TestFolder::new();
         if let Some(text) = file {
             file::create_dir_private(&home.join(".config/openwork")).unwrap();
             file::replace(&home.join(".config/openwork/env.json"), text.as_bytes(), 0o600).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::access::Scope;
 use crate::base::{Result, limits};
-use crate::server::Proxying;
+use crate::server::ProxySettings;
 
 use super::args::ServeArgs;
 use super::sources::{Given, Sources};
@@ -13,7 +13,7 @@ use super::values;
 /// A day; whoever needs more wants a stream.
 const TIMEOUT_MAX: u64 = 24 * 60 * 60;
 
-pub(super) fn proxying(sources: &Sources<'_>, args: &ServeArgs) -> Result<Proxying> {
+pub(super) fn proxying(sources: &Sources<'_>, args: &ServeArgs) -> Result<ProxySettings> {
     let json = &sources.file.json;
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     let workers = sources.pick(
@@ -48,7 +48,7 @@ pub(super) fn proxying(sources: &Sources<'_>, args: &ServeArgs) -> Result<Proxyi
     let scope = |given: Option<Given>| {
         given.map_or(Ok(Scope::Owner), |given| values::word(&given.place, &given.text, &words))
     };
-    Ok(Proxying {
+    Ok(ProxySettings {
         workers: workers
             .map_or(Ok(limits::PROXY_WORKERS), |given| values::count(&given.place, &given.text, 1..=1024))?,
         patience: patience.map_or(Ok(limits::UPSTREAM_ANSWER), |given| {
@@ -68,7 +68,7 @@ mod tests {
     use super::super::resolve::resolve;
     use super::*;
 
-    fn made(flags: &[&str], env: &[(&str, &str)]) -> Result<Proxying> {
+    fn made(flags: &[&str], env: &[(&str, &str)]) -> Result<ProxySettings> {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let Parsed::Run(args) = ServeArgs::parse(&flags)? else { panic!() };
         let env: HashMap<_, _> = env.iter().copied().collect();

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::access::{Approval, ApprovalMode, Source, TokenSetting};
+use crate::access::{ApprovalMode, ApprovalSettings, TokenSetting, TokenSource};
 use crate::base::ids::{Distro, check_env};
-use crate::base::logging::Format;
+use crate::base::logging::LogFormat;
 use crate::base::{Error, Result, limits};
 use crate::gate::Listen;
-use crate::server::{Advertised, Settings};
+use crate::server::{AdvertisedCapabilities, Settings};
 use crate::workspaces::Configured;
 
 use super::args::{ServeArgs, TokenArgs};
@@ -22,7 +22,7 @@ pub struct Resolved {
     /// What the server is built from.
     pub settings: Settings,
     /// How log lines look.
-    pub log_format: Format,
+    pub log_format: LogFormat,
     /// `--verbose`.
     pub verbose: bool,
     /// Stands in every log line of this start.
@@ -265,7 +265,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         client_token: client.0,
         host_token: owner.0,
         login: super::login::login(&sources)?,
-        approval: Approval { mode, timeout: Duration::from_millis(timeout_ms) },
+        approval: ApprovalSettings { mode, timeout: Duration::from_millis(timeout_ms) },
         read_only: read_only.map_or(Ok(false), |given| values::boolean(&given.place, &given.text))?,
         cors_origins,
         workspaces,
@@ -298,7 +298,7 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
             .transpose()?,
         private_key: {
             let secret = sources.var("PRIVATE_KEY")?;
-            let source = if secret.is_some() { Source::Env } else { Source::Generated };
+            let source = if secret.is_some() { TokenSource::Env } else { TokenSource::Generated };
             TokenSetting { secret, source }
         },
         private_key_file: sources
@@ -317,8 +317,8 @@ pub fn resolve(args: &ServeArgs, env: Lookup<'_>, current_dir: &Path) -> Result<
         http_threads: count(http_threads, default_http_threads(), 1..=256)?,
         config_path: sources.file.path.clone(),
     };
-    let log_format = log_format.map_or(Ok(Format::Pretty), |given| {
-        values::word(&given.place, &given.text, &[("pretty", Format::Pretty), ("json", Format::Json)])
+    let log_format = log_format.map_or(Ok(LogFormat::Pretty), |given| {
+        values::word(&given.place, &given.text, &[("pretty", LogFormat::Pretty), ("json", LogFormat::Json)])
     })?;
     let run_id = match sources.var("OPENWRK_RUN_ID")? {
         Some(id) => id,
@@ -474,7 +474,7 @@ impl Sources<'_> {
         variable: &str,
         field: &str,
         json: &Option<BTreeMap<String, String>>,
-        read: impl Fn(&str, Source, &str) -> Result<T>,
+        read: impl Fn(&str, TokenSource, &str) -> Result<T>,
     ) -> Result<BTreeMap<Distro, T>> {
         // One map a level, weakest first; a distribution may stand once in each.
         let mut decided = BTreeMap::new();
@@ -487,16 +487,16 @@ impl Sources<'_> {
         };
         for (name, text) in json.iter().flatten() {
             let place = self.file.place(&format!("{field}.{name}"));
-            add(&mut level, &place, Source::File, (values::distro(&place, name)?, text))?;
+            add(&mut level, &place, TokenSource::File, (values::distro(&place, name)?, text))?;
         }
         decided.append(&mut level);
         let list = self.var(variable)?.unwrap_or_default();
         for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            add(&mut level, variable, Source::Env, values::distro_pair(variable, entry)?)?;
+            add(&mut level, variable, TokenSource::Env, values::distro_pair(variable, entry)?)?;
         }
         decided.append(&mut level);
         for entry in arguments {
-            add(&mut level, flag, Source::Cli, values::distro_pair(flag, entry)?)?;
+            add(&mut level, flag, TokenSource::Cli, values::distro_pair(flag, entry)?)?;
         }
         decided.append(&mut level);
         Ok(decided)
@@ -513,7 +513,7 @@ impl Sources<'_> {
         Ok(found)
     }
 
-    fn advertised(&self) -> Result<Advertised> {
+    fn advertised(&self) -> Result<AdvertisedCapabilities> {
         let flag = |name: &str| self.var(name)?.map(|text| values::boolean(name, &text)).transpose();
         let choice = |name: &str, words: &[&'static str]| {
             let words: Vec<_> = words.iter().map(|word| (*word, *word)).collect();
@@ -526,7 +526,7 @@ impl Sources<'_> {
         )?;
         let bytes = "OPENWORK_INBOX_MAX_BYTES";
         let bytes = self.var(bytes)?.map(|text| values::number(bytes, &text, 1..=u64::MAX)).transpose()?;
-        Ok(Advertised {
+        Ok(AdvertisedCapabilities {
             inbox_enabled: flag("OPENWORK_INBOX_ENABLED")?.unwrap_or(true),
             inbox_max_bytes: bytes.map_or(INBOX_BYTES, |bytes| bytes.min(INBOX_BYTES_MAX)),
             outbox_enabled: flag("OPENWORK_OUTBOX_ENABLED")?.unwrap_or(true),

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crate::access::{Source, TokenSetting, tokens};
+use crate::access::{TokenSetting, TokenSource, tokens};
 use crate::base::{Error, Result};
 use crate::store::format;
 
@@ -45,7 +45,7 @@ pub fn process_names() -> Vec<String> {
 pub(super) struct Given {
     pub(super) place: String,
     pub(super) text: String,
-    pub(super) source: Source,
+    pub(super) source: TokenSource,
 }
 
 /// Where settings come from; the flags are handed in one by one.
@@ -130,12 +130,16 @@ impl<'a> Sources<'a> {
         json: Option<String>,
     ) -> Result<Option<Given>> {
         if let Some(text) = argument {
-            return Ok(Some(Given { place: flag.to_owned(), text: text.to_owned(), source: Source::Cli }));
+            return Ok(Some(Given {
+                place: flag.to_owned(),
+                text: text.to_owned(),
+                source: TokenSource::Cli,
+            }));
         }
         if let Some(text) = self.var(variable)? {
-            return Ok(Some(Given { place: variable.to_owned(), text, source: Source::Env }));
+            return Ok(Some(Given { place: variable.to_owned(), text, source: TokenSource::Env }));
         }
-        Ok(json.map(|text| Given { place: self.file.place(field), text, source: Source::File }))
+        Ok(json.map(|text| Given { place: self.file.place(field), text, source: TokenSource::File }))
     }
 
     /// A token's setting and the place it came from.
@@ -155,7 +159,7 @@ impl<'a> Sources<'a> {
                 let secret = values::secret(&given.place, given.text)?;
                 (TokenSetting { secret: Some(secret), source: given.source }, Some(given.place))
             }
-            None => (TokenSetting { secret: None, source: Source::Generated }, None),
+            None => (TokenSetting { secret: None, source: TokenSource::Generated }, None),
         })
     }
 
@@ -207,10 +211,10 @@ impl<'a> Sources<'a> {
     }
 
     /// Where relative paths start.
-    pub(super) fn base(&self, source: Source) -> &Path {
+    pub(super) fn base(&self, source: TokenSource) -> &Path {
         match source {
-            Source::File => self.file.folder(),
-            Source::Cli | Source::Env | Source::Generated => self.current_dir,
+            TokenSource::File => self.file.folder(),
+            TokenSource::Cli | TokenSource::Env | TokenSource::Generated => self.current_dir,
         }
     }
 }

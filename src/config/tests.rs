@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::access::{ApprovalMode, Source};
+use crate::access::{ApprovalMode, TokenSource};
 use crate::base::ids::Distro;
-use crate::base::logging::Format;
+use crate::base::logging::LogFormat;
 use crate::base::{Code, Result, limits};
-use crate::roots::Kind;
+use crate::roots::RootKind;
 
 use super::args::{Parsed, ServeArgs, TokenArgs};
 use super::resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
@@ -95,10 +95,10 @@ fn defaults() {
     assert_eq!(settings.home, made.root.join("home"));
     assert!(settings.config_path.is_none());
     assert!(settings.client_token.secret.is_none());
-    assert_eq!(settings.client_token.source, Source::Generated);
+    assert_eq!(settings.client_token.source, TokenSource::Generated);
     assert_eq!((settings.max_runs, settings.output_limit), (limits::RUN_WORKERS, limits::OUTPUT_BYTES));
     assert!((4..=256).contains(&settings.http_threads));
-    assert_eq!(resolved.log_format, Format::Pretty);
+    assert_eq!(resolved.log_format, LogFormat::Pretty);
     assert_eq!(resolved.run_id.len(), 36);
     let advertised = &settings.advertised;
     assert!(advertised.inbox_enabled && advertised.outbox_enabled && advertised.toy_ui);
@@ -280,7 +280,7 @@ fn flag_over_environment_over_file_over_default() {
             "BERTH_ROOT_BACKEND",
             "reflink",
             r#""rootBackend":"overlay""#,
-            |r| r.settings.root_backend.map_or("auto", Kind::as_str).to_owned(),
+            |r| r.settings.root_backend.map_or("auto", RootKind::as_str).to_owned(),
             ["copy", "reflink", "overlay", "auto"],
         ),
         (

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::base::ids::Distro;
 use crate::base::{Error, Result};
-use crate::roots::Kind;
+use crate::roots::RootKind;
 
 /// A whole number within `range`.
 pub(super) fn number(place: &str, text: &str, range: RangeInclusive<u64>) -> Result<u64> {
@@ -44,8 +44,9 @@ pub(super) fn word<T: Copy>(place: &str, text: &str, words: &[(&str, T)]) -> Res
 }
 
 /// How roots are made; `auto` leaves it to what works.
-pub(super) fn root_backend(place: &str, text: &str) -> Result<Option<Kind>> {
-    let kinds = [Kind::Overlay, Kind::Reflink, Kind::Copy].map(|kind| (kind.as_str(), Some(kind)));
+pub(super) fn root_backend(place: &str, text: &str) -> Result<Option<RootKind>> {
+    let kinds =
+        [RootKind::Overlay, RootKind::Reflink, RootKind::Copy].map(|kind| (kind.as_str(), Some(kind)));
     word(place, text, &[&[("auto", None)], &kinds[..]].concat())
 }
 

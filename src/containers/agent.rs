@@ -24,10 +24,10 @@ use rustix::process::{
     DumpableBehavior, Pid, Signal, WaitOptions, kill_process, set_dumpable_behavior, wait,
 };
 
-use super::protocol::{Answer, receive_process, send_answer, send_process, send_ready};
+use super::protocol::{AgentMessage, receive_process, send_message, send_process, send_ready};
 use crate::base::{At, Error, Result};
 use crate::proc::spawn::dev_null;
-use crate::proc::sys::{Rooms, fork_single_threaded};
+use crate::proc::sys::{ZygoteSlots, fork_single_threaded};
 
 /// The lowest descriptor for what we keep: 0 to 2 are for the commands.
 const FIRST_OWN: i32 = 3;
@@ -63,7 +63,7 @@ fn serve() -> Result<()> {
     let mut zygote = None;
     let mut processes: HashMap<Pid, OwnedFd> = HashMap::new();
     loop {
-        let Zygote { pid, told } = match zygote.take() {
+        let Zygote { pid, socket: told } = match zygote.take() {
             Some(zygote) => zygote,
             None => match start_zygote(&listener) {
                 Ok(zygote) => zygote,
@@ -78,19 +78,19 @@ fn serve() -> Result<()> {
         let mut fds = [PollFd::new(&told, PollFlags::IN), PollFd::new(&child_ended, PollFlags::IN)];
         let _ = poll(&mut fds, None);
         while rustix::io::read(&child_ended, &mut [0u8; 64]).is_ok_and(|n| n > 0) {}
-        take_processes(&told, &mut processes);
+        announce_processes(&told, &mut processes);
         if reap(&mut processes, Some(pid)) {
-            zygote = Some(Zygote { pid, told });
+            zygote = Some(Zygote { pid, socket: told });
         } else {
             // What it told of last waits all the same.
-            take_processes(&told, &mut processes);
+            announce_processes(&told, &mut processes);
         }
     }
 }
 
 /// Tells the engine of processes that wait. Only then they can become something, so the end of what ran is always the end
 /// of one that is known here.
-fn take_processes(told: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
+fn announce_processes(told: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
     while let Some((pid, socket)) = receive_process(told) {
         // It may have been killed since, or the engine be gone; then nobody waits for anything.
         if send_ready(&socket, pid).is_ok() {
@@ -103,7 +103,7 @@ fn take_processes(told: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
 struct Zygote {
     pid: Pid,
     /// It tells of each on this socket.
-    told: OwnedFd,
+    socket: OwnedFd,
 }
 
 /// Takes every ended child, ours or inherited, and reports those that were commands. Whether the zygote lives.
@@ -120,13 +120,13 @@ fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
             continue;
         }
         let answer = match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Answer::Exited { code },
-            (None, Some(signal)) => Answer::Killed { signal },
+            (Some(code), _) => AgentMessage::Exited { code },
+            (None, Some(signal)) => AgentMessage::Killed { signal },
             (None, None) => continue,
         };
         if let Some(socket) = processes.remove(&pid) {
             // An engine that is gone, or that does not read, must not hold up the others.
-            let _ = send_answer(&socket, answer);
+            let _ = send_message(&socket, answer);
         }
     }
     lives
@@ -139,18 +139,18 @@ fn start_zygote(listener: &OwnedFd) -> Result<Zygote> {
     match fork_single_threaded().at("start", at)? {
         Some(pid) => {
             let pid = Pid::from_raw(pid).ok_or_else(|| Error::internal("a process without a number"))?;
-            Ok(Zygote { pid, told })
+            Ok(Zygote { pid, socket: told })
         }
         None => {
             drop(told);
-            start_processes(listener, &tells)
+            run_zygote(listener, &tells)
         }
     }
 }
 
 /// What the zygote does.
-fn start_processes(listener: &OwnedFd, tells: &OwnedFd) -> ! {
-    let mut rooms = Rooms::default();
+fn run_zygote(listener: &OwnedFd, tells: &OwnedFd) -> ! {
+    let mut rooms = ZygoteSlots::default();
     loop {
         let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else {
             // Out of descriptors: some are given back when processes end.
@@ -158,7 +158,9 @@ fn start_processes(listener: &OwnedFd, tells: &OwnedFd) -> ! {
             continue;
         };
         // Out of processes or memory: the engine sees the connection close.
-        let Some(pid) = rooms.let_wait(socket.as_fd(), true).ok().and_then(Pid::from_raw) else { continue };
+        let Some(pid) = rooms.spawn_waiting(socket.as_fd(), true).ok().and_then(Pid::from_raw) else {
+            continue;
+        };
         if send_process(tells, pid, socket.as_fd()).is_err() {
             exit(0);
         }

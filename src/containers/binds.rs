@@ -18,11 +18,11 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use serde::{Deserialize, Serialize};
 
-use super::place::{Place, bindable};
+use super::spec::{ContainerSpec, escape_bind_path};
 use crate::base::{At, Code, Error, Result};
-use crate::images::own;
+use crate::images::host_image;
 use crate::proc::{idmap, sys};
-use crate::store::allowlist::{Allowlist, Mount};
+use crate::store::allowlist::{Allowlist, MountRequest};
 use crate::store::file;
 
 /// The first systemd whose nspawn maps the owner of a bind to root in the container (`rootidmap`).
@@ -30,7 +30,7 @@ pub(super) const MAPPING_SYSTEMD: u32 = 252;
 
 /// Clones that wait for the container's start.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct PreparedBinds {
     // Open until the container has started.
     _trees: Vec<OwnedFd>,
     /// What comes before nspawn's own command line.
@@ -39,10 +39,10 @@ pub(super) struct Prepared {
 
 /// A mount as it is in a running container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Bound {
+pub struct BindMount {
     /// What was asked for.
     #[serde(flatten)]
-    pub mount: Mount,
+    pub mount: MountRequest,
     /// Files of the source's owner belong to root in the container, and what root makes there to the owner. Otherwise
     /// all files belong to nobody there, and can be used as far as everybody can.
     pub mapped: bool,
@@ -50,8 +50,8 @@ pub struct Bound {
 
 /// What `berth attach` must know of one mount.
 #[derive(Debug, Serialize, Deserialize)]
-struct Task {
-    mount: Mount,
+struct BindTask {
+    mount: MountRequest,
     /// `/proc/PID/fd/N` of the server; the link leads to the very mount that is open there.
     fd: String,
     device: u64,
@@ -69,7 +69,11 @@ const RESULT: &str = "mounts.json";
 ///
 /// # Errors
 /// `MountNotAllowed`; `Unavailable` when the kernel cannot clone mounts.
-pub(super) fn prepare(place: &Place, allowlist: &Allowlist, host: bool) -> Result<Option<Prepared>> {
+pub(super) fn prepare(
+    place: &ContainerSpec,
+    allowlist: &Allowlist,
+    host: bool,
+) -> Result<Option<PreparedBinds>> {
     if place.mounts.is_empty() && !host {
         return Ok(None);
     }
@@ -78,19 +82,20 @@ pub(super) fn prepare(place: &Place, allowlist: &Allowlist, host: bool) -> Resul
     let _ = std::fs::remove_file(place.runtime.join(RESULT));
     let (mut trees, mut tasks) = (Vec::new(), Vec::new());
     for (mount, fd) in if host { own_folders()? } else { Vec::new() } {
-        trees.push(task(&mut tasks, mount, fd, true)?);
+        trees.push(add_task(&mut tasks, mount, fd, true)?);
     }
     for (mount, opened) in place.mounts.iter().zip(allowlist.open(&place.mounts)?) {
-        trees.push(task(&mut tasks, mount.clone(), opened.fd, false)?);
+        trees.push(add_task(&mut tasks, mount.clone(), opened.fd, false)?);
     }
-    let tasks = serde_json::to_string(&tasks).map_err(|error| Error::internal("mounts").because(error))?;
+    let tasks =
+        serde_json::to_string(&tasks).map_err(|error| Error::internal("mounts").with_source(error))?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let args = vec![text(&place.agent), "attach".to_owned(), text(&place.runtime), tasks];
-    Ok(Some(Prepared { _trees: trees, args }))
+    Ok(Some(PreparedBinds { _trees: trees, args }))
 }
 
 /// Clones what is open.
-fn task(tasks: &mut Vec<Task>, mount: Mount, opened: OwnedFd, own: bool) -> Result<OwnedFd> {
+fn add_task(tasks: &mut Vec<BindTask>, mount: MountRequest, opened: OwnedFd, own: bool) -> Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(&opened, "", flags).map_err(std::io::Error::from);
@@ -101,27 +106,27 @@ fn task(tasks: &mut Vec<Task>, mount: Mount, opened: OwnedFd, own: bool) -> Resu
     })?;
     let stat = fstat(&opened).at("look at", &mount.source)?;
     let fd = format!("/proc/{}/fd/{}", std::process::id(), tree.as_raw_fd());
-    tasks.push(Task { mount, fd, device: stat.st_dev, inode: stat.st_ino, own });
+    tasks.push(BindTask { mount, fd, device: stat.st_dev, inode: stat.st_ino, own });
     Ok(tree)
 }
 
 /// The folders of the machine's own programs, as far as everybody may enter them.
-fn own_folders() -> Result<Vec<(Mount, OwnedFd)>> {
+fn own_folders() -> Result<Vec<(MountRequest, OwnedFd)>> {
     let mut all = Vec::new();
-    for path in own::FOLDERS.map(|name| format!("/{name}")) {
+    for path in host_image::PROGRAM_FOLDERS.map(|name| format!("/{name}")) {
         let is_link = Path::new(&path).symlink_metadata().is_ok_and(|meta| meta.is_symlink());
-        if is_link || !own::everybody_enters(Path::new(&path)) {
+        if is_link || !host_image::is_world_accessible(Path::new(&path)) {
             continue;
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::open(&path, flags, Mode::empty()).at("open", &path)?;
-        all.push((Mount { source: path.clone(), target: path, read_only: true }, opened));
+        all.push((MountRequest { source: path.clone(), target: path, read_only: true }, opened));
     }
     Ok(all)
 }
 
 /// What the start has found out.
-pub(super) fn bound(runtime: &Path) -> Vec<Bound> {
+pub(super) fn read_result(runtime: &Path) -> Vec<BindMount> {
     let bytes = file::read_optional(&runtime.join(RESULT), 1 << 20).ok().flatten();
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
@@ -142,28 +147,28 @@ fn attach(args: &[String]) -> Result<Error> {
         return Ok(Error::internal("this is for berth itself: berth attach RUNTIME TASKS NSPAWN ARGS"));
     };
     let runtime = Path::new(runtime);
-    let tasks: Vec<Task> =
-        serde_json::from_str(tasks).map_err(|error| Error::internal("mounts").because(error))?;
+    let tasks: Vec<BindTask> =
+        serde_json::from_str(tasks).map_err(|error| Error::internal("mounts").with_source(error))?;
     let folder = runtime.join(FOLDER);
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("berth", &folder, "tmpfs", flags, Some(c"mode=0700,size=1m")).at("mount", &folder)?;
-    let can_map = systemd_maps();
+    let can_map = nspawn_maps_owners();
     let userns = if can_map { idmap::ids_from(TRIED).ok() } else { None };
     let mut command = vec![nspawn.clone()];
     let mut all = Vec::new();
     for (number, task) in tasks.into_iter().enumerate() {
         let place = folder.join(number.to_string());
-        put(&task, &place)?;
+        place_clone(&task, &place)?;
         let mapped = !task.own && userns.as_ref().is_some_and(|userns| can_be_mapped(&place, userns));
         let option = if task.mount.read_only { "--bind-ro" } else { "--bind" };
         let map = if mapped { ":rootidmap" } else { "" };
-        let target = bindable(Path::new(&task.mount.target));
-        command.push(format!("{option}={}:{target}{map}", bindable(&place)));
+        let target = escape_bind_path(Path::new(&task.mount.target));
+        command.push(format!("{option}={}:{target}{map}", escape_bind_path(&place)));
         if !task.own {
-            all.push(Bound { mount: task.mount, mapped });
+            all.push(BindMount { mount: task.mount, mapped });
         }
     }
-    let result = serde_json::to_vec(&all).map_err(|error| Error::internal("mounts").because(error))?;
+    let result = serde_json::to_vec(&all).map_err(|error| Error::internal("mounts").with_source(error))?;
     file::replace(&runtime.join(RESULT), &result, 0o600)?;
     command.extend(rest.iter().cloned());
     let text = |text: String| crate::proc::c_string(&text, Code::Internal, "argument");
@@ -176,7 +181,7 @@ fn attach(args: &[String]) -> Result<Error> {
 }
 
 /// Puts a clone where nspawn will find it.
-fn put(task: &Task, place: &PathBuf) -> Result<()> {
+fn place_clone(task: &BindTask, place: &PathBuf) -> Result<()> {
     let source = &task.mount.source;
     let tree =
         rustix::fs::open(&task.fd, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", source)?;
@@ -199,7 +204,7 @@ fn can_be_mapped(place: &Path, userns: &OwnedFd) -> bool {
 }
 
 /// Whether nspawn knows the option: its library carries the number in its name.
-pub fn systemd_maps() -> bool {
+pub fn nspawn_maps_owners() -> bool {
     let multiarch = format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH);
     let folders = ["/usr/lib/systemd", "/lib/systemd", "/usr/lib64/systemd", &multiarch];
     let folders = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok());

@@ -1,6 +1,6 @@
 //! All containers of this server, by name; the agent's binary; the thread that stops what is idle.
 //!
-//! Threads: `container-idle`, and that of [`super::nursery`]. Lock: `machines`, held only to look up or insert.
+//! Threads: `container-idle`, and that of [`super::spares`]. Lock: `machines`, held only to look up or insert.
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::machine::{Machine, Place, Status, Surroundings, Wishes};
-use super::network::{Choice, Networks};
-use super::nursery::Refills;
+use super::container::{Container, ContainerSpec, ContainerStatus, EngineContext, Notifiers};
+use super::network::{NetworkConfig, Networks};
+use super::spares::SpareQueue;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{At, Error, Result, limits};
-use crate::proc::{Cgroups, Current, Limits, Usage};
+use crate::proc::{Cgroups, CurrentUsage, Limits, Usage};
 use crate::roots::Roots;
 use crate::store::allowlist::Allowlist;
 use crate::store::file;
@@ -23,7 +23,7 @@ use crate::store::file;
 /// Mode of the agent's program.
 const AGENT_MODE: u32 = 0o711;
 
-type Machines = Arc<Mutex<HashMap<String, Arc<Machine>>>>;
+type ContainerMap = Arc<Mutex<HashMap<String, Arc<Container>>>>;
 
 /// Starts and finds containers.
 pub struct Engine {
@@ -33,9 +33,9 @@ pub struct Engine {
     allowlist: Allowlist,
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
-    machines: Machines,
+    containers: ContainerMap,
     // Closing their queues ends the threads, so this is dropped first.
-    wishes: Option<Wishes>,
+    notifiers: Option<Notifiers>,
     threads: Vec<JoinOnDrop>,
 }
 
@@ -48,13 +48,13 @@ impl Engine {
         cgroups: Cgroups,
         data_dir: &Path,
         roots: Arc<Roots>,
-        choice: Choice,
+        choice: NetworkConfig,
         allowlist: Allowlist,
     ) -> Result<Engine> {
-        let machines = Machines::default();
+        let machines = ContainerMap::default();
         // Full: somebody has asked already.
         let (watch, look) = bounded(1);
-        let (refill, spares) = Refills::start()?;
+        let (refill, spares) = SpareQueue::start()?;
         let idle = spawn("container-idle".into(), limits::STACK, {
             let machines = machines.clone();
             move || stop_idle(&machines, &look)
@@ -66,8 +66,8 @@ impl Engine {
             roots,
             data_dir: data_dir.to_owned(),
             agent: OnceLock::new(),
-            machines,
-            wishes: Some(Wishes { refill, watch }),
+            containers: machines,
+            notifiers: Some(Notifiers { spares: refill, idle_check: watch }),
             threads: vec![spares, idle],
         })
     }
@@ -87,27 +87,27 @@ impl Engine {
     ///
     /// # Errors
     /// When the agent's binary cannot be put into the data folder.
-    pub fn machine(&self, place: Place) -> Result<Arc<Machine>> {
-        let name = place.machine.clone();
-        let known = lock(&self.machines).get(&name).cloned();
+    pub fn container(&self, place: ContainerSpec) -> Result<Arc<Container>> {
+        let name = place.machine_name.clone();
+        let known = lock(&self.containers).get(&name).cloned();
         if let Some(machine) = known {
-            machine.set_place(place);
+            machine.set_spec(place);
             return Ok(machine);
         }
-        let wishes = self.wishes.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
-        let around = Surroundings {
+        let wishes = self.notifiers.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
+        let around = EngineContext {
             cgroups: self.cgroups.clone(),
             networks: self.networks.clone(),
             roots: self.roots.clone(),
             allowlist: self.allowlist.clone(),
         };
-        let machine = Machine::new(place, around, wishes);
-        Ok(lock(&self.machines).entry(name).or_insert(machine).clone())
+        let machine = Container::new(place, around, wishes);
+        Ok(lock(&self.containers).entry(name).or_insert(machine).clone())
     }
 
     /// Ends a container and forgets it.
     pub fn remove(&self, name: &str) {
-        let machine = lock(&self.machines).remove(name);
+        let machine = lock(&self.containers).remove(name);
         if let Some(machine) = machine {
             machine.stop();
         }
@@ -118,11 +118,11 @@ impl Engine {
     ///
     /// # Errors
     /// When the machine refuses something; the container is not taken over then.
-    pub fn adopt(&self, place: Place, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
-        let name = place.machine.clone();
-        let adopted = self.machine(place)?.adopt(keep);
+    pub fn adopt(&self, place: ContainerSpec, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let name = place.machine_name.clone();
+        let adopted = self.container(place)?.adopt(keep);
         if !matches!(adopted, Ok(true)) {
-            lock(&self.machines).remove(&name);
+            lock(&self.containers).remove(&name);
         }
         adopted
     }
@@ -138,8 +138,8 @@ impl Engine {
     }
 
     /// Stops the container, if it runs.
-    pub fn stop_one(&self, name: &str) {
-        let machine = lock(&self.machines).get(name).cloned();
+    pub fn stop_container(&self, name: &str) {
+        let machine = lock(&self.containers).get(name).cloned();
         if let Some(machine) = machine {
             machine.stop();
         }
@@ -150,26 +150,33 @@ impl Engine {
     ///
     /// # Errors
     /// What `work` said; `Unavailable` when the container cannot be made to stand still.
-    pub fn quiesce<R>(&self, place: Place, stop: bool, work: impl FnOnce(bool) -> Result<R>) -> Result<R> {
-        self.machine(place)?.quiesce(stop, work)
+    pub fn quiesce<R>(
+        &self,
+        place: ContainerSpec,
+        stop: bool,
+        work: impl FnOnce(bool) -> Result<R>,
+    ) -> Result<R> {
+        self.container(place)?.quiesce(stop, work)
     }
 
     /// What the container is doing.
-    pub fn status(&self, name: &str) -> Status {
-        let machine = lock(&self.machines).get(name).cloned();
-        machine.map_or(Status { state: "stopped", ..Status::default() }, |machine| machine.status())
+    pub fn status(&self, name: &str) -> ContainerStatus {
+        let machine = lock(&self.containers).get(name).cloned();
+        machine.map_or(ContainerStatus { state: "stopped", ..ContainerStatus::default() }, |machine| {
+            machine.status()
+        })
     }
 
     /// Makes a change of idle times felt.
-    pub fn look_for_idle(&self) {
-        if let Some(wishes) = &self.wishes {
-            let _ = wishes.watch.try_send(());
+    pub fn recheck_idle(&self) {
+        if let Some(wishes) = &self.notifiers {
+            let _ = wishes.idle_check.try_send(());
         }
     }
 
     /// What a running container uses, now and so far.
-    pub fn usage(&self, name: &str) -> Option<(Current, Usage)> {
-        let machine = lock(&self.machines).get(name).cloned();
+    pub fn usage(&self, name: &str) -> Option<(CurrentUsage, Usage)> {
+        let machine = lock(&self.containers).get(name).cloned();
         machine.and_then(|machine| machine.usage())
     }
 
@@ -177,17 +184,17 @@ impl Engine {
     ///
     /// # Errors
     /// `Conflict` when the kernel cannot take back what is in use.
-    pub fn rebound(&self, name: &str, limits: &Limits) -> Result<()> {
-        let machine = lock(&self.machines).get(name).cloned();
-        machine.map_or(Ok(()), |machine| machine.rebound(limits))
+    pub fn set_limits(&self, name: &str, limits: &Limits) -> Result<()> {
+        let machine = lock(&self.containers).get(name).cloned();
+        machine.map_or(Ok(()), |machine| machine.set_limits(limits))
     }
 
     /// Ends all containers but those that `stays` names: they run on for the next server.
-    pub fn stop(&self, stays: &dyn Fn(&str) -> bool) {
-        let machines: Vec<_> = lock(&self.machines).drain().collect();
+    pub fn stop_all(&self, stays: &dyn Fn(&str) -> bool) {
+        let machines: Vec<_> = lock(&self.containers).drain().collect();
         for (name, machine) in machines {
             if stays(&name) {
-                machine.let_go();
+                machine.detach();
             } else {
                 machine.stop();
             }
@@ -198,7 +205,7 @@ impl Engine {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn agent(&self) -> Result<PathBuf> {
+    pub fn agent_binary(&self) -> Result<PathBuf> {
         if let Some(path) = self.agent.get() {
             return Ok(path.clone());
         }
@@ -218,18 +225,18 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop(&|_| false);
-        if let Some(wishes) = self.wishes.take() {
-            wishes.refill.close();
+        self.stop_all(&|_| false);
+        if let Some(wishes) = self.notifiers.take() {
+            wishes.spares.close();
         }
         self.threads.clear();
     }
 }
 
 /// The thread that stops what is idle: sleeps until the first container may be.
-fn stop_idle(machines: &Machines, look: &Receiver<()>) {
+fn stop_idle(machines: &ContainerMap, look: &Receiver<()>) {
     loop {
-        let all: Vec<Arc<Machine>> = lock(machines).values().cloned().collect();
+        let all: Vec<Arc<Container>> = lock(machines).values().cloned().collect();
         let next = all.iter().filter_map(|machine| machine.stop_if_idle()).min();
         drop(all);
         let asked = match next {

@@ -12,7 +12,7 @@ use crate::proc::Group;
 const PASSES: usize = 20;
 
 /// A process of the group.
-struct Member {
+struct GroupMember {
     pidfd: std::os::fd::OwnedFd,
     /// Its numbers in all pid namespaces, the server's first (`NSpid` in proc_pid_status(5)).
     numbers: Vec<u32>,
@@ -20,28 +20,29 @@ struct Member {
     program: Option<(u64, u64)>,
 }
 
-impl Member {
-    fn find(pid: i32, group: &Group) -> Option<Member> {
+impl GroupMember {
+    fn find(pid: i32, group: &Group) -> Option<GroupMember> {
         // First the descriptor, then everything that is looked up by number.
         let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        let numbers = numbers(&pid.to_string())?;
+        let numbers = pid_numbers(&pid.to_string())?;
         let program = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
         let program = program.map(|file| (file.dev(), file.ino()));
-        group.contains(pid).then_some(Member { pidfd, numbers, program })
+        group.contains(pid).then_some(GroupMember { pidfd, numbers, program })
     }
 }
 
 /// Ends them. `agents`: the group of nspawn and the agent.
-pub(super) fn end(agents: &Group) {
-    let Some(outside) = numbers("self").map(|numbers| numbers.len()) else { return };
+pub(super) fn kill_intruders(agents: &Group) {
+    let Some(outside) = pid_numbers("self").map(|numbers| numbers.len()) else { return };
     for _ in 0..PASSES {
         let members: Vec<_> =
-            agents.members().into_iter().filter_map(|pid| Member::find(pid, agents)).collect();
+            agents.members().into_iter().filter_map(|pid| GroupMember::find(pid, agents)).collect();
         let is_first =
-            |member: &&Member| member.numbers.len() == outside + 1 && member.numbers.last() == Some(&1);
+            |member: &&GroupMember| member.numbers.len() == outside + 1 && member.numbers.last() == Some(&1);
         let Some(agent) = members.iter().find(is_first).and_then(|member| member.program) else { return };
         // nspawn is outside of the container's namespace.
-        let is_intruder = |member: &&Member| member.numbers.len() > outside && member.program != Some(agent);
+        let is_intruder =
+            |member: &&GroupMember| member.numbers.len() > outside && member.program != Some(agent);
         let mut found = false;
         for intruder in members.iter().filter(is_intruder) {
             found |= pidfd_send_signal(&intruder.pidfd, Signal::KILL).is_ok();
@@ -53,7 +54,7 @@ pub(super) fn end(agents: &Group) {
     }
 }
 
-fn numbers(process: &str) -> Option<Vec<u32>> {
+fn pid_numbers(process: &str) -> Option<Vec<u32>> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_ascii_whitespace().map(|number| number.parse().ok()).collect()

@@ -2,26 +2,26 @@
 //! Knows folders and commands, neither workspaces nor runs nor HTTP.
 
 pub mod agent;
+mod agent_socket;
 pub mod binds;
-mod birth;
-mod door;
+pub mod container;
 pub mod enclose;
 pub mod engine;
 mod intruders;
 mod load;
-pub mod machine;
 pub mod network;
-mod nursery;
-mod place;
+mod pending_process;
 mod prepare;
 mod process;
 pub mod protocol;
+mod quiesce;
 mod running;
+mod spares;
+mod spec;
 mod state;
 mod status;
-mod still;
 
 pub use engine::Engine;
-pub use place::AGENT;
 pub use process::resume;
-pub use state::{Who, running_in};
+pub use spec::AGENT;
+pub use state::{ProcessIdentity, running_in};

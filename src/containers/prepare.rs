@@ -7,13 +7,13 @@ use crate::store::beneath::Root;
 
 /// Prepares a root. A part that cannot be written (a full disk, a link in its place) does not keep the container from
 /// starting.
-pub(super) fn prepare(root: &Root, host_name: &str) {
+pub(super) fn prepare_root(root: &Root, host_name: &str) {
     // Images bring them with any mode, or not at all; a system that boots gives them this one at each start.
     for folder in ["tmp", "var/tmp"] {
         warn(folder, root.make_shared_dir(folder));
     }
-    warn("etc/hostname", put_hostname(root, host_name));
-    warn("etc/hosts", put_hosts(root, host_name));
+    warn("etc/hostname", write_hostname(root, host_name));
+    warn("etc/hosts", write_hosts(root, host_name));
 }
 
 fn warn(path: &str, done: Result<()>) {
@@ -25,7 +25,7 @@ fn warn(path: &str, done: Result<()>) {
 /// Larger files are no lists of hosts.
 const HOSTS_BYTES: u64 = 1 << 20;
 
-fn put_hostname(root: &Root, name: &str) -> Result<()> {
+fn write_hostname(root: &Root, name: &str) -> Result<()> {
     const PATH: &str = "etc/hostname";
     let text = format!("{name}\n");
     if root.is_link(PATH)? || root.read(PATH, HOSTS_BYTES)?.as_deref() == Some(text.as_bytes()) {
@@ -36,7 +36,7 @@ fn put_hostname(root: &Root, name: &str) -> Result<()> {
     root.write_again(PATH, text.as_bytes(), 0o644)
 }
 
-fn put_hosts(root: &Root, name: &str) -> Result<()> {
+fn write_hosts(root: &Root, name: &str) -> Result<()> {
     const PATH: &str = "etc/hosts";
     if root.is_link(PATH)? {
         return Ok(());
@@ -55,18 +55,18 @@ fn put_hosts(root: &Root, name: &str) -> Result<()> {
 }
 
 /// By this the line is known again when the workspace has another name.
-const MARK: &str = "# this container, by berth";
+const HOSTS_MARKER: &str = "# this container, by berth";
 
 /// A list of hosts in which `name` is found: as Debian does it, by an address of the loopback device, which there is in
 /// every network. A line that names it already is as good.
 fn with_name(hosts: &str, name: &str) -> String {
-    let is_ours = |line: &&str| line.trim_end().ends_with(MARK);
+    let is_ours = |line: &&str| line.trim_end().ends_with(HOSTS_MARKER);
     let others: Vec<&str> = hosts.split_inclusive('\n').filter(|line| !is_ours(line)).collect();
     let names = |line: &&str| {
         let words = line.split('#').next().unwrap_or_default();
         words.split_whitespace().skip(1).any(|word| word.eq_ignore_ascii_case(name))
     };
-    let ours = format!("127.0.1.1\t{name}\t{MARK}\n");
+    let ours = format!("127.0.1.1\t{name}\t{HOSTS_MARKER}\n");
     if others.iter().any(names) {
         return others.concat();
     }
@@ -87,11 +87,11 @@ mod tests {
 
     use super::*;
     use crate::store::file::write_atomic;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn the_own_name_is_found_and_other_lines_stay() {
-        let own = |name: &str| format!("127.0.1.1\t{name}\t{MARK}\n");
+        let own = |name: &str| format!("127.0.1.1\t{name}\t{HOSTS_MARKER}\n");
         let base = "127.0.0.1 localhost\n";
         let once = with_name(base, "box");
         assert_eq!(once, format!("{base}{}", own("box")));
@@ -110,20 +110,20 @@ mod tests {
 
     #[test]
     fn roots_of_any_shape_are_prepared_and_links_are_left() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         std::fs::create_dir_all(dir.join("root/etc")).unwrap();
         std::fs::create_dir_all(dir.join("root/var")).unwrap();
         write_atomic(&dir.join("outside"), b"safe", 0o600).unwrap();
         symlink(dir.join("outside"), dir.join("root/etc/hosts")).unwrap();
         symlink("/var", dir.join("root/tmp")).unwrap();
-        prepare(&Root::open(&dir.join("root")).unwrap(), "box");
+        prepare_root(&Root::open(&dir.join("root")).unwrap(), "box");
         assert_eq!(std::fs::read(dir.join("outside")).unwrap(), b"safe");
         assert_eq!(std::fs::read(dir.join("root/etc/hostname")).unwrap(), b"box\n");
         let mode = |path: &str| std::fs::metadata(dir.join(path)).unwrap().mode() & 0o7777;
         assert_eq!((mode("root/var/tmp"), mode("root/var")), (0o1777, 0o755));
         // One without anything, as some images are.
         std::fs::create_dir(dir.join("empty")).unwrap();
-        prepare(&Root::open(&dir.join("empty")).unwrap(), "box");
+        prepare_root(&Root::open(&dir.join("empty")).unwrap(), "box");
         assert!(std::fs::read_to_string(dir.join("empty/etc/hosts")).unwrap().contains("127.0.1.1\tbox"));
         assert_eq!(mode("empty/tmp"), 0o1777);
     }

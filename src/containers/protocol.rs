@@ -16,20 +16,20 @@ use rustix::net::{
 use rustix::process::{Pid, getgid, getuid};
 
 use crate::base::{At, Code, Error, Result, limits};
-use crate::proc::exec::{TOLD_BYTES, Told, halves, word};
-use crate::proc::packed::{DOORS, STREAMS, pack};
-use crate::proc::{Command, Stdio};
+use crate::proc::exec::{REPORT_BYTES, StartReport, decode_pair, encode_pair};
+use crate::proc::packed::{MAX_PROCS_FILES, STREAMS, pack};
+use crate::proc::{CommandSpec, Stdio};
 
 /// What both sides understand. A server that finds a running agent of another one ends it.
 pub const VERSION: u32 = 3;
 
 /// Agent → engine, eight bytes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum AgentMessage {
     /// A process waits for its command; its pid is attached.
     Ready,
     /// What that process says itself.
-    Told(Told),
+    FromProcess(StartReport),
     /// It ended with this exit code.
     Exited {
         /// 0 to 255.
@@ -42,38 +42,38 @@ pub enum Answer {
     },
 }
 
-impl Answer {
-    fn to_bytes(self) -> [u8; TOLD_BYTES] {
+impl AgentMessage {
+    fn to_bytes(self) -> [u8; REPORT_BYTES] {
         match self {
-            Answer::Told(told) => told.to_bytes(),
-            Answer::Ready => word(16, 0),
-            Answer::Exited { code } => word(17, code),
-            Answer::Killed { signal } => word(18, signal),
+            AgentMessage::FromProcess(told) => told.to_bytes(),
+            AgentMessage::Ready => encode_pair(16, 0),
+            AgentMessage::Exited { code } => encode_pair(17, code),
+            AgentMessage::Killed { signal } => encode_pair(18, signal),
         }
     }
 
-    fn of(bytes: [u8; TOLD_BYTES]) -> Option<Answer> {
-        Some(match halves(bytes) {
-            (16, _) => Answer::Ready,
-            (17, code) => Answer::Exited { code },
-            (18, signal) => Answer::Killed { signal },
-            _ => Answer::Told(Told::of(bytes)?),
+    fn from_bytes(bytes: [u8; REPORT_BYTES]) -> Option<AgentMessage> {
+        Some(match decode_pair(bytes) {
+            (16, _) => AgentMessage::Ready,
+            (17, code) => AgentMessage::Exited { code },
+            (18, signal) => AgentMessage::Killed { signal },
+            _ => AgentMessage::FromProcess(StartReport::from_bytes(bytes)?),
         })
     }
 }
 
 /// The container, or the process in it that was to become a command, has ended.
-pub(super) fn gone() -> Error {
+pub(super) fn container_stopped() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
 /// Nothing came until the deadline.
-pub(super) fn silent() -> Error {
+pub(super) fn agent_timeout() -> Error {
     Error::new(Code::ContainerSilent, "The container's agent does not answer")
 }
 
 /// The container lives, but nothing can be started in it.
-pub(super) fn full() -> Error {
+pub(super) fn container_full() -> Error {
     Error::new(
         Code::ContainerFull,
         "Nothing can be started in the container: what runs there takes all its memory or processes, or kills what starts. \
@@ -89,7 +89,7 @@ pub(super) fn full() -> Error {
 /// `ContainerSilent` when it does not read until `deadline`.
 pub fn send_command(
     socket: impl AsFd,
-    command: &Command,
+    command: &CommandSpec,
     mark: Option<&CString>,
     stdio: &Stdio,
     doors: &[OwnedFd],
@@ -102,7 +102,7 @@ pub fn send_command(
     }
     let mut fds = vec![stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
     fds.extend(doors.iter().map(AsFd::as_fd));
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + DOORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + MAX_PROCS_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Error::internal("a command has more groups than there are hierarchies"));
@@ -118,8 +118,8 @@ pub fn send_command(
         match result {
             Ok(n) => sent += n,
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => ready(socket.as_fd(), PollFlags::OUT, deadline)?,
-            Err(_) => return Err(gone()),
+            Err(Errno::AGAIN) => wait_ready(socket.as_fd(), PollFlags::OUT, deadline)?,
+            Err(_) => return Err(container_stopped()),
         }
     }
     Ok(())
@@ -135,7 +135,7 @@ pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmCredentials(credentials));
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(&socket, &[IoSlice::new(&Answer::Ready.to_bytes())], &mut ancillary, flags).map(drop)
+    sendmsg(&socket, &[IoSlice::new(&AgentMessage::Ready.to_bytes())], &mut ancillary, flags).map(drop)
 }
 
 /// Between the agent's two: `pid` waits on `socket`.
@@ -169,16 +169,16 @@ pub fn receive_process(told: impl AsFd) -> Option<(Pid, OwnedFd)> {
 ///
 /// # Errors
 /// What send(2) said.
-pub fn send_answer(socket: impl AsFd, answer: Answer) -> rustix::io::Result<()> {
+pub fn send_message(socket: impl AsFd, answer: AgentMessage) -> rustix::io::Result<()> {
     send(&socket, &answer.to_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
 }
 
 /// Waits until `socket` is ready for `flags`.
-fn ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<()> {
+fn wait_ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     match poll(&mut [PollFd::from_borrowed_fd(socket, flags)], Some(&timeout)) {
-        Ok(0) => Err(silent()),
+        Ok(0) => Err(agent_timeout()),
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error).at("poll", "the agent's socket"),
     }
@@ -186,18 +186,18 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<
 
 /// Answers as they come in, whatever pieces the other side sends.
 #[derive(Debug, Default)]
-pub struct Answers {
+pub struct MessageReader {
     bytes: Vec<u8>,
 }
 
-impl Answers {
+impl MessageReader {
     /// Goes on after these bytes.
-    pub fn after(bytes: Vec<u8>) -> Answers {
-        Answers { bytes }
+    pub fn with_bytes(bytes: Vec<u8>) -> MessageReader {
+        MessageReader { bytes }
     }
 
     /// What came and is not read yet.
-    pub fn rest(&self) -> &[u8] {
+    pub fn unread(&self) -> &[u8] {
         &self.bytes
     }
 
@@ -205,43 +205,45 @@ impl Answers {
     ///
     /// # Errors
     /// `ContainerStopped` at the end of the connection or when what came is not an answer.
-    pub fn next(&mut self, socket: impl AsFd) -> Result<Option<Answer>> {
+    pub fn try_next(&mut self, socket: impl AsFd) -> Result<Option<AgentMessage>> {
         loop {
             if let Some(answer) = self.parse()? {
                 return Ok(Some(answer));
             }
-            let mut chunk = [0u8; 4 * TOLD_BYTES];
+            let mut chunk = [0u8; 4 * REPORT_BYTES];
             match recv(&socket, &mut chunk[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Err(gone()),
+                Ok((0, _)) => return Err(container_stopped()),
                 Ok((n, _)) => self.bytes.extend_from_slice(&chunk[..n]),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(None),
-                Err(_) => return Err(gone()),
+                Err(_) => return Err(container_stopped()),
             }
         }
     }
 
-    fn parse(&mut self) -> Result<Option<Answer>> {
-        let Some(bytes) = self.bytes.first_chunk::<TOLD_BYTES>().copied() else { return Ok(None) };
-        self.bytes.drain(..TOLD_BYTES);
-        Answer::of(bytes).map(Some).ok_or_else(|| gone().because("what came is no answer"))
+    fn parse(&mut self) -> Result<Option<AgentMessage>> {
+        let Some(bytes) = self.bytes.first_chunk::<REPORT_BYTES>().copied() else { return Ok(None) };
+        self.bytes.drain(..REPORT_BYTES);
+        AgentMessage::from_bytes(bytes)
+            .map(Some)
+            .ok_or_else(|| container_stopped().with_source("what came is no answer"))
     }
 }
 
-/// [`Answer::Ready`], with the pid that the kernel attached to it, as seen from here; `None`: it has not come yet. The socket
+/// [`AgentMessage::Ready`], with the pid that the kernel attached to it, as seen from here; `None`: it has not come yet. The socket
 /// must have SO_PASSCRED set since before it was connected. The sender can lie only about pids of its own namespace
 /// (unix(7): another pid needs CAP_SYS_ADMIN in the user namespace that owns the pid namespace).
 ///
 /// # Errors
 /// `ContainerStopped` when anything else comes.
 pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
-    let mut chunk = [0u8; TOLD_BYTES];
+    let mut chunk = [0u8; REPORT_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = match recvmsg(&socket, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, flags) {
         Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-        received => received.map_err(|_| gone())?,
+        received => received.map_err(|_| container_stopped())?,
     };
     let mut pid = None;
     for message in ancillary.drain() {
@@ -249,10 +251,10 @@ pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
             pid = Some(credentials.pid.as_raw_nonzero().get());
         }
     }
-    let mut answers = Answers { bytes: chunk[..received.bytes].to_vec() };
+    let mut answers = MessageReader { bytes: chunk[..received.bytes].to_vec() };
     match (answers.parse()?, pid) {
-        (Some(Answer::Ready), Some(pid)) => Ok(Some(pid)),
-        _ => Err(gone().because("the first message was not a greeting")),
+        (Some(AgentMessage::Ready), Some(pid)) => Ok(Some(pid)),
+        _ => Err(container_stopped().with_source("the first message was not a greeting")),
     }
 }
 
@@ -261,15 +263,15 @@ pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
 ///
 /// # Errors
 /// `ContainerStopped` when the other side is gone or does not read.
-pub(super) fn send_entrances(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()> {
+pub(super) fn send_cgroups(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()> {
     let fds: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DOORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PROCS_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Error::internal("a process has more groups than there are hierarchies"));
     }
-    let (word, flags) = (word(0, 0), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-    sendmsg(&socket, &[IoSlice::new(&word)], &mut ancillary, flags).map_err(|_| gone())?;
+    let (word, flags) = (encode_pair(0, 0), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    sendmsg(&socket, &[IoSlice::new(&word)], &mut ancillary, flags).map_err(|_| container_stopped())?;
     Ok(())
 }
 
@@ -277,15 +279,15 @@ pub(super) fn send_entrances(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()>
 ///
 /// # Errors
 /// `ContainerStopped` when it has ended; `Internal` with what the kernel said.
-pub(super) fn receive_entered(socket: impl AsFd, answers: &mut Answers) -> Result<bool> {
-    match answers.next(&socket)? {
+pub(super) fn receive_entered(socket: impl AsFd, answers: &mut MessageReader) -> Result<bool> {
+    match answers.try_next(&socket)? {
         None => Ok(false),
-        Some(Answer::Told(Told::Entered)) => Ok(true),
-        Some(Answer::Told(Told::NotEntered(errno))) => {
+        Some(AgentMessage::FromProcess(StartReport::GroupEntered)) => Ok(true),
+        Some(AgentMessage::FromProcess(StartReport::GroupFailed(errno))) => {
             let reason = std::io::Error::from_raw_os_error(errno);
             Err(Error::internal(format!("A process of the container could not enter its cgroup: {reason}")))
         }
-        Some(_) => Err(gone()),
+        Some(_) => Err(container_stopped()),
     }
 }
 
@@ -296,15 +298,17 @@ pub(super) fn receive_entered(socket: impl AsFd, answers: &mut Answers) -> Resul
 /// the answer that came instead is given to `refused`.
 pub fn receive_accepted(
     socket: impl AsFd,
-    answers: &mut Answers,
+    answers: &mut MessageReader,
     deadline: Instant,
-    refused: impl FnOnce(Answer) -> Error,
+    refused: impl FnOnce(AgentMessage) -> Error,
 ) -> Result<()> {
     loop {
-        match answers.next(&socket)? {
-            None => ready(socket.as_fd(), PollFlags::IN, deadline)?,
-            Some(Answer::Told(Told::Accepted)) => return Ok(()),
-            Some(Answer::Exited { .. } | Answer::Killed { .. } | Answer::Ready) => return Err(gone()),
+        match answers.try_next(&socket)? {
+            None => wait_ready(socket.as_fd(), PollFlags::IN, deadline)?,
+            Some(AgentMessage::FromProcess(StartReport::Accepted)) => return Ok(()),
+            Some(AgentMessage::Exited { .. } | AgentMessage::Killed { .. } | AgentMessage::Ready) => {
+                return Err(container_stopped());
+            }
             Some(other) => return Err(refused(other)),
         }
     }

@@ -11,20 +11,20 @@ use std::sync::{Arc, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
-use super::network::Lease;
-use super::state::{Pulse, State};
+use super::network::LinkLease;
+use super::state::{ContainerRecord, ProcStat};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
-use crate::roots::Held;
+use crate::roots::RootHandle;
 
 /// The group of nspawn and the agent, in the container's.
 pub(super) const AGENTS: &str = "machine";
 
 /// What runs.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) state: State,
+pub(super) struct RunningContainer {
+    pub(super) record: ContainerRecord,
     /// Taken over from an earlier server.
     pub(super) adopted: bool,
     /// The workspace's folder.
@@ -35,24 +35,24 @@ pub(super) struct Running {
     /// The first uid of the container on the host.
     pub(super) uid_base: u32,
     /// Its files, put together.
-    pub(super) _root: Option<Held>,
+    pub(super) _root: Option<RootHandle>,
     /// The namespace that its processes have their numbers in.
     pub(super) pids: Option<(u64, u64)>,
     /// PID 1 of the container.
     pub(super) init: OwnedFd,
     /// nspawn's and its own.
-    pub(super) pulses: [Pulse; 2],
-    pub(super) spares: Mutex<Vec<Spare>>,
+    pub(super) stats: [ProcStat; 2],
+    pub(super) spares: Mutex<Vec<SpareProcess>>,
     /// Groups of commands that have ended, for others.
-    pub(super) groups: Mutex<Vec<Group>>,
+    pub(super) spare_groups: Mutex<Vec<Group>>,
     /// Something in it was killed for want of memory: v1 counts that for the innermost group alone.
     pub(super) oom_killed: AtomicBool,
-    pub(super) owner: Owner,
+    pub(super) monitor: NspawnMonitor,
 }
 
 /// A process in the container that waits for its command, in a group of its own.
 #[derive(Debug)]
-pub(super) struct Spare {
+pub(super) struct SpareProcess {
     pub(super) socket: OwnedFd,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
@@ -61,7 +61,7 @@ pub(super) struct Spare {
 
 /// nspawn's process.
 #[derive(Debug)]
-pub(super) enum Leader {
+pub(super) enum NspawnProcess {
     /// Started by us.
     Ours(Child),
     /// Started by an earlier server.
@@ -70,7 +70,7 @@ pub(super) enum Leader {
 
 /// The thread that waits for nspawn.
 #[derive(Debug)]
-pub(super) struct Owner {
+pub(super) struct NspawnMonitor {
     stop: Cancel,
     /// It goes on without us.
     let_go: Arc<AtomicBool>,
@@ -78,16 +78,16 @@ pub(super) struct Owner {
     thread: Mutex<Option<JoinOnDrop>>,
 }
 
-impl Owner {
+impl NspawnMonitor {
     /// Waits for `leader` on a thread of its own. `all`: everything in the container; `runtime`: where its state lies;
     /// `lease`: its private network.
     pub(super) fn start(
         name: &str,
-        leader: Leader,
+        leader: NspawnProcess,
         all: Group,
         runtime: PathBuf,
-        lease: Option<Lease>,
-    ) -> Result<Owner> {
+        lease: Option<LinkLease>,
+    ) -> Result<NspawnMonitor> {
         let stop = Cancel::new()?;
         let (let_go, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let thread = {
@@ -95,9 +95,9 @@ impl Owner {
             spawn(format!("container-{name}"), limits::STACK, move || {
                 leader.wait(&stop);
                 if let_go.load(Ordering::Acquire) {
-                    leader.forget();
+                    leader.leak();
                     if let Some(lease) = lease {
-                        lease.let_go();
+                        lease.detach();
                     }
                     return;
                 }
@@ -107,11 +107,11 @@ impl Owner {
                     log::error!("container: {error}");
                 }
                 drop(lease);
-                State::remove(&runtime);
+                ContainerRecord::remove(&runtime);
                 ended.store(true, Ordering::Release);
             })?
         };
-        Ok(Owner { stop, let_go, ended, thread: Mutex::new(Some(thread)) })
+        Ok(NspawnMonitor { stop, let_go, ended, thread: Mutex::new(Some(thread)) })
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -125,22 +125,22 @@ impl Owner {
         lock(&self.thread).take();
     }
 
-    fn let_go(&self) {
+    fn detach(&self) {
         self.let_go.store(true, Ordering::Release);
         self.end();
     }
 }
 
-impl Drop for Owner {
+impl Drop for NspawnMonitor {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-impl Running {
+impl RunningContainer {
     /// Whether it has not ended.
     pub(super) fn is_alive(&self) -> bool {
-        !self.owner.has_ended() && !has_ended(self.init.as_fd())
+        !self.monitor.has_ended() && !has_ended(self.init.as_fd())
     }
 
     /// Whether `pid` is one of its processes, as the kernel says. Its namespace is found quicker than its group.
@@ -152,25 +152,26 @@ impl Running {
     }
 
     /// Whether more processes should wait in it.
-    pub(super) fn wants_spare(&self) -> bool {
-        lock(&self.spares).len() < limits::SPARE_PROCESSES && !self.owner.has_ended()
+    pub(super) fn needs_spare(&self) -> bool {
+        lock(&self.spares).len() < limits::SPARE_PROCESSES && !self.monitor.has_ended()
     }
 
     /// Takes a process that waits for a command.
-    pub(super) fn keep_spare(&self, spare: Spare) {
+    pub(super) fn add_spare(&self, spare: SpareProcess) {
         lock(&self.spares).push(spare);
     }
 
     /// Takes the group of a command that has ended.
-    pub(super) fn keep_group(&self, mut group: Group) {
-        if !self.owner.has_ended() && lock(&self.groups).len() < limits::SPARE_GROUPS && group.reuse() {
-            lock(&self.groups).push(group);
+    pub(super) fn add_spare_group(&self, mut group: Group) {
+        if !self.monitor.has_ended() && lock(&self.spare_groups).len() < limits::SPARE_GROUPS && group.reuse()
+        {
+            lock(&self.spare_groups).push(group);
         }
     }
 
     /// Whether it should still get commands: one that is being killed would take them with it.
-    pub(super) fn takes_commands(&self) -> bool {
-        self.is_alive() && !self.pulses.iter().any(Pulse::is_doomed)
+    pub(super) fn accepts_commands(&self) -> bool {
+        self.is_alive() && !self.stats.iter().any(ProcStat::is_being_killed)
     }
 
     /// Ends everything in it and returns when it is over.
@@ -180,26 +181,26 @@ impl Running {
             log::error!("container: {error}");
         }
         lock(&self.spares).clear();
-        lock(&self.groups).clear();
-        self.owner.end();
+        lock(&self.spare_groups).clear();
+        self.monitor.end();
         // A command that is cut short has us still, while the next start makes groups of these names.
         self.group.remove();
     }
 
     /// Leaves it running for the next server.
-    pub(super) fn let_go(&self) {
+    pub(super) fn detach(&self) {
         lock(&self.spares).clear();
-        lock(&self.groups).clear();
-        self.owner.let_go();
+        lock(&self.spare_groups).clear();
+        self.monitor.detach();
     }
 }
 
-impl Leader {
+impl NspawnProcess {
     /// Until it has ended, or `stop`. A container has no deadline of its own.
     fn wait(&self, stop: &Cancel) {
         let process = match self {
-            Leader::Ours(child) => child.done_fd(),
-            Leader::Adopted(pidfd) => pidfd.as_fd(),
+            NspawnProcess::Ours(child) => child.exit_fd(),
+            NspawnProcess::Adopted(pidfd) => pidfd.as_fd(),
         };
         let wanted = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         while matches!(poll(&mut [wanted(process), wanted(stop.as_fd())], None), Err(rustix::io::Errno::INTR))
@@ -209,15 +210,15 @@ impl Leader {
 
     fn kill(self) {
         match self {
-            Leader::Ours(mut child) => child.kill(),
-            Leader::Adopted(pidfd) => {
+            NspawnProcess::Ours(mut child) => child.kill(),
+            NspawnProcess::Adopted(pidfd) => {
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             }
         }
     }
 
     /// Its destructor would end it; the kernel gives it to another parent when we end.
-    fn forget(self) {
+    fn leak(self) {
         std::mem::forget(self);
     }
 }

@@ -10,8 +10,8 @@ use chrono::{DateTime, Utc};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::binds::Bound;
-use super::network::Link;
+use super::binds::BindMount;
+use super::network::VethLink;
 use super::protocol;
 use crate::base::Result;
 use crate::base::ids::Network;
@@ -21,7 +21,7 @@ use crate::store::file;
 
 /// `<workspace>/machine.json`
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct ContainerRecord {
     /// What the agent understands.
     pub(super) protocol: u32,
     /// berth's version in it.
@@ -29,9 +29,9 @@ pub(super) struct State {
     /// Process numbers mean nothing after a reboot.
     boot_id: String,
     /// nspawn, which is the container.
-    leader: Who,
+    leader: ProcessIdentity,
     /// The agent, PID 1 inside.
-    init: Who,
+    init: ProcessIdentity,
     /// Its cgroup, as /proc names it.
     pub(super) cgroup: PathBuf,
     pub(super) started_at: DateTime<Utc>,
@@ -40,15 +40,15 @@ pub(super) struct State {
     pub(super) network: Network,
     /// Its private network.
     #[serde(default)]
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<VethLink>,
     /// Folders of the host in it.
     #[serde(default)]
-    pub(super) mounts: Vec<Bound>,
+    pub(super) mounts: Vec<BindMount>,
 }
 
 /// A process that no other one can be taken for: its number, and when it started, in clock ticks since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
+pub struct ProcessIdentity {
     /// Its number.
     pub pid: i32,
     start: u64,
@@ -56,15 +56,15 @@ pub struct Who {
 
 const FILE: &str = "machine.json";
 
-impl Who {
+impl ProcessIdentity {
     /// The process that has this number now, unless it has ended.
-    pub fn of(pid: i32) -> Option<Who> {
-        Some(Who { pid, start: started(pid)? })
+    pub fn from_pid(pid: i32) -> Option<ProcessIdentity> {
+        Some(ProcessIdentity { pid, start: start_time(pid)? })
     }
 
     /// A way to ask again and again whether it is about to end.
-    pub(super) fn pulse(self) -> Option<Pulse> {
-        let pulse = Pulse(File::open(format!("/proc/{}/stat", self.pid)).ok()?);
+    pub(super) fn open_stat(self) -> Option<ProcStat> {
+        let pulse = ProcStat(File::open(format!("/proc/{}/stat", self.pid)).ok()?);
         (pulse.field(22)? == self.start).then_some(pulse)
     }
 
@@ -72,18 +72,18 @@ impl Who {
     fn find(self, group: &Group) -> Option<OwnedFd> {
         // First the descriptor, then the checks: what it means can no longer change.
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
-        (started(self.pid) == Some(self.start) && group.contains(self.pid)).then_some(fd)
+        (start_time(self.pid) == Some(self.start) && group.contains(self.pid)).then_some(fd)
     }
 }
 
 /// A process's /proc/PID/stat, open: it means this process, whoever has its number later.
 #[derive(Debug)]
-pub(super) struct Pulse(File);
+pub(super) struct ProcStat(File);
 
-impl Pulse {
+impl ProcStat {
     /// Whether it has been killed, even if nothing of that can be seen otherwise: a pid namespace whose first process was
     /// killed takes commands until the kernel has come to all of its processes.
-    pub(super) fn is_doomed(&self) -> bool {
+    pub(super) fn is_being_killed(&self) -> bool {
         /// PF_EXITING and, from when the signal is no longer pending, PF_SIGNALED of the kernel's sched.h.
         const EXITING: u64 = 0x4 | 0x400;
         const KILL: u64 = 1 << (libc::SIGKILL - 1);
@@ -112,9 +112,9 @@ fn field_of(stat: &str, field: usize) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
-impl State {
-    pub(super) fn new(leader: Who, init: Who, cgroup: PathBuf) -> State {
-        State {
+impl ContainerRecord {
+    pub(super) fn new(leader: ProcessIdentity, init: ProcessIdentity, cgroup: PathBuf) -> ContainerRecord {
+        ContainerRecord {
             protocol: protocol::VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: boot_id(),
@@ -129,14 +129,14 @@ impl State {
     }
 
     /// What is in `folder`, if it is of this boot and can be read.
-    pub(super) fn read(folder: &Path) -> Option<State> {
+    pub(super) fn read(folder: &Path) -> Option<ContainerRecord> {
         let bytes = file::read_optional(&folder.join(FILE), 64 << 10).ok()??;
-        serde_json::from_slice(&bytes).ok().filter(|state: &State| state.boot_id == boot_id())
+        serde_json::from_slice(&bytes).ok().filter(|state: &ContainerRecord| state.boot_id == boot_id())
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(self)
-            .map_err(|error| crate::base::Error::internal("machine.json").because(error))?;
+            .map_err(|error| crate::base::Error::internal("machine.json").with_source(error))?;
         file::replace(&folder.join(FILE), &bytes, 0o600)
     }
 
@@ -145,8 +145,8 @@ impl State {
     }
 
     /// The pulses of nspawn and the agent.
-    pub(super) fn pulses(&self) -> Option<[Pulse; 2]> {
-        Some([self.leader.pulse()?, self.init.pulse()?])
+    pub(super) fn open_stats(&self) -> Option<[ProcStat; 2]> {
+        Some([self.leader.open_stat()?, self.init.open_stat()?])
     }
 
     /// nspawn and the agent, if both are what they were and still in `group`.
@@ -169,13 +169,13 @@ impl State {
 /// When the folder cannot be read.
 pub fn running_in(data_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = roots::workspace_folders(data_dir)?;
-    found.retain(|folder| State::read(folder).is_some_and(|state| state.pulses().is_some()));
+    found.retain(|folder| ContainerRecord::read(folder).is_some_and(|state| state.open_stats().is_some()));
     Ok(found)
 }
 
 /// When it started, in clock ticks since boot. `None` for a zombie (Z) or a dead process (X), which keep their number until
 /// their parent waits for them (proc_pid_stat(5)).
-fn started(pid: i32) -> Option<u64> {
+fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let state = stat.rsplit_once(')')?.1.trim_start();
     if state.starts_with(['Z', 'X']) { None } else { field_of(&stat, 22) }
@@ -187,12 +187,12 @@ mod tests {
 
     #[test]
     fn a_process_is_its_number_and_its_start() {
-        let own = Who::of(std::process::id() as i32).unwrap();
-        assert_eq!(Who::of(own.pid), Some(own));
+        let own = ProcessIdentity::from_pid(std::process::id() as i32).unwrap();
+        assert_eq!(ProcessIdentity::from_pid(own.pid), Some(own));
         assert!(own.start > 0);
-        assert_eq!(Who::of(i32::MAX), None);
-        assert!(!own.pulse().unwrap().is_doomed());
-        assert!(Who { start: own.start + 1, ..own }.pulse().is_none());
+        assert_eq!(ProcessIdentity::from_pid(i32::MAX), None);
+        assert!(!own.open_stat().unwrap().is_being_killed());
+        assert!(ProcessIdentity { start: own.start + 1, ..own }.open_stat().is_none());
     }
 
     #[test]
@@ -202,20 +202,20 @@ mod tests {
             reason = "the test needs a child that the code under test did not start"
         )]
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let pulse = Who::of(child.id() as i32).unwrap().pulse().unwrap();
-        assert!(!pulse.is_doomed());
-        let who = Who::of(child.id() as i32);
+        let pulse = ProcessIdentity::from_pid(child.id() as i32).unwrap().open_stat().unwrap();
+        assert!(!pulse.is_being_killed());
+        let who = ProcessIdentity::from_pid(child.id() as i32);
         assert!(who.is_some());
         child.kill().unwrap();
-        assert!(pulse.is_doomed(), "at once");
+        assert!(pulse.is_being_killed(), "at once");
         // A zombie, until this process waits for it.
         rustix::process::waitid(
             rustix::process::WaitId::Pid(Pid::from_child(&child)),
             rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
         )
         .unwrap();
-        assert_eq!(Who::of(child.id() as i32), None);
+        assert_eq!(ProcessIdentity::from_pid(child.id() as i32), None);
         child.wait().unwrap();
-        assert!(pulse.is_doomed(), "for ever");
+        assert!(pulse.is_being_killed(), "for ever");
     }
 }

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::binds::Bound;
+use super::binds::BindMount;
 use super::network;
 
 /// What a person may want to know of a container.
 #[derive(Debug, Default, Serialize)]
-pub struct Status {
+pub struct ContainerStatus {
     /// `running`, `stopped`, or `changing` while it starts or stops.
     pub state: &'static str,
     /// Since when it runs.
@@ -23,9 +23,9 @@ pub struct Status {
     /// The version of the agent in it; the next start takes this server's.
     pub agent_version: Option<String>,
     /// Of the running container; what is wanted is the workspace's `network`.
-    pub network: Option<network::Status>,
+    pub network: Option<network::NetworkStatus>,
     /// Folders of the host in the running container; what is wanted are the workspace's `mounts`.
-    pub mounts: Vec<Bound>,
+    pub mounts: Vec<BindMount>,
     /// Commands and terminals in it.
     pub busy: usize,
     /// After so long without any it is stopped; null: never.

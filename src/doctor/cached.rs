@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use crate::base::limits;
 use crate::base::thread::lock;
-use crate::doctor::{self, Check, Report, Subject};
+use crate::doctor::{self, Check, DoctorReport, Subject};
 
 /// Knows what to look at.
 pub struct Doctor {
     subject: Subject,
-    last: Mutex<Option<(Instant, Arc<Report>)>>,
+    last: Mutex<Option<(Instant, Arc<DoctorReport>)>>,
 }
 
 impl Doctor {
@@ -22,7 +22,7 @@ impl Doctor {
     }
 
     /// The report of the last [`limits::PROBE_FRESH`], or else a new one; takes about a second then.
-    pub fn report(&self) -> Arc<Report> {
+    pub fn report(&self) -> Arc<DoctorReport> {
         let mut last = lock(&self.last);
         if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < limits::PROBE_FRESH) {
             return report.clone();

@@ -2,12 +2,12 @@
 
 use rustix::io::Errno;
 
-use super::{Check, Scratch, Status, Subject, is_root, try_out};
+use super::{Check, CheckStatus, ScratchFolder, Subject, is_root, run_probe};
 use crate::base::{limits, thread};
 use crate::proc::Pty;
 use crate::proc::confinement::Confinement;
 use crate::proc::sys::clone3_refused;
-use crate::roots::Ability;
+use crate::roots::RootCapabilities;
 use crate::store::beneath::Root;
 
 /// The kernel itself; without openat2 (Linux 5.6) no file of a container can be opened safely.
@@ -34,7 +34,7 @@ pub(super) fn process_start() -> Check {
         other => other.to_string(),
     };
     let cost = "commands start by clone(2) and enter their cgroups themselves, which takes up to 15 ms each";
-    match Confinement::of_self().explains(errno) {
+    match Confinement::from_proc_self().explains(errno) {
         Some(cause) => Check::warn(name, format!("clone3 is {cause} ({shown}): {cost}"), OUTER),
         None => Check::warn(name, format!("The kernel does not support clone3 ({shown}): {cost}"), NEWER),
     }
@@ -63,18 +63,18 @@ pub(super) const OUTER: &str = "start berth's own container with --privileged, o
 
 /// What helps with mounts: not another kernel where this one would do.
 fn mounts_fix(otherwise: &'static str) -> &'static str {
-    if Confinement::of_self().sys_admin { otherwise } else { OUTER }
+    if Confinement::from_proc_self().sys_admin { otherwise } else { OUTER }
 }
 
 pub(super) fn user_namespaces(subject: &Subject) -> Check {
     let name = "user namespaces";
-    match try_out(subject, "userns", std::path::Path::new("/")) {
+    match run_probe(subject, "userns", std::path::Path::new("/")) {
         Ok(()) => Check::ok(name, "root of a container is nobody outside"),
         Err(why) => {
             let off = |file: &str| {
                 std::fs::read_to_string(format!("/proc/sys/{file}")).is_ok_and(|text| text.trim() == "0")
             };
-            let confined = Confinement::of_self();
+            let confined = Confinement::from_proc_self();
             let fix = if off("user/max_user_namespaces") {
                 "sysctl -w user.max_user_namespaces=65536"
             } else if off("kernel/unprivileged_userns_clone") && !is_root() {
@@ -87,14 +87,14 @@ pub(super) fn user_namespaces(subject: &Subject) -> Check {
                 "start berth as root"
             };
             // Only root makes containers, and what others may is then without consequence.
-            let status = if is_root() { Status::Fail } else { Status::Warn };
+            let status = if is_root() { CheckStatus::Fail } else { CheckStatus::Warn };
             Check { name: name.into(), status, found: why, fix: Some(fix.into()) }
         }
     }
 }
 
 /// Mounts on the file system of the data folder.
-pub(super) fn mounts(subject: &Subject, scratch: &Scratch) -> Vec<Check> {
+pub(super) fn mounts(subject: &Subject, scratch: &ScratchFolder) -> Vec<Check> {
     let rows = [
         (
             "id-mapped mounts",
@@ -122,7 +122,7 @@ pub(super) fn mounts(subject: &Subject, scratch: &Scratch) -> Vec<Check> {
         match scratch
             .folder(probe)
             .map_err(|error| error.to_string())
-            .and_then(|folder| try_out(subject, probe, &folder))
+            .and_then(|folder| run_probe(subject, probe, &folder))
         {
             Ok(()) => Check::ok(name, good),
             Err(why) => Check::warn(
@@ -136,12 +136,12 @@ pub(super) fn mounts(subject: &Subject, scratch: &Scratch) -> Vec<Check> {
 }
 
 /// How roots will be made, by doing it.
-pub(super) fn roots(scratch: &Scratch) -> Check {
+pub(super) fn roots(scratch: &ScratchFolder) -> Check {
     let name = "roots";
     if !is_root() {
         return Check::warn(name, "not tried without root", "run berth doctor as root");
     }
-    let ability = match scratch.folder("roots").and_then(|folder| Ability::of(&folder)) {
+    let ability = match scratch.folder("roots").and_then(|folder| RootCapabilities::probe_folder(&folder)) {
         Ok(ability) => ability,
         Err(error) => return Check::warn(name, error.to_string(), "let berth's user own the data folder"),
     };

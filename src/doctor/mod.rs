@@ -20,17 +20,17 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::base::{At, Result, clock, limits};
-use crate::images::mirrors::Sources;
+use crate::images::mirrors::PackageSources;
 use crate::proc::confinement::Confinement;
 use crate::proc::tools::{self, Family};
-use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
+use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, tree};
 
 /// How serious it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum CheckStatus {
     /// As it should be.
     Ok,
     /// Something is slower, weaker or not possible; the main job is.
@@ -45,7 +45,7 @@ pub struct Check {
     /// What, in a word or two; stays the same between versions.
     pub name: String,
     /// How serious.
-    pub status: Status,
+    pub status: CheckStatus,
     /// What is there, or what is missing and what that means.
     pub found: String,
     /// What to install or switch on; absent where nothing is to be done.
@@ -55,21 +55,21 @@ pub struct Check {
 
 impl Check {
     fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {
-        Check { name: name.into(), status: Status::Ok, found: found.into(), fix: None }
+        Check { name: name.into(), status: CheckStatus::Ok, found: found.into(), fix: None }
     }
 
     fn warn(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Check {
-        Check { name: name.into(), status: Status::Warn, found: found.into(), fix: Some(fix.into()) }
+        Check { name: name.into(), status: CheckStatus::Warn, found: found.into(), fix: Some(fix.into()) }
     }
 
     fn fail(name: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Check {
-        Check { name: name.into(), status: Status::Fail, found: found.into(), fix: Some(fix.into()) }
+        Check { name: name.into(), status: CheckStatus::Fail, found: found.into(), fix: Some(fix.into()) }
     }
 }
 
 /// Everything that was looked at.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// Nothing that berth needs is missing.
     pub ok: bool,
     /// Of the binary that looked.
@@ -86,7 +86,7 @@ pub struct Subject {
     /// Where all state lies, or will lie.
     pub data_dir: PathBuf,
     /// Mirrors and keyrings.
-    pub sources: Sources,
+    pub sources: PackageSources,
     /// Where the children's groups are made.
     pub cgroups: Cgroups,
     /// Which folders of the host containers may have.
@@ -98,13 +98,13 @@ pub struct Subject {
 }
 
 /// Tries everything out; takes about a second, and at most [`limits::PROBE`] for each step.
-pub fn examine(subject: &Subject) -> Report {
+pub fn examine(subject: &Subject) -> DoctorReport {
     let mut checks = vec![kernel::version()];
     checks.extend(at_start(subject));
     checks.extend(nspawn::checks(subject));
     checks.push(kernel::user_namespaces(subject));
     checks.extend(resources::enforcement(subject));
-    match Scratch::new(&subject.data_dir) {
+    match ScratchFolder::new(&subject.data_dir) {
         Ok(scratch) => {
             checks.push(resources::data_folder(subject, &scratch));
             checks.extend(kernel::mounts(subject, &scratch));
@@ -123,13 +123,13 @@ pub fn examine(subject: &Subject) -> Report {
     checks.push(kernel::terminals());
     checks.extend(programs::network(subject));
     checks.push(programs::mounts(subject));
-    let ok = checks.iter().all(|check| check.status != Status::Fail);
-    Report { ok, version: env!("CARGO_PKG_VERSION"), checked_at: clock::now_rfc3339(), checks }
+    let ok = checks.iter().all(|check| check.status != CheckStatus::Fail);
+    DoctorReport { ok, version: env!("CARGO_PKG_VERSION"), checked_at: clock::now_rfc3339(), checks }
 }
 
 /// What costs nothing to look at, for the start of the server.
 pub fn at_start(subject: &Subject) -> Vec<Check> {
-    let mut checks = vec![if is_root() && !Confinement::of_self().sys_admin {
+    let mut checks = vec![if is_root() && !Confinement::from_proc_self().sys_admin {
         Check::fail(
             "root",
             "berth runs as root without CAP_SYS_ADMIN, as in a container without --privileged; container \
@@ -167,20 +167,20 @@ fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::re
     let spec = Spec::new(program).args(args.iter().copied());
     let place = (&subject.cgroups, "doctor");
     let (ended, text) = spec
-        .printed(place, limits::PROBE_OUTPUT_BYTES, limits::PROBE, &subject.cancel)
+        .run_for_output(place, limits::PROBE_OUTPUT_BYTES, limits::PROBE, &subject.cancel)
         .map_err(|error| error.to_string())?;
     let last = || text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
     match ended {
-        Ended::Exited(Exit::Code(0)) => Ok(text),
-        Ended::Exited(exit) if last().is_empty() => Err(exit.to_string()),
-        Ended::Exited(_) => Err(last()),
-        Ended::TimedOut => Err(format!("did not end within {} s", limits::PROBE.as_secs())),
-        Ended::Cancelled => Err("was interrupted".into()),
+        ProcessOutcome::Exited(Exit::Code(0)) => Ok(text),
+        ProcessOutcome::Exited(exit) if last().is_empty() => Err(exit.to_string()),
+        ProcessOutcome::Exited(_) => Err(last()),
+        ProcessOutcome::TimedOut => Err(format!("did not end within {} s", limits::PROBE.as_secs())),
+        ProcessOutcome::Cancelled => Err("was interrupted".into()),
     }
 }
 
 /// Runs one of our own probes ([`child`]) in a process of its own.
-fn try_out(subject: &Subject, probe: &str, folder: &Path) -> std::result::Result<(), String> {
+fn run_probe(subject: &Subject, probe: &str, folder: &Path) -> std::result::Result<(), String> {
     // The child's own link, which is the file that we run (proc(5)).
     run(subject, "/proc/self/exe", &["probe", probe, &folder.to_string_lossy()]).map(drop)
 }
@@ -199,20 +199,20 @@ fn sweep(parent: &Path) {
 }
 
 /// A folder on the file system of the data folder, gone with the value.
-struct Scratch {
+struct ScratchFolder {
     parent: PathBuf,
     name: String,
 }
 
-impl Scratch {
+impl ScratchFolder {
     /// In the data folder, or where it would be made.
-    fn new(data_dir: &Path) -> Result<Scratch> {
+    fn new(data_dir: &Path) -> Result<ScratchFolder> {
         let parent = data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned();
         sweep(&parent);
         let name = format!("{SCRATCH}{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
         let path = parent.join(&name);
         file::create_dir_private(&path)?;
-        Ok(Scratch { parent, name })
+        Ok(ScratchFolder { parent, name })
     }
 
     fn path(&self) -> PathBuf {
@@ -227,7 +227,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchFolder {
     fn drop(&mut self) {
         if let Err(error) = tree::remove_tree(&self.parent, &self.name) {
             log::warn!("{} could not be removed: {error}", self.path().display());

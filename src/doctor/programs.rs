@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Check, Status, Subject, install, is_root, run};
+use super::{Check, CheckStatus, Subject, install, is_root, run};
 use crate::base::ids::Distro;
 use crate::images::bootstrap;
 use crate::proc::tools;
@@ -29,7 +29,7 @@ pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
         .into_iter()
         .map(|distro| {
             let name = format!("build {distro}");
-            match bootstrap::needs(distro, &subject.sources) {
+            match bootstrap::find_tools(distro, &subject.sources) {
                 Ok(needs) => {
                     let base =
                         |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -50,8 +50,8 @@ pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
             }
         })
         .collect();
-    if checks.iter().all(|check| check.status != Status::Ok) {
-        checks.iter_mut().for_each(|check| check.status = Status::Fail);
+    if checks.iter().all(|check| check.status != CheckStatus::Ok) {
+        checks.iter_mut().for_each(|check| check.status = CheckStatus::Fail);
     }
     checks
 }
@@ -102,7 +102,7 @@ pub(super) fn mounts(subject: &Subject) -> Check {
     let name = "mounts";
     let file = subject.allowlist.path.display();
     match subject.allowlist.roots() {
-        Ok(Some(count)) if crate::containers::binds::systemd_maps() => {
+        Ok(Some(count)) if crate::containers::binds::nspawn_maps_owners() => {
             Check::ok(name, format!("{count} allowed roots in {file}"))
         }
         Ok(None) => Check::ok(name, format!("containers get no folders of the host: there is no {file}")),

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Check, Scratch, Subject, is_root, run};
+use super::{Check, ScratchFolder, Subject, is_root, run};
 use crate::base::limits;
 use crate::proc::confinement::Confinement;
 use crate::proc::spawn::protect_from_oom;
@@ -14,14 +14,14 @@ use crate::store::quota;
 
 /// Whether the end of a command is certain.
 pub(super) fn groups(subject: &Subject) -> Check {
-    if subject.cgroups.certain() {
+    if subject.cgroups.kills_reliably() {
         let kind = if subject.cgroups.only_v2() { "cgroup v2" } else { "cgroup v2 beside v1" };
         return Check::ok("cgroups", format!("{kind}; nothing escapes the end of its command"));
     }
     Check::warn(
         "cgroups",
         "No writable cgroup v2 here: a command that hides its children well can leave some behind",
-        if is_root() && !Confinement::of_self().sys_admin {
+        if is_root() && !Confinement::from_proc_self().sys_admin {
             super::kernel::OUTER
         } else {
             "start berth as root (`berth install` makes it a service), or, for another user, in a systemd unit with Delegate=yes"
@@ -72,7 +72,7 @@ pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
 }
 
 /// Whether programs and devices in the data folder work, as debootstrap wants.
-pub(super) fn data_folder(subject: &Subject, scratch: &Scratch) -> Check {
+pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
     let name = "data folder";
     let shown = subject.data_dir.display();
     let remount = "mount its file system without nodev and noexec, or choose another place with --data-dir";

@@ -3,21 +3,23 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Check, Scratch, Subject, is_root};
+use super::{Check, ScratchFolder, Subject, is_root};
 use crate::base::ids::Network;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::containers::AGENT;
 use crate::containers::Engine;
-use crate::containers::machine::Place;
-use crate::containers::network::Choice;
+use crate::containers::container::ContainerSpec;
+use crate::containers::network::NetworkConfig;
 use crate::images::Images;
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::tools;
-use crate::proc::{Capture, Command, Ended, Exit, Io, Launcher as _, Limits, Stdio, c_string, pump};
+use crate::proc::{
+    CommandSpec, Exit, Launcher as _, Limits, OutputCapture, ProcessIo, ProcessOutcome, Stdio, c_string, pump,
+};
 use crate::roots::Roots;
 
 /// A container starts and answers.
-pub(super) fn container(subject: &Subject, scratch: &Scratch) -> Check {
+pub(super) fn container(subject: &Subject, scratch: &ScratchFolder) -> Check {
     let name = "container";
     if !is_root() {
         return Check::warn(name, "not tried without root", "run berth doctor as root");
@@ -39,7 +41,7 @@ pub(super) fn container(subject: &Subject, scratch: &Scratch) -> Check {
     }
 }
 
-fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
+fn run_in_one(subject: &Subject, scratch: &ScratchFolder) -> Result<()> {
     let runtime = scratch.folder("runtime")?;
     let root = scratch.folder("runtime/root")?;
     for folder in ["usr", "etc", "var", "tmp", "proc", "sys", "dev", "run", "root"] {
@@ -48,15 +50,20 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
     let data_dir = scratch.folder("engine")?;
     let images = Images::open(&data_dir.join("images"), subject.sources.clone(), subject.cgroups.clone())?;
     let roots = Roots::open(&data_dir, Arc::new(images), subject.cgroups.clone(), None)?;
-    let engine =
-        Engine::new(subject.cgroups.clone(), &data_dir, roots, Choice::default(), subject.allowlist.clone())?;
+    let engine = Engine::new(
+        subject.cgroups.clone(),
+        &data_dir,
+        roots,
+        NetworkConfig::default(),
+        subject.allowlist.clone(),
+    )?;
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let machine = engine.machine(Place {
-        machine: format!("berth-doctor-{}", &id[..12]),
+    let machine = engine.container(ContainerSpec {
+        machine_name: format!("berth-doctor-{}", &id[..12]),
         host_name: "doctor".into(),
         root,
         runtime,
-        agent: engine.agent()?,
+        agent: engine.agent_binary()?,
         network: Network::None,
         mounts: Vec::new(),
         limits: Limits::default(),
@@ -65,7 +72,7 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
     })?;
     // The one program that is surely there. Not by /proc/1/exe, which nothing inside can open.
     let text = |text: &str| c_string(text, Code::Internal, "argument");
-    let command = Command {
+    let command = CommandSpec {
         attempts: vec![vec![text(AGENT)?, text("--version")?]],
         env: Vec::new(),
         cwd: "/".into(),
@@ -79,14 +86,14 @@ fn run_in_one(subject: &Subject, scratch: &Scratch) -> Result<()> {
     let (stderr, stderr_child) = pipe()?;
     let stdio = Stdio { stdin: dev_null()?, stdout: stdout_child, stderr: stderr_child };
     let (mut out, mut err) =
-        (Capture::new(limits::PROBE_OUTPUT_BYTES), Capture::new(limits::PROBE_OUTPUT_BYTES));
+        (OutputCapture::new(limits::PROBE_OUTPUT_BYTES), OutputCapture::new(limits::PROBE_OUTPUT_BYTES));
     let mut process = machine.launch("doctor", &command, stdio)?;
-    let io = Io { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
+    let io = ProcessIo { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
     let ended = pump(process.as_mut(), io, limits::PROBE, &subject.cancel)?;
     drop(process);
-    engine.stop(&|_| false);
+    engine.stop_all(&|_| false);
     let said = out.finish().into_text();
-    if ended == Ended::Exited(Exit::Code(0)) && said.trim() == env!("CARGO_PKG_VERSION") {
+    if ended == ProcessOutcome::Exited(Exit::Code(0)) && said.trim() == env!("CARGO_PKG_VERSION") {
         return Ok(());
     }
     Err(Error::internal(format!("its command ended with {ended:?}: {said}{}", err.finish().into_text())))

@@ -12,67 +12,72 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::listen::Door;
-use super::table::Seat;
-use super::wire::{self, Got};
-use super::{Shared, refuse, relay};
+use super::listen::BoundListener;
+use super::table::ConnectionSlot;
+use super::wire::{self, ReadOutcome};
+use super::{GateShared, refuse, relay};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 use crate::proc::Cancel;
 
 /// How many clients one door may hand in before the others get their turn.
-const AT_ONCE: usize = 64;
+const ACCEPT_BATCH: usize = 64;
 
 /// How long no client is waited for after one was in vain: the loop spends at most a fifth of its time so.
-const WAIT_AGAIN: Duration = Duration::from_secs(1);
+const SLOT_WAIT_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(super) struct Accepting {
-    gate: Arc<Shared>,
-    doors: Vec<Door>,
+pub(super) struct AcceptLoop {
+    gate: Arc<GateShared>,
+    listeners: Vec<BoundListener>,
     stop: Cancel,
-    workers: Workers,
+    workers: ConnectionThreads,
     /// Given up to take in, and turn away, a client that would otherwise stay in the queue and wake us for ever.
-    spare: Option<OwnedFd>,
+    spare_fd: Option<OwnedFd>,
     refused: Vec<(Socket, Instant)>,
     /// How many of them.
-    room: usize,
-    complaint: Complaint,
+    max_refused: usize,
+    complaint: BurstLog,
     /// When it was last waited for a seat in vain. The clients behind would wait as well, one after the other.
-    in_vain: Option<Instant>,
+    last_failed_wait: Option<Instant>,
     /// Of connections that were closed to make room, and how many there were.
-    crowded: (Complaint, u64),
+    crowded: (BurstLog, u64),
 }
 
-impl Accepting {
-    pub(super) fn new(gate: Arc<Shared>, doors: Vec<Door>, room: Room, stop: Cancel) -> Accepting {
-        Accepting {
+impl AcceptLoop {
+    pub(super) fn new(
+        gate: Arc<GateShared>,
+        doors: Vec<BoundListener>,
+        room: ConnectionLimits,
+        stop: Cancel,
+    ) -> AcceptLoop {
+        AcceptLoop {
             gate,
-            doors,
+            listeners: doors,
             stop,
-            workers: Workers::new(),
-            spare: spare(),
+            workers: ConnectionThreads::new(),
+            spare_fd: open_spare_fd(),
             refused: Vec::new(),
-            room: room.refused,
-            complaint: Complaint::default(),
-            in_vain: None,
+            max_refused: room.refused,
+            complaint: BurstLog::default(),
+            last_failed_wait: None,
             crowded: Default::default(),
         }
     }
 
     /// Accepts until told to stop; then the doors close. The workers, who still serve, are handed back.
-    pub(super) fn run(mut self) -> Workers {
+    pub(super) fn run(mut self) -> ConnectionThreads {
         while !self.stop.is_cancelled() {
             let ready = self.wait();
-            self.settle_refused();
+            self.close_refused();
             for door in ready {
-                for _ in 0..AT_ONCE {
+                for _ in 0..ACCEPT_BATCH {
                     if !self.accept(door) {
                         break;
                     }
                 }
             }
-            self.gate.inside.trim();
+            self.gate.backend.trim();
         }
         self.workers
     }
@@ -80,7 +85,7 @@ impl Accepting {
     /// The doors at which somebody knocks. Wakes now and then for those who were refused, and to tidy up.
     fn wait(&self) -> Vec<usize> {
         let mut sockets = vec![PollFd::new(&self.stop, PollFlags::IN)];
-        sockets.extend(self.doors.iter().map(|door| PollFd::new(door, PollFlags::IN)));
+        sockets.extend(self.listeners.iter().map(|door| PollFd::new(door, PollFlags::IN)));
         sockets.extend(self.refused.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::IN)));
         let pause = if self.refused.is_empty() { limits::INSIDE_IDLE } else { limits::LINGER };
         let pause = Timespec { tv_sec: i64::try_from(pause.as_secs()).unwrap_or(1), tv_nsec: 0 };
@@ -90,19 +95,19 @@ impl Accepting {
             // ENOMEM; nothing is known about the doors, so all are tried.
             Err(_) => {
                 std::thread::sleep(limits::ACCEPT_PAUSE);
-                return (0..self.doors.len()).collect();
+                return (0..self.listeners.len()).collect();
             }
         }
-        let doors = sockets[1..=self.doors.len()].iter().enumerate();
+        let doors = sockets[1..=self.listeners.len()].iter().enumerate();
         doors.filter(|(_, door)| !door.revents().is_empty()).map(|(number, _)| number).collect()
     }
 
     /// Takes one client in; `false` when nobody is left at this door for now.
     fn accept(&mut self, door: usize) -> bool {
-        match self.doors[door].accept() {
+        match self.listeners[door].accept() {
             Ok((socket, peer, local)) => {
-                if self.spare.is_none() {
-                    self.spare = spare();
+                if self.spare_fd.is_none() {
+                    self.spare_fd = open_spare_fd();
                 }
                 // Reset while it was in the queue: it needs no seat and no thread.
                 if wire::is_reset(&socket) {
@@ -112,15 +117,16 @@ impl Accepting {
                 let mut seat = table.admit(socket, peer, local, false);
                 // Seats of clients that have left, whose threads were not yet on a processor, are as good as free.
                 let deadline = Instant::now() + limits::GONE_SEAT_WAIT;
-                let mut patient = self.in_vain.is_none_or(|since| since.elapsed() > WAIT_AGAIN);
+                let mut patient =
+                    self.last_failed_wait.is_none_or(|since| since.elapsed() > SLOT_WAIT_INTERVAL);
                 while let Err(refused) = seat {
-                    let hurry = !patient || !table.wait_for_a_seat(&refused) || Instant::now() > deadline;
+                    let hurry = !patient || !table.wait_for_slot(&refused) || Instant::now() > deadline;
                     seat = table.admit(refused.socket, peer, local, hurry);
                     if hurry {
                         break;
                     }
                     if Instant::now() > deadline {
-                        (patient, self.in_vain) = (false, Some(Instant::now()));
+                        (patient, self.last_failed_wait) = (false, Some(Instant::now()));
                     }
                 }
                 let evictions = self.gate.table.evictions();
@@ -163,67 +169,70 @@ impl Accepting {
     /// Without a descriptor: the spare one's place is enough to say no.
     fn turn_away(&mut self, door: usize) {
         self.refused.clear();
-        self.spare = None;
-        if let Ok((socket, ..)) = self.doors[door].accept() {
-            tell(&socket);
+        self.spare_fd = None;
+        if let Ok((socket, ..)) = self.listeners[door].accept() {
+            send_busy(&socket);
         }
-        self.spare = spare();
-        if self.spare.is_none() {
+        self.spare_fd = open_spare_fd();
+        if self.spare_fd.is_none() {
             std::thread::sleep(limits::ACCEPT_PAUSE);
         }
     }
 
-    fn start(&mut self, seat: Seat) {
+    fn start(&mut self, seat: ConnectionSlot) {
         if let Err((seat, error)) = self.workers.serve(&self.gate, seat) {
             self.complaint.log(&error.to_string());
-            tell(&seat.record.socket);
+            send_busy(&seat.record.socket);
             drop(seat);
             std::thread::sleep(limits::ACCEPT_PAUSE);
         }
     }
 
     fn refuse(&mut self, socket: Socket) {
-        tell(&socket);
+        send_busy(&socket);
         // At once closed, it would be reset by the request that is on its way, and the answer with it.
-        if self.refused.len() < self.room {
+        if self.refused.len() < self.max_refused {
             socket.shutdown(std::net::Shutdown::Write);
             self.refused.push((socket, Instant::now()));
         }
     }
 
-    fn settle_refused(&mut self) {
+    fn close_refused(&mut self) {
         let mut buffer = Vec::new();
         self.refused.retain(|(socket, since)| {
             buffer.clear();
             since.elapsed() < limits::LINGER
-                && matches!(wire::receive(socket, &mut buffer), Ok(Got::Some(_) | Got::Nothing))
+                && matches!(
+                    wire::receive(socket, &mut buffer),
+                    Ok(ReadOutcome::Bytes(_) | ReadOutcome::WouldBlock)
+                )
         });
     }
 }
 
-fn tell(socket: &Socket) {
+fn send_busy(socket: &Socket) {
     let busy = Error::new(Code::Busy, "The server has no room for another connection; try again");
     let _ = wire::send(socket, refuse::answer(&busy, "", false).as_bytes());
 }
 
-fn spare() -> Option<OwnedFd> {
+fn open_spare_fd() -> Option<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
 /// Says the same thing once per burst.
 #[derive(Default)]
-struct Complaint {
+struct BurstLog {
     last: Option<Instant>,
-    kept_back: u64,
+    suppressed: u64,
 }
 
-impl Complaint {
+impl BurstLog {
     fn log(&mut self, text: &str) {
         if self.last.is_some_and(|last| last.elapsed() < limits::COMPLAINT_PAUSE) {
-            self.kept_back += 1;
+            self.suppressed += 1;
             return;
         }
-        match std::mem::take(&mut self.kept_back) {
+        match std::mem::take(&mut self.suppressed) {
             0 => log::warn!("{text}"),
             more => log::warn!("{text} (and {more} more since the last such line)"),
         }
@@ -232,21 +241,21 @@ impl Complaint {
 }
 
 /// The connections' threads.
-pub(super) struct Workers {
+pub(super) struct ConnectionThreads {
     /// Room for none: sent only to a thread that is waiting at that moment, else the sender starts one.
-    seats: Sender<Seat>,
-    waiting: Receiver<Seat>,
+    seats: Sender<ConnectionSlot>,
+    waiting: Receiver<ConnectionSlot>,
     threads: Vec<JoinOnDrop>,
     number: u64,
 }
 
-impl Workers {
-    fn new() -> Workers {
+impl ConnectionThreads {
+    fn new() -> ConnectionThreads {
         let (seats, waiting) = bounded(0);
-        Workers { seats, waiting, threads: Vec::new(), number: 0 }
+        ConnectionThreads { seats, waiting, threads: Vec::new(), number: 0 }
     }
 
-    fn serve(&mut self, gate: &Arc<Shared>, seat: Seat) -> Result<(), (Seat, Error)> {
+    fn serve(&mut self, gate: &Arc<GateShared>, seat: ConnectionSlot) -> Result<(), (ConnectionSlot, Error)> {
         let seat = match self.seats.try_send(seat) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(seat) | TrySendError::Disconnected(seat)) => seat,
@@ -278,7 +287,7 @@ impl Workers {
 
     /// Waits for the threads; their connections must have been ended.
     pub(super) fn join(self) {
-        let Workers { seats, waiting, threads, .. } = self;
+        let ConnectionThreads { seats, waiting, threads, .. } = self;
         drop((seats, waiting));
         drop(threads);
     }
@@ -299,7 +308,7 @@ pub fn raise_file_limit() -> (u64, u64) {
 
 /// How many of each there may be at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
+pub(super) struct ConnectionLimits {
     /// Connections.
     pub(super) cap: usize,
     /// Seats beyond them for owners.
@@ -310,18 +319,23 @@ pub(super) struct Room {
     pub(super) leaving: usize,
 }
 
-impl Room {
+impl ConnectionLimits {
     /// What was asked for, as far as the limit of open files allows it: tiny_http must never meet that limit.
-    pub(super) fn new(wanted: usize, files: u64) -> Room {
+    pub(super) fn new(wanted: usize, files: u64) -> ConnectionLimits {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let seats = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
         let (reserved, refused) = (limits::RESERVED_CONNECTIONS, limits::REFUSED);
         if wanted + reserved + 2 * refused <= seats {
-            return Room { cap: wanted, reserved, refused, leaving: refused };
+            return ConnectionLimits { cap: wanted, reserved, refused, leaving: refused };
         }
         let reserved = reserved.min(seats / 3).max(1);
         // Few enough to fit into what is reserved for everything else.
-        Room { cap: wanted.min(seats.saturating_sub(reserved)).max(1), reserved, refused: 4, leaving: 4 }
+        ConnectionLimits {
+            cap: wanted.min(seats.saturating_sub(reserved)).max(1),
+            reserved,
+            refused: 4,
+            leaving: 4,
+        }
     }
 }
 
@@ -333,14 +347,18 @@ mod tests {
     fn all_descriptors_together_stay_below_the_limit() {
         for files in [64, 100, 256, 1024, 4096] {
             for wanted in [1, 4, 512, 100_000] {
-                let Room { cap, reserved, refused, leaving } = Room::new(wanted, files);
+                let ConnectionLimits { cap, reserved, refused, leaving } =
+                    ConnectionLimits::new(wanted, files);
                 let seats = (cap + reserved) * limits::DESCRIPTORS_PER_CONNECTION;
                 // An idle server has some 25 open.
                 assert!((seats + refused + leaving + 25) as u64 <= files, "{wanted} of {files}");
                 assert!(cap >= 1 && cap <= wanted && reserved >= 1);
             }
         }
-        assert_eq!(Room::new(512, 1 << 20), Room { cap: 512, reserved: 8, refused: 64, leaving: 64 });
-        assert!(Room::new(512, 10).cap >= 1);
+        assert_eq!(
+            ConnectionLimits::new(512, 1 << 20),
+            ConnectionLimits { cap: 512, reserved: 8, refused: 64, leaving: 64 }
+        );
+        assert!(ConnectionLimits::new(512, 10).cap >= 1);
     }
 }

@@ -3,26 +3,26 @@
 
 use std::io::Write as _;
 
-use super::body::{Body, Chunks};
+use super::body::{ChunkedDecoder, RequestBody};
 use crate::base::{Error, Result};
 
 /// Where an answer's body ends.
 #[derive(Debug)]
-pub(super) enum Framing {
+pub(super) enum BodyFraming {
     /// As its head says.
-    Sized(Body),
+    Sized(RequestBody),
     /// With the inner connection.
     Close,
 }
 
 /// An answer whose head has been written anew.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) framing: Framing,
+pub(super) struct ResponseHead {
+    pub(super) framing: BodyFraming,
     /// The client's connection ends with it.
     pub(super) close: bool,
     /// The inside promises that the answer is exactly as long as it says, so its connection may serve another.
-    pub(super) whole: bool,
+    pub(super) reusable: bool,
     /// The socket is to be handed over.
     pub(super) ticket: Option<String>,
     /// The client was told that the body comes in chunks.
@@ -30,17 +30,17 @@ pub(super) struct Answer {
 }
 
 /// What the request decides about its answer.
-pub(super) struct Asked<'a> {
+pub(super) struct RequestTraits<'a> {
     pub(super) is_head: bool,
     pub(super) is_11: bool,
     pub(super) upgrade: bool,
     /// Another request may follow.
-    pub(super) keep: bool,
+    pub(super) keep_alive: bool,
     pub(super) id: &'a str,
 }
 
 /// The length of the head at the start of `bytes`, once it is complete.
-pub(super) fn end(bytes: &[u8]) -> Option<usize> {
+pub(super) fn head_length(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
@@ -53,7 +53,11 @@ pub(super) fn status(head: &[u8]) -> Option<u16> {
 ///
 /// # Errors
 /// `Internal` when the inside answered something that is not HTTP.
-pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Result<Option<Answer>> {
+pub(super) fn rewrite(
+    head: &[u8],
+    asked: &RequestTraits<'_>,
+    out: &mut Vec<u8>,
+) -> Result<Option<ResponseHead>> {
     let broken = || Error::internal("Unexpected answer from inside");
     let head = std::str::from_utf8(head).map_err(|_| broken())?;
     let (first, rest) = head.split_once("\r\n").ok_or_else(broken)?;
@@ -106,13 +110,13 @@ pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Resu
     // RFC 9110, 6.4.1 and 8.6: which answers have no body, and which not even a length.
     let bodyless = asked.is_head || status == 204 || status == 304 || taken;
     let framing = match (bodyless, length) {
-        (true, _) => Framing::Sized(Body::none()),
-        (_, _) if chunked => Framing::Sized(Body::Chunked(Chunks::new(u64::MAX))),
-        (_, Some(length)) => Framing::Sized(Body::Length(length)),
-        (_, None) => Framing::Close,
+        (true, _) => BodyFraming::Sized(RequestBody::none()),
+        (_, _) if chunked => BodyFraming::Sized(RequestBody::Chunked(ChunkedDecoder::new(u64::MAX))),
+        (_, Some(length)) => BodyFraming::Sized(RequestBody::Length(length)),
+        (_, None) => BodyFraming::Close,
     };
     // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
-    let close = !asked.keep || taken || matches!(framing, Framing::Close);
+    let close = !asked.keep_alive || taken || matches!(framing, BodyFraming::Close);
     let framed = !matches!(status, 101 | 204);
     let told_chunked = chunked && asked.is_11 && framed;
     match length {
@@ -130,16 +134,16 @@ pub(super) fn rewrite(head: &[u8], asked: &Asked<'_>, out: &mut Vec<u8>) -> Resu
     for part in ["Server: berth\r\nX-Request-Id: ", asked.id, "\r\n\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    Ok(Some(Answer { framing, close, whole, ticket, chunked: told_chunked }))
+    Ok(Some(ResponseHead { framing, close, reusable: whole, ticket, chunked: told_chunked }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn out(head: &str, is_head: bool, is_11: bool, upgrade: bool) -> Result<Option<(Answer, String)>> {
-        let asked = Asked { is_head, is_11, upgrade, keep: is_11, id: "r1" };
-        assert_eq!(end(head.as_bytes()), Some(head.len()));
+    fn out(head: &str, is_head: bool, is_11: bool, upgrade: bool) -> Result<Option<(ResponseHead, String)>> {
+        let asked = RequestTraits { is_head, is_11, upgrade, keep_alive: is_11, id: "r1" };
+        assert_eq!(head_length(head.as_bytes()), Some(head.len()));
         let mut out = Vec::new();
         let answer = rewrite(head.as_bytes(), &asked, &mut out)?;
         Ok(answer.map(|answer| (answer, String::from_utf8(out).unwrap())))
@@ -153,10 +157,14 @@ mod tests {
             text,
             "HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 5\r\nServer: berth\r\nX-Request-Id: r1\r\n\r\n"
         );
-        assert!(answer.whole && !answer.close && matches!(answer.framing, Framing::Sized(Body::Length(5))));
+        assert!(
+            answer.reusable
+                && !answer.close
+                && matches!(answer.framing, BodyFraming::Sized(RequestBody::Length(5)))
+        );
         let (answer, text) = out(head, true, false, false).unwrap().unwrap();
         assert!(answer.close && text.contains("Content-Length: 5\r\nConnection: close\r\n"));
-        assert!(matches!(answer.framing, Framing::Sized(Body::Length(0))));
+        assert!(matches!(answer.framing, BodyFraming::Sized(RequestBody::Length(0))));
     }
 
     #[test]
@@ -172,7 +180,11 @@ mod tests {
     fn who_takes_the_socket_knows_how_to_frame() {
         let stream = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Berth-Ticket: 7\r\n\r\n";
         let (answer, text) = out(stream, false, true, false).unwrap().unwrap();
-        assert!(answer.chunked && answer.close && matches!(answer.framing, Framing::Sized(Body::Length(0))));
+        assert!(
+            answer.chunked
+                && answer.close
+                && matches!(answer.framing, BodyFraming::Sized(RequestBody::Length(0)))
+        );
         assert!(text.contains("Transfer-Encoding: chunked\r\nConnection: close\r\n"), "{text}");
         let (answer, text) = out(stream, false, false, false).unwrap().unwrap();
         assert!(!answer.chunked && !text.contains("Transfer-Encoding"), "{text}");
@@ -197,6 +209,6 @@ mod tests {
             out("HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n", false, true, false).unwrap().unwrap();
         assert!(!answer.close && !text.contains("Content-Length"));
         let (answer, _) = out("HTTP/1.1 200 x\r\n\r\n", false, true, false).unwrap().unwrap();
-        assert!(answer.close && matches!(answer.framing, Framing::Close));
+        assert!(answer.close && matches!(answer.framing, BodyFraming::Close));
     }
 }

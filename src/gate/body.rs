@@ -7,24 +7,24 @@ use crate::base::{Code, Error, Result, limits};
 
 /// What is still to come of a body.
 #[derive(Debug)]
-pub(super) enum Body {
+pub(super) enum RequestBody {
     /// So many bytes.
     Length(u64),
     /// Chunks (RFC 9112, 7.1).
-    Chunked(Chunks),
+    Chunked(ChunkedDecoder),
 }
 
-impl Body {
+impl RequestBody {
     /// No body at all.
-    pub(super) fn none() -> Body {
-        Body::Length(0)
+    pub(super) fn none() -> RequestBody {
+        RequestBody::Length(0)
     }
 
     /// Whether all of it has been taken.
     pub(super) fn is_done(&self) -> bool {
         match self {
-            Body::Length(left) => *left == 0,
-            Body::Chunked(chunks) => chunks.state == State::Done,
+            RequestBody::Length(left) => *left == 0,
+            RequestBody::Chunked(chunks) => chunks.state == ChunkState::Done,
         }
     }
 
@@ -35,18 +35,18 @@ impl Body {
     /// `InvalidRequest` for broken chunks, `BodyTooLarge` beyond the cap.
     pub(super) fn take<'a>(&mut self, input: &'a [u8]) -> Result<(usize, &'a [u8])> {
         match self {
-            Body::Length(left) => {
+            RequestBody::Length(left) => {
                 let data = &input[..input.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
                 *left -= data.len() as u64;
                 Ok((data.len(), data))
             }
-            Body::Chunked(chunks) => chunks.take(input),
+            RequestBody::Chunked(chunks) => chunks.take(input),
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     /// In the digits of a size; so many so far.
     Size(u8),
     /// In white space behind the digits.
@@ -72,32 +72,32 @@ enum State {
 
 /// Reads chunks; every line ends with CR LF.
 #[derive(Debug)]
-pub(super) struct Chunks {
-    state: State,
+pub(super) struct ChunkedDecoder {
+    state: ChunkState,
     /// Of this chunk: its size as far as read, then the data still to come.
     left: u64,
     /// Of the whole body: the data that may still come.
-    room: u64,
+    budget: u64,
     /// Of this chunk's size line.
     extension: usize,
     trailers: usize,
 }
 
-impl Chunks {
+impl ChunkedDecoder {
     /// A body of at most `cap` bytes.
-    pub(super) fn new(cap: u64) -> Chunks {
-        Chunks { state: State::Size(0), left: 0, room: cap, extension: 0, trailers: 0 }
+    pub(super) fn new(cap: u64) -> ChunkedDecoder {
+        ChunkedDecoder { state: ChunkState::Size(0), left: 0, budget: cap, extension: 0, trailers: 0 }
     }
 
     fn take<'a>(&mut self, input: &'a [u8]) -> Result<(usize, &'a [u8])> {
         let mut at = 0;
-        while at < input.len() && self.state != State::Done {
-            if self.state == State::Data {
+        while at < input.len() && self.state != ChunkState::Done {
+            if self.state == ChunkState::Data {
                 let size = usize::try_from(self.left).unwrap_or(usize::MAX);
                 let data = &input[at..at + size.min(input.len() - at)];
                 self.left -= data.len() as u64;
                 if self.left == 0 {
-                    self.state = State::DataCr;
+                    self.state = ChunkState::DataCr;
                 }
                 return Ok((at + data.len(), data));
             }
@@ -112,61 +112,63 @@ impl Chunks {
         let broken =
             |what: &str| Err(Error::new(Code::InvalidRequest, format!("Broken chunked body: {what}")));
         self.state = match (self.state, byte) {
-            (State::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            (ChunkState::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 // 16 digits are what a u64 holds; RFC 9112, 7.1 wants overflow to be noticed.
                 if digits == 16 {
                     return broken("a chunk size of more than 16 digits");
                 }
                 let digit = (byte as char).to_digit(16).unwrap_or_default();
                 self.left = self.left << 4 | u64::from(digit);
-                State::Size(digits + 1)
+                ChunkState::Size(digits + 1)
             }
-            (State::Size(0), _) => return broken("a chunk without a size"),
-            (State::Size(_), b'\r') => State::SizeEnd,
-            (State::Size(_), b';') => State::Extension,
+            (ChunkState::Size(0), _) => return broken("a chunk without a size"),
+            (ChunkState::Size(_), b'\r') => ChunkState::SizeEnd,
+            (ChunkState::Size(_), b';') => ChunkState::Extension,
             // Some pad the size to a fixed width. White space before a semicolon, which RFC 9112 calls bad, is refused
             // with everything else: nobody sends it, and others read `2 2` as they like.
-            (State::Size(_) | State::SizePad, b' ' | b'\t') => {
+            (ChunkState::Size(_) | ChunkState::SizePad, b' ' | b'\t') => {
                 self.count_extension()?;
-                State::SizePad
+                ChunkState::SizePad
             }
-            (State::SizePad, b'\r') => State::SizeEnd,
-            (State::Size(_) | State::SizePad, _) => {
+            (ChunkState::SizePad, b'\r') => ChunkState::SizeEnd,
+            (ChunkState::Size(_) | ChunkState::SizePad, _) => {
                 return broken("a chunk size with something else than digits");
             }
-            (State::Extension, b'\r') => State::SizeEnd,
-            (State::Extension, byte) if byte == b'\t' || (b' '..0x7f).contains(&byte) => {
+            (ChunkState::Extension, b'\r') => ChunkState::SizeEnd,
+            (ChunkState::Extension, byte) if byte == b'\t' || (b' '..0x7f).contains(&byte) => {
                 self.count_extension()?;
-                State::Extension
+                ChunkState::Extension
             }
-            (State::Extension, _) => return broken("a control character in a chunk extension"),
-            (State::SizeEnd, b'\n') => self.chunk()?,
-            (State::SizeEnd, _) => return broken("a size line that does not end with CR LF"),
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => {
+            (ChunkState::Extension, _) => return broken("a control character in a chunk extension"),
+            (ChunkState::SizeEnd, b'\n') => self.chunk()?,
+            (ChunkState::SizeEnd, _) => return broken("a size line that does not end with CR LF"),
+            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
+            (ChunkState::DataLf, b'\n') => {
                 self.left = 0;
-                State::Size(0)
+                ChunkState::Size(0)
             }
-            (State::DataCr | State::DataLf, _) => return broken("more data than the chunk's size says"),
-            (State::Trailer, b'\r') => State::LastLf,
-            (State::TrailerValue, b'\r') => State::TrailerLf,
-            (State::TrailerName, b':') => self.trailer(State::TrailerValue)?,
-            (State::Trailer | State::TrailerName, byte) if is_token(byte) => {
-                self.trailer(State::TrailerName)?
+            (ChunkState::DataCr | ChunkState::DataLf, _) => {
+                return broken("more data than the chunk's size says");
             }
-            (State::TrailerValue, b'\t' | b' '..=b'~') => self.trailer(State::TrailerValue)?,
-            (State::Trailer | State::TrailerName | State::TrailerValue, _) => {
+            (ChunkState::Trailer, b'\r') => ChunkState::LastLf,
+            (ChunkState::TrailerValue, b'\r') => ChunkState::TrailerLf,
+            (ChunkState::TrailerName, b':') => self.trailer(ChunkState::TrailerValue)?,
+            (ChunkState::Trailer | ChunkState::TrailerName, byte) if is_token(byte) => {
+                self.trailer(ChunkState::TrailerName)?
+            }
+            (ChunkState::TrailerValue, b'\t' | b' '..=b'~') => self.trailer(ChunkState::TrailerValue)?,
+            (ChunkState::Trailer | ChunkState::TrailerName | ChunkState::TrailerValue, _) => {
                 return broken("a trailer that is not NAME: VALUE");
             }
-            (State::TrailerLf, b'\n') => {
+            (ChunkState::TrailerLf, b'\n') => {
                 self.trailers += 2;
-                State::Trailer
+                ChunkState::Trailer
             }
-            (State::LastLf, b'\n') => State::Done,
-            (State::TrailerLf | State::LastLf, _) => {
+            (ChunkState::LastLf, b'\n') => ChunkState::Done,
+            (ChunkState::TrailerLf | ChunkState::LastLf, _) => {
                 return broken("a trailer line that does not end with CR LF");
             }
-            (State::Data | State::Done, _) => return Ok(()),
+            (ChunkState::Data | ChunkState::Done, _) => return Ok(()),
         };
         Ok(())
     }
@@ -180,7 +182,7 @@ impl Chunks {
     }
 
     /// One more byte of a trailer, which leads to `next`.
-    fn trailer(&mut self, next: State) -> Result<State> {
+    fn trailer(&mut self, next: ChunkState) -> Result<ChunkState> {
         self.trailers += 1;
         if self.trailers > limits::TRAILER_BYTES {
             return Err(Error::new(Code::HeadTooLarge, "The trailers are too large"));
@@ -189,19 +191,19 @@ impl Chunks {
     }
 
     /// Behind a size line.
-    fn chunk(&mut self) -> Result<State> {
+    fn chunk(&mut self) -> Result<ChunkState> {
         self.extension = 0;
         if self.left == 0 {
-            return Ok(State::Trailer);
+            return Ok(ChunkState::Trailer);
         }
         // Refused on its announcement, before any of it is read.
-        self.room = self.room.checked_sub(self.left).ok_or_else(too_large)?;
-        Ok(State::Data)
+        self.budget = self.budget.checked_sub(self.left).ok_or_else(too_large)?;
+        Ok(ChunkState::Data)
     }
 }
 
 /// Appends `data` as one chunk; nothing for none, which would be the end.
-pub(super) fn wrap(data: &[u8], out: &mut Vec<u8>) {
+pub(super) fn write_chunk(data: &[u8], out: &mut Vec<u8>) {
     if data.is_empty() {
         return;
     }
@@ -227,7 +229,7 @@ mod tests {
 
     /// The data, and how many bytes lie behind the body; in pieces of `step` bytes.
     fn read(input: &[u8], step: usize, cap: u64) -> Result<(Vec<u8>, usize)> {
-        let (mut body, mut data, mut used) = (Body::Chunked(Chunks::new(cap)), Vec::new(), 0);
+        let (mut body, mut data, mut used) = (RequestBody::Chunked(ChunkedDecoder::new(cap)), Vec::new(), 0);
         while !body.is_done() {
             let piece = &input[used..input.len().min(used + step)];
             if piece.is_empty() {

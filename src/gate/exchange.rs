@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::Handle;
-use super::answer::{self, Answer, Asked, Framing};
-use super::body::{self, Body};
-use super::head::Head;
-use super::record::State;
-use super::relay::{Connection, Next, stalled};
-use super::wire::{self, Got};
+use super::DirectHandler;
+use super::answer::{self, BodyFraming, RequestTraits, ResponseHead};
+use super::body::{self, RequestBody};
+use super::head::RequestHead;
+use super::record::ConnectionState;
+use super::relay::{AfterRequest, Connection, stalled};
+use super::wire::{self, ReadOutcome};
 use crate::base::{Error, Result, limits};
 use crate::http::Request;
 
@@ -30,56 +30,56 @@ pub(super) const OVER_SHARE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where an exchange stands.
 struct Exchange {
-    head: Head,
+    head: RequestHead,
     /// None when the request was answered on this very thread.
-    inside: Option<UnixStream>,
+    backend: Option<UnixStream>,
     /// The body did not go in whole: it follows, through `head.body`.
     streamed: bool,
     /// The inside takes no more of it.
-    deaf: bool,
+    backend_closed: bool,
     sent_in: usize,
     sent_out: usize,
-    answer: Option<Answer>,
+    answer: Option<ResponseHead>,
     /// The answer has come to its end.
     complete: bool,
     /// More came than belongs to the answer.
-    stray: bool,
+    has_excess: bool,
     /// The client will send no more.
     half_closed: bool,
     /// Since when the client has not taken, and not sent, what we wait for.
-    blocked: Option<Instant>,
-    starved: Option<Instant>,
+    write_blocked_since: Option<Instant>,
+    body_awaited_since: Option<Instant>,
 }
 
 /// How a step went.
-enum Step {
-    On,
+enum ExchangeStep {
+    Continue,
     /// Both sides are done.
     Done,
     /// The client cannot get the rest.
-    Cut,
+    Abort,
 }
 
 impl Exchange {
-    fn new(head: Head, inside: Option<UnixStream>, streamed: bool) -> Exchange {
+    fn new(head: RequestHead, inside: Option<UnixStream>, streamed: bool) -> Exchange {
         Exchange {
             head,
-            inside,
+            backend: inside,
             streamed,
-            deaf: false,
+            backend_closed: false,
             sent_in: 0,
             sent_out: 0,
             answer: None,
             complete: false,
-            stray: false,
+            has_excess: false,
             half_closed: false,
-            blocked: None,
-            starved: None,
+            write_blocked_since: None,
+            body_awaited_since: None,
         }
     }
 
     fn wants_body(&self) -> bool {
-        self.streamed && !self.deaf && !self.head.body.is_done()
+        self.streamed && !self.backend_closed && !self.head.body.is_done()
     }
 
     fn finished_with(&self, buffer: &[u8]) -> bool {
@@ -92,9 +92,14 @@ impl Connection<'_> {
     ///
     /// # Errors
     /// What the client is to be told, when no answer has been begun.
-    pub(super) fn exchange(&mut self, head: Head, inside: UnixStream, streamed: bool) -> Result<Next> {
+    pub(super) fn exchange(
+        &mut self,
+        head: RequestHead,
+        inside: UnixStream,
+        streamed: bool,
+    ) -> Result<AfterRequest> {
         self.to_client.clear();
-        self.from_inside.clear();
+        self.from_backend.clear();
         self.relay(Exchange::new(head, Some(inside), streamed))
     }
 
@@ -102,98 +107,105 @@ impl Connection<'_> {
     ///
     /// # Errors
     /// What the client is to be told, when no answer has been begun.
-    pub(super) fn answer_here(&mut self, head: Head, handle: Handle) -> Result<Next> {
-        let (request, answered) = Request::direct_from(&self.to_inside, self.socket.clone())?;
-        self.to_inside.clear();
+    pub(super) fn answer_here(&mut self, head: RequestHead, handle: DirectHandler) -> Result<AfterRequest> {
+        let (request, answered) = Request::direct_from(&self.to_backend, self.socket.clone())?;
+        self.to_backend.clear();
         self.to_client.clear();
         // The panic hook has logged it; the request that it dropped was answered, or is below.
         drop(catch_unwind(AssertUnwindSafe(|| handle(request))));
-        self.from_inside = answered.take();
+        self.from_backend = answered.take();
         let mut x = Exchange::new(head, None, false);
-        self.take_answer(&mut x, Ok(if self.from_inside.is_empty() { Got::End } else { Got::Nothing }))?;
-        self.take_in(&mut x)?;
+        self.on_backend_read(
+            &mut x,
+            Ok(if self.from_backend.is_empty() { ReadOutcome::Eof } else { ReadOutcome::WouldBlock }),
+        )?;
+        self.forward_answer(&mut x)?;
         if !x.complete {
             return Err(Error::internal("The request was answered in part"));
         }
         self.relay(x)
     }
 
-    fn relay(&mut self, mut x: Exchange) -> Result<Next> {
+    fn relay(&mut self, mut x: Exchange) -> Result<AfterRequest> {
         // Most answers come within a fraction of a millisecond; to wait for them needs no look at the client.
-        let mut quick = !x.streamed && x.inside.is_some();
+        let mut quick = !x.streamed && x.backend.is_some();
         loop {
-            let step = self.push_in(&mut x).and_then(|()| self.push_out(&mut x));
+            let step = self.send_to_backend(&mut x).and_then(|()| self.send_to_client(&mut x));
             let step = match step {
-                Ok(Step::On) if quick && self.to_inside.is_empty() => {
+                Ok(ExchangeStep::Continue) if quick && self.to_backend.is_empty() => {
                     quick = false;
-                    let got =
-                        x.inside.as_ref().map(|inside| wire::receive_waiting(inside, &mut self.from_inside));
-                    self.take_answer(&mut x, got.unwrap_or(Ok(Got::End)))
+                    let got = x
+                        .backend
+                        .as_ref()
+                        .map(|inside| wire::receive_waiting(inside, &mut self.from_backend));
+                    self.on_backend_read(&mut x, got.unwrap_or(Ok(ReadOutcome::Eof)))
                 }
-                Ok(Step::On) => self.await_and_read(&mut x),
+                Ok(ExchangeStep::Continue) => self.await_and_read(&mut x),
                 other => other,
             };
             match step {
-                Ok(Step::On) => {}
-                Ok(Step::Done) => return self.finish(x),
-                Ok(Step::Cut) => return Ok(Next::Close),
+                Ok(ExchangeStep::Continue) => {}
+                Ok(ExchangeStep::Done) => return self.finish(x),
+                Ok(ExchangeStep::Abort) => return Ok(AfterRequest::Close),
                 // Too late to tell it: an answer that breaks off is noticed by its length.
-                Err(_) if x.answer.is_some() => return Ok(Next::Close),
+                Err(_) if x.answer.is_some() => return Ok(AfterRequest::Close),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn push_in(&mut self, x: &mut Exchange) -> Result<()> {
+    fn send_to_backend(&mut self, x: &mut Exchange) -> Result<()> {
         loop {
-            if let Some(inside) = x.inside.as_ref().filter(|_| x.sent_in < self.to_inside.len() && !x.deaf) {
-                match wire::send(inside, &self.to_inside[x.sent_in..]) {
+            if let Some(inside) =
+                x.backend.as_ref().filter(|_| x.sent_in < self.to_backend.len() && !x.backend_closed)
+            {
+                match wire::send(inside, &self.to_backend[x.sent_in..]) {
                     Ok(sent) => x.sent_in += sent,
                     // It has answered without reading on; the answer is what counts.
-                    Err(_) => x.deaf = true,
+                    Err(_) => x.backend_closed = true,
                 }
-                if x.sent_in < self.to_inside.len() {
+                if x.sent_in < self.to_backend.len() {
                     return Ok(());
                 }
             }
-            self.to_inside.clear();
+            self.to_backend.clear();
             x.sent_in = 0;
-            if !x.wants_body() || self.at == self.input.len() {
+            if !x.wants_body() || self.consumed == self.input.len() {
                 return Ok(());
             }
-            x.starved = None;
+            x.body_awaited_since = None;
             self.wrap_body(&mut x.head.body)?;
         }
     }
 
     /// Moves what has come of a streamed body into `to_inside`, as chunks.
-    fn wrap_body(&mut self, body: &mut Body) -> Result<()> {
-        while self.at < self.input.len() && !body.is_done() {
-            let (used, data) = body.take(&self.input[self.at..])?;
-            self.at += used;
-            body::wrap(data, &mut self.to_inside);
+    fn wrap_body(&mut self, body: &mut RequestBody) -> Result<()> {
+        while self.consumed < self.input.len() && !body.is_done() {
+            let (used, data) = body.take(&self.input[self.consumed..])?;
+            self.consumed += used;
+            body::write_chunk(data, &mut self.to_backend);
         }
         if body.is_done() {
-            self.to_inside.extend_from_slice(b"0\r\n\r\n");
+            self.to_backend.extend_from_slice(b"0\r\n\r\n");
         }
         Ok(())
     }
 
-    fn push_out(&mut self, x: &mut Exchange) -> Result<Step> {
+    fn send_to_client(&mut self, x: &mut Exchange) -> Result<ExchangeStep> {
         if x.sent_out < self.to_client.len() {
             match wire::send(&*self.socket, &self.to_client[x.sent_out..]) {
                 Ok(0) => self.wait_for_reader(x),
                 Ok(sent) => {
                     x.sent_out += sent;
-                    if x.blocked.take().is_some() {
-                        self.seat.record.set(State::Busy);
+                    if x.write_blocked_since.take().is_some() {
+                        self.slot.record.set(ConnectionState::Busy);
                     }
                 }
-                Err(_) => return Ok(self.lost()),
+                Err(_) => return Ok(self.client_lost()),
             }
         }
         if x.finished_with(&self.to_client) {
-            return Ok(Step::Done);
+            return Ok(ExchangeStep::Done);
         }
         if x.sent_out == self.to_client.len() {
             self.to_client.clear();
@@ -201,101 +213,102 @@ impl Connection<'_> {
         } else {
             self.wait_for_reader(x);
         }
-        Ok(Step::On)
+        Ok(ExchangeStep::Continue)
     }
 
     /// Notes that the client takes no more at the moment.
     fn wait_for_reader(&self, x: &mut Exchange) {
-        if x.blocked.is_none() {
-            x.blocked = Some(Instant::now());
-            self.seat.record.set(State::Unread);
+        if x.write_blocked_since.is_none() {
+            x.write_blocked_since = Some(Instant::now());
+            self.slot.record.set(ConnectionState::Unread);
         }
     }
 
-    fn await_and_read(&mut self, x: &mut Exchange) -> Result<Step> {
-        let reads_body = x.wants_body() && self.to_inside.is_empty();
-        x.starved = reads_body.then(|| x.starved.unwrap_or_else(Instant::now));
+    fn await_and_read(&mut self, x: &mut Exchange) -> Result<ExchangeStep> {
+        let reads_body = x.wants_body() && self.to_backend.is_empty();
+        x.body_awaited_since = reads_body.then(|| x.body_awaited_since.unwrap_or_else(Instant::now));
         let mut client = if x.half_closed { PollFlags::empty() } else { PollFlags::RDHUP };
         client.set(PollFlags::IN, reads_body);
         client.set(PollFlags::OUT, !self.to_client.is_empty());
         let mut inside = PollFlags::empty();
         inside.set(PollFlags::IN, self.to_client.is_empty() && !x.complete);
-        inside.set(PollFlags::OUT, !self.to_inside.is_empty() && !x.deaf);
+        inside.set(PollFlags::OUT, !self.to_backend.is_empty() && !x.backend_closed);
         let wakes = [
-            x.blocked.map(|since| (since + limits::WRITE_STALL).min(Instant::now() + limits::WRITE_LOOK)),
-            x.starved.map(|since| since + limits::BODY_STALL),
+            x.write_blocked_since
+                .map(|since| (since + limits::WRITE_STALL).min(Instant::now() + limits::WRITE_LOOK)),
+            x.body_awaited_since.map(|since| since + limits::BODY_STALL),
         ];
         // With nothing to wait for there, its hang-up would wake us again and again.
-        let watched = if inside.is_empty() || x.inside.is_none() { 1 } else { 2 };
-        let other = x.inside.as_ref().map_or(self.socket.as_fd(), AsFd::as_fd);
+        let watched = if inside.is_empty() || x.backend.is_none() { 1 } else { 2 };
+        let other = x.backend.as_ref().map_or(self.socket.as_fd(), AsFd::as_fd);
         let mut sockets = [PollFd::new(&*self.socket, client), PollFd::from_borrowed_fd(other, inside)];
         let woken = wire::wait(&mut sockets[..watched], wakes.into_iter().flatten().min())
-            .map_err(|error| Error::internal("poll failed").because(error))?;
+            .map_err(|error| Error::internal("poll failed").with_source(error))?;
         let (client, inside) = (sockets[0].revents(), sockets[1].revents());
         if !woken {
-            if x.blocked.is_some_and(|since| since.elapsed() >= limits::WRITE_STALL) {
-                wire::forget_unsent(&*self.socket);
-                return Ok(self.lost());
+            if x.write_blocked_since.is_some_and(|since| since.elapsed() >= limits::WRITE_STALL) {
+                wire::reset_on_close(&*self.socket);
+                return Ok(self.client_lost());
             }
-            let starved = x.starved.is_some_and(|since| since.elapsed() >= limits::BODY_STALL);
-            return if starved { Err(stalled()) } else { Ok(Step::On) };
+            let starved = x.body_awaited_since.is_some_and(|since| since.elapsed() >= limits::BODY_STALL);
+            return if starved { Err(stalled()) } else { Ok(ExchangeStep::Continue) };
         }
         if client.intersects(LOST) {
-            return Ok(self.lost());
+            return Ok(self.client_lost());
         }
         if client.contains(PollFlags::RDHUP) {
             x.half_closed = true;
-            self.gate.gone.raise(self.seat.record.id);
+            self.gate.gone.raise(self.slot.record.id);
         }
         if client.contains(PollFlags::IN) && reads_body {
             self.input.clear();
-            self.at = 0;
+            self.consumed = 0;
             match wire::receive(&*self.socket, &mut self.input) {
-                Ok(Got::Some(_) | Got::Nothing) => {}
+                Ok(ReadOutcome::Bytes(_) | ReadOutcome::WouldBlock) => {}
                 // The rest of the body will not come; the inside notices when its connection ends.
-                _ => return Ok(self.lost()),
+                _ => return Ok(self.client_lost()),
             }
         }
         if let Some(from) =
-            x.inside.as_ref().filter(|_| watched == 2 && inside.intersects(LOST.union(PollFlags::IN)))
+            x.backend.as_ref().filter(|_| watched == 2 && inside.intersects(LOST.union(PollFlags::IN)))
         {
-            let got = wire::receive(from, &mut self.from_inside);
-            return self.take_answer(x, got);
+            let got = wire::receive(from, &mut self.from_backend);
+            return self.on_backend_read(x, got);
         }
-        Ok(Step::On)
+        Ok(ExchangeStep::Continue)
     }
 
-    fn take_answer(&mut self, x: &mut Exchange, got: io::Result<Got>) -> Result<Step> {
+    fn on_backend_read(&mut self, x: &mut Exchange, got: io::Result<ReadOutcome>) -> Result<ExchangeStep> {
         match got {
-            Ok(Got::Some(_)) => {}
-            Ok(Got::Nothing) => return Ok(Step::On),
-            Ok(Got::End) | Err(_) => {
+            Ok(ReadOutcome::Bytes(_)) => {}
+            Ok(ReadOutcome::WouldBlock) => return Ok(ExchangeStep::Continue),
+            Ok(ReadOutcome::Eof) | Err(_) => {
                 return match &x.answer {
                     None => Err(Error::internal("The request was dropped without an answer")),
-                    Some(Answer { framing: Framing::Close, .. }) => {
+                    Some(ResponseHead { framing: BodyFraming::Close, .. }) => {
                         x.complete = true;
-                        Ok(Step::On)
+                        Ok(ExchangeStep::Continue)
                     }
                     // Too short: the client must see that it is, so it gets no proper end.
-                    Some(_) => Ok(Step::Cut),
+                    Some(_) => Ok(ExchangeStep::Abort),
                 };
             }
         }
-        self.take_in(x)
+        self.forward_answer(x)
     }
 
     /// Looks at what has come of an answer.
-    fn take_in(&mut self, x: &mut Exchange) -> Result<Step> {
+    fn forward_answer(&mut self, x: &mut Exchange) -> Result<ExchangeStep> {
         let mut used = 0;
         if x.answer.is_none() {
             used = self.read_answer_head(x)?;
         }
-        let Some(answer) = &mut x.answer else { return Ok(Step::On) };
-        let rest = &self.from_inside[used..];
+        let Some(answer) = &mut x.answer else { return Ok(ExchangeStep::Continue) };
+        let rest = &self.from_backend[used..];
         match &mut answer.framing {
-            Framing::Close => self.to_client.extend_from_slice(rest),
-            Framing::Sized(body) => {
-                let plain = !x.head.is_11 && matches!(body, Body::Chunked(_));
+            BodyFraming::Close => self.to_client.extend_from_slice(rest),
+            BodyFraming::Sized(body) => {
+                let plain = !x.head.is_11 && matches!(body, RequestBody::Chunked(_));
                 let mut at = 0;
                 while at < rest.len() && !body.is_done() {
                     let (step, data) = body.take(&rest[at..])?;
@@ -303,40 +316,40 @@ impl Connection<'_> {
                     at += step;
                 }
                 x.complete = body.is_done();
-                x.stray |= at < rest.len();
+                x.has_excess |= at < rest.len();
             }
         }
-        self.from_inside.clear();
-        Ok(Step::On)
+        self.from_backend.clear();
+        Ok(ExchangeStep::Continue)
     }
 
     /// Looks for the end of the answer's head and rewrites it; how many bytes it and interim answers took.
     fn read_answer_head(&mut self, x: &mut Exchange) -> Result<usize> {
         let mut at = 0;
-        while let Some(length) = answer::end(&self.from_inside[at..]) {
+        while let Some(length) = answer::head_length(&self.from_backend[at..]) {
             let left_of_body = match &x.head.body {
-                _ if !x.wants_body() && self.to_inside.is_empty() => 0,
-                Body::Length(left) => *left,
-                Body::Chunked(_) => u64::MAX,
+                _ if !x.wants_body() && self.to_backend.is_empty() => 0,
+                RequestBody::Length(left) => *left,
+                RequestBody::Chunked(_) => u64::MAX,
             };
-            let head = &self.from_inside[at..at + length];
+            let head = &self.from_backend[at..at + length];
             // Only this thread, which serves only this client, is held up; and not when the seat is needed.
             match answer::status(head) {
                 Some(401) => {
                     let throttle = &self.gate.throttle;
-                    self.seat.record.pause(throttle.failed(self.seat.record.peer, Instant::now()));
+                    self.slot.record.pause(throttle.failed(self.slot.record.peer, Instant::now()));
                 }
-                Some(429) => self.seat.record.pause(OVER_SHARE_PAUSE),
+                Some(429) => self.slot.record.pause(OVER_SHARE_PAUSE),
                 _ => {}
             }
-            let asked = Asked {
+            let asked = RequestTraits {
                 is_head: x.head.is_head,
                 is_11: x.head.is_11,
                 upgrade: x.head.upgrade,
-                keep: x.head.keep_alive
-                    && !self.seat.record.hurried
+                keep_alive: x.head.keep_alive
+                    && !self.slot.record.on_reserve
                     && !self.gate.table.is_draining()
-                    && !self.seat.record.is_evicted()
+                    && !self.slot.record.is_evicted()
                     && left_of_body <= limits::DRAINED_BODY_BYTES,
                 id: &self.id,
             };
@@ -346,46 +359,50 @@ impl Connection<'_> {
                 return Ok(at);
             }
         }
-        self.from_inside.drain(..at);
-        if self.from_inside.len() > limits::ANSWER_HEAD_BYTES {
+        self.from_backend.drain(..at);
+        if self.from_backend.len() > limits::ANSWER_HEAD_BYTES {
             return Err(Error::internal("An answer's head is too large"));
         }
         Ok(0)
     }
 
-    fn lost(&self) -> Step {
-        self.gate.gone.raise(self.seat.record.id);
-        Step::Cut
+    fn client_lost(&self) -> ExchangeStep {
+        self.gate.gone.raise(self.slot.record.id);
+        ExchangeStep::Abort
     }
 
     /// The answer has been sent.
-    fn finish(&mut self, mut x: Exchange) -> Result<Next> {
-        let Some(answer) = x.answer else { return Ok(Next::Close) };
+    fn finish(&mut self, mut x: Exchange) -> Result<AfterRequest> {
+        let Some(answer) = x.answer else { return Ok(AfterRequest::Close) };
         let unread = x.streamed && !x.head.body.is_done();
-        let inside = x.inside.take();
-        if answer.whole && !x.stray && !x.streamed && !x.head.upgrade && self.to_inside.is_empty() {
-            inside.into_iter().for_each(|inside| self.gate.inside.give_back(inside));
+        let inside = x.backend.take();
+        if answer.reusable && !x.has_excess && !x.streamed && !x.head.upgrade && self.to_backend.is_empty() {
+            inside.into_iter().for_each(|inside| self.gate.backend.give_back(inside));
         }
         if let Some(number) = &answer.ticket {
             let Some(take) = self.gate.tickets.redeem(number).filter(|_| !unread) else {
                 log::error!("{}: an answer with a ticket that is not good", self.id);
-                return Ok(Next::Close);
+                return Ok(AfterRequest::Close);
             };
-            return Ok(Next::Taken(take, answer.chunked));
+            return Ok(AfterRequest::HandedOver(take, answer.chunked));
         }
         if answer.close {
-            return Ok(if unread || self.at < self.input.len() { Next::Linger } else { Next::Close });
+            return Ok(if unread || self.consumed < self.input.len() {
+                AfterRequest::Linger
+            } else {
+                AfterRequest::Close
+            });
         }
         // The answer promised that the connection goes on; at most `DRAINED_BODY_BYTES` stand in the way.
         while !x.head.body.is_done() {
-            if self.at == self.input.len() && !matches!(self.receive_body(), Ok(true)) {
-                return Ok(Next::Close);
+            if self.consumed == self.input.len() && !matches!(self.receive_body(), Ok(true)) {
+                return Ok(AfterRequest::Close);
             }
-            match x.head.body.take(&self.input[self.at..]) {
-                Ok((used, _)) => self.at += used,
-                Err(_) => return Ok(Next::Close),
+            match x.head.body.take(&self.input[self.consumed..]) {
+                Ok((used, _)) => self.consumed += used,
+                Err(_) => return Ok(AfterRequest::Close),
             }
         }
-        Ok(Next::Again)
+        Ok(AfterRequest::Again)
     }
 }

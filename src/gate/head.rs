@@ -8,13 +8,13 @@ use std::net::IpAddr;
 
 use httparse::Header;
 
-use super::body::{self, Body, Chunks, is_token};
-use super::who::{Authority, Rules};
+use super::body::{self, ChunkedDecoder, RequestBody, is_token};
+use super::host_check::{Authority, HostRules};
 use crate::base::{Code, Error, Result, limits};
 
 /// What the checks need to know besides the bytes.
-pub(super) struct Context<'a> {
-    pub(super) rules: &'a Rules,
+pub(super) struct HeadContext<'a> {
+    pub(super) rules: &'a HostRules,
     /// The largest body for a method and path.
     pub(super) body_cap: &'a (dyn Fn(&str, &str) -> usize + Send + Sync),
     pub(super) peer: &'a str,
@@ -24,13 +24,13 @@ pub(super) struct Context<'a> {
 
 /// A request that may go in.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct RequestHead {
     pub(super) is_head: bool,
     /// HTTP/1.1; else 1.0.
     pub(super) is_11: bool,
     /// The client allows another request on this connection.
     pub(super) keep_alive: bool,
-    pub(super) body: Body,
+    pub(super) body: RequestBody,
     /// It announced its body, so that the inside gets an announcement too, be it 0.
     pub(super) has_body: bool,
     /// It waits for `100 Continue` before it sends the body.
@@ -45,12 +45,12 @@ fn bad(message: impl Into<String>) -> Error {
 
 /// Finds the end of a head in bytes that arrive piecemeal.
 #[derive(Debug, Default)]
-pub(super) struct Scan {
+pub(super) struct HeadScanner {
     at: usize,
     line: usize,
 }
 
-impl Scan {
+impl HeadScanner {
     /// Looks at what is new in `bytes`, which begin where the head begins; the head's length when it is complete.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ fn too_large() -> Error {
 
 /// Everything about the headers that decides something.
 #[derive(Default)]
-struct Facts<'h> {
+struct HeaderFields<'h> {
     host: Option<&'h str>,
     length: Option<&'h str>,
     encoding: Option<&'h str>,
@@ -111,7 +111,7 @@ struct Facts<'h> {
     close: bool,
     connection_upgrade: bool,
     /// Headers that `Connection` names: they concern only this hop.
-    hop: Vec<&'h str>,
+    hop_by_hop: Vec<&'h str>,
 }
 
 /// Checks a complete head and appends the one for the inside to `out`, without the framing of the body and without
@@ -119,7 +119,12 @@ struct Facts<'h> {
 ///
 /// # Errors
 /// Whatever is wrong, with the code that says so. Nothing was appended then.
-pub(super) fn admit(bytes: &[u8], context: &Context<'_>, id: &mut String, out: &mut Vec<u8>) -> Result<Head> {
+pub(super) fn admit(
+    bytes: &[u8],
+    context: &HeadContext<'_>,
+    id: &mut String,
+    out: &mut Vec<u8>,
+) -> Result<RequestHead> {
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let line_end = bytes.windows(2).position(|pair| pair == b"\r\n").unwrap_or(bytes.len());
     let (method, target, is_11) = request_line(&bytes[..line_end])?;
@@ -132,8 +137,8 @@ pub(super) fn admit(bytes: &[u8], context: &Context<'_>, id: &mut String, out: &
         Err(error) => return Err(bad(format!("The head is malformed: {error}"))),
     }
     let headers = &*parsed.headers;
-    let facts = facts(headers)?;
-    if let Some(wanted) = facts.request_id.filter(|wanted| is_harmless(wanted)) {
+    let facts = read_fields(headers)?;
+    if let Some(wanted) = facts.request_id.filter(|wanted| is_safe_id(wanted)) {
         id.clear();
         id.push_str(wanted);
     }
@@ -170,7 +175,7 @@ pub(super) fn admit(bytes: &[u8], context: &Context<'_>, id: &mut String, out: &
         "X-Berth-Peer: {}\r\nX-Berth-Connection: {connection}\r\nX-Berth-Request: {id}\r\n",
         context.peer
     );
-    Ok(Head {
+    Ok(RequestHead {
         is_head: method == "HEAD",
         is_11,
         keep_alive: is_11 && !facts.close,
@@ -243,8 +248,8 @@ fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> R
     }
 }
 
-fn facts<'h>(headers: &[Header<'h>]) -> Result<Facts<'h>> {
-    let mut facts = Facts::default();
+fn read_fields<'h>(headers: &[Header<'h>]) -> Result<HeaderFields<'h>> {
+    let mut facts = HeaderFields::default();
     for header in headers {
         let value = std::str::from_utf8(header.value).map_err(|_| bad("A header's value is not ASCII"))?;
         let value = value.trim_matches([' ', '\t']);
@@ -277,7 +282,7 @@ fn facts<'h>(headers: &[Header<'h>]) -> Result<Facts<'h>> {
     Ok(facts)
 }
 
-fn connection_options<'h>(facts: &mut Facts<'h>, value: &'h str) -> Result<()> {
+fn connection_options<'h>(facts: &mut HeaderFields<'h>, value: &'h str) -> Result<()> {
     for option in value.split(',').map(|option| option.trim_matches([' ', '\t'])) {
         let is = |known: &str| option.eq_ignore_ascii_case(known);
         match option.len() {
@@ -290,7 +295,7 @@ fn connection_options<'h>(facts: &mut Facts<'h>, value: &'h str) -> Result<()> {
             _ if is("host") || is("content-length") || is("transfer-encoding") || is("authorization") => {
                 return Err(bad("The Connection header names a header that is not of this hop"));
             }
-            _ => facts.hop.push(option),
+            _ => facts.hop_by_hop.push(option),
         }
     }
     Ok(())
@@ -304,7 +309,7 @@ fn websocket_among(value: &str) -> Option<&str> {
 
 /// Whether it is a WebSocket handshake (RFC 6455, 4.2.1). A server may ignore any other protocol that `Upgrade` offers
 /// (RFC 9110, 7.8): `curl --http2` and Java's HttpClient offer `h2c` with their first request, Apache's HttpClient TLS.
-fn handshake(facts: &Facts<'_>, method: &str, is_11: bool) -> Result<bool> {
+fn handshake(facts: &HeaderFields<'_>, method: &str, is_11: bool) -> Result<bool> {
     if !facts.has_upgrade && facts.connection_upgrade {
         return Err(bad("Connection: upgrade without an Upgrade header"));
     }
@@ -336,11 +341,13 @@ fn is_key(key: &str) -> bool {
 }
 
 /// RFC 9112, 6. The one rule: if two readers could disagree about where the body ends, it is refused.
-fn framing(facts: &Facts<'_>, is_11: bool, cap: u64) -> Result<Body> {
+fn framing(facts: &HeaderFields<'_>, is_11: bool, cap: u64) -> Result<RequestBody> {
     match (facts.length, facts.encoding) {
         (Some(_), Some(_)) => Err(bad("Both Content-Length and Transfer-Encoding")),
         (None, Some(_)) if !is_11 => Err(bad("Transfer-Encoding in HTTP/1.0")),
-        (None, Some(value)) if value.eq_ignore_ascii_case("chunked") => Ok(Body::Chunked(Chunks::new(cap))),
+        (None, Some(value)) if value.eq_ignore_ascii_case("chunked") => {
+            Ok(RequestBody::Chunked(ChunkedDecoder::new(cap)))
+        }
         (None, Some(_)) => {
             Err(Error::new(Code::NotImplemented, "Transfer-Encoding can only be chunked, and that once"))
         }
@@ -350,9 +357,9 @@ fn framing(facts: &Facts<'_>, is_11: bool, cap: u64) -> Result<Body> {
             }
             // Only digits: what does not fit is too large.
             let length = digits.parse().unwrap_or(u64::MAX);
-            if length > cap { Err(body::too_large()) } else { Ok(Body::Length(length)) }
+            if length > cap { Err(body::too_large()) } else { Ok(RequestBody::Length(length)) }
         }
-        (None, None) => Ok(Body::none()),
+        (None, None) => Ok(RequestBody::none()),
     }
 }
 
@@ -361,7 +368,7 @@ fn write_head(
     method: &str,
     target: &str,
     headers: &[Header<'_>],
-    facts: &Facts<'_>,
+    facts: &HeaderFields<'_>,
     upgrade: bool,
 ) {
     for part in [method, " ", target, " HTTP/1.1\r\n"] {
@@ -370,7 +377,7 @@ fn write_head(
     // Of the protocols that the client offers, the inside sees only the chosen one.
     let mut chosen = facts.websocket.filter(|_| upgrade);
     for header in headers {
-        let hop = facts.hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
+        let hop = facts.hop_by_hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
         let value = match chosen {
             Some(protocol) if header.name.eq_ignore_ascii_case("Upgrade") => {
                 chosen = None;
@@ -403,7 +410,7 @@ fn is_ours(name: &str) -> bool {
     }
 }
 
-fn is_harmless(id: &str) -> bool {
+fn is_safe_id(id: &str) -> bool {
     (1..=limits::REQUEST_ID_BYTES).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
@@ -412,16 +419,17 @@ fn is_harmless(id: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn check(head: &str) -> Result<(Head, String, String)> {
-        let rules = Rules::new(&[], &["http://app.test".into()])?;
-        let context = Context {
+    fn check(head: &str) -> Result<(RequestHead, String, String)> {
+        let rules = HostRules::new(&[], &["http://app.test".into()])?;
+        let context = HeadContext {
             rules: &rules,
             body_cap: &|_, path| if path == "/big" { 1000 } else { 10 },
             peer: "192.0.2.9",
             local: Some([127, 0, 0, 1].into()),
             connection: 7,
         };
-        let end = Scan::default().find(head.as_bytes())?.ok_or_else(|| Error::internal("unfinished"))?;
+        let end =
+            HeadScanner::default().find(head.as_bytes())?.ok_or_else(|| Error::internal("unfinished"))?;
         assert_eq!(end, head.len(), "{head:?}");
         let (mut id, mut out) = ("made-1".to_owned(), Vec::new());
         let admitted = admit(head.as_bytes(), &context, &mut id, &mut out);
@@ -447,7 +455,7 @@ mod tests {
         );
         assert_eq!(id, "a.B-_9");
         assert!(head.keep_alive && head.expects_continue && head.has_body && !head.upgrade);
-        assert!(matches!(head.body, Body::Length(12)));
+        assert!(matches!(head.body, RequestBody::Length(12)));
         let (head, out, id) = check("\r\nGET / HTTP/1.0\r\nX-Request-Id: a b\r\n\r\n").unwrap();
         assert!(!head.keep_alive && !head.is_11 && out.starts_with("GET / HTTP/1.1\r\nX-Berth-Peer"));
         assert_eq!(id, "made-1");
@@ -513,12 +521,12 @@ mod tests {
     #[test]
     fn heads_arrive_piecemeal() {
         let head = b"\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        let mut scan = Scan::default();
+        let mut scan = HeadScanner::default();
         for end in 0..head.len() {
             assert_eq!(scan.find(&head[..end]).unwrap(), None, "{end}");
         }
         assert_eq!(scan.find(head).unwrap(), Some(head.len()));
         let large = [b"GET / HTTP/1.1\r\nA: ".as_slice(), &[b'x'; limits::HEAD_BYTES]].concat();
-        assert_eq!(Scan::default().find(&large).unwrap_err().code(), Code::HeadTooLarge);
+        assert_eq!(HeadScanner::default().find(&large).unwrap_err().code(), Code::HeadTooLarge);
     }
 }

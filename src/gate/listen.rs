@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-use super::holder;
+use super::listener_process;
 use super::record::Peer;
 use crate::base::{Error, Result, limits};
 use crate::http::client::Socket;
@@ -107,17 +107,17 @@ impl Listen {
 
 /// Bound listeners. Clients queue at them from now on; the gate lets them in.
 #[derive(Debug)]
-pub struct Doors {
-    pub(super) doors: Vec<Door>,
-    addresses: Vec<Address>,
+pub struct Listeners {
+    pub(super) listeners: Vec<BoundListener>,
+    addresses: Vec<ListenAddress>,
 }
 
-impl Doors {
+impl Listeners {
     /// Binds all of them.
     ///
     /// # Errors
     /// `Config` when there is none, or for one that cannot be listened on.
-    pub fn bind(listeners: Vec<Listen>) -> Result<Doors> {
+    pub fn bind(listeners: Vec<Listen>) -> Result<Listeners> {
         if listeners.is_empty() {
             return Err(Error::config("--listen", "there is nothing to listen on"));
         }
@@ -131,69 +131,70 @@ impl Doors {
         let mut doors = Vec::new();
         for listen in listeners {
             let also_v4 = matches!(&listen, Listen::Tcp(address) if all_of_v4.contains(&address.port()));
-            doors.push(Door::open(listen, also_v4)?);
+            doors.push(BoundListener::open(listen, also_v4)?);
         }
-        let addresses = doors.iter().map(Door::address).collect::<Result<_>>()?;
-        Ok(Doors { doors, addresses })
+        let addresses = doors.iter().map(BoundListener::address).collect::<Result<_>>()?;
+        Ok(Listeners { listeners: doors, addresses })
     }
 
     /// The real addresses, in the same order.
-    pub fn addresses(&self) -> &[Address] {
+    pub fn addresses(&self) -> &[ListenAddress] {
         &self.addresses
     }
 }
 
 /// A bound listener, non-blocking.
 #[derive(Debug)]
-pub(super) struct Door {
-    listener: Listener,
+pub(super) struct BoundListener {
+    listener: ListenerSocket,
     /// A socket file that we made: its path, device and inode.
-    made: Option<(PathBuf, u64, u64)>,
+    created_file: Option<(PathBuf, u64, u64)>,
 }
 
 #[derive(Debug)]
-enum Listener {
+enum ListenerSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 /// A real address of the gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum ListenAddress {
     /// TCP.
     Ip(SocketAddr),
     /// A Unix socket's path; empty for one without a path.
     Unix(PathBuf),
 }
 
-impl Address {
+impl ListenAddress {
     /// Whether callers from other machines can reach it.
     pub fn is_exposed(&self) -> bool {
-        matches!(self, Address::Ip(address) if !address.ip().to_canonical().is_loopback())
+        matches!(self, ListenAddress::Ip(address) if !address.ip().to_canonical().is_loopback())
     }
 }
 
-impl std::fmt::Display for Address {
+impl std::fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Address::Ip(address) => write!(f, "http://{address}"),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Ip(address) => write!(f, "http://{address}"),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-impl Door {
+impl BoundListener {
     /// Binds. `also_v4`: the same port is wanted for all of IPv4 too, so IPv6 must leave it alone.
     ///
     /// # Errors
     /// `Config`: the address is not ours, is taken, or is a file that is not a socket.
-    fn open(listen: Listen, also_v4: bool) -> Result<Door> {
+    fn open(listen: Listen, also_v4: bool) -> Result<BoundListener> {
         match listen {
             Listen::Tcp(address) => tcp(address, also_v4)
-                .map(|listener| Door { listener: Listener::Tcp(listener), made: None })
+                .map(|listener| BoundListener { listener: ListenerSocket::Tcp(listener), created_file: None })
                 .map_err(|error| {
                     let taken = error.kind() == io::ErrorKind::AddrInUse;
-                    let holder = if taken { holder::of(address) } else { String::new() };
+                    let holder =
+                        if taken { listener_process::describe_listener(address) } else { String::new() };
                     Error::config(address, format!("cannot listen: {error}{holder}"))
                 }),
             Listen::Unix { path, mode, group } => unix(&path, mode, group.as_deref()),
@@ -201,27 +202,27 @@ impl Door {
                 let family =
                     sockopt::socket_domain(&fd).map_err(|error| Error::config("LISTEN_FDS", error))?;
                 let listener = match family {
-                    AddressFamily::UNIX => Listener::Unix(UnixListener::from(fd)),
-                    AddressFamily::INET | AddressFamily::INET6 => Listener::Tcp(TcpListener::from(fd)),
+                    AddressFamily::UNIX => ListenerSocket::Unix(UnixListener::from(fd)),
+                    AddressFamily::INET | AddressFamily::INET6 => ListenerSocket::Tcp(TcpListener::from(fd)),
                     _ => return Err(Error::config("LISTEN_FDS", "a socket that is neither TCP nor Unix")),
                 };
                 let set = match &listener {
-                    Listener::Tcp(listener) => listener.set_nonblocking(true),
-                    Listener::Unix(listener) => listener.set_nonblocking(true),
+                    ListenerSocket::Tcp(listener) => listener.set_nonblocking(true),
+                    ListenerSocket::Unix(listener) => listener.set_nonblocking(true),
                 };
                 set.map_err(|error| Error::config("LISTEN_FDS", error))?;
-                Ok(Door { listener, made: None })
+                Ok(BoundListener { listener, created_file: None })
             }
         }
     }
 
     /// Where it is.
-    fn address(&self) -> Result<Address> {
+    fn address(&self) -> Result<ListenAddress> {
         let address = match &self.listener {
-            Listener::Tcp(listener) => listener.local_addr().map(Address::Ip),
-            Listener::Unix(listener) => listener
-                .local_addr()
-                .map(|address| Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default())),
+            ListenerSocket::Tcp(listener) => listener.local_addr().map(ListenAddress::Ip),
+            ListenerSocket::Unix(listener) => listener.local_addr().map(|address| {
+                ListenAddress::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default())
+            }),
         };
         address.map_err(|error| Error::config("--listen", error))
     }
@@ -229,31 +230,31 @@ impl Door {
     /// The next client, who they are, and the address they called.
     pub(super) fn accept(&self) -> io::Result<(Socket, Peer, Option<IpAddr>)> {
         match &self.listener {
-            Listener::Tcp(listener) => {
+            ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
                 // Fails only for a client that has gone again.
                 let local = stream.local_addr()?.ip().to_canonical();
                 Ok((Socket::Tcp(stream), Peer::Ip(peer.ip().to_canonical()), Some(local)))
             }
-            Listener::Unix(listener) => {
+            ListenerSocket::Unix(listener) => {
                 listener.accept().map(|(stream, _)| (Socket::Unix(stream), Peer::Unix, None))
             }
         }
     }
 }
 
-impl AsFd for Door {
+impl AsFd for BoundListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.listener {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Unix(listener) => listener.as_fd(),
+            ListenerSocket::Tcp(listener) => listener.as_fd(),
+            ListenerSocket::Unix(listener) => listener.as_fd(),
         }
     }
 }
 
-impl Drop for Door {
+impl Drop for BoundListener {
     fn drop(&mut self) {
-        if let Some((path, device, inode)) = &self.made {
+        if let Some((path, device, inode)) = &self.created_file {
             // Another server may have put its own there since.
             if fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*device, *inode)) {
                 let _ = fs::remove_file(path);
@@ -275,7 +276,7 @@ fn tcp(address: SocketAddr, also_v4: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<Door> {
+fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
     let wrong = |problem: String| Error::config(path.display(), problem);
     let cannot = |error: &dyn std::fmt::Display| wrong(format!("cannot listen: {error}"));
     let group = group.map(group_id).transpose().map_err(wrong)?;
@@ -315,7 +316,7 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<Door> {
         cannot(&error)
     })?;
     let made = Some((path.to_owned(), meta.dev(), meta.ino()));
-    Ok(Door { listener: Listener::Unix(socket.into()), made })
+    Ok(BoundListener { listener: ListenerSocket::Unix(socket.into()), created_file: made })
 }
 
 /// A group's number; from `/etc/group`, since a static binary has no other directory to ask.
@@ -369,10 +370,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("berth-listen-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let path = folder.join("s");
-        let open =
-            |mode| Door::open(Listen::Unix { path: path.clone(), mode, group: Some("0".into()) }, false);
+        let open = |mode| {
+            BoundListener::open(Listen::Unix { path: path.clone(), mode, group: Some("0".into()) }, false)
+        };
         let first = open(0o660).unwrap();
-        assert_eq!(first.address().unwrap(), Address::Unix(path.clone()));
+        assert_eq!(first.address().unwrap(), ListenAddress::Unix(path.clone()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         assert!(open(0o600).unwrap_err().message().contains("somebody listens"));
         drop(first);
@@ -387,11 +389,11 @@ mod tests {
 
     #[test]
     fn both_families_share_a_port() {
-        let v4 = Door::open(Listen::Tcp("0.0.0.0:0".parse().unwrap()), false).unwrap();
-        let Address::Ip(address) = v4.address().unwrap() else { panic!() };
+        let v4 = BoundListener::open(Listen::Tcp("0.0.0.0:0".parse().unwrap()), false).unwrap();
+        let ListenAddress::Ip(address) = v4.address().unwrap() else { panic!() };
         assert!(v4.address().unwrap().is_exposed());
         let v6 = SocketAddr::new("::".parse().unwrap(), address.port());
-        assert!(Door::open(Listen::Tcp(v6), true).is_ok());
+        assert!(BoundListener::open(Listen::Tcp(v6), true).is_ok());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::base::limits;
 const BATCH: u32 = 500;
 
 /// Runs `check` on inputs of `strategy` until the time is up.
-fn look_for<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value)) {
+fn run_property<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value)) {
     #[allow(clippy::disallowed_methods, reason = "a test has no configuration")]
     let told = |name| std::env::var(name).ok();
     let secs = told("BERTH_PROOF_SECS").map(|text| text.parse().unwrap());
@@ -212,7 +212,7 @@ fn heads() -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn heads_mean_the_same_to_every_reader() {
-    look_for("heads", &(heads(), cuts()), |(bytes, cuts)| check_head(&bytes, &ends(&bytes, &cuts)));
+    run_property("heads", &(heads(), cuts()), |(bytes, cuts)| check_head(&bytes, &ends(&bytes, &cuts)));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn any_bytes_are_read_without_a_panic() {
         prop::collection::vec(any::<u8>(), 0..300),
         prop::collection::vec(select(&b"\r\n\r\nGET / HTTP/1.1:0;"[..]), 0..300),
     ];
-    look_for("any bytes", &(bytes, cuts()), |(bytes, cuts)| {
+    run_property("any bytes", &(bytes, cuts()), |(bytes, cuts)| {
         check_head(&bytes, &ends(&bytes, &cuts));
         check_chunks(&bytes, &ends(&bytes, &cuts), 1000);
     });
@@ -279,5 +279,7 @@ fn chunked_bodies() -> impl Strategy<Value = Vec<u8>> {
 fn chunked_bodies_are_read_as_a_simple_reader_does() {
     let input =
         (chunked_bodies(), cuts(), prop_oneof![3 => Just(1_000_u64), 1 => 0..100_u64, 1 => Just(u64::MAX)]);
-    look_for("chunked bodies", &input, |(bytes, cuts, cap)| check_chunks(&bytes, &ends(&bytes, &cuts), cap));
+    run_property("chunked bodies", &input, |(bytes, cuts, cap)| {
+        check_chunks(&bytes, &ends(&bytes, &cuts), cap)
+    });
 }

@@ -45,7 +45,7 @@ impl std::fmt::Display for Peer {
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ConnectionState {
     /// Waits for the first byte of a request.
     Idle,
     /// A request's head is arriving.
@@ -66,29 +66,29 @@ pub enum State {
     Evicted,
 }
 
-impl State {
-    const ALL: [State; 9] = [
-        State::Idle,
-        State::Reading,
-        State::Receiving,
-        State::Busy,
-        State::Unread,
-        State::Paused,
-        State::Lingering,
-        State::Taken,
-        State::Evicted,
+impl ConnectionState {
+    const ALL: [ConnectionState; 9] = [
+        ConnectionState::Idle,
+        ConnectionState::Reading,
+        ConnectionState::Receiving,
+        ConnectionState::Busy,
+        ConnectionState::Unread,
+        ConnectionState::Paused,
+        ConnectionState::Lingering,
+        ConnectionState::Taken,
+        ConnectionState::Evicted,
     ];
 }
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct ConnectionRecord {
     pub(super) id: u64,
     pub(super) peer: Peer,
     /// The address that the client called; `None` on a Unix socket.
     pub(super) local: Option<IpAddr>,
     /// Beyond the cap: one prompt request of an owner, then the seat is needed again.
-    pub(super) hurried: bool,
+    pub(super) on_reserve: bool,
     pub(super) socket: Arc<Socket>,
     opened: Instant,
     state: AtomicU8,
@@ -99,7 +99,7 @@ pub(super) struct Record {
     evicted: Condvar,
 }
 
-impl Record {
+impl ConnectionRecord {
     /// Of a connection that has sent nothing yet.
     pub(super) fn new(
         id: u64,
@@ -107,15 +107,15 @@ impl Record {
         peer: Peer,
         local: Option<IpAddr>,
         hurried: bool,
-    ) -> Record {
-        Record {
+    ) -> ConnectionRecord {
+        ConnectionRecord {
             id,
             peer,
             local,
-            hurried,
+            on_reserve: hurried,
             socket,
             opened: Instant::now(),
-            state: AtomicU8::new(State::Idle as u8),
+            state: AtomicU8::new(ConnectionState::Idle as u8),
             since: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             request: Mutex::default(),
@@ -124,8 +124,8 @@ impl Record {
     }
 
     /// As `/status` shows it.
-    pub(super) fn view(&self) -> Connection {
-        Connection {
+    pub(super) fn view(&self) -> ConnectionView {
+        ConnectionView {
             id: self.id,
             peer: self.peer,
             state: self.state(),
@@ -136,50 +136,50 @@ impl Record {
     }
 
     /// Changes the state; `false` when the connection was closed to make room for another one, which is final.
-    pub(super) fn set(&self, state: State) -> bool {
+    pub(super) fn set(&self, state: ConnectionState) -> bool {
         let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(millis, Ordering::Relaxed);
         // SeqCst: see `Table::close_idle`.
-        let change = |now| (now != State::Evicted as u8).then_some(state as u8);
+        let change = |now| (now != ConnectionState::Evicted as u8).then_some(state as u8);
         self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
     }
 
     /// Notes that a request is answered from now on; `false` as above.
-    pub(super) fn begin(&self, request: &str) -> bool {
+    pub(super) fn begin_request(&self, request: &str) -> bool {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut current = lock(&self.request);
         current.clear();
         current.push_str(request);
         drop(current);
-        self.set(State::Busy)
+        self.set(ConnectionState::Busy)
     }
 
     /// Holds an answer back, unless the seat is needed.
     pub(super) fn pause(&self, time: Duration) {
-        if !time.is_zero() && self.set(State::Paused) {
+        if !time.is_zero() && self.set(ConnectionState::Paused) {
             let request = lock(&self.request);
             drop(self.evicted.wait_timeout_while(request, time, |_| !self.is_evicted()));
-            self.set(State::Busy);
+            self.set(ConnectionState::Busy);
         }
     }
 
     /// Whether the connection was closed to make room for another one.
     pub(super) fn is_evicted(&self) -> bool {
-        self.state() == State::Evicted
+        self.state() == ConnectionState::Evicted
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> ConnectionState {
         let number = usize::from(self.state.load(Ordering::SeqCst));
-        State::ALL.get(number).copied().unwrap_or(State::Evicted)
+        ConnectionState::ALL.get(number).copied().unwrap_or(ConnectionState::Evicted)
     }
 
     /// Closes the connection if it is still in this state. A client whose answer is held back gets it at once.
-    pub(super) fn evict(&self, from: State) -> bool {
-        let (from, to) = (from as u8, State::Evicted as u8);
+    pub(super) fn evict(&self, from: ConnectionState) -> bool {
+        let (from, to) = (from as u8, ConnectionState::Evicted as u8);
         if self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return false;
         }
-        if from == State::Paused as u8 {
+        if from == ConnectionState::Paused as u8 {
             drop(lock(&self.request));
             self.evicted.notify_all();
         } else {
@@ -190,19 +190,27 @@ impl Record {
 
     /// How soon it is closed to make room for another one, and since when nothing has come of it; `None` for never.
     /// `owners`: its last request was an owner's.
-    pub(super) fn rank(&self, state: State, owners: bool, now: Instant) -> Option<(Rank, Instant)> {
+    pub(super) fn rank(
+        &self,
+        state: ConnectionState,
+        owners: bool,
+        now: Instant,
+    ) -> Option<(EvictionRank, Instant)> {
         let since = self.opened + Duration::from_millis(self.since.load(Ordering::Relaxed));
         let prompt = now.saturating_duration_since(since) < PROMPT;
         let fresh = self.requests.load(Ordering::Relaxed) == 0;
         let rank = match state {
-            State::Lingering | State::Paused => Rank::Answered,
-            State::Busy | State::Taken | State::Evicted => return None,
-            State::Unread if prompt => return None,
-            _ if owners => Rank::Owners,
-            State::Idle if fresh && prompt => Rank::Silent,
-            _ if prompt => Rank::Prompt,
-            State::Idle if !fresh => Rank::Idle,
-            State::Idle | State::Reading | State::Receiving | State::Unread => Rank::Slow,
+            ConnectionState::Lingering | ConnectionState::Paused => EvictionRank::Answered,
+            ConnectionState::Busy | ConnectionState::Taken | ConnectionState::Evicted => return None,
+            ConnectionState::Unread if prompt => return None,
+            _ if owners => EvictionRank::Owners,
+            ConnectionState::Idle if fresh && prompt => EvictionRank::Silent,
+            _ if prompt => EvictionRank::Prompt,
+            ConnectionState::Idle if !fresh => EvictionRank::Idle,
+            ConnectionState::Idle
+            | ConnectionState::Reading
+            | ConnectionState::Receiving
+            | ConnectionState::Unread => EvictionRank::Slow,
         };
         Some((rank, since))
     }
@@ -210,7 +218,7 @@ impl Record {
 
 /// Connections in the order in which they are closed when room is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Rank {
+pub(super) enum EvictionRank {
     /// Only the last answer, or the end, is still to come.
     Answered,
     /// The client sends its request, or takes its answer, more slowly than it need.
@@ -227,13 +235,13 @@ pub(super) enum Rank {
 
 /// A connection as `/status` shows it.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct ConnectionView {
     /// Its number since the start.
     pub id: u64,
     /// From where.
     pub peer: Peer,
     /// What it is doing.
-    pub state: State,
+    pub state: ConnectionState,
     /// For how long it has been open.
     pub age: Duration,
     /// Requests that were let through.

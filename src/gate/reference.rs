@@ -5,14 +5,14 @@
 
 use std::net::Ipv6Addr;
 
-use super::body::{Body, Chunks};
-use super::head::{Context, Head, Scan, admit};
-use super::who::Rules;
+use super::body::{ChunkedDecoder, RequestBody};
+use super::head::{HeadContext, HeadScanner, RequestHead, admit};
+use super::host_check::HostRules;
 use crate::base::{Code, Result, limits};
 
-fn admitted(bytes: &[u8], out: &mut Vec<u8>) -> Result<Head> {
-    let rules = Rules::new(&[], &["http://app.test".into()]).unwrap();
-    let context = Context {
+fn admitted(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead> {
+    let rules = HostRules::new(&[], &["http://app.test".into()]).unwrap();
+    let context = HeadContext {
         rules: &rules,
         body_cap: &|_, _| 10,
         peer: "192.0.2.9",
@@ -23,16 +23,16 @@ fn admitted(bytes: &[u8], out: &mut Vec<u8>) -> Result<Head> {
 }
 
 /// A head in the plainest reading of RFC 9112, for heads that are beyond doubt.
-struct Plain<'a> {
+struct PlainHead<'a> {
     method: &'a str,
     target: &'a str,
     version: &'a str,
     fields: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Plain<'a> {
+impl<'a> PlainHead<'a> {
     /// `None` where anything could be read in two ways.
-    fn read(bytes: &'a [u8]) -> Option<Plain<'a>> {
+    fn read(bytes: &'a [u8]) -> Option<PlainHead<'a>> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.is_ascii())?;
         let text = text.strip_prefix("\r\n").unwrap_or(text).strip_suffix("\r\n\r\n")?;
         let mut lines = text.split("\r\n");
@@ -52,7 +52,7 @@ impl<'a> Plain<'a> {
             && ["HTTP/1.0", "HTTP/1.1"].contains(&version)
             && fields.iter().all(|(name, _)| word(name))
             && fields.iter().all(|(_, value)| value.chars().all(|c| c == '\t' || (' '..='~').contains(&c)));
-        whole.then_some(Plain { method, target, version, fields })
+        whole.then_some(PlainHead { method, target, version, fields })
     }
 
     fn all(&self, name: &str) -> Vec<&'a str> {
@@ -110,7 +110,7 @@ impl<'a> Plain<'a> {
 }
 
 /// A host and its port, as far as the strategies make them.
-fn place(authority: &str) -> (String, u16) {
+fn host_and_port(authority: &str) -> (String, u16) {
     let bracket = authority.rfind(']').unwrap_or(0);
     let colon = authority[bracket..].find(':').map_or(authority.len(), |at| bracket + at);
     let (host, port) = authority.split_at(colon);
@@ -119,7 +119,7 @@ fn place(authority: &str) -> (String, u16) {
 }
 
 fn names_loopback(host: &str) -> bool {
-    let (host, _) = place(host);
+    let (host, _) = host_and_port(host);
     host == "localhost" || host.ends_with(".localhost") || host.starts_with("127.") || is_v6_loopback(&host)
 }
 
@@ -133,8 +133,8 @@ fn is_v6_loopback(host: &str) -> bool {
 /// Panics where the gate makes something else of the bytes than the plainest reading of RFC 9112 does, whole or in pieces
 /// that end there.
 pub fn check_head(bytes: &[u8], ends: &[usize]) {
-    let whole = Scan::default().find(bytes);
-    let mut scan = Scan::default();
+    let whole = HeadScanner::default().find(bytes);
+    let mut scan = HeadScanner::default();
     let mut pieced = Ok(None);
     for &end in ends {
         pieced = scan.find(&bytes[..end]);
@@ -155,7 +155,7 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
             return;
         }
     };
-    let Some(plain) = Plain::read(bytes) else {
+    let Some(plain) = PlainHead::read(bytes) else {
         panic!("let in, though it can be read in two ways");
     };
     // RFC 9112, 3.2 and 6.3: what every reader must agree on.
@@ -166,21 +166,21 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
     assert!(hosts.iter().all(|host| names_loopback(host)), "{hosts:?}");
     if let Some((_, rest)) = plain.target.split_once("://").filter(|_| !plain.target.starts_with('/')) {
         let called = rest.split('/').next().unwrap_or_default();
-        assert_eq!(Some(place(called)), hosts.first().map(|host| place(host)));
+        assert_eq!(Some(host_and_port(called)), hosts.first().map(|host| host_and_port(host)));
     }
     assert_eq!(head.is_11, plain.version == "HTTP/1.1");
     assert_eq!(head.is_head, plain.method == "HEAD");
     assert_eq!(head.keep_alive, head.is_11 && !plain.options().contains(&"close".to_owned()));
     assert_eq!(head.has_body, lengths.len() + codings.len() == 1);
     match (&head.body, lengths.first(), codings.first()) {
-        (Body::Length(0), None, None) => {}
-        (Body::Length(length), Some(digits), None) => {
+        (RequestBody::Length(0), None, None) => {}
+        (RequestBody::Length(length), Some(digits), None) => {
             assert!(digits.chars().all(|c| c.is_ascii_digit()));
             assert!(
                 *length <= 10 && digits.trim_start_matches('0') == length.to_string().trim_start_matches('0')
             );
         }
-        (Body::Chunked(_), None, Some(coding)) => {
+        (RequestBody::Chunked(_), None, Some(coding)) => {
             assert!(head.is_11 && coding.eq_ignore_ascii_case("chunked"));
         }
         other => panic!("another body: {other:?}"),
@@ -214,7 +214,7 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
 
 /// What a chunked body turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum DecodeEnd {
     /// Complete after so many bytes.
     Done(usize),
     /// More is needed.
@@ -223,9 +223,9 @@ enum End {
 }
 
 /// RFC 9112, 7.1, on whole bytes, with the gate's own limits.
-fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, End) {
+fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, DecodeEnd) {
     let (mut data, mut rest) = (Vec::new(), bytes);
-    let bad = End::Bad(Code::InvalidRequest);
+    let bad = DecodeEnd::Bad(Code::InvalidRequest);
     loop {
         let digits = rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         if digits > 16 || (digits == 0 && !rest.is_empty()) {
@@ -241,7 +241,7 @@ fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, End) {
             _ => return (data, bad),
         }
         match &after[ignored..] {
-            [] | [b'\r'] => return (data, End::Open),
+            [] | [b'\r'] => return (data, DecodeEnd::Open),
             [b'\r', b'\n', ..] => rest = &after[ignored + 2..],
             _ => return (data, bad),
         }
@@ -251,12 +251,12 @@ fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, End) {
             break;
         }
         if size > cap - data.len() as u64 {
-            return (data, End::Bad(Code::BodyTooLarge));
+            return (data, DecodeEnd::Bad(Code::BodyTooLarge));
         }
         let (chunk, after) = rest.split_at((size as usize).min(rest.len()));
         data.extend_from_slice(chunk);
         match after {
-            [] | [b'\r'] => return (data, End::Open),
+            [] | [b'\r'] => return (data, DecodeEnd::Open),
             [b'\r', b'\n', ..] => rest = &after[2..],
             _ => return (data, bad),
         }
@@ -272,15 +272,15 @@ fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, End) {
         });
         let before = trailers.len() - rest.len();
         if before + broken.unwrap_or(line) > limits::TRAILER_BYTES {
-            return (data, End::Bad(Code::HeadTooLarge));
+            return (data, DecodeEnd::Bad(Code::HeadTooLarge));
         }
         if broken.is_some() {
             return (data, bad);
         }
         match &rest[line..] {
-            [] | [b'\r'] => return (data, End::Open),
+            [] | [b'\r'] => return (data, DecodeEnd::Open),
             [b'\r', b'\n', ..] if line == 0 => {
-                return (data, End::Done(bytes.len() - rest.len() + 2));
+                return (data, DecodeEnd::Done(bytes.len() - rest.len() + 2));
             }
             [b'\r', b'\n', ..] => rest = &rest[line + 2..],
             _ => return (data, bad),
@@ -290,8 +290,8 @@ fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, End) {
 
 /// Panics where a chunked body, up to `cap`, is not what [`decode`] finds in it.
 pub fn check_chunks(bytes: &[u8], ends: &[usize], cap: u64) {
-    let (mut body, mut data, mut used) = (Body::Chunked(Chunks::new(cap)), Vec::new(), 0);
-    let mut end = End::Open;
+    let (mut body, mut data, mut used) = (RequestBody::Chunked(ChunkedDecoder::new(cap)), Vec::new(), 0);
+    let mut end = DecodeEnd::Open;
     'pieces: for &piece in ends {
         while used < piece && !body.is_done() {
             match body.take(&bytes[used..piece]) {
@@ -301,14 +301,14 @@ pub fn check_chunks(bytes: &[u8], ends: &[usize], cap: u64) {
                     data.extend_from_slice(part);
                 }
                 Err(error) => {
-                    end = End::Bad(error.code());
+                    end = DecodeEnd::Bad(error.code());
                     break 'pieces;
                 }
             }
         }
     }
     if body.is_done() {
-        end = End::Done(used);
+        end = DecodeEnd::Done(used);
     }
     let (wanted, wanted_end) = decode(bytes, cap);
     assert_eq!(end, wanted_end);

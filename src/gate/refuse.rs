@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::Shutdown;
 use std::time::Instant;
 
-use super::wire::{self, Got};
+use super::wire::{self, ReadOutcome};
 use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 
@@ -42,9 +42,9 @@ pub(super) fn linger(socket: &Socket) {
     {
         buffer.clear();
         match wire::receive(socket, &mut buffer) {
-            Ok(Got::Some(n)) => read += n,
-            Ok(Got::Nothing) => {}
-            Ok(Got::End) | Err(_) => return,
+            Ok(ReadOutcome::Bytes(n)) => read += n,
+            Ok(ReadOutcome::WouldBlock) => {}
+            Ok(ReadOutcome::Eof) | Err(_) => return,
         }
     }
 }

@@ -13,20 +13,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::record::{Connection, Peer, Rank, Record, State};
+use super::record::{ConnectionRecord, ConnectionState, ConnectionView, EvictionRank, Peer};
 use super::wire;
 use crate::base::thread::lock;
-use crate::http::client::{Gone, Socket};
+use crate::http::client::{Disconnects, Socket};
 
 /// After so long it is checked again whether a seat is free: a thread needs less to see its client's end or its request.
-const MOMENT: Duration = Duration::from_millis(10);
+const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Connections that are looked at for one that can be closed. Those before it have sent something that their threads have
 /// not read yet.
-const LOOKS: usize = 16;
+const EVICTION_CANDIDATES: usize = 16;
 
 /// The seats.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct ConnectionTable {
     cap: usize,
     reserved: usize,
     /// How many may be on their way out beside those.
@@ -38,16 +38,16 @@ pub(super) struct Table {
     evictions: AtomicU64,
     /// As many as there are records.
     taken: AtomicUsize,
-    seats: Mutex<Seats>,
-    left: Condvar,
+    slots: Mutex<ConnectionSlots>,
+    slot_freed: Condvar,
     draining: AtomicBool,
-    gone: Gone,
+    gone: Disconnects,
 }
 
 #[derive(Debug, Default)]
-struct Seats {
-    records: HashMap<u64, Arc<Record>>,
-    hurried: usize,
+struct ConnectionSlots {
+    records: HashMap<u64, Arc<ConnectionRecord>>,
+    on_reserve: usize,
     /// Evicted connections whose threads have not ended them yet; they are not in `records` any more.
     leaving: usize,
 }
@@ -56,7 +56,7 @@ struct Seats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Eviction {
     /// Its seat is free.
-    OfSeat,
+    FreedSlot,
     /// It was one beyond the cap.
     BeyondCap,
     /// One can be closed in a moment.
@@ -67,7 +67,7 @@ enum Eviction {
 
 /// Why there is no seat.
 #[derive(Debug)]
-pub(super) struct NoSeat {
+pub(super) struct NoSlot {
     pub(super) socket: Socket,
     /// Some seat will be free in a moment.
     soon: bool,
@@ -75,14 +75,14 @@ pub(super) struct NoSeat {
 
 /// One connection's place; free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
-    pub(super) record: Arc<Record>,
-    table: Arc<Table>,
+pub(super) struct ConnectionSlot {
+    pub(super) record: Arc<ConnectionRecord>,
+    table: Arc<ConnectionTable>,
 }
 
-impl Table {
-    pub(super) fn new(cap: usize, reserved: usize, leaving: usize, gone: Gone) -> Table {
-        Table {
+impl ConnectionTable {
+    pub(super) fn new(cap: usize, reserved: usize, leaving: usize, gone: Disconnects) -> ConnectionTable {
+        ConnectionTable {
             cap,
             reserved,
             leaving,
@@ -91,8 +91,8 @@ impl Table {
             next: AtomicU64::new(1),
             evictions: AtomicU64::new(0),
             taken: AtomicUsize::new(0),
-            seats: Mutex::default(),
-            left: Condvar::new(),
+            slots: Mutex::default(),
+            slot_freed: Condvar::new(),
             draining: AtomicBool::new(false),
             gone,
         }
@@ -102,40 +102,40 @@ impl Table {
     /// there is none, and there will be none in a moment or `hurry` says not to wait for it, a few seats beyond the cap are
     /// there for owners, who get one prompt request each.
     pub(super) fn admit(
-        self: &Arc<Table>,
+        self: &Arc<ConnectionTable>,
         socket: Socket,
         peer: Peer,
         local: Option<IpAddr>,
         hurry: bool,
-    ) -> Result<Seat, NoSeat> {
-        let mut seats = lock(&self.seats);
+    ) -> Result<ConnectionSlot, NoSlot> {
+        let mut seats = lock(&self.slots);
         let mut hurried = false;
-        if seats.records.len() - seats.hurried >= self.cap {
+        if seats.records.len() - seats.on_reserve >= self.cap {
             let eviction = self.evict_one(&mut seats);
-            hurried = eviction != Eviction::OfSeat;
+            hurried = eviction != Eviction::FreedSlot;
             let soon = eviction == Eviction::Soon;
-            if hurried && (seats.hurried >= self.reserved || (soon && !hurry)) {
-                return Err(NoSeat { socket, soon });
+            if hurried && (seats.on_reserve >= self.reserved || (soon && !hurry)) {
+                return Err(NoSlot { socket, soon });
             }
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let record = Arc::new(Record::new(id, Arc::new(socket), peer, local, hurried));
-        seats.hurried += usize::from(hurried);
+        let record = Arc::new(ConnectionRecord::new(id, Arc::new(socket), peer, local, hurried));
+        seats.on_reserve += usize::from(hurried);
         seats.records.insert(record.id, record.clone());
         self.taken.store(seats.records.len(), Ordering::Relaxed);
         drop(seats);
         self.gone.open(record.id, hurried);
-        Ok(Seat { record, table: self.clone() })
+        Ok(ConnectionSlot { record, table: self.clone() })
     }
 
     /// Closes the connection that can best be spared: one of the network that has most of those that can be spared, so that
     /// a client elsewhere keeps its own.
-    fn evict_one(&self, seats: &mut Seats) -> Eviction {
+    fn evict_one(&self, seats: &mut ConnectionSlots) -> Eviction {
         if seats.leaving >= self.leaving {
             return Eviction::Soon;
         }
         let now = Instant::now();
-        let mut spare: Vec<(Rank, Instant, State, Peer, u64)> = Vec::new();
+        let mut spare: Vec<(EvictionRank, Instant, ConnectionState, Peer, u64)> = Vec::new();
         let mut networks: HashMap<Peer, usize> = HashMap::new();
         for record in seats.records.values() {
             let state = record.state();
@@ -143,32 +143,35 @@ impl Table {
                 continue;
             };
             let network = record.peer.network();
-            *networks.entry(network).or_default() += usize::from(rank != Rank::Owners);
+            *networks.entry(network).or_default() += usize::from(rank != EvictionRank::Owners);
             spare.push((rank, since, state, network, record.id));
         }
         let most = networks.into_iter().max_by_key(|(_, count)| *count).map(|(network, _)| network);
         spare.sort_unstable_by_key(|(rank, since, _, network, id)| {
-            (*rank == Rank::Owners, Some(*network) != most, *rank, *since, *id)
+            (*rank == EvictionRank::Owners, Some(*network) != most, *rank, *since, *id)
         });
         let mut soon = false;
-        for (rank, since, state, _, id) in spare.into_iter().take(LOOKS) {
-            if rank == Rank::Silent && now.saturating_duration_since(since) < self.silence {
+        for (rank, since, state, _, id) in spare.into_iter().take(EVICTION_CANDIDATES) {
+            if rank == EvictionRank::Silent && now.saturating_duration_since(since) < self.silence {
                 soon = true;
                 break;
             }
             let Some(record) = seats.records.get(&id).cloned() else { continue };
             // Its thread has not had the processor since.
-            let waits = matches!(state, State::Idle | State::Reading | State::Receiving);
+            let waits = matches!(
+                state,
+                ConnectionState::Idle | ConnectionState::Reading | ConnectionState::Receiving
+            );
             if waits && wire::has_input(&*record.socket) {
                 soon = true;
                 continue;
             }
             if record.evict(state) {
-                seats.hurried -= usize::from(record.hurried);
+                seats.on_reserve -= usize::from(record.on_reserve);
                 seats.records.remove(&id);
                 seats.leaving += 1;
                 self.evictions.fetch_add(1, Ordering::Relaxed);
-                return if record.hurried { Eviction::BeyondCap } else { Eviction::OfSeat };
+                return if record.on_reserve { Eviction::BeyondCap } else { Eviction::FreedSlot };
             }
             soon = true;
         }
@@ -186,14 +189,16 @@ impl Table {
     }
 
     /// Waits for a moment if some seat will be free in one: `soon`, or its client has left. Otherwise `false`.
-    pub(super) fn wait_for_a_seat(&self, refused: &NoSeat) -> bool {
-        let seats = lock(&self.seats);
+    pub(super) fn wait_for_slot(&self, refused: &NoSlot) -> bool {
+        let seats = lock(&self.slots);
         let sockets: Vec<&Socket> = seats.records.values().map(|record| &*record.socket).collect();
-        let worth = refused.soon || wire::any_gone(&sockets);
+        let worth = refused.soon || wire::any_closed(&sockets);
         if worth {
-            let taken = |seats: &Seats| seats.records.len() + seats.leaving;
+            let taken = |seats: &ConnectionSlots| seats.records.len() + seats.leaving;
             let before = taken(&seats);
-            drop(self.left.wait_timeout_while(seats, MOMENT, |seats| taken(seats) >= before));
+            drop(
+                self.slot_freed.wait_timeout_while(seats, SLOT_POLL_INTERVAL, |seats| taken(seats) >= before),
+            );
         }
         worth
     }
@@ -209,7 +214,7 @@ impl Table {
         // the two sees the other.
         self.draining.store(true, Ordering::SeqCst);
         for record in self.records() {
-            if matches!(record.state(), State::Idle | State::Reading) {
+            if matches!(record.state(), ConnectionState::Idle | ConnectionState::Reading) {
                 // What has arrived stays readable, so a complete request is still answered.
                 record.socket.shutdown(Shutdown::Read);
             }
@@ -218,13 +223,13 @@ impl Table {
 
     /// Waits until nobody is connected any more; `false` when that took too long.
     pub(super) fn wait_empty(&self, deadline: Instant) -> bool {
-        let mut seats = lock(&self.seats);
+        let mut seats = lock(&self.slots);
         while !seats.records.is_empty() || seats.leaving > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            seats = self.left.wait_timeout(seats, left).unwrap_or_else(PoisonError::into_inner).0;
+            seats = self.slot_freed.wait_timeout(seats, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -239,29 +244,29 @@ impl Table {
     }
 
     /// All connections, the oldest first.
-    pub(super) fn list(&self) -> Vec<Connection> {
-        let mut list: Vec<Connection> = self.records().iter().map(|record| record.view()).collect();
+    pub(super) fn list(&self) -> Vec<ConnectionView> {
+        let mut list: Vec<ConnectionView> = self.records().iter().map(|record| record.view()).collect();
         list.sort_unstable_by_key(|connection| connection.id);
         list
     }
 
-    fn records(&self) -> Vec<Arc<Record>> {
-        lock(&self.seats).records.values().cloned().collect()
+    fn records(&self) -> Vec<Arc<ConnectionRecord>> {
+        lock(&self.slots).records.values().cloned().collect()
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let id = self.record.id;
         self.table.gone.close(id);
-        let mut seats = lock(&self.table.seats);
+        let mut seats = lock(&self.table.slots);
         match seats.records.remove(&id) {
-            Some(_) => seats.hurried -= usize::from(self.record.hurried),
+            Some(_) => seats.on_reserve -= usize::from(self.record.on_reserve),
             None => seats.leaving -= 1,
         }
         self.table.taken.store(seats.records.len(), Ordering::Relaxed);
         drop(seats);
-        self.table.left.notify_all();
+        self.table.slot_freed.notify_all();
     }
 }
 
@@ -283,15 +288,15 @@ mod tests {
     }
 
     /// A full table of two, with one seat for owners, and one that may be on its way out.
-    fn full(table: &Arc<Table>, peers: [Peer; 2]) -> [Seat; 2] {
+    fn full(table: &Arc<ConnectionTable>, peers: [Peer; 2]) -> [ConnectionSlot; 2] {
         peers.map(|peer| table.admit(socket(), peer, None, true).unwrap())
     }
 
     /// A seat that is none beyond the cap, once there is one.
-    fn patient(table: &Arc<Table>, peer: Peer) -> Seat {
+    fn patient(table: &Arc<ConnectionTable>, peer: Peer) -> ConnectionSlot {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let seat = table.admit(socket(), peer, None, true).ok().filter(|seat| !seat.record.hurried);
+            let seat = table.admit(socket(), peer, None, true).ok().filter(|seat| !seat.record.on_reserve);
             if let Some(seat) = seat {
                 return seat;
             }
@@ -300,22 +305,22 @@ mod tests {
         }
     }
 
-    fn table() -> Arc<Table> {
-        Arc::new(Table::new(2, 1, 1, Gone::default()))
+    fn table() -> Arc<ConnectionTable> {
+        Arc::new(ConnectionTable::new(2, 1, 1, Disconnects::default()))
     }
 
     #[test]
     fn what_is_being_answered_keeps_its_seat_and_the_reserve_is_beyond() {
         let table = table();
-        let mut seats: Vec<Seat> = full(&table, [far(1); 2]).into();
-        seats.iter().for_each(|seat| assert!(seat.record.begin("r")));
+        let mut seats: Vec<ConnectionSlot> = full(&table, [far(1); 2]).into();
+        seats.iter().for_each(|seat| assert!(seat.record.begin_request("r")));
         let seat = table.admit(socket(), far(1), None, true).unwrap();
-        assert!(seat.record.hurried && seat.record.begin("r"));
+        assert!(seat.record.on_reserve && seat.record.begin_request("r"));
         seats.push(seat);
         assert!(!table.admit(socket(), Peer::Unix, None, true).unwrap_err().soon);
         seats.remove(0);
         let seat = table.admit(socket(), far(1), None, true).unwrap();
-        assert!(!seat.record.hurried);
+        assert!(!seat.record.on_reserve);
         assert_eq!(table.list().len(), 3);
         drop(seat);
         seats.clear();
@@ -326,20 +331,26 @@ mod tests {
     fn a_connection_without_a_request_makes_room_and_few_leave_at_once() {
         let table = table();
         let [first, second] = full(&table, [Peer::Unix; 2]);
-        assert!(table.admit(socket(), Peer::Unix, None, true).unwrap().record.hurried, "they have just come");
+        assert!(
+            table.admit(socket(), Peer::Unix, None, true).unwrap().record.on_reserve,
+            "they have just come"
+        );
         let third = patient(&table, Peer::Unix);
-        assert!(first.record.is_evicted() && !third.record.hurried, "the oldest");
-        assert!(!first.record.set(State::Reading) && !first.record.begin("r"), "that is final");
+        assert!(first.record.is_evicted() && !third.record.on_reserve, "the oldest");
+        assert!(
+            !first.record.set(ConnectionState::Reading) && !first.record.begin_request("r"),
+            "that is final"
+        );
         assert_eq!(table.evictions(), 1);
-        assert!(third.record.begin("r"));
+        assert!(third.record.begin_request("r"));
         // Its thread has not ended it yet.
         let hurried = table.admit(socket(), Peer::Unix, None, true).unwrap();
-        assert!(hurried.record.hurried && !second.record.is_evicted());
+        assert!(hurried.record.on_reserve && !second.record.is_evicted());
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
-        assert!(refused.soon && table.wait_for_a_seat(&refused));
+        assert!(refused.soon && table.wait_for_slot(&refused));
         drop(first);
         let fourth = patient(&table, Peer::Unix);
-        assert!(second.record.is_evicted() && !fourth.record.hurried);
+        assert!(second.record.is_evicted() && !fourth.record.on_reserve);
         drop((second, third, hurried, fourth));
         assert!(table.wait_empty(Instant::now()));
     }
@@ -358,29 +369,39 @@ mod tests {
 
     #[test]
     fn those_who_wait_for_longest_in_the_largest_network_go_first_and_owners_last() {
-        let table = Arc::new(Table::new(8, 1, 8, Gone::default()));
-        let seats: Vec<Seat> = (0..8).map(|_| table.admit(socket(), far(1), None, true).unwrap()).collect();
+        let table = Arc::new(ConnectionTable::new(8, 1, 8, Disconnects::default()));
+        let seats: Vec<ConnectionSlot> =
+            (0..8).map(|_| table.admit(socket(), far(1), None, true).unwrap()).collect();
         let states = [
-            State::Lingering,
-            State::Paused,
-            State::Reading,
-            State::Receiving,
-            State::Unread,
-            State::Idle,
-            State::Busy,
-            State::Taken,
+            ConnectionState::Lingering,
+            ConnectionState::Paused,
+            ConnectionState::Reading,
+            ConnectionState::Receiving,
+            ConnectionState::Unread,
+            ConnectionState::Idle,
+            ConnectionState::Busy,
+            ConnectionState::Taken,
         ];
         seats
             .iter()
             .zip(states)
-            .for_each(|(seat, state)| assert!(seat.record.begin("r") && seat.record.set(state)));
+            .for_each(|(seat, state)| assert!(seat.record.begin_request("r") && seat.record.set(state)));
         let ranks = |owners: bool, after: Duration| {
             let at = Instant::now() + after;
-            let rank = |seat: &Seat| seat.record.rank(seat.record.state(), owners, at).map(|(rank, _)| rank);
+            let rank = |seat: &ConnectionSlot| {
+                seat.record.rank(seat.record.state(), owners, at).map(|(rank, _)| rank)
+            };
             seats.iter().map(rank).collect::<Vec<_>>()
         };
-        let [answered, slow, idle, prompt, silent, owner] =
-            [Rank::Answered, Rank::Slow, Rank::Idle, Rank::Prompt, Rank::Silent, Rank::Owners].map(Some);
+        let [answered, slow, idle, prompt, silent, owner] = [
+            EvictionRank::Answered,
+            EvictionRank::Slow,
+            EvictionRank::Idle,
+            EvictionRank::Prompt,
+            EvictionRank::Silent,
+            EvictionRank::Owners,
+        ]
+        .map(Some);
         let (now, later) = (Duration::ZERO, PROMPT + Duration::from_secs(1));
         assert_eq!(ranks(false, now), [answered, answered, prompt, prompt, None, prompt, None, None]);
         assert_eq!(ranks(false, later), [answered, answered, slow, slow, slow, idle, None, None]);
@@ -388,7 +409,7 @@ mod tests {
         assert!(answered < slow && slow < idle && idle < prompt && prompt < silent && silent < owner);
         drop(seats);
         // The network with most of them loses one, although another one's is older.
-        let table = Arc::new(Table::new(3, 1, 8, Gone::default()));
+        let table = Arc::new(ConnectionTable::new(3, 1, 8, Disconnects::default()));
         let seats = [far(1), far(2), far(2)].map(|peer| table.admit(socket(), peer, None, true).unwrap());
         let new = patient(&table, far(3));
         assert_eq!(seats.each_ref().map(|seat| seat.record.is_evicted()), [false, true, false]);
@@ -399,11 +420,11 @@ mod tests {
     fn an_answer_that_is_held_back_is_sent_when_the_seat_is_needed() {
         let table = table();
         let seats = full(&table, [Peer::Unix; 2]);
-        seats.iter().for_each(|seat| assert!(seat.record.begin("r")));
+        seats.iter().for_each(|seat| assert!(seat.record.begin_request("r")));
         std::thread::scope(|scope| {
             let begun = Instant::now();
             let waiting = scope.spawn(|| seats[0].record.pause(Duration::from_secs(20)));
-            while table.admit(socket(), Peer::Unix, None, true).is_ok_and(|seat| seat.record.hurried) {
+            while table.admit(socket(), Peer::Unix, None, true).is_ok_and(|seat| seat.record.on_reserve) {
                 std::thread::yield_now();
             }
             waiting.join().unwrap();
@@ -413,14 +434,14 @@ mod tests {
 
     #[test]
     fn a_seat_whose_client_has_left_is_waited_for() {
-        let table = Arc::new(Table::new(1, 0, 1, Gone::default()));
+        let table = Arc::new(ConnectionTable::new(1, 0, 1, Disconnects::default()));
         let (here, there) = UnixStream::pair().unwrap();
         let seat = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
-        assert!(seat.record.begin("r"));
+        assert!(seat.record.begin_request("r"));
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
-        assert!(!table.wait_for_a_seat(&refused), "no client has left");
+        assert!(!table.wait_for_slot(&refused), "no client has left");
         drop(there);
-        assert!(table.wait_for_a_seat(&refused));
+        assert!(table.wait_for_slot(&refused));
         drop(seat);
         assert!(table.admit(socket(), Peer::Unix, None, true).is_ok());
     }

@@ -12,15 +12,15 @@ use crate::base::thread::lock;
 
 /// A token bucket per address.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(Mutex<HashMap<Peer, Bucket>>);
+pub(super) struct AuthThrottle(Mutex<HashMap<Peer, TokenBucket>>);
 
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     tokens: f64,
     at: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn refill(&mut self, now: Instant) {
         let earned = now.saturating_duration_since(self.at).as_secs_f64() * limits::FAILURES_PER_SEC;
         self.tokens = (self.tokens + earned).min(limits::FAILURE_BURST);
@@ -28,7 +28,7 @@ impl Bucket {
     }
 }
 
-impl Throttle {
+impl AuthThrottle {
     /// Counts a failure and says for how long its answer is to be held back.
     pub(super) fn failed(&self, peer: Peer, now: Instant) -> Duration {
         let peer = peer.network();
@@ -36,7 +36,7 @@ impl Throttle {
         if buckets.len() >= limits::THROTTLED_PEERS && !buckets.contains_key(&peer) {
             make_room(&mut buckets, now);
         }
-        let bucket = buckets.entry(peer).or_insert(Bucket { tokens: limits::FAILURE_BURST, at: now });
+        let bucket = buckets.entry(peer).or_insert(TokenBucket { tokens: limits::FAILURE_BURST, at: now });
         bucket.refill(now);
         if bucket.tokens >= 1.0 {
             bucket.tokens -= 1.0;
@@ -46,7 +46,7 @@ impl Throttle {
     }
 }
 
-fn make_room(buckets: &mut HashMap<Peer, Bucket>, now: Instant) {
+fn make_room(buckets: &mut HashMap<Peer, TokenBucket>, now: Instant) {
     buckets.retain(|_, bucket| {
         bucket.refill(now);
         bucket.tokens < limits::FAILURE_BURST
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_free_then_it_costs_and_time_heals() {
-        let (throttle, now) = (Throttle::default(), Instant::now());
+        let (throttle, now) = (AuthThrottle::default(), Instant::now());
         let peer = Peer::Ip("2001:db8::1".parse().unwrap());
         let neighbour = Peer::Ip("2001:db8::2".parse().unwrap());
         let other = Peer::Ip("192.0.2.1".parse().unwrap());
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn it_stays_small() {
-        let (throttle, now) = (Throttle::default(), Instant::now());
+        let (throttle, now) = (AuthThrottle::default(), Instant::now());
         for n in 0..limits::THROTTLED_PEERS as u32 + 100 {
             throttle.failed(Peer::Ip(IpAddr::V4(n.into())), now);
         }

@@ -15,35 +15,35 @@ use crate::base::limits;
 
 /// What came of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Got {
+pub(super) enum ReadOutcome {
     /// So many bytes, at least one.
-    Some(usize),
+    Bytes(usize),
     /// Nothing yet.
-    Nothing,
+    WouldBlock,
     /// The other side will send no more.
-    End,
+    Eof,
 }
 
 /// Appends what has arrived, at most what the buffer has room for; makes some room if it has none.
-pub(super) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<Got> {
+pub(super) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<ReadOutcome> {
     receive_with(socket, buffer, RecvFlags::DONTWAIT)
 }
 
 /// The same, but waits as long as the socket's own time-out says; `Nothing` when that has passed.
-pub(super) fn receive_waiting(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<Got> {
+pub(super) fn receive_waiting(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<ReadOutcome> {
     receive_with(socket, buffer, RecvFlags::empty())
 }
 
-fn receive_with(socket: impl AsFd, buffer: &mut Vec<u8>, flags: RecvFlags) -> io::Result<Got> {
+fn receive_with(socket: impl AsFd, buffer: &mut Vec<u8>, flags: RecvFlags) -> io::Result<ReadOutcome> {
     if buffer.capacity() - buffer.len() < limits::IDLE_BUFFER_BYTES / 2 {
         buffer.reserve(limits::RELAY_BYTES);
     }
     loop {
         match rustix::net::recv(&socket, spare_capacity(buffer), flags) {
-            Ok((0, _)) => return Ok(Got::End),
-            Ok((n, _)) => return Ok(Got::Some(n)),
+            Ok((0, _)) => return Ok(ReadOutcome::Eof),
+            Ok((n, _)) => return Ok(ReadOutcome::Bytes(n)),
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Ok(Got::Nothing),
+            Err(Errno::AGAIN) => return Ok(ReadOutcome::WouldBlock),
             Err(error) => return Err(error.into()),
         }
     }
@@ -63,7 +63,7 @@ pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
 
 /// Makes the close a reset. What a client does not take would otherwise stay with the kernel, some MB for each, until it
 /// has asked the client eight times, about two minutes later (tcp_orphan_retries in tcp(7)).
-pub(super) fn forget_unsent(socket: impl AsFd) {
+pub(super) fn reset_on_close(socket: impl AsFd) {
     // A socket on which this fails is reset already.
     let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
@@ -88,7 +88,7 @@ pub(super) fn is_reset<S: AsFd>(socket: &S) -> bool {
 
 /// Whether one of the other sides can read no more, by a reset or, on a Unix socket, a close; what it sent may still be
 /// there.
-pub(super) fn any_gone<S: AsFd>(sockets: &[&S]) -> bool {
+pub(super) fn any_closed<S: AsFd>(sockets: &[&S]) -> bool {
     any(sockets, PollFlags::ERR | PollFlags::HUP)
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::process::Signal;
 
-use super::Plan;
+use super::OpencodePlan;
 use super::engine::{EngineSandbox, HOME, RemoteControl};
 use super::output::is_exposed;
 use crate::base::{Code, Error, Result};
@@ -16,7 +16,9 @@ use crate::lifecycle::sandbox::{FOLDER, PROGRAM, Sandbox};
 use crate::opencode::Managed;
 use crate::opencode::managed::ROUTED;
 use crate::proc::spawn::{PATH, dev_null, pipe};
-use crate::proc::{Cancel, Cgroups, Command, Limits, Process, Reach, Spec, Stdio, Whom, c_string};
+use crate::proc::{
+    Cancel, Cgroups, CommandSpec, Limits, Process, SignalHandle, SignalTarget, Spec, Stdio, c_string,
+};
 
 /// What OpenCode runs in.
 pub enum Enclosure {
@@ -27,51 +29,58 @@ pub enum Enclosure {
 }
 
 /// A start of OpenCode.
-pub(super) struct Launched {
+pub(super) struct LaunchedOpencode {
     pub(super) process: Box<dyn Process>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
-    pub(super) ender: Ender,
+    pub(super) ender: ProcessEnder,
     /// Its number on this host, where the host sees it.
     pub(super) pid: Option<i32>,
 }
 
 /// The way to end it from any thread.
 #[derive(Clone)]
-pub(super) enum Ender {
-    Here(Reach),
+pub(super) enum ProcessEnder {
+    Here(SignalHandle),
     There(RemoteControl),
 }
 
-impl Ender {
+impl ProcessEnder {
     /// Sends SIGTERM to it and everything that it started.
     pub(super) fn terminate(&self) {
         match self {
-            Ender::Here(reach) => reach.signal(Signal::TERM, Whom::All),
-            Ender::There(control) => control.terminate(),
+            ProcessEnder::Here(reach) => reach.signal(Signal::TERM, SignalTarget::Group),
+            ProcessEnder::There(control) => control.terminate(),
         }
     }
 
     /// Kills it and everything that it started.
     pub(super) fn kill(&self) {
         match self {
-            Ender::Here(reach) => reach.signal(Signal::KILL, Whom::All),
-            Ender::There(control) => control.kill(),
+            ProcessEnder::Here(reach) => reach.signal(Signal::KILL, SignalTarget::Group),
+            ProcessEnder::There(control) => control.kill(),
         }
     }
 }
 
 /// Starts OpenCode as the plan has it.
 pub(super) fn launch(
-    plan: &Plan,
+    plan: &OpencodePlan,
     managed: &Managed,
     enclosure: Option<&Enclosure>,
     cgroups: &Cgroups,
     stop: &Cancel,
-) -> Result<Launched> {
+) -> Result<LaunchedOpencode> {
     let here = |process: Box<dyn Process>, stdout: OwnedFd, stderr: OwnedFd| {
-        let reach = process.reach().ok_or_else(|| Error::internal("a process that cannot be signalled"))?;
-        Ok(Launched { pid: Some(reach.pid), ender: Ender::Here(reach), process, stdout, stderr })
+        let reach =
+            process.signal_handle().ok_or_else(|| Error::internal("a process that cannot be signalled"))?;
+        Ok(LaunchedOpencode {
+            pid: Some(reach.pid),
+            ender: ProcessEnder::Here(reach),
+            process,
+            stdout,
+            stderr,
+        })
     };
     match enclosure {
         None => {
@@ -86,9 +95,9 @@ pub(super) fn launch(
         Some(Enclosure::Engine(sandbox)) => {
             managed.set_route(sandbox.prepare(stop)?);
             let ran = sandbox.launch(plan.arguments("127.0.0.1", "0"), env_inside(plan, managed, HOME))?;
-            let ender = Ender::There(ran.process.control());
+            let ender = ProcessEnder::There(ran.process.control());
             let process = Box::new(ran.process);
-            Ok(Launched { process, stdout: ran.stdout, stderr: ran.stderr, ender, pid: ran.pid })
+            Ok(LaunchedOpencode { process, stdout: ran.stdout, stderr: ran.stderr, ender, pid: ran.pid })
         }
     }
 }
@@ -106,16 +115,21 @@ fn credential(managed: &Managed) -> [(String, String); 2] {
 }
 
 /// In a group of its own.
-fn on_host(plan: &Plan, managed: &Managed, cgroups: &Cgroups, stdio: Stdio) -> Result<Box<dyn Process>> {
+fn on_host(
+    plan: &OpencodePlan,
+    managed: &Managed,
+    cgroups: &Cgroups,
+    stdio: Stdio,
+) -> Result<Box<dyn Process>> {
     let path = format!("opencode/{}", managed.state().starts);
-    let limits = Limits { memory_bytes: managed.memory_bytes(), ..cgroups.capacity().one_container() };
+    let limits = Limits { memory_bytes: managed.memory_bytes(), ..cgroups.capacity().container_limits() };
     let enforced = cgroups.enforcement();
     let limits = Limits {
         swap_bytes: limits.swap_bytes.filter(|_| enforced.swap_bytes.enforced),
         pids: limits.pids.filter(|_| enforced.pids.enforced),
         ..limits
     };
-    let group = cgroups.group_within(&path, Some(&limits))?;
+    let group = cgroups.group_with_limits(&path, Some(&limits))?;
     let child = Spec::bare(&plan.program, &plan.folder)
         .args(plan.arguments("127.0.0.1", &plan.port.to_string()))
         .envs(&plan.env)
@@ -125,7 +139,12 @@ fn on_host(plan: &Plan, managed: &Managed, cgroups: &Cgroups, stdio: Stdio) -> R
 }
 
 /// In a container of berth's own, where the host's folders and programs do not exist.
-fn in_container(plan: &Plan, managed: &Managed, sandbox: &Sandbox, stdio: Stdio) -> Result<Box<dyn Process>> {
+fn in_container(
+    plan: &OpencodePlan,
+    managed: &Managed,
+    sandbox: &Sandbox,
+    stdio: Stdio,
+) -> Result<Box<dyn Process>> {
     let text = |text: &str| c_string(text, Code::Internal, "argument");
     let mut argv = vec![text(PROGRAM)?];
     for word in plan.arguments("0.0.0.0", "0") {
@@ -135,7 +154,7 @@ fn in_container(plan: &Plan, managed: &Managed, sandbox: &Sandbox, stdio: Stdio)
     for (name, value) in env_inside(plan, managed, "/root") {
         env.push(text(&format!("{name}={value}"))?);
     }
-    let command = Command {
+    let command = CommandSpec {
         attempts: vec![argv],
         env,
         cwd: FOLDER.to_owned(),
@@ -149,7 +168,7 @@ fn in_container(plan: &Plan, managed: &Managed, sandbox: &Sandbox, stdio: Stdio)
 }
 
 /// Its environment where the host's folders do not exist.
-fn env_inside(plan: &Plan, managed: &Managed, home: &str) -> Vec<(String, String)> {
+fn env_inside(plan: &OpencodePlan, managed: &Managed, home: &str) -> Vec<(String, String)> {
     let user = if home == "/root" { "root" } else { "opencode" };
     let own = [("HOME", home), ("USER", user), ("PATH", PATH)];
     let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -22,17 +22,17 @@ use crate::base::{Result, limits};
 use crate::lifecycle::sandbox::{FOLDER, SandboxSpec};
 use crate::opencode::{Managed, Upstreams};
 use crate::proc::{Cancel, Cgroups, Limits};
-use crate::store::allowlist::{Grant, Mount};
+use crate::store::allowlist::{MountGrant, MountRequest};
 use crate::store::file;
 pub use enclosure::Enclosure;
-use enclosure::Ender;
+use enclosure::ProcessEnder;
 pub use enclosure::is_of_the_host;
 use engine::EnginePlan;
 
 /// When an OpenCode that has ended is started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
-    /// Until it has ended [`ENDS`] times within [`ENDS_WITHIN`].
+    /// Until it has ended [`MAX_FAILURES`] times within [`FAILURE_WINDOW`].
     OnFailure,
     /// However often it ends.
     Always,
@@ -40,16 +40,16 @@ pub enum Restart {
     Never,
 }
 
-/// So many ends within [`ENDS_WITHIN`] are a failure.
-pub const ENDS: usize = 5;
+/// So many ends within [`FAILURE_WINDOW`] are a failure.
+pub const MAX_FAILURES: usize = 5;
 /// The time in which ends are counted.
-pub const ENDS_WITHIN: Duration = Duration::from_secs(300);
+pub const FAILURE_WINDOW: Duration = Duration::from_secs(300);
 /// The longest pause before a start.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
 /// How OpenCode is run.
 #[derive(Clone)]
-pub struct Plan {
+pub struct OpencodePlan {
     /// Its program, an absolute path.
     pub program: PathBuf,
     /// The folder that it is started in: the first workspace.
@@ -91,7 +91,7 @@ pub struct BerthSandbox {
     /// An image by name or id, or a distribution.
     pub image: String,
     /// Folders of the host besides the workspace, after the folder that has their mount points.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<MountRequest>,
     /// That folder, in the data folder.
     pub extra: Option<PathBuf>,
     /// Processors.
@@ -102,7 +102,7 @@ pub struct BerthSandbox {
     pub insist: bool,
 }
 
-impl std::fmt::Debug for Plan {
+impl std::fmt::Debug for OpencodePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Plan({})", self.program.display())
     }
@@ -110,7 +110,7 @@ impl std::fmt::Debug for Plan {
 
 /// A change of its state, for events and the audit log.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub struct OpencodeChange {
     /// The word of the new state: `starting`, `running`, `ended`, `failed` or `stopped`.
     pub state: &'static str,
     /// One line for people, without secrets.
@@ -122,7 +122,7 @@ pub struct Change {
 }
 
 /// What the supervisor needs of the server.
-pub struct Surroundings {
+pub struct SupervisorContext {
     /// Where its cgroup is made.
     pub cgroups: Cgroups,
     /// The container that it runs in.
@@ -136,20 +136,20 @@ pub struct Surroundings {
     /// Tokens of the server, which must not appear in the log.
     pub secrets: Vec<String>,
     /// Is told of each change.
-    pub tell: Box<dyn Fn(&Change) + Send>,
+    pub tell: Box<dyn Fn(&OpencodeChange) + Send>,
 }
 
 /// The process that runs at this moment, for an end that cannot wait.
-type Current = Arc<Mutex<Option<Ender>>>;
+type CurrentProcess = Arc<Mutex<Option<ProcessEnder>>>;
 
 /// The supervisor. Dropping it ends OpenCode with all that it started.
-pub struct Supervised {
+pub struct SupervisorHandle {
     stop: Cancel,
-    current: Current,
+    current: CurrentProcess,
     _thread: JoinOnDrop,
 }
 
-impl Plan {
+impl OpencodePlan {
     /// The state that callers see, before the first start.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl Plan {
     }
 
     /// What its container may mount besides the folders of the allowlist.
-    pub fn granted(&self) -> Vec<Grant> {
+    pub fn granted(&self) -> Vec<MountGrant> {
         let insist = match &self.sandbox {
             Some(SandboxPlan::Berth(berth)) => berth.insist,
             Some(SandboxPlan::Engine(_)) | None => false,
@@ -208,9 +208,9 @@ impl Plan {
                 Some(SandboxPlan::Berth(berth)) => berth.extra.clone(),
                 Some(SandboxPlan::Engine(_)) | None => None,
             };
-            let folder = Grant { path: spec.folder, writable: true, insist };
-            let mut all = vec![folder, Grant { path: spec.program, writable: false, insist: false }];
-            all.extend(extra.map(|path| Grant { path, writable: false, insist: true }));
+            let folder = MountGrant { path: spec.folder, writable: true, force: insist };
+            let mut all = vec![folder, MountGrant { path: spec.program, writable: false, force: false }];
+            all.extend(extra.map(|path| MountGrant { path, writable: false, force: true }));
             all
         })
     }
@@ -231,19 +231,23 @@ pub fn log_file(data_dir: &Path) -> PathBuf {
     data_dir.join("host").join(output::LOG)
 }
 
-impl Supervised {
+impl SupervisorHandle {
     /// Starts OpenCode, and returns at once; `managed` shows how far it is.
     ///
     /// # Errors
     /// When the log's folder cannot be made, or a thread cannot be started.
-    pub fn start(plan: Plan, managed: Arc<Managed>, surroundings: Surroundings) -> Result<Supervised> {
+    pub fn start(
+        plan: OpencodePlan,
+        managed: Arc<Managed>,
+        surroundings: SupervisorContext,
+    ) -> Result<SupervisorHandle> {
         file::create_dir_private(&surroundings.folder)?;
         let stop = Cancel::new()?;
-        let current = Current::default();
+        let current = CurrentProcess::default();
         let supervisor =
             supervise::Supervisor::new(plan, managed, surroundings, stop.clone(), current.clone());
         let thread = spawn("opencode".into(), limits::STACK, move || supervisor.run())?;
-        Ok(Supervised { stop, current, _thread: thread })
+        Ok(SupervisorHandle { stop, current, _thread: thread })
     }
 
     /// Kills it with all that it started, for a server that exits at once.
@@ -263,7 +267,7 @@ impl Supervised {
     }
 }
 
-impl Drop for Supervised {
+impl Drop for SupervisorHandle {
     fn drop(&mut self) {
         self.stop.cancel();
     }

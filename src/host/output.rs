@@ -30,7 +30,7 @@ const LISTENING: &str = "listening on http://";
 
 /// What is known from its output.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct OutputFacts {
     /// Where it says that it listens; what is no address is an error.
     pub(super) address: Option<Result<SocketAddr, String>>,
     /// Its last line on standard error.
@@ -38,42 +38,48 @@ pub(super) struct Heard {
 }
 
 /// What the two streams of a process share.
-pub(super) struct Output {
+pub(super) struct ProcessOutput {
     log: Mutex<Option<RollingLog>>,
     redactor: Redactor,
-    heard: Mutex<Heard>,
-    budget: Mutex<Budget>,
+    facts: Mutex<OutputFacts>,
+    budget: Mutex<LogBudget>,
     /// Woken when the address is known.
     news: Arc<Waker>,
 }
 
-struct Budget {
+struct LogBudget {
     since: Instant,
     left: usize,
     dropped: u64,
 }
 
 /// One of its streams.
-pub(super) struct Stream<'a> {
-    output: &'a Output,
+pub(super) struct ProcessStream<'a> {
+    output: &'a ProcessOutput,
     is_error: bool,
     line: Vec<u8>,
     /// Up to the next line break everything is dropped.
     too_long: bool,
 }
 
-impl Output {
-    pub(super) fn new(log: Option<RollingLog>, redactor: Redactor, news: Arc<Waker>) -> Output {
-        let budget = Budget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
-        Output { log: Mutex::new(log), redactor, heard: Mutex::default(), budget: Mutex::new(budget), news }
+impl ProcessOutput {
+    pub(super) fn new(log: Option<RollingLog>, redactor: Redactor, news: Arc<Waker>) -> ProcessOutput {
+        let budget = LogBudget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
+        ProcessOutput {
+            log: Mutex::new(log),
+            redactor,
+            facts: Mutex::default(),
+            budget: Mutex::new(budget),
+            news,
+        }
     }
 
-    pub(super) fn stream(&self, is_error: bool) -> Stream<'_> {
-        Stream { output: self, is_error, line: Vec::new(), too_long: false }
+    pub(super) fn stream(&self, is_error: bool) -> ProcessStream<'_> {
+        ProcessStream { output: self, is_error, line: Vec::new(), too_long: false }
     }
 
-    pub(super) fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
-        lock(&self.heard)
+    pub(super) fn facts(&self) -> std::sync::MutexGuard<'_, OutputFacts> {
+        lock(&self.facts)
     }
 
     /// A line of the supervisor's own.
@@ -91,7 +97,7 @@ impl Output {
         let mut budget = lock(&self.budget);
         if budget.since.elapsed() >= BUDGET_TIME {
             let dropped = std::mem::take(&mut budget.dropped);
-            *budget = Budget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
+            *budget = LogBudget { since: Instant::now(), left: BUDGET_BYTES, dropped: 0 };
             if dropped > 0 {
                 self.note(&format!("(too much output: {} dropped)", logging::counted(dropped, "byte")));
             }
@@ -103,7 +109,7 @@ impl Output {
     }
 }
 
-impl Sink for Stream<'_> {
+impl Sink for ProcessStream<'_> {
     fn take(&mut self, bytes: &[u8]) {
         let granted = self.output.grant(bytes.len());
         let mut rest = &bytes[..granted];
@@ -121,7 +127,7 @@ impl Sink for Stream<'_> {
     }
 }
 
-impl Stream<'_> {
+impl ProcessStream<'_> {
     fn add(&mut self, bytes: &[u8]) {
         let room = LINE_BYTES.saturating_sub(self.line.len());
         self.too_long |= bytes.len() > room;
@@ -148,14 +154,14 @@ impl Stream<'_> {
         }
         self.output.note(&hidden);
         if self.is_error {
-            lock(&self.output.heard).last_error = Some(hidden);
+            lock(&self.output.facts).last_error = Some(hidden);
         }
     }
 
     /// Notes the address of the first line that names one: what programs of the agent print later cannot move it.
     fn listen(&self, text: &str) {
         let Some((_, rest)) = text.split_once(LISTENING) else { return };
-        let mut heard = lock(&self.output.heard);
+        let mut heard = lock(&self.output.facts);
         if heard.address.is_none() {
             heard.address = Some(address(rest));
             self.output.news.wake();
@@ -163,7 +169,7 @@ impl Stream<'_> {
     }
 }
 
-impl Drop for Stream<'_> {
+impl Drop for ProcessStream<'_> {
     /// Its last words may lack the line break.
     fn drop(&mut self) {
         self.end_line();
@@ -193,9 +199,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 mod tests {
     use super::*;
 
-    fn output(secrets: &[&str]) -> Output {
-        let redactor = Redactor::knowing(secrets.iter().copied());
-        Output::new(None, redactor, Arc::new(Waker::new().unwrap()))
+    fn output(secrets: &[&str]) -> ProcessOutput {
+        let redactor = Redactor::with_known_values(secrets.iter().copied());
+        ProcessOutput::new(None, redactor, Arc::new(Waker::new().unwrap()))
     }
 
     #[test]
@@ -204,7 +210,7 @@ mod tests {
         let mut stream = output.stream(false);
         stream.take(b"Warning: x\nopencode server listen");
         stream.take(b"ing on http://127.0.0.1:4096\r\nlistening on http://127.0.0.1:1\n");
-        assert_eq!(output.heard().address, Some(Ok("127.0.0.1:4096".parse().unwrap())));
+        assert_eq!(output.facts().address, Some(Ok("127.0.0.1:4096".parse().unwrap())));
         assert_eq!(address("localhost:7/x"), Ok("127.0.0.1:7".parse().unwrap()));
         assert_eq!(address("[::1]:7 and more"), Ok("[::1]:7".parse().unwrap()));
         for wrong in ["127.0.0.1:0", "127.0.0.1", "evil.example:80", ""] {
@@ -221,14 +227,14 @@ mod tests {
         let output = output(&["s3cret-s3cret"]);
         let mut stream = output.stream(true);
         stream.take(b"first\nkey is s3cret-s3cret \x1b[31m\n\n");
-        assert_eq!(output.heard().last_error.as_deref(), Some("key is ******** \\u{1b}[31m"));
+        assert_eq!(output.facts().last_error.as_deref(), Some("key is ******** \\u{1b}[31m"));
         stream.take(&[b'x'; LINE_BYTES - 5]);
         stream.take(b"s3cret-s3cret\n");
-        let line = output.heard().last_error.clone().unwrap();
+        let line = output.facts().last_error.clone().unwrap();
         assert!(line.len() < LINE_BYTES && !line.contains("s3cr"), "{line}");
         stream.take(b"no break");
         drop(stream);
-        assert_eq!(output.heard().last_error.as_deref(), Some("no break"));
+        assert_eq!(output.facts().last_error.as_deref(), Some("no break"));
     }
 
     #[test]

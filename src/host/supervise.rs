@@ -9,15 +9,18 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::enclosure::{Ender, Launched, launch, reached};
-use super::output::{LOG, LOG_BYTES, Output};
-use super::{Change, Current, ENDS, ENDS_WITHIN, LONGEST_PAUSE, Plan, Restart, Surroundings};
+use super::enclosure::{LaunchedOpencode, ProcessEnder, launch, reached};
+use super::output::{LOG, LOG_BYTES, ProcessOutput};
+use super::{
+    CurrentProcess, FAILURE_WINDOW, MAX_FAILURES, MAX_RESTART_DELAY, OpencodeChange, OpencodePlan, Restart,
+    SupervisorContext,
+};
 use crate::base::redact::{Redactor, is_secret_name};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
-use crate::opencode::managed::{Phase, State};
-use crate::opencode::{Managed, Place, Target, health};
-use crate::proc::{Cancel, Ended, Exit, Io, Waker, pump};
+use crate::opencode::managed::{ManagedState, Phase};
+use crate::opencode::{Managed, Upstream, UpstreamTarget, health};
+use crate::proc::{Cancel, Exit, ProcessIo, ProcessOutcome, Waker, pump};
 use crate::store::rolling::RollingLog;
 
 /// The deadline of one question whether it answers.
@@ -31,36 +34,36 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The thread's own state.
 pub(super) struct Supervisor {
-    plan: Plan,
+    plan: OpencodePlan,
     managed: Arc<Managed>,
-    surroundings: Surroundings,
+    surroundings: SupervisorContext,
     stop: Cancel,
     redactor: Redactor,
-    current: Current,
+    current: CurrentProcess,
 }
 
 /// A process of OpenCode.
 struct Attempt {
     pid: Option<i32>,
-    output: Arc<Output>,
+    output: Arc<ProcessOutput>,
     /// Readable when the output has an address, and when the process has ended.
     news: Arc<Waker>,
-    ender: Ender,
+    ender: ProcessEnder,
     kill: Cancel,
-    ending: Arc<Mutex<Option<Ending>>>,
+    ending: Arc<Mutex<Option<ProcessEnd>>>,
     _reader: JoinOnDrop,
 }
 
 /// How a process ended.
 #[derive(Clone, Debug)]
-enum Ending {
+enum ProcessEnd {
     Exited(Exit, Option<bool>),
     Killed,
     Lost(String),
 }
 
 /// Why the supervisor is done with a process.
-enum Why {
+enum AttemptEnd {
     /// The server stops.
     Stop,
     /// The process ended, or was ended since it did not answer.
@@ -69,59 +72,59 @@ enum Why {
 
 /// What ended a wait.
 #[derive(PartialEq, Eq)]
-enum Woken {
+enum WaitEvent {
     News,
     /// Its container has ended.
-    Gone,
-    Again,
+    ContainerEnded,
+    RestartRequested,
     Stop,
-    Late,
+    DeadlineReached,
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for ProcessEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Ending::Exited(_, Some(true)) => {
+            ProcessEnd::Exited(_, Some(true)) => {
                 f.write_str("out of memory: the kernel killed it at its memory limit")
             }
-            Ending::Exited(exit, _) => exit.fmt(f),
-            Ending::Killed => f.write_str("killed"),
-            Ending::Lost(why) => f.write_str(why),
+            ProcessEnd::Exited(exit, _) => exit.fmt(f),
+            ProcessEnd::Killed => f.write_str("killed"),
+            ProcessEnd::Lost(why) => f.write_str(why),
         }
     }
 }
 
 impl Supervisor {
     pub(super) fn new(
-        plan: Plan,
+        plan: OpencodePlan,
         managed: Arc<Managed>,
-        surroundings: Surroundings,
+        surroundings: SupervisorContext,
         stop: Cancel,
-        current: Current,
+        current: CurrentProcess,
     ) -> Supervisor {
         let variables = plan.env.iter().filter(|(name, _)| is_secret_name(name));
         let secrets = variables.map(|(_, value)| value.as_str()).chain([managed.credential().1]);
         let secrets = secrets.chain(surroundings.secrets.iter().map(String::as_str));
-        let redactor = Redactor::knowing(secrets);
+        let redactor = Redactor::with_known_values(secrets);
         Supervisor { plan, managed, surroundings, stop, redactor, current }
     }
 
     pub(super) fn run(self) {
         let mut ends: VecDeque<Instant> = VecDeque::new();
         while !self.stop.is_cancelled() {
-            let reason = match self.once() {
-                Why::Stop => break,
-                Why::Ended(reason) => reason,
+            let reason = match self.run_attempt() {
+                AttemptEnd::Stop => break,
+                AttemptEnd::Ended(reason) => reason,
             };
             if self.was_stopped() {
                 break;
             }
             ends.push_back(Instant::now());
-            while ends.front().is_some_and(|end| end.elapsed() > ENDS_WITHIN) {
+            while ends.front().is_some_and(|end| end.elapsed() > FAILURE_WINDOW) {
                 ends.pop_front();
             }
             let given_up = match self.plan.restart {
-                Restart::OnFailure => ends.len() >= ENDS,
+                Restart::OnFailure => ends.len() >= MAX_FAILURES,
                 Restart::Always => false,
                 Restart::Never => true,
             };
@@ -131,13 +134,13 @@ impl Supervisor {
                     count => format!("OpenCode failed after it ended {count} times; the last time: {reason}"),
                 };
                 self.enter(Phase::Failed, &summary);
-                if self.rest(None) {
+                if self.wait_before_restart(None) {
                     break;
                 }
                 ends.clear();
                 continue;
             }
-            if self.rest(Some(Instant::now() + pause(ends.len()))) {
+            if self.wait_before_restart(Some(Instant::now() + pause(ends.len()))) {
                 break;
             }
         }
@@ -149,13 +152,13 @@ impl Supervisor {
 
     /// Waits without a process until the deadline, or until a failed OpenCode is to be started again; whether the server is to
     /// stop.
-    fn rest(&self, deadline: Option<Instant>) -> bool {
+    fn wait_before_restart(&self, deadline: Option<Instant>) -> bool {
         loop {
             match self.wait(None, deadline) {
-                Woken::Stop => return true,
-                Woken::Gone if self.was_stopped() => return true,
-                Woken::Gone => {}
-                Woken::News | Woken::Again | Woken::Late => return false,
+                WaitEvent::Stop => return true,
+                WaitEvent::ContainerEnded if self.was_stopped() => return true,
+                WaitEvent::ContainerEnded => {}
+                WaitEvent::News | WaitEvent::RestartRequested | WaitEvent::DeadlineReached => return false,
             }
         }
     }
@@ -172,7 +175,7 @@ impl Supervisor {
     }
 
     /// One process, from its start to its end.
-    fn once(&self) -> Why {
+    fn run_attempt(&self) -> AttemptEnd {
         self.managed.update(|state| {
             state.phase = Phase::Starting;
             state.starts += 1;
@@ -185,28 +188,28 @@ impl Supervisor {
         };
         self.managed.update(|state| state.pid = attempt.pid);
         let number = self.managed.state().starts;
-        self.tell("starting", format!("OpenCode starts (start {number}{})", shown(attempt.pid)));
+        self.report("starting", format!("OpenCode starts (start {number}{})", shown(attempt.pid)));
         // Its container may have been built first.
         match self.until_it_answers(&attempt, Instant::now() + self.plan.start_timeout) {
             Ok(()) => {}
-            Err(Why::Stop) => {
+            Err(AttemptEnd::Stop) => {
                 attempt.end();
-                return Why::Stop;
+                return AttemptEnd::Stop;
             }
-            Err(Why::Ended(reason)) => {
+            Err(AttemptEnd::Ended(reason)) => {
                 attempt.end();
                 return self.ended(reason);
             }
         }
-        let State { url, version, .. } = self.managed.state();
+        let ManagedState { url, version, .. } = self.managed.state();
         let (url, version) = (url.unwrap_or_default(), version.unwrap_or_else(|| "?".to_owned()));
         let took = begun.elapsed().as_millis();
         self.enter(Phase::Running, &format!("OpenCode {version} answers on {url} after {took} ms"));
         loop {
             let woken = self.wait(Some(&attempt), None);
-            if woken == Woken::Stop {
+            if woken == WaitEvent::Stop {
                 attempt.end();
-                return Why::Stop;
+                return AttemptEnd::Stop;
             }
             if let Some(reason) = attempt.reason() {
                 attempt.end();
@@ -215,24 +218,24 @@ impl Supervisor {
         }
     }
 
-    fn ended(&self, reason: String) -> Why {
+    fn ended(&self, reason: String) -> AttemptEnd {
         self.managed.update(|state| {
             state.phase = Phase::Starting;
             state.pid = None;
             state.reason = Some(reason.clone());
         });
-        self.tell("ended", format!("OpenCode ended: {reason}"));
-        Why::Ended(reason)
+        self.report("ended", format!("OpenCode ended: {reason}"));
+        AttemptEnd::Ended(reason)
     }
 
     fn start(&self) -> Result<Attempt> {
         let enclosure = self.surroundings.enclosure.as_ref();
         let launched = launch(&self.plan, &self.managed, enclosure, &self.surroundings.cgroups, &self.stop)?;
-        let Launched { mut process, stdout: out, stderr: err, ender, pid } = launched;
+        let LaunchedOpencode { mut process, stdout: out, stderr: err, ender, pid } = launched;
         let log = RollingLog::open(&self.surroundings.folder.join(LOG), LOG_BYTES);
         let log = log.inspect_err(|error| log::warn!("OpenCode has no log: {error}")).ok();
         let news = Arc::new(Waker::new()?);
-        let output = Arc::new(Output::new(log, self.redactor.clone(), news.clone()));
+        let output = Arc::new(ProcessOutput::new(log, self.redactor.clone(), news.clone()));
         let current = self.current.clone();
         *lock(&current) = Some(ender.clone());
         output.note(&format!("OpenCode starts{}", shown(pid)));
@@ -244,19 +247,25 @@ impl Supervisor {
             move || {
                 let pumped = {
                     let (mut stdout, mut stderr) = (output.stream(false), output.stream(true));
-                    let io = Io { stdin: None, stdout: out, stderr: err, out: &mut stdout, err: &mut stderr };
+                    let io = ProcessIo {
+                        stdin: None,
+                        stdout: out,
+                        stderr: err,
+                        out: &mut stdout,
+                        err: &mut stderr,
+                    };
                     pump(process.as_mut(), io, FOREVER, &kill)
                 };
                 // Its MCP servers and what else it started: they would go on without it.
                 process.kill();
                 lock(&current).take();
                 let end = match pumped {
-                    Ok(Ended::Exited(exit)) => Ending::Exited(exit, process.oom_killed()),
-                    Ok(Ended::Cancelled | Ended::TimedOut) => Ending::Killed,
-                    Err(error) => Ending::Lost(error.to_string()),
+                    Ok(ProcessOutcome::Exited(exit)) => ProcessEnd::Exited(exit, process.oom_killed()),
+                    Ok(ProcessOutcome::Cancelled | ProcessOutcome::TimedOut) => ProcessEnd::Killed,
+                    Err(error) => ProcessEnd::Lost(error.to_string()),
                 };
                 output.note(&format!("OpenCode ended: {end}"));
-                *lock::<Option<Ending>>(&ending) = Some(end);
+                *lock::<Option<ProcessEnd>>(&ending) = Some(end);
                 news.wake();
             }
         })?;
@@ -264,22 +273,22 @@ impl Supervisor {
     }
 
     /// Waits for the line with the address, then asks there.
-    fn until_it_answers(&self, attempt: &Attempt, deadline: Instant) -> Result<(), Why> {
+    fn until_it_answers(&self, attempt: &Attempt, deadline: Instant) -> Result<(), AttemptEnd> {
         let seconds = self.plan.start_timeout.as_secs();
         let mut last = "it has not printed where it listens".to_owned();
         loop {
             if let Some(reason) = attempt.reason() {
-                return Err(Why::Ended(reason));
+                return Err(AttemptEnd::Ended(reason));
             }
             if Instant::now() >= deadline {
-                return Err(Why::Ended(format!("it did not answer within {seconds} s ({last})")));
+                return Err(AttemptEnd::Ended(format!("it did not answer within {seconds} s ({last})")));
             }
-            let said = attempt.output.heard().address.clone();
+            let said = attempt.output.facts().address.clone();
             let address =
                 said.map(|said| said.and_then(|said| reached(self.surroundings.enclosure.as_ref(), said)));
             let next = match address {
                 None => deadline,
-                Some(Err(wrong)) => return Err(Why::Ended(wrong)),
+                Some(Err(wrong)) => return Err(AttemptEnd::Ended(wrong)),
                 Some(Ok(url)) => {
                     match self.version(&url, deadline) {
                         Ok(version) => {
@@ -294,15 +303,15 @@ impl Supervisor {
                     deadline.min(Instant::now() + HEALTH_PAUSE)
                 }
             };
-            if self.wait(Some(attempt), Some(next)) == Woken::Stop {
-                return Err(Why::Stop);
+            if self.wait(Some(attempt), Some(next)) == WaitEvent::Stop {
+                return Err(AttemptEnd::Stop);
             }
         }
     }
 
     fn version(&self, url: &str, deadline: Instant) -> Result<Option<String>> {
         let (username, password) = self.managed.credential();
-        let target = Target::new(&Place {
+        let target = UpstreamTarget::new(&Upstream {
             workspace: "OpenCode".to_owned(),
             base_url: Some(url.to_owned()),
             username: Some(username.to_owned()),
@@ -315,7 +324,7 @@ impl Supervisor {
 
     /// Waits for news of the process, for the end of the server, for somebody who wants a failed OpenCode started again, or
     /// until the deadline.
-    fn wait(&self, attempt: Option<&Attempt>, deadline: Option<Instant>) -> Woken {
+    fn wait(&self, attempt: Option<&Attempt>, deadline: Option<Instant>) -> WaitEvent {
         // Without a process its container may end unnoticed.
         let enclosure = self.surroundings.enclosure.as_ref().filter(|_| attempt.is_none());
         let lease = enclosure.and_then(|enclosure| enclosure.lease());
@@ -323,7 +332,7 @@ impl Supervisor {
             Some(attempt) => Some(attempt.news.as_fd()),
             None => lease.as_ref().map(|lease| lease.as_fd()),
         };
-        let again = self.managed.again();
+        let again = self.managed.restart_waker();
         let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN), PollFd::new(again, PollFlags::IN)];
         fds.extend(event.map(|event| PollFd::from_borrowed_fd(event, PollFlags::IN)));
         loop {
@@ -335,22 +344,22 @@ impl Supervisor {
             let polled = poll(&mut fds, left.as_ref());
             let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
             match polled {
-                Err(_) | Ok(_) if self.stop.is_cancelled() => return Woken::Stop,
+                Err(_) | Ok(_) if self.stop.is_cancelled() => return WaitEvent::Stop,
                 Err(_) => continue,
-                Ok(0) => return Woken::Late,
+                Ok(0) => return WaitEvent::DeadlineReached,
                 Ok(_) => {}
             }
             match attempt {
                 Some(attempt) if ready(2) => {
                     attempt.news.clear();
-                    return Woken::News;
+                    return WaitEvent::News;
                 }
-                None if ready(2) => return Woken::Gone,
+                None if ready(2) => return WaitEvent::ContainerEnded,
                 Some(_) | None => {}
             }
             again.clear();
             if attempt.is_none() {
-                return Woken::Again;
+                return WaitEvent::RestartRequested;
             }
         }
     }
@@ -362,12 +371,12 @@ impl Supervisor {
                 state.pid = None;
             }
         });
-        self.tell(phase.as_str(), summary.to_owned());
+        self.report(phase.as_str(), summary.to_owned());
     }
 
-    fn tell(&self, state: &'static str, summary: String) {
+    fn report(&self, state: &'static str, summary: String) {
         let now = self.managed.state();
-        (self.surroundings.tell)(&Change { state, summary, pid: now.pid, version: now.version });
+        (self.surroundings.tell)(&OpencodeChange { state, summary, pid: now.pid, version: now.version });
     }
 }
 
@@ -375,7 +384,7 @@ impl Attempt {
     /// Why it ended, if it has.
     fn reason(&self) -> Option<String> {
         let ending = lock(&self.ending).clone()?;
-        let heard = self.output.heard();
+        let heard = self.output.facts();
         Some(match &heard.last_error {
             Some(line) => format!("{ending}; its last error: {line}"),
             None => ending.to_string(),
@@ -403,7 +412,7 @@ fn shown(pid: Option<i32>) -> String {
 /// None before the first restart: most ends are single ones, and clients wait. Then it doubles from a second on.
 fn pause(ends: usize) -> Duration {
     let doublings = u32::try_from(ends.saturating_sub(2)).unwrap_or(u32::MAX).min(10);
-    if ends < 2 { Duration::ZERO } else { Duration::from_secs(1 << doublings).min(LONGEST_PAUSE) }
+    if ends < 2 { Duration::ZERO } else { Duration::from_secs(1 << doublings).min(MAX_RESTART_DELAY) }
 }
 
 #[cfg(test)]
@@ -414,6 +423,6 @@ mod tests {
     fn pauses_double_up_to_half_a_minute() {
         let pauses: Vec<u64> = (1..=9).map(|ends| pause(ends).as_secs()).collect();
         assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 30, 30, 30]);
-        assert_eq!(pause(usize::MAX), LONGEST_PAUSE);
+        assert_eq!(pause(usize::MAX), MAX_RESTART_DELAY);
     }
 }

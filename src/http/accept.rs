@@ -16,14 +16,14 @@ use super::request::Request;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits};
 
-type Handle = dyn Fn(Request) + Send + Sync;
+type RequestHandler = dyn Fn(Request) + Send + Sync;
 
 /// All servers and their threads.
-pub struct Pool {
+pub struct HttpServers {
     servers: Mutex<Vec<Server>>,
     size: usize,
-    handle: Arc<Handle>,
-    ping: &'static str,
+    handle: Arc<RequestHandler>,
+    probe_header: &'static str,
 }
 
 /// One of tiny_http's. Dropping it lets what was taken be answered, and ends its threads.
@@ -33,11 +33,15 @@ struct Server {
     threads: Vec<JoinOnDrop>,
 }
 
-impl Pool {
+impl HttpServers {
     /// No server yet. `handle` runs on `size` threads, and must not wait for anything longer than a file. A request
     /// with the header `ping` is answered without it: the answer proves that the connection is being served.
-    pub fn new(size: usize, ping: &'static str, handle: impl Fn(Request) + Send + Sync + 'static) -> Pool {
-        Pool { servers: Mutex::default(), size, handle: Arc::new(handle), ping }
+    pub fn new(
+        size: usize,
+        ping: &'static str,
+        handle: impl Fn(Request) + Send + Sync + 'static,
+    ) -> HttpServers {
+        HttpServers { servers: Mutex::default(), size, handle: Arc::new(handle), probe_header: ping }
     }
 
     /// Starts a server on a Unix socket at `path`, which must be free. Older ones are let go: the gate calls this when
@@ -51,7 +55,7 @@ impl Pool {
         let mut server =
             Server { inner: Arc::new(inner), ending: Arc::default(), threads: Vec::with_capacity(self.size) };
         for number in 0..self.size {
-            let (handle, ping) = (self.handle.clone(), self.ping);
+            let (handle, ping) = (self.handle.clone(), self.probe_header);
             let (inner, ending) = (server.inner.clone(), server.ending.clone());
             server.threads.push(spawn(format!("http-{number}"), limits::STACK, move || {
                 loop {
@@ -98,7 +102,7 @@ impl Drop for Server {
     }
 }
 
-fn take(request: tiny_http::Request, ping: &'static str, handle: &Handle) {
+fn take(request: tiny_http::Request, ping: &'static str, handle: &RequestHandler) {
     if request.headers().iter().any(|header| header.field.equiv(ping)) {
         let mut writer = request.into_writer();
         // Whoever asked is gone if this fails.

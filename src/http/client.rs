@@ -1,7 +1,7 @@
 //! What the inside may do with the client behind a request: learn that it has gone, or take its socket over.
 //! The gate, which owns the sockets, fills both registries; handlers below it only name them.
 //!
-//! Threads: any. Locks: one in [`Gone`], one in [`Tickets`], both leaves; flags are raised and sockets handed over
+//! Threads: any. Locks: one in [`Disconnects`], one in [`Tickets`], both leaves; flags are raised and sockets handed over
 //! after unlocking.
 
 use std::any::Any;
@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::base::shares::{Ledger, Party, Refused, Share, Shares};
+use crate::base::shares::{Ledger, Party, Share, ShareError, Shares};
 use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
@@ -42,7 +42,7 @@ impl Socket {
 
 impl Socket {
     /// Whether the client has hung up.
-    pub fn has_gone(&self) -> bool {
+    pub fn is_disconnected(&self) -> bool {
         let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         poll(&mut [PollFd::new(self, gone)], Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
@@ -163,46 +163,46 @@ impl Write for ClientSocket {
 
 /// Who wants to know that a client has gone. Cloned to the gate, which tells, and to the inside, which asks.
 #[derive(Clone, Debug)]
-pub struct Gone(Arc<Mutex<HashMap<u64, Watched>>>, Shares);
+pub struct Disconnects(Arc<Mutex<HashMap<u64, WatchedConnection>>>, Shares);
 
 #[derive(Debug, Default)]
-struct Watched {
-    gone: bool,
+struct WatchedConnection {
+    is_closed: bool,
     /// It is there for owners, and for what needs no token.
     reserved: bool,
     /// The token that its last request had, and its share of the connections.
     holder: Option<(Party, Share)>,
     next: u64,
-    flags: Vec<(u64, Cancel)>,
+    subscribers: Vec<(u64, Cancel)>,
 }
 
-impl Default for Gone {
-    fn default() -> Gone {
-        Gone::new(limits::CONNECTIONS)
+impl Default for Disconnects {
+    fn default() -> Disconnects {
+        Disconnects::new(limits::CONNECTIONS)
     }
 }
 
-impl Gone {
+impl Disconnects {
     /// For so many connections.
-    pub fn new(connections: usize) -> Gone {
-        Gone(Arc::default(), Shares::new(Ledger::new(connections)))
+    pub fn new(connections: usize) -> Disconnects {
+        Disconnects(Arc::default(), Shares::new(Ledger::new(connections)))
     }
 
     /// Counts a connection for the token of its request.
     ///
     /// # Errors
     /// When this token has its share of the connections, or the connection is one that is kept for owners.
-    pub fn claim(&self, connection: u64, party: Party) -> std::result::Result<(), Refused> {
+    pub fn claim(&self, connection: u64, party: Party) -> std::result::Result<(), ShareError> {
         let party = party.without_workspace();
         let mut watched = lock(&self.0);
         let Some(watched) = watched.get_mut(&connection) else { return Ok(()) };
         if watched.reserved && !party.is_unlimited() && party != Party::ANONYMOUS {
-            return Err(Refused::Full);
+            return Err(ShareError::Full);
         }
         if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {
             watched.holder = None;
             // The gate has admitted it, so it exists.
-            watched.holder = Some((party, self.1.take_of_share(party)?));
+            watched.holder = Some((party, self.1.take_within_share(party)?));
         }
         Ok(())
     }
@@ -211,9 +211,9 @@ impl Gone {
     /// hung up already. Until the subscription is dropped.
     pub fn subscribe(&self, connection: u64, flag: &Cancel) -> Subscription {
         let number = match lock(&self.0).get_mut(&connection) {
-            Some(watched) if !watched.gone => {
+            Some(watched) if !watched.is_closed => {
                 watched.next += 1;
-                watched.flags.push((watched.next, flag.clone()));
+                watched.subscribers.push((watched.next, flag.clone()));
                 Some(watched.next)
             }
             _ => None,
@@ -225,8 +225,8 @@ impl Gone {
     }
 
     /// Whether the client of this connection has hung up.
-    pub fn has_gone(&self, connection: u64) -> bool {
-        lock(&self.0).get(&connection).is_none_or(|watched| watched.gone)
+    pub fn is_disconnected(&self, connection: u64) -> bool {
+        lock(&self.0).get(&connection).is_none_or(|watched| watched.is_closed)
     }
 
     /// Whether the last request of this connection was an owner's.
@@ -238,14 +238,14 @@ impl Gone {
 
     /// `reserved`: for owners.
     pub(crate) fn open(&self, connection: u64, reserved: bool) {
-        lock(&self.0).insert(connection, Watched { reserved, ..Watched::default() });
+        lock(&self.0).insert(connection, WatchedConnection { reserved, ..WatchedConnection::default() });
     }
 
     pub(crate) fn raise(&self, connection: u64) {
         let flags = match lock(&self.0).get_mut(&connection) {
             Some(watched) => {
-                watched.gone = true;
-                std::mem::take(&mut watched.flags)
+                watched.is_closed = true;
+                std::mem::take(&mut watched.subscribers)
             }
             None => return,
         };
@@ -260,10 +260,10 @@ impl Gone {
     }
 }
 
-/// Ends the interest of [`Gone::subscribe`] when dropped.
+/// Ends the interest of [`Disconnects::subscribe`] when dropped.
 #[derive(Debug)]
 pub struct Subscription {
-    gone: Gone,
+    gone: Disconnects,
     connection: u64,
     number: u64,
 }
@@ -271,19 +271,19 @@ pub struct Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         if let Some(watched) = lock(&self.gone.0).get_mut(&self.connection) {
-            watched.flags.retain(|(number, _)| *number != self.number);
+            watched.subscribers.retain(|(number, _)| *number != self.number);
         }
     }
 }
 
 /// What to do with the socket, and the bytes that the client sent behind its request already. It runs on the
 /// connection's own thread and should only pass them on.
-pub type Take = Box<dyn FnOnce(ClientSocket, Vec<u8>) + Send>;
+pub type HandoverFn = Box<dyn FnOnce(ClientSocket, Vec<u8>) + Send>;
 
 /// Sockets that are to be handed over: the inside leaves a ticket and answers with its number in `X-Berth-Ticket`,
 /// the gate writes the answer's head to the client and redeems the number.
 #[derive(Clone, Default)]
-pub struct Tickets(Arc<Mutex<HashMap<String, (Instant, Take)>>>);
+pub struct Tickets(Arc<Mutex<HashMap<String, (Instant, HandoverFn)>>>);
 
 impl Tickets {
     /// Leaves a ticket and returns its number, which is worthless to a client: the gate looks only at answers.
@@ -291,10 +291,10 @@ impl Tickets {
     ///
     /// # Errors
     /// When the kernel gives no random bytes.
-    pub fn deposit(&self, take: impl FnOnce(ClientSocket, Vec<u8>) + Send + 'static) -> Result<String> {
+    pub fn issue(&self, take: impl FnOnce(ClientSocket, Vec<u8>) + Send + 'static) -> Result<String> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
-            .map_err(|error| Error::internal("The kernel gives no random bytes").because(error))?;
+            .map_err(|error| Error::internal("The kernel gives no random bytes").with_source(error))?;
         let number = format!("{:032x}", u128::from_ne_bytes(random));
         let mut waiting = lock(&self.0);
         let expired: Vec<String> = waiting
@@ -319,7 +319,7 @@ impl Tickets {
     }
 
     /// The ticket of this number, once.
-    pub fn redeem(&self, number: &str) -> Option<Take> {
+    pub fn redeem(&self, number: &str) -> Option<HandoverFn> {
         lock(&self.0).remove(number).map(|(_, take)| take)
     }
 }
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn gone_is_told_once_and_also_to_those_who_ask_late() {
-        let gone = Gone::default();
+        let gone = Disconnects::default();
         gone.open(7, false);
         let flags: Vec<Cancel> = (0..4).map(|_| Cancel::new().unwrap()).collect();
         let first = gone.subscribe(7, &flags[0]);
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn a_ticket_is_good_once() {
         let tickets = Tickets::default();
-        let number = tickets.deposit(|_, _| {}).unwrap();
+        let number = tickets.issue(|_, _| {}).unwrap();
         assert_eq!(number.len(), 32);
         assert!(tickets.redeem("x").is_none());
         assert!(tickets.redeem(&number).is_some());

@@ -13,26 +13,26 @@ use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 
 /// What of a request stands in the gate's own buffer.
-pub(super) struct Direct {
+pub(super) struct DirectRequest {
     pub(super) target: String,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Cursor<Vec<u8>>,
     pub(super) client: Arc<Socket>,
-    pub(super) answered: Answered,
+    pub(super) answered: DirectResponse,
 }
 
 /// Where the answer will be: as it would come from tiny_http, once the request was answered or dropped.
 #[derive(Clone, Default)]
-pub struct Answered(Arc<Mutex<Vec<u8>>>);
+pub struct DirectResponse(Arc<Mutex<Vec<u8>>>);
 
-impl Answered {
+impl DirectResponse {
     /// The whole message; empty as long as there is none.
     pub fn take(&self) -> Vec<u8> {
         std::mem::take(&mut *lock(&self.0))
     }
 }
 
-impl Write for Answered {
+impl Write for DirectResponse {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         lock(&self.0).extend_from_slice(bytes);
         Ok(bytes.len())
@@ -48,7 +48,7 @@ impl Request {
     ///
     /// # Errors
     /// `Internal` when the head is none.
-    pub fn direct_from(bytes: &[u8], client: Arc<Socket>) -> Result<(Request, Answered)> {
+    pub fn direct_from(bytes: &[u8], client: Arc<Socket>) -> Result<(Request, DirectResponse)> {
         let broken = || Error::internal("Unexpected request from the gate");
         // Some are the gate's own.
         let mut storage = [httparse::EMPTY_HEADER; limits::HEAD_LINES + 8];
@@ -61,8 +61,8 @@ impl Request {
             .iter()
             .map(|header| Ok((header.name.to_owned(), text(header.value)?)))
             .collect::<Result<_>>()?;
-        let answered = Answered::default();
-        let direct = Direct {
+        let answered = DirectResponse::default();
+        let direct = DirectRequest {
             target: parsed.path.ok_or_else(broken)?.to_owned(),
             headers,
             body: Cursor::new(bytes[length..].to_vec()),

@@ -9,20 +9,20 @@ use std::io::{Read, Seek, SeekFrom};
 use super::client::Tickets;
 use super::stream::StreamBody;
 use super::{Method, Request, Response};
-use crate::base::pool::Place;
+use crate::base::pool::Permit;
 use crate::base::{At, Code, Error, Result, limits};
 
 /// What a request wants of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+enum RangeRequest {
     /// All of it.
     Whole,
     /// From and up to, exclusively.
-    Part(u64, u64),
+    Range(u64, u64),
     /// A range that it does not have.
-    Beyond,
+    Unsatisfiable,
     /// Nothing: the client has it.
-    Nothing,
+    NotModified,
 }
 
 /// A file, its name, and a validator of its content, which is weak while it is too fresh to be sure.
@@ -34,7 +34,7 @@ pub struct Download<'a> {
     /// Equal for equal bytes.
     pub tag: String,
     /// Whether no other bytes can have the tag.
-    pub sure: bool,
+    pub is_strong: bool,
 }
 
 impl Download<'_> {
@@ -46,10 +46,10 @@ impl Download<'_> {
         mut self,
         request: &Request,
         tickets: &Tickets,
-        place: impl FnOnce() -> Result<Place>,
+        place: impl FnOnce() -> Result<Permit>,
     ) -> Result<Response> {
         let size = self.file.metadata().at("read", self.name)?.len();
-        let etag = if self.sure { format!("\"{}\"", self.tag) } else { format!("W/\"{}\"", self.tag) };
+        let etag = if self.is_strong { format!("\"{}\"", self.tag) } else { format!("W/\"{}\"", self.tag) };
         let is_get = request.method() == Method::Get;
         let range = request.header("Range").filter(|_| is_get);
         let headers = |response: Response| {
@@ -62,16 +62,19 @@ impl Download<'_> {
                 .with("Cache-Control", "private, no-cache")
                 .with("X-Content-Type-Options", "nosniff")
         };
-        let wanted = wanted(request.header("If-None-Match"), request.header("If-Range"), range, &etag, size);
+        let wanted =
+            evaluate_range(request.header("If-None-Match"), request.header("If-Range"), range, &etag, size);
         let (response, from, length) = match wanted {
-            Wanted::Nothing => return Ok(headers(Response::empty(304))),
-            Wanted::Beyond => {
+            RangeRequest::NotModified => return Ok(headers(Response::empty(304))),
+            RangeRequest::Unsatisfiable => {
                 let message = format!("The file has {size} bytes, and none of those that Range asks for");
                 let error = Error::new(Code::RangeNotSatisfiable, message).detail("size", size);
                 return Ok(Response::error(&error).with("Content-Range", format!("bytes */{size}")));
             }
-            Wanted::Whole => (None, 0, size),
-            Wanted::Part(from, to) => (Some(format!("bytes {from}-{}/{size}", to - 1)), from, to - from),
+            RangeRequest::Whole => (None, 0, size),
+            RangeRequest::Range(from, to) => {
+                (Some(format!("bytes {from}-{}/{size}", to - 1)), from, to - from)
+            }
         };
         let part = |whole: Response| match &response {
             None => headers(whole),
@@ -91,7 +94,7 @@ impl Download<'_> {
         }
         let place = place()?;
         let file = self.file.try_clone().at("read", self.name)?;
-        let ticket = tickets.deposit(move |socket, _| {
+        let ticket = tickets.issue(move |socket, _| {
             place.run(move || {
                 let mut body = StreamBody::new(socket);
                 // A file that has become shorter meanwhile breaks off, and the client sees that.
@@ -100,7 +103,7 @@ impl Download<'_> {
                 }
             });
         })?;
-        Ok(part(Response::taken(ticket, Some(length))))
+        Ok(part(Response::handed_over(ticket, Some(length))))
     }
 }
 
@@ -125,22 +128,22 @@ pub fn disposition(name: &str) -> String {
 }
 
 /// `range` is that of a GET.
-fn wanted(
+fn evaluate_range(
     none_match: Option<&str>,
     if_range: Option<&str>,
     range: Option<&str>,
     etag: &str,
     size: u64,
-) -> Wanted {
+) -> RangeRequest {
     let opaque = |tag: &str| tag.trim().strip_prefix("W/").unwrap_or(tag.trim()).to_owned();
     if none_match
         .is_some_and(|tags| tags.trim() == "*" || tags.split(',').any(|tag| opaque(tag) == opaque(etag)))
     {
-        return Wanted::Nothing;
+        return RangeRequest::NotModified;
     }
     // Compared strongly (13.1.5): a weak tag, and a date, of which none was ever sent, is no match.
     if if_range.is_some_and(|tag| tag.trim() != etag || etag.starts_with("W/")) {
-        return Wanted::Whole;
+        return RangeRequest::Whole;
     }
     // Several ranges may be answered with the whole (14.2), and so may what is no range.
     let Some((first, last)) = range
@@ -148,21 +151,25 @@ fn wanted(
         .filter(|ranges| !ranges.contains(','))
         .and_then(|range| range.trim().split_once('-'))
     else {
-        return Wanted::Whole;
+        return RangeRequest::Whole;
     };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
     };
     match (number(first), number(last)) {
-        (Some(first), Some(last)) if first > last => Wanted::Whole,
-        (Some(first), _) if first >= size && (last.is_empty() || number(last).is_some()) => Wanted::Beyond,
-        (Some(first), Some(last)) => Wanted::Part(first, size.min(last.saturating_add(1))),
-        (Some(first), None) if last.is_empty() => Wanted::Part(first, size),
-        (None, Some(0)) if first.is_empty() => Wanted::Beyond,
-        (None, Some(last)) if first.is_empty() && size > 0 => Wanted::Part(size.saturating_sub(last), size),
-        (None, Some(_)) if first.is_empty() => Wanted::Beyond,
-        _ => Wanted::Whole,
+        (Some(first), Some(last)) if first > last => RangeRequest::Whole,
+        (Some(first), _) if first >= size && (last.is_empty() || number(last).is_some()) => {
+            RangeRequest::Unsatisfiable
+        }
+        (Some(first), Some(last)) => RangeRequest::Range(first, size.min(last.saturating_add(1))),
+        (Some(first), None) if last.is_empty() => RangeRequest::Range(first, size),
+        (None, Some(0)) if first.is_empty() => RangeRequest::Unsatisfiable,
+        (None, Some(last)) if first.is_empty() && size > 0 => {
+            RangeRequest::Range(size.saturating_sub(last), size)
+        }
+        (None, Some(_)) if first.is_empty() => RangeRequest::Unsatisfiable,
+        _ => RangeRequest::Whole,
     }
 }
 
@@ -184,20 +191,20 @@ mod tests {
 
     #[test]
     fn ranges() {
-        use Wanted::{Beyond, Part, Whole};
+        use RangeRequest::{Range, Unsatisfiable, Whole};
         for (range, want) in [
-            ("bytes=0-0", Part(0, 1)),
-            ("bytes=2-", Part(2, 10)),
-            ("bytes=2-4", Part(2, 5)),
-            ("bytes=2-400", Part(2, 10)),
-            ("bytes=-3", Part(7, 10)),
-            ("bytes=-30", Part(0, 10)),
-            ("bytes=9-", Part(9, 10)),
-            ("bytes=10-", Beyond),
-            ("bytes=10-12", Beyond),
-            ("bytes=99999999999999999999999-", Beyond),
-            ("bytes=-0", Beyond),
-            ("bytes=0-99999999999999999999999", Part(0, 10)),
+            ("bytes=0-0", Range(0, 1)),
+            ("bytes=2-", Range(2, 10)),
+            ("bytes=2-4", Range(2, 5)),
+            ("bytes=2-400", Range(2, 10)),
+            ("bytes=-3", Range(7, 10)),
+            ("bytes=-30", Range(0, 10)),
+            ("bytes=9-", Range(9, 10)),
+            ("bytes=10-", Unsatisfiable),
+            ("bytes=10-12", Unsatisfiable),
+            ("bytes=99999999999999999999999-", Unsatisfiable),
+            ("bytes=-0", Unsatisfiable),
+            ("bytes=0-99999999999999999999999", Range(0, 10)),
             ("bytes=0-1,3-4", Whole),
             ("bytes=4-2", Whole),
             ("bytes=", Whole),
@@ -207,29 +214,29 @@ mod tests {
             ("bytes=+1-2", Whole),
             ("lines=0-1", Whole),
         ] {
-            assert_eq!(wanted(None, None, Some(range), "\"t\"", 10), want, "{range}");
+            assert_eq!(evaluate_range(None, None, Some(range), "\"t\"", 10), want, "{range}");
         }
-        assert_eq!(wanted(None, None, Some("bytes=0-"), "\"t\"", 0), Beyond);
-        assert_eq!(wanted(None, None, Some("bytes=-1"), "\"t\"", 0), Beyond);
+        assert_eq!(evaluate_range(None, None, Some("bytes=0-"), "\"t\"", 0), Unsatisfiable);
+        assert_eq!(evaluate_range(None, None, Some("bytes=-1"), "\"t\"", 0), Unsatisfiable);
     }
 
     #[test]
     fn validators() {
-        use Wanted::{Nothing, Part, Whole};
+        use RangeRequest::{NotModified, Range, Whole};
         for (tags, want) in [
-            ("\"t\"", Nothing),
-            ("W/\"t\"", Nothing),
-            ("*", Nothing),
-            ("\"a\", \"t\"", Nothing),
+            ("\"t\"", NotModified),
+            ("W/\"t\"", NotModified),
+            ("*", NotModified),
+            ("\"a\", \"t\"", NotModified),
             ("\"a\"", Whole),
         ] {
-            assert_eq!(wanted(Some(tags), None, None, "\"t\"", 10), want, "{tags}");
-            assert_eq!(wanted(Some(tags), None, None, "W/\"t\"", 10), want, "{tags}");
+            assert_eq!(evaluate_range(Some(tags), None, None, "\"t\"", 10), want, "{tags}");
+            assert_eq!(evaluate_range(Some(tags), None, None, "W/\"t\"", 10), want, "{tags}");
         }
         let range = Some("bytes=1-2");
-        assert_eq!(wanted(None, Some("\"t\""), range, "\"t\"", 10), Part(1, 3));
-        assert_eq!(wanted(None, Some("\"old\""), range, "\"t\"", 10), Whole);
-        assert_eq!(wanted(None, Some("W/\"t\""), range, "W/\"t\"", 10), Whole);
-        assert_eq!(wanted(None, Some("Wed, 21 Oct 2015 07:28:00 GMT"), range, "\"t\"", 10), Whole);
+        assert_eq!(evaluate_range(None, Some("\"t\""), range, "\"t\"", 10), Range(1, 3));
+        assert_eq!(evaluate_range(None, Some("\"old\""), range, "\"t\"", 10), Whole);
+        assert_eq!(evaluate_range(None, Some("W/\"t\""), range, "W/\"t\"", 10), Whole);
+        assert_eq!(evaluate_range(None, Some("Wed, 21 Oct 2015 07:28:00 GMT"), range, "\"t\"", 10), Whole);
     }
 }

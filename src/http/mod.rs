@@ -16,4 +16,4 @@ pub mod websocket;
 
 pub use reply::{Reply, Response};
 pub use request::{Method, Request};
-pub use route::{Answer, Auth, Class, Effect, Gate, Prepared, Route, Work};
+pub use route::{Answer, ApprovalPolicy, Auth, Class, DeferredWork, Effect, PreparedWrite, Route};

@@ -18,29 +18,29 @@ pub struct Response {
     /// Of an error's reply.
     code: Option<Code>,
     headers: Vec<(Cow<'static, str>, String)>,
-    body: Body,
-    form: Form,
+    body: ResponseBody,
+    form: BodyFormat,
 }
 
 /// What the body of an answer of our own is; what was passed on or comes from a file has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum BodyFormat {
     Json,
     Text,
-    Foreign,
+    Other,
 }
 
 /// Writes a body of an announced length.
 type BodyWriter = Box<dyn FnOnce(&mut dyn std::io::Write) -> std::io::Result<()> + Send>;
 
-enum Body {
+enum ResponseBody {
     Bytes(Vec<u8>),
     /// Made while it is sent.
-    Written(u64, BodyWriter),
+    Streamed(u64, BodyWriter),
     /// None, though a length may be told: of what a GET would have brought (RFC 9110, 8.6).
     Absent(Option<u64>),
     /// Whoever holds this ticket writes it to the client's socket: so many bytes, or chunks.
-    Taken {
+    HandedOver {
         ticket: String,
         length: Option<u64>,
     },
@@ -56,8 +56,8 @@ impl Response {
             status,
             code: None,
             headers: Vec::new(),
-            body: Body::Bytes(Vec::new()),
-            form: Form::Foreign,
+            body: ResponseBody::Bytes(Vec::new()),
+            form: BodyFormat::Other,
         }
     }
 
@@ -68,15 +68,19 @@ impl Response {
 
     /// 200 with a sentence, where the observed API answers one.
     pub fn sentence(text: String) -> Response {
-        Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes()).of(Form::Text)
+        Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes()).of(BodyFormat::Text)
     }
 
     /// `value` as JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Response {
-        let mut body = Frugal(Vec::with_capacity(1024));
+        let mut body = ExactBuffer(Vec::with_capacity(1024));
         match serde_json::to_writer(&mut body, value) {
-            Ok(()) => Response::empty(status).with("Content-Type", JSON).with_body(body.0).of(Form::Json),
-            Err(error) => Response::error(&Error::internal("The answer could not be written").because(error)),
+            Ok(()) => {
+                Response::empty(status).with("Content-Type", JSON).with_body(body.0).of(BodyFormat::Json)
+            }
+            Err(error) => {
+                Response::error(&Error::internal("The answer could not be written").with_source(error))
+            }
         }
     }
 
@@ -88,32 +92,32 @@ impl Response {
             body.extend_from_slice(item.as_bytes());
         }
         body.extend_from_slice(if body.is_empty() { b"[]" } else { b"]" });
-        Response::empty(200).with("Content-Type", JSON).with_body(body).of(Form::Json)
+        Response::empty(200).with("Content-Type", JSON).with_body(body).of(BodyFormat::Json)
     }
 
-    fn of(self, form: Form) -> Response {
+    fn of(self, form: BodyFormat) -> Response {
         Response { form, ..self }
     }
 
     /// Hides secrets in a body of our own: JSON or a sentence.
     #[must_use]
     pub fn redacted(mut self, redactor: &Redactor) -> Response {
-        let Body::Bytes(body) = &mut self.body else { return self };
+        let ResponseBody::Bytes(body) = &mut self.body else { return self };
         match self.form {
-            Form::Json => {
+            BodyFormat::Json => {
                 if let Ok(mut value) = serde_json::from_slice::<Value>(body) {
                     redactor.value(&mut value);
                     *body = value.to_string().into_bytes();
                 }
             }
-            Form::Text => {
+            BodyFormat::Text => {
                 if let Some(hidden) =
                     std::str::from_utf8(body).ok().map(|text| redactor.text(text).into_owned())
                 {
                     *body = hidden.into_bytes();
                 }
             }
-            Form::Foreign => {}
+            BodyFormat::Other => {}
         }
         self
     }
@@ -164,9 +168,9 @@ impl Response {
             return self;
         }
         let json = self.headers.iter().any(|(name, value)| name == "Content-Type" && value == JSON);
-        if let (Body::Bytes(body), true, None) = (&self.body, json, self.code) {
+        if let (ResponseBody::Bytes(body), true, None) = (&self.body, json, self.code) {
             if let Some(body) = with_warnings(body, &warnings) {
-                self.body = Body::Bytes(body);
+                self.body = ResponseBody::Bytes(body);
                 return self;
             }
         }
@@ -181,13 +185,13 @@ impl Response {
 
     /// 200 whose body is written to the client's own socket, by whoever left the ticket
     /// ([`super::client::Tickets`]); without a length as long as it takes.
-    pub fn taken(ticket: String, length: Option<u64>) -> Response {
+    pub fn handed_over(ticket: String, length: Option<u64>) -> Response {
         Response {
             status: 200,
             code: None,
             headers: Vec::new(),
-            body: Body::Taken { ticket, length },
-            form: Form::Foreign,
+            body: ResponseBody::HandedOver { ticket, length },
+            form: BodyFormat::Other,
         }
     }
 
@@ -197,8 +201,8 @@ impl Response {
             status: 101,
             code: None,
             headers: Vec::new(),
-            body: Body::Taken { ticket, length: Some(0) },
-            form: Form::Foreign,
+            body: ResponseBody::HandedOver { ticket, length: Some(0) },
+            form: BodyFormat::Other,
         }
     }
 
@@ -212,15 +216,15 @@ impl Response {
     /// The ticket, if its body is written by whoever left one.
     pub fn ticket(&self) -> Option<&str> {
         match &self.body {
-            Body::Taken { ticket, .. } => Some(ticket),
-            Body::Bytes(_) | Body::Written(..) | Body::Absent(_) => None,
+            ResponseBody::HandedOver { ticket, .. } => Some(ticket),
+            ResponseBody::Bytes(_) | ResponseBody::Streamed(..) | ResponseBody::Absent(_) => None,
         }
     }
 
     /// With this body, of the type that a header says.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {
-        self.body = Body::Bytes(body);
+        self.body = ResponseBody::Bytes(body);
         self
     }
 
@@ -231,14 +235,14 @@ impl Response {
         length: u64,
         write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()> + Send + 'static,
     ) -> Response {
-        self.body = Body::Written(length, Box::new(write));
+        self.body = ResponseBody::Streamed(length, Box::new(write));
         self
     }
 
     /// With no body, whatever the status; the answer to a HEAD, or a 304.
     #[must_use]
     pub fn without_body(mut self, length: Option<u64>) -> Response {
-        self.body = Body::Absent(length);
+        self.body = ResponseBody::Absent(length);
         self
     }
 
@@ -255,15 +259,15 @@ impl Response {
     /// Whether it is small enough to leave at once, however slowly its client reads: the private socket takes 200 KB
     /// (net.core.wmem_default), and the gate reads on until its client is behind.
     pub fn is_small(&self) -> bool {
-        self.is_whole() || matches!(self.body, Body::Taken { .. })
+        self.is_whole() || matches!(self.body, ResponseBody::HandedOver { .. })
     }
 
     /// Whether it is small, and nothing follows it from elsewhere: once it is sent, nobody waits for anything more.
     pub(super) fn is_whole(&self) -> bool {
         match &self.body {
-            Body::Bytes(body) => body.len() <= ONE_WRITE,
-            Body::Absent(_) => true,
-            Body::Written(..) | Body::Taken { .. } => false,
+            ResponseBody::Bytes(body) => body.len() <= ONE_WRITE,
+            ResponseBody::Absent(_) => true,
+            ResponseBody::Streamed(..) | ResponseBody::HandedOver { .. } => false,
         }
     }
 
@@ -285,25 +289,25 @@ impl Response {
         }
         let (mut made, mut left) = (None, 0);
         let body = match self.body {
-            Body::Written(length, write) => {
+            ResponseBody::Streamed(length, write) => {
                 let _ = write!(head, "Content-Length: {length}\r\n");
                 (made, left) = (Some(write), length);
                 Vec::new()
             }
-            Body::Bytes(body) => {
+            ResponseBody::Bytes(body) => {
                 // RFC 9110, 8.6: none in a 204, and in a 304 only that of the 200.
                 if !matches!(self.status, 204 | 304) {
                     let _ = write!(head, "Content-Length: {}\r\n", body.len());
                 }
                 body
             }
-            Body::Absent(length) => {
+            ResponseBody::Absent(length) => {
                 if let Some(length) = length {
                     let _ = write!(head, "Content-Length: {length}\r\n");
                 }
                 Vec::new()
             }
-            Body::Taken { ticket, length } => {
+            ResponseBody::HandedOver { ticket, length } => {
                 let _ = match length {
                     Some(length) => write!(head, "Content-Length: {length}\r\n"),
                     None => write!(head, "Transfer-Encoding: chunked\r\n"),
@@ -320,7 +324,7 @@ impl Response {
         } else if let Some(write) = made {
             let mut buffered = std::io::BufWriter::with_capacity(ONE_WRITE, &mut writer);
             let _ = buffered.write_all(&message);
-            let mut body = Announced { out: &mut buffered, left };
+            let mut body = FixedLengthWriter { out: &mut buffered, left };
             if let Err(error) = write(&mut body) {
                 log::debug!("An answer broke off: {error}");
             }
@@ -337,9 +341,9 @@ impl Response {
 }
 
 /// The way back to a client: may change threads, and is used once. Dropped unused it tells the client that we failed.
-pub struct Reply(Option<Waiting>);
+pub struct Reply(Option<PendingReply>);
 
-struct Waiting {
+struct PendingReply {
     request: Request,
     finish: Box<dyn FnOnce(Request, Result<Response>) + Send>,
     watch: Option<Subscription>,
@@ -352,7 +356,7 @@ impl Reply {
         watch: Option<Subscription>,
         finish: impl FnOnce(Request, Result<Response>) + Send + 'static,
     ) -> Reply {
-        Reply(Some(Waiting { request, finish: Box::new(finish), watch }))
+        Reply(Some(PendingReply { request, finish: Box::new(finish), watch }))
     }
 
     /// What tells that the client has gone, to be kept for longer than until the answer.
@@ -381,7 +385,7 @@ impl Reply {
     }
 }
 
-impl Waiting {
+impl PendingReply {
     fn finish(self, result: Result<Response>) {
         drop(self.watch);
         (self.finish)(self.request, result);
@@ -454,12 +458,12 @@ fn reason(status: u16) -> &'static str {
 }
 
 /// A body of an announced length.
-struct Announced<W> {
+struct FixedLengthWriter<W> {
     out: W,
     left: u64,
 }
 
-impl<W: std::io::Write> Announced<W> {
+impl<W: std::io::Write> FixedLengthWriter<W> {
     fn fill(&mut self) -> std::io::Result<()> {
         while self.left > 0 {
             let spaces = [b' '; 4096];
@@ -470,7 +474,7 @@ impl<W: std::io::Write> Announced<W> {
     }
 }
 
-impl<W: std::io::Write> std::io::Write for Announced<W> {
+impl<W: std::io::Write> std::io::Write for FixedLengthWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         if most == 0 && !bytes.is_empty() {
@@ -487,9 +491,9 @@ impl<W: std::io::Write> std::io::Write for Announced<W> {
 }
 
 /// A buffer whose last growth wastes an eighth instead of a half: an answer may be tens of megabytes.
-struct Frugal(Vec<u8>);
+struct ExactBuffer(Vec<u8>);
 
-impl std::io::Write for Frugal {
+impl std::io::Write for ExactBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let missing = (self.0.len() + bytes.len()).saturating_sub(self.0.capacity());
         if missing > 0 {

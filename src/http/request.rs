@@ -7,14 +7,14 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::body::HeldBody;
+use self::body::BufferedBody;
 use super::client::Socket;
-use super::direct::Direct;
+use super::direct::DirectRequest;
 use super::reply::Response;
 use crate::access::Actor;
-use crate::access::audit::Draft;
+use crate::access::audit::AuditDraft;
 use crate::base::fields;
-use crate::base::parcel::Charge;
+use crate::base::input_bytes::Charge;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, pool};
 
@@ -62,19 +62,19 @@ impl Method {
 }
 
 /// Where it came from, and so where its answer goes.
-enum Source {
+enum RequestSource {
     /// tiny_http has it from the gate.
-    Inside(tiny_http::Request),
+    Backend(tiny_http::Request),
     /// The gate calls us itself, on the client's own thread.
-    Direct(Direct),
+    Direct(DirectRequest),
 }
 
 /// Query parameters that are looked at for warnings.
-const MOST_PARAMETERS: usize = 20;
+const MAX_PARAMETERS: usize = 20;
 
 /// A request that must be answered by [`Request::answer`].
 pub struct Request {
-    source: Source,
+    source: RequestSource,
     method: Method,
     /// Set by dispatch when a route has matched.
     pub(super) params: Vec<(&'static str, String)>,
@@ -87,13 +87,13 @@ pub struct Request {
     /// Its worker has more to do once it is answered.
     goes_on: bool,
     /// The body, once it was read ahead of its handler.
-    held: Option<HeldBody>,
+    buffered: Option<BufferedBody>,
     /// It is read once more, by the handler.
     released: bool,
     /// While a large body is in memory.
     charge: Option<Charge>,
     /// The line of the audit log that its answer completes.
-    draft: Option<Draft>,
+    draft: Option<AuditDraft>,
     /// Query parameters that its handler has asked for.
     asked: RefCell<Vec<&'static str>>,
     /// What its client should hear of beside the answer.
@@ -112,14 +112,14 @@ impl Request {
             tiny_http::Method::Options => Method::Options,
             _ => Method::Other,
         };
-        Request::from(Source::Inside(inner), method)
+        Request::from(RequestSource::Backend(inner), method)
     }
 
-    pub(super) fn of_gate(direct: Direct, method: Method) -> Request {
-        Request::from(Source::Direct(direct), method)
+    pub(super) fn of_gate(direct: DirectRequest, method: Method) -> Request {
+        Request::from(RequestSource::Direct(direct), method)
     }
 
-    fn from(source: Source, method: Method) -> Request {
+    fn from(source: RequestSource, method: Method) -> Request {
         let (params, started) = (Vec::new(), Instant::now());
         Request {
             source,
@@ -130,7 +130,7 @@ impl Request {
             started,
             on_worker: false,
             goes_on: false,
-            held: None,
+            buffered: None,
             released: false,
             charge: None,
             draft: None,
@@ -142,8 +142,8 @@ impl Request {
     /// The client's own socket, where this thread serves nobody else and its answer must be there when it goes home.
     pub fn direct(&self) -> Option<&Arc<Socket>> {
         match &self.source {
-            Source::Inside(_) => None,
-            Source::Direct(direct) => Some(&direct.client),
+            RequestSource::Backend(_) => None,
+            RequestSource::Direct(direct) => Some(&direct.client),
         }
     }
 
@@ -161,16 +161,16 @@ impl Request {
     /// Path and query as sent.
     pub fn target(&self) -> &str {
         match &self.source {
-            Source::Inside(inner) => inner.url(),
-            Source::Direct(direct) => &direct.target,
+            RequestSource::Backend(inner) => inner.url(),
+            RequestSource::Direct(direct) => &direct.target,
         }
     }
 
     /// Every header that came in, in its order; the gate has taken out what was for this connection only.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         let (inside, direct) = match &self.source {
-            Source::Inside(inner) => (inner.headers(), [].as_slice()),
-            Source::Direct(direct) => ([].as_slice(), direct.headers.as_slice()),
+            RequestSource::Backend(inner) => (inner.headers(), [].as_slice()),
+            RequestSource::Direct(direct) => ([].as_slice(), direct.headers.as_slice()),
         };
         let inside = inside.iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()));
         inside.chain(direct.iter().map(|(name, value)| (name.as_str(), value.as_str())))
@@ -197,17 +197,17 @@ impl Request {
     }
 
     /// The line of the audit log, if its kind has one; whoever knows better than dispatch what it should say changes it.
-    pub fn draft(&mut self) -> Option<&mut Draft> {
+    pub fn draft(&mut self) -> Option<&mut AuditDraft> {
         self.draft.as_mut()
     }
 
     /// Begins that line.
-    pub fn set_draft(&mut self, draft: Option<Draft>) {
+    pub fn set_draft(&mut self, draft: Option<AuditDraft>) {
         self.draft = draft;
     }
 
     /// Takes it to be written.
-    pub fn take_draft(&mut self) -> Option<Draft> {
+    pub fn take_draft(&mut self) -> Option<AuditDraft> {
         self.draft.take()
     }
 
@@ -307,11 +307,11 @@ impl Request {
         let Some((_, query)) = self.target().split_once('?').filter(|_| with_query) else { return warnings };
         let mut asked: Vec<String> = self.asked.borrow().iter().map(|name| (*name).to_owned()).collect();
         asked.dedup();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()).take(MOST_PARAMETERS) {
+        for pair in query.split('&').filter(|pair| !pair.is_empty()).take(MAX_PARAMETERS) {
             let key = pair.split('=').next().unwrap_or_default().replace('+', " ");
             let key = decode(&key).unwrap_or(key);
             if !asked.contains(&key) {
-                warnings.push(fields::unknown("query parameter", &key, &asked));
+                warnings.push(fields::unknown_name_message("query parameter", &key, &asked));
             }
         }
         warnings
@@ -335,28 +335,28 @@ impl Request {
     /// Sends the answer; a client that is gone does not get it.
     pub fn answer(self, response: Response) {
         if !self.goes_on && response.is_whole() {
-            pool::ending();
+            pool::release_early();
         }
         let is_head = self.method == Method::Head;
         match self.source {
-            Source::Inside(inner) => response.send(is_head, inner.into_writer()),
-            Source::Direct(direct) => response.send(is_head, direct.answered),
+            RequestSource::Backend(inner) => response.send(is_head, inner.into_writer()),
+            RequestSource::Direct(direct) => response.send(is_head, direct.answered),
         }
     }
 }
 
-impl Source {
+impl RequestSource {
     fn reader(&mut self) -> &mut dyn Read {
         match self {
-            Source::Inside(inner) => inner.as_reader(),
-            Source::Direct(direct) => &mut direct.body,
+            RequestSource::Backend(inner) => inner.as_reader(),
+            RequestSource::Direct(direct) => &mut direct.body,
         }
     }
 
     fn body_length(&self) -> Option<usize> {
         match self {
-            Source::Inside(inner) => inner.body_length(),
-            Source::Direct(direct) => Some(direct.body.get_ref().len()),
+            RequestSource::Backend(inner) => inner.body_length(),
+            RequestSource::Direct(direct) => Some(direct.body.get_ref().len()),
         }
     }
 }

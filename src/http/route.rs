@@ -3,7 +3,7 @@
 use super::reply::{Reply, Response};
 use super::request::{Method, Request, decode};
 use crate::access::Scope;
-use crate::access::question::FileChange;
+use crate::access::approval_request::FileChange;
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
@@ -20,7 +20,7 @@ pub enum Auth {
 
 /// Whether a person must allow it in manual mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
+pub enum ApprovalPolicy {
     /// Never.
     Open,
     /// Unless an owner asks; the word is the action that is shown. Asked before the handler has seen the request.
@@ -67,16 +67,16 @@ pub enum Answer {
     /// Everything is checked; this is the work, for the worker of the route's class.
     Later {
         /// What is left to do.
-        work: Work,
+        work: DeferredWork,
         /// Raised when the client goes away, if nobody else wants the result.
         cancel: Option<Cancel>,
     },
-    /// Everything is checked, nothing is done: a write of a route with [`Gate::Everyone`]. Only this is let through there.
-    Prepared(Prepared),
+    /// Everything is checked, nothing is done: a write of a route with [`ApprovalPolicy::Everyone`]. Only this is let through there.
+    Prepared(PreparedWrite),
 }
 
 /// A write that waits for its permission.
-pub struct Prepared {
+pub struct PreparedWrite {
     /// One line for the approver. May hold secrets.
     pub summary: String,
     /// One line for the logs, without secrets; `None`: the summary has none.
@@ -93,7 +93,7 @@ pub struct Prepared {
 pub type PreparedWork = Box<dyn FnOnce(&mut Request) -> Result<Response> + Send>;
 
 /// Work that replies at its end, or before.
-pub type Work = Box<dyn FnOnce(Reply) + Send>;
+pub type DeferredWork = Box<dyn FnOnce(Reply) + Send>;
 
 impl Answer {
     /// Work whose result is the reply.
@@ -108,7 +108,13 @@ impl Answer {
         work: impl FnOnce(&mut Request) -> Result<Response> + Send + 'static,
     ) -> Answer {
         let (note, changes) = (None, None);
-        Answer::Prepared(Prepared { summary: summary.into(), note, changes, paths, work: Box::new(work) })
+        Answer::Prepared(PreparedWrite {
+            summary: summary.into(),
+            note,
+            changes,
+            paths,
+            work: Box::new(work),
+        })
     }
 
     /// With a line for the logs, where the summary may hold secrets.
@@ -133,8 +139,8 @@ impl Answer {
 /// A handler: parse, call one service, shape the answer.
 pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
 
-/// What [`Route::at_hand`] is.
-pub type AtHand<C> = fn(&C, &mut Request) -> Option<Response>;
+/// What [`Route::fast_path`] is.
+pub type FastPath<C> = fn(&C, &mut Request) -> Option<Response>;
 
 /// A row of the table.
 pub struct Route<C> {
@@ -146,7 +152,7 @@ pub struct Route<C> {
     /// The credential.
     pub auth: Auth,
     /// The approval.
-    pub gate: Gate,
+    pub gate: ApprovalPolicy,
     /// The effect.
     pub effect: Effect,
     /// The workers.
@@ -154,11 +160,11 @@ pub struct Route<C> {
     /// The handler.
     pub handler: Handler<C>,
     /// Answers a read of [`Class::Files`] on the pool, where that waits for nothing; `None`: the handler has to.
-    pub at_hand: Option<AtHand<C>>,
+    pub fast_path: Option<FastPath<C>>,
 }
 
 /// What a path and method lead to.
-pub enum Match<'a, C> {
+pub enum RouteMatch<'a, C> {
     /// This row; its parameters are in the request now.
     Route(&'a Route<C>),
     /// The path exists with these methods only.
@@ -168,42 +174,42 @@ pub enum Match<'a, C> {
 }
 
 /// The rows, arranged so that a request looks only at those with as many segments as its path.
-pub struct Table<C: 'static> {
-    by_length: Vec<Vec<Row<C>>>,
+pub struct RouteTable<C: 'static> {
+    by_length: Vec<Vec<RouteEntry<C>>>,
     /// Those that end with `*`.
-    open: Vec<Row<C>>,
+    open: Vec<RouteEntry<C>>,
 }
 
-struct Row<C: 'static> {
+struct RouteEntry<C: 'static> {
     segments: Vec<&'static str>,
     route: &'static Route<C>,
 }
 
-impl<C> Table<C> {
+impl<C> RouteTable<C> {
     /// Arranges the rows; among those that fit a path, the first wins.
-    pub fn new(routes: &'static [Route<C>]) -> Table<C> {
-        let (mut by_length, mut open): (Vec<Vec<Row<C>>>, Vec<Row<C>>) = Default::default();
+    pub fn new(routes: &'static [Route<C>]) -> RouteTable<C> {
+        let (mut by_length, mut open): (Vec<Vec<RouteEntry<C>>>, Vec<RouteEntry<C>>) = Default::default();
         for route in routes {
             let segments: Vec<_> = route.pattern.split('/').collect();
             if segments.last().is_some_and(|last| last.starts_with('*')) {
-                open.push(Row { segments, route });
+                open.push(RouteEntry { segments, route });
                 continue;
             }
             by_length.resize_with(by_length.len().max(segments.len() + 1), Vec::new);
-            by_length[segments.len()].push(Row { segments, route });
+            by_length[segments.len()].push(RouteEntry { segments, route });
         }
-        Table { by_length, open }
+        RouteTable { by_length, open }
     }
 
     /// Finds the row of a request.
     ///
     /// # Errors
     /// `InvalidRequest` when a parameter is not percent-encoded UTF-8.
-    pub fn find(&self, request: &mut Request) -> Result<Match<'static, C>> {
+    pub fn find(&self, request: &mut Request) -> Result<RouteMatch<'static, C>> {
         let method = if request.method() == Method::Head { Method::Get } else { request.method() };
         let mut others: Vec<&str> = Vec::new();
         let mut found = None;
-        let Some(path) = unmounted(request.path()) else { return Ok(Match::Nothing) };
+        let Some(path) = unmounted(request.path()) else { return Ok(RouteMatch::Nothing) };
         let path: Vec<&str> = path.split('/').collect();
         for row in self.fitting(&path) {
             if row.route.method == method {
@@ -215,9 +221,9 @@ impl<C> Table<C> {
         if let Some((route, params)) = found {
             request.params = params
                 .ok_or_else(|| Error::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8"))?;
-            return Ok(Match::Route(route));
+            return Ok(RouteMatch::Route(route));
         }
-        Ok(if others.is_empty() { Match::Nothing } else { Match::OtherMethods(others.join(", ")) })
+        Ok(if others.is_empty() { RouteMatch::Nothing } else { RouteMatch::OtherMethods(others.join(", ")) })
     }
 
     /// The rows to which a path belongs, whatever their methods.
@@ -226,7 +232,7 @@ impl<C> Table<C> {
         self.fitting(&path).map(|row| row.route).collect()
     }
 
-    fn fitting<'a>(&'a self, path: &'a [&str]) -> impl Iterator<Item = &'a Row<C>> {
+    fn fitting<'a>(&'a self, path: &'a [&str]) -> impl Iterator<Item = &'a RouteEntry<C>> {
         self.by_length.get(path.len()).into_iter().flatten().chain(&self.open).filter(|row| row.fits(path))
     }
 }
@@ -241,7 +247,7 @@ fn unmounted(path: &str) -> Option<&str> {
     (decode(id)? == decode(mount)?).then(|| &path["/w/".len() + mount.len()..])
 }
 
-impl<C> Row<C> {
+impl<C> RouteEntry<C> {
     fn fits(&self, path: &[&str]) -> bool {
         path.len() >= self.segments.len()
             && self.segments.iter().zip(path).all(|(wanted, segment)| {
@@ -279,11 +285,11 @@ mod tests {
             method,
             pattern,
             auth: Auth::Public,
-            gate: Gate::Open,
+            gate: ApprovalPolicy::Open,
             effect: Effect::Read,
             class: Class::Short,
             handler,
-            at_hand: None,
+            fast_path: None,
         }
     }
 
@@ -297,7 +303,7 @@ mod tests {
 
     #[test]
     fn patterns() {
-        let table = Table::new(&ROWS);
+        let table = RouteTable::new(&ROWS);
         let count = |path: &str| table.rows(path).len();
         assert_eq!((count("/a"), count("/a/x"), count("/a/x%20y/b")), (1, 2, 1));
         for path in ["", "/", "a", "/a/", "//a", "/a//b", "/a/x/", "/a/x/c", "/b", "/a/x/b/", "/a/x/b/c"] {

@@ -10,23 +10,23 @@ use crate::base::{Code, Error, Result};
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum EventStreamFormat {
     /// `text/event-stream`.
     Sse,
     /// One JSON object a line.
     Ndjson,
 }
 
-impl Format {
+impl EventStreamFormat {
     /// What `?stream=` asks for.
     ///
     /// # Errors
     /// `InvalidRequest` for anything but `sse` and `ndjson`.
-    pub fn asked(request: &Request) -> Result<Option<Format>> {
+    pub fn from_request(request: &Request) -> Result<Option<EventStreamFormat>> {
         match request.query("stream").as_deref() {
             None => Ok(None),
-            Some("sse") => Ok(Some(Format::Sse)),
-            Some("ndjson") => Ok(Some(Format::Ndjson)),
+            Some("sse") => Ok(Some(EventStreamFormat::Sse)),
+            Some("ndjson") => Ok(Some(EventStreamFormat::Ndjson)),
             Some(other) => Err(Error::new(
                 Code::InvalidRequest,
                 format!("stream is sse or ndjson, not '{}'", other.escape_debug()),
@@ -37,24 +37,24 @@ impl Format {
     /// The `Content-Type`.
     pub fn content_type(self) -> &'static str {
         match self {
-            Format::Sse => "text/event-stream",
-            Format::Ndjson => "application/x-ndjson",
+            EventStreamFormat::Sse => "text/event-stream",
+            EventStreamFormat::Ndjson => "application/x-ndjson",
         }
     }
 
     /// What opens a stream: how soon a browser that lost it comes back.
     pub fn opening(self) -> &'static [u8] {
         match self {
-            Format::Sse => b"retry: 1000\n\n",
-            Format::Ndjson => b"",
+            EventStreamFormat::Sse => b"retry: 1000\n\n",
+            EventStreamFormat::Ndjson => b"",
         }
     }
 
     /// Says only that the stream is alive.
     pub fn heartbeat(self) -> &'static [u8] {
         match self {
-            Format::Sse => b": ping\n\n",
-            Format::Ndjson => b"{\"event\":\"ping\"}\n",
+            EventStreamFormat::Sse => b": ping\n\n",
+            EventStreamFormat::Ndjson => b"{\"event\":\"ping\"}\n",
         }
     }
 
@@ -62,12 +62,12 @@ impl Format {
     pub fn write(self, out: &mut Vec<u8>, event: &str, id: &str, data: Map<String, Value>) {
         // Writing to a vector cannot fail, and a map with string keys can be serialized.
         let _ = match self {
-            Format::Sse => {
+            EventStreamFormat::Sse => {
                 let _ = write!(out, "event: {event}\nid: {id}\ndata: ");
                 let _ = serde_json::to_writer(&mut *out, &data);
                 out.write_all(b"\n\n")
             }
-            Format::Ndjson => {
+            EventStreamFormat::Ndjson => {
                 let mut line = Map::from_iter([("event".into(), event.into()), ("id".into(), id.into())]);
                 line.extend(data);
                 let _ = serde_json::to_writer(&mut *out, &line);
@@ -84,13 +84,16 @@ mod tests {
     #[test]
     fn both_formats_say_the_same() {
         let data = || Map::from_iter([("text".to_owned(), Value::from("a\nb\u{2028}"))]);
-        let written = |format: Format| {
+        let written = |format: EventStreamFormat| {
             let mut out = Vec::new();
             format.write(&mut out, "stdout", "3:0", data());
             String::from_utf8(out).unwrap()
         };
-        assert_eq!(written(Format::Sse), "event: stdout\nid: 3:0\ndata: {\"text\":\"a\\nb\u{2028}\"}\n\n");
-        let line = written(Format::Ndjson);
+        assert_eq!(
+            written(EventStreamFormat::Sse),
+            "event: stdout\nid: 3:0\ndata: {\"text\":\"a\\nb\u{2028}\"}\n\n"
+        );
+        let line = written(EventStreamFormat::Ndjson);
         assert!(line.ends_with("}\n") && line.matches('\n').count() == 1);
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(

@@ -84,7 +84,7 @@ impl StreamBody {
     }
 
     /// Gives it up so that the client notices, also where only the end of the connection ends the body.
-    pub fn break_off(self) {
+    pub fn abort(self) {
         if !self.socket.is_chunked() {
             let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
         }

@@ -18,35 +18,35 @@ const BUFFER: usize = 64 << 10;
 
 /// A form, as far as it has been read.
 #[derive(Debug)]
-pub struct Form {
+pub struct MultipartForm {
     delimiter: Finder<'static>,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
     /// What was read and passed over, of all parts that are not files.
-    passed: usize,
+    skipped: usize,
     done: bool,
 }
 
 /// The head of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct FormPart {
     /// The field's name.
     pub name: String,
     /// The file's, if it is one.
     pub file_name: Option<String>,
 }
 
-fn broken(what: &str) -> Error {
+fn malformed(what: &str) -> Error {
     Error::new(Code::InvalidPayload, format!("The form is broken: {what}"))
 }
 
-impl Form {
+impl MultipartForm {
     /// A form of a request with this `Content-Type`.
     ///
     /// # Errors
     /// `InvalidPayload` when it is none.
-    pub fn new(content_type: Option<&str>) -> Result<Form> {
+    pub fn new(content_type: Option<&str>) -> Result<MultipartForm> {
         let boundary = content_type.and_then(boundary).ok_or_else(|| {
             Error::new(
                 Code::InvalidPayload,
@@ -57,7 +57,7 @@ impl Form {
         // A delimiter begins with the line break before it; the first one may stand at the very beginning.
         buffer[..2].copy_from_slice(b"\r\n");
         let delimiter = Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned();
-        Ok(Form { delimiter, buffer, start: 0, end: 2, passed: 0, done: false })
+        Ok(MultipartForm { delimiter, buffer, start: 0, end: 2, skipped: 0, done: false })
     }
 
     /// The next part; what was left of the one before is passed over. `None` at the form's end.
@@ -65,13 +65,13 @@ impl Form {
     /// # Errors
     /// `InvalidPayload` when the form is broken, `InvalidRequest` when it breaks off, `BodyTooLarge` when too much was
     /// passed over.
-    pub fn next_part(&mut self, source: &mut dyn Read) -> Result<Option<Part>> {
+    pub fn next_part(&mut self, source: &mut dyn Read) -> Result<Option<FormPart>> {
         while !self.done {
             let n = self.data(source)?.len();
             if n == 0 {
                 break;
             }
-            self.count_passed(n)?;
+            self.count_skipped(n)?;
         }
         if self.done {
             return Ok(None);
@@ -87,7 +87,7 @@ impl Form {
             match self.buffer[self.start] {
                 b' ' | b'\t' => self.start += 1,
                 b'\r' if self.buffer[self.start + 1] == b'\n' => break,
-                _ => return Err(broken("something stands behind a boundary")),
+                _ => return Err(malformed("something stands behind a boundary")),
             }
         }
         self.head(source).map(Some)
@@ -120,7 +120,7 @@ impl Form {
     /// All of a part that is a text.
     ///
     /// # Errors
-    /// As [`Form::data`]; `InvalidPayload` when it is not UTF-8, `BodyTooLarge` beyond [`limits::FORM_FIELDS_BYTES`].
+    /// As [`MultipartForm::data`]; `InvalidPayload` when it is not UTF-8, `BodyTooLarge` beyond [`limits::FORM_FIELDS_BYTES`].
     pub fn text(&mut self, source: &mut dyn Read) -> Result<String> {
         let mut text = Vec::new();
         loop {
@@ -130,9 +130,9 @@ impl Form {
             }
             text.extend_from_slice(piece);
             let n = piece.len();
-            self.count_passed(n)?;
+            self.count_skipped(n)?;
         }
-        String::from_utf8(text).map_err(|_| broken("a field is not UTF-8"))
+        String::from_utf8(text).map_err(|_| malformed("a field is not UTF-8"))
     }
 
     /// Reads what may follow a form, so that the connection can go on.
@@ -141,9 +141,9 @@ impl Form {
         let _ = io::copy(&mut source.take(limits::DRAINED_BODY_BYTES), &mut io::sink());
     }
 
-    fn count_passed(&mut self, n: usize) -> Result<()> {
-        self.passed += n;
-        if self.passed > limits::FORM_FIELDS_BYTES {
+    fn count_skipped(&mut self, n: usize) -> Result<()> {
+        self.skipped += n;
+        if self.skipped > limits::FORM_FIELDS_BYTES {
             let message = format!("The form's fields are larger than {} bytes", limits::FORM_FIELDS_BYTES);
             return Err(Error::new(Code::BodyTooLarge, message));
         }
@@ -151,7 +151,7 @@ impl Form {
     }
 
     /// The head of a part, which begins with a line break.
-    fn head(&mut self, source: &mut dyn Read) -> Result<Part> {
+    fn head(&mut self, source: &mut dyn Read) -> Result<FormPart> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
             if let Some(at) = memchr::memmem::find(bytes, b"\r\n\r\n") {
@@ -160,7 +160,7 @@ impl Form {
                 return Ok(part);
             }
             if bytes.len() > limits::FORM_HEAD_BYTES {
-                return Err(broken("the head of a part is too large"));
+                return Err(malformed("the head of a part is too large"));
             }
             self.fill(source)?;
         }
@@ -192,7 +192,7 @@ impl Form {
             read => {
                 let error = Error::new(Code::InvalidRequest, "The body broke off before the form's end");
                 Err(match read {
-                    Err(cause) => error.because(cause),
+                    Err(cause) => error.with_source(cause),
                     Ok(_) => error,
                 })
             }
@@ -214,29 +214,29 @@ fn boundary(content_type: &str) -> Option<String> {
 }
 
 /// Reads a part's head.
-fn part(head: &[u8]) -> Result<Part> {
+fn part(head: &[u8]) -> Result<FormPart> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let read = httparse::parse_headers(head, &mut headers);
     let Ok(httparse::Status::Complete((_, headers))) = read else {
-        return Err(broken("the head of a part cannot be read"));
+        return Err(malformed("the head of a part cannot be read"));
     };
     let disposition = headers.iter().find(|header| header.name.eq_ignore_ascii_case("Content-Disposition"));
-    let disposition = disposition.ok_or_else(|| broken("a part has no Content-Disposition"))?.value;
+    let disposition = disposition.ok_or_else(|| malformed("a part has no Content-Disposition"))?.value;
     let (kind, rest) = disposition.split_at(memchr::memchr(b';', disposition).unwrap_or(disposition.len()));
     if !kind.trim_ascii().eq_ignore_ascii_case(b"form-data") {
-        return Err(broken("a part is not form-data"));
+        return Err(malformed("a part is not form-data"));
     }
     let parameters = parameters(rest.get(1..).unwrap_or_default());
     let find = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
     let text = |value: &Vec<u8>| String::from_utf8_lossy(value).replace("%22", "\"");
-    let name = find("name").map(text).ok_or_else(|| broken("a part has no name"))?;
+    let name = find("name").map(text).ok_or_else(|| malformed("a part has no name"))?;
     // RFC 7578, 4.2 does not want `filename*`; some clients send it, and then mean it.
     let extended = find("filename*").and_then(|value| {
         let value = std::str::from_utf8(value).ok()?;
         let (charset, rest) = value.split_once('\'')?;
         charset.eq_ignore_ascii_case("utf-8").then(|| decode(rest.split_once('\'')?.1))?
     });
-    Ok(Part { name, file_name: extended.or_else(|| find("filename").map(text)) })
+    Ok(FormPart { name, file_name: extended.or_else(|| find("filename").map(text)) })
 }
 
 /// `; name=value; name="quoted"`, names in lower case. In quotes, a backslash escapes a quote and itself and is one

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use super::*;
 
 /// Gives at most so many bytes at once.
-struct Steps<'a>(&'a [u8], usize);
+struct SteppedReader<'a>(&'a [u8], usize);
 
-impl Read for Steps<'_> {
+impl Read for SteppedReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.0.len().min(self.1).min(buffer.len());
         buffer[..n].copy_from_slice(&self.0[..n]);
@@ -18,8 +18,8 @@ impl Read for Steps<'_> {
     }
 }
 
-fn form() -> Form {
-    Form::new(Some("multipart/form-data; boundary=XBX")).unwrap()
+fn form() -> MultipartForm {
+    MultipartForm::new(Some("multipart/form-data; boundary=XBX")).unwrap()
 }
 
 fn body(parts: &[(&str, &[u8])]) -> Vec<u8> {
@@ -35,8 +35,8 @@ fn body(parts: &[(&str, &[u8])]) -> Vec<u8> {
     body
 }
 
-fn read(body: &[u8], step: usize) -> Result<Vec<(Part, Vec<u8>)>> {
-    let (mut form, mut source, mut parts) = (form(), Steps(body, step), Vec::new());
+fn read(body: &[u8], step: usize) -> Result<Vec<(FormPart, Vec<u8>)>> {
+    let (mut form, mut source, mut parts) = (form(), SteppedReader(body, step), Vec::new());
     while let Some(part) = form.next_part(&mut source)? {
         let mut data = Vec::new();
         loop {
@@ -51,7 +51,7 @@ fn read(body: &[u8], step: usize) -> Result<Vec<(Part, Vec<u8>)>> {
     Ok(parts)
 }
 
-fn named(disposition: &str) -> Part {
+fn named(disposition: &str) -> FormPart {
     read(&body(&[(disposition, b"x")]), 4096).unwrap().remove(0).0
 }
 
@@ -101,7 +101,7 @@ fn a_form_that_breaks_off_is_never_whole() {
 
 #[test]
 fn names_are_what_clients_mean() {
-    let part = |name: &str, file: &str| Part { name: name.into(), file_name: Some(file.into()) };
+    let part = |name: &str, file: &str| FormPart { name: name.into(), file_name: Some(file.into()) };
     for (disposition, want) in [
         ("name=\"file\"; filename=\"a b;c.txt\"", part("file", "a b;c.txt")),
         ("filename=\"a.txt\"; name=\"file\"", part("file", "a.txt")),
@@ -128,9 +128,9 @@ fn what_is_no_form_is_refused() {
         Some("multipart/form-data; boundary=\"ends with a space \""),
         Some("multipart/mixed; boundary=x"),
     ] {
-        assert_eq!(Form::new(kind).unwrap_err().code(), Code::InvalidPayload, "{kind:?}");
+        assert_eq!(MultipartForm::new(kind).unwrap_err().code(), Code::InvalidPayload, "{kind:?}");
     }
-    assert!(Form::new(Some("Multipart/Form-Data; charset=utf-8; Boundary=\"a b\"")).is_ok());
+    assert!(MultipartForm::new(Some("Multipart/Form-Data; charset=utf-8; Boundary=\"a b\"")).is_ok());
     for bytes in [
         "--XBX\r\n\r\nx\r\n--XBX--",
         "--XBXY\r\nContent-Disposition: form-data; name=a\r\n\r\nx\r\n--XBX--",
@@ -144,7 +144,7 @@ fn what_is_no_form_is_refused() {
     assert_eq!(read(endless.as_bytes(), 999).unwrap_err().code(), Code::InvalidPayload);
     let fields = "x".repeat(limits::FORM_FIELDS_BYTES + 1);
     let (body, mut form) = (body(&[("name=a", fields.as_bytes()), ("name=b", b"")]), form());
-    let mut source = Steps(&body, 5000);
+    let mut source = SteppedReader(&body, 5000);
     form.next_part(&mut source).unwrap();
     assert_eq!(form.next_part(&mut source).unwrap_err().code(), Code::BodyTooLarge);
 }

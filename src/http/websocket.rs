@@ -60,7 +60,7 @@ impl Handshake {
 
 /// What a client said.
 #[derive(Debug)]
-pub enum Incoming<'a> {
+pub enum IncomingMessage<'a> {
     /// A text message.
     Text(&'a str),
     /// A binary one.
@@ -69,7 +69,7 @@ pub enum Incoming<'a> {
 
 /// What it is told.
 #[derive(Debug)]
-pub enum Outgoing {
+pub enum OutgoingMessage {
     /// A text message.
     Text(String),
     /// A binary one.
@@ -84,10 +84,10 @@ pub trait Conversation {
     fn wake(&self) -> BorrowedFd<'_>;
 
     /// Everything there is to say now. Called only when the last of it has been taken by the network.
-    fn outgoing(&mut self) -> Vec<Outgoing>;
+    fn outgoing(&mut self) -> Vec<OutgoingMessage>;
 
     /// Takes a message.
-    fn incoming(&mut self, message: Incoming<'_>);
+    fn incoming(&mut self, message: IncomingMessage<'_>);
 
     /// Whether it cannot take another yet; the peer is not read from until it can.
     fn is_full(&mut self) -> bool;
@@ -109,7 +109,7 @@ pub trait Conversation {
 
 /// How patient a socket is.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct SocketTimeouts {
     /// A ping goes out this often.
     pub ping: Duration,
     /// Nothing, not even the answer to a ping, has come for this long after one: the peer is gone.
@@ -118,30 +118,30 @@ pub struct Pace {
     pub stall: Duration,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace { ping: limits::PING, patience: limits::PONG, stall: limits::WRITE_STALL }
+impl Default for SocketTimeouts {
+    fn default() -> SocketTimeouts {
+        SocketTimeouts { ping: limits::PING, patience: limits::PONG, stall: limits::WRITE_STALL }
     }
 }
 
 /// How a socket came to its end; for log lines and tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
+pub enum CloseReason {
     /// Both sides have said goodbye, or the peer hung up.
     Closed,
     /// The peer answered no ping.
-    Silent,
+    PingTimeout,
     /// The peer took nothing any more.
-    Stalled,
+    WriteTimeout,
     /// The peer broke the protocol.
     Broken,
 }
 
 /// Reads before anything else is looked at: a peer that sends without end must not keep us from answering.
-const READS: usize = 32;
+const READS_PER_TURN: usize = 32;
 
 /// How often a conversation that is full is looked at while the network is full as well.
-const GLANCE: Duration = Duration::from_millis(100);
+const CLOSE_CHECK: Duration = Duration::from_millis(100);
 
 /// How long a large message waits for memory.
 const LARGE_PATIENCE: Duration = Duration::from_secs(60);
@@ -153,7 +153,7 @@ const LARGE_ARRIVAL: Duration = Duration::from_secs(300);
 const CONTROL_HEAD_BYTES: usize = 6;
 
 /// The peer's socket, and how much it has taken.
-struct Wire {
+struct MeteredSocket {
     socket: ClientSocket,
     written: u64,
     /// Bytes that were read since the last message.
@@ -166,7 +166,7 @@ struct Wire {
     admitted: Option<Instant>,
 }
 
-impl Wire {
+impl MeteredSocket {
     /// A message has come: the next one starts from nothing.
     fn completed(&mut self) {
         self.pending = 0;
@@ -179,7 +179,7 @@ impl Wire {
 /// and what is read ahead.
 const SMALL_ALLOWANCE: usize = 2 * limits::SOCKET_MESSAGE_BYTES;
 
-impl Read for Wire {
+impl Read for MeteredSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let room = self.allowance.saturating_sub(self.pending).min(buffer.len());
         if room == 0 && !buffer.is_empty() {
@@ -192,7 +192,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for MeteredSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.socket.write(bytes)?;
         self.written += count as u64;
@@ -204,13 +204,13 @@ impl Write for Wire {
     }
 }
 
-struct Talk<C> {
-    ws: WebSocket<Wire>,
+struct WebSocketSession<C> {
+    ws: WebSocket<MeteredSocket>,
     conversation: C,
-    pace: Pace,
+    pace: SocketTimeouts,
     /// The last time anything came.
-    heard: Instant,
-    pinged: Instant,
+    last_received: Instant,
+    last_ping: Instant,
     /// Since when the network has taken nothing of what waits, and how much it had taken until then.
     blocked: Option<(Instant, u64)>,
     /// We have said goodbye; the peer has until then to say it too.
@@ -220,9 +220,14 @@ struct Talk<C> {
 }
 
 /// Holds the conversation on this thread until it is over. `early`: what came behind the handshake.
-pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversation, pace: Pace) -> Left {
+pub fn serve(
+    socket: ClientSocket,
+    early: Vec<u8>,
+    conversation: impl Conversation,
+    pace: SocketTimeouts,
+) -> CloseReason {
     if rustix::io::ioctl_fionbio(&socket, true).is_err() {
-        return Left::Broken;
+        return CloseReason::Broken;
     }
     // What the kernel holds is neither counted nor replaced by something newer. Without it megabytes would wait there.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, limits::SOCKET_BUFFER_BYTES);
@@ -234,14 +239,14 @@ pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversati
     // Where no message can be large, its size alone is the limit.
     let large = conversation.message_bytes() > limits::SOCKET_MESSAGE_BYTES;
     let allowance = if large { SMALL_ALLOWANCE } else { usize::MAX };
-    let wire = Wire { socket, written: 0, pending: 0, allowance, starved: None, admitted: None };
+    let wire = MeteredSocket { socket, written: 0, pending: 0, allowance, starved: None, admitted: None };
     let now = Instant::now();
-    let mut talk = Talk {
+    let mut talk = WebSocketSession {
         ws: WebSocket::from_partially_read(wire, early, Role::Server, Some(config)),
         conversation,
         pace,
-        heard: now,
-        pinged: now,
+        last_received: now,
+        last_ping: now,
         blocked: None,
         closing: None,
         large,
@@ -253,28 +258,28 @@ pub fn serve(socket: ClientSocket, early: Vec<u8>, conversation: impl Conversati
             | WsError::AlreadyClosed
             | WsError::Io(_)
             | WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake),
-        ) => Left::Closed,
+        ) => CloseReason::Closed,
         Err(error) => {
             talk.part(&error);
-            Left::Broken
+            CloseReason::Broken
         }
     }
 }
 
-impl<C: Conversation> Talk<C> {
-    fn run(&mut self) -> tungstenite::Result<Left> {
+impl<C: Conversation> WebSocketSession<C> {
+    fn run(&mut self) -> tungstenite::Result<CloseReason> {
         loop {
-            if let Some(left) = self.look_at_the_clock()? {
+            if let Some(left) = self.check_timeouts()? {
                 return Ok(left);
             }
             if self.blocked.is_none() && self.closing.is_none() {
                 for out in self.conversation.outgoing() {
-                    self.say(out)?;
+                    self.queue_outgoing(out)?;
                 }
             }
             self.flush()?;
             self.feed();
-            let more = (self.closing.is_some() || !self.conversation.is_full()) && self.listen()?;
+            let more = (self.closing.is_some() || !self.conversation.is_full()) && self.read_messages()?;
             let full = self.conversation.is_full() || self.ws.get_ref().starved.is_some();
             if let Some(left) = self.wait(full, more)? {
                 return Ok(left);
@@ -295,17 +300,17 @@ impl<C: Conversation> Talk<C> {
     }
 
     /// What is due.
-    fn look_at_the_clock(&mut self) -> tungstenite::Result<Option<Left>> {
+    fn check_timeouts(&mut self) -> tungstenite::Result<Option<CloseReason>> {
         let now = Instant::now();
         if self.closing.is_some_and(|until| now >= until) {
-            return Ok(Some(Left::Closed));
+            return Ok(Some(CloseReason::Closed));
         }
         if self.blocked.is_some_and(|(since, _)| now >= since + self.pace.stall) {
-            return Ok(Some(Left::Stalled));
+            return Ok(Some(CloseReason::WriteTimeout));
         }
         if self.closing.is_none() && self.conversation.revoked().is_cancelled() {
             let reason = "The credential is not good any more".into();
-            self.say(Outgoing::Close(CloseCode::Policy.into(), reason))?;
+            self.queue_outgoing(OutgoingMessage::Close(CloseCode::Policy.into(), reason))?;
         }
         let wire = self.ws.get_ref();
         let late = wire.admitted.is_some_and(|since| now >= since + LARGE_ARRIVAL);
@@ -316,26 +321,26 @@ impl<C: Conversation> Talk<C> {
                 false => "Too many large messages are on their way; try again later",
             };
             let reason = reason.into();
-            self.say(Outgoing::Close(CloseCode::Again.into(), reason))?;
+            self.queue_outgoing(OutgoingMessage::Close(CloseCode::Again.into(), reason))?;
         }
-        if now >= self.heard + self.pace.ping + self.pace.patience {
-            return Ok(Some(Left::Silent));
+        if now >= self.last_received + self.pace.ping + self.pace.patience {
+            return Ok(Some(CloseReason::PingTimeout));
         }
-        if self.closing.is_none() && now >= self.pinged + self.pace.ping {
-            self.pinged = now;
+        if self.closing.is_none() && now >= self.last_ping + self.pace.ping {
+            self.last_ping = now;
             taken(self.ws.write(Message::Ping(Bytes::new())))?;
         }
         Ok(None)
     }
 
-    fn say(&mut self, out: Outgoing) -> tungstenite::Result<()> {
+    fn queue_outgoing(&mut self, out: OutgoingMessage) -> tungstenite::Result<()> {
         if self.closing.is_some() {
             return Ok(());
         }
         taken(match out {
-            Outgoing::Text(text) => self.ws.write(Message::text(text)),
-            Outgoing::Binary(bytes) => self.ws.write(Message::binary(bytes)),
-            Outgoing::Close(code, reason) => {
+            OutgoingMessage::Text(text) => self.ws.write(Message::text(text)),
+            OutgoingMessage::Binary(bytes) => self.ws.write(Message::binary(bytes)),
+            OutgoingMessage::Close(code, reason) => {
                 self.closing = Some(Instant::now() + limits::GOODBYE);
                 self.ws.close(Some(CloseFrame { code: code.into(), reason: reason.into() }))
             }
@@ -357,14 +362,14 @@ impl<C: Conversation> Talk<C> {
     }
 
     /// Takes what has come; `true` when there may be more, which poll(2) need not know of.
-    fn listen(&mut self) -> tungstenite::Result<bool> {
-        for _ in 0..READS {
+    fn read_messages(&mut self) -> tungstenite::Result<bool> {
+        for _ in 0..READS_PER_TURN {
             let message = match self.ws.read() {
                 Ok(message) => message,
                 Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             };
-            self.heard = Instant::now();
+            self.last_received = Instant::now();
             if self.large {
                 let wire = self.ws.get_mut();
                 match &message {
@@ -377,8 +382,8 @@ impl<C: Conversation> Talk<C> {
                 continue;
             }
             match &message {
-                Message::Text(text) => self.conversation.incoming(Incoming::Text(text)),
-                Message::Binary(bytes) => self.conversation.incoming(Incoming::Binary(bytes)),
+                Message::Text(text) => self.conversation.incoming(IncomingMessage::Text(text)),
+                Message::Binary(bytes) => self.conversation.incoming(IncomingMessage::Binary(bytes)),
                 _ => {}
             }
             if self.conversation.is_full() {
@@ -389,18 +394,18 @@ impl<C: Conversation> Talk<C> {
     }
 
     /// One poll(2) over everything that can happen.
-    fn wait(&mut self, full: bool, more: bool) -> tungstenite::Result<Option<Left>> {
+    fn wait(&mut self, full: bool, more: bool) -> tungstenite::Result<Option<CloseReason>> {
         let now = Instant::now();
         let reads = !full || self.closing.is_some();
         if !reads {
             // Its pongs lie unread because of us, not because of it. That it hangs up shows all the same.
-            self.heard = now;
+            self.last_received = now;
         }
         let deadline = [
             self.closing,
             self.blocked.map(|(since, _)| since + self.pace.stall),
-            Some(self.heard + self.pace.ping + self.pace.patience),
-            self.closing.is_none().then_some(self.pinged + self.pace.ping),
+            Some(self.last_received + self.pace.ping + self.pace.patience),
+            self.closing.is_none().then_some(self.last_ping + self.pace.ping),
         ];
         let left = deadline
             .into_iter()
@@ -412,7 +417,7 @@ impl<C: Conversation> Talk<C> {
         let deaf = self.blocked.is_some() || self.closing.is_some() || self.ws.get_ref().starved.is_some();
         let left = match (reads, deaf) {
             (true, _) if more => Duration::ZERO,
-            (false, true) => left.min(GLANCE),
+            (false, true) => left.min(CLOSE_CHECK),
             _ => left,
         };
         let mut flags = PollFlags::RDHUP;
@@ -434,7 +439,7 @@ impl<C: Conversation> Talk<C> {
         let seen = fds[0].revents();
         let lost = seen.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
         // Who reads learns of a hang-up by reading to the end of what came before it.
-        Ok((lost || !reads && seen.contains(PollFlags::RDHUP)).then_some(Left::Closed))
+        Ok((lost || !reads && seen.contains(PollFlags::RDHUP)).then_some(CloseReason::Closed))
     }
 
     /// Tells a peer that broke the protocol, so that its author can see why, and hears it out: a close with something

@@ -12,7 +12,7 @@ use crate::base::thread::{JoinOnDrop, spawn};
 use crate::proc::Waker;
 
 /// What the test may change while the conversation goes on.
-struct Hand {
+struct TestHandle {
     waker: Waker,
     /// So many messages of this size are still to be said.
     says: AtomicUsize,
@@ -22,14 +22,14 @@ struct Hand {
     heard: AtomicUsize,
 }
 
-struct Talker(Arc<Hand>);
+struct TestConversation(Arc<TestHandle>);
 
-impl Conversation for Talker {
+impl Conversation for TestConversation {
     fn wake(&self) -> BorrowedFd<'_> {
         self.0.waker.as_fd()
     }
 
-    fn outgoing(&mut self) -> Vec<Outgoing> {
+    fn outgoing(&mut self) -> Vec<OutgoingMessage> {
         self.0.waker.clear();
         let left = self.0.says.load(Ordering::SeqCst);
         if left == 0 {
@@ -37,10 +37,10 @@ impl Conversation for Talker {
         }
         self.0.says.store(left - 1, Ordering::SeqCst);
         self.0.waker.wake();
-        vec![Outgoing::Text("x".repeat(self.0.size.load(Ordering::SeqCst)))]
+        vec![OutgoingMessage::Text("x".repeat(self.0.size.load(Ordering::SeqCst)))]
     }
 
-    fn incoming(&mut self, message: Incoming<'_>) {
+    fn incoming(&mut self, message: IncomingMessage<'_>) {
         assert!(!self.0.full.load(Ordering::SeqCst), "{message:?} came while we were full");
         self.0.heard.fetch_add(1, Ordering::SeqCst);
     }
@@ -54,17 +54,17 @@ impl Conversation for Talker {
     }
 }
 
-const FAST: Pace = Pace {
+const FAST: SocketTimeouts = SocketTimeouts {
     ping: Duration::from_millis(200),
     patience: Duration::from_millis(300),
     stall: Duration::from_millis(400),
 };
 
 /// How it ended, and when.
-type Ended = mpsc::Receiver<(Left, Duration)>;
+type SessionThread = mpsc::Receiver<(CloseReason, Duration)>;
 
-fn talk(pace: Pace) -> (Arc<Hand>, UnixStream, Ended, JoinOnDrop) {
-    let hand = Arc::new(Hand {
+fn talk(pace: SocketTimeouts) -> (Arc<TestHandle>, UnixStream, SessionThread, JoinOnDrop) {
+    let hand = Arc::new(TestHandle {
         waker: Waker::new().unwrap(),
         says: AtomicUsize::new(0),
         size: AtomicUsize::new(1),
@@ -76,7 +76,7 @@ fn talk(pace: Pace) -> (Arc<Hand>, UnixStream, Ended, JoinOnDrop) {
     theirs.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let socket = ClientSocket::new(Arc::new(Socket::Unix(ours)), Arc::new(()), false);
     let (told, ended) = mpsc::channel();
-    let talker = Talker(hand.clone());
+    let talker = TestConversation(hand.clone());
     let thread = spawn("test-talk".into(), limits::STACK, move || {
         let start = Instant::now();
         let left = serve(socket, Vec::new(), talker, pace);
@@ -89,7 +89,7 @@ fn client(stream: UnixStream) -> WebSocket<UnixStream> {
     WebSocket::from_raw_socket(stream, Role::Client, None)
 }
 
-fn wait(ended: &Ended) -> (Left, Duration) {
+fn wait(ended: &SessionThread) -> (CloseReason, Duration) {
     ended.recv_timeout(Duration::from_secs(20)).unwrap()
 }
 
@@ -113,26 +113,26 @@ fn a_peer_that_answers_pings_stays() {
     }
     ws.close(None).unwrap();
     while ws.read().is_ok() {}
-    assert_eq!(wait(&ended).0, Left::Closed);
+    assert_eq!(wait(&ended).0, CloseReason::Closed);
 }
 
 #[test]
 fn a_peer_that_is_silent_is_given_up() {
     let (_hand, _stream, ended, _thread) = talk(FAST);
     let (left, took) = wait(&ended);
-    assert_eq!(left, Left::Silent);
+    assert_eq!(left, CloseReason::PingTimeout);
     assert!(took >= FAST.ping + FAST.patience && took < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]
 fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
     // It sends, so it is there; but it does not read.
-    let patient = Pace { patience: Duration::from_secs(60), ..FAST };
+    let patient = SocketTimeouts { patience: Duration::from_secs(60), ..FAST };
     let (hand, _stream, ended, _thread) = talk(patient);
     hand.size.store(1 << 20, Ordering::SeqCst);
     hand.says.store(100, Ordering::SeqCst);
     hand.waker.wake();
-    assert_eq!(wait(&ended).0, Left::Stalled);
+    assert_eq!(wait(&ended).0, CloseReason::WriteTimeout);
     assert!(hand.says.load(Ordering::SeqCst) > 90, "what nobody takes is not fetched");
 
     let (hand, mut stream, ended, _thread) = talk(patient);
@@ -147,12 +147,12 @@ fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
     }
     assert!(ended.try_recv().is_err());
     drop(stream);
-    assert_eq!(wait(&ended).0, Left::Closed);
+    assert_eq!(wait(&ended).0, CloseReason::Closed);
 }
 
 #[test]
 fn a_revoked_credential_ends_it() {
-    let (hand, stream, ended, _thread) = talk(Pace::default());
+    let (hand, stream, ended, _thread) = talk(SocketTimeouts::default());
     let mut ws = client(stream);
     hand.revoked.cancel();
     let start = Instant::now();
@@ -164,15 +164,15 @@ fn a_revoked_credential_ends_it() {
     }
     assert!(start.elapsed() < limits::GOODBYE, "{:?}", start.elapsed());
     while ws.read().is_ok() {}
-    assert_eq!(wait(&ended).0, Left::Closed);
+    assert_eq!(wait(&ended).0, CloseReason::Closed);
 }
 
 #[test]
 fn who_does_not_say_goodbye_is_not_waited_for() {
-    let (hand, stream, ended, _thread) = talk(Pace::default());
+    let (hand, stream, ended, _thread) = talk(SocketTimeouts::default());
     hand.revoked.cancel();
     let (left, took) = wait(&ended);
-    assert_eq!(left, Left::Closed);
+    assert_eq!(left, CloseReason::Closed);
     assert!(took < limits::GOODBYE * 3, "{took:?}");
     drop(stream);
 }
@@ -202,5 +202,5 @@ fn what_cannot_be_taken_waits_outside_and_a_hang_up_is_still_noticed() {
     hand.full.store(true, Ordering::SeqCst);
     ws.send(Message::text("x")).unwrap();
     drop(ws);
-    assert_eq!(wait(&ended).0, Left::Closed);
+    assert_eq!(wait(&ended).0, CloseReason::Closed);
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-use super::compression::{Chunk, Stream};
-use super::rules::Rules;
+use super::compression::{Chunk, DecompressedStream};
+use super::rules::ArchiveRules;
 use crate::base::{Code, Error, Result, limits};
 
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MemberKind {
     File,
     Folder,
     Symlink,
@@ -39,7 +39,7 @@ pub(super) struct Member {
     /// As it stands there, without NUL bytes.
     pub(super) path: Vec<u8>,
     pub(super) target: Vec<u8>,
-    pub(super) kind: Kind,
+    pub(super) kind: MemberKind,
     pub(super) mode: u32,
     pub(super) uid: u64,
     pub(super) gid: u64,
@@ -53,50 +53,54 @@ pub(super) struct Member {
     /// Extended attributes.
     pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the data goes, if there are holes.
-    pub(super) pieces: Option<Vec<Piece>>,
+    pub(super) pieces: Option<Vec<DataRange>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct DataRange {
     pub(super) at: u64,
     pub(super) length: u64,
 }
 
 /// The content of the member at hand.
-pub(super) struct Content<'a> {
-    stream: &'a mut Stream,
+pub(super) struct MemberContent<'a> {
+    stream: &'a mut DecompressedStream,
     /// Bytes in the archive that were not read.
     left: u64,
 }
 
-impl Content<'_> {
+impl MemberContent<'_> {
     /// The whole content: `data` gets each piece, `hole` each hole, in order.
-    pub(super) fn read(&mut self, member: &Member, sink: &mut dyn FnMut(Part) -> Result<()>) -> Result<()> {
-        let whole = [Piece { at: 0, length: member.size }];
+    pub(super) fn read(
+        &mut self,
+        member: &Member,
+        sink: &mut dyn FnMut(ContentPart) -> Result<()>,
+    ) -> Result<()> {
+        let whole = [DataRange { at: 0, length: member.size }];
         let mut at = 0;
         for piece in member.pieces.as_deref().unwrap_or(&whole) {
             if piece.at > at {
-                sink(Part::Hole(piece.at - at))?;
+                sink(ContentPart::Hole(piece.at - at))?;
             }
             let mut left = piece.length;
             while left > 0 {
                 let (chunk, part) = self.stream.next(left)?;
-                let Some(chunk) = chunk else { return Err(breaks_off()) };
+                let Some(chunk) = chunk else { return Err(truncated()) };
                 left -= part.len() as u64;
                 self.left -= part.len() as u64;
-                sink(Part::Data(chunk, part))?;
+                sink(ContentPart::Data(chunk, part))?;
             }
             at = piece.at + piece.length;
         }
         if member.size > at {
-            sink(Part::Hole(member.size - at))?;
+            sink(ContentPart::Hole(member.size - at))?;
         }
         Ok(())
     }
 }
 
 /// A part of a file.
-pub(super) enum Part {
+pub(super) enum ContentPart {
     Data(Arc<Chunk>, Range<usize>),
     Hole(u64),
 }
@@ -106,11 +110,11 @@ pub(super) enum Part {
 /// # Errors
 /// `InvalidImage` with what is wrong; those of `each` and of the stream.
 pub(super) fn read(
-    stream: &mut Stream,
-    rules: &Rules,
-    each: &mut dyn FnMut(&Member, &mut Content<'_>) -> Result<()>,
+    stream: &mut DecompressedStream,
+    rules: &ArchiveRules,
+    each: &mut dyn FnMut(&Member, &mut MemberContent<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut next = Next::default();
+    let mut next = PaxOverrides::default();
     let mut block = [0; BLOCK];
     let mut members = 0_u64;
     loop {
@@ -134,7 +138,7 @@ pub(super) fn read(
                 extended(&bytes, &mut next)?;
             }
             EntryType::XGlobalHeader => {
-                let mut global = Next::default();
+                let mut global = PaxOverrides::default();
                 extended(&whole(stream, size, limits::IMAGE_HEADER_BYTES)?, &mut global)?;
                 if !global.is_empty() {
                     return Err(refused("has a global header that renames or resizes everything"));
@@ -143,7 +147,7 @@ pub(super) fn read(
             kind => {
                 let next = std::mem::take(&mut next);
                 let (member, stored) = member(stream, rules, head, kind, size, next)?;
-                let mut content = Content { stream, left: stored };
+                let mut content = MemberContent { stream, left: stored };
                 each(&member, &mut content)?;
                 let left = content.left;
                 skip(stream, left + padding(size))?;
@@ -156,7 +160,7 @@ const BLOCK: usize = 512;
 
 /// What is said of the next member before its own header.
 #[derive(Debug, Default)]
-struct Next {
+struct PaxOverrides {
     path: Option<Vec<u8>>,
     target: Option<Vec<u8>>,
     size: Option<u64>,
@@ -176,7 +180,7 @@ struct Sparse {
     map: Option<Vec<u8>>,
 }
 
-impl Next {
+impl PaxOverrides {
     fn is_empty(&self) -> bool {
         let sparse = &self.sparse;
         let nothing = self.path.is_none() && self.target.is_none() && self.size.is_none();
@@ -185,9 +189,9 @@ impl Next {
 }
 
 /// The next header; `false` at the end of the archive. An archive without an end is one that was cut.
-fn header(stream: &mut Stream, block: &mut [u8; BLOCK]) -> Result<bool> {
+fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bool> {
     if stream.fill(block)? < BLOCK {
-        return Err(breaks_off());
+        return Err(truncated());
     }
     if block.iter().all(|byte| *byte == 0) {
         // The second one may be missing: GNU tar takes a lone one for the end as well.
@@ -216,12 +220,12 @@ fn header(stream: &mut Stream, block: &mut [u8; BLOCK]) -> Result<bool> {
 }
 
 fn member(
-    stream: &mut Stream,
-    rules: &Rules,
+    stream: &mut DecompressedStream,
+    rules: &ArchiveRules,
     head: &Header,
     kind: EntryType,
     size: u64,
-    next: Next,
+    next: PaxOverrides,
 ) -> Result<(Member, u64)> {
     let named = |own: Option<Vec<u8>>, name: Vec<u8>| {
         let name = own.unwrap_or(name);
@@ -232,12 +236,12 @@ fn member(
         named(next.target, head.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default())?;
     let kind = match kind {
         // Before POSIX a folder was a file whose name ends with a slash.
-        EntryType::Regular if path.ends_with(b"/") => Kind::Folder,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
-        EntryType::Directory => Kind::Folder,
-        EntryType::Symlink => Kind::Symlink,
-        EntryType::Link => Kind::Link,
-        EntryType::Char | EntryType::Block | EntryType::Fifo => Kind::Device,
+        EntryType::Regular if path.ends_with(b"/") => MemberKind::Folder,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => MemberKind::File,
+        EntryType::Directory => MemberKind::Folder,
+        EntryType::Symlink => MemberKind::Symlink,
+        EntryType::Link => MemberKind::Link,
+        EntryType::Char | EntryType::Block | EntryType::Fifo => MemberKind::Device,
         other => {
             let letter = char::from(other.as_byte()).escape_debug().to_string();
             return Err(refused(&format!("has a member of the unknown type '{letter}'")));
@@ -248,7 +252,7 @@ fn member(
         return Err(refused("tells two different sizes for one member"));
     }
     let stored = next.size.unwrap_or(size);
-    if kind != Kind::File && stored > 0 {
+    if kind != MemberKind::File && stored > 0 {
         return Err(refused("has content where there can be none"));
     }
     if stored > rules.bytes {
@@ -266,7 +270,7 @@ fn member(
             None => field(head.mtime(), "time").map(|time| i64::try_from(time).unwrap_or(0))?,
         },
         nanos: next.mtime.map_or(0, |(_, nanos)| nanos),
-        device: if kind == Kind::Device { Some(device(head)?) } else { None },
+        device: if kind == MemberKind::Device { Some(device(head)?) } else { None },
         size: stored,
         attributes: next.attributes,
         pieces: None,
@@ -275,7 +279,7 @@ fn member(
     if head.entry_type() == EntryType::GNUSparse {
         old_sparse(stream, head, &mut member)?;
     } else if next.sparse.major == Some(1) || next.sparse.map.is_some() {
-        if kind != Kind::File {
+        if kind != MemberKind::File {
             return Err(refused("has holes in what is no file"));
         }
         let (pieces, read) = match (next.sparse.major, next.sparse.map) {
@@ -310,13 +314,13 @@ fn device(head: &Header) -> Result<Device> {
 }
 
 /// The map of GNU's own format: four pieces in the header, 21 in each block that follows.
-fn old_sparse(stream: &mut Stream, head: &Header, member: &mut Member) -> Result<()> {
+fn old_sparse(stream: &mut DecompressedStream, head: &Header, member: &mut Member) -> Result<()> {
     let gnu = head.as_gnu().ok_or_else(|| refused("has holes without saying where"))?;
     let mut pieces = Vec::new();
     let mut take = |headers: &[tar::GnuSparseHeader]| -> Result<()> {
         for header in headers.iter().filter(|header| !header.is_empty()) {
             let (at, length) = (field(header.offset(), "hole")?, field(header.length(), "hole")?);
-            pieces.push(Piece { at, length });
+            pieces.push(DataRange { at, length });
         }
         if pieces.len() > limits::IMAGE_PIECES {
             Err(refused("has a file with too many holes"))
@@ -329,7 +333,7 @@ fn old_sparse(stream: &mut Stream, head: &Header, member: &mut Member) -> Result
     while more {
         let mut block = GnuExtSparseHeader::new();
         if stream.fill(block.as_mut_bytes())? < BLOCK {
-            return Err(breaks_off());
+            return Err(truncated());
         }
         take(block.sparse())?;
         more = block.is_extended();
@@ -341,7 +345,7 @@ fn old_sparse(stream: &mut Stream, head: &Header, member: &mut Member) -> Result
 
 /// The map of the PAX format 1.0, which stands before the data: decimal numbers, one a line, filled up to a block.
 /// Returns how much of the data it took.
-fn sparse_map(stream: &mut Stream, stored: u64) -> Result<(Vec<Piece>, u64)> {
+fn sparse_map(stream: &mut DecompressedStream, stored: u64) -> Result<(Vec<DataRange>, u64)> {
     let mut text = Vec::new();
     let mut block = [0; BLOCK];
     let mut wanted = None;
@@ -350,7 +354,7 @@ fn sparse_map(stream: &mut Stream, stored: u64) -> Result<(Vec<Piece>, u64)> {
             return Err(refused("has a file with a broken map of its holes"));
         }
         if stream.fill(&mut block)? < BLOCK {
-            return Err(breaks_off());
+            return Err(truncated());
         }
         text.extend_from_slice(&block);
         let lines = text.iter().filter(|byte| **byte == b'\n').count();
@@ -368,18 +372,18 @@ fn sparse_map(stream: &mut Stream, stored: u64) -> Result<(Vec<Piece>, u64)> {
 }
 
 /// `AT,LENGTH,AT,LENGTH…`
-fn numbers(text: &[u8]) -> Result<Vec<Piece>> {
+fn numbers(text: &[u8]) -> Result<Vec<DataRange>> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
     let all: Option<Vec<u64>> = text.split(|byte| *byte == b',').map(number).collect();
     let all = all.filter(|all| all.len() % 2 == 0 && all.len() <= 2 * limits::IMAGE_PIECES);
     let all = all.ok_or_else(|| refused("has a file with a broken map of its holes"))?;
-    Ok(all.chunks_exact(2).map(|pair| Piece { at: pair[0], length: pair[1] }).collect())
+    Ok(all.chunks_exact(2).map(|pair| DataRange { at: pair[0], length: pair[1] }).collect())
 }
 
 /// Pieces must be in order, inside the file, and as much as is stored.
-fn check_pieces(member: &Member, stored: u64, rules: &Rules) -> Result<()> {
+fn check_pieces(member: &Member, stored: u64, rules: &ArchiveRules) -> Result<()> {
     let Some(pieces) = &member.pieces else { return Ok(()) };
     let (mut end, mut sum) = (0_u64, 0_u64);
     for piece in pieces {
@@ -396,7 +400,7 @@ fn check_pieces(member: &Member, stored: u64, rules: &Rules) -> Result<()> {
 }
 
 /// The records of an extended header: `LENGTH KEY=VALUE\n`, where the length counts itself.
-fn extended(mut bytes: &[u8], next: &mut Next) -> Result<()> {
+fn extended(mut bytes: &[u8], next: &mut PaxOverrides) -> Result<()> {
     let broken = || refused("has a broken extended header");
     while bytes.first().is_some_and(|byte| *byte != 0) {
         let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
@@ -448,7 +452,7 @@ fn nanos(digits: &str) -> u32 {
 }
 
 /// A long name, ended by NUL.
-fn text(stream: &mut Stream, size: u64) -> Result<Vec<u8>> {
+fn text(stream: &mut DecompressedStream, size: u64) -> Result<Vec<u8>> {
     let mut bytes = whole(stream, size, limits::IMAGE_PATH_BYTES + 1)?;
     if bytes.last() == Some(&0) {
         bytes.pop();
@@ -457,22 +461,22 @@ fn text(stream: &mut Stream, size: u64) -> Result<Vec<u8>> {
 }
 
 /// So much of the stream and what fills it up to a block, in memory.
-fn whole(stream: &mut Stream, size: u64, most: usize) -> Result<Vec<u8>> {
+fn whole(stream: &mut DecompressedStream, size: u64, most: usize) -> Result<Vec<u8>> {
     let length = usize::try_from(size).ok().filter(|length| *length <= most);
     let length = length.ok_or_else(|| refused("has a name or an extended header that is too long"))?;
     let mut bytes = vec![0; length];
     if stream.fill(&mut bytes)? < length {
-        return Err(breaks_off());
+        return Err(truncated());
     }
     skip(stream, padding(size))?;
     Ok(bytes)
 }
 
-fn skip(stream: &mut Stream, mut left: u64) -> Result<()> {
+fn skip(stream: &mut DecompressedStream, mut left: u64) -> Result<()> {
     while left > 0 {
         let (chunk, part) = stream.next(left)?;
         if chunk.is_none() {
-            return Err(breaks_off());
+            return Err(truncated());
         }
         left -= part.len() as u64;
     }
@@ -492,7 +496,7 @@ fn field<T>(value: std::io::Result<T>, what: &str) -> Result<T> {
     value.map_err(|_| refused(&format!("has a member whose {what} cannot be read")))
 }
 
-pub(super) fn breaks_off() -> Error {
+pub(super) fn truncated() -> Error {
     Error::new(Code::InvalidImage, "The archive breaks off; it is incomplete")
 }
 

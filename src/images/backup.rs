@@ -19,14 +19,14 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use uuid::Uuid;
 
-use super::archive::{self, Content, Kind, Member, Part};
-use super::compression::{Observe, ahead};
+use super::archive::{self, ContentPart, Member, MemberContent, MemberKind};
+use super::compression::{StreamObserver, read_ahead};
 use super::pack::Packer;
 pub use super::rules::DATA;
 use super::rules::{BACKUP, may_be_link};
 use super::sums;
-use super::writer::Writer;
-use crate::base::parcel::unnamed_file;
+use super::writer::TreeWriter;
+use crate::base::input_bytes::unnamed_file;
 use crate::base::{At, Code, Error, Result};
 use crate::proc::Cancel;
 use crate::store::format;
@@ -60,7 +60,7 @@ pub struct BackupArchive<'a>(Packer<'a>);
 
 /// What a backup does not have.
 #[derive(Clone, Debug, Default)]
-pub struct Omitted {
+pub struct OmittedEntries {
     /// Some of the entries, with the reason.
     pub named: Vec<String>,
     /// How many there are.
@@ -105,12 +105,12 @@ pub fn write(
     cancel: &Cancel,
     tell: &mut dyn FnMut(u64),
     fill: impl FnOnce(&mut BackupArchive<'_>) -> Result<()>,
-) -> Result<Omitted> {
+) -> Result<OmittedEntries> {
     let mut lines = BufWriter::new(unnamed_file(beside).at("write in", beside)?);
     // Level 3, of which the quick compressor is built (.cargo/config.toml).
     let mut encoder =
         zstd::Encoder::new(BufWriter::with_capacity(256 << 10, out), 3).at("write", "the backup")?;
-    let text = serde_json::to_vec_pretty(info).map_err(|error| Error::internal(INFO).because(error))?;
+    let text = serde_json::to_vec_pretty(info).map_err(|error| Error::internal(INFO).with_source(error))?;
     let mut again = lines.get_ref().try_clone().at("open", "the checksums")?;
     let omitted = {
         let mut packer = Packer::new(&mut encoder, &BACKUP, Some(&mut lines), cancel, tell);
@@ -120,7 +120,7 @@ pub fn write(
         fill(&mut archive)?;
         let BackupArchive(mut packer) = archive;
         let (named, count) = packer.left_out();
-        let omitted = Omitted { named: named.to_vec(), count };
+        let omitted = OmittedEntries { named: named.to_vec(), count };
         packer.end_sums()?;
         let size = again.stream_position().at("read", "the checksums")?;
         again.rewind().at("read", "the checksums")?;
@@ -144,11 +144,11 @@ pub fn unpack(
     cancel: &Cancel,
     tell: &mut dyn FnMut(u64),
 ) -> Result<BackupInfo> {
-    let mut writer = Writer::exact(into)?;
+    let mut writer = TreeWriter::exact(into)?;
     let mut lines = BufWriter::new(unnamed_file(into).at("write in", into)?);
     let (mut info, mut compared) = (None, false);
-    let observe = Observe { rules: &BACKUP, raw: &mut |_| {}, plain: &mut |_| {} };
-    ahead(input, observe, cancel, |stream| {
+    let observe = StreamObserver { rules: &BACKUP, raw: &mut |_| {}, plain: &mut |_| {} };
+    read_ahead(input, observe, cancel, |stream| {
         archive::read(stream, &BACKUP, &mut |member, content| {
             if compared {
                 return Err(refused("has entries behind its checksums"));
@@ -159,7 +159,7 @@ pub fn unpack(
                 info = Some(read);
                 return lines.write_all(&line).at("write", "the checksums");
             }
-            if path == SUMS.as_bytes() && member.kind == Kind::File {
+            if path == SUMS.as_bytes() && member.kind == MemberKind::File {
                 compared = true;
                 return compare(&mut lines, member, content);
             }
@@ -169,9 +169,9 @@ pub fn unpack(
                 return Err(refused(&format!("has '{}', which has no place in it", path.escape_debug())));
             }
             let linked = match member.kind {
-                Kind::File | Kind::Folder => false,
-                Kind::Link => !may_be_link(path) || !may_be_link(&member.target),
-                Kind::Symlink | Kind::Device => !may_be_link(path),
+                MemberKind::File | MemberKind::Folder => false,
+                MemberKind::Link => !may_be_link(path) || !may_be_link(&member.target),
+                MemberKind::Symlink | MemberKind::Device => !may_be_link(path),
             };
             if linked {
                 let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
@@ -190,13 +190,13 @@ pub fn unpack(
     Ok(info)
 }
 
-fn read_info(member: &Member, content: &mut Content<'_>) -> Result<(BackupInfo, Vec<u8>)> {
-    if member.path != INFO.as_bytes() || member.kind != Kind::File || member.size > INFO_BYTES {
+fn read_info(member: &Member, content: &mut MemberContent<'_>) -> Result<(BackupInfo, Vec<u8>)> {
+    if member.path != INFO.as_bytes() || member.kind != MemberKind::File || member.size > INFO_BYTES {
         return Err(refused(&format!("does not begin with {INFO}: it is not a backup of berth")));
     }
-    let (mut bytes, mut digest) = (Vec::new(), sums::begin(member));
+    let (mut bytes, mut digest) = (Vec::new(), sums::start_digest(member));
     content.read(member, &mut |part| {
-        if let Part::Data(chunk, part) = part {
+        if let ContentPart::Data(chunk, part) = part {
             digest.update(&chunk.bytes()[part.clone()]);
             bytes.extend_from_slice(&chunk.bytes()[part]);
         }
@@ -223,7 +223,7 @@ fn read_info(member: &Member, content: &mut Content<'_>) -> Result<(BackupInfo, 
 }
 
 /// Compares the lines of what was unpacked with those of the archive.
-fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut Content<'_>) -> Result<()> {
+fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut MemberContent<'_>) -> Result<()> {
     ours.flush().at("write", "the checksums")?;
     let mut file = ours.get_ref().try_clone().at("read", "the checksums")?;
     file.rewind().at("read", "the checksums")?;
@@ -245,7 +245,7 @@ fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut Content<'_
         )))
     };
     content.read(member, &mut |part| {
-        let Part::Data(chunk, part) = part else { return Err(refused("has checksums with holes")) };
+        let ContentPart::Data(chunk, part) = part else { return Err(refused("has checksums with holes")) };
         for piece in chunk.bytes()[part].split_inclusive(|byte| *byte == b'\n') {
             wanted.extend_from_slice(piece);
             if wanted.len() > LINE_BYTES {

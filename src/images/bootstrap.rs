@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::build_log::BuildLog;
-use super::mirrors::Sources;
+use super::mirrors::PackageSources;
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 use crate::proc::tools::{self, Archive, Family};
-use crate::proc::{Cancel, Ended, Group, Spec};
+use crate::proc::{Cancel, Group, ProcessOutcome, Spec};
 use crate::store::file;
 
 /// The keys that sign Ubuntu's archive (`assets/keyrings/README.md`), for hosts that have no package with them.
@@ -20,7 +20,7 @@ const UBUNTU_KEYRING: &[u8] = include_bytes!("../../assets/keyrings/ubuntu-archi
 const LEAST_BYTES: u64 = 16 << 20;
 
 /// What is missing on the disk of `folder`; `None`: nothing.
-fn no_room(folder: &Path) -> Option<String> {
+fn disk_full_reason(folder: &Path) -> Option<String> {
     let room = rustix::fs::statvfs(folder).ok()?;
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
     // Where it is mounted: `folder` is gone once the build has failed.
@@ -36,10 +36,10 @@ fn no_room(folder: &Path) -> Option<String> {
 }
 
 /// A tool that wrote into `root` and ended badly, in words.
-pub fn outcome(ended: Ended, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
+pub fn check_outcome(ended: ProcessOutcome, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
     match ended {
-        Ended::Exited(exit) if exit.success() => Ok(()),
-        Ended::Exited(exit) => Err(match no_room(root) {
+        ProcessOutcome::Exited(exit) if exit.success() => Ok(()),
+        ProcessOutcome::Exited(exit) => Err(match disk_full_reason(root) {
             None => Error::new(Code::BuildFailed, format!("{what} failed ({exit}): {}", log.last_lines())),
             Some(why) => Error::new(
                 Code::DiskFull,
@@ -50,11 +50,11 @@ pub fn outcome(ended: Ended, what: &str, root: &Path, log: &BuildLog) -> Result<
                 ),
             ),
         }),
-        Ended::TimedOut => Err(Error::new(
+        ProcessOutcome::TimedOut => Err(Error::new(
             Code::BuildFailed,
             format!("{what} took too long and was ended: {}", log.last_lines()),
         )),
-        Ended::Cancelled => Err(Error::new(Code::Cancelled, format!("{what} was cancelled"))),
+        ProcessOutcome::Cancelled => Err(Error::new(Code::Cancelled, format!("{what} was cancelled"))),
     }
 }
 
@@ -65,7 +65,7 @@ pub fn outcome(ended: Ended, what: &str, root: &Path, log: &BuildLog) -> Result<
 pub fn bootstrap(
     distro: Distro,
     root: &Path,
-    sources: &Sources,
+    sources: &PackageSources,
     group: Group,
     log: &mut BuildLog,
     cancel: &Cancel,
@@ -85,18 +85,18 @@ pub fn bootstrap(
         .args(args)
         .envs(&sources.proxy_env);
     let ended = spec.run(group, log, sources.deadline, cancel)?;
-    if ended == Ended::TimedOut {
+    if ended == ProcessOutcome::TimedOut {
         let secs = sources.deadline.as_secs();
         let message =
             format!("{what} took longer than {secs} s (--image-timeout) and was ended: {}", log.last_lines());
         return Err(Error::new(Code::BuildFailed, message));
     }
-    outcome(ended, what, root, log)
+    check_outcome(ended, what, root, log)
 }
 
 /// What a bootstrap takes from this host.
 #[derive(Debug)]
-pub struct Needs {
+pub struct BootstrapTools {
     /// debootstrap or pacstrap.
     pub program: PathBuf,
     /// The keys that verify the packages.
@@ -129,7 +129,7 @@ impl fmt::Display for Keyring {
 ///
 /// # Errors
 /// `Unavailable` or `BuildFailed` with what is missing and what to install.
-pub fn needs(distro: Distro, sources: &Sources) -> Result<Needs> {
+pub fn find_tools(distro: Distro, sources: &PackageSources) -> Result<BootstrapTools> {
     match suite(distro) {
         _ if distro == Distro::Host => Err(Error::internal("this machine's own system needs no bootstrap")),
         Some(suite) => debootstrap_needs(distro, &suite, sources),
@@ -163,7 +163,7 @@ fn suite(distro: Distro) -> Option<Suite> {
     }
 }
 
-fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &Sources) -> Result<Needs> {
+fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &PackageSources) -> Result<BootstrapTools> {
     let program = tools::require("debootstrap")?;
     let configured = sources.keyrings.get(&distro);
     if let Some(path) = configured.filter(|path| !path.is_file()) {
@@ -198,7 +198,7 @@ fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &Sources) -> Result
         ));
     }
     let extractor = extractor(suite)?;
-    Ok(Needs { program, keyring, stand_in, extractor })
+    Ok(BootstrapTools { program, keyring, stand_in, extractor })
 }
 
 /// Ubuntu compresses its packages with zstd, which dpkg-deb can read since dpkg 1.21.18 (Debian 12) and in every Ubuntu
@@ -222,7 +222,7 @@ fn extractor(suite: &Suite) -> Result<Option<&'static str>> {
     }
 }
 
-fn pacstrap_needs(sources: &Sources) -> Result<Needs> {
+fn pacstrap_needs(sources: &PackageSources) -> Result<BootstrapTools> {
     let program = tools::require("pacstrap")?;
     tools::require("pacman")?;
     if sources.mirror(Distro::ArchLinux).is_none() {
@@ -244,11 +244,11 @@ fn pacstrap_needs(sources: &Sources) -> Result<Needs> {
             ),
         ));
     }
-    Ok(Needs { program, keyring: Keyring::Host(keyring), stand_in: None, extractor: None })
+    Ok(BootstrapTools { program, keyring: Keyring::Host(keyring), stand_in: None, extractor: None })
 }
 
-fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &Sources) -> Result<Vec<String>> {
-    let Needs { program, keyring, stand_in, extractor } = debootstrap_needs(distro, suite, sources)?;
+fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &PackageSources) -> Result<Vec<String>> {
+    let BootstrapTools { program, keyring, stand_in, extractor } = debootstrap_needs(distro, suite, sources)?;
     let keyring = match keyring {
         Keyring::Host(path) => path,
         Keyring::Embedded => {
@@ -278,8 +278,8 @@ fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &Sources) ->
     Ok(args)
 }
 
-fn pacstrap(root: &Path, sources: &Sources) -> Result<Vec<String>> {
-    let Needs { program, keyring, .. } = pacstrap_needs(sources)?;
+fn pacstrap(root: &Path, sources: &PackageSources) -> Result<Vec<String>> {
+    let BootstrapTools { program, keyring, .. } = pacstrap_needs(sources)?;
     let mirror = sources.mirror(Distro::ArchLinux).unwrap_or_default();
     let config = root.with_extension("pacman.conf");
     let text = format!(

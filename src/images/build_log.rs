@@ -15,12 +15,12 @@ pub struct BuildLog {
     written: u64,
     line: Vec<u8>,
     last: VecDeque<String>,
-    listener: Option<Listener>,
+    listener: Option<LineListener>,
 }
 
-struct Listener(Box<dyn FnMut(&str) + Send>);
+struct LineListener(Box<dyn FnMut(&str) + Send>);
 
-impl std::fmt::Debug for Listener {
+impl std::fmt::Debug for LineListener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Listener")
     }
@@ -35,28 +35,28 @@ impl BuildLog {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
-        Ok(BuildLog::to(options.open(path).at("write", path)?))
+        Ok(BuildLog::to_file(options.open(path).at("write", path)?))
     }
 
     /// Writes to an open file.
-    pub fn to(file: File) -> BuildLog {
+    pub fn to_file(file: File) -> BuildLog {
         BuildLog { file, written: 0, line: Vec::new(), last: VecDeque::new(), listener: None }
     }
 
     /// Tells somebody every complete line from now on.
     pub fn listen(&mut self, listener: impl FnMut(&str) + Send + 'static) {
-        self.listener = Some(Listener(Box::new(listener)));
+        self.listener = Some(LineListener(Box::new(listener)));
     }
 
     /// Writes a line of our own.
-    pub fn say(&mut self, text: impl AsRef<str>) {
+    pub fn note(&mut self, text: impl AsRef<str>) {
         let line = format!("[berth] {}\n", text.as_ref());
         self.write(line.as_bytes());
-        self.tell(line.trim_end());
+        self.notify(line.trim_end());
     }
 
-    fn tell(&mut self, line: &str) {
-        if let Some(Listener(listener)) = &mut self.listener {
+    fn notify(&mut self, line: &str) {
+        if let Some(LineListener(listener)) = &mut self.listener {
             listener(line);
         }
     }
@@ -116,7 +116,7 @@ impl Sink for BuildLog {
                 let line = String::from_utf8_lossy(&self.line).trim().to_owned();
                 self.line.clear();
                 if !line.is_empty() {
-                    self.tell(&line);
+                    self.notify(&line);
                     if self.last.len() >= 4 * limits::ERROR_TAIL_LINES {
                         self.last.pop_front();
                     }

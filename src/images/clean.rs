@@ -8,10 +8,10 @@ use crate::base::limits;
 use crate::store::beneath::Root;
 
 /// What [`machine`] may write anew.
-pub(super) const WRITTEN: [&str; 4] = ["etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"];
+pub(super) const REWRITTEN: [&str; 4] = ["etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"];
 
 /// What every image gets: no identity, no secrets of a machine, no devices; names that resolve.
-pub(super) fn machine(root: &Path) -> Result<()> {
+pub(super) fn remove_identity(root: &Path) -> Result<()> {
     let root = Root::open(root)?;
     remove_files(&root, "dev", |_| true)?;
     remove_files(&root, "etc/ssh", |name| name.starts_with("ssh_host_"))?;
@@ -36,7 +36,7 @@ pub(super) fn machine(root: &Path) -> Result<()> {
 }
 
 /// What a bootstrap leaves and anybody can fetch again.
-pub(super) fn caches(root: &Path) -> Result<()> {
+pub(super) fn remove_caches(root: &Path) -> Result<()> {
     let root = Root::open(root)?;
     remove_files(&root, "var/cache/apt/archives", |name| name.ends_with(".deb"))?;
     remove_files(&root, "var/cache/apt", |name| name.ends_with(".bin"))?;
@@ -78,11 +78,11 @@ mod tests {
 
     use super::*;
     use crate::store::file::write_atomic;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn what_belongs_to_one_machine_goes_and_links_lead_nowhere() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let outside = dir.join("outside");
         let root = dir.join("root");
         for folder in ["root/etc/ssh", "root/dev/pts", "root/var/lib/apt/lists/partial", "outside"] {
@@ -97,8 +97,8 @@ mod tests {
         symlink(outside.join("victim"), root.join("etc/machine-id")).unwrap();
         symlink(outside.join("victim"), root.join("etc/resolv.conf")).unwrap();
         symlink(&outside, root.join("var/cache")).unwrap();
-        machine(&root).unwrap();
-        caches(&root).unwrap();
+        remove_identity(&root).unwrap();
+        remove_caches(&root).unwrap();
         let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
         assert_eq!((read("etc/machine-id"), read("etc/resolv.conf")), (String::new(), String::new()));
         assert_eq!((read("etc/hostname").as_str(), read("etc/hosts").as_str()), ("workspace\n", "mine"));
@@ -111,7 +111,7 @@ mod tests {
         }
         // A tree with nothing in it becomes one that can be used.
         std::fs::create_dir(dir.join("empty")).unwrap();
-        machine(&dir.join("empty")).unwrap();
+        remove_identity(&dir.join("empty")).unwrap();
         assert!(dir.join("empty/etc/machine-id").exists());
     }
 }

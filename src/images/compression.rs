@@ -11,7 +11,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use flate2::bufread::GzDecoder;
 
-use super::rules::Rules;
+use super::rules::ArchiveRules;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -35,14 +35,14 @@ impl Drop for Chunk {
 }
 
 /// The decompressed stream.
-pub(super) struct Stream {
+pub(super) struct DecompressedStream {
     chunks: Receiver<Result<Chunk>>,
     chunk: Option<Arc<Chunk>>,
     at: usize,
     ended: bool,
 }
 
-impl Stream {
+impl DecompressedStream {
     /// Whether nothing is left.
     pub(super) fn at_end(&mut self) -> Result<bool> {
         while !self.ended && self.chunk.as_ref().is_none_or(|chunk| self.at == chunk.bytes.len()) {
@@ -93,9 +93,9 @@ impl Stream {
 }
 
 /// What the thread that reads tells while it goes.
-pub(super) struct Observe<'a> {
+pub(super) struct StreamObserver<'a> {
     /// What the stream may unpack to.
-    pub(super) rules: &'static Rules,
+    pub(super) rules: &'static ArchiveRules,
     /// Each piece of the stream as it was before it was decompressed.
     pub(super) raw: &'a mut (dyn FnMut(&[u8]) + Send),
     /// Each piece after that.
@@ -106,11 +106,11 @@ pub(super) struct Observe<'a> {
 ///
 /// # Errors
 /// Those of `body`, which gets those of the stream.
-pub(super) fn ahead<R>(
+pub(super) fn read_ahead<R>(
     mut input: impl Read + Send,
-    observe: Observe<'_>,
+    observe: StreamObserver<'_>,
     cancel: &Cancel,
-    body: impl FnOnce(&mut Stream) -> Result<R>,
+    body: impl FnOnce(&mut DecompressedStream) -> Result<R>,
 ) -> Result<R> {
     // Full: whoever unpacks is behind, and reading waits.
     let (send, chunks) = bounded(CHUNKS);
@@ -118,7 +118,7 @@ pub(super) fn ahead<R>(
     let (back, buffers) = bounded(CHUNKS + 8);
     thread::scope(|scope| {
         let work = move || {
-            let told = produce(&mut input, observe, cancel, &send, (&back, &buffers));
+            let told = decompress(&mut input, observe, cancel, &send, (&back, &buffers));
             if let Err(error) = told {
                 // Nobody listens any more: then nobody needs to know.
                 let _ = send.send(Err(error));
@@ -127,9 +127,9 @@ pub(super) fn ahead<R>(
         let started = thread::Builder::new().name("image-read".into()).stack_size(limits::STACK);
         started
             .spawn_scoped(scope, work)
-            .map_err(|error| Error::internal("Could not start a thread").because(error))?;
+            .map_err(|error| Error::internal("Could not start a thread").with_source(error))?;
         // Moved in, so that it is gone, and the thread ends, before the scope waits for it.
-        let mut stream = Stream { chunks, chunk: None, at: 0, ended: false };
+        let mut stream = DecompressedStream { chunks, chunk: None, at: 0, ended: false };
         body(&mut stream)
     })
 }
@@ -137,38 +137,38 @@ pub(super) fn ahead<R>(
 const CHUNKS: usize = 8;
 const CHUNK_BYTES: usize = 256 << 10;
 
-fn produce(
+fn decompress(
     input: &mut (dyn Read + Send),
-    observe: Observe<'_>,
+    observe: StreamObserver<'_>,
     cancel: &Cancel,
     send: &Sender<Result<Chunk>>,
     (back, buffers): (&Sender<Vec<u8>>, &Receiver<Vec<u8>>),
 ) -> Result<()> {
     // The decoder reads through it while the loop below looks at it.
     let counted = AtomicU64::new(0);
-    let mut raw = Counting { input, count: &counted, observe: observe.raw };
+    let mut raw = CountingReader { input, count: &counted, observe: observe.raw };
     let mut head = [0; 6];
-    let length = fill(&mut raw, &mut head).map_err(broken)?;
-    let kind = Kind::of(&head[..length]);
+    let length = fill(&mut raw, &mut head).map_err(stream_error)?;
+    let kind = CompressionFormat::of(&head[..length]);
     let raw = head[..length].chain(raw);
     let mut decoded: Box<dyn Read + '_> = match kind {
-        Kind::Plain => Box::new(raw),
-        Kind::Gzip => Box::new(GzipMembers::new(BufReader::with_capacity(CHUNK_BYTES, raw))),
-        Kind::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
+        CompressionFormat::Plain => Box::new(raw),
+        CompressionFormat::Gzip => Box::new(GzipMembers::new(BufReader::with_capacity(CHUNK_BYTES, raw))),
+        CompressionFormat::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
             BufReader::with_capacity(CHUNK_BYTES, raw),
             true,
             limits::IMAGE_DECODER_KIB,
         )),
         // Its own limit of the window, 128 MiB, is what other readers have as well (RFC 8878 recommends 8 MiB).
-        Kind::Zstd => {
-            Box::new(zstd::Decoder::with_buffer(BufReader::with_capacity(CHUNK_BYTES, raw)).map_err(broken)?)
-        }
+        CompressionFormat::Zstd => Box::new(
+            zstd::Decoder::with_buffer(BufReader::with_capacity(CHUNK_BYTES, raw)).map_err(stream_error)?,
+        ),
     };
     let mut written = 0_u64;
     loop {
         let mut bytes = buffers.try_recv().unwrap_or_default();
         bytes.resize(CHUNK_BYTES, 0);
-        let length = fill(&mut decoded, &mut bytes).map_err(broken)?;
+        let length = fill(&mut decoded, &mut bytes).map_err(stream_error)?;
         bytes.truncate(length);
         written += length as u64;
         check(observe.rules, counted.load(Ordering::Relaxed), written)?;
@@ -241,7 +241,7 @@ fn another_member(rest: &mut impl BufRead) -> io::Result<bool> {
 }
 
 /// Whether so much may come out of so little.
-pub(super) fn check(rules: &Rules, read: u64, written: u64) -> Result<()> {
+pub(super) fn check(rules: &ArchiveRules, read: u64, written: u64) -> Result<()> {
     if written > rules.bytes {
         return Err(Error::new(
             Code::InvalidImage,
@@ -274,7 +274,7 @@ fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// What the stream says of itself.
-fn broken(error: io::Error) -> Error {
+fn stream_error(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
         Err(error) => Error::new(
@@ -287,32 +287,32 @@ fn broken(error: io::Error) -> Error {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum CompressionFormat {
     Plain,
     Gzip,
     Xz,
     Zstd,
 }
 
-impl Kind {
-    fn of(head: &[u8]) -> Kind {
+impl CompressionFormat {
+    fn of(head: &[u8]) -> CompressionFormat {
         match head {
-            [0x1f, 0x8b, ..] => Kind::Gzip,
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Kind::Xz,
+            [0x1f, 0x8b, ..] => CompressionFormat::Gzip,
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => CompressionFormat::Xz,
             // A frame, or one that is to be skipped.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Kind::Zstd,
-            _ => Kind::Plain,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => CompressionFormat::Zstd,
+            _ => CompressionFormat::Plain,
         }
     }
 }
 
-struct Counting<'a, R> {
+struct CountingReader<'a, R> {
     input: R,
     count: &'a AtomicU64,
     observe: &'a mut (dyn FnMut(&[u8]) + Send),
 }
 
-impl<R: Read> Read for Counting<'_, R> {
+impl<R: Read> Read for CountingReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(buffer)?;
         self.count.fetch_add(n as u64, Ordering::Relaxed);

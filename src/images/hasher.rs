@@ -10,10 +10,10 @@ use crossbeam_channel::{Sender, bounded};
 use sha2::{Digest, Sha256};
 
 use super::compression::Chunk;
-use super::listing::Known;
+use super::listing::KnownDigests;
 use crate::base::{Error, Result, limits};
 
-enum Piece {
+enum HashInput {
     Bytes(Arc<Chunk>, Range<usize>),
     Zeros(u64),
     /// That was the whole file with this inode.
@@ -21,28 +21,28 @@ enum Piece {
 }
 
 /// Takes the files one after the other.
-pub(super) struct Hasher {
-    pieces: Sender<Piece>,
-    thread: JoinHandle<Known>,
+pub(super) struct FileHasher {
+    pieces: Sender<HashInput>,
+    thread: JoinHandle<KnownDigests>,
 }
 
-impl Hasher {
-    pub(super) fn start() -> Result<Hasher> {
+impl FileHasher {
+    pub(super) fn start() -> Result<FileHasher> {
         let (pieces, wanted) = bounded(QUEUE);
         let work = move || {
-            let (mut known, mut digest) = (Known::new(), Sha256::new());
+            let (mut known, mut digest) = (KnownDigests::new(), Sha256::new());
             let zeros = vec![0; 64 << 10];
             for piece in wanted {
                 match piece {
-                    Piece::Bytes(chunk, part) => digest.update(&chunk.bytes()[part]),
-                    Piece::Zeros(mut left) => {
+                    HashInput::Bytes(chunk, part) => digest.update(&chunk.bytes()[part]),
+                    HashInput::Zeros(mut left) => {
                         while left > 0 {
                             let length = usize::try_from(left).unwrap_or(usize::MAX).min(zeros.len());
                             digest.update(&zeros[..length]);
                             left -= length as u64;
                         }
                     }
-                    Piece::End(inode) => {
+                    HashInput::End(inode) => {
                         known.insert(inode, std::mem::take(&mut digest).finalize().into());
                     }
                 }
@@ -50,25 +50,26 @@ impl Hasher {
             known
         };
         let thread = Builder::new().name("image-hash".into()).stack_size(limits::STACK).spawn(work);
-        let thread = thread.map_err(|error| Error::internal("Could not start a thread").because(error))?;
-        Ok(Hasher { pieces, thread })
+        let thread =
+            thread.map_err(|error| Error::internal("Could not start a thread").with_source(error))?;
+        Ok(FileHasher { pieces, thread })
     }
 
     pub(super) fn bytes(&self, chunk: Arc<Chunk>, part: Range<usize>) {
         // It ends after us only; a panic of it is noticed in `finish`.
-        let _ = self.pieces.send(Piece::Bytes(chunk, part));
+        let _ = self.pieces.send(HashInput::Bytes(chunk, part));
     }
 
     pub(super) fn zeros(&self, count: u64) {
-        let _ = self.pieces.send(Piece::Zeros(count));
+        let _ = self.pieces.send(HashInput::Zeros(count));
     }
 
     pub(super) fn end(&self, inode: u64) {
-        let _ = self.pieces.send(Piece::End(inode));
+        let _ = self.pieces.send(HashInput::End(inode));
     }
 
     /// The digests of all.
-    pub(super) fn finish(self) -> Result<Known> {
+    pub(super) fn finish(self) -> Result<KnownDigests> {
         drop(self.pieces);
         self.thread.join().map_err(|_| Error::internal("A thread that hashes has failed"))
     }

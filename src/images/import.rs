@@ -9,20 +9,20 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::compression::{Observe, ahead};
-use super::layers::{self, Parts};
-use super::record::Source;
+use super::compression::{StreamObserver, read_ahead};
+use super::layers::{self, LayeredImage};
+use super::record::ImageSource;
 use super::rules::IMAGE;
 use super::staging::Staging;
-use super::writer::{LeftOut, Writer};
-use super::{ImageName, Images, Shown, archive, clean, pack};
+use super::writer::{LeftOut, TreeWriter};
+use super::{ImageName, ImageView, Images, archive, clean, pack};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Progress {
+pub struct ImportProgress {
     /// What is being done: `unpack`, `layer 2 of 5`, `list`.
     pub step: String,
     /// Bytes that were read of what is imported, in this step.
@@ -34,21 +34,21 @@ pub struct Progress {
 }
 
 /// Who wants to know.
-pub type Tell<'a> = &'a mut dyn FnMut(Progress);
+pub type ProgressFn<'a> = &'a mut dyn FnMut(ImportProgress);
 
 /// What became of an import.
 #[derive(Clone, Debug, Serialize)]
-pub struct Imported {
+pub struct ImportedImage {
     /// The image.
     #[serde(flatten)]
-    pub image: Shown,
+    pub image: ImageView,
     /// What was not taken as it was.
     pub left_out: LeftOut,
 }
 
 /// What is imported, and how.
 #[derive(Clone, Debug)]
-pub struct Wanted<'a> {
+pub struct ImportSpec<'a> {
     /// The name that is to point to the image.
     pub name: &'a ImageName,
     /// Where it comes from, in words.
@@ -58,16 +58,16 @@ pub struct Wanted<'a> {
 }
 
 /// One import.
-pub(super) struct Import<'a> {
+pub(super) struct ImageImport<'a> {
     pub(super) images: &'a Images,
-    pub(super) wanted: &'a Wanted<'a>,
-    pub(super) tell: Tell<'a>,
+    pub(super) spec: &'a ImportSpec<'a>,
+    pub(super) progress: ProgressFn<'a>,
     pub(super) cancel: &'a Cancel,
 }
 
-impl Import<'_> {
+impl ImageImport<'_> {
     /// Of a file or folder of this machine.
-    pub(super) fn path(self, path: &Path) -> Result<Imported> {
+    pub(super) fn path(self, path: &Path) -> Result<ImportedImage> {
         let missing = |error: std::io::Error| {
             Error::new(Code::InvalidPath, format!("{} cannot be read: {error}", path.display()))
         };
@@ -84,47 +84,47 @@ impl Import<'_> {
     }
 
     /// Of an archive as it comes in.
-    pub(super) fn stream(mut self, input: impl Read + Send, length: Option<u64>) -> Result<Imported> {
+    pub(super) fn stream(mut self, input: impl Read + Send, length: Option<u64>) -> Result<ImportedImage> {
         let staging = Staging::new(&self.images.folder)?;
-        let mut writer = Writer::new(&staging.root())?;
+        let mut writer = TreeWriter::new(&staging.root())?;
         self.unpack(input, length, "unpack", &mut writer)?;
         // What it is shows when it is there: an archive of an image has its parts where a system has its folders.
-        if !Parts::are_in(&staging.root())? {
-            return self.conclude(staging, writer);
+        if !LayeredImage::are_in(&staging.root())? {
+            return self.finish(staging, writer);
         }
         drop(writer);
         let parts = staging.set_aside()?;
         self.parts(staging, &parts)
     }
 
-    fn folder(mut self, path: &Path) -> Result<Imported> {
+    fn folder(mut self, path: &Path) -> Result<ImportedImage> {
         let staging = Staging::new(&self.images.folder)?;
-        if Parts::are_in(path)? {
+        if LayeredImage::are_in(path)? {
             return self.parts(staging, path);
         }
         if staging.folder().starts_with(path.canonicalize().at("open", path)?) {
             let message = format!("{} has berth's own data in it", path.display());
             return Err(Error::new(Code::InvalidPath, message));
         }
-        let mut writer = Writer::new(&staging.root())?;
+        let mut writer = TreeWriter::new(&staging.root())?;
         // Through an archive, so that a folder is held to the same rules.
         let packed = pack::pipe(path, self.cancel)?;
         let unpacked = self.unpack(packed.reader, None, "copy", &mut writer);
-        match (unpacked, packed.outcome.finish()) {
+        match (unpacked, packed.thread.finish()) {
             // An archive that breaks off is one that could not be written: the reason is there.
-            (Err(error), Err(reason)) if error.message() == archive::breaks_off().message() => {
+            (Err(error), Err(reason)) if error.message() == archive::truncated().message() => {
                 return Err(reason);
             }
             (unpacked, packed) => unpacked.and(packed)?,
         }
-        self.conclude(staging, writer)
+        self.finish(staging, writer)
     }
 
-    fn parts(self, staging: Staging, parts: &Path) -> Result<Imported> {
-        let parts = Parts::open(parts, self.wanted.reference)?;
-        let mut writer = Writer::new(&staging.root())?;
-        layers::apply(&parts, &mut writer, self.tell, self.cancel)?;
-        self.conclude(staging, writer)
+    fn parts(self, staging: Staging, parts: &Path) -> Result<ImportedImage> {
+        let parts = LayeredImage::open(parts, self.spec.reference)?;
+        let mut writer = TreeWriter::new(&staging.root())?;
+        layers::apply(&parts, &mut writer, self.progress, self.cancel)?;
+        self.finish(staging, writer)
     }
 
     /// Every member as it comes.
@@ -133,21 +133,21 @@ impl Import<'_> {
         input: impl Read + Send,
         length: Option<u64>,
         step: &str,
-        writer: &mut Writer,
+        writer: &mut TreeWriter,
     ) -> Result<()> {
-        let (tell, cancel) = (&mut *self.tell, self.cancel);
+        let (tell, cancel) = (&mut *self.progress, self.cancel);
         unpack(input, length, step, writer, &mut |_| {}, tell, cancel, &mut |writer, member, content| {
             writer.put(member, content).map(drop)
         })
     }
 
-    fn conclude(self, staging: Staging, writer: Writer) -> Result<Imported> {
+    fn finish(self, staging: Staging, writer: TreeWriter) -> Result<ImportedImage> {
         let (mut known, left_out) = writer.finish()?;
-        (self.tell)(Progress { step: "list".into(), read_bytes: 0, total_bytes: None, entries: 0 });
+        (self.progress)(ImportProgress { step: "list".into(), read_bytes: 0, total_bytes: None, entries: 0 });
         let path = staging.root();
         if !Root::open(&path)?.exists(SHELL)? {
             let folder = system_below(&path)?;
-            staging.take(&staging.set_aside()?.join(&folder))?;
+            staging.adopt_tree(&staging.set_aside()?.join(&folder))?;
             // As a root it must be enterable by its own users.
             let mode = std::fs::metadata(&path).at("read", &path)?.mode() | 0o555;
             std::fs::set_permissions(&path, Permissions::from_mode(mode & 0o7777)).at("prepare", &path)?;
@@ -156,17 +156,17 @@ impl Import<'_> {
         for folder in ["usr", "etc", "var", "tmp", "root", "proc", "sys", "dev", "run"] {
             root.make_dirs(folder)?;
         }
-        clean::machine(&path)?;
+        clean::remove_identity(&path)?;
         // A file that was written anew may have the inode of one that was removed, whose digest is known.
-        for path in clean::WRITTEN {
+        for path in clean::REWRITTEN {
             if let Some(written) = root.metadata(path)? {
                 known.remove(&written.ino());
             }
         }
-        let (name, origin) = (self.wanted.name, self.wanted.origin.clone());
-        let record = staging.finish(name, Source::Imported, origin, &known, self.cancel)?;
-        self.images.point(name, &record.id)?;
-        Ok(Imported { image: self.images.show(&record.id)?, left_out })
+        let (name, origin) = (self.spec.name, self.spec.origin.clone());
+        let record = staging.finish(name, ImageSource::Imported, origin, &known, self.cancel)?;
+        self.images.set_pointer(name, &record.id)?;
+        Ok(ImportedImage { image: self.images.show(&record.id)?, left_out })
     }
 }
 
@@ -206,7 +206,8 @@ fn system_below(path: &Path) -> Result<String> {
 }
 
 /// What is done with each member.
-type Each<'a> = &'a mut dyn FnMut(&mut Writer, &archive::Member, &mut archive::Content<'_>) -> Result<()>;
+type MemberFn<'a> =
+    &'a mut dyn FnMut(&mut TreeWriter, &archive::Member, &mut archive::MemberContent<'_>) -> Result<()>;
 
 /// Unpacks one archive and tells how far it is.
 #[expect(clippy::too_many_arguments, reason = "all of it belongs to one stream")]
@@ -214,21 +215,21 @@ pub(super) fn unpack(
     input: impl Read + Send,
     length: Option<u64>,
     step: &str,
-    writer: &mut Writer,
+    writer: &mut TreeWriter,
     plain: &mut (dyn FnMut(&[u8]) + Send),
-    tell: Tell<'_>,
+    tell: ProgressFn<'_>,
     cancel: &Cancel,
-    each: Each<'_>,
+    each: MemberFn<'_>,
 ) -> Result<()> {
     let read = std::sync::atomic::AtomicU64::new(0);
     let mut count = |bytes: &[u8]| {
         read.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
     };
-    let observe = Observe { rules: &IMAGE, raw: &mut count, plain };
-    ahead(input, observe, cancel, |stream| {
+    let observe = StreamObserver { rules: &IMAGE, raw: &mut count, plain };
+    read_ahead(input, observe, cancel, |stream| {
         let mut told = Instant::now();
-        let say = |writer: &Writer, tell: Tell<'_>| {
-            tell(Progress {
+        let say = |writer: &TreeWriter, tell: ProgressFn<'_>| {
+            tell(ImportProgress {
                 step: step.to_owned(),
                 read_bytes: read.load(std::sync::atomic::Ordering::Relaxed),
                 total_bytes: length,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Map, Value, json};
 
-use super::import::{Import, Imported, Progress, Tell, Wanted};
+use super::import::{ImageImport, ImportProgress, ImportSpec, ImportedImage, ProgressFn};
 use super::{ImageId, ImageName, Images};
 use crate::base::{Error, Result, limits};
 use crate::events::Topic;
@@ -17,7 +17,7 @@ use crate::proc::Cancel;
 impl Images {
     /// Has this topic told what happens.
     #[must_use]
-    pub fn telling(mut self, topic: Arc<Topic>) -> Images {
+    pub fn with_events(mut self, topic: Arc<Topic>) -> Images {
         self.events = Some(topic);
         self
     }
@@ -34,11 +34,13 @@ impl Images {
     pub fn import_path(
         &self,
         path: &Path,
-        wanted: &Wanted<'_>,
-        tell: Tell<'_>,
+        wanted: &ImportSpec<'_>,
+        tell: ProgressFn<'_>,
         cancel: &Cancel,
-    ) -> Result<Imported> {
-        self.job("import", wanted.name, tell, |tell| Import { images: self, wanted, tell, cancel }.path(path))
+    ) -> Result<ImportedImage> {
+        self.run_job("import", wanted.name, tell, |tell| {
+            ImageImport { images: self, spec: wanted, progress: tell, cancel }.path(path)
+        })
     }
 
     /// Imports what a client sends, `length` bytes if it has said so. The client is read by the calling thread, the rest
@@ -50,22 +52,22 @@ impl Images {
         &self,
         input: &mut dyn Read,
         length: Option<u64>,
-        wanted: &Wanted<'_>,
+        wanted: &ImportSpec<'_>,
         cancel: &Cancel,
-    ) -> Result<Imported> {
+    ) -> Result<ImportedImage> {
         // Full: the disk is slower than the client, who then waits.
         let (send, pieces) = bounded::<std::io::Result<Vec<u8>>>(8);
         std::thread::scope(|scope| {
             let work = || {
-                self.job("import", wanted.name, &mut |_| {}, |tell| {
-                    let fed = Fed { pieces, piece: Vec::new(), at: 0 };
-                    Import { images: self, wanted, tell, cancel }.stream(fed, length)
+                self.run_job("import", wanted.name, &mut |_| {}, |tell| {
+                    let fed = ChannelReader { pieces, piece: Vec::new(), at: 0 };
+                    ImageImport { images: self, spec: wanted, progress: tell, cancel }.stream(fed, length)
                 })
             };
             let started = std::thread::Builder::new().name("image-import".into()).stack_size(limits::STACK);
             let import = started
                 .spawn_scoped(scope, work)
-                .map_err(|error| Error::internal("Could not start a thread").because(error))?;
+                .map_err(|error| Error::internal("Could not start a thread").with_source(error))?;
             let mut read = 0;
             loop {
                 let mut piece = vec![0; 64 << 10];
@@ -94,12 +96,12 @@ impl Images {
     }
 
     /// Does the work and tells about it.
-    pub(super) fn job<R: serde::Serialize>(
+    pub(super) fn run_job<R: serde::Serialize>(
         &self,
         kind: &'static str,
         name: &ImageName,
-        tell: Tell<'_>,
-        work: impl FnOnce(Tell<'_>) -> Result<R>,
+        tell: ProgressFn<'_>,
+        work: impl FnOnce(ProgressFn<'_>) -> Result<R>,
     ) -> Result<R> {
         let job = uuid::Uuid::new_v4().to_string();
         let publish = |event: &'static str, more: Value| {
@@ -113,7 +115,7 @@ impl Images {
             }
         };
         publish("started", Value::Null);
-        let result = work(&mut |progress: Progress| {
+        let result = work(&mut |progress: ImportProgress| {
             publish("progress", json!(progress));
             tell(progress);
         });
@@ -124,7 +126,7 @@ impl Images {
         result
     }
 
-    pub(super) fn tell_removed(&self, id: &ImageId) {
+    pub(super) fn publish_removed(&self, id: &ImageId) {
         if let Some(topic) = &self.events {
             topic.publish("removed", Map::from_iter([("id".to_owned(), json!(id))]));
         }
@@ -132,13 +134,13 @@ impl Images {
 }
 
 /// What the other thread has read.
-struct Fed {
+struct ChannelReader {
     pieces: Receiver<std::io::Result<Vec<u8>>>,
     piece: Vec<u8>,
     at: usize,
 }
 
-impl Read for Fed {
+impl Read for ChannelReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.at == self.piece.len() {
             match self.pieces.recv() {

@@ -9,16 +9,16 @@ use std::path::Path;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::import::{Tell, unpack};
+use super::import::{ProgressFn, unpack};
 use super::listing::hex;
-use super::writer::{Writer, normal, split};
+use super::writer::{TreeWriter, normalize, split};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 
 /// The parts of one image.
 #[derive(Debug)]
-pub(super) struct Parts {
+pub(super) struct LayeredImage {
     root: Root,
     layers: Vec<Layer>,
 }
@@ -51,18 +51,18 @@ struct Platform {
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ImageIndex {
     manifests: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
-struct Manifest {
+struct ImageManifest {
     config: Descriptor,
     layers: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct ImageConfig {
     #[serde(default)]
     architecture: String,
     #[serde(default)]
@@ -84,7 +84,7 @@ struct DockerImage {
     layers: Vec<String>,
 }
 
-impl Parts {
+impl LayeredImage {
     /// Whether a tree is such an image, and not a system.
     pub(super) fn are_in(path: &Path) -> Result<bool> {
         let root = Root::open(path)?;
@@ -96,7 +96,7 @@ impl Parts {
     ///
     /// # Errors
     /// `InvalidImage`.
-    pub(super) fn open(path: &Path, reference: Option<&str>) -> Result<Parts> {
+    pub(super) fn open(path: &Path, reference: Option<&str>) -> Result<LayeredImage> {
         let root = Root::open(path)?;
         // New versions of Docker write both; the older of the two names every tag.
         let layers = match read(&root, "manifest.json")? {
@@ -109,7 +109,7 @@ impl Parts {
         if layers.len() > limits::IMAGE_LAYERS {
             return Err(refused(&format!("has more than {} layers", limits::IMAGE_LAYERS)));
         }
-        Ok(Parts { root, layers })
+        Ok(LayeredImage { root, layers })
     }
 }
 
@@ -134,7 +134,7 @@ fn docker(root: &Root, bytes: &[u8], reference: Option<&str>) -> Result<Vec<Laye
     Ok(image.layers.iter().zip(diff_ids).map(layer).collect())
 }
 
-fn layout(root: &Root, index: Index, reference: Option<&str>, depth: usize) -> Result<Vec<Layer>> {
+fn layout(root: &Root, index: ImageIndex, reference: Option<&str>, depth: usize) -> Result<Vec<Layer>> {
     const TAG: &str = "org.opencontainers.image.ref.name";
     if depth > 4 {
         return Err(refused("has indexes in indexes in indexes"));
@@ -153,7 +153,7 @@ fn layout(root: &Root, index: Index, reference: Option<&str>, depth: usize) -> R
     {
         return layout(root, parse(&bytes, "an index")?, reference, depth + 1);
     }
-    let manifest: Manifest = parse(&bytes, "a manifest")?;
+    let manifest: ImageManifest = parse(&bytes, "a manifest")?;
     let diff_ids = diff_ids(&blob(root, &manifest.config)?)?;
     if diff_ids.len() != manifest.layers.len() {
         return Err(refused("has not as many layers as its configuration says"));
@@ -188,7 +188,7 @@ fn one<'a, T>(
 }
 
 fn diff_ids(config: &[u8]) -> Result<Vec<String>> {
-    let config: Config = parse(config, "the configuration")?;
+    let config: ImageConfig = parse(config, "the configuration")?;
     let fits = (config.os.is_empty() || config.os == "linux")
         && (config.architecture.is_empty() || config.architecture == architecture());
     if !fits {
@@ -244,7 +244,12 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
 ///
 /// # Errors
 /// `InvalidImage`, `DiskFull`, `Cancelled`.
-pub(super) fn apply(parts: &Parts, writer: &mut Writer, tell: Tell<'_>, cancel: &Cancel) -> Result<()> {
+pub(super) fn apply(
+    parts: &LayeredImage,
+    writer: &mut TreeWriter,
+    tell: ProgressFn<'_>,
+    cancel: &Cancel,
+) -> Result<()> {
     for (number, layer) in parts.layers.iter().enumerate() {
         writer.next_layer();
         let file = match parts.root.open_file(&layer.path) {
@@ -255,7 +260,7 @@ pub(super) fn apply(parts: &Parts, writer: &mut Writer, tell: Tell<'_>, cancel: 
         let step = format!("layer {} of {}", number + 1, parts.layers.len());
         let mut plain = Sha256::new();
         let raw = std::sync::Mutex::new(Sha256::new());
-        let input = Hashed { input: file, digest: &raw };
+        let input = HashingReader { input: file, digest: &raw };
         unpack(
             input,
             Some(length),
@@ -265,7 +270,7 @@ pub(super) fn apply(parts: &Parts, writer: &mut Writer, tell: Tell<'_>, cancel: 
             tell,
             cancel,
             &mut |w, m, c| {
-                let path = normal(&m.path)?;
+                let path = normalize(&m.path)?;
                 let (folder, name) = split(&path);
                 match name.strip_prefix(b".wh.") {
                     Some(b".wh..opq") => w.opaque(folder),
@@ -287,12 +292,12 @@ pub(super) fn apply(parts: &Parts, writer: &mut Writer, tell: Tell<'_>, cancel: 
     Ok(())
 }
 
-struct Hashed<'a, R> {
+struct HashingReader<'a, R> {
     input: R,
     digest: &'a std::sync::Mutex<Sha256>,
 }
 
-impl<R: Read> Read for Hashed<'_, R> {
+impl<R: Read> Read for HashingReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.input.read(buffer)?;
         crate::base::thread::lock(self.digest).update(&buffer[..n]);

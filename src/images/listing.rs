@@ -36,10 +36,10 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 
 /// A file's digest.
-pub(super) type Hash = [u8; 32];
+pub(super) type FileDigest = [u8; 32];
 
 /// Digests that are known already, by inode: whoever wrote a file need not read it again.
-pub(super) type Known = HashMap<u64, Hash>;
+pub(super) type KnownDigests = HashMap<u64, FileDigest>;
 
 /// What a listing comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) struct Totals {
 
 /// What becomes of entries that no image may have: devices, FIFOs, sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Others {
+pub(super) enum SpecialFiles {
     /// They are removed and not listed.
     Remove,
     /// They are listed.
@@ -66,8 +66,8 @@ pub(super) enum Others {
 /// `Cancelled`; `InvalidImage` for a tree deeper or with more entries than an image may have; what reading says.
 pub(super) fn write(
     root: &Path,
-    known: &Known,
-    others: Others,
+    known: &KnownDigests,
+    others: SpecialFiles,
     out: impl Write,
     cancel: &Cancel,
 ) -> Result<Totals> {
@@ -78,7 +78,7 @@ pub(super) fn write(
         known,
         others,
         cancel,
-        out: Hashing { out: BufWriter::new(out), digest: Sha256::new() },
+        out: HashingWriter { out: BufWriter::new(out), digest: Sha256::new() },
         links: HashMap::new(),
         entries: 0,
         bytes: 0,
@@ -90,17 +90,17 @@ pub(super) fn write(
     lister.out.write_all(b"berth image 1\n").at("write", "the listing")?;
     let stat = fstat(&top).at("read", root)?;
     lister.folder(top, &stat, &mut b"/".to_vec(), 0)?;
-    let Hashing { mut out, digest } = lister.out;
+    let HashingWriter { mut out, digest } = lister.out;
     out.flush().at("write", "the listing")?;
     let id = ImageId::parse(&hex(&digest.finalize()))?;
     Ok(Totals { id, entries: lister.entries, bytes: lister.bytes })
 }
 
 struct Lister<'a, W: Write> {
-    known: &'a Known,
-    others: Others,
+    known: &'a KnownDigests,
+    others: SpecialFiles,
     cancel: &'a Cancel,
-    out: Hashing<W>,
+    out: HashingWriter<W>,
     /// The first path of each file with several names.
     links: HashMap<u64, Vec<u8>>,
     entries: u64,
@@ -141,11 +141,11 @@ impl<W: Write> Lister<'_, W> {
     }
 
     fn entry(&mut self, at: &OwnedFd, name: &CStr, path: &mut Vec<u8>, depth: usize) -> Result<()> {
-        let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).at("read", shown(path))?;
+        let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).at("read", display_path(path))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let belongs = matches!(kind, FileType::Directory | FileType::RegularFile | FileType::Symlink);
-        if !belongs && self.others == Others::Remove {
-            return unlinkat(at, name, AtFlags::empty()).at("remove", shown(path));
+        if !belongs && self.others == SpecialFiles::Remove {
+            return unlinkat(at, name, AtFlags::empty()).at("remove", display_path(path));
         }
         if kind != FileType::Directory && stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&stat.st_ino) {
@@ -160,22 +160,25 @@ impl<W: Write> Lister<'_, W> {
         match kind {
             FileType::Directory => {
                 let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = openat(at, name, folder, Mode::empty()).at("open", shown(path))?;
-                let inside = fstat(&fd).at("read", shown(path))?;
+                let fd = openat(at, name, folder, Mode::empty()).at("open", display_path(path))?;
+                let inside = fstat(&fd).at("read", display_path(path))?;
                 if inside.st_dev != self.device {
                     return Err(Error::new(
                         Code::MountedInside,
-                        format!("A file system is mounted at {} of the tree; unmount it first", shown(path)),
+                        format!(
+                            "A file system is mounted at {} of the tree; unmount it first",
+                            display_path(path)
+                        ),
                     ));
                 }
                 return self.folder(fd, &inside, path, depth + 1);
             }
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = File::from(openat(at, name, flags, Mode::empty()).at("open", shown(path))?);
+                let file = File::from(openat(at, name, flags, Mode::empty()).at("open", display_path(path))?);
                 let hash = match self.known.get(&stat.st_ino) {
                     Some(hash) => *hash,
-                    None => self.digest(&file).at("read", shown(path))??,
+                    None => self.digest(&file).at("read", display_path(path))??,
                 };
                 let size = stat.st_size.unsigned_abs();
                 self.bytes = self.bytes.saturating_add(size);
@@ -184,7 +187,7 @@ impl<W: Write> Lister<'_, W> {
                 self.attributes(&file, path)?;
             }
             FileType::Symlink => {
-                let target = readlinkat(at, name, Vec::new()).at("read", shown(path))?;
+                let target = readlinkat(at, name, Vec::new()).at("read", display_path(path))?;
                 let mut text = format!("{} ", owner(&stat)).into_bytes();
                 escape(target.to_bytes(), &mut text);
                 let text = String::from_utf8_lossy(&text).into_owned();
@@ -195,7 +198,7 @@ impl<W: Write> Lister<'_, W> {
         self.finish(path)
     }
 
-    fn digest(&mut self, mut file: &File) -> io::Result<Result<Hash>> {
+    fn digest(&mut self, mut file: &File) -> io::Result<Result<FileDigest>> {
         let mut digest = Sha256::new();
         loop {
             if self.cancel.is_cancelled() {
@@ -228,7 +231,7 @@ impl<W: Write> Lister<'_, W> {
             line.push(b'=');
             line.extend_from_slice(hex(value).as_bytes());
         })
-        .at("read", shown(path))
+        .at("read", display_path(path))
     }
 
     fn finish(&mut self, path: &[u8]) -> Result<()> {
@@ -237,7 +240,7 @@ impl<W: Write> Lister<'_, W> {
             return Err(too_many());
         }
         self.line.push(b'\n');
-        self.out.write_all(&self.line).at("write", shown(path))
+        self.out.write_all(&self.line).at("write", display_path(path))
     }
 }
 
@@ -248,9 +251,9 @@ pub(super) fn too_many() -> Error {
 /// What lies in a folder, in the order of bytes, which every walk over an image keeps.
 pub(super) fn names_in(folder: &OwnedFd, path: &[u8], most: u64) -> Result<Vec<CString>> {
     let mut names: Vec<CString> = Vec::new();
-    let mut dir = Dir::read_from(folder).at("list", shown(path))?;
+    let mut dir = Dir::read_from(folder).at("list", display_path(path))?;
     while let Some(entry) = dir.read() {
-        let entry = entry.at("list", shown(path))?;
+        let entry = entry.at("list", display_path(path))?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
             names.push(entry.file_name().to_owned());
         }
@@ -269,7 +272,7 @@ pub(super) fn attributes(
     value: &mut [u8],
     each: &mut dyn FnMut(&[u8], &[u8]),
 ) -> rustix::io::Result<()> {
-    chosen_attributes(fd, names, value, counts, each)
+    chosen_attributes(fd, names, value, is_content_xattr, each)
 }
 
 /// The same for those whose names are chosen.
@@ -299,7 +302,7 @@ pub(super) fn chosen_attributes(
 }
 
 /// Whether an extended attribute is part of the content.
-pub(super) fn counts(name: &[u8]) -> bool {
+pub(super) fn is_content_xattr(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
 }
 
@@ -330,17 +333,17 @@ pub(super) fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn shown(path: &[u8]) -> String {
+fn display_path(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
 /// Everything that is written also goes into the digest.
-struct Hashing<W: Write> {
+struct HashingWriter<W: Write> {
     out: BufWriter<W>,
     digest: Sha256,
 }
 
-impl<W: Write> Hashing<W> {
+impl<W: Write> HashingWriter<W> {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.digest.update(bytes);
         self.out.write_all(bytes)
@@ -353,17 +356,18 @@ mod tests {
 
     use super::*;
     use crate::store::file::write_atomic;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     fn list(root: &Path) -> (String, Totals) {
         let mut out = Vec::new();
-        let totals = write(root, &Known::new(), Others::Show, &mut out, &Cancel::new().unwrap()).unwrap();
+        let totals =
+            write(root, &KnownDigests::new(), SpecialFiles::Show, &mut out, &Cancel::new().unwrap()).unwrap();
         (String::from_utf8(out).unwrap(), totals)
     }
 
     #[test]
     fn the_format_is_what_the_documentation_says() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let tree = dir.join("tree");
         std::fs::create_dir_all(tree.join("b")).unwrap();
         for folder in [&tree, &tree.join("b")] {
@@ -394,11 +398,11 @@ mod tests {
     #[test]
     fn known_digests_are_taken() {
         use std::os::unix::fs::MetadataExt as _;
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         write_atomic(&dir.join("a"), b"x", 0o644).unwrap();
-        let known = Known::from([(std::fs::metadata(dir.join("a")).unwrap().ino(), [7; 32])]);
+        let known = KnownDigests::from([(std::fs::metadata(dir.join("a")).unwrap().ino(), [7; 32])]);
         let mut out = Vec::new();
-        write(&dir, &known, Others::Show, &mut out, &Cancel::new().unwrap()).unwrap();
+        write(&dir, &known, SpecialFiles::Show, &mut out, &Cancel::new().unwrap()).unwrap();
         assert!(String::from_utf8(out).unwrap().contains(&"07".repeat(32)));
     }
 }

@@ -9,7 +9,7 @@ use crate::base::ids::Distro;
 
 /// Mirrors and keyrings that flags, environment or file named.
 #[derive(Clone, Debug, Default)]
-pub struct Sources {
+pub struct PackageSources {
     /// Archive address by distribution.
     pub mirrors: BTreeMap<Distro, String>,
     /// Keyring file by distribution.
@@ -20,7 +20,7 @@ pub struct Sources {
     pub deadline: Duration,
 }
 
-impl Sources {
+impl PackageSources {
     /// The archive's address, if one is known.
     pub fn mirror(&self, distro: Distro) -> Option<String> {
         self.mirrors.get(&distro).cloned().or_else(|| host_mirror(Path::new("/"), distro))

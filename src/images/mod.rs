@@ -25,13 +25,13 @@ mod clean;
 mod compression;
 mod export;
 mod hasher;
+pub mod host_image;
 mod id;
 mod import;
 mod job;
 mod layers;
 mod listing;
 pub mod mirrors;
-pub mod own;
 mod pack;
 mod pull;
 mod record;
@@ -51,7 +51,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use self::bootstrap::bootstrap;
-use self::mirrors::Sources;
+use self::mirrors::PackageSources;
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::events::Topic;
@@ -62,9 +62,9 @@ use crate::store::{file, tree};
 pub use build_log::BuildLog;
 pub use export::Compression;
 pub use id::{ImageId, ImageName};
-pub use import::{Imported, Progress, Tell, Wanted};
+pub use import::{ImportProgress, ImportSpec, ImportedImage, ProgressFn};
 pub use pull::Pull;
-pub use record::{Record, Shown, Source};
+pub use record::{ImageRecord, ImageSource, ImageView};
 use staging::Staging;
 pub use verify::Verified;
 pub use writer::LeftOut;
@@ -73,7 +73,7 @@ pub use writer::LeftOut;
 #[derive(Debug)]
 pub struct Images {
     folder: PathBuf,
-    sources: Sources,
+    sources: PackageSources,
     cgroups: Cgroups,
     events: Option<Arc<Topic>>,
 }
@@ -93,13 +93,13 @@ impl Images {
     ///
     /// # Errors
     /// When the folder cannot be made or cleaned.
-    pub fn open(folder: &Path, sources: Sources, cgroups: Cgroups) -> Result<Images> {
+    pub fn open(folder: &Path, sources: PackageSources, cgroups: Cgroups) -> Result<Images> {
         file::own_dir_private(folder)?;
         file::create_dir_private(&folder.join("names"))?;
         file::sweep_temps(&folder.join("names"))?;
         let images = Images { folder: folder.to_owned(), sources, cgroups, events: None };
         images.sweep()?;
-        images.adopt()?;
+        images.adopt_old_images()?;
         Ok(images)
     }
 
@@ -110,26 +110,26 @@ impl Images {
     pub fn base(&self, distro: Distro, pull: Pull, log: &mut BuildLog, cancel: &Cancel) -> Result<Image> {
         let name = ImageName::of(distro);
         if distro == Distro::Host {
-            let _turn = self.turn(&name, log, cancel)?;
-            let made = self.job("build", &name, &mut |_| {}, |_| self.make_own(&name, cancel))?;
+            let _turn = self.lock_name(&name, log, cancel)?;
+            let made = self.run_job("build", &name, &mut |_| {}, |_| self.make_host_image(&name, cancel))?;
             return self.get(&made.record.id);
         }
-        let present = |images: &Images| if pull == Pull::Always { Ok(None) } else { images.named(&name) };
+        let present = |images: &Images| if pull == Pull::Always { Ok(None) } else { images.by_name(&name) };
         if let Some(image) = present(self)? {
             return Ok(image);
         }
         if pull == Pull::Never {
-            return Err(pull::none_of(distro));
+            return Err(pull::no_image(distro));
         }
-        let _turn = self.turn(&name, log, cancel)?;
+        let _turn = self.lock_name(&name, log, cancel)?;
         // Another may have made it while we waited.
         if let Some(image) = present(self)? {
             return Ok(image);
         }
-        log.say(format!("Building the base image of {distro}; this takes a minute, once"));
-        let made = self.job("build", &name, &mut |_| {}, |_| self.build(distro, &name, log, cancel))?;
+        log.note(format!("Building the base image of {distro}; this takes a minute, once"));
+        let made = self.run_job("build", &name, &mut |_| {}, |_| self.build(distro, &name, log, cancel))?;
         let image = self.get(&made.record.id)?;
-        log.say(format!("The base image is ready: {}", image.id.short()));
+        log.note(format!("The base image is ready: {}", image.id.short()));
         Ok(image)
     }
 
@@ -137,21 +137,27 @@ impl Images {
     ///
     /// # Errors
     /// As [`Images::base`].
-    pub fn build_now(&self, distro: Distro, pull: Pull, cancel: &Cancel) -> Result<Shown> {
-        let mut log = BuildLog::to(verify::tempfile(&self.folder)?);
+    pub fn build_now(&self, distro: Distro, pull: Pull, cancel: &Cancel) -> Result<ImageView> {
+        let mut log = BuildLog::to_file(verify::tempfile(&self.folder)?);
         self.show(&self.base(distro, pull, &mut log, cancel)?.id)
     }
 
-    fn build(&self, distro: Distro, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<Shown> {
+    fn build(
+        &self,
+        distro: Distro,
+        name: &ImageName,
+        log: &mut BuildLog,
+        cancel: &Cancel,
+    ) -> Result<ImageView> {
         let staging = Staging::new(&self.folder)?;
         let root = staging.root();
         let group = self.cgroups.group(&format!("builds/{}", uuid::Uuid::new_v4()))?;
         bootstrap(distro, &root, &self.sources, group, log, cancel)?;
-        clean::machine(&root)?;
-        clean::caches(&root)?;
+        clean::remove_identity(&root)?;
+        clean::remove_caches(&root)?;
         let origin = format!("the bootstrap of {distro}");
-        let id = staging.finish(name, Source::Built, origin, &listing::Known::new(), cancel)?.id;
-        self.point(name, &id)?;
+        let id = staging.finish(name, ImageSource::Built, origin, &listing::KnownDigests::new(), cancel)?.id;
+        self.set_pointer(name, &id)?;
         self.show(&id)
     }
 
@@ -169,13 +175,13 @@ impl Images {
         });
         let shared = shared.ok_or_else(|| id::not_found(id.as_str()))?;
         let image = Image { id: id.clone(), root: folder.join("root"), _shared: shared };
-        self.survived(&image)?;
+        self.check_after_reboot(&image)?;
         Ok(image)
     }
 
     /// An image of an earlier boot of the machine, which may have ended before everything was on disk, is verified before
     /// its first use, and given up if it is not whole.
-    fn survived(&self, image: &Image) -> Result<()> {
+    fn check_after_reboot(&self, image: &Image) -> Result<()> {
         let note = image.root.with_file_name(UNSYNCED);
         let Some(boot) = file::read_optional(&note, 4096)? else { return Ok(()) };
         if boot == boot_id().as_bytes() {
@@ -204,8 +210,8 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn named(&self, name: &ImageName) -> Result<Option<Image>> {
-        let Some(id) = self.pointer(name)? else { return Ok(None) };
+    pub fn by_name(&self, name: &ImageName) -> Result<Option<Image>> {
+        let Some(id) = self.read_pointer(name)? else { return Ok(None) };
         match self.get(&id) {
             Err(error) if error.code() == Code::ImageNotFound => Ok(None),
             image => image.map(Some),
@@ -218,7 +224,7 @@ impl Images {
     /// `ImageNotFound`, also for digits with which several begin.
     pub fn find(&self, wanted: &str) -> Result<Image> {
         if let Ok(name) = ImageName::parse(wanted) {
-            if let Some(image) = self.named(&name)? {
+            if let Some(image) = self.by_name(&name)? {
                 return Ok(image);
             }
         }
@@ -262,7 +268,7 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn keep_holders(&self, exists: impl Fn(&str) -> bool) -> Result<()> {
+    pub fn retain_holders(&self, exists: impl Fn(&str) -> bool) -> Result<()> {
         for id in self.ids()? {
             for holder in self.holders(&id)? {
                 if !exists(&holder) {
@@ -277,7 +283,7 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn list(&self) -> Result<Vec<Shown>> {
+    pub fn list(&self) -> Result<Vec<ImageView>> {
         let mut all = Vec::new();
         for id in self.ids()? {
             match self.show(&id) {
@@ -296,16 +302,16 @@ impl Images {
     ///
     /// # Errors
     /// `ImageNotFound`.
-    pub fn show(&self, id: &ImageId) -> Result<Shown> {
+    pub fn show(&self, id: &ImageId) -> Result<ImageView> {
         let record =
-            Record::read(&self.folder.join(id.as_str()))?.ok_or_else(|| id::not_found(id.as_str()))?;
+            ImageRecord::read(&self.folder.join(id.as_str()))?.ok_or_else(|| id::not_found(id.as_str()))?;
         let mut names = Vec::new();
         for name in self.names()? {
-            if self.pointer(&name)?.as_ref() == Some(id) {
+            if self.read_pointer(&name)?.as_ref() == Some(id) {
                 names.push(name);
             }
         }
-        Ok(Shown { record, names, held_by: self.holders(id)? })
+        Ok(ImageView { record, names, held_by: self.holders(id)? })
     }
 
     /// Removes an image and the names that point to it.
@@ -333,12 +339,12 @@ impl Images {
         let gone = format!("{GONE}{}", uuid::Uuid::new_v4());
         std::fs::rename(&folder, self.folder.join(&gone)).at("remove", &folder)?;
         for name in self.names()? {
-            if self.pointer(&name)?.as_ref() == Some(id) {
+            if self.read_pointer(&name)?.as_ref() == Some(id) {
                 let path = self.folder.join("names").join(name.as_str());
                 std::fs::remove_file(&path).at("remove", &path)?;
             }
         }
-        self.tell_removed(id);
+        self.publish_removed(id);
         tree::remove_tree(&self.folder, &gone)
     }
 
@@ -346,9 +352,9 @@ impl Images {
     ///
     /// # Errors
     /// When its record cannot be read.
-    pub fn is_own(&self, id: &ImageId) -> Result<bool> {
-        let record = Record::read(&self.folder.join(id.as_str()))?;
-        Ok(record.is_some_and(|record| record.source == Source::Host))
+    pub fn is_host_image(&self, id: &ImageId) -> Result<bool> {
+        let record = ImageRecord::read(&self.folder.join(id.as_str()))?;
+        Ok(record.is_some_and(|record| record.source == ImageSource::Host))
     }
 
     /// Where the files of an image lie.
@@ -375,7 +381,7 @@ impl Images {
         Ok(names.iter().filter_map(|name| ImageName::parse(name).ok()).collect())
     }
 
-    fn pointer(&self, name: &ImageName) -> Result<Option<ImageId>> {
+    fn read_pointer(&self, name: &ImageName) -> Result<Option<ImageId>> {
         let path = self.folder.join("names").join(name.as_str());
         let bytes = file::read_optional(&path, 4096)?;
         Ok(bytes.and_then(|bytes| ImageId::parse(std::str::from_utf8(&bytes).ok()?.trim()).ok()))
@@ -385,13 +391,13 @@ impl Images {
     ///
     /// # Errors
     /// `DiskFull` or `Internal`.
-    pub fn point(&self, name: &ImageName, id: &ImageId) -> Result<()> {
+    pub fn set_pointer(&self, name: &ImageName, id: &ImageId) -> Result<()> {
         let path = self.folder.join("names").join(name.as_str());
         file::write_atomic(&path, format!("{id}\n").as_bytes(), 0o600)
     }
 
     /// Waits until nobody else makes an image of this name.
-    fn turn(&self, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<File> {
+    fn lock_name(&self, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<File> {
         let path = self.folder.join(format!("{MAKING}{name}"));
         let mut file = lock_file(&path)?;
         let deadline = Instant::now() + self.sources.deadline + limits::COPY_TIMEOUT;
@@ -403,7 +409,7 @@ impl Images {
                 continue;
             }
             if !said {
-                log.say(format!("An image of {name} is being made already; waiting for it"));
+                log.note(format!("An image of {name} is being made already; waiting for it"));
                 said = true;
             }
             if cancel.is_cancelled() {
@@ -422,7 +428,7 @@ impl Images {
 
     /// Removes what crashes left: everything half-made or half-removed that no process works on.
     fn sweep(&self) -> Result<()> {
-        let _moment = moment(&self.folder)?;
+        let _moment = lock_store(&self.folder)?;
         for name in names_in(&self.folder)? {
             let path = self.folder.join(&name);
             if name.starts_with(NEW) || name.starts_with(GONE) {
@@ -445,7 +451,7 @@ impl Images {
     }
 
     /// Takes over what older versions have made: one folder a distribution, the tree itself.
-    fn adopt(&self) -> Result<()> {
+    fn adopt_old_images(&self) -> Result<()> {
         for distro in Distro::ALL {
             let old = self.folder.join(distro.as_str());
             if !old.is_dir() {
@@ -460,14 +466,14 @@ impl Images {
                 continue;
             }
             let staging = Staging::new(&self.folder)?;
-            staging.take(&old)?;
+            staging.adopt_tree(&old)?;
             let root = staging.root();
-            clean::machine(&root)?;
-            clean::caches(&root)?;
+            clean::remove_identity(&root)?;
+            clean::remove_caches(&root)?;
             let origin = format!("the bootstrap of {distro}, by an older version");
-            let known = listing::Known::new();
-            let id = staging.finish(&name, Source::Built, origin, &known, &Cancel::new()?)?.id;
-            self.point(&name, &id)?;
+            let known = listing::KnownDigests::new();
+            let id = staging.finish(&name, ImageSource::Built, origin, &known, &Cancel::new()?)?.id;
+            self.set_pointer(&name, &id)?;
             std::fs::remove_file(&path).at("remove", &path)?;
         }
         Ok(())
@@ -541,7 +547,7 @@ fn lock_file(path: &Path) -> Result<File> {
 }
 
 /// The lock under which folders get theirs. Whoever has it does nothing that waits.
-fn moment(folder: &Path) -> Result<File> {
+fn lock_store(folder: &Path) -> Result<File> {
     let path = folder.join(".lock");
     let file = lock_file(&path)?;
     flock(&file, FlockOperation::LockExclusive).at("lock", &path)?;

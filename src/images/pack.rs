@@ -24,31 +24,31 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use sha2::Digest as _;
 use tar::{EntryType, Header};
 
-use super::archive::{Device, Kind, Member};
-use super::listing::{chosen_attributes, counts, names_in, too_many};
-use super::rules::{IMAGE, Rules};
-use super::sparse::{self, Pieces};
-use super::sums::{self, Digesting};
+use super::archive::{Device, Member, MemberKind};
+use super::listing::{chosen_attributes, is_content_xattr, names_in, too_many};
+use super::rules::{ArchiveRules, IMAGE};
+use super::sparse::{self, SparseReader};
+use super::sums::{self, DigestingReader};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 
 /// An archive that is being written into a pipe.
-pub(super) struct Packed {
+pub(super) struct PackPipe {
     pub(super) reader: File,
-    pub(super) outcome: Outcome,
+    pub(super) thread: PackThread,
 }
 
 /// How the writing ends; ask once the pipe was read to its end.
-pub(super) struct Outcome(JoinHandle<Result<()>>);
+pub(super) struct PackThread(JoinHandle<Result<()>>);
 
-impl Outcome {
+impl PackThread {
     pub(super) fn finish(self) -> Result<()> {
         self.0.join().map_err(|_| Error::internal("A thread that reads a folder has failed"))?
     }
 }
 
 /// Packs the folder at `path` into a pipe.
-pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<Packed> {
+pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<PackPipe> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).at("open", "a pipe")?;
     let (path, cancel) = (path.to_owned(), cancel.clone());
     let work = move || {
@@ -56,8 +56,8 @@ pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<Packed> {
         write(&path, &mut writer, &cancel, &mut |_| {})
     };
     let thread = Thread::new().name("image-pack".into()).stack_size(2 * limits::STACK).spawn(work);
-    let thread = thread.map_err(|error| Error::internal("Could not start a thread").because(error))?;
-    Ok(Packed { reader: File::from(reader), outcome: Outcome(thread) })
+    let thread = thread.map_err(|error| Error::internal("Could not start a thread").with_source(error))?;
+    Ok(PackPipe { reader: File::from(reader), thread: PackThread(thread) })
 }
 
 /// Packs the folder at `path`; `tell` gets the number of entries so far.
@@ -83,7 +83,7 @@ const NAMED: usize = 20;
 /// An archive in the making.
 pub(super) struct Packer<'a> {
     out: tar::Builder<&'a mut dyn Write>,
-    rules: &'static Rules,
+    rules: &'static ArchiveRules,
     /// Gets a line for each entry.
     sums: Option<&'a mut dyn Write>,
     device: u64,
@@ -99,12 +99,12 @@ pub(super) struct Packer<'a> {
 }
 
 /// Names below which nothing is packed.
-type Skip<'a> = &'a dyn Fn(&[u8]) -> bool;
+type SkipFn<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 impl<'a> Packer<'a> {
     pub(super) fn new(
         out: &'a mut dyn Write,
-        rules: &'static Rules,
+        rules: &'static ArchiveRules,
         sums: Option<&'a mut dyn Write>,
         cancel: &'a Cancel,
         tell: &'a mut dyn FnMut(u64),
@@ -126,7 +126,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Packs the folder at `path` under the name `prefix`; `skip` gets names in the archive.
-    pub(super) fn tree(&mut self, path: &Path, prefix: &str, skip: Skip<'_>) -> Result<()> {
+    pub(super) fn tree(&mut self, path: &Path, prefix: &str, skip: SkipFn<'_>) -> Result<()> {
         let top = open(path, FOLDER, Mode::empty()).at("open", path)?;
         let stat = fstat(&top).at("read", path)?;
         self.device = stat.st_dev;
@@ -149,7 +149,7 @@ impl<'a> Packer<'a> {
         let member = Member {
             path: name.as_bytes().to_vec(),
             target: Vec::new(),
-            kind: if bytes.is_some() { Kind::File } else { Kind::Folder },
+            kind: if bytes.is_some() { MemberKind::File } else { MemberKind::Folder },
             mode,
             uid: rustix::process::geteuid().as_raw().into(),
             gid: rustix::process::getegid().as_raw().into(),
@@ -195,7 +195,7 @@ impl<'a> Packer<'a> {
         stat: &Stat,
         path: &mut Vec<u8>,
         depth: usize,
-        skip: Skip<'_>,
+        skip: SkipFn<'_>,
     ) -> Result<()> {
         if depth > self.rules.depth {
             let most = self.rules.depth;
@@ -206,7 +206,7 @@ impl<'a> Packer<'a> {
             return Err(Error::new(Code::InvalidImage, format!("The tree is deeper than {most} folders")));
         }
         let name = if path.is_empty() { b"./".to_vec() } else { [&path[..], b"/"].concat() };
-        let member = self.member(Kind::Folder, &name, stat, Some(fd.as_fd()))?;
+        let member = self.member(MemberKind::Folder, &name, stat, Some(fd.as_fd()))?;
         self.put(&member, io::empty())?;
         let names = names_in(&fd, path, self.rules.entries)?;
         let length = path.len();
@@ -229,7 +229,7 @@ impl<'a> Packer<'a> {
         name: &CStr,
         path: &mut Vec<u8>,
         depth: usize,
-        skip: Skip<'_>,
+        skip: SkipFn<'_>,
     ) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "It was cancelled"));
@@ -247,7 +247,7 @@ impl<'a> Packer<'a> {
                 let Some(fd) = self.present(openat(at, name, FOLDER, Mode::empty()), path)? else {
                     return Ok(());
                 };
-                let inside = fstat(&fd).at("read", shown(path))?;
+                let inside = fstat(&fd).at("read", display_path(path))?;
                 // What is mounted there belongs to something else, as the insides of /proc do.
                 if inside.st_dev == self.device {
                     return self.folder(fd, &inside, path, depth + 1, skip);
@@ -257,45 +257,45 @@ impl<'a> Packer<'a> {
                 }
                 return Ok(());
             }
-            FileType::RegularFile => Kind::File,
-            FileType::Symlink => Kind::Symlink,
+            FileType::RegularFile => MemberKind::File,
+            FileType::Symlink => MemberKind::Symlink,
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo if self.rules.exact => {
-                Kind::Device
+                MemberKind::Device
             }
             _ => return Ok(()),
         };
         let links = (self.rules.links)(path);
-        if !links && kept != Kind::File {
+        if !links && kept != MemberKind::File {
             self.leave_out(path, "neither a file nor a folder");
             return Ok(());
         }
         if stat.st_nlink > 1 && links {
             if let Some(first) = self.links.get(&stat.st_ino).cloned() {
-                let mut member = self.member(Kind::Link, path, &stat, None)?;
+                let mut member = self.member(MemberKind::Link, path, &stat, None)?;
                 member.target = first;
                 return self.put(&member, io::empty());
             }
         }
         let mut member = self.member(kept, path, &stat, None)?;
         match kept {
-            Kind::Symlink => {
+            MemberKind::Symlink => {
                 let Some(target) = self.present(readlinkat(at, name, Vec::new()), path)? else {
                     return Ok(());
                 };
                 member.target = target.into_bytes();
                 self.put(&member, io::empty())?;
             }
-            Kind::File => {
+            MemberKind::File => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let Some(fd) = self.present(openat(at, name, flags, Mode::empty()), path)? else {
                     return Ok(());
                 };
                 let (file, stat) = (File::from(fd), stat);
-                let stat = if self.rules.exact { fstat(&file).at("read", shown(path))? } else { stat };
+                let stat = if self.rules.exact { fstat(&file).at("read", display_path(path))? } else { stat };
                 if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                     return Ok(());
                 }
-                member = self.member(Kind::File, path, &stat, Some(file.as_fd()))?;
+                member = self.member(MemberKind::File, path, &stat, Some(file.as_fd()))?;
                 self.content(member, file, &stat)?;
             }
             _ => self.put(&member, io::empty())?,
@@ -308,11 +308,11 @@ impl<'a> Packer<'a> {
 
     fn content(&mut self, mut member: Member, file: File, stat: &Stat) -> Result<()> {
         if self.rules.exact {
-            member.pieces = sparse::pieces(&file, stat).at("read", shown(&member.path))?;
+            member.pieces = sparse::data_ranges(&file, stat).at("read", display_path(&member.path))?;
         }
         match &member.pieces {
             Some(pieces) => {
-                let content = Pieces::new(file, pieces.clone());
+                let content = SparseReader::new(file, pieces.clone());
                 self.put(&member, content)
             }
             None => {
@@ -327,14 +327,14 @@ impl<'a> Packer<'a> {
     fn present<T>(&self, found: rustix::io::Result<T>, path: &[u8]) -> Result<Option<T>> {
         match found {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) if self.rules.exact => Ok(None),
-            found => found.map(Some).at("read", shown(path)),
+            found => found.map(Some).at("read", display_path(path)),
         }
     }
 
     fn leave_out(&mut self, path: &[u8], why: &str) {
         self.left_out_count += 1;
         if self.left_out.len() < NAMED {
-            let path: String = shown(path).chars().take(200).collect();
+            let path: String = display_path(path).chars().take(200).collect();
             self.left_out.push(format!("{} ({why})", path.escape_debug()));
         }
     }
@@ -342,25 +342,25 @@ impl<'a> Packer<'a> {
     /// What is written of an entry. `fd`: where its attributes are.
     fn member(
         &mut self,
-        kind: Kind,
+        kind: MemberKind,
         path: &[u8],
         stat: &Stat,
         fd: Option<std::os::fd::BorrowedFd<'_>>,
     ) -> Result<Member> {
-        let device = (kind == Kind::Device).then(|| Device {
+        let device = (kind == MemberKind::Device).then(|| Device {
             kind: FileType::from_raw_mode(stat.st_mode),
             major: major(stat.st_rdev),
             minor: minor(stat.st_rdev),
         });
         let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         if let Some(fd) = fd {
-            let chosen: fn(&[u8]) -> bool = if self.rules.exact { |_| true } else { counts };
+            let chosen: fn(&[u8]) -> bool = if self.rules.exact { |_| true } else { is_content_xattr };
             chosen_attributes(fd, &mut self.names, &mut self.value, chosen, &mut |name, value| {
                 if std::str::from_utf8(name).is_ok() && found.len() < limits::IMAGE_XATTRS {
                     found.push((name.to_vec(), value.to_vec()));
                 }
             })
-            .at("read", shown(path))?;
+            .at("read", display_path(path))?;
         }
         let nanos = if stat.st_mtime >= 0 { u32::try_from(stat.st_mtime_nsec).unwrap_or(0) } else { 0 };
         Ok(Member {
@@ -373,7 +373,7 @@ impl<'a> Packer<'a> {
             mtime: stat.st_mtime.max(0),
             nanos: if self.rules.exact { nanos } else { 0 },
             device,
-            size: if kind == Kind::File { stat.st_size.unsigned_abs() } else { 0 },
+            size: if kind == MemberKind::File { stat.st_size.unsigned_abs() } else { 0 },
             attributes: found,
             pieces: None,
         })
@@ -393,7 +393,7 @@ impl<'a> Packer<'a> {
         }
         let (mut size, mut map) = (member.size, Vec::new());
         if let Some(pieces) = &member.pieces {
-            map = sparse::map(pieces);
+            map = sparse::encode_map(pieces);
             size = map.len() as u64 + pieces.iter().map(|piece| piece.length).sum::<u64>();
             records.push(("GNU.sparse.major".into(), b"1".to_vec()));
             records.push(("GNU.sparse.minor".into(), b"0".to_vec()));
@@ -412,13 +412,13 @@ impl<'a> Packer<'a> {
             }
         }
         header.set_entry_type(match (member.kind, member.device.map(|device| device.kind)) {
-            (Kind::File, _) => EntryType::Regular,
-            (Kind::Folder, _) => EntryType::Directory,
-            (Kind::Symlink, _) => EntryType::Symlink,
-            (Kind::Link, _) => EntryType::Link,
-            (Kind::Device, Some(FileType::CharacterDevice)) => EntryType::Char,
-            (Kind::Device, Some(FileType::BlockDevice)) => EntryType::Block,
-            (Kind::Device, _) => EntryType::Fifo,
+            (MemberKind::File, _) => EntryType::Regular,
+            (MemberKind::Folder, _) => EntryType::Directory,
+            (MemberKind::Symlink, _) => EntryType::Symlink,
+            (MemberKind::Link, _) => EntryType::Link,
+            (MemberKind::Device, Some(FileType::CharacterDevice)) => EntryType::Char,
+            (MemberKind::Device, Some(FileType::BlockDevice)) => EntryType::Block,
+            (MemberKind::Device, _) => EntryType::Fifo,
         });
         header.set_mode(member.mode);
         header.set_uid(member.uid);
@@ -429,18 +429,18 @@ impl<'a> Packer<'a> {
             header
                 .set_device_major(device.major)
                 .and_then(|()| header.set_device_minor(device.minor))
-                .at("write", shown(&member.path))?;
+                .at("write", display_path(&member.path))?;
         }
         header.set_cksum();
         let records = records.iter().map(|(key, value)| (key.as_str(), &value[..]));
         let written = if records.len() > 0 { self.out.append_pax_extensions(records) } else { Ok(()) };
-        written.at("write", shown(&member.path))?;
+        written.at("write", display_path(&member.path))?;
         match &mut self.sums {
-            None => self.out.append(&header, map.chain(content)).at("write", shown(&member.path))?,
+            None => self.out.append(&header, map.chain(content)).at("write", display_path(&member.path))?,
             Some(sums) => {
-                let mut content = Digesting::new(content, sums::begin(member));
-                self.out.append(&header, map.chain(&mut content)).at("write", shown(&member.path))?;
-                let digest = (member.kind == Kind::File).then(|| content.digest.finalize().into());
+                let mut content = DigestingReader::new(content, sums::start_digest(member));
+                self.out.append(&header, map.chain(&mut content)).at("write", display_path(&member.path))?;
+                let digest = (member.kind == MemberKind::File).then(|| content.digest.finalize().into());
                 sums.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")?;
             }
         }
@@ -449,6 +449,6 @@ impl<'a> Packer<'a> {
     }
 }
 
-fn shown(path: &[u8]) -> String {
+fn display_path(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }

@@ -45,14 +45,14 @@ impl Images {
     /// # Errors
     /// `ImageNotFound`.
     pub fn check_base(&self, distro: Distro, pull: Pull) -> Result<()> {
-        if distro != Distro::Host && pull == Pull::Never && self.named(&ImageName::of(distro))?.is_none() {
-            return Err(none_of(distro));
+        if distro != Distro::Host && pull == Pull::Never && self.by_name(&ImageName::of(distro))?.is_none() {
+            return Err(no_image(distro));
         }
         Ok(())
     }
 }
 
-pub(super) fn none_of(distro: Distro) -> Error {
+pub(super) fn no_image(distro: Distro) -> Error {
     Error::new(
         Code::ImageNotFound,
         format!(

@@ -12,7 +12,7 @@ use crate::store::file;
 /// How an image came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum ImageSource {
     /// By the distribution's own bootstrap.
     Built,
     /// From an archive or a folder.
@@ -23,13 +23,13 @@ pub enum Source {
 
 /// `image.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
+pub struct ImageRecord {
     /// The SHA-256 of its listing.
     pub id: ImageId,
     /// The name under which it was made; the pointer of that name may lead elsewhere by now.
     pub name: ImageName,
     /// How it came to be.
-    pub source: Source,
+    pub source: ImageSource,
     /// What it was made from, in words.
     pub origin: String,
     /// What it says of itself: `PRETTY_NAME` of os-release(5).
@@ -44,32 +44,32 @@ pub struct Record {
 
 /// An image as clients see it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Shown {
+pub struct ImageView {
     /// What is kept.
     #[serde(flatten)]
-    pub record: Record,
+    pub record: ImageRecord,
     /// The names that point to it.
     pub names: Vec<ImageName>,
     /// Who needs it: workspaces and snapshots, by id.
     pub held_by: Vec<String>,
 }
 
-impl Record {
+impl ImageRecord {
     /// Reads the record in an image's folder; `None` if that is none.
     ///
     /// # Errors
     /// `Internal` when it cannot be read.
-    pub(super) fn read(folder: &Path) -> Result<Option<Record>> {
+    pub(super) fn read(folder: &Path) -> Result<Option<ImageRecord>> {
         let path = folder.join("image.json");
         let Some(bytes) = file::read_optional(&path, 64 << 10)? else { return Ok(None) };
         serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|error| Error::internal(format!("{} is damaged", path.display())).because(error))
+            .map_err(|error| Error::internal(format!("{} is damaged", path.display())).with_source(error))
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::internal("An image's record cannot be written").because(error))?;
+            .map_err(|error| Error::internal("An image's record cannot be written").with_source(error))?;
         bytes.push(b'\n');
         file::replace(&folder.join("image.json"), &bytes, 0o600)
     }

@@ -6,7 +6,7 @@ use crate::base::limits;
 
 /// The rules for one archive.
 #[derive(Debug)]
-pub(super) struct Rules {
+pub(super) struct ArchiveRules {
     /// Owners, modes, devices, all attributes, times to the nanosecond and holes are kept, and no entry replaces another.
     pub(super) exact: bool,
     /// Bytes that it unpacks to.
@@ -20,7 +20,7 @@ pub(super) struct Rules {
     pub(super) links: fn(&[u8]) -> bool,
 }
 
-pub(super) const IMAGE: Rules = Rules {
+pub(super) const IMAGE: ArchiveRules = ArchiveRules {
     exact: false,
     bytes: limits::IMAGE_BYTES,
     ratio: limits::IMAGE_RATIO,
@@ -31,7 +31,7 @@ pub(super) const IMAGE: Rules = Rules {
 
 /// What a restore unpacks is bounded by the room on the disk. A workload can make deeper trees than any path can name; what
 /// is below this depth is left out of a backup, and the backup says so.
-pub(super) const BACKUP: Rules = Rules {
+pub(super) const BACKUP: ArchiveRules = ArchiveRules {
     exact: true,
     bytes: u64::MAX,
     ratio: u64::MAX,

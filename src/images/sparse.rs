@@ -8,12 +8,12 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::{SeekFrom, Stat, seek};
 use rustix::io::Errno;
 
-use super::archive::Piece;
+use super::archive::DataRange;
 use crate::base::limits;
 
 /// Where the data of a file is; `None`: the file is stored whole. A file with more pieces than a reader accepts is stored
 /// whole, too.
-pub(super) fn pieces(file: &File, stat: &Stat) -> io::Result<Option<Vec<Piece>>> {
+pub(super) fn data_ranges(file: &File, stat: &Stat) -> io::Result<Option<Vec<DataRange>>> {
     let size = stat.st_size.unsigned_abs();
     if stat.st_blocks.unsigned_abs().saturating_mul(512) >= size {
         return Ok(None);
@@ -30,7 +30,7 @@ pub(super) fn pieces(file: &File, stat: &Stat) -> io::Result<Option<Vec<Piece>>>
         if start >= size || end <= start {
             break;
         }
-        let piece = Piece { at: start, length: end - start };
+        let piece = DataRange { at: start, length: end - start };
         bytes += line(piece.at).len() + line(piece.length).len();
         pieces.push(piece);
         at = end;
@@ -50,7 +50,7 @@ fn line(number: u64) -> String {
 }
 
 /// The map, filled up to a block.
-pub(super) fn map(pieces: &[Piece]) -> Vec<u8> {
+pub(super) fn encode_map(pieces: &[DataRange]) -> Vec<u8> {
     let mut map = line(pieces.len() as u64).into_bytes();
     for piece in pieces {
         map.extend_from_slice(line(piece.at).as_bytes());
@@ -61,19 +61,19 @@ pub(super) fn map(pieces: &[Piece]) -> Vec<u8> {
 }
 
 /// The data of a file without its holes. What a file does not have any more is read as zeros.
-pub(super) struct Pieces {
+pub(super) struct SparseReader {
     file: File,
-    pieces: std::vec::IntoIter<Piece>,
-    now: Piece,
+    pieces: std::vec::IntoIter<DataRange>,
+    now: DataRange,
 }
 
-impl Pieces {
-    pub(super) fn new(file: File, pieces: Vec<Piece>) -> Pieces {
-        Pieces { file, pieces: pieces.into_iter(), now: Piece { at: 0, length: 0 } }
+impl SparseReader {
+    pub(super) fn new(file: File, pieces: Vec<DataRange>) -> SparseReader {
+        SparseReader { file, pieces: pieces.into_iter(), now: DataRange { at: 0, length: 0 } }
     }
 }
 
-impl Read for Pieces {
+impl Read for SparseReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.now.length == 0 {
             let Some(next) = self.pieces.next() else { return Ok(0) };

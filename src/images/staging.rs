@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::id::ImageName;
-use super::listing::{self, Known, Others};
-use super::record::{Record, Source, os_release};
-use super::{NEW, UNSYNCED, moment, try_lock};
+use super::listing::{self, KnownDigests, SpecialFiles};
+use super::record::{ImageRecord, ImageSource, os_release};
+use super::{NEW, UNSYNCED, lock_store, try_lock};
 use crate::base::{At, Error, Result, clock};
 use crate::proc::Cancel;
 use crate::proc::boot_id;
@@ -29,7 +29,7 @@ impl Staging {
         let name = format!("{NEW}{}", uuid::Uuid::new_v4());
         let path = images.join(&name);
         // A sweep between the two would take the folder away.
-        let _moment = moment(images)?;
+        let _moment = lock_store(images)?;
         file::create_dir_private(&path)?;
         let locked = File::open(&path).at("open", &path)?;
         if !try_lock(&locked).at("lock", &path)? {
@@ -50,7 +50,7 @@ impl Staging {
     }
 
     /// Makes an existing folder of the same file system the tree.
-    pub(super) fn take(&self, folder: &Path) -> Result<()> {
+    pub(super) fn adopt_tree(&self, folder: &Path) -> Result<()> {
         std::fs::remove_dir(self.root()).at("replace", self.root())?;
         std::fs::rename(folder, self.root()).at("move", folder)
     }
@@ -75,19 +75,19 @@ impl Staging {
     pub(super) fn finish(
         self,
         name: &ImageName,
-        source: Source,
+        source: ImageSource,
         origin: String,
-        known: &Known,
+        known: &KnownDigests,
         cancel: &Cancel,
-    ) -> Result<Record> {
+    ) -> Result<ImageRecord> {
         let folder = self.folder();
         if folder.join("parts").exists() {
             tree::remove_tree(&folder, "parts")?;
         }
         let path = folder.join("listing");
         let mut out = File::create_new(&path).at("write", &path)?;
-        let totals = listing::write(&self.root(), known, Others::Remove, &mut out, cancel)?;
-        let record = Record {
+        let totals = listing::write(&self.root(), known, SpecialFiles::Remove, &mut out, cancel)?;
+        let record = ImageRecord {
             id: totals.id,
             name: name.clone(),
             source,
@@ -104,7 +104,7 @@ impl Staging {
         let place = self.images.join(record.id.as_str());
         match std::fs::rename(&folder, &place) {
             Ok(()) => Ok(record),
-            Err(_) if place.is_dir() => Ok(Record::read(&place)?.unwrap_or(record)),
+            Err(_) if place.is_dir() => Ok(ImageRecord::read(&place)?.unwrap_or(record)),
             Err(error) => Err(error).at("move", &folder),
         }
     }

@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::store::file::write_atomic;
-use crate::store::scratch::Scratch;
+use crate::store::scratch::TestFolder;
 
 fn open(dir: &Path) -> Images {
-    Images::open(&dir.join("images"), Sources::default(), Cgroups::take("berth-test-images")).unwrap()
+    Images::open(&dir.join("images"), PackageSources::default(), Cgroups::take("berth-test-images")).unwrap()
 }
 
 /// As an older version left it.
@@ -32,7 +32,7 @@ fn entries(dir: &Path) -> Vec<String> {
 
 #[test]
 fn images_of_older_versions_are_taken_over() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     old_image(&dir, "one");
     let images = open(&dir);
     let image = images.find("debian-bookworm").unwrap();
@@ -69,7 +69,7 @@ fn images_of_older_versions_are_taken_over() {
 
 #[test]
 fn what_a_cut_of_power_has_torn_is_given_up() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     old_image(&dir, "one");
     let images = open(&dir);
     let id = images.find("debian-bookworm").unwrap().id.clone();
@@ -85,7 +85,7 @@ fn what_a_cut_of_power_has_torn_is_given_up() {
 
 #[test]
 fn what_is_needed_stays() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     old_image(&dir, "one");
     let images = open(&dir);
     let image = images.find("debian-bookworm").unwrap();
@@ -99,14 +99,14 @@ fn what_is_needed_stays() {
     assert_eq!(refused.body()["details"]["held_by"], serde_json::json!(["workspace-1"]));
     drop(images);
     let images = open(&dir);
-    images.keep_holders(|holder| holder == "workspace-1").unwrap();
+    images.retain_holders(|holder| holder == "workspace-1").unwrap();
     assert_eq!(images.show(&id).unwrap().held_by, ["workspace-1"]);
-    images.keep_holders(|_| false).unwrap();
+    images.retain_holders(|_| false).unwrap();
     images.release(&id, "workspace-1").unwrap();
     assert!(images.hold(&images.get(&id).unwrap(), "../x").is_err());
     images.remove(&id).unwrap();
     assert_eq!(images.remove(&id).unwrap_err().code(), Code::ImageNotFound);
-    assert!(images.named(&ImageName::of(Distro::DebianBookworm)).unwrap().is_none());
+    assert!(images.by_name(&ImageName::of(Distro::DebianBookworm)).unwrap().is_none());
     assert_eq!(entries(&dir), [".lock", "names"]);
     let mut log = BuildLog::create(&dir.join("log")).unwrap();
     let never = images.base(Distro::DebianBookworm, Pull::Never, &mut log, &Cancel::new().unwrap());
@@ -115,7 +115,7 @@ fn what_is_needed_stays() {
 
 #[test]
 fn what_crashes_left_is_swept_and_what_is_being_made_is_not() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let images = open(&dir);
     let staging = Staging::new(&images.folder).unwrap();
     std::fs::create_dir_all(images.folder.join(".new-dead/root/usr")).unwrap();

@@ -13,11 +13,11 @@ use std::io::{self, Read};
 
 use sha2::{Digest as _, Sha256};
 
-use super::archive::{Kind, Member};
-use super::listing::{Hash, escape, hex};
+use super::archive::{Member, MemberKind};
+use super::listing::{FileDigest, escape, hex};
 
 /// The digest of a file, before its first byte.
-pub(super) fn begin(member: &Member) -> Sha256 {
+pub(super) fn start_digest(member: &Member) -> Sha256 {
     let mut digest = Sha256::new();
     for piece in member.pieces.iter().flatten() {
         digest.update(piece.at.to_le_bytes());
@@ -27,13 +27,13 @@ pub(super) fn begin(member: &Member) -> Sha256 {
 }
 
 /// The line of an entry, with its end.
-pub(super) fn line(member: &Member, digest: Option<&Hash>) -> Vec<u8> {
+pub(super) fn line(member: &Member, digest: Option<&FileDigest>) -> Vec<u8> {
     let kind = match member.kind {
-        Kind::File => 'f',
-        Kind::Folder => 'd',
-        Kind::Symlink => 'l',
-        Kind::Link => 'h',
-        Kind::Device => 'o',
+        MemberKind::File => 'f',
+        MemberKind::Folder => 'd',
+        MemberKind::Symlink => 'l',
+        MemberKind::Link => 'h',
+        MemberKind::Device => 'o',
     };
     let time = format!("{}.{:09}", member.mtime, member.nanos);
     let digest = digest.map_or_else(|| "-".to_owned(), |digest| hex(digest));
@@ -60,18 +60,18 @@ pub(super) fn line(member: &Member, digest: Option<&Hash>) -> Vec<u8> {
 }
 
 /// Digests what is read through it.
-pub(super) struct Digesting<R> {
+pub(super) struct DigestingReader<R> {
     inner: R,
     pub(super) digest: Sha256,
 }
 
-impl<R: Read> Digesting<R> {
-    pub(super) fn new(inner: R, digest: Sha256) -> Digesting<R> {
-        Digesting { inner, digest }
+impl<R: Read> DigestingReader<R> {
+    pub(super) fn new(inner: R, digest: Sha256) -> DigestingReader<R> {
+        DigestingReader { inner, digest }
     }
 }
 
-impl<R: Read> Read for Digesting<R> {
+impl<R: Read> Read for DigestingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.digest.update(&buffer[..n]);

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Seek as _};
 
 use serde::Serialize;
 
-use super::listing::{self, Known, Others};
+use super::listing::{self, KnownDigests, SpecialFiles};
 use super::{Image, ImageId, Images};
 use crate::base::{At, Result, limits};
 use crate::proc::Cancel;
@@ -35,7 +35,7 @@ impl Images {
 
     pub(super) fn compare(&self, image: &Image, cancel: &Cancel) -> Result<Verified> {
         let mut now = tempfile(&self.folder)?;
-        let totals = listing::write(&image.root, &Known::new(), Others::Show, &mut now, cancel)?;
+        let totals = listing::write(&image.root, &KnownDigests::new(), SpecialFiles::Show, &mut now, cancel)?;
         let mut verified =
             Verified { id: image.id.clone(), ok: totals.id == image.id, differences: Vec::new() };
         if !verified.ok {

@@ -21,10 +21,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-use super::archive::{Content, Kind, Member, Part};
-use super::hasher::Hasher;
-use super::listing::{Hash, Known, counts};
-use super::rules::{BACKUP, IMAGE, Rules};
+use super::archive::{ContentPart, Member, MemberContent, MemberKind};
+use super::hasher::FileHasher;
+use super::listing::{FileDigest, KnownDigests, is_content_xattr};
+use super::rules::{ArchiveRules, BACKUP, IMAGE};
 use super::sums;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::tree;
@@ -40,16 +40,16 @@ pub struct LeftOut {
     pub attributes: u64,
 }
 
-pub(super) struct Writer {
+pub(super) struct TreeWriter {
     root: OwnedFd,
     path: PathBuf,
     /// The folder of the last entry.
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Something gave way to something else, so that its path may lead to another folder now.
     stale: bool,
-    rules: &'static Rules,
+    rules: &'static ArchiveRules,
     /// For images.
-    hasher: Option<Hasher>,
+    hasher: Option<FileHasher>,
     /// Times of folders, which change with what is put into them; and modes that would keep its owner from doing that.
     times: Vec<(Vec<u8>, Timestamps, Option<Mode>)>,
     /// What this layer has made, as digests of its paths: its whiteouts spare them.
@@ -59,23 +59,23 @@ pub(super) struct Writer {
     pub(super) entries: u64,
     pub(super) bytes: u64,
     /// Bytes since it was last looked how much room is left; a small file counts as a large one.
-    unlooked: u64,
+    unchecked_bytes: u64,
 }
 
-impl Writer {
+impl TreeWriter {
     /// Writes into the folder at `path`, which is ours alone.
-    pub(super) fn new(path: &Path) -> Result<Writer> {
-        Writer::with(path, &IMAGE, Some(Hasher::start()?))
+    pub(super) fn new(path: &Path) -> Result<TreeWriter> {
+        TreeWriter::with(path, &IMAGE, Some(FileHasher::start()?))
     }
 
     /// The same for a backup: everything is written exactly as it was.
-    pub(super) fn exact(path: &Path) -> Result<Writer> {
-        Writer::with(path, &BACKUP, None)
+    pub(super) fn exact(path: &Path) -> Result<TreeWriter> {
+        TreeWriter::with(path, &BACKUP, None)
     }
 
-    fn with(path: &Path, rules: &'static Rules, hasher: Option<Hasher>) -> Result<Writer> {
+    fn with(path: &Path, rules: &'static ArchiveRules, hasher: Option<FileHasher>) -> Result<TreeWriter> {
         let root = open(path, FOLDER, Mode::empty()).at("open", path)?;
-        Ok(Writer {
+        Ok(TreeWriter {
             root,
             path: path.to_owned(),
             parent: None,
@@ -88,7 +88,7 @@ impl Writer {
             left_out: LeftOut::default(),
             entries: 0,
             bytes: 0,
-            unlooked: 0,
+            unchecked_bytes: 0,
         })
     }
 
@@ -101,16 +101,20 @@ impl Writer {
     ///
     /// # Errors
     /// `InvalidImage` with the member's name, `DiskFull`, `Internal`.
-    pub(super) fn put(&mut self, member: &Member, content: &mut Content<'_>) -> Result<Option<Hash>> {
-        let path = normal(&member.path)?;
+    pub(super) fn put(
+        &mut self,
+        member: &Member,
+        content: &mut MemberContent<'_>,
+    ) -> Result<Option<FileDigest>> {
+        let path = normalize(&member.path)?;
         self.entries += 1;
         if self.entries > self.rules.entries {
             return Err(super::listing::too_many());
         }
-        self.look_for_room(0)?;
+        self.check_room(0)?;
         if path.is_empty() {
             return match member.kind {
-                Kind::Folder => {
+                MemberKind::Folder => {
                     let root = self.root.try_clone().at("open", &self.path)?;
                     // Everybody must be able to enter.
                     self.attributes(&root, member, member.mode & 0o7777 | 0o555)?;
@@ -126,23 +130,23 @@ impl Writer {
         let (folder, name) = split(&path);
         self.enter(folder, member)?;
         match member.kind {
-            Kind::Device => self.device(name, member)?,
-            Kind::Folder => self.folder(&path, name, member)?,
-            Kind::File => return self.file(name, member, content),
-            Kind::Symlink => {
+            MemberKind::Device => self.device(name, member)?,
+            MemberKind::Folder => self.folder(&path, name, member)?,
+            MemberKind::File => return self.file(name, member, content),
+            MemberKind::Symlink => {
                 if member.target.is_empty() || member.target.len() > limits::IMAGE_PATH_BYTES {
                     return Err(refused(member, "is a link that leads nowhere"));
                 }
                 self.make(name, member, |at, name| symlinkat(&member.target[..], at, name))?;
                 let (uid, gid) = self.owner(member);
-                let at = self.here()?;
-                if self.owns() {
+                let at = self.parent_fd()?;
+                if self.can_chown() {
                     for_member(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
                 }
                 for_member(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)?;
             }
-            Kind::Link => {
-                let target = normal(&member.target)?;
+            MemberKind::Link => {
+                let target = normalize(&member.target)?;
                 let (folder, last) = split(&target);
                 if target == path || target.is_empty() {
                     return Err(refused(member, "is a link to itself"));
@@ -166,14 +170,14 @@ impl Writer {
 
     /// Removes what an earlier layer has put there; what this layer has made stays.
     pub(super) fn whiteout(&mut self, path: &[u8]) -> Result<()> {
-        let path = normal(path)?;
+        let path = normalize(path)?;
         let (folder, name) = split(&path);
         if path.is_empty() {
             return Err(Error::new(Code::InvalidImage, "A layer removes the whole tree"));
         }
         let at = match self.resolve(folder) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
-            at => at.at("open", shown(folder))?,
+            at => at.at("open", display_path(folder))?,
         };
         self.parent = None;
         self.remove_earlier(&at, name, &path, 0)
@@ -181,13 +185,13 @@ impl Writer {
 
     /// Removes everything that earlier layers have put into a folder.
     pub(super) fn opaque(&mut self, path: &[u8]) -> Result<()> {
-        let path = normal(path)?;
+        let path = normalize(path)?;
         let folder = match resolve(&self.root, &path, FOLDER, false) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
-            folder => folder.at("open", shown(&path))?,
+            folder => folder.at("open", display_path(&path))?,
         };
         self.parent = None;
-        for name in names(&folder).at("list", shown(&path))? {
+        for name in names(&folder).at("list", display_path(&path))? {
             self.remove_earlier(&folder, &name, &join(&path, &name), 0)?;
         }
         Ok(())
@@ -200,59 +204,59 @@ impl Writer {
             Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOTDIR | Errno::LOOP) if ours => Ok(()),
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                unlinkat(at, name, AtFlags::empty()).at("remove", shown(path))
+                unlinkat(at, name, AtFlags::empty()).at("remove", display_path(path))
             }
-            Err(error) => Err(error).at("remove", shown(path)),
+            Err(error) => Err(error).at("remove", display_path(path)),
             Ok(_) if depth > limits::IMAGE_DEPTH => Err(too_deep(limits::IMAGE_DEPTH)),
             Ok(folder) => {
-                for name in names(&folder).at("list", shown(path))? {
+                for name in names(&folder).at("list", display_path(path))? {
                     self.remove_earlier(&folder, &name, &join(path, &name), depth + 1)?;
                 }
                 match unlinkat(at, name, AtFlags::REMOVEDIR) {
                     _ if ours => Ok(()),
                     // It holds what this layer has made.
                     Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
-                    Err(error) => Err(error).at("remove", shown(path)),
+                    Err(error) => Err(error).at("remove", display_path(path)),
                 }
             }
         }
     }
 
     /// Sets the folders' times, and tells the digests of all files.
-    pub(super) fn finish(mut self) -> Result<(Known, LeftOut)> {
+    pub(super) fn finish(mut self) -> Result<(KnownDigests, LeftOut)> {
         self.room()?;
         for (path, times, mode) in self.times.iter().rev() {
             // It may have been replaced or removed since.
             if let Ok(folder) = resolve(&self.root, path, FOLDER | OFlags::NOFOLLOW, self.rules.exact) {
-                futimens(&folder, times).at("write", shown(path))?;
+                futimens(&folder, times).at("write", display_path(path))?;
                 if let Some(mode) = mode {
-                    fchmod(&folder, *mode).at("write", shown(path))?;
+                    fchmod(&folder, *mode).at("write", display_path(path))?;
                 }
             }
         }
-        let known = self.hasher.map(Hasher::finish).transpose()?;
+        let known = self.hasher.map(FileHasher::finish).transpose()?;
         Ok((known.unwrap_or_default(), self.left_out))
     }
 
     fn folder(&mut self, path: &[u8], name: &[u8], member: &Member) -> Result<()> {
-        match mkdirat(self.here()?, name, Mode::RWXU) {
+        match mkdirat(self.parent_fd()?, name, Mode::RWXU) {
             Ok(()) => {}
             Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
             Err(Errno::EXIST) => {
-                let found = for_member(statat(self.here()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
+                let found = for_member(statat(self.parent_fd()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
                 if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
                     self.stale = true;
-                    for_member(unlinkat(self.here()?, name, AtFlags::empty()), member)?;
-                    for_member(mkdirat(self.here()?, name, Mode::RWXU), member)?;
+                    for_member(unlinkat(self.parent_fd()?, name, AtFlags::empty()), member)?;
+                    for_member(mkdirat(self.parent_fd()?, name, Mode::RWXU), member)?;
                 }
             }
             Err(error) => return for_member(Err(error), member),
         }
         let folder =
-            for_member(openat(self.here()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
+            for_member(openat(self.parent_fd()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
         // Sticky and set-group-id mean something on folders, set-user-id nothing.
         let mode = if self.rules.exact { member.mode } else { member.mode & 0o3777 };
-        let later = (!self.owns() && mode & 0o700 != 0o700).then(|| Mode::from_raw_mode(mode));
+        let later = (!self.can_chown() && mode & 0o700 != 0o700).then(|| Mode::from_raw_mode(mode));
         self.attributes(&folder, member, if later.is_some() { mode | 0o700 } else { mode })?;
         self.times.push((path.to_vec(), self.times(member), later));
         Ok(())
@@ -267,8 +271,8 @@ impl Writer {
         let mode = Mode::from_raw_mode(member.mode);
         self.make(name, member, |at, name| mknodat(at, name, device.kind, mode, number))?;
         let (uid, gid) = self.owner(member);
-        let at = self.here()?;
-        if self.owns() {
+        let at = self.parent_fd()?;
+        if self.can_chown() {
             for_member(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
         }
         // Against the umask; a device is never followed anywhere.
@@ -276,7 +280,12 @@ impl Writer {
         for_member(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)
     }
 
-    fn file(&mut self, name: &[u8], member: &Member, content: &mut Content<'_>) -> Result<Option<Hash>> {
+    fn file(
+        &mut self,
+        name: &[u8],
+        member: &Member,
+        content: &mut MemberContent<'_>,
+    ) -> Result<Option<FileDigest>> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut made = None;
         self.make(name, member, |at, name| {
@@ -285,25 +294,25 @@ impl Writer {
         })?;
         let mut file = File::from(made.ok_or_else(|| Error::internal("a file that was not made"))?);
         let mut at = 0_u64;
-        let mut digest = self.rules.exact.then(|| sums::begin(member));
+        let mut digest = self.rules.exact.then(|| sums::start_digest(member));
         content.read(member, &mut |part| {
             match part {
-                Part::Data(chunk, part) => {
+                ContentPart::Data(chunk, part) => {
                     if at > 0 {
                         // Behind a hole; where there was none, it is where we are.
                         use std::io::{Seek as _, SeekFrom};
-                        file.seek(SeekFrom::Start(at)).at("write", shown(&member.path))?;
+                        file.seek(SeekFrom::Start(at)).at("write", display_path(&member.path))?;
                     }
-                    file.write_all(&chunk.bytes()[part.clone()]).at("write", shown(&member.path))?;
+                    file.write_all(&chunk.bytes()[part.clone()]).at("write", display_path(&member.path))?;
                     at += part.len() as u64;
-                    self.look_for_room(part.len() as u64)?;
+                    self.check_room(part.len() as u64)?;
                     match (&mut digest, &self.hasher) {
                         (Some(digest), _) => digest.update(&chunk.bytes()[part]),
                         (None, Some(hasher)) => hasher.bytes(chunk, part),
                         (None, None) => {}
                     }
                 }
-                Part::Hole(length) => {
+                ContentPart::Hole(length) => {
                     at += length;
                     if let Some(hasher) = &self.hasher {
                         hasher.zeros(length);
@@ -317,7 +326,7 @@ impl Writer {
             let most = self.rules.bytes >> 30;
             return Err(Error::new(Code::InvalidImage, format!("It unpacks to more than {most} GiB")));
         }
-        file.set_len(member.size).at("write", shown(&member.path))?;
+        file.set_len(member.size).at("write", display_path(&member.path))?;
         self.attributes(&file, member, member.mode)?;
         for_member(futimens(&file, &self.times(member)), member)?;
         if let Some(hasher) = &self.hasher {
@@ -331,14 +340,14 @@ impl Writer {
         let exact = self.rules.exact;
         let known = exact || member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
         let (uid, gid) = self.owner(member);
-        if self.owns() {
+        if self.can_chown() {
             for_member(fchown(&file, Some(uid), Some(gid)), member)?;
         }
-        let folder = member.kind == Kind::Folder;
+        let folder = member.kind == MemberKind::Folder;
         let mode = if known || folder { mode } else { mode & 0o1777 };
         for_member(fchmod(&file, Mode::from_raw_mode(mode)), member)?;
         for (name, value) in &member.attributes {
-            if !(exact || counts(name)) || value.len() > limits::IMAGE_XATTR_BYTES || !known {
+            if !(exact || is_content_xattr(name)) || value.len() > limits::IMAGE_XATTR_BYTES || !known {
                 self.left_out.attributes += 1;
                 continue;
             }
@@ -366,7 +375,7 @@ impl Writer {
     }
 
     /// Whether owners can be set; another user than root restores what is its own.
-    fn owns(&self) -> bool {
+    fn can_chown(&self) -> bool {
         !self.rules.exact || rustix::process::geteuid().is_root()
     }
 
@@ -385,15 +394,15 @@ impl Writer {
         member: &Member,
         mut make: impl FnMut(&OwnedFd, &[u8]) -> rustix::io::Result<()>,
     ) -> Result<()> {
-        match make(self.here()?, name) {
+        match make(self.parent_fd()?, name) {
             Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
             Err(Errno::EXIST) => {}
             made => return for_member(made, member),
         }
-        match unlinkat(self.here()?, name, AtFlags::empty()) {
+        match unlinkat(self.parent_fd()?, name, AtFlags::empty()) {
             Ok(()) => {}
             Err(Errno::ISDIR) => {
-                let at = format!("/proc/self/fd/{}", self.here()?.as_raw_fd());
+                let at = format!("/proc/self/fd/{}", self.parent_fd()?.as_raw_fd());
                 let text = std::str::from_utf8(name);
                 let text = text.map_err(|_| refused(member, "replaces a folder and is not UTF-8"))?;
                 tree::remove_tree(Path::new(&at), text)?;
@@ -401,10 +410,10 @@ impl Writer {
             Err(error) => return for_member(Err(error), member),
         }
         self.stale = true;
-        for_member(make(self.here()?, name), member)
+        for_member(make(self.parent_fd()?, name), member)
     }
 
-    fn here(&self) -> Result<&OwnedFd> {
+    fn parent_fd(&self) -> Result<&OwnedFd> {
         self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(|| Error::internal("no folder was entered"))
     }
 
@@ -458,13 +467,13 @@ impl Writer {
     }
 
     /// Every now and then looks whether there is room for more, `written` bytes after the last call.
-    fn look_for_room(&mut self, written: u64) -> Result<()> {
-        self.unlooked = self.unlooked.saturating_add(written.max(16 << 10));
-        if self.unlooked < 16 << 20 { Ok(()) } else { self.room() }
+    fn check_room(&mut self, written: u64) -> Result<()> {
+        self.unchecked_bytes = self.unchecked_bytes.saturating_add(written.max(16 << 10));
+        if self.unchecked_bytes < 16 << 20 { Ok(()) } else { self.room() }
     }
 
     fn room(&mut self) -> Result<()> {
-        self.unlooked = 0;
+        self.unchecked_bytes = 0;
         let room = fstatvfs(&self.root).at("look at", &self.path)?;
         let bytes = room.f_bavail.saturating_mul(room.f_frsize);
         // Some file systems have no fixed number of files, and say 0.
@@ -495,13 +504,14 @@ fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags, exact: bool) -> rustix::i
 }
 
 /// The path without what means nothing: slashes at both ends, `.`; empty for the root itself.
-pub(super) fn normal(path: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => {}
             b".." => {
-                let message = format!("'{}' leads out of the archive with '..'", shown(path).escape_debug());
+                let message =
+                    format!("'{}' leads out of the archive with '..'", display_path(path).escape_debug());
                 return Err(Error::new(Code::InvalidImage, message));
             }
             part => parts.push(part),
@@ -551,12 +561,12 @@ fn for_member<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
         Err(Errno::INVAL | Errno::ILSEQ | Errno::MLINK | Errno::PERM | Errno::ISDIR | Errno::RANGE) => {
             Err(refused(member, "cannot be made as it is described"))
         }
-        result => result.at("unpack", shown(&member.path)),
+        result => result.at("unpack", display_path(&member.path)),
     }
 }
 
 fn refused(member: &Member, problem: &str) -> Error {
-    let path = shown(&member.path);
+    let path = display_path(&member.path);
     Error::new(Code::InvalidImage, format!("'{}' of the archive {problem}", path.escape_debug()))
 }
 
@@ -564,7 +574,7 @@ fn too_deep(most: usize) -> Error {
     Error::new(Code::InvalidImage, format!("The tree is deeper than {most} folders"))
 }
 
-fn shown(path: &[u8]) -> String {
+fn display_path(path: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(path).chars().take(200).collect();
     if text.is_empty() { "/".to_owned() } else { text }
 }

@@ -54,7 +54,7 @@ pub(super) fn check_part(part: &str) -> Result<()> {
 }
 
 /// Whether a file or folder of this name is never part of a skill: desktops, editors and version control leave them.
-pub fn is_litter(name: &str) -> bool {
+pub fn is_ignored_name(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         ".DS_Store",
         "__MACOSX",
@@ -116,7 +116,7 @@ impl Library {
         while let Some(below) = folders.pop() {
             let folder = if below.is_empty() { top.to_owned() } else { format!("{top}/{below}") };
             for entry in root.entries(&folder, limits::LIBRARY_ENTRIES)? {
-                if is_litter(&entry) || check_part(&entry).is_err() {
+                if is_ignored_name(&entry) || check_part(&entry).is_err() {
                     continue;
                 }
                 if files.len() + folders.len() >= limits::LIBRARY_ENTRIES {
@@ -144,10 +144,10 @@ mod tests {
     #[test]
     fn what_desktops_and_editors_leave_is_no_part_of_a_skill() {
         for name in [".DS_Store", "._x", "__MACOSX", ".x.swp", ".SKILL.md.swo", ".#x", ".git"] {
-            assert!(is_litter(name), "{name}");
+            assert!(is_ignored_name(name), "{name}");
         }
         for name in ["x", ".env.example", ".gitignore", "a.swp", ".config", "x~"] {
-            assert!(!is_litter(name), "{name}");
+            assert!(!is_ignored_name(name), "{name}");
         }
     }
 

@@ -5,28 +5,28 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::skill::{FOLDER, MAIN, Skill, folder};
+use super::skill::{FOLDER, LibrarySkill, MAIN, folder};
 use super::template;
 use super::text::TextKind;
-use super::unzip::{Skipped, Unpacked, UnpackedFile};
+use super::unzip::{SkippedEntry, UnpackedFile, UnpackedSkill};
 use super::{Library, check_name, unzip};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
 /// Entries on their way in or out have names that begin so, beside those that are complete.
-const STAGE: &str = ".importing-";
+const STAGING_PREFIX: &str = ".importing-";
 
 /// A new name for one.
-pub(super) fn stage() -> String {
-    format!("{STAGE}{}", uuid::Uuid::new_v4())
+pub(super) fn staging_name() -> String {
+    format!("{STAGING_PREFIX}{}", uuid::Uuid::new_v4())
 }
 
 /// A skill that was made of an archive.
 #[derive(Debug, Serialize)]
 pub struct ImportedSkill {
     #[serde(flatten)]
-    skill: Skill,
+    skill: LibrarySkill,
     /// Entries of the archive that were left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     skipped: Vec<String>,
@@ -66,23 +66,23 @@ impl Library {
     pub fn import_skill(&self, name: &str, file_name: &str, bytes: Vec<u8>) -> Result<ImportedSkill> {
         let name = self.new_skill(name)?;
         let kind = file_name.rsplit_once('.').map(|(_, kind)| kind.to_ascii_lowercase());
-        let mut unpacked = Unpacked::default();
+        let mut unpacked = UnpackedSkill::default();
         match kind.as_deref() {
             Some("md") => {
                 unpacked.files.insert(MAIN.to_owned(), UnpackedFile { bytes, executable: false });
             }
             // What Claude exports is a zip archive of this name.
-            Some("zip" | "skill") => unpacked = arranged(unzip::files(bytes).map_err(refused)?)?,
+            Some("zip" | "skill") => unpacked = normalize_layout(unzip::unpack(bytes).map_err(refused)?)?,
             _ => return Err(refused("Unsupported file type. Please upload a .zip or .md file")),
         }
-        let Unpacked { files, skipped } = unpacked;
+        let UnpackedSkill { files, skipped } = unpacked;
         check_main(&files[MAIN].bytes)?;
         let root = self.root()?;
-        let stage = format!("{FOLDER}/{}", stage());
+        let stage = format!("{FOLDER}/{}", staging_name());
         let done = write(&root, &stage, &files).and_then(|()| {
             let _writes = lock(&self.writes);
             self.new_skill(&name)?;
-            root.move_away(&stage, &folder(&name))
+            root.move_to_free_name(&stage, &folder(&name))
         });
         if done.is_err() {
             root.remove_tree(&stage)?;
@@ -91,7 +91,7 @@ impl Library {
         files.keys().for_each(|path| self.own.note(&root, &format!("{}/{path}", folder(&name))));
         let (skipped, warnings) = skipped
             .into_iter()
-            .map(|Skipped { name, reason }| {
+            .map(|SkippedEntry { name, reason }| {
                 let warning = format!("'{}' was left out: {reason}", name.escape_debug());
                 (name, warning)
             })
@@ -105,7 +105,7 @@ impl Library {
         let texts = TextKind::ALL.map(TextKind::folder);
         for folder in texts.into_iter().chain([FOLDER, template::FOLDER]) {
             for entry in root.entries(folder, limits::LIBRARY_ENTRIES)? {
-                if entry.starts_with(STAGE) {
+                if entry.starts_with(STAGING_PREFIX) {
                     root.remove_tree(&format!("{folder}/{entry}"))?;
                 }
             }
@@ -127,8 +127,8 @@ fn write(root: &Root, stage: &str, files: &BTreeMap<String, UnpackedFile>) -> Re
 
 /// An archive's files as they are to lie in the skill: without the one folder that all of them lie in, and with the main
 /// file's name as agents know it (archives made for Claude call it `Skill.md`, too).
-fn arranged(unpacked: Unpacked) -> Result<Unpacked> {
-    let Unpacked { files, mut skipped } = unpacked;
+fn normalize_layout(unpacked: UnpackedSkill) -> Result<UnpackedSkill> {
+    let UnpackedSkill { files, mut skipped } = unpacked;
     // Hidden files beside the one folder are not the skill's: `.github` of a repository.
     let visible = || files.keys().filter(|path| !path.starts_with('.'));
     let first = visible().next().and_then(|path| path.split_once('/')).map(|(top, _)| format!("{top}/"));
@@ -136,11 +136,11 @@ fn arranged(unpacked: Unpacked) -> Result<Unpacked> {
     let mut kept = BTreeMap::new();
     for (path, file) in files {
         let Some(below) = path.strip_prefix(&top) else {
-            skipped.push(Skipped { name: path, reason: "it lies beside the skill's folder".into() });
+            skipped.push(SkippedEntry { name: path, reason: "it lies beside the skill's folder".into() });
             continue;
         };
         if below.split('/').count() > limits::LIBRARY_PATH_PARTS {
-            skipped.push(Skipped { name: path, reason: "its path has too many folders".into() });
+            skipped.push(SkippedEntry { name: path, reason: "its path has too many folders".into() });
             continue;
         }
         let below = if below.eq_ignore_ascii_case(MAIN) { MAIN } else { below };
@@ -149,12 +149,12 @@ fn arranged(unpacked: Unpacked) -> Result<Unpacked> {
         }
     }
     if kept.contains_key(MAIN) {
-        return Ok(Unpacked { files: kept, skipped });
+        return Ok(UnpackedSkill { files: kept, skipped });
     }
     let mut message =
         "No SKILL.md found in the uploaded archive: it lies at the top, or in the one folder that is there"
             .to_owned();
-    for Skipped { name, reason } in skipped.iter().take(limits::ERROR_TAIL_LINES) {
+    for SkippedEntry { name, reason } in skipped.iter().take(limits::ERROR_TAIL_LINES) {
         message += &format!("; '{}' cannot be used: {reason}", name.escape_debug());
     }
     Err(refused(message))

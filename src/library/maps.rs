@@ -9,18 +9,18 @@ use crate::store::jsonc;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Map {
+pub enum LibraryMap {
     /// `plugins.json`
     Plugins,
     /// `mcp/servers.json`
     Mcps,
 }
 
-impl Map {
+impl LibraryMap {
     fn path(self) -> &'static str {
         match self {
-            Map::Plugins => "plugins.json",
-            Map::Mcps => "mcp/servers.json",
+            LibraryMap::Plugins => "plugins.json",
+            LibraryMap::Mcps => "mcp/servers.json",
         }
     }
 
@@ -31,9 +31,9 @@ impl Map {
         match self {
             _ if !entry.is_object() => Some("is not an object"),
             _ if !flag => Some("has an `enabled` that is neither true nor false"),
-            Map::Plugins if !text("package") => Some("has no `package`"),
-            Map::Plugins => None,
-            Map::Mcps => match entry.get("type").and_then(Value::as_str) {
+            LibraryMap::Plugins if !text("package") => Some("has no `package`"),
+            LibraryMap::Plugins => None,
+            LibraryMap::Mcps => match entry.get("type").and_then(Value::as_str) {
                 Some("local") => {
                     let command = entry.get("command").and_then(Value::as_array);
                     let good = command.is_some_and(|c| !c.is_empty() && c.iter().all(Value::is_string));
@@ -51,7 +51,7 @@ impl Library {
     ///
     /// # Errors
     /// `InvalidPayload` when somebody has broken the file: the message says where.
-    pub fn map(&self, map: Map) -> Result<Object<String, Value>> {
+    pub fn map(&self, map: LibraryMap) -> Result<Object<String, Value>> {
         let Some(text) = self.read(map.path())? else { return Ok(Object::new()) };
         let refuse = |why: String| {
             let path = map.path();
@@ -94,7 +94,7 @@ impl Library {
     ///
     /// # Errors
     /// `InvalidPayload` with the entry that cannot be.
-    pub fn put_map(&self, map: Map, entries: &Object<String, Value>) -> Result<()> {
+    pub fn put_map(&self, map: LibraryMap, entries: &Object<String, Value>) -> Result<()> {
         for (name, entry) in entries {
             let fault = if name.trim().is_empty() { Some("has no name") } else { map.fault(entry) };
             if let Some(fault) = fault {
@@ -105,7 +105,7 @@ impl Library {
         let mut entries = entries.clone();
         redact::restore(&mut entries, &self.map(map).unwrap_or_default());
         let mut text = serde_json::to_string_pretty(&entries)
-            .map_err(|error| Error::internal("library").because(error))?;
+            .map_err(|error| Error::internal("library").with_source(error))?;
         text.push('\n');
         let _writes = lock(&self.writes);
         self.write(map.path(), &text)

@@ -26,22 +26,22 @@ use crate::store::beneath::Root;
 use crate::store::file;
 use crate::store::tree::mounts_below;
 
-pub use folder::{SKILL_LIMITS, SkillFolder, SkillPart, is_litter};
+pub use folder::{SKILL_LIMITS, SkillFolder, SkillPart, is_ignored_name};
 pub use front_matter::with_name;
 pub use import::ImportedSkill;
-pub use maps::Map;
-pub use seal::Key;
-pub use skill::{MAIN, Skill, SkillFile, SkillListed};
-pub use template::{Template, TemplateFields, TemplateListed};
-pub use text::{Text, TextKind, TextListed};
-use watch::Own;
+pub use maps::LibraryMap;
+pub use seal::LibraryKey;
+pub use skill::{LibrarySkill, MAIN, SkillFile, SkillSummary};
+pub use template::{Template, TemplateFields, TemplateSummary};
+pub use text::{LibraryText, TextKind, TextSummary};
+use watch::OwnWrites;
 
 /// The folder.
 pub struct Library {
     folder: PathBuf,
-    key: Key,
+    key: LibraryKey,
     writes: Mutex<()>,
-    own: Own,
+    own: OwnWrites,
 }
 
 impl Library {
@@ -49,12 +49,12 @@ impl Library {
     ///
     /// # Errors
     /// When the folder cannot be made.
-    pub fn open(folder: &Path, key: Key) -> Result<Library> {
+    pub fn open(folder: &Path, key: LibraryKey) -> Result<Library> {
         if !folder.is_dir() {
             file::create_dir_private(folder)?;
         }
         let library =
-            Library { folder: folder.to_owned(), key, writes: Mutex::default(), own: Own::default() };
+            Library { folder: folder.to_owned(), key, writes: Mutex::default(), own: OwnWrites::default() };
         library.sweep_stages()?;
         Ok(library)
     }
@@ -111,8 +111,8 @@ impl Library {
         // What was there is no news to the watcher. Where there is too much to list, workspaces are synced once more.
         let below = self.all_below(rel).unwrap_or_default();
         let (folder, _) = rel.rsplit_once('/').unwrap_or(("", rel));
-        let aside = format!("{folder}/{}", import::stage());
-        if root.move_away(rel, &aside)? {
+        let aside = format!("{folder}/{}", import::staging_name());
+        if root.move_to_free_name(rel, &aside)? {
             self.own.note(&root, rel);
             below.iter().for_each(|path| self.own.note(&root, &format!("{rel}/{path}")));
             root.remove_tree(&aside)?;

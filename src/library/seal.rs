@@ -21,23 +21,23 @@ const CLOSE: &str = "</encrypted>";
 const NONCE_BYTES: usize = 12;
 
 /// What seals and opens: given, or kept in a file that is made with the first secret.
-pub struct Key {
+pub struct LibraryKey {
     file: PathBuf,
     bytes: Mutex<Option<[u8; 32]>>,
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for LibraryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.file.display())
     }
 }
 
-impl Key {
+impl LibraryKey {
     /// The key in `given`, or else in `file`.
     ///
     /// # Errors
     /// `Config` when `given` is no key.
-    pub fn new(given: Option<&str>, file: &Path) -> Result<Key> {
+    pub fn new(given: Option<&str>, file: &Path) -> Result<LibraryKey> {
         let bytes = given
             .map(|text| {
                 parse(text).ok_or_else(|| {
@@ -45,7 +45,7 @@ impl Key {
                 })
             })
             .transpose()?;
-        Ok(Key { file: file.to_owned(), bytes: Mutex::new(bytes) })
+        Ok(LibraryKey { file: file.to_owned(), bytes: Mutex::new(bytes) })
     }
 
     /// Reads the key, or makes it if `make`.
@@ -123,24 +123,24 @@ fn parse(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn what_is_sealed_opens_with_its_key_only() {
-        let folder = Scratch::new();
-        let key = Key::new(None, &folder.join("key")).unwrap();
+        let folder = TestFolder::new();
+        let key = LibraryKey::new(None, &folder.join("key")).unwrap();
         let sealed = key.seal("s3cret é").unwrap();
         assert!(is_sealed(&sealed) && !sealed.contains("s3cret"));
         assert_ne!(sealed, key.seal("s3cret é").unwrap(), "the nonce is new each time");
         assert_eq!(key.seal(&sealed).unwrap(), sealed);
         assert_eq!(key.open(&sealed).as_deref(), Some("s3cret é"));
-        let again = Key::new(None, &folder.join("key")).unwrap();
+        let again = LibraryKey::new(None, &folder.join("key")).unwrap();
         assert_eq!(again.open(&sealed).as_deref(), Some("s3cret é"));
-        let other = Key::new(Some(&"ab".repeat(32)), &folder.join("none")).unwrap();
+        let other = LibraryKey::new(Some(&"ab".repeat(32)), &folder.join("none")).unwrap();
         assert_eq!(other.open(&sealed), None);
         let mut broken = sealed.into_bytes();
         broken[30] ^= 1;
         assert_eq!(key.open(&String::from_utf8(broken).unwrap()), None);
-        assert!(Key::new(Some("short"), Path::new("/")).is_err());
+        assert!(LibraryKey::new(Some("short"), Path::new("/")).is_err());
     }
 }

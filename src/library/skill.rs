@@ -9,7 +9,7 @@ use crate::base::{Code, Error, Result};
 
 /// A row of the list.
 #[derive(Debug, Serialize)]
-pub struct SkillListed {
+pub struct SkillSummary {
     /// Its name.
     pub name: String,
     /// From the front matter.
@@ -43,10 +43,10 @@ pub struct SkillFile {
 
 /// A skill, whole.
 #[derive(Debug, Serialize)]
-pub struct Skill {
+pub struct LibrarySkill {
     /// What the list has too.
     #[serde(flatten)]
-    pub listed: SkillListed,
+    pub listed: SkillSummary,
     /// `SKILL.md`.
     pub content: String,
     /// The Markdown files beside it.
@@ -68,14 +68,14 @@ impl Library {
     ///
     /// # Errors
     /// When the library cannot be read.
-    pub fn skills(&self) -> Result<Vec<SkillListed>> {
+    pub fn skills(&self) -> Result<Vec<SkillSummary>> {
         let mut rows = Vec::new();
         for name in self.names(FOLDER, "")? {
             match self.read(&format!("{}/{MAIN}", folder(&name))) {
                 Ok(Some(content)) => rows.push(listed(name, &content)),
                 Ok(None) => {}
                 Err(error) => {
-                    let broken = SkillListed { error: Some(error.message().to_owned()), ..listed(name, "") };
+                    let broken = SkillSummary { error: Some(error.message().to_owned()), ..listed(name, "") };
                     rows.push(broken);
                 }
             }
@@ -92,7 +92,7 @@ impl Library {
     ///
     /// # Errors
     /// `InvalidName`, `NotInLibrary`; `InvalidPath` for a file in it that cannot be read as text.
-    pub fn skill(&self, name: &str) -> Result<Skill> {
+    pub fn skill(&self, name: &str) -> Result<LibrarySkill> {
         check_name(name)?;
         let content =
             self.read(&format!("{}/{MAIN}", folder(name)))?.ok_or_else(|| missing("Skill", name))?;
@@ -114,7 +114,7 @@ impl Library {
                 references.push(path);
             }
         }
-        Ok(Skill { listed: listed(name.to_owned(), &content), content, files, references })
+        Ok(LibrarySkill { listed: listed(name.to_owned(), &content), content, files, references })
     }
 
     /// Writes a skill's `SKILL.md`.
@@ -188,12 +188,12 @@ impl Library {
     }
 }
 
-fn listed(name: String, content: &str) -> SkillListed {
+fn listed(name: String, content: &str) -> SkillSummary {
     let (matter, error) = match front_matter::read(content) {
         Ok(matter) => (matter, None),
         Err(error) => (front_matter::FrontMatter::default(), Some(error)),
     };
-    SkillListed {
+    SkillSummary {
         path: folder(&name),
         name,
         description: matter.description,

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Library, check_name, missing, seal};
-use crate::base::fields::Fields as Known;
+use crate::base::fields::KnownFields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits, object};
-use crate::store::allowlist::{self, Mount};
+use crate::store::allowlist::{self, MountRequest};
 use crate::store::jsonc;
 
 /// A template's file, and the body that writes it. What is missing is empty.
@@ -46,7 +46,7 @@ pub struct TemplateFields {
     pub shared_network: Option<bool>,
     /// Folders of the host in the container.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "object::list")]
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<MountRequest>,
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tailscale_mode: Option<String>,
@@ -60,7 +60,9 @@ pub struct TemplateFields {
 impl TemplateFields {
     /// Returns the fields that a body may have; `resources` are those of a workspace's resources.
     pub fn known(resources: Known) -> Known {
-        Known::of::<TemplateFields>().below("resources", resources).below("mounts", Known::of::<Mount>())
+        Known::from_type::<TemplateFields>()
+            .with_nested("resources", resources)
+            .with_nested("mounts", Known::from_type::<MountRequest>())
     }
 }
 
@@ -78,7 +80,7 @@ pub struct Template {
 
 /// A row of the list.
 #[derive(Debug, Default, Serialize)]
-pub struct TemplateListed {
+pub struct TemplateSummary {
     /// Its name.
     pub name: String,
     /// For people.
@@ -134,9 +136,9 @@ impl Library {
     ///
     /// # Errors
     /// When the library cannot be read.
-    pub fn templates(&self) -> Result<Vec<TemplateListed>> {
+    pub fn templates(&self) -> Result<Vec<TemplateSummary>> {
         let row = |name: String| match self.stored(&name) {
-            Ok(fields) => TemplateListed {
+            Ok(fields) => TemplateSummary {
                 path: path(&name),
                 name,
                 description: fields.description,
@@ -146,11 +148,11 @@ impl Library {
                 init_scripts: fields.init_scripts,
                 error: None,
             },
-            Err(error) => TemplateListed {
+            Err(error) => TemplateSummary {
                 path: path(&name),
                 name,
                 error: Some(error.message().to_owned()),
-                ..TemplateListed::default()
+                ..TemplateSummary::default()
             },
         };
         Ok(self.names(FOLDER, ".json")?.into_iter().map(row).collect())
@@ -202,8 +204,8 @@ impl Library {
                 *value = self.key.seal(value)?;
             }
         }
-        let mut text = serde_json::to_string_pretty(&Stored { name: name.to_owned(), fields })
-            .map_err(|error| Error::internal("template").because(error))?;
+        let mut text = serde_json::to_string_pretty(&StoredTemplate { name: name.to_owned(), fields })
+            .map_err(|error| Error::internal("template").with_source(error))?;
         text.push('\n');
         let _writes = lock(&self.writes);
         self.write(&path(name), &text)
@@ -231,7 +233,7 @@ impl Library {
 
 /// The file: the name stands in it too, as sandboxed.sh writes it.
 #[derive(Serialize)]
-struct Stored {
+struct StoredTemplate {
     name: String,
     #[serde(flatten)]
     fields: TemplateFields,

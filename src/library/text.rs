@@ -21,7 +21,7 @@ pub enum TextKind {
 
 /// A row of a list.
 #[derive(Debug, Serialize)]
-pub struct TextListed {
+pub struct TextSummary {
     /// Its name.
     pub name: String,
     /// What its head says of it.
@@ -36,10 +36,10 @@ pub struct TextListed {
 
 /// One of them, whole.
 #[derive(Debug, Serialize)]
-pub struct Text {
+pub struct LibraryText {
     /// What the list has too.
     #[serde(flatten)]
-    pub listed: TextListed,
+    pub listed: TextSummary,
     /// The file's text.
     pub content: String,
 }
@@ -124,7 +124,7 @@ impl Library {
     ///
     /// # Errors
     /// When the library cannot be read.
-    pub fn texts(&self, kind: TextKind) -> Result<Vec<TextListed>> {
+    pub fn texts(&self, kind: TextKind) -> Result<Vec<TextSummary>> {
         // An init script is a folder; the others are files.
         let suffix = if kind == TextKind::InitScript { "" } else { kind.suffix() };
         let mut rows = Vec::new();
@@ -133,7 +133,7 @@ impl Library {
                 Ok(text) => rows.push(text.listed),
                 // A folder without a script in it.
                 Err(error) if error.code() == Code::NotInLibrary => {}
-                Err(error) => rows.push(TextListed {
+                Err(error) => rows.push(TextSummary {
                     path: kind.path(&name),
                     name,
                     description: None,
@@ -148,7 +148,7 @@ impl Library {
     ///
     /// # Errors
     /// `InvalidName`, `NotInLibrary`.
-    pub fn text(&self, kind: TextKind, name: &str) -> Result<Text> {
+    pub fn text(&self, kind: TextKind, name: &str) -> Result<LibraryText> {
         check_name(name)?;
         let path = kind.path(name);
         let content = self.read(&path)?.ok_or_else(|| kind.missing(name))?;
@@ -156,7 +156,7 @@ impl Library {
             Ok(description) => (description, None),
             Err(error) => (None, Some(error)),
         };
-        Ok(Text { listed: TextListed { name: name.to_owned(), description, path, error }, content })
+        Ok(LibraryText { listed: TextSummary { name: name.to_owned(), description, path, error }, content })
     }
 
     /// Writes one of a kind.

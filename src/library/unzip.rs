@@ -8,15 +8,15 @@ use std::io::Read;
 
 use rawzip::{CompressionMethod, CreatorSystem, ZipArchive, ZipFileHeaderRecord};
 
-use super::folder::{check_part, is_litter};
+use super::folder::{check_part, is_ignored_name};
 use super::zip_names;
 use crate::base::limits;
 
 /// An archive's files, and what it has beside them.
 #[derive(Debug, Default)]
-pub(super) struct Unpacked {
+pub(super) struct UnpackedSkill {
     pub(super) files: BTreeMap<String, UnpackedFile>,
-    pub(super) skipped: Vec<Skipped>,
+    pub(super) skipped: Vec<SkippedEntry>,
 }
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct UnpackedFile {
 
 /// An entry that was left out.
 #[derive(Debug)]
-pub(super) struct Skipped {
+pub(super) struct SkippedEntry {
     pub(super) name: String,
     pub(super) reason: String,
 }
@@ -39,12 +39,12 @@ const ENTRIES: usize = 10 * limits::SKILL_FILES;
 ///
 /// # Errors
 /// What is wrong with the archive, for a person.
-pub(super) fn files(mut archive: Vec<u8>) -> Result<Unpacked, String> {
+pub(super) fn unpack(mut archive: Vec<u8>) -> Result<UnpackedSkill, String> {
     let broken = |error: rawzip::Error| format!("It is not a zip archive that can be read: {error}");
     cut_comment(&mut archive);
     let zip = ZipArchive::from_slice(&archive).map_err(broken)?;
     let mut entries = zip.entries();
-    let (mut unpacked, mut folders, mut ranges) = (Unpacked::default(), BTreeSet::new(), Vec::new());
+    let (mut unpacked, mut folders, mut ranges) = (UnpackedSkill::default(), BTreeSet::new(), Vec::new());
     let (mut count, mut left) = (0, limits::SKILL_BYTES);
     while let Some(entry) = entries.next_entry().map_err(broken)? {
         count += 1;
@@ -58,15 +58,15 @@ pub(super) fn files(mut archive: Vec<u8>) -> Result<Unpacked, String> {
         ranges.push(packed.compressed_data_range());
         let name = zip_names::read(&entry)?;
         let kind = kind(&entry, &name.path)?;
-        if name.path.split('/').any(is_litter) {
+        if name.path.split('/').any(is_ignored_name) {
             continue;
         }
-        if name.folder || kind == Kind::Folder {
+        if name.folder || kind == ZipEntryKind::Folder {
             folders.insert(name.path);
             continue;
         }
-        if let Some(reason) = unusable(&entry, &name) {
-            unpacked.skipped.push(Skipped { name: name.path, reason });
+        if let Some(reason) = skip_reason(&entry, &name) {
+            unpacked.skipped.push(SkippedEntry { name: name.path, reason });
             continue;
         }
         if unpacked.files.len() == limits::SKILL_FILES {
@@ -122,26 +122,28 @@ fn cut_comment(archive: &mut Vec<u8>) {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ZipEntryKind {
     File,
     Folder,
 }
 
 /// What an entry is by its attributes. Those of Unix are read whichever system they are said to be from, as unzip(1) does.
-fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<Kind, String> {
+fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<ZipEntryKind, String> {
     let attributes = entry.external_attributes();
     let dos = !matches!(entry.version_made_by().creator_system(), CreatorSystem::UNIX | CreatorSystem::MACOS);
     match (attributes >> 16) & 0o170_000 {
-        0o040_000 => Ok(Kind::Folder),
-        0o100_000 => Ok(Kind::File),
+        0o040_000 => Ok(ZipEntryKind::Folder),
+        0o100_000 => Ok(ZipEntryKind::File),
         // Java and .NET write no attributes, others permissions without a type.
-        0 if dos && attributes & DOS_FOLDER != 0 && entry.uncompressed_size_hint() == 0 => Ok(Kind::Folder),
-        0 => Ok(Kind::File),
+        0 if dos && attributes & DOS_FOLDER != 0 && entry.uncompressed_size_hint() == 0 => {
+            Ok(ZipEntryKind::Folder)
+        }
+        0 => Ok(ZipEntryKind::File),
         0o120_000 | 0o140_000 | 0o060_000 | 0o020_000 | 0o010_000 => {
             let shown = path.escape_debug();
             Err(format!("'{shown}' is a link or a device; only files and folders can be imported"))
         }
-        _ => Ok(Kind::File),
+        _ => Ok(ZipEntryKind::File),
     }
 }
 
@@ -149,7 +151,7 @@ fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<Kind, String> {
 const DOS_FOLDER: u32 = 0x10;
 
 /// Why an entry cannot be used, though it does no harm.
-fn unusable(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> Option<String> {
+fn skip_reason(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> Option<String> {
     if name.undecodable {
         let reason = match entry.flags().is_utf8() {
             true => "its name is not UTF-8, as the archive states",

@@ -18,17 +18,17 @@ use rustix::event::PollFlags;
 use sha2::{Digest, Sha256};
 
 use super::folder::check_part;
-use super::{Library, check_name, is_litter};
+use super::{Library, check_name, is_ignored_name};
 use crate::base::thread::{self, JoinOnDrop, lock};
 use crate::base::{Result, limits};
-use crate::proc::bell::{Bell, Bells, Woken};
+use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
 use crate::store::beneath::Root;
-use crate::store::changes::{Change, Changes};
 use crate::store::file;
+use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
 /// What has changed in the library.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Changed {
+pub enum LibraryChange {
     /// Skills or tools of these names.
     Named(BTreeSet<String>),
     /// What all get whose agents berth configures: commands, agents, plugins, MCP servers, profiles.
@@ -37,14 +37,14 @@ pub enum Changed {
     Everything,
 }
 
-impl Changed {
+impl LibraryChange {
     /// The skill or tool of this name.
-    pub fn of(name: &str) -> Changed {
-        Changed::Named(BTreeSet::from([name.to_owned()]))
+    pub fn named(name: &str) -> LibraryChange {
+        LibraryChange::Named(BTreeSet::from([name.to_owned()]))
     }
 
     /// What files with these paths mean; `None`: nothing that is in a workspace.
-    fn by<'a>(paths: impl Iterator<Item = &'a str>) -> Option<Changed> {
+    fn from_paths<'a>(paths: impl Iterator<Item = &'a str>) -> Option<LibraryChange> {
         let (mut names, mut agents) = (BTreeSet::new(), false);
         for path in paths {
             let (kind, rest) = path.split_once('/').unwrap_or((path, ""));
@@ -58,42 +58,42 @@ impl Changed {
         }
         match (names.is_empty(), agents) {
             (true, false) => None,
-            (true, true) => Some(Changed::Agents),
-            (false, false) => Some(Changed::Named(names)),
-            (false, true) => Some(Changed::Everything),
+            (true, true) => Some(LibraryChange::Agents),
+            (false, false) => Some(LibraryChange::Named(names)),
+            (false, true) => Some(LibraryChange::Everything),
         }
     }
 }
 
 /// The watching, until this is dropped.
 #[derive(Debug)]
-pub struct Watch {
+pub struct LibraryWatch {
     ends: Arc<AtomicBool>,
-    bells: Bells,
+    bells: WaiterList,
     _thread: JoinOnDrop,
 }
 
-impl Drop for Watch {
+impl Drop for LibraryWatch {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::SeqCst);
-        self.bells.ring();
+        self.bells.notify_all();
     }
 }
 
 /// What tells one content of a file from another.
-type Stamp = (u64, u64, i64, i64, bool);
+type LibraryStamp = (u64, u64, i64, i64, bool);
 /// The files by path.
-type Seen = BTreeMap<String, Stamp>;
+type LibrarySnapshot = BTreeMap<String, LibraryStamp>;
 
-fn stamp(file: &Metadata) -> Stamp {
+fn stamp(file: &Metadata) -> LibraryStamp {
     (file.ino(), file.size(), file.mtime(), file.mtime_nsec(), file.mode() & 0o100 != 0)
 }
 
 /// What berth has written itself since the last look, by path; nothing: it has removed it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Own(Arc<Mutex<BTreeMap<String, Option<Stamp>>>>);
+pub(super) struct OwnWrites(Arc<Mutex<BTreeMap<String, Option<LibraryStamp>>>>);
 
-impl Own {
+impl OwnWrites {
     /// A file was just written or removed.
     pub(super) fn note(&self, root: &Root, rel: &str) {
         let now = root.metadata(rel).ok().flatten().filter(Metadata::is_file);
@@ -106,16 +106,16 @@ impl Own {
     }
 }
 
-struct Watcher<F> {
+struct LibraryWatcher<F> {
     folder: PathBuf,
     /// What the library was like at the last look lies here, so that the next server knows what changed in between.
     memory: PathBuf,
-    changes: Changes,
+    changes: FolderWatcher,
     watches: HashSet<i32>,
     /// The folder in which the library lies: the library itself may be replaced.
     above: Option<i32>,
-    seen: Seen,
-    own: Own,
+    seen: LibrarySnapshot,
+    own: OwnWrites,
     ends: Arc<AtomicBool>,
     changed: F,
 }
@@ -127,21 +127,21 @@ struct Watcher<F> {
 pub fn start(
     library: &Library,
     memory: &Path,
-    changed: impl Fn(&Changed, &dyn Fn() -> bool) + Send + 'static,
-) -> Result<Watch> {
+    changed: impl Fn(&LibraryChange, &dyn Fn() -> bool) + Send + 'static,
+) -> Result<LibraryWatch> {
     let ends: Arc<AtomicBool> = Arc::default();
-    let mut watcher = Watcher {
+    let mut watcher = LibraryWatcher {
         folder: library.folder.clone(),
         memory: memory.to_owned(),
-        changes: Changes::with_modes()?,
+        changes: FolderWatcher::with_modes()?,
         watches: HashSet::new(),
         above: None,
-        seen: Seen::new(),
+        seen: LibrarySnapshot::new(),
         own: library.own.clone(),
         ends: ends.clone(),
         changed,
     };
-    let (bell, bells) = (Bell::new()?, Bells::default());
+    let (bell, bells) = (Waiter::new()?, WaiterList::default());
     bells.add(&bell);
     let body = move || {
         watcher.begin();
@@ -149,23 +149,23 @@ pub fn start(
             log::error!("changes by hand in the library are not noticed any more: {error}");
         }
     };
-    Ok(Watch { ends, bells, _thread: thread::spawn("library-watch".into(), limits::STACK, body)? })
+    Ok(LibraryWatch { ends, bells, _thread: thread::spawn("library-watch".into(), limits::STACK, body)? })
 }
 
-impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
+impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
     /// The first look: what changed while no server was there, as far as one was there before.
     fn begin(&mut self) {
         let above = self.folder.parent().and_then(|above| Root::open(above).ok());
         self.above = above.and_then(|above| self.changes.watch(&above.open_folder("").ok()?).ok());
-        self.seen = self.look();
+        self.seen = self.scan();
         let before = file::read_optional(&self.memory, 4096).ok().flatten();
         if before.is_some_and(|before| before != self.digest().as_bytes()) {
-            self.tell(&Changed::Everything);
+            self.notify(&LibraryChange::Everything);
         }
-        self.remember();
+        self.store_digest();
     }
 
-    fn run(&mut self, bell: &Bell) -> Result<()> {
+    fn run(&mut self, bell: &Waiter) -> Result<()> {
         let mut due: Option<(Instant, Instant)> = None;
         loop {
             bell.arm();
@@ -178,7 +178,7 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
                 self.compare();
             }
             let deadline = due.map_or(now + Duration::from_secs(3600), |(at, _)| at);
-            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == Woken::Other
+            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == WakeReason::OtherReady
                 && self.read()?
             {
                 let now = Instant::now();
@@ -193,23 +193,24 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
         let own = self.folder.file_name().and_then(|name| name.to_str());
         let mut worth = false;
         self.changes.read(|change| match change {
-            Change::Anything => worth = true,
-            Change::Ended { watch, .. } => {
+            FolderChange::Overflow => worth = true,
+            FolderChange::WatchEnded { watch, .. } => {
                 worth |= self.watches.remove(&watch);
             }
-            Change::In { watch, name, .. } if Some(watch) == self.above => {
+            FolderChange::Entry { watch, name, .. } if Some(watch) == self.above => {
                 worth |= name.as_deref().is_some_and(|name| Some(name) == own);
             }
-            Change::In { name, itself, .. } => {
-                worth |= itself || name.is_some_and(|name| check_part(&name).is_ok() && !is_litter(&name));
+            FolderChange::Entry { name, itself, .. } => {
+                worth |=
+                    itself || name.is_some_and(|name| check_part(&name).is_ok() && !is_ignored_name(&name));
             }
         })?;
         Ok(worth)
     }
 
     fn compare(&mut self) {
-        let now = self.look();
-        let differs = |a: &Seen, b: &Seen| {
+        let now = self.scan();
+        let differs = |a: &LibrarySnapshot, b: &LibrarySnapshot| {
             a.iter()
                 .filter(|(path, stamp)| b.get(*path) != Some(*stamp))
                 .map(|(path, _)| path.clone())
@@ -219,21 +220,21 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
         paths.extend(differs(&self.seen, &now));
         let own = std::mem::take(&mut *lock(&self.own.0));
         let news = paths.iter().filter(|path| own.get(*path) != Some(&now.get(*path).copied()));
-        let changed = Changed::by(news.map(String::as_str));
+        let changed = LibraryChange::from_paths(news.map(String::as_str));
         self.seen = now;
         if let Some(changed) = changed {
-            self.tell(&changed);
+            self.notify(&changed);
         }
         if !paths.is_empty() {
-            self.remember();
+            self.store_digest();
         }
     }
 
-    fn tell(&self, changed: &Changed) {
+    fn notify(&self, changed: &LibraryChange) {
         (self.changed)(changed, &|| !self.ends.load(Ordering::SeqCst));
     }
 
-    fn remember(&self) {
+    fn store_digest(&self) {
         // Not when it was told to stop in the middle: the next server goes on.
         if !self.ends.load(Ordering::SeqCst)
             && let Err(error) = file::replace(&self.memory, self.digest().as_bytes(), 0o600)
@@ -243,8 +244,8 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
     }
 
     /// All files, and watches on all folders: each is watched before it is read, so that nothing is missed in between.
-    fn look(&mut self) -> Seen {
-        let mut seen = Seen::new();
+    fn scan(&mut self) -> LibrarySnapshot {
+        let mut seen = LibrarySnapshot::new();
         let before = std::mem::take(&mut self.watches);
         // One that is just being replaced comes back, and then the folder above tells.
         if let Ok(root) = Root::open(&self.folder) {
@@ -258,7 +259,7 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
                 self.watches.extend(watch);
                 for entry in root.entries(&folder, limits::LIBRARY_ENTRIES).unwrap_or_default() {
                     let counts = match folder.starts_with("skill/") {
-                        true => check_part(&entry).is_ok() && !is_litter(&entry),
+                        true => check_part(&entry).is_ok() && !is_ignored_name(&entry),
                         false => check_name(&entry).is_ok(),
                     };
                     if !counts {
@@ -276,7 +277,7 @@ impl<F: Fn(&Changed, &dyn Fn() -> bool)> Watcher<F> {
             }
         }
         for gone in before.difference(&self.watches) {
-            self.changes.forget(*gone);
+            self.changes.unwatch(*gone);
         }
         seen
     }
@@ -299,13 +300,13 @@ mod tests {
 
     #[test]
     fn paths_say_who_is_concerned() {
-        let by = |paths: &[&str]| Changed::by(paths.iter().copied());
-        assert_eq!(by(&["skill/a/SKILL.md", "skill/a/x/y.md"]), Some(Changed::of("a")));
-        assert_eq!(by(&["tool/b.ts"]), Some(Changed::of("b")));
+        let by = |paths: &[&str]| LibraryChange::from_paths(paths.iter().copied());
+        assert_eq!(by(&["skill/a/SKILL.md", "skill/a/x/y.md"]), Some(LibraryChange::named("a")));
+        assert_eq!(by(&["tool/b.ts"]), Some(LibraryChange::named("b")));
         assert_eq!(by(&["workspace-template/x.json", "init-script/y/SCRIPT.sh"]), None);
         for agents in ["command/x.md", "agent/x.md", "plugins.json", "mcp/servers.json"] {
-            assert_eq!(by(&[agents]), Some(Changed::Agents), "{agents}");
+            assert_eq!(by(&[agents]), Some(LibraryChange::Agents), "{agents}");
         }
-        assert_eq!(by(&["skill/a/SKILL.md", "plugins.json"]), Some(Changed::Everything));
+        assert_eq!(by(&["skill/a/SKILL.md", "plugins.json"]), Some(LibraryChange::Everything));
     }
 }

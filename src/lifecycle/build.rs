@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::feed::{Feed, Step};
-use super::jobs::Entered;
-use super::{ENDING, Lifecycle, build_log_path, site};
+use super::feed::{BuildFeed, BuildStep};
+use super::jobs::JobGuard;
+use super::{END_RUNS_TIMEOUT, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
 use crate::base::logging::counted;
 use crate::base::shares::Party;
@@ -18,15 +18,17 @@ use crate::base::{Code, Error, Result};
 use crate::images::BuildLog;
 use crate::images::Pull;
 use crate::proc::Cancel;
-use crate::roots::Site;
+use crate::roots::RootLocation;
 use crate::store::tree;
-use crate::workspaces::{Base, Job, Kind, Record, Status, Workspace};
+use crate::workspaces::{
+    ContainerBase, Workspace, WorkspaceJob, WorkspaceKind, WorkspaceRecord, WorkspaceStatus,
+};
 
 /// What a client may say of a build.
 #[derive(Clone, Debug)]
 pub struct BuildRequest {
     /// Another base than so far.
-    pub base: Option<Base>,
+    pub base: Option<ContainerBase>,
     /// A root that is there is given up.
     pub rebuild: bool,
     /// Whether the distribution's image may be made.
@@ -41,22 +43,27 @@ impl Lifecycle {
     /// # Errors
     /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`; `InvalidPayload`
     /// when an imported image is to be pulled.
-    pub fn start_build(self: &Arc<Self>, id: Uuid, asked: BuildRequest, party: Party) -> Result<Arc<Record>> {
+    pub fn start_build(
+        self: &Arc<Self>,
+        id: Uuid,
+        asked: BuildRequest,
+        party: Party,
+    ) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;
-        if workspace.record().shown.network() == Network::Private {
+        if workspace.record().view.network() == Network::Private {
             self.engine.networks().check()?;
         }
         let entered = self.enter_job(&workspace, true)?;
         let before = workspace.record();
         let BuildRequest { base, rebuild, pull } = asked;
         let has_root = self.has_root(&workspace, &before);
-        let begin = |record: &mut Record| {
+        let begin = |record: &mut WorkspaceRecord| {
             record.start_build(base.clone(), rebuild, has_root, self.built_distro(&workspace))?;
             self.check_image(record, pull)
         };
-        if has_root && !rebuild && before.shown.status == Status::Ready {
-            let mut accepted = Record::clone(&before);
+        if has_root && !rebuild && before.view.status == WorkspaceStatus::Ready {
+            let mut accepted = WorkspaceRecord::clone(&before);
             begin(&mut accepted)?;
             drop(entered);
             self.new_feed(id);
@@ -74,7 +81,7 @@ impl Lifecycle {
         };
         if let Err(refused) = self.builder.submit(party, job) {
             workspace.update(|record| {
-                *record = Record::clone(&before);
+                *record = WorkspaceRecord::clone(&before);
                 Ok(())
             })?;
             self.build_ended(&before);
@@ -85,10 +92,17 @@ impl Lifecycle {
     }
 
     /// The job on a builder's thread.
-    fn build(&self, workspace: &Workspace, before: &Record, pull: Pull, entered: Entered, feed: &Arc<Feed>) {
+    fn build(
+        &self,
+        workspace: &Workspace,
+        before: &WorkspaceRecord,
+        pull: Pull,
+        entered: JobGuard,
+        feed: &Arc<BuildFeed>,
+    ) {
         // Else it was cancelled, or the workspace deleted, while it waited for its turn.
         if entered.begin() {
-            let mut done = Done::Nothing;
+            let mut done = BuildProgress::Unchanged;
             let result = self.build_steps(workspace, pull, &entered.cancel, feed, &mut done);
             feed.end(result.as_ref().err());
             if let Err(error) = &result {
@@ -103,10 +117,10 @@ impl Lifecycle {
     fn finish_build(
         &self,
         workspace: &Workspace,
-        before: &Record,
-        entered: Entered,
+        before: &WorkspaceRecord,
+        entered: JobGuard,
         result: Result<()>,
-        done: Done,
+        done: BuildProgress,
     ) {
         if self.closing.load(Ordering::SeqCst) && result.as_ref().is_err_and(|e| e.code() == Code::Cancelled)
         {
@@ -115,32 +129,34 @@ impl Lifecycle {
             return;
         }
         let (status, message) = match result {
-            Ok(()) => (Status::Ready, None),
+            Ok(()) => (WorkspaceStatus::Ready, None),
             Err(error) if error.code() != Code::Cancelled => {
-                (Status::Error, Some(format!("Container build failed: {}", error.message())))
+                (WorkspaceStatus::Error, Some(format!("Container build failed: {}", error.message())))
             }
             Err(_) => match done {
-                Done::Nothing => (before.shown.status, before.shown.error_message.clone()),
-                Done::GivenUp => (Status::Pending, None),
-                Done::Kept => {
+                BuildProgress::Unchanged => (before.view.status, before.view.error_message.clone()),
+                BuildProgress::RootRemoved => (WorkspaceStatus::Pending, None),
+                BuildProgress::RootKept => {
                     let message = "The build was cancelled; build again, or run the init script again";
-                    (Status::Error, Some(message.to_owned()))
+                    (WorkspaceStatus::Error, Some(message.to_owned()))
                 }
-                Done::Made => {
+                BuildProgress::RootCreated => {
                     self.engine.remove(&workspace.machine_name());
-                    match self.give_up(&site(workspace, &workspace.record())) {
-                        Ok(()) => (Status::Pending, None),
-                        Err(error) => (Status::Error, Some(format!("The build was cancelled; {error}"))),
+                    match self.discard_root(&site(workspace, &workspace.record())) {
+                        Ok(()) => (WorkspaceStatus::Pending, None),
+                        Err(error) => {
+                            (WorkspaceStatus::Error, Some(format!("The build was cancelled; {error}")))
+                        }
                     }
                 }
             },
         };
         // Whoever sees the new status may begin the next build; until then the record refuses it.
         drop(entered);
-        settle(workspace, |record| {
+        update_until_saved(workspace, |record| {
             record.job = None;
-            record.shown.status = status;
-            record.shown.error_message.clone_from(&message);
+            record.view.status = status;
+            record.view.error_message.clone_from(&message);
         });
     }
 
@@ -149,18 +165,18 @@ impl Lifecycle {
         workspace: &Workspace,
         pull: Pull,
         cancel: &Cancel,
-        feed: &Arc<Feed>,
-        done: &mut Done,
+        feed: &Arc<BuildFeed>,
+        done: &mut BuildProgress,
     ) -> Result<()> {
         let record = workspace.record();
         let site = site(workspace, &record);
-        let Some(Job::Build { fresh }) = record.job else { return Ok(()) };
+        let Some(WorkspaceJob::Build { fresh }) = record.job else { return Ok(()) };
         let mut log = BuildLog::create(&build_log_path(workspace))?;
         log.listen({
             let feed = feed.clone();
             move |line| {
                 if line == OWN_SCRIPT {
-                    feed.begin(Step::Script);
+                    feed.begin(BuildStep::Script);
                 }
                 feed.line(line);
             }
@@ -172,51 +188,51 @@ impl Lifecycle {
         go_on()?;
         self.log_warnings(workspace, &record, &mut log);
         if fresh {
-            let distro = record.shown.distro.unwrap_or(Distro::DEFAULT);
-            let from = record.shown.image.as_deref().unwrap_or(distro.as_str());
-            log.say(format!("Building container with {from}"));
-            feed.begin(Step::Image);
+            let distro = record.view.distro.unwrap_or(Distro::DEFAULT);
+            let from = record.view.image.as_deref().unwrap_or(distro.as_str());
+            log.note(format!("Building container with {from}"));
+            feed.begin(BuildStep::Image);
             // Before the old root is given up: where there is no image and none can be made, it stays.
             let image = self.image_of(&record, pull, &mut log, cancel)?;
             go_on()?;
-            feed.begin(Step::Root);
+            feed.begin(BuildStep::Root);
             // New runs are refused since the status changed; those under way hold the old root.
-            if !self.runs.end_all(workspace.id(), ENDING) {
+            if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
                 return Err(Error::internal("A command in the workspace could not be ended"));
             }
             self.engine.remove(&workspace.machine_name());
-            self.give_up(&site)?;
-            *done = Done::GivenUp;
+            self.discard_root(&site)?;
+            *done = BuildProgress::RootRemoved;
             let kind = self.roots.make(&site, &image, &mut log, cancel)?;
-            *done = Done::Made;
+            *done = BuildProgress::RootCreated;
             self.bound_disk(workspace, &record);
-            log.say(format!("Base system installed ({})", kind.as_str()));
+            log.note(format!("Base system installed ({})", kind.as_str()));
             go_on()?;
         } else {
-            *done = Done::Kept;
-            log.say("The container exists; it is kept");
+            *done = BuildProgress::RootKept;
+            log.note("The container exists; it is kept");
         }
-        feed.begin(Step::Sync);
+        feed.begin(BuildStep::Sync);
         let synced = self.sync_files(workspace, &record)?;
         if synced.written > 0 {
-            log.say(format!("Wrote {} of skills and tools", counted(synced.written, "file")));
+            log.note(format!("Wrote {} of skills and tools", counted(synced.written, "file")));
         }
         go_on()?;
         self.run_init_in_build(workspace, &record, &mut log, feed, cancel)?;
         feed.end(None);
-        log.say("Ready");
+        log.note("Ready");
         Ok(())
     }
 
     /// Gives an old root up: into the trash where that is one rename, else removed on the spot.
-    pub(super) fn give_up(&self, site: &Site) -> Result<()> {
-        self.roots.discard(site, |root| self.put_away(root))?;
+    pub(super) fn discard_root(&self, site: &RootLocation) -> Result<()> {
+        self.roots.discard(site, |root| self.discard_folder(root))?;
         self.empty_trash();
         Ok(())
     }
 
     /// Gets a folder out of the way, which need not exist.
-    pub(super) fn put_away(&self, folder: &Path) -> Result<()> {
+    pub(super) fn discard_folder(&self, folder: &Path) -> Result<()> {
         if folder.symlink_metadata().is_err() {
             return Ok(());
         }
@@ -235,7 +251,7 @@ impl Lifecycle {
 
     /// What an existing root says of itself; the workload may have changed it, so it decides nothing but a question.
     fn built_distro(&self, workspace: &Workspace) -> Option<Distro> {
-        if self.roots.on_host(&site(workspace, &workspace.record())) {
+        if self.roots.uses_host_programs(&site(workspace, &workspace.record())) {
             return Some(Distro::Host);
         }
         let root = self.files(workspace).ok()?;
@@ -262,28 +278,28 @@ fn remove_in_place(path: &Path) -> Result<()> {
 
 /// How far a build has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Done {
+enum BuildProgress {
     /// The workspace is as it was.
-    Nothing,
+    Unchanged,
     /// There is no root.
-    GivenUp,
+    RootRemoved,
     /// There is a new one.
-    Made,
+    RootCreated,
     /// The one that was there stays.
-    Kept,
+    RootKept,
 }
 
 /// What the log says between the fragments and the workspace's own script.
 pub(super) const OWN_SCRIPT: &str = "[berth] Running the workspace's own init script";
 
 /// Records the end of a job.
-pub(super) fn finish(workspace: &Workspace, error: Option<String>) {
-    settle(workspace, |record| record.finish(error.clone()));
+pub(super) fn finish_job(workspace: &Workspace, error: Option<String>) {
+    update_until_saved(workspace, |record| record.finish(error.clone()));
 }
 
 /// Changes a record that must change. A full disk may refuse it for a while; memory and disk must not disagree, so it is
 /// tried again, and after a restart the start-up repair says what is true.
-pub(super) fn settle(workspace: &Workspace, change: impl Fn(&mut Record)) {
+pub(super) fn update_until_saved(workspace: &Workspace, change: impl Fn(&mut WorkspaceRecord)) {
     const TRIES: u32 = 60;
     for _ in 0..TRIES {
         match workspace.update(|record| {
@@ -298,8 +314,8 @@ pub(super) fn settle(workspace: &Workspace, change: impl Fn(&mut Record)) {
     }
 }
 
-fn check_container(record: &Record) -> Result<()> {
-    if record.shown.workspace_type == Kind::Container {
+fn check_container(record: &WorkspaceRecord) -> Result<()> {
+    if record.view.workspace_type == WorkspaceKind::Container {
         return Ok(());
     }
     Err(Error::new(Code::NotAContainer, "Workspace is not a container type"))

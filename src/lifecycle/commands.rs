@@ -10,35 +10,35 @@ use super::{Lifecycle, variables};
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Launcher};
-use crate::runs::request::Plan;
-use crate::runs::run::Origin;
-use crate::runs::spool::Writer;
-use crate::runs::{ExecRequest, HostLauncher, Live, Run, Running, exec, keeper, user};
-use crate::workspaces::{Kind, Record, Status, Workspace};
+use crate::runs::request::LaunchPlan;
+use crate::runs::run::RunOrigin;
+use crate::runs::spool::OutputWriter;
+use crate::runs::{ActiveRun, ExecRequest, HostLauncher, Live, Run, exec, keeper, user};
+use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord, WorkspaceStatus};
 
 /// A run that was accepted and waits for its worker.
-pub struct Accepted {
+pub struct AcceptedRun {
     lifecycle: Arc<Lifecycle>,
     workspace: Arc<Workspace>,
-    running: Running,
-    writer: Writer,
+    running: ActiveRun,
+    writer: OutputWriter,
     window: u64,
-    plan: Plan,
+    plan: LaunchPlan,
 }
 
 /// A run that was started.
-pub enum Started {
+pub enum StartedRun {
     /// Somebody here has to watch it.
-    Here {
+    Attached {
         /// Its entry.
-        running: Running,
+        running: ActiveRun,
         /// Takes its output.
-        writer: Writer,
+        writer: OutputWriter,
         /// The command.
         live: Box<Live>,
     },
     /// It has a keeper.
-    Kept,
+    Detached,
 }
 
 impl Lifecycle {
@@ -51,18 +51,18 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         request: ExecRequest,
-    ) -> Result<(impl FnOnce() -> Result<exec::Done> + Send + use<>, Cancel)> {
+    ) -> Result<(impl FnOnce() -> Result<exec::FinishedExec> + Send + use<>, Cancel)> {
         request.check_exec()?;
         let workspace = self.registry.get(id)?;
         let timeout = request.exec_timeout()?;
         let kept = request.output_limit(0, self.policy.output_limit as u64)?;
-        let asked = request.asked(Origin::Exec, timeout);
+        let asked = request.spec(RunOrigin::Exec, timeout);
         let encoding = request.encoding;
         let plan = self.plan_command(&workspace, request, timeout)?;
         let running = self.runs.enter_exec(id, asked)?;
         let (lifecycle, cancel) = (self.clone(), running.run.cancel.clone());
         let work = move || {
-            let running: Running = running;
+            let running: ActiveRun = running;
             let launcher = lifecycle.launcher_now(&workspace)?;
             let room = lifecycle.runs.room();
             exec::run(launcher.as_ref(), &running.run, plan, kept as usize, encoding, room)
@@ -80,15 +80,15 @@ impl Lifecycle {
         request: ExecRequest,
         timeout: Duration,
         party: Party,
-    ) -> Result<Accepted> {
+    ) -> Result<AcceptedRun> {
         request.check_run()?;
         let workspace = self.registry.get(id)?;
         let window = request.output_limit(2 * limits::PIPE_CHUNK as u64, self.policy.run_output_limit)?;
-        let asked = request.asked(Origin::Run, timeout);
+        let asked = request.spec(RunOrigin::Run, timeout);
         let mut plan = self.plan_command(&workspace, request, timeout)?;
         plan.command.account = true;
-        let (running, writer) = self.runs.enter_spooled(id, asked, window, party)?;
-        Ok(Accepted { lifecycle: self.clone(), workspace, running, writer, window, plan })
+        let (running, writer) = self.runs.enter_run(id, asked, window, party)?;
+        Ok(AcceptedRun { lifecycle: self.clone(), workspace, running, writer, window, plan })
     }
 
     fn plan_command(
@@ -96,15 +96,15 @@ impl Lifecycle {
         workspace: &Workspace,
         mut request: ExecRequest,
         timeout: Duration,
-    ) -> Result<Plan> {
+    ) -> Result<LaunchPlan> {
         let record = workspace.record();
         check_ready(&record)?;
-        let container = record.shown.workspace_type == Kind::Container;
+        let container = record.view.workspace_type == WorkspaceKind::Container;
         let home = if container { "/root" } else { &self.policy.home };
         let user = self.account(workspace, &record, request.user.as_deref())?;
         let mut plan = request.plan(home, user, variables(&record), timeout)?;
         if container {
-            plan.command.cwd = cwd_inside(&plan.command.cwd, &record.shown.path);
+            plan.command.cwd = cwd_inside(&plan.command.cwd, &record.view.path);
         }
         Ok(plan)
     }
@@ -113,9 +113,9 @@ impl Lifecycle {
     pub(super) fn account(
         &self,
         workspace: &Workspace,
-        record: &Record,
+        record: &WorkspaceRecord,
         user: Option<&str>,
-    ) -> Result<Option<user::Account>> {
+    ) -> Result<Option<user::UserAccount>> {
         user.map(|user| user::resolve(user, self.launcher(workspace, record)?.as_ref())).transpose()
     }
 
@@ -128,19 +128,23 @@ impl Lifecycle {
         self.launcher(workspace, &record)
     }
 
-    pub(super) fn launcher(&self, workspace: &Workspace, record: &Record) -> Result<Box<dyn Launcher>> {
-        Ok(match record.shown.workspace_type {
-            Kind::Host => Box::new(HostLauncher {
+    pub(super) fn launcher(
+        &self,
+        workspace: &Workspace,
+        record: &WorkspaceRecord,
+    ) -> Result<Box<dyn Launcher>> {
+        Ok(match record.view.workspace_type {
+            WorkspaceKind::Host => Box::new(HostLauncher {
                 cgroups: self.engine.cgroups().clone(),
                 group: self.host_group(workspace, record)?,
-                folder: PathBuf::from(&record.shown.path),
+                folder: PathBuf::from(&record.view.path),
             }),
-            Kind::Container => Box::new(self.machine(workspace, record)?),
+            WorkspaceKind::Container => Box::new(self.machine(workspace, record)?),
         })
     }
 }
 
-impl Accepted {
+impl AcceptedRun {
     /// The run.
     pub fn run(&self) -> &Arc<Run> {
         &self.running.run
@@ -150,54 +154,54 @@ impl Accepted {
     ///
     /// # Errors
     /// When it could not be started: then nothing has run, and it is forgotten.
-    pub fn start(self) -> Result<Started> {
-        let Accepted { lifecycle, workspace, running, writer, window, plan } = self;
+    pub fn start(self) -> Result<StartedRun> {
+        let AcceptedRun { lifecycle, workspace, running, writer, window, plan } = self;
         let launcher = lifecycle.launcher_now(&workspace)?;
-        if running.run.asked.detach {
+        if running.run.spec.detach {
             let record = workspace.record();
-            let place = match record.shown.workspace_type {
-                Kind::Host => keeper::Place::Host {
+            let place = match record.view.workspace_type {
+                WorkspaceKind::Host => keeper::LaunchTarget::Host {
                     group: lifecycle.host_group(&workspace, &record)?,
-                    folder: PathBuf::from(&record.shown.path),
+                    folder: PathBuf::from(&record.view.path),
                 },
-                Kind::Container => keeper::Place::Launcher(launcher.as_ref()),
+                WorkspaceKind::Container => keeper::LaunchTarget::Launcher(launcher.as_ref()),
             };
             // Its keeper writes.
             drop(writer);
             lifecycle.runs.start_kept(running, place, window, plan)?;
-            return Ok(Started::Kept);
+            return Ok(StartedRun::Detached);
         }
         let live = Live::start(launcher.as_ref(), &running.run, plan)?;
-        Ok(Started::Here { running, writer, live: Box::new(live) })
+        Ok(StartedRun::Attached { running, writer, live: Box::new(live) })
     }
 }
 
-impl Started {
+impl StartedRun {
     /// Watches it to its end, on this thread, if nobody else does.
     pub fn watch(self) {
-        if let Started::Here { running, writer, live } = self {
-            live.spool(&running.run, writer);
+        if let StartedRun::Attached { running, writer, live } = self {
+            live.spool_to_end(&running.run, writer);
         }
     }
 }
 
-pub(super) fn check_ready(record: &Record) -> Result<()> {
-    if record.shown.status == Status::Ready {
+pub(super) fn check_ready(record: &WorkspaceRecord) -> Result<()> {
+    if record.view.status == WorkspaceStatus::Ready {
         return Ok(());
     }
-    let status = match record.shown.status {
-        Status::Pending => "Pending",
-        Status::Building => "Building",
-        Status::Ready | Status::Error => "Error",
+    let status = match record.view.status {
+        WorkspaceStatus::Pending => "Pending",
+        WorkspaceStatus::Building => "Building",
+        WorkspaceStatus::Ready | WorkspaceStatus::Error => "Error",
     };
     // The first two sentences are the observed server's.
-    if record.shown.status == Status::Building {
+    if record.view.status == WorkspaceStatus::Building {
         let message = format!(
             "Container workspace is not ready (status: {status}). Wait for its build or init script to end: GET …/build/events"
         );
         return Err(Error::new(Code::NotReady, message).detail("status", "building"));
     }
-    let init = record.shown.error_message.as_ref().is_some_and(|message| message.starts_with("Init script"));
+    let init = record.view.error_message.as_ref().is_some_and(|message| message.starts_with("Init script"));
     let cure = if init { " Or run its init script again: POST …/rerun-init." } else { "" };
     Err(Error::new(
         Code::NotReady,

@@ -10,17 +10,17 @@ use super::resources::Enforcements;
 use super::{Lifecycle, build_log_path, init};
 use crate::base::ids::Distro;
 use crate::base::{Result, clock, limits};
-use crate::containers::machine;
-use crate::roots::Kind;
+use crate::containers::container;
+use crate::roots::RootKind;
 use crate::store::file;
-use crate::workspaces::{Kind as WorkspaceKind, Status};
+use crate::workspaces::{WorkspaceKind, WorkspaceStatus};
 
 /// The answer of `debug`.
 #[derive(Debug, Serialize)]
-pub struct Debug {
+pub struct WorkspaceDebug {
     id: Uuid,
     name: String,
-    status: Status,
+    status: WorkspaceStatus,
     path: String,
     path_exists: bool,
     /// Of a container's files; a measurement that is renewed in the background while somebody asks.
@@ -29,17 +29,17 @@ pub struct Debug {
     own_bytes: Option<u64>,
     /// When that was measured.
     size_measured_at: Option<String>,
-    directories: Vec<Directory>,
+    directories: Vec<DebugDirectory>,
     has_bash: bool,
     init_script_exists: bool,
     init_script_modified: Option<String>,
     distro: Option<Distro>,
     /// How a container's files are there; null without any.
-    root_kind: Option<Kind>,
+    root_kind: Option<RootKind>,
     last_error: Option<String>,
     running: bool,
     /// The container; null on the host.
-    machine: Option<machine::Status>,
+    machine: Option<container::ContainerStatus>,
     /// Whether and how this host enforces limits.
     enforcement: Enforcements,
     /// What was asked for and does not hold here.
@@ -47,7 +47,7 @@ pub struct Debug {
 }
 
 #[derive(Debug, Serialize)]
-struct Directory {
+struct DebugDirectory {
     path: &'static str,
     exists: bool,
     file_count: Option<u64>,
@@ -70,16 +70,16 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `WorkspaceNotFound`.
-    pub fn debug(&self, id: Uuid) -> Result<Debug> {
+    pub fn debug(&self, id: Uuid) -> Result<WorkspaceDebug> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         let root = self.files(&workspace).ok();
         let count = |folder: &str| root.as_ref().and_then(|root| root.entry_count(folder).ok().flatten());
         let exists = |file: &str| root.as_ref().is_some_and(|root| root.exists(file).unwrap_or(false));
         let script = root.as_ref().and_then(|root| root.metadata(init::SCRIPT).ok().flatten());
-        let container = record.shown.workspace_type == WorkspaceKind::Container;
+        let container = record.view.workspace_type == WorkspaceKind::Container;
         let site = super::site(&workspace, &record);
-        let on_host = container && self.roots.on_host(&site);
+        let on_host = container && self.roots.uses_host_programs(&site);
         let size = (container && root.is_some()).then(|| self.roots.size(&site)).flatten();
         let machine = container.then(|| self.engine.status(&workspace.machine_name()));
         let mut warnings = self.warnings(&workspace, &record);
@@ -90,11 +90,11 @@ impl Lifecycle {
                 bound.mount.target
             ));
         }
-        Ok(Debug {
+        Ok(WorkspaceDebug {
             id,
-            name: record.shown.name.as_str().to_owned(),
-            status: record.shown.status,
-            path: record.shown.path.clone(),
+            name: record.view.name.as_str().to_owned(),
+            status: record.view.status,
+            path: record.view.path.clone(),
             path_exists: root.is_some(),
             size_bytes: size.map(|size| size.bytes),
             own_bytes: size.map(|size| size.own_bytes),
@@ -106,7 +106,7 @@ impl Lifecycle {
                         "usr" if on_host => std::fs::read_dir("/usr").ok().map(|all| all.count() as u64),
                         _ => count(path),
                     };
-                    Directory { path, exists: file_count.is_some(), file_count }
+                    DebugDirectory { path, exists: file_count.is_some(), file_count }
                 })
                 .into(),
             has_bash: exists("bin/bash")
@@ -114,9 +114,9 @@ impl Lifecycle {
                 || (on_host && Path::new("/usr/bin/bash").exists()),
             init_script_exists: script.is_some(),
             init_script_modified: script.and_then(|script| script.modified().ok()).map(clock::debug_time),
-            distro: record.shown.distro,
+            distro: record.view.distro,
             root_kind: container.then(|| self.roots.kind(&site)).flatten(),
-            last_error: record.shown.error_message.clone(),
+            last_error: record.view.error_message.clone(),
             running: machine.as_ref().is_some_and(|machine| machine.state == "running"),
             machine,
             enforcement: self.enforcements(&workspace, &record),
@@ -136,21 +136,21 @@ impl Lifecycle {
                 // A device, a folder or a loop of links in the log's place is no log.
                 let Ok(Some(tail)) = root.read_tail(file, limits::INIT_LOG_BYTES) else { continue };
                 let total = root.count_lines(file).ok().flatten();
-                return Ok(shown(&tail.bytes, tail.complete, total, log_path));
+                return Ok(log_view(&tail.bytes, tail.complete, total, log_path));
             }
         }
         let build_log = build_log_path(&workspace);
         match file::read_optional(&build_log, limits::BUILD_LOG_BYTES + 4096)? {
             Some(bytes) => {
                 let lines = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
-                Ok(shown(&bytes, true, Some(lines), log_path))
+                Ok(log_view(&bytes, true, Some(lines), log_path))
             }
             None => Ok(InitLog { exists: false, content: String::new(), total_lines: None, log_path }),
         }
     }
 }
 
-fn shown(bytes: &[u8], complete: bool, total_lines: Option<u64>, log_path: String) -> InitLog {
+fn log_view(bytes: &[u8], complete: bool, total_lines: Option<u64>, log_path: String) -> InitLog {
     let text = String::from_utf8_lossy(bytes);
     let mut lines: Vec<&str> = text.lines().collect();
     if !complete && !lines.is_empty() {

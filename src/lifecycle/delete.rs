@@ -4,11 +4,11 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{ENDING, Lifecycle, site};
+use super::{END_RUNS_TIMEOUT, Lifecycle, site};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::store::tree;
-use crate::workspaces::{Kind, Workspace};
+use crate::workspaces::{Workspace, WorkspaceKind};
 
 impl Lifecycle {
     /// Deletes a workspace: exactly its own tree. A host workspace's folder that berth did not make stays.
@@ -29,8 +29,8 @@ impl Lifecycle {
 
     fn delete_begun(&self, workspace: &Workspace) -> Result<()> {
         let record = workspace.record();
-        let root = Path::new(&record.shown.path);
-        let container = record.shown.workspace_type == Kind::Container;
+        let root = Path::new(&record.view.path);
+        let container = record.view.workspace_type == WorkspaceKind::Container;
         for folder in [workspace.folder()].into_iter().chain(container.then_some(root)) {
             if let Some(mount) = tree::mounts_below(folder)?.first() {
                 return Err(Error::new(
@@ -39,8 +39,8 @@ impl Lifecycle {
                 ));
             }
         }
-        self.end_job(workspace.id(), ENDING)?;
-        if !self.runs.end_all(workspace.id(), ENDING) {
+        self.end_job(workspace.id(), END_RUNS_TIMEOUT)?;
+        if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
         self.runs.forget_all(workspace.id());
@@ -52,7 +52,7 @@ impl Lifecycle {
             self.roots.sweep(&site)?;
             self.roots.remove_home(&site)?;
             // Where earlier versions wrote it.
-            let _ = std::fs::remove_file(format!("{}.build.log", record.shown.path));
+            let _ = std::fs::remove_file(format!("{}.build.log", record.view.path));
         }
         self.registry.discard(workspace)?;
         self.roots.forget(&site(workspace, &record));

@@ -14,11 +14,11 @@ use super::Lifecycle;
 use crate::base::thread::lock;
 use crate::base::{Error, clock, limits};
 use crate::events::Topic;
-use crate::workspaces::Record;
+use crate::workspaces::WorkspaceRecord;
 
 /// A part of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum BuildStep {
     /// The base image, made if there is none.
     Image,
     /// The root, made from the image.
@@ -31,14 +31,14 @@ pub(super) enum Step {
     Script,
 }
 
-impl Step {
+impl BuildStep {
     fn name(self) -> &'static str {
         match self {
-            Step::Image => "image",
-            Step::Root => "root",
-            Step::Sync => "skills and tools",
-            Step::Fragments => "init fragments",
-            Step::Script => "init script",
+            BuildStep::Image => "image",
+            BuildStep::Root => "root",
+            BuildStep::Sync => "skills and tools",
+            BuildStep::Fragments => "init fragments",
+            BuildStep::Script => "init script",
         }
     }
 
@@ -47,13 +47,13 @@ impl Step {
 
 /// One build's story.
 #[derive(Debug)]
-pub(super) struct Feed {
+pub(super) struct BuildFeed {
     topic: Arc<Topic>,
-    step: Mutex<Option<(Step, Instant)>>,
+    step: Mutex<Option<(BuildStep, Instant)>>,
 }
 
 /// The topics of the last builds, by workspace.
-pub(super) type Feeds = Mutex<VecDeque<(Uuid, Arc<Topic>)>>;
+pub(super) type BuildFeeds = Mutex<VecDeque<(Uuid, Arc<Topic>)>>;
 
 impl Lifecycle {
     /// The events of the workspace's last build; one that has ended already where there was none since the start.
@@ -67,7 +67,7 @@ impl Lifecycle {
     }
 
     /// The feed of a build that was accepted.
-    pub(super) fn new_feed(&self, id: Uuid) -> Arc<Feed> {
+    pub(super) fn new_feed(&self, id: Uuid) -> Arc<BuildFeed> {
         let mut feeds = lock(&self.feeds);
         let old = feeds.iter().position(|(of, _)| *of == id).and_then(|at| feeds.remove(at));
         // The numbers go on: whoever resumes behind an event of an earlier build misses nothing of this one.
@@ -77,30 +77,30 @@ impl Lifecycle {
         feeds.push_front((id, topic.clone()));
         feeds.truncate(limits::BUILD_FEEDS);
         drop(feeds);
-        Arc::new(Feed { topic, step: Mutex::new(None) })
+        Arc::new(BuildFeed { topic, step: Mutex::new(None) })
     }
 
     /// Says how a build ended, and that nothing more comes.
-    pub(super) fn build_ended(&self, record: &Record) {
-        let topic = self.build_events(record.shown.id);
+    pub(super) fn build_ended(&self, record: &WorkspaceRecord) {
+        let topic = self.build_events(record.view.id);
         topic.publish("result", result(record));
         topic.end();
     }
 }
 
 /// What a build has come to.
-pub fn result(record: &Record) -> Map<String, Value> {
-    let shown = &record.shown;
+pub fn result(record: &WorkspaceRecord) -> Map<String, Value> {
+    let shown = &record.view;
     object(json!({"status": shown.status, "error_message": shown.error_message}))
 }
 
-impl Feed {
+impl BuildFeed {
     /// The step before is done, this one begins.
-    pub(super) fn begin(&self, step: Step) {
+    pub(super) fn begin(&self, step: BuildStep) {
         self.end(None);
         *lock(&self.step) = Some((step, Instant::now()));
         let number = step as usize + 1;
-        let data = json!({"step": step.name(), "state": "started", "number": number, "of": Step::COUNT});
+        let data = json!({"step": step.name(), "state": "started", "number": number, "of": BuildStep::COUNT});
         self.topic.publish("step", object(data));
     }
 
@@ -111,7 +111,7 @@ impl Feed {
             "step": step.name(),
             "state": if error.is_some() { "failed" } else { "done" },
             "number": step as usize + 1,
-            "of": Step::COUNT,
+            "of": BuildStep::COUNT,
             "duration_secs": begun.elapsed().as_secs_f64(),
         });
         if let Some(error) = error {

@@ -6,15 +6,15 @@ use crate::base::{Code, Error, Result};
 use crate::images::BuildLog;
 use crate::images::{Image, Pull};
 use crate::proc::Cancel;
-use crate::workspaces::create::Fields;
-use crate::workspaces::{Base, Job, Record};
+use crate::workspaces::create::WorkspaceFields;
+use crate::workspaces::{ContainerBase, WorkspaceJob, WorkspaceRecord};
 
 impl Lifecycle {
     /// Checks the image that a client names. A `distro` that is none, but an image's name or id, means that image.
     ///
     /// # Errors
     /// `ImageNotFound`.
-    pub(super) fn choose_image(&self, fields: &mut Fields) -> Result<()> {
+    pub(super) fn choose_image(&self, fields: &mut WorkspaceFields) -> Result<()> {
         if let Some(name) = fields.image.as_deref().map(str::trim).filter(|name| !name.is_empty()) {
             self.images.find(name)?;
             fields.image = Some(name.to_owned());
@@ -38,23 +38,27 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `ImageNotFound`, `InvalidDistro`.
-    pub fn choose_base(&self, distro: Option<String>, image: Option<String>) -> Result<Option<Base>> {
-        let mut fields = Fields { distro, image, ..Fields::default() };
+    pub fn choose_base(
+        &self,
+        distro: Option<String>,
+        image: Option<String>,
+    ) -> Result<Option<ContainerBase>> {
+        let mut fields = WorkspaceFields { distro, image, ..WorkspaceFields::default() };
         self.choose_image(&mut fields)?;
         let word = |word: Option<String>| word.filter(|word| !word.trim().is_empty());
         match (word(fields.image), word(fields.distro)) {
-            (Some(image), _) => Ok(Some(Base::Image(image))),
-            (None, Some(distro)) => Ok(Some(Base::Distro(Distro::parse(distro.trim())?))),
+            (Some(image), _) => Ok(Some(ContainerBase::Image(image))),
+            (None, Some(distro)) => Ok(Some(ContainerBase::Distro(Distro::parse(distro.trim())?))),
             (None, None) => Ok(None),
         }
     }
 
     /// Whether that is this machine's own system.
-    pub fn is_own_system(&self, base: &Base) -> bool {
+    pub fn is_own_system(&self, base: &ContainerBase) -> bool {
         match base {
-            Base::Distro(distro) => *distro == Distro::Host,
-            Base::Image(name) => {
-                self.images.find(name).and_then(|image| self.images.is_own(&image.id)).unwrap_or(true)
+            ContainerBase::Distro(distro) => *distro == Distro::Host,
+            ContainerBase::Image(name) => {
+                self.images.find(name).and_then(|image| self.images.is_host_image(&image.id)).unwrap_or(true)
             }
         }
     }
@@ -64,9 +68,9 @@ impl Lifecycle {
     /// # Errors
     /// `ImageNotFound`; `RebuildRequired` when a root is there that a new image would replace; `InvalidPayload` when an
     /// imported image is to be pulled.
-    pub(super) fn check_image(&self, record: &Record, pull: Pull) -> Result<()> {
-        let fresh = matches!(record.job, Some(Job::Build { fresh: true }));
-        let image = record.shown.image.as_deref();
+    pub(super) fn check_image(&self, record: &WorkspaceRecord, pull: Pull) -> Result<()> {
+        let fresh = matches!(record.job, Some(WorkspaceJob::Build { fresh: true }));
+        let image = record.view.image.as_deref();
         if pull == Pull::Always {
             if let Some(name) = image {
                 let message = format!("The image {name} was imported; only a distribution's can be pulled");
@@ -80,7 +84,7 @@ impl Lifecycle {
         match image {
             _ if !fresh => Ok(()),
             Some(name) => self.images.find(name).map(drop),
-            None => self.images.check_base(record.shown.distro.unwrap_or(Distro::DEFAULT), pull),
+            None => self.images.check_base(record.view.distro.unwrap_or(Distro::DEFAULT), pull),
         }
     }
 
@@ -90,14 +94,14 @@ impl Lifecycle {
     /// As [`crate::images::Images::base`] and [`crate::images::Images::find`].
     pub(super) fn image_of(
         &self,
-        record: &Record,
+        record: &WorkspaceRecord,
         pull: Pull,
         log: &mut BuildLog,
         cancel: &Cancel,
     ) -> Result<Image> {
-        match &record.shown.image {
+        match &record.view.image {
             Some(image) => self.images.find(image),
-            None => self.images.base(record.shown.distro.unwrap_or(Distro::DEFAULT), pull, log, cancel),
+            None => self.images.base(record.view.distro.unwrap_or(Distro::DEFAULT), pull, log, cancel),
         }
     }
 }

@@ -9,16 +9,19 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::build::OWN_SCRIPT;
-use super::feed::{Feed, Step};
+use super::feed::{BuildFeed, BuildStep};
 use super::{Lifecycle, init_help, variables};
 use crate::base::{Code, Error, Result, limits};
 use crate::images::BuildLog;
 use crate::library::{TextKind, is_broken};
 use crate::proc::spawn::{dev_null, pipe};
-use crate::proc::{Cancel, Capture, Command, Ended, Exit, Io, Launcher, Sink, Stdio, c_string, pump};
+use crate::proc::{
+    Cancel, CommandSpec, Exit, Launcher, OutputCapture, ProcessIo, ProcessOutcome, Sink, Stdio, c_string,
+    pump,
+};
 use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
-use crate::workspaces::{Record, Workspace};
+use crate::workspaces::{Workspace, WorkspaceRecord};
 
 /// The script's place inside, while it runs.
 pub const SCRIPT: &str = "sandboxed-init.sh";
@@ -67,7 +70,7 @@ impl Lifecycle {
             let record = workspace.record();
             let script = lifecycle.init_script(&record);
             let result = script.and_then(|script| {
-                lifecycle.run_init(&workspace, &record, &script, None, &journaled.entered.cancel)
+                lifecycle.run_init(&workspace, &record, &script, None, &journaled.guard.cancel)
             });
             let message = match &result {
                 Ok(result) if result.success => None,
@@ -87,17 +90,17 @@ impl Lifecycle {
     pub(super) fn run_init_in_build(
         &self,
         workspace: &Workspace,
-        record: &Record,
+        record: &WorkspaceRecord,
         log: &mut BuildLog,
-        feed: &Feed,
+        feed: &BuildFeed,
         cancel: &Cancel,
     ) -> Result<()> {
         let script = self.init_script(record)?;
         if script.is_empty() {
             return Ok(());
         }
-        feed.begin(if script.before.is_empty() { Step::Script } else { Step::Fragments });
-        log.say("Running init script");
+        feed.begin(if script.before.is_empty() { BuildStep::Script } else { BuildStep::Fragments });
+        log.note("Running init script");
         let result = self.run_init(workspace, record, &script, Some(log), cancel)?;
         if result.success {
             return Ok(());
@@ -107,13 +110,13 @@ impl Lifecycle {
 
     /// What runs in the end: the library's fragments and the skills' setup commands, if there are any, as one shell
     /// script, which then becomes the workspace's own script.
-    fn init_script(&self, record: &Record) -> Result<InitScript> {
-        let shown = &record.shown;
+    fn init_script(&self, record: &WorkspaceRecord) -> Result<InitScript> {
+        let shown = &record.view;
         let mut before = String::new();
         for name in &shown.init_scripts {
             match self.library.text(TextKind::InitScript, name) {
                 Ok(fragment) => before += &section(name, &fragment.content),
-                Err(error) => before += &section(name, &skipped(shown.id, error, "")?),
+                Err(error) => before += &section(name, &skip_missing(shown.id, error, "")?),
             }
         }
         let mut setup = Vec::new();
@@ -122,7 +125,7 @@ impl Lifecycle {
                 Ok(commands) => setup.extend(commands),
                 Err(error) => {
                     let what = format!("The setup commands of skill {name}: ");
-                    setup.push(skipped(shown.id, error, &what)?);
+                    setup.push(skip_missing(shown.id, error, &what)?);
                 }
             }
         }
@@ -135,7 +138,7 @@ impl Lifecycle {
     fn run_init(
         &self,
         workspace: &Workspace,
-        record: &Record,
+        record: &WorkspaceRecord,
         script: &InitScript,
         build_log: Option<&mut BuildLog>,
         cancel: &Cancel,
@@ -179,7 +182,7 @@ impl Lifecycle {
     fn run_script(
         &self,
         workspace: &Workspace,
-        record: &Record,
+        record: &WorkspaceRecord,
         (name, script): (&str, &str),
         root: &Root,
         build_log: Option<&mut BuildLog>,
@@ -192,7 +195,7 @@ impl Lifecycle {
         } else {
             in_shell(&[inside.as_str()])?
         };
-        let command = Command {
+        let command = CommandSpec {
             attempts,
             env: environment("/root", variables(record), &BTreeMap::new())?.0,
             cwd: "/".to_owned(),
@@ -207,30 +210,32 @@ impl Lifecycle {
         if let Err(error) = &init_log {
             log::warn!("workspace {}: the init log cannot be written: {error}", workspace.id());
         }
-        let logs = std::cell::RefCell::new((init_log.ok().map(BuildLog::to), build_log));
+        let logs = std::cell::RefCell::new((init_log.ok().map(BuildLog::to_file), build_log));
         let (mut out, mut err) = (
-            Tee { logs: &logs, kept: Capture::new(limits::INIT_OUTPUT_BYTES) },
-            Tee { logs: &logs, kept: Capture::new(limits::INIT_OUTPUT_BYTES) },
+            ScriptOutput { logs: &logs, kept: OutputCapture::new(limits::INIT_OUTPUT_BYTES) },
+            ScriptOutput { logs: &logs, kept: OutputCapture::new(limits::INIT_OUTPUT_BYTES) },
         );
         let (stdout, stdout_child) = pipe()?;
         let (stderr, stderr_child) = pipe()?;
         let stdio = Stdio { stdin: dev_null()?, stdout: stdout_child, stderr: stderr_child };
         let started = Instant::now();
         let mut process = self.machine(workspace, record)?.launch("init", &command, stdio)?;
-        let io = Io { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
+        let io = ProcessIo { stdin: None, stdout, stderr, out: &mut out, err: &mut err };
         let ended = pump(process.as_mut(), io, self.policy.init_timeout, cancel)?;
         drop(process);
         let exit_code = match ended {
-            Ended::Exited(exit) => exit.code(),
-            Ended::TimedOut => -1,
-            Ended::Cancelled => return Err(Error::new(Code::Cancelled, "The init script was cancelled")),
+            ProcessOutcome::Exited(exit) => exit.code(),
+            ProcessOutcome::TimedOut => -1,
+            ProcessOutcome::Cancelled => {
+                return Err(Error::new(Code::Cancelled, "The init script was cancelled"));
+            }
         };
         Ok(InitResult {
-            success: ended == Ended::Exited(Exit::Code(0)),
+            success: ended == ProcessOutcome::Exited(Exit::Code(0)),
             exit_code,
             stdout: out.kept.finish().into_text(),
             stderr: err.kept.finish().into_text(),
-            timed_out: ended == Ended::TimedOut,
+            timed_out: ended == ProcessOutcome::TimedOut,
             duration_secs: started.elapsed().as_secs_f64(),
             hint: None,
         })
@@ -252,7 +257,7 @@ impl InitScript {
 }
 
 /// Stands in a script for what the library does not have or cannot read: said in the log, and no reason to stop.
-fn skipped(workspace: Uuid, error: Error, what: &str) -> Result<String> {
+fn skip_missing(workspace: Uuid, error: Error, what: &str) -> Result<String> {
     if !is_broken(&error) && !matches!(error.code(), Code::NotInLibrary | Code::InvalidName) {
         return Err(error);
     }
@@ -302,12 +307,12 @@ fn failure(result: &InitResult, deadline: Duration) -> String {
 }
 
 /// Keeps a stream and passes it on to both logs.
-struct Tee<'a, 'b> {
+struct ScriptOutput<'a, 'b> {
     logs: &'a std::cell::RefCell<(Option<BuildLog>, Option<&'b mut BuildLog>)>,
-    kept: Capture,
+    kept: OutputCapture,
 }
 
-impl Sink for Tee<'_, '_> {
+impl Sink for ScriptOutput<'_, '_> {
     fn take(&mut self, bytes: &[u8]) {
         self.kept.take(bytes);
         let mut logs = self.logs.borrow_mut();

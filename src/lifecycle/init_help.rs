@@ -62,11 +62,11 @@ fn has_program(root: &Root, program: &str) -> bool {
 mod tests {
     use super::*;
     use crate::store::file::write_atomic;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn line_endings_and_interpreters_are_named() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         std::fs::create_dir_all(dir.join("usr/bin")).unwrap();
         std::os::unix::fs::symlink("usr/bin", dir.join("bin")).unwrap();
         write_atomic(&dir.join("usr/bin/bash"), b"", 0o755).unwrap();

@@ -10,24 +10,24 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::Lifecycle;
-use super::build::settle;
+use super::build::update_until_saved;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
-use crate::workspaces::{Record, Workspace};
+use crate::workspaces::{Workspace, WorkspaceRecord};
 
 /// Work that was accepted.
-pub(super) struct Build {
+pub(super) struct ActiveJob {
     number: u64,
     pub(super) cancel: Cancel,
     /// A worker has it; before that, taking it out of the table is enough to cancel it.
-    begun: bool,
+    started: bool,
     /// What the record was before a build that waits for a worker.
-    before: Option<Arc<Record>>,
+    before: Option<Arc<WorkspaceRecord>>,
 }
 
 /// The work's place in the table, for as long as it lasts.
-pub(super) struct Entered {
+pub(super) struct JobGuard {
     lifecycle: Arc<Lifecycle>,
     workspace: Uuid,
     number: u64,
@@ -41,7 +41,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `BuildRunning` while there is other such work.
-    pub(super) fn enter_job(self: &Arc<Self>, workspace: &Workspace, waits: bool) -> Result<Entered> {
+    pub(super) fn enter_job(self: &Arc<Self>, workspace: &Workspace, waits: bool) -> Result<JobGuard> {
         self.enter_job_with(workspace, waits, Cancel::new()?)
     }
 
@@ -51,34 +51,34 @@ impl Lifecycle {
         workspace: &Workspace,
         waits: bool,
         cancel: Cancel,
-    ) -> Result<Entered> {
+    ) -> Result<JobGuard> {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let mut builds = lock(&self.builds); // LOCK: leaf
         if builds.contains_key(&workspace.id()) {
             return Err(Error::new(Code::BuildRunning, "Workspace build already in progress"));
         }
-        let build = Build { number, cancel: cancel.clone(), begun: !waits, before: None };
+        let build = ActiveJob { number, cancel: cancel.clone(), started: !waits, before: None };
         builds.insert(workspace.id(), build);
         drop(builds);
         if workspace.check_alive().is_err() {
             // Deletion began between: it may have looked for work before this was entered.
             cancel.cancel();
         }
-        Ok(Entered { lifecycle: self.clone(), workspace: workspace.id(), number, cancel })
+        Ok(JobGuard { lifecycle: self.clone(), workspace: workspace.id(), number, cancel })
     }
 
     /// Ends a build or init script before its time, and returns when it has let go of the workspace.
     ///
     /// # Errors
     /// `Conflict` when there is none; `Busy` when it does not end in time; `WorkspaceNotFound`.
-    pub fn cancel_build(&self, id: Uuid) -> Result<Arc<Record>> {
+    pub fn cancel_build(&self, id: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         if !lock(&self.builds).contains_key(&id) {
             return Err(Error::new(Code::Conflict, "No build of this workspace is under way"));
         }
         if let Some(before) = self.end_job(id, limits::CANCEL_BUILD)? {
             workspace.update(|record| {
-                *record = Record::clone(&before);
+                *record = WorkspaceRecord::clone(&before);
                 Ok(())
             })?;
             self.build_ended(&workspace.record());
@@ -95,14 +95,14 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `BuildRunning` when it does not end in time.
-    pub(super) fn end_job(&self, id: Uuid, within: Duration) -> Result<Option<Arc<Record>>> {
+    pub(super) fn end_job(&self, id: Uuid, within: Duration) -> Result<Option<Arc<WorkspaceRecord>>> {
         let deadline = Instant::now() + within;
         loop {
             {
                 let mut builds = lock(&self.builds); // LOCK: leaf
                 match builds.get(&id) {
                     None => return Ok(None),
-                    Some(build) if build.begun => build.cancel.cancel(),
+                    Some(build) if build.started => build.cancel.cancel(),
                     Some(_) => return Ok(builds.remove(&id).and_then(|build| build.before)),
                 }
             }
@@ -117,9 +117,9 @@ impl Lifecycle {
     }
 }
 
-impl Entered {
+impl JobGuard {
     /// What the record is to be again if the work is cancelled before a worker has it.
-    pub(super) fn remember(&self, before: Arc<Record>) {
+    pub(super) fn remember(&self, before: Arc<WorkspaceRecord>) {
         if let Some(build) = lock(&self.lifecycle.builds).get_mut(&self.workspace) {
             build.before = Some(before);
         }
@@ -129,11 +129,11 @@ impl Entered {
     pub(super) fn begin(&self) -> bool {
         let mut builds = lock(&self.lifecycle.builds); // LOCK: leaf
         let ours = builds.get_mut(&self.workspace).filter(|build| build.number == self.number);
-        ours.map(|build| build.begun = true).is_some()
+        ours.map(|build| build.started = true).is_some()
     }
 }
 
-impl Entered {
+impl JobGuard {
     /// Gives the place back before the value goes.
     pub(super) fn leave(&self) {
         let mut builds = lock(&self.lifecycle.builds); // LOCK: leaf
@@ -143,7 +143,7 @@ impl Entered {
     }
 }
 
-impl Drop for Entered {
+impl Drop for JobGuard {
     fn drop(&mut self) {
         self.leave();
     }
@@ -151,10 +151,10 @@ impl Drop for Entered {
 
 /// Work that is journaled in the record. What is not ended leaves the workspace as it was: work that no worker took, or that
 /// failed and has changed nothing.
-pub(super) struct Journaled {
+pub(super) struct JournaledJob {
     pub(super) workspace: Arc<Workspace>,
-    pub(super) entered: Entered,
-    before: Option<Record>,
+    pub(super) guard: JobGuard,
+    before: Option<WorkspaceRecord>,
 }
 
 impl Lifecycle {
@@ -165,45 +165,45 @@ impl Lifecycle {
     pub(super) fn journal(
         self: &Arc<Self>,
         workspace: Arc<Workspace>,
-        begin: impl FnOnce(&Workspace, &mut Record) -> Result<()>,
-    ) -> Result<Journaled> {
+        begin: impl FnOnce(&Workspace, &mut WorkspaceRecord) -> Result<()>,
+    ) -> Result<JournaledJob> {
         let entered = self.enter_job(&workspace, false)?;
-        Journaled::begin(workspace, entered, begin)
+        JournaledJob::begin(workspace, entered, begin)
     }
 }
 
-impl Journaled {
+impl JournaledJob {
     /// The same for work that was entered.
     pub(super) fn begin(
         workspace: Arc<Workspace>,
-        entered: Entered,
-        begin: impl FnOnce(&Workspace, &mut Record) -> Result<()>,
-    ) -> Result<Journaled> {
+        entered: JobGuard,
+        begin: impl FnOnce(&Workspace, &mut WorkspaceRecord) -> Result<()>,
+    ) -> Result<JournaledJob> {
         let before = workspace.update(|record| {
             let before = record.clone();
             begin(&workspace, record)?;
             Ok(before)
         })?;
-        Ok(Journaled { workspace, entered, before: Some(before) })
+        Ok(JournaledJob { workspace, guard: entered, before: Some(before) })
     }
 
     /// Notes how it ended.
-    pub(super) fn end(mut self, change: impl Fn(&mut Record)) {
+    pub(super) fn end(mut self, change: impl Fn(&mut WorkspaceRecord)) {
         self.before = None;
         // Whoever sees the new status may begin the next work; until then the record refuses it.
-        self.entered.leave();
-        settle(&self.workspace, change);
+        self.guard.leave();
+        update_until_saved(&self.workspace, change);
     }
 }
 
-impl Drop for Journaled {
+impl Drop for JournaledJob {
     fn drop(&mut self) {
         let Some(before) = self.before.take() else { return };
-        self.entered.leave();
-        settle(&self.workspace, |record| {
+        self.guard.leave();
+        update_until_saved(&self.workspace, |record| {
             record.job = before.job;
-            record.shown.status = before.shown.status;
-            record.shown.error_message.clone_from(&before.shown.error_message);
+            record.view.status = before.view.status;
+            record.view.error_message.clone_from(&before.view.error_message);
         });
     }
 }

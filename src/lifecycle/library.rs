@@ -13,14 +13,14 @@ use crate::base::{Code, Error, Result};
 use crate::images::Pull;
 use crate::library::Library;
 use crate::library::Template;
-use crate::library::watch::Changed;
-use crate::store::allowlist::{self, Mount};
-use crate::workspaces::create::Create;
-use crate::workspaces::sync::{self, Synced};
-use crate::workspaces::{Kind, Record, Shown, Status, Workspace};
+use crate::library::watch::LibraryChange;
+use crate::store::allowlist::{self, MountRequest};
+use crate::workspaces::create::CreateWorkspace;
+use crate::workspaces::sync::{self, SyncOutcome};
+use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord, WorkspaceStatus, WorkspaceView};
 
 /// Names of templates in an error.
-const TEMPLATES_TOLD: usize = 100;
+const TEMPLATES_IN_ERROR: usize = 100;
 
 impl Lifecycle {
     /// The library.
@@ -33,7 +33,11 @@ impl Lifecycle {
     ///
     /// # Errors
     /// 400s that name the field, `NotInLibrary` for an unknown template; nothing remains of a refused workspace.
-    pub fn create(self: &Arc<Self>, mut request: Create, pull: Pull) -> Result<Arc<Record>> {
+    pub fn create(
+        self: &Arc<Self>,
+        mut request: CreateWorkspace,
+        pull: Pull,
+    ) -> Result<Arc<WorkspaceRecord>> {
         self.choose_image(&mut request.fields)?;
         let name = request.template.as_deref().map(str::trim).filter(|name| !name.is_empty());
         let template = name.map(|name| self.template(name)).transpose()?;
@@ -61,13 +65,14 @@ impl Lifecycle {
                 return error;
             }
             let all = self.library.templates().unwrap_or_default();
-            let names: Vec<String> = all.into_iter().map(|listed| listed.name).take(TEMPLATES_TOLD).collect();
+            let names: Vec<String> =
+                all.into_iter().map(|listed| listed.name).take(TEMPLATES_IN_ERROR).collect();
             error.detail("templates", names)
         })
     }
 
     /// Whether a container may have these folders of the host now; each start of it asks again.
-    pub(super) fn check_mounts(&self, mounts: &[Mount]) -> Result<()> {
+    pub(super) fn check_mounts(&self, mounts: &[MountRequest]) -> Result<()> {
         allowlist::check(mounts)?;
         self.engine.allowlist().open(mounts).map(drop)
     }
@@ -77,13 +82,13 @@ impl Lifecycle {
     /// # Errors
     /// `WorkspaceNotFound`; `BuildRunning`; `NotReady` for a container without a root; when the workspace's files stand
     /// in the way.
-    pub fn sync(&self, id: Uuid) -> Result<Arc<Record>> {
+    pub fn sync(&self, id: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
-        if record.shown.status == Status::Building {
+        if record.view.status == WorkspaceStatus::Building {
             return Err(Error::new(Code::BuildRunning, "The build that is under way syncs as well"));
         }
-        if record.shown.workspace_type == Kind::Container && !self.has_root(&workspace, &record) {
+        if record.view.workspace_type == WorkspaceKind::Container && !self.has_root(&workspace, &record) {
             return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
         }
         self.sync_files(&workspace, &record)?;
@@ -91,18 +96,18 @@ impl Lifecycle {
     }
 
     /// Has the workspaces that use what has changed get its present form, one after the other, as long as `go_on` says so.
-    pub fn library_changed(&self, changed: &Changed, go_on: impl Fn() -> bool) {
+    pub fn library_changed(&self, changed: &LibraryChange, go_on: impl Fn() -> bool) {
         let workspaces = self.registry.all();
-        let concerned = workspaces.iter().filter(|workspace| concerns(changed, &workspace.record().shown));
+        let concerned = workspaces.iter().filter(|workspace| affects(changed, &workspace.record().view));
         concerned.take_while(|_| go_on()).for_each(|workspace| self.sync_or_warn(workspace));
     }
 
     /// A build does it itself, behind the root.
     pub(super) fn sync_or_warn(&self, workspace: &Workspace) {
         let record = workspace.record();
-        let shown = &record.shown;
-        let container = shown.workspace_type == Kind::Container;
-        if container && (shown.status == Status::Building || !self.has_root(workspace, &record)) {
+        let shown = &record.view;
+        let container = shown.workspace_type == WorkspaceKind::Container;
+        if container && (shown.status == WorkspaceStatus::Building || !self.has_root(workspace, &record)) {
             return;
         }
         if let Err(error) = self.sync_files(workspace, &record) {
@@ -110,20 +115,20 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn sync_files(&self, workspace: &Workspace, record: &Record) -> Result<Synced> {
+    pub(super) fn sync_files(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<SyncOutcome> {
         let _syncing = lock(&self.syncing);
         workspace.check_alive()?;
-        sync::sync(&self.library, &record.shown, workspace.folder(), || self.files(workspace))
+        sync::sync(&self.library, &record.view, workspace.folder(), || self.files(workspace))
     }
 }
 
 /// Whether a workspace has, or should get, something of this.
-fn concerns(changed: &Changed, shown: &Shown) -> bool {
+fn affects(changed: &LibraryChange, shown: &WorkspaceView) -> bool {
     let all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
     match changed {
-        Changed::Agents => sync::configures(shown),
-        Changed::Everything => all || sync::configures(shown),
-        Changed::Named(names) => {
+        LibraryChange::Agents => sync::configures(shown),
+        LibraryChange::Everything => all || sync::configures(shown),
+        LibraryChange::Named(names) => {
             all || shown.skills.iter().chain(&shown.tools).any(|used| names.contains(used))
         }
     }

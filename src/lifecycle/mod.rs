@@ -35,22 +35,22 @@ use crate::base::pool::Pool;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::containers::Engine;
-use crate::containers::machine::{Machine, Place};
+use crate::containers::container::{Container, ContainerSpec};
 use crate::events::Bus;
 use crate::images::Images;
 use crate::library::Library;
 use crate::proc::Group;
 use crate::project::trays;
+use crate::roots::RootLocation;
 use crate::roots::Roots;
-use crate::roots::Site;
 use crate::runs::Runs;
 use crate::store::beneath::Root;
 use crate::terminals::Terminals;
-use crate::workspaces::{Kind, Record, Registry, Workspace};
+use crate::workspaces::{Registry, Workspace, WorkspaceKind, WorkspaceRecord};
 
 /// What the start decided about commands.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct CommandPolicy {
     /// HOME of host commands.
     pub home: String,
     /// Bytes kept of each stream of an exec.
@@ -72,14 +72,14 @@ pub struct Lifecycle {
     runs: Arc<Runs>,
     terminals: Terminals,
     library: Library,
-    policy: Policy,
+    policy: CommandPolicy,
     /// One sync at a time: two of one workspace would undo each other.
     syncing: Mutex<()>,
-    builds: Mutex<HashMap<Uuid, jobs::Build>>,
+    builds: Mutex<HashMap<Uuid, jobs::ActiveJob>>,
     /// The server ends, and with it what is under way.
     closing: AtomicBool,
     bus: Arc<Bus>,
-    feeds: feed::Feeds,
+    feeds: feed::BuildFeeds,
     host_groups: Mutex<HashMap<Uuid, Group>>,
     builder: Pool,
     // Closing it ends the thread; the thread is let go at exit, since what it has not removed waits for the next start.
@@ -88,7 +88,7 @@ pub struct Lifecycle {
 }
 
 /// How long a deletion or rebuild waits for what it ended to be gone.
-const ENDING: Duration = Duration::from_secs(15);
+const END_RUNS_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Lifecycle {
     /// Starts the builder and the trash's thread, and repairs what a crash left.
@@ -102,7 +102,7 @@ impl Lifecycle {
         runs: Arc<Runs>,
         library: Library,
         bus: Arc<Bus>,
-        policy: Policy,
+        policy: CommandPolicy,
     ) -> Result<Arc<Lifecycle>> {
         let roots = engine.roots().clone();
         // Full: somebody has asked already.
@@ -116,7 +116,7 @@ impl Lifecycle {
                     if !std::mem::replace(&mut begun, true) {
                         sweep_inboxes(&registry, &roots);
                     }
-                    roots.collect();
+                    roots.collect_garbage();
                     registry.empty_trash();
                 }
             }
@@ -135,7 +135,7 @@ impl Lifecycle {
             builds: Mutex::default(),
             closing: AtomicBool::new(false),
             bus,
-            feeds: feed::Feeds::default(),
+            feeds: feed::BuildFeeds::default(),
             host_groups: Mutex::default(),
             builder,
             emptied: Some(emptied),
@@ -168,34 +168,34 @@ impl Lifecycle {
     }
 
     /// Whether the container has a root. It appears complete, and what its workload removes of it changes nothing.
-    pub(crate) fn has_root(&self, workspace: &Workspace, record: &Record) -> bool {
+    pub(crate) fn has_root(&self, workspace: &Workspace, record: &WorkspaceRecord) -> bool {
         self.roots.kind(&site(workspace, record)).is_some()
     }
 
-    fn machine(&self, workspace: &Workspace, record: &Record) -> Result<Arc<Machine>> {
-        self.engine.machine(self.place(workspace, record)?)
+    fn machine(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<Arc<Container>> {
+        self.engine.container(self.container_spec(workspace, record)?)
     }
 
-    fn place(&self, workspace: &Workspace, record: &Record) -> Result<Place> {
+    fn container_spec(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<ContainerSpec> {
         let idle_timeout =
-            record.shown.idle_timeout_secs.map_or(self.policy.idle_timeout, Duration::from_secs);
-        Ok(Place {
-            machine: workspace.machine_name(),
-            host_name: record.shown.name.host_name(),
-            root: PathBuf::from(&record.shown.path),
+            record.view.idle_timeout_secs.map_or(self.policy.idle_timeout, Duration::from_secs);
+        Ok(ContainerSpec {
+            machine_name: workspace.machine_name(),
+            host_name: record.view.name.host_name(),
+            root: PathBuf::from(&record.view.path),
             runtime: workspace.folder().to_owned(),
-            agent: self.engine.agent()?,
-            network: record.shown.network(),
-            mounts: record.shown.mounts.clone(),
+            agent: self.engine.agent_binary()?,
+            network: record.view.network(),
+            mounts: record.view.mounts.clone(),
             limits: self.limits_of(record),
-            tmpfs_bytes: record.shown.resources.and_then(|resources| resources.tmpfs_bytes),
+            tmpfs_bytes: record.view.resources.and_then(|resources| resources.tmpfs_bytes),
             idle_timeout: Some(idle_timeout).filter(|timeout| !timeout.is_zero()),
         })
     }
 
     /// The server is about to stop.
     pub fn stop_soon(&self) {
-        self.runs.stop_soon();
+        self.runs.announce_stop();
     }
 
     /// berth's own program as a file that containers can mount.
@@ -203,7 +203,7 @@ impl Lifecycle {
     /// # Errors
     /// When it cannot be written.
     pub fn own_program(&self) -> Result<std::path::PathBuf> {
-        self.engine.agent()
+        self.engine.agent_binary()
     }
 
     /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.
@@ -213,7 +213,7 @@ impl Lifecycle {
             build.cancel.cancel();
         }
         self.runs.close(deadline);
-        self.engine.stop(&|name| self.runs_on(name));
+        self.engine.stop_all(&|name| self.runs_on(name));
         lock(&self.host_groups).clear();
         self.engine.cgroups().release();
     }
@@ -233,11 +233,13 @@ fn sweep_inboxes(registry: &Registry, roots: &Roots) {
     for workspace in registry.all() {
         let record = workspace.record();
         let site = site(&workspace, &record);
-        let root = match record.shown.workspace_type {
-            Kind::Host => Root::open(&site.root),
+        let root = match record.view.workspace_type {
+            WorkspaceKind::Host => Root::open(&site.root),
             // No root is put together just to see that there is nothing.
-            Kind::Container if roots.changed(&site, trays::Which::Inbox.folder()) => roots.files(&site),
-            Kind::Container => continue,
+            WorkspaceKind::Container if roots.has_changes(&site, trays::TrayKind::Inbox.folder()) => {
+                roots.files(&site)
+            }
+            WorkspaceKind::Container => continue,
         };
         if let Ok(root) = root {
             trays::sweep(&root);
@@ -251,11 +253,11 @@ pub(crate) fn build_log_path(workspace: &Workspace) -> PathBuf {
 }
 
 /// Where a container's root belongs.
-pub(crate) fn site(workspace: &Workspace, record: &Record) -> Site {
-    Site { folder: workspace.folder().to_owned(), root: PathBuf::from(&record.shown.path) }
+pub(crate) fn site(workspace: &Workspace, record: &WorkspaceRecord) -> RootLocation {
+    RootLocation { folder: workspace.folder().to_owned(), root: PathBuf::from(&record.view.path) }
 }
 
 /// Environment of commands in a workspace, before the request's own.
-pub(crate) fn variables(record: &Record) -> &BTreeMap<String, String> {
-    &record.shown.env_vars
+pub(crate) fn variables(record: &WorkspaceRecord) -> &BTreeMap<String, String> {
+    &record.view.env_vars
 }

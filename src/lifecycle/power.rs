@@ -2,18 +2,18 @@
 
 use uuid::Uuid;
 
-use super::{ENDING, Lifecycle};
+use super::{END_RUNS_TIMEOUT, Lifecycle};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
-use crate::containers::machine::Status;
-use crate::workspaces::{Kind, Record};
+use crate::containers::container::ContainerStatus;
+use crate::workspaces::{WorkspaceKind, WorkspaceRecord};
 
 impl Lifecycle {
     /// Starts a container that does not run; commands do so by themselves.
     ///
     /// # Errors
     /// `NotAContainer`, `NotReady`, `WorkspaceNotFound`, `ContainerStopped` with nspawn's last words.
-    pub fn start(&self, id: Uuid) -> Result<Status> {
+    pub fn start(&self, id: Uuid) -> Result<ContainerStatus> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         check_container(&record)?;
@@ -27,7 +27,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `NotAContainer`, `WorkspaceNotFound`; `BuildRunning` while a build or init script needs it.
-    pub fn stop(&self, id: Uuid) -> Result<Status> {
+    pub fn stop(&self, id: Uuid) -> Result<ContainerStatus> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;
         if lock(&self.builds).contains_key(&id) {
@@ -36,16 +36,16 @@ impl Lifecycle {
                 "A build or init script of the workspace is under way; wait for its end, or delete the workspace",
             ));
         }
-        if !self.runs.end_all(id, ENDING) {
+        if !self.runs.end_all(id, END_RUNS_TIMEOUT) {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
-        self.engine.stop_one(&workspace.machine_name());
+        self.engine.stop_container(&workspace.machine_name());
         Ok(self.engine.status(&workspace.machine_name()))
     }
 }
 
-fn check_container(record: &Record) -> Result<()> {
-    if record.shown.workspace_type == Kind::Container {
+fn check_container(record: &WorkspaceRecord) -> Result<()> {
+    if record.view.workspace_type == WorkspaceKind::Container {
         return Ok(());
     }
     Err(Error::new(Code::NotAContainer, "Only a container workspace can be started and stopped"))

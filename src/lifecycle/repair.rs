@@ -1,10 +1,10 @@
 //! What a start does about what an earlier server left: containers that still run are taken over, everything else that
 //! runs is ended, and work that was cut off is said to be.
 
-use super::build::finish;
+use super::build::finish_job;
 use super::{Lifecycle, init, site};
 use crate::base::Result;
-use crate::workspaces::{Job, Kind, Workspace};
+use crate::workspaces::{Workspace, WorkspaceJob, WorkspaceKind};
 
 impl Lifecycle {
     pub(super) fn repair(&self) {
@@ -20,10 +20,10 @@ impl Lifecycle {
         self.engine.cgroups().sweep(&adopted.into_iter().chain(kept).collect::<Vec<_>>());
         // Behind the groups: what they ended held links.
         self.engine.networks().sweep();
-        self.runs.go_on(|id| {
+        self.runs.resume_kept(|id| {
             let workspace = self.registry.get(id).ok()?;
             let record = workspace.record();
-            (record.shown.workspace_type == Kind::Container)
+            (record.view.workspace_type == WorkspaceKind::Container)
                 .then(|| self.machine(&workspace, &record).ok()?.hold())?
         });
         for workspace in self.registry.all() {
@@ -36,13 +36,17 @@ impl Lifecycle {
     /// Takes over a workspace's container, if it runs and its root is not half made.
     fn adopt(&self, workspace: &Workspace) -> Result<bool> {
         let record = workspace.record();
-        if record.shown.workspace_type != Kind::Container
-            || matches!(record.job, Some(Job::Build { .. } | Job::Restore | Job::Clone))
+        if record.view.workspace_type != WorkspaceKind::Container
+            || matches!(
+                record.job,
+                Some(WorkspaceJob::Build { .. } | WorkspaceJob::Restore | WorkspaceJob::Clone)
+            )
         {
             return Ok(false);
         }
         let kept = self.detached(workspace);
-        self.engine.adopt(self.place(workspace, &record)?, &|group| kept.iter().any(|kept| kept == group))
+        self.engine
+            .adopt(self.container_spec(workspace, &record)?, &|group| kept.iter().any(|kept| kept == group))
     }
 
     /// The groups of commands in a workspace's container that were started to outlive the server, as
@@ -62,13 +66,13 @@ impl Lifecycle {
 
     fn repair_one(&self, workspace: &Workspace) -> Result<()> {
         let record = workspace.record();
-        if record.shown.workspace_type != Kind::Container {
+        if record.view.workspace_type != WorkspaceKind::Container {
             return Ok(());
         }
         let site = site(workspace, &record);
         self.roots.sweep(&site)?;
         let Some(job) = record.job else { return Ok(()) };
-        if job == Job::Clone {
+        if job == WorkspaceJob::Clone {
             // Whoever asked for it has got no answer.
             return self.delete(workspace.id());
         }
@@ -76,9 +80,9 @@ impl Lifecycle {
         self.bound_disk(workspace, &record);
         let what = match job {
             // A root is there whole or not at all. It may be the one from before, so it stays in any case.
-            Job::Build { .. } => "the build; build it again",
-            Job::RerunInit => "the init script; run it again",
-            Job::Restore | Job::Clone => {
+            WorkspaceJob::Build { .. } => "the build; build it again",
+            WorkspaceJob::RerunInit => "the init script; run it again",
+            WorkspaceJob::Restore | WorkspaceJob::Clone => {
                 "the restore of a snapshot, and the files are either those of before or those of the snapshot; \
                  restore again, or build to go on with what there is"
             }
@@ -88,7 +92,7 @@ impl Lifecycle {
                 let _ = root.remove(script);
             }
         }
-        finish(workspace, Some(format!("Interrupted: the server stopped during {what}")));
+        finish_job(workspace, Some(format!("Interrupted: the server stopped during {what}")));
         Ok(())
     }
 }

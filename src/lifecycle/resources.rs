@@ -13,18 +13,18 @@ use crate::base::Result;
 use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::proc::control::Enforced;
-use crate::proc::{Capacity, Current, Enforcement, Limits, Usage};
-use crate::workspaces::create::Update;
-use crate::workspaces::{Kind, Record, Resources, Workspace};
+use crate::proc::{Capacity, CurrentUsage, Enforcement, Limits, Usage};
+use crate::workspaces::create::UpdateWorkspace;
+use crate::workspaces::{Resources, Workspace, WorkspaceKind, WorkspaceRecord};
 
 /// The answer of `resources`.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct ResourcesReport {
     /// What holds now, or will from the next start on: asked for, else the default.
     limits: Resources,
     /// What was asked for.
     asked: Option<Resources>,
-    used: Used,
+    used: ResourceUsage,
     /// Whether and how each limit is enforced.
     enforcement: Enforcements,
     /// In words, what was asked for and does not hold here.
@@ -36,9 +36,9 @@ pub struct Report {
 }
 
 #[derive(Debug, Serialize)]
-struct Used {
+struct ResourceUsage {
     #[serde(flatten)]
-    now: Current,
+    now: CurrentUsage,
     #[serde(flatten)]
     so_far: Usage,
     disk_bytes: Option<u64>,
@@ -59,7 +59,7 @@ impl Lifecycle {
     /// # Errors
     /// 400s that name the field; `Conflict` when the kernel cannot take back now what is in use; `WorkspaceNotFound`.
     /// Nothing has changed then.
-    pub fn change(&self, id: Uuid, mut update: Update) -> Result<Arc<Record>> {
+    pub fn change(&self, id: Uuid, mut update: UpdateWorkspace) -> Result<Arc<WorkspaceRecord>> {
         self.choose_image(&mut update.fields)?;
         let workspace = self.registry.get(id)?;
         let before = workspace.record();
@@ -68,16 +68,16 @@ impl Lifecycle {
         let lists = [&fields.skills, &fields.tools, &fields.plugins, &fields.mcps];
         let syncs = lists.iter().any(|list| list.is_some()) || fields.config_profile.is_some();
         let changed = self.registry.change(id, update, |record| {
-            if record.shown.resources == before.shown.resources {
+            if record.view.resources == before.view.resources {
                 return Ok(());
             }
             self.apply(&workspace, record)
         });
         if let Ok(record) = &changed {
-            if record.shown.workspace_type == Kind::Container {
+            if record.view.workspace_type == WorkspaceKind::Container {
                 // What holds from the next start on, and its idle time at once.
                 self.machine(&workspace, record)?;
-                self.engine.look_for_idle();
+                self.engine.recheck_idle();
             }
         }
         if changed.is_err() && workspace.check_alive().is_ok() {
@@ -96,23 +96,23 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `WorkspaceNotFound`.
-    pub fn resources(&self, id: Uuid) -> Result<Report> {
+    pub fn resources(&self, id: Uuid) -> Result<ResourcesReport> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         let limits = self.limits_of(&record);
-        let asked = record.shown.resources;
-        let (now, so_far) = match record.shown.workspace_type {
-            Kind::Container => self.engine.usage(&workspace.machine_name()).unwrap_or_default(),
-            Kind::Host => lock(&self.host_groups)
+        let asked = record.view.resources;
+        let (now, so_far) = match record.view.workspace_type {
+            WorkspaceKind::Container => self.engine.usage(&workspace.machine_name()).unwrap_or_default(),
+            WorkspaceKind::Host => lock(&self.host_groups)
                 .get(&id)
                 .map(|group| (group.current(), group.usage()))
                 .unwrap_or_default(),
         };
-        let disk = (record.shown.workspace_type == Kind::Container)
+        let disk = (record.view.workspace_type == WorkspaceKind::Container)
             .then(|| self.roots.size(&super::site(&workspace, &record)).map(|size| size.bytes))
             .flatten();
         let cgroups = self.engine.cgroups();
-        Ok(Report {
+        Ok(ResourcesReport {
             limits: Resources {
                 memory_bytes: limits.memory_bytes,
                 swap_bytes: limits.swap_bytes,
@@ -122,21 +122,21 @@ impl Lifecycle {
                 tmpfs_bytes: asked.and_then(|asked| asked.tmpfs_bytes),
             },
             asked,
-            used: Used { now, so_far, disk_bytes: disk },
+            used: ResourceUsage { now, so_far, disk_bytes: disk },
             enforcement: self.enforcements(&workspace, &record),
             warnings: self.warnings(&workspace, &record),
             machine: *cgroups.capacity(),
-            all_workloads: cgroups.capacity().all_work(),
+            all_workloads: cgroups.capacity().total_limits(),
         })
     }
 
     /// What was asked for and does not hold on this host, in words.
-    pub(super) fn warnings(&self, workspace: &Workspace, record: &Record) -> Vec<String> {
+    pub(super) fn warnings(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Vec<String> {
         let mut all = Vec::new();
-        if record.shown.network() == Network::Private {
+        if record.view.network() == Network::Private {
             all.extend(self.engine.networks().warnings());
         }
-        let Some(asked) = record.shown.resources else { return all };
+        let Some(asked) = record.view.resources else { return all };
         let say = |name: &str, why: &str| format!("resources.{name} is not enforced on this host: {why}");
         let enforcement = self.engine.cgroups().enforcement();
         all.extend(enforcement.missing(&asked.limits()).into_iter().map(|(name, why)| say(name, why)));
@@ -147,15 +147,15 @@ impl Lifecycle {
         all
     }
 
-    pub(super) fn enforcements(&self, workspace: &Workspace, record: &Record) -> Enforcements {
+    pub(super) fn enforcements(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Enforcements {
         let group = self.engine.cgroups().enforcement().clone();
         Enforcements { group, disk_bytes: self.disk(workspace, record) }
     }
 
-    fn disk(&self, workspace: &Workspace, record: &Record) -> Enforced {
-        match record.shown.workspace_type {
-            Kind::Container => self.roots.bounded(&super::site(workspace, record)),
-            Kind::Host => {
+    fn disk(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Enforced {
+        match record.view.workspace_type {
+            WorkspaceKind::Container => self.roots.disk_limit_status(&super::site(workspace, record)),
+            WorkspaceKind::Host => {
                 let how =
                     "the files of a host workspace are the host's; only a container's are bounded".into();
                 Enforced { enforced: false, how }
@@ -164,22 +164,22 @@ impl Lifecycle {
     }
 
     /// Bounds what a container's files take.
-    pub(super) fn bound_disk(&self, workspace: &Workspace, record: &Record) {
-        let bytes = record.shown.resources.and_then(|resources| resources.disk_bytes);
-        self.roots.bound(&super::site(workspace, record), bytes);
+    pub(super) fn bound_disk(&self, workspace: &Workspace, record: &WorkspaceRecord) {
+        let bytes = record.view.resources.and_then(|resources| resources.disk_bytes);
+        self.roots.set_disk_limit(&super::site(workspace, record), bytes);
     }
 
     /// What holds for a workspace: what was asked for, for a container else the machine's defaults.
-    pub(super) fn limits_of(&self, record: &Record) -> Limits {
-        let asked = record.shown.resources.map(|resources| resources.limits()).unwrap_or_default();
-        match record.shown.workspace_type {
-            Kind::Container => asked.or(self.engine.cgroups().capacity().one_container()),
-            Kind::Host => asked,
+    pub(super) fn limits_of(&self, record: &WorkspaceRecord) -> Limits {
+        let asked = record.view.resources.map(|resources| resources.limits()).unwrap_or_default();
+        match record.view.workspace_type {
+            WorkspaceKind::Container => asked.or(self.engine.cgroups().capacity().container_limits()),
+            WorkspaceKind::Host => asked,
         }
     }
 
     /// The group in which a host workspace's commands get theirs.
-    pub(super) fn host_group(&self, workspace: &Workspace, record: &Record) -> Result<String> {
+    pub(super) fn host_group(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<String> {
         let mut groups = lock(&self.host_groups);
         let name = format!("host-{}", workspace.machine_name());
         let limits = self.limits_of(record);
@@ -188,23 +188,23 @@ impl Lifecycle {
                 return Ok("runs".to_owned());
             }
             let mut group = self.engine.cgroups().group(&name)?;
-            group.hold(&limits)?;
+            group.enable_limits(&limits)?;
             free.insert(group);
         }
         Ok(name)
     }
 
     /// Puts the limits of `record` on what runs already.
-    fn apply(&self, workspace: &Workspace, record: &Record) -> Result<()> {
+    fn apply(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<()> {
         let limits = self.limits_of(record);
-        match record.shown.workspace_type {
-            Kind::Container => {
-                self.engine.rebound(&workspace.machine_name(), &limits)?;
+        match record.view.workspace_type {
+            WorkspaceKind::Container => {
+                self.engine.set_limits(&workspace.machine_name(), &limits)?;
                 self.bound_disk(workspace, record);
                 Ok(())
             }
-            Kind::Host => match lock(&self.host_groups).get(&workspace.id()) {
-                Some(group) => group.rebound(&limits),
+            WorkspaceKind::Host => match lock(&self.host_groups).get(&workspace.id()) {
+                Some(group) => group.update_limits(&limits),
                 None => Ok(()),
             },
         }
@@ -214,12 +214,12 @@ impl Lifecycle {
     pub(super) fn log_warnings(
         &self,
         workspace: &Workspace,
-        record: &Record,
+        record: &WorkspaceRecord,
         log: &mut crate::images::BuildLog,
     ) {
         for warning in self.warnings(workspace, record) {
-            log::warn!("workspace {}: {warning} ({})", record.shown.id, build_log_path(workspace).display());
-            log.say(format!("Warning: {warning}"));
+            log::warn!("workspace {}: {warning} ({})", record.view.id, build_log_path(workspace).display());
+            log.note(format!("Warning: {warning}"));
         }
     }
 }

@@ -13,20 +13,20 @@ use crate::base::ids::Network;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result};
 use crate::images::Pull;
-use crate::proc::{Cancel, Command, Process, Stdio};
-use crate::store::allowlist::Mount;
-use crate::workspaces::create::{Create, Fields, Update};
+use crate::proc::{Cancel, CommandSpec, Process, Stdio};
+use crate::store::allowlist::MountRequest;
+use crate::workspaces::create::{CreateWorkspace, UpdateWorkspace, WorkspaceFields};
 use crate::workspaces::resources::Resources;
-use crate::workspaces::{Kind, Status, Workspace};
+use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceStatus};
 
 /// Where the folder is inside.
 pub const FOLDER: &str = "/workspace";
 /// OpenCode's program inside.
 pub const PROGRAM: &str = "/opt/opencode/opencode";
 /// How often the state of its build is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the container's address may take to be known.
-const ADDRESS: Duration = Duration::from_secs(5);
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What it is made of.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct SandboxSpec {
     /// OpenCode's program on the host.
     pub program: PathBuf,
     /// Further folders.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<MountRequest>,
     /// The most memory that everything in it may use.
     pub memory_bytes: Option<u64>,
     /// Processors.
@@ -55,8 +55,8 @@ pub struct Sandbox {
 
 impl SandboxSpec {
     /// What it mounts.
-    fn mounts(&self) -> Vec<Mount> {
-        let mount = |source: &Path, target: &str, read_only| Mount {
+    fn mounts(&self) -> Vec<MountRequest> {
+        let mount = |source: &Path, target: &str, read_only| MountRequest {
             source: source.to_string_lossy().into_owned(),
             target: target.to_owned(),
             read_only,
@@ -91,27 +91,27 @@ impl Sandbox {
         let id = workspace.id();
         let now = workspace.record();
         let resources = self.resources();
-        if now.shown.mounts != self.spec.mounts() || now.shown.resources != Some(resources) {
+        if now.view.mounts != self.spec.mounts() || now.view.resources != Some(resources) {
             let (mounts, resources) = (Some(self.spec.mounts()), Some(resources));
-            let fields = Fields { mounts, resources, ..Fields::default() };
-            self.lifecycle.change(id, Update { fields, ..Update::default() })?;
+            let fields = WorkspaceFields { mounts, resources, ..WorkspaceFields::default() };
+            self.lifecycle.change(id, UpdateWorkspace { fields, ..UpdateWorkspace::default() })?;
         }
-        if now.shown.status != Status::Ready && now.shown.status != Status::Building {
+        if now.view.status != WorkspaceStatus::Ready && now.view.status != WorkspaceStatus::Building {
             let asked = BuildRequest { base: None, rebuild: true, pull: Pull::Missing };
             self.lifecycle.start_build(id, asked, Party::OWNER)?;
         }
         loop {
             let record = workspace.record();
-            match record.shown.status {
-                Status::Ready => return Ok(()),
-                Status::Error => {
-                    let why = record.shown.error_message.clone().unwrap_or_default();
+            match record.view.status {
+                WorkspaceStatus::Ready => return Ok(()),
+                WorkspaceStatus::Error => {
+                    let why = record.view.error_message.clone().unwrap_or_default();
                     return Err(Error::internal(format!("The sandbox could not be built: {why}")));
                 }
-                Status::Pending | Status::Building if stop.is_cancelled() => {
+                WorkspaceStatus::Pending | WorkspaceStatus::Building if stop.is_cancelled() => {
                     return Err(Error::new(Code::Cancelled, "The server is going down"));
                 }
-                Status::Pending | Status::Building => std::thread::sleep(LOOK),
+                WorkspaceStatus::Pending | WorkspaceStatus::Building => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -125,8 +125,8 @@ impl Sandbox {
         let name = self.spec.name();
         self.lifecycle.registry().all().into_iter().find(|workspace| {
             let record = workspace.record();
-            record.shown.workspace_type == Kind::Container
-                && record.shown.name.as_str() == name
+            record.view.workspace_type == WorkspaceKind::Container
+                && record.view.name.as_str() == name
                 && workspace.check_alive().is_ok()
         })
     }
@@ -139,7 +139,7 @@ impl Sandbox {
         );
         let (image, distro) = if distro { (None, Some(image)) } else { (Some(image), None) };
         let resources = self.resources();
-        let fields = Fields {
+        let fields = WorkspaceFields {
             image,
             distro,
             mounts: Some(self.spec.mounts()),
@@ -147,24 +147,24 @@ impl Sandbox {
             // It runs for as long as OpenCode does, and that is no command of a client.
             idle_timeout_secs: Some(0),
             resources: Some(resources),
-            ..Fields::default()
+            ..WorkspaceFields::default()
         };
-        let create = Create {
+        let create = CreateWorkspace {
             name: self.spec.name(),
-            workspace_type: Some(Kind::Container),
+            workspace_type: Some(WorkspaceKind::Container),
             path: None,
             template: None,
             fields,
         };
         let record = self.lifecycle.create(create, Pull::Missing)?;
-        self.lifecycle.registry().get(record.shown.id)
+        self.lifecycle.registry().get(record.view.id)
     }
 
     /// Starts a command in it.
     ///
     /// # Errors
     /// When the container or the command cannot be started.
-    pub fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
+    pub fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>> {
         let workspace = self.workspace()?;
         self.lifecycle.launcher(&workspace, &workspace.record())?.launch(id, command, stdio)
     }
@@ -176,7 +176,7 @@ impl Sandbox {
     pub fn address(&self) -> Result<IpAddr> {
         let workspace = self.workspace()?;
         let machine = self.lifecycle.machine(&workspace, &workspace.record())?;
-        let deadline = Instant::now() + ADDRESS;
+        let deadline = Instant::now() + ADDRESS_TIMEOUT;
         loop {
             let link = machine.status().network.and_then(|network| network.link);
             match link {
@@ -184,7 +184,7 @@ impl Sandbox {
                 None if Instant::now() >= deadline => {
                     return Err(Error::internal("The sandbox has no address; its container does not run"));
                 }
-                None => std::thread::sleep(LOOK),
+                None => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }

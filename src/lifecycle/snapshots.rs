@@ -11,19 +11,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::jobs::Journaled;
-use super::{ENDING, Lifecycle, site};
+use super::jobs::JournaledJob;
+use super::{END_RUNS_TIMEOUT, Lifecycle, site};
 use crate::base::ids::{Distro, Label};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, limits};
-use crate::roots::{Kind, Site, Snapshot};
+use crate::roots::{RootKind, RootLocation, RootSnapshot};
 use crate::store::{file, tree};
-use crate::workspaces::sync::{self, Manifest};
-use crate::workspaces::{Kind as WorkspaceKind, Record, Workspace};
+use crate::workspaces::sync::{self, SyncManifest};
+use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord};
 
 /// The body of a snapshot's creation.
 #[derive(Debug, Default, Deserialize)]
-pub struct Take {
+pub struct TakeSnapshotRequest {
     /// Default: the time.
     name: Option<String>,
     /// End what runs in the container, so that nothing has to be copied.
@@ -45,50 +45,51 @@ pub struct CloneRequest {
 
 /// A snapshot as it is shown.
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub struct SnapshotView {
     id: Uuid,
     name: String,
     created_at: String,
-    root_kind: Kind,
+    root_kind: RootKind,
     /// Nothing was copied.
     instant: bool,
 }
 
-impl From<Snapshot> for Shown {
-    fn from(taken: Snapshot) -> Shown {
-        let Snapshot { id, name, created_at, kind, instant, .. } = taken;
-        Shown { id, name, created_at, root_kind: kind, instant }
+impl From<RootSnapshot> for SnapshotView {
+    fn from(taken: RootSnapshot) -> SnapshotView {
+        let RootSnapshot { id, name, created_at, kind, instant, .. } = taken;
+        SnapshotView { id, name, created_at, root_kind: kind, instant }
     }
 }
 
 /// What belongs to files beside them.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Kept {
+struct SnapshotSettings {
     distro: Option<Distro>,
     image: Option<String>,
-    synced: Manifest,
+    synced: SyncManifest,
 }
 
 /// Its file in a snapshot's folder.
-const KEPT: &str = "kept.json";
+const SETTINGS_FILE: &str = "kept.json";
 
-impl Kept {
-    fn read(folder: &Path) -> Result<Kept> {
-        let path = folder.join(KEPT);
+impl SnapshotSettings {
+    fn read(folder: &Path) -> Result<SnapshotSettings> {
+        let path = folder.join(SETTINGS_FILE);
         let bytes = file::read_optional(&path, limits::STATE_FILE_BYTES)?;
         let read = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
         read.map(Option::unwrap_or_default)
-            .map_err(|error| Error::internal(format!("{} is damaged", path.display())).because(error))
+            .map_err(|error| Error::internal(format!("{} is damaged", path.display())).with_source(error))
     }
 
     fn write(&self, folder: &Path) -> Result<()> {
-        let bytes = serde_json::to_vec(self).map_err(|error| Error::internal("snapshot").because(error))?;
-        file::write_atomic(&folder.join(KEPT), &bytes, 0o600)
+        let bytes =
+            serde_json::to_vec(self).map_err(|error| Error::internal("snapshot").with_source(error))?;
+        file::write_atomic(&folder.join(SETTINGS_FILE), &bytes, 0o600)
     }
 
-    fn apply(&self, record: &mut Record) {
-        record.shown.distro = self.distro;
-        record.shown.image.clone_from(&self.image);
+    fn apply(&self, record: &mut WorkspaceRecord) {
+        record.view.distro = self.distro;
+        record.view.image.clone_from(&self.image);
         record.finish(None);
     }
 }
@@ -99,42 +100,48 @@ impl Lifecycle {
     /// # Errors
     /// `NotAContainer`, `NotReady`, `BuildRunning`, `InvalidName`, `Busy`, `Conflict` for too many, `DiskFull`,
     /// `Cancelled`, `WorkspaceNotFound`.
-    pub fn take_snapshot(self: &Arc<Self>, id: Uuid, asked: Take) -> Result<Shown> {
+    pub fn take_snapshot(self: &Arc<Self>, id: Uuid, asked: TakeSnapshotRequest) -> Result<SnapshotView> {
         let name = match asked.name {
             Some(name) => Label::parse(&name)?.as_str().to_owned(),
             None => clock::now_rfc3339(),
         };
-        let workspace = self.rooted(id)?;
+        let workspace = self.built_workspace(id)?;
         let entered = self.enter_job(&workspace, false)?;
         let record = workspace.record();
         record.check_idle()?;
-        if asked.stop && !self.runs.end_all(id, ENDING) {
+        if asked.stop && !self.runs.end_all(id, END_RUNS_TIMEOUT) {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
-        let (site, before) = (site(&workspace, &record), sync::known(workspace.folder())?);
+        let (site, before) = (site(&workspace, &record), sync::read_manifest(workspace.folder())?);
         self.engine
-            .quiesce(self.place(&workspace, &record)?, asked.stop, |running| {
-                let keep = |folder: &Path| self.kept(&workspace, &record, &before)?.write(folder);
+            .quiesce(self.container_spec(&workspace, &record)?, asked.stop, |running| {
+                let keep =
+                    |folder: &Path| self.snapshot_settings(&workspace, &record, &before)?.write(folder);
                 self.roots.snapshot(&site, &name, running || asked.copy, keep, &entered.cancel)
             })
-            .map(Shown::from)
+            .map(SnapshotView::from)
     }
 
     /// What goes with the files. A sync may be under way, which first notes what it will write and in the end forgets what it
     /// has removed: `before` the files were copied and now, together, miss nothing.
-    fn kept(&self, workspace: &Workspace, record: &Record, before: &Manifest) -> Result<Kept> {
-        let synced = before.with(&sync::known(workspace.folder())?);
-        Ok(Kept { distro: record.shown.distro, image: record.shown.image.clone(), synced })
+    fn snapshot_settings(
+        &self,
+        workspace: &Workspace,
+        record: &WorkspaceRecord,
+        before: &SyncManifest,
+    ) -> Result<SnapshotSettings> {
+        let synced = before.with(&sync::read_manifest(workspace.folder())?);
+        Ok(SnapshotSettings { distro: record.view.distro, image: record.view.image.clone(), synced })
     }
 
     /// All snapshots of a workspace, the oldest first.
     ///
     /// # Errors
     /// `NotAContainer`, `WorkspaceNotFound`.
-    pub fn list_snapshots(&self, id: Uuid) -> Result<Vec<Shown>> {
-        let workspace = self.contained(id)?;
+    pub fn list_snapshots(&self, id: Uuid) -> Result<Vec<SnapshotView>> {
+        let workspace = self.container_workspace(id)?;
         let record = workspace.record();
-        Ok(self.roots.snapshots(&site(&workspace, &record))?.into_iter().map(Shown::from).collect())
+        Ok(self.roots.snapshots(&site(&workspace, &record))?.into_iter().map(SnapshotView::from).collect())
     }
 
     /// Removes a snapshot.
@@ -142,10 +149,10 @@ impl Lifecycle {
     /// # Errors
     /// `NotFound`, `BuildRunning`, `NotAContainer`, `WorkspaceNotFound`.
     pub fn remove_snapshot(self: &Arc<Self>, id: Uuid, snapshot: Uuid) -> Result<()> {
-        let workspace = self.contained(id)?;
+        let workspace = self.container_workspace(id)?;
         let _entered = self.enter_job(&workspace, false)?;
         let site = site(&workspace, &workspace.record());
-        self.roots.delete_snapshot(&site, snapshot, |folder| self.put_away(folder))?;
+        self.roots.delete_snapshot(&site, snapshot, |folder| self.discard_folder(folder))?;
         self.empty_trash();
         Ok(())
     }
@@ -159,8 +166,8 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         snapshot: Uuid,
-    ) -> Result<impl FnOnce() -> Result<Arc<Record>> + Send + use<>> {
-        let workspace = self.contained(id)?;
+    ) -> Result<impl FnOnce() -> Result<Arc<WorkspaceRecord>> + Send + use<>> {
+        let workspace = self.container_workspace(id)?;
         let record = workspace.record();
         self.roots.find_snapshot(&site(&workspace, &record), snapshot)?;
         let journaled = self.journal(workspace, |_, record| record.start_restore())?;
@@ -168,7 +175,7 @@ impl Lifecycle {
         Ok(move || lifecycle.restore(journaled, snapshot))
     }
 
-    fn restore(&self, journaled: Journaled, snapshot: Uuid) -> Result<Arc<Record>> {
+    fn restore(&self, journaled: JournaledJob, snapshot: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = journaled.workspace.clone();
         let record = workspace.record();
         let site = site(&workspace, &record);
@@ -178,22 +185,22 @@ impl Lifecycle {
         }
         // Deleted since it was accepted?
         self.roots.find_snapshot(&site, snapshot)?;
-        let kept = Kept::read(&self.roots.snapshot_folder(&site, snapshot))?;
-        if !self.runs.end_all(workspace.id(), ENDING) {
+        let kept = SnapshotSettings::read(&self.roots.snapshot_folder(&site, snapshot))?;
+        if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
             return Err(Error::internal("A command in the workspace could not be ended"));
         }
         // New syncs are refused since the status changed; this waits for the end of one that had begun.
         let syncing = lock(&self.syncing);
-        let before = sync::known(workspace.folder())?;
+        let before = sync::read_manifest(workspace.folder())?;
         // Names of too many files for a moment, so that no file is ever there that berth wrote and does not know.
-        sync::note(workspace.folder(), &before.with(&kept.synced))?;
+        sync::write_manifest(workspace.folder(), &before.with(&kept.synced))?;
         drop(syncing);
-        let restored = self.engine.quiesce(self.place(&workspace, &record)?, true, |_| {
-            self.roots.restore(&site, snapshot, |folder| self.put_away(folder), &journaled.entered.cancel)
+        let restored = self.engine.quiesce(self.container_spec(&workspace, &record)?, true, |_| {
+            self.roots.restore(&site, snapshot, |folder| self.discard_folder(folder), &journaled.guard.cancel)
         });
         self.bound_disk(&workspace, &record);
         let now = if restored.is_ok() { &kept.synced } else { &before };
-        if let Err(error) = sync::note(workspace.folder(), now) {
+        if let Err(error) = sync::write_manifest(workspace.folder(), now) {
             log::warn!("workspace {}: {error}", workspace.id());
         }
         restored?;
@@ -206,16 +213,16 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `NotFound` for the snapshot; else as [`Lifecycle::take_snapshot`]. Nothing is left of the new workspace then.
-    pub fn clone_workspace(self: &Arc<Self>, id: Uuid, asked: CloneRequest) -> Result<Arc<Record>> {
+    pub fn clone_workspace(self: &Arc<Self>, id: Uuid, asked: CloneRequest) -> Result<Arc<WorkspaceRecord>> {
         let workspace = match asked.snapshot {
             // There may be nothing else.
-            Some(_) => self.contained(id)?,
-            None => self.rooted(id)?,
+            Some(_) => self.container_workspace(id)?,
+            None => self.built_workspace(id)?,
         };
         let record = workspace.record();
         let name = match asked.name {
             Some(name) => Label::parse(&name)?,
-            None => record.shown.name.clone(),
+            None => record.view.name.clone(),
         };
         let from = site(&workspace, &record);
         if let Some(snapshot) = asked.snapshot {
@@ -225,7 +232,7 @@ impl Lifecycle {
         let record = workspace.record();
         record.check_idle()?;
         let made = self.registry.copy_of(&record, name)?;
-        let cloned = self.fill(&workspace, &record, &from, &made, asked.snapshot, &entered);
+        let cloned = self.fill_clone(&workspace, &record, &from, &made, asked.snapshot, &entered);
         drop(entered);
         match cloned {
             Ok(record) => Ok(record),
@@ -239,49 +246,49 @@ impl Lifecycle {
     }
 
     /// Gives a new workspace its files.
-    fn fill(
+    fn fill_clone(
         self: &Arc<Self>,
         workspace: &Workspace,
-        record: &Record,
-        from: &Site,
+        record: &WorkspaceRecord,
+        from: &RootLocation,
         made: &Arc<Workspace>,
         snapshot: Option<Uuid>,
-        entered: &super::jobs::Entered,
-    ) -> Result<Arc<Record>> {
+        entered: &super::jobs::JobGuard,
+    ) -> Result<Arc<WorkspaceRecord>> {
         // Whoever deletes it meanwhile waits for us.
         let own = self.enter_job_with(made, false, entered.cancel.clone())?;
-        let own = Journaled::begin(made.clone(), own, |_, _| Ok(()))?;
+        let own = JournaledJob::begin(made.clone(), own, |_, _| Ok(()))?;
         let to = site(made, &made.record());
-        let before = sync::known(workspace.folder())?;
+        let before = sync::read_manifest(workspace.folder())?;
         let kept = match snapshot {
             Some(snapshot) => {
                 self.roots.clone_root(from, Some(snapshot), &to, false, &entered.cancel)?;
-                Kept::read(&self.roots.snapshot_folder(from, snapshot))?
+                SnapshotSettings::read(&self.roots.snapshot_folder(from, snapshot))?
             }
             None => {
-                self.engine.quiesce(self.place(workspace, record)?, false, |running| {
+                self.engine.quiesce(self.container_spec(workspace, record)?, false, |running| {
                     self.roots.clone_root(from, None, &to, running, &entered.cancel)
                 })?;
-                self.kept(workspace, record, &before)?
+                self.snapshot_settings(workspace, record, &before)?
             }
         };
         if entered.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "It was cancelled; there is no new workspace"));
         }
         self.bound_disk(made, &made.record());
-        sync::note(made.folder(), &kept.synced)?;
+        sync::write_manifest(made.folder(), &kept.synced)?;
         own.end(|record| kept.apply(record));
         Ok(made.record())
     }
 
-    fn contained(&self, id: Uuid) -> Result<Arc<Workspace>> {
+    fn container_workspace(&self, id: Uuid) -> Result<Arc<Workspace>> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;
         Ok(workspace)
     }
 
-    fn rooted(&self, id: Uuid) -> Result<Arc<Workspace>> {
-        let workspace = self.contained(id)?;
+    fn built_workspace(&self, id: Uuid) -> Result<Arc<Workspace>> {
+        let workspace = self.container_workspace(id)?;
         let record = workspace.record();
         record.check_idle()?;
         if !self.has_root(&workspace, &record) {
@@ -291,8 +298,8 @@ impl Lifecycle {
     }
 }
 
-fn check_container(record: &Record) -> Result<()> {
-    if record.shown.workspace_type == WorkspaceKind::Container {
+fn check_container(record: &WorkspaceRecord) -> Result<()> {
+    if record.view.workspace_type == WorkspaceKind::Container {
         return Ok(());
     }
     let message =

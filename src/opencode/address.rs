@@ -5,34 +5,34 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
 /// Why our own address is refused.
-pub(super) const OURSELVES: &str = "that is this server itself";
+pub(super) const OWN_ADDRESS: &str = "that is this server itself";
 
 const LINK_LOCAL: &str = "link-local addresses, among them those of cloud metadata services, are refused";
 const METADATA: &str = "the addresses of cloud metadata services are refused";
-const NOBODY: &str = "that is not the address of one machine";
+const NOT_ONE_HOST: &str = "that is not the address of one machine";
 
 /// Where this server listens.
 #[derive(Clone, Debug, Default)]
-pub struct Own(Vec<SocketAddr>);
+pub struct ListenAddresses(Vec<SocketAddr>);
 
-impl Own {
+impl ListenAddresses {
     /// These.
-    pub fn new(listening: Vec<SocketAddr>) -> Own {
-        Own(listening)
+    pub fn new(listening: Vec<SocketAddr>) -> ListenAddresses {
+        ListenAddresses(listening)
     }
 
     /// Why no upstream can be there; `None` when one can.
-    pub(super) fn refuses(&self, address: SocketAddr) -> Option<&'static str> {
+    pub(super) fn refusal(&self, address: SocketAddr) -> Option<&'static str> {
         let ip = plain(address.ip());
         let ours = self.0.iter().any(|own| {
             let same = plain(own.ip()) == ip || own.ip().is_unspecified() && ip.is_loopback();
             own.port() == address.port() && same
         });
-        if ours { Some(OURSELVES) } else { refused(ip) }
+        if ours { Some(OWN_ADDRESS) } else { refused(ip) }
     }
 
     /// Whether a connection leads back to us by one of this machine's other addresses.
-    pub(super) fn reached_by(&self, stream: &TcpStream) -> io::Result<bool> {
+    pub(super) fn is_peer_of(&self, stream: &TcpStream) -> io::Result<bool> {
         let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
         let everywhere = |own: &SocketAddr| own.port() == peer.port() && own.ip().is_unspecified();
         Ok(peer.ip() == local.ip() && self.0.iter().any(everywhere))
@@ -89,8 +89,8 @@ fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
 fn refused(ip: IpAddr) -> Option<&'static str> {
     match ip {
         // RFC 1122, 3.2.1.3: all of 0/8, which Linux takes for this machine.
-        IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.is_multicast() || v4.is_broadcast() => Some(NOBODY),
-        IpAddr::V6(v6) if v6.is_unspecified() || v6.is_multicast() => Some(NOBODY),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.is_multicast() || v4.is_broadcast() => Some(NOT_ONE_HOST),
+        IpAddr::V6(v6) if v6.is_unspecified() || v6.is_multicast() => Some(NOT_ONE_HOST),
         IpAddr::V4(v4) => forbidden(v4),
         IpAddr::V6(v6) => forbidden_v6(v6).or_else(|| embedded(v6).into_iter().find_map(forbidden)),
     }
@@ -126,12 +126,12 @@ mod tests {
 
     #[test]
     fn where_no_upstream_can_be() {
-        let own = Own::new(vec!["0.0.0.0:8787".parse().unwrap(), "[::1]:99".parse().unwrap()]);
+        let own = ListenAddresses::new(vec!["0.0.0.0:8787".parse().unwrap(), "[::1]:99".parse().unwrap()]);
         for (address, want) in [
-            ("127.0.0.1:8787", Some(OURSELVES)),
-            ("127.9.9.9:8787", Some(OURSELVES)),
-            ("[::ffff:127.0.0.1]:8787", Some(OURSELVES)),
-            ("[::1]:99", Some(OURSELVES)),
+            ("127.0.0.1:8787", Some(OWN_ADDRESS)),
+            ("127.9.9.9:8787", Some(OWN_ADDRESS)),
+            ("[::ffff:127.0.0.1]:8787", Some(OWN_ADDRESS)),
+            ("[::1]:99", Some(OWN_ADDRESS)),
             ("169.254.169.254:80", Some(LINK_LOCAL)),
             ("[::ffff:169.254.169.254]:80", Some(LINK_LOCAL)),
             ("[64:ff9b::a9fe:a9fe]:80", Some(LINK_LOCAL)),
@@ -152,11 +152,11 @@ mod tests {
             ("[2001:0:a9fe:a9fe::1]:80", Some(LINK_LOCAL)),
             ("[2001::5601:5601]:80", Some(LINK_LOCAL)),
             ("[fd12::5efe:169.254.169.254]:80", Some(LINK_LOCAL)),
-            ("0.0.0.0:4096", Some(NOBODY)),
-            ("0.1.2.3:4096", Some(NOBODY)),
-            ("[::]:4096", Some(NOBODY)),
-            ("224.0.0.1:80", Some(NOBODY)),
-            ("255.255.255.255:80", Some(NOBODY)),
+            ("0.0.0.0:4096", Some(NOT_ONE_HOST)),
+            ("0.1.2.3:4096", Some(NOT_ONE_HOST)),
+            ("[::]:4096", Some(NOT_ONE_HOST)),
+            ("224.0.0.1:80", Some(NOT_ONE_HOST)),
+            ("255.255.255.255:80", Some(NOT_ONE_HOST)),
             ("127.0.0.1:4096", None),
             ("[::1]:4096", None),
             ("10.0.0.1:4096", None),
@@ -166,7 +166,7 @@ mod tests {
             ("[2002:c000:204::1]:443", None),
             ("[64:ff9b::192.0.2.1]:443", None),
         ] {
-            assert_eq!(own.refuses(address.parse().unwrap()), want, "{address}");
+            assert_eq!(own.refusal(address.parse().unwrap()), want, "{address}");
         }
     }
 }

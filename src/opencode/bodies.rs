@@ -20,7 +20,7 @@ pub const COMMAND_BYTES: u64 = 64 << 20;
 
 /// The body of `POST /session/:id/command`, as far as it decides what runs.
 #[derive(Debug, Default)]
-pub struct CommandBody {
+pub struct CommandInvocation {
     /// Its name.
     pub command: String,
     /// What its template gets.
@@ -31,7 +31,7 @@ pub struct CommandBody {
 ///
 /// # Errors
 /// `InvalidPayload` for what OpenCode could read in another way: no strings, or a key twice.
-pub fn command(body: &mut dyn Read) -> Result<CommandBody> {
+pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
     let wrong = |what: &str| {
         let message =
             format!("The request body must be JSON with the strings `command` and `arguments`: {what}");
@@ -53,9 +53,9 @@ pub fn command(body: &mut dyn Read) -> Result<CommandBody> {
     if let Some(refusal) = checked.refusal.take() {
         return Err(refusal);
     }
-    read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").because(error))?;
+    read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").with_source(error))?;
     match found.take() {
-        [Some(command), Some(arguments)] => Ok(CommandBody { command, arguments }),
+        [Some(command), Some(arguments)] => Ok(CommandInvocation { command, arguments }),
         [None, _] => Err(wrong("missing field `command`")),
         [_, None] => Err(wrong("missing field `arguments`")),
     }
@@ -338,7 +338,7 @@ mod tests {
             assert!(file_path(Some(&json!(url))).is_err(), "{url}");
         }
         assert!(file_path(None).is_err());
-        let scratch = crate::store::scratch::Scratch::new();
+        let scratch = crate::store::scratch::TestFolder::new();
         let base = scratch.join("ws");
         std::fs::create_dir_all(base.join("src")).unwrap();
         std::fs::create_dir(scratch.join("secret")).unwrap();

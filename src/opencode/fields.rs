@@ -17,7 +17,7 @@ const KEY_BYTES: usize = 256;
 /// How much of a longer string is reported: enough for the scheme of a URL.
 const PREFIX_BYTES: usize = 64;
 
-enum Capture {
+enum FieldCapture {
     Nothing,
     /// A string, which is a key if a colon follows.
     Text,
@@ -40,7 +40,7 @@ pub struct FieldScanner {
     depth: u32,
     in_string: bool,
     escaped: bool,
-    capture: Capture,
+    capture: FieldCapture,
     token: Vec<u8>,
 }
 
@@ -50,7 +50,7 @@ pub type FieldCheck<'a> = dyn Fn(&'static str, Option<Value>) -> Result<()> + 'a
 impl FieldScanner {
     /// Looks for these fields.
     pub fn new(names: FieldNames) -> FieldScanner {
-        let (capture, token) = (Capture::Nothing, Vec::new());
+        let (capture, token) = (FieldCapture::Nothing, Vec::new());
         FieldScanner { names, depth: 0, in_string: false, escaped: false, capture, token }
     }
 
@@ -79,15 +79,15 @@ impl FieldScanner {
         match byte {
             b'"' => {
                 self.in_string = true;
-                if !matches!(self.capture, Capture::Value(..)) {
-                    self.capture = Capture::Text;
+                if !matches!(self.capture, FieldCapture::Value(..)) {
+                    self.capture = FieldCapture::Text;
                     self.token.clear();
                 }
                 self.keep(byte);
             }
             b':' => match self.named() {
                 Some(name) => {
-                    self.capture = Capture::Value(name, self.depth);
+                    self.capture = FieldCapture::Value(name, self.depth);
                     self.token.clear();
                 }
                 None => self.keep(byte),
@@ -108,9 +108,9 @@ impl FieldScanner {
 
     fn keep(&mut self, byte: u8) {
         let most = match self.capture {
-            Capture::Nothing => return,
-            Capture::Text => KEY_BYTES,
-            Capture::Value(..) => VALUE_BYTES,
+            FieldCapture::Nothing => return,
+            FieldCapture::Text => KEY_BYTES,
+            FieldCapture::Value(..) => VALUE_BYTES,
         };
         // One more tells that it is too long.
         if self.token.len() <= most {
@@ -121,7 +121,7 @@ impl FieldScanner {
     /// The name of the field whose key was read just now.
     fn named(&self) -> Option<&'static str> {
         let names = if self.depth == 1 { self.names.top } else { self.names.nested };
-        if !matches!(self.capture, Capture::Text) || names.is_empty() || self.token.len() > KEY_BYTES {
+        if !matches!(self.capture, FieldCapture::Text) || names.is_empty() || self.token.len() > KEY_BYTES {
             return None;
         }
         let key: String = serde_json::from_slice(&self.token).ok()?;
@@ -131,8 +131,8 @@ impl FieldScanner {
     /// Reports the value that ends before `byte`, which separates values.
     fn end(&mut self, byte: u8, check: &FieldCheck<'_>) -> Result<()> {
         match self.capture {
-            Capture::Value(name, depth) if depth == self.depth => {
-                self.capture = Capture::Nothing;
+            FieldCapture::Value(name, depth) if depth == self.depth => {
+                self.capture = FieldCapture::Nothing;
                 let whole = self.token.len() <= VALUE_BYTES;
                 let value = if whole {
                     serde_json::from_slice(&self.token).ok()

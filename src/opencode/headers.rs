@@ -3,7 +3,7 @@
 
 /// Whether a client's header goes to the upstream. What is for one hop only the gate has taken out already (RFC 9110,
 /// 7.6.1); the rest are credentials of ours, what we write ourselves, and what claims to know who sent the request.
-pub(super) fn goes_in(name: &str) -> bool {
+pub(super) fn is_request_header_forwarded(name: &str) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
     match name.as_bytes().first().map_or(0, u8::to_ascii_lowercase) {
@@ -35,7 +35,7 @@ pub const DIRECTORY: &str = "x-opencode-directory";
 
 /// Whether an upstream's header goes to the client. Cross-origin rules are ours to make, and a cookie of the upstream
 /// would be one of this server's origin, sent to all workspaces. What `named` says of the connection is for this hop.
-pub(super) fn goes_out(name: &str, named: &[String]) -> bool {
+pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
     let kept = match name.as_bytes().first().map_or(0, u8::to_ascii_lowercase) {
@@ -70,21 +70,21 @@ mod tests {
         for name in
             ["Accept", "accept-encoding", "User-Agent", "X-OpenCode-Workspace", "Range", "Content-Type", "é"]
         {
-            assert!(goes_in(name), "{name}");
+            assert!(is_request_header_forwarded(name), "{name}");
         }
         for name in
             "authorization Cookie host ORIGIN x-openwork-host-token X-OpenWork-Client-Id x-openwork-new x-berth-peer \
              proxy-authorization forwarded x-forwarded-for X-Opencode-Directory te upgrade content-length"
                 .split_whitespace()
         {
-            assert!(!goes_in(name), "{name}");
+            assert!(!is_request_header_forwarded(name), "{name}");
         }
         let hop = ["x-hop".to_owned()];
         for name in ["Content-Encoding", "ETag", "Location", "Vary", "Retry-After", "Sec-WebSocket-Accept"] {
-            assert!(goes_out(name, &hop), "{name}");
+            assert!(is_response_header_forwarded(name, &hop), "{name}");
         }
         for name in ["Access-Control-Allow-Origin", "set-cookie", "X-Hop", "x-berth-ticket", "Connection"] {
-            assert!(!goes_out(name, &hop), "{name}");
+            assert!(!is_response_header_forwarded(name, &hop), "{name}");
         }
         assert_eq!(subprotocols(["jwt.secret", "a", "b"].into_iter()).unwrap(), "a, b");
         assert_eq!(subprotocols(["jwt.secret"].into_iter()), None);

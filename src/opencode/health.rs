@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::target::Target;
-use super::upstream::{Answer, Call, Payload, Rest, Upstreams};
+use super::target::UpstreamTarget;
+use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, Upstreams};
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
@@ -21,11 +21,11 @@ const ANSWER_BYTES: u64 = 64 << 10;
 /// [`Upstreams::call`].
 pub fn version(
     upstreams: &Upstreams,
-    target: &Target,
+    target: &UpstreamTarget,
     patience: Duration,
     gone: Cancel,
 ) -> Result<Option<String>> {
-    let call = Call {
+    let call = UpstreamCall {
         method: "GET",
         path_and_query: "/global/health".to_owned(),
         headers: Vec::new(),
@@ -34,11 +34,12 @@ pub fn version(
     };
     let watch = upstreams.watch_for(&call, gone, patience);
     watch.end_by(Instant::now() + patience);
-    let Answer { status, rest, .. } = upstreams.call(target, &call, Payload::None, &watch)?;
+    let UpstreamResponse { status, content: rest, .. } =
+        upstreams.call(target, &call, Payload::None, &watch)?;
     let mut bytes = Vec::new();
-    if let Rest::Body(body, _) = rest {
+    if let ResponseContent::Body(body, _) = rest {
         body.take(ANSWER_BYTES).read_to_end(&mut bytes).map_err(|error| {
-            Error::new(Code::OpencodeUnreachable, "/global/health broke off").because(error)
+            Error::new(Code::OpencodeUnreachable, "/global/health broke off").with_source(error)
         })?;
     }
     let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();

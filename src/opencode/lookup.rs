@@ -13,7 +13,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use crate::base::{self, Code, Error, limits};
 use crate::proc::tools;
-use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
+use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 
 /// Looks names up.
 #[derive(Debug)]
@@ -47,11 +47,11 @@ impl HostLookup {
         let spec = Spec::new(tools::require("getent")?).args(["ahosts", "--", host]);
         let place = (&self.cgroups, "lookup");
         let (ended, text) =
-            spec.printed(place, limits::LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
+            spec.run_for_output(place, limits::LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
         match ended {
-            Ended::Exited(Exit::Code(0)) => Ok(addresses(&text)),
+            ProcessOutcome::Exited(Exit::Code(0)) => Ok(addresses(&text)),
             // getent(1): the key could not be found.
-            Ended::Exited(Exit::Code(2)) => Ok(Vec::new()),
+            ProcessOutcome::Exited(Exit::Code(2)) => Ok(Vec::new()),
             ended => {
                 Err(Error::new(Code::Unavailable, format!("The host could not be looked up: {ended:?}")))
             }
@@ -88,7 +88,7 @@ fn addresses(printed: &str) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proc::Handle;
+    use crate::proc::CgroupsHandle;
 
     #[test]
     fn each_address_is_there_once_and_in_order() {
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn names_are_looked_up_as_the_machine_does_it() {
-        let lookup = HostLookup::new(Cgroups::of(Handle::default()));
+        let lookup = HostLookup::new(Cgroups::from_handle(CgroupsHandle::default()));
         let ask = |host: &str| lookup.addresses(host, 80, &Cancel::new().unwrap()).unwrap();
         // Short for 127.0.0.1 (inet_aton(3)), whatever the machine's files and servers say.
         assert_eq!(ask("127.1"), ["127.0.0.1:80".parse().unwrap()]);

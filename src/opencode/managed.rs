@@ -40,7 +40,7 @@ impl Phase {
 
 /// What is known of it at this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct ManagedState {
     /// Whether it can be called.
     pub phase: Phase,
     /// Where it answers, or answered last.
@@ -55,12 +55,12 @@ pub struct State {
     pub reason: Option<String>,
 }
 
-/// The host name in the address of an OpenCode that is reached by a [`Route`] and not over a network. RFC 2606 keeps it from
+/// The host name in the address of an OpenCode that is reached by a [`UpstreamRoute`] and not over a network. RFC 2606 keeps it from
 /// being one anywhere else.
 pub const ROUTED: &str = "opencode.sandbox.invalid";
 
 /// The way to an OpenCode whose port no address leads to.
-pub trait Route: Send + Sync {
+pub trait UpstreamRoute: Send + Sync {
     /// Asks for a connection to this port. The returned stream does not block; its first byte shows whether the connection
     /// was made, and its end that it was not.
     ///
@@ -79,8 +79,8 @@ pub struct Managed {
     password_is_shared: bool,
     memory_bytes: Option<u64>,
     directory: Option<String>,
-    route: Mutex<Option<Arc<dyn Route>>>,
-    state: Mutex<State>,
+    route: Mutex<Option<Arc<dyn UpstreamRoute>>>,
+    state: Mutex<ManagedState>,
     changed: Condvar,
     again: Waker,
 }
@@ -103,8 +103,14 @@ impl Managed {
         memory_bytes: Option<u64>,
         directory: Option<String>,
     ) -> Result<Managed> {
-        let state =
-            State { phase: Phase::Starting, url: None, version: None, pid: None, starts: 0, reason: None };
+        let state = ManagedState {
+            phase: Phase::Starting,
+            url: None,
+            version: None,
+            pid: None,
+            starts: 0,
+            reason: None,
+        };
         Ok(Managed {
             username,
             password,
@@ -139,12 +145,12 @@ impl Managed {
     }
 
     /// The way to it, where that is no network.
-    pub(super) fn route(&self) -> Option<Arc<dyn Route>> {
+    pub(super) fn route(&self) -> Option<Arc<dyn UpstreamRoute>> {
         lock(&self.route).clone()
     }
 
     /// Sets the way to it.
-    pub fn set_route(&self, route: Arc<dyn Route>) {
+    pub fn set_route(&self, route: Arc<dyn UpstreamRoute>) {
         *lock(&self.route) = Some(route);
     }
 
@@ -154,12 +160,12 @@ impl Managed {
     }
 
     /// As of now.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ManagedState {
         lock(&self.state).clone()
     }
 
     /// Changes the state and wakes all who wait for a change.
-    pub fn update(&self, change: impl FnOnce(&mut State)) {
+    pub fn update(&self, change: impl FnOnce(&mut ManagedState)) {
         change(&mut lock(&self.state));
         self.changed.notify_all();
     }
@@ -183,7 +189,7 @@ impl Managed {
     }
 
     /// Has a failed OpenCode started again.
-    pub fn start_again(&self) {
+    pub fn request_restart(&self) {
         self.update(|state| {
             if state.phase == Phase::Failed {
                 state.phase = Phase::Starting;
@@ -192,15 +198,15 @@ impl Managed {
         self.again.wake();
     }
 
-    /// Readable once [`Managed::start_again`] was called, until cleared.
-    pub fn again(&self) -> &Waker {
+    /// Readable once [`Managed::request_restart`] was called, until cleared.
+    pub fn restart_waker(&self) -> &Waker {
         &self.again
     }
 
     /// Waits until the state is not `seen` any more.
-    pub fn changed_since(&self, seen: &State) -> State {
+    pub fn changed_since(&self, seen: &ManagedState) -> ManagedState {
         let state = lock(&self.state);
-        let same = |state: &mut State| state == seen;
+        let same = |state: &mut ManagedState| state == seen;
         self.changed.wait_while(state, same).unwrap_or_else(PoisonError::into_inner).clone()
     }
 

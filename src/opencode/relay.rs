@@ -11,12 +11,12 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::watch::{Cut, Watch, until};
+use super::watch::{CallWatch, WaitError, timeout_until};
 use super::wire::Channel;
 use crate::base::limits;
 
 /// A client's connection.
-pub trait Client: AsFd + Read + Write {
+pub trait TunnelClient: AsFd + Read + Write {
     /// Ends our direction.
     fn finish(&self, how: Shutdown);
 }
@@ -25,37 +25,37 @@ pub trait Client: AsFd + Read + Write {
 pub struct Tunnel {
     channel: Channel,
     early: Vec<u8>,
-    watch: Rc<Watch>,
+    watch: Rc<CallWatch>,
 }
 
 /// How a relay came to its end; for log lines.
 #[derive(Debug)]
-pub enum Left {
+pub enum TunnelEnd {
     /// Both sides have ended their direction.
-    Ended,
+    Closed,
     /// One side went without a word, or something else made an end of it.
-    Cut(io::Error),
+    Failed(io::Error),
 }
 
 /// What is on its way in one direction.
 #[derive(Default)]
-struct Way {
+struct Direction {
     bytes: Vec<u8>,
     sent: usize,
     /// Its sender has ended it.
     ended: bool,
     /// The receiver knows.
-    told: bool,
+    shutdown_sent: bool,
     /// Since when the receiver takes nothing.
     blocked: Option<Instant>,
 }
 
-impl Way {
+impl Direction {
     fn is_empty(&self) -> bool {
         self.sent == self.bytes.len()
     }
 
-    fn takes(&self) -> bool {
+    fn wants_input(&self) -> bool {
         self.is_empty() && !self.ended
     }
 
@@ -67,7 +67,7 @@ impl Way {
         match got {
             Ok(0) => self.ended = true,
             Ok(_) => {}
-            Err(error) if is_later(&error) => {}
+            Err(error) if is_would_block(&error) => {}
             Err(error) => return Err(error),
         }
         Ok(())
@@ -81,12 +81,12 @@ impl Way {
                     self.sent += count;
                     self.blocked = None;
                 }
-                Err(error) if is_later(&error) => {
+                Err(error) if is_would_block(&error) => {
                     let since = *self.blocked.get_or_insert_with(Instant::now);
                     return if since.elapsed() < limits::WRITE_STALL {
                         Ok(())
                     } else {
-                        Err(Cut::Late.into())
+                        Err(WaitError::TimedOut.into())
                     };
                 }
                 Err(error) => return Err(error),
@@ -96,45 +96,50 @@ impl Way {
     }
 }
 
-fn is_later(error: &io::Error) -> bool {
+fn is_would_block(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 impl Tunnel {
-    pub(super) fn new(channel: Channel, early: Vec<u8>, watch: Rc<Watch>) -> Tunnel {
+    pub(super) fn new(channel: Channel, early: Vec<u8>, watch: Rc<CallWatch>) -> Tunnel {
         Tunnel { channel, early, watch }
     }
 
     /// Relays on this thread until the end. `early` is what the client has sent behind its request.
-    pub fn relay<C: Client>(mut self, mut client: C, early: Vec<u8>) -> Left {
+    pub fn relay<C: TunnelClient>(mut self, mut client: C, early: Vec<u8>) -> TunnelEnd {
         if let Err(error) = rustix::io::ioctl_fionbio(&client, true) {
-            return Left::Cut(error.into());
+            return TunnelEnd::Failed(error.into());
         }
-        let mut inward = Way { bytes: early, ..Way::default() };
-        let mut outward = Way { bytes: std::mem::take(&mut self.early), ..Way::default() };
+        let mut inward = Direction { bytes: early, ..Direction::default() };
+        let mut outward = Direction { bytes: std::mem::take(&mut self.early), ..Direction::default() };
         loop {
             match self.step(&mut client, &mut inward, &mut outward) {
                 Ok(true) => {}
-                Ok(false) => return Left::Ended,
-                Err(error) => return Left::Cut(error),
+                Ok(false) => return TunnelEnd::Closed,
+                Err(error) => return TunnelEnd::Failed(error),
             }
         }
     }
 
     /// Writes what there is, waits, reads what has come; `false` when all has been said.
-    fn step<C: Client>(&mut self, client: &mut C, inward: &mut Way, outward: &mut Way) -> io::Result<bool> {
+    fn step<C: TunnelClient>(
+        &mut self,
+        client: &mut C,
+        inward: &mut Direction,
+        outward: &mut Direction,
+    ) -> io::Result<bool> {
         inward.write(&mut self.channel)?;
         outward.write(client)?;
-        if inward.ended && inward.is_empty() && !inward.told {
-            inward.told = true;
+        if inward.ended && inward.is_empty() && !inward.shutdown_sent {
+            inward.shutdown_sent = true;
             self.channel.finish();
         }
-        if outward.ended && outward.is_empty() && !outward.told {
-            outward.told = true;
+        if outward.ended && outward.is_empty() && !outward.shutdown_sent {
+            outward.shutdown_sent = true;
             client.finish(Shutdown::Write);
         }
         // A WebSocket that one side has ended can say nothing more.
-        if inward.told || outward.told {
+        if inward.shutdown_sent || outward.shutdown_sent {
             return Ok(false);
         }
         // Silence is no end: terminals are idle for days. Peers that have vanished are found by TCP's own probes.
@@ -142,17 +147,17 @@ impl Tunnel {
         for blocked in [inward.blocked, outward.blocked].into_iter().flatten() {
             next = next.min(blocked + limits::WRITE_STALL);
         }
-        let mut upstream = if outward.takes() { self.channel.wants(true) } else { PollFlags::empty() };
+        let mut upstream = if outward.wants_input() { self.channel.wants(true) } else { PollFlags::empty() };
         upstream.set(PollFlags::OUT, !inward.is_empty() || upstream.contains(PollFlags::OUT));
         let mut from = PollFlags::empty();
-        from.set(PollFlags::IN, inward.takes());
+        from.set(PollFlags::IN, inward.wants_input());
         from.set(PollFlags::OUT, !outward.is_empty());
         let mut fds = [
             PollFd::new(&self.channel, upstream),
             PollFd::new(client, from),
             PollFd::from_borrowed_fd(self.watch.stop(), PollFlags::IN),
         ];
-        match poll(&mut fds, Some(&until(next))) {
+        match poll(&mut fds, Some(&timeout_until(next))) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -160,17 +165,17 @@ impl Tunnel {
             |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
         let (upstream_lost, client_lost) = (lost(&fds[0]), lost(&fds[1]));
         if !fds[2].revents().is_empty() {
-            return Err(Cut::Stopping.into());
+            return Err(WaitError::ServerStopping.into());
         }
-        if outward.takes() {
+        if outward.wants_input() {
             outward.read(&mut self.channel)?;
         } else if upstream_lost {
-            return Err(Cut::Broken.into());
+            return Err(WaitError::UpstreamClosed.into());
         }
-        if inward.takes() {
+        if inward.wants_input() {
             inward.read(client)?;
         } else if client_lost {
-            return Err(Cut::Gone.into());
+            return Err(WaitError::ClientDisconnected.into());
         }
         Ok(true)
     }

@@ -3,8 +3,8 @@
 use std::io::Read as _;
 
 use super::rules;
-use super::target::Target;
-use super::upstream::{Answer, Call, Payload, Rest, Upstreams};
+use super::target::UpstreamTarget;
+use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, Upstreams};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -12,9 +12,14 @@ use crate::proc::Cancel;
 ///
 /// # Errors
 /// `OpencodeReloadFailed` when it says that it could not, with what it said; those of [`Upstreams::call`].
-pub fn reload(upstreams: &Upstreams, target: &Target, directory: Option<&str>, gone: Cancel) -> Result<()> {
+pub fn reload(
+    upstreams: &Upstreams,
+    target: &UpstreamTarget,
+    directory: Option<&str>,
+    gone: Cancel,
+) -> Result<()> {
     let query = directory.map(|directory| format!("?directory={}", rules::query_value(directory)));
-    let call = Call {
+    let call = UpstreamCall {
         method: "POST",
         path_and_query: format!("/instance/dispose{}", query.unwrap_or_default()),
         headers: Vec::new(),
@@ -22,12 +27,13 @@ pub fn reload(upstreams: &Upstreams, target: &Target, directory: Option<&str>, g
         upgrade: None,
     };
     let watch = upstreams.watch(&call, gone);
-    let Answer { status, rest, .. } = upstreams.call(target, &call, Payload::Whole(Vec::new()), &watch)?;
+    let UpstreamResponse { status, content: rest, .. } =
+        upstreams.call(target, &call, Payload::Whole(Vec::new()), &watch)?;
     if (200..300).contains(&status) {
         return Ok(());
     }
     let mut said = Vec::new();
-    if let Rest::Body(body, _) = rest {
+    if let ResponseContent::Body(body, _) = rest {
         let _ = body.take(limits::UPSTREAM_COMPLAINT_BYTES).read_to_end(&mut said);
     }
     let body = match serde_json::from_slice(&said) {

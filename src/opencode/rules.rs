@@ -84,7 +84,7 @@ pub fn is_about_permissions(path: &str) -> bool {
 
 /// Whether a path leads to what OpenCode tells with its secrets filled in: where a configuration says `{env:…}` or
 /// `{file:…}`, it shows what stands there, and a provider with its key.
-pub fn tells_secrets(path: &str) -> bool {
+pub fn exposes_secrets(path: &str) -> bool {
     words(path).iter().any(|word| ["config", "provider", "providers"].contains(&word.as_str()))
 }
 
@@ -215,7 +215,7 @@ pub fn check_directory(directory: &str, base: &Path, is_here: bool) -> Result<()
     if !is_here {
         return if path.starts_with(base) { Ok(()) } else { Err(refused()) };
     }
-    let real = |path: &Path| path.canonicalize().map_err(|error| refused().because(error));
+    let real = |path: &Path| path.canonicalize().map_err(|error| refused().with_source(error));
     if real(path)?.starts_with(real(base)?) { Ok(()) } else { Err(refused()) }
 }
 
@@ -283,10 +283,10 @@ mod tests {
             "/api/provider/x",
             "/config;x",
         ] {
-            assert!(tells_secrets(path), "{path}");
+            assert!(exposes_secrets(path), "{path}");
         }
         for path in ["/", "/session/config-1", "/file", "/configs", "/event"] {
-            assert!(!tells_secrets(path), "{path}");
+            assert!(!exposes_secrets(path), "{path}");
         }
     }
 
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn only_inside() {
-        let scratch = crate::store::scratch::Scratch::new();
+        let scratch = crate::store::scratch::TestFolder::new();
         let base = scratch.join("ws");
         std::fs::create_dir_all(base.join("sub")).unwrap();
         std::fs::create_dir_all(scratch.join("ws2")).unwrap();

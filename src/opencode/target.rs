@@ -11,7 +11,7 @@ use crate::base::{Code, Error, Result};
 
 /// What a workspace says about its OpenCode.
 #[derive(Clone, Debug, Default)]
-pub struct Place {
+pub struct Upstream {
     /// Of the workspace, for messages.
     pub workspace: String,
     /// As configured.
@@ -26,7 +26,7 @@ pub struct Place {
 
 /// An upstream that can be called.
 #[derive(Clone)]
-pub struct Target {
+pub struct UpstreamTarget {
     workspace: String,
     /// `http://host:port`.
     origin: String,
@@ -37,12 +37,12 @@ pub struct Target {
     pub(super) is_managed: bool,
 }
 
-impl Target {
+impl UpstreamTarget {
     /// Reads what is configured.
     ///
     /// # Errors
     /// `OpencodeUnconfigured` without an address or for one that is none; those of [`Managed::check`].
-    pub fn new(place: &Place) -> Result<Target> {
+    pub fn new(place: &Upstream) -> Result<UpstreamTarget> {
         if let Some(managed) = &place.managed {
             managed.check()?;
         }
@@ -78,7 +78,7 @@ impl Target {
             place.username.as_ref().zip(place.password.as_ref()).map(|(username, password)| {
                 format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")))
             });
-        Ok(Target {
+        Ok(UpstreamTarget {
             workspace: place.workspace.clone(),
             origin: format!("{scheme}://{authority}"),
             base_path: path.trim_end_matches('/').to_owned(),
@@ -139,8 +139,12 @@ impl Target {
 mod tests {
     use super::*;
 
-    fn target(url: &str) -> Result<Target> {
-        Target::new(&Place { workspace: "w".into(), base_url: Some(url.into()), ..Place::default() })
+    fn target(url: &str) -> Result<UpstreamTarget> {
+        UpstreamTarget::new(&Upstream {
+            workspace: "w".into(),
+            base_url: Some(url.into()),
+            ..Upstream::default()
+        })
     }
 
     #[test]

@@ -12,20 +12,20 @@ use ureq::config::AutoHeaderValue;
 use ureq::http::{HeaderName, HeaderValue, Method, Request};
 use ureq::{Agent, AsSendBody, Error as UreqError, SendBody};
 
-use super::address::Own;
+use super::address::ListenAddresses;
 use super::headers::{self, DIRECTORY};
-use super::inquiry::KnownSessions;
 use super::lookup::HostLookup;
 use super::managed::{self, Managed};
+use super::queries::SessionCache;
 use super::relay::Tunnel;
-use super::target::{Place, Target};
-use super::watch::{Cut, Watch};
-use super::wire::{Dialler, IDLE, LookupLater};
+use super::target::{Upstream, UpstreamTarget};
+use super::watch::{CallWatch, WaitError};
+use super::wire::{DeferredResolver, Dialler, IDLE};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Cgroups};
 
 /// A request to pass on.
-pub struct Call {
+pub struct UpstreamCall {
     /// The method.
     pub method: &'static str,
     /// Below the workspace's base path, as the client wrote it.
@@ -49,61 +49,61 @@ pub enum Payload<'a> {
 }
 
 /// What came back.
-pub struct Answer {
+pub struct UpstreamResponse {
     /// The status.
     pub status: u16,
     /// What the client gets to see.
     pub headers: Vec<(String, String)>,
     /// What is still to come.
-    pub rest: Rest,
+    pub content: ResponseContent,
 }
 
 /// What follows the head of an answer.
-pub enum Rest {
+pub enum ResponseContent {
     /// Nothing; a length may have been told.
-    Nothing(Option<u64>),
+    Empty(Option<u64>),
     /// A body, of this length if it was told.
-    Body(Body, Option<u64>),
+    Body(UpstreamBody, Option<u64>),
     /// Another protocol.
     Tunnel(Tunnel),
 }
 
 /// The body of an answer, read as it comes and exactly as it was sent.
-pub struct Body {
+pub struct UpstreamBody {
     reader: ureq::BodyReader<'static>,
-    watch: Rc<Watch>,
+    watch: Rc<CallWatch>,
 }
 
 /// A body on its way to another thread.
-pub struct Detached {
+pub struct DetachedBody {
     reader: ureq::BodyReader<'static>,
     stop: Cancel,
     gone: Cancel,
 }
 
-impl Detached {
+impl DetachedBody {
     /// To be read on this thread.
-    pub fn attach(self) -> Body {
-        let watch = Rc::new(Watch::new(self.stop, self.gone, limits::UPSTREAM_SILENCE, false));
-        watch.answered();
-        Body { reader: self.reader, watch }
+    pub fn attach(self) -> UpstreamBody {
+        let watch = Rc::new(CallWatch::new(self.stop, self.gone, limits::UPSTREAM_SILENCE, false));
+        watch.response_received();
+        UpstreamBody { reader: self.reader, watch }
     }
 }
 
-impl Body {
+impl UpstreamBody {
     /// To be read on another thread.
-    pub fn detach(self) -> Detached {
+    pub fn detach(self) -> DetachedBody {
         let (stop, gone) = self.watch.ends();
-        Detached { reader: self.reader, stop, gone }
+        DetachedBody { reader: self.reader, stop, gone }
     }
 
     /// Whose waiting it is.
-    pub fn watch(&self) -> &Watch {
+    pub fn watch(&self) -> &CallWatch {
         &self.watch
     }
 }
 
-impl Read for Body {
+impl Read for UpstreamBody {
     /// An end that comes too early is an error, like whatever else broke the body off.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let _entered = self.watch.enter();
@@ -114,11 +114,11 @@ impl Read for Body {
 /// The way to all upstreams.
 pub struct Upstreams {
     agent: Agent,
-    own: Own,
+    own: ListenAddresses,
     lookup: Arc<HostLookup>,
     stop: Cancel,
     patience: Duration,
-    pub(super) sessions: KnownSessions,
+    pub(super) sessions: SessionCache,
 }
 
 impl Upstreams {
@@ -128,7 +128,7 @@ impl Upstreams {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn new(
-        own: Own,
+        own: ListenAddresses,
         cgroups: Cgroups,
         patience: Duration,
         managed: Option<Arc<Managed>>,
@@ -152,7 +152,7 @@ impl Upstreams {
         let agent = Agent::with_parts(
             config,
             Dialler { own: own.clone(), lookup: lookup.clone(), managed },
-            LookupLater,
+            DeferredResolver,
         );
         Ok(Upstreams {
             agent,
@@ -160,7 +160,7 @@ impl Upstreams {
             lookup,
             stop: Cancel::new()?,
             patience,
-            sessions: KnownSessions::default(),
+            sessions: SessionCache::default(),
         })
     }
 
@@ -168,15 +168,15 @@ impl Upstreams {
     ///
     /// # Errors
     /// `InvalidBaseUrl`.
-    pub fn check(&self, place: &Place) -> Result<()> {
+    pub fn check(&self, place: &Upstream) -> Result<()> {
         let url = place.base_url.clone().unwrap_or_default();
         let refuse = |why: &str| Error::new(Code::InvalidBaseUrl, why).detail("baseUrl", url.clone());
-        let target = Target::new(place).map_err(|error| refuse(error.message()))?;
+        let target = UpstreamTarget::new(place).map_err(|error| refuse(error.message()))?;
         let (host, port) = target.host();
         let found = self.lookup.addresses(host, port, &self.stop).ok().filter(|found| !found.is_empty());
         let found =
             found.ok_or_else(|| refuse(&format!("The baseUrl names a host that is not known: {host}")))?;
-        match found.into_iter().find_map(|address| self.own.refuses(address)) {
+        match found.into_iter().find_map(|address| self.own.refusal(address)) {
             Some(why) => Err(refuse(&format!("The baseUrl cannot be used: {why}"))),
             None => Ok(()),
         }
@@ -188,13 +188,13 @@ impl Upstreams {
     }
 
     /// The watch of a call: `gone` is raised when its client goes.
-    pub fn watch(&self, call: &Call, gone: Cancel) -> Rc<Watch> {
-        Rc::new(Watch::new(self.stop.clone(), gone, self.patience, call.upgrade.is_some()))
+    pub fn watch(&self, call: &UpstreamCall, gone: Cancel) -> Rc<CallWatch> {
+        Rc::new(CallWatch::new(self.stop.clone(), gone, self.patience, call.upgrade.is_some()))
     }
 
     /// The same with another deadline for the head of the answer.
-    pub(super) fn watch_for(&self, call: &Call, gone: Cancel, patience: Duration) -> Rc<Watch> {
-        Rc::new(Watch::new(self.stop.clone(), gone, patience.min(self.patience), call.upgrade.is_some()))
+    pub(super) fn watch_for(&self, call: &UpstreamCall, gone: Cancel, patience: Duration) -> Rc<CallWatch> {
+        Rc::new(CallWatch::new(self.stop.clone(), gone, patience.min(self.patience), call.upgrade.is_some()))
     }
 
     /// Calls `target`, and waits for the head of its answer.
@@ -204,11 +204,11 @@ impl Upstreams {
     /// `Cancelled` when nobody waits for the answer any more, `ShuttingDown`.
     pub fn call(
         &self,
-        target: &Target,
-        call: &Call,
+        target: &UpstreamTarget,
+        call: &UpstreamCall,
         payload: Payload<'_>,
-        watch: &Rc<Watch>,
-    ) -> Result<Answer> {
+        watch: &Rc<CallWatch>,
+    ) -> Result<UpstreamResponse> {
         let _entered = watch.enter();
         let told = match payload {
             Payload::None => self.send_again(target, call, None, watch)?,
@@ -219,7 +219,7 @@ impl Upstreams {
             }
         };
         let response = told.map_err(|error| self.explain(target, &error))?;
-        watch.answered();
+        watch.response_received();
         self.answer(call, response, watch)
     }
 
@@ -227,11 +227,11 @@ impl Upstreams {
     /// What changes nothing is sent once more then, over a new one (RFC 9110, 9.2.2).
     fn send_again(
         &self,
-        target: &Target,
-        call: &Call,
+        target: &UpstreamTarget,
+        call: &UpstreamCall,
         body: Option<&[u8]>,
-        watch: &Rc<Watch>,
-    ) -> Result<Sent> {
+        watch: &Rc<CallWatch>,
+    ) -> Result<UreqResult> {
         let mut again = matches!(call.method, "GET" | "HEAD") && body.is_none();
         loop {
             watch.connected.set(false);
@@ -241,7 +241,7 @@ impl Upstreams {
                 Some(body) => self.agent.run(with_body(head, body)),
             };
             let stale = |error: &UreqError| {
-                let lost = !matches!(error, UreqError::Io(error) if Cut::of(error).is_some_and(|cut| cut != Cut::Broken));
+                let lost = !matches!(error, UreqError::Io(error) if WaitError::of(error).is_some_and(|cut| cut != WaitError::UpstreamClosed));
                 lost && !watch.connected.get() && !watch.heard.get()
             };
             match sent {
@@ -252,7 +252,7 @@ impl Upstreams {
     }
 }
 
-type Sent = std::result::Result<ureq::http::Response<ureq::Body>, UreqError>;
+type UreqResult = std::result::Result<ureq::http::Response<ureq::Body>, UreqError>;
 
 fn with_body<B: AsSendBody>(head: Request<()>, body: B) -> Request<B> {
     let (parts, ()) = head.into_parts();
@@ -260,7 +260,7 @@ fn with_body<B: AsSendBody>(head: Request<()>, body: B) -> Request<B> {
 }
 
 /// The head of a request, without how long its body is: ureq knows.
-fn head(target: &Target, call: &Call, encoding: Option<&'static str>) -> Result<Request<()>> {
+fn head(target: &UpstreamTarget, call: &UpstreamCall, encoding: Option<&'static str>) -> Result<Request<()>> {
     let odd = |what: &str| Error::new(Code::InvalidRequest, format!("{what} cannot be passed on"));
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| odd("The method"))?;
     let mut request = Request::new(());
@@ -272,7 +272,7 @@ fn head(target: &Target, call: &Call, encoding: Option<&'static str>) -> Result<
         headers.append(name, HeaderValue::from_str(value).map_err(|_| odd("A header's value"))?);
         Ok::<(), Error>(())
     };
-    for (name, value) in call.headers.iter().filter(|(name, _)| headers::goes_in(name)) {
+    for (name, value) in call.headers.iter().filter(|(name, _)| headers::is_request_header_forwarded(name)) {
         add(name, value)?;
     }
     if let Some(directory) = &call.directory {
@@ -297,10 +297,10 @@ fn head(target: &Target, call: &Call, encoding: Option<&'static str>) -> Result<
 impl Upstreams {
     fn answer(
         &self,
-        call: &Call,
+        call: &UpstreamCall,
         response: ureq::http::Response<ureq::Body>,
-        watch: &Rc<Watch>,
-    ) -> Result<Answer> {
+        watch: &Rc<CallWatch>,
+    ) -> Result<UpstreamResponse> {
         let (parts, body) = response.into_parts();
         let status = parts.status.as_u16();
         // Latin-1 where it is not UTF-8 (RFC 9110, 5.5).
@@ -310,41 +310,48 @@ impl Upstreams {
         };
         let listed = parts.headers.get_all("connection").iter().map(text).collect::<Vec<_>>().join(",");
         let named: Vec<String> = listed.split(',').map(|name| name.trim().to_owned()).collect();
-        let kept = parts.headers.iter().filter(|(name, _)| headers::goes_out(name.as_str(), &named));
+        let kept = parts
+            .headers
+            .iter()
+            .filter(|(name, _)| headers::is_response_header_forwarded(name.as_str(), &named));
         let headers = kept.map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
         let told = parts.headers.get("content-length").and_then(|value| text(value).parse().ok());
         let upgraded = watch.upgraded.take().filter(|_| status == 101);
         let rest = match upgraded {
-            Some((channel, early)) => Rest::Tunnel(Tunnel::new(channel, early, watch.clone())),
+            Some((channel, early)) => ResponseContent::Tunnel(Tunnel::new(channel, early, watch.clone())),
             None if status < 200 => {
                 let message = "The OpenCode of this workspace changed the protocol without being asked";
                 return Err(Error::new(Code::OpencodeUnreachable, message));
             }
             None if call.method == "HEAD" || matches!(status, 204 | 304) || told == Some(0) => {
-                Rest::Nothing(told)
+                ResponseContent::Empty(told)
             }
             None => {
                 let length = body.content_length();
-                let body = Body { reader: body.into_reader(), watch: watch.clone() };
-                Rest::Body(body, length)
+                let body = UpstreamBody { reader: body.into_reader(), watch: watch.clone() };
+                ResponseContent::Body(body, length)
             }
         };
-        Ok(Answer { status, headers, rest })
+        Ok(UpstreamResponse { status, headers, content: rest })
     }
 
-    fn explain(&self, target: &Target, error: &UreqError) -> Error {
+    fn explain(&self, target: &UpstreamTarget, error: &UreqError) -> Error {
         let cut = match error {
-            UreqError::Io(error) => Cut::of(error),
+            UreqError::Io(error) => WaitError::of(error),
             _ => None,
         };
         let unreachable = |what: String| target.failed(Code::OpencodeUnreachable, &what);
         match (cut, error) {
-            (Some(Cut::Gone), _) => Error::new(Code::Cancelled, "The client has gone"),
-            (Some(Cut::Stopping), _) => Error::new(Code::ShuttingDown, "The server is going down"),
-            (Some(cut @ (Cut::NotConnected | Cut::Late)), _) => {
+            (Some(WaitError::ClientDisconnected), _) => Error::new(Code::Cancelled, "The client has gone"),
+            (Some(WaitError::ServerStopping), _) => {
+                Error::new(Code::ShuttingDown, "The server is going down")
+            }
+            (Some(cut @ (WaitError::ConnectTimeout | WaitError::TimedOut)), _) => {
                 target.failed(Code::OpencodeTimeout, &cut.to_string())
             }
-            (Some(cut @ (Cut::Broken | Cut::Address(_))), _) => unreachable(cut.to_string()),
+            (Some(cut @ (WaitError::UpstreamClosed | WaitError::Address(_))), _) => {
+                unreachable(cut.to_string())
+            }
             // It has ended, and the thread that watches it is about to say so.
             (None, UreqError::Io(error))
                 if target.is_managed && error.kind() == io::ErrorKind::ConnectionRefused =>

@@ -16,49 +16,49 @@ use super::wire::Channel;
 use crate::proc::Cancel;
 
 /// A peer that sends no more counts as gone, as everywhere at the gate.
-const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
+const DISCONNECTED: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 
 /// Why a wait came to nothing. Travels through ureq inside of an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum WaitError {
     /// The client has gone.
-    Gone,
+    ClientDisconnected,
     /// The server ends.
-    Stopping,
+    ServerStopping,
     /// The upstream took no connection in time.
-    NotConnected,
+    ConnectTimeout,
     /// The upstream did not answer in time.
-    Late,
+    TimedOut,
     /// The upstream hung up where it should not.
-    Broken,
+    UpstreamClosed,
     /// The address is not one that a workspace may have, for this reason.
     Address(&'static str),
 }
 
-impl fmt::Display for Cut {
+impl fmt::Display for WaitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Cut::Gone => "the client has gone",
-            Cut::Stopping => "the server is going down",
-            Cut::NotConnected => "it took no connection in time",
-            Cut::Late => "it did not answer in time",
-            Cut::Broken => "it hung up",
-            Cut::Address(why) => why,
+            WaitError::ClientDisconnected => "the client has gone",
+            WaitError::ServerStopping => "the server is going down",
+            WaitError::ConnectTimeout => "it took no connection in time",
+            WaitError::TimedOut => "it did not answer in time",
+            WaitError::UpstreamClosed => "it hung up",
+            WaitError::Address(why) => why,
         })
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for WaitError {}
 
-impl From<Cut> for io::Error {
-    fn from(cut: Cut) -> io::Error {
+impl From<WaitError> for io::Error {
+    fn from(cut: WaitError) -> io::Error {
         io::Error::other(cut)
     }
 }
 
-impl Cut {
+impl WaitError {
     /// The cut inside of an error.
-    pub fn of(error: &io::Error) -> Option<Cut> {
+    pub fn of(error: &io::Error) -> Option<WaitError> {
         error.get_ref()?.downcast_ref().copied()
     }
 }
@@ -67,15 +67,15 @@ impl Cut {
 pub(super) type Upgraded = (Channel, Vec<u8>);
 
 /// What to do when the upstream keeps us waiting for longer than a worker should wait.
-type Slow = Box<dyn FnOnce()>;
+type SlowCallback = Box<dyn FnOnce()>;
 
 /// The watch of one request.
-pub struct Watch {
+pub struct CallWatch {
     stop: Cancel,
     gone: Cancel,
     /// The client's own socket, where it is at hand: it tells what `gone` tells only while the gate looks at it.
     client: RefCell<Option<Rc<dyn AsFd>>>,
-    slow: RefCell<Option<(Instant, Slow)>>,
+    slow: RefCell<Option<(Instant, SlowCallback)>>,
     /// Until when the head of the answer must be there; `None` once it is.
     answer_by: Cell<Option<Instant>>,
     /// Until when all of the answer must be there, if that is limited.
@@ -91,27 +91,27 @@ pub struct Watch {
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Rc<Watch>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Rc<CallWatch>>> = const { RefCell::new(None) };
 }
 
 /// The watch is the thread's for as long as this lives.
-pub(super) struct Entered;
+pub(super) struct CurrentWatchGuard;
 
-impl Drop for Entered {
+impl Drop for CurrentWatchGuard {
     fn drop(&mut self) {
         CURRENT.take();
     }
 }
 
 /// The thread's watch.
-pub(super) fn current() -> Option<Rc<Watch>> {
+pub(super) fn current() -> Option<Rc<CallWatch>> {
     CURRENT.with_borrow(Clone::clone)
 }
 
-impl Watch {
+impl CallWatch {
     /// A watch that starts now. `gone` tells that the client has gone, or may get no answer any more.
-    pub fn new(stop: Cancel, gone: Cancel, patience: Duration, wants_upgrade: bool) -> Watch {
-        Watch {
+    pub fn new(stop: Cancel, gone: Cancel, patience: Duration, wants_upgrade: bool) -> CallWatch {
+        CallWatch {
             stop,
             gone,
             client: RefCell::default(),
@@ -127,7 +127,7 @@ impl Watch {
     }
 
     /// Has `slow` called, once, when the upstream has not answered after `after`.
-    pub fn when_slow(&self, after: Duration, slow: impl FnOnce() + 'static) {
+    pub fn on_slow(&self, after: Duration, slow: impl FnOnce() + 'static) {
         self.slow.replace(Some((Instant::now() + after, Box::new(slow))));
     }
 
@@ -157,21 +157,21 @@ impl Watch {
     }
 
     /// More of the request has been sent: the upstream's time begins anew.
-    pub(super) fn sent(&self) {
+    pub(super) fn request_sent(&self) {
         if self.answer_by.get().is_some() {
             self.answer_by.set(Some(Instant::now() + self.patience));
         }
     }
 
     /// The head of the answer has come: from here on only silence is limited.
-    pub(super) fn answered(&self) {
+    pub(super) fn response_received(&self) {
         self.answer_by.set(None);
         self.slow.take();
     }
 
-    pub(super) fn enter(self: &Rc<Watch>) -> Entered {
+    pub(super) fn enter(self: &Rc<CallWatch>) -> CurrentWatchGuard {
         CURRENT.set(Some(self.clone()));
-        Entered
+        CurrentWatchGuard
     }
 
     /// Waits until `fd` is ready, and until `deadline` at most.
@@ -182,9 +182,9 @@ impl Watch {
         deadline: Instant,
     ) -> io::Result<PollFlags> {
         loop {
-            let next = self.look_at_the_clock()?.map_or(deadline, |next| next.min(deadline));
+            let next = self.check_deadlines()?.map_or(deadline, |next| next.min(deadline));
             if Instant::now() >= deadline {
-                return Err(Cut::Late.into());
+                return Err(WaitError::TimedOut.into());
             }
             let client = self.client.borrow();
             let other = client.as_ref().map_or(fd, |client| client.as_fd());
@@ -195,16 +195,16 @@ impl Watch {
                 PollFd::from_borrowed_fd(other, PollFlags::RDHUP),
             ];
             let watched = if client.is_some() { 4 } else { 3 };
-            match poll(&mut fds[..watched], Some(&until(next))) {
+            match poll(&mut fds[..watched], Some(&timeout_until(next))) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            if !fds[2].revents().is_empty() || watched == 4 && fds[3].revents().intersects(GONE) {
-                return Err(Cut::Gone.into());
+            if !fds[2].revents().is_empty() || watched == 4 && fds[3].revents().intersects(DISCONNECTED) {
+                return Err(WaitError::ClientDisconnected.into());
             }
             if !fds[1].revents().is_empty() {
-                return Err(Cut::Stopping.into());
+                return Err(WaitError::ServerStopping.into());
             }
             if !fds[0].revents().is_empty() {
                 return Ok(fds[0].revents());
@@ -213,11 +213,11 @@ impl Watch {
     }
 
     /// Does what is due, and tells when something is due next.
-    fn look_at_the_clock(&self) -> io::Result<Option<Instant>> {
+    fn check_deadlines(&self) -> io::Result<Option<Instant>> {
         let now = Instant::now();
         let ends = [self.answer_by.get(), self.end_by.get()];
         if ends.iter().flatten().any(|by| now >= *by) {
-            return Err(Cut::Late.into());
+            return Err(WaitError::TimedOut.into());
         }
         let due = self.slow.borrow_mut().take_if(|(at, _)| now >= *at);
         if let Some((_, slow)) = due {
@@ -229,7 +229,7 @@ impl Watch {
 }
 
 /// The time until `at`, as poll(2) takes it; rounded up, so that it has come when poll returns.
-pub(super) fn until(at: Instant) -> Timespec {
+pub(super) fn timeout_until(at: Instant) -> Timespec {
     let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
     Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),

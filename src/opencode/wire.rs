@@ -25,10 +25,10 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
-use super::address::Own;
+use super::address::ListenAddresses;
 use super::lookup::HostLookup;
 use super::managed::{Managed, ROUTED};
-use super::watch::{self, Cut, Watch};
+use super::watch::{self, CallWatch, WaitError};
 use crate::base::limits;
 
 /// A connection's two directions. Reads and writes never wait.
@@ -89,54 +89,54 @@ impl Write for Channel {
 }
 
 /// One connection in ureq's hands.
-pub(super) struct Wire {
+pub(super) struct UpstreamConnection {
     channel: Option<Channel>,
     buffers: LazyBuffers,
     /// The upstream reads no more of what we send; its answer may still be there.
-    deaf: bool,
+    send_closed: bool,
     name: String,
 }
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for UpstreamConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Wire({})", self.name)
     }
 }
 
 fn no_channel() -> UreqError {
-    UreqError::Io(Cut::Broken.into())
+    UreqError::Io(WaitError::UpstreamClosed.into())
 }
 
 /// ureq works only where a watch was entered.
-fn watched() -> Result<std::rc::Rc<Watch>, UreqError> {
+fn watched() -> Result<std::rc::Rc<CallWatch>, UreqError> {
     watch::current().ok_or_else(|| UreqError::Io(io::Error::other("no request to work for")))
 }
 
-impl Wire {
-    fn send(&mut self, amount: usize, watch: &Watch) -> Result<(), UreqError> {
+impl UpstreamConnection {
+    fn send(&mut self, amount: usize, watch: &CallWatch) -> Result<(), UreqError> {
         let Some(channel) = &mut self.channel else { return Err(no_channel()) };
         let (mut sent, output) = (0, &self.buffers.output()[..amount]);
         let mut deadline = Instant::now() + limits::WRITE_STALL;
-        while sent < amount && !self.deaf {
+        while sent < amount && !self.send_closed {
             match channel.write(&output[sent..]) {
                 Ok(count) => {
                     sent += count;
                     deadline = Instant::now() + limits::WRITE_STALL;
-                    watch.sent();
+                    watch.request_sent();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let seen = watch.wait(channel.as_fd(), channel.wants(false) | PollFlags::IN, deadline)?;
                     // It answers, or hangs up, instead of reading on.
-                    self.deaf = !seen.contains(PollFlags::OUT);
+                    self.send_closed = !seen.contains(PollFlags::OUT);
                 }
-                Err(_) => self.deaf = true,
+                Err(_) => self.send_closed = true,
             }
         }
         Ok(())
     }
 
-    fn receive(&mut self, watch: &Watch) -> Result<bool, UreqError> {
+    fn receive(&mut self, watch: &CallWatch) -> Result<bool, UreqError> {
         let Some(channel) = &mut self.channel else { return Err(no_channel()) };
         let deadline = Instant::now() + limits::UPSTREAM_SILENCE;
         loop {
@@ -151,13 +151,13 @@ impl Wire {
                     watch.wait(channel.as_fd(), channel.wants(true), deadline)?;
                 }
                 // ureq takes a reset for an end where the end of the connection is the end of the body.
-                Err(_) => return Err(UreqError::Io(Cut::Broken.into())),
+                Err(_) => return Err(UreqError::Io(WaitError::UpstreamClosed.into())),
             }
         }
     }
 }
 
-impl Transport for Wire {
+impl Transport for UpstreamConnection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
@@ -180,11 +180,11 @@ impl Transport for Wire {
             }
             None => false,
         };
-        quiet && !self.deaf
+        quiet && !self.send_closed
     }
 }
 
-impl Drop for Wire {
+impl Drop for UpstreamConnection {
     /// ureq closes a connection that has changed its protocol; the request that asked for it wants it.
     fn drop(&mut self) {
         let Some(watch) = watch::current().filter(|watch| watch.wants_upgrade) else { return };
@@ -197,26 +197,30 @@ impl Drop for Wire {
 /// Makes connections for ureq.
 #[derive(Debug)]
 pub(super) struct Dialler {
-    pub(super) own: Own,
+    pub(super) own: ListenAddresses,
     pub(super) lookup: Arc<HostLookup>,
     pub(super) managed: Option<Arc<Managed>>,
 }
 
 impl Connector for Dialler {
-    type Out = Wire;
+    type Out = UpstreamConnection;
 
-    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Wire>, UreqError> {
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<UpstreamConnection>, UreqError> {
         let watch = watched()?;
         watch.connected.set(true);
         let authority = details.uri.authority().ok_or(UreqError::HostNotFound)?;
         let port = authority.port_u16().unwrap_or(80);
-        let wire = |channel: Channel, name: String| Wire {
+        let wire = |channel: Channel, name: String| UpstreamConnection {
             channel: Some(channel),
             buffers: LazyBuffers::new(
                 details.config.input_buffer_size(),
                 details.config.output_buffer_size(),
             ),
-            deaf: false,
+            send_closed: false,
             name,
         };
         if authority.host() == ROUTED {
@@ -230,7 +234,12 @@ impl Connector for Dialler {
                 Ok(stream) => return Ok(Some(wire(Channel::Plain(stream), address.to_string()))),
                 // A name that leads there is not tried elsewhere.
                 Err(error)
-                    if matches!(Cut::of(&error), Some(Cut::Address(_) | Cut::Gone | Cut::Stopping)) =>
+                    if matches!(
+                        WaitError::of(&error),
+                        Some(
+                            WaitError::Address(_) | WaitError::ClientDisconnected | WaitError::ServerStopping
+                        )
+                    ) =>
                 {
                     return Err(UreqError::Io(error));
                 }
@@ -243,7 +252,7 @@ impl Connector for Dialler {
 
 impl Dialler {
     /// Connects with the server's own OpenCode where that is in a container without an address.
-    fn follow_route(&self, port: u16, watch: &Watch) -> io::Result<UnixStream> {
+    fn follow_route(&self, port: u16, watch: &CallWatch) -> io::Result<UnixStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let route = self.managed.as_ref().and_then(|managed| managed.route()).ok_or_else(refused)?;
         let mut stream = route.connect(port).map_err(|_| refused())?;
@@ -254,7 +263,11 @@ impl Dialler {
                 Ok(1) if route.is_connected(answer[0]) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     watch.wait(stream.as_fd(), PollFlags::IN, deadline).map_err(|error| {
-                        if Cut::of(&error) == Some(Cut::Late) { Cut::NotConnected.into() } else { error }
+                        if WaitError::of(&error) == Some(WaitError::TimedOut) {
+                            WaitError::ConnectTimeout.into()
+                        } else {
+                            error
+                        }
                     })?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -264,9 +277,9 @@ impl Dialler {
         }
     }
 
-    fn dial(&self, address: SocketAddr, watch: &Watch) -> io::Result<TcpStream> {
-        if let Some(why) = self.own.refuses(address) {
-            return Err(Cut::Address(why).into());
+    fn dial(&self, address: SocketAddr, watch: &CallWatch) -> io::Result<TcpStream> {
+        if let Some(why) = self.own.refusal(address) {
+            return Err(WaitError::Address(why).into());
         }
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -276,7 +289,11 @@ impl Dialler {
             Err(Errno::INPROGRESS) => {
                 let deadline = Instant::now() + limits::UPSTREAM_CONNECT;
                 watch.wait(socket.as_fd(), PollFlags::OUT, deadline).map_err(|error| {
-                    if Cut::of(&error) == Some(Cut::Late) { Cut::NotConnected.into() } else { error }
+                    if WaitError::of(&error) == Some(WaitError::TimedOut) {
+                        WaitError::ConnectTimeout.into()
+                    } else {
+                        error
+                    }
                 })?;
                 sockopt::socket_error(&socket)??;
             }
@@ -289,8 +306,8 @@ impl Dialler {
         sockopt::set_tcp_keepintvl(&socket, limits::UPSTREAM_PROBE / 3)?;
         sockopt::set_tcp_keepcnt(&socket, 3)?;
         let stream = TcpStream::from(socket);
-        if self.own.reached_by(&stream)? {
-            return Err(Cut::Address(super::address::OURSELVES).into());
+        if self.own.is_peer_of(&stream)? {
+            return Err(WaitError::Address(super::address::OWN_ADDRESS).into());
         }
         Ok(stream)
     }
@@ -299,9 +316,9 @@ impl Dialler {
 /// ureq asks for addresses before each request, also for one that uses a connection again; ours are looked up when a
 /// connection is made.
 #[derive(Debug)]
-pub(super) struct LookupLater;
+pub(super) struct DeferredResolver;
 
-impl Resolver for LookupLater {
+impl Resolver for DeferredResolver {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, UreqError> {
         Ok(self.empty())
     }

@@ -10,10 +10,10 @@ use crate::base::{At, Result};
 
 /// Cloned to whoever may cancel and whoever must notice.
 #[derive(Clone, Debug)]
-pub struct Cancel(Arc<Inner>);
+pub struct Cancel(Arc<CancelInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct CancelInner {
     fd: OwnedFd,
     cancelled: AtomicBool,
 }
@@ -25,7 +25,7 @@ impl Cancel {
     /// When the process is out of file descriptors.
     pub fn new() -> Result<Cancel> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("open", "an eventfd")?;
-        Ok(Cancel(Arc::new(Inner { fd, cancelled: AtomicBool::new(false) })))
+        Ok(Cancel(Arc::new(CancelInner { fd, cancelled: AtomicBool::new(false) })))
     }
 
     /// Raises the flag, for good.

@@ -24,7 +24,7 @@ pub struct Capacity {
 
 impl Capacity {
     /// This machine's.
-    pub fn of_host() -> Capacity {
+    pub fn from_host() -> Capacity {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let size = |name: &str| {
             let kib = meminfo
@@ -45,7 +45,7 @@ impl Capacity {
     }
 
     /// What all workloads together may use: everything but what the server and the machine itself need.
-    pub fn all_work(&self) -> Limits {
+    pub fn total_limits(&self) -> Limits {
         let reserve = (self.memory_bytes / 10).clamp(limits::RESERVE_LEAST, limits::RESERVE_MOST);
         Limits {
             memory_bytes: Some(self.memory_bytes.saturating_sub(reserve).max(self.memory_bytes / 2)),
@@ -56,9 +56,9 @@ impl Capacity {
     }
 
     /// What one container may use if nobody said anything.
-    pub fn one_container(&self) -> Limits {
+    pub fn container_limits(&self) -> Limits {
         Limits {
-            memory_bytes: self.all_work().memory_bytes,
+            memory_bytes: self.total_limits().memory_bytes,
             // A workload that lives in swap slows down everybody.
             swap_bytes: Some(self.swap_bytes / 2),
             cpus: None,
@@ -95,21 +95,21 @@ mod tests {
     #[test]
     fn a_small_machine_keeps_a_reserve_and_a_large_one_not_too_much() {
         let of = |memory_bytes| Capacity { memory_bytes, swap_bytes: 0, cpus: 1, pids: 3800 };
-        let all = |memory| of(memory).all_work().memory_bytes.unwrap();
+        let all = |memory| of(memory).total_limits().memory_bytes.unwrap();
         assert_eq!(all(512 << 20), (512 << 20) - limits::RESERVE_LEAST);
         assert_eq!(all(64 << 30), (64 << 30) - limits::RESERVE_MOST);
         assert_eq!(all(100 << 20), 50 << 20);
-        let one = of(512 << 20).one_container();
+        let one = of(512 << 20).container_limits();
         assert_eq!(one.pids, Some(limits::CONTAINER_PIDS_LEAST));
         assert_eq!(one.swap_bytes, Some(0));
     }
 
     #[test]
     fn this_machine_has_something() {
-        let here = Capacity::of_host();
+        let here = Capacity::from_host();
         assert!(here.memory_bytes > 64 << 20 && here.memory_bytes < 1 << 50, "{here:?}");
         assert!(here.cpus > 0 && here.pids > 100, "{here:?}");
-        here.all_work().check("x").unwrap();
-        here.one_container().check("x").unwrap();
+        here.total_limits().check("x").unwrap();
+        here.container_limits().check("x").unwrap();
     }
 }

@@ -10,16 +10,16 @@ pub trait Sink {
 
 /// Keeps the head and the tail of a stream in bounded memory.
 #[derive(Debug)]
-pub struct Capture {
+pub struct OutputCapture {
     head: Vec<u8>,
     tail: VecDeque<u8>,
     cap: usize,
     total: u64,
 }
 
-/// What a [`Capture`] kept.
+/// What a [`OutputCapture`] kept.
 #[derive(Debug, Default)]
-pub struct Captured {
+pub struct CapturedOutput {
     /// The kept bytes: all of them, or head and tail joined.
     pub bytes: Vec<u8>,
     /// Where the gap is in `bytes`, if some were dropped.
@@ -28,25 +28,25 @@ pub struct Captured {
     pub total: u64,
 }
 
-impl Capture {
+impl OutputCapture {
     /// Keeps at most `cap` bytes.
-    pub fn new(cap: usize) -> Capture {
-        Capture { head: Vec::new(), tail: VecDeque::new(), cap, total: 0 }
+    pub fn new(cap: usize) -> OutputCapture {
+        OutputCapture { head: Vec::new(), tail: VecDeque::new(), cap, total: 0 }
     }
 
     /// Ends the capture.
-    pub fn finish(self) -> Captured {
+    pub fn finish(self) -> CapturedOutput {
         let mut bytes = self.head;
         let gap = (self.total > (bytes.len() + self.tail.len()) as u64).then_some(bytes.len());
         bytes.reserve_exact(self.tail.len());
         let (front, back) = self.tail.as_slices();
         bytes.extend_from_slice(front);
         bytes.extend_from_slice(back);
-        Captured { bytes, gap, total: self.total }
+        CapturedOutput { bytes, gap, total: self.total }
     }
 }
 
-impl Sink for Capture {
+impl Sink for OutputCapture {
     fn take(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let head_cap = self.cap / 2;
@@ -61,7 +61,7 @@ impl Sink for Capture {
     }
 }
 
-impl Captured {
+impl CapturedOutput {
     /// Bytes that came but were not kept.
     pub fn omitted(&self) -> u64 {
         self.total - self.bytes.len() as u64
@@ -91,8 +91,8 @@ impl Captured {
 mod tests {
     use super::*;
 
-    fn captured(cap: usize, chunks: &[&[u8]]) -> Captured {
-        let mut capture = Capture::new(cap);
+    fn captured(cap: usize, chunks: &[&[u8]]) -> CapturedOutput {
+        let mut capture = OutputCapture::new(cap);
         for chunk in chunks {
             capture.take(chunk);
         }

@@ -17,29 +17,29 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::control::{self, Current, Enforcement, Files, entrance};
+use super::control::{self, ControlFiles, CurrentUsage, Enforcement, open_procs};
+use super::env_marker::EnvMarker;
 use super::hierarchy::{Controller, Tree};
 use super::kill;
-use super::mark::Mark;
 use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 
 /// The attribute of a group that outlived its owner. The kernel keeps it as long as the group (kernfs, Linux 5.7).
-pub(super) const LEFT: &str = "user.berth.left";
+pub(super) const LEFTOVER_XATTR: &str = "user.berth.left";
 
 /// Where groups are made.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     /// Where there is no v2 tree, the name is in the environment of what we start.
     name: Arc<str>,
-    home: Option<Home>,
+    home: Option<CgroupTree>,
     enforcement: Arc<Enforcement>,
     capacity: Capacity,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Home {
+pub(super) struct CgroupTree {
     pub(super) tree: Arc<Tree>,
     /// Groups that still lived when their owner was done with them: what a command left in the background. They
     /// are removed when they are empty, a few at each later opportunity.
@@ -50,7 +50,7 @@ pub(super) struct Home {
 
 /// The same tree for another process of ours, which neither looks for it nor changes its bounds.
 #[derive(Debug, Serialize, Deserialize, Default)]
-pub struct Handle {
+pub struct CgroupsHandle {
     name: String,
     home: Option<(Tree, BTreeSet<String>)>,
 }
@@ -61,33 +61,34 @@ impl Cgroups {
     pub fn take(name: &str) -> Cgroups {
         let tree = Tree::find(name);
         let enforcement = Arc::new(control::enforcement(tree.as_ref()));
-        let capacity = Capacity::of_host();
-        let home = tree.map(|tree| Home { tree: Arc::new(tree), left: Arc::default(), held: Arc::default() });
+        let capacity = Capacity::from_host();
+        let home =
+            tree.map(|tree| CgroupTree { tree: Arc::new(tree), left: Arc::default(), held: Arc::default() });
         if let Some(home) = &home {
-            let all = Files { tree: &home.tree, folder: home.tree.folder.clone(), path: "" };
-            if let Err(error) = all.bound(&capacity.all_work()) {
+            let all = ControlFiles { tree: &home.tree, folder: home.tree.folder.clone(), path: "" };
+            if let Err(error) = all.set_limits(&capacity.total_limits()) {
                 log::warn!("all workloads together could not be bounded: {error}");
             }
-            all.weigh(limits::WORK_CPU_WEIGHT);
+            all.set_cpu_weight(limits::WORK_CPU_WEIGHT);
         }
         Cgroups { name: name.into(), home, enforcement, capacity }
     }
 
     /// The tree as another process of ours sees it.
-    pub fn of(handle: Handle) -> Cgroups {
-        let home = handle.home.map(|(tree, held)| Home {
+    pub fn from_handle(handle: CgroupsHandle) -> Cgroups {
+        let home = handle.home.map(|(tree, held)| CgroupTree {
             tree: Arc::new(tree),
             left: Arc::default(),
             held: Arc::new(Mutex::new(held)),
         });
         let enforcement = Arc::new(control::enforcement(home.as_ref().map(|home| &*home.tree)));
-        Cgroups { name: handle.name.into(), home, enforcement, capacity: Capacity::of_host() }
+        Cgroups { name: handle.name.into(), home, enforcement, capacity: Capacity::from_host() }
     }
 
-    /// For [`Cgroups::of`].
-    pub fn handle(&self) -> Handle {
+    /// For [`Cgroups::from_handle`].
+    pub fn handle(&self) -> CgroupsHandle {
         let home = self.home.as_ref().map(|home| ((*home.tree).clone(), lock(&home.held).clone()));
-        Handle { name: self.name.to_string(), home }
+        CgroupsHandle { name: self.name.to_string(), home }
     }
 
     /// Ends everything that an earlier server left, but what is in the groups that `keep` names.
@@ -112,7 +113,7 @@ impl Cgroups {
     }
 
     /// Whether groups are cgroups, so that nothing can escape them.
-    pub fn certain(&self) -> bool {
+    pub fn kills_reliably(&self) -> bool {
         self.home.is_some()
     }
 
@@ -138,7 +139,7 @@ impl Cgroups {
     pub fn group(&self, path: &str) -> Result<Group> {
         match &self.home {
             Some(home) => Group::open(home, path),
-            None => Ok(Group::of(How::Mark(Mark::new(&self.name, path)))),
+            None => Ok(Group::of(GroupKind::EnvMarker(EnvMarker::new(&self.name, path)))),
         }
     }
 
@@ -148,7 +149,7 @@ impl Cgroups {
     /// When the cgroup is gone and cannot be made again.
     pub fn group_again(&self, path: &str) -> Result<Group> {
         let mut group = self.group(path)?;
-        if let How::Cgroup { home, path, v1, .. } = &mut group.how {
+        if let GroupKind::Cgroup { home, path, v1, .. } = &mut group.how {
             v1.extend(
                 home.tree.v1_folders(path).into_iter().map(|(_, folder)| folder).filter(|at| at.is_dir()),
             );
@@ -160,7 +161,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// `Unavailable` when this host cannot enforce one of them; when the cgroup cannot be made.
-    pub fn group_within(&self, path: &str, limits: Option<&Limits>) -> Result<Group> {
+    pub fn group_with_limits(&self, path: &str, limits: Option<&Limits>) -> Result<Group> {
         let Some(limits) = limits.filter(|limits| !limits.is_empty()) else { return self.group(path) };
         let mut group = self.group(path)?;
         self.confine(&mut group, limits)?;
@@ -184,7 +185,7 @@ impl Cgroups {
     }
 }
 
-fn sweep_below(home: &Home, path: &str, keep: &[String]) {
+fn sweep_below(home: &CgroupTree, path: &str, keep: &[String]) {
     for child in home.tree.children_of(Path::new(path)) {
         let child = if path.is_empty() { child } else { format!("{path}/{child}") };
         if keep.contains(&child) {
@@ -204,7 +205,7 @@ fn sweep_below(home: &Home, path: &str, keep: &[String]) {
 /// A set of processes.
 #[derive(Debug)]
 pub struct Group {
-    pub(super) how: How,
+    pub(super) how: GroupKind,
     /// Whoever lives in it is somebody else's from now on.
     let_go: AtomicBool,
     /// It has limits of its own.
@@ -214,19 +215,19 @@ pub struct Group {
 }
 
 #[derive(Debug)]
-pub(super) enum How {
+pub(super) enum GroupKind {
     Cgroup {
-        home: Home,
+        home: CgroupTree,
         path: String,
         folder: OwnedFd,
         /// Folders that the group has in v1 hierarchies.
         v1: Vec<PathBuf>,
     },
-    Mark(Mark),
+    EnvMarker(EnvMarker),
 }
 
 impl Group {
-    fn open(home: &Home, path: &str) -> Result<Group> {
+    fn open(home: &CgroupTree, path: &str) -> Result<Group> {
         // Whoever was done with a group of this name is not to remove it any more.
         lock(&home.left).retain(|left| left != path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -240,36 +241,36 @@ impl Group {
             .find(|opened| !matches!(opened, Err(error) if error.kind() == std::io::ErrorKind::NotFound))
             .unwrap_or_else(|| Err(Errno::NOENT.into()))
             .at("make the cgroup", path)?;
-        Ok(Group::of(How::Cgroup { home: home.clone(), path: path.to_owned(), folder, v1: Vec::new() }))
+        Ok(Group::of(GroupKind::Cgroup { home: home.clone(), path: path.to_owned(), folder, v1: Vec::new() }))
     }
 
-    fn of(how: How) -> Group {
+    fn of(how: GroupKind) -> Group {
         Group { how, let_go: AtomicBool::new(false), confined: false, reused: None }
     }
 
     /// One that nothing is ever in.
-    pub fn of_nobody() -> Group {
-        Group::of(How::Mark(Mark::default()))
+    pub fn placeholder() -> Group {
+        Group::of(GroupKind::EnvMarker(EnvMarker::default()))
     }
 
     /// Leaves it as it is: what lives in it goes on for somebody else.
-    pub fn let_go(&self) {
+    pub fn disown(&self) {
         self.let_go.store(true, Ordering::Relaxed);
     }
 
-    fn files(&self) -> Option<Files<'_>> {
+    fn files(&self) -> Option<ControlFiles<'_>> {
         match &self.how {
-            How::Cgroup { home, path, .. } => {
-                Some(Files { tree: &home.tree, folder: home.tree.folder.join(path), path })
+            GroupKind::Cgroup { home, path, .. } => {
+                Some(ControlFiles { tree: &home.tree, folder: home.tree.folder.join(path), path })
             }
-            How::Mark(_) => None,
+            GroupKind::EnvMarker(_) => None,
         }
     }
 
     /// Gives the group folders in the v1 hierarchies of those `controllers` that it cannot have otherwise. Who enters
     /// the group later enters them too.
     fn make_v1(&mut self, controllers: &[Controller]) -> Result<()> {
-        let How::Cgroup { home, path, v1, .. } = &mut self.how else { return Ok(()) };
+        let GroupKind::Cgroup { home, path, v1, .. } = &mut self.how else { return Ok(()) };
         for (controller, folder) in home.tree.v1_folders(path) {
             if controllers.contains(&controller) && !v1.contains(&folder) {
                 fs::create_dir_all(&folder).at("make the cgroup", &folder)?;
@@ -289,9 +290,9 @@ impl Group {
         wanted.extend(limits.pids.map(|_| Controller::Pids));
         self.make_v1(&wanted)?;
         if let Some(files) = self.files() {
-            files.bound(limits)?;
+            files.set_limits(limits)?;
             if limits.memory_bytes.is_some() {
-                files.die_together()?;
+                files.set_oom_group()?;
             }
         }
         Ok(())
@@ -302,27 +303,27 @@ impl Group {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn hold(&mut self, limits: &Limits) -> Result<()> {
+    pub fn enable_limits(&mut self, limits: &Limits) -> Result<()> {
         self.make_v1(&Controller::ALL)?;
-        if let How::Cgroup { home, path, .. } = &self.how {
+        if let GroupKind::Cgroup { home, path, .. } = &self.how {
             lock(&home.held).insert(path.clone());
         }
-        self.files().map_or(Ok(()), |files| files.bound(limits))
+        self.files().map_or(Ok(()), |files| files.set_limits(limits))
     }
 
-    /// Bounds a group that [`Group::hold`] bounded, while things run in it.
+    /// Bounds a group that [`Group::enable_limits`] bounded, while things run in it.
     ///
     /// # Errors
     /// `Conflict` when the kernel cannot take back what is in use.
-    pub fn rebound(&self, limits: &Limits) -> Result<()> {
-        self.files().map_or(Ok(()), |files| files.bound(limits))
+    pub fn update_limits(&self, limits: &Limits) -> Result<()> {
+        self.files().map_or(Ok(()), |files| files.set_limits(limits))
     }
 
     /// Keeps an account of the group's memory, so that a kill for want of it can be told.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn account(&mut self) -> Result<()> {
+    pub fn track_memory(&mut self) -> Result<()> {
         self.make_v1(&[Controller::Memory])
     }
 
@@ -331,16 +332,16 @@ impl Group {
     ///
     /// # Errors
     /// When one cannot be opened.
-    pub fn entrances(&self) -> Result<Vec<OwnedFd>> {
-        let How::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
+    pub fn v1_procs_files(&self) -> Result<Vec<OwnedFd>> {
+        let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
         let top = path.split('/').next().unwrap_or_default();
         let held = lock(&home.held).contains(top);
         let mut all = Vec::new();
         for ((_, own), (_, above)) in home.tree.v1_folders(path).iter().zip(home.tree.v1_folders(top)) {
             if v1.contains(own) {
-                all.push(entrance(own)?);
+                all.push(open_procs(own)?);
             } else if held {
-                all.push(entrance(&above)?);
+                all.push(open_procs(&above)?);
             }
         }
         Ok(all)
@@ -349,17 +350,17 @@ impl Group {
     /// The cgroup's folder, to be born into.
     pub fn folder(&self) -> Option<BorrowedFd<'_>> {
         match &self.how {
-            How::Cgroup { folder, .. } => Some(folder.as_fd()),
-            How::Mark(_) => None,
+            GroupKind::Cgroup { folder, .. } => Some(folder.as_fd()),
+            GroupKind::EnvMarker(_) => None,
         }
     }
 
     /// What a command needs in its environment so that the group can find it.
-    pub fn mark(&self) -> Option<CString> {
+    pub fn env_marker(&self) -> Option<CString> {
         match &self.how {
-            How::Cgroup { .. } => None,
-            How::Mark(mark) if mark.is_empty() => None,
-            How::Mark(mark) => CString::new(mark.variable()).ok(),
+            GroupKind::Cgroup { .. } => None,
+            GroupKind::EnvMarker(mark) if mark.is_empty() => None,
+            GroupKind::EnvMarker(mark) => CString::new(mark.variable()).ok(),
         }
     }
 
@@ -369,30 +370,30 @@ impl Group {
     ///
     /// # Errors
     /// When one cannot be opened.
-    pub fn doors(&self) -> Result<Vec<OwnedFd>> {
-        let How::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
+    pub fn procs_files(&self) -> Result<Vec<OwnedFd>> {
+        let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
         let own = home.tree.folder.join(path);
-        [&own].into_iter().chain(v1).map(|folder| entrance(folder)).collect()
+        [&own].into_iter().chain(v1).map(|folder| open_procs(folder)).collect()
     }
 
     /// Those of the v1 folders alone, for a process that is in the group already.
     ///
     /// # Errors
     /// As above.
-    pub fn doors_of_limits(&self) -> Result<Vec<OwnedFd>> {
-        let How::Cgroup { v1, .. } = &self.how else { return Ok(Vec::new()) };
-        v1.iter().map(|folder| entrance(folder)).collect()
+    pub fn v1_limit_procs_files(&self) -> Result<Vec<OwnedFd>> {
+        let GroupKind::Cgroup { v1, .. } = &self.how else { return Ok(Vec::new()) };
+        v1.iter().map(|folder| open_procs(folder)).collect()
     }
 
     /// Makes it fit for another command, if nothing lives in it: making a group and removing it costs more than moving a
     /// process into one. Its accounts go on, so it is for commands of which only the kills are told.
     pub fn reuse(&mut self) -> bool {
-        let How::Cgroup { folder, .. } = &self.how else { return false };
+        let GroupKind::Cgroup { folder, .. } = &self.how else { return false };
         let empty = || read_in(folder, "cgroup.events").is_ok_and(|text| text.contains("populated 0"));
         if self.confined || !empty() {
             return false;
         }
-        let noted = rustix::fs::fremovexattr(folder, LEFT);
+        let noted = rustix::fs::fremovexattr(folder, LEFTOVER_XATTR);
         if noted.is_err_and(|error| !matches!(error, Errno::NODATA | Errno::OPNOTSUPP)) {
             return false;
         }
@@ -418,37 +419,37 @@ impl Group {
     }
 
     /// What the group uses now.
-    pub fn current(&self) -> Current {
+    pub fn current(&self) -> CurrentUsage {
         self.files().map(|files| files.current()).unwrap_or_default()
     }
 
     /// As /proc names it.
-    pub fn inside(&self) -> Option<PathBuf> {
+    pub fn proc_path(&self) -> Option<PathBuf> {
         match &self.how {
-            How::Cgroup { home, path, .. } => Some(home.tree.inside.join(path)),
-            How::Mark(_) => None,
+            GroupKind::Cgroup { home, path, .. } => Some(home.tree.inside.join(path)),
+            GroupKind::EnvMarker(_) => None,
         }
     }
 
     /// Its name below our tree, by which [`Cgroups::group`] finds it again.
     pub fn path(&self) -> &str {
         match &self.how {
-            How::Cgroup { path, .. } => path,
-            How::Mark(mark) => mark.id(),
+            GroupKind::Cgroup { path, .. } => path,
+            GroupKind::EnvMarker(mark) => mark.id(),
         }
     }
 
     /// The groups directly below `below` in this one.
     pub fn children(&self, below: &str) -> Vec<String> {
         match &self.how {
-            How::Cgroup { home, path, .. } => home.tree.children_of(&Path::new(path).join(below)),
-            How::Mark(_) => Vec::new(),
+            GroupKind::Cgroup { home, path, .. } => home.tree.children_of(&Path::new(path).join(below)),
+            GroupKind::EnvMarker(_) => Vec::new(),
         }
     }
 
     /// Whether `pid` is in this group or below it, as the kernel says.
     pub fn contains(&self, pid: i32) -> bool {
-        let How::Cgroup { home, path, .. } = &self.how else { return true };
+        let GroupKind::Cgroup { home, path, .. } = &self.how else { return true };
         let Ok(text) = fs::File::open(format!("/proc/{pid}/cgroup")).and_then(read_whole) else {
             return false;
         };
@@ -466,7 +467,7 @@ impl Drop for Group {
 impl Group {
     /// Removes it at once, and not when the last who has it is done with it: its name may be another one's by then.
     pub fn remove(&self) {
-        let How::Cgroup { home, path, v1, .. } = &self.how else { return };
+        let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return };
         if self.let_go.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -476,7 +477,7 @@ impl Group {
         let mut retry = Vec::new();
         if !path.is_empty() && !home.tree.remove_with(path, v1.iter().map(PathBuf::as_path)) {
             // Whoever it belonged to has ended, though perhaps not by itself.
-            self.leave();
+            self.mark_leftover();
             retry.push(path.clone());
         }
         let older: Vec<String> = {
@@ -526,7 +527,7 @@ mod tests {
     fn two_processes_may_be_done_with_a_group_at_the_same_time() {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
         let ours = Cgroups::take(&name);
-        let theirs = Cgroups::of(ours.handle());
+        let theirs = Cgroups::from_handle(ours.handle());
         let rounds = || {
             for round in 0..3000 {
                 let group = ours.group(&format!("runs/{}", round / 100)).unwrap();

@@ -17,7 +17,7 @@ pub struct Confinement {
 
 impl Confinement {
     /// That of this process.
-    pub fn of_self() -> Confinement {
+    pub fn from_proc_self() -> Confinement {
         Confinement::of(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
-use super::hierarchy::{By, Controller, Tree, write};
+use super::hierarchy::{Controller, ControllerSource, Tree, write};
 use super::{Limits, Usage};
 use crate::base::{At, Code, Error, Result};
 
@@ -67,10 +67,10 @@ impl Enforcement {
 
 /// What is possible in `tree`, or without any.
 pub(super) fn enforcement(tree: Option<&Tree>) -> Enforcement {
-    let of = |controller: Controller| match tree.map(|tree| tree.by(controller)) {
-        Some(By::V2) => Enforced { enforced: true, how: "cgroup v2".into() },
-        Some(By::V1(_)) => Enforced { enforced: true, how: "cgroup v1".into() },
-        Some(By::Nothing(why)) => Enforced { enforced: false, how: why.clone() },
+    let of = |controller: Controller| match tree.map(|tree| tree.source(controller)) {
+        Some(ControllerSource::V2) => Enforced { enforced: true, how: "cgroup v2".into() },
+        Some(ControllerSource::V1(_)) => Enforced { enforced: true, how: "cgroup v1".into() },
+        Some(ControllerSource::Nothing(why)) => Enforced { enforced: false, how: why.clone() },
         None => Enforced {
             enforced: false,
             how: "no cgroup hierarchy is writable for berth; start it as root, or as a systemd service with \
@@ -79,10 +79,10 @@ pub(super) fn enforcement(tree: Option<&Tree>) -> Enforcement {
         },
     };
     let memory = of(Controller::Memory);
-    let swap_file = tree.and_then(|tree| match tree.by(Controller::Memory) {
-        By::V2 => Some(tree.folder.join("memory.swap.max")),
-        By::V1(folder) => Some(folder.join("memory.memsw.limit_in_bytes")),
-        By::Nothing(_) => None,
+    let swap_file = tree.and_then(|tree| match tree.source(Controller::Memory) {
+        ControllerSource::V2 => Some(tree.folder.join("memory.swap.max")),
+        ControllerSource::V1(folder) => Some(folder.join("memory.memsw.limit_in_bytes")),
+        ControllerSource::Nothing(_) => None,
     });
     let swap_bytes = match swap_file {
         Some(file) if file.exists() => memory.clone(),
@@ -106,26 +106,26 @@ fn no_swap() -> bool {
 
 /// The files of one group.
 #[derive(Debug)]
-pub(super) struct Files<'a> {
+pub(super) struct ControlFiles<'a> {
     pub(super) tree: &'a Tree,
     /// Its folder in the v2 hierarchy.
     pub(super) folder: PathBuf,
     pub(super) path: &'a str,
 }
 
-impl Files<'_> {
+impl ControlFiles<'_> {
     /// The folder that has the files of `controller`, whether or not it exists.
     fn of(&self, controller: Controller) -> Option<(PathBuf, bool)> {
-        match self.tree.by(controller) {
-            By::V2 => Some((self.folder.clone(), true)),
-            By::V1(folder) => Some((folder.join(self.path), false)),
-            By::Nothing(_) => None,
+        match self.tree.source(controller) {
+            ControllerSource::V2 => Some((self.folder.clone(), true)),
+            ControllerSource::V1(folder) => Some((folder.join(self.path), false)),
+            ControllerSource::Nothing(_) => None,
         }
     }
 
     /// Sets `limits`; where they say nothing, there is none. A limit for which there is no controller here is left
     /// out: [`Enforcement`] says so.
-    pub(super) fn bound(&self, limits: &Limits) -> Result<()> {
+    pub(super) fn set_limits(&self, limits: &Limits) -> Result<()> {
         let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
         let put = |folder: &Path, file: &str, text: &str| -> Result<()> {
             let path = folder.join(file);
@@ -180,7 +180,7 @@ impl Files<'_> {
     }
 
     /// When memory runs out, all of the group is killed together: half a command helps nobody.
-    pub(super) fn die_together(&self) -> Result<()> {
+    pub(super) fn set_oom_group(&self) -> Result<()> {
         match self.of(Controller::Memory) {
             Some((folder, true)) => {
                 write(&folder.join("memory.oom.group"), "1").at("write", "memory.oom.group")
@@ -190,7 +190,7 @@ impl Files<'_> {
     }
 
     /// The group's part of the processors when all want them, where 100 is usual.
-    pub(super) fn weigh(&self, weight: u64) {
+    pub(super) fn set_cpu_weight(&self, weight: u64) {
         let _ = match self.of(Controller::Cpu) {
             Some((folder, true)) => write(&folder.join("cpu.weight"), &weight.to_string()),
             Some((folder, false)) => write(&folder.join("cpu.shares"), &(weight * 1024 / 100).to_string()),
@@ -235,8 +235,8 @@ impl Files<'_> {
     }
 
     /// What is used now.
-    pub(super) fn current(&self) -> Current {
-        let mut current = Current::default();
+    pub(super) fn current(&self) -> CurrentUsage {
+        let mut current = CurrentUsage::default();
         match self.of(Controller::Memory) {
             Some((folder, true)) => {
                 current.memory_bytes = number(&folder, "memory.current");
@@ -259,7 +259,7 @@ impl Files<'_> {
 
 /// What a group uses at the moment; `None` where this host cannot tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Current {
+pub struct CurrentUsage {
     /// Memory with page cache.
     pub memory_bytes: Option<u64>,
     /// Swap.
@@ -269,7 +269,7 @@ pub struct Current {
 }
 
 /// The file through which a process enters a v1 folder; the folder is made.
-pub(super) fn entrance(folder: &Path) -> Result<OwnedFd> {
+pub(super) fn open_procs(folder: &Path) -> Result<OwnedFd> {
     let file = folder.join("cgroup.procs");
     rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).at("open", &file)
 }
@@ -304,7 +304,7 @@ mod tests {
     fn within(limits: Limits, script: &str) -> (Exit, Usage, Duration) {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
         let cgroups = Cgroups::take(&name);
-        let group = cgroups.group_within("runs/x", Some(&limits)).unwrap();
+        let group = cgroups.group_with_limits("runs/x", Some(&limits)).unwrap();
         let stdio =
             || Stdio { stdin: dev_null().unwrap(), stdout: dev_null().unwrap(), stderr: dev_null().unwrap() };
         let begun = Instant::now();

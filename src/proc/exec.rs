@@ -10,11 +10,11 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::User;
+use super::ProcessUser;
 
 /// What [`super::sys::spawn`] starts. Everything is prepared by the caller: the child may not allocate.
 #[derive(Debug)]
-pub struct Exec<'a> {
+pub struct ExecSpec<'a> {
     /// Command lines to try in order until one can be executed; `argv[0]` is the program's path, since what a
     /// program does may depend on the name it is called by (busybox; bash called as `sh` is another shell).
     pub attempts: &'a [Vec<CString>],
@@ -27,7 +27,7 @@ pub struct Exec<'a> {
     /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes anything.
-    pub entrances: &'a [OwnedFd],
+    pub v1_procs: &'a [OwnedFd],
     /// What the child writes to its own `oom_score_adj`, where ours is not for children.
     pub oom_score: Option<&'static str>,
     /// Soft limit of open files, if it is to differ from ours.
@@ -35,7 +35,7 @@ pub struct Exec<'a> {
     /// Stdin is a terminal, and the child's session gets it as its controlling one.
     pub tty: bool,
     /// Somebody else whose rights the child gets before it looks at the working directory or the program.
-    pub user: Option<&'a User>,
+    pub user: Option<&'a ProcessUser>,
 }
 
 /// A started child.
@@ -61,16 +61,16 @@ pub struct Reaped {
 
 /// What could not be done for a child.
 #[derive(Debug)]
-pub struct Failed {
+pub struct SpawnError {
     /// What the kernel said.
     pub error: io::Error,
     /// At which step.
-    pub step: Step,
+    pub step: StartStep,
 }
 
 /// A step of a child's start that may fail for the command's own sake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum StartStep {
     /// To start at all, or to execute the program.
     Exec,
     /// To enter its cgroup.
@@ -81,14 +81,14 @@ pub enum Step {
     Cwd,
 }
 
-impl From<io::Error> for Failed {
-    fn from(error: io::Error) -> Failed {
-        Failed { error, step: Step::Exec }
+impl From<io::Error> for SpawnError {
+    fn from(error: io::Error) -> SpawnError {
+        SpawnError { error, step: StartStep::Exec }
     }
 }
 
-impl From<Errno> for Failed {
-    fn from(errno: Errno) -> Failed {
+impl From<Errno> for SpawnError {
+    fn from(errno: Errno) -> SpawnError {
         io::Error::from(errno).into()
     }
 }
@@ -96,14 +96,14 @@ impl From<Errno> for Failed {
 /// [`Exec`] as the child uses it: nothing in it needs any preparation. Pointers are good for as long as the process that
 /// filled it in keeps what they mean.
 #[derive(Debug)]
-pub(super) struct Task<'a> {
+pub(super) struct ChildTask<'a> {
     /// Arrays as execve(2) takes them, one after the other, and a null pointer behind the last.
     pub(super) argvs: *const *const c_char,
     pub(super) env: *const *const c_char,
     pub(super) cwd: Cwd<'a>,
     pub(super) stdio: [RawFd; 3],
     pub(super) tty: bool,
-    pub(super) user: Option<Who>,
+    pub(super) user: Option<RawUser>,
     pub(super) signals: &'a [i32],
     /// The socket on which somebody waits to hear that nothing but the program's start is left to do.
     pub(super) accepted: Option<BorrowedFd<'a>>,
@@ -111,17 +111,17 @@ pub(super) struct Task<'a> {
     pub(super) failure: Option<BorrowedFd<'a>>,
     pub(super) max_files: Option<u64>,
     /// Its own cgroup's `cgroup.procs`, where it was not born there.
-    pub(super) door: Option<&'a OwnedFd>,
-    pub(super) entrances: &'a [OwnedFd],
+    pub(super) cgroup_procs: Option<&'a OwnedFd>,
+    pub(super) v1_procs: &'a [OwnedFd],
     pub(super) oom_score: Option<&'static str>,
     /// The process is to lead a new one.
     pub(super) session: bool,
 }
 
-impl Task<'_> {
+impl ChildTask<'_> {
     /// A program in the folder and the session, and with the rights, that the process has already.
     pub(super) fn new(argvs: &[*const c_char], env: &[*const c_char], stdio: [RawFd; 3]) -> Self {
-        Task {
+        ChildTask {
             argvs: argvs.as_ptr(),
             env: env.as_ptr(),
             cwd: Cwd::Ours,
@@ -132,8 +132,8 @@ impl Task<'_> {
             accepted: None,
             failure: None,
             max_files: None,
-            door: None,
-            entrances: &[],
+            cgroup_procs: None,
+            v1_procs: &[],
             oom_score: None,
             session: false,
         }
@@ -160,17 +160,17 @@ pub(super) enum Cwd<'a> {
 
 /// [`User`] where the child uses it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Who {
+pub(super) struct RawUser {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: *const u32,
     pub(super) count: usize,
 }
 
-impl Who {
-    pub(super) fn of(user: &User) -> Who {
-        let User { uid, gid, ref groups } = *user;
-        Who { uid, gid, groups: groups.as_ptr(), count: groups.len() }
+impl RawUser {
+    pub(super) fn from_user(user: &ProcessUser) -> RawUser {
+        let ProcessUser { uid, gid, ref groups } = *user;
+        RawUser { uid, gid, groups: groups.as_ptr(), count: groups.len() }
     }
 }
 
@@ -210,7 +210,7 @@ pub(super) struct CloneArgs {
 
 impl CloneArgs {
     /// A child of which SIGCHLD tells; the kernel puts a descriptor of it at `pidfd`.
-    pub(super) fn of_child(flags: u64, pidfd: &mut i32) -> CloneArgs {
+    pub(super) fn for_child(flags: u64, pidfd: &mut i32) -> CloneArgs {
         CloneArgs {
             flags: flags | libc::CLONE_PIDFD as u64,
             pidfd: ptr::from_mut(pidfd) as u64,
@@ -229,7 +229,7 @@ impl CloneArgs {
 
 /// Errors are the last page of numbers (syscall(2)).
 #[cfg(target_arch = "x86_64")]
-pub(super) fn number_or_errno(result: isize) -> Result<usize, Errno> {
+pub(super) fn result_or_errno(result: isize) -> Result<usize, Errno> {
     if (-4095..0).contains(&result) {
         Err(Errno::from_raw_os_error(-result as i32))
     } else {
@@ -258,65 +258,67 @@ pub(super) fn enter_group(door: impl AsFd) -> Result<(), Errno> {
 }
 
 /// The `cgroup.procs` of a cgroup's folder, for [`enter_group`].
-pub(super) fn door_of(cgroup: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+pub(super) fn open_procs_at(cgroup: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// What a process says of its own start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum StartReport {
     /// The program is about to be executed: from here on it may have run.
     Accepted,
     /// A step failed with this errno; nothing has run.
-    Failed(Step, i32),
+    Failed(StartStep, i32),
     /// The process is in its groups and waits for a command.
-    Entered,
+    GroupEntered,
     /// It could not enter them.
-    NotEntered(i32),
+    GroupFailed(i32),
 }
 
-/// Its length as [`Told::to_bytes`] gives it.
-pub const TOLD_BYTES: usize = 8;
+/// Its length as [`StartReport::to_bytes`] gives it.
+pub const REPORT_BYTES: usize = 8;
 
-impl Told {
+impl StartReport {
     /// As it is sent: a number for what, and an errno.
-    pub fn to_bytes(self) -> [u8; TOLD_BYTES] {
+    pub fn to_bytes(self) -> [u8; REPORT_BYTES] {
         let (what, errno): (u32, i32) = match self {
-            Told::Accepted => (1, 0),
-            Told::Failed(Step::Exec, errno) => (2, errno),
-            Told::Failed(Step::User, errno) => (3, errno),
-            Told::Failed(Step::Cwd, errno) => (4, errno),
-            Told::Entered => (5, 0),
-            Told::NotEntered(errno) => (6, errno),
-            Told::Failed(Step::Group, errno) => (7, errno),
+            StartReport::Accepted => (1, 0),
+            StartReport::Failed(StartStep::Exec, errno) => (2, errno),
+            StartReport::Failed(StartStep::User, errno) => (3, errno),
+            StartReport::Failed(StartStep::Cwd, errno) => (4, errno),
+            StartReport::GroupEntered => (5, 0),
+            StartReport::GroupFailed(errno) => (6, errno),
+            StartReport::Failed(StartStep::Group, errno) => (7, errno),
         };
-        word(what, errno)
+        encode_pair(what, errno)
     }
 
     /// What was sent; `None`: something else.
-    pub fn of(bytes: [u8; TOLD_BYTES]) -> Option<Told> {
-        Some(match halves(bytes) {
-            (1, _) => Told::Accepted,
-            (2, errno) => Told::Failed(Step::Exec, errno),
-            (3, errno) => Told::Failed(Step::User, errno),
-            (4, errno) => Told::Failed(Step::Cwd, errno),
-            (5, _) => Told::Entered,
-            (6, errno) => Told::NotEntered(errno),
-            (7, errno) => Told::Failed(Step::Group, errno),
+    pub fn from_bytes(bytes: [u8; REPORT_BYTES]) -> Option<StartReport> {
+        Some(match decode_pair(bytes) {
+            (1, _) => StartReport::Accepted,
+            (2, errno) => StartReport::Failed(StartStep::Exec, errno),
+            (3, errno) => StartReport::Failed(StartStep::User, errno),
+            (4, errno) => StartReport::Failed(StartStep::Cwd, errno),
+            (5, _) => StartReport::GroupEntered,
+            (6, errno) => StartReport::GroupFailed(errno),
+            (7, errno) => StartReport::Failed(StartStep::Group, errno),
             _ => return None,
         })
     }
 }
 
 /// Waits until a child has executed its program, which closes the other end of `pipe`, or has said what failed.
-pub(super) fn failure_of(pipe: impl AsFd) -> Option<Failed> {
-    let mut told = [0u8; TOLD_BYTES];
+pub(super) fn read_failure(pipe: impl AsFd) -> Option<SpawnError> {
+    let mut told = [0u8; REPORT_BYTES];
     loop {
         match rustix::io::read(&pipe, &mut told) {
             Err(Errno::INTR) => {}
-            Ok(TOLD_BYTES) => {
-                let Some(Told::Failed(step, errno)) = Told::of(told) else { return Some(Errno::IO.into()) };
-                return Some(Failed { error: io::Error::from_raw_os_error(errno), step });
+            Ok(REPORT_BYTES) => {
+                let Some(StartReport::Failed(step, errno)) = StartReport::from_bytes(told) else {
+                    return Some(Errno::IO.into());
+                };
+                return Some(SpawnError { error: io::Error::from_raw_os_error(errno), step });
             }
             _ => return None,
         }
@@ -324,13 +326,13 @@ pub(super) fn failure_of(pipe: impl AsFd) -> Option<Failed> {
 }
 
 /// Two numbers in eight bytes.
-pub fn word(what: u32, value: i32) -> [u8; TOLD_BYTES] {
+pub fn encode_pair(what: u32, value: i32) -> [u8; REPORT_BYTES] {
     let ([a, b, c, d], [e, f, g, h]) = (what.to_le_bytes(), value.to_le_bytes());
     [a, b, c, d, e, f, g, h]
 }
 
 /// The reverse.
-pub fn halves(bytes: [u8; TOLD_BYTES]) -> (u32, i32) {
+pub fn decode_pair(bytes: [u8; REPORT_BYTES]) -> (u32, i32) {
     let [a, b, c, d, e, f, g, h] = bytes;
     (u32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h]))
 }

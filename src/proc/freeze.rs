@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, fsetxattr, openat};
 
 use super::Group;
-use super::cgroup::{LEFT, read_in, write_in};
+use super::cgroup::{LEFTOVER_XATTR, read_in, write_in};
 use crate::base::{Code, Error, Result, limits};
 
 impl Group {
@@ -39,27 +39,27 @@ impl Group {
 
     /// Notes that its command has ended by itself: what lives in it from now on is no part of it any more. To be called
     /// before anybody is told of the end, for a server that is killed a moment later leaves nothing but this note.
-    pub fn leave(&self) {
+    pub fn mark_leftover(&self) {
         if let Some(folder) = self.folder() {
             // Without attributes (before Linux 5.7) the next server ends it.
-            let _ = fsetxattr(folder, LEFT, b"1", XattrFlags::empty());
+            let _ = fsetxattr(folder, LEFTOVER_XATTR, b"1", XattrFlags::empty());
         }
     }
 
-    /// Whether its command had ended, as [`Group::leave`] noted.
-    pub fn is_left(&self) -> bool {
-        self.folder().is_some_and(|folder| fgetxattr(folder, LEFT, &mut [0u8; 8]).is_ok())
+    /// Whether its command had ended, as [`Group::mark_leftover`] noted.
+    pub fn is_leftover(&self) -> bool {
+        self.folder().is_some_and(|folder| fgetxattr(folder, LEFTOVER_XATTR, &mut [0u8; 8]).is_ok())
     }
 
     /// Whether something still runs in a group below `below` whose command has ended.
-    pub fn has_left_overs(&self, below: &str) -> bool {
+    pub fn has_leftovers(&self, below: &str) -> bool {
         let Some(folder) = self.folder() else { return true };
         self.children(below).iter().any(|name| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let Ok(group) = openat(folder, format!("{below}/{name}"), flags, Mode::empty()) else {
                 return false;
             };
-            fgetxattr(&group, LEFT, &mut [0u8; 8]).is_ok()
+            fgetxattr(&group, LEFTOVER_XATTR, &mut [0u8; 8]).is_ok()
                 && read_in(&group, "cgroup.events")
                     .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
         })

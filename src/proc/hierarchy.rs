@@ -34,7 +34,7 @@ impl Controller {
 
 /// How the groups of our tree get a controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum By {
+pub(super) enum ControllerSource {
     /// Its files are in the group's own folder.
     V2,
     /// Its files are in a folder of the same name below this one, which a process must enter on its own.
@@ -53,13 +53,13 @@ pub(super) struct Tree {
     /// The same folder in the `name=systemd` v1 hierarchy: nspawn repeats its cgroup there on hybrid machines.
     pub(super) mirror: Option<PathBuf>,
     /// In the order of [`Controller::ALL`].
-    by: [By; 3],
+    by: [ControllerSource; 3],
     /// The host has nothing but v2.
     pub(super) only_v2: bool,
 }
 
 /// A mounted hierarchy.
-struct Mount {
+struct CgroupMount {
     /// Which of its folders is mounted.
     root: String,
     at: PathBuf,
@@ -87,7 +87,7 @@ impl Tree {
             found = Tree::at(unified, &own, name, &mounts);
         }
         // A better place than one without controllers, if there is one.
-        if found.as_ref().is_none_or(|tree| tree.by.iter().any(|by| *by != By::V2)) {
+        if found.as_ref().is_none_or(|tree| tree.by.iter().any(|by| *by != ControllerSource::V2)) {
             let top = Tree::at(unified, Path::new(""), name, &mounts);
             found = match (found, top) {
                 (Some(own), Some(top)) if own.count_v2() >= top.count_v2() => {
@@ -104,7 +104,7 @@ impl Tree {
         found
     }
 
-    fn at(unified: &Mount, place: &Path, name: &str, mounts: &[Mount]) -> Option<Tree> {
+    fn at(unified: &CgroupMount, place: &Path, name: &str, mounts: &[CgroupMount]) -> Option<Tree> {
         let folder = unified.at.join(place).join(name);
         fs::create_dir_all(&folder).ok()?;
         rustix::fs::access(folder.join("cgroup.procs"), Access::WRITE_OK).ok()?;
@@ -115,8 +115,8 @@ impl Tree {
             if offered.split_whitespace().any(|offered| offered == word) {
                 let switch = format!("+{word}");
                 return match [unified.at.join(place), folder.clone()].iter().try_for_each(|at| control(at, &switch)) {
-                    Ok(()) => By::V2,
-                    Err(error) => By::Nothing(format!(
+                    Ok(()) => ControllerSource::V2,
+                    Err(error) => ControllerSource::Nothing(format!(
                         "the cgroup controller {word} could not be switched on for {}: {error}; start berth as root, or \
                          as a systemd service with Delegate=yes",
                         folder.display()
@@ -137,12 +137,12 @@ impl Tree {
         })
     }
 
-    pub(super) fn by(&self, controller: Controller) -> &By {
+    pub(super) fn source(&self, controller: Controller) -> &ControllerSource {
         &self.by[controller as usize]
     }
 
     fn count_v2(&self) -> usize {
-        self.by.iter().filter(|by| **by == By::V2).count()
+        self.by.iter().filter(|by| **by == ControllerSource::V2).count()
     }
 
     /// Makes the folder of a group, and of those above it.
@@ -158,7 +158,10 @@ impl Tree {
             Err(error) => return Err(error),
         }
         // The folder above may have been made as a leaf.
-        let file = match Controller::ALL.into_iter().find(|controller| self.by(*controller) == &By::V2) {
+        let file = match Controller::ALL
+            .into_iter()
+            .find(|controller| self.source(*controller) == &ControllerSource::V2)
+        {
             Some(Controller::Memory) => "memory.max",
             Some(Controller::Cpu) => "cpu.max",
             Some(Controller::Pids) => "pids.max",
@@ -172,7 +175,9 @@ impl Tree {
 
     /// Switches our controllers on for the children of every folder between the tree and the group.
     fn enable_above(&self, path: &str) -> std::io::Result<()> {
-        let ours = Controller::ALL.into_iter().filter(|controller| self.by(*controller) == &By::V2);
+        let ours = Controller::ALL
+            .into_iter()
+            .filter(|controller| self.source(*controller) == &ControllerSource::V2);
         let switch = ours.map(|controller| format!("+{}", controller.name())).collect::<Vec<_>>().join(" ");
         if switch.is_empty() {
             return Ok(());
@@ -189,8 +194,8 @@ impl Tree {
 
     /// The folders of a group in the v1 hierarchies, with their controllers.
     pub(super) fn v1_folders(&self, path: &str) -> Vec<(Controller, PathBuf)> {
-        let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.by(controller) {
-            By::V1(folder) => Some((controller, folder.join(path))),
+        let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.source(controller) {
+            ControllerSource::V1(folder) => Some((controller, folder.join(path))),
             _ => None,
         });
         v1.collect()
@@ -198,8 +203,8 @@ impl Tree {
 
     /// The names of what is directly below a group's folders.
     pub(super) fn children_of(&self, path: &Path) -> Vec<String> {
-        let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.by(controller) {
-            By::V1(folder) => Some(folder.join(path)),
+        let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.source(controller) {
+            ControllerSource::V1(folder) => Some(folder.join(path)),
             _ => None,
         });
         let mut names: Vec<String> = [self.folder.join(path)]
@@ -245,20 +250,20 @@ impl Tree {
     }
 }
 
-impl Mount {
+impl CgroupMount {
     fn option(&self, wanted: &str) -> bool {
         self.options.split(',').any(|option| option == wanted)
     }
 }
 
-fn mounts() -> Vec<Mount> {
+fn mounts() -> Vec<CgroupMount> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let parse = |line: &str| {
         let (left, right) = line.split_once(" - ")?;
         let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
         let kind = *right.first()?;
         (kind == "cgroup" || kind == "cgroup2").then_some(())?;
-        Some(Mount {
+        Some(CgroupMount {
             root: (*left.get(3)?).to_owned(),
             at: PathBuf::from(left.get(4)?),
             v2: kind == "cgroup2",
@@ -269,7 +274,7 @@ fn mounts() -> Vec<Mount> {
 }
 
 /// A controller that no v2 hierarchy offers us.
-fn v1(controller: Controller, name: &str, mounts: &[Mount]) -> By {
+fn v1(controller: Controller, name: &str, mounts: &[CgroupMount]) -> ControllerSource {
     let word = controller.name();
     let Some(mount) = mounts.iter().find(|mount| !mount.v2 && mount.option(word)) else {
         // /proc/cgroups: name, hierarchy, count, enabled (cgroups(7)).
@@ -278,7 +283,7 @@ fn v1(controller: Controller, name: &str, mounts: &[Mount]) -> By {
             let mut fields = line.split_whitespace();
             fields.next() == Some(word) && fields.nth(2) == Some("0")
         });
-        return By::Nothing(if off {
+        return ControllerSource::Nothing(if off {
             format!(
                 "the kernel was started with the cgroup controller {word} switched off (cgroup_enable={word} on its command line switches it on)"
             )
@@ -292,9 +297,12 @@ fn v1(controller: Controller, name: &str, mounts: &[Mount]) -> By {
     let usable = fs::create_dir_all(&folder).is_ok()
         && rustix::fs::access(folder.join("cgroup.procs"), Access::WRITE_OK).is_ok();
     if usable {
-        By::V1(folder)
+        ControllerSource::V1(folder)
     } else {
-        By::Nothing(format!("{} is not writable for berth; start it as root", mount.at.display()))
+        ControllerSource::Nothing(format!(
+            "{} is not writable for berth; start it as root",
+            mount.at.display()
+        ))
     }
 }
 

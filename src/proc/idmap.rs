@@ -60,10 +60,13 @@ pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) ->
 pub fn refused(error: &std::io::Error) -> Error {
     let why = match error.raw_os_error() {
         Some(libc::ENOSPC) => "as many as allowed are in use (user.max_user_namespaces)".to_owned(),
-        _ => match Errno::from_io_error(error).and_then(|errno| Confinement::of_self().explains(errno)) {
-            Some(cause) => format!("{error}: {cause}"),
-            None => error.to_string(),
-        },
+        _ => {
+            match Errno::from_io_error(error).and_then(|errno| Confinement::from_proc_self().explains(errno))
+            {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            }
+        }
     };
     Error::internal(format!("No user namespace can be made: {why}"))
 }

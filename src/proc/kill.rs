@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Group;
-use super::cgroup::{How, open_in, read_in, write_in};
-use super::mark;
+use super::cgroup::{GroupKind, open_in, read_in, write_in};
+use super::env_marker;
 use crate::base::{At, Error, Result, limits};
 
 impl Group {
@@ -24,7 +24,7 @@ impl Group {
     pub fn kill(&self, leader: Option<i32>) -> Result<()> {
         let deadline = Instant::now() + limits::KILL_WAIT;
         match &self.how {
-            How::Cgroup { folder, .. } => {
+            GroupKind::Cgroup { folder, .. } => {
                 // cgroup.kill is Linux 5.14; before that the list is walked until it stays empty.
                 if write_in(folder, "cgroup.kill", "1").is_err() {
                     if is_gone(folder) {
@@ -39,7 +39,7 @@ impl Group {
                 }
                 wait_empty(folder, deadline)
             }
-            How::Mark(mark) => kill_found(deadline, || mark.members(leader)),
+            GroupKind::EnvMarker(mark) => kill_found(deadline, || mark.members(leader)),
         }
     }
 
@@ -47,14 +47,14 @@ impl Group {
     pub fn kill_now(&self, leader: Option<i32>) {
         match &self.how {
             // cgroup.kill is Linux 5.14.
-            How::Cgroup { folder, .. } if write_in(folder, "cgroup.kill", "1").is_ok() => {}
+            GroupKind::Cgroup { folder, .. } if write_in(folder, "cgroup.kill", "1").is_ok() => {}
             _ => self.signal(Signal::KILL, leader),
         }
     }
 
     /// The processes of the group and of those below it, by their numbers at this moment. None where groups are no cgroups.
     pub fn members(&self) -> Vec<i32> {
-        let How::Cgroup { home, path, .. } = &self.how else { return Vec::new() };
+        let GroupKind::Cgroup { home, path, .. } = &self.how else { return Vec::new() };
         let (mut pids, mut paths) = (Vec::new(), vec![path.clone()]);
         while let Some(path) = paths.pop() {
             let file = home.tree.folder.join(&path).join("cgroup.procs");
@@ -74,8 +74,8 @@ impl Group {
             self.contains(pid).then_some(fd)
         };
         let processes: Vec<OwnedFd> = match &self.how {
-            How::Cgroup { .. } => self.members().into_iter().filter_map(member).collect(),
-            How::Mark(mark) => mark.members(leader),
+            GroupKind::Cgroup { .. } => self.members().into_iter().filter_map(member).collect(),
+            GroupKind::EnvMarker(mark) => mark.members(leader),
         };
         for process in processes {
             let _ = pidfd_send_signal(&process, signal);
@@ -100,7 +100,9 @@ fn kill_found(deadline: Instant, find: impl Fn() -> Vec<OwnedFd>) -> Result<()> 
 
 /// Ends what an earlier server with this name left where there are no cgroups, but for the groups in `keep`.
 pub(super) fn sweep_marked(server: &str, keep: &[String]) {
-    if let Err(error) = kill_found(Instant::now() + limits::KILL_WAIT, || mark::of_server(server, keep)) {
+    if let Err(error) =
+        kill_found(Instant::now() + limits::KILL_WAIT, || env_marker::find_by_server(server, keep))
+    {
         log::warn!("what an earlier server started: {error}");
     }
 }

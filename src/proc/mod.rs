@@ -1,7 +1,6 @@
 //! Children: started in one way, watched by one poll loop, ended with their whole tree.
 //! Knows nothing of workspaces, containers or HTTP.
 
-pub mod bell;
 mod boot;
 pub mod cancel;
 pub mod capacity;
@@ -9,32 +8,33 @@ pub mod capture;
 pub mod cgroup;
 pub mod confinement;
 pub mod control;
+mod env_marker;
 pub mod exec;
 mod freeze;
 mod hierarchy;
 pub mod idmap;
 mod kill;
 pub mod limits;
-mod mark;
 pub mod packed;
 pub mod pty;
 pub mod pump;
-pub mod reach;
+pub mod signal;
 pub mod spawn;
 pub mod sys;
 pub mod tools;
+pub mod waiter;
 pub mod waker;
 
 pub use boot::boot_id;
 pub use cancel::Cancel;
 pub use capacity::Capacity;
-pub use capture::{Capture, Captured, Sink};
-pub use cgroup::{Cgroups, Group, Handle};
-pub use control::{Current, Enforced, Enforcement};
+pub use capture::{CapturedOutput, OutputCapture, Sink};
+pub use cgroup::{Cgroups, CgroupsHandle, Group};
+pub use control::{CurrentUsage, Enforced, Enforcement};
 pub use limits::{Limits, Usage};
 pub use pty::Pty;
-pub use pump::{Ended, Io, pump};
-pub use reach::{Reach, Whom};
+pub use pump::{ProcessIo, ProcessOutcome, pump};
+pub use signal::{SignalHandle, SignalTarget};
 pub use spawn::{Child, Spec};
 pub use waker::Waker;
 
@@ -92,7 +92,7 @@ impl std::fmt::Display for Exit {
 /// Something that runs and will end: a child of ours, or a process in a container.
 pub trait Process: Send {
     /// Readable once [`Process::try_exit`] has something to say.
-    fn done_fd(&self) -> BorrowedFd<'_>;
+    fn exit_fd(&self) -> BorrowedFd<'_>;
 
     /// The exit status if it has ended. Does not wait.
     ///
@@ -107,7 +107,7 @@ pub trait Process: Send {
     fn kill(&mut self);
 
     /// The way to signal it from other threads; `None` for a process that is none of this host's.
-    fn reach(&self) -> Option<Reach>;
+    fn signal_handle(&self) -> Option<SignalHandle>;
 
     /// What it and everything it started has used; complete once it has ended.
     fn usage(&self) -> Usage;
@@ -122,14 +122,14 @@ pub trait Process: Send {
     ///
     /// # Errors
     /// When the process is out of file descriptors; it goes on as it was.
-    fn hand_over(&mut self) -> Result<Option<(Handed, Box<dyn Hold>)>> {
+    fn hand_over(&mut self) -> Result<Option<(ProcessHandover, Box<dyn HandoverGuard>)>> {
         Ok(None)
     }
 }
 
 /// A [`Process`] on its way to another process of ours.
 #[derive(Debug)]
-pub struct Handed {
+pub struct ProcessHandover {
     /// Its number.
     pub pid: i32,
     /// The process.
@@ -143,7 +143,7 @@ pub struct Handed {
 }
 
 /// What a process that is watched elsewhere needs of the place where it runs, for as long as it runs.
-pub trait Hold: Send {
+pub trait HandoverGuard: Send {
     /// It has ended, and used this.
     fn ended(&self, usage: &Usage);
 
@@ -152,7 +152,7 @@ pub trait Hold: Send {
 }
 
 /// The host itself needs nothing.
-impl Hold for () {
+impl HandoverGuard for () {
     fn ended(&self, _usage: &Usage) {}
 
     fn give_up(&self) {}
@@ -160,7 +160,7 @@ impl Hold for () {
 
 /// Whose rights a command has, in the numbers of the place where it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct User {
+pub struct ProcessUser {
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -171,7 +171,7 @@ pub struct User {
 
 /// A command in kernel terms.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Command {
+pub struct CommandSpec {
     /// Command lines to try in order until one can be executed; `argv[0]` is the program's absolute path.
     pub attempts: Vec<Vec<CString>>,
     /// `NAME=value`, nothing else is inherited.
@@ -184,7 +184,7 @@ pub struct Command {
     /// control, ^C, SIGWINCH and `/dev/tty`.
     pub tty: bool,
     /// Somebody else than who starts it.
-    pub user: Option<User>,
+    pub user: Option<ProcessUser>,
     /// What it uses is to be told, not only whether memory ran out.
     pub account: bool,
     /// How long its start may wait for whoever has to do something for it; `None`: as long as that may take at all.
@@ -223,7 +223,7 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// `InvalidCwd` when the working directory does not exist, `Unavailable` when this host cannot enforce a limit
     /// of the command; nothing has run then.
-    fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>>;
+    fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>>;
 
     /// A new terminal of the place in which commands are started, so that `tty` and `/dev/pts/N` mean it there.
     ///

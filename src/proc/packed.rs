@@ -15,8 +15,8 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
-use super::Command;
-use super::exec::{Told, Who, enter_group};
+use super::CommandSpec;
+use super::exec::{RawUser, StartReport, enter_group};
 
 /// Eight bytes of a block.
 pub(super) type Word = [u8; size_of::<u64>()];
@@ -28,13 +28,13 @@ const USER: u64 = 2;
 pub const STREAMS: usize = 3;
 
 /// Most `cgroup.procs` at once: of the v2 hierarchy, and of one v1 hierarchy for each controller.
-pub const DOORS: usize = 4;
+pub const MAX_PROCS_FILES: usize = 4;
 
 /// Words before the groups.
 const HEAD: usize = 4;
 
 /// The block of a command; `mark`: a further variable.
-pub fn pack(command: &Command, mark: Option<&CString>) -> Vec<u8> {
+pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     let user = command.user.as_ref();
     let groups = user.map_or(&[][..], |user| &user.groups);
     let lines = || command.attempts.iter().filter_map(|argv| argv.split_first());
@@ -85,9 +85,9 @@ pub fn pack(command: &Command, mark: Option<&CString>) -> Vec<u8> {
 
 /// Waits, for as long as it takes, for the `cgroup.procs` of the groups that this process is to enter, enters them and says
 /// how that went. `false`: the other side is gone. Allocates nothing.
-pub(super) fn enter(socket: BorrowedFd<'_>) -> bool {
+pub(super) fn receive_and_enter_groups(socket: BorrowedFd<'_>) -> bool {
     let mut word = Word::default();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DOORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PROCS_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         match recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
@@ -101,7 +101,8 @@ pub(super) fn enter(socket: BorrowedFd<'_>) -> bool {
             rights.for_each(|door| entered = entered.and(enter_through(door)));
         }
     }
-    let told = entered.map_or_else(|errno| Told::NotEntered(errno.raw_os_error()), |()| Told::Entered);
+    let told = entered
+        .map_or_else(|errno| StartReport::GroupFailed(errno.raw_os_error()), |()| StartReport::GroupEntered);
     received == size_of::<Word>() && send(socket, &told.to_bytes(), SendFlags::NOSIGNAL).is_ok()
 }
 
@@ -121,7 +122,7 @@ pub(super) fn receive<'a>(
     let mut fds = [-1; STREAMS];
     let mut filled = 0;
     let length = loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + DOORS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + MAX_PROCS_FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut rest = [IoSliceMut::new(&mut room.as_flattened_mut()[filled..])];
         match recvmsg(socket, &mut rest, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
@@ -149,7 +150,7 @@ pub(super) fn receive<'a>(
 
 /// A block that lies where it is to be used: addresses of what execve(2) and the others take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Unpacked {
+pub(super) struct UnpackedCommand {
     /// The working directory.
     pub(super) cwd: usize,
     /// Arrays of pointers, each ended by a null pointer, and one more at the end.
@@ -159,11 +160,11 @@ pub(super) struct Unpacked {
     /// Stdin is a terminal.
     pub(super) tty: bool,
     /// Whom to become.
-    pub(super) user: Option<Who>,
+    pub(super) user: Option<RawUser>,
 }
 
 /// Makes addresses of the block's offsets, in place. `None`: it is no such block. Allocates nothing.
-pub(super) fn unpack(block: &mut [Word]) -> Option<Unpacked> {
+pub(super) fn unpack(block: &mut [Word]) -> Option<UnpackedCommand> {
     let base = block.as_ptr().expose_provenance();
     let word = |block: &[Word], at: usize| block.get(at).map(|word| u64::from_ne_bytes(*word));
     let length = word(block, 0)?;
@@ -202,7 +203,7 @@ pub(super) fn unpack(block: &mut [Word]) -> Option<Unpacked> {
     while relocate(at)? {
         at += 1;
     }
-    let user = (flags & USER != 0).then(|| Who {
+    let user = (flags & USER != 0).then(|| RawUser {
         uid: ids as u32,
         gid: (ids >> 32) as u32,
         groups: ptr::with_exposed_provenance(base + HEAD * size_of::<Word>()),
@@ -210,7 +211,7 @@ pub(super) fn unpack(block: &mut [Word]) -> Option<Unpacked> {
     });
     let address = |at: usize| base + at * size_of::<Word>();
     let cwd = word(block, cwd)? as usize;
-    Some(Unpacked { cwd, argvs: address(argvs), env: address(env), tty: flags & TTY != 0, user })
+    Some(UnpackedCommand { cwd, argvs: address(argvs), env: address(env), tty: flags & TTY != 0, user })
 }
 
 #[cfg(test)]
@@ -222,15 +223,15 @@ mod tests {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
-    use super::super::User;
-    use super::super::exec::{Step, TOLD_BYTES, Told};
+    use super::super::ProcessUser;
+    use super::super::exec::{REPORT_BYTES, StartReport, StartStep};
     use super::super::spawn::{dev_null, pipe};
-    use super::super::sys::Rooms;
+    use super::super::sys::ZygoteSlots;
     use super::*;
 
-    fn command() -> Command {
+    fn command() -> CommandSpec {
         let strings = |texts: &[&str]| texts.iter().map(|text| CString::new(*text).unwrap()).collect();
-        Command {
+        CommandSpec {
             attempts: vec![
                 strings(&["/bin/a", "", "x y"]),
                 strings(&["/usr/bin/a", "", "x y"]),
@@ -240,7 +241,7 @@ mod tests {
             cwd: "/work".to_owned(),
             limits: None,
             tty: true,
-            user: Some(User { uid: 7, gid: 8, groups: vec![9, 10, 11] }),
+            user: Some(ProcessUser { uid: 7, gid: 8, groups: vec![9, 10, 11] }),
             account: false,
             patience: None,
         }
@@ -282,13 +283,13 @@ mod tests {
         assert_eq!(list(at(unpacked.env)), ["A=1", "B=", "MARK=1"]);
         assert_eq!(text(&block, unpacked.cwd as u64), "/work");
         assert!(unpacked.tty);
-        let Who { uid, gid, groups, count } = unpacked.user.unwrap();
+        let RawUser { uid, gid, groups, count } = unpacked.user.unwrap();
         assert_eq!((uid, gid, count), (7, 8, 3));
         let groups = at(groups.expose_provenance());
         assert_eq!(number(block[groups]), 9 | 10 << 32);
         assert_eq!(number(block[groups + 1]), 11);
 
-        let plain = Command { tty: false, user: None, ..command() };
+        let plain = CommandSpec { tty: false, user: None, ..command() };
         let mut block = words(&pack(&plain, None));
         let unpacked = unpack(&mut block).unwrap();
         assert!(!unpacked.tty && unpacked.user.is_none());
@@ -306,7 +307,7 @@ mod tests {
                 let range = base..base + 8 * block.len();
                 let Some(unpacked) = unpack(&mut block) else { continue };
                 assert!([unpacked.cwd, unpacked.argvs, unpacked.env].iter().all(|at| range.contains(at)));
-                if let Some(Who { groups, count, .. }) = unpacked.user {
+                if let Some(RawUser { groups, count, .. }) = unpacked.user {
                     let groups = groups.expose_provenance();
                     assert!(range.contains(&groups) && groups + 4 * count <= range.end);
                 }
@@ -318,15 +319,15 @@ mod tests {
     }
 
     /// What a process that waits says and prints when it is sent `block`, and how it ends.
-    fn wait_with(rooms: &mut Rooms, block: &[u8]) -> (Vec<Told>, String, WaitStatus) {
+    fn wait_with(rooms: &mut ZygoteSlots, block: &[u8]) -> (Vec<StartReport>, String, WaitStatus) {
         let (mut near, far) = UnixStream::pair().unwrap();
         let far = OwnedFd::from(far);
-        let pid = rooms.let_wait(far.as_fd(), false).unwrap();
+        let pid = rooms.spawn_waiting(far.as_fd(), false).unwrap();
         drop(far);
         let mut entered = Word::default();
         near.write_all(&entered).unwrap();
         near.read_exact(&mut entered).unwrap();
-        assert_eq!(Told::of(entered), Some(Told::Entered));
+        assert_eq!(StartReport::from_bytes(entered), Some(StartReport::GroupEntered));
         let (out, out_child) = pipe().unwrap();
         let null = dev_null().unwrap();
         let fds = [null.as_fd(), out_child.as_fd(), out_child.as_fd()];
@@ -345,13 +346,16 @@ mod tests {
         near.read_to_end(&mut told).unwrap();
         std::fs::File::from(out).read_to_string(&mut printed).unwrap();
         let (_, status) = waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap().unwrap();
-        let told = told.chunks(TOLD_BYTES).map(|told| Told::of(told.try_into().unwrap()).unwrap()).collect();
+        let told = told
+            .chunks(REPORT_BYTES)
+            .map(|told| StartReport::from_bytes(told.try_into().unwrap()).unwrap())
+            .collect();
         (told, printed, status)
     }
 
     #[test]
     fn who_waits_becomes_the_command_in_the_memory_of_who_waits_for_it() {
-        let shell = |script: &str| Command {
+        let shell = |script: &str| CommandSpec {
             attempts: vec![
                 vec![c"/nowhere/sh".to_owned()],
                 vec![c"/bin/sh".to_owned(), c"-c".to_owned(), CString::new(script).unwrap()],
@@ -362,11 +366,11 @@ mod tests {
             user: None,
             ..command()
         };
-        let mut rooms = Rooms::default();
+        let mut rooms = ZygoteSlots::default();
         // SIGPIPE, which the runtime ignores here, is the program's own again, and nothing is blocked.
         let script = "echo $A; pwd; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; exit 7";
         let (told, printed, status) = wait_with(&mut rooms, &pack(&shell(script), None));
-        assert_eq!(told, [Told::Accepted]);
+        assert_eq!(told, [StartReport::Accepted]);
         let none = "0000000000000000";
         let wanted = format!("one two\n/usr\nSigBlk:\t{none}\nSigIgn:\t{none}\n0\n1\n2\n3\n");
         assert_eq!((printed.as_str(), status.exit_status()), (wanted.as_str(), Some(7)));
@@ -374,15 +378,15 @@ mod tests {
         // A long one, and again a short one; somebody else; what cannot be done.
         let long = shell(&format!("echo {} | wc -c", "x".repeat(100_000)));
         assert_eq!(wait_with(&mut rooms, &pack(&long, None)).1, "100001\n");
-        let user = Some(User { uid: 65534, gid: 65533, groups: vec![65530, 65531, 65532] });
-        let nobody = Command { user, ..shell("id -u; id -G") };
+        let user = Some(ProcessUser { uid: 65534, gid: 65533, groups: vec![65530, 65531, 65532] });
+        let nobody = CommandSpec { user, ..shell("id -u; id -G") };
         assert_eq!(wait_with(&mut rooms, &pack(&nobody, None)).1, "65534\n65533 65530 65531 65532\n");
-        let nowhere = Command { cwd: "/nowhere".to_owned(), ..shell("echo no") };
+        let nowhere = CommandSpec { cwd: "/nowhere".to_owned(), ..shell("echo no") };
         let (told, printed, _) = wait_with(&mut rooms, &pack(&nowhere, None));
-        assert_eq!((told, printed.as_str()), (vec![Told::Failed(Step::Cwd, libc::ENOENT)], ""));
-        let nothing = Command { attempts: vec![vec![c"/etc/passwd".to_owned()]], ..shell("") };
+        assert_eq!((told, printed.as_str()), (vec![StartReport::Failed(StartStep::Cwd, libc::ENOENT)], ""));
+        let nothing = CommandSpec { attempts: vec![vec![c"/etc/passwd".to_owned()]], ..shell("") };
         let (told, _, status) = wait_with(&mut rooms, &pack(&nothing, None));
-        assert_eq!(told, [Told::Accepted, Told::Failed(Step::Exec, libc::EACCES)]);
+        assert_eq!(told, [StartReport::Accepted, StartReport::Failed(StartStep::Exec, libc::EACCES)]);
         assert_eq!(status.exit_status(), Some(127));
         // Nobody wants it, or it cannot read what is wanted.
         assert_eq!(wait_with(&mut rooms, &[]).2.exit_status(), Some(0));
@@ -391,11 +395,11 @@ mod tests {
 
     #[test]
     fn many_wait_side_by_side() {
-        let mut rooms = Rooms::default();
+        let mut rooms = ZygoteSlots::default();
         let waiting: Vec<_> = (0..20)
             .map(|_| {
                 let (near, far) = UnixStream::pair().unwrap();
-                (rooms.let_wait(far.as_fd(), false).unwrap(), near)
+                (rooms.spawn_waiting(far.as_fd(), false).unwrap(), near)
             })
             .collect();
         for (pid, near) in waiting {

@@ -15,7 +15,7 @@ use crate::base::{At, Result};
 
 /// How many characters a terminal shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Size {
+pub struct WindowSize {
     /// In a row.
     pub cols: u16,
     /// Rows.
@@ -39,14 +39,14 @@ impl Pty {
     /// When the machine has no more of them (kernel.pty.max) or we no more descriptors.
     pub fn open() -> Result<Pty> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        Pty::of(rustix::fs::open("/dev/ptmx", flags, Mode::empty()).at("open", "/dev/ptmx")?)
+        Pty::from_master(rustix::fs::open("/dev/ptmx", flags, Mode::empty()).at("open", "/dev/ptmx")?)
     }
 
     /// The terminal of this end, which somebody opened at `/dev/ptmx` or `/dev/pts/ptmx`, non-blocking.
     ///
     /// # Errors
     /// When it is none.
-    pub fn of(master: OwnedFd) -> Result<Pty> {
+    pub fn from_master(master: OwnedFd) -> Result<Pty> {
         let at = "a terminal";
         unlockpt(&master).at("unlock", at)?;
         let slave =
@@ -74,7 +74,7 @@ impl Pty {
 ///
 /// # Errors
 /// When `terminal` is none.
-pub fn set_size(terminal: impl AsFd, size: Size) -> Result<()> {
+pub fn set_size(terminal: impl AsFd, size: WindowSize) -> Result<()> {
     let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal, size).at("resize", "a terminal")
 }

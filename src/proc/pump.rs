@@ -10,14 +10,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::{Cancel, Exit, Process, Sink};
-use crate::base::parcel::Parcel;
-use crate::base::turns::{Turn, Turns};
+use crate::base::fair_semaphore::{FairSemaphore, SemaphorePermit};
+use crate::base::input_bytes::InputBytes;
 use crate::base::{At, Result, limits};
 
 /// Our side of a process's streams.
-pub struct Io<'a> {
+pub struct ProcessIo<'a> {
     /// The pipe to its stdin and what goes there, then end of file.
-    pub stdin: Option<(OwnedFd, Parcel)>,
+    pub stdin: Option<(OwnedFd, InputBytes)>,
     /// The pipe from its stdout.
     pub stdout: OwnedFd,
     /// The pipe from its stderr.
@@ -30,7 +30,7 @@ pub struct Io<'a> {
 
 /// How a process was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum ProcessOutcome {
     /// It ended by itself; what it left in the background may go on, unless the kernel has ended it for want of memory.
     Exited(Exit),
     /// Its deadline came; it and everything it started has been killed.
@@ -41,19 +41,20 @@ pub enum Ended {
 
 /// Turns at copying large output. A few threads copy as fast as the disk takes it; many make every other thread of the
 /// machine wait, since each lets another process write as well.
-static COPYING: LazyLock<Turns> = LazyLock::new(|| Turns::new((Turns::processors() / 2).max(1)));
+static COPYING: LazyLock<FairSemaphore> =
+    LazyLock::new(|| FairSemaphore::new((FairSemaphore::processors() / 2).max(1)));
 /// Output of a process that is copied without a turn.
 const SMALL: u64 = 64 << 10;
 
 /// Two pipes and a reader's state for each.
-struct Output<'a> {
+struct OutputPipe<'a> {
     fd: Option<OwnedFd>,
     sink: &'a mut dyn Sink,
     /// How many bytes it got.
     taken: u64,
 }
 
-impl Output<'_> {
+impl OutputPipe<'_> {
     /// Reads all that waits at this moment: what the process wrote before its end, and not what others write on.
     fn drain(&mut self, buffer: &mut [u8]) {
         let Some(fd) = &self.fd else { return };
@@ -71,7 +72,7 @@ impl Output<'_> {
     }
 
     /// Waits for a turn if this process writes much.
-    fn turn(&self) -> Option<Turn<'static>> {
+    fn turn(&self) -> Option<SemaphorePermit<'static>> {
         (self.taken >= SMALL).then(|| COPYING.wait())
     }
 
@@ -103,10 +104,15 @@ impl Output<'_> {
 ///
 /// # Errors
 /// When the process never started (then nothing has run), or its status was lost.
-pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &Cancel) -> Result<Ended> {
+pub fn pump(
+    process: &mut dyn Process,
+    io: ProcessIo<'_>,
+    timeout: Duration,
+    cancel: &Cancel,
+) -> Result<ProcessOutcome> {
     let mut stdin = io.stdin.map(|(fd, bytes)| (fd, bytes, 0u64));
-    let mut out = Output { fd: Some(io.stdout), sink: io.out, taken: 0 };
-    let mut err = Output { fd: Some(io.stderr), sink: io.err, taken: 0 };
+    let mut out = OutputPipe { fd: Some(io.stdout), sink: io.out, taken: 0 };
+    let mut err = OutputPipe { fd: Some(io.stderr), sink: io.err, taken: 0 };
     for fd in [out.fd.as_ref(), err.fd.as_ref(), stdin.as_ref().map(|s| &s.0)].into_iter().flatten() {
         rustix::io::ioctl_fionbio(fd, true).at("prepare", "a pipe")?;
     }
@@ -114,7 +120,7 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
     let mut deadline = Instant::now() + timeout;
     let mut terminated = false;
     loop {
-        let ready = wait(process.done_fd(), cancel.as_fd(), &stdin, &out, &err, deadline)?;
+        let ready = wait(process.exit_fd(), cancel.as_fd(), &stdin, &out, &err, deadline)?;
         if ready.stdin {
             feed(&mut stdin);
         }
@@ -134,7 +140,11 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
                     }
                     out.drain(&mut buffer);
                     err.drain(&mut buffer);
-                    return Ok(if terminated { Ended::TimedOut } else { Ended::Exited(exit) });
+                    return Ok(if terminated {
+                        ProcessOutcome::TimedOut
+                    } else {
+                        ProcessOutcome::Exited(exit)
+                    });
                 }
                 Err(error) => {
                     process.kill();
@@ -146,14 +156,14 @@ pub fn pump(process: &mut dyn Process, io: Io<'_>, timeout: Duration, cancel: &C
             process.kill();
             out.drain(&mut buffer);
             err.drain(&mut buffer);
-            return Ok(Ended::Cancelled);
+            return Ok(ProcessOutcome::Cancelled);
         }
         if Instant::now() >= deadline {
             if terminated {
                 process.kill();
                 out.drain(&mut buffer);
                 err.drain(&mut buffer);
-                return Ok(Ended::TimedOut);
+                return Ok(ProcessOutcome::TimedOut);
             }
             process.terminate();
             terminated = true;
@@ -169,7 +179,7 @@ fn lacked_memory(process: &dyn Process, exit: Exit) -> bool {
 }
 
 #[derive(Default)]
-struct Ready {
+struct ReadyStreams {
     done: bool,
     cancel: bool,
     stdin: bool,
@@ -181,11 +191,11 @@ struct Ready {
 fn wait(
     done: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,
-    stdin: &Option<(OwnedFd, Parcel, u64)>,
-    out: &Output<'_>,
-    err: &Output<'_>,
+    stdin: &Option<(OwnedFd, InputBytes, u64)>,
+    out: &OutputPipe<'_>,
+    err: &OutputPipe<'_>,
     deadline: Instant,
-) -> Result<Ready> {
+) -> Result<ReadyStreams> {
     let streams = [
         (stdin.as_ref().map(|stdin| &stdin.0), PollFlags::OUT),
         (out.fd.as_ref(), PollFlags::IN),
@@ -206,11 +216,11 @@ fn wait(
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) => {}
-        Err(Errno::INTR) => return Ok(Ready::default()),
+        Err(Errno::INTR) => return Ok(ReadyStreams::default()),
         Err(error) => return Err(error).at("poll", "a process"),
     }
     let hit = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
-    let ready = Ready {
+    let ready = ReadyStreams {
         done: hit(Some(0)),
         cancel: hit(Some(1)),
         stdin: hit(stdin_at),
@@ -221,9 +231,9 @@ fn wait(
 }
 
 /// Writes what the pipe takes; closes it when everything is written or nobody reads.
-fn feed(stdin: &mut Option<(OwnedFd, Parcel, u64)>) {
+fn feed(stdin: &mut Option<(OwnedFd, InputBytes, u64)>) {
     let Some((fd, bytes, sent)) = stdin else { return };
-    match bytes.with_piece(*sent, |piece| rustix::io::write(&*fd, piece)) {
+    match bytes.with_chunk(*sent, |piece| rustix::io::write(&*fd, piece)) {
         Ok(Ok(n)) => *sent += n as u64,
         Ok(Err(Errno::AGAIN | Errno::INTR)) => {}
         // EPIPE: the process does not want its input, which is its right.

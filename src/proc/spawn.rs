@@ -11,10 +11,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::exec::{Exec, Failed, Reaped, Step};
+use super::exec::{ExecSpec, Reaped, SpawnError, StartStep};
 use super::sys;
 use super::{
-    Cancel, Capture, Cgroups, Ended, Exit, Group, Io, Process, Reach, Sink, Stdio, Usage, User, pump,
+    Cancel, Cgroups, Exit, Group, OutputCapture, Process, ProcessIo, ProcessOutcome, ProcessUser,
+    SignalHandle, Sink, Stdio, Usage, pump,
 };
 use crate::base::{At, Code, Error, Result};
 
@@ -105,19 +106,19 @@ impl Child {
         cwd: BorrowedFd<'_>,
         stdio: &Stdio,
         tty: bool,
-        user: Option<&User>,
+        user: Option<&ProcessUser>,
         group: Group,
     ) -> Result<Child> {
         let mut env = env.to_vec();
-        env.extend(group.mark());
-        let entrances = group.entrances()?;
-        let exec = Exec {
+        env.extend(group.env_marker());
+        let entrances = group.v1_procs_files()?;
+        let exec = ExecSpec {
             attempts,
             env: &env,
             cwd,
             stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
             cgroup: group.folder(),
-            entrances: &entrances,
+            v1_procs: &entrances,
             oom_score: CHILD_OOM_SCORE.get().copied(),
             max_files: CHILD_FILES.get().copied(),
             tty,
@@ -141,19 +142,19 @@ impl Child {
                 exit: None,
                 reaped: None,
             }),
-            Err(Failed { error, step: Step::Cwd }) => {
+            Err(SpawnError { error, step: StartStep::Cwd }) => {
                 Err(Error::new(Code::InvalidCwd, format!("The working directory cannot be entered: {error}")))
             }
-            Err(Failed { error, step: Step::User }) => {
+            Err(SpawnError { error, step: StartStep::User }) => {
                 Err(Error::new(Code::InvalidUser, format!("The command cannot become that user: {error}")))
             }
-            Err(Failed { error, step: Step::Group }) => {
+            Err(SpawnError { error, step: StartStep::Group }) => {
                 let program = program(attempts);
                 let message =
                     format!("Could not start {program}: its process cannot enter its cgroup: {error}");
                 Err(Error::new(Code::SpawnFailed, message))
             }
-            Err(Failed { error, step: Step::Exec }) => {
+            Err(SpawnError { error, step: StartStep::Exec }) => {
                 use libc::{E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR};
                 // What the kernel finds wrong with the command itself.
                 let wrong = [E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR];
@@ -190,7 +191,7 @@ impl Child {
 }
 
 impl Process for Child {
-    fn done_fd(&self) -> BorrowedFd<'_> {
+    fn exit_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
@@ -214,8 +215,8 @@ impl Process for Child {
         self.exit.get_or_insert(Exit::Signal(libc::SIGKILL));
     }
 
-    fn reach(&self) -> Option<Reach> {
-        Some(Reach { pid: self.pid, pidfd: self.pidfd.clone(), group: self.group.clone() })
+    fn signal_handle(&self) -> Option<SignalHandle> {
+        Some(SignalHandle { pid: self.pid, pidfd: self.pidfd.clone(), group: self.group.clone() })
     }
 
     fn oom_killed(&self) -> Option<bool> {
@@ -296,15 +297,20 @@ impl Spec {
         sink: &mut dyn Sink,
         timeout: Duration,
         cancel: &Cancel,
-    ) -> Result<Ended> {
+    ) -> Result<ProcessOutcome> {
         let (out, out_child) = pipe()?;
         let (err, err_child) = pipe()?;
         let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
         let mut child = self.start(stdio, group)?;
         // Two pipes and one sink: the lines of both streams in the order in which they are read.
         let sink = std::cell::RefCell::new(sink);
-        let io =
-            Io { stdin: None, stdout: out, stderr: err, out: &mut Shared(&sink), err: &mut Shared(&sink) };
+        let io = ProcessIo {
+            stdin: None,
+            stdout: out,
+            stderr: err,
+            out: &mut SharedSink(&sink),
+            err: &mut SharedSink(&sink),
+        };
         pump(&mut child, io, timeout, cancel)
     }
 
@@ -312,14 +318,14 @@ impl Spec {
     ///
     /// # Errors
     /// As [`Spec::run`].
-    pub fn printed(
+    pub fn run_for_output(
         &self,
         (cgroups, place): (&Cgroups, &str),
         cap: usize,
         timeout: Duration,
         cancel: &Cancel,
-    ) -> Result<(Ended, String)> {
-        let mut printed = Capture::new(cap);
+    ) -> Result<(ProcessOutcome, String)> {
+        let mut printed = OutputCapture::new(cap);
         let group = cgroups.group(&format!("{place}/{}", uuid::Uuid::new_v4().simple()))?;
         let ended = self.run(group, &mut printed, timeout, cancel)?;
         Ok((ended, printed.finish().into_text()))
@@ -357,9 +363,9 @@ fn program(attempts: &[Vec<CString>]) -> String {
     if same { name.to_owned() } else { last.clone().into_owned() }
 }
 
-struct Shared<'a, 'b>(&'a std::cell::RefCell<&'b mut dyn Sink>);
+struct SharedSink<'a, 'b>(&'a std::cell::RefCell<&'b mut dyn Sink>);
 
-impl Sink for Shared<'_, '_> {
+impl Sink for SharedSink<'_, '_> {
     fn take(&mut self, bytes: &[u8]) {
         self.0.borrow_mut().take(bytes);
     }

@@ -21,15 +21,16 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
 use super::exec::{
-    ALL_SIGNALS, CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CloneArgs, Cwd, Exec, Failed, Reaped, Spawned, Step,
-    Task, Told, Who, arrays, door_of, enter_group, failure_of, pointers, signals_to_reset,
+    ALL_SIGNALS, CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, ChildTask, CloneArgs, Cwd, ExecSpec, RawUser,
+    Reaped, SpawnError, Spawned, StartReport, StartStep, arrays, enter_group, open_procs_at, pointers,
+    read_failure, signals_to_reset,
 };
-use super::packed::{Word, enter, receive, unpack};
+use super::packed::{Word, receive, receive_and_enter_groups, unpack};
 use crate::base::limits;
 
 /// Gives large blocks back to the kernel when they are freed: by default glibc keeps blocks up to the size of the largest
 /// one freed so far (mallopt(3)).
-pub fn give_back_large_blocks() {
+pub fn return_large_blocks_to_kernel() {
     // SAFETY: it changes one number of the allocator's.
     #[cfg(target_env = "gnu")]
     let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
@@ -44,31 +45,31 @@ pub fn give_back_large_blocks() {
 /// Docker's default seccomp profile answers clone3(2) with ENOSYS without CAP_SYS_ADMIN, older ones with EPERM. Then clone(2)
 /// starts the child, which enters its cgroup itself, as a container's processes do: it executes nothing before it has. If
 /// the server is killed meanwhile, the child still holds the data folder's lock, so no later server misses it.
-pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
+pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
     let (argvs, env) = (arrays(exec.attempts), pointers(exec.env));
     let (failure_read, failure_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
 
     let mut pidfd: c_int = -1;
-    let mut args = CloneArgs::of_child(CLONE_CLEAR_SIGHAND, &mut pidfd);
+    let mut args = CloneArgs::for_child(CLONE_CLEAR_SIGHAND, &mut pidfd);
     if let Some(cgroup) = exec.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    let mut task = Task {
+    let mut task = ChildTask {
         cwd: Cwd::Folder(exec.cwd),
         tty: exec.tty,
-        user: exec.user.map(Who::of),
+        user: exec.user.map(RawUser::from_user),
         failure: Some(failure_write.as_fd()),
         max_files: exec.max_files,
-        entrances: exec.entrances,
+        v1_procs: exec.v1_procs,
         oom_score: exec.oom_score,
         session: true,
-        ..Task::new(&argvs, &env, exec.stdio.map(|fd| fd.as_raw_fd()))
+        ..ChildTask::new(&argvs, &env, exec.stdio.map(|fd| fd.as_raw_fd()))
     };
     extern "C" fn start(task: *const c_void) -> ! {
         // SAFETY: `spawn` gave it, and sleeps (CLONE_VFORK) or has copied it until this has become a program or ended.
         // All its pointers are to vectors that `spawn` keeps.
-        unsafe { become_or_exit(&*task.cast::<Task<'_>>()) }
+        unsafe { become_or_exit(&*task.cast::<ChildTask<'_>>()) }
     }
     // On x86_64 the child borrows our memory and we sleep until it execs, as posix_spawn(3) does: nothing is copied,
     // however large the server is.
@@ -85,12 +86,12 @@ pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
     let mut pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
     let door;
     if matches!(pid, Err(Errno::NOSYS | Errno::PERM)) {
-        door = exec.cgroup.map(door_of).transpose();
+        door = exec.cgroup.map(open_procs_at).transpose();
         // clone(2) has no CLONE_CLEAR_SIGHAND.
         task.signals = &ALL_SIGNALS;
         let call = args.for_clone();
         pid = door.as_ref().map_err(|errno| *errno).and_then(|door| {
-            task.door = door.as_ref();
+            task.cgroup_procs = door.as_ref();
             // SAFETY: as above.
             unsafe { clone(libc::SYS_clone, call, start, ptr::from_ref(&task).cast()) }
         });
@@ -102,7 +103,7 @@ pub fn spawn(exec: &Exec<'_>) -> Result<Spawned, Failed> {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
 
     drop(failure_write);
-    match failure_of(&failure_read) {
+    match read_failure(&failure_read) {
         Some(failed) => reap(pidfd.as_fd(), true).map_or_else(|error| Err(error.into()), |_| Err(failed)),
         None => Ok(Spawned { pid, pidfd }),
     }
@@ -129,7 +130,7 @@ unsafe fn bare(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
                 options(nostack),
             );
         }
-        super::exec::number_or_errno(result)
+        super::exec::result_or_errno(result)
     }
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
@@ -175,7 +176,7 @@ unsafe fn clone(
                 out("r11") _,
             );
         }
-        super::exec::number_or_errno(result)?
+        super::exec::result_or_errno(result)?
     };
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise; without CLONE_VM the child has its own copy of everything.
@@ -190,11 +191,11 @@ unsafe fn clone(
 ///
 /// # Safety
 /// All of `task`'s pointers are valid, arrays of strings null-terminated; this process is a child of ours, alone in it.
-unsafe fn become_or_exit(task: &Task<'_>) -> ! {
-    let mut step = Step::Exec;
+unsafe fn become_or_exit(task: &ChildTask<'_>) -> ! {
+    let mut step = StartStep::Exec;
     // SAFETY: the caller's promise.
     let Err(errno) = unsafe { become_program(task, &mut step) };
-    let told = Told::Failed(step, errno.raw_os_error()).to_bytes();
+    let told = StartReport::Failed(step, errno.raw_os_error()).to_bytes();
     if let Some(failure) = task.failure {
         // Not send(2): it may be a pipe. SIGPIPE would end us, as we are about to do.
         let _ = rustix::io::write(failure, &told);
@@ -227,7 +228,7 @@ fn let_signals_through(signals: &[i32]) {
 ///
 /// # Safety
 /// As above.
-unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible, Errno> {
+unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<Infallible, Errno> {
     if let Some(soft) = task.max_files {
         let hard = getrlimit(Resource::Nofile).maximum;
         let current = Some(hard.map_or(soft, |hard| soft.min(hard)));
@@ -237,9 +238,9 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
     if task.session {
         rustix::process::setsid()?;
     }
-    *step = Step::Group;
-    task.door.into_iter().chain(task.entrances).try_for_each(enter_group)?;
-    *step = Step::Exec;
+    *step = StartStep::Group;
+    task.cgroup_procs.into_iter().chain(task.v1_procs).try_for_each(enter_group)?;
+    *step = StartStep::Exec;
     if let Some(score) = task.oom_score {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         if let Ok(own) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
@@ -260,8 +261,8 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
         // Only for the leader of a session without a terminal, which setsid has just made of us.
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
     }
-    if let Some(Who { uid, gid, groups, count }) = task.user {
-        *step = Step::User;
+    if let Some(RawUser { uid, gid, groups, count }) = task.user {
+        *step = StartStep::User;
         let [uid, gid] = [uid as usize, gid as usize];
         // All other rights are given up for good: execve(2) drops the capabilities of who is not root. Not libc's own
         // functions: those change the ids of all threads of a process (nptl(7)).
@@ -272,16 +273,16 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
             bare(libc::SYS_setresuid, [uid, uid, uid, 0, 0])?;
         }
     }
-    *step = Step::Cwd;
+    *step = StartStep::Cwd;
     match task.cwd {
         Cwd::Folder(folder) => rustix::process::fchdir(folder)?,
         // SAFETY: the caller's promise about the string.
         Cwd::Path(path) => _ = unsafe { bare(libc::SYS_chdir, [path as usize, 0, 0, 0, 0]) }?,
         Cwd::Ours => {}
     }
-    *step = Step::Exec;
+    *step = StartStep::Exec;
     if let Some(socket) = task.accepted {
-        send(socket, &Told::Accepted.to_bytes(), SendFlags::NOSIGNAL)?;
+        send(socket, &StartReport::Accepted.to_bytes(), SendFlags::NOSIGNAL)?;
     }
     // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
     // SAFETY: flags of this process's own descriptors.
@@ -312,9 +313,9 @@ unsafe fn become_program(task: &Task<'_>, step: &mut Step) -> Result<Infallible,
 
 /// Where processes wait for commands in the memory of who starts them, which has one thread.
 #[derive(Debug, Default)]
-pub struct Rooms(Vec<*mut Room>);
+pub struct ZygoteSlots(Vec<*mut ZygoteSlot>);
 
-struct Room {
+struct ZygoteSlot {
     /// Not 0 while a process is in it: the kernel clears it when that leaves our memory (CLONE_CHILD_CLEARTID).
     taken: AtomicI32,
     socket: RawFd,
@@ -325,8 +326,8 @@ struct Room {
 const WORDS: usize = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
 const ROOM: usize = limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES;
 
-impl Room {
-    fn new() -> Result<*mut Room, Errno> {
+impl ZygoteSlot {
+    fn new() -> Result<*mut ZygoteSlot, Errno> {
         let (rights, private) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a mapping where nothing was. Not from the allocator, which would clear what it gives out again, and so
         // make all of it memory. A huge page would be 2 MiB of memory for a command of 300 bytes.
@@ -335,7 +336,7 @@ impl Room {
             let _ = madvise(mapping, ROOM, Advice::LinuxNoHugepage);
             mapping
         };
-        Ok(Box::into_raw(Box::new(Room { taken: AtomicI32::new(0), socket: -1, mapping })))
+        Ok(Box::into_raw(Box::new(ZygoteSlot { taken: AtomicI32::new(0), socket: -1, mapping })))
     }
 
     /// # Safety
@@ -346,20 +347,20 @@ impl Room {
     }
 }
 
-impl Rooms {
+impl ZygoteSlots {
     /// Starts a process that waits on `socket` for a [`super::packed`] command with three descriptors and becomes it. It
-    /// says [`Told`] there. Its memory is ours until then, so that nothing is copied for it, neither now nor when it
+    /// says [`StartReport`] there. Its memory is ours until then, so that nothing is copied for it, neither now nor when it
     /// leaves. `sibling`: its parent is ours.
     ///
     /// # Errors
     /// What clone(2) said, or that there is no memory.
-    pub fn let_wait(&mut self, socket: BorrowedFd<'_>, sibling: bool) -> Result<i32, Errno> {
+    pub fn spawn_waiting(&mut self, socket: BorrowedFd<'_>, sibling: bool) -> Result<i32, Errno> {
         // Looked up here: the child only finds what is known already.
         signals_to_reset();
         let room = self.empty()?;
         extern "C" fn start(room: *const c_void) -> ! {
             // SAFETY: `let_wait` gave it, and touches nothing but `taken` until the kernel has cleared that.
-            unsafe { wait_in(&mut *room.cast_mut().cast::<Room>()) }
+            unsafe { wait_in(&mut *room.cast_mut().cast::<ZygoteSlot>()) }
         }
         let mut flags = libc::SIGCHLD | if sibling { libc::CLONE_PARENT } else { 0 };
         let before = set_signal_mask(u64::MAX);
@@ -385,10 +386,10 @@ impl Rooms {
     }
 
     /// A room that nobody is in.
-    fn empty(&mut self) -> Result<*mut Room, Errno> {
+    fn empty(&mut self) -> Result<*mut ZygoteSlot, Errno> {
         // SAFETY: rooms are never freed, and only `taken` is looked at while somebody may be in one: with Acquire all that
         // was done in it is over when it is 0.
-        let is_empty = |room: &*mut Room| unsafe { (**room).taken.load(Ordering::Acquire) == 0 };
+        let is_empty = |room: &*mut ZygoteSlot| unsafe { (**room).taken.load(Ordering::Acquire) == 0 };
         let mut empty = self.0.iter().copied().filter(is_empty);
         for room in empty.clone() {
             // SAFETY: nobody is in it, and what was in it is not needed any more.
@@ -402,7 +403,7 @@ impl Rooms {
         if let Some(room) = empty.next() {
             return Ok(room);
         }
-        let room = Room::new()?;
+        let room = ZygoteSlot::new()?;
         self.0.push(room);
         Ok(room)
     }
@@ -412,7 +413,7 @@ impl Rooms {
 ///
 /// # Safety
 /// The room is this process's alone.
-unsafe fn wait_in(room: &mut Room) -> ! {
+unsafe fn wait_in(room: &mut ZygoteSlot) -> ! {
     // It may be ended as any other process: a command that gets one with a signal pending would never begin.
     let_signals_through(signals_to_reset());
     // What other commands are told through is none of its business.
@@ -426,13 +427,13 @@ unsafe fn wait_in(room: &mut Room) -> ! {
     };
     // SAFETY: the caller's promise.
     let message = unsafe { room.message() };
-    if !enter(socket) {
+    if !receive_and_enter_groups(socket) {
         exit_now(0)
     }
     // Nothing came, or nothing of ours: the engine does not need this process after all.
     let Some((block, stdio)) = receive(socket, message) else { exit_now(0) };
     let Some(command) = unpack(block) else { exit_now(0) };
-    let task = Task {
+    let task = ChildTask {
         cwd: Cwd::Path(ptr::with_exposed_provenance(command.cwd)),
         tty: command.tty,
         user: command.user,
@@ -442,7 +443,7 @@ unsafe fn wait_in(room: &mut Room) -> ! {
         signals: &[],
         argvs: ptr::with_exposed_provenance(command.argvs),
         env: ptr::with_exposed_provenance(command.env),
-        ..Task::new(&[], &[], stdio)
+        ..ChildTask::new(&[], &[], stdio)
     };
     // SAFETY: `unpack` has checked that all of it lies in the block, and the strings end there.
     unsafe { become_or_exit(&task) }
@@ -509,10 +510,10 @@ pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
 /// Turns this process into the first of `attempts` that can be executed; returns only when none can.
 pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 3]) -> io::Error {
     let (argvs, env) = (arrays(attempts), pointers(env));
-    let task = Task::new(&argvs, &env, stdio.map(|fd| fd.as_raw_fd()));
+    let task = ChildTask::new(&argvs, &env, stdio.map(|fd| fd.as_raw_fd()));
     // SAFETY: the arrays are null-terminated and alive; what else it changes concerns only this process, which is about
     // to exec or to exit.
-    let Err(errno) = unsafe { become_program(&task, &mut Step::Exec) };
+    let Err(errno) = unsafe { become_program(&task, &mut StartStep::Exec) };
     errno.into()
 }
 

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::reload::{Action, Reason};
-use super::{ELSEWHERE, LIST_BYTES, Listed, Project, Site, read_head, rules};
+use super::reload::{ReloadAction, ReloadReason};
+use super::{BoundedList, LINK_LEADS_OUT, LIST_BYTES, Project, ProjectSite, read_head, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::finder::{Budget, FoundFile, json_length};
-use crate::store::front_matter::{self, Opened, js_trim};
+use crate::store::finder::{FoundFile, SearchBudget, json_length};
+use crate::store::front_matter::{self, ParsedMatter, js_trim};
 
 /// A row of the list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Command {
+pub struct CommandEntry {
     /// Its name.
     pub name: String,
     /// What it does.
@@ -169,8 +169,8 @@ impl Project {
     ///
     /// # Errors
     /// When a folder cannot be read.
-    pub fn commands(&self, site: &Site) -> Result<Listed<Command>> {
-        let mut budget = Budget::new(LIST_BYTES);
+    pub fn commands(&self, site: &ProjectSite) -> Result<BoundedList<CommandEntry>> {
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let commands = self.own_commands_of(site, &mut budget)?;
         Ok(fit(commands, &mut budget))
     }
@@ -179,8 +179,8 @@ impl Project {
     ///
     /// # Errors
     /// When a folder cannot be read.
-    pub fn global_commands(&self) -> Result<Listed<Command>> {
-        let mut budget = Budget::new(LIST_BYTES);
+    pub fn global_commands(&self) -> Result<BoundedList<CommandEntry>> {
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let mut commands = Vec::new();
         for root in GLOBAL.iter().filter_map(|path| self.global(path)) {
             commands.extend(self.all_commands(&root, &[""], "global", true, &mut budget)?);
@@ -189,8 +189,12 @@ impl Project {
     }
 
     /// The workspace's, with whole templates, as far as they are read.
-    pub(super) fn own_commands_of(&self, site: &Site, budget: &mut Budget) -> Result<Vec<Command>> {
-        self.all_commands(&site.root, &FOLDERS, "workspace", site.folder.is_some(), budget)
+    pub(super) fn own_commands_of(
+        &self,
+        site: &ProjectSite,
+        budget: &mut SearchBudget,
+    ) -> Result<Vec<CommandEntry>> {
+        self.all_commands(&site.root, &FOLDERS, "workspace", site.host_folder.is_some(), budget)
     }
 
     fn all_commands(
@@ -199,16 +203,16 @@ impl Project {
         folders: &[&str],
         scope: &'static str,
         host: bool,
-        budget: &mut Budget,
-    ) -> Result<Vec<Command>> {
-        let mut commands: Vec<Command> = Vec::new();
+        budget: &mut SearchBudget,
+    ) -> Result<Vec<CommandEntry>> {
+        let mut commands: Vec<CommandEntry> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
         let mut views = self.commands_read.views();
         // Templates are held until the list is sent; those of one file with many names are held once.
         for folder in folders {
             let found = root.walk(folder, true, |name| name.ends_with(".md"), budget)?;
             // In a container's root no link leads out.
-            let elsewhere = found.leading_out.into_iter().filter(|_| host).map(|path| (path, None));
+            let elsewhere = found.outside_links.into_iter().filter(|_| host).map(|path| (path, None));
             let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
             for (path, stat) in files.chain(elsewhere) {
                 let Some(stat) = stat else {
@@ -216,23 +220,23 @@ impl Project {
                     let name = stem(name).to_owned();
                     if commands.len() < ROWS && !known.contains_key(&name) {
                         known.insert(name.clone(), commands.len());
-                        commands.push(CommandReading::elsewhere().row(name, scope, path, budget));
+                        commands.push(ParsedCommand::elsewhere().row(name, scope, path, budget));
                     }
                     continue;
                 };
                 let reading = views.look(&stat, |stat| {
-                    if !budget.read(stat.size().min(limits::PROJECT_FILE_BYTES)) {
+                    if !budget.take_read(stat.size().min(limits::PROJECT_FILE_BYTES)) {
                         return Ok(None);
                     }
                     let read = read_head(root, &path, limits::PROJECT_FILE_BYTES)?;
-                    Ok(read.map(|(text, whole)| Arc::new(CommandReading::of(&text, whole))))
+                    Ok(read.map(|(text, whole)| Arc::new(ParsedCommand::of(&text, whole))))
                 });
                 let reading = match reading {
                     Ok(Some(reading)) => reading,
                     Ok(None) => continue,
-                    Err(error) => Arc::new(CommandReading {
+                    Err(error) => Arc::new(ParsedCommand {
                         error: Some(error.message().to_owned()),
-                        ..CommandReading::default()
+                        ..ParsedCommand::default()
                     }),
                 };
                 let below = if folder.is_empty() { &path } else { &path[folder.len() + 1..] };
@@ -248,7 +252,7 @@ impl Project {
                         commands.push(command);
                     }
                     None => {
-                        budget.cut = true;
+                        budget.truncated = true;
                         return Ok(commands);
                     }
                 }
@@ -261,14 +265,20 @@ impl Project {
     ///
     /// # Errors
     /// Those of `store::beneath`.
-    pub fn put_command(&self, site: &Site, command: &NewCommand) -> Result<bool> {
-        let is_new = self.writing(site, || {
+    pub fn put_command(&self, site: &ProjectSite, command: &NewCommand) -> Result<bool> {
+        let is_new = self.with_write_turn(site, || {
             let is_new = !site.root.exists(&command.path())?;
             self.put_file(site, &command.path(), command.text.as_bytes())?;
             Ok(is_new)
         })?;
         // Not "added", and below also when there was none: as observed.
-        self.changed(site, Reason::Commands, &command.name, Action::Updated, &command.path());
+        self.report_change(
+            site,
+            ReloadReason::Commands,
+            &command.name,
+            ReloadAction::Updated,
+            &command.path(),
+        );
         Ok(is_new)
     }
 
@@ -276,8 +286,8 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidCommandName` when there is none, and could be none.
-    pub fn find_command(&self, site: &Site, name: &str) -> Result<Option<String>> {
-        let mut budget = Budget::new(LIST_BYTES);
+    pub fn find_command(&self, site: &ProjectSite, name: &str) -> Result<Option<String>> {
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let commands = self.own_commands_of(site, &mut budget)?;
         let wanted = [name, name.trim().trim_start_matches('/')];
         let found = wanted.iter().find_map(|wanted| commands.iter().find(|command| command.name == **wanted));
@@ -291,19 +301,19 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidCommandName`; those of `store::beneath`.
-    pub fn delete_command(&self, site: &Site, name: &str) -> Result<Option<String>> {
-        let removed = self.writing(site, || {
+    pub fn delete_command(&self, site: &ProjectSite, name: &str) -> Result<Option<String>> {
+        let removed = self.with_write_turn(site, || {
             let Some(file) = self.find_command(site, name)? else { return Ok(None) };
             if site.may_remove(&file)? {
                 site.root.remove(&file)?;
-                self.wrote(site, &file);
+                self.note_own_write(site, &file);
             }
             Ok(Some(file))
         })?;
         // Also when there was none: as observed.
         let shown = name.trim().trim_start_matches('/');
         let file = removed.clone().unwrap_or_else(|| path(shown));
-        self.changed(site, Reason::Commands, shown, Action::Removed, &file);
+        self.report_change(site, ReloadReason::Commands, shown, ReloadAction::Removed, &file);
         Ok(removed)
     }
 }
@@ -315,14 +325,14 @@ fn stem(file: &str) -> &str {
 }
 
 /// Rows whose names fit into one answer; their texts were counted when they were read.
-fn fit(mut commands: Vec<Command>, budget: &mut Budget) -> Listed<Command> {
-    commands.retain(|command| budget.text(json_length(&command.name) + 100));
-    Listed { items: commands, truncated: budget.cut }
+fn fit(mut commands: Vec<CommandEntry>, budget: &mut SearchBudget) -> BoundedList<CommandEntry> {
+    commands.retain(|command| budget.take_text(json_length(&command.name) + 100));
+    BoundedList { items: commands, truncated: budget.truncated }
 }
 
 /// A command's file as OpenCode reads it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CommandReading {
+pub(super) struct ParsedCommand {
     /// In its front matter.
     name: Option<String>,
     description: Option<String>,
@@ -338,9 +348,10 @@ pub(super) struct CommandReading {
     length: usize,
 }
 
-impl CommandReading {
-    fn of(text: &str, whole: bool) -> CommandReading {
-        let Opened { mut fields, content, fault, refused, repaired_crlf, marked } = front_matter::open(text);
+impl ParsedCommand {
+    fn of(text: &str, whole: bool) -> ParsedCommand {
+        let ParsedMatter { mut fields, content, fault, refused, repaired_crlf, marked } =
+            front_matter::open(text);
         let name = fields.remove("name").map(|name| match name {
             Value::String(name) => name,
             other => other.to_string(),
@@ -372,7 +383,7 @@ impl CommandReading {
                 rules::VERSIONS[1]
             ));
         }
-        let mut reading = CommandReading {
+        let mut reading = ParsedCommand {
             name,
             description: word("description"),
             template: js_trim(content).to_owned(),
@@ -391,17 +402,23 @@ impl CommandReading {
     }
 
     /// Behind a link that leads out of the workspace: what is there is not the workspace's.
-    fn elsewhere() -> CommandReading {
-        CommandReading { error: Some(ELSEWHERE.to_owned()), ..CommandReading::default() }
+    fn elsewhere() -> ParsedCommand {
+        ParsedCommand { error: Some(LINK_LEADS_OUT.to_owned()), ..ParsedCommand::default() }
     }
 
     /// The row, with its texts if the budget has room for them.
-    fn row(&self, name: String, scope: &'static str, file: String, budget: &mut Budget) -> Command {
-        let fits = budget.text(self.length);
+    fn row(
+        &self,
+        name: String,
+        scope: &'static str,
+        file: String,
+        budget: &mut SearchBudget,
+    ) -> CommandEntry {
+        let fits = budget.take_text(self.length);
         let whole = |text: &Option<String>| text.clone().filter(|_| fits);
         // One file may have many names; its reading knows none.
         let error = self.error.as_ref().map(|why| why.replacen("command.x.", &format!("command.{name}."), 1));
-        Command {
+        CommandEntry {
             name,
             description: whole(&self.description),
             template: if fits { self.template.clone() } else { String::new() },

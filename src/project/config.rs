@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::reload::{Action, Reason};
-use super::{Project, Site, interfered, read_text, references, rules};
+use super::reload::{ReloadAction, ReloadReason};
+use super::{Project, ProjectSite, concurrent_change, read_text, references, rules};
 use crate::base::{Code, Error, Result, limits, redact};
 use crate::store::beneath::Root;
-use crate::store::jsonc::{self, Document, Fault};
+use crate::store::jsonc::{self, JsoncDocument, JsoncError};
 
 /// OpenWork's own settings of a workspace.
 pub const OPENWORK: &str = ".opencode/openwork.json";
@@ -16,18 +16,18 @@ pub const OPENWORK: &str = ".opencode/openwork.json";
 const OPENCODE: [&str; 2] = ["opencode.jsonc", "opencode.json"];
 
 /// Largest file whose contents the fixed pool answers with.
-const AT_HAND_BYTES: u64 = 64 << 10;
+const CACHED_CONFIG_BYTES: u64 = 64 << 10;
 
 /// What is to be changed: top-level keys and their new values.
 #[derive(Clone, Debug, Default)]
-pub struct Patch {
+pub struct ConfigPatch {
     /// Of OpenCode's configuration.
     pub opencode: Option<Map<String, Value>>,
     /// Of OpenWork's.
     pub openwork: Option<Map<String, Value>>,
 }
 
-impl Patch {
+impl ConfigPatch {
     /// Refuses what OpenCode would not start with.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl Patch {
     }
 
     /// The files that it concerns.
-    pub fn paths(&self, site: &Site) -> Vec<String> {
+    pub fn paths(&self, site: &ProjectSite) -> Vec<String> {
         let opencode = self.opencode.as_ref().map(|_| site.path(&path(&site.root)));
         let openwork = self.openwork.as_ref().map(|_| site.path(OPENWORK));
         opencode.into_iter().chain(openwork).collect()
@@ -53,7 +53,7 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidJsonc` with the fault's place; those of `store::beneath`.
-    pub fn opencode(&self, site: &Site) -> Result<Map<String, Value>> {
+    pub fn opencode(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
         let path = path(&site.root);
         let said = self.configs_read.look(&site.root, &path, || {
             let Some(text) = read_text(&site.root, &path)? else { return Ok(None) };
@@ -65,10 +65,10 @@ impl Project {
 
     /// OpenCode's configuration and OpenWork's settings, where both files were read before, are small, and looking at them
     /// waits for no file system (`store::at_hand`).
-    pub fn configs_at_hand(&self, root: &Root) -> Option<[Map<String, Value>; 2]> {
-        let known = |path: &str| match root.stat_at_hand(path)? {
+    pub fn cached_configs(&self, root: &Root) -> Option<[Map<String, Value>; 2]> {
+        let known = |path: &str| match root.stat_cached(path)? {
             None => Some(None),
-            Some(stat) if stat.size() <= AT_HAND_BYTES => self.configs_read.known(&stat).map(Some),
+            Some(stat) if stat.size() <= CACHED_CONFIG_BYTES => self.configs_read.get(&stat).map(Some),
             Some(_) => None,
         };
         let mut opencode = None;
@@ -87,7 +87,7 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidJsonFile`; those of `store::beneath`.
-    pub fn openwork(&self, site: &Site) -> Result<Map<String, Value>> {
+    pub fn openwork(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
         let said = self.configs_read.look(&site.root, OPENWORK, || {
             read_openwork(&site.root).map(|(text, fields)| text.map(|_| Arc::new(fields)))
         })?;
@@ -95,22 +95,22 @@ impl Project {
     }
 
     /// The file that an edit of OpenCode's configuration concerns.
-    pub fn config_paths(&self, site: &Site) -> Vec<String> {
+    pub fn config_paths(&self, site: &ProjectSite) -> Vec<String> {
         vec![site.path(&path(&site.root))]
     }
 
     /// Replaces top-level keys; all others, comments too, stay as they are.
     ///
     /// # Errors
-    /// Those of [`Patch::check`] and of reading; `Conflict` when somebody else keeps changing a file meanwhile.
-    pub fn patch(&self, site: &Site, patch: &Patch) -> Result<()> {
+    /// Those of [`ConfigPatch::check`] and of reading; `Conflict` when somebody else keeps changing a file meanwhile.
+    pub fn patch(&self, site: &ProjectSite, patch: &ConfigPatch) -> Result<()> {
         patch.check()?;
         // Both are read before one is written, so that a damaged one leaves the other alone.
         self.opencode(site)?;
         self.openwork(site)?;
-        self.writing(site, || {
+        self.with_write_turn(site, || {
             if let Some(keys) = &patch.opencode {
-                self.edit_in_turn(site, &|document: &mut Document, config: &Map<String, Value>| {
+                self.edit_in_turn(site, &|document: &mut JsoncDocument, config: &Map<String, Value>| {
                     let keys = restored(keys, config);
                     references::check(&site.root, &keys)?;
                     for (key, value) in keys {
@@ -123,7 +123,7 @@ impl Project {
         })?;
         if patch.opencode.is_some() {
             let path = path(&site.root);
-            self.changed(site, Reason::Config, &path, Action::Updated, &path);
+            self.report_change(site, ReloadReason::Config, &path, ReloadAction::Updated, &path);
         }
         Ok(())
     }
@@ -135,22 +135,22 @@ impl Project {
     /// Those of `change`; otherwise as [`Project::patch`].
     pub(super) fn edit<R>(
         &self,
-        site: &Site,
-        change: impl Fn(&mut Document, &Map<String, Value>) -> Result<R>,
+        site: &ProjectSite,
+        change: impl Fn(&mut JsoncDocument, &Map<String, Value>) -> Result<R>,
     ) -> Result<R> {
-        self.writing(site, || self.edit_in_turn(site, &change))
+        self.with_write_turn(site, || self.edit_in_turn(site, &change))
     }
 
     fn edit_in_turn<R>(
         &self,
-        site: &Site,
-        change: &impl Fn(&mut Document, &Map<String, Value>) -> Result<R>,
+        site: &ProjectSite,
+        change: &impl Fn(&mut JsoncDocument, &Map<String, Value>) -> Result<R>,
     ) -> Result<R> {
         for _ in 0..limits::EDIT_RETRIES {
             let path = path(&site.root);
             let old = read_text(&site.root, &path)?;
             let text = old.as_deref().unwrap_or_default();
-            let mut document = Document::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
+            let mut document = JsoncDocument::parse(text).map_err(|fault| not_jsonc(&path, &fault))?;
             let before = object(document.value(), &path)?;
             let result = change(&mut document, &before)?;
             let new = edited(&document)?;
@@ -159,16 +159,16 @@ impl Project {
                 return Ok(result);
             }
             if site.root.replace_if(&path, old.as_deref().map(str::as_bytes), new.as_bytes())? {
-                self.wrote(site, &path);
+                self.note_own_write(site, &path);
                 return Ok(result);
             }
         }
-        Err(interfered(&site.root, &path(&site.root)))
+        Err(concurrent_change(&site.root, &path(&site.root)))
     }
 }
 
 /// The text of a changed configuration, which berth and OpenCode must be able to read again.
-pub(super) fn edited(document: &Document) -> Result<String> {
+pub(super) fn edited(document: &JsoncDocument) -> Result<String> {
     let refuse = |message: String| {
         Error::new(Code::InvalidConfig, format!("The configuration would be refused: {message}"))
     };
@@ -200,7 +200,7 @@ fn object(value: Value, path: &str) -> Result<Map<String, Value>> {
     }
 }
 
-pub(super) fn not_jsonc(path: &str, fault: &Fault) -> Error {
+pub(super) fn not_jsonc(path: &str, fault: &JsoncError) -> Error {
     let message = format!("{path} cannot be read; correct it by hand: {}", fault.message);
     let place = json!({ "code": fault.code, "offset": fault.offset, "length": fault.length });
     Error::new(Code::InvalidJsonc, message).detail_list(vec![place])
@@ -221,14 +221,15 @@ pub(super) fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, 
     }
 }
 
-fn merge_openwork(site: &Site, keys: &Map<String, Value>) -> Result<()> {
+fn merge_openwork(site: &ProjectSite, keys: &Map<String, Value>) -> Result<()> {
     let root = &site.root;
     for _ in 0..limits::EDIT_RETRIES {
         let (old, mut fields) = read_openwork(root)?;
         let keys = restored(keys, &fields);
         fields.extend(keys);
-        let mut new = serde_json::to_string_pretty(&fields)
-            .map_err(|error| Error::internal("OpenWork's settings could not be written").because(error))?;
+        let mut new = serde_json::to_string_pretty(&fields).map_err(|error| {
+            Error::internal("OpenWork's settings could not be written").with_source(error)
+        })?;
         new.push('\n');
         let same = old.as_deref() == Some(&new);
         if same || !site.may_write(OPENWORK, old.as_deref().map(str::as_bytes), Some(new.as_bytes()))? {
@@ -239,5 +240,5 @@ fn merge_openwork(site: &Site, keys: &Map<String, Value>) -> Result<()> {
             return Ok(());
         }
     }
-    Err(interfered(root, OPENWORK))
+    Err(concurrent_change(root, OPENWORK))
 }

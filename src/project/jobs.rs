@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::fs::FileType;
 use serde_json::{Map, Value};
 
-use super::{LIST_BYTES, Listed, Project, Site, read_text};
+use super::{BoundedList, LIST_BYTES, Project, ProjectSite, read_text};
 use crate::base::{Code, Error, Result};
 use crate::store::beneath::Root;
-use crate::store::finder::{Budget, json_length};
+use crate::store::finder::{SearchBudget, json_length};
 
 const JOBS: &str = ".config/opencode/jobs";
 const UNITS: &str = ".config/systemd/user";
@@ -68,7 +68,7 @@ impl ScheduledJob {
     }
 
     /// By its slug or its name. Not by a part of them: what is deleted must be what was meant.
-    fn is_called(&self, name: &str) -> bool {
+    fn has_name(&self, name: &str) -> bool {
         let slug = self.text("slug");
         slug == name || slug == slug_of(name) || self.name().to_lowercase() == name.to_lowercase()
     }
@@ -85,35 +85,38 @@ impl Project {
     ///
     /// # Errors
     /// When the host's root cannot be opened.
-    pub fn home_of_jobs(&self, site: Site) -> Result<(Site, String)> {
-        if site.folder.is_none() {
+    pub fn home_of_jobs(&self, site: ProjectSite) -> Result<(ProjectSite, String)> {
+        if site.host_folder.is_none() {
             return Ok((site, "root/".to_owned()));
         }
         // From the top, so that links on the way to the user's files lead where they lead.
         let root = Root::open(Path::new("/"))?;
         let home = self.home.to_string_lossy();
-        Ok((Site { root, shown: String::new(), ..site }, format!("{}/", home.trim_matches('/'))))
+        Ok((ProjectSite { root, path_prefix: String::new(), ..site }, format!("{}/", home.trim_matches('/'))))
     }
 
     /// All of them, by name.
     ///
     /// # Errors
     /// Those of `store::beneath`.
-    pub fn jobs(&self, site: &Site, base: &str) -> Result<Listed<Map<String, Value>>> {
-        let mut budget = Budget::new(LIST_BYTES);
+    pub fn jobs(&self, site: &ProjectSite, base: &str) -> Result<BoundedList<Map<String, Value>>> {
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let jobs = all(site, base, &mut budget)?;
-        Ok(Listed { items: jobs.into_iter().map(|job| job.fields).collect(), truncated: budget.cut })
+        Ok(BoundedList {
+            items: jobs.into_iter().map(|job| job.fields).collect(),
+            truncated: budget.truncated,
+        })
     }
 
     /// The one of this name.
     ///
     /// # Errors
     /// `JobNotFound`; those of `store::beneath`.
-    pub fn job(&self, site: &Site, base: &str, name: &str) -> Result<ScheduledJob> {
+    pub fn job(&self, site: &ProjectSite, base: &str, name: &str) -> Result<ScheduledJob> {
         let name = name.trim();
-        let mut jobs = all(site, base, &mut Budget::new(LIST_BYTES))?;
+        let mut jobs = all(site, base, &mut SearchBudget::new(LIST_BYTES))?;
         let exact = jobs.iter().position(|job| job.text("slug") == name);
-        let found = exact.or_else(|| jobs.iter().position(|job| job.is_called(name)));
+        let found = exact.or_else(|| jobs.iter().position(|job| job.has_name(name)));
         let missing =
             || Error::new(Code::JobNotFound, format!("Job \"{name}\" not found.")).detail("name", name);
         found.map(|at| jobs.swap_remove(at)).ok_or_else(missing)
@@ -123,7 +126,7 @@ impl Project {
     ///
     /// # Errors
     /// `ApprovalOutdated`; those of `store::beneath`.
-    pub fn delete_job(&self, site: &Site, job: &ScheduledJob) -> Result<()> {
+    pub fn delete_job(&self, site: &ProjectSite, job: &ScheduledJob) -> Result<()> {
         site.check_plan()?;
         for file in job.files() {
             if site.may_remove(file)? {
@@ -134,7 +137,7 @@ impl Project {
     }
 }
 
-fn all(site: &Site, base: &str, budget: &mut Budget) -> Result<Vec<ScheduledJob>> {
+fn all(site: &ProjectSite, base: &str, budget: &mut SearchBudget) -> Result<Vec<ScheduledJob>> {
     let folder = format!("{base}{JOBS}");
     let mut jobs = Vec::new();
     let Some(entries) = site.root.list(&folder, budget)? else { return Ok(jobs) };
@@ -145,7 +148,7 @@ fn all(site: &Site, base: &str, budget: &mut Budget) -> Result<Vec<ScheduledJob>
         let file = format!("{folder}/{}", entry.name);
         // One that cannot be read is none, as observed.
         let Ok(Some(text)) = read_text(&site.root, &file) else { continue };
-        if !budget.read(text.len() as u64) || !budget.text(json_length(&text)) {
+        if !budget.take_read(text.len() as u64) || !budget.take_text(json_length(&text)) {
             break;
         }
         jobs.extend(ScheduledJob::of(base, file, &text));
@@ -166,9 +169,9 @@ mod tests {
         };
         let desk = job("standing-desk");
         for name in ["standing-desk", "Standing Desk", "standing desk!", "STANDING DESK"] {
-            assert!(desk.is_called(name), "{name}");
+            assert!(desk.has_name(name), "{name}");
         }
-        assert!(!desk.is_called("desk") && !desk.is_called(""));
+        assert!(!desk.has_name("desk") && !desk.has_name(""));
         assert_eq!(desk.files()[1], "home/me/.config/systemd/user/opencode-job-standing-desk.service");
         assert_eq!(job("x/../../y").files(), ["file"]);
         assert!(ScheduledJob::of("", String::new(), r#"{"slug": "a", "name": "b"}"#).is_none());

@@ -4,14 +4,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::config::path;
-use super::reload::{Action, Reason};
-use super::{Project, Site, references, rules};
+use super::reload::{ReloadAction, ReloadReason};
+use super::{Project, ProjectSite, references, rules};
 use crate::base::{Code, Error, Result, redact};
 
 /// One server.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Mcp {
+pub struct McpServer {
     /// Its name.
     pub name: String,
     /// What the configuration says of it.
@@ -73,7 +73,7 @@ impl Project {
     ///
     /// # Errors
     /// As [`Project::opencode`].
-    pub fn mcp(&self, site: &Site) -> Result<Vec<Mcp>> {
+    pub fn mcp(&self, site: &ProjectSite) -> Result<Vec<McpServer>> {
         let config = self.opencode(site)?;
         let denied: Vec<&str> = config
             .get("tools")
@@ -83,7 +83,7 @@ impl Project {
             .filter_map(Value::as_str)
             .collect();
         let Some(Value::Object(servers)) = config.get("mcp") else { return Ok(Vec::new()) };
-        let row = |(name, config): (&String, &Value)| Mcp {
+        let row = |(name, config): (&String, &Value)| McpServer {
             name: name.clone(),
             config: config.clone(),
             source: "config.project",
@@ -96,7 +96,7 @@ impl Project {
     ///
     /// # Errors
     /// Those of [`check`]; as [`Project::patch`].
-    pub fn add_mcp(&self, site: &Site, name: &str, server: &Value) -> Result<bool> {
+    pub fn add_mcp(&self, site: &ProjectSite, name: &str, server: &Value) -> Result<bool> {
         check(name, server)?;
         let known = self.edit(site, |document, config| {
             check_section(config)?;
@@ -109,8 +109,8 @@ impl Project {
             document.set(&["mcp", name], &sent[name]);
             Ok(config.get("mcp").is_some_and(|servers| servers.get(name).is_some()))
         })?;
-        let action = if known { Action::Updated } else { Action::Added };
-        self.changed(site, Reason::Mcp, name, action, &path(&site.root));
+        let action = if known { ReloadAction::Updated } else { ReloadAction::Added };
+        self.report_change(site, ReloadReason::Mcp, name, action, &path(&site.root));
         Ok(known)
     }
 
@@ -118,10 +118,10 @@ impl Project {
     ///
     /// # Errors
     /// As [`Project::patch`].
-    pub fn remove_mcp(&self, site: &Site, name: &str) -> Result<bool> {
+    pub fn remove_mcp(&self, site: &ProjectSite, name: &str) -> Result<bool> {
         let removed = self.edit(site, |document, _| Ok(document.remove(&["mcp", name])))?;
         if removed {
-            self.changed(site, Reason::Mcp, name, Action::Removed, &path(&site.root));
+            self.report_change(site, ReloadReason::Mcp, name, ReloadAction::Removed, &path(&site.root));
         }
         Ok(removed)
     }

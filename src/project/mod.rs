@@ -1,18 +1,18 @@
 //! What an agent reads in a workspace and leaves there, as the OpenWork API shows it: OpenCode's configuration, plugins,
 //! skills, MCP servers, commands; inbox and outbox; who has changed what; all of it exported and imported.
-//! Knows nothing of HTTP, nor how a workspace comes to its files: it is handed a [`Site`] for each call. Every file is
+//! Knows nothing of HTTP, nor how a workspace comes to its files: it is handed a [`ProjectSite`] for each call. Every file is
 //! opened beneath the site's root, since the workload may change it at any moment.
 //!
 //! Threads: any, and `project-watch` ([`watch`]). Locks: one site's writes (level 3), held while files are written, never
 //! while somebody is asked; then what was seen, a leaf.
 
-mod carried;
 pub mod commands;
 pub mod config;
 pub mod jobs;
 pub mod mcp;
 pub mod plugins;
 pub mod portable;
+mod portable_files;
 pub mod preview;
 pub mod references;
 pub mod reload;
@@ -33,49 +33,62 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use self::preview::Writes;
-use self::reload::{Action, Reason, ReloadEvents, Trigger};
-use self::snapshot::Snapshot;
-use self::turn::{Turn, TurnGuard};
-use self::watch::Calls;
-use crate::access::question::FileContent;
+use self::preview::WriteMode;
+use self::reload::{ReloadAction, ReloadEvents, ReloadReason, ReloadTrigger};
+use self::snapshot::ProjectSnapshot;
+use self::turn::{TurnGuard, WriteTurn};
+use self::watch::WatchRequests;
+use crate::access::approval_request::FileContent;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::remembered::Remembered;
+use crate::store::file_cache::FileCache;
 
 /// One workspace's files, for one call: who keeps it keeps a container's root mounted.
 #[derive(Debug)]
-pub struct Site {
+pub struct ProjectSite {
     /// The workspace's id in the OpenWork API.
     pub id: String,
     /// Its files.
     pub root: Root,
     /// The path that its own processes have for them, without a slash at the end: empty in a container.
-    pub shown: String,
+    pub path_prefix: String,
     /// The folder on this host, where OpenCode looks for skills above it as well; none for a container.
-    pub folder: Option<PathBuf>,
+    pub host_folder: Option<PathBuf>,
     /// What berth keeps of the workspace, outside of it.
-    pub state: PathBuf,
-    writes: Writes,
+    pub state_folder: PathBuf,
+    writes: WriteMode,
 }
 
-impl Site {
+impl ProjectSite {
     /// A workspace's files. `id` is its id in the OpenWork API; the rest as the fields say.
-    pub fn new(id: String, root: Root, shown: String, folder: Option<PathBuf>, state: PathBuf) -> Site {
-        Site { id, root, shown, folder, state, writes: Writes::default() }
+    pub fn new(
+        id: String,
+        root: Root,
+        shown: String,
+        folder: Option<PathBuf>,
+        state: PathBuf,
+    ) -> ProjectSite {
+        ProjectSite {
+            id,
+            root,
+            path_prefix: shown,
+            host_folder: folder,
+            state_folder: state,
+            writes: WriteMode::default(),
+        }
     }
 
     /// The absolute path of a file, as the workspace's own processes know it.
     pub fn path(&self, rel: &str) -> String {
-        format!("{}/{rel}", self.shown)
+        format!("{}/{rel}", self.path_prefix)
     }
 }
 
 /// Whose file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Scope {
+pub enum ItemScope {
     /// The workspace's.
     Project,
     /// The user's who runs the server.
@@ -86,7 +99,7 @@ pub enum Scope {
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
 /// Said of what is behind a link out of a workspace on the host.
-const ELSEWHERE: &str =
+const LINK_LEADS_OUT: &str =
     "berth does not read it: its link leads out of the workspace, or is absolute. OpenCode follows it";
 
 /// JSON text of one list of skills or commands.
@@ -94,7 +107,7 @@ const LIST_BYTES: usize = 4 << 20;
 
 /// A list within bounds.
 #[derive(Debug, Serialize)]
-pub struct Listed<T> {
+pub struct BoundedList<T> {
     /// Its rows.
     pub items: Vec<T>,
     /// Rows, or parts of them, were left out.
@@ -106,13 +119,13 @@ pub struct Listed<T> {
 #[derive(Debug)]
 pub struct Project {
     home: PathBuf,
-    skills_read: Remembered<Arc<skills::SkillReading>>,
-    commands_read: Remembered<Arc<commands::CommandReading>>,
-    configs_read: Remembered<Arc<Map<String, Value>>>,
-    writes: Mutex<HashMap<String, Arc<Turn>>>,
+    skills_read: FileCache<Arc<skills::ParsedSkill>>,
+    commands_read: FileCache<Arc<commands::ParsedCommand>>,
+    configs_read: FileCache<Arc<Map<String, Value>>>,
+    writes: Mutex<HashMap<String, Arc<WriteTurn>>>,
     /// What was there at the last look, of the sites that are watched.
-    seen: Mutex<HashMap<String, Snapshot>>,
-    calls: Calls,
+    seen: Mutex<HashMap<String, ProjectSnapshot>>,
+    calls: WatchRequests,
     /// What has changed.
     pub events: ReloadEvents,
 }
@@ -122,12 +135,12 @@ impl Project {
     pub fn new(home: &Path, events: ReloadEvents) -> Project {
         Project {
             home: home.to_owned(),
-            skills_read: Remembered::default(),
-            commands_read: Remembered::default(),
-            configs_read: Remembered::default(),
+            skills_read: FileCache::default(),
+            commands_read: FileCache::default(),
+            configs_read: FileCache::default(),
             writes: Mutex::default(),
             seen: Mutex::default(),
-            calls: Calls::new(),
+            calls: WatchRequests::new(),
             events,
         }
     }
@@ -138,8 +151,8 @@ impl Project {
     }
 
     /// Takes a look and tells what others have changed since the last one; the first look tells nothing.
-    fn notice(&self, site: &Site) {
-        let changes = self.in_turn(site, |_| {
+    fn detect_changes(&self, site: &ProjectSite) {
+        let changes = self.with_turn(site, |_| {
             let now = snapshot::take(&site.root).0;
             let before = lock(&self.seen).insert(site.id.clone(), now.clone());
             Ok(before.map(|before| snapshot::changes(site, &before, &now)).unwrap_or_default())
@@ -150,7 +163,7 @@ impl Project {
     }
 
     /// All that is there now is ours, and no news. Under the site's turn.
-    fn looked(&self, site: &Site) {
+    fn refresh_snapshot(&self, site: &ProjectSite) {
         if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
             *seen = snapshot::take(&site.root).0;
         }
@@ -161,7 +174,7 @@ impl Project {
     }
 
     /// What we have written ourselves is no news for the next look. Under the site's turn.
-    fn wrote(&self, site: &Site, path: &str) {
+    fn note_own_write(&self, site: &ProjectSite, path: &str) {
         if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
             match snapshot::stamp(&site.root, path) {
                 Some(stamp) => drop(seen.insert(path.to_owned(), stamp)),
@@ -171,16 +184,24 @@ impl Project {
     }
 
     /// Tells of a change that we have made.
-    fn changed(&self, site: &Site, reason: Reason, name: &str, action: Action, path: &str) {
-        if site.is_noting() {
+    fn report_change(
+        &self,
+        site: &ProjectSite,
+        reason: ReloadReason,
+        name: &str,
+        action: ReloadAction,
+        path: &str,
+    ) {
+        if site.is_preview() {
             return;
         }
-        let trigger = Trigger { reason, name: Some(name.to_owned()), action, path: Some(site.path(path)) };
+        let trigger =
+            ReloadTrigger { reason, name: Some(name.to_owned()), action, path: Some(site.path(path)) };
         self.events.record(&site.id, reason, Some(&trigger));
     }
 
     /// Whoever writes into a site holds this.
-    fn turn(&self, site: &Site) -> Arc<Turn> {
+    fn write_turn(&self, site: &ProjectSite) -> Arc<WriteTurn> {
         let mut all = lock(&self.writes);
         // Those that nobody holds are worth nothing.
         if all.len() >= limits::WORKSPACES {
@@ -190,8 +211,8 @@ impl Project {
     }
 
     /// Runs `write` while nobody else of ours writes into the site.
-    fn writing<R>(&self, site: &Site, write: impl FnOnce() -> Result<R>) -> Result<R> {
-        self.in_turn(site, |turn| {
+    fn with_write_turn<R>(&self, site: &ProjectSite, write: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.with_turn(site, |turn| {
             turn.count();
             site.check_plan()?;
             write()
@@ -199,33 +220,37 @@ impl Project {
     }
 
     /// Runs `look` while nobody of ours writes into the site.
-    fn in_turn<R>(&self, site: &Site, look: impl FnOnce(&mut TurnGuard<'_>) -> Result<R>) -> Result<R> {
-        let turn = self.turn(site);
+    fn with_turn<R>(
+        &self,
+        site: &ProjectSite,
+        look: impl FnOnce(&mut TurnGuard<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let turn = self.write_turn(site);
         let mut turn = turn.take(WRITE_WAIT)?;
-        swap::settle(site)?;
+        swap::recover_import(site)?;
         look(&mut turn)
     }
 
     /// Runs `read` beside other writes of ours; `None` if there was one meanwhile.
-    fn undisturbed<R>(&self, site: &Site, read: impl FnOnce() -> R) -> Result<Option<R>> {
+    fn read_consistently<R>(&self, site: &ProjectSite, read: impl FnOnce() -> R) -> Result<Option<R>> {
         // Held, so that its count goes on.
-        let _turn = self.turn(site);
-        let before = self.in_turn(site, |turn| Ok(turn.counted()))?;
+        let _turn = self.write_turn(site);
+        let before = self.with_turn(site, |turn| Ok(turn.counted()))?;
         let read = read();
-        let after = self.in_turn(site, |turn| Ok(turn.counted()))?;
+        let after = self.with_turn(site, |turn| Ok(turn.counted()))?;
         Ok((before == after).then_some(read))
     }
 
     /// Writes a whole file and the folders above it. Under the site's turn.
-    fn put_file(&self, site: &Site, rel: &str, bytes: &[u8]) -> Result<()> {
+    fn put_file(&self, site: &ProjectSite, rel: &str, bytes: &[u8]) -> Result<()> {
         let folder = rel.rsplit_once('/').map_or("", |(above, _)| above);
-        if site.does_all() {
+        if site.applies_all() {
             site.root.make_dirs(folder)?;
             site.root.write_new(rel, bytes, 0o644)?;
-            self.wrote(site, rel);
+            self.note_own_write(site, rel);
             return Ok(());
         }
-        let (old, found) = preview::look(&site.root, rel, limits::PROJECT_FILE_BYTES)?;
+        let (old, found) = preview::inspect(&site.root, rel, limits::PROJECT_FILE_BYTES)?;
         if !site.may_change(rel, (old.clone(), found), Some(bytes))? {
             return Ok(());
         }
@@ -237,7 +262,7 @@ impl Project {
             FileContent::Absent => site.root.replace_if(rel, None, bytes)?,
             FileContent::Described(_) => site.root.write_new(rel, bytes, 0o644).map(|()| true)?,
         };
-        self.wrote(site, rel);
+        self.note_own_write(site, rel);
         if done { Ok(()) } else { Err(preview::outdated(rel)) }
     }
 
@@ -253,7 +278,7 @@ fn read_head(root: &Root, rel: &str, most: u64) -> Result<Option<(String, bool)>
     let Some(file) = root.open_file(rel)? else { return Ok(None) };
     let mut bytes = Vec::new();
     let read = file.take(most.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|error| Error::internal(format!("Could not read {rel}")).because(error))?;
+    read.map_err(|error| Error::internal(format!("Could not read {rel}")).with_source(error))?;
     let whole = bytes.len() as u64 <= most;
     bytes.truncate(usize::try_from(most).unwrap_or(usize::MAX));
     let text = String::from_utf8(bytes)
@@ -270,7 +295,7 @@ fn read_text(root: &Root, rel: &str) -> Result<Option<String>> {
 }
 
 /// The error of an edit that somebody else kept getting in front of.
-fn interfered(root: &Root, rel: &str) -> Error {
+fn concurrent_change(root: &Root, rel: &str) -> Error {
     if root.is_link(rel).unwrap_or(false) {
         let message =
             format!("{rel} is a symbolic link; berth writes no file through one. Put a file in its place");

@@ -4,12 +4,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::config::path;
-use super::reload::{Action, Reason};
-use super::{Project, Scope, Site};
+use super::reload::{ReloadAction, ReloadReason};
+use super::{ItemScope, Project, ProjectSite};
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::finder::Budget;
+use crate::store::finder::SearchBudget;
 
 /// One plugin.
 #[derive(Debug, PartialEq, Serialize)]
@@ -19,7 +19,7 @@ pub struct Plugin {
     /// `config`, `dir.project` or `dir.global`.
     pub source: &'static str,
     /// Whose it is.
-    pub scope: Scope,
+    pub scope: ItemScope,
     /// The file, below the workspace or absolute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -47,7 +47,7 @@ pub fn check_spec(spec: &str) -> Result<()> {
 
 /// Returns what two specs of one plugin have in common: a package's name without its version, and the whole of a spec
 /// that is a URL, a repository or a path, where `@` has another meaning (npm's package-spec).
-fn essence(spec: &str) -> &str {
+fn package_key(spec: &str) -> &str {
     let spec = spec.trim();
     // The first `@` of a scoped name is its own.
     let Some(at) = spec.char_indices().skip(1).find(|(_, c)| *c == '@').map(|(at, _)| at) else {
@@ -82,17 +82,22 @@ impl Project {
     ///
     /// # Errors
     /// As [`Project::opencode`].
-    pub fn plugins(&self, site: &Site, global: bool) -> Result<Vec<Plugin>> {
+    pub fn plugins(&self, site: &ProjectSite, global: bool) -> Result<Vec<Plugin>> {
         let config = self.opencode(site)?;
         let mut plugins: Vec<Plugin> = entries(&config)
             .iter()
             .filter_map(spec_of)
-            .map(|spec| Plugin { spec: spec.to_owned(), source: "config", scope: Scope::Project, path: None })
+            .map(|spec| Plugin {
+                spec: spec.to_owned(),
+                source: "config",
+                scope: ItemScope::Project,
+                path: None,
+            })
             .collect();
         plugins.extend(files(&site.root, FOLDER)?.into_iter().map(|name| Plugin {
             spec: format!("file://{}", site.path(&format!("{FOLDER}/{name}"))),
             source: "dir.project",
-            scope: Scope::Project,
+            scope: ItemScope::Project,
             path: Some(format!("{FOLDER}/{name}")),
         }));
         if let Some(root) = self.global(GLOBAL).filter(|_| global) {
@@ -102,7 +107,7 @@ impl Project {
                 Plugin {
                     spec: format!("file://{path}"),
                     source: "dir.global",
-                    scope: Scope::Global,
+                    scope: ItemScope::Global,
                     path: Some(path),
                 }
             }));
@@ -114,11 +119,11 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidPluginSpec`; as [`Project::patch`].
-    pub fn add_plugin(&self, site: &Site, spec: &str) -> Result<bool> {
+    pub fn add_plugin(&self, site: &ProjectSite, spec: &str) -> Result<bool> {
         check_spec(spec)?;
         let added = self.edit(site, |document, config| {
             let known = entries(config);
-            if known.iter().filter_map(spec_of).any(|known| essence(known) == essence(spec)) {
+            if known.iter().filter_map(spec_of).any(|known| package_key(known) == package_key(spec)) {
                 return Ok(false);
             }
             if config.get("plugin").is_some_and(|value| !value.is_array()) {
@@ -128,11 +133,11 @@ impl Project {
             Ok(true)
         })?;
         if added {
-            self.changed(
+            self.report_change(
                 site,
-                Reason::Plugins,
-                &Redactor::default().text(essence(spec)),
-                Action::Added,
+                ReloadReason::Plugins,
+                &Redactor::default().text(package_key(spec)),
+                ReloadAction::Added,
                 &path(&site.root),
             );
         }
@@ -143,8 +148,8 @@ impl Project {
     ///
     /// # Errors
     /// As [`Project::patch`].
-    pub fn remove_plugin(&self, site: &Site, name: &str) -> Result<bool> {
-        let other = |entry: &Value| spec_of(entry).is_none_or(|spec| essence(spec) != essence(name));
+    pub fn remove_plugin(&self, site: &ProjectSite, name: &str) -> Result<bool> {
+        let other = |entry: &Value| spec_of(entry).is_none_or(|spec| package_key(spec) != package_key(name));
         let removed = self.edit(site, |document, config| {
             let known = entries(config);
             if known.iter().all(other) {
@@ -156,11 +161,11 @@ impl Project {
             Ok(document.retain("plugin", other) > 0)
         })?;
         if removed {
-            self.changed(
+            self.report_change(
                 site,
-                Reason::Plugins,
-                &Redactor::default().text(essence(name)),
-                Action::Removed,
+                ReloadReason::Plugins,
+                &Redactor::default().text(package_key(name)),
+                ReloadAction::Removed,
                 &path(&site.root),
             );
         }
@@ -170,7 +175,7 @@ impl Project {
 
 /// The plugins in a folder, sorted; a folder with very many has the first that were found.
 fn files(root: &Root, folder: &str) -> Result<Vec<String>> {
-    let mut budget = Budget::new(0);
+    let mut budget = SearchBudget::new(0);
     let Some(entries) = root.list(folder, &mut budget)? else { return Ok(Vec::new()) };
     let is_script = |name: &str| name.ends_with(".js") || name.ends_with(".ts");
     let names =
@@ -210,7 +215,7 @@ mod tests {
             ("@s/a@1@2", "@s/a"),
             ("a@", "a"),
         ] {
-            assert_eq!(essence(spec), name);
+            assert_eq!(package_key(spec), name);
         }
         assert!(check_spec(" ").is_err() && check_spec("a\nb").is_err() && check_spec("@s/a@1").is_ok());
     }

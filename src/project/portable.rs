@@ -7,17 +7,19 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::carried::{self, Carried, CarriedItem, Collection, ExportRoom, FilePart, MODE, is_below, is_path};
-use super::commands::{self, Command, CommandBody, NewCommand};
-use super::reload::{Action, Reason};
-use super::skills::{self, NewSkill, Skill};
-use super::swap::Import;
-use super::{Project, Site, config, read_text, references, rules};
-use crate::base::fields::Fields;
+use super::commands::{self, CommandBody, CommandEntry, NewCommand};
+use super::portable_files::{
+    self, ExportBudget, FilePart, MODE, PortableFile, PortableItem, PortableItems, is_below, is_path,
+};
+use super::reload::{ReloadAction, ReloadReason};
+use super::skills::{self, NewSkill, SkillEntry};
+use super::swap::StagedImport;
+use super::{Project, ProjectSite, config, read_text, references, rules};
+use crate::base::fields::KnownFields;
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, limits, object};
 use crate::store::front_matter;
-use crate::store::jsonc::Document;
+use crate::store::jsonc::JsoncDocument;
 
 /// Largest document that is imported: an export is smaller.
 pub const BODY_BYTES: usize = 8 << 20;
@@ -32,8 +34,8 @@ pub struct Export {
     exported_at: u64,
     opencode: Value,
     openwork: Value,
-    skills: Vec<SkillPart>,
-    commands: Vec<CommandPart>,
+    skills: Vec<ExportedSkill>,
+    commands: Vec<ExportedCommand>,
     /// The places of what was left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     omitted: Vec<String>,
@@ -43,7 +45,7 @@ pub struct Export {
 }
 
 #[derive(Debug, Serialize)]
-struct SkillPart {
+struct ExportedSkill {
     name: String,
     description: String,
     content: String,
@@ -59,9 +61,9 @@ struct SkillPart {
 }
 
 #[derive(Debug, Serialize)]
-struct CommandPart {
+struct ExportedCommand {
     #[serde(flatten)]
-    row: Command,
+    row: CommandEntry,
     /// The file itself; `template` is what OpenCode makes of it.
     file: FilePart,
     /// Other commands were left out.
@@ -78,11 +80,11 @@ pub struct ImportBody {
     #[serde(default)]
     openwork: Option<Map<String, Value>>,
     #[serde(default, deserialize_with = "object::list")]
-    skills: Vec<SkillBody>,
+    skills: Vec<SkillImport>,
     #[serde(default)]
     commands: Vec<CommandImport>,
     #[serde(default, deserialize_with = "object::one")]
-    mode: Modes,
+    mode: ImportModes,
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
@@ -90,20 +92,23 @@ pub struct ImportBody {
 
 impl ImportBody {
     /// What a body may hold: also what an export says of itself.
-    pub fn known() -> Fields {
-        let of_command = Fields::named(&["content", "file", "partial", "path", "scope", "warning"]);
-        let command = Fields::of::<CommandBody>().and(of_command).below("file", Fields::of::<FilePart>());
-        let skill = Fields::of::<SkillBody>().and(Fields::named(&["scope", "trigger"]));
-        Fields::of::<ImportBody>()
-            .and(Fields::named(&["workspaceId", "exportedAt", "omitted", "truncated"]))
-            .below("mode", Fields::of::<Modes>())
-            .below("skills", skill.below("files", Fields::of::<FilePart>()))
-            .below("commands", command)
+    pub fn known() -> KnownFields {
+        let of_command = KnownFields::from_names(&["content", "file", "partial", "path", "scope", "warning"]);
+        let command = KnownFields::from_type::<CommandBody>()
+            .merge(of_command)
+            .with_nested("file", KnownFields::from_type::<FilePart>());
+        let skill =
+            KnownFields::from_type::<SkillImport>().merge(KnownFields::from_names(&["scope", "trigger"]));
+        KnownFields::from_type::<ImportBody>()
+            .merge(KnownFields::from_names(&["workspaceId", "exportedAt", "omitted", "truncated"]))
+            .with_nested("mode", KnownFields::from_type::<ImportModes>())
+            .with_nested("skills", skill.with_nested("files", KnownFields::from_type::<FilePart>()))
+            .with_nested("commands", command)
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct SkillBody {
+struct SkillImport {
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -133,7 +138,7 @@ struct CommandImport {
 
 /// `replace`, or anything else for merge, as observed.
 #[derive(Debug, Default, Deserialize)]
-struct Modes {
+struct ImportModes {
     opencode: Option<String>,
     openwork: Option<String>,
     skills: Option<String>,
@@ -147,7 +152,7 @@ fn replaces(mode: &Option<String>) -> bool {
 /// The files of all skills or of all commands that are imported.
 #[derive(Debug, Default)]
 struct ImportFiles {
-    all: Vec<Carried>,
+    all: Vec<PortableFile>,
     /// What a document of this kind could carry, and this one does not have, is removed.
     replaces: bool,
     /// The document has paths, so it could carry every file.
@@ -156,7 +161,7 @@ struct ImportFiles {
 
 /// An import that was checked.
 #[derive(Debug)]
-pub struct Plan {
+pub struct ImportPlan {
     opencode: Option<(Map<String, Value>, bool)>,
     openwork: Option<(Map<String, Value>, bool)>,
     skills: ImportFiles,
@@ -168,7 +173,7 @@ impl ImportBody {
     ///
     /// # Errors
     /// Those of each part's own endpoint, with `details.part` to tell which.
-    pub fn check(self) -> Result<Plan> {
+    pub fn check(self) -> Result<ImportPlan> {
         if let Some(keys) = &self.opencode {
             rules::check_config(keys)?;
         }
@@ -191,7 +196,7 @@ impl ImportBody {
         // Nothing to put there removes nothing, as observed.
         skills.replaces &= !skills.all.is_empty();
         commands.replaces &= !commands.all.is_empty();
-        Ok(Plan {
+        Ok(ImportPlan {
             opencode: self.opencode.map(|keys| (keys, replaces(&self.mode.opencode))),
             openwork: self.openwork.map(|keys| (keys, replaces(&self.mode.openwork))),
             skills,
@@ -200,8 +205,8 @@ impl ImportBody {
     }
 }
 
-impl SkillBody {
-    fn files(&self) -> Result<Vec<Carried>> {
+impl SkillImport {
+    fn files(&self) -> Result<Vec<PortableFile>> {
         let Some(folder) = &self.path else {
             let skill = NewSkill::new(&self.name, &self.content, self.description.as_deref())?;
             let mut files = vec![text_file(skill.path(), skill.text())];
@@ -223,7 +228,7 @@ impl SkillBody {
         Ok(files)
     }
 
-    fn add_files(&self, folder: &str, files: &mut Vec<Carried>) -> Result<()> {
+    fn add_files(&self, folder: &str, files: &mut Vec<PortableFile>) -> Result<()> {
         for part in &self.files {
             let file = part.read(folder)?;
             if file.path == files[0].path {
@@ -236,12 +241,12 @@ impl SkillBody {
     }
 }
 
-fn text_file(path: String, text: &str) -> Carried {
-    Carried { path, bytes: text.as_bytes().to_vec(), mode: MODE }
+fn text_file(path: String, text: &str) -> PortableFile {
+    PortableFile { path, bytes: text.as_bytes().to_vec(), mode: MODE }
 }
 
 impl CommandImport {
-    fn file(&self) -> Result<Carried> {
+    fn file(&self) -> Result<PortableFile> {
         let Some(file) = &self.file else {
             let command = self.read().and_then(|body| NewCommand::new(&body))?;
             return Ok(text_file(command.path(), command.text()));
@@ -276,9 +281,9 @@ impl CommandImport {
     }
 }
 
-impl Plan {
+impl ImportPlan {
     /// What it writes, for a person.
-    pub fn files(&self, site: &Site) -> Vec<String> {
+    pub fn files(&self, site: &ProjectSite) -> Vec<String> {
         let mut files = Vec::new();
         files.extend(self.opencode.iter().map(|_| config::path(&site.root)));
         files.extend(self.openwork.iter().map(|_| config::OPENWORK.to_owned()));
@@ -293,17 +298,17 @@ impl Project {
     ///
     /// # Errors
     /// Those of the parts' own lists.
-    pub fn export(&self, site: &Site, secrets: bool) -> Result<Export> {
+    pub fn export(&self, site: &ProjectSite, secrets: bool) -> Result<Export> {
         // Others may write meanwhile: what is in the files may take long to read. What they have changed is read again.
         for _ in 0..EXPORT_READS {
-            if let Some(read) = self.undisturbed(site, || self.read_all(site, secrets))? {
+            if let Some(read) = self.read_consistently(site, || self.read_all(site, secrets))? {
                 return read;
             }
         }
-        self.writing(site, || self.read_all(site, secrets))
+        self.with_write_turn(site, || self.read_all(site, secrets))
     }
 
-    fn read_all(&self, site: &Site, secrets: bool) -> Result<Export> {
+    fn read_all(&self, site: &ProjectSite, secrets: bool) -> Result<Export> {
         let mut omitted = Vec::new();
         let mut part = |name: &str, fields: Map<String, Value>| {
             let mut value = Value::Object(fields);
@@ -314,17 +319,17 @@ impl Project {
         };
         let opencode = part("opencode", self.opencode(site)?);
         let openwork = part("openwork", self.openwork(site)?);
-        let mut room = ExportRoom::new();
+        let mut room = ExportBudget::new();
         let (inherited, collection) = self.own_skills(site, &mut room)?;
         let mut skills = skill_parts(collection, &mut omitted);
         for row in inherited {
             let (row, content) = self.skill(site, &row.name, false)?;
-            if !room.budget.text(content.len() + row.description.len()) {
+            if !room.budget.take_text(content.len() + row.description.len()) {
                 omitted.push(row.path);
                 continue;
             }
-            let Skill { name, description, .. } = row;
-            skills.push(SkillPart {
+            let SkillEntry { name, description, .. } = row;
+            skills.push(ExportedSkill {
                 name,
                 description,
                 content,
@@ -343,7 +348,7 @@ impl Project {
             folder.flat_map(below).collect::<Vec<_>>()
         });
         let carried = of_skills.chain(commands.iter().map(|command| command.file.path.clone())).collect();
-        carried::name_others(site, &carried, &mut omitted, &mut room);
+        portable_files::name_omitted_files(site, &carried, &mut omitted, &mut room);
         let exported_at = clock::now_unix_ms();
         Ok(Export {
             workspace_id: site.id.clone(),
@@ -353,22 +358,30 @@ impl Project {
             skills,
             commands,
             omitted,
-            truncated: room.budget.cut,
+            truncated: room.budget.truncated,
         })
     }
 
     /// The skills of folders above, and those of the workspace with their files.
-    fn own_skills(&self, site: &Site, room: &mut ExportRoom) -> Result<(Vec<Skill>, Collection<Skill>)> {
+    fn own_skills(
+        &self,
+        site: &ProjectSite,
+        room: &mut ExportBudget,
+    ) -> Result<(Vec<SkillEntry>, PortableItems<SkillEntry>)> {
         let rows = self.all_skills(site, false, &mut room.budget)?;
         let (own, mut inherited): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.file.is_some());
         inherited.retain(|row| row.error.is_none());
         inherited.truncate(INHERITED);
-        Ok((inherited, self.carried_skills(site, own, room)?))
+        Ok((inherited, self.portable_skills(site, own, room)?))
     }
 
-    fn own_commands(&self, site: &Site, room: &mut ExportRoom) -> Result<Collection<Command>> {
+    fn own_commands(
+        &self,
+        site: &ProjectSite,
+        room: &mut ExportBudget,
+    ) -> Result<PortableItems<CommandEntry>> {
         let rows = self.own_commands_of(site, &mut room.budget)?;
-        self.carried_commands(site, rows, room)
+        self.portable_commands(site, rows, room)
     }
 
     /// Puts all of it in place, or nothing: everything is written aside first, and what fails later is taken back. A
@@ -376,15 +389,15 @@ impl Project {
     ///
     /// # Errors
     /// `Conflict` when somebody else changes a file meanwhile; those of reading and of `store`.
-    pub fn import(&self, site: &Site, plan: &Plan) -> Result<()> {
+    pub fn import(&self, site: &ProjectSite, plan: &ImportPlan) -> Result<()> {
         // Whatever takes long to read is remembered before others have to wait.
         if plan.skills.replaces {
-            self.all_skills(site, false, &mut ExportRoom::new().budget)?;
+            self.all_skills(site, false, &mut ExportBudget::new().budget)?;
         }
         if plan.commands.replaces {
-            self.own_commands_of(site, &mut ExportRoom::new().budget)?;
+            self.own_commands_of(site, &mut ExportBudget::new().budget)?;
         }
-        self.writing(site, || {
+        self.with_write_turn(site, || {
             let mut whole_files = Vec::new();
             if let Some((keys, whole)) = &plan.opencode {
                 let path = config::path(&site.root);
@@ -393,7 +406,8 @@ impl Project {
                 let stored =
                     self.opencode(site).or_else(|error| if *whole { Ok(Map::new()) } else { Err(error) })?;
                 let text = if *whole { "" } else { old.as_deref().unwrap_or_default() };
-                let mut document = Document::parse(text).map_err(|fault| config::not_jsonc(&path, &fault))?;
+                let mut document =
+                    JsoncDocument::parse(text).map_err(|fault| config::not_jsonc(&path, &fault))?;
                 let keys = config::restored(keys, &stored);
                 references::check(&site.root, &keys)?;
                 for (key, value) in keys {
@@ -412,11 +426,11 @@ impl Project {
             }
             let mut removed = Vec::new();
             if plan.skills.replaces {
-                let existing = self.own_skills(site, &mut ExportRoom::new())?.1.items;
+                let existing = self.own_skills(site, &mut ExportBudget::new())?.1.items;
                 removed.extend(plan.skills.missing(existing, is_simple));
             }
             if plan.commands.replaces {
-                let existing = self.own_commands(site, &mut ExportRoom::new())?.items;
+                let existing = self.own_commands(site, &mut ExportBudget::new())?.items;
                 removed.extend(plan.commands.missing(existing, is_flat));
             }
             let mut may = true;
@@ -432,7 +446,7 @@ impl Project {
             if !may {
                 return Ok(());
             }
-            let mut import = Import::begin(site)?;
+            let mut import = StagedImport::begin(site)?;
             for (path, text, old) in &whole_files {
                 import.file(path, text, old.as_deref())?;
             }
@@ -442,10 +456,16 @@ impl Project {
             removed.iter().try_for_each(|path| import.remove(path))?;
             import.finish()?;
             removed.iter().for_each(|path| leave_folders(site, path));
-            self.looked(site);
+            self.refresh_snapshot(site);
             Ok(())
         })?;
-        self.changed(site, Reason::Config, "import", Action::Updated, &config::path(&site.root));
+        self.report_change(
+            site,
+            ReloadReason::Config,
+            "import",
+            ReloadAction::Updated,
+            &config::path(&site.root),
+        );
         Ok(())
     }
 }
@@ -458,8 +478,8 @@ impl ImportFiles {
     /// `simple` says.
     fn missing<R>(
         &self,
-        existing: Vec<CarriedItem<R>>,
-        simple: impl Fn(&CarriedItem<R>) -> bool,
+        existing: Vec<PortableItem<R>>,
+        simple: impl Fn(&PortableItem<R>) -> bool,
     ) -> Vec<String> {
         let carried: HashSet<&str> = self.all.iter().map(|file| file.path.as_str()).collect();
         let items = existing.into_iter().filter(|item| self.has_paths || simple(item));
@@ -469,7 +489,7 @@ impl ImportFiles {
 }
 
 /// Whether a document without paths could have this skill: flat, a `SKILL.md` only, and one that is taken as it is.
-fn is_simple(item: &CarriedItem<Skill>) -> bool {
+fn is_simple(item: &PortableItem<SkillEntry>) -> bool {
     let [main] = &item.files[..] else { return false };
     let Ok(text) = std::str::from_utf8(&main.bytes) else { return false };
     let alone = !item.mixed && !item.partial && item.path == format!("{}/{}", skills::FOLDER, item.row.name);
@@ -477,14 +497,14 @@ fn is_simple(item: &CarriedItem<Skill>) -> bool {
 }
 
 /// The same of a command.
-fn is_flat(item: &CarriedItem<Command>) -> bool {
+fn is_flat(item: &PortableItem<CommandEntry>) -> bool {
     let name = item.path.strip_prefix(commands::FOLDER).and_then(|name| name.strip_prefix('/'));
     let named = name.is_some_and(|name| commands::name_of(name.trim_end_matches(".md")).is_ok());
     named && item.files.iter().all(|file| std::str::from_utf8(&file.bytes).is_ok())
 }
 
 /// Removes the folders of a removed file that are empty now.
-fn leave_folders(site: &Site, path: &str) {
+fn leave_folders(site: &ProjectSite, path: &str) {
     let mut path = path;
     while let Some((above, _)) = path.rsplit_once('/') {
         let is_top = skills::FOLDERS.contains(&above) || commands::FOLDERS.contains(&above);
@@ -495,18 +515,18 @@ fn leave_folders(site: &Site, path: &str) {
     }
 }
 
-fn skill_parts(all: Collection<Skill>, omitted: &mut Vec<String>) -> Vec<SkillPart> {
+fn skill_parts(all: PortableItems<SkillEntry>, omitted: &mut Vec<String>) -> Vec<ExportedSkill> {
     omitted.extend(all.omitted);
-    let mut parts: Vec<SkillPart> = all.items.into_iter().map(skill_part).collect();
+    let mut parts: Vec<ExportedSkill> = all.items.into_iter().map(skill_part).collect();
     if let Some(last) = parts.last_mut().filter(|_| all.partial) {
         last.partial = true;
     }
     parts
 }
 
-fn skill_part(item: CarriedItem<Skill>) -> SkillPart {
-    let CarriedItem { row, path, files, partial, .. } = item;
-    let below = |file: &Carried| file.path[path.len() + 1..].to_owned();
+fn skill_part(item: PortableItem<SkillEntry>) -> ExportedSkill {
+    let PortableItem { row, path, files, partial, .. } = item;
+    let below = |file: &PortableFile| file.path[path.len() + 1..].to_owned();
     let mut files = files.into_iter();
     let main = files.next();
     let exact = main.as_ref().filter(|main| main.mode == MODE && std::str::from_utf8(&main.bytes).is_ok());
@@ -519,16 +539,16 @@ fn skill_part(item: CarriedItem<Skill>) -> SkillPart {
         (None, None) => (Vec::new(), String::new()),
     };
     let files = listed.into_iter().chain(files.map(|file| FilePart::of(&below(&file), &file))).collect();
-    SkillPart { name: row.name, description: row.description, content, path: Some(path), files, partial }
+    ExportedSkill { name: row.name, description: row.description, content, path: Some(path), files, partial }
 }
 
-fn command_parts(all: Collection<Command>, omitted: &mut Vec<String>) -> Vec<CommandPart> {
+fn command_parts(all: PortableItems<CommandEntry>, omitted: &mut Vec<String>) -> Vec<ExportedCommand> {
     omitted.extend(all.omitted);
-    let part = |item: CarriedItem<Command>| {
+    let part = |item: PortableItem<CommandEntry>| {
         let file = item.files.first().map(|file| FilePart::of(&file.path, file))?;
-        Some(CommandPart { row: item.row, file, partial: false })
+        Some(ExportedCommand { row: item.row, file, partial: false })
     };
-    let mut parts: Vec<CommandPart> = all.items.into_iter().filter_map(part).collect();
+    let mut parts: Vec<ExportedCommand> = all.items.into_iter().filter_map(part).collect();
     if let Some(last) = parts.last_mut().filter(|_| all.partial) {
         last.partial = true;
     }

@@ -10,9 +10,9 @@ use std::sync::Mutex;
 use serde_json::{Map, json};
 use sha2::{Digest as _, Sha256};
 
-use super::Site;
-use super::carried::MODE;
-use crate::access::question::{FileChange, FileContent};
+use super::ProjectSite;
+use super::portable_files::MODE;
+use crate::access::approval_request::{FileChange, FileContent};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
@@ -27,76 +27,76 @@ const REMOVED_FILE_BYTES: u64 = 16 << 10;
 /// document replaces; of further ones the size is shown.
 const BEFORE_BYTES: usize = 8 << 20;
 
-type Hash = [u8; 32];
+type FingerprintHash = [u8; 32];
 
 /// What tells a file from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Print {
+pub(super) enum Fingerprint {
     /// Its content.
-    Content(Hash),
+    Content(FingerprintHash),
     /// Its number, size and time of the last change, which no workload can set.
-    State(Hash),
+    State(FingerprintHash),
 }
 
 /// What becomes of writes to a site.
 #[derive(Debug, Default)]
-pub(super) enum Writes {
+pub(super) enum WriteMode {
     /// They are done.
     #[default]
-    Done,
+    Apply,
     /// They are noted, and not done.
-    Noted(Mutex<Noted>),
+    Preview(Mutex<PreviewLog>),
     /// They are done if they are those of this plan.
-    Bound(Plan),
+    Approved(ApprovedChanges),
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Noted {
+pub(super) struct PreviewLog {
     changes: Vec<FileChange>,
     /// Bytes of all files before.
     before_bytes: usize,
-    plan: Plan,
+    plan: ApprovedChanges,
 }
 
 /// What an approver was shown, as far as it takes to know it again: of each file below the site's root, the content
 /// before and after.
 #[derive(Clone, Debug, Default)]
-pub struct Plan(HashMap<String, (Option<Print>, Option<Print>)>);
+pub struct ApprovedChanges(HashMap<String, (Option<Fingerprint>, Option<Fingerprint>)>);
 
-impl Site {
+impl ProjectSite {
     /// A site whose writes are noted instead of done.
     #[must_use]
-    pub fn noting(mut self) -> Site {
-        self.writes = Writes::Noted(Mutex::default());
+    pub fn for_preview(mut self) -> ProjectSite {
+        self.writes = WriteMode::Preview(Mutex::default());
         self
     }
 
     /// A site that takes only the writes of this plan.
     #[must_use]
-    pub fn bound_to(mut self, plan: Option<Plan>) -> Site {
-        self.writes = plan.map_or(Writes::Done, Writes::Bound);
+    pub fn restricted_to(mut self, plan: Option<ApprovedChanges>) -> ProjectSite {
+        self.writes = plan.map_or(WriteMode::Apply, WriteMode::Approved);
         self
     }
 
     /// The writes that were noted.
-    pub fn noted(self) -> (Vec<FileChange>, Plan) {
+    pub fn into_preview(self) -> (Vec<FileChange>, ApprovedChanges) {
         match self.writes {
-            Writes::Noted(noted) => {
+            WriteMode::Preview(noted) => {
                 let noted = noted.into_inner().unwrap_or_default();
                 (noted.changes, noted.plan)
             }
-            Writes::Done | Writes::Bound(_) => (Vec::new(), Plan::default()),
+            WriteMode::Apply | WriteMode::Approved(_) => (Vec::new(), ApprovedChanges::default()),
         }
     }
 
     /// Whether writes are noted instead of done.
-    pub(super) fn is_noting(&self) -> bool {
-        matches!(self.writes, Writes::Noted(_))
+    pub(super) fn is_preview(&self) -> bool {
+        matches!(self.writes, WriteMode::Preview(_))
     }
 
     /// Whether nobody is asked about writes.
-    pub(super) fn does_all(&self) -> bool {
-        matches!(self.writes, Writes::Done)
+    pub(super) fn applies_all(&self) -> bool {
+        matches!(self.writes, WriteMode::Apply)
     }
 
     /// Asked before a file is changed: whether to do it.
@@ -104,10 +104,10 @@ impl Site {
     /// # Errors
     /// `ApprovalOutdated` when it is not what was approved.
     pub(super) fn may_write(&self, rel: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> Result<bool> {
-        if self.does_all() {
+        if self.applies_all() {
             return Ok(true);
         }
-        self.may_change(rel, (content(before), before.map(print_of)), after)
+        self.may_change(rel, (content(before), before.map(fingerprint)), after)
     }
 
     /// The same for a file as [`look`] has found it.
@@ -117,18 +117,18 @@ impl Site {
     pub(super) fn may_change(
         &self,
         rel: &str,
-        (before, found): (FileContent, Option<Print>),
+        (before, found): (FileContent, Option<Fingerprint>),
         after: Option<&[u8]>,
     ) -> Result<bool> {
-        let hashes = (found, after.map(print_of));
+        let hashes = (found, after.map(fingerprint));
         match &self.writes {
-            Writes::Done => Ok(true),
-            Writes::Noted(noted) => {
+            WriteMode::Apply => Ok(true),
+            WriteMode::Preview(noted) => {
                 self.note(&mut lock(noted), rel, (before, content(after)), hashes);
                 Ok(false)
             }
-            Writes::Bound(plan) if plan.0.get(rel) == Some(&hashes) => Ok(true),
-            Writes::Bound(_) => Err(outdated(rel)),
+            WriteMode::Approved(plan) if plan.0.get(rel) == Some(&hashes) => Ok(true),
+            WriteMode::Approved(_) => Err(outdated(rel)),
         }
     }
 
@@ -137,12 +137,12 @@ impl Site {
     /// # Errors
     /// As above; when it cannot be read.
     pub(super) fn may_remove(&self, rel: &str) -> Result<bool> {
-        if self.does_all() {
+        if self.applies_all() {
             return Ok(true);
         }
-        let found = look(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
+        let found = inspect(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
         if found.1.is_none() {
-            return Ok(!self.is_noting());
+            return Ok(!self.is_preview());
         }
         self.may_change(rel, found, None)
     }
@@ -152,26 +152,28 @@ impl Site {
     /// # Errors
     /// As above; when it cannot be listed.
     pub(super) fn may_remove_folder(&self, folder: &str) -> Result<bool> {
-        if self.does_all() {
+        if self.applies_all() {
             return Ok(true);
         }
         let (files, more) = files_below(&self.root, folder)?;
         self.may_remove_files(folder, &files, more)?;
-        Ok(!self.is_noting())
+        Ok(!self.is_preview())
     }
 
     fn may_remove_files(&self, folder: &str, files: &[String], more: bool) -> Result<()> {
         for rel in files {
-            let (content, found) = look(&self.root, rel, REMOVED_FILE_BYTES)?;
+            let (content, found) = inspect(&self.root, rel, REMOVED_FILE_BYTES)?;
             match &self.writes {
-                Writes::Noted(noted) => {
+                WriteMode::Preview(noted) => {
                     self.note(&mut lock(noted), rel, (content, FileContent::Absent), (found, None))
                 }
-                Writes::Bound(plan) if plan.0.get(rel) != Some(&(found, None)) => return Err(outdated(rel)),
-                Writes::Bound(_) | Writes::Done => {}
+                WriteMode::Approved(plan) if plan.0.get(rel) != Some(&(found, None)) => {
+                    return Err(outdated(rel));
+                }
+                WriteMode::Approved(_) | WriteMode::Apply => {}
             }
         }
-        if let (true, Writes::Noted(noted)) = (more, &self.writes) {
+        if let (true, WriteMode::Preview(noted)) = (more, &self.writes) {
             let rest =
                 Map::from_iter([("more".to_owned(), json!("further files, all of which are removed"))]);
             let path = self.path(folder);
@@ -191,12 +193,12 @@ impl Site {
     /// # Errors
     /// As above.
     pub(super) fn may_put(&self, rel: &str, after: &[u8], mode: u32) -> Result<bool> {
-        if self.does_all() {
+        if self.applies_all() {
             return Ok(true);
         }
-        let found = look(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
+        let found = inspect(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
         let may = self.may_change(rel, found, Some(after))?;
-        if let (Writes::Noted(noted), true) = (&self.writes, mode != MODE) {
+        if let (WriteMode::Preview(noted), true) = (&self.writes, mode != MODE) {
             let mut noted = lock(noted);
             if let Some(change) = noted.changes.last_mut() {
                 change.mode = Some(format!("{mode:o}"));
@@ -207,10 +209,10 @@ impl Site {
 
     fn note(
         &self,
-        noted: &mut Noted,
+        noted: &mut PreviewLog,
         rel: &str,
         (before, after): (FileContent, FileContent),
-        hashes: (Option<Print>, Option<Print>),
+        hashes: (Option<Fingerprint>, Option<Fingerprint>),
     ) {
         let length =
             |content: &FileContent| if let FileContent::Bytes(bytes) = content { bytes.len() } else { 0 };
@@ -228,10 +230,11 @@ impl Site {
     /// # Errors
     /// `ApprovalOutdated` when a file of the plan has changed.
     pub(super) fn check_plan(&self) -> Result<()> {
-        let Writes::Bound(plan) = &self.writes else { return Ok(()) };
+        let WriteMode::Approved(plan) = &self.writes else { return Ok(()) };
         for (rel, (before, _)) in &plan.0 {
-            let most = if matches!(before, Some(Print::State(_))) { 0 } else { limits::PROJECT_FILE_BYTES };
-            if look(&self.root, rel, most)?.1 != *before {
+            let most =
+                if matches!(before, Some(Fingerprint::State(_))) { 0 } else { limits::PROJECT_FILE_BYTES };
+            if inspect(&self.root, rel, most)?.1 != *before {
                 return Err(outdated(rel));
             }
         }
@@ -252,22 +255,22 @@ fn content(bytes: Option<&[u8]>) -> FileContent {
     bytes.map_or(FileContent::Absent, |bytes| FileContent::Bytes(bytes.to_vec()))
 }
 
-fn print_of(bytes: &[u8]) -> Print {
-    Print::Content(Sha256::digest(bytes).into())
+fn fingerprint(bytes: &[u8]) -> Fingerprint {
+    Fingerprint::Content(Sha256::digest(bytes).into())
 }
 
 /// A file as it is shown: with its content if that has at most `most` bytes, else with its size.
-pub(super) fn look(root: &Root, rel: &str, most: u64) -> Result<(FileContent, Option<Print>)> {
+pub(super) fn inspect(root: &Root, rel: &str, most: u64) -> Result<(FileContent, Option<Fingerprint>)> {
     use std::os::unix::fs::MetadataExt as _;
     let Some(found) = root.metadata(rel)? else { return Ok((FileContent::Absent, None)) };
     if found.is_file() && found.len() <= most {
         if let Some(bytes) = root.read(rel, limits::PROJECT_FILE_BYTES)? {
-            let print = print_of(&bytes);
+            let print = fingerprint(&bytes);
             return Ok((FileContent::Bytes(bytes), Some(print)));
         }
     }
     let state = format!("{} {} {} {}", found.ino(), found.len(), found.ctime(), found.ctime_nsec());
-    Ok((described(found.len()), Some(Print::State(Sha256::digest(state).into()))))
+    Ok((described(found.len()), Some(Fingerprint::State(Sha256::digest(state).into()))))
 }
 
 fn described(bytes: u64) -> FileContent {

@@ -18,7 +18,7 @@ const REFERENCES: usize = 1000;
 /// # Errors
 /// `InvalidConfig` with the place in `details.path`.
 pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
-    match (Search { root, folder: "", left: REFERENCES }).fields(config, &mut Vec::new()) {
+    match (ReferenceSearch { root, folder: "", left: REFERENCES }).fields(config, &mut Vec::new()) {
         None => Ok(()),
         Some((place, file)) => {
             let message = format!(
@@ -31,20 +31,20 @@ pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
 
 /// Whether a value of a configuration in `folder` has a reference to a file that the workspace does not have.
 pub fn is_broken(root: &Root, folder: &str, value: &Value) -> bool {
-    Search { root, folder, left: REFERENCES }.value(value, &mut Vec::new()).is_some()
+    ReferenceSearch { root, folder, left: REFERENCES }.value(value, &mut Vec::new()).is_some()
 }
 
-struct Search<'a> {
+struct ReferenceSearch<'a> {
     root: &'a Root,
     folder: &'a str,
     left: usize,
 }
 
 /// A place in the configuration, and the file that is missing.
-type Broken = (String, String);
+type BrokenReference = (String, String);
 
-impl Search<'_> {
-    fn fields(&mut self, fields: &Map<String, Value>, place: &mut Vec<String>) -> Option<Broken> {
+impl ReferenceSearch<'_> {
+    fn fields(&mut self, fields: &Map<String, Value>, place: &mut Vec<String>) -> Option<BrokenReference> {
         fields.iter().find_map(|(key, value)| {
             place.push(key.clone());
             let found = self.text(key, place).or_else(|| self.value(value, place));
@@ -53,7 +53,7 @@ impl Search<'_> {
         })
     }
 
-    fn value(&mut self, value: &Value, place: &mut Vec<String>) -> Option<Broken> {
+    fn value(&mut self, value: &Value, place: &mut Vec<String>) -> Option<BrokenReference> {
         match value {
             Value::String(text) => self.text(text, place),
             Value::Object(fields) => self.fields(fields, place),
@@ -67,7 +67,7 @@ impl Search<'_> {
         }
     }
 
-    fn text(&mut self, text: &str, place: &[String]) -> Option<Broken> {
+    fn text(&mut self, text: &str, place: &[String]) -> Option<BrokenReference> {
         if !text.contains("{file:") {
             return None;
         }

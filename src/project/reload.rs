@@ -20,7 +20,7 @@ use crate::store::file;
 /// What kind of thing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Reason {
+pub enum ReloadReason {
     Plugins,
     Skills,
     Mcp,
@@ -32,7 +32,7 @@ pub enum Reason {
 /// How.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Action {
+pub enum ReloadAction {
     Added,
     Removed,
     Updated,
@@ -40,27 +40,27 @@ pub enum Action {
 
 /// What exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trigger {
+pub struct ReloadTrigger {
     /// What kind of thing.
-    pub reason: Reason,
+    pub reason: ReloadReason,
     /// Its name, if it is one thing that has one.
     pub name: Option<String>,
     /// What happened to it.
-    pub action: Action,
+    pub action: ReloadAction,
     /// The file or folder.
     pub path: Option<String>,
 }
 
-impl Trigger {
+impl ReloadTrigger {
     /// `type` is the reason's word for one of them.
-    fn shown(&self) -> Value {
+    fn to_json(&self) -> Value {
         let kind = match self.reason {
-            Reason::Plugins => "plugin",
-            Reason::Skills => "skill",
-            Reason::Mcp => "mcp",
-            Reason::Config => "config",
-            Reason::Agents => "agent",
-            Reason::Commands => "command",
+            ReloadReason::Plugins => "plugin",
+            ReloadReason::Skills => "skill",
+            ReloadReason::Mcp => "mcp",
+            ReloadReason::Config => "config",
+            ReloadReason::Agents => "agent",
+            ReloadReason::Commands => "command",
         };
         let mut shown = Map::from_iter([("type".to_owned(), json!(kind))]);
         shown.extend(self.name.iter().map(|name| ("name".to_owned(), json!(name))));
@@ -75,18 +75,18 @@ impl Trigger {
 pub struct ReloadEvents {
     folder: PathBuf,
     bus: Arc<Bus>,
-    known: Mutex<HashMap<String, Arc<Held>>>,
+    known: Mutex<HashMap<String, Arc<WorkspaceEvents>>>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct WorkspaceEvents {
     topic: Arc<Topic>,
-    log: Mutex<Log>,
+    log: Mutex<ReloadLog>,
 }
 
 /// One workspace's file: a JSON line for each event.
 #[derive(Debug)]
-struct Log {
+struct ReloadLog {
     path: PathBuf,
     file: Option<File>,
     lines: usize,
@@ -124,7 +124,7 @@ impl ReloadEvents {
     /// # Errors
     /// When its file cannot be read.
     pub fn topic(&self, id: &str) -> Result<Arc<Topic>> {
-        Ok(self.held(id)?.topic.clone())
+        Ok(self.workspace_events(id)?.topic.clone())
     }
 
     /// What is kept of the events after number `cursor`, and the newest number.
@@ -132,13 +132,13 @@ impl ReloadEvents {
     /// # Errors
     /// When its file cannot be read.
     pub fn since(&self, id: &str, cursor: u64) -> Result<(Vec<Map<String, Value>>, u64)> {
-        let (events, last) = self.held(id)?.topic.since(cursor);
+        let (events, last) = self.workspace_events(id)?.topic.since(cursor);
         Ok((events.iter().map(|event| event.data.clone()).collect(), last))
     }
 
     /// Tells everybody. What cannot be written is told all the same, and logged.
-    pub fn record(&self, id: &str, reason: Reason, trigger: Option<&Trigger>) {
-        let held = match self.held(id) {
+    pub fn record(&self, id: &str, reason: ReloadReason, trigger: Option<&ReloadTrigger>) {
+        let held = match self.workspace_events(id) {
             Ok(held) => held,
             Err(error) => return log::warn!("a reload event of {id} is lost: {error}"),
         };
@@ -152,7 +152,7 @@ impl ReloadEvents {
             ("workspaceId".into(), json!(id)),
             ("reason".into(), json!(reason)),
         ]);
-        event.extend(trigger.map(|trigger| ("trigger".to_owned(), trigger.shown())));
+        event.extend(trigger.map(|trigger| ("trigger".to_owned(), trigger.to_json())));
         event.insert("timestamp".into(), json!(clock::now_unix_ms()));
         if let Err(error) = log.append(&event, &held.topic) {
             log::warn!("a reload event of {id} will not survive a restart: {error}");
@@ -160,7 +160,7 @@ impl ReloadEvents {
         held.topic.publish(KIND, event);
     }
 
-    fn held(&self, id: &str) -> Result<Arc<Held>> {
+    fn workspace_events(&self, id: &str) -> Result<Arc<WorkspaceEvents>> {
         let mut known = lock(&self.known);
         if let Some(held) = known.get(id) {
             return Ok(held.clone());
@@ -184,13 +184,14 @@ impl ReloadEvents {
         // With a first line of its own behind a torn one.
         let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
         let lines = if torn { limits::RELOAD_EVENTS * 2 } else { events.len() };
-        let held = Arc::new(Held { topic, log: Mutex::new(Log { path, file: None, lines }) });
+        let held =
+            Arc::new(WorkspaceEvents { topic, log: Mutex::new(ReloadLog { path, file: None, lines }) });
         known.insert(id.to_owned(), held.clone());
         Ok(held)
     }
 }
 
-impl Log {
+impl ReloadLog {
     /// Rewritten when half of it is old.
     fn append(&mut self, event: &Map<String, Value>, topic: &Topic) -> Result<()> {
         let line = |event: &Map<String, Value>| Value::Object(event.clone()).to_string() + "\n";
@@ -218,7 +219,7 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     fn seqs(events: &ReloadEvents, cursor: u64) -> Vec<u64> {
         events.since("ws", cursor).unwrap().0.iter().map(|event| event["seq"].as_u64().unwrap()).collect()
@@ -226,18 +227,18 @@ mod tests {
 
     #[test]
     fn numbers_go_on_after_a_restart() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let open = || ReloadEvents::new(&dir.join("reload"), Arc::default());
         let events = open();
         assert_eq!(events.since("ws", 0).unwrap(), (vec![], 0));
         for _ in 0..3 {
-            events.record("ws", Reason::Skills, None);
+            events.record("ws", ReloadReason::Skills, None);
         }
-        events.record("other", Reason::Mcp, None);
+        events.record("other", ReloadReason::Mcp, None);
         assert_eq!((seqs(&events, 0), seqs(&events, 2)), (vec![1, 2, 3], vec![3]));
         let again = open();
         assert_eq!(again.since("ws", 0).unwrap(), events.since("ws", 0).unwrap());
-        again.record("ws", Reason::Config, None);
+        again.record("ws", ReloadReason::Config, None);
         assert_eq!(seqs(&open(), 2), [3, 4]);
         open().forget_others(&["ws".into()]).unwrap();
         assert_eq!((seqs(&open(), 0).len(), open().since("other", 0).unwrap().1), (4, 0));
@@ -245,12 +246,12 @@ mod tests {
 
     #[test]
     fn the_file_and_what_is_kept_are_bounded() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let open = || ReloadEvents::new(&dir, Arc::default());
         let events = open();
         let count = limits::RELOAD_EVENTS as u64 * 5;
         for _ in 0..count {
-            events.record("ws", Reason::Commands, None);
+            events.record("ws", ReloadReason::Commands, None);
         }
         let kept: Vec<u64> = (count + 1 - limits::RELOAD_EVENTS as u64..=count).collect();
         assert_eq!(seqs(&events, 0), kept);
@@ -261,13 +262,13 @@ mod tests {
 
     #[test]
     fn a_torn_line_is_no_event() {
-        let dir = Scratch::new();
-        ReloadEvents::new(&dir, Arc::default()).record("ws", Reason::Commands, None);
+        let dir = TestFolder::new();
+        ReloadEvents::new(&dir, Arc::default()).record("ws", ReloadReason::Commands, None);
         let mut file = OpenOptions::new().append(true).open(dir.join("ws.jsonl")).unwrap();
         file.write_all(b"{\"seq\":2,\"re").unwrap();
         let again = ReloadEvents::new(&dir, Arc::default());
         assert_eq!(seqs(&again, 0), [1]);
-        again.record("ws", Reason::Commands, None);
+        again.record("ws", ReloadReason::Commands, None);
         assert_eq!(seqs(&ReloadEvents::new(&dir, Arc::default()), 0), [1, 2]);
     }
 }

@@ -39,7 +39,7 @@ impl Issue {
     }
 
     /// `mcp.x.command.0`
-    pub fn place(&self) -> String {
+    pub fn dotted_path(&self) -> String {
         self.path.join(".")
     }
 }
@@ -83,7 +83,7 @@ pub fn issues(key: &str, value: &Value) -> Vec<Issue> {
             continue;
         };
         let mut found = Vec::new();
-        Check { schemas }.value(schema, value, &mut path.to_vec(), &mut found);
+        SchemaCheck { schemas }.value(schema, value, &mut path.to_vec(), &mut found);
         if found.is_empty() {
             return found;
         }
@@ -99,17 +99,17 @@ pub fn issues(key: &str, value: &Value) -> Vec<Issue> {
 
 fn refuse(code: Code, issues: Vec<Issue>) -> Result<()> {
     let Some(first) = issues.first() else { return Ok(()) };
-    let message = format!("OpenCode would not start with this: {}: {}", first.place(), first.message);
+    let message = format!("OpenCode would not start with this: {}: {}", first.dotted_path(), first.message);
     let all: Vec<Value> =
         issues.iter().map(|issue| json!({ "path": issue.path, "message": issue.message })).collect();
-    Err(Error::new(code, message).detail("path", first.place()).detail("issues", all))
+    Err(Error::new(code, message).detail("path", first.dotted_path()).detail("issues", all))
 }
 
-struct Check<'a> {
+struct SchemaCheck<'a> {
     schemas: &'a Map<String, Value>,
 }
 
-impl Check<'_> {
+impl SchemaCheck<'_> {
     fn value(&self, schema: &Value, value: &Value, path: &mut Vec<String>, found: &mut Vec<Issue>) {
         if let Some(name) = schema["$ref"].as_str() {
             return self.value(self.schemas.get(name).unwrap_or(&Value::Null), value, path, found);
@@ -122,7 +122,10 @@ impl Check<'_> {
         }
         if let Some(kind) = schema["type"].as_str() {
             if !is_a(kind, value) {
-                return found.push(Issue::at(path, format!("{} is wanted, not {}", a(kind), kind_of(value))));
+                return found.push(Issue::at(
+                    path,
+                    format!("{} is wanted, not {}", with_article(kind), kind_of(value)),
+                ));
             }
         }
         if let Some(allowed) = words(schema) {
@@ -225,7 +228,7 @@ impl Check<'_> {
                 let _ = write!(list, "{}{word}", if list.is_empty() { "" } else { ", " });
                 list
             }),
-            (None, Some(kind)) => a(kind).to_owned(),
+            (None, Some(kind)) => with_article(kind).to_owned(),
             (None, None) => "something else".to_owned(),
         }
     }
@@ -260,7 +263,7 @@ fn is_a(kind: &str, value: &Value) -> bool {
     }
 }
 
-fn a(kind: &str) -> &'static str {
+fn with_article(kind: &str) -> &'static str {
     match kind {
         "string" => "a string",
         "boolean" => "true or false",
@@ -307,7 +310,7 @@ mod tests {
     use super::*;
 
     fn place(key: &str, value: Value) -> String {
-        issues(key, &value).first().map(Issue::place).unwrap_or_default()
+        issues(key, &value).first().map(Issue::dotted_path).unwrap_or_default()
     }
 
     #[test]

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::reload::{Action, Reason};
-use super::{ELSEWHERE, LIST_BYTES, Listed, Project, Scope, Site, read_head, rules};
+use super::reload::{ReloadAction, ReloadReason};
+use super::{BoundedList, ItemScope, LINK_LEADS_OUT, LIST_BYTES, Project, ProjectSite, read_head, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::finder::{Budget, FoundFile, Walked, json_length};
-use crate::store::front_matter::{self, Opened};
+use crate::store::finder::{FoundFile, SearchBudget, SearchResult, json_length};
+use crate::store::front_matter::{self, ParsedMatter};
 
 /// A row of the list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Skill {
+pub struct SkillEntry {
     /// The name in its front matter; of one that OpenCode passes over, its folder's.
     pub name: String,
     /// What it is for.
@@ -24,7 +24,7 @@ pub struct Skill {
     /// Its `SKILL.md`, absolute.
     pub path: String,
     /// Whose it is.
-    pub scope: Scope,
+    pub scope: ItemScope,
     /// When it is to be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
@@ -161,38 +161,38 @@ impl NewSkill {
 }
 
 /// One of the folders in which skills are looked for.
-struct Place<'a> {
-    root: Source<'a>,
+struct SkillRoot<'a> {
+    root: SkillRootFiles<'a>,
     folder: &'static str,
     /// What stands before `folder` in a path.
     shown: String,
-    scope: Scope,
+    scope: ItemScope,
     /// Folders whose names begin with a dot are read too (the globs of OpenCode's `skill.ts`).
     dots: bool,
     /// Its links can lead to other files of the host.
     follows: bool,
 }
 
-enum Source<'a> {
+enum SkillRootFiles<'a> {
     Ours(&'a Root),
     Other(Arc<Root>),
 }
 
-impl Place<'_> {
+impl SkillRoot<'_> {
     fn root(&self) -> &Root {
         match &self.root {
-            Source::Ours(root) => root,
-            Source::Other(root) => root,
+            SkillRootFiles::Ours(root) => root,
+            SkillRootFiles::Other(root) => root,
         }
     }
 
     fn is_ours(&self) -> bool {
-        matches!(self.root, Source::Ours(_))
+        matches!(self.root, SkillRootFiles::Ours(_))
     }
 
     /// Links to skills that OpenCode would follow out of the workspace: none in a container, whose root is its own. One
     /// beside a `SKILL.md` leads to data of that skill.
-    fn leading_out(&self, found: &Walked) -> Vec<String> {
+    fn leading_out(&self, found: &SearchResult) -> Vec<String> {
         fn above(path: &str) -> &str {
             path.rsplit_once('/').map_or("", |(folder, _)| folder)
         }
@@ -201,7 +201,7 @@ impl Place<'_> {
         }
         let skills: HashSet<&str> = found.files.iter().map(|file| above(&file.path)).collect();
         let leads = |path: &&String| path.ends_with(MAIN) || !skills.contains(above(path));
-        found.leading_out.iter().filter(leads).cloned().collect()
+        found.outside_links.iter().filter(leads).cloned().collect()
     }
 }
 
@@ -211,14 +211,19 @@ impl Project {
     ///
     /// # Errors
     /// When a folder of skills cannot be read.
-    pub fn skills(&self, site: &Site, global: bool) -> Result<Listed<Skill>> {
-        let mut budget = Budget::new(LIST_BYTES);
+    pub fn skills(&self, site: &ProjectSite, global: bool) -> Result<BoundedList<SkillEntry>> {
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let items = self.all_skills(site, global, &mut budget)?;
-        Ok(Listed { items, truncated: budget.cut })
+        Ok(BoundedList { items, truncated: budget.truncated })
     }
 
-    pub(super) fn all_skills(&self, site: &Site, global: bool, budget: &mut Budget) -> Result<Vec<Skill>> {
-        let mut skills: Vec<Skill> = Vec::new();
+    pub(super) fn all_skills(
+        &self,
+        site: &ProjectSite,
+        global: bool,
+        budget: &mut SearchBudget,
+    ) -> Result<Vec<SkillEntry>> {
+        let mut skills: Vec<SkillEntry> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
         let mut views = self.skills_read.views();
         for place in self.places(site, global)? {
@@ -228,7 +233,7 @@ impl Project {
             let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
             for (path, stat) in files.chain(elsewhere) {
                 let Some(stat) = stat else {
-                    let reading = SkillReading::elsewhere();
+                    let reading = ParsedSkill::elsewhere();
                     let Some(skill) = reading.row(&place, &path, budget) else { continue };
                     if skills.len() < ROWS && !known.contains_key(&skill.name) {
                         known.insert(skill.name.clone(), skills.len());
@@ -237,15 +242,15 @@ impl Project {
                     continue;
                 };
                 let reading = views.look(&stat, |stat| {
-                    if !budget.read(stat.size().min(HEAD_BYTES)) {
+                    if !budget.take_read(stat.size().min(HEAD_BYTES)) {
                         return Ok(None);
                     }
-                    Ok(read_head(root, &path, HEAD_BYTES)?.map(|(text, _)| Arc::new(SkillReading::of(&text))))
+                    Ok(read_head(root, &path, HEAD_BYTES)?.map(|(text, _)| Arc::new(ParsedSkill::of(&text))))
                 });
                 let reading = match reading {
                     Ok(Some(reading)) => reading,
                     Ok(None) => continue,
-                    Err(error) => Arc::new(SkillReading::refused(error.message())),
+                    Err(error) => Arc::new(ParsedSkill::refused(error.message())),
                 };
                 let Some(skill) = reading.row(&place, &path, budget) else { continue };
                 match known.get(&skill.name) {
@@ -256,7 +261,7 @@ impl Project {
                         skills.push(skill);
                     }
                     None => {
-                        budget.cut = true;
+                        budget.truncated = true;
                         return Ok(skills);
                     }
                 }
@@ -269,9 +274,9 @@ impl Project {
     ///
     /// # Errors
     /// `SkillNotFound`; those of `store::beneath`.
-    pub fn skill(&self, site: &Site, name: &str, global: bool) -> Result<(Skill, String)> {
+    pub fn skill(&self, site: &ProjectSite, name: &str, global: bool) -> Result<(SkillEntry, String)> {
         let missing = || Error::new(Code::SkillNotFound, "Skill not found").detail("name", name);
-        let mut budget = Budget::new(LIST_BYTES);
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let skills = self.all_skills(site, global, &mut budget)?;
         let found = skills.into_iter().find(|skill| skill.name == name && skill.error.is_none());
         let mut skill = found.ok_or_else(missing)?;
@@ -289,14 +294,14 @@ impl Project {
     ///
     /// # Errors
     /// Those of `store::beneath`.
-    pub fn put_skill(&self, site: &Site, skill: &NewSkill) -> Result<bool> {
-        let is_new = self.writing(site, || {
+    pub fn put_skill(&self, site: &ProjectSite, skill: &NewSkill) -> Result<bool> {
+        let is_new = self.with_write_turn(site, || {
             let is_new = !site.root.exists(&skill.path())?;
             self.put_file(site, &skill.path(), skill.text.as_bytes())?;
             Ok(is_new)
         })?;
-        let action = if is_new { Action::Added } else { Action::Updated };
-        self.changed(site, Reason::Skills, &skill.name, action, &skill.path());
+        let action = if is_new { ReloadAction::Added } else { ReloadAction::Updated };
+        self.report_change(site, ReloadReason::Skills, &skill.name, action, &skill.path());
         Ok(is_new)
     }
 
@@ -305,8 +310,8 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidSkillName`, `SkillNotFound`.
-    pub fn find_skill(&self, site: &Site, name: &str) -> Result<String> {
-        let mut budget = Budget::new(LIST_BYTES);
+    pub fn find_skill(&self, site: &ProjectSite, name: &str) -> Result<String> {
+        let mut budget = SearchBudget::new(LIST_BYTES);
         let skills = self.all_skills(site, false, &mut budget)?;
         let found = skills.iter().find(|skill| skill.name == name).and_then(|skill| skill.file.as_deref());
         let Some(file) = found else {
@@ -314,9 +319,9 @@ impl Project {
             return Err(Error::new(Code::SkillNotFound, "Skill not found").detail("name", name));
         };
         let folder = file.strip_suffix(MAIN).unwrap_or(file).trim_end_matches('/');
-        let mut nested = Budget::new(LIST_BYTES);
+        let mut nested = SearchBudget::new(LIST_BYTES);
         let mains = site.root.find_files(folder, true, |name| name == MAIN, &mut nested)?;
-        let alone = mains.len() <= 1 && !nested.cut && !FOLDERS.contains(&folder);
+        let alone = mains.len() <= 1 && !nested.truncated && !FOLDERS.contains(&folder);
         Ok(if alone { folder } else { file }.to_owned())
     }
 
@@ -324,8 +329,8 @@ impl Project {
     ///
     /// # Errors
     /// `InvalidSkillName`, `SkillNotFound`; those of `store::exchange`.
-    pub fn delete_skill(&self, site: &Site, name: &str) -> Result<String> {
-        let path = self.writing(site, || {
+    pub fn delete_skill(&self, site: &ProjectSite, name: &str) -> Result<String> {
+        let path = self.with_write_turn(site, || {
             let path = self.find_skill(site, name)?;
             // Of a link to a folder only the link is removed.
             let whole = site.root.is_dir(&path)? && !site.root.is_link(&path)?;
@@ -333,24 +338,24 @@ impl Project {
                 return Ok(path);
             }
             let removed = site.root.remove_tree(&path);
-            self.looked(site);
+            self.refresh_snapshot(site);
             removed.map(|()| path)
         })?;
-        self.changed(site, Reason::Skills, name, Action::Removed, &path);
+        self.report_change(site, ReloadReason::Skills, name, ReloadAction::Removed, &path);
         Ok(path)
     }
 
-    fn places<'a>(&self, site: &'a Site, global: bool) -> Result<Vec<Place<'a>>> {
+    fn places<'a>(&self, site: &'a ProjectSite, global: bool) -> Result<Vec<SkillRoot<'a>>> {
         let mut places = Vec::new();
         let dots = |folder: &str| !folder.contains("opencode");
         for folder in FOLDERS {
-            let (root, dots) = (Source::Ours(&site.root), dots(folder));
-            let (shown, follows) = (site.path(""), site.folder.is_some());
-            places.push(Place { root, folder, shown, scope: Scope::Project, dots, follows });
+            let (root, dots) = (SkillRootFiles::Ours(&site.root), dots(folder));
+            let (shown, follows) = (site.path(""), site.host_folder.is_some());
+            places.push(SkillRoot { root, folder, shown, scope: ItemScope::Project, dots, follows });
         }
         // In a container nothing is above.
-        let mut ends = site.folder.is_none() || site.root.exists(".git")?;
-        let above = site.folder.iter().flat_map(|folder| folder.ancestors().skip(1));
+        let mut ends = site.host_folder.is_none() || site.root.exists(".git")?;
+        let above = site.host_folder.iter().flat_map(|folder| folder.ancestors().skip(1));
         for above in above.take(limits::FOLDERS_ABOVE) {
             if ends {
                 break;
@@ -360,15 +365,29 @@ impl Project {
             ends |= root.exists(".git").unwrap_or(true);
             for folder in FOLDERS {
                 let shown = format!("{}/", above.to_string_lossy().trim_end_matches('/'));
-                let (root, dots) = (Source::Other(root.clone()), dots(folder));
-                places.push(Place { root, folder, shown, scope: Scope::Project, dots, follows: true });
+                let (root, dots) = (SkillRootFiles::Other(root.clone()), dots(folder));
+                places.push(SkillRoot {
+                    root,
+                    folder,
+                    shown,
+                    scope: ItemScope::Project,
+                    dots,
+                    follows: true,
+                });
             }
         }
         for path in GLOBAL.iter().filter(|_| global) {
             if let Some(root) = self.global(path).map(Arc::new) {
                 let shown = format!("{}/", self.home.join(path).to_string_lossy());
-                let (root, dots) = (Source::Other(root), dots(path));
-                places.push(Place { root, folder: "", shown, scope: Scope::Global, dots, follows: true });
+                let (root, dots) = (SkillRootFiles::Other(root), dots(path));
+                places.push(SkillRoot {
+                    root,
+                    folder: "",
+                    shown,
+                    scope: ItemScope::Global,
+                    dots,
+                    follows: true,
+                });
             }
         }
         Ok(places)
@@ -392,7 +411,7 @@ const WIDE: &str = "\u{fffd}\u{fffd}-\0-\0-\0";
 
 /// A `SKILL.md` as OpenCode reads it.
 #[derive(Clone, Debug)]
-pub(super) struct SkillReading {
+pub(super) struct ParsedSkill {
     /// `None` when OpenCode passes over it.
     name: Option<String>,
     description: String,
@@ -403,9 +422,10 @@ pub(super) struct SkillReading {
     length: usize,
 }
 
-impl SkillReading {
-    fn of(text: &str) -> SkillReading {
-        let Opened { fields, content, fault, refused: _, repaired_crlf, marked } = front_matter::open(text);
+impl ParsedSkill {
+    fn of(text: &str) -> ParsedSkill {
+        let ParsedMatter { fields, content, fault, refused: _, repaired_crlf, marked } =
+            front_matter::open(text);
         let word = |key: &str| fields.get(key).and_then(Value::as_str);
         let given = |key: &str| word(key).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
         let trigger = given("trigger").or_else(|| given("when")).or_else(|| when_to_use(content));
@@ -441,25 +461,25 @@ impl SkillReading {
             .filter(|_| error.is_none())
             .map(|why| format!("OpenCode {} passes over it: {why}", rules::VERSIONS[1]));
         let error = error.map(passed_over);
-        SkillReading { name, description, trigger, error, warning, length: 0 }.measured()
+        ParsedSkill { name, description, trigger, error, warning, length: 0 }.measured()
     }
 
-    fn refused(why: &str) -> SkillReading {
-        SkillReading::unread(passed_over(why.to_owned()))
+    fn refused(why: &str) -> ParsedSkill {
+        ParsedSkill::unread(passed_over(why.to_owned()))
     }
 
     /// Behind a link that leads out of the workspace. What may be there is not the workspace's, so its limited tokens
     /// must not see it.
-    fn elsewhere() -> SkillReading {
-        SkillReading::unread(ELSEWHERE.to_owned())
+    fn elsewhere() -> ParsedSkill {
+        ParsedSkill::unread(LINK_LEADS_OUT.to_owned())
     }
 
-    fn unread(error: String) -> SkillReading {
+    fn unread(error: String) -> ParsedSkill {
         let (name, description, trigger, warning) = (None, String::new(), None, None);
-        SkillReading { name, description, trigger, error: Some(error), warning, length: 0 }.measured()
+        ParsedSkill { name, description, trigger, error: Some(error), warning, length: 0 }.measured()
     }
 
-    fn measured(mut self) -> SkillReading {
+    fn measured(mut self) -> ParsedSkill {
         let length = |text: &Option<String>| text.as_deref().map_or(0, json_length);
         let texts = [&self.name, &self.trigger, &self.error, &self.warning].into_iter().map(length);
         self.length = texts.sum::<usize>() + json_length(&self.description);
@@ -468,10 +488,10 @@ impl SkillReading {
 
     /// The row, shortened at once where the budget has no room for it: one file with many names could be held in memory
     /// as many times. `None` when nothing more fits.
-    fn row(&self, place: &Place<'_>, path: &str, budget: &mut Budget) -> Option<Skill> {
+    fn row(&self, place: &SkillRoot<'_>, path: &str, budget: &mut SearchBudget) -> Option<SkillEntry> {
         let rest = json_length(path) + place.shown.len() + 200;
-        let whole = budget.text(self.length + rest);
-        if !whole && !budget.text(rest) {
+        let whole = budget.take_text(self.length + rest);
+        if !whole && !budget.take_text(rest) {
             return None;
         }
         let text = |text: &str| if whole { text.to_owned() } else { shorten(text) };
@@ -479,7 +499,7 @@ impl SkillReading {
         // A folder of skills that is behind a link itself has a name that no skill has.
         let all = path == place.folder && !path.is_empty();
         let folder = if all { path } else { folder.rsplit('/').next().unwrap_or_default() };
-        Some(Skill {
+        Some(SkillEntry {
             name: text(self.name.as_deref().unwrap_or(folder)),
             description: text(&self.description),
             path: format!("{}{path}", place.shown),

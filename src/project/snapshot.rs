@@ -3,28 +3,28 @@
 
 use std::collections::BTreeMap;
 
-use super::Site;
-use super::reload::{Action, Reason, Trigger};
+use super::ProjectSite;
+use super::reload::{ReloadAction, ReloadReason, ReloadTrigger};
 use super::{commands, skills};
 use crate::base::limits;
 use crate::store::beneath::Root;
-use crate::store::finder::Budget;
-use crate::store::remembered::FileStat;
+use crate::store::file_cache::FileStat;
+use crate::store::finder::SearchBudget;
 
 /// Another one after every write that anybody does.
-pub type Stamp = (u64, u64, u64, i64, i64);
+pub type SnapshotStamp = (u64, u64, u64, i64, i64);
 
 /// The files by path.
-pub type Snapshot = BTreeMap<String, Stamp>;
+pub type ProjectSnapshot = BTreeMap<String, SnapshotStamp>;
 
 /// A place whose files an agent reads.
-struct Place {
+struct WatchedPlace {
     folder: &'static str,
-    reason: Reason,
-    kind: Kind,
+    reason: ReloadReason,
+    kind: WatchedFiles,
 }
 
-enum Kind {
+enum WatchedFiles {
     /// These files.
     Files(&'static [&'static str]),
     /// All with these endings.
@@ -33,43 +33,43 @@ enum Kind {
     Tree(&'static str),
 }
 
-const CONFIG: Kind = Kind::Files(&["opencode.json", "opencode.jsonc"]);
-const MARKDOWN: Kind = Kind::Tree(".md");
-const SCRIPTS: Kind = Kind::Endings(&[".js", ".ts"]);
-const SKILL: Kind = Kind::Tree("/SKILL.md");
+const CONFIG: WatchedFiles = WatchedFiles::Files(&["opencode.json", "opencode.jsonc"]);
+const MARKDOWN: WatchedFiles = WatchedFiles::Tree(".md");
+const SCRIPTS: WatchedFiles = WatchedFiles::Endings(&[".js", ".ts"]);
+const SKILL: WatchedFiles = WatchedFiles::Tree("/SKILL.md");
 
-const fn place(folder: &'static str, reason: Reason, kind: Kind) -> Place {
-    Place { folder, reason, kind }
+const fn place(folder: &'static str, reason: ReloadReason, kind: WatchedFiles) -> WatchedPlace {
+    WatchedPlace { folder, reason, kind }
 }
 
 /// Both of OpenCode's spellings of a folder are read (tried with 1.1.53 and 1.18.34).
-const PLACES: [Place; 15] = [
-    place("", Reason::Config, CONFIG),
-    place(".opencode", Reason::Config, CONFIG),
-    place("", Reason::Agents, Kind::Files(&["AGENTS.md"])),
-    place(skills::FOLDERS[0], Reason::Skills, SKILL),
-    place(skills::FOLDERS[1], Reason::Skills, SKILL),
-    place(skills::FOLDERS[2], Reason::Skills, SKILL),
-    place(skills::FOLDERS[3], Reason::Skills, SKILL),
-    place(commands::FOLDERS[0], Reason::Commands, MARKDOWN),
-    place(commands::FOLDERS[1], Reason::Commands, MARKDOWN),
-    place(".opencode/agents", Reason::Agents, MARKDOWN),
-    place(".opencode/agent", Reason::Agents, MARKDOWN),
-    place(".opencode/plugins", Reason::Plugins, SCRIPTS),
-    place(".opencode/plugin", Reason::Plugins, SCRIPTS),
-    place(".claude", Reason::Skills, Kind::Files(&[])),
-    place(".agents", Reason::Skills, Kind::Files(&[])),
+const PLACES: [WatchedPlace; 15] = [
+    place("", ReloadReason::Config, CONFIG),
+    place(".opencode", ReloadReason::Config, CONFIG),
+    place("", ReloadReason::Agents, WatchedFiles::Files(&["AGENTS.md"])),
+    place(skills::FOLDERS[0], ReloadReason::Skills, SKILL),
+    place(skills::FOLDERS[1], ReloadReason::Skills, SKILL),
+    place(skills::FOLDERS[2], ReloadReason::Skills, SKILL),
+    place(skills::FOLDERS[3], ReloadReason::Skills, SKILL),
+    place(commands::FOLDERS[0], ReloadReason::Commands, MARKDOWN),
+    place(commands::FOLDERS[1], ReloadReason::Commands, MARKDOWN),
+    place(".opencode/agents", ReloadReason::Agents, MARKDOWN),
+    place(".opencode/agent", ReloadReason::Agents, MARKDOWN),
+    place(".opencode/plugins", ReloadReason::Plugins, SCRIPTS),
+    place(".opencode/plugin", ReloadReason::Plugins, SCRIPTS),
+    place(".claude", ReloadReason::Skills, WatchedFiles::Files(&[])),
+    place(".agents", ReloadReason::Skills, WatchedFiles::Files(&[])),
 ];
 
 /// Names in the workspace's own folder that matter; in a busy one all others are passed over.
-pub fn matters_on_top(name: &str) -> bool {
+pub fn is_relevant_at_top(name: &str) -> bool {
     [".opencode", ".claude", ".agents", "AGENTS.md", "opencode.json", "opencode.jsonc"].contains(&name)
 }
 
 /// Looks at all of it: the files, and the folders in which one could appear. What cannot be looked at is not there.
-pub fn take(root: &Root) -> (Snapshot, Vec<String>) {
-    let (mut files, mut folders) = (Snapshot::new(), Vec::new());
-    let mut budget = Budget::new(0);
+pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
+    let (mut files, mut folders) = (ProjectSnapshot::new(), Vec::new());
+    let mut budget = SearchBudget::new(0);
     let mut nested = Vec::new();
     for place in &PLACES {
         if !root.is_dir(place.folder).unwrap_or(false) {
@@ -86,8 +86,8 @@ pub fn take(root: &Root) -> (Snapshot, Vec<String>) {
             }
         };
         match place.kind {
-            Kind::Files(names) => names.iter().for_each(|name| look(below(place.folder, name))),
-            Kind::Endings(endings) => {
+            WatchedFiles::Files(names) => names.iter().for_each(|name| look(below(place.folder, name))),
+            WatchedFiles::Endings(endings) => {
                 let listed = root.list(place.folder, &mut budget).ok().flatten();
                 let entries = listed.iter().flat_map(|entries| entries.iter());
                 let names = entries.map(|entry| entry.name.as_str());
@@ -95,7 +95,7 @@ pub fn take(root: &Root) -> (Snapshot, Vec<String>) {
                     .filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
                     .for_each(|name| look(below(place.folder, name)));
             }
-            Kind::Tree(ending) => {
+            WatchedFiles::Tree(ending) => {
                 let (whole, ending) = (ending.strip_prefix('/'), ending);
                 let wanted = |name: &str| whole.map_or_else(|| name.ends_with(ending), |whole| name == whole);
                 let walked = root.walk(place.folder, true, wanted, &mut budget).unwrap_or_default();
@@ -114,56 +114,57 @@ pub fn take(root: &Root) -> (Snapshot, Vec<String>) {
 }
 
 /// One file's, for whoever has just written it.
-pub fn stamp(root: &Root, path: &str) -> Option<Stamp> {
+pub fn stamp(root: &Root, path: &str) -> Option<SnapshotStamp> {
     root.stat(path).ok().flatten().filter(FileStat::is_file).map(|stat| stamp_of(&stat))
 }
 
-fn stamp_of(stat: &FileStat) -> Stamp {
+fn stamp_of(stat: &FileStat) -> SnapshotStamp {
     let ((device, inode), (modified, changed)) = (stat.inode(), stat.times());
     (device, inode, stat.size(), modified, changed)
 }
 
 /// What has changed, one for each reason: exactly, where it is one thing.
-pub fn changes(site: &Site, before: &Snapshot, after: &Snapshot) -> Vec<Trigger> {
-    let mut all: BTreeMap<Reason, Vec<Trigger>> = BTreeMap::new();
-    let gone = before.keys().filter(|path| !after.contains_key(*path)).map(|path| (path, Action::Removed));
+pub fn changes(site: &ProjectSite, before: &ProjectSnapshot, after: &ProjectSnapshot) -> Vec<ReloadTrigger> {
+    let mut all: BTreeMap<ReloadReason, Vec<ReloadTrigger>> = BTreeMap::new();
+    let gone =
+        before.keys().filter(|path| !after.contains_key(*path)).map(|path| (path, ReloadAction::Removed));
     let there = after.iter().filter_map(|(path, stamp)| match before.get(path) {
-        None => Some((path, Action::Added)),
-        Some(old) if old != stamp => Some((path, Action::Updated)),
+        None => Some((path, ReloadAction::Added)),
+        Some(old) if old != stamp => Some((path, ReloadAction::Updated)),
         Some(_) => None,
     });
     for (path, action) in gone.chain(there) {
         let (reason, name) = named(path);
-        let trigger = Trigger { reason, name, action, path: Some(site.path(path)) };
+        let trigger = ReloadTrigger { reason, name, action, path: Some(site.path(path)) };
         all.entry(reason).or_default().push(trigger);
     }
     all.into_iter()
         .map(|(reason, mut triggers)| match triggers.len() {
             1 => triggers.remove(0),
-            _ => Trigger { reason, name: None, action: Action::Updated, path: None },
+            _ => ReloadTrigger { reason, name: None, action: ReloadAction::Updated, path: None },
         })
         .collect()
 }
 
 /// What a file is part of, and how that is called.
-fn named(path: &str) -> (Reason, Option<String>) {
+fn named(path: &str) -> (ReloadReason, Option<String>) {
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
     for place in &PLACES {
         match place.kind {
-            Kind::Files(names) if folder == place.folder && names.contains(&file) => {
-                let name = (place.reason == Reason::Config).then(|| file.to_owned());
+            WatchedFiles::Files(names) if folder == place.folder && names.contains(&file) => {
+                let name = (place.reason == ReloadReason::Config).then(|| file.to_owned());
                 return (place.reason, name);
             }
-            Kind::Endings(_) if folder == place.folder => {
+            WatchedFiles::Endings(_) if folder == place.folder => {
                 return (place.reason, Some(file.to_owned()));
             }
-            Kind::Tree(_) => {
+            WatchedFiles::Tree(_) => {
                 let Some(inside) = path.strip_prefix(place.folder).and_then(|rest| rest.strip_prefix('/'))
                 else {
                     continue;
                 };
                 let name = match place.reason {
-                    Reason::Skills => folder.rsplit('/').next().unwrap_or_default(),
+                    ReloadReason::Skills => folder.rsplit('/').next().unwrap_or_default(),
                     _ => inside.trim_end_matches(".md"),
                 };
                 return (place.reason, Some(name.to_owned()));
@@ -171,7 +172,7 @@ fn named(path: &str) -> (Reason, Option<String>) {
             _ => {}
         }
     }
-    (Reason::Config, None)
+    (ReloadReason::Config, None)
 }
 
 fn below(folder: &str, name: &str) -> String {

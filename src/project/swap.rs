@@ -10,25 +10,25 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Site, read_text};
+use super::{ProjectSite, read_text};
 use crate::base::{At, Code, Error, Result, limits};
-use crate::store::exchange::Identity;
+use crate::store::exchange::FileIdentity;
 use crate::store::file;
 
 const JOURNAL: &str = "import.json";
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Journal {
+struct ImportJournal {
     stage: String,
-    steps: Vec<Step>,
+    steps: Vec<ImportStep>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Step {
+struct ImportStep {
     staged: String,
     target: String,
     /// Which file the new one is, or the one to be removed: it tells whether the step was done.
-    new: Identity,
+    new: FileIdentity,
     /// The file at `target` is moved to `staged`; nothing takes its place.
     #[serde(default)]
     removes: bool,
@@ -38,18 +38,18 @@ struct Step {
 }
 
 /// New files on their way.
-pub(super) struct Import<'a> {
-    site: &'a Site,
+pub(super) struct StagedImport<'a> {
+    site: &'a ProjectSite,
     stage: String,
-    steps: Vec<Step>,
+    steps: Vec<ImportStep>,
     done: bool,
 }
 
-impl<'a> Import<'a> {
-    pub(super) fn begin(site: &'a Site) -> Result<Import<'a>> {
+impl<'a> StagedImport<'a> {
+    pub(super) fn begin(site: &'a ProjectSite) -> Result<StagedImport<'a>> {
         let stage = format!(".opencode/openwork/.import-{}", Uuid::new_v4().simple());
         site.root.make_dirs(&stage)?;
-        Ok(Import { site, stage, steps: Vec::new(), done: false })
+        Ok(StagedImport { site, stage, steps: Vec::new(), done: false })
     }
 
     /// A file whose content is to be as it was read when the new one takes its place.
@@ -82,8 +82,8 @@ impl<'a> Import<'a> {
     pub(super) fn remove(&mut self, target: &str) -> Result<()> {
         self.check_file(target)?;
         let staged = self.next();
-        let new = self.site.root.identity(target)?.ok_or_else(|| changing(target))?;
-        self.steps.push(Step { staged, target: target.to_owned(), new, removes: true, expected: None });
+        let new = self.site.root.identity(target)?.ok_or_else(|| changed_during_import(target))?;
+        self.steps.push(ImportStep { staged, target: target.to_owned(), new, removes: true, expected: None });
         Ok(())
     }
 
@@ -105,19 +105,20 @@ impl<'a> Import<'a> {
     }
 
     fn step(&mut self, staged: String, target: &str, expected: Option<Option<String>>) -> Result<()> {
-        let new = self.site.root.identity(&staged)?.ok_or_else(|| changing(target))?;
-        self.steps.push(Step { staged, target: target.to_owned(), new, removes: false, expected });
+        let new = self.site.root.identity(&staged)?.ok_or_else(|| changed_during_import(target))?;
+        self.steps.push(ImportStep { staged, target: target.to_owned(), new, removes: false, expected });
         Ok(())
     }
 
     /// Puts everything in place.
     pub(super) fn finish(mut self) -> Result<()> {
-        let journal = Journal { stage: self.stage.clone(), steps: self.steps.clone() };
-        let bytes = serde_json::to_vec(&journal).map_err(|error| Error::internal("import").because(error))?;
+        let journal = ImportJournal { stage: self.stage.clone(), steps: self.steps.clone() };
+        let bytes =
+            serde_json::to_vec(&journal).map_err(|error| Error::internal("import").with_source(error))?;
         file::write_atomic(&path(self.site), &bytes, 0o600)?;
         for (at, step) in self.steps.iter().enumerate() {
             if let Err(error) = self.apply(step) {
-                self.take_back(at);
+                self.roll_back(at);
                 let _ = forget(self.site);
                 return Err(error);
             }
@@ -126,26 +127,26 @@ impl<'a> Import<'a> {
         forget(self.site)
     }
 
-    fn apply(&self, step: &Step) -> Result<()> {
+    fn apply(&self, step: &ImportStep) -> Result<()> {
         if step.removes {
-            let moved = self.site.root.move_away(&step.target, &step.staged)?;
-            return if moved { Ok(()) } else { Err(changing(&step.target)) };
+            let moved = self.site.root.move_to_free_name(&step.target, &step.staged)?;
+            return if moved { Ok(()) } else { Err(changed_during_import(&step.target)) };
         }
-        self.site.root.change_places(&step.staged, &step.target)?;
+        self.site.root.exchange(&step.staged, &step.target)?;
         let Some(expected) = &step.expected else { return Ok(()) };
         if read_text(&self.site.root, &step.staged).ok().as_ref() == Some(expected) {
             return Ok(());
         }
-        back(self.site, step);
-        Err(changing(&step.target))
+        undo_step(self.site, step);
+        Err(changed_during_import(&step.target))
     }
 
-    fn take_back(&self, count: usize) {
-        self.steps[..count].iter().rev().for_each(|step| back(self.site, step));
+    fn roll_back(&self, count: usize) {
+        self.steps[..count].iter().rev().for_each(|step| undo_step(self.site, step));
     }
 }
 
-impl Drop for Import<'_> {
+impl Drop for StagedImport<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.site.root.remove_tree(&self.stage) {
             log::warn!("{}: {error}", self.site.id);
@@ -154,30 +155,30 @@ impl Drop for Import<'_> {
 }
 
 /// The old one where it was, or nothing there again.
-fn back(site: &Site, step: &Step) {
+fn undo_step(site: &ProjectSite, step: &ImportStep) {
     let undone = match site.root.identity(&step.staged) {
-        Ok(Some(_)) if step.removes => site.root.move_away(&step.staged, &step.target).map(drop),
+        Ok(Some(_)) if step.removes => site.root.move_to_free_name(&step.staged, &step.target).map(drop),
         _ if step.removes => Ok(()),
-        Ok(Some(_)) => site.root.change_places(&step.staged, &step.target),
-        _ => site.root.move_away(&step.target, &step.staged).map(drop),
+        Ok(Some(_)) => site.root.exchange(&step.staged, &step.target),
+        _ => site.root.move_to_free_name(&step.target, &step.staged).map(drop),
     };
     if let Err(error) = undone {
         log::error!("{}: an import could not be taken back: {error}", site.id);
     }
 }
 
-fn path(site: &Site) -> PathBuf {
-    site.state.join(JOURNAL)
+fn path(site: &ProjectSite) -> PathBuf {
+    site.state_folder.join(JOURNAL)
 }
 
-fn forget(site: &Site) -> Result<()> {
+fn forget(site: &ProjectSite) -> Result<()> {
     match std::fs::remove_file(path(site)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at("remove", path(site)),
         _ => Ok(()),
     }
 }
 
-fn changing(target: &str) -> Error {
+fn changed_during_import(target: &str) -> Error {
     let message =
         format!("{target} was changed by somebody else at the same moment; nothing was imported, try again");
     Error::new(Code::Conflict, message).detail("path", target)
@@ -187,19 +188,19 @@ fn changing(target: &str) -> Error {
 ///
 /// # Errors
 /// When the list or the workspace cannot be read.
-pub(super) fn settle(site: &Site) -> Result<()> {
+pub(super) fn recover_import(site: &ProjectSite) -> Result<()> {
     let Some(bytes) = file::read_optional(&path(site), limits::STATE_FILE_BYTES)? else { return Ok(()) };
-    if let Ok(journal) = serde_json::from_slice::<Journal>(&bytes) {
+    if let Ok(journal) = serde_json::from_slice::<ImportJournal>(&bytes) {
         for step in &journal.steps {
             let is_new = |at: &str| site.root.identity(at).is_ok_and(|found| found == Some(step.new));
             if step.removes {
                 if is_new(&step.target) {
-                    if let Err(error) = site.root.move_away(&step.target, &step.staged) {
+                    if let Err(error) = site.root.move_to_free_name(&step.target, &step.staged) {
                         log::error!("{}: {} was not removed by an import: {error}", site.id, step.target);
                     }
                 }
             } else if !is_new(&step.target) && is_new(&step.staged) {
-                if let Err(error) = site.root.change_places(&step.staged, &step.target) {
+                if let Err(error) = site.root.exchange(&step.staged, &step.target) {
                     log::error!("{}: {} was not imported: {error}", site.id, step.target);
                 }
             }

@@ -9,41 +9,41 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use serde_json::{Map, json};
 
-use crate::access::question::FileContent;
+use crate::access::approval_request::FileContent;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::beneath::Root;
-use crate::store::deposit::{self, Deposit, Listing, Tray};
 use crate::store::file::is_temp_name;
+use crate::store::tray::{self, Tray, TrayListing, TrayWriter};
 
 /// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum TrayKind {
     /// From people to agents.
     Inbox,
     /// From agents to people.
     Outbox,
 }
 
-impl Which {
+impl TrayKind {
     /// Where it lies in the workspace.
     pub fn folder(self) -> &'static str {
         match self {
-            Which::Inbox => ".opencode/openwork/inbox",
-            Which::Outbox => ".opencode/openwork/outbox",
+            TrayKind::Inbox => ".opencode/openwork/inbox",
+            TrayKind::Outbox => ".opencode/openwork/outbox",
         }
     }
 
     fn bad_id(self) -> Error {
         match self {
-            Which::Inbox => Error::new(Code::InvalidInboxItem, "Inbox item id is invalid"),
-            Which::Outbox => Error::new(Code::InvalidArtifact, "Artifact id is invalid"),
+            TrayKind::Inbox => Error::new(Code::InvalidInboxItem, "Inbox item id is invalid"),
+            TrayKind::Outbox => Error::new(Code::InvalidArtifact, "Artifact id is invalid"),
         }
     }
 
     fn missing(self) -> Error {
         match self {
-            Which::Inbox => Error::new(Code::InboxItemNotFound, "Inbox item not found"),
-            Which::Outbox => Error::new(Code::ArtifactNotFound, "Artifact not found"),
+            TrayKind::Inbox => Error::new(Code::InboxItemNotFound, "Inbox item not found"),
+            TrayKind::Outbox => Error::new(Code::ArtifactNotFound, "Artifact not found"),
         }
     }
 
@@ -51,8 +51,8 @@ impl Which {
     ///
     /// # Errors
     /// `InvalidPath` when it is a link.
-    pub fn list(self, root: &Root) -> Result<Listing> {
-        root.tray(self.folder())?.map_or_else(|| Ok(Listing::default()), |tray| tray.list())
+    pub fn list(self, root: &Root) -> Result<TrayListing> {
+        root.tray(self.folder())?.map_or_else(|| Ok(TrayListing::default()), |tray| tray.list())
     }
 
     /// A file of it, and its path there. A link, a device, a pipe is none.
@@ -139,7 +139,7 @@ const NAME_BYTES: usize = 255;
 /// Removes what uploads to a workspace have left that a killed server was taking. One that another server takes stays.
 pub fn sweep(root: &Root) {
     // A folder that is not there, or a link, has no uploads.
-    if let Ok(Some(tray)) = root.tray(Which::Inbox.folder()) {
+    if let Ok(Some(tray)) = root.tray(TrayKind::Inbox.folder()) {
         tray.sweep();
     }
 }
@@ -151,8 +151,8 @@ pub struct Inbox {
 }
 
 /// A file on its way into it.
-pub struct Incoming<'a> {
-    deposit: Deposit<'a>,
+pub struct IncomingFile<'a> {
+    deposit: TrayWriter<'a>,
     max_bytes: u64,
     bytes: u64,
 }
@@ -163,15 +163,15 @@ impl Inbox {
     /// # Errors
     /// `InvalidPath` when something else, a link for example, stands in its place; `DiskFull`.
     pub fn open(root: &Root, max_bytes: u64) -> Result<Inbox> {
-        Ok(Inbox { tray: root.make_tray(Which::Inbox.folder())?, max_bytes })
+        Ok(Inbox { tray: root.make_tray(TrayKind::Inbox.folder())?, max_bytes })
     }
 
     /// Begins to take one.
     ///
     /// # Errors
     /// `DiskFull`.
-    pub fn begin(&self) -> Result<Incoming<'_>> {
-        Ok(Incoming { deposit: self.tray.begin()?, max_bytes: self.max_bytes, bytes: 0 })
+    pub fn begin(&self) -> Result<IncomingFile<'_>> {
+        Ok(IncomingFile { deposit: self.tray.create()?, max_bytes: self.max_bytes, bytes: 0 })
     }
 }
 
@@ -179,13 +179,13 @@ impl Inbox {
 ///
 /// # Errors
 /// `InvalidPath` when something else has the path.
-pub fn look(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, Option<String>)> {
-    let file = match root.tray(Which::Inbox.folder())? {
+pub fn inspect(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, Option<String>)> {
+    let file = match root.tray(TrayKind::Inbox.folder())? {
         Some(tray) => tray.open_if_there(path.as_str())?,
         None => None,
     };
     let Some(mut file) = file else { return Ok((FileContent::Absent, None)) };
-    let tag = Some(deposit::tag(&file)?.0);
+    let tag = Some(tray::tag(&file)?.0);
     let meta = file.metadata().at("read", path.as_str())?;
     if meta.len() <= most {
         let mut bytes = Vec::new();
@@ -200,18 +200,18 @@ pub fn look(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, Opt
 /// # Errors
 /// `InvalidPath` when a folder has it, or something else stands where a folder should be.
 pub fn check_free(root: &Root, path: &TrayPath) -> Result<()> {
-    match root.tray(Which::Inbox.folder())? {
+    match root.tray(TrayKind::Inbox.folder())? {
         Some(tray) => tray.check_free(path.as_str()),
         None => Ok(()),
     }
 }
 
-impl Incoming<'_> {
+impl IncomingFile<'_> {
     /// Takes more of it; `false` when that was too much: from there on it is only counted.
     ///
     /// # Errors
     /// `DiskFull`.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<bool> {
+    pub fn append(&mut self, bytes: &[u8]) -> Result<bool> {
         self.bytes += bytes.len() as u64;
         if self.bytes > self.max_bytes {
             return Ok(false);
@@ -229,8 +229,8 @@ impl Incoming<'_> {
     ///
     /// # Errors
     /// `InvalidPath`; nothing is left then.
-    pub fn keep(self, path: &TrayPath) -> Result<()> {
-        self.deposit.keep(path.as_str())
+    pub fn commit(self, path: &TrayPath) -> Result<()> {
+        self.deposit.commit(path.as_str())
     }
 }
 
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn ids_lead_nowhere_else() {
-        let dir = crate::store::scratch::Scratch::new();
+        let dir = crate::store::scratch::TestFolder::new();
         let root = Root::open(&dir).unwrap();
         for id in [
             "*",
@@ -275,8 +275,8 @@ mod tests {
             &id_of(b"a\0"),
             &id_of(b"\xff/.."),
         ] {
-            assert_eq!(Which::Outbox.open(&root, id).unwrap_err().code(), Code::InvalidArtifact, "{id}");
+            assert_eq!(TrayKind::Outbox.open(&root, id).unwrap_err().code(), Code::InvalidArtifact, "{id}");
         }
-        assert_eq!(Which::Inbox.open(&root, &id_of(b"x")).unwrap_err().code(), Code::InboxItemNotFound);
+        assert_eq!(TrayKind::Inbox.open(&root, &id_of(b"x")).unwrap_err().code(), Code::InboxItemNotFound);
     }
 }

@@ -10,13 +10,13 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 
 #[derive(Debug, Default)]
-pub(super) struct Turn {
-    state: Mutex<State>,
+pub(super) struct WriteTurn {
+    state: Mutex<TurnState>,
     free: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TurnState {
     taken: bool,
     /// Writes so far.
     writes: u64,
@@ -24,9 +24,9 @@ struct State {
 
 /// Gives the turn back when dropped.
 #[derive(Debug)]
-pub(super) struct TurnGuard<'a>(&'a Turn);
+pub(super) struct TurnGuard<'a>(&'a WriteTurn);
 
-impl Turn {
+impl WriteTurn {
     /// Takes the turn.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_turn_is_waited_for_in_vain_for_a_bounded_time() {
-        let turn = Turn::default();
+        let turn = WriteTurn::default();
         let held = turn.take(Duration::ZERO).unwrap();
         assert_eq!(turn.take(Duration::from_millis(1)).unwrap_err().code(), Code::Busy);
         drop(held);

@@ -15,35 +15,35 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use super::snapshot::{self, matters_on_top};
-use super::{Project, Site};
+use super::snapshot::{self, is_relevant_at_top};
+use super::{Project, ProjectSite};
 use crate::base::thread::{self, JoinOnDrop, lock};
 use crate::base::{Result, limits};
-use crate::proc::bell::{Bell, Bells, Woken};
-use crate::store::changes::{Change, Changes};
+use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
+use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
 /// Who knows how to come to a workspace's files.
-pub trait Sites: Send + Sync {
+pub trait SiteProvider: Send + Sync {
     /// A workspace's files; `None` when there is no such workspace, or nothing of it yet.
-    fn open(&self, id: &str) -> Option<Site>;
+    fn open(&self, id: &str) -> Option<ProjectSite>;
 }
 
 /// What others tell the watching thread.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(super) struct WatchRequests {
     new: Mutex<HashSet<String>>,
     asked: Mutex<HashSet<String>>,
     ends: AtomicBool,
-    bells: Bells,
+    bells: WaiterList,
 }
 
-impl Calls {
-    pub(super) fn new() -> Calls {
-        Calls {
+impl WatchRequests {
+    pub(super) fn new() -> WatchRequests {
+        WatchRequests {
             new: Mutex::default(),
             asked: Mutex::default(),
             ends: AtomicBool::new(false),
-            bells: Bells::default(),
+            bells: WaiterList::default(),
         }
     }
 
@@ -55,7 +55,7 @@ impl Calls {
         };
         if is_new {
             lock(&self.new).insert(id.to_owned());
-            self.bells.ring();
+            self.bells.notify_all();
         }
     }
 
@@ -67,24 +67,24 @@ impl Calls {
 
 /// The watching, until this is dropped.
 #[derive(Debug)]
-pub struct Watch {
+pub struct ProjectWatch {
     project: Weak<Project>,
     _thread: JoinOnDrop,
 }
 
-impl Drop for Watch {
+impl Drop for ProjectWatch {
     fn drop(&mut self) {
         if let Some(project) = self.project.upgrade() {
             project.calls.ends.store(true, Ordering::SeqCst);
-            project.calls.bells.ring();
+            project.calls.bells.notify_all();
         }
     }
 }
 
-struct Watcher {
+struct ProjectWatcher {
     project: Arc<Project>,
-    sites: Arc<dyn Sites>,
-    changes: Changes,
+    sites: Arc<dyn SiteProvider>,
+    changes: FolderWatcher,
     /// Whose folder, and whether it is the workspace's own.
     watches: HashMap<i32, (String, bool)>,
     /// When to look.
@@ -97,16 +97,16 @@ struct Watcher {
 ///
 /// # Errors
 /// When the kernel has no inotify left for this user, or no thread.
-pub fn start(project: &Arc<Project>, sites: Arc<dyn Sites>) -> Result<Watch> {
-    let watcher = Watcher {
+pub fn start(project: &Arc<Project>, sites: Arc<dyn SiteProvider>) -> Result<ProjectWatch> {
+    let watcher = ProjectWatcher {
         project: project.clone(),
         sites,
-        changes: Changes::new()?,
+        changes: FolderWatcher::new()?,
         watches: HashMap::new(),
         due: BTreeMap::new(),
         warned: false,
     };
-    let bell = Bell::new()?;
+    let bell = Waiter::new()?;
     project.calls.bells.add(&bell);
     let body = move || {
         if let Err(error) = watcher.run(&bell) {
@@ -114,11 +114,11 @@ pub fn start(project: &Arc<Project>, sites: Arc<dyn Sites>) -> Result<Watch> {
         }
     };
     let thread = thread::spawn("project-watch".into(), limits::STACK, body)?;
-    Ok(Watch { project: Arc::downgrade(project), _thread: thread })
+    Ok(ProjectWatch { project: Arc::downgrade(project), _thread: thread })
 }
 
-impl Watcher {
-    fn run(mut self, bell: &Bell) -> Result<()> {
+impl ProjectWatcher {
+    fn run(mut self, bell: &Waiter) -> Result<()> {
         loop {
             bell.arm();
             if self.project.calls.ends.load(Ordering::SeqCst) {
@@ -135,7 +135,7 @@ impl Watcher {
             }
             let forever = now + Duration::from_secs(3600);
             let deadline = self.due.values().min().copied().unwrap_or(forever);
-            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == Woken::Other {
+            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == WakeReason::OtherReady {
                 self.read()?;
             }
         }
@@ -145,15 +145,15 @@ impl Watcher {
         let soon = Instant::now() + limits::RELOAD_DEBOUNCE;
         let mut unmounted = Vec::new();
         self.changes.read(|change| match change {
-            Change::Anything => {
+            FolderChange::Overflow => {
                 self.due.extend(self.watches.values().map(|(id, _)| (id.clone(), soon)));
             }
-            Change::Ended { watch, unmounted: gone } => {
+            FolderChange::WatchEnded { watch, unmounted: gone } => {
                 unmounted.extend(self.watches.remove(&watch).filter(|(_, top)| *top && gone));
             }
-            Change::In { watch, name, itself } => {
+            FolderChange::Entry { watch, name, itself } => {
                 let Some((id, top)) = self.watches.get(&watch) else { return };
-                if itself || !top || name.as_deref().is_some_and(matters_on_top) {
+                if itself || !top || name.as_deref().is_some_and(is_relevant_at_top) {
                     // From the first change on: who writes all the time is told of all the same.
                     self.due.entry(id.clone()).or_insert(soon);
                 }
@@ -176,12 +176,12 @@ impl Watcher {
         }
         for gone in before.difference(&now) {
             self.watches.remove(gone);
-            self.changes.forget(*gone);
+            self.changes.unwatch(*gone);
         }
-        self.project.notice(&site);
+        self.project.detect_changes(&site);
     }
 
-    fn add(&mut self, site: &Site, folder: &str) -> Option<i32> {
+    fn add(&mut self, site: &ProjectSite, folder: &str) -> Option<i32> {
         let fd = site.root.open_folder(folder).ok()?;
         let known = self.watches.len();
         let added = if known >= limits::WATCHES_ALL { Err(Errno::NOSPC) } else { self.changes.watch(&fd) };
@@ -211,7 +211,7 @@ impl Watcher {
         let gone: Vec<i32> = self.of(id).collect();
         for wd in gone {
             self.watches.remove(&wd);
-            self.changes.forget(wd);
+            self.changes.unwatch(wd);
         }
         self.due.remove(id);
         self.project.unwatch(id);

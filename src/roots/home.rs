@@ -19,10 +19,10 @@ use rustix::fs::{Mode, OFlags, fchmod, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::make::remove;
-use super::state::State;
-use super::state::holder;
-use super::{Roots, Site};
+use super::make::remove_folder;
+use super::record::RootRecord;
+use super::record::holder;
+use super::{RootLocation, Roots};
 use crate::base::{At, Code, Error, Result};
 use crate::store::file;
 
@@ -31,18 +31,18 @@ const ROOT: &str = "root";
 /// A copy that is to become the root.
 const STAGING: &str = ".berth-new-root";
 /// Contains the workspace's id.
-const MARK: &str = ".berth-workspace";
+const MARKER: &str = ".berth-workspace";
 /// Permissions of everybody but the folder's owner.
 const OTHERS: u32 = 0o077;
 
 /// An open home.
-pub(super) struct Home {
+pub(super) struct RootHome {
     base: PathBuf,
     /// Keeps `base` valid, if that leads through it.
     _folder: Option<OwnedFd>,
 }
 
-impl Home {
+impl RootHome {
     pub(super) fn root(&self) -> PathBuf {
         self.base.join(ROOT)
     }
@@ -52,7 +52,7 @@ impl Home {
     }
 }
 
-impl Site {
+impl RootLocation {
     /// Where a container's start finds the root: it is attached there, or it is there.
     pub fn attached(&self) -> PathBuf {
         self.folder.join(ROOT)
@@ -62,15 +62,15 @@ impl Site {
     ///
     /// # Errors
     /// `Conflict` when there is something at the owner's path that the server did not make.
-    pub(super) fn home(&self) -> Result<Option<Home>> {
+    pub(super) fn home(&self) -> Result<Option<RootHome>> {
         if self.is_own() {
-            return Ok(Some(Home { base: self.folder.clone(), _folder: None }));
+            return Ok(Some(RootHome { base: self.folder.clone(), _folder: None }));
         }
         let Some(folder) = open(&self.root)? else { return Ok(None) };
-        match mark_of(&folder)? {
-            Some(id) if id == holder(&self.folder) => self.closed(folder).map(Some),
+        match read_marker(&folder)? {
+            Some(id) if id == holder(&self.folder) => self.make_private(folder).map(Some),
             None if is_empty(&folder)? => Ok(None),
-            _ => Err(self.foreign()),
+            _ => Err(self.foreign_folder_error()),
         }
     }
 
@@ -78,7 +78,7 @@ impl Site {
     ///
     /// # Errors
     /// As above; `NotFound` when there is none.
-    pub(super) fn known_home(&self) -> Result<Home> {
+    pub(super) fn existing_home(&self) -> Result<RootHome> {
         self.home()?.ok_or_else(|| {
             let message = format!("{} is gone; build the workspace again", self.root.display());
             Error::new(Code::NotFound, message)
@@ -89,7 +89,7 @@ impl Site {
     ///
     /// # Errors
     /// As above; when the folder cannot be made.
-    pub(super) fn make_home(&self) -> Result<Home> {
+    pub(super) fn make_home(&self) -> Result<RootHome> {
         match self.home()? {
             Some(home) => Ok(home),
             None => {
@@ -97,9 +97,9 @@ impl Site {
                     file::create_dir_private(above)?;
                 }
                 make_folder(&self.root)?;
-                let folder = open(&self.root)?.ok_or_else(|| self.foreign())?;
-                let home = self.closed(folder)?;
-                self.mark(&home.base)?;
+                let folder = open(&self.root)?.ok_or_else(|| self.foreign_folder_error())?;
+                let home = self.make_private(folder)?;
+                self.write_marker(&home.base)?;
                 Ok(home)
             }
         }
@@ -118,9 +118,9 @@ impl Site {
             }
         };
         if let Some(home) = home {
-            remove(&home.staging())?;
-            remove(&home.root())?;
-            let mark = home.base.join(MARK);
+            remove_folder(&home.staging())?;
+            remove_folder(&home.root())?;
+            let mark = home.base.join(MARKER);
             std::fs::remove_file(&mark).at("remove", &mark)?;
         }
         // What else is in it is not the server's.
@@ -129,11 +129,11 @@ impl Site {
     }
 
     /// A folder that belongs to the server's user, closed to all others.
-    fn closed(&self, folder: OwnedFd) -> Result<Home> {
+    fn make_private(&self, folder: OwnedFd) -> Result<RootHome> {
         use std::os::fd::AsRawFd as _;
         let stat = fstat(&folder).at("look at", &self.root)?;
         if stat.st_uid != geteuid().as_raw() {
-            return Err(self.foreign());
+            return Err(self.foreign_folder_error());
         }
         if stat.st_mode & OTHERS != 0 {
             log::warn!("{} could be entered by other users; it is private again", self.root.display());
@@ -141,14 +141,14 @@ impl Site {
         }
         // Children get it too, so no `self`.
         let base = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), folder.as_raw_fd()));
-        Ok(Home { base, _folder: Some(folder) })
+        Ok(RootHome { base, _folder: Some(folder) })
     }
 
-    fn mark(&self, base: &Path) -> Result<()> {
-        file::write_atomic(&base.join(MARK), format!("{}\n", holder(&self.folder)).as_bytes(), 0o600)
+    fn write_marker(&self, base: &Path) -> Result<()> {
+        file::write_atomic(&base.join(MARKER), format!("{}\n", holder(&self.folder)).as_bytes(), 0o600)
     }
 
-    fn foreign(&self) -> Error {
+    fn foreign_folder_error(&self) -> Error {
         let message = format!(
             "{} is not the folder that berth made for this workspace; move it away, or delete the workspace and make one \
              with another path",
@@ -163,7 +163,7 @@ impl Roots {
     ///
     /// # Errors
     /// When something in it cannot be removed.
-    pub fn remove_home(&self, site: &Site) -> Result<()> {
+    pub fn remove_home(&self, site: &RootLocation) -> Result<()> {
         if site.is_own() { Ok(()) } else { site.remove_home() }
     }
 
@@ -172,27 +172,28 @@ impl Roots {
     ///
     /// # Errors
     /// When it cannot be moved; then its top folder is closed to all other users.
-    pub(super) fn enclose_old(&self, site: &Site) -> Result<()> {
+    pub(super) fn migrate_old_root(&self, site: &RootLocation) -> Result<()> {
         if site.is_own() {
             return Ok(());
         }
         // A copy that a version before left half-made.
-        remove(&beside(&site.root, ".berth-new-"))?;
-        let half = beside(&site.root, ".berth-home-");
+        remove_folder(&sibling(&site.root, ".berth-new-"))?;
+        let half = sibling(&site.root, ".berth-home-");
         let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
         let is_root = || {
             let looks = || ["usr", "etc"].iter().all(|name| site.root.join(name).symlink_metadata().is_ok());
-            is_folder(&site.root) && (State::read(&site.folder).is_ok_and(|state| state.is_some()) || looks())
+            is_folder(&site.root)
+                && (RootRecord::read(&site.folder).is_ok_and(|state| state.is_some()) || looks())
         };
         if site.home().is_ok_and(|home| home.is_some()) || !(is_folder(&half.join(ROOT)) || is_root()) {
             return Ok(());
         }
         let moved = (|| {
             make_folder(&half)?;
-            let folder = open(&half)?.ok_or_else(|| site.foreign())?;
-            let home = site.closed(folder)?;
+            let folder = open(&half)?.ok_or_else(|| site.foreign_folder_error())?;
+            let home = site.make_private(folder)?;
             if !is_folder(&home.root()) {
-                site.mark(&home.base)?;
+                site.write_marker(&home.base)?;
                 std::fs::rename(&site.root, home.root()).at("move", &site.root)?;
             }
             std::fs::rename(&half, &site.root).at("move", &half)
@@ -211,7 +212,7 @@ impl Roots {
     }
 }
 
-fn beside(root: &Path, prefix: &str) -> PathBuf {
+fn sibling(root: &Path, prefix: &str) -> PathBuf {
     let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     root.with_file_name(format!("{prefix}{name}"))
 }
@@ -237,16 +238,16 @@ fn open(path: &Path) -> Result<Option<OwnedFd>> {
 }
 
 /// The workspace that the folder's mark names.
-fn mark_of(folder: &OwnedFd) -> Result<Option<String>> {
+fn read_marker(folder: &OwnedFd) -> Result<Option<String>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match openat(folder, MARK, flags, Mode::empty()) {
+    let file = match openat(folder, MARKER, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
-        opened => File::from(opened.at("open", MARK)?),
+        opened => File::from(opened.at("open", MARKER)?),
     };
-    let stat = fstat(file.as_fd()).at("look at", MARK)?;
+    let stat = fstat(file.as_fd()).at("look at", MARKER)?;
     let mut text = String::new();
     if stat.st_uid == geteuid().as_raw() && file.metadata().is_ok_and(|meta| meta.is_file()) {
-        file.take(256).read_to_string(&mut text).at("read", MARK)?;
+        file.take(256).read_to_string(&mut text).at("read", MARKER)?;
     }
     Ok(Some(text.trim().to_owned()))
 }

@@ -16,7 +16,7 @@ use crate::store::{file, quota, tree};
 
 /// All layers.
 #[derive(Debug)]
-pub(super) struct Layers {
+pub(super) struct LayerStore {
     data_dir: PathBuf,
     folder: PathBuf,
     pinned: Arc<Mutex<BTreeMap<String, usize>>>,
@@ -24,16 +24,16 @@ pub(super) struct Layers {
 
 /// Keeps layers from being removed before something names them.
 #[derive(Debug)]
-pub(super) struct Pins {
+pub(super) struct LayerPins {
     pinned: Arc<Mutex<BTreeMap<String, usize>>>,
     ids: Vec<String>,
 }
 
-impl Layers {
-    pub(super) fn open(data_dir: &Path) -> Result<Layers> {
+impl LayerStore {
+    pub(super) fn open(data_dir: &Path) -> Result<LayerStore> {
         let folder = data_dir.join("layers");
         file::own_dir_private(&folder)?;
-        Ok(Layers { data_dir: data_dir.to_owned(), folder, pinned: Arc::default() })
+        Ok(LayerStore { data_dir: data_dir.to_owned(), folder, pinned: Arc::default() })
     }
 
     pub(super) fn data_dir(&self) -> &Path {
@@ -50,7 +50,7 @@ impl Layers {
     }
 
     /// A new layer without any files, which `project` pays for, if it is to be bounded. Its top folder is everybody's to enter, as a root's is.
-    pub(super) fn create(&self, project: Option<u32>) -> Result<(String, Pins)> {
+    pub(super) fn create(&self, project: Option<u32>) -> Result<(String, LayerPins)> {
         let id = Uuid::new_v4().to_string();
         let pins = self.pin([&id]);
         let path = self.path(&id);
@@ -69,18 +69,21 @@ impl Layers {
         Ok((id, pins))
     }
 
-    pub(super) fn pin<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Pins {
+    pub(super) fn pin<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> LayerPins {
         let ids: Vec<String> = ids.into_iter().cloned().collect();
         let mut pinned = lock(&self.pinned);
         for id in &ids {
             *pinned.entry(id.clone()).or_default() += 1;
         }
-        Pins { pinned: self.pinned.clone(), ids }
+        LayerPins { pinned: self.pinned.clone(), ids }
     }
 
     /// Removes the layers that are neither pinned nor in `named`; slow. `named` reads the references, after the layers are
     /// listed; when it fails, nothing is removed.
-    pub(super) fn collect(&self, named: impl FnOnce(&Path) -> Result<BTreeSet<String>>) -> Result<()> {
+    pub(super) fn remove_unreferenced(
+        &self,
+        named: impl FnOnce(&Path) -> Result<BTreeSet<String>>,
+    ) -> Result<()> {
         // The order matters: whoever makes a layer pins it first, and lets go of it when it is named.
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)?.flatten() {
@@ -98,14 +101,14 @@ impl Layers {
     }
 }
 
-impl Pins {
+impl LayerPins {
     /// These as well.
-    pub(super) fn add(&mut self, mut others: Pins) {
+    pub(super) fn add(&mut self, mut others: LayerPins) {
         self.ids.append(&mut others.ids);
     }
 }
 
-impl Drop for Pins {
+impl Drop for LayerPins {
     fn drop(&mut self) {
         let mut pinned = lock(&self.pinned);
         for id in &self.ids {

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::bound::{Stage, base_of, stage};
-use super::state::{Kind, Stack, State, holder};
-use super::{Roots, Site};
+use super::disk_limit::{StagingArea, base_usage, make_staging};
+use super::record::{LayerStack, RootKind, RootRecord, holder};
+use super::{RootLocation, Roots};
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 use crate::images::BuildLog;
 use crate::images::Image;
-use crate::images::bootstrap::outcome;
+use crate::images::bootstrap::check_outcome;
 use crate::proc::tools;
 use crate::proc::{Cancel, Sink, Spec};
 use crate::store::{file, tree};
@@ -21,47 +21,66 @@ impl Roots {
     ///
     /// # Errors
     /// `BuildFailed`, `Cancelled`, `DiskFull`, `Unavailable` for a kind that this host cannot make.
-    pub fn make(&self, site: &Site, image: &Image, log: &mut BuildLog, cancel: &Cancel) -> Result<Kind> {
+    pub fn make(
+        &self,
+        site: &RootLocation,
+        image: &Image,
+        log: &mut BuildLog,
+        cancel: &Cancel,
+    ) -> Result<RootKind> {
         let kind = match self.kind_to_make()? {
             // Whoever names a place of their own wants the files there.
-            Kind::Overlay if !site.is_own() && self.ability().no_reflink.is_none() => Kind::Reflink,
-            Kind::Overlay if !site.is_own() => Kind::Copy,
+            RootKind::Overlay if !site.is_own() && self.capabilities().no_reflink.is_none() => {
+                RootKind::Reflink
+            }
+            RootKind::Overlay if !site.is_own() => RootKind::Copy,
             kind => kind,
         };
         let slot = self.slot(site)?;
         self.forget_size(site);
-        let host = self.images.is_own(&image.id)?;
-        if kind == Kind::Overlay {
-            let stack = Stack { image: Some(image.id.clone()), host, ..Stack::default() };
+        let host = self.images.is_host_image(&image.id)?;
+        if kind == RootKind::Overlay {
+            let stack = LayerStack { image: Some(image.id.clone()), host, ..LayerStack::default() };
             let mut slot = lock(&slot);
-            slot.state = Some(self.lay(site, stack, None)?);
+            slot.state = Some(self.create_layered(site, stack, None)?);
             return Ok(kind);
         }
         // Whoever asks about the root meanwhile does not wait for the copy.
-        let Stage { home, path: staging, project } = stage(site, kind)?;
-        let made = self.copy(&image.root, &staging, kind, log, cancel).and_then(|()| {
-            let base_bytes = base_of(site, &staging)?;
+        let StagingArea { home, path: staging, project } = make_staging(site, kind)?;
+        let made = self.copy_logged(&image.root, &staging, kind, log, cancel).and_then(|()| {
+            let base_bytes = base_usage(site, &staging)?;
             std::fs::rename(&staging, home.root()).at("move", &staging)?;
             Ok(base_bytes)
         });
-        let base_bytes = made.inspect_err(|_| drop(remove(&staging)))?;
-        let state = State::of_folder(kind, Stack { host, base_bytes, ..Stack::default() }, project);
+        let base_bytes = made.inspect_err(|_| drop(remove_folder(&staging)))?;
+        let state =
+            RootRecord::for_folder(kind, LayerStack { host, base_bytes, ..LayerStack::default() }, project);
         state.write(&site.folder)?;
         lock(&slot).state = Some(state);
         Ok(kind)
     }
 
     /// A new empty layer over `stack`, as the root of `site`.
-    pub(super) fn lay(&self, site: &Site, stack: Stack, first_id: Option<u32>) -> Result<State> {
-        let (upper, _pins) = self.layers.create(Some(super::bound::project(site)))?;
+    pub(super) fn create_layered(
+        &self,
+        site: &RootLocation,
+        stack: LayerStack,
+        first_id: Option<u32>,
+    ) -> Result<RootRecord> {
+        let (upper, _pins) = self.layers.create(Some(super::disk_limit::layers_project(site)))?;
         file::create_dir_private(&site.attached())?;
         let first_id = match first_id {
             Some(known) => known,
-            None => lock(&self.ranges).pick(seed_of(site))?,
+            None => lock(&self.ranges).pick(id_seed(site))?,
         };
-        let state =
-            State { kind: Kind::Overlay, stack, upper: Some(upper), first_id: Some(first_id), project: None };
-        let _naming = lock(&self.naming);
+        let state = RootRecord {
+            kind: RootKind::Overlay,
+            stack,
+            upper: Some(upper),
+            first_id: Some(first_id),
+            project: None,
+        };
+        let _naming = lock(&self.reference_lock);
         if let Some(image) = &state.stack.image {
             self.images.hold(&self.images.get(image)?, &holder(&site.folder))?;
         }
@@ -70,30 +89,30 @@ impl Roots {
     }
 
     /// Copies a tree with everything that it has.
-    pub(super) fn copy(
+    pub(super) fn copy_logged(
         &self,
         from: &Path,
         to: &Path,
-        kind: Kind,
+        kind: RootKind,
         log: &mut BuildLog,
         cancel: &Cancel,
     ) -> Result<()> {
         log.new_step();
-        let ended = self.cp(from, to, kind, log, cancel)?;
-        outcome(ended, "copying the root", to, log)
+        let ended = self.run_cp(from, to, kind, log, cancel)?;
+        check_outcome(ended, "copying the root", to, log)
     }
 
-    pub(super) fn cp(
+    pub(super) fn run_cp(
         &self,
         from: &Path,
         to: &Path,
-        kind: Kind,
+        kind: RootKind,
         sink: &mut dyn Sink,
         cancel: &Cancel,
-    ) -> Result<crate::proc::Ended> {
+    ) -> Result<crate::proc::ProcessOutcome> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         // Where blocks cannot be shared anyway, `auto` has the kernel copy (copy_file_range(2)), in two thirds of the time.
-        let apart = kind == Kind::Copy && self.ability().no_reflink.is_none();
+        let apart = kind == RootKind::Copy && self.capabilities().no_reflink.is_none();
         let reflink = if apart { "--reflink=never" } else { "--reflink=auto" };
         Spec::new(tools::require("cp")?)
             .args(["--archive", reflink, "--one-file-system", "--no-target-directory", "--"])
@@ -110,31 +129,31 @@ impl Roots {
     ///
     /// # Errors
     /// `Busy` when somebody has files of it open; what `put_away` said.
-    pub fn discard(&self, site: &Site, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    pub fn discard(&self, site: &RootLocation, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let slot = self.slot(site)?;
         self.forget_size(site);
         let mut slot = lock(&slot);
-        if slot.state.as_ref().is_some_and(|state| state.kind == Kind::Overlay) {
-            self.alone(&mut slot)?;
-            State::remove(&site.folder)?;
+        if slot.state.as_ref().is_some_and(|state| state.kind == RootKind::Overlay) {
+            self.wait_exclusive(&mut slot)?;
+            RootRecord::remove(&site.folder)?;
             // Only the place where it was attached in its container's namespace; whatever somebody put there stays.
             let _ = std::fs::remove_dir(site.attached());
         } else {
             if let Some(home) = site.home()? {
                 put_away(&home.root())?;
             }
-            State::remove(&site.folder)?;
+            RootRecord::remove(&site.folder)?;
         }
-        self.let_go(site, slot.state.as_ref());
-        self.unbound(site, slot.state.as_ref());
+        self.release_image(site, slot.state.as_ref());
+        self.clear_disk_limit(site, slot.state.as_ref());
         if let Some(first) = slot.state.take().and_then(|state| state.first_id) {
-            lock(&self.ranges).give_back(first);
+            lock(&self.ranges).release(first);
         }
         Ok(())
     }
 }
 
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove_folder(path: &Path) -> Result<()> {
     match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
         (Some(parent), Some(name)) => tree::remove_tree(parent, name),
         _ => Err(crate::base::Error::internal("a root without a name")),
@@ -142,7 +161,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 }
 
 /// The last part of the folder's name is a random id.
-pub(super) fn seed_of(site: &Site) -> u32 {
+pub(super) fn id_seed(site: &RootLocation) -> u32 {
     let name = site.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let digits: String = name.chars().filter(char::is_ascii_hexdigit).collect();
     u32::from_str_radix(digits.get(..8).unwrap_or("0"), 16).unwrap_or(0)

@@ -28,7 +28,7 @@ use crate::store::tree::mounts_below;
 
 /// The namespace.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub(super) struct MountNamespace {
     fd: OwnedFd,
     /// A tmpfs in it, for mount points.
     mounts: PathBuf,
@@ -37,7 +37,7 @@ pub(super) struct Namespace {
 
 /// What a root is put together from.
 #[derive(Debug)]
-pub(super) struct Layers {
+pub(super) struct OverlaySpec {
     /// Read-only ones, the uppermost first.
     pub(super) lowers: Vec<PathBuf>,
     /// A folder with `fs`, which takes the changes, and `work`; none: nothing can be changed.
@@ -48,19 +48,19 @@ pub(super) struct Layers {
 
 /// A merged root. It is unmounted with the value; what is open in it, or a clone of it, keeps the file system alive.
 #[derive(Debug)]
-pub(super) struct Mounted {
+pub(super) struct MergedRoot {
     /// Its top folder.
     pub(super) top: OwnedFd,
     at: PathBuf,
-    namespace: Arc<Namespace>,
+    namespace: Arc<MountNamespace>,
 }
 
-impl Namespace {
+impl MountNamespace {
     /// Makes it; `folder`, which is made if need be, is where its mount points lie.
-    pub(super) fn new(folder: &Path) -> Result<Arc<Namespace>> {
+    pub(super) fn new(folder: &Path) -> Result<Arc<MountNamespace>> {
         file::create_dir_private(folder)?;
         let mounts = folder.canonicalize().at("find", folder)?;
-        let fd = on_a_thread({
+        let fd = run_on_thread({
             let mounts = mounts.clone();
             move || {
                 sys::new_namespaces(UnshareFlags::NEWNS).at("make", "a mount namespace")?;
@@ -77,15 +77,15 @@ impl Namespace {
                 open_file("/proc/thread-self/ns/mnt")
             }
         })?;
-        Ok(Arc::new(Namespace { fd, mounts, next: AtomicU64::new(0) }))
+        Ok(Arc::new(MountNamespace { fd, mounts, next: AtomicU64::new(0) }))
     }
 
-    fn inside<R: Send + 'static>(
+    fn run_inside<R: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Namespace) -> Result<R> + Send + 'static,
+        work: impl FnOnce(&MountNamespace) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let namespace = self.clone();
-        on_a_thread(move || {
+        run_on_thread(move || {
             sys::new_namespaces(UnshareFlags::FS).at("leave", "the file system's view")?;
             namespace.enter()?;
             work(&namespace)
@@ -97,14 +97,14 @@ impl Namespace {
     }
 
     /// A new mount point.
-    fn point(&self) -> Result<PathBuf> {
+    fn new_mount_point(&self) -> Result<PathBuf> {
         let point = self.mounts.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::create_dir(&point).at("make", &point)?;
         Ok(point)
     }
 
     /// Puts a root together. An upper layer may be in use once only.
-    pub(super) fn merge(self: &Arc<Self>, layers: &Layers) -> Result<Mounted> {
+    pub(super) fn merge(self: &Arc<Self>, layers: &OverlaySpec) -> Result<MergedRoot> {
         let ids = layers.first_id.map(idmap::ids_from).transpose()?;
         // Before the thread leaves: the layers lie in the namespace that everybody knows.
         let shown = |path: &Path, read_only: bool| {
@@ -117,55 +117,55 @@ impl Namespace {
         };
         let lowers = layers.lowers.iter().map(|path| shown(path, true)).collect::<Result<Vec<OwnedFd>>>()?;
         let upper = layers.upper.as_deref().map(|path| shown(path, false)).transpose()?;
-        let (top, at) = self.inside(move |namespace| {
-            let at = namespace.point()?;
+        let (top, at) = self.run_inside(move |namespace| {
+            let at = namespace.new_mount_point()?;
             let mut points = Vec::new();
             let merged = attach_all(namespace, lowers.iter().chain(&upper), &mut points)
-                .and_then(|()| overlay(&at, &lowers, upper.as_ref()))
+                .and_then(|()| mount_overlay(&at, &lowers, upper.as_ref()))
                 .and_then(|()| open_folder(&at));
             // The overlay has clones of its own.
-            points.iter().for_each(|point| remove_point(point));
+            points.iter().for_each(|point| remove_mount_point(point));
             if merged.is_err() {
-                remove_point(&at);
+                remove_mount_point(&at);
             }
             Ok((merged?, at))
         })?;
-        Ok(Mounted { top, at, namespace: self.clone() })
+        Ok(MergedRoot { top, at, namespace: self.clone() })
     }
 
     /// Takes over the root that a process of an earlier server sees at `path`.
-    pub(super) fn take_over(self: &Arc<Self>, pid: i32, path: &Path) -> Result<Mounted> {
+    pub(super) fn take_over(self: &Arc<Self>, pid: i32, path: &Path) -> Result<MergedRoot> {
         let theirs = open_file(&format!("/proc/{pid}/ns/mnt"))?;
         let path = path.to_owned();
-        let (top, at) = on_a_thread({
+        let (top, at) = run_on_thread({
             let namespace = self.clone();
             move || {
                 sys::new_namespaces(UnshareFlags::FS).at("leave", "the file system's view")?;
                 enter(&theirs)?;
                 let tree = clone_of(&path)?;
                 namespace.enter()?;
-                let at = namespace.point()?;
+                let at = namespace.new_mount_point()?;
                 attach(&tree, &at)?;
                 Ok((open_folder(&at)?, at))
             }
         })?;
-        Ok(Mounted { top, at, namespace: self.clone() })
+        Ok(MergedRoot { top, at, namespace: self.clone() })
     }
 }
 
-impl Mounted {
+impl MergedRoot {
     /// The same root as a mount that is attached nowhere yet.
-    pub(super) fn tree(&self) -> Result<OwnedFd> {
+    pub(super) fn clone_mount(&self) -> Result<OwnedFd> {
         let at = self.at.clone();
-        self.namespace.inside(move |_| clone_of(&at))
+        self.namespace.run_inside(move |_| clone_of(&at))
     }
 }
 
-impl Drop for Mounted {
+impl Drop for MergedRoot {
     fn drop(&mut self) {
         let at = self.at.clone();
-        let done = self.namespace.inside(move |_| {
-            remove_point(&at);
+        let done = self.namespace.run_inside(move |_| {
+            remove_mount_point(&at);
             Ok(())
         });
         if let Err(error) = done {
@@ -174,7 +174,7 @@ impl Drop for Mounted {
     }
 }
 
-fn on_a_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+fn run_on_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
     // One answer, taken at once.
     let (tell, told) = bounded(1);
     let thread = spawn("root-mounts".into(), limits::STACK, move || {
@@ -191,12 +191,12 @@ fn enter(namespace: &OwnedFd) -> Result<()> {
 }
 
 fn attach_all<'a>(
-    namespace: &Namespace,
+    namespace: &MountNamespace,
     trees: impl Iterator<Item = &'a OwnedFd>,
     points: &mut Vec<PathBuf>,
 ) -> Result<()> {
     for tree in trees {
-        let point = namespace.point()?;
+        let point = namespace.new_mount_point()?;
         points.push(point.clone());
         // Before Linux 6.15 an overlay takes no layer that is not attached.
         attach(tree, &point)?;
@@ -208,7 +208,7 @@ fn attach(tree: &OwnedFd, point: &Path) -> Result<()> {
     move_mount(tree, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("attach", point)
 }
 
-fn overlay(at: &Path, lowers: &[OwnedFd], upper: Option<&OwnedFd>) -> Result<()> {
+fn mount_overlay(at: &Path, lowers: &[OwnedFd], upper: Option<&OwnedFd>) -> Result<()> {
     // By descriptor: the options of a mount are one page, and cannot take every path.
     let named = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let mut options = format!("lowerdir={}", lowers.iter().map(named).collect::<Vec<_>>().join(":"));
@@ -228,7 +228,7 @@ fn clone_of(path: &Path) -> Result<OwnedFd> {
     open_tree(CWD, path, flags).at("clone the mount of", path)
 }
 
-fn remove_point(point: &Path) {
+fn remove_mount_point(point: &Path) {
     let _ = unmount(point, UnmountFlags::DETACH);
     let _ = std::fs::remove_dir(point);
 }

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::record::{RootRecord, holder, workspace_folders};
 use super::snapshot;
-use super::state::{State, holder, workspace_folders};
 use crate::base::Result;
 
 /// Returns the ids of the roots and snapshots that need a base image.
 pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for folder in workspace_folders(data_dir)? {
-        if State::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
+        if RootRecord::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
             all.insert(holder(&folder));
         }
         let snapshots = snapshot::read_all(&folder)?;
@@ -26,7 +26,7 @@ pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
 pub(super) fn named_layers(data_dir: &Path) -> Result<BTreeSet<String>> {
     let mut named = BTreeSet::new();
     for folder in workspace_folders(data_dir)? {
-        let state = State::read(&folder)?;
+        let state = RootRecord::read(&folder)?;
         named.extend(state.into_iter().flat_map(|state| state.stack.layers.into_iter().chain(state.upper)));
         for taken in snapshot::read_all(&folder)? {
             named.extend(taken.stack.layers);

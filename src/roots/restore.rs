@@ -7,11 +7,11 @@ use std::path::Path;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
-use super::bound::{Stage, stage};
-use super::make::remove;
-use super::snapshot::Snapshot;
-use super::state::{Kind, State};
-use super::{Roots, Site, Slot};
+use super::disk_limit::{StagingArea, make_staging};
+use super::make::remove_folder;
+use super::record::{RootKind, RootRecord};
+use super::snapshot::RootSnapshot;
+use super::{RootLocation, RootSlot, Roots};
 use crate::base::thread::lock;
 use crate::base::{At, Result};
 use crate::proc::Cancel;
@@ -25,33 +25,33 @@ impl Roots {
     /// `NotFound`; `Busy` when somebody has files of the root open; `DiskFull`; `Cancelled`; the root is as it was then.
     pub fn restore(
         &self,
-        site: &Site,
+        site: &RootLocation,
         id: Uuid,
         put_away: impl Fn(&Path) -> Result<()>,
         cancel: &Cancel,
     ) -> Result<()> {
         let snapshot = self.find_snapshot(site, id)?;
         let slot = self.slot(site)?;
-        let stage = stage(site, snapshot.kind)?;
+        let stage = make_staging(site, snapshot.kind)?;
         let staging = stage.path.clone();
-        let done = self.copy_ahead(site, &snapshot, &staging, cancel).and_then(|()| {
+        let done = self.copy_snapshot_files(site, &snapshot, &staging, cancel).and_then(|()| {
             let mut slot = lock(&slot);
-            self.alone(&mut slot)?;
+            self.wait_exclusive(&mut slot)?;
             let before = slot.state.clone();
-            if snapshot.kind == Kind::Overlay {
+            if snapshot.kind == RootKind::Overlay {
                 self.restore_layers(site, &mut slot, snapshot, &stage)
             } else {
                 self.restore_folder(site, &mut slot, &snapshot, &stage)
             }?;
-            self.unbound(site, before.as_ref());
-            let image = |state: Option<&State>| state.and_then(|state| state.stack.image.clone());
+            self.clear_disk_limit(site, before.as_ref());
+            let image = |state: Option<&RootRecord>| state.and_then(|state| state.stack.image.clone());
             if image(before.as_ref()) != image(slot.state.as_ref()) {
-                self.let_go(site, before.as_ref());
+                self.release_image(site, before.as_ref());
             }
             Ok(())
         });
         if done.is_err() {
-            let _ = remove(&staging);
+            let _ = remove_folder(&staging);
             return done;
         }
         self.forget_size(site);
@@ -63,17 +63,29 @@ impl Roots {
     }
 
     /// The snapshot's files beside the root, if they are no layers.
-    fn copy_ahead(&self, site: &Site, snapshot: &Snapshot, staging: &Path, cancel: &Cancel) -> Result<()> {
-        if snapshot.kind == Kind::Overlay {
+    fn copy_snapshot_files(
+        &self,
+        site: &RootLocation,
+        snapshot: &RootSnapshot,
+        staging: &Path,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        if snapshot.kind == RootKind::Overlay {
             return Ok(());
         }
-        self.copy_quietly(&self.files_of(site, snapshot.id), staging, snapshot.kind, cancel)
+        self.copy_tree(&self.files_of(site, snapshot.id), staging, snapshot.kind, cancel)
     }
 
-    fn restore_layers(&self, site: &Site, slot: &mut Slot, snapshot: Snapshot, stage: &Stage) -> Result<()> {
-        let plain = slot.state.as_ref().is_none_or(|state| state.kind != Kind::Overlay);
+    fn restore_layers(
+        &self,
+        site: &RootLocation,
+        slot: &mut RootSlot,
+        snapshot: RootSnapshot,
+        stage: &StagingArea,
+    ) -> Result<()> {
+        let plain = slot.state.as_ref().is_none_or(|state| state.kind != RootKind::Overlay);
         let first_id = slot.state.as_ref().and_then(|state| state.first_id);
-        slot.state = Some(self.lay(site, snapshot.stack, first_id)?);
+        slot.state = Some(self.create_layered(site, snapshot.stack, first_id)?);
         if plain {
             // From here on the layers lie over what is there, so a failure changes nothing; the sweep tries again.
             let moved = std::fs::rename(stage.home.root(), &stage.path).at("move", &site.root);
@@ -84,7 +96,13 @@ impl Roots {
         Ok(())
     }
 
-    fn restore_folder(&self, site: &Site, slot: &mut Slot, snapshot: &Snapshot, stage: &Stage) -> Result<()> {
+    fn restore_folder(
+        &self,
+        site: &RootLocation,
+        slot: &mut RootSlot,
+        snapshot: &RootSnapshot,
+        stage: &StagingArea,
+    ) -> Result<()> {
         let (staging, root) = (&stage.path, stage.home.root());
         let had = root.symlink_metadata().is_ok();
         let change_places = || {
@@ -95,7 +113,7 @@ impl Roots {
             moved.at("move", staging)
         };
         change_places()?;
-        let state = State::of_folder(snapshot.kind, snapshot.stack.clone(), stage.project);
+        let state = RootRecord::for_folder(snapshot.kind, snapshot.stack.clone(), stage.project);
         if slot.state.as_ref() != Some(&state) {
             if let Err(error) = state.write(&site.folder) {
                 match had {
@@ -106,7 +124,7 @@ impl Roots {
             }
         }
         if let Some(first) = slot.state.take().and_then(|old| old.first_id) {
-            lock(&self.ranges).give_back(first);
+            lock(&self.ranges).release(first);
         }
         slot.state = Some(state);
         Ok(())
@@ -119,23 +137,23 @@ impl Roots {
     /// As [`Roots::snapshot`]; nothing is left of the new root then.
     pub fn clone_root(
         &self,
-        from: &Site,
+        from: &RootLocation,
         snapshot: Option<Uuid>,
-        to: &Site,
+        to: &RootLocation,
         running: bool,
         cancel: &Cancel,
-    ) -> Result<Kind> {
+    ) -> Result<RootKind> {
         let kind = match snapshot {
             Some(id) => self.find_snapshot(from, id)?.kind,
-            None => lock(&*self.slot(from)?).state.as_ref().map_or(Kind::Copy, |state| state.kind),
+            None => lock(&*self.slot(from)?).state.as_ref().map_or(RootKind::Copy, |state| state.kind),
         };
-        let Stage { home, path: staging, project } = stage(to, kind)?;
+        let StagingArea { home, path: staging, project } = make_staging(to, kind)?;
         let made = (|| {
             let (kind, stack, _frozen) = match snapshot {
                 Some(id) => {
                     let taken = self.find_snapshot(from, id)?;
-                    if taken.kind != Kind::Overlay {
-                        self.copy_quietly(&self.files_of(from, id), &staging, taken.kind, cancel)?;
+                    if taken.kind != RootKind::Overlay {
+                        self.copy_tree(&self.files_of(from, id), &staging, taken.kind, cancel)?;
                     }
                     (taken.kind, taken.stack, None)
                 }
@@ -146,18 +164,18 @@ impl Roots {
             };
             let slot = self.slot(to)?;
             let mut slot = lock(&slot);
-            slot.state = Some(if kind == Kind::Overlay {
-                self.lay(to, stack, None)?
+            slot.state = Some(if kind == RootKind::Overlay {
+                self.create_layered(to, stack, None)?
             } else {
                 std::fs::rename(&staging, home.root()).at("move", &staging)?;
-                let state = State::of_folder(kind, stack, project);
+                let state = RootRecord::for_folder(kind, stack, project);
                 state.write(&to.folder)?;
                 state
             });
             Ok(kind)
         })();
         if made.is_err() {
-            let _ = remove(&staging);
+            let _ = remove_folder(&staging);
         }
         made
     }
@@ -166,25 +184,25 @@ impl Roots {
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub fn sweep(&self, site: &Site) -> Result<()> {
-        self.enclose_old(site)?;
+    pub fn sweep(&self, site: &RootLocation) -> Result<()> {
+        self.migrate_old_root(site)?;
         if let Ok(Some(home)) = site.home() {
-            remove(&home.staging())?;
+            remove_folder(&home.staging())?;
         }
         let slot = self.slot(site)?;
-        let layered = lock(&slot).state.as_ref().is_some_and(|state| state.kind == Kind::Overlay);
+        let layered = lock(&slot).state.as_ref().is_some_and(|state| state.kind == RootKind::Overlay);
         if layered && site.is_own() {
             let at = site.attached();
             let empty = std::fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_none());
             if !empty {
-                remove(&at)?;
+                remove_folder(&at)?;
                 file::create_dir_private(&at)?;
             }
         }
         super::snapshot::sweep(&site.folder)
     }
 
-    pub(super) fn forget_size(&self, site: &Site) {
+    pub(super) fn forget_size(&self, site: &RootLocation) {
         if let Some(sizes) = self.sizes.get() {
             sizes.forget(site);
         }

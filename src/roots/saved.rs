@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::layers::Layers;
-use super::state::{Kind, Ranges, State, workspace_folders};
-use super::{Site, snapshot};
+use super::layers::LayerStore;
+use super::record::{IdRanges, RootKind, RootRecord, workspace_folders};
+use super::{RootLocation, snapshot};
 use crate::base::{At, Error, Result};
 use crate::store::file;
 
@@ -32,9 +32,9 @@ pub struct SavedRoot {
 /// When a state file cannot be read.
 pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<SavedRoot>> {
     let mut saved = SavedRoot::default();
-    let site = Site { folder: folder.to_owned(), root: root.to_owned() };
+    let site = RootLocation { folder: folder.to_owned(), root: root.to_owned() };
     let snapshots = snapshot::read_all(folder)?;
-    let Some(mut state) = State::read(folder)? else {
+    let Some(mut state) = RootRecord::read(folder)? else {
         let home = site.home()?;
         let files = home.map(|home| home.root()).filter(|root| root.is_dir());
         let files = match taken {
@@ -49,10 +49,10 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
             let found = snapshots.iter().find(|snapshot| snapshot.id == id);
             let found = found.ok_or_else(|| Error::internal("The snapshot for the backup is gone"))?;
             state.stack = found.stack.clone();
-            saved.files = (state.kind != Kind::Overlay).then(|| snapshot::files_in(folder, id));
+            saved.files = (state.kind != RootKind::Overlay).then(|| snapshot::files_in(folder, id));
         }
-        None if state.kind == Kind::Overlay => state.stack.layers.extend(state.upper.take()),
-        None => saved.files = Some(site.known_home()?.root()),
+        None if state.kind == RootKind::Overlay => state.stack.layers.extend(state.upper.take()),
+        None => saved.files = Some(site.existing_home()?.root()),
     }
     state.upper = None;
     state.first_id = None;
@@ -61,7 +61,7 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
     let others = snapshots.iter().filter(|snapshot| Some(snapshot.id) != taken);
     saved.layers.extend(others.flat_map(|snapshot| snapshot.stack.layers.iter().cloned()));
     let text =
-        serde_json::to_vec_pretty(&state).map_err(|error| Error::internal("root.json").because(error))?;
+        serde_json::to_vec_pretty(&state).map_err(|error| Error::internal("root.json").with_source(error))?;
     saved.state = Some(text);
     Ok(Some(saved))
 }
@@ -70,13 +70,14 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn settle(data_dir: &Path) -> Result<()> {
-    let mut ranges = Ranges::new(data_dir)?;
+pub fn complete_restored_roots(data_dir: &Path) -> Result<()> {
+    let mut ranges = IdRanges::new(data_dir)?;
     for folder in workspace_folders(data_dir)? {
-        let Some(mut state) = State::read(&folder)?.filter(|state| state.kind == Kind::Overlay) else {
+        let Some(mut state) = RootRecord::read(&folder)?.filter(|state| state.kind == RootKind::Overlay)
+        else {
             continue;
         };
-        let site = Site { folder: folder.clone(), root: folder.join("root") };
+        let site = RootLocation { folder: folder.clone(), root: folder.join("root") };
         for layer in &state.stack.layers {
             let path = data_dir.join("layers").join(layer);
             // The kernel's, while the layer took changes.
@@ -87,7 +88,8 @@ pub fn settle(data_dir: &Path) -> Result<()> {
                 return Err(Error::internal(message));
             }
         }
-        let (upper, _pins) = Layers::open(data_dir)?.create(Some(super::bound::project(&site)))?;
+        let (upper, _pins) =
+            LayerStore::open(data_dir)?.create(Some(super::disk_limit::layers_project(&site)))?;
         file::create_dir_private(&site.attached())?;
         state.upper = Some(upper);
         // Another server of this machine may have the ids that the root had.

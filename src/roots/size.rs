@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Roots, Site};
+use super::{RootLocation, Roots};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::store::tree::{disk_usage, disk_usage_below};
 
 /// A measurement.
 #[derive(Clone, Copy, Debug)]
-pub struct Size {
+pub struct RootSize {
     /// Of all that is seen in the root, as du(1) counts.
     pub bytes: u64,
     /// Of that, what no other root shares.
@@ -31,59 +31,59 @@ pub struct Size {
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    sizes: Mutex<HashMap<PathBuf, Size>>,
+struct SizeCache {
+    sizes: Mutex<HashMap<PathBuf, RootSize>>,
     news: Condvar,
 }
 
 /// The thread and what it knows.
 #[derive(Debug)]
-pub(super) struct Sizes {
-    known: Arc<Known>,
+pub(super) struct SizeMeasurer {
+    cache: Arc<SizeCache>,
     // Closing it ends the thread, so this is dropped first.
-    wanted: Sender<Site>,
+    requests: Sender<RootLocation>,
     _thread: JoinOnDrop,
 }
 
 /// How long the first one who asks waits: most roots are measured by then.
-const FIRST: Duration = Duration::from_secs(2);
+const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// A measurement is good for this long at least, …
-const FRESH: Duration = Duration::from_secs(1);
+const MIN_FRESH: Duration = Duration::from_secs(1);
 /// … and for so many times as long as it took.
-const DUTY: u32 = 20;
+const FRESH_FACTOR: u32 = 20;
 
-impl Sizes {
-    pub(super) fn start(roots: Weak<Roots>) -> Result<Sizes> {
+impl SizeMeasurer {
+    pub(super) fn start(roots: Weak<Roots>) -> Result<SizeMeasurer> {
         // Full: somebody else asks later.
         let (wanted, asked) = bounded(256);
-        let known = Arc::<Known>::default();
+        let known = Arc::<SizeCache>::default();
         let thread = spawn("root-sizes".into(), limits::STACK, {
             let known = known.clone();
             move || measure_all(&roots, &asked, &known)
         })?;
-        Ok(Sizes { known, wanted, _thread: thread })
+        Ok(SizeMeasurer { cache: known, requests: wanted, _thread: thread })
     }
 
-    fn get(&self, site: &Site) -> Option<Size> {
-        let size = lock(&self.known.sizes).get(&site.folder).copied();
+    fn get(&self, site: &RootLocation) -> Option<RootSize> {
+        let size = lock(&self.cache.sizes).get(&site.folder).copied();
         if size.is_none_or(|size| size.until <= Instant::now()) {
-            let _ = self.wanted.try_send(site.clone());
+            let _ = self.requests.try_send(site.clone());
         }
         if size.is_some() {
             return size;
         }
-        let sizes = lock(&self.known.sizes);
+        let sizes = lock(&self.cache.sizes);
         let waited =
-            self.known.news.wait_timeout_while(sizes, FIRST, |sizes| !sizes.contains_key(&site.folder));
+            self.cache.news.wait_timeout_while(sizes, FIRST_WAIT, |sizes| !sizes.contains_key(&site.folder));
         waited.ok().and_then(|(sizes, _)| sizes.get(&site.folder).copied())
     }
 
-    pub(super) fn forget(&self, site: &Site) {
-        lock(&self.known.sizes).remove(&site.folder);
+    pub(super) fn forget(&self, site: &RootLocation) {
+        lock(&self.cache.sizes).remove(&site.folder);
     }
 }
 
-fn measure_all(roots: &Weak<Roots>, asked: &Receiver<Site>, known: &Known) {
+fn measure_all(roots: &Weak<Roots>, asked: &Receiver<RootLocation>, known: &SizeCache) {
     for site in asked {
         // Several may have asked meanwhile.
         if lock(&known.sizes).get(&site.folder).is_some_and(|size| size.until > Instant::now()) {
@@ -102,16 +102,16 @@ fn measure_all(roots: &Weak<Roots>, asked: &Receiver<Site>, known: &Known) {
 
 impl Roots {
     /// How much disk the root takes: the last measurement. `None` while there is none yet.
-    pub fn size(&self, site: &Site) -> Option<Size> {
+    pub fn size(&self, site: &RootLocation) -> Option<RootSize> {
         self.kind(site)?;
         self.sizes.get()?.get(site)
     }
 
-    fn measure(&self, site: &Site) -> Result<Option<Size>> {
+    fn measure(&self, site: &RootLocation) -> Result<Option<RootSize>> {
         let begun = Instant::now();
         let bytes = {
             let files = self.files(site)?;
-            disk_usage_below(&files, &|| self.impatient.load(Ordering::Relaxed) == 0)?
+            disk_usage_below(&files, &|| self.exclusive_waiters.load(Ordering::Relaxed) == 0)?
         };
         let Some(bytes) = bytes else { return Ok(None) };
         let slot = self.slot(site)?;
@@ -120,7 +120,7 @@ impl Roots {
             Some(upper) => disk_usage(&self.layers.path(&upper))?,
             None => bytes,
         };
-        let until = Instant::now() + (begun.elapsed() * DUTY).max(FRESH);
-        Ok(Some(Size { bytes, own_bytes, at: Utc::now(), until }))
+        let until = Instant::now() + (begun.elapsed() * FRESH_FACTOR).max(MIN_FRESH);
+        Ok(Some(RootSize { bytes, own_bytes, at: Utc::now(), until }))
     }
 }

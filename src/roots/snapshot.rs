@@ -14,18 +14,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::layers::Pins;
-use super::make::remove;
-use super::state::{Kind, Stack, State, read_json, write_json};
-use super::{Roots, Site, Slot, namespace};
+use super::layers::LayerPins;
+use super::make::remove_folder;
+use super::record::{LayerStack, RootKind, RootRecord, read_json, write_json};
+use super::{RootLocation, RootSlot, Roots, namespace};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
-use crate::proc::{Cancel, Capture, Ended};
+use crate::proc::{Cancel, OutputCapture, ProcessOutcome};
 use crate::store::file;
 
 /// A snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Snapshot {
+pub struct RootSnapshot {
     /// Its id.
     pub id: Uuid,
     /// What its maker called it.
@@ -33,20 +33,20 @@ pub struct Snapshot {
     /// RFC 3339.
     pub created_at: String,
     /// Of a root of this kind.
-    pub kind: Kind,
+    pub kind: RootKind,
     /// Nothing was copied.
     pub instant: bool,
     #[serde(flatten)]
-    pub(super) stack: Stack,
+    pub(super) stack: LayerStack,
 }
 
 /// A root as it was at a moment.
-pub(super) struct Frozen {
-    pub(super) kind: Kind,
-    pub(super) stack: Stack,
+pub(super) struct FrozenRoot {
+    pub(super) kind: RootKind,
+    pub(super) stack: LayerStack,
     instant: bool,
     /// To be kept until something names the layers.
-    _pins: Pins,
+    _pins: LayerPins,
 }
 
 const FOLDER: &str = "snapshots";
@@ -65,12 +65,12 @@ impl Roots {
     /// what `keep` said.
     pub fn snapshot(
         &self,
-        site: &Site,
+        site: &RootLocation,
         name: &str,
         running: bool,
         keep: impl FnOnce(&Path) -> Result<()>,
         cancel: &Cancel,
-    ) -> Result<Snapshot> {
+    ) -> Result<RootSnapshot> {
         if self.snapshots(site)?.len() >= limits::SNAPSHOTS {
             let message = format!("There are {} snapshots already; delete one first", limits::SNAPSHOTS);
             return Err(Error::new(Code::Conflict, message));
@@ -83,7 +83,7 @@ impl Roots {
             let frozen = self.freeze(site, running, &staging.join(FILES), cancel)?;
             keep(&staging)?;
             let created_at = clock::now_rfc3339();
-            let snapshot = Snapshot {
+            let snapshot = RootSnapshot {
                 id,
                 name: name.to_owned(),
                 created_at,
@@ -91,7 +91,7 @@ impl Roots {
                 instant: frozen.instant,
                 stack: frozen.stack.clone(),
             };
-            let _naming = lock(&self.naming);
+            let _naming = lock(&self.reference_lock);
             if let Some(image) = &snapshot.stack.image {
                 self.images.hold(&self.images.get(image)?, &id.to_string())?;
             }
@@ -101,7 +101,7 @@ impl Roots {
             Ok(snapshot)
         })();
         if made.is_err() {
-            let _ = remove(&staging);
+            let _ = remove_folder(&staging);
         }
         made
     }
@@ -110,7 +110,7 @@ impl Roots {
     ///
     /// # Errors
     /// When one cannot be read.
-    pub fn snapshots(&self, site: &Site) -> Result<Vec<Snapshot>> {
+    pub fn snapshots(&self, site: &RootLocation) -> Result<Vec<RootSnapshot>> {
         read_all(&site.folder)
     }
 
@@ -118,7 +118,7 @@ impl Roots {
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn find_snapshot(&self, site: &Site, id: Uuid) -> Result<Snapshot> {
+    pub fn find_snapshot(&self, site: &RootLocation, id: Uuid) -> Result<RootSnapshot> {
         let found = read_json(&self.snapshot_folder(site, id).join(RECORD))?;
         found.ok_or_else(|| {
             let message = format!("Snapshot {id} not found; GET /api/workspaces/:id/snapshots lists them");
@@ -127,12 +127,12 @@ impl Roots {
     }
 
     /// Where a snapshot lies, with what its maker keeps beside it.
-    pub fn snapshot_folder(&self, site: &Site, id: Uuid) -> PathBuf {
+    pub fn snapshot_folder(&self, site: &RootLocation, id: Uuid) -> PathBuf {
         site.folder.join(FOLDER).join(id.to_string())
     }
 
     /// The files of a snapshot of a plain root.
-    pub(super) fn files_of(&self, site: &Site, id: Uuid) -> PathBuf {
+    pub(super) fn files_of(&self, site: &RootLocation, id: Uuid) -> PathBuf {
         self.snapshot_folder(site, id).join(FILES)
     }
 
@@ -142,7 +142,7 @@ impl Roots {
     /// `NotFound`; what `put_away` said.
     pub fn delete_snapshot(
         &self,
-        site: &Site,
+        site: &RootLocation,
         id: Uuid,
         put_away: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
@@ -152,71 +152,81 @@ impl Roots {
 
     /// The root at this moment: as layers that nobody changes any more, or copied to `place` if it is a plain folder.
     /// `running`: the container is there, and stands still.
-    pub(super) fn freeze(&self, site: &Site, running: bool, place: &Path, cancel: &Cancel) -> Result<Frozen> {
+    pub(super) fn freeze(
+        &self,
+        site: &RootLocation,
+        running: bool,
+        place: &Path,
+        cancel: &Cancel,
+    ) -> Result<FrozenRoot> {
         let slot = self.slot(site)?;
         let mut locked = lock(&slot);
-        let state =
-            locked.state.clone().unwrap_or_else(|| State::of_folder(Kind::Copy, Stack::default(), None));
+        let state = locked
+            .state
+            .clone()
+            .unwrap_or_else(|| RootRecord::for_folder(RootKind::Copy, LayerStack::default(), None));
         let Some(upper) = state.upper.clone() else {
             drop(locked);
             let stack = state.stack.clone();
-            let home = site.known_home()?;
-            self.copy_quietly(&home.root(), place, state.kind, cancel)?;
-            return Ok(Frozen { kind: state.kind, stack, instant: false, _pins: self.layers.pin([]) });
+            let home = site.existing_home()?;
+            self.copy_tree(&home.root(), place, state.kind, cancel)?;
+            return Ok(FrozenRoot { kind: state.kind, stack, instant: false, _pins: self.layers.pin([]) });
         };
         let files = self.layers.path(&upper).join("fs");
         let mut stack = state.stack.clone();
         if std::fs::read_dir(&files).at("list", &files)?.next().is_none() {
             let pins = self.layers.pin(&stack.layers);
-            return Ok(Frozen { kind: state.kind, stack, instant: true, _pins: pins });
+            return Ok(FrozenRoot { kind: state.kind, stack, instant: true, _pins: pins });
         }
         if running {
             let mut pins = self.layers.pin(&stack.layers);
             drop(locked);
-            let copy = self.copied_layer(&files, cancel, &mut pins)?;
+            let copy = self.copy_layer(&files, cancel, &mut pins)?;
             stack.layers.push(copy);
-            return Ok(Frozen { kind: state.kind, stack, instant: false, _pins: pins });
+            return Ok(FrozenRoot { kind: state.kind, stack, instant: false, _pins: pins });
         }
-        self.alone(&mut locked)?;
+        self.wait_exclusive(&mut locked)?;
         stack.layers.push(upper);
         let mut pins = self.layers.pin(&stack.layers);
         let deep = stack.layers.len() >= limits::ROOT_LAYERS;
         if deep {
             // Every look-up of a file goes through all layers.
-            let closed = Closed::new(&slot, &mut locked);
+            let closed = ClosedSlot::new(&slot, &mut locked);
             drop(locked);
             stack = self.flatten(&stack, cancel, &mut pins)?;
             locked = lock(&slot);
             closed.open(&mut locked);
         }
         // First the root, then what wants it never to change: a crash between leaves a layer more, no wrong snapshot.
-        locked.state = Some(self.lay(site, stack.clone(), state.first_id)?);
-        Ok(Frozen { kind: state.kind, stack, instant: !deep, _pins: pins })
+        locked.state = Some(self.create_layered(site, stack.clone(), state.first_id)?);
+        Ok(FrozenRoot { kind: state.kind, stack, instant: !deep, _pins: pins })
     }
 
     /// One layer with all that the stack shows.
-    fn flatten(&self, stack: &Stack, cancel: &Cancel, pins: &mut Pins) -> Result<Stack> {
-        let layers = namespace::Layers { lowers: self.lowers(stack), upper: None, first_id: None };
+    fn flatten(&self, stack: &LayerStack, cancel: &Cancel, pins: &mut LayerPins) -> Result<LayerStack> {
+        let layers = namespace::OverlaySpec { lowers: self.lowers(stack), upper: None, first_id: None };
         let merged = self.namespace()?.merge(&layers)?;
-        let from = PathBuf::from(format!("{}/.", Roots::for_child(&merged.top)));
-        let flat = self.copied_layer(&from, cancel, pins)?;
-        Ok(Stack { layers: vec![flat], host: stack.host, ..Stack::default() })
+        let from = PathBuf::from(format!("{}/.", Roots::child_path(&merged.top)));
+        let flat = self.copy_layer(&from, cancel, pins)?;
+        Ok(LayerStack { layers: vec![flat], host: stack.host, ..LayerStack::default() })
     }
 
-    fn copied_layer(&self, from: &Path, cancel: &Cancel, pins: &mut Pins) -> Result<String> {
+    fn copy_layer(&self, from: &Path, cancel: &Cancel, pins: &mut LayerPins) -> Result<String> {
         let (layer, pinned) = self.layers.create(None)?;
         let place = self.layers.path(&layer).join("fs");
         std::fs::remove_dir(&place).at("replace", &place)?;
-        self.copy_quietly(from, &place, Kind::Overlay, cancel)?;
+        self.copy_tree(from, &place, RootKind::Overlay, cancel)?;
         pins.add(pinned);
         Ok(layer)
     }
 
-    pub(super) fn copy_quietly(&self, from: &Path, to: &Path, kind: Kind, cancel: &Cancel) -> Result<()> {
-        let mut printed = Capture::new(4096);
-        match self.cp(from, to, kind, &mut printed, cancel)? {
-            Ended::Exited(exit) if exit.success() => Ok(()),
-            Ended::Cancelled => Err(Error::new(Code::Cancelled, "It was cancelled; nothing has changed")),
+    pub(super) fn copy_tree(&self, from: &Path, to: &Path, kind: RootKind, cancel: &Cancel) -> Result<()> {
+        let mut printed = OutputCapture::new(4096);
+        match self.run_cp(from, to, kind, &mut printed, cancel)? {
+            ProcessOutcome::Exited(exit) if exit.success() => Ok(()),
+            ProcessOutcome::Cancelled => {
+                Err(Error::new(Code::Cancelled, "It was cancelled; nothing has changed"))
+            }
             ended => {
                 let printed = printed.finish().into_text();
                 let code = if printed.contains("No space left") { Code::DiskFull } else { Code::Internal };
@@ -227,28 +237,28 @@ impl Roots {
 }
 
 /// Keeps everybody from a root's files while its slot is not locked.
-struct Closed<'a>(&'a std::sync::Mutex<Slot>);
+struct ClosedSlot<'a>(&'a std::sync::Mutex<RootSlot>);
 
-impl Closed<'_> {
-    fn new<'a>(slot: &'a std::sync::Mutex<Slot>, locked: &mut Slot) -> Closed<'a> {
+impl ClosedSlot<'_> {
+    fn new<'a>(slot: &'a std::sync::Mutex<RootSlot>, locked: &mut RootSlot) -> ClosedSlot<'a> {
         locked.closed = true;
-        Closed(slot)
+        ClosedSlot(slot)
     }
 
-    fn open(self, locked: &mut Slot) {
+    fn open(self, locked: &mut RootSlot) {
         locked.closed = false;
         std::mem::forget(self);
     }
 }
 
-impl Drop for Closed<'_> {
+impl Drop for ClosedSlot<'_> {
     fn drop(&mut self) {
         lock(self.0).closed = false;
     }
 }
 
 /// The snapshots in a workspace's folder.
-pub(super) fn read_all(folder: &Path) -> Result<Vec<Snapshot>> {
+pub(super) fn read_all(folder: &Path) -> Result<Vec<RootSnapshot>> {
     let all = folder.join(FOLDER);
     let entries = match std::fs::read_dir(&all) {
         Err(error)
@@ -258,7 +268,7 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<Snapshot>> {
         }
         entries => entries.at("list", &all)?,
     };
-    let mut found: Vec<Snapshot> = Vec::new();
+    let mut found: Vec<RootSnapshot> = Vec::new();
     for entry in entries.flatten() {
         // Half-made ones name layers that their maker has pinned.
         if Uuid::try_parse(&entry.file_name().to_string_lossy()).is_ok() {
@@ -278,7 +288,7 @@ pub(super) fn files_in(folder: &Path, id: Uuid) -> PathBuf {
 pub(super) fn sweep(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder.join(FOLDER)).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(STAGING) {
-            remove(&entry.path())?;
+            remove_folder(&entry.path())?;
         }
     }
     Ok(())

@@ -9,13 +9,13 @@ use std::time::Instant;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::held::Held;
+use super::disk_budget::DiskBudget;
 use super::live::Live;
-use super::request::{Encoding, Plan};
-use super::room::Room;
+use super::output_buffer::OutputBuffer;
+use super::request::{LaunchPlan, OutputEncoding};
 use super::run::Run;
 use crate::base::{Code, Error, Result};
-use crate::proc::{Ended, Exit, Launcher, Process, Sink};
+use crate::proc::{Exit, Launcher, Process, ProcessOutcome, Sink};
 
 /// The answer of `/exec`.
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub struct ExecResult {
     /// -1 when a signal ended it or time ran out.
     pub exit_code: i32,
     /// Kept of its output.
-    pub stdout: Held,
+    pub stdout: OutputBuffer,
     /// Kept of its errors.
-    pub stderr: Held,
+    pub stderr: OutputBuffer,
     /// The deadline ended it.
     pub timed_out: bool,
     /// The signal that ended it.
@@ -83,15 +83,15 @@ impl ExecResult {
     /// # Errors
     /// When output cannot be read back.
     pub fn length(&self) -> io::Result<u64> {
-        let mut count = Count(0);
+        let mut count = ByteCounter(0);
         self.write(&mut count)?;
         Ok(count.0)
     }
 }
 
-struct Count(u64);
+struct ByteCounter(u64);
 
-impl Write for Count {
+impl Write for ByteCounter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0 += bytes.len() as u64;
         Ok(bytes.len())
@@ -103,7 +103,7 @@ impl Write for Count {
 }
 
 /// Text for people, as the content of a JSON string: a line of its own where bytes are missing.
-fn write_text(held: &Held, out: &mut dyn Write) -> io::Result<()> {
+fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     for behind_gap in [false, true] {
         if behind_gap && held.is_cut() {
             write!(out, "\\n[... {} bytes omitted ...]\\n", held.omitted())?;
@@ -193,7 +193,7 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn write_base64(held: &Held, out: &mut dyn Write) -> io::Result<()> {
+fn write_base64(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     let mut left: Vec<u8> = Vec::new();
     for behind_gap in [false, true] {
         held.read(behind_gap, &mut |piece| {
@@ -208,7 +208,7 @@ fn write_base64(held: &Held, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// An exec that has ended, and what it was.
-pub type Done = (ExecResult, Option<Box<dyn Process>>);
+pub type FinishedExec = (ExecResult, Option<Box<dyn Process>>);
 
 /// Runs a command to its end on this thread. What it was is to be dropped when the answer has gone: cleaning up after a
 /// command may wait for the kernel.
@@ -218,14 +218,14 @@ pub type Done = (ExecResult, Option<Box<dyn Process>>);
 pub fn run(
     launcher: &dyn Launcher,
     run: &Run,
-    plan: Plan,
+    plan: LaunchPlan,
     output_limit: usize,
-    encoding: Option<Encoding>,
-    room: &Arc<Room>,
-) -> Result<Done> {
+    encoding: Option<OutputEncoding>,
+    room: &Arc<DiskBudget>,
+) -> Result<FinishedExec> {
     let (begun, timeout) = (Instant::now(), plan.timeout);
-    let held = || Held::new(output_limit, room.clone());
-    let base64 = encoding == Some(Encoding::Base64);
+    let held = || OutputBuffer::new(output_limit, room.clone());
+    let base64 = encoding == Some(OutputEncoding::Base64);
     let live = match Live::start(launcher, run, plan) {
         // It was over before it began.
         Err(error) if error.code() == Code::ContainerSilent && begun.elapsed() >= timeout => {
@@ -242,11 +242,11 @@ pub fn run(
         }
         live => live?,
     };
-    let sink = |at: usize| Counted { held: held(), count: &run.counts[at] };
+    let sink = |at: usize| CountingSink { held: held(), count: &run.counts[at] };
     let (mut out, mut err) = (sink(0), sink(1));
     let (ended, process) = live.watch(run, &mut out, &mut err);
     let ended = ended?;
-    if ended == Ended::Cancelled {
+    if ended == ProcessOutcome::Cancelled {
         return Err(Error::new(
             Code::Cancelled,
             "The command was ended: by a request, because its workspace is being rebuilt or deleted, or because the server stops",
@@ -254,14 +254,14 @@ pub fn run(
     }
     let (stdout, stderr) = (out.held, err.held);
     let exit = match ended {
-        Ended::Exited(exit) => Some(exit),
-        Ended::TimedOut | Ended::Cancelled => None,
+        ProcessOutcome::Exited(exit) => Some(exit),
+        ProcessOutcome::TimedOut | ProcessOutcome::Cancelled => None,
     };
     let result = ExecResult {
         exit_code: exit.map_or(-1, Exit::code),
         stdout,
         stderr,
-        timed_out: ended == Ended::TimedOut,
+        timed_out: ended == ProcessOutcome::TimedOut,
         signal: exit.and_then(Exit::signal),
         oom_killed: process.oom_killed(),
         base64,
@@ -270,12 +270,12 @@ pub fn run(
 }
 
 /// Tells others how much there is so far.
-struct Counted<'a> {
-    held: Held,
+struct CountingSink<'a> {
+    held: OutputBuffer,
     count: &'a AtomicU64,
 }
 
-impl Sink for Counted<'_> {
+impl Sink for CountingSink<'_> {
     fn take(&mut self, bytes: &[u8]) {
         self.count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.held.take(bytes);
@@ -287,8 +287,8 @@ mod tests {
     use super::*;
 
     fn answer(cap: usize, output: &[u8], chunk: usize) -> serde_json::Value {
-        let room = Arc::new(Room::new(std::env::temp_dir(), u64::MAX));
-        let (mut stdout, stderr) = (Held::new(cap, room.clone()), Held::new(cap, room));
+        let room = Arc::new(DiskBudget::new(std::env::temp_dir(), u64::MAX));
+        let (mut stdout, stderr) = (OutputBuffer::new(cap, room.clone()), OutputBuffer::new(cap, room));
         output.chunks(chunk).for_each(|chunk| stdout.take(chunk));
         let result = ExecResult {
             exit_code: 0,

@@ -10,17 +10,17 @@ use std::time::Instant;
 use rustix::event::PollFlags;
 
 use super::run::Run;
-use super::spool::{Files, Position, Read, Spool, Stream};
+use super::spool::{OutputStream, Position, Spool, SpoolFiles, SpoolRead};
 use crate::base::{Code, Error, Result, limits};
-use crate::proc::bell::{Bell, Woken};
+use crate::proc::waiter::{Waiter, WakeReason};
 
 /// The next of a run's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum OutputPiece {
     /// The first bytes of the buffer, at this offset of this stream.
-    Bytes(Stream, u64, usize),
+    Bytes(OutputStream, u64, usize),
     /// This stretch of a stream is not kept any more.
-    Missed(Stream, u64, u64),
+    Missed(OutputStream, u64, u64),
     /// That was all for now.
     Nothing,
     /// That was all: the run has ended, or the reader reads no further.
@@ -28,72 +28,72 @@ pub enum Piece {
 }
 
 /// A reader's place in a run.
-pub struct Follower {
+pub struct OutputFollower {
     run: Arc<Run>,
     spool: Arc<Spool>,
-    files: Arc<Files>,
-    bell: Arc<Bell>,
+    files: Arc<SpoolFiles>,
+    bell: Arc<Waiter>,
     at: Position,
     turn: u64,
     /// It reads no further.
     until: Option<Position>,
     /// Up to here a stream was looked at and held back, because a character was not complete.
-    held: Position,
+    waiting: Position,
 }
 
-impl Follower {
+impl OutputFollower {
     /// Begins at a position, which may lie behind the end.
     ///
     /// # Errors
     /// `Conflict` for an exec, whose output is not spooled; when the output is gone.
-    pub fn new(run: Arc<Run>, at: Position) -> Result<Follower> {
+    pub fn new(run: Arc<Run>, at: Position) -> Result<OutputFollower> {
         let spool = run.spool.clone().ok_or_else(|| {
             Error::new(Code::Conflict, "This is an exec: its output is in its own answer; use POST …/runs")
         })?;
-        let (files, bell) = (spool.open()?, Bell::new()?);
+        let (files, bell) = (spool.open()?, Waiter::new()?);
         run.bells.add(&bell);
         let end = spool.end();
         let at = Position { out: at.out.min(end.out), err: at.err.min(end.err) };
-        Ok(Follower { run, spool, files, bell, at, turn: 0, until: None, held: Position::default() })
+        Ok(OutputFollower { run, spool, files, bell, at, turn: 0, until: None, waiting: Position::default() })
     }
 
     /// Reads only what is there now.
     #[must_use]
-    pub fn until_now(mut self) -> Follower {
+    pub fn until_now(mut self) -> OutputFollower {
         self.until = Some(self.spool.end());
         self
     }
 
     /// Whether there is more to read, or an end to see; rings from then on are heard.
-    pub fn has_more(&self, stream: Option<Stream>) -> bool {
+    pub fn has_more(&self, stream: Option<OutputStream>) -> bool {
         self.bell.arm();
         if !self.run.is_running() {
             return true;
         }
         let end = self.spool.end();
         let more = |stream| self.at.of(stream) < end.of(stream);
-        stream.map_or_else(|| more(Stream::Stdout) || more(Stream::Stderr), more)
+        stream.map_or_else(|| more(OutputStream::Stdout) || more(OutputStream::Stderr), more)
     }
 
     /// What can be read of one stream without a gap, or of both around their gaps.
-    pub fn stretch(&self, stream: Option<Stream>) -> Stretch {
-        let marks = self.spool.marks();
+    pub fn read_extent(&self, stream: Option<OutputStream>) -> ReadExtent {
+        let marks = self.spool.state();
         let end = self.until.unwrap_or_else(|| marks.end()).min(marks.end());
         let (mut from, mut to) = (self.at, self.at);
         let Some(stream) = stream else {
             let missed = marks.out.lost_from(from.out) + marks.err.lost_from(from.err);
             let length = end.out - from.out.min(end.out) + end.err - from.err.min(end.err);
-            return Stretch { from, to: end, length: length.saturating_sub(missed), missed };
+            return ReadExtent { from, to: end, length: length.saturating_sub(missed), missed };
         };
         let (track, at) = (marks.of(stream), from.of(stream));
         let begin = track.gap_at(at).unwrap_or(at).min(end.of(stream));
         from.set(stream, begin);
         to.set(stream, track.kept_until(begin).clamp(begin, end.of(stream)));
-        Stretch { from, to, length: to.of(stream) - begin, missed: begin.saturating_sub(at) }
+        ReadExtent { from, to, length: to.of(stream) - begin, missed: begin.saturating_sub(at) }
     }
 
     /// Goes on elsewhere.
-    pub fn go_to(&mut self, at: Position) {
+    pub fn seek(&mut self, at: Position) {
         self.at = at;
     }
 
@@ -111,7 +111,7 @@ impl Follower {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn next_text(&mut self, buffer: &mut [u8]) -> Result<Piece> {
+    pub fn next_text(&mut self, buffer: &mut [u8]) -> Result<OutputPiece> {
         self.next(buffer, true)
     }
 
@@ -119,30 +119,30 @@ impl Follower {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn next_bytes_of(&mut self, stream: Option<Stream>, buffer: &mut [u8]) -> Result<Piece> {
+    pub fn next_bytes_of(&mut self, stream: Option<OutputStream>, buffer: &mut [u8]) -> Result<OutputPiece> {
         let Some(stream) = stream else { return self.next(buffer, false) };
         self.bell.arm();
         let ended = self.until.is_some() || !self.run.is_running();
         let (from, to) = (self.at.of(stream), self.until.unwrap_or_else(|| self.spool.end()).of(stream));
-        let nothing = if ended { Piece::End } else { Piece::Nothing };
+        let nothing = if ended { OutputPiece::End } else { OutputPiece::Nothing };
         if from >= to {
             return Ok(nothing);
         }
         let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(buffer.len());
         Ok(match self.spool.read(&self.files, stream, from, &mut buffer[..length])? {
-            Read::Bytes(n) => {
+            SpoolRead::Bytes(n) => {
                 self.at.set(stream, from + n as u64);
-                Piece::Bytes(stream, from, n)
+                OutputPiece::Bytes(stream, from, n)
             }
-            Read::Missed(to) => {
+            SpoolRead::Missed(to) => {
                 self.at.set(stream, to);
-                Piece::Missed(stream, from, to)
+                OutputPiece::Missed(stream, from, to)
             }
-            Read::Nothing => nothing,
+            SpoolRead::Nothing => nothing,
         })
     }
 
-    fn next(&mut self, buffer: &mut [u8], text: bool) -> Result<Piece> {
+    fn next(&mut self, buffer: &mut [u8], text: bool) -> Result<OutputPiece> {
         self.bell.arm();
         // In this order: what was written before the end is there once the end is seen.
         let ended = self.until.is_some() || !self.run.is_running();
@@ -151,51 +151,51 @@ impl Follower {
             let (turn, turn_end) = self.spool.turn(&self.files, self.at, self.turn)?;
             self.turn = turn;
             let limit = turn_end.map_or(end, |turn| turn.min(end));
-            for stream in [Stream::Stdout, Stream::Stderr] {
+            for stream in [OutputStream::Stdout, OutputStream::Stderr] {
                 let (from, to) = (self.at.of(stream), limit.of(stream));
                 let last = ended && to == end.of(stream);
-                if from >= to || (!last && to <= self.held.of(stream)) {
+                if from >= to || (!last && to <= self.waiting.of(stream)) {
                     continue;
                 }
                 let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(buffer.len());
                 match self.spool.read(&self.files, stream, from, &mut buffer[..length])? {
-                    Read::Bytes(n) => {
+                    SpoolRead::Bytes(n) => {
                         // Before a gap there is nothing to wait for.
                         let whole = if text && n == length { whole_characters(&buffer[..n]) } else { n };
                         let n = if whole == 0 && last && from + n as u64 == to { n } else { whole };
                         if n == 0 {
-                            self.held.set(stream, to);
+                            self.waiting.set(stream, to);
                             continue;
                         }
                         self.at.set(stream, from + n as u64);
-                        return Ok(Piece::Bytes(stream, from, n));
+                        return Ok(OutputPiece::Bytes(stream, from, n));
                     }
-                    Read::Missed(to) => {
+                    SpoolRead::Missed(to) => {
                         self.at.set(stream, to);
-                        return Ok(Piece::Missed(stream, from, to));
+                        return Ok(OutputPiece::Missed(stream, from, to));
                     }
-                    Read::Nothing => {}
+                    SpoolRead::Nothing => {}
                 }
             }
             if turn_end.is_none() || limit == end {
-                return Ok(if ended { Piece::End } else { Piece::Nothing });
+                return Ok(if ended { OutputPiece::End } else { OutputPiece::Nothing });
             }
             self.turn += 1;
         }
     }
 
-    /// Waits for more after [`Piece::Nothing`].
+    /// Waits for more after [`OutputPiece::Nothing`].
     ///
     /// # Errors
     /// When poll(2) fails.
-    pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<Woken> {
+    pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<WakeReason> {
         self.bell.wait(other, deadline)
     }
 }
 
 /// What a read would give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub struct ReadExtent {
     /// Its first byte.
     pub from: Position,
     /// Behind its last.
@@ -211,7 +211,7 @@ pub struct Stretch {
 /// # Errors
 /// When poll(2) fails, or the process is out of file descriptors.
 pub fn wait_end(run: &Run, other: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<()> {
-    let bell = Bell::new()?;
+    let bell = Waiter::new()?;
     run.bells.add(&bell);
     loop {
         bell.arm();
@@ -219,8 +219,8 @@ pub fn wait_end(run: &Run, other: Option<BorrowedFd<'_>>, deadline: Instant) -> 
             return Ok(());
         }
         match bell.wait(other.map(|fd| (fd, PollFlags::IN)), deadline)? {
-            Woken::Rung => {}
-            Woken::Other | Woken::Late => return Ok(()),
+            WakeReason::Notified => {}
+            WakeReason::OtherReady | WakeReason::TimedOut => return Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@ use rustix::process::{Gid, Uid};
 
 use crate::base::{Code, Error, Result};
 use crate::proc::spawn::open_dir;
-use crate::proc::{Cgroups, Child, Command, Launcher, Process, Pty, Stdio};
+use crate::proc::{Cgroups, Child, CommandSpec, Launcher, Process, Pty, Stdio};
 use crate::store::beneath::Root;
 use crate::store::file;
 
@@ -48,9 +48,10 @@ impl HostLauncher {
 }
 
 impl Launcher for HostLauncher {
-    fn launch(&self, id: &str, command: &Command, stdio: Stdio) -> Result<Box<dyn Process>> {
+    fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>> {
         let cwd = self.cwd(&command.cwd)?;
-        let group = self.cgroups.group_within(&format!("{}/{id}", self.group), command.limits.as_ref())?;
+        let group =
+            self.cgroups.group_with_limits(&format!("{}/{id}", self.group), command.limits.as_ref())?;
         let user = command.user.as_ref();
         if let Some(user) = user {
             stdio.give_to(Uid::from_raw(user.uid), Gid::from_raw(user.gid), command.tty);

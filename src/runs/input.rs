@@ -12,15 +12,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::kept::KeeperControl;
-use crate::base::parcel::Parcel;
+use crate::base::input_bytes::InputBytes;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
 /// The writing end.
 #[derive(Debug, Default)]
-pub struct Input {
-    end: Mutex<Option<End>>,
+pub struct RunInput {
+    end: Mutex<Option<StdinPipe>>,
     closed: AtomicBool,
     /// Clients could write to it once.
     was_open: AtomicBool,
@@ -29,22 +29,22 @@ pub struct Input {
 }
 
 #[derive(Debug)]
-struct End {
+struct StdinPipe {
     /// Non-blocking.
     fd: OwnedFd,
     /// A terminal is not closed; its line discipline makes an end of file of ^D (termios(3), VEOF).
     is_terminal: bool,
 }
 
-impl Input {
+impl RunInput {
     /// Opens it for clients; `fd` is non-blocking.
     pub fn open(&self, fd: OwnedFd, is_terminal: bool) {
         self.was_open.store(true, Ordering::SeqCst);
-        *lock(&self.end) = Some(End { fd, is_terminal });
+        *lock(&self.end) = Some(StdinPipe { fd, is_terminal });
     }
 
     /// The run's keeper has this end as well.
-    pub fn keep(&self, keeper: Arc<dyn KeeperControl>) {
+    pub fn set_keeper(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 
@@ -77,7 +77,7 @@ impl Input {
     /// # Errors
     /// `Conflict` when stdin is closed or somebody else is writing; `Busy` when the command did not read in time. The
     /// detail `bytes_taken` says how many bytes went in; the rest can be sent again.
-    pub fn put(&self, bytes: &Parcel, eof: bool, gone: Option<&Cancel>) -> Result<u64> {
+    pub fn write_input(&self, bytes: &InputBytes, eof: bool, gone: Option<&Cancel>) -> Result<u64> {
         let mut end = match self.end.try_lock() {
             Ok(end) => end,
             Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
@@ -122,19 +122,19 @@ impl Input {
 /// The longest that one client's bytes take, however slowly the command reads them.
 const WRITE_MAX: Duration = Duration::from_secs(600);
 
-fn write_all(end: &End, bytes: &Parcel, gone: Option<&Cancel>, most: Instant) -> Result<u64> {
+fn write_all(end: &StdinPipe, bytes: &InputBytes, gone: Option<&Cancel>, most: Instant) -> Result<u64> {
     let mut taken = 0;
     while taken < bytes.len() {
-        let written = bytes.with_piece(taken, |piece| write(end, piece, gone, taken, most));
+        let written = bytes.with_chunk(taken, |piece| write(end, piece, gone, taken, most));
         let unread =
-            |error| refused(Code::Internal, "The input could not be read back", taken).because(error);
+            |error| refused(Code::Internal, "The input could not be read back", taken).with_source(error);
         taken += written.map_err(unread)?? as u64;
     }
     Ok(taken)
 }
 
 /// `before`: how many bytes went in already.
-fn write(end: &End, bytes: &[u8], gone: Option<&Cancel>, before: u64, most: Instant) -> Result<usize> {
+fn write(end: &StdinPipe, bytes: &[u8], gone: Option<&Cancel>, before: u64, most: Instant) -> Result<usize> {
     let mut taken = 0;
     let mut deadline = Instant::now() + limits::STDIN_PATIENCE;
     while taken < bytes.len() {
@@ -178,25 +178,26 @@ mod tests {
 
     #[test]
     fn says_how_much_went_in() {
-        let input = Input::default();
-        let never = input.put(&Parcel::Memory(b"x".to_vec()), false, None).unwrap_err();
+        let input = RunInput::default();
+        let never = input.write_input(&InputBytes::Memory(b"x".to_vec()), false, None).unwrap_err();
         assert_eq!(never.code(), Code::Conflict);
         assert!(never.message().contains("open_stdin"), "{never}");
         let (reader, writer) = pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         input.open(writer, false);
-        assert_eq!(input.put(&Parcel::Memory(b"abc".to_vec()), false, None).unwrap(), 3);
-        let full = input.put(&Parcel::of(vec![b'x'; 1 << 20]).unwrap(), false, None).unwrap_err();
+        assert_eq!(input.write_input(&InputBytes::Memory(b"abc".to_vec()), false, None).unwrap(), 3);
+        let full =
+            input.write_input(&InputBytes::from_vec(vec![b'x'; 1 << 20]).unwrap(), false, None).unwrap_err();
         assert_eq!(full.code(), Code::Busy);
         let taken = full.body()["details"]["bytes_taken"].as_u64().unwrap();
         assert!((1..1 << 20).contains(&taken), "{taken}");
         drop(reader);
         assert_eq!(
-            input.put(&Parcel::Memory(b"x".to_vec()), false, None).unwrap_err().code(),
+            input.write_input(&InputBytes::Memory(b"x".to_vec()), false, None).unwrap_err().code(),
             Code::Conflict
         );
         assert!(!input.is_open());
-        let again = input.put(&Parcel::Memory(Vec::new()), true, None).unwrap_err();
+        let again = input.write_input(&InputBytes::Memory(Vec::new()), true, None).unwrap_err();
         assert_eq!(again.code(), Code::Conflict);
         assert!(
             again.message().contains("closed already") && !again.message().contains("open_stdin"),

@@ -5,18 +5,20 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::request::{Plan, Stdin};
+use super::request::{LaunchPlan, Stdin};
 use super::run::Run;
-use super::spool::{Stream, Writer};
-use crate::base::parcel::Parcel;
+use super::spool::{OutputStream, OutputWriter};
+use crate::base::input_bytes::InputBytes;
 use crate::base::{At, Error, Result, limits, pool};
 use crate::proc::spawn::{dev_null, pipe};
-use crate::proc::{Ended, Handed, Hold, Io, Launcher, Process, Sink, Stdio, pty, pump};
+use crate::proc::{
+    HandoverGuard, Launcher, Process, ProcessHandover, ProcessIo, ProcessOutcome, Sink, Stdio, pty, pump,
+};
 
 /// A command that has been started.
 pub struct Live {
     process: Box<dyn Process>,
-    stdin: Option<(OwnedFd, Parcel)>,
+    stdin: Option<(OwnedFd, InputBytes)>,
     stdout: OwnedFd,
     stderr: OwnedFd,
     timeout: Duration,
@@ -27,8 +29,8 @@ impl Live {
     ///
     /// # Errors
     /// When it could not be started: then nothing has run.
-    pub fn start(launcher: &dyn Launcher, run: &Run, plan: Plan) -> Result<Live> {
-        let Plan { mut command, stdin, pty, timeout } = plan;
+    pub fn start(launcher: &dyn Launcher, run: &Run, plan: LaunchPlan) -> Result<Live> {
+        let LaunchPlan { mut command, stdin, pty, timeout } = plan;
         command.patience = Some(timeout.max(limits::LEAST_PATIENCE));
         let (ours, stdio) = match pty {
             Some(size) => {
@@ -58,21 +60,21 @@ impl Live {
             }
         };
         let process = launcher.launch(&run.id.simple().to_string(), &command, stdio)?;
-        run.attach(process.reach());
+        run.attach(process.signal_handle());
         let (stdin, stdout, stderr) = ours;
         Ok(Live { process, stdin, stdout, stderr, timeout })
     }
 
     /// One that runs already.
-    pub fn going_on(
+    pub fn resume(
         run: &Run,
         process: Box<dyn Process>,
-        stdin: Option<(OwnedFd, Parcel)>,
+        stdin: Option<(OwnedFd, InputBytes)>,
         stdout: OwnedFd,
         stderr: OwnedFd,
         timeout: Duration,
     ) -> Live {
-        run.attach(process.reach());
+        run.attach(process.signal_handle());
         Live { process, stdin, stdout, stderr, timeout }
     }
 
@@ -80,11 +82,11 @@ impl Live {
     ///
     /// # Errors
     /// When that is not possible: then it has been ended.
-    pub fn hand_over(self) -> Result<Parts> {
+    pub fn hand_over(self) -> Result<LiveParts> {
         let Live { mut process, stdin, stdout, stderr, .. } = self;
         let (handed, hold) =
             process.hand_over()?.ok_or_else(|| Error::internal("a child cannot be handed over"))?;
-        Ok(Parts { handed, hold, stdin, stdout, stderr })
+        Ok(LiveParts { handed, hold, stdin, stdout, stderr })
     }
 
     /// Watches it until it has ended. The first value is an error when its status was lost; dropping the second cleans up
@@ -94,26 +96,27 @@ impl Live {
         run: &Run,
         out: &mut dyn Sink,
         err: &mut dyn Sink,
-    ) -> (Result<Ended>, Box<dyn Process>) {
+    ) -> (Result<ProcessOutcome>, Box<dyn Process>) {
         let Live { mut process, stdin, stdout, stderr, timeout } = self;
-        let io = Io { stdin, stdout, stderr, out, err };
+        let io = ProcessIo { stdin, stdout, stderr, out, err };
         let ended = pump(process.as_mut(), io, timeout, &run.cancel);
-        if let (Ok(Ended::Exited(_)), Some(reach)) = (&ended, process.reach()) {
-            reach.group.leave();
+        if let (Ok(ProcessOutcome::Exited(_)), Some(reach)) = (&ended, process.signal_handle()) {
+            reach.group.mark_leftover();
         }
         (ended, process)
     }
 
     /// The same, for a run whose output is spooled: to its very end, the record included.
-    pub fn spool(self, run: &Run, writer: Writer) {
+    pub fn spool_to_end(self, run: &Run, writer: OutputWriter) {
         let writer = RefCell::new(writer);
-        let sink = |stream| Spooled { run, writer: &writer, stream };
-        let (ended, process) = self.watch(run, &mut sink(Stream::Stdout), &mut sink(Stream::Stderr));
+        let sink = |stream| SpoolSink { run, writer: &writer, stream };
+        let (ended, process) =
+            self.watch(run, &mut sink(OutputStream::Stdout), &mut sink(OutputStream::Stderr));
         if let Err(error) = &ended {
             log::warn!("run {}: {error}", run.id);
         }
         let usage = process.usage();
-        pool::ending();
+        pool::release_early();
         run.finish(ended, usage);
         // What cannot be written is missing after the next start only.
         if let Err(error) = run.save(true) {
@@ -123,28 +126,28 @@ impl Live {
 }
 
 /// What a [`Live`] consists of.
-pub struct Parts {
+pub struct LiveParts {
     /// The process.
-    pub handed: Handed,
+    pub handed: ProcessHandover,
     /// What it needs of its surroundings.
-    pub hold: Box<dyn Hold>,
+    pub hold: Box<dyn HandoverGuard>,
     /// Where its input goes, and what.
-    pub stdin: Option<(OwnedFd, Parcel)>,
+    pub stdin: Option<(OwnedFd, InputBytes)>,
     /// Where its output comes from.
     pub stdout: OwnedFd,
     /// Where its errors come from.
     pub stderr: OwnedFd,
 }
 
-struct Spooled<'a> {
+struct SpoolSink<'a> {
     run: &'a Run,
-    writer: &'a RefCell<Writer>,
-    stream: Stream,
+    writer: &'a RefCell<OutputWriter>,
+    stream: OutputStream,
 }
 
-impl Sink for Spooled<'_> {
+impl Sink for SpoolSink<'_> {
     fn take(&mut self, bytes: &[u8]) {
         self.writer.borrow_mut().append(self.stream, bytes);
-        self.run.bells.ring();
+        self.run.bells.notify_all();
     }
 }

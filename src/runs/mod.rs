@@ -5,17 +5,17 @@
 //! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`, `keeper`
 //! (runs that outlive the server), `input`, `host`, `plain`, `user`.
 
+pub mod disk_budget;
 pub mod exec;
 pub mod follow;
-pub mod held;
 pub mod host;
 pub mod input;
 pub mod keeper;
 mod kept;
 pub mod live;
+pub mod output_buffer;
 pub mod plain;
 pub mod request;
-pub mod room;
 pub mod run;
 pub mod signal;
 pub mod spool;
@@ -27,5 +27,5 @@ pub use exec::ExecResult;
 pub use host::HostLauncher;
 pub use live::Live;
 pub use request::ExecRequest;
-pub use run::{Run, Status, View};
-pub use table::{Running, Runs};
+pub use run::{Run, RunStatus, RunView};
+pub use table::{ActiveRun, Runs};

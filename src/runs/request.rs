@@ -7,15 +7,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::plain;
-use super::run::{Asked, Origin, shown};
-use super::user::Account;
-use crate::base::fields::Fields;
+use super::run::{RunOrigin, RunSpec, truncated_for_display};
+use super::user::UserAccount;
+use crate::base::fields::KnownFields;
 use crate::base::ids::check_env_vars;
-use crate::base::parcel::Parcel;
+use crate::base::input_bytes::InputBytes;
 use crate::base::{Code, Error, Result, limits, object};
-use crate::proc::pty::Size;
+use crate::proc::pty::WindowSize;
 use crate::proc::spawn::PATH;
-use crate::proc::{Command, Limits, c_string};
+use crate::proc::{CommandSpec, Limits, c_string};
 
 /// The body. What only `/runs` takes is refused by `/exec`.
 #[derive(Debug, Default, Deserialize)]
@@ -34,7 +34,7 @@ pub struct ExecRequest {
     /// What the command reads; without it the input is empty.
     pub stdin: Option<String>,
     /// `base64` adds the untouched bytes of both streams.
-    pub encoding: Option<Encoding>,
+    pub encoding: Option<OutputEncoding>,
     /// Who runs it where it runs: a name or a uid, with `:` and a group if not its own; root if nobody is named.
     pub user: Option<String>,
     /// What is kept of each stream, at most what the server was started with.
@@ -60,7 +60,7 @@ pub struct ExecRequest {
 /// How output is answered besides text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Encoding {
+pub enum OutputEncoding {
     /// Text only.
     Text,
     /// `stdout_base64` and `stderr_base64` as well.
@@ -76,9 +76,9 @@ pub struct PtySize {
     pub rows: u16,
 }
 
-impl From<PtySize> for Size {
-    fn from(size: PtySize) -> Size {
-        Size { cols: size.cols, rows: size.rows }
+impl From<PtySize> for WindowSize {
+    fn from(size: PtySize) -> WindowSize {
+        WindowSize { cols: size.cols, rows: size.rows }
     }
 }
 
@@ -88,20 +88,20 @@ pub enum Stdin {
     /// /dev/null.
     Empty,
     /// These bytes, then the end.
-    Bytes(Parcel),
+    Bytes(InputBytes),
     /// Whatever clients send while it runs.
     Open,
 }
 
 /// A command with all that starting it needs.
 #[derive(Debug)]
-pub struct Plan {
+pub struct LaunchPlan {
     /// What is executed.
-    pub command: Command,
+    pub command: CommandSpec,
     /// Where it reads from.
     pub stdin: Stdin,
     /// It gets a terminal of this size.
-    pub pty: Option<Size>,
+    pub pty: Option<WindowSize>,
     /// After so long it is ended.
     pub timeout: Duration,
 }
@@ -189,10 +189,10 @@ impl ExecRequest {
     }
 
     /// What a body may hold.
-    pub fn known() -> Fields {
-        Fields::of::<ExecRequest>()
-            .below("pty", Fields::of::<PtySize>())
-            .below("limits", Fields::of::<Limits>())
+    pub fn known() -> KnownFields {
+        KnownFields::from_type::<ExecRequest>()
+            .with_nested("pty", KnownFields::from_type::<PtySize>())
+            .with_nested("limits", KnownFields::from_type::<Limits>())
     }
 
     /// The warning of an exec that gets less time than was asked for.
@@ -245,7 +245,7 @@ impl ExecRequest {
     }
 
     /// What is shown of it.
-    pub fn asked(&self, origin: Origin, timeout: Duration) -> Asked {
+    pub fn spec(&self, origin: RunOrigin, timeout: Duration) -> RunSpec {
         let mut left = limits::COMMAND_SHOWN_BYTES;
         let args = self.args.as_ref().map(|args| {
             let fits = |arg: &&String| {
@@ -254,12 +254,12 @@ impl ExecRequest {
             };
             args.iter().take_while(fits).cloned().collect()
         });
-        Asked {
+        RunSpec {
             origin,
-            command: self.command.as_deref().map(shown),
+            command: self.command.as_deref().map(truncated_for_display),
             args,
-            cwd: self.cwd.as_deref().map(shown),
-            user: self.user.as_deref().map(shown),
+            cwd: self.cwd.as_deref().map(truncated_for_display),
+            user: self.user.as_deref().map(truncated_for_display),
             tag: self.tag.clone(),
             pty: self.pty,
             detach: self.detach,
@@ -275,10 +275,10 @@ impl ExecRequest {
     pub fn plan(
         &mut self,
         home: &str,
-        user: Option<Account>,
+        user: Option<UserAccount>,
         defaults: &BTreeMap<String, String>,
         timeout: Duration,
-    ) -> Result<Plan> {
+    ) -> Result<LaunchPlan> {
         let cwd = self.cwd.clone().unwrap_or_default();
         if cwd.contains('\0') {
             return Err(Error::new(Code::InvalidCwd, "cwd contains a NUL byte"));
@@ -306,14 +306,22 @@ impl ExecRequest {
         };
         let tty = self.pty.is_some();
         let stdin = match self.stdin.take() {
-            Some(text) => Stdin::Bytes(Parcel::of(text.into_bytes())?),
+            Some(text) => Stdin::Bytes(InputBytes::from_vec(text.into_bytes())?),
             None if self.open_stdin || tty => Stdin::Open,
             None => Stdin::Empty,
         };
         let user = user.map(|account| account.user);
-        let command =
-            Command { attempts, env, cwd, limits: self.limits, tty, user, account: false, patience: None };
-        Ok(Plan { command, stdin, pty: self.pty.map(Size::from), timeout })
+        let command = CommandSpec {
+            attempts,
+            env,
+            cwd,
+            limits: self.limits,
+            tty,
+            user,
+            account: false,
+            patience: None,
+        };
+        Ok(LaunchPlan { command, stdin, pty: self.pty.map(WindowSize::from), timeout })
     }
 
     fn shell_attempts(

@@ -12,19 +12,19 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::input::Input;
+use super::input::RunInput;
 use super::request::PtySize;
-use super::spool::{Marks, Spool};
+use super::spool::{Spool, SpoolState};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, limits};
-use crate::proc::bell::Bells;
-use crate::proc::{Cancel, Ended, Exit, Limits, Reach, Usage, Whom};
+use crate::proc::waiter::WaiterList;
+use crate::proc::{Cancel, Exit, Limits, ProcessOutcome, SignalHandle, SignalTarget, Usage};
 use crate::store::file;
 
 /// How a run came about, and so what is kept of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Origin {
+pub enum RunOrigin {
     /// `POST …/exec`: its output goes into one answer, and then it is forgotten.
     Exec,
     /// `POST …/runs`: its output is spooled.
@@ -35,9 +35,9 @@ pub enum Origin {
 
 /// What was asked for, as it is shown.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Asked {
+pub struct RunSpec {
     /// How it came about.
-    pub origin: Origin,
+    pub origin: RunOrigin,
     /// For the shell; the beginning, if it is long.
     pub command: Option<String>,
     /// Without a shell; the first ones, if they are long.
@@ -61,7 +61,7 @@ pub struct Asked {
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum RunStatus {
     /// It has not ended.
     Running,
     /// By itself, with an exit code.
@@ -74,49 +74,49 @@ pub enum Status {
     Failed,
 }
 
-impl Status {
+impl RunStatus {
     /// Every one.
-    pub const ALL: [Status; 5] =
-        [Status::Running, Status::Exited, Status::Killed, Status::TimedOut, Status::Failed];
+    pub const ALL: [RunStatus; 5] =
+        [RunStatus::Running, RunStatus::Exited, RunStatus::Killed, RunStatus::TimedOut, RunStatus::Failed];
 
     /// As it stands in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
-            Status::Running => "running",
-            Status::Exited => "exited",
-            Status::Killed => "killed",
-            Status::TimedOut => "timed_out",
-            Status::Failed => "failed",
+            RunStatus::Running => "running",
+            RunStatus::Exited => "exited",
+            RunStatus::Killed => "killed",
+            RunStatus::TimedOut => "timed_out",
+            RunStatus::Failed => "failed",
         }
     }
 }
 
 /// Why a run ended, where its status does not say it all.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Problem {
+pub struct RunError {
     /// Stable.
     pub code: String,
     /// For people.
     pub message: String,
 }
 
-impl From<&Error> for Problem {
-    fn from(error: &Error) -> Problem {
-        Problem { code: error.code().as_str().to_owned(), message: error.message().to_owned() }
+impl From<&Error> for RunError {
+    fn from(error: &Error) -> RunError {
+        RunError { code: error.code().as_str().to_owned(), message: error.message().to_owned() }
     }
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct End {
-    /// Never [`Status::Running`].
-    pub status: Status,
+pub struct RunEnd {
+    /// Never [`RunStatus::Running`].
+    pub status: RunStatus,
     /// -1 when a signal or its deadline ended it, as `exec` says it; `None` when nobody knows.
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
     /// Why, if its status does not say it.
-    pub error: Option<Problem>,
+    pub error: Option<RunError>,
     /// RFC 3339.
     pub finished_at: String,
     /// From start to end.
@@ -133,39 +133,39 @@ pub struct Run {
     /// Where it runs.
     pub workspace: Uuid,
     /// What was asked for.
-    pub asked: Asked,
+    pub spec: RunSpec,
     /// Ends it, with everything that it started.
     pub cancel: Cancel,
     /// Its stdin, where clients may write to it.
-    pub input: Input,
+    pub input: RunInput,
     /// Who waits for it.
-    pub bells: Bells,
+    pub bells: WaiterList,
     /// Its output; `None` for an exec.
     pub spool: Option<Arc<Spool>>,
     /// What an exec has written so far.
     pub counts: [AtomicU64; 2],
     pub(super) folder: Option<PathBuf>,
-    begun: Mutex<Begun>,
-    end: Mutex<Option<End>>,
-    reach: Mutex<Option<Reach>>,
+    started: Mutex<StartTime>,
+    end: Mutex<Option<RunEnd>>,
+    reach: Mutex<Option<SignalHandle>>,
 }
 
 /// When a run was accepted, then when its process was started: a container may have to start first.
 #[derive(Debug)]
-struct Begun {
+struct StartTime {
     at: String,
     since: Instant,
 }
 
-impl Begun {
-    fn now() -> Begun {
-        Begun { at: clock::now_rfc3339(), since: Instant::now() }
+impl StartTime {
+    fn now() -> StartTime {
+        StartTime { at: clock::now_rfc3339(), since: Instant::now() }
     }
 
     /// By the clock on the wall, which another process looked at.
-    fn at(at: String) -> Begun {
+    fn at(at: String) -> StartTime {
         let since = Instant::now().checked_sub(age(&at)).unwrap_or_else(Instant::now);
-        Begun { at, since }
+        StartTime { at, since }
     }
 }
 
@@ -177,38 +177,38 @@ pub(super) fn age(at: &str) -> Duration {
 
 /// A run on disk.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct RunRecord {
     pub(super) id: Uuid,
     pub(super) workspace: Uuid,
-    pub(super) asked: Asked,
+    pub(super) asked: RunSpec,
     pub(super) started_at: String,
-    pub(super) end: Option<End>,
-    pub(super) marks: Marks,
+    pub(super) end: Option<RunEnd>,
+    pub(super) marks: SpoolState,
 }
 
 /// The record's file in a run's folder.
 const RECORD: &str = "run.json";
 
 /// The record in a run's folder, if there is one of this run.
-pub(super) fn read_record(folder: &Path) -> Option<Record> {
+pub(super) fn read_record(folder: &Path) -> Option<RunRecord> {
     let bytes = file::read_optional(&folder.join(RECORD), limits::RUN_RECORD_BYTES).ok()??;
-    let record: Record = serde_json::from_slice(&bytes).ok()?;
+    let record: RunRecord = serde_json::from_slice(&bytes).ok()?;
     (folder.file_name()?.to_str()? == record.id.to_string()).then_some(record)
 }
 
 /// A run as clients see it.
 #[derive(Debug, Serialize)]
-pub struct View {
+pub struct RunView {
     id: Uuid,
     workspace_id: Uuid,
-    status: Status,
+    status: RunStatus,
     #[serde(flatten)]
-    asked: Asked,
+    spec: RunSpec,
     exit_code: Option<i32>,
     signal: Option<i32>,
     timed_out: bool,
     oom_killed: Option<bool>,
-    error: Option<Problem>,
+    error: Option<RunError>,
     started_at: String,
     finished_at: Option<String>,
     wall_secs: f64,
@@ -230,51 +230,51 @@ impl Run {
     pub(super) fn new(
         id: Uuid,
         workspace: Uuid,
-        asked: Asked,
+        asked: RunSpec,
         spool: Option<(PathBuf, Arc<Spool>)>,
     ) -> Result<Run> {
         let (folder, spool) = spool.unzip();
         Ok(Run {
             id,
             workspace,
-            asked,
+            spec: asked,
             cancel: Cancel::new()?,
-            input: Input::default(),
-            bells: Bells::default(),
+            input: RunInput::default(),
+            bells: WaiterList::default(),
             spool,
             counts: [AtomicU64::new(0), AtomicU64::new(0)],
             folder,
-            begun: Mutex::new(Begun::now()),
+            started: Mutex::new(StartTime::now()),
             end: Mutex::default(),
             reach: Mutex::default(),
         })
     }
 
     /// One that has ended, from its record.
-    pub(super) fn ended(record: Record, folder: PathBuf, spool: Spool) -> Result<Run> {
-        let Record { id, workspace, asked, started_at, end, .. } = record;
+    pub(super) fn from_record(record: RunRecord, folder: PathBuf, spool: Spool) -> Result<Run> {
+        let RunRecord { id, workspace, asked, started_at, end, .. } = record;
         let mut run = Run::new(id, workspace, asked, Some((folder, Arc::new(spool))))?;
-        run.begun = Mutex::new(Begun { at: started_at, since: Instant::now() });
+        run.started = Mutex::new(StartTime { at: started_at, since: Instant::now() });
         run.end = Mutex::new(end);
         Ok(run)
     }
 
     /// One that runs, from its record. Its process is not there yet.
-    pub(super) fn kept(record: Record, folder: PathBuf, spool: Arc<Spool>) -> Result<Run> {
-        let Record { id, workspace, asked, started_at, .. } = record;
+    pub(super) fn resumed(record: RunRecord, folder: PathBuf, spool: Arc<Spool>) -> Result<Run> {
+        let RunRecord { id, workspace, asked, started_at, .. } = record;
         let run = Run::new(id, workspace, asked, Some((folder, spool)))?;
-        *lock(&run.begun) = Begun::at(started_at);
+        *lock(&run.started) = StartTime::at(started_at);
         Ok(run)
     }
 
-    pub(super) fn record(&self) -> Record {
-        Record {
+    pub(super) fn record(&self) -> RunRecord {
+        RunRecord {
             id: self.id,
             workspace: self.workspace,
-            asked: self.asked.clone(),
+            asked: self.spec.clone(),
             started_at: self.started_at(),
             end: self.end(),
-            marks: self.spool.as_ref().map(|spool| spool.marks()).unwrap_or_default(),
+            marks: self.spool.as_ref().map(|spool| spool.state()).unwrap_or_default(),
         }
     }
 
@@ -283,17 +283,17 @@ impl Run {
         let Some(folder) = &self.folder else { return Ok(()) };
         let path = folder.join(RECORD);
         let bytes = serde_json::to_vec(&self.record())
-            .map_err(|error| Error::internal("A run's record").because(error))?;
+            .map_err(|error| Error::internal("A run's record").with_source(error))?;
         if durable { file::write_atomic(&path, &bytes, 0o600) } else { file::replace(&path, &bytes, 0o600) }
     }
 
     /// When it was started, RFC 3339.
     pub fn started_at(&self) -> String {
-        lock(&self.begun).at.clone()
+        lock(&self.started).at.clone()
     }
 
     /// How it ended; `None` while it has not.
-    pub fn end(&self) -> Option<End> {
+    pub fn end(&self) -> Option<RunEnd> {
         lock(&self.end).clone()
     }
 
@@ -303,69 +303,71 @@ impl Run {
     }
 
     /// Where it stands.
-    pub fn status(&self) -> Status {
-        lock(&self.end).as_ref().map_or(Status::Running, |end| end.status)
+    pub fn status(&self) -> RunStatus {
+        lock(&self.end).as_ref().map_or(RunStatus::Running, |end| end.status)
     }
 
     /// The process is there: from now on it can be signalled.
-    pub(super) fn attach(&self, reach: Option<Reach>) {
-        *lock(&self.begun) = Begun::now();
+    pub(super) fn attach(&self, reach: Option<SignalHandle>) {
+        *lock(&self.started) = StartTime::now();
         *lock(&self.reach) = reach;
     }
 
     /// The same for one whose process another process of ours has.
-    pub(super) fn attach_kept(&self, reach: Reach, started_at: String) {
-        *lock(&self.begun) = Begun::at(started_at);
+    pub(super) fn attach_kept(&self, reach: SignalHandle, started_at: String) {
+        *lock(&self.started) = StartTime::at(started_at);
         *lock(&self.reach) = Some(reach);
     }
 
     /// The way to its process, while it runs.
-    pub(super) fn reach(&self) -> Option<Reach> {
+    pub(super) fn reach(&self) -> Option<SignalHandle> {
         lock(&self.reach).clone()
     }
 
     /// It has ended, and its status has been waited for.
-    pub(super) fn finish(&self, ended: Result<Ended>, usage: Usage) {
+    pub(super) fn finish(&self, ended: Result<ProcessOutcome>, usage: Usage) {
         let cancelled = || {
-            Problem::from(&Error::new(
+            RunError::from(&Error::new(
                 Code::Cancelled,
                 "Ended by a request, with its workspace's container, or with the server",
             ))
         };
         let (status, exit_code, signal, error) = match ended {
-            Ok(Ended::Exited(Exit::Code(code))) => (Status::Exited, Some(code), None, None),
-            Ok(Ended::Exited(Exit::Signal(signal))) => (Status::Killed, Some(-1), Some(signal), None),
-            Ok(Ended::TimedOut) => (Status::TimedOut, Some(-1), None, None),
-            Ok(Ended::Cancelled) => {
-                (Status::Killed, Some(-1), Some(Signal::KILL.as_raw()), Some(cancelled()))
+            Ok(ProcessOutcome::Exited(Exit::Code(code))) => (RunStatus::Exited, Some(code), None, None),
+            Ok(ProcessOutcome::Exited(Exit::Signal(signal))) => {
+                (RunStatus::Killed, Some(-1), Some(signal), None)
             }
-            Err(error) => (Status::Failed, None, None, Some(Problem::from(&error))),
+            Ok(ProcessOutcome::TimedOut) => (RunStatus::TimedOut, Some(-1), None, None),
+            Ok(ProcessOutcome::Cancelled) => {
+                (RunStatus::Killed, Some(-1), Some(Signal::KILL.as_raw()), Some(cancelled()))
+            }
+            Err(error) => (RunStatus::Failed, None, None, Some(RunError::from(&error))),
         };
-        let end = End {
+        let end = RunEnd {
             status,
             exit_code,
             signal,
             error,
             finished_at: clock::now_rfc3339(),
-            wall_secs: lock(&self.begun).since.elapsed().as_secs_f64(),
+            wall_secs: lock(&self.started).since.elapsed().as_secs_f64(),
             usage,
         };
-        self.finish_as(end);
+        self.set_end(end);
     }
 
     /// It has ended in this way, as whoever waited for it says.
-    pub(super) fn finish_as(&self, end: End) {
+    pub(super) fn set_end(&self, end: RunEnd) {
         self.input.close();
         *lock(&self.reach) = None;
         lock(&self.end).get_or_insert(end);
-        self.bells.ring();
+        self.bells.notify_all();
     }
 
     /// Sends a signal.
     ///
     /// # Errors
     /// `Conflict` when it has ended: its process ids may be somebody else's by now.
-    pub fn signal(&self, signal: Signal, whom: Whom) -> Result<()> {
+    pub fn signal(&self, signal: Signal, whom: SignalTarget) -> Result<()> {
         let reach = lock(&self.reach).clone();
         match reach {
             Some(reach) if self.is_running() => {
@@ -380,28 +382,28 @@ impl Run {
     }
 
     /// As clients see it.
-    pub fn view(&self) -> View {
+    pub fn view(&self) -> RunView {
         let end = self.end();
-        let marks = self.spool.as_ref().map(|spool| spool.marks());
+        let marks = self.spool.as_ref().map(|spool| spool.state());
         let count = |at: usize| self.counts[at].load(Ordering::Relaxed);
         let (mut out, mut err) = (count(0), count(1));
         if let Some(marks) = &marks {
             (out, err) = (marks.out.end, marks.err.end);
         }
         let usage = end.as_ref().map(|end| end.usage).unwrap_or_default();
-        View {
+        RunView {
             id: self.id,
             workspace_id: self.workspace,
-            status: end.as_ref().map_or(Status::Running, |end| end.status),
-            asked: self.asked.clone(),
+            status: end.as_ref().map_or(RunStatus::Running, |end| end.status),
+            spec: self.spec.clone(),
             exit_code: end.as_ref().and_then(|end| end.exit_code),
             signal: end.as_ref().and_then(|end| end.signal),
-            timed_out: end.as_ref().is_some_and(|end| end.status == Status::TimedOut),
+            timed_out: end.as_ref().is_some_and(|end| end.status == RunStatus::TimedOut),
             oom_killed: usage.oom_killed,
             started_at: self.started_at(),
             wall_secs: end
                 .as_ref()
-                .map_or_else(|| lock(&self.begun).since.elapsed().as_secs_f64(), |end| end.wall_secs),
+                .map_or_else(|| lock(&self.started).since.elapsed().as_secs_f64(), |end| end.wall_secs),
             cpu_secs: usage.cpu_micros.map(|micros| Duration::from_micros(micros).as_secs_f64()),
             peak_memory_bytes: usage.peak_memory_bytes,
             stdout_bytes: out,
@@ -417,11 +419,11 @@ impl Run {
     }
 }
 
-impl Asked {
+impl RunSpec {
     /// What stands for a terminal.
-    pub(super) fn terminal() -> Asked {
-        Asked {
-            origin: Origin::Terminal,
+    pub(super) fn terminal() -> RunSpec {
+        RunSpec {
+            origin: RunOrigin::Terminal,
             command: None,
             args: None,
             cwd: None,
@@ -436,7 +438,7 @@ impl Asked {
 }
 
 /// The beginning of a long text.
-pub fn shown(text: &str) -> String {
+pub fn truncated_for_display(text: &str) -> String {
     if text.len() <= limits::COMMAND_SHOWN_BYTES {
         return text.to_owned();
     }

@@ -15,28 +15,28 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::disk_budget::DiskBudget;
 use super::kept::KeeperControl;
-use super::room::Room;
-use super::track::Track;
+use super::track::StreamTrack;
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 
 /// One of a command's two outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stream {
+pub enum OutputStream {
     /// File descriptor 1.
     Stdout,
     /// File descriptor 2.
     Stderr,
 }
 
-impl Stream {
+impl OutputStream {
     /// `stdout` or `stderr`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Stream::Stdout => "stdout",
-            Stream::Stderr => "stderr",
+            OutputStream::Stdout => "stdout",
+            OutputStream::Stderr => "stderr",
         }
     }
 }
@@ -52,18 +52,18 @@ pub struct Position {
 
 impl Position {
     /// How far this one is.
-    pub fn of(self, stream: Stream) -> u64 {
+    pub fn of(self, stream: OutputStream) -> u64 {
         match stream {
-            Stream::Stdout => self.out,
-            Stream::Stderr => self.err,
+            OutputStream::Stdout => self.out,
+            OutputStream::Stderr => self.err,
         }
     }
 
     /// The same, with this one elsewhere.
-    pub fn set(&mut self, stream: Stream, offset: u64) {
+    pub fn set(&mut self, stream: OutputStream, offset: u64) {
         match stream {
-            Stream::Stdout => self.out = offset,
-            Stream::Stderr => self.err = offset,
+            OutputStream::Stdout => self.out = offset,
+            OutputStream::Stderr => self.err = offset,
         }
     }
 
@@ -89,11 +89,11 @@ impl std::fmt::Display for Position {
 
 /// What there is of a run's output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Marks {
+pub struct SpoolState {
     /// Stdout.
-    pub out: Track,
+    pub out: StreamTrack,
     /// Stderr.
-    pub err: Track,
+    pub err: StreamTrack,
     /// Turns that were noted.
     pub turns: u64,
     /// The disk took no more at some time, or failed.
@@ -101,19 +101,19 @@ pub struct Marks {
     pub disk_full: bool,
 }
 
-impl Marks {
+impl SpoolState {
     /// One stream's.
-    pub fn of(&self, stream: Stream) -> &Track {
+    pub fn of(&self, stream: OutputStream) -> &StreamTrack {
         match stream {
-            Stream::Stdout => &self.out,
-            Stream::Stderr => &self.err,
+            OutputStream::Stdout => &self.out,
+            OutputStream::Stderr => &self.err,
         }
     }
 
-    fn of_mut(&mut self, stream: Stream) -> &mut Track {
+    fn of_mut(&mut self, stream: OutputStream) -> &mut StreamTrack {
         match stream {
-            Stream::Stdout => &mut self.out,
-            Stream::Stderr => &mut self.err,
+            OutputStream::Stdout => &mut self.out,
+            OutputStream::Stderr => &mut self.err,
         }
     }
 
@@ -125,7 +125,7 @@ impl Marks {
 
 /// The open files.
 #[derive(Debug)]
-pub struct Files {
+pub struct SpoolFiles {
     out: File,
     err: File,
     turns: File,
@@ -142,10 +142,10 @@ const BLOCK: u64 = 4096;
 pub struct Spool {
     folder: PathBuf,
     window: u64,
-    room: Arc<Room>,
+    room: Arc<DiskBudget>,
     /// Open as long as anybody needs them.
-    files: Mutex<Weak<Files>>,
-    marks: Mutex<Marks>,
+    files: Mutex<Weak<SpoolFiles>>,
+    state: Mutex<SpoolState>,
     can_punch: AtomicBool,
     unchecked: AtomicU64,
     /// Who writes it, if that is another process. Marks come from there, a little later than what they tell of.
@@ -155,11 +155,11 @@ pub struct Spool {
 }
 
 /// The writing end.
-pub struct Writer {
+pub struct OutputWriter {
     spool: Arc<Spool>,
-    files: Arc<Files>,
+    files: Arc<SpoolFiles>,
     /// Whose turn it is.
-    turn: Option<Stream>,
+    turn: Option<OutputStream>,
 }
 
 impl Spool {
@@ -167,8 +167,8 @@ impl Spool {
     ///
     /// # Errors
     /// `DiskFull`, or whatever keeps a file from being made.
-    pub fn create(folder: &Path, window: u64, room: Arc<Room>) -> Result<(Arc<Spool>, Writer)> {
-        let spool = Arc::new(Spool::known(folder, window, room, Marks::default()));
+    pub fn create(folder: &Path, window: u64, room: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
+        let spool = Arc::new(Spool::existing(folder, window, room, SpoolState::default()));
         let make = |name: &str| {
             let path = folder.join(name);
             OpenOptions::new()
@@ -179,21 +179,22 @@ impl Spool {
                 .open(&path)
                 .at("make", &path)
         };
-        let files = Arc::new(Files { out: make(NAMES[0])?, err: make(NAMES[1])?, turns: make(NAMES[2])? });
+        let files =
+            Arc::new(SpoolFiles { out: make(NAMES[0])?, err: make(NAMES[1])?, turns: make(NAMES[2])? });
         *lock(&spool.files) = Arc::downgrade(&files);
         spool.can_punch.store(punch(&files.out, 0, BLOCK).is_ok(), Ordering::Relaxed);
-        Ok((spool.clone(), Writer { spool, files, turn: None }))
+        Ok((spool.clone(), OutputWriter { spool, files, turn: None }))
     }
 
     /// One that lies there, or is being written by another process.
-    pub fn known(folder: &Path, window: u64, room: Arc<Room>, marks: Marks) -> Spool {
+    pub fn existing(folder: &Path, window: u64, room: Arc<DiskBudget>, marks: SpoolState) -> Spool {
         room.add(size(&marks));
         Spool {
             folder: folder.to_owned(),
             window: window.max(2 * limits::PIPE_CHUNK as u64),
             room,
             files: Mutex::default(),
-            marks: Mutex::new(marks),
+            state: Mutex::new(marks),
             can_punch: AtomicBool::new(true),
             unchecked: AtomicU64::new(0),
             keeper: OnceLock::new(),
@@ -205,30 +206,31 @@ impl Spool {
     ///
     /// # Errors
     /// When one cannot be opened.
-    pub fn reopen(folder: &Path, window: u64, room: Arc<Room>) -> Result<(Arc<Spool>, Writer)> {
-        let spool = Arc::new(Spool::known(folder, window, room, Marks::default()));
+    pub fn reopen(folder: &Path, window: u64, room: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
+        let spool = Arc::new(Spool::existing(folder, window, room, SpoolState::default()));
         let open = |name: &str| {
             let path = folder.join(name);
             OpenOptions::new().read(true).write(true).open(&path).at("open", &path)
         };
-        let files = Arc::new(Files { out: open(NAMES[0])?, err: open(NAMES[1])?, turns: open(NAMES[2])? });
+        let files =
+            Arc::new(SpoolFiles { out: open(NAMES[0])?, err: open(NAMES[1])?, turns: open(NAMES[2])? });
         *lock(&spool.files) = Arc::downgrade(&files);
         spool.can_punch.store(punch(&files.out, 0, BLOCK).is_ok(), Ordering::Relaxed);
-        Ok((spool.clone(), Writer { spool, files, turn: None }))
+        Ok((spool.clone(), OutputWriter { spool, files, turn: None }))
     }
 
     /// From now on a keeper writes it.
-    pub fn mirror(&self, keeper: Arc<dyn KeeperControl>) {
+    pub fn set_keeper(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 
     /// Takes over what its keeper says there is.
-    pub fn set_marks(&self, mut new: Marks) {
+    pub fn set_state(&self, mut new: SpoolState) {
         let given_up = *lock(&self.given_up);
-        new.out.lose(0, given_up.out);
-        new.err.lose(0, given_up.err);
+        new.out.mark_lost(0, given_up.out);
+        new.err.mark_lost(0, given_up.err);
         let (before, after) = {
-            let mut marks = lock(&self.marks);
+            let mut marks = lock(&self.state);
             let before = size(&marks);
             *marks = new;
             (before, size(&marks))
@@ -239,13 +241,13 @@ impl Spool {
     }
 
     /// Takes note of what lies there beyond what its keeper could tell.
-    pub fn look(&self) {
-        let found = Spool::found(&self.folder);
-        let mut marks = self.marks();
+    pub fn rescan(&self) {
+        let found = Spool::scan(&self.folder);
+        let mut marks = self.state();
         marks.out.end = marks.out.end.max(found.out.end);
         marks.err.end = marks.err.end.max(found.err.end);
         marks.turns = marks.turns.max(found.turns);
-        self.set_marks(marks);
+        self.set_state(marks);
     }
 
     /// Now and then there must be looked whether there is room.
@@ -257,11 +259,11 @@ impl Spool {
     }
 
     /// What lies in `folder`, by its files alone, as a writer left it that could not say more.
-    pub fn found(folder: &Path) -> Marks {
+    pub fn scan(folder: &Path) -> SpoolState {
         let length = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
-        Marks {
-            out: Track::whole(length(NAMES[0])),
-            err: Track::whole(length(NAMES[1])),
+        SpoolState {
+            out: StreamTrack::whole(length(NAMES[0])),
+            err: StreamTrack::whole(length(NAMES[1])),
             turns: length(NAMES[2]) / TURN_BYTES,
             disk_full: false,
         }
@@ -275,20 +277,20 @@ impl Spool {
     }
 
     /// What there is.
-    pub fn marks(&self) -> Marks {
-        lock(&self.marks).clone()
+    pub fn state(&self) -> SpoolState {
+        lock(&self.state).clone()
     }
 
     /// Where both streams end.
     pub fn end(&self) -> Position {
-        lock(&self.marks).end()
+        lock(&self.state).end()
     }
 
     /// The files, to read from.
     ///
     /// # Errors
     /// When they are gone, or the process is out of file descriptors.
-    pub fn open(&self) -> Result<Arc<Files>> {
+    pub fn open(&self) -> Result<Arc<SpoolFiles>> {
         let mut open = lock(&self.files);
         if let Some(files) = open.upgrade() {
             return Ok(files);
@@ -297,7 +299,8 @@ impl Spool {
             let path = self.folder.join(name);
             File::open(&path).at("open", &path)
         };
-        let files = Arc::new(Files { out: read(NAMES[0])?, err: read(NAMES[1])?, turns: read(NAMES[2])? });
+        let files =
+            Arc::new(SpoolFiles { out: read(NAMES[0])?, err: read(NAMES[1])?, turns: read(NAMES[2])? });
         *open = Arc::downgrade(&files);
         Ok(files)
     }
@@ -306,32 +309,38 @@ impl Spool {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn read(&self, files: &Files, stream: Stream, offset: u64, buffer: &mut [u8]) -> Result<Read> {
+    pub fn read(
+        &self,
+        files: &SpoolFiles,
+        stream: OutputStream,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<SpoolRead> {
         loop {
             let (end, gap, until) = {
-                let marks = lock(&self.marks);
+                let marks = lock(&self.state);
                 let track = marks.of(stream);
                 (track.end, track.gap_at(offset), track.kept_until(offset))
             };
             if offset >= end {
-                return Ok(Read::Nothing);
+                return Ok(SpoolRead::Nothing);
             }
             if let Some(to) = gap {
-                return Ok(Read::Missed(to));
+                return Ok(SpoolRead::Missed(to));
             }
             let wanted = usize::try_from(until - offset).unwrap_or(usize::MAX).min(buffer.len());
             let n = files.of(stream).read_at(&mut buffer[..wanted], offset).at("read", &self.folder)?;
             // Gone since: what was read may have been the hole.
-            if lock(&self.marks).of(stream).is_cut_between(offset, offset + n.max(1) as u64) {
+            if lock(&self.state).of(stream).is_cut_between(offset, offset + n.max(1) as u64) {
                 continue;
             }
             if n > 0 && self.keeper.get().is_some() {
                 // Its keeper may have given it up without our knowing yet: then there is a hole where we read.
                 if let Some(to) = hole_at(files.of(stream), offset, offset + n as u64) {
-                    return Ok(Read::Missed(to.min(end)));
+                    return Ok(SpoolRead::Missed(to.min(end)));
                 }
             }
-            return Ok(if n == 0 { Read::Missed(until) } else { Read::Bytes(n) });
+            return Ok(if n == 0 { SpoolRead::Missed(until) } else { SpoolRead::Bytes(n) });
         }
     }
 
@@ -339,8 +348,8 @@ impl Spool {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn turn(&self, files: &Files, at: Position, from: u64) -> Result<(u64, Option<Position>)> {
-        let turns = lock(&self.marks).turns;
+    pub fn turn(&self, files: &SpoolFiles, at: Position, from: u64) -> Result<(u64, Option<Position>)> {
+        let turns = lock(&self.state).turns;
         let sum = |turn: Position| turn.out + turn.err;
         // Turn 0 begins at the start, whatever is written there.
         let begins = |number: u64| -> Result<Position> {
@@ -368,7 +377,7 @@ impl Spool {
     /// Gives up what lies before the last `keep` bytes of each stream.
     pub fn shrink(&self, keep: u64) {
         let Ok(files) = self.open() else { return };
-        for stream in [Stream::Stdout, Stream::Stderr] {
+        for stream in [OutputStream::Stdout, OutputStream::Stderr] {
             self.lose_front(&files, stream, |track| track.end.saturating_sub(keep));
         }
         if let Some(keeper) = self.keeper.get() {
@@ -378,18 +387,18 @@ impl Spool {
 
     /// How many bytes are kept.
     pub fn size(&self) -> u64 {
-        size(&lock(&self.marks))
+        size(&lock(&self.state))
     }
 
     /// What the larger stream keeps.
     pub fn largest(&self) -> u64 {
-        let marks = lock(&self.marks);
+        let marks = lock(&self.state);
         marks.out.kept().max(marks.err.kept())
     }
 
-    fn lose_front(&self, files: &Files, stream: Stream, to: impl FnOnce(&Track) -> u64) {
+    fn lose_front(&self, files: &SpoolFiles, stream: OutputStream, to: impl FnOnce(&StreamTrack) -> u64) {
         let (from, to) = {
-            let mut marks = lock(&self.marks);
+            let mut marks = lock(&self.state);
             let track = marks.of_mut(stream);
             let (from, to) = (track.start(), to(track));
             if to <= from || !self.can_punch.load(Ordering::Relaxed) {
@@ -397,7 +406,7 @@ impl Spool {
             }
             // Noted first, so that a reader can tell a hole from what was written.
             let before = track.kept();
-            track.lose(0, to);
+            track.mark_lost(0, to);
             self.room.sub(before - track.kept());
             (from, to)
         };
@@ -419,13 +428,13 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.room.sub(size(&lock(&self.marks)));
+        self.room.sub(size(&lock(&self.state)));
     }
 }
 
 /// What came of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
+pub enum SpoolRead {
     /// So many bytes, at least one.
     Bytes(usize),
     /// Everything up to this offset is gone.
@@ -434,22 +443,22 @@ pub enum Read {
     Nothing,
 }
 
-impl Files {
-    fn of(&self, stream: Stream) -> &File {
+impl SpoolFiles {
+    fn of(&self, stream: OutputStream) -> &File {
         match stream {
-            Stream::Stdout => &self.out,
-            Stream::Stderr => &self.err,
+            OutputStream::Stdout => &self.out,
+            OutputStream::Stderr => &self.err,
         }
     }
 }
 
-impl Writer {
+impl OutputWriter {
     /// The next bytes of a stream. What the disk does not take is lost, and counted.
-    pub fn append(&mut self, stream: Stream, bytes: &[u8]) {
+    pub fn append(&mut self, stream: OutputStream, bytes: &[u8]) {
         let (spool, length) = (&self.spool, bytes.len() as u64);
         let step = spool.window / limits::SPOOL_STEP_SHARE;
         let (end, start) = {
-            let marks = lock(&spool.marks);
+            let marks = lock(&spool.state);
             (marks.of(stream).end, marks.of(stream).start())
         };
         let full = end + length - start > spool.window;
@@ -464,13 +473,13 @@ impl Writer {
         let noted = self.turn != Some(stream) && self.note_turn();
         self.turn = Some(stream);
         {
-            let mut marks = lock(&spool.marks);
+            let mut marks = lock(&spool.state);
             marks.turns += u64::from(noted);
             marks.disk_full |= wanted && written < length;
             let track = marks.of_mut(stream);
             let before = track.kept();
             track.end += length;
-            track.lose(end + written, end + length);
+            track.mark_lost(end + written, end + length);
             // Less than before where gaps were joined.
             spool.room.add(track.kept().saturating_sub(before));
             spool.room.sub(before.saturating_sub(track.kept()));
@@ -479,7 +488,7 @@ impl Writer {
     }
 
     /// How many of the bytes are on the disk now.
-    fn write(&self, stream: Stream, at: u64, bytes: &[u8]) -> u64 {
+    fn write(&self, stream: OutputStream, at: u64, bytes: &[u8]) -> u64 {
         let mut done = 0;
         let mut asked = false;
         while done < bytes.len() {
@@ -489,19 +498,19 @@ impl Writer {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     if asked {
-                        self.complain(&error);
+                        self.log_lost_output(&error);
                         break;
                     }
                     asked = true;
-                    self.spool.room.make(limits::SPOOL_CHECK_BYTES);
+                    self.spool.room.reclaim(limits::SPOOL_CHECK_BYTES);
                 }
             }
         }
         done as u64
     }
 
-    fn complain(&self, error: &std::io::Error) {
-        if !lock(&self.spool.marks).disk_full {
+    fn log_lost_output(&self, error: &std::io::Error) {
+        if !lock(&self.spool.state).disk_full {
             log::error!("{}: output is lost: {error}", self.spool.folder.display());
         }
     }
@@ -509,7 +518,7 @@ impl Writer {
     /// Notes where the streams take turns; `false` when that was not possible.
     fn note_turn(&self) -> bool {
         let (turns, at) = {
-            let marks = lock(&self.spool.marks);
+            let marks = lock(&self.spool.state);
             (marks.turns, marks.end())
         };
         if turns >= limits::SPOOL_TURNS {
@@ -526,7 +535,7 @@ impl Writer {
     }
 }
 
-fn size(marks: &Marks) -> u64 {
+fn size(marks: &SpoolState) -> u64 {
     marks.out.kept() + marks.err.kept() + marks.turns * TURN_BYTES
 }
 

@@ -11,53 +11,53 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::keeper::{self, Found, Keepers, Kept, Met};
-use super::request::Plan;
-use super::room::Room;
-use super::run::{Asked, End, Origin, Problem, Run, Status, age, read_record};
-use super::spool::{Spool, Writer};
-use crate::base::shares::{Crowd, Ledger, Party, Share, Shares};
+use super::disk_budget::DiskBudget;
+use super::keeper::{self, FoundKeeper, KeeperLookup, Keepers, KeptRun};
+use super::request::LaunchPlan;
+use super::run::{Run, RunEnd, RunError, RunOrigin, RunSpec, RunStatus, age, read_record};
+use super::spool::{OutputWriter, Spool};
+use crate::base::shares::{Ledger, Party, Share, Shares, WorkspaceCounts};
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, clock, limits, parcel};
-use crate::proc::{Cancel, Cgroups, Hold, Usage};
+use crate::base::{At, Code, Error, Result, clock, input_bytes, limits};
+use crate::proc::{Cancel, Cgroups, HandoverGuard, Usage};
 use crate::store::file;
 
 /// The table.
 pub struct Runs {
-    runs: Mutex<State>,
+    runs: Mutex<RunTable>,
     ended: Condvar,
     folder: PathBuf,
     /// Most bytes kept of a stream.
     window: u64,
-    room: Arc<Room>,
+    room: Arc<DiskBudget>,
     stopping: AtomicBool,
     /// Those that outlive the server.
     detached: Shares,
     cgroups: Cgroups,
     keepers: Mutex<Keepers>,
     /// Runs of an earlier server that go on, until it is known where.
-    found: Mutex<Vec<Kept>>,
+    resumable: Mutex<Vec<KeptRun>>,
 }
 
 #[derive(Default)]
-struct State {
+struct RunTable {
     by_id: HashMap<Uuid, Arc<Run>>,
     /// How many of them have not ended.
     running: usize,
     /// Those that have, the oldest first.
-    kept: VecDeque<Remembered>,
+    kept: VecDeque<EndedRun>,
     closed: bool,
 }
 
 /// A run that has ended and is remembered.
-struct Remembered {
+struct EndedRun {
     id: Uuid,
     workspace: Uuid,
     since: Instant,
 }
 
 /// A run's entry while it is under way; dropping it says that the run is over.
-pub struct Running {
+pub struct ActiveRun {
     table: Arc<Runs>,
     /// Its id.
     pub id: Uuid,
@@ -67,20 +67,20 @@ pub struct Running {
     pub run: Arc<Run>,
     /// Of the detached runs, if it is one.
     _share: Option<Share>,
-    goes_on: bool,
+    detached: bool,
 }
 
 impl Runs {
     /// The runs below `folder`: those of an earlier server that ended are there again, and those that outlived it go on
-    /// ([`Runs::go_on`]). Others that it left running without an end of their own are said to have failed; whoever calls
+    /// ([`Runs::resume_kept`]). Others that it left running without an end of their own are said to have failed; whoever calls
     /// this ends their processes: everything but [`Runs::kept_groups`].
     ///
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(folder: &Path, window: u64, total: u64, cgroups: Cgroups) -> Result<Arc<Runs>> {
         file::create_dir_private(folder)?;
-        parcel::set_folder(folder);
-        let room = Arc::new(Room::new(folder.to_owned(), total));
+        input_bytes::set_folder(folder);
+        let room = Arc::new(DiskBudget::new(folder.to_owned(), total));
         let runs = Arc::new(Runs {
             runs: Mutex::default(),
             ended: Condvar::new(),
@@ -91,10 +91,10 @@ impl Runs {
             detached: Shares::new(Ledger::new(limits::DETACHED_RUNS)),
             cgroups,
             keepers: Mutex::new(Keepers::new()?),
-            found: Mutex::default(),
+            resumable: Mutex::default(),
         });
         let weak: Weak<Runs> = Arc::downgrade(&runs);
-        runs.room.set_maker(move |enough| {
+        runs.room.set_reclaimer(move |enough| {
             if let Some(runs) = weak.upgrade() {
                 runs.make_room(enough);
             }
@@ -108,11 +108,11 @@ impl Runs {
         for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)? {
             let path = entry.at("list", &self.folder)?.path();
             match self.load_one(&path) {
-                Some(Loaded::Ended(run)) => ended.push(Arc::new(run)),
-                Some(Loaded::Runs(run, met)) => {
-                    let share = self.detached.take_anyway(Party::of_workspace(run.workspace));
-                    let kept = met.go_on(self.insert(run, Some(share))?);
-                    lock(&self.found).push(kept);
+                Some(LoadedRun::Ended(run)) => ended.push(Arc::new(run)),
+                Some(LoadedRun::Resumed(run, met)) => {
+                    let share = self.detached.force_take(Party::of_workspace(run.workspace));
+                    let kept = met.resume(self.insert(run, Some(share))?);
+                    lock(&self.resumable).push(kept);
                 }
                 None => remove_folder(&path),
             }
@@ -120,22 +120,25 @@ impl Runs {
         ended.sort_by_cached_key(|run| run.started_at());
         let mut state = lock(&self.runs);
         for run in ended {
-            state.kept.push_back(Remembered { id: run.id, workspace: run.workspace, since: Instant::now() });
+            state.kept.push_back(EndedRun { id: run.id, workspace: run.workspace, since: Instant::now() });
             state.by_id.insert(run.id, run);
         }
-        let surplus = state.surplus();
+        let surplus = state.take_surplus();
         drop(state);
         surplus.iter().for_each(|run| forget(run));
         Ok(())
     }
 
     /// `None`: nothing that could be shown.
-    fn load_one(&self, path: &Path) -> Option<Loaded> {
+    fn load_one(&self, path: &Path) -> Option<LoadedRun> {
         let mut record = read_record(path)?;
         if record.end.is_none() && record.asked.detach {
-            if let Found::Runs(met) = Met::find(&self.cgroups, path, &record) {
-                let spool = Spool::known(path, self.window, self.room.clone(), met.marks.clone());
-                return Some(Loaded::Runs(Run::kept(record, path.to_owned(), Arc::new(spool)).ok()?, met));
+            if let KeeperLookup::Alive(met) = FoundKeeper::find(&self.cgroups, path, &record) {
+                let spool = Spool::existing(path, self.window, self.room.clone(), met.marks.clone());
+                return Some(LoadedRun::Resumed(
+                    Run::resumed(record, path.to_owned(), Arc::new(spool)).ok()?,
+                    met,
+                ));
             }
             // Its keeper may have ended after the first look.
             record = read_record(path)?;
@@ -148,24 +151,24 @@ impl Runs {
                 }
                 false => "The server ended without warning; the command was ended at its next start",
             };
-            record.marks = Spool::found(path);
-            record.end = Some(End {
-                status: Status::Failed,
+            record.marks = Spool::scan(path);
+            record.end = Some(RunEnd {
+                status: RunStatus::Failed,
                 exit_code: None,
                 signal: None,
-                error: Some(Problem { code: "interrupted".to_owned(), message: how.to_owned() }),
+                error: Some(RunError { code: "interrupted".to_owned(), message: how.to_owned() }),
                 finished_at: clock::now_rfc3339(),
                 wall_secs: age(&record.started_at).as_secs_f64(),
                 usage: Usage::default(),
             });
         }
-        let spool = Spool::known(path, self.window, self.room.clone(), record.marks.clone());
-        let run = Run::ended(record, path.to_owned(), spool).ok()?;
+        let spool = Spool::existing(path, self.window, self.room.clone(), record.marks.clone());
+        let run = Run::from_record(record, path.to_owned(), spool).ok()?;
         if interrupted {
             // Else the next start says the same once more.
             let _ = run.save(false);
         }
-        Some(Loaded::Ended(run))
+        Some(LoadedRun::Ended(run))
     }
 
     /// Enters a terminal of `workspace`, to be ended with it. Entered before the workspace's state is checked, so that
@@ -173,20 +176,20 @@ impl Runs {
     ///
     /// # Errors
     /// `ShuttingDown` once the server ends.
-    pub fn enter(self: &Arc<Self>, workspace: Uuid) -> Result<Running> {
-        self.enter_exec(workspace, Asked::terminal())
+    pub fn enter_terminal(self: &Arc<Self>, workspace: Uuid) -> Result<ActiveRun> {
+        self.enter_exec(workspace, RunSpec::terminal())
     }
 
     /// Enters an exec.
     ///
     /// # Errors
     /// As above.
-    pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, asked: Asked) -> Result<Running> {
+    pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, asked: RunSpec) -> Result<ActiveRun> {
         self.insert(Run::new(Uuid::new_v4(), workspace, asked, None)?, None)
     }
 
     /// The account of what runs keep on disk.
-    pub fn room(&self) -> &Arc<Room> {
+    pub fn room(&self) -> &Arc<DiskBudget> {
         &self.room
     }
 
@@ -194,19 +197,19 @@ impl Runs {
     ///
     /// # Errors
     /// As above; `DiskFull`; `Busy` when too many outlive the server already, `OverShare` when too many of this party do.
-    pub fn enter_spooled(
+    pub fn enter_run(
         self: &Arc<Self>,
         workspace: Uuid,
-        asked: Asked,
+        asked: RunSpec,
         window: u64,
         party: Party,
-    ) -> Result<(Running, Writer)> {
+    ) -> Result<(ActiveRun, OutputWriter)> {
         let share = asked.detach.then(|| self.detached.take(party)).transpose().map_err(|refused| {
             let message =
                 format!("{} detached runs are under way, which is all there may be", self.detached.used());
             refused.error("detached runs", || Error::new(Code::Busy, message))
         })?;
-        let surplus = lock(&self.runs).surplus();
+        let surplus = lock(&self.runs).take_surplus();
         surplus.iter().for_each(|run| forget(run));
         let id = Uuid::new_v4();
         let folder = self.folder.join(id.to_string());
@@ -222,7 +225,7 @@ impl Runs {
         made
     }
 
-    fn insert(self: &Arc<Self>, run: Run, share: Option<Share>) -> Result<Running> {
+    fn insert(self: &Arc<Self>, run: Run, share: Option<Share>) -> Result<ActiveRun> {
         let run = Arc::new(run);
         let mut state = lock(&self.runs);
         if state.closed {
@@ -232,7 +235,7 @@ impl Runs {
         state.by_id.insert(run.id, run.clone());
         drop(state);
         let (table, id, cancel) = (self.clone(), run.id, run.cancel.clone());
-        Ok(Running { table, id, cancel, run, _share: share, goes_on: false })
+        Ok(ActiveRun { table, id, cancel, run, _share: share, detached: false })
     }
 
     /// A run of this workspace.
@@ -241,7 +244,7 @@ impl Runs {
     /// `RunNotFound`.
     pub fn get(&self, workspace: Uuid, id: Uuid) -> Result<Arc<Run>> {
         let found = lock(&self.runs).by_id.get(&id).cloned();
-        let is_it = |run: &Arc<Run>| run.workspace == workspace && run.asked.origin != Origin::Terminal;
+        let is_it = |run: &Arc<Run>| run.workspace == workspace && run.spec.origin != RunOrigin::Terminal;
         found.filter(is_it).ok_or_else(|| {
             Error::new(
                 Code::RunNotFound,
@@ -252,9 +255,9 @@ impl Runs {
 
     /// All runs of a workspace, the newest first.
     pub fn list(&self, workspace: Uuid) -> Vec<Arc<Run>> {
-        let surplus = lock(&self.runs).surplus();
+        let surplus = lock(&self.runs).take_surplus();
         surplus.iter().for_each(|run| forget(run));
-        let all = |run: &&Arc<Run>| run.workspace == workspace && run.asked.origin != Origin::Terminal;
+        let all = |run: &&Arc<Run>| run.workspace == workspace && run.spec.origin != RunOrigin::Terminal;
         let mut runs: Vec<_> = lock(&self.runs).by_id.values().filter(all).cloned().collect();
         runs.sort_by_cached_key(|run| std::cmp::Reverse((run.started_at(), run.id)));
         runs
@@ -281,7 +284,7 @@ impl Runs {
         for run in &gone {
             state.by_id.remove(&run.id);
         }
-        let State { kept, by_id, .. } = &mut *state;
+        let RunTable { kept, by_id, .. } = &mut *state;
         kept.retain(|remembered| by_id.contains_key(&remembered.id));
         drop(state);
         gone.iter().for_each(|run| forget(run));
@@ -293,11 +296,11 @@ impl Runs {
     }
 
     /// The server is about to stop: whoever follows a run that outlives it may go.
-    pub fn stop_soon(&self) {
+    pub fn announce_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();
         for run in runs {
-            run.bells.ring();
+            run.bells.notify_all();
         }
     }
 
@@ -315,8 +318,8 @@ impl Runs {
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        self.end_matching(|run| !run.asked.detach || run.reach().is_none(), Duration::from_secs(5));
-        lock(&self.keepers).let_go();
+        self.end_matching(|run| !run.spec.detach || run.reach().is_none(), Duration::from_secs(5));
+        lock(&self.keepers).detach();
     }
 
     /// Starts a run that outlives the server.
@@ -325,19 +328,19 @@ impl Runs {
     /// When it could not be started: then nothing has run, and it is forgotten.
     pub fn start_kept(
         &self,
-        running: Running,
-        place: keeper::Place<'_>,
+        running: ActiveRun,
+        place: keeper::LaunchTarget<'_>,
         window: u64,
-        plan: Plan,
+        plan: LaunchPlan,
     ) -> Result<()> {
-        let kept = Kept::start(&self.cgroups, running, place, window, plan)?;
+        let kept = KeptRun::start(&self.cgroups, running, place, window, plan)?;
         lock(&self.keepers).add(kept);
         Ok(())
     }
 
     /// Goes on with the runs of an earlier server. `hold`: what a workspace's runs need of it.
-    pub fn go_on(&self, hold: impl Fn(Uuid) -> Option<Box<dyn Hold>>) {
-        let found = std::mem::take(&mut *lock(&self.found));
+    pub fn resume_kept(&self, hold: impl Fn(Uuid) -> Option<Box<dyn HandoverGuard>>) {
+        let found = std::mem::take(&mut *lock(&self.resumable));
         for mut kept in found {
             log::info!("run {} goes on", kept.run().id);
             if let Some(hold) = hold(kept.run().workspace) {
@@ -349,7 +352,7 @@ impl Runs {
 
     /// The groups of processes that outlive the server, with the workspace that they belong to.
     pub fn kept_groups(&self) -> Vec<(Uuid, String)> {
-        let runs: Vec<_> = lock(&self.runs).by_id.values().filter(|run| run.asked.detach).cloned().collect();
+        let runs: Vec<_> = lock(&self.runs).by_id.values().filter(|run| run.spec.detach).cloned().collect();
         let groups =
             |run: &Arc<Run>| keeper::groups(run).map(|groups| groups.map(|group| (run.workspace, group)));
         runs.iter().filter_map(groups).flatten().collect()
@@ -421,9 +424,9 @@ impl Runs {
     }
 }
 
-impl State {
+impl RunTable {
     /// Takes out those that are too old, and of too many the oldest of the workspace that has most.
-    fn surplus(&mut self) -> Vec<Arc<Run>> {
+    fn take_surplus(&mut self) -> Vec<Arc<Run>> {
         let mut gone = Vec::new();
         while self.kept.front().is_some_and(|oldest| oldest.since.elapsed() >= limits::RUN_KEPT) {
             gone.extend(self.kept.pop_front().and_then(|oldest| self.by_id.remove(&oldest.id)));
@@ -431,7 +434,7 @@ impl State {
         if self.kept.len() <= limits::RUNS_KEPT {
             return gone;
         }
-        let mut crowd = Crowd::default();
+        let mut crowd = WorkspaceCounts::default();
         self.kept.iter().for_each(|remembered| crowd.add(remembered.workspace));
         while self.kept.len() > limits::RUNS_KEPT {
             let Some((largest, _)) = crowd.largest() else { break };
@@ -444,29 +447,29 @@ impl State {
 }
 
 /// What was found in a run's folder.
-enum Loaded {
+enum LoadedRun {
     Ended(Run),
-    Runs(Run, Box<Met>),
+    Resumed(Run, Box<FoundKeeper>),
 }
 
-impl Running {
+impl ActiveRun {
     /// It goes on, and is this server's no more.
-    pub(super) fn let_go(mut self) {
-        self.goes_on = true;
+    pub(super) fn detach(mut self) {
+        self.detached = true;
     }
 }
 
-impl Drop for Running {
+impl Drop for ActiveRun {
     fn drop(&mut self) {
-        let keeps = self.run.asked.origin == Origin::Run && !self.run.is_running();
+        let keeps = self.run.spec.origin == RunOrigin::Run && !self.run.is_running();
         let mut state = lock(&self.table.runs);
         state.running -= 1;
-        if self.goes_on {
+        if self.detached {
             return;
         }
         if keeps {
             let (id, workspace) = (self.run.id, self.run.workspace);
-            state.kept.push_back(Remembered { id, workspace, since: Instant::now() });
+            state.kept.push_back(EndedRun { id, workspace, since: Instant::now() });
         } else {
             state.by_id.remove(&self.run.id);
         }

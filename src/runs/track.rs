@@ -7,17 +7,17 @@ use crate::base::limits;
 
 /// One stream's account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Track {
+pub struct StreamTrack {
     /// How many bytes the command wrote.
     pub end: u64,
     /// What of them is not kept: from, to; sorted, apart from each other, within `end`.
     gaps: Vec<(u64, u64)>,
 }
 
-impl Track {
+impl StreamTrack {
     /// A stream of which all is kept.
-    pub fn whole(end: u64) -> Track {
-        Track { end, gaps: Vec::new() }
+    pub fn whole(end: u64) -> StreamTrack {
+        StreamTrack { end, gaps: Vec::new() }
     }
 
     /// The first offset that is kept, or the end.
@@ -57,7 +57,7 @@ impl Track {
 
     /// Notes that a stretch is gone. Beyond [`limits::SPOOL_GAPS`] the two nearest gaps become one: what lies between
     /// them is given up, so that this stays small whatever the disk does.
-    pub fn lose(&mut self, from: u64, to: u64) {
+    pub fn mark_lost(&mut self, from: u64, to: u64) {
         let to = to.min(self.end);
         if from >= to {
             return;
@@ -87,13 +87,13 @@ mod tests {
 
     #[test]
     fn gaps_are_joined_and_counted() {
-        let mut track = Track::whole(100);
+        let mut track = StreamTrack::whole(100);
         assert_eq!((track.start(), track.kept(), track.is_cut()), (0, 100, false));
-        track.lose(0, 10);
-        track.lose(10, 15);
-        track.lose(50, 60);
-        track.lose(55, 300);
-        track.lose(7, 7);
+        track.mark_lost(0, 10);
+        track.mark_lost(10, 15);
+        track.mark_lost(50, 60);
+        track.mark_lost(55, 300);
+        track.mark_lost(7, 7);
         assert_eq!((track.start(), track.kept()), (15, 35));
         assert_eq!((track.gap_at(3), track.gap_at(15), track.gap_at(99)), (Some(15), None, Some(100)));
         assert_eq!((track.kept_until(15), track.kept_until(20)), (50, 50));
@@ -105,9 +105,9 @@ mod tests {
 
     #[test]
     fn many_gaps_become_few() {
-        let mut track = Track::whole(1 << 20);
+        let mut track = StreamTrack::whole(1 << 20);
         for at in 0..1000 {
-            track.lose(at * 1000 + 500, at * 1000 + 500 + at % 400);
+            track.mark_lost(at * 1000 + 500, at * 1000 + 500 + at % 400);
         }
         assert_eq!(track.gaps.len(), limits::SPOOL_GAPS);
         assert!(track.gaps.windows(2).all(|pair| pair[0].1 < pair[1].0));

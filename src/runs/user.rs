@@ -2,13 +2,13 @@
 //! a hostile container's; the worst they can do is to name another of its own users.
 
 use crate::base::{Code, Error, Result, limits};
-use crate::proc::{Launcher, User};
+use crate::proc::{Launcher, ProcessUser};
 
 /// A user and what belongs to being one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct UserAccount {
     /// For the kernel.
-    pub user: User,
+    pub user: ProcessUser,
     /// For USER and LOGNAME; the number if it has no name.
     pub name: String,
     /// For HOME.
@@ -19,7 +19,7 @@ pub struct Account {
 ///
 /// # Errors
 /// `InvalidUser` when a name is not there.
-pub fn resolve(text: &str, place: &dyn Launcher) -> Result<Account> {
+pub fn resolve(text: &str, place: &dyn Launcher) -> Result<UserAccount> {
     let read = |path: &str| -> Result<String> {
         let bytes = place.file(path, limits::ACCOUNTS_BYTES)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -27,7 +27,7 @@ pub fn resolve(text: &str, place: &dyn Launcher) -> Result<Account> {
     find(text, &read("/etc/passwd")?, &read("/etc/group")?)
 }
 
-fn find(text: &str, passwd: &str, group: &str) -> Result<Account> {
+fn find(text: &str, passwd: &str, group: &str) -> Result<UserAccount> {
     let refused = |what: String| Error::new(Code::InvalidUser, what).detail("user", text);
     let (user, wanted_group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -76,7 +76,7 @@ fn find(text: &str, passwd: &str, group: &str) -> Result<Account> {
     all.dedup();
     all.truncate(limits::GROUPS);
     let home = if home.starts_with('/') { home } else { "/".to_owned() };
-    Ok(Account { user: User { uid, gid, groups: all }, name, home })
+    Ok(UserAccount { user: ProcessUser { uid, gid, groups: all }, name, home })
 }
 
 #[cfg(test)]
@@ -88,7 +88,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nme:x:1001:\nsudo:x:27:you,me\ndocker:x:999:me\nmean:x:5:men\n";
 
     fn found(text: &str) -> (u32, u32, Vec<u32>, String, String) {
-        let Account { user, name, home } = find(text, PASSWD, GROUP).unwrap();
+        let UserAccount { user, name, home } = find(text, PASSWD, GROUP).unwrap();
         (user.uid, user.gid, user.groups, name, home)
     }
 

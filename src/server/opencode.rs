@@ -8,23 +8,25 @@ use crate::api::{Ctx, managed};
 use crate::base::thread::{JoinOnDrop, spawn};
 use crate::base::{Result, limits};
 use crate::host::engine::{self, EngineSandbox};
-use crate::host::{Change, Enclosure, Plan, SandboxPlan, Supervised, Surroundings};
+use crate::host::{
+    Enclosure, OpencodeChange, OpencodePlan, SandboxPlan, SupervisorContext, SupervisorHandle,
+};
 use crate::lifecycle::sandbox::Sandbox;
 use crate::opencode::Managed;
 use crate::proc::Cgroups;
 
 /// Runs the OpenCode of the plan; each change is an event, a line of the audit log and one of the server's own log.
 pub(super) fn supervise(
-    plan: Plan,
+    plan: OpencodePlan,
     managed: Arc<Managed>,
     ctx: &Arc<Ctx>,
     cgroups: Cgroups,
     (data_dir, image_timeout): (&Path, Duration),
     stop_server: Box<dyn Fn() + Send>,
-) -> Result<Supervised> {
+) -> Result<SupervisorHandle> {
     let tokens = [ctx.credentials.client_token(), ctx.credentials.host_token()];
     let told = ctx.clone();
-    let tell = move |change: &Change| managed::changed(&told, change);
+    let tell = move |change: &OpencodeChange| managed::changed(&told, change);
     let folder = data_dir.join("host");
     let enclosure = match (&plan.sandbox, plan.sandbox_spec(managed.memory_bytes())) {
         (Some(SandboxPlan::Engine(engine)), _) => {
@@ -37,7 +39,7 @@ pub(super) fn supervise(
         (_, Some(spec)) => Some(Enclosure::Berth(Sandbox::new(ctx.lifecycle.clone(), spec))),
         (_, None) => None,
     };
-    let surroundings = Surroundings {
+    let surroundings = SupervisorContext {
         cgroups,
         enclosure,
         stop_server,
@@ -46,12 +48,16 @@ pub(super) fn supervise(
         secrets: tokens.into_iter().map(str::to_owned).collect(),
         tell: Box::new(tell),
     };
-    Supervised::start(plan, managed, surroundings)
+    SupervisorHandle::start(plan, managed, surroundings)
 }
 
 /// Removes the container that a killed server has left in an engine, on a thread of its own. A plan with such a container
 /// removes it itself.
-pub(super) fn sweep(plan: Option<&Plan>, data_dir: &Path, cgroups: &Cgroups) -> Result<Option<JoinOnDrop>> {
+pub(super) fn sweep(
+    plan: Option<&OpencodePlan>,
+    data_dir: &Path,
+    cgroups: &Cgroups,
+) -> Result<Option<JoinOnDrop>> {
     let own = plan.is_some_and(|plan| matches!(plan.sandbox, Some(SandboxPlan::Engine(_))));
     let folder = data_dir.join("host");
     if own || !engine::is_left(&folder) {

@@ -19,7 +19,7 @@ impl Signals {
         for signal in [libc::SIGTERM, libc::SIGINT].into_iter().chain(hup) {
             let end = handler_end.try_clone().at("duplicate", "a socket")?;
             signal_hook::low_level::pipe::register(signal, end)
-                .map_err(|error| Error::internal("Signals cannot be handled").because(error))?;
+                .map_err(|error| Error::internal("Signals cannot be handled").with_source(error))?;
         }
         Ok(Signals { received, by_hand: handler_end })
     }

@@ -18,7 +18,7 @@ use crate::base::{Code, Error, Result, limits};
 
 /// One folder or file of the host inside a container, as a client says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
+pub struct MountRequest {
     /// On the host; `~` is berth's home.
     pub source: String,
     /// In the container; made if it is not there.
@@ -78,7 +78,7 @@ const WHOLE: [&str; 4] = ["/etc", "/home", "/root", "/var"];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Rules {
+struct AllowlistFile {
     allowed_roots: Vec<AllowedRoot>,
     blocked_patterns: Vec<String>,
 }
@@ -101,23 +101,23 @@ pub struct Allowlist {
     /// berth's own folder.
     pub data_dir: PathBuf,
     /// What the person who starts the server gives to a sandbox, beside the file.
-    pub granted: Vec<Grant>,
+    pub granted: Vec<MountGrant>,
 }
 
 /// A folder or file that a sandbox may have although no root of the file is around it.
 #[derive(Clone, Debug)]
-pub struct Grant {
+pub struct MountGrant {
     /// Without links.
     pub path: PathBuf,
     /// It may be written to.
     pub writable: bool,
     /// Also if it is one that is refused everywhere.
-    pub insist: bool,
+    pub force: bool,
 }
 
 /// Why a source is refused.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum MountRefusal {
     /// There is no usable file.
     NoFile(Error),
     /// It cannot be opened.
@@ -134,7 +134,7 @@ pub enum Refusal {
 
 /// A source that was found and allowed.
 #[derive(Debug)]
-pub struct Opened {
+pub struct AllowedSource {
     /// `O_PATH`
     pub fd: OwnedFd,
     /// What it is.
@@ -147,7 +147,7 @@ pub struct Opened {
 ///
 /// # Errors
 /// `InvalidPayload` with the mount and what is wrong with it.
-pub fn check(mounts: &[Mount]) -> Result<()> {
+pub fn check(mounts: &[MountRequest]) -> Result<()> {
     let refuse = |number: usize, field: &str, why: &str| {
         let message = format!("mounts[{number}].{field} {why}");
         Err(Error::new(Code::InvalidPayload, message).detail("field", format!("mounts[{number}].{field}")))
@@ -192,7 +192,7 @@ impl Allowlist {
     ///
     /// # Errors
     /// `MountNotAllowed` with the mount and the reason; without a usable file, with an example of one.
-    pub fn open(&self, mounts: &[Mount]) -> Result<Vec<Opened>> {
+    pub fn open(&self, mounts: &[MountRequest]) -> Result<Vec<AllowedSource>> {
         if mounts.is_empty() {
             return Ok(Vec::new());
         }
@@ -203,27 +203,28 @@ impl Allowlist {
     ///
     /// # Errors
     /// Why it is not.
-    pub fn look(&self, mount: &Mount) -> Result<Opened, Refusal> {
+    pub fn look(&self, mount: &MountRequest) -> Result<AllowedSource, MountRefusal> {
         let granted = self.granted.iter().any(|grant| grant.path == Path::new(&mount.source));
-        let rules = if granted { Rules::default() } else { self.rules().map_err(Refusal::NoFile)? };
+        let rules =
+            if granted { AllowlistFile::default() } else { self.rules().map_err(MountRefusal::NoFile)? };
         self.open_one(mount, &rules)
     }
 
     /// A refusal as clients get it.
-    fn error(&self, mount: &Mount, refusal: Refusal) -> Error {
+    fn error(&self, mount: &MountRequest, refusal: MountRefusal) -> Error {
         let file = self.path.display();
         let why = match refusal {
-            Refusal::NoFile(error) => return error,
-            Refusal::Missing(why) => why.to_owned(),
-            Refusal::Pattern(pattern, _) => format!("its path has {pattern}, which is blocked"),
-            Refusal::Outside(real, _) => {
+            MountRefusal::NoFile(error) => return error,
+            MountRefusal::Missing(why) => why.to_owned(),
+            MountRefusal::Pattern(pattern, _) => format!("its path has {pattern}, which is blocked"),
+            MountRefusal::Outside(real, _) => {
                 format!("{} lies in none of the allowed roots of {file}", real.display())
             }
-            Refusal::ReadOnly(root) => format!(
+            MountRefusal::ReadOnly(root) => format!(
                 "{} is allowed for reading only (allowReadWrite in {file}); ask for \"read_only\": true",
                 root.display()
             ),
-            Refusal::Other(why, _) => why,
+            MountRefusal::Other(why, _) => why,
         };
         let message = format!("{} cannot be mounted: {why}", mount.source);
         Error::new(Code::MountNotAllowed, message).detail("source", mount.source.clone())
@@ -240,7 +241,7 @@ impl Allowlist {
         self.rules().map(|rules| Some(rules.allowed_roots.len()))
     }
 
-    fn rules(&self) -> Result<Rules> {
+    fn rules(&self) -> Result<AllowlistFile> {
         let unusable = |why: String| {
             let example = json!({
                 "allowedRoots": [{"path": "~/projects", "allowReadWrite": true, "description": "for agents"}],
@@ -274,21 +275,21 @@ impl Allowlist {
         }
     }
 
-    fn open_one(&self, mount: &Mount, rules: &Rules) -> Result<Opened, Refusal> {
-        let (fd, real) = open_real(&self.expand(&mount.source)).map_err(Refusal::Missing)?;
-        let stat = fstat(&fd).map_err(|error| Refusal::Other(error.to_string(), real.clone()))?;
+    fn open_one(&self, mount: &MountRequest, rules: &AllowlistFile) -> Result<AllowedSource, MountRefusal> {
+        let (fd, real) = open_real(&self.expand(&mount.source)).map_err(MountRefusal::Missing)?;
+        let stat = fstat(&fd).map_err(|error| MountRefusal::Other(error.to_string(), real.clone()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if !matches!(kind, FileType::Directory | FileType::RegularFile) {
-            return Err(Refusal::Other("it is neither a folder nor a regular file".into(), real));
+            return Err(MountRefusal::Other("it is neither a folder nor a regular file".into(), real));
         }
         let given = self.granted.iter().find(|grant| grant.path == real);
-        if !given.is_some_and(|grant| grant.insist) {
+        if !given.is_some_and(|grant| grant.force) {
             self.forbidden(&real, &rules.blocked_patterns)?;
             let has = |name: &&&str| statat(&fd, **name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
             if let Some(name) = KEYS.iter().filter(|_| kind == FileType::Directory).find(has) {
                 let why =
                     format!("it contains {name}, so it is somebody's home; mount a folder in it instead");
-                return Err(Refusal::Other(why, real));
+                return Err(MountRefusal::Other(why, real));
             }
         }
         // The innermost of the roots around it decides.
@@ -300,17 +301,17 @@ impl Allowlist {
         let root = around.max_by_key(|(root, _)| root.components().count()).cloned();
         let given = given.map(|grant| (grant.path.clone(), grant.writable));
         let Some((root, writable)) = given.or(root) else {
-            return Err(Refusal::Outside(real, roots.into_iter().map(|(root, _)| root).collect()));
+            return Err(MountRefusal::Outside(real, roots.into_iter().map(|(root, _)| root).collect()));
         };
         if !mount.read_only && !writable {
-            return Err(Refusal::ReadOnly(root));
+            return Err(MountRefusal::ReadOnly(root));
         }
-        Ok(Opened { fd, stat, real })
+        Ok(AllowedSource { fd, stat, real })
     }
 
     /// Refuses a path whatever the roots are.
-    fn forbidden(&self, real: &Path, patterns: &[String]) -> Result<(), Refusal> {
-        let refuse = |why: String| Err(Refusal::Other(why, real.to_owned()));
+    fn forbidden(&self, real: &Path, patterns: &[String]) -> Result<(), MountRefusal> {
+        let refuse = |why: String| Err(MountRefusal::Other(why, real.to_owned()));
         if let Some(system) = SYSTEM.iter().find(|system| real.starts_with(system)) {
             return refuse(format!("nothing in {system} is given to containers"));
         }
@@ -324,7 +325,7 @@ impl Allowlist {
         }
         let mut patterns = BLOCKED.iter().copied().chain(patterns.iter().map(String::as_str));
         match patterns.find(|pattern| self.blocks(pattern, real)) {
-            Some(pattern) => Err(Refusal::Pattern(pattern.to_owned(), real.to_owned())),
+            Some(pattern) => Err(MountRefusal::Pattern(pattern.to_owned(), real.to_owned())),
             None => Ok(()),
         }
     }
@@ -373,16 +374,16 @@ fn open_real(path: &Path) -> Result<(OwnedFd, PathBuf), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    fn mount(source: impl Into<String>, read_only: bool) -> Mount {
-        Mount { source: source.into(), target: "/mnt/x".into(), read_only }
+    fn mount(source: impl Into<String>, read_only: bool) -> MountRequest {
+        MountRequest { source: source.into(), target: "/mnt/x".into(), read_only }
     }
 
-    fn made() -> (Scratch, Allowlist, PathBuf) {
-        let dir = Scratch::new();
+    fn made() -> (TestFolder, Allowlist, PathBuf) {
+        let dir = TestFolder::new();
         let base = fs::canonicalize(&*dir).unwrap();
         for folder in
             ["data", "home/projects/a/.ssh", "home/projects/b/.environments", "rw/inner-ro/x", "root-evil"]
@@ -434,7 +435,7 @@ mod tests {
         {
             assert!(allowlist.open(std::slice::from_ref(&good)).is_ok(), "{good:?}");
         }
-        let refused = |mount: Mount, why: &str| {
+        let refused = |mount: MountRequest, why: &str| {
             let error = allowlist.open(std::slice::from_ref(&mount)).unwrap_err();
             assert_eq!(error.code(), Code::MountNotAllowed);
             assert!(error.message().contains(why), "{mount:?}: {}", error.message());
@@ -476,7 +477,7 @@ mod tests {
     #[test]
     fn shapes_are_checked() {
         let with = |source: &str, target: &str| {
-            check(&[Mount { source: source.into(), target: target.into(), read_only: true }])
+            check(&[MountRequest { source: source.into(), target: target.into(), read_only: true }])
         };
         assert!(with("/a:b\\c", "/mnt/x:y").is_ok() && with("~/x", "/workspace/extra").is_ok());
         for (source, target) in [

@@ -37,7 +37,7 @@ pub struct Root {
 
 /// The end of a file.
 #[derive(Debug)]
-pub struct Tail {
+pub struct FileTail {
     /// The last bytes.
     pub bytes: Vec<u8>,
     /// Size of the whole file.
@@ -53,16 +53,16 @@ impl Root {
     /// `Internal` when there is no such folder.
     pub fn open(path: &Path) -> Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(path, flags, Mode::empty()).map(Root::at).at("open", path)
+        open(path, flags, Mode::empty()).map(Root::from_fd).at("open", path)
     }
 
     /// The tree below an open folder.
-    pub(super) fn at(top: OwnedFd) -> Root {
+    pub(super) fn from_fd(top: OwnedFd) -> Root {
         Root { top, _held: None }
     }
 
     /// The tree below an open folder, which is there as long as `held` is.
-    pub fn of(top: OwnedFd, held: Arc<dyn fmt::Debug + Send + Sync>) -> Root {
+    pub fn from_fd_holding(top: OwnedFd, held: Arc<dyn fmt::Debug + Send + Sync>) -> Root {
         Root { top, _held: Some(held) }
     }
 
@@ -83,9 +83,9 @@ impl Root {
     pub fn read(&self, rel: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(rel)? else { return Ok(None) };
         let mut bytes = Vec::new();
-        told(file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes), "read", rel)?;
+        map_kernel_error(file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes), "read", rel)?;
         if bytes.len() as u64 > max_bytes {
-            return Err(refused("read", rel, &format!("it is larger than {max_bytes} bytes")));
+            return Err(invalid_path("read", rel, &format!("it is larger than {max_bytes} bytes")));
         }
         Ok(Some(bytes))
     }
@@ -94,7 +94,7 @@ impl Root {
     ///
     /// # Errors
     /// See [`Root`].
-    pub fn read_tail(&self, rel: &str, max_bytes: u64) -> Result<Option<Tail>> {
+    pub fn read_tail(&self, rel: &str, max_bytes: u64) -> Result<Option<FileTail>> {
         let Some(mut file) = self.open_file(rel)? else { return Ok(None) };
         let read = |file: &mut File| {
             let total_size = file.metadata()?.len();
@@ -102,9 +102,9 @@ impl Root {
             file.seek(SeekFrom::Start(start))?;
             let mut bytes = Vec::new();
             file.take(max_bytes).read_to_end(&mut bytes)?;
-            Ok::<_, io::Error>(Tail { bytes, total_size, complete: start == 0 })
+            Ok::<_, io::Error>(FileTail { bytes, total_size, complete: start == 0 })
         };
-        told(read(&mut file), "read", rel).map(Some)
+        map_kernel_error(read(&mut file), "read", rel).map(Some)
     }
 
     /// Number of lines, the last one counted also without its newline. `None` if there is no such file or it is
@@ -114,7 +114,7 @@ impl Root {
     /// See [`Root`].
     pub fn count_lines(&self, rel: &str) -> Result<Option<u64>> {
         let Some(file) = self.open_file(rel)? else { return Ok(None) };
-        if told(file.metadata(), "read", rel)?.len() > limits::LINE_COUNT_BYTES {
+        if map_kernel_error(file.metadata(), "read", rel)?.len() > limits::LINE_COUNT_BYTES {
             return Ok(None);
         }
         let mut chunk = vec![0; limits::PIPE_CHUNK];
@@ -124,7 +124,7 @@ impl Root {
         loop {
             let count = match file.read(&mut chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                count => told(count, "read", rel)?,
+                count => map_kernel_error(count, "read", rel)?,
             };
             let Some(&end) = chunk[..count].last() else { break };
             lines += chunk[..count].iter().filter(|&&byte| byte == b'\n').count() as u64;
@@ -143,12 +143,12 @@ impl Root {
         /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
         const DEVPTS: i64 = 0x1cd1;
         let found =
-            self.find(PTMX)?.ok_or_else(|| refused("open", PTMX, "the container has no terminals"))?;
-        let stat = told(fstat(&found), "open", PTMX)?;
+            self.find(PTMX)?.ok_or_else(|| invalid_path("open", PTMX, "the container has no terminals"))?;
+        let stat = map_kernel_error(fstat(&found), "open", PTMX)?;
         let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && (major(stat.st_rdev), minor(stat.st_rdev)) == (5, 2);
-        if !device || told(fstatfs(&found), "open", PTMX)?.f_type != DEVPTS {
-            return Err(refused("open", PTMX, "it is not the device that makes terminals"));
+        if !device || map_kernel_error(fstatfs(&found), "open", PTMX)?.f_type != DEVPTS {
+            return Err(invalid_path("open", PTMX, "it is not the device that makes terminals"));
         }
         reopen(&found, OFlags::RDWR, PTMX).map(OwnedFd::from)
     }
@@ -159,7 +159,7 @@ impl Root {
     /// See [`Root`].
     pub fn metadata(&self, rel: &str) -> Result<Option<Metadata>> {
         let Some(found) = self.find(rel)? else { return Ok(None) };
-        told(File::from(found).metadata(), "read", rel).map(Some)
+        map_kernel_error(File::from(found).metadata(), "read", rel).map(Some)
     }
 
     /// Whether there is an entry of any kind; a link that leads nowhere is none.
@@ -183,11 +183,11 @@ impl Root {
     /// # Errors
     /// See [`Root`].
     pub fn entry_count(&self, rel: &str) -> Result<Option<u64>> {
-        let opened = present(self.resolve(rel, FOLDER, IN_ROOT));
-        let Some(folder) = told(opened, "list", rel)? else { return Ok(None) };
+        let opened = none_if_missing(self.resolve(rel, FOLDER, IN_ROOT));
+        let Some(folder) = map_kernel_error(opened, "list", rel)? else { return Ok(None) };
         let mut count = 0;
-        for entry in told(Dir::new(folder), "list", rel)? {
-            let entry = told(entry, "list", rel)?;
+        for entry in map_kernel_error(Dir::new(folder), "list", rel)? {
+            let entry = map_kernel_error(entry, "list", rel)?;
             count += u64::from(!is_dots(entry.file_name().to_bytes()));
             if count == limits::ENTRY_COUNT {
                 break;
@@ -202,16 +202,16 @@ impl Root {
     /// # Errors
     /// See [`Root`]; `InvalidPath` also for a folder with more entries.
     pub fn entries(&self, rel: &str, most: usize) -> Result<Vec<String>> {
-        let opened = present(self.resolve(rel, FOLDER, IN_ROOT));
-        let Some(folder) = told(opened, "list", rel)? else { return Ok(Vec::new()) };
+        let opened = none_if_missing(self.resolve(rel, FOLDER, IN_ROOT));
+        let Some(folder) = map_kernel_error(opened, "list", rel)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
-        for entry in told(Dir::new(folder), "list", rel)? {
-            let entry = told(entry, "list", rel)?;
+        for entry in map_kernel_error(Dir::new(folder), "list", rel)? {
+            let entry = map_kernel_error(entry, "list", rel)?;
             if is_dots(entry.file_name().to_bytes()) {
                 continue;
             }
             if names.len() == most {
-                return Err(refused("list", rel, &format!("it has more than {most} entries")));
+                return Err(invalid_path("list", rel, &format!("it has more than {most} entries")));
             }
             names.extend(entry.file_name().to_str().ok().map(str::to_owned));
         }
@@ -225,25 +225,27 @@ impl Root {
     pub fn make_dirs(&self, rel: &str) -> Result<()> {
         let names: Vec<&str> = rel.split('/').filter(|name| !name.is_empty()).collect();
         if names.iter().any(|name| is_dots(name.as_bytes())) {
-            return Err(refused("make", rel, "no folder can have this name"));
+            return Err(invalid_path("make", rel, "no folder can have this name"));
         }
         // Mostly all but the last are there: of a hundred folders beside each other nobody looks for each on its way.
         let above = names.split_last().map(|(_, above)| above.join("/")).unwrap_or_default();
         let (mut folder, mut done, left) = match self.resolve(&above, FOLDER, IN_ROOT) {
             Ok(folder) => (folder, above, &names[names.len().saturating_sub(1)..]),
-            Err(_) => (told(self.resolve("", FOLDER, IN_ROOT), "make", rel)?, String::new(), &names[..]),
+            Err(_) => {
+                (map_kernel_error(self.resolve("", FOLDER, IN_ROOT), "make", rel)?, String::new(), &names[..])
+            }
         };
         for name in left {
             done = if done.is_empty() { (*name).to_owned() } else { format!("{done}/{name}") };
             let made = match mkdirat(&folder, *name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => true,
                 Err(Errno::EXIST) => false,
-                Err(error) => return told(Err(error), "make", rel),
+                Err(error) => return map_kernel_error(Err(error), "make", rel),
             };
             // From the top again: a link inside the tree leads where it would lead the workload.
-            let next = told(self.resolve(&done, FOLDER, IN_ROOT), "make", rel)?;
+            let next = map_kernel_error(self.resolve(&done, FOLDER, IN_ROOT), "make", rel)?;
             if made {
-                told(inherit_owner(&next, &folder), "make", rel)?;
+                map_kernel_error(inherit_owner(&next, &folder), "make", rel)?;
             }
             folder = next;
         }
@@ -261,9 +263,9 @@ impl Root {
             return Ok(());
         }
         self.make_dirs(rel)?;
-        let folder = told(self.resolve(rel, FOLDER | OFlags::NOFOLLOW, IN_ROOT), "prepare", rel)?;
-        if told(fstat(&folder), "prepare", rel)?.st_mode & 0o7777 != SHARED {
-            told(fchmod(&folder, Mode::from_raw_mode(SHARED)), "prepare", rel)?;
+        let folder = map_kernel_error(self.resolve(rel, FOLDER | OFlags::NOFOLLOW, IN_ROOT), "prepare", rel)?;
+        if map_kernel_error(fstat(&folder), "prepare", rel)?.st_mode & 0o7777 != SHARED {
+            map_kernel_error(fchmod(&folder, Mode::from_raw_mode(SHARED)), "prepare", rel)?;
         }
         Ok(())
     }
@@ -274,12 +276,12 @@ impl Root {
     /// See [`Root`].
     pub fn remove_empty_dir(&self, rel: &str) -> Result<bool> {
         let (parent, name) = split(rel, "remove")?;
-        let folder = present(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
-        let Some(folder) = told(folder, "remove", rel)? else { return Ok(false) };
+        let folder = none_if_missing(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
+        let Some(folder) = map_kernel_error(folder, "remove", rel)? else { return Ok(false) };
         match unlinkat(&folder, name, AtFlags::REMOVEDIR) {
             Ok(()) => Ok(true),
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(error) => told(Err(error), "remove", rel),
+            Err(error) => map_kernel_error(Err(error), "remove", rel),
         }
     }
 
@@ -321,7 +323,11 @@ impl Root {
             // Absent if the creation itself failed.
             let _ = unlinkat(&folder, &temp, AtFlags::empty());
         }
-        told(written.and_then(|()| if synced { sync_folder(&folder) } else { Ok(()) }), "write", rel)
+        map_kernel_error(
+            written.and_then(|()| if synced { sync_folder(&folder) } else { Ok(()) }),
+            "write",
+            rel,
+        )
     }
 
     /// Opens a file for appending, and makes it (mode 0644, owner of its folder) if there is none. The file that is
@@ -336,23 +342,23 @@ impl Root {
             match openat(&folder, name, new, Mode::from_raw_mode(0o644)) {
                 Err(Errno::EXIST) => {}
                 made => {
-                    let made = File::from(told(made, "append to", rel)?);
-                    told(inherit_owner(&made, &folder), "append to", rel)?;
+                    let made = File::from(map_kernel_error(made, "append to", rel)?);
+                    map_kernel_error(inherit_owner(&made, &folder), "append to", rel)?;
                     return Ok(made);
                 }
             }
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let found = match openat(&folder, name, flags, Mode::empty()) {
                 Err(Errno::NOENT) => continue,
-                found => told(found, "append to", rel)?,
+                found => map_kernel_error(found, "append to", rel)?,
             };
             check_regular(&found, rel)?;
-            if told(fstat(&found), "append to", rel)?.st_nlink > 1 {
-                return Err(refused("append to", rel, "the file has further names (hard links)"));
+            if map_kernel_error(fstat(&found), "append to", rel)?.st_nlink > 1 {
+                return Err(invalid_path("append to", rel, "the file has further names (hard links)"));
             }
             return reopen(&found, OFlags::WRONLY | OFlags::APPEND, rel);
         }
-        told(Err(Errno::AGAIN), "append to", rel)
+        map_kernel_error(Err(Errno::AGAIN), "append to", rel)
     }
 
     /// Removes a file, a link or whatever else is not a folder; says whether there was one.
@@ -361,10 +367,10 @@ impl Root {
     /// See [`Root`]; `InvalidPath` also for a folder.
     pub fn remove(&self, rel: &str) -> Result<bool> {
         let (parent, name) = split(rel, "remove")?;
-        let folder = present(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
-        let Some(folder) = told(folder, "remove", rel)? else { return Ok(false) };
-        let removed = present(unlinkat(&folder, name, AtFlags::empty()));
-        Ok(told(removed, "remove", rel)?.is_some())
+        let folder = none_if_missing(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
+        let Some(folder) = map_kernel_error(folder, "remove", rel)? else { return Ok(false) };
+        let removed = none_if_missing(unlinkat(&folder, name, AtFlags::empty()));
+        Ok(map_kernel_error(removed, "remove", rel)?.is_some())
     }
 
     /// Opens a folder as working directory (`O_PATH`: fit for `fchdir`, not for listing). Unlike the others this
@@ -382,18 +388,18 @@ impl Root {
             Err(Errno::NOENT) => refuse("missing", "does not exist in the workspace"),
             Err(Errno::NOTDIR) => refuse("not_a_directory", "is not a folder"),
             Err(Errno::XDEV) => refuse("leaves_the_tree", "leads out of the workspace"),
-            opened => told(opened, "enter", rel),
+            opened => map_kernel_error(opened, "enter", rel),
         }
     }
 
     pub(super) fn find(&self, rel: &str) -> Result<Option<OwnedFd>> {
-        told(present(self.resolve(rel, OFlags::PATH, IN_ROOT)), "open", rel)
+        map_kernel_error(none_if_missing(self.resolve(rel, OFlags::PATH, IN_ROOT)), "open", rel)
     }
 
     pub(super) fn folder_of<'a>(&self, rel: &'a str, verb: &str) -> Result<(OwnedFd, &'a str)> {
         let (parent, name) = split(rel, verb)?;
         let folder = self.resolve(parent, FOLDER, IN_ROOT);
-        Ok((told(folder, verb, rel)?, name))
+        Ok((map_kernel_error(folder, verb, rel)?, name))
     }
 
     pub(super) fn resolve(&self, rel: &str, flags: OFlags, how: ResolveFlags) -> rustix::io::Result<OwnedFd> {
@@ -433,16 +439,16 @@ pub(super) fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> 
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     match open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()) {
         Err(Errno::NOENT) => Err(Error::internal("/proc is not mounted; berth needs it")),
-        opened => told(opened, "open", rel).map(File::from),
+        opened => map_kernel_error(opened, "open", rel).map(File::from),
     }
 }
 
 pub(super) fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
-    match FileType::from_raw_mode(told(fstat(found), "open", rel)?.st_mode) {
+    match FileType::from_raw_mode(map_kernel_error(fstat(found), "open", rel)?.st_mode) {
         FileType::RegularFile => Ok(()),
-        FileType::Directory => Err(refused("open", rel, "it is a folder")),
-        FileType::Symlink => Err(refused("open", rel, "it is a symbolic link")),
-        _ => Err(refused("open", rel, "it is not a regular file")),
+        FileType::Directory => Err(invalid_path("open", rel, "it is a folder")),
+        FileType::Symlink => Err(invalid_path("open", rel, "it is a symbolic link")),
+        _ => Err(invalid_path("open", rel, "it is not a regular file")),
     }
 }
 
@@ -467,7 +473,7 @@ pub(super) fn split<'a>(rel: &'a str, verb: &str) -> Result<(&'a str, &'a str)> 
         Some(split) => split,
     };
     if name.is_empty() || is_dots(name.as_bytes()) {
-        return Err(refused(verb, rel, "no file can have this name"));
+        return Err(invalid_path(verb, rel, "no file can have this name"));
     }
     Ok((parent, name))
 }
@@ -476,19 +482,23 @@ pub(super) fn is_dots(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
 
-pub(super) fn present<T>(done: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+pub(super) fn none_if_missing<T>(done: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
     match done {
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         done => done.map(Some),
     }
 }
 
-pub(super) fn refused(verb: &str, rel: &str, why: &str) -> Error {
+pub(super) fn invalid_path(verb: &str, rel: &str, why: &str) -> Error {
     Error::new(Code::InvalidPath, format!("Could not {verb} {rel}: {why}"))
 }
 
 /// What the kernel's answer means here.
-pub(super) fn told<T, E: Into<io::Error>>(done: Result<T, E>, verb: &str, rel: &str) -> Result<T> {
+pub(super) fn map_kernel_error<T, E: Into<io::Error>>(
+    done: Result<T, E>,
+    verb: &str,
+    rel: &str,
+) -> Result<T> {
     let error: io::Error = match done {
         Ok(value) => return Ok(value),
         Err(error) => error.into(),
@@ -505,13 +515,13 @@ pub(super) fn told<T, E: Into<io::Error>>(done: Result<T, E>, verb: &str, rel: &
             let message = format!("Could not {verb} {rel}: it is being changed; try again");
             return Err(Error::new(Code::Busy, message));
         }
-        Some(Errno::NOSYS) => return Err(no_openat2()),
+        Some(Errno::NOSYS) => return Err(openat2_missing()),
         _ => return Err::<T, _>(error).at(verb, rel),
     };
-    Err(refused(verb, rel, why))
+    Err(invalid_path(verb, rel, why))
 }
 
-pub(super) fn no_openat2() -> Error {
+pub(super) fn openat2_missing() -> Error {
     Error::internal(
         "openat2(2) is missing or forbidden here; berth needs Linux 5.6 or newer, without a filter on it",
     )

@@ -10,11 +10,11 @@ use rustix::fs::{CWD, RenameFlags, mknodat, renameat_with};
 
 use super::*;
 use crate::store::file::write_atomic;
-use crate::store::scratch::Scratch;
+use crate::store::scratch::TestFolder;
 
 /// `tree` is the workload's; `outside/secret` is what it must not reach.
-fn hostile() -> (Scratch, Root) {
-    let dir = Scratch::new();
+fn hostile() -> (TestFolder, Root) {
+    let dir = TestFolder::new();
     fs::create_dir_all(dir.join("tree/sub")).unwrap();
     fs::create_dir(dir.join("outside")).unwrap();
     write_atomic(&dir.join("outside/secret"), b"secret", 0o600).unwrap();

@@ -5,24 +5,24 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
 use crate::store::file::write_atomic;
-use crate::store::scratch::Scratch;
+use crate::store::scratch::TestFolder;
 
 fn put(tray: &Tray, path: &str, text: &[u8]) -> Result<()> {
-    let mut deposit = tray.begin()?;
+    let mut deposit = tray.create()?;
     deposit.write_all(text).unwrap();
-    deposit.keep(path)
+    deposit.commit(path)
 }
 
 #[test]
 fn files_appear_whole_and_are_listed() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let root = Root::open(&dir).unwrap();
     assert!(root.tray("a/in").unwrap().is_none());
     let tray = root.make_tray("a/in").unwrap();
     put(&tray, "x", b"one").unwrap();
     put(&tray, "x", b"two").unwrap();
     put(&tray, "sub/deep/y", b"").unwrap();
-    let mut begun = tray.begin().unwrap();
+    let mut begun = tray.create().unwrap();
     begun.write_all(b"half").unwrap();
     assert_eq!(fs::read(dir.join("a/in/x")).unwrap(), b"two");
     assert_eq!(fs::metadata(dir.join("a/in/x")).unwrap().permissions().mode() & 0o7777, 0o644);
@@ -45,7 +45,7 @@ fn files_appear_whole_and_are_listed() {
 
 #[test]
 fn no_link_is_followed() {
-    let (dir, outside) = (Scratch::new(), Scratch::new());
+    let (dir, outside) = (TestFolder::new(), TestFolder::new());
     write_atomic(&outside.join("secret"), b"secret", 0o600).unwrap();
     let root = Root::open(&dir).unwrap();
     let tray = root.make_tray("in").unwrap();
@@ -68,7 +68,7 @@ fn no_link_is_followed() {
 
 #[test]
 fn a_folder_is_not_replaced_and_nothing_is_left() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let tray = Root::open(&dir).unwrap().make_tray("in").unwrap();
     fs::create_dir_all(dir.join("in/taken/inside")).unwrap();
     write_atomic(&dir.join("in/file"), b"", 0o600).unwrap();
@@ -83,7 +83,7 @@ fn a_folder_is_not_replaced_and_nothing_is_left() {
 
 #[test]
 fn a_listing_has_an_end() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let tray = Root::open(&dir).unwrap().make_tray("in").unwrap();
     for number in 0..limits::TRAY_ENTRIES + 5 {
         fs::File::create(dir.join(format!("in/{number}"))).unwrap();
@@ -97,7 +97,7 @@ fn a_listing_has_an_end() {
 
 #[test]
 fn a_changed_file_has_another_tag() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let path = dir.join("x");
     write_atomic(&path, b"one", 0o600).unwrap();
     let file = fs::File::open(&path).unwrap();

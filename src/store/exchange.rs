@@ -13,13 +13,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::beneath::{IN_ROOT, Root, inherit_owner, present, refused, split, told};
+use super::beneath::{IN_ROOT, Root, inherit_owner, invalid_path, map_kernel_error, none_if_missing, split};
 use super::file::{sync_folder, temp_name};
 use super::tree;
 use crate::base::{Result, limits};
 
 /// Which file or folder it is, whatever its name.
-pub type Identity = (u64, u64);
+pub type FileIdentity = (u64, u64);
 
 impl Root {
     /// Replaces a file whose content is `expected` (`None`: that is not there) by one with these bytes, which keeps mode
@@ -37,8 +37,8 @@ impl Root {
         });
         // What was replaced, what could not be put in place, or nothing.
         let _ = unlinkat(&folder, &temp, AtFlags::empty());
-        let done = told(done, "write", rel)?;
-        told(sync_folder(&folder), "write", rel)?;
+        let done = map_kernel_error(done, "write", rel)?;
+        map_kernel_error(sync_folder(&folder), "write", rel)?;
         Ok(done)
     }
 
@@ -47,7 +47,7 @@ impl Root {
     /// # Errors
     /// See [`Root`]; `InvalidPath` also when there is none.
     pub fn open_folder(&self, rel: &str) -> Result<OwnedFd> {
-        told(self.resolve(rel, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT), "open", rel)
+        map_kernel_error(self.resolve(rel, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT), "open", rel)
     }
 
     /// Whether the entry itself is a link.
@@ -56,7 +56,7 @@ impl Root {
     /// See [`Root`].
     pub fn is_link(&self, rel: &str) -> Result<bool> {
         let Some(entry) = self.entry(rel)? else { return Ok(false) };
-        let mode = told(fstat(&entry), "read", rel)?.st_mode;
+        let mode = map_kernel_error(fstat(&entry), "read", rel)?.st_mode;
         Ok(FileType::from_raw_mode(mode) == FileType::Symlink)
     }
 
@@ -64,9 +64,9 @@ impl Root {
     ///
     /// # Errors
     /// See [`Root`].
-    pub fn identity(&self, rel: &str) -> Result<Option<Identity>> {
+    pub fn identity(&self, rel: &str) -> Result<Option<FileIdentity>> {
         let Some(entry) = self.entry(rel)? else { return Ok(None) };
-        let stat = told(fstat(&entry), "read", rel)?;
+        let stat = map_kernel_error(fstat(&entry), "read", rel)?;
         Ok(Some((stat.st_dev, stat.st_ino)))
     }
 
@@ -74,7 +74,7 @@ impl Root {
     ///
     /// # Errors
     /// See [`Root`]; `InvalidPath` also when `staged` or a folder is missing, or they lie on different file systems.
-    pub fn change_places(&self, staged: &str, target: &str) -> Result<()> {
+    pub fn exchange(&self, staged: &str, target: &str) -> Result<()> {
         let (from_folder, from) = self.folder_of(staged, "move")?;
         let (to_folder, to) = self.folder_of(target, "write")?;
         let rename = |flags| renameat_with(&from_folder, from, &to_folder, to, flags);
@@ -89,23 +89,28 @@ impl Root {
                 break;
             }
         }
-        told(moved, "write", target)?;
-        told(sync_folder(&to_folder), "write", target)?;
-        told(sync_folder(&from_folder), "write", staged)
+        map_kernel_error(moved, "write", target)?;
+        map_kernel_error(sync_folder(&to_folder), "write", target)?;
+        map_kernel_error(sync_folder(&from_folder), "write", staged)
     }
 
     /// Moves an entry to a name that is free; says whether there was one to move.
     ///
     /// # Errors
     /// See [`Root`]; `Busy` also when `to` exists.
-    pub fn move_away(&self, from: &str, to: &str) -> Result<bool> {
+    pub fn move_to_free_name(&self, from: &str, to: &str) -> Result<bool> {
         let (from_folder, from_name) = self.folder_of(from, "move")?;
         let (to_folder, to_name) = self.folder_of(to, "move")?;
-        let moved =
-            present(renameat_with(&from_folder, from_name, &to_folder, to_name, RenameFlags::NOREPLACE));
-        let moved = told(moved, "move", from)?.is_some();
-        told(sync_folder(&to_folder), "move", to)?;
-        told(sync_folder(&from_folder), "move", from)?;
+        let moved = none_if_missing(renameat_with(
+            &from_folder,
+            from_name,
+            &to_folder,
+            to_name,
+            RenameFlags::NOREPLACE,
+        ));
+        let moved = map_kernel_error(moved, "move", from)?.is_some();
+        map_kernel_error(sync_folder(&to_folder), "move", to)?;
+        map_kernel_error(sync_folder(&from_folder), "move", from)?;
         Ok(moved)
     }
 
@@ -116,14 +121,19 @@ impl Root {
     pub fn remove_tree(&self, rel: &str) -> Result<()> {
         let (parent, name) = split(rel, "remove")?;
         let parent = if parent.is_empty() { "." } else { parent };
-        let folder = present(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
-        let Some(folder) = told(folder, "remove", rel)? else { return Ok(()) };
-        let name = CString::new(name).map_err(|_| refused("remove", rel, "no file can have this name"))?;
+        let folder = none_if_missing(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
+        let Some(folder) = map_kernel_error(folder, "remove", rel)? else { return Ok(()) };
+        let name =
+            CString::new(name).map_err(|_| invalid_path("remove", rel, "no file can have this name"))?;
         tree::remove_from(folder.as_fd(), &name, PathBuf::from(rel))
     }
 
     fn entry(&self, rel: &str) -> Result<Option<OwnedFd>> {
-        told(present(self.resolve(rel, OFlags::PATH | OFlags::NOFOLLOW, IN_ROOT)), "open", rel)
+        map_kernel_error(
+            none_if_missing(self.resolve(rel, OFlags::PATH | OFlags::NOFOLLOW, IN_ROOT)),
+            "open",
+            rel,
+        )
     }
 }
 
@@ -197,9 +207,9 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
-    fn names(dir: &Scratch) -> Vec<String> {
+    fn names(dir: &TestFolder) -> Vec<String> {
         let mut names: Vec<String> =
             fs::read_dir(&**dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort_unstable();
@@ -208,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_only_as_it_was_read() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         assert!(root.replace_if("a", None, b"1").unwrap());
         assert!(!root.replace_if("a", None, b"2").unwrap(), "it is there now");
@@ -225,7 +235,7 @@ mod tests {
 
     #[test]
     fn links_and_folders_stay() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         root.write_new("real", b"1", 0o644).unwrap();
         symlink("real", dir.join("link")).unwrap();
@@ -241,18 +251,21 @@ mod tests {
 
     #[test]
     fn entries_change_places_and_back() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         fs::create_dir_all(dir.join("stage/new/sub")).unwrap();
         fs::create_dir(dir.join("old")).unwrap();
         let (new, old) = (root.identity("stage/new").unwrap(), root.identity("old").unwrap());
         assert_ne!(new, old);
-        root.change_places("stage/new", "old").unwrap();
+        root.exchange("stage/new", "old").unwrap();
         assert_eq!((root.identity("old").unwrap(), root.identity("stage/new").unwrap()), (new, old));
-        root.change_places("old", "fresh").unwrap();
+        root.exchange("old", "fresh").unwrap();
         assert_eq!((root.identity("fresh").unwrap(), root.identity("old").unwrap()), (new, None));
-        assert!(root.move_away("fresh", "stage/out").unwrap() && !root.move_away("fresh", "x").unwrap());
-        assert!(root.change_places("nothing", "y").is_err());
+        assert!(
+            root.move_to_free_name("fresh", "stage/out").unwrap()
+                && !root.move_to_free_name("fresh", "x").unwrap()
+        );
+        assert!(root.exchange("nothing", "y").is_err());
         root.remove_tree("stage").unwrap();
         root.remove_tree("stage").unwrap();
         assert!(names(&dir).is_empty());

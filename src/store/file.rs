@@ -166,11 +166,11 @@ mod tests {
 
     use super::*;
     use crate::base::Code;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn replaces_content_and_mode_and_leaves_no_temp() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("a.json");
         write_atomic(&path, b"one", 0o644).unwrap();
         write_atomic(&path, b"two", 0o600).unwrap();
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_keeps_the_old_file_and_removes_its_temp() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         fs::create_dir(dir.join("taken")).unwrap();
         assert!(write_atomic(&dir.join("taken"), b"x", 0o600).is_err(), "a folder cannot be replaced");
         assert_eq!(fs::read_dir(&*dir).unwrap().count(), 1);
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_has_its_own_code_and_loses_nothing() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let _mount = dir.mount_tmpfs("small", "size=64k");
         let path = dir.join("small/a");
         write_atomic(&path, b"old", 0o600).unwrap();
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn sweeps_only_its_own_leftovers() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         for name in [temp_name(), temp_name(), ".tmp-mine".into(), "a".into()] {
             write_atomic(&dir.join(name), b"", 0o600).unwrap();
         }
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn reads_regular_files_up_to_the_cap() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         write_atomic(&dir.join("a"), b"12345", 0o600).unwrap();
         symlink("a", dir.join("link")).unwrap();
         assert_eq!(read_optional(&dir.join("link"), 5).unwrap().unwrap(), b"12345");
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn private_folders_are_private() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         create_dir_private(&dir.join("a/b")).unwrap();
         create_dir_private(&dir.join("a/b")).unwrap();
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o7777, 0o700);

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, fstat, statat};
 use rustix::io::Errno;
 
-use super::beneath::{BENEATH, IN_ROOT, Root, is_dots, present, told};
-use super::exchange::Identity;
-use super::remembered::{FileStat, Remembered};
+use super::beneath::{BENEATH, IN_ROOT, Root, is_dots, map_kernel_error, none_if_missing};
+use super::exchange::FileIdentity;
+use super::file_cache::{FileCache, FileStat};
 use crate::base::{Code, Result};
 
 /// Entries that one list looks at: some 20 ms.
@@ -24,46 +24,46 @@ const TIME: Duration = Duration::from_secs(5);
 
 /// What one list may cost.
 #[derive(Debug)]
-pub struct Budget {
+pub struct SearchBudget {
     entries: usize,
     bytes: u64,
     /// Bytes of JSON text that its answer may have.
     text: usize,
     until: Instant,
     /// Something was left out.
-    pub cut: bool,
+    pub truncated: bool,
 }
 
-impl Budget {
+impl SearchBudget {
     /// For an answer of at most so many bytes.
-    pub fn new(text: usize) -> Budget {
-        Budget { entries: ENTRIES, bytes: BYTES, text, until: Instant::now() + TIME, cut: false }
+    pub fn new(text: usize) -> SearchBudget {
+        SearchBudget { entries: ENTRIES, bytes: BYTES, text, until: Instant::now() + TIME, truncated: false }
     }
 
     /// Takes the reading of a file; `false` when it is not to be read.
-    pub fn read(&mut self, bytes: u64) -> bool {
+    pub fn take_read(&mut self, bytes: u64) -> bool {
         let fits = bytes <= self.bytes && Instant::now() < self.until;
         if fits {
             self.bytes -= bytes;
         }
-        self.cut |= !fits;
+        self.truncated |= !fits;
         fits
     }
 
     /// Takes room in the answer; `false` when there is not so much left.
-    pub fn text(&mut self, bytes: usize) -> bool {
+    pub fn take_text(&mut self, bytes: usize) -> bool {
         let fits = bytes <= self.text;
         if fits {
             self.text -= bytes;
         }
-        self.cut |= !fits;
+        self.truncated |= !fits;
         fits
     }
 
     fn entry(&mut self) -> bool {
         let fits = self.entries > 0 && (self.entries % 256 != 0 || Instant::now() < self.until);
         self.entries = self.entries.saturating_sub(1);
-        self.cut |= !fits;
+        self.truncated |= !fits;
         fits
     }
 }
@@ -91,14 +91,14 @@ pub struct FolderEntry {
 
 /// What was found below a folder.
 #[derive(Debug, Default)]
-pub struct Walked {
+pub struct SearchResult {
     /// The files, sorted.
     pub files: Vec<FoundFile>,
     /// The folders that were read, the top included.
     pub folders: Vec<String>,
     /// Links that lead out of the root or are absolute, sorted: those with a wanted name, and those that can be folders. Where
     /// they lead was not looked at, not even whether something is there.
-    pub leading_out: Vec<String>,
+    pub outside_links: Vec<String>,
 }
 
 /// A file that was found.
@@ -118,32 +118,33 @@ struct OpenFolder {
 }
 
 /// Folders as they were read last: an entry that comes or goes changes a folder's times.
-static FOLDERS: LazyLock<Remembered<Arc<Vec<FolderEntry>>>> = LazyLock::new(Remembered::default);
+static FOLDERS: LazyLock<FileCache<Arc<Vec<FolderEntry>>>> = LazyLock::new(FileCache::default);
 
 impl Root {
     /// The entries of a folder, sorted; `None` if there is no such folder.
     ///
     /// # Errors
     /// See [`Root`].
-    pub fn list(&self, rel: &str, budget: &mut Budget) -> Result<Option<Arc<Vec<FolderEntry>>>> {
+    pub fn list(&self, rel: &str, budget: &mut SearchBudget) -> Result<Option<Arc<Vec<FolderEntry>>>> {
         Ok(self.folder(rel, budget)?.map(|folder| folder.entries))
     }
 
-    fn folder(&self, rel: &str, budget: &mut Budget) -> Result<Option<OpenFolder>> {
+    fn folder(&self, rel: &str, budget: &mut SearchBudget) -> Result<Option<OpenFolder>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        let Some(fd) = told(present(self.resolve(rel, flags, IN_ROOT)), "list", rel)? else {
+        let Some(fd) = map_kernel_error(none_if_missing(self.resolve(rel, flags, IN_ROOT)), "list", rel)?
+        else {
             return Ok(None);
         };
-        let stat = FileStat::from(told(fstat(&fd), "list", rel)?);
-        if let Some(entries) = FOLDERS.known(&stat) {
+        let stat = FileStat::from(map_kernel_error(fstat(&fd), "list", rel)?);
+        if let Some(entries) = FOLDERS.get(&stat) {
             if entries.iter().all(|_| budget.entry()) {
                 return Ok(Some(OpenFolder { fd, stat, entries }));
             }
             return Ok(Some(OpenFolder { fd, stat, entries: Arc::default() }));
         }
         let (mut entries, mut whole, mut bytes) = (Vec::new(), true, 64);
-        for entry in told(Dir::read_from(&fd), "list", rel)? {
-            let entry = told(entry, "list", rel)?;
+        for entry in map_kernel_error(Dir::read_from(&fd), "list", rel)? {
+            let entry = map_kernel_error(entry, "list", rel)?;
             let name = entry.file_name();
             if is_dots(name.to_bytes()) {
                 continue;
@@ -163,7 +164,7 @@ impl Root {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let entries = Arc::new(entries);
         if whole {
-            FOLDERS.keep(&stat, bytes, entries.clone());
+            FOLDERS.insert(&stat, bytes, entries.clone());
         }
         Ok(Some(OpenFolder { fd, stat, entries }))
     }
@@ -177,7 +178,7 @@ impl Root {
         top: &str,
         dots: bool,
         wanted: impl Fn(&str) -> bool,
-        budget: &mut Budget,
+        budget: &mut SearchBudget,
     ) -> Result<Vec<FoundFile>> {
         Ok(self.walk(top, dots, wanted, budget)?.files)
     }
@@ -192,18 +193,18 @@ impl Root {
         top: &str,
         dots: bool,
         wanted: impl Fn(&str) -> bool,
-        budget: &mut Budget,
-    ) -> Result<Walked> {
-        let mut found = Walked::default();
+        budget: &mut SearchBudget,
+    ) -> Result<SearchResult> {
+        let mut found = SearchResult::default();
         // Each with the folders above it, and whether a link leads to it.
-        let mut folders: Vec<(String, Vec<Identity>, bool)> = vec![(top.to_owned(), Vec::new(), true)];
+        let mut folders: Vec<(String, Vec<FileIdentity>, bool)> = vec![(top.to_owned(), Vec::new(), true)];
         while let Some((folder, mut above, linked)) = folders.pop() {
             let OpenFolder { fd, stat, entries } = match self.folder(&folder, budget) {
                 Ok(Some(listed)) => listed,
                 Err(error) if error.code() != Code::InvalidPath => return Err(error),
                 Ok(None) | Err(_) => {
                     if linked && budget.entry() && self.leads_out(&folder) {
-                        found.leading_out.push(folder);
+                        found.outside_links.push(folder);
                     }
                     continue;
                 }
@@ -231,7 +232,7 @@ impl Root {
                         let linked = entry.kind == FileType::Symlink && telling;
                         below.push((path.clone(), above.clone(), linked));
                     } else {
-                        budget.cut = true;
+                        budget.truncated = true;
                     }
                 }
                 if maybe_file && wanted(&entry.name) {
@@ -249,7 +250,7 @@ impl Root {
             folders.append(&mut below);
         }
         found.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        found.leading_out.sort_unstable();
+        found.outside_links.sort_unstable();
         Ok(found)
     }
 
@@ -265,12 +266,12 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test's own files")]
     fn files_are_found_in_bounds() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         fs::create_dir_all(dir.join("a/b/.c/d")).unwrap();
         for file in ["a/x.md", "a/b/x.md", "a/b/.c/d/x.md", "a/b/y.txt"] {
@@ -282,22 +283,24 @@ mod tests {
         symlink("/", dir.join("a/out")).unwrap();
         symlink("self", dir.join("a/self")).unwrap();
         let find = |dots| {
-            let mut budget = Budget::new(100);
+            let mut budget = SearchBudget::new(100);
             let found = root.find_files("a", dots, |name| name.ends_with(".md"), &mut budget).unwrap();
-            assert!(!budget.cut);
+            assert!(!budget.truncated);
             found.into_iter().map(|file| file.path).collect::<Vec<_>>()
         };
         assert_eq!(find(false), ["a/b/x.md", "a/link.md", "a/x.md"]);
         assert_eq!(find(true), ["a/b/.c/d/x.md", "a/b/x.md", "a/link.md", "a/x.md"]);
-        let mut small = Budget { entries: 3, ..Budget::new(100) };
+        let mut small = SearchBudget { entries: 3, ..SearchBudget::new(100) };
         root.find_files("a", true, |_| true, &mut small).unwrap();
-        assert!(small.cut);
-        assert!(root.find_files("no", true, |_| true, &mut Budget::new(1)).unwrap().is_empty());
+        assert!(small.truncated);
+        assert!(root.find_files("no", true, |_| true, &mut SearchBudget::new(1)).unwrap().is_empty());
         symlink("/nowhere", dir.join("a/b/far.md")).unwrap();
         symlink("../../..", dir.join("a/up")).unwrap();
         symlink("gone.md", dir.join("a/dangling.md")).unwrap();
         let out = |top: &str| {
-            root.walk(top, true, |name| name.ends_with(".md"), &mut Budget::new(1)).unwrap().leading_out
+            root.walk(top, true, |name| name.ends_with(".md"), &mut SearchBudget::new(1))
+                .unwrap()
+                .outside_links
         };
         assert_eq!(out("a"), ["a/b/far.md"]);
         symlink("/nowhere/b", dir.join("b")).unwrap();

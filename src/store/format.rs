@@ -89,11 +89,11 @@ pub fn record(data_dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn a_newer_format_is_refused_and_an_absent_one_is_the_first() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         assert_eq!(check(&dir.join("missing")).unwrap(), 1);
         assert_eq!(check(&dir).unwrap(), 1);
         prepare(&dir.join("data")).unwrap();

@@ -46,7 +46,7 @@ pub fn read<T: DeserializeOwned + Default>(text: &str) -> Result<T, String> {
 /// A Markdown file as OpenCode takes it apart (gray-matter, then once more with unquoted colons repaired; read in the
 /// programs of 1.1.53 and 1.18.34).
 #[derive(Debug, Default)]
-pub struct Opened<'a> {
+pub struct ParsedMatter<'a> {
     /// The fields of its front matter; none where it is no object.
     pub fields: Map<String, Value>,
     /// What follows the front matter.
@@ -62,10 +62,10 @@ pub struct Opened<'a> {
 }
 
 /// Takes a text apart.
-pub fn open(text: &str) -> Opened<'_> {
+pub fn open(text: &str) -> ParsedMatter<'_> {
     let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
     let Some(after) = bare.strip_prefix("---").filter(|after| !after.starts_with('-')) else {
-        return Opened { content: bare, ..Opened::default() };
+        return ParsedMatter { content: bare, ..ParsedMatter::default() };
     };
     let line = match after.find('\n') {
         Some(at) => after[..at].trim_end_matches('\r'),
@@ -83,10 +83,10 @@ pub fn open(text: &str) -> Opened<'_> {
         None => (raw, ""),
     };
     let why = match fields_of(language, matter) {
-        Ok(fields) => return Opened { fields, content, ..Opened::default() },
+        Ok(fields) => return ParsedMatter { fields, content, ..ParsedMatter::default() },
         Err(_) if !after.contains('\n') => {
             let fault = Some("the front matter does not end".to_owned());
-            return Opened { content: bare, fault, ..Opened::default() };
+            return ParsedMatter { content: bare, fault, ..ParsedMatter::default() };
         }
         Err(why) => why,
     };
@@ -96,14 +96,14 @@ pub fn open(text: &str) -> Opened<'_> {
     // A text with a byte order mark does not begin with dashes for the repair.
     let marked = bare.len() < text.len();
     let Some((repaired, crlf)) = repair(bare) else {
-        return Opened { content: whole, fault, ..Opened::default() };
+        return ParsedMatter { content: whole, fault, ..ParsedMatter::default() };
     };
     match fields_of("", &repaired) {
         read if marked => {
-            Opened { content: whole, fault, marked: read.is_ok() && !crlf, ..Opened::default() }
+            ParsedMatter { content: whole, fault, marked: read.is_ok() && !crlf, ..ParsedMatter::default() }
         }
-        Ok(fields) => Opened { fields, content, repaired_crlf: crlf, ..Opened::default() },
-        Err(_) => Opened { content: whole, fault, refused: true, ..Opened::default() },
+        Ok(fields) => ParsedMatter { fields, content, repaired_crlf: crlf, ..ParsedMatter::default() },
+        Err(_) => ParsedMatter { content: whole, fault, refused: true, ..ParsedMatter::default() },
     }
 }
 

@@ -91,7 +91,7 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
     }
 
     /// Does something between two updates.
-    pub fn between_updates<R>(&self, what: impl FnOnce() -> R) -> R {
+    pub fn while_locked<R>(&self, what: impl FnOnce() -> R) -> R {
         let _turn = lock(&self.writer); // LOCK: 3
         what()
     }
@@ -99,7 +99,7 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
     fn write(&self, value: &T) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| {
             Error::internal(format!("Could not turn the content of {} into JSON", self.path.display()))
-                .because(error)
+                .with_source(error)
         })?;
         bytes.push(b'\n');
         if bytes.len() as u64 > limits::STATE_FILE_BYTES {
@@ -124,7 +124,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     type Counts = BTreeMap<String, u64>;
 
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn forty_threads_lose_no_update() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let file = JsonFile::create(&dir.join("counts.json"), 0o600, Counts::new()).unwrap();
         thread::scope(|scope| {
             for thread in 0..40 {
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn the_default_is_written_by_the_first_update_only() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("a.json");
         let file = JsonFile::open(&path, 0o640, vec![1]).unwrap();
         assert_eq!(*file.get(), [1]);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn failures_change_nothing() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         fs::create_dir(dir.join("sub")).unwrap();
         let path = dir.join("sub/a.json");
         let file = JsonFile::create(&path, 0o600, vec![1]).unwrap();
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_an_update_leaves_the_file_usable() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let file = JsonFile::open(&dir.join("a.json"), 0o600, vec![1]).unwrap();
         let panicked = thread::scope(|scope| {
             scope.spawn(|| file.update(|_| -> Result<()> { panic!("expected by the test") })).join()
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_named_and_kept() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("a.json");
         file::write_atomic(&path, b"[1,\n x]", 0o600).unwrap();
         let failed = JsonFile::open(&path, 0o600, vec![0]).unwrap_err();
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_linked_file_stays_linked() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         file::write_atomic(&dir.join("real.json"), b"[1]", 0o600).unwrap();
         symlink("real.json", dir.join("link.json")).unwrap();
         let file = JsonFile::open(&dir.join("link.json"), 0o600, vec![0]).unwrap();

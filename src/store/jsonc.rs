@@ -9,7 +9,7 @@ use jsonc_parser::errors::{ParseError, ParseErrorKind};
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde_json::Value;
 
-use self::tree::{List, Node, Style};
+use self::tree::{ItemList, JsoncNode, TextStyle};
 use crate::base::limits;
 
 /// Most values in a text, objects and lists among them. A configuration has some hundred.
@@ -19,7 +19,7 @@ const SCALAR_BYTES: usize = 1024;
 
 /// Why a text is not JSON with comments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct JsoncError {
     /// The word that VS Code's parser has for it, which the OpenWork server and OpenCode use.
     pub code: &'static str,
     /// Where, in bytes.
@@ -32,22 +32,22 @@ pub struct Fault {
 
 /// A text that can be changed key by key.
 #[derive(Debug)]
-pub struct Document {
-    root: Node,
+pub struct JsoncDocument {
+    root: JsoncNode,
     before: String,
     after: String,
-    style: Style,
+    style: TextStyle,
     /// OpenCode accepts a byte order mark, and editors on Windows want it back.
     mark: bool,
 }
 
 /// What is behind some keys.
 #[derive(Debug, PartialEq)]
-pub enum Found {
+pub enum JsoncLookup {
     /// Nothing; it can be set.
-    Nothing,
+    Missing,
     /// On the way there is something that is no object, or no list where one is needed.
-    Barred,
+    Blocked,
     /// This value.
     Value(Value),
 }
@@ -72,22 +72,22 @@ const OPTIONS: ParseOptions = ParseOptions {
 ///
 /// # Errors
 /// The first fault.
-pub fn parse(text: &str) -> Result<Value, Fault> {
+pub fn parse(text: &str) -> Result<Value, JsoncError> {
     let text = text.strip_prefix(MARK).unwrap_or(text);
     check(text)?;
     match jsonc_parser::parse_to_serde_value(text, &OPTIONS).map_err(|error| fault(&error))? {
         // Either the word, or nothing at all.
-        Value::Null => Document::parse(text).map(|document| document.value()),
+        Value::Null => JsoncDocument::parse(text).map(|document| document.value()),
         value => Ok(value),
     }
 }
 
-impl Document {
+impl JsoncDocument {
     /// Reads a text.
     ///
     /// # Errors
     /// The first fault.
-    pub fn parse(text: &str) -> Result<Document, Fault> {
+    pub fn parse(text: &str) -> Result<JsoncDocument, JsoncError> {
         let (mark, text) = match text.strip_prefix(MARK) {
             Some(rest) => (true, rest),
             None => (false, text),
@@ -95,12 +95,12 @@ impl Document {
         check(text)?;
         let parsed =
             parse_to_ast(text, &CollectOptions::default(), &OPTIONS).map_err(|error| fault(&error))?;
-        let style = Style::of(text);
+        let style = TextStyle::from_text(text);
         Ok(match &parsed.value {
             Some(value) => {
                 let range = jsonc_parser::common::Ranged::range(value);
                 let (before, after) = (text[..range.start].to_owned(), text[range.end..].to_owned());
-                Document { root: Node::read(text, value), before, after, style, mark }
+                JsoncDocument { root: JsoncNode::read(text, value), before, after, style, mark }
             }
             None => {
                 let comments = text.trim();
@@ -109,7 +109,13 @@ impl Document {
                 } else {
                     format!("{comments}{}", style.newline())
                 };
-                Document { root: Node::Object(List::default()), before, after: String::new(), style, mark }
+                JsoncDocument {
+                    root: JsoncNode::Object(ItemList::default()),
+                    before,
+                    after: String::new(),
+                    style,
+                    mark,
+                }
             }
         })
     }
@@ -121,7 +127,7 @@ impl Document {
 
     /// Whether it is an object.
     pub fn is_object(&self) -> bool {
-        matches!(self.root, Node::Object(_))
+        matches!(self.root, JsoncNode::Object(_))
     }
 
     /// Sets what lies behind these keys, one inside the other; what is no object on the way becomes one.
@@ -130,13 +136,13 @@ impl Document {
         for key in path {
             (node, indent) = node.object_or_set().entry(key, &indent, &self.style);
         }
-        *node = Node::of(value, &indent, &self.style);
+        *node = JsoncNode::from_value(value, &indent, &self.style);
     }
 
     /// Removes a key; says whether it was there.
     pub fn remove(&mut self, path: &[&str]) -> bool {
         let Some((last, above)) = path.split_last() else { return false };
-        self.node(above).and_then(Node::object).is_some_and(|object| object.remove(last))
+        self.node(above).and_then(JsoncNode::object).is_some_and(|object| object.remove(last))
     }
 
     /// Appends to the list behind some keys; what is no list becomes one.
@@ -146,7 +152,7 @@ impl Document {
             (node, indent) = node.object_or_set().entry(key, &indent, &self.style);
         }
         if node.array().is_none() {
-            *node = Node::Array(List::default());
+            *node = JsoncNode::Array(ItemList::default());
         }
         if let Some(list) = node.array() {
             list.push(value, &indent, &self.style);
@@ -155,39 +161,39 @@ impl Document {
 
     /// Removes from the list behind a key what is unwanted; says how much that was.
     pub fn retain(&mut self, key: &str, wanted: impl Fn(&Value) -> bool) -> usize {
-        self.node(&[key]).and_then(Node::array).map_or(0, |list| list.retain(wanted))
+        self.node(&[key]).and_then(JsoncNode::array).map_or(0, |list| list.retain(wanted))
     }
 
     /// Removes a text from the list behind some keys; says whether it was there.
-    pub fn take(&mut self, path: &[&str], text: &str) -> bool {
-        self.node(path).and_then(Node::array).is_some_and(|list| list.remove(text))
+    pub fn remove_item(&mut self, path: &[&str], text: &str) -> bool {
+        self.node(path).and_then(JsoncNode::array).is_some_and(|list| list.remove(text))
     }
 
     /// Looks at what is behind some keys.
-    pub fn look(&mut self, path: &[&str]) -> Found {
+    pub fn lookup(&mut self, path: &[&str]) -> JsoncLookup {
         match self.reach(path) {
-            Ok(Some(node)) => Found::Value(node.value()),
-            Ok(None) => Found::Nothing,
-            Err(()) => Found::Barred,
+            Ok(Some(node)) => JsoncLookup::Value(node.value()),
+            Ok(None) => JsoncLookup::Missing,
+            Err(()) => JsoncLookup::Blocked,
         }
     }
 
     /// Looks for a text in the list behind some keys.
-    pub fn look_for(&mut self, path: &[&str], text: &str) -> Found {
-        match self.reach(path).map(|found| found.map(Node::array)) {
+    pub fn lookup_item(&mut self, path: &[&str], text: &str) -> JsoncLookup {
+        match self.reach(path).map(|found| found.map(JsoncNode::array)) {
             Ok(Some(Some(list))) => match list.has(text) {
-                true => Found::Value(text.into()),
-                false => Found::Nothing,
+                true => JsoncLookup::Value(text.into()),
+                false => JsoncLookup::Missing,
             },
-            Ok(None) => Found::Nothing,
-            Ok(Some(None)) | Err(()) => Found::Barred,
+            Ok(None) => JsoncLookup::Missing,
+            Ok(Some(None)) | Err(()) => JsoncLookup::Blocked,
         }
     }
 
     /// Whether an object or list without anything in it is behind these keys.
     pub fn is_empty(&mut self, path: &[&str]) -> bool {
         match self.node(path) {
-            Some(Node::Object(list) | Node::Array(list)) => list.is_empty(),
+            Some(JsoncNode::Object(list) | JsoncNode::Array(list)) => list.is_empty(),
             _ => false,
         }
     }
@@ -196,7 +202,7 @@ impl Document {
     ///
     /// # Errors
     /// When it could not be read again: it has too many entries, or too deep ones.
-    pub fn text(&self) -> Result<String, Fault> {
+    pub fn text(&self) -> Result<String, JsoncError> {
         let mut text = if self.mark { MARK.to_string() } else { String::new() };
         text += &self.before;
         self.root.write(&mut text);
@@ -208,12 +214,12 @@ impl Document {
         Ok(text)
     }
 
-    fn node(&mut self, path: &[&str]) -> Option<&mut Node> {
+    fn node(&mut self, path: &[&str]) -> Option<&mut JsoncNode> {
         self.reach(path).ok().flatten()
     }
 
     /// `Err` when something on the way is no object.
-    fn reach(&mut self, path: &[&str]) -> Result<Option<&mut Node>, ()> {
+    fn reach(&mut self, path: &[&str]) -> Result<Option<&mut JsoncNode>, ()> {
         let mut node = &mut self.root;
         for key in path {
             match node.object().ok_or(())?.get(key) {
@@ -226,7 +232,7 @@ impl Document {
 }
 
 /// Refuses what is nested so deeply that reading it would end our stack, or has more entries than any configuration.
-fn check(text: &str) -> Result<(), Fault> {
+fn check(text: &str) -> Result<(), JsoncError> {
     let (mut depth, mut entries, mut rest) = (0_usize, 0_usize, text);
     while let Some(at) = rest.find(['"', '/', '[', '{', ']', '}', ',']) {
         let offset = text.len() - rest.len() + at;
@@ -252,11 +258,11 @@ fn check(text: &str) -> Result<(), Fault> {
         };
         if depth > limits::JSONC_DEPTH {
             let message = format!("It is nested more than {} levels deep", limits::JSONC_DEPTH);
-            return Err(Fault { code: "NestingTooDeep", offset, length: 1, message });
+            return Err(JsoncError { code: "NestingTooDeep", offset, length: 1, message });
         }
         if entries > ENTRIES {
             let message = format!("It has more than {ENTRIES} entries; the limit is {ENTRIES}");
-            return Err(Fault { code: "TooManyEntries", offset, length: 1, message });
+            return Err(JsoncError { code: "TooManyEntries", offset, length: 1, message });
         }
         rest = &found[skip..];
     }
@@ -264,12 +270,12 @@ fn check(text: &str) -> Result<(), Fault> {
 }
 
 /// Refuses a number or word that is longer than any: reading one of a megabyte takes seconds.
-fn check_scalar(text: &str, offset: usize) -> Result<(), Fault> {
+fn check_scalar(text: &str, offset: usize) -> Result<(), JsoncError> {
     if text.len() <= SCALAR_BYTES || text.trim().len() <= SCALAR_BYTES {
         return Ok(());
     }
     let message = format!("It has a number or word of more than {SCALAR_BYTES} bytes");
-    Err(Fault { code: "InvalidNumberFormat", offset, length: text.len(), message })
+    Err(JsoncError { code: "InvalidNumberFormat", offset, length: text.len(), message })
 }
 
 /// The length of the string at the start of `text`, with its quotes.
@@ -286,7 +292,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-fn fault(error: &ParseError) -> Fault {
+fn fault(error: &ParseError) -> JsoncError {
     use ParseErrorKind as Kind;
     let code = match error.kind() {
         Kind::ExpectedColonAfterObjectKey => "ColonExpected",
@@ -309,7 +315,7 @@ fn fault(error: &ParseError) -> Fault {
         _ => "InvalidSymbol",
     };
     let range = error.range();
-    Fault {
+    JsoncError {
         code,
         offset: range.start,
         length: range.end.saturating_sub(range.start),
@@ -328,8 +334,8 @@ mod tests {
 
     use super::*;
 
-    fn edited(text: &str, change: impl Fn(&mut Document)) -> String {
-        let mut document = Document::parse(text).unwrap();
+    fn edited(text: &str, change: impl Fn(&mut JsoncDocument)) -> String {
+        let mut document = JsoncDocument::parse(text).unwrap();
         change(&mut document);
         document.text().unwrap()
     }
@@ -463,8 +469,11 @@ mod tests {
             d.remove(&["a", "b"]);
             assert!(d.is_empty(&["a"]));
             d.set(&["a", "c"], &json!(2));
-            assert_eq!(d.look(&["a", "c"]), Found::Value(json!(2)));
-            assert_eq!((d.look(&["a", "b"]), d.look(&["a", "c", "d"])), (Found::Nothing, Found::Barred));
+            assert_eq!(d.lookup(&["a", "c"]), JsoncLookup::Value(json!(2)));
+            assert_eq!(
+                (d.lookup(&["a", "b"]), d.lookup(&["a", "c", "d"])),
+                (JsoncLookup::Missing, JsoncLookup::Blocked)
+            );
         });
         assert_eq!(parse(&again).unwrap(), json!({"a": {"c": 2}}));
     }
@@ -478,16 +487,16 @@ mod tests {
         assert_eq!(fault.code, "TooManyEntries");
         assert!(fault.message.contains("20000"), "{}", fault.message);
         assert!(parse(&format!("{{{}}}", vec!["\"mcp\":{}"; 30_000].join(","))).is_err());
-        let mut full = Document::parse(&many(ENTRIES - 10)).unwrap();
+        let mut full = JsoncDocument::parse(&many(ENTRIES - 10)).unwrap();
         (0..20).for_each(|n| full.set(&[&format!("n{n}")], &json!(1)));
         assert_eq!(full.text().unwrap_err().code, "TooManyEntries", "it could not be read again");
         let time = |count: usize| {
             let begun = std::time::Instant::now();
-            let mut document = Document::parse(&many(count)).unwrap();
+            let mut document = JsoncDocument::parse(&many(count)).unwrap();
             (0..count).for_each(|n| document.set(&[&format!("k{n}")], &json!({"x": n})));
             (0..count / 2).for_each(|n| assert!(document.remove(&[&format!("k{n}")])));
             (0..count / 2).for_each(|n| document.push(&["list"], &json!(format!("i{n}"))));
-            (0..count / 2).for_each(|n| assert!(document.take(&["list"], &format!("i{n}"))));
+            (0..count / 2).for_each(|n| assert!(document.remove_item(&["list"], &format!("i{n}"))));
             drop(document.text().unwrap());
             begun.elapsed().as_secs_f64()
         };

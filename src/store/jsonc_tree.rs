@@ -10,19 +10,19 @@ use serde_json::{Map, Value};
 
 /// A value with all the text that belongs to it.
 #[derive(Debug)]
-pub(super) enum Node {
+pub(super) enum JsoncNode {
     /// Neither an object nor a list, as it is written.
     Leaf(String),
     /// The members of an object.
-    Object(List),
+    Object(ItemList),
     /// The items of a list.
-    Array(List),
+    Array(ItemList),
 }
 
 /// What is between two brackets.
 #[derive(Debug, Default)]
-pub(super) struct List {
-    items: Vec<Item>,
+pub(super) struct ItemList {
+    items: Vec<ListItem>,
     /// Blanks and comments before the closing bracket.
     end: String,
     /// A comma follows the last item.
@@ -33,11 +33,11 @@ pub(super) struct List {
 }
 
 #[derive(Debug)]
-struct Item {
+struct ListItem {
     /// Blanks and comments before it, from the line on that follows the item before.
     before: String,
-    key: Option<Key>,
-    value: Node,
+    key: Option<MemberKey>,
+    value: JsoncNode,
     /// Blanks and comments between it and its comma.
     after: String,
     comma: bool,
@@ -47,7 +47,7 @@ struct Item {
 }
 
 #[derive(Debug)]
-struct Key {
+struct MemberKey {
     name: String,
     /// The name as it is written, and all up to the value.
     written: String,
@@ -55,62 +55,63 @@ struct Key {
 
 /// How new text is laid out.
 #[derive(Clone, Debug)]
-pub(super) struct Style {
+pub(super) struct TextStyle {
     unit: String,
     newline: &'static str,
 }
 
-impl Style {
+impl TextStyle {
     pub(super) fn newline(&self) -> &str {
         self.newline
     }
 
     /// The style of a text: the indentation of its first indented line, and its ends of lines.
-    pub(super) fn of(text: &str) -> Style {
+    pub(super) fn from_text(text: &str) -> TextStyle {
         let indent = |line: &str| line.len() - line.trim_start_matches([' ', '\t']).len();
         let indented =
             text.lines().skip(1).find(|line| indent(line) > 0 && !line.trim_start().starts_with('*'));
         let unit = indented.map_or("  ", |line| &line[..indent(line)]);
         let unit = if unit.len() > 8 { "  " } else { unit };
-        Style { unit: unit.to_owned(), newline: if text.contains("\r\n") { "\r\n" } else { "\n" } }
+        TextStyle { unit: unit.to_owned(), newline: if text.contains("\r\n") { "\r\n" } else { "\n" } }
     }
 }
 
-impl Node {
+impl JsoncNode {
     /// The tree of a value that was read from `text`.
-    pub(super) fn read(text: &str, value: &ast::Value<'_>) -> Node {
+    pub(super) fn read(text: &str, value: &ast::Value<'_>) -> JsoncNode {
         let range = value.range();
         match value {
             ast::Value::Object(object) => {
                 let parts = object.properties.iter().map(|property| {
                     let (start, end) = (property.value.start(), property.value.end());
                     let written = text[property.range.start..start].to_owned();
-                    let key = Key { name: property.name.as_str().to_owned(), written };
+                    let key = MemberKey { name: property.name.as_str().to_owned(), written };
                     (property.range.start, end, Some(key), &property.value)
                 });
-                Node::Object(List::read(text, range.start, range.end, parts))
+                JsoncNode::Object(ItemList::read(text, range.start, range.end, parts))
             }
             ast::Value::Array(array) => {
                 let parts = array.elements.iter().map(|value| (value.start(), value.end(), None, value));
-                Node::Array(List::read(text, range.start, range.end, parts))
+                JsoncNode::Array(ItemList::read(text, range.start, range.end, parts))
             }
-            _ => Node::Leaf(text[range.start..range.end].to_owned()),
+            _ => JsoncNode::Leaf(text[range.start..range.end].to_owned()),
         }
     }
 
     /// A new value at this indentation: objects and lists of them over several lines.
-    pub(super) fn of(value: &Value, indent: &str, style: &Style) -> Node {
+    pub(super) fn from_value(value: &Value, indent: &str, style: &TextStyle) -> JsoncNode {
         let inner = format!("{indent}{}", style.unit);
         let new_line = format!("{}{inner}", style.newline);
-        let item = |before: String, key: Option<Key>, value: &Value| {
-            Item::new(before, key, Node::of(value, &inner, style))
+        let item = |before: String, key: Option<MemberKey>, value: &Value| {
+            ListItem::new(before, key, JsoncNode::from_value(value, &inner, style))
         };
         let end = |broken: bool| if broken { format!("{}{indent}", style.newline) } else { String::new() };
         match value {
             Value::Object(fields) => {
-                let items =
-                    fields.iter().map(|(key, value)| item(new_line.clone(), Some(Key::new(key)), value));
-                Node::Object(List::of(items.collect(), end(!fields.is_empty())))
+                let items = fields
+                    .iter()
+                    .map(|(key, value)| item(new_line.clone(), Some(MemberKey::new(key)), value));
+                JsoncNode::Object(ItemList::of(items.collect(), end(!fields.is_empty())))
             }
             Value::Array(values) => {
                 let broken = values.iter().any(|value| value.is_object() || value.is_array());
@@ -120,61 +121,71 @@ impl Node {
                     (false, _) => " ".to_owned(),
                 };
                 let items = values.iter().enumerate().map(|(at, value)| item(before(at), None, value));
-                Node::Array(List::of(items.collect(), end(broken)))
+                JsoncNode::Array(ItemList::of(items.collect(), end(broken)))
             }
-            scalar => Node::Leaf(scalar.to_string()),
+            scalar => JsoncNode::Leaf(scalar.to_string()),
         }
     }
 
     /// The value; of a key that is there twice the last counts.
     pub(super) fn value(&self) -> Value {
         match self {
-            Node::Leaf(text) => jsonc_parser::parse_to_serde_value(text, &super::OPTIONS).unwrap_or_default(),
-            Node::Object(list) => {
-                let field = |item: &Item| Some((item.key.as_ref()?.name.clone(), item.value.value()));
+            JsoncNode::Leaf(text) => {
+                jsonc_parser::parse_to_serde_value(text, &super::OPTIONS).unwrap_or_default()
+            }
+            JsoncNode::Object(list) => {
+                let field = |item: &ListItem| Some((item.key.as_ref()?.name.clone(), item.value.value()));
                 Value::Object(list.live().filter_map(field).collect::<Map<_, _>>())
             }
-            Node::Array(list) => list.live().map(|item| item.value.value()).collect(),
+            JsoncNode::Array(list) => list.live().map(|item| item.value.value()).collect(),
         }
     }
 
     pub(super) fn write(&self, out: &mut String) {
         match self {
-            Node::Leaf(text) => out.push_str(text),
-            Node::Object(list) => list.write(out, '{', '}'),
-            Node::Array(list) => list.write(out, '[', ']'),
+            JsoncNode::Leaf(text) => out.push_str(text),
+            JsoncNode::Object(list) => list.write(out, '{', '}'),
+            JsoncNode::Array(list) => list.write(out, '[', ']'),
         }
     }
 
-    pub(super) fn object(&mut self) -> Option<&mut List> {
-        if let Node::Object(list) = self { Some(list) } else { None }
+    pub(super) fn object(&mut self) -> Option<&mut ItemList> {
+        if let JsoncNode::Object(list) = self { Some(list) } else { None }
     }
 
-    pub(super) fn array(&mut self) -> Option<&mut List> {
-        if let Node::Array(list) = self { Some(list) } else { None }
+    pub(super) fn array(&mut self) -> Option<&mut ItemList> {
+        if let JsoncNode::Array(list) = self { Some(list) } else { None }
     }
 
     /// The object here; what is none becomes an empty one.
-    pub(super) fn object_or_set(&mut self) -> &mut List {
-        if !matches!(self, Node::Object(_)) {
-            *self = Node::Object(List::default());
+    pub(super) fn object_or_set(&mut self) -> &mut ItemList {
+        if !matches!(self, JsoncNode::Object(_)) {
+            *self = JsoncNode::Object(ItemList::default());
         }
         match self {
-            Node::Object(list) | Node::Array(list) => list,
-            Node::Leaf(_) => unreachable!("it was set above"),
+            JsoncNode::Object(list) | JsoncNode::Array(list) => list,
+            JsoncNode::Leaf(_) => unreachable!("it was set above"),
         }
     }
 }
 
-impl Key {
-    fn new(name: &str) -> Key {
-        Key { name: name.to_owned(), written: format!("{}: ", Value::from(name)) }
+impl MemberKey {
+    fn new(name: &str) -> MemberKey {
+        MemberKey { name: name.to_owned(), written: format!("{}: ", Value::from(name)) }
     }
 }
 
-impl Item {
-    fn new(before: String, key: Option<Key>, value: Node) -> Item {
-        Item { before, key, value, after: String::new(), comma: false, tail: String::new(), removed: false }
+impl ListItem {
+    fn new(before: String, key: Option<MemberKey>, value: JsoncNode) -> ListItem {
+        ListItem {
+            before,
+            key,
+            value,
+            after: String::new(),
+            comma: false,
+            tail: String::new(),
+            removed: false,
+        }
     }
 
     /// Its indentation, if it begins a line.
@@ -186,7 +197,7 @@ impl Item {
     fn name(&self) -> Option<String> {
         match (&self.key, &self.value) {
             (Some(key), _) => Some(key.name.clone()),
-            (None, Node::Leaf(text)) if text.starts_with('"') => {
+            (None, JsoncNode::Leaf(text)) if text.starts_with('"') => {
                 self.value.value().as_str().map(str::to_owned)
             }
             _ => None,
@@ -194,22 +205,22 @@ impl Item {
     }
 }
 
-impl List {
-    fn of(items: Vec<Item>, end: String) -> List {
-        List { live: items.len(), items, end, trailing: false, index: None }
+impl ItemList {
+    fn of(items: Vec<ListItem>, end: String) -> ItemList {
+        ItemList { live: items.len(), items, end, trailing: false, index: None }
     }
 
     fn read<'a, 'b: 'a>(
         text: &str,
         start: usize,
         end: usize,
-        parts: impl Iterator<Item = (usize, usize, Option<Key>, &'a ast::Value<'b>)>,
-    ) -> List {
+        parts: impl Iterator<Item = (usize, usize, Option<MemberKey>, &'a ast::Value<'b>)>,
+    ) -> ItemList {
         let mut parts = parts.peekable();
-        let mut list = List::default();
+        let mut list = ItemList::default();
         let mut at = start + 1;
         while let Some((from, to, key, value)) = parts.next() {
-            let mut item = Item::new(text[at..from].to_owned(), key, Node::read(text, value));
+            let mut item = ListItem::new(text[at..from].to_owned(), key, JsoncNode::read(text, value));
             let next = parts.peek().map_or(end - 1, |(from, ..)| *from);
             let gap = &text[to..next];
             let comma = comma(gap);
@@ -232,7 +243,7 @@ impl List {
         list
     }
 
-    fn live(&self) -> impl Iterator<Item = &Item> {
+    fn live(&self) -> impl Iterator<Item = &ListItem> {
         self.items.iter().filter(|item| !item.removed)
     }
 
@@ -271,16 +282,18 @@ impl List {
     }
 
     /// The value behind a key, as it is.
-    pub(super) fn get(&mut self, name: &str) -> Option<&mut Node> {
+    pub(super) fn get(&mut self, name: &str) -> Option<&mut JsoncNode> {
         let at = self.positions(name).pop()?;
         Some(&mut self.items[at].value)
     }
 
     /// The value behind a key that is to be changed, and its indentation; made if there is none.
-    pub(super) fn entry(&mut self, name: &str, indent: &str, style: &Style) -> (&mut Node, String) {
+    pub(super) fn entry(&mut self, name: &str, indent: &str, style: &TextStyle) -> (&mut JsoncNode, String) {
         let at = match self.only(name) {
             Some(at) => at,
-            None => self.append(Some(Key::new(name)), indent, style, |_| Node::Leaf("null".to_owned())),
+            None => {
+                self.append(Some(MemberKey::new(name)), indent, style, |_| JsoncNode::Leaf("null".to_owned()))
+            }
         };
         let item = &mut self.items[at];
         let indent = item.indent().unwrap_or(indent).to_owned();
@@ -288,16 +301,16 @@ impl List {
     }
 
     /// Appends to a list.
-    pub(super) fn push(&mut self, value: &Value, indent: &str, style: &Style) {
-        self.append(None, indent, style, |indent| Node::of(value, indent, style));
+    pub(super) fn push(&mut self, value: &Value, indent: &str, style: &TextStyle) {
+        self.append(None, indent, style, |indent| JsoncNode::from_value(value, indent, style));
     }
 
     fn append(
         &mut self,
-        key: Option<Key>,
+        key: Option<MemberKey>,
         above: &str,
-        style: &Style,
-        value: impl FnOnce(&str) -> Node,
+        style: &TextStyle,
+        value: impl FnOnce(&str) -> JsoncNode,
     ) -> usize {
         let last = self.items.last();
         let broken = match last {
@@ -305,7 +318,7 @@ impl List {
             None => key.is_some() || self.end.contains('\n'),
         };
         let indent =
-            last.and_then(Item::indent).map_or_else(|| format!("{above}{}", style.unit), str::to_owned);
+            last.and_then(ListItem::indent).map_or_else(|| format!("{above}{}", style.unit), str::to_owned);
         let before = match (broken, last) {
             (true, last) => {
                 // Comments before the bracket stay above what is new.
@@ -319,7 +332,7 @@ impl List {
             (false, None) => String::new(),
             (false, Some(_)) => " ".to_owned(),
         };
-        let mut item = Item::new(before, key, value(&indent));
+        let mut item = ListItem::new(before, key, value(&indent));
         item.comma = self.trailing;
         let at = self.items.len();
         if let (Some(index), Some(name)) = (&mut self.index, item.name()) {

@@ -108,11 +108,11 @@ impl FolderLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn a_dead_servers_children_are_waited_for_and_a_living_one_is_named() {
-        let folder = Scratch::new();
+        let folder = TestFolder::new();
         let held = DataLock::take(&folder).unwrap();
         let begun = Instant::now();
         let refused = DataLock::take(&folder).unwrap_err();

@@ -2,13 +2,13 @@
 //! Knows nothing of workspaces, HTTP or children.
 
 pub mod allowlist;
-mod at_hand;
 pub mod beneath;
-pub mod changes;
-pub mod deposit;
+mod cached_lookup;
 pub mod exchange;
 pub mod file;
+pub mod file_cache;
 pub mod finder;
+pub mod folder_watcher;
 pub mod format;
 pub mod front_matter;
 pub mod json;
@@ -16,9 +16,9 @@ pub mod jsonc;
 pub mod lock;
 mod mounts;
 pub mod quota;
-pub mod remembered;
 pub mod rolling;
 pub mod spool;
+pub mod tray;
 pub mod tree;
 mod usage;
 mod yaml;

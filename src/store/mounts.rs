@@ -54,7 +54,7 @@ fn unescape(field: &[u8]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::{Mounted, Scratch};
+    use crate::store::scratch::{TestFolder, TestMount};
 
     #[test]
     fn mount_points_are_decoded() {
@@ -67,11 +67,11 @@ mod tests {
 
     #[test]
     fn components_are_compared_whole() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let source = dir.join("source");
         fs::create_dir(&source).unwrap();
-        let odd = Mounted::bind(&source, dir.join("a/in side"));
-        let _other = Mounted::bind(&source, dir.join("ab"));
+        let odd = TestMount::bind(&source, dir.join("a/in side"));
+        let _other = TestMount::bind(&source, dir.join("ab"));
         let real = fs::canonicalize(&*dir).unwrap();
         assert_eq!(mounts_below(&dir.join("a")).unwrap(), [real.join("a/in side")]);
         assert_eq!(mounts_below(&dir.join("ab")).unwrap(), [real.join("ab")], "the path itself counts");

@@ -58,11 +58,11 @@ fn append_to(path: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn two_files_of_bounded_size_keep_the_newest_lines() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let path = dir.join("x.log");
         for number in 0..100 {
             // Opened anew now and then, as by a later server.

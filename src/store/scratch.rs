@@ -9,24 +9,24 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use uuid::Uuid;
 
 /// A folder of its own for one test.
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct TestFolder(PathBuf);
 
 /// A mount that lasts as long as this value. Drop it before its [`Scratch`].
-pub(super) struct Mounted(PathBuf);
+pub(super) struct TestMount(PathBuf);
 
-impl Scratch {
-    pub(crate) fn new() -> Scratch {
+impl TestFolder {
+    pub(crate) fn new() -> TestFolder {
         let path = std::env::temp_dir().join(format!("berth-test-{}", Uuid::new_v4().simple()));
         fs::create_dir(&path).unwrap();
-        Scratch(path)
+        TestFolder(path)
     }
 
-    pub(super) fn mount_tmpfs(&self, name: &str, options: &str) -> Mounted {
+    pub(super) fn mount_tmpfs(&self, name: &str, options: &str) -> TestMount {
         let path = self.join(name);
         fs::create_dir_all(&path).unwrap();
         let options = std::ffi::CString::new(options).unwrap();
         mount("tmpfs", &path, "tmpfs", MountFlags::empty(), Some(&*options)).unwrap();
-        Mounted(path)
+        TestMount(path)
     }
 
     /// A chain of `levels` folders `d` below the folder `name`, each beside an empty folder, which the file
@@ -46,32 +46,32 @@ impl Scratch {
     }
 }
 
-impl Mounted {
-    pub(super) fn bind(source: &Path, target: PathBuf) -> Mounted {
+impl TestMount {
+    pub(super) fn bind(source: &Path, target: PathBuf) -> TestMount {
         fs::create_dir_all(&target).unwrap();
-        Mounted::bind_file(source, target)
+        TestMount::bind_file(source, target)
     }
 
-    pub(super) fn bind_file(source: &Path, target: PathBuf) -> Mounted {
+    pub(super) fn bind_file(source: &Path, target: PathBuf) -> TestMount {
         mount_bind(source, &target).unwrap();
-        Mounted(target)
+        TestMount(target)
     }
 }
 
-impl Drop for Mounted {
+impl Drop for TestMount {
     fn drop(&mut self) {
         unmount(&self.0, UnmountFlags::DETACH).unwrap();
     }
 }
 
-impl Deref for Scratch {
+impl Deref for TestFolder {
     type Target = Path;
     fn deref(&self) -> &Path {
         &self.0
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TestFolder {
     fn drop(&mut self) {
         let name = self.0.file_name().and_then(|name| name.to_str()).unwrap();
         let removed = super::tree::remove_tree(self.0.parent().unwrap(), name);

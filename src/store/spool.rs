@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::file::{create_dir_private, sweep_temps};
-use crate::base::parcel::unnamed_file;
+use crate::base::input_bytes::unnamed_file;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 
@@ -22,10 +22,10 @@ const STEP: u64 = 256 << 10;
 
 /// A folder of spooled files and its limits.
 #[derive(Clone, Debug)]
-pub struct SpoolArea(Arc<Area>);
+pub struct SpoolArea(Arc<SpoolAreaInner>);
 
 #[derive(Debug)]
-struct Area {
+struct SpoolAreaInner {
     folder: PathBuf,
     per_key: u64,
     total: u64,
@@ -41,7 +41,7 @@ impl SpoolArea {
         create_dir_private(folder)?;
         sweep_temps(folder)?;
         let used = Mutex::default();
-        Ok(SpoolArea(Arc::new(Area { folder: folder.to_owned(), per_key, total, used })))
+        Ok(SpoolArea(Arc::new(SpoolAreaInner { folder: folder.to_owned(), per_key, total, used })))
     }
 
     /// Starts a file that counts against `key`.
@@ -50,20 +50,20 @@ impl SpoolArea {
     /// `DiskFull`, `Internal`.
     pub fn begin(&self, key: &str) -> Result<SpoolWriter> {
         let file = unnamed_file(&self.0.folder).at("create a file in", &self.0.folder)?;
-        let share = Share { area: self.0.clone(), key: key.to_owned(), bytes: 0 };
+        let share = SpoolReservation { area: self.0.clone(), key: key.to_owned(), bytes: 0 };
         Ok(SpoolWriter { file, share, bytes: 0 })
     }
 }
 
 /// What one file has reserved; returned when it is dropped.
 #[derive(Debug)]
-struct Share {
-    area: Arc<Area>,
+struct SpoolReservation {
+    area: Arc<SpoolAreaInner>,
     key: String,
     bytes: u64,
 }
 
-impl Share {
+impl SpoolReservation {
     fn grow(&mut self, more: u64) -> Result<()> {
         let mut used = lock(&self.area.used);
         let all: u64 = used.values().sum();
@@ -86,7 +86,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for SpoolReservation {
     fn drop(&mut self) {
         let mut used = lock(&self.area.used);
         if let Some(mine) = used.get_mut(&self.key) {
@@ -102,7 +102,7 @@ impl Drop for Share {
 #[derive(Debug)]
 pub struct SpoolWriter {
     file: File,
-    share: Share,
+    share: SpoolReservation,
     bytes: u64,
 }
 
@@ -129,7 +129,7 @@ impl SpoolWriter {
 struct UnnamedFile {
     file: File,
     bytes: u64,
-    _share: Share,
+    _share: SpoolReservation,
 }
 
 /// A spooled file that does not change any more. Its blocks are freed with the last clone.
@@ -171,11 +171,11 @@ impl Read for SpoolReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::scratch::Scratch;
+    use crate::store::scratch::TestFolder;
 
     #[test]
     fn limits_hold_for_each_key_and_in_total_and_nothing_is_left_on_disk() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let area = SpoolArea::open(&dir.join("spool"), 4 * STEP, 6 * STEP).unwrap();
         let fill = |key: &str, steps: u64| {
             let mut writer = area.begin(key).unwrap();
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_has_its_own_code() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let _mount = dir.mount_tmpfs("small", "size=64k");
         let area = SpoolArea::open(&dir.join("small/spool"), 1 << 30, 1 << 30).unwrap();
         let mut writer = area.begin("a").unwrap();

@@ -14,7 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::beneath::{is_dots, no_openat2, open_resolved};
+use super::beneath::{is_dots, open_resolved, openat2_missing};
 use super::file::temp_name;
 pub use super::mounts::mounts_below;
 use super::mounts::mounts_below_real;
@@ -56,7 +56,7 @@ fn remove(parent: &Path, name: &CStr, shown: PathBuf) -> Result<()> {
 
 /// The same in a folder that is open already; `shown` is what errors call the tree.
 pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) -> Result<()> {
-    let mut walk = Walk { shown, levels: Vec::new(), moved: false };
+    let mut walk = TreeRemoval { shown, levels: Vec::new(), moved: false };
     for _ in 0..limits::TREE_PASSES {
         match walk.enter(above, name)? {
             None => return Ok(()),
@@ -74,7 +74,7 @@ pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) ->
     Err(walk.failed(Errno::AGAIN, None))
 }
 
-struct Walk {
+struct TreeRemoval {
     shown: PathBuf,
     /// From the tree's top to where we are: each folder and its name.
     levels: Vec<(Dir, CString)>,
@@ -82,7 +82,7 @@ struct Walk {
     moved: bool,
 }
 
-impl Walk {
+impl TreeRemoval {
     /// Empties the top folder.
     fn run(&mut self) -> Result<()> {
         loop {
@@ -183,14 +183,14 @@ impl Walk {
         match errno {
             // EXDEV: openat2 met a mount. EBUSY: so did unlink, rmdir or rename.
             Errno::XDEV | Errno::BUSY => mounted(&path),
-            Errno::NOSYS => no_openat2(),
+            Errno::NOSYS => openat2_missing(),
             Errno::AGAIN => {
                 let message = format!("Could not remove {}: something keeps writing into it", path.display());
                 Error::new(Code::Conflict, message)
             }
             errno => {
                 let message = format!("Could not remove {}", path.display());
-                Error::internal(message).because(io::Error::from(errno))
+                Error::internal(message).with_source(io::Error::from(errno))
             }
         }
     }

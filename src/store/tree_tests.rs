@@ -9,11 +9,11 @@ use rustix::fs::{CWD, RenameFlags, mknodat, renameat_with};
 
 use super::*;
 use crate::store::file::write_atomic;
-use crate::store::scratch::{Mounted, Scratch};
+use crate::store::scratch::{TestFolder, TestMount};
 
 /// A folder `tree` to remove and a folder `outside` that stays.
-fn scene() -> Scratch {
-    let dir = Scratch::new();
+fn scene() -> TestFolder {
+    let dir = TestFolder::new();
     fill(&dir);
     dir
 }
@@ -77,7 +77,7 @@ fn the_entry_itself_may_be_a_link_or_a_file() {
 
 #[test]
 fn depth_and_width_are_no_obstacle() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     // In memory: making the tree on a disk takes a minute, removing it two seconds.
     let _mount = dir.mount_tmpfs("fast", "");
     let fast = dir.join("fast");
@@ -100,7 +100,7 @@ const TREE_EDGE: usize = limits::TREE_DEPTH + 1;
 #[test]
 fn a_mount_inside_stops_everything() {
     let dir = scene();
-    let mount = Mounted::bind(&dir.join("outside"), dir.join("tree/sub/mnt"));
+    let mount = TestMount::bind(&dir.join("outside"), dir.join("tree/sub/mnt"));
     let failed = remove_tree(&dir, "tree").unwrap_err();
     assert_eq!(failed.code(), Code::MountedInside);
     let point = fs::canonicalize(&*dir).unwrap().join("tree/sub/mnt");
@@ -120,12 +120,12 @@ fn a_mount_inside_stops_everything() {
 #[test]
 fn a_mounted_top_or_file_is_left_alone() {
     let dir = scene();
-    let top = Mounted::bind(&dir.join("outside"), dir.join("tree"));
+    let top = TestMount::bind(&dir.join("outside"), dir.join("tree"));
     assert_eq!(remove_tree(&dir, "tree").unwrap_err().code(), Code::MountedInside);
     assert_eq!(remove(&dir, c"tree", dir.join("tree")).unwrap_err().code(), Code::MountedInside);
     check_canary(&dir);
     drop(top);
-    let file = Mounted::bind_file(&dir.join("outside/canary"), dir.join("tree/sub/file"));
+    let file = TestMount::bind_file(&dir.join("outside/canary"), dir.join("tree/sub/file"));
     assert_eq!(remove_tree(&dir, "tree").unwrap_err().code(), Code::MountedInside);
     assert_eq!(remove(&dir, c"tree", dir.join("tree")).unwrap_err().code(), Code::MountedInside);
     check_canary(&dir);
@@ -135,7 +135,7 @@ fn a_mounted_top_or_file_is_left_alone() {
 
 #[test]
 fn a_folder_that_turns_into_a_link_all_the_time_leads_nowhere() {
-    let scratch = Scratch::new();
+    let scratch = TestFolder::new();
     let _mount = scratch.mount_tmpfs("fast", "");
     let dir = scratch.join("fast");
     fill(&dir);

@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::beneath::{Root, is_dots, no_openat2, open_resolved};
+use super::beneath::{Root, is_dots, open_resolved, openat2_missing};
 use crate::base::{At, Code, Error, Result, limits};
 
 /// Bytes that the tree at `path` takes on disk, as du(1) counts: allocated blocks, a file with several names once.
@@ -39,7 +39,7 @@ pub fn disk_usage_below(root: &Root, go_on: &dyn Fn() -> bool) -> Result<Option<
 
 fn told(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Result<Option<u64>> {
     match measured {
-        Err(Errno::NOSYS) => Err(no_openat2()),
+        Err(Errno::NOSYS) => Err(openat2_missing()),
         Err(Errno::STALE) => {
             let message = format!("{} is being changed; try again", path.display());
             Err(Error::new(Code::Busy, message))
@@ -49,10 +49,10 @@ fn told(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Result<Option
 }
 
 /// One file of one file system.
-type Identity = (u32, u32, u64);
+type HardLinkKey = (u32, u32, u64);
 
-struct Level {
-    identity: Identity,
+struct FolderLevel {
+    identity: HardLinkKey,
     /// Closed while we are more than `TREE_DEPTH` levels below.
     dir: Option<Dir>,
     /// Where reading goes on.
@@ -68,7 +68,7 @@ fn measure(top: impl AsFd, go_on: &dyn Fn() -> bool) -> rustix::io::Result<Optio
         levels.extend(enter(top, c".", identity(&status))?);
     }
     while let Some(level) = levels.last_mut() {
-        let Level { dir: Some(dir), offset, .. } = level else { return Err(Errno::STALE) };
+        let FolderLevel { dir: Some(dir), offset, .. } = level else { return Err(Errno::STALE) };
         let Some(entry) = dir.read() else {
             leave(&mut levels)?;
             continue;
@@ -100,16 +100,16 @@ fn measure(top: impl AsFd, go_on: &dyn Fn() -> bool) -> rustix::io::Result<Optio
 }
 
 /// Opens a folder; `None` if it is gone, replaced, mounted over, or not for us.
-fn enter(at: impl AsFd, name: &CStr, identity: Identity) -> rustix::io::Result<Option<Level>> {
+fn enter(at: impl AsFd, name: &CStr, identity: HardLinkKey) -> rustix::io::Result<Option<FolderLevel>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     match open_resolved(at, name, flags, ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::ACCESS) => Ok(None),
-        dir => Ok(Some(Level { identity, dir: Some(Dir::new(dir?)?), offset: 0 })),
+        dir => Ok(Some(FolderLevel { identity, dir: Some(Dir::new(dir?)?), offset: 0 })),
     }
 }
 
-fn leave(levels: &mut Vec<Level>) -> rustix::io::Result<()> {
-    let Some(Level { dir: Some(done), .. }) = levels.pop() else { return Err(Errno::STALE) };
+fn leave(levels: &mut Vec<FolderLevel>) -> rustix::io::Result<()> {
+    let Some(FolderLevel { dir: Some(done), .. }) = levels.pop() else { return Err(Errno::STALE) };
     let Some(above) = levels.last_mut().filter(|above| above.dir.is_none()) else { return Ok(()) };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let up = match openat(done.fd()?, c"..", flags, Mode::empty()) {
@@ -128,7 +128,7 @@ fn leave(levels: &mut Vec<Level>) -> rustix::io::Result<()> {
 struct Tally {
     total: u64,
     /// Files with several names that were counted.
-    seen: HashSet<Identity>,
+    seen: HashSet<HardLinkKey>,
     mount: u64,
 }
 
@@ -153,7 +153,7 @@ impl Tally {
     }
 }
 
-fn identity(status: &Statx) -> Identity {
+fn identity(status: &Statx) -> HardLinkKey {
     (status.stx_dev_major, status.stx_dev_minor, status.stx_ino)
 }
 
@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
     use crate::store::file::write_atomic;
-    use crate::store::scratch::{Mounted, Scratch};
+    use crate::store::scratch::{TestFolder, TestMount};
 
     fn blocks(path: &Path) -> u64 {
         fs::symlink_metadata(path).unwrap().blocks() * 512
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn counts_blocks_once_and_stays_inside() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         let tree = dir.join("tree");
         fs::create_dir_all(tree.join("sub")).unwrap();
         fs::create_dir(dir.join("outside")).unwrap();
@@ -194,7 +194,7 @@ mod tests {
             .iter()
             .sum();
         assert_eq!(disk_usage(&tree).unwrap(), expected);
-        let _mount = Mounted::bind(&dir.join("outside"), tree.join("mnt"));
+        let _mount = TestMount::bind(&dir.join("outside"), tree.join("mnt"));
         assert_eq!(disk_usage(&tree).unwrap(), expected);
         assert_eq!(disk_usage(&dir.join("missing")).unwrap(), 0);
         assert_eq!(disk_usage(&tree.join("link")).unwrap(), blocks(&tree.join("link")));
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn counting_goes_on_where_it_left_off_on_the_way_up() {
-        let dir = Scratch::new();
+        let dir = TestFolder::new();
         fs::create_dir(dir.join("tree")).unwrap();
         dir.deep("tree", 300);
         let one = blocks(&dir.join("tree/d"));

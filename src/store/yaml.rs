@@ -42,7 +42,7 @@ enum YamlContext {
     BlockOut,
 }
 
-type Read<T> = Result<T, String>;
+type YamlResult<T> = Result<T, String>;
 
 struct YamlReader<'a> {
     text: &'a str,
@@ -67,7 +67,7 @@ struct YamlReader<'a> {
 
 /// An object that is being read.
 #[derive(Default)]
-struct Fields {
+struct YamlFields {
     map: Map<String, Value>,
     /// Keys from a merge, which the object's own replace.
     merged: Map<String, Value>,
@@ -108,7 +108,7 @@ impl<'a> YamlReader<'a> {
         self.here()
     }
 
-    fn documents(&mut self) -> Read<Option<Value>> {
+    fn documents(&mut self) -> YamlResult<Option<Value>> {
         while self.here() == b' ' {
             self.line_indent += 1;
             self.at += 1;
@@ -123,7 +123,7 @@ impl<'a> YamlReader<'a> {
         Ok(document)
     }
 
-    fn document(&mut self) -> Read<Value> {
+    fn document(&mut self) -> YamlResult<Value> {
         self.anchors.clear();
         self.handles.clear();
         let directives = self.directives()?;
@@ -149,7 +149,7 @@ impl<'a> YamlReader<'a> {
     }
 
     /// `%YAML` and `%TAG`; others are passed over. Whether there was one.
-    fn directives(&mut self) -> Read<bool> {
+    fn directives(&mut self) -> YamlResult<bool> {
         let mut any = false;
         while self.here() != 0 {
             self.skip(true)?;
@@ -178,7 +178,7 @@ impl<'a> YamlReader<'a> {
         Ok(any)
     }
 
-    fn line_break(&mut self) -> Read<()> {
+    fn line_break(&mut self) -> YamlResult<()> {
         match self.here() {
             b'\n' => self.at += 1,
             b'\r' => self.at += 1 + usize::from(self.byte(self.at + 1) == b'\n'),
@@ -190,7 +190,7 @@ impl<'a> YamlReader<'a> {
     }
 
     /// Passes over blanks, line breaks and comments; returns the number of line breaks.
-    fn skip(&mut self, comments: bool) -> Read<usize> {
+    fn skip(&mut self, comments: bool) -> YamlResult<usize> {
         let mut breaks = 0;
         while self.here() != 0 {
             while is_blank(self.here()) {
@@ -223,7 +223,7 @@ impl<'a> YamlReader<'a> {
     }
 
     /// Adds a piece of the input to the scalar that is being read.
-    fn capture(&mut self, scalar: &mut String, start: usize, end: usize, quoted: bool) -> Read<()> {
+    fn capture(&mut self, scalar: &mut String, start: usize, end: usize, quoted: bool) -> YamlResult<()> {
         let piece = self.text.get(start..end).unwrap_or_default();
         let odd = |c: char| match c {
             '\t' => false,
@@ -239,14 +239,14 @@ impl<'a> YamlReader<'a> {
         self.check_size()
     }
 
-    fn check_size(&self) -> Read<()> {
+    fn check_size(&self) -> YamlResult<()> {
         if self.nodes > limits::FRONT_MATTER_NODES || self.size > limits::FRONT_MATTER_BYTES {
             return Err("it is too much".to_owned());
         }
         Ok(())
     }
 
-    fn count(&mut self, value: &Value) -> Read<()> {
+    fn count(&mut self, value: &Value) -> YamlResult<()> {
         self.nodes += 1;
         match value {
             Value::String(text) => self.size += text.len(),
@@ -261,7 +261,13 @@ impl<'a> YamlReader<'a> {
     }
 
     /// Reads a node into the registers; says whether there was one.
-    fn compose(&mut self, parent: isize, context: YamlContext, seek: bool, compact: bool) -> Read<bool> {
+    fn compose(
+        &mut self,
+        parent: isize,
+        context: YamlContext,
+        seek: bool,
+        compact: bool,
+    ) -> YamlResult<bool> {
         if self.depth == limits::FRONT_MATTER_DEPTH {
             return Err(format!("it is nested deeper than {}", limits::FRONT_MATTER_DEPTH));
         }
@@ -273,7 +279,7 @@ impl<'a> YamlReader<'a> {
         Ok(found)
     }
 
-    fn node(&mut self, parent: isize, context: YamlContext, seek: bool, compact: bool) -> Read<bool> {
+    fn node(&mut self, parent: isize, context: YamlContext, seek: bool, compact: bool) -> YamlResult<bool> {
         (self.tag, self.anchor, self.kind, self.value) = (None, None, None, Value::Null);
         let blocks = matches!(context, YamlContext::BlockIn | YamlContext::BlockOut);
         let mut collections = blocks;
@@ -309,7 +315,7 @@ impl<'a> YamlReader<'a> {
         Ok(self.tag.is_some() || self.anchor.is_some() || found)
     }
 
-    fn scalar(&mut self, flow: isize, blocks: bool, in_flow: bool) -> Read<bool> {
+    fn scalar(&mut self, flow: isize, blocks: bool, in_flow: bool) -> YamlResult<bool> {
         let mut found =
             (blocks && self.block_scalar(flow)?) || self.single_quoted(flow)? || self.double_quoted(flow)?;
         if !found && self.alias()? {
@@ -334,7 +340,7 @@ impl<'a> YamlReader<'a> {
     }
 
     /// Gives the value the type that its tag or its text says.
-    fn resolve(&mut self) -> Read<()> {
+    fn resolve(&mut self) -> YamlResult<()> {
         let Some(tag) = self.tag.take() else { return Ok(()) };
         let value = std::mem::take(&mut self.value);
         let (tag, value) = resolve(tag, self.kind, value)?;
@@ -343,7 +349,7 @@ impl<'a> YamlReader<'a> {
         Ok(())
     }
 
-    fn read_tag(&mut self) -> Read<bool> {
+    fn read_tag(&mut self) -> YamlResult<bool> {
         if self.here() != b'!' {
             return Ok(false);
         }
@@ -380,7 +386,7 @@ impl<'a> YamlReader<'a> {
     }
 
     /// The name of an anchor or alias.
-    fn name(&mut self) -> Read<String> {
+    fn name(&mut self) -> YamlResult<String> {
         self.at += 1;
         let start = self.at;
         while self.here() != 0 && !is_space(self.here()) && !is_flow(self.here()) {
@@ -392,7 +398,7 @@ impl<'a> YamlReader<'a> {
         }
     }
 
-    fn read_anchor(&mut self) -> Read<bool> {
+    fn read_anchor(&mut self) -> YamlResult<bool> {
         if self.here() != b'&' {
             return Ok(false);
         }
@@ -403,7 +409,7 @@ impl<'a> YamlReader<'a> {
         Ok(true)
     }
 
-    fn alias(&mut self) -> Read<bool> {
+    fn alias(&mut self) -> YamlResult<bool> {
         if self.here() != b'*' {
             return Ok(false);
         }
@@ -417,7 +423,13 @@ impl<'a> YamlReader<'a> {
     }
 
     /// Adds a field; a merge's are replaced by the object's own, another one's never.
-    fn store(&mut self, fields: &mut Fields, tag: Option<&str>, key: Value, value: Value) -> Read<()> {
+    fn store(
+        &mut self,
+        fields: &mut YamlFields,
+        tag: Option<&str>,
+        key: Value,
+        value: Value,
+    ) -> YamlResult<()> {
         let key = key_text(&key)?;
         self.size += key.len();
         if tag == Some("tag:yaml.org,2002:merge") {

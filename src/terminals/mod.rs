@@ -10,8 +10,8 @@
 //! is the only one that writes to it. Locks: one for each terminal, a leaf, held for as long as the model needs for a
 //! few KiB; one for the table, never held together with it.
 
-mod drain;
 pub mod paste;
+mod pty_loop;
 pub mod request;
 mod screen;
 mod split;
@@ -27,24 +27,24 @@ use uuid::Uuid;
 
 use crate::base::thread::{JoinOnDrop, lock};
 use crate::base::{Code, Error, Result, clock, limits};
-use crate::proc::pty::{Size, set_size};
-use crate::proc::{Cancel, Command, Exit, Launcher, Waker};
-use crate::runs::Running;
-use drain::Drain;
-use screen::Screen;
+use crate::proc::pty::{WindowSize, set_size};
+use crate::proc::{Cancel, CommandSpec, Exit, Launcher, Waker};
+use crate::runs::ActiveRun;
+use pty_loop::PtyLoop;
+use screen::ScreenModel;
 use split::Splitter;
-use watch::{Out, Seat};
+use watch::{WatchEvent, WatcherQueue};
 
-pub use paste::{PASTE_BYTES, PastePermit, Pastes};
+pub use paste::{PASTE_BYTES, PasteBudget, PastePermit};
 pub use request::{InputRequest, ResizeRequest, TerminalRequest};
-pub use screen::View;
+pub use screen::ScreenView;
 pub use table::Terminals;
-pub use watch::{Mode, Watcher};
+pub use watch::{TerminalWatcher, WatchMode};
 
 /// What a terminal is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum TerminalKind {
     /// Asked for by name; its last screen stays for a while when its program has ended.
     Terminal,
     /// The one behind `/shell`; it goes with its program.
@@ -53,17 +53,17 @@ pub enum Kind {
 
 /// What a new terminal is to be.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct TerminalSpec {
     /// What runs in it; its `tty` is set here.
-    pub command: Command,
+    pub command: CommandSpec,
     /// What it is called in lists.
     pub label: String,
     /// Who runs it, as it was asked for.
     pub user: Option<String>,
     /// Its size, which the program finds when it starts.
-    pub size: Size,
+    pub size: WindowSize,
     /// What it is for.
-    pub kind: Kind,
+    pub kind: TerminalKind,
     /// How long it may go without clients, input and output.
     pub idle: Duration,
 }
@@ -71,7 +71,7 @@ pub struct Plan {
 /// Why a terminal ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Why {
+pub enum EndReason {
     /// Its program did.
     Exit,
     /// Somebody deleted it.
@@ -84,19 +84,19 @@ pub enum Why {
 
 /// How a terminal ended.
 #[derive(Clone, Copy, Debug)]
-pub struct End {
+pub struct TerminalEnd {
     /// How its program was left; `None` when that could not be learned.
     pub exit: Option<Exit>,
     /// On whose account.
-    pub why: Why,
+    pub why: EndReason,
 }
 
 /// A terminal as replies show it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Shown {
+pub struct TerminalView {
     id: Uuid,
     workspace_id: Uuid,
-    kind: Kind,
+    kind: TerminalKind,
     command: String,
     user: Option<String>,
     status: &'static str,
@@ -111,7 +111,7 @@ pub struct Shown {
     writer: bool,
     exit_code: Option<i32>,
     signal: Option<i32>,
-    ended_by: Option<Why>,
+    ended_by: Option<EndReason>,
     ended_at: Option<String>,
 }
 
@@ -122,24 +122,24 @@ pub struct Terminal {
     /// Whose it is.
     pub workspace: Uuid,
     /// What it is for.
-    pub kind: Kind,
+    pub kind: TerminalKind,
     label: String,
     user: Option<String>,
     created_at: String,
     idle: Duration,
     cancel: Cancel,
     waker: Waker,
-    state: Mutex<State>,
+    state: Mutex<TerminalState>,
     ended: Condvar,
     /// Notified when there is room for input again.
     room: Condvar,
 }
 
-struct State {
+struct TerminalState {
     splitter: Splitter,
-    screen: Screen,
-    seats: Vec<Seat>,
-    next_seat: u64,
+    screen: ScreenModel,
+    watchers: Vec<WatcherQueue>,
+    next_watcher: u64,
     /// The client whose input counts.
     writer: Option<u64>,
     /// What the program has not read yet.
@@ -147,14 +147,14 @@ struct State {
     /// A large input goes in piece by piece; what other clients type waits, so that it does not land inside.
     pasting: bool,
     /// A size that the kernel has not been told yet.
-    resized: Option<Size>,
+    resized: Option<WindowSize>,
     /// The last input, output, look, or coming and going of a client.
     active: Instant,
     /// When the last client left.
-    left: Instant,
+    last_left: Instant,
     /// What was asked for, while the thread has not ended it yet.
-    wanted: Option<Why>,
-    end: Option<(End, Instant, String)>,
+    end_reason: Option<EndReason>,
+    end: Option<(TerminalEnd, Instant, String)>,
 }
 
 impl Terminal {
@@ -164,16 +164,16 @@ impl Terminal {
     /// # Errors
     /// When it could not be started; nothing runs then.
     fn start(
-        running: Running,
+        running: ActiveRun,
         workspace: Uuid,
         launcher: &dyn Launcher,
-        plan: Plan,
+        plan: TerminalSpec,
     ) -> Result<(Arc<Terminal>, JoinOnDrop)> {
         let pty = launcher.terminal()?;
         // Before the program starts, so that its first look at the size is right (TIOCGWINSZ).
         set_size(&pty.master, plan.size)?;
         let (master, stdio) = pty.split()?;
-        let command = Command { tty: true, ..plan.command };
+        let command = CommandSpec { tty: true, ..plan.command };
         let process = launcher.launch(&running.id.simple().to_string(), &command, stdio)?;
         let terminal = Arc::new(Terminal {
             id: running.id,
@@ -185,34 +185,34 @@ impl Terminal {
             idle: plan.idle,
             cancel: running.cancel.clone(),
             waker: Waker::new()?,
-            state: Mutex::new(State {
+            state: Mutex::new(TerminalState {
                 splitter: Splitter::default(),
-                screen: Screen::new(plan.size),
-                seats: Vec::new(),
-                next_seat: 0,
+                screen: ScreenModel::new(plan.size),
+                watchers: Vec::new(),
+                next_watcher: 0,
                 writer: None,
                 input: VecDeque::new(),
                 pasting: false,
                 resized: None,
                 active: Instant::now(),
-                left: Instant::now(),
-                wanted: None,
+                last_left: Instant::now(),
+                end_reason: None,
                 end: None,
             }),
             ended: Condvar::new(),
             room: Condvar::new(),
         });
-        let thread = Drain::new(terminal.clone(), master, process, running).spawn()?;
+        let thread = PtyLoop::new(terminal.clone(), master, process, running).spawn()?;
         Ok((terminal, thread))
     }
 
     /// As replies show it.
-    pub fn shown(&self) -> Shown {
+    pub fn terminal_view(&self) -> TerminalView {
         let state = lock(&self.state);
         let end = state.end.as_ref().map(|(end, _, at)| (*end, at.clone()));
         let exit = end.as_ref().and_then(|(end, _)| end.exit);
         let size = state.screen.size();
-        Shown {
+        TerminalView {
             id: self.id,
             workspace_id: self.workspace,
             kind: self.kind,
@@ -224,7 +224,7 @@ impl Terminal {
             title: state.screen.title().to_owned(),
             created_at: self.created_at.clone(),
             idle_timeout_secs: self.idle.as_secs(),
-            clients: state.seats.len(),
+            clients: state.watchers.len(),
             writer: state.writer.is_some(),
             exit_code: end.as_ref().map(|_| exit.map_or(-1, Exit::code)),
             signal: exit.and_then(Exit::signal),
@@ -235,12 +235,12 @@ impl Terminal {
 
     /// Its screen as text: what a person would see, without blanks at the ends.
     pub fn text(&self) -> String {
-        self.looked_at().screen.text()
+        self.touch().screen.text()
     }
 
     /// Its screen as data.
-    pub fn view(&self) -> View {
-        self.looked_at().screen.view()
+    pub fn screen_view(&self) -> ScreenView {
+        self.touch().screen.view()
     }
 
     /// Whether an arrow key is to be sent as its application mode wants it (DECCKM).
@@ -324,13 +324,13 @@ impl Terminal {
     ///
     /// # Errors
     /// `TerminalEnded`.
-    pub fn resize(&self, size: Size) -> Result<()> {
+    pub fn resize(&self, size: WindowSize) -> Result<()> {
         let mut state = lock(&self.state);
         check_running(&state)?;
         if state.screen.size() != size {
             state.screen.resize(size);
             state.resized = Some(size);
-            state.seats.iter_mut().for_each(|seat| seat.resize(size));
+            state.watchers.iter_mut().for_each(|seat| seat.resize(size));
             self.waker.wake();
         }
         Ok(())
@@ -340,36 +340,36 @@ impl Terminal {
     ///
     /// # Errors
     /// `TerminalEnded`; `Busy` when too many do already.
-    pub fn watch(self: &Arc<Self>, mode: Mode) -> Result<Watcher> {
+    pub fn watch(self: &Arc<Self>, mode: WatchMode) -> Result<TerminalWatcher> {
         let mut state = lock(&self.state);
         check_running(&state)?;
-        if state.seats.len() >= limits::WATCHERS {
+        if state.watchers.len() >= limits::WATCHERS {
             return Err(Error::new(Code::Busy, "Too many clients watch this terminal"));
         }
-        let number = state.next_seat;
-        let seat = Seat::new(number)?;
+        let number = state.next_watcher;
+        let seat = WatcherQueue::new(number)?;
         let wake = seat.wake();
-        state.next_seat += 1;
+        state.next_watcher += 1;
         state.active = Instant::now();
-        state.seats.push(seat);
-        if mode == Mode::TakeOver || mode == Mode::Write && state.writer.is_none() {
+        state.watchers.push(seat);
+        if mode == WatchMode::TakeOver || mode == WatchMode::Write && state.writer.is_none() {
             state.set_writer(Some(number));
         }
         let (writes, size) = (state.writer == Some(number), state.screen.size());
-        if let Some(seat) = state.seat(number) {
-            seat.push(Out::Size(size));
-            if matches!(mode, Mode::Write | Mode::Read) {
-                seat.push(Out::Role { writes });
+        if let Some(seat) = state.watcher(number) {
+            seat.push(WatchEvent::Size(size));
+            if matches!(mode, WatchMode::Write | WatchMode::Read) {
+                seat.push(WatchEvent::Role { writes });
             }
         }
-        Ok(Watcher::new(self.clone(), number, mode, wake))
+        Ok(TerminalWatcher::new(self.clone(), number, mode, wake))
     }
 
     /// Ends it with everything that it started, and waits until that is over.
-    pub fn end(&self, why: Why) {
+    pub fn end(&self, why: EndReason) {
         let mut state = lock(&self.state);
         if state.end.is_none() {
-            state.wanted.get_or_insert(why);
+            state.end_reason.get_or_insert(why);
             self.cancel.cancel();
         }
         let longest = limits::KILL_WAIT + limits::TERM_GRACE;
@@ -381,7 +381,7 @@ impl Terminal {
     }
 
     /// Somebody looks, so it is in use.
-    fn looked_at(&self) -> MutexGuard<'_, State> {
+    fn touch(&self) -> MutexGuard<'_, TerminalState> {
         let mut state = lock(&self.state);
         state.active = Instant::now();
         state
@@ -392,7 +392,7 @@ impl Terminal {
         lock(&self.state).end.as_ref().map(|(_, since, _)| *since)
     }
 
-    fn queue(&self, state: &mut State, bytes: &[u8]) {
+    fn queue(&self, state: &mut TerminalState, bytes: &[u8]) {
         state.input.extend(bytes);
         state.active = Instant::now();
         self.waker.wake();
@@ -402,20 +402,20 @@ impl Terminal {
 /// How often a wait for room looks whether its client is still there.
 const GONE_LOOK: Duration = Duration::from_millis(100);
 
-impl State {
+impl TerminalState {
     fn has_room_for(&self, count: usize) -> bool {
         !self.pasting && self.input.len() + count <= limits::TERMINAL_INPUT_BYTES
     }
 
     /// Tells the client that writes that there is room for its input again.
     fn wake_writer(&mut self) {
-        if let Some(seat) = self.writer.and_then(|number| self.seat(number)) {
+        if let Some(seat) = self.writer.and_then(|number| self.watcher(number)) {
             seat.wake().wake();
         }
     }
 
-    fn seat(&mut self, number: u64) -> Option<&mut Seat> {
-        self.seats.iter_mut().find(|seat| seat.number() == number)
+    fn watcher(&mut self, number: u64) -> Option<&mut WatcherQueue> {
+        self.watchers.iter_mut().find(|seat| seat.number() == number)
     }
 
     /// Makes this client the one that writes, and tells it and the one before.
@@ -425,8 +425,8 @@ impl State {
             return;
         }
         for (changed, writes) in [(before, false), (number, true)] {
-            if let Some(seat) = changed.and_then(|number| self.seat(number)) {
-                seat.push(Out::Role { writes });
+            if let Some(seat) = changed.and_then(|number| self.watcher(number)) {
+                seat.push(WatchEvent::Role { writes });
             }
         }
     }
@@ -441,13 +441,13 @@ impl State {
             self.input.extend(answers.as_bytes());
         }
         self.active = Instant::now();
-        for seat in &mut self.seats {
+        for seat in &mut self.watchers {
             seat.push_text(&cut.text);
         }
     }
 }
 
-fn check_running(state: &State) -> Result<()> {
+fn check_running(state: &TerminalState) -> Result<()> {
     if state.end.is_some() {
         return Err(Error::new(
             Code::TerminalEnded,

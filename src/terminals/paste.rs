@@ -24,16 +24,16 @@ const IN_TOTAL: usize = 8;
 
 /// The permits that are out, each with its workspace.
 #[derive(Clone, Debug, Default)]
-pub struct Pastes(Arc<Mutex<Vec<Uuid>>>);
+pub struct PasteBudget(Arc<Mutex<Vec<Uuid>>>);
 
 /// Memory for one large input.
 #[derive(Debug)]
 pub struct PastePermit {
-    pastes: Pastes,
+    pastes: PasteBudget,
     workspace: Uuid,
 }
 
-impl Pastes {
+impl PasteBudget {
     /// A permit, if there is one left.
     pub fn try_take(&self, workspace: Uuid) -> Option<PastePermit> {
         let mut out = lock(&self.0);
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn permits_are_bounded_per_workspace_and_in_total_and_come_back() {
-        let pastes = Pastes::default();
+        let pastes = PasteBudget::default();
         let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
         let held: Vec<_> = (0..PER_WORKSPACE).map(|_| pastes.take(one).unwrap()).collect();
         assert_eq!(pastes.take(one).unwrap_err().code(), Code::Busy);

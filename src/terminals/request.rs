@@ -7,13 +7,13 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::{Kind, Plan};
+use super::{TerminalKind, TerminalSpec};
 use crate::base::{Code, Error, Result, limits};
-use crate::proc::pty::Size;
-use crate::proc::{Command, c_string};
+use crate::proc::pty::WindowSize;
+use crate::proc::{CommandSpec, c_string};
 use crate::runs::request::{environment, in_shell};
-use crate::runs::run::shown;
-use crate::runs::user::Account;
+use crate::runs::run::truncated_for_display;
+use crate::runs::user::UserAccount;
 
 /// The body of `POST …/terminals`.
 #[derive(Debug, Default, Deserialize)]
@@ -52,7 +52,7 @@ pub struct InputRequest {
 }
 
 /// What terminals have been since the VT100; the observed server's shells begin so too.
-const DEFAULT_SIZE: Size = Size { cols: 80, rows: 24 };
+const DEFAULT_SIZE: WindowSize = WindowSize { cols: 80, rows: 24 };
 
 /// What the model and every client that is worth the name understand.
 const TERM: &str = "xterm-256color";
@@ -66,11 +66,11 @@ impl TerminalRequest {
     pub fn plan(
         &self,
         home: &str,
-        user: Option<Account>,
+        user: Option<UserAccount>,
         place: &[(&str, &str)],
         defaults: &BTreeMap<String, String>,
-        kind: Kind,
-    ) -> Result<Plan> {
+        kind: TerminalKind,
+    ) -> Result<TerminalSpec> {
         let mut defaults = defaults.clone();
         let name = user.as_ref().map(|account| account.name.as_str());
         let names = ["USER", "LOGNAME"].into_iter().filter_map(|variable| Some((variable, name?)));
@@ -104,8 +104,8 @@ impl TerminalRequest {
         let home = user.as_ref().map_or(home, |account| &account.home);
         let (env, _) = environment(home, &defaults, &self.env)?;
         let user = user.map(|account| account.user);
-        Ok(Plan {
-            command: Command {
+        Ok(TerminalSpec {
+            command: CommandSpec {
                 attempts,
                 env,
                 cwd,
@@ -116,12 +116,12 @@ impl TerminalRequest {
                 patience: None,
             },
             label: self.command.clone().unwrap_or_else(|| "login shell".to_owned()),
-            user: self.user.as_deref().map(shown),
+            user: self.user.as_deref().map(truncated_for_display),
             size: size(self.cols.unwrap_or(DEFAULT_SIZE.cols), self.rows.unwrap_or(DEFAULT_SIZE.rows))?,
             kind,
             idle: match kind {
-                Kind::Terminal => self.idle()?,
-                Kind::Shell => limits::SHELL_LINGER,
+                TerminalKind::Terminal => self.idle()?,
+                TerminalKind::Shell => limits::SHELL_LINGER,
             },
         })
     }
@@ -144,7 +144,7 @@ impl ResizeRequest {
     ///
     /// # Errors
     /// `InvalidPayload`.
-    pub fn size(&self) -> Result<Size> {
+    pub fn size(&self) -> Result<WindowSize> {
         size(self.cols, self.rows)
     }
 }
@@ -153,8 +153,8 @@ impl ResizeRequest {
 ///
 /// # Errors
 /// `InvalidPayload` with the limits.
-pub fn size(cols: u16, rows: u16) -> Result<Size> {
-    if cols == 0 || rows == 0 || nearest_size(cols, rows) != (Size { cols, rows }) {
+pub fn size(cols: u16, rows: u16) -> Result<WindowSize> {
+    if cols == 0 || rows == 0 || nearest_size(cols, rows) != (WindowSize { cols, rows }) {
         return Err(Error::new(
             Code::InvalidPayload,
             format!(
@@ -165,14 +165,14 @@ pub fn size(cols: u16, rows: u16) -> Result<Size> {
             ),
         ));
     }
-    Ok(Size { cols, rows })
+    Ok(WindowSize { cols, rows })
 }
 
 /// The size nearest to this one that a terminal can have, for those whom nobody can tell that it cannot.
-pub fn nearest_size(cols: u16, rows: u16) -> Size {
+pub fn nearest_size(cols: u16, rows: u16) -> WindowSize {
     let cols = cols.clamp(1, limits::TERMINAL_COLS);
     let most = u16::try_from(limits::TERMINAL_CELLS / u32::from(cols)).unwrap_or(u16::MAX);
-    Size { cols, rows: rows.clamp(1, limits::TERMINAL_ROWS.min(most)) }
+    WindowSize { cols, rows: rows.clamp(1, limits::TERMINAL_ROWS.min(most)) }
 }
 
 impl InputRequest {
@@ -310,7 +310,7 @@ mod tests {
     fn what_is_started_is_a_shell_with_a_terminal() {
         let plan = |request: &TerminalRequest| {
             let workspace = BTreeMap::from([("TERM".to_owned(), "vt100".to_owned())]);
-            request.plan("/root", None, &[("WORKSPACE_ID", "7")], &workspace, Kind::Terminal)
+            request.plan("/root", None, &[("WORKSPACE_ID", "7")], &workspace, TerminalKind::Terminal)
         };
         let made = plan(&TerminalRequest::default()).unwrap();
         assert_eq!(made.command.attempts[0][0].to_str().unwrap(), "/bin/bash");

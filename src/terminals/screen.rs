@@ -10,21 +10,21 @@ use avt::parser::Function;
 use avt::{Cell, Color, Line, Pen, ScreenKind, Terminal};
 use serde::Serialize;
 
-use super::split::Cut;
+use super::split::SplitText;
 use crate::base::limits;
-use crate::proc::pty::Size;
+use crate::proc::pty::WindowSize;
 
 /// The model.
-pub(super) struct Screen {
+pub(super) struct ScreenModel {
     vt: Terminal,
-    size: Size,
+    size: WindowSize,
     title: String,
-    modes: Modes,
+    modes: TerminalModes,
 }
 
 /// What clients' terminals must be told besides the screen's contents, which [`Terminal::dump`] has.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Modes {
+struct TerminalModes {
     /// Private modes that are on, out of [`MODES`].
     on: BTreeSet<u16>,
     keypad: bool,
@@ -42,7 +42,7 @@ const CLEAN: &str = "\x1b[?1049l\x1b[?9;1000;1002;1003;1004;1005;1006;1015;2004l
 
 /// The screen as programs read it. Positions count from 0 at the top left.
 #[derive(Debug, Serialize)]
-pub struct View {
+pub struct ScreenView {
     /// Characters in a row.
     pub cols: u16,
     /// Rows.
@@ -56,7 +56,7 @@ pub struct View {
     /// One text for each row, without the blanks at its end.
     pub lines: Vec<String>,
     /// One list for each row: its cells, those of equal style together, without the unstyled blanks at its end.
-    pub cells: Vec<Vec<Run>>,
+    pub cells: Vec<Vec<StyledRun>>,
 }
 
 /// The cursor.
@@ -72,14 +72,14 @@ pub struct CursorView {
 
 /// Neighbouring cells of one style.
 #[derive(Debug, Serialize)]
-pub struct Run {
+pub struct StyledRun {
     text: String,
     /// How many columns it takes; wide characters take two.
     width: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    fg: Option<Paint>,
+    fg: Option<CellColor>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bg: Option<Paint>,
+    bg: Option<CellColor>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     style: Vec<&'static str>,
 }
@@ -87,41 +87,41 @@ pub struct Run {
 /// A palette's number, or `#rrggbb`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Paint {
+enum CellColor {
     Palette(u8),
     Direct(String),
 }
 
-impl Screen {
+impl ScreenModel {
     /// An empty one.
-    pub(super) fn new(size: Size) -> Screen {
-        Screen { vt: terminal(size), size, title: String::new(), modes: Modes::default() }
+    pub(super) fn new(size: WindowSize) -> ScreenModel {
+        ScreenModel { vt: terminal(size), size, title: String::new(), modes: TerminalModes::default() }
     }
 
     /// Shows what the program wrote; the result is what a terminal answers to the questions in it.
-    pub(super) fn feed(&mut self, cut: &Cut) -> String {
+    pub(super) fn feed(&mut self, cut: &SplitText) -> String {
         let mut answers = String::new();
         let mut at = 0;
         for range in &cut.sequences {
             let sequence = &cut.text[range.clone()];
-            match Meaning::of(sequence) {
-                Some(Meaning::Repeat(count)) => {
+            match ControlSequence::of(sequence) {
+                Some(ControlSequence::Repeat(count)) => {
                     self.show(&cut.text[at..range.start]);
                     // Eight bytes would otherwise be worth 65535 characters.
                     let count = count.clamp(1, self.size.cols);
                     self.show(&format!("\x1b[{count}b"));
                     at = range.end;
                 }
-                Some(Meaning::Question(question)) => {
+                Some(ControlSequence::Question(question)) => {
                     self.show(&cut.text[at..range.end]);
                     at = range.end;
                     self.answer(question, &mut answers);
                 }
-                Some(Meaning::Title(title)) => self.title = title,
-                Some(Meaning::Mode(mode, on)) => self.modes.set(mode, on),
-                Some(Meaning::Keypad(on)) => self.modes.keypad = on,
-                Some(Meaning::CursorStyle(style)) => self.modes.cursor_style = style,
-                Some(Meaning::Reset) => self.modes = Modes::default(),
+                Some(ControlSequence::Title(title)) => self.title = title,
+                Some(ControlSequence::Mode(mode, on)) => self.modes.set(mode, on),
+                Some(ControlSequence::Keypad(on)) => self.modes.keypad = on,
+                Some(ControlSequence::CursorStyle(style)) => self.modes.cursor_style = style,
+                Some(ControlSequence::Reset) => self.modes = TerminalModes::default(),
                 None => {}
             }
         }
@@ -140,21 +140,21 @@ impl Screen {
         }
     }
 
-    fn answer(&self, question: Question, answers: &mut String) {
+    fn answer(&self, question: TerminalQuery, answers: &mut String) {
         let cursor = self.cursor();
         // Writing to a string cannot fail.
         let _ = match question {
             // What xterm.js says of itself: a VT100 with advanced video, and as second answer its own version.
-            Question::Attributes => write!(answers, "\x1b[?1;2c"),
-            Question::Version => write!(answers, "\x1b[>0;276;0c"),
-            Question::Status => write!(answers, "\x1b[0n"),
-            Question::Cursor => write!(answers, "\x1b[{};{}R", cursor.row + 1, cursor.col + 1),
-            Question::ExtendedCursor => write!(answers, "\x1b[?{};{}R", cursor.row + 1, cursor.col + 1),
+            TerminalQuery::Attributes => write!(answers, "\x1b[?1;2c"),
+            TerminalQuery::Version => write!(answers, "\x1b[>0;276;0c"),
+            TerminalQuery::Status => write!(answers, "\x1b[0n"),
+            TerminalQuery::Cursor => write!(answers, "\x1b[{};{}R", cursor.row + 1, cursor.col + 1),
+            TerminalQuery::ExtendedCursor => write!(answers, "\x1b[?{};{}R", cursor.row + 1, cursor.col + 1),
         };
     }
 
     /// Changes the size as terminals do: the shell's lines are wrapped anew.
-    pub(super) fn resize(&mut self, size: Size) {
+    pub(super) fn resize(&mut self, size: WindowSize) {
         let before = std::mem::replace(&mut self.size, size);
         let resized = catch_unwind(AssertUnwindSafe(|| {
             self.vt.resize(usize::from(size.cols), usize::from(size.rows));
@@ -170,7 +170,7 @@ impl Screen {
         }
     }
 
-    pub(super) fn size(&self) -> Size {
+    pub(super) fn size(&self) -> WindowSize {
         self.size
     }
 
@@ -220,8 +220,8 @@ impl Screen {
         text
     }
 
-    pub(super) fn view(&self) -> View {
-        View {
+    pub(super) fn view(&self) -> ScreenView {
+        ScreenView {
             cols: self.size.cols,
             rows: self.size.rows,
             title: self.title.clone(),
@@ -240,7 +240,7 @@ impl Screen {
     }
 }
 
-fn terminal(size: Size) -> Terminal {
+fn terminal(size: WindowSize) -> Terminal {
     let (cols, rows) = (usize::from(size.cols.max(1)), usize::from(size.rows.max(1)));
     #[expect(clippy::expect_used, reason = "the only error is a size of zero")]
     Terminal::new(cols, rows).expect("a terminal of at least one cell")
@@ -266,13 +266,13 @@ fn without_repeats(dump: &str) -> String {
     all
 }
 
-fn runs(line: &Line) -> Vec<Run> {
+fn runs(line: &Line) -> Vec<StyledRun> {
     // The right half of a wide character is a blank without a width.
     let plain = |cell: &Cell| cell.char() == ' ' && cell.width() == 1 && cell.pen().is_default();
     let length = line.cells().iter().rposition(|cell| !plain(cell)).map_or(0, |last| last + 1);
     line.cells()[..length]
         .chunk_by(|a, b| a.pen() == b.pen())
-        .map(|cells| Run {
+        .map(|cells| StyledRun {
             text: cells.iter().filter(|cell| cell.width() > 0).map(Cell::char).collect(),
             width: cells.len(),
             fg: cells[0].pen().foreground().map(paint),
@@ -282,10 +282,10 @@ fn runs(line: &Line) -> Vec<Run> {
         .collect()
 }
 
-fn paint(color: Color) -> Paint {
+fn paint(color: Color) -> CellColor {
     match color {
-        Color::Indexed(number) => Paint::Palette(number),
-        Color::RGB(rgb) => Paint::Direct(format!("#{:02x}{:02x}{:02x}", rgb.r, rgb.g, rgb.b)),
+        Color::Indexed(number) => CellColor::Palette(number),
+        Color::RGB(rgb) => CellColor::Direct(format!("#{:02x}{:02x}{:02x}", rgb.r, rgb.g, rgb.b)),
     }
 }
 
@@ -304,7 +304,7 @@ fn style(pen: &Pen) -> Vec<&'static str> {
     .collect()
 }
 
-impl Modes {
+impl TerminalModes {
     fn set(&mut self, modes: Vec<u16>, on: bool) {
         for mode in modes.into_iter().filter(|mode| MODES.contains(mode)) {
             if on {
@@ -318,7 +318,7 @@ impl Modes {
 
 /// A question that a program may ask its terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
+enum TerminalQuery {
     Attributes,
     Version,
     Status,
@@ -328,9 +328,9 @@ enum Question {
 
 /// A control sequence that we have to know about.
 #[derive(Debug, PartialEq, Eq)]
-enum Meaning {
+enum ControlSequence {
     Repeat(u16),
-    Question(Question),
+    Question(TerminalQuery),
     Title(String),
     Mode(Vec<u16>, bool),
     Keypad(bool),
@@ -338,44 +338,46 @@ enum Meaning {
     Reset,
 }
 
-impl Meaning {
-    fn of(sequence: &str) -> Option<Meaning> {
+impl ControlSequence {
+    fn of(sequence: &str) -> Option<ControlSequence> {
         if let Some(body) = sequence.strip_prefix("\x1b[").or_else(|| sequence.strip_prefix('\u{9b}')) {
-            return Meaning::of_csi(body);
+            return ControlSequence::of_csi(body);
         }
         if let Some(body) = sequence.strip_prefix("\x1b]").or_else(|| sequence.strip_prefix('\u{9d}')) {
             let (number, text) = body.split_once(';')?;
             let text = text.trim_end_matches(['\u{7}', '\u{9c}', '\\', '\u{1b}']);
             let title = || text.chars().filter(|c| !c.is_control()).take(limits::TITLE_CHARS).collect();
-            return matches!(number, "0" | "2").then(|| Meaning::Title(title()));
+            return matches!(number, "0" | "2").then(|| ControlSequence::Title(title()));
         }
         match sequence {
-            "\x1b=" => Some(Meaning::Keypad(true)),
-            "\x1b>" => Some(Meaning::Keypad(false)),
-            "\x1bc" => Some(Meaning::Reset),
+            "\x1b=" => Some(ControlSequence::Keypad(true)),
+            "\x1b>" => Some(ControlSequence::Keypad(false)),
+            "\x1bc" => Some(ControlSequence::Reset),
             _ => None,
         }
     }
 
-    fn of_csi(body: &str) -> Option<Meaning> {
+    fn of_csi(body: &str) -> Option<ControlSequence> {
         let last = body.chars().next_back()?;
         let rest = &body[..body.len() - last.len_utf8()];
         let number = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u16>().ok() };
         let modes = || Some(rest.strip_prefix('?')?.split(';').filter_map(number).collect());
         let question = match (rest, last) {
-            ("" | "0", 'c') => Some(Question::Attributes),
-            (">" | ">0", 'c') => Some(Question::Version),
-            ("5", 'n') => Some(Question::Status),
-            ("6", 'n') => Some(Question::Cursor),
-            ("?6", 'n') => Some(Question::ExtendedCursor),
+            ("" | "0", 'c') => Some(TerminalQuery::Attributes),
+            (">" | ">0", 'c') => Some(TerminalQuery::Version),
+            ("5", 'n') => Some(TerminalQuery::Status),
+            ("6", 'n') => Some(TerminalQuery::Cursor),
+            ("?6", 'n') => Some(TerminalQuery::ExtendedCursor),
             _ => None,
         };
         match last {
-            _ if question.is_some() => question.map(Meaning::Question),
-            'h' => Some(Meaning::Mode(modes()?, true)),
-            'l' => Some(Meaning::Mode(modes()?, false)),
-            'b' => Some(Meaning::Repeat(rest.split(';').next().and_then(number).unwrap_or(u16::MAX))),
-            'q' => number(rest.strip_suffix(' ')?).filter(|style| *style <= 6).map(Meaning::CursorStyle),
+            _ if question.is_some() => question.map(ControlSequence::Question),
+            'h' => Some(ControlSequence::Mode(modes()?, true)),
+            'l' => Some(ControlSequence::Mode(modes()?, false)),
+            'b' => Some(ControlSequence::Repeat(rest.split(';').next().and_then(number).unwrap_or(u16::MAX))),
+            'q' => {
+                number(rest.strip_suffix(' ')?).filter(|style| *style <= 6).map(ControlSequence::CursorStyle)
+            }
             _ => None,
         }
     }

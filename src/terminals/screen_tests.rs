@@ -3,16 +3,16 @@
 use super::super::split::Splitter;
 use super::*;
 
-const SMALL: Size = Size { cols: 20, rows: 4 };
+const SMALL: WindowSize = WindowSize { cols: 20, rows: 4 };
 
-fn feed(screen: &mut Screen, text: &str) -> String {
+fn feed(screen: &mut ScreenModel, text: &str) -> String {
     let cut = Splitter::default().take(text.as_bytes());
     assert_eq!(cut.text, text, "the test's own text ends in the middle of something");
     screen.feed(&cut)
 }
 
-fn shown(text: &str) -> Screen {
-    let mut screen = Screen::new(SMALL);
+fn shown(text: &str) -> ScreenModel {
+    let mut screen = ScreenModel::new(SMALL);
     feed(&mut screen, text);
     screen
 }
@@ -42,7 +42,7 @@ fn cells_have_their_style() {
 
 #[test]
 fn questions_are_answered_in_their_place() {
-    let mut screen = Screen::new(SMALL);
+    let mut screen = ScreenModel::new(SMALL);
     assert_eq!(feed(&mut screen, "ab\x1b[6n\r\n\x1b[6n\x1b[c\x1b[0c\x1b[5n\x1b[>c\x1b[?6n"), {
         "\x1b[1;3R\x1b[2;1R\x1b[?1;2c\x1b[?1;2c\x1b[0n\x1b[>0;276;0c\x1b[?2;1R"
     });
@@ -50,8 +50,8 @@ fn questions_are_answered_in_their_place() {
 }
 
 /// Two models are the same when everything that can be asked of them is.
-fn assert_same(a: &Screen, b: &Screen, what: &str) {
-    let json = |screen: &Screen| serde_json::to_string_pretty(&screen.view()).unwrap();
+fn assert_same(a: &ScreenModel, b: &ScreenModel, what: &str) {
+    let json = |screen: &ScreenModel| serde_json::to_string_pretty(&screen.view()).unwrap();
     assert_eq!(json(a), json(b), "{what}");
     assert_eq!(a.modes, b.modes, "{what}");
     assert_eq!(a.application_cursor_keys(), b.application_cursor_keys(), "{what}");
@@ -89,7 +89,7 @@ fn a_repaint_asks_nothing() {
     let asking = "\x1b[c\x1b[>c\x1b[6n\x1b[5n\x1b[?6n\x1bZ\x1b]10;?\x07\x1b]11;?\x1b\\\x1bP$qm\x1b\\\x1b[?2004$p\x1b[18t\
                   \x1b]52;c;?\x07\x05\x1b[>q\x1b[=c\x1bP+q544e\x1b\\\x1b[?u\x1b]4;1;?\x07text";
     let repaint = shown(asking).repaint();
-    let mut client = Screen::new(SMALL);
+    let mut client = ScreenModel::new(SMALL);
     assert_eq!(feed(&mut client, &repaint), "");
     for question in ["\x1bZ", "?\x07", "?\x1b", "$q", "$p", "18t", "\x05", ">q", "+q", "?u", "6n", "[c"] {
         assert!(!repaint.contains(question), "{question:?} in {repaint:?}");
@@ -98,7 +98,7 @@ fn a_repaint_asks_nothing() {
 
 #[test]
 fn a_repeat_is_no_lever() {
-    let mut screen = Screen::new(SMALL);
+    let mut screen = ScreenModel::new(SMALL);
     let start = std::time::Instant::now();
     for _ in 0..2000 {
         feed(&mut screen, "x\x1b[65535b\x1b[999999b\x1b[b");
@@ -118,9 +118,9 @@ fn a_repaint_has_no_sequence_that_only_some_know() {
 #[test]
 fn tab_stops_are_every_eight_columns_after_any_resize() {
     for steps in [&[80, 120][..], &[80, 79, 100, 101, 160, 200], &[16, 24, 8, 90], &[1, 2, 64, 72]] {
-        let mut screen = Screen::new(Size { cols: steps[0], rows: 3 });
+        let mut screen = ScreenModel::new(WindowSize { cols: steps[0], rows: 3 });
         for cols in &steps[1..] {
-            screen.resize(Size { cols: *cols, rows: 3 });
+            screen.resize(WindowSize { cols: *cols, rows: 3 });
         }
         feed(&mut screen, "\r\x1b[2K");
         let last = usize::from(steps[steps.len() - 1]) - 1;
@@ -135,7 +135,7 @@ fn tab_stops_are_every_eight_columns_after_any_resize() {
 #[test]
 fn resizing_keeps_what_it_can() {
     let mut screen = shown("one\r\ntwo\r\nthree");
-    screen.resize(Size { cols: 10, rows: 2 });
+    screen.resize(WindowSize { cols: 10, rows: 2 });
     assert_eq!(screen.text(), "two\nthree\n");
     let view = screen.view();
     assert_eq!((view.cols, view.rows, view.lines.len()), (10, 2, 2));
@@ -216,9 +216,11 @@ fn nothing_that_a_program_writes_breaks_it() {
     ];
     let mut seed = 0x1234_5678_9abc_def1;
     for round in 0..150 {
-        let mut size =
-            Size { cols: 1 + (random(&mut seed) % 30) as u16, rows: 1 + (random(&mut seed) % 12) as u16 };
-        let (mut screen, mut splitter) = (Screen::new(size), Splitter::default());
+        let mut size = WindowSize {
+            cols: 1 + (random(&mut seed) % 30) as u16,
+            rows: 1 + (random(&mut seed) % 12) as u16,
+        };
+        let (mut screen, mut splitter) = (ScreenModel::new(size), Splitter::default());
         for _ in 0..200 {
             let mut text = Vec::new();
             for _ in 0..random(&mut seed) % 8 {
@@ -229,7 +231,7 @@ fn nothing_that_a_program_writes_breaks_it() {
             }
             screen.feed(&splitter.take(&text));
             if random(&mut seed) % 16 == 0 {
-                size = Size {
+                size = WindowSize {
                     cols: 1 + (random(&mut seed) % 40) as u16,
                     rows: 1 + (random(&mut seed) % 20) as u16,
                 };
@@ -240,7 +242,7 @@ fn nothing_that_a_program_writes_breaks_it() {
             assert!(view.cursor.row < usize::from(size.rows) && view.cursor.col < usize::from(size.cols));
         }
         // A dump of whatever came out is a state like any other.
-        let mut copy = Screen::new(size);
+        let mut copy = ScreenModel::new(size);
         copy.feed(&Splitter::default().take(screen.repaint().as_bytes()));
         if splitter.rest().text.is_empty() {
             assert_eq!(copy.text(), screen.text(), "round {round}: {:?}", screen.repaint());

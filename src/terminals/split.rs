@@ -12,13 +12,13 @@ pub(super) struct Splitter {
     bytes: Vec<u8>,
     /// The beginning of a sequence.
     held: String,
-    state: State,
+    state: ParserState,
     /// The sequence in `held` is longer than we hold, and its beginning is gone.
     torn: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum ParserState {
     #[default]
     Ground,
     Escape,
@@ -30,7 +30,7 @@ enum State {
 
 /// A piece.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Cut {
+pub(super) struct SplitText {
     /// Everything; what was not UTF-8 is replaced.
     pub(super) text: String,
     /// The complete control sequences in it.
@@ -39,16 +39,16 @@ pub(super) struct Cut {
 
 impl Splitter {
     /// Takes the next bytes and gives what is whole.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Cut {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> SplitText {
         let mut text = std::mem::take(&mut self.held);
         let from = text.len();
         self.decode(bytes, &mut text);
-        let mut start = (!self.torn && self.state != State::Ground).then_some(0);
+        let mut start = (!self.torn && self.state != ParserState::Ground).then_some(0);
         let mut sequences = Vec::new();
         let mut rest = from;
         while let Some(c) = text[rest..].chars().next() {
             let at = rest;
-            if self.state == State::Ground {
+            if self.state == ParserState::Ground {
                 match text[rest..].find(begins) {
                     Some(next) if next > 0 => {
                         rest += next;
@@ -60,13 +60,13 @@ impl Splitter {
             }
             rest += c.len_utf8();
             // The end of a string is ESC \, and so the beginning of another sequence: they stay together.
-            let string_ends = self.state == State::Text && c == '\u{1b}';
+            let string_ends = self.state == ParserState::Text && c == '\u{1b}';
             let next = self.state.after(c);
-            if begins(c) && !string_ends && next != State::Ground {
+            if begins(c) && !string_ends && next != ParserState::Ground {
                 start = Some(at);
                 self.torn = false;
             }
-            if self.state != State::Ground && next == State::Ground {
+            if self.state != ParserState::Ground && next == ParserState::Ground {
                 // CAN and SUB abandon a sequence.
                 let complete = !matches!(c, '\u{18}' | '\u{1a}');
                 sequences.extend(start.take().filter(|_| complete).map(|start| start..rest));
@@ -74,24 +74,24 @@ impl Splitter {
             }
             self.state = next;
         }
-        if let (Some(start), false) = (start, self.state == State::Ground) {
+        if let (Some(start), false) = (start, self.state == ParserState::Ground) {
             if text.len() - start <= limits::SEQUENCE_BYTES {
                 self.held = text.split_off(start);
             } else {
                 self.torn = true;
             }
         }
-        Cut { text, sequences }
+        SplitText { text, sequences }
     }
 
     /// Whatever is still held, at the end.
-    pub(super) fn rest(&mut self) -> Cut {
+    pub(super) fn rest(&mut self) -> SplitText {
         let mut text = std::mem::take(&mut self.held);
         if !self.bytes.is_empty() {
             self.bytes.clear();
             text.push(char::REPLACEMENT_CHARACTER);
         }
-        Cut { text, sequences: Vec::new() }
+        SplitText { text, sequences: Vec::new() }
     }
 
     /// Appends `bytes` as characters and keeps the beginning of one that is not complete.
@@ -127,22 +127,24 @@ fn begins(c: char) -> bool {
     matches!(c, '\u{1b}' | '\u{90}' | '\u{98}' | '\u{9b}' | '\u{9d}'..='\u{9f}')
 }
 
-impl State {
-    fn after(self, c: char) -> State {
+impl ParserState {
+    fn after(self, c: char) -> ParserState {
         match (self, c) {
-            (State::Text, '\u{7}' | '\u{9c}') => State::Ground,
-            (_, '\u{18}' | '\u{1a}') => State::Ground,
-            (_, '\u{1b}') => State::Escape,
-            (State::Text, _) => State::Text,
-            (_, '\u{9b}') => State::Csi,
-            (_, '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}') => State::Text,
-            (State::Escape, '[') => State::Csi,
-            (State::Escape, ']' | 'P' | 'X' | '^' | '_') => State::Text,
-            (State::Escape | State::EscapeIntermediate, ' '..='/') => State::EscapeIntermediate,
-            (State::Csi, ' '..='?') => State::Csi,
+            (ParserState::Text, '\u{7}' | '\u{9c}') => ParserState::Ground,
+            (_, '\u{18}' | '\u{1a}') => ParserState::Ground,
+            (_, '\u{1b}') => ParserState::Escape,
+            (ParserState::Text, _) => ParserState::Text,
+            (_, '\u{9b}') => ParserState::Csi,
+            (_, '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}') => ParserState::Text,
+            (ParserState::Escape, '[') => ParserState::Csi,
+            (ParserState::Escape, ']' | 'P' | 'X' | '^' | '_') => ParserState::Text,
+            (ParserState::Escape | ParserState::EscapeIntermediate, ' '..='/') => {
+                ParserState::EscapeIntermediate
+            }
+            (ParserState::Csi, ' '..='?') => ParserState::Csi,
             // Other control characters are executed in the middle of a sequence.
             (_, '\0'..='\u{1f}') => self,
-            _ => State::Ground,
+            _ => ParserState::Ground,
         }
     }
 }
@@ -151,7 +153,7 @@ impl State {
 mod tests {
     use super::*;
 
-    fn sequences(cut: &Cut) -> Vec<&str> {
+    fn sequences(cut: &SplitText) -> Vec<&str> {
         cut.sequences.iter().map(|range| &cut.text[range.clone()]).collect()
     }
 
@@ -184,7 +186,7 @@ mod tests {
             let (mut all, mut found) = (String::new(), Vec::new());
             for bytes in text.as_bytes().chunks(size) {
                 let cut = splitter.take(bytes);
-                assert_eq!(splitter.held.is_empty(), splitter.state == State::Ground);
+                assert_eq!(splitter.held.is_empty(), splitter.state == ParserState::Ground);
                 found.extend(sequences(&cut).into_iter().map(str::to_owned));
                 all.push_str(&cut.text);
             }

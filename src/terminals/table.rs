@@ -8,32 +8,34 @@ use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::{Kind, Mode, Pastes, Plan, Shown, Terminal, Watcher, Why};
-use crate::base::shares::{Crowd, Ledger, Party, Share, Shares};
+use super::{
+    EndReason, PasteBudget, Terminal, TerminalKind, TerminalSpec, TerminalView, TerminalWatcher, WatchMode,
+};
+use crate::base::shares::{Ledger, Party, Share, Shares, WorkspaceCounts};
 use crate::base::thread::{JoinOnDrop, lock};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Launcher;
-use crate::runs::Running;
+use crate::runs::ActiveRun;
 
 /// Whose shell it is: a workspace and a credential.
 pub type ShellKey = (Uuid, String);
 
 /// The table.
 pub struct Terminals {
-    state: Mutex<State>,
+    state: Mutex<TerminalTable>,
     /// The memory for large input.
-    pub pastes: Pastes,
+    pub pastes: PasteBudget,
     shares: Shares,
 }
 
 #[derive(Default)]
-struct State {
-    all: Vec<Entry>,
+struct TerminalTable {
+    all: Vec<TerminalEntry>,
     shells: HashMap<ShellKey, Arc<Mutex<Option<Arc<Terminal>>>>>,
 }
 
 /// Dropping it joins the thread, which has ended or is about to.
-struct Entry {
+struct TerminalEntry {
     terminal: Arc<Terminal>,
     /// While its program runs.
     share: Option<Share>,
@@ -45,7 +47,7 @@ impl Default for Terminals {
         Terminals {
             state: Mutex::default(),
             shares: Shares::new(Ledger::new(limits::TERMINALS)),
-            pastes: Pastes::default(),
+            pastes: PasteBudget::default(),
         }
     }
 }
@@ -57,15 +59,15 @@ impl Terminals {
     /// `Busy` when there are too many, `OverShare` when there are too many of this party; what the launcher says.
     pub fn start(
         &self,
-        running: Running,
+        running: ActiveRun,
         party: Party,
         launcher: &dyn Launcher,
-        plan: Plan,
+        plan: TerminalSpec,
     ) -> Result<Arc<Terminal>> {
         let share = Some(self.share(party)?);
         let workspace = running.run.workspace;
         let (terminal, thread) = Terminal::start(running, workspace, launcher, plan)?;
-        lock(&self.state).all.push(Entry { terminal: terminal.clone(), share, _thread: thread });
+        lock(&self.state).all.push(TerminalEntry { terminal: terminal.clone(), share, _thread: thread });
         Ok(terminal)
     }
 
@@ -73,17 +75,21 @@ impl Terminals {
     ///
     /// # Errors
     /// What `start` says; `Busy` when too many clients watch it.
-    pub fn shell(&self, key: ShellKey, start: impl FnOnce() -> Result<Arc<Terminal>>) -> Result<Watcher> {
+    pub fn shell(
+        &self,
+        key: ShellKey,
+        start: impl FnOnce() -> Result<Arc<Terminal>>,
+    ) -> Result<TerminalWatcher> {
         let slot = lock(&self.state).shells.entry(key).or_default().clone();
         let mut shell = lock(&slot);
         if let Some(terminal) = shell.as_ref() {
-            match terminal.watch(Mode::Shared) {
+            match terminal.watch(WatchMode::Shared) {
                 Err(error) if error.code() == Code::TerminalEnded => {}
                 watcher => return watcher,
             }
         }
         let terminal = start()?;
-        let watcher = terminal.watch(Mode::Shared)?;
+        let watcher = terminal.watch(WatchMode::Shared)?;
         *shell = Some(terminal);
         Ok(watcher)
     }
@@ -105,11 +111,11 @@ impl Terminals {
     }
 
     /// Those of `workspace`, the oldest first.
-    pub fn list(&self, workspace: Uuid) -> Vec<Shown> {
+    pub fn list(&self, workspace: Uuid) -> Vec<TerminalView> {
         let all = self.all();
         all.iter()
             .filter(|terminal| terminal.workspace == workspace)
-            .map(|terminal| terminal.shown())
+            .map(|terminal| terminal.terminal_view())
             .collect()
     }
 
@@ -117,32 +123,32 @@ impl Terminals {
     ///
     /// # Errors
     /// `TerminalNotFound`.
-    pub fn remove(&self, workspace: Uuid, id: Uuid) -> Result<Shown> {
+    pub fn remove(&self, workspace: Uuid, id: Uuid) -> Result<TerminalView> {
         let terminal = self.get(workspace, id)?;
-        terminal.end(Why::Deleted);
+        terminal.end(EndReason::Deleted);
         let gone = {
             let mut state = lock(&self.state);
             let at = state.all.iter().position(|known| known.terminal.id == id);
             at.map(|at| state.all.remove(at))
         };
         drop(gone);
-        Ok(terminal.shown())
+        Ok(terminal.terminal_view())
     }
 
     /// Ends all of them: the server stops.
     pub fn close(&self) {
         let all = std::mem::take(&mut lock(&self.state).all);
         // All are told before any is waited for.
-        for Entry { terminal, .. } in &all {
+        for TerminalEntry { terminal, .. } in &all {
             terminal.cancel.cancel();
         }
-        for Entry { terminal, .. } in &all {
-            terminal.end(Why::Workspace);
+        for TerminalEntry { terminal, .. } in &all {
+            terminal.end(EndReason::Workspace);
         }
     }
 
     fn share(&self, party: Party) -> Result<Share> {
-        self.tidy();
+        self.prune();
         let full = || {
             let message =
                 format!("{} terminals run already; delete one that is not needed", limits::TERMINALS);
@@ -152,21 +158,23 @@ impl Terminals {
     }
 
     fn all(&self) -> Vec<Arc<Terminal>> {
-        self.tidy();
+        self.prune();
         lock(&self.state).all.iter().map(|entry| entry.terminal.clone()).collect()
     }
 
     /// Forgets what ended long ago, shells at once. Of too many that have ended, the oldest of the workspace that has most
     /// of them goes first.
-    fn tidy(&self) {
+    fn prune(&self) {
         let mut state = lock(&self.state);
-        let mut kept = Crowd::default();
+        let mut kept = WorkspaceCounts::default();
         let (mut stay, mut gone) = (Vec::new(), Vec::new());
         for mut entry in std::mem::take(&mut state.all) {
             let terminal = &entry.terminal;
             match terminal.ended_since() {
                 None => stay.push(entry),
-                Some(since) if terminal.kind == Kind::Shell || since.elapsed() >= limits::TERMINAL_KEPT => {
+                Some(since)
+                    if terminal.kind == TerminalKind::Shell || since.elapsed() >= limits::TERMINAL_KEPT =>
+                {
                     gone.push(entry);
                 }
                 Some(_) => {
@@ -178,7 +186,7 @@ impl Terminals {
         }
         while kept.len() > limits::TERMINALS_KEPT {
             let largest = kept.largest();
-            let ended = |entry: &Entry| {
+            let ended = |entry: &TerminalEntry| {
                 entry.share.is_none()
                     && Some(entry.terminal.workspace) == largest.map(|(workspace, _)| workspace)
             };

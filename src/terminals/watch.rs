@@ -8,15 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{End, Terminal};
+use super::{Terminal, TerminalEnd};
 use crate::base::thread::lock;
 use crate::base::{Result, limits};
 use crate::proc::Waker;
-use crate::proc::pty::Size;
+use crate::proc::pty::WindowSize;
 
 /// What a client wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum WatchMode {
     /// Watch only.
     Read,
     /// Write if nobody else does, else watch.
@@ -29,7 +29,7 @@ pub enum Mode {
 
 /// Something that a client must be told.
 #[derive(Debug)]
-pub enum Out {
+pub enum WatchEvent {
     /// More output, or all that is on the screen.
     Text(String),
     /// Whether its input counts from now on.
@@ -38,16 +38,16 @@ pub enum Out {
         writes: bool,
     },
     /// The terminal has another size.
-    Size(Size),
+    Size(WindowSize),
     /// The terminal has ended; nothing follows.
-    End(End),
+    End(TerminalEnd),
 }
 
 /// A client's place in the terminal's state.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct WatcherQueue {
     number: u64,
-    queue: VecDeque<Out>,
+    queue: VecDeque<WatchEvent>,
     /// Bytes of text in it.
     bytes: usize,
     /// The next text is the whole screen.
@@ -55,11 +55,11 @@ pub(super) struct Seat {
     wake: Arc<Waker>,
 }
 
-impl Seat {
-    pub(super) fn new(number: u64) -> Result<Seat> {
+impl WatcherQueue {
+    pub(super) fn new(number: u64) -> Result<WatcherQueue> {
         let wake = Arc::new(Waker::new()?);
         wake.wake();
-        Ok(Seat { number, queue: VecDeque::new(), bytes: 0, repaint: true, wake })
+        Ok(WatcherQueue { number, queue: VecDeque::new(), bytes: 0, repaint: true, wake })
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -70,19 +70,19 @@ impl Seat {
         self.wake.clone()
     }
 
-    pub(super) fn push(&mut self, out: Out) {
+    pub(super) fn push(&mut self, out: WatchEvent) {
         self.queue.push_back(out);
         self.wake.wake();
     }
 
     /// Another size: the picture for the old one is of no use any more, and every terminal wraps it anew in its own way.
-    pub(super) fn resize(&mut self, size: Size) {
+    pub(super) fn resize(&mut self, size: WindowSize) {
         self.drop_text();
-        self.push(Out::Size(size));
+        self.push(WatchEvent::Size(size));
     }
 
     fn drop_text(&mut self) {
-        self.queue.retain(|out| !matches!(out, Out::Text(_)));
+        self.queue.retain(|out| !matches!(out, WatchEvent::Text(_)));
         self.bytes = 0;
         self.repaint = true;
     }
@@ -97,8 +97,8 @@ impl Seat {
         } else {
             self.bytes += text.len();
             match self.queue.back_mut() {
-                Some(Out::Text(last)) => last.push_str(text),
-                _ => self.queue.push_back(Out::Text(text.to_owned())),
+                Some(WatchEvent::Text(last)) => last.push_str(text),
+                _ => self.queue.push_back(WatchEvent::Text(text.to_owned())),
             }
         }
         self.wake.wake();
@@ -106,21 +106,26 @@ impl Seat {
 }
 
 /// A client of a terminal. It leaves when this is dropped.
-pub struct Watcher {
+pub struct TerminalWatcher {
     terminal: Arc<Terminal>,
     number: u64,
-    mode: Mode,
+    mode: WatchMode,
     wake: Arc<Waker>,
 }
 
-impl Watcher {
-    pub(super) fn new(terminal: Arc<Terminal>, number: u64, mode: Mode, wake: Arc<Waker>) -> Watcher {
-        Watcher { terminal, number, mode, wake }
+impl TerminalWatcher {
+    pub(super) fn new(
+        terminal: Arc<Terminal>,
+        number: u64,
+        mode: WatchMode,
+        wake: Arc<Waker>,
+    ) -> TerminalWatcher {
+        TerminalWatcher { terminal, number, mode, wake }
     }
 
     /// Whether anything that it types can count.
     pub fn may_write(&self) -> bool {
-        self.mode != Mode::Read
+        self.mode != WatchMode::Read
     }
 
     /// The terminal.
@@ -129,19 +134,19 @@ impl Watcher {
     }
 
     /// Everything there is to tell now, the oldest first. Does not wait; until then its descriptor is readable.
-    pub fn take(&self) -> Vec<Out> {
+    pub fn take(&self) -> Vec<WatchEvent> {
         self.wake.clear();
         let mut state = lock(&self.terminal.state);
         let state = &mut *state;
-        let Some(seat) = state.seats.iter_mut().find(|seat| seat.number == self.number) else {
+        let Some(seat) = state.watchers.iter_mut().find(|seat| seat.number == self.number) else {
             return Vec::new();
         };
         let mut all = Vec::from(std::mem::take(&mut seat.queue));
         seat.bytes = 0;
         if std::mem::take(&mut seat.repaint) {
             // Behind the news of its size, and before that of its end.
-            let at = all.iter().position(|out| matches!(out, Out::End(_))).unwrap_or(all.len());
-            all.insert(at, Out::Text(state.screen.repaint()));
+            let at = all.iter().position(|out| matches!(out, WatchEvent::End(_))).unwrap_or(all.len());
+            all.insert(at, WatchEvent::Text(state.screen.repaint()));
         }
         all
     }
@@ -155,7 +160,7 @@ impl Watcher {
         }
         if state.writer != Some(self.number) {
             // What another client's terminal has answered already must not be typed a second time.
-            if self.mode != Mode::Shared || bytes.len() <= limits::SEQUENCE_BYTES && is_answer(bytes) {
+            if self.mode != WatchMode::Shared || bytes.len() <= limits::SEQUENCE_BYTES && is_answer(bytes) {
                 return bytes.len();
             }
             state.set_writer(Some(self.number));
@@ -176,8 +181,8 @@ impl Watcher {
     }
 
     /// Changes the terminal's size, if this client may.
-    pub fn resize(&self, size: Size) {
-        let may = self.mode == Mode::Shared || lock(&self.terminal.state).writer == Some(self.number);
+    pub fn resize(&self, size: WindowSize) {
+        let may = self.mode == WatchMode::Shared || lock(&self.terminal.state).writer == Some(self.number);
         if may {
             // It may have ended meanwhile, which the client will be told.
             let _ = self.terminal.resize(size);
@@ -185,21 +190,21 @@ impl Watcher {
     }
 }
 
-impl AsFd for Watcher {
+impl AsFd for TerminalWatcher {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 }
 
-impl Drop for Watcher {
+impl Drop for TerminalWatcher {
     fn drop(&mut self) {
         let mut state = lock(&self.terminal.state);
-        state.seats.retain(|seat| seat.number != self.number);
+        state.watchers.retain(|seat| seat.number != self.number);
         if state.writer == Some(self.number) {
             state.writer = None;
         }
         state.active = Instant::now();
-        state.left = state.active;
+        state.last_left = state.active;
         // Its idle time begins now.
         self.terminal.waker.wake();
     }
@@ -239,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_slow_client_costs_no_more_than_its_share() {
-        let mut seat = Seat::new(0).unwrap();
+        let mut seat = WatcherQueue::new(0).unwrap();
         seat.repaint = false;
         for _ in 0..100 {
             seat.push_text(&"x".repeat(10_000));

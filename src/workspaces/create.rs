@@ -5,33 +5,33 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::record::{Kind, Shown};
+use super::record::{WorkspaceKind, WorkspaceView};
 use super::resources::Resources;
-use crate::base::fields::Fields as Known;
+use crate::base::fields::KnownFields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::{Code, Error, Result, limits, object};
 use crate::library::Template;
-use crate::store::allowlist::{self, Mount};
+use crate::store::allowlist::{self, MountRequest};
 
 /// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
 #[derive(Debug, Deserialize)]
-pub struct Create {
+pub struct CreateWorkspace {
     /// Required.
     pub name: String,
     /// Default `host`.
-    pub workspace_type: Option<Kind>,
+    pub workspace_type: Option<WorkspaceKind>,
     /// The folder.
     pub path: Option<String>,
     /// Forces `container`.
     pub template: Option<String>,
     /// All that can be changed later as well.
     #[serde(flatten)]
-    pub fields: Fields,
+    pub fields: WorkspaceFields,
 }
 
 /// What both `POST` and `PUT` take.
 #[derive(Debug, Default, Deserialize)]
-pub struct Fields {
+pub struct WorkspaceFields {
     /// Library skills.
     pub skills: Option<Vec<String>>,
     /// Library tools.
@@ -54,7 +54,7 @@ pub struct Fields {
     pub shared_network: Option<bool>,
     /// Folders of the host in its container; `[]` clears.
     #[serde(default, deserialize_with = "object::optional_list")]
-    pub mounts: Option<Vec<Mount>>,
+    pub mounts: Option<Vec<MountRequest>>,
     /// `exit_node` or `tailnet_only`.
     pub tailscale_mode: Option<String>,
     /// MCP servers.
@@ -70,20 +70,20 @@ pub struct Fields {
 
 /// The body of `PUT /api/workspaces/:id`.
 #[derive(Debug, Default, Deserialize)]
-pub struct Update {
+pub struct UpdateWorkspace {
     /// A new label.
     pub name: Option<String>,
     /// A label only; blank clears.
     pub template: Option<String>,
     /// The rest.
     #[serde(flatten)]
-    pub fields: Fields,
+    pub fields: WorkspaceFields,
 }
 
-impl Create {
+impl CreateWorkspace {
     /// What a body may hold.
     pub fn known() -> Known {
-        Known::named(&["name", "workspace_type", "path", "template"]).and(Fields::known())
+        Known::from_names(&["name", "workspace_type", "path", "template"]).merge(WorkspaceFields::known())
     }
 
     /// What makes sense for a container only was given without a type, so that the workspace would be on the host; the
@@ -124,18 +124,20 @@ impl Create {
     }
 }
 
-impl Update {
+impl UpdateWorkspace {
     /// What a body may hold.
     pub fn known() -> Known {
         // Clients send the whole object back; what cannot change is left as it is, as observed.
-        Known::named(&["name", "template", "warnings"]).and(Known::of::<Shown>()).and(Fields::known())
+        Known::from_names(&["name", "template", "warnings"])
+            .merge(Known::from_type::<WorkspaceView>())
+            .merge(WorkspaceFields::known())
     }
 
     /// Applies everything that was given, or nothing.
     ///
     /// # Errors
     /// 400s that name the field.
-    pub fn apply(self, shown: &mut Shown) -> Result<()> {
+    pub fn apply(self, shown: &mut WorkspaceView) -> Result<()> {
         if let Some(name) = self.name {
             shown.name = Label::parse(&name)?;
         }
@@ -146,11 +148,11 @@ impl Update {
     }
 }
 
-impl Fields {
+impl WorkspaceFields {
     fn known() -> Known {
-        Known::of::<Fields>()
-            .below("resources", Known::of::<Resources>())
-            .below("mounts", Known::of::<Mount>())
+        Known::from_type::<WorkspaceFields>()
+            .with_nested("resources", Known::from_type::<Resources>())
+            .with_nested("mounts", Known::from_type::<MountRequest>())
     }
 
     /// These on top of a template's: variables and lists of both, of everything else what was asked for, or else what
@@ -158,7 +160,7 @@ impl Fields {
     ///
     /// # Errors
     /// `Conflict` when a secret of the template cannot be opened.
-    pub fn over(self, template: &Template) -> Result<Fields> {
+    pub fn over(self, template: &Template) -> Result<WorkspaceFields> {
         let base = &template.fields;
         let both =
             |base: &[String], own: Option<Vec<String>>| Some([base, &own.unwrap_or_default()].concat());
@@ -175,7 +177,7 @@ impl Fields {
             (None, None) => (base.network, base.shared_network),
             own => own,
         };
-        Ok(Fields {
+        Ok(WorkspaceFields {
             skills: both(&base.skills, self.skills),
             tools: both(&base.tools, self.tools),
             plugins: or(&base.plugins, self.plugins),
@@ -199,7 +201,7 @@ impl Fields {
     ///
     /// # Errors
     /// 400s that name the field.
-    pub fn apply(self, shown: &mut Shown) -> Result<()> {
+    pub fn apply(self, shown: &mut WorkspaceView) -> Result<()> {
         if let Some(distro) = self.distro {
             shown.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
             shown.image = None;
@@ -261,7 +263,7 @@ impl Fields {
             shown.idle_timeout_secs = Some(secs);
         }
         if let Some(mounts) = self.mounts {
-            if shown.workspace_type == Kind::Host && !mounts.is_empty() {
+            if shown.workspace_type == WorkspaceKind::Host && !mounts.is_empty() {
                 return Err(Error::new(
                     Code::NotAContainer,
                     "Only a container can have mounts; a host workspace sees the host's folders as they are",
@@ -276,7 +278,7 @@ impl Fields {
 
 /// Whichever word was used, the record says both. On the host itself there is only the host's network; sandboxed.sh's
 /// field is kept there, as observed.
-fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Shown) -> Result<()> {
+fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut WorkspaceView) -> Result<()> {
     let before = shown.network();
     let after = match (network, shared) {
         (None, None) => before,
@@ -292,7 +294,7 @@ fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Sho
         (None, Some(false)) if before == Network::Host => Network::Private,
         (None, Some(false)) => before,
     };
-    let host = shown.workspace_type == Kind::Host;
+    let host = shown.workspace_type == WorkspaceKind::Host;
     if host && network.is_some_and(|network| network != Network::Host) {
         return Err(Error::new(
             Code::NotAContainer,
@@ -338,7 +340,7 @@ fn not_blank(text: String) -> Option<String> {
 
 /// Which folders the API may use for workspaces.
 #[derive(Clone, Debug)]
-pub struct Grounds {
+pub struct FolderPolicy {
     /// berth's own.
     pub data_dir: PathBuf,
     /// What a relative path is relative to: the default host workspace.
@@ -347,7 +349,7 @@ pub struct Grounds {
     pub authorized_roots: Vec<PathBuf>,
 }
 
-impl Grounds {
+impl FolderPolicy {
     /// A host workspace's folder. Made if it does not exist, once everything else has been checked.
     ///
     /// # Errors

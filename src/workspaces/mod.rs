@@ -9,10 +9,10 @@ pub mod resources;
 pub mod status;
 pub mod sync;
 
-pub use record::{Job, Kind, Record, Shown, Status};
+pub use record::{WorkspaceJob, WorkspaceKind, WorkspaceRecord, WorkspaceStatus, WorkspaceView};
 pub use registry::{Registry, Workspace, openwork_id};
 pub use resources::Resources;
-pub use status::Base;
+pub use status::ContainerBase;
 
 use std::path::PathBuf;
 

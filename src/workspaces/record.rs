@@ -8,15 +8,15 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::opencode::Chosen;
+use super::opencode::ConnectionOverride;
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, Network};
-use crate::store::allowlist::Mount;
+use crate::store::allowlist::MountRequest;
 
 /// Where a workspace's commands run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum WorkspaceKind {
     /// On the host itself.
     Host,
     /// In a container; `chroot` is sandboxed.sh's old word.
@@ -27,7 +27,7 @@ pub enum Kind {
 /// What can be done with a workspace now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum WorkspaceStatus {
     /// A container that has not been built.
     Pending,
     /// A build or an init script is under way.
@@ -41,17 +41,17 @@ pub enum Status {
 /// The workspace object of `/api`: the fields of sandboxed.sh's documents and of its server. Nulls
 /// are always written, as observed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Shown {
+pub struct WorkspaceView {
     /// Nil for the default host workspace.
     pub id: Uuid,
     /// A label.
     pub name: Label,
     /// Host or container.
-    pub workspace_type: Kind,
+    pub workspace_type: WorkspaceKind,
     /// The folder: a host workspace's files, or a container's root.
     pub path: String,
     /// The state.
-    pub status: Status,
+    pub status: WorkspaceStatus,
     /// Why the last build failed.
     pub error_message: Option<String>,
     /// RFC 3339.
@@ -87,7 +87,7 @@ pub struct Shown {
     pub shared_network: Option<bool>,
     /// Folders of the host in its container.
     #[serde(default)]
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<MountRequest>,
     /// Kept for sandboxed.sh's clients.
     pub tailscale_mode: Option<String>,
     /// Kept for sandboxed.sh's clients.
@@ -103,7 +103,7 @@ pub struct Shown {
     pub idle_timeout_secs: Option<u64>,
 }
 
-impl Shown {
+impl WorkspaceView {
     /// What its container sees of the network. Records of earlier versions have only sandboxed.sh's word for it.
     pub fn network(&self) -> Network {
         self.network.unwrap_or(match self.shared_network {
@@ -116,7 +116,7 @@ impl Shown {
 /// What is under way, journaled so that a start after a crash knows what to repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Job {
+pub enum WorkspaceJob {
     /// A build; `fresh`: it makes the root, so an unfinished root holds nothing of anybody's.
     Build {
         /// The root did not exist before, or was given up with `rebuild`.
@@ -133,7 +133,7 @@ pub enum Job {
 /// How a workspace came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Origin {
+pub enum WorkspaceOrigin {
     /// By flag, environment or file; listed while it is configured.
     Configured,
     /// By the API.
@@ -141,83 +141,90 @@ pub enum Origin {
 }
 
 /// A workspace as the server has it in memory. Stored it holds no path of the data folder, so that that can be moved
-/// ([`Record::resolve`]).
+/// ([`WorkspaceRecord::resolve`]).
 #[derive(Clone, Debug, Deserialize)]
-pub struct Record {
+pub struct WorkspaceRecord {
     /// What clients see.
     #[serde(flatten)]
-    pub shown: Shown,
+    pub view: WorkspaceView,
     /// How it came to be.
-    pub origin: Origin,
+    pub origin: WorkspaceOrigin,
     /// What is under way.
-    pub job: Option<Job>,
+    pub job: Option<WorkspaceJob>,
     /// The folder was made by berth inside the workspace's own data, and goes with it.
     pub own_folder: bool,
     /// Where owners have said that its OpenCode is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub opencode: Option<Chosen>,
+    pub opencode: Option<ConnectionOverride>,
     #[serde(skip)]
-    written: Written,
+    cached_json: CachedJson,
 }
 
 /// A record as clients see it, written once: lists are asked for far more often than anything in them changes. A change
 /// is made to a copy, which has nothing written yet.
 #[derive(Debug, Default)]
-struct Written(OnceLock<String>);
+struct CachedJson(OnceLock<String>);
 
-impl Clone for Written {
-    fn clone(&self) -> Written {
-        Written::default()
+impl Clone for CachedJson {
+    fn clone(&self) -> CachedJson {
+        CachedJson::default()
     }
 }
 
-impl Serialize for Record {
+impl Serialize for WorkspaceRecord {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Stored<'a> {
+        struct StoredRecord<'a> {
             #[serde(flatten)]
-            shown: Cow<'a, Shown>,
-            origin: Origin,
-            job: Option<Job>,
+            shown: Cow<'a, WorkspaceView>,
+            origin: WorkspaceOrigin,
+            job: Option<WorkspaceJob>,
             own_folder: bool,
             #[serde(skip_serializing_if = "Option::is_none")]
-            opencode: &'a Option<Chosen>,
+            opencode: &'a Option<ConnectionOverride>,
         }
-        let mut shown = Cow::Borrowed(&self.shown);
-        if let Some(name) = Path::new(&self.shown.path).file_name().filter(|_| self.own_folder) {
+        let mut shown = Cow::Borrowed(&self.view);
+        if let Some(name) = Path::new(&self.view.path).file_name().filter(|_| self.own_folder) {
             shown.to_mut().path = name.to_string_lossy().into_owned();
         }
-        let Record { origin, job, own_folder, opencode, .. } = self;
-        Stored { shown, origin: *origin, job: *job, own_folder: *own_folder, opencode }.serialize(serializer)
+        let WorkspaceRecord { origin, job, own_folder, opencode, .. } = self;
+        StoredRecord { shown, origin: *origin, job: *job, own_folder: *own_folder, opencode }
+            .serialize(serializer)
     }
 }
 
-impl Record {
+impl WorkspaceRecord {
     /// Gives a workspace whose files are in its own folder their path: `folder` is where that is now. Earlier versions stored
     /// the whole path, which may be that of another place.
     pub(super) fn resolve(&mut self, folder: &Path) {
-        let name = Path::new(&self.shown.path).file_name();
+        let name = Path::new(&self.view.path).file_name();
         if let Some(path) = name.filter(|_| self.own_folder).map(|name| folder.join(name)) {
-            self.shown.path = path.to_string_lossy().into_owned();
+            self.view.path = path.to_string_lossy().into_owned();
         }
     }
 
     /// What clients see, as JSON.
     pub fn json(&self) -> &str {
-        self.written.0.get_or_init(|| {
+        self.cached_json.0.get_or_init(|| {
             // Its keys are strings, for which alone it could fail.
-            serde_json::to_string(&self.shown).unwrap_or_else(|_| "null".into())
+            serde_json::to_string(&self.view).unwrap_or_else(|_| "null".into())
         })
     }
 
     /// A workspace with nothing but a name and a place.
-    pub fn new(id: Uuid, name: Label, kind: Kind, path: String, origin: Origin) -> Record {
+    pub fn new(
+        id: Uuid,
+        name: Label,
+        kind: WorkspaceKind,
+        path: String,
+        origin: WorkspaceOrigin,
+    ) -> WorkspaceRecord {
         let status = match kind {
-            Kind::Host => Status::Ready,
-            Kind::Container => Status::Pending,
+            WorkspaceKind::Host => WorkspaceStatus::Ready,
+            WorkspaceKind::Container => WorkspaceStatus::Pending,
         };
-        Record {
-            shown: Shown {
+        WorkspaceRecord {
+            view: WorkspaceView {
                 id,
                 name,
                 workspace_type: kind,
@@ -247,7 +254,7 @@ impl Record {
             job: None,
             own_folder: false,
             opencode: None,
-            written: Written::default(),
+            cached_json: CachedJson::default(),
         }
     }
 }

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Configured;
-use super::create::{Create, Grounds, Update};
-use super::record::{Job, Kind, Origin, Record, Status};
+use super::create::{CreateWorkspace, FolderPolicy, UpdateWorkspace};
+use super::record::{WorkspaceJob, WorkspaceKind, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
 use super::status::not_found;
 use crate::base::ids::Label;
 use crate::base::thread::lock;
@@ -28,7 +28,7 @@ use crate::store::{file, tree};
 pub struct Workspace {
     id: Uuid,
     folder: PathBuf,
-    record: JsonFile<Record>,
+    record: JsonFile<WorkspaceRecord>,
     /// Deletion has begun. In memory only: a full disk must not stop anyone from deleting.
     deleting: AtomicBool,
     /// Its id in the OpenWork API.
@@ -51,7 +51,7 @@ impl Workspace {
     }
 
     /// Its record as of now.
-    pub fn record(&self) -> Arc<Record> {
+    pub fn record(&self) -> Arc<WorkspaceRecord> {
         self.record.get()
     }
 
@@ -59,7 +59,7 @@ impl Workspace {
     ///
     /// # Errors
     /// Those of `change`, of the disk, and `WorkspaceNotFound` once deletion has begun.
-    pub fn update<R>(&self, change: impl FnOnce(&mut Record) -> Result<R>) -> Result<R> {
+    pub fn update<R>(&self, change: impl FnOnce(&mut WorkspaceRecord) -> Result<R>) -> Result<R> {
         self.record.update(|record| {
             self.check_alive()?;
             change(record)
@@ -81,7 +81,7 @@ impl Workspace {
     pub fn begin_delete(&self) -> Result<()> {
         self.record().check_deletable()?;
         // An update that found it alive has been written by then, so that none finds its folder gone.
-        let begun = self.record.between_updates(|| self.deleting.swap(true, Ordering::SeqCst));
+        let begun = self.record.while_locked(|| self.deleting.swap(true, Ordering::SeqCst));
         if begun { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
 
@@ -101,7 +101,7 @@ impl Workspace {
 pub struct Registry {
     folder: PathBuf,
     trash: PathBuf,
-    grounds: Grounds,
+    folder_policy: FolderPolicy,
     workspaces: RwLock<HashMap<Uuid, Arc<Workspace>>>,
     /// The configured ones in their order, for the OpenWork API, and which is active.
     active: Mutex<Vec<Uuid>>,
@@ -112,7 +112,7 @@ pub struct Registry {
 }
 
 /// How many limited tokens can have chosen a workspace. Beyond it one that was chosen is forgotten.
-const CHOICES: usize = 4096;
+const ACTIVE_CHOICES: usize = 4096;
 
 const RECORD: &str = "workspace.json";
 const STAGING: &str = ".new-";
@@ -135,7 +135,7 @@ impl Registry {
         file::own_dir_private(&trash)?;
         let default_path = configured.first().map_or(current_dir, |first| &first.path);
         let registry = Registry {
-            grounds: Grounds {
+            folder_policy: FolderPolicy {
                 data_dir: data_dir.to_owned(),
                 base: default_path.to_owned(),
                 authorized_roots: authorized_roots.to_owned(),
@@ -166,7 +166,7 @@ impl Registry {
         let listed = lock(&registry.active).clone();
         registry
             .write()
-            .retain(|id, workspace| workspace.record().origin == Origin::Api || listed.contains(id));
+            .retain(|id, workspace| workspace.record().origin == WorkspaceOrigin::Api || listed.contains(id));
         Ok(registry)
     }
 
@@ -183,10 +183,10 @@ impl Registry {
             let _ = file::sweep_temps(&folder);
             match read_record(&folder, id) {
                 Ok(record) => {
-                    if record.get().shown.network.is_none() {
+                    if record.get().view.network.is_none() {
                         // Of an earlier version. A full disk must not keep it from being served.
                         let _ = record.update(|record| {
-                            record.shown.network = Some(record.shown.network());
+                            record.view.network = Some(record.view.network());
                             Ok(())
                         });
                     }
@@ -208,11 +208,11 @@ impl Registry {
         let name = Label::parse(&workspace.name).or_else(|_| Label::parse("workspace"))?;
         let record = match self.find(id) {
             Some(known) => {
-                let changed = known.record().shown.path != path;
+                let changed = known.record().view.path != path;
                 if changed {
                     known.update(|record| {
-                        record.shown.path = path.to_owned();
-                        record.shown.name = name;
+                        record.view.path = path.to_owned();
+                        record.view.name = name;
                         Ok(())
                     })?;
                 }
@@ -220,7 +220,13 @@ impl Registry {
                 self.write().remove(&id);
                 read_record(&folder, id)?
             }
-            None => self.store(Record::new(id, name, Kind::Host, path.to_owned(), Origin::Configured))?,
+            None => self.store(WorkspaceRecord::new(
+                id,
+                name,
+                WorkspaceKind::Host,
+                path.to_owned(),
+                WorkspaceOrigin::Configured,
+            ))?,
         };
         lock(&self.active).push(id);
         self.insert(self.folder.join(id.to_string()), record, Some(workspace.clone()));
@@ -228,14 +234,14 @@ impl Registry {
     }
 
     /// Makes a new record's folder: complete or not at all.
-    fn store(&self, record: Record) -> Result<JsonFile<Record>> {
-        let id = record.shown.id;
+    fn store(&self, record: WorkspaceRecord) -> Result<JsonFile<WorkspaceRecord>> {
+        let id = record.view.id;
         let staging_name = format!("{STAGING}{id}");
         let staging = self.folder.join(&staging_name);
         let folder = self.folder.join(id.to_string());
         file::create_dir_private(&staging)?;
-        let text =
-            serde_json::to_vec_pretty(&record).map_err(|error| Error::internal("record").because(error))?;
+        let text = serde_json::to_vec_pretty(&record)
+            .map_err(|error| Error::internal("record").with_source(error))?;
         let stored = file::write_atomic(&staging.join(RECORD), &text, 0o600)
             .and_then(|()| std::fs::rename(&staging, &folder).at("move", &staging));
         if let Err(error) = stored {
@@ -247,8 +253,8 @@ impl Registry {
         read_record(&folder, id)
     }
 
-    fn insert(&self, folder: PathBuf, record: JsonFile<Record>, configured: Option<Configured>) {
-        let shown = &record.get().shown;
+    fn insert(&self, folder: PathBuf, record: JsonFile<WorkspaceRecord>, configured: Option<Configured>) {
+        let shown = &record.get().view;
         let openwork_id = openwork_id(&shown.path);
         let deleting = AtomicBool::new(false);
         let managed = self.managed.clone();
@@ -276,14 +282,14 @@ impl Registry {
     }
 
     /// All, sorted by name.
-    pub fn list(&self) -> Vec<Arc<Record>> {
-        let mut all: Vec<Arc<Record>> = {
+    pub fn list(&self) -> Vec<Arc<WorkspaceRecord>> {
+        let mut all: Vec<Arc<WorkspaceRecord>> = {
             let workspaces = self.workspaces.read().unwrap_or_else(PoisonError::into_inner); // LOCK: 1
             let alive = workspaces.values().filter(|workspace| workspace.check_alive().is_ok());
             alive.map(|workspace| workspace.record()).collect()
         };
         all.sort_unstable_by(|a, b| {
-            (a.shown.name.as_str(), a.shown.id).cmp(&(b.shown.name.as_str(), b.shown.id))
+            (a.view.name.as_str(), a.view.id).cmp(&(b.view.name.as_str(), b.view.id))
         });
         all
     }
@@ -301,7 +307,7 @@ impl Registry {
         all.sort_by_cached_key(|workspace| {
             let position = order.iter().position(|id| *id == workspace.id).unwrap_or(usize::MAX);
             let record = workspace.record();
-            (position, record.shown.created_at.clone(), workspace.id)
+            (position, record.view.created_at.clone(), workspace.id)
         });
         all
     }
@@ -325,7 +331,7 @@ impl Registry {
     /// Makes a workspace the active one of one token alone, by the token's hash.
     pub fn activate_for(&self, token: &str, id: Uuid) {
         let mut chosen = lock(&self.active_of);
-        if chosen.len() >= CHOICES && !chosen.contains_key(token) {
+        if chosen.len() >= ACTIVE_CHOICES && !chosen.contains_key(token) {
             chosen.pop_first();
         }
         chosen.insert(token.to_owned(), id);
@@ -340,39 +346,39 @@ impl Registry {
     ///
     /// # Errors
     /// 400s that name the field; nothing remains of a refused workspace.
-    pub fn create(&self, request: Create, template: Option<&Template>) -> Result<Arc<Workspace>> {
+    pub fn create(&self, request: CreateWorkspace, template: Option<&Template>) -> Result<Arc<Workspace>> {
         let name = Label::parse(&request.name)?;
-        self.check_room()?;
+        self.check_capacity()?;
         let kind = match template {
-            Some(_) => Kind::Container,
-            None => request.workspace_type.unwrap_or(Kind::Host),
+            Some(_) => WorkspaceKind::Container,
+            None => request.workspace_type.unwrap_or(WorkspaceKind::Host),
         };
         let id = Uuid::new_v4();
         let given = request.path.as_deref().filter(|path| !path.trim().is_empty());
         let (path, own_folder) = match (given, kind) {
-            (Some(given), Kind::Host) => (self.grounds.host_folder(given)?, false),
-            (Some(given), Kind::Container) => {
-                (self.check_apart(self.grounds.container_folder(given)?)?, false)
+            (Some(given), WorkspaceKind::Host) => (self.folder_policy.host_folder(given)?, false),
+            (Some(given), WorkspaceKind::Container) => {
+                (self.check_disjoint(self.folder_policy.container_folder(given)?)?, false)
             }
-            (None, Kind::Host) => (self.folder.join(id.to_string()).join("files"), true),
-            (None, Kind::Container) => (self.folder.join(id.to_string()).join("root"), true),
+            (None, WorkspaceKind::Host) => (self.folder.join(id.to_string()).join("files"), true),
+            (None, WorkspaceKind::Container) => (self.folder.join(id.to_string()).join("root"), true),
         };
         let text =
             path.to_str().ok_or_else(|| Error::new(Code::InvalidPath, "path is not UTF-8"))?.to_owned();
-        let mut record = Record::new(id, name, kind, text, Origin::Api);
+        let mut record = WorkspaceRecord::new(id, name, kind, text, WorkspaceOrigin::Api);
         record.own_folder = own_folder;
         let mut fields = request.fields;
         fields.init_scripts = None;
         if let Some(template) = template {
             fields = fields.over(template)?;
-            record.shown.template = Some(template.name.clone());
+            record.view.template = Some(template.name.clone());
         }
-        fields.apply(&mut record.shown)?;
-        if kind == Kind::Host && !own_folder {
+        fields.apply(&mut record.view)?;
+        if kind == WorkspaceKind::Host && !own_folder {
             std::fs::create_dir_all(&path).at("make the folder", &path)?;
         }
         let record = self.store(record)?;
-        if kind == Kind::Host && own_folder {
+        if kind == WorkspaceKind::Host && own_folder {
             std::fs::create_dir(&path).at("make the folder", &path)?;
         }
         self.insert(self.folder.join(id.to_string()), record, None);
@@ -383,23 +389,24 @@ impl Registry {
     ///
     /// # Errors
     /// `Conflict` when there are too many; when it cannot be stored.
-    pub fn copy_of(&self, source: &Record, name: Label) -> Result<Arc<Workspace>> {
-        self.check_room()?;
+    pub fn copy_of(&self, source: &WorkspaceRecord, name: Label) -> Result<Arc<Workspace>> {
+        self.check_capacity()?;
         let id = Uuid::new_v4();
         let path = self.folder.join(id.to_string()).join("root");
         let text =
             path.to_str().ok_or_else(|| Error::new(Code::InvalidPath, "path is not UTF-8"))?.to_owned();
         let mut record = source.clone();
-        (record.origin, record.own_folder, record.job) = (Origin::Api, true, Some(Job::Clone));
-        (record.shown.id, record.shown.name, record.shown.path) = (id, name, text);
-        (record.shown.status, record.shown.error_message) = (Status::Building, None);
-        record.shown.created_at = crate::base::clock::now_rfc3339();
+        (record.origin, record.own_folder, record.job) =
+            (WorkspaceOrigin::Api, true, Some(WorkspaceJob::Clone));
+        (record.view.id, record.view.name, record.view.path) = (id, name, text);
+        (record.view.status, record.view.error_message) = (WorkspaceStatus::Building, None);
+        record.view.created_at = crate::base::clock::now_rfc3339();
         let record = self.store(record)?;
         self.insert(self.folder.join(id.to_string()), record, None);
         self.get(id)
     }
 
-    fn check_room(&self) -> Result<()> {
+    fn check_capacity(&self) -> Result<()> {
         if self.workspaces.read().unwrap_or_else(PoisonError::into_inner).len() < limits::WORKSPACES {
             return Ok(());
         }
@@ -407,14 +414,15 @@ impl Registry {
     }
 
     /// A root may neither lie in another workspace's folder nor contain one.
-    fn check_apart(&self, path: PathBuf) -> Result<PathBuf> {
+    fn check_disjoint(&self, path: PathBuf) -> Result<PathBuf> {
         for record in self.list() {
-            let other = Path::new(&record.shown.path);
-            let container_above = record.shown.workspace_type == Kind::Container && path.starts_with(other);
+            let other = Path::new(&record.view.path);
+            let container_above =
+                record.view.workspace_type == WorkspaceKind::Container && path.starts_with(other);
             if path == other || other.starts_with(&path) || container_above {
                 return Err(Error::new(
                     Code::InvalidPath,
-                    format!("path overlaps with the folder of workspace {}", record.shown.id),
+                    format!("path overlaps with the folder of workspace {}", record.view.id),
                 ));
             }
         }
@@ -429,12 +437,12 @@ impl Registry {
     pub fn change(
         &self,
         id: Uuid,
-        update: Update,
-        effect: impl FnOnce(&Record) -> Result<()>,
-    ) -> Result<Arc<Record>> {
+        update: UpdateWorkspace,
+        effect: impl FnOnce(&WorkspaceRecord) -> Result<()>,
+    ) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.get(id)?;
         workspace.update(|record| {
-            update.apply(&mut record.shown)?;
+            update.apply(&mut record.view)?;
             effect(record)
         })?;
         Ok(workspace.record())
@@ -475,12 +483,18 @@ impl Registry {
     }
 }
 
-fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<Record>> {
+fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<WorkspaceRecord>> {
     let path = folder.join(RECORD);
-    let missing = Record::new(Uuid::max(), Label::parse("missing")?, Kind::Host, String::new(), Origin::Api);
+    let missing = WorkspaceRecord::new(
+        Uuid::max(),
+        Label::parse("missing")?,
+        WorkspaceKind::Host,
+        String::new(),
+        WorkspaceOrigin::Api,
+    );
     let mut record = JsonFile::open(&path, 0o600, missing)?;
     record.interpret(|record| record.resolve(folder));
-    if record.get().shown.id != id {
+    if record.get().view.id != id {
         return Err(Error::config(path.display(), "the file is missing, or its id is not the folder's name"));
     }
     Ok(record)

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::Kind;
+use super::record::WorkspaceKind;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Limits;
 
@@ -33,16 +33,16 @@ pub struct Resources {
 const TMPFS: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 50;
 
 /// The smallest base image is larger.
-const LEAST_DISK: u64 = 16 << 20;
+const MIN_DISK_BYTES: u64 = 16 << 20;
 
 impl Resources {
     /// Whether a machine could hold them, and a workspace of this kind work within them.
     ///
     /// # Errors
     /// `InvalidPayload` with the field and what it may be.
-    pub fn check(&self, kind: Kind) -> Result<()> {
+    pub fn check(&self, kind: WorkspaceKind) -> Result<()> {
         self.limits().check("resources")?;
-        if kind == Kind::Container {
+        if kind == WorkspaceKind::Container {
             let refuse = |name: &str, least: String| {
                 let field = format!("resources.{name}");
                 let message =
@@ -56,7 +56,7 @@ impl Resources {
                 return refuse("cpus", limits::CONTAINER_CPUS.to_string());
             }
         }
-        if self.tmpfs_bytes.is_some_and(|bytes| kind == Kind::Host || !TMPFS.contains(&bytes)) {
+        if self.tmpfs_bytes.is_some_and(|bytes| kind == WorkspaceKind::Host || !TMPFS.contains(&bytes)) {
             let message = format!(
                 "resources.tmpfs_bytes is the size of a container's /tmp in memory, from {} to {}",
                 TMPFS.start(),
@@ -64,9 +64,9 @@ impl Resources {
             );
             return Err(Error::new(Code::InvalidPayload, message).detail("field", "resources.tmpfs_bytes"));
         }
-        if self.disk_bytes.is_some_and(|bytes| !(LEAST_DISK..=1 << 60).contains(&bytes)) {
+        if self.disk_bytes.is_some_and(|bytes| !(MIN_DISK_BYTES..=1 << 60).contains(&bytes)) {
             let message =
-                format!("resources.disk_bytes is a number of bytes from {LEAST_DISK} to {}", 1u64 << 60);
+                format!("resources.disk_bytes is a number of bytes from {MIN_DISK_BYTES} to {}", 1u64 << 60);
             return Err(Error::new(Code::InvalidPayload, message).detail("field", "resources.disk_bytes"));
         }
         Ok(())

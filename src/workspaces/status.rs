@@ -1,19 +1,19 @@
 //! The status machine: pure functions that a registry update applies, so that a check and its change are one step.
 
-use super::record::{Job, Kind, Origin, Record, Status};
+use super::record::{WorkspaceJob, WorkspaceKind, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 
 /// What a container is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Base {
+pub enum ContainerBase {
     /// The image of a distribution.
     Distro(Distro),
     /// An image by name or id.
     Image(String),
 }
 
-impl Record {
+impl WorkspaceRecord {
     /// Begins a build, of another base than so far if one is `wanted`. `has_root`: a complete root exists, made from
     /// `built` if that can be told.
     ///
@@ -21,25 +21,27 @@ impl Record {
     /// `NotAContainer`, `BuildRunning`, or `RebuildRequired` when an existing root would be lost.
     pub fn start_build(
         &mut self,
-        wanted: Option<Base>,
+        wanted: Option<ContainerBase>,
         rebuild: bool,
         has_root: bool,
         built: Option<Distro>,
     ) -> Result<()> {
-        if self.shown.workspace_type != Kind::Container {
+        if self.view.workspace_type != WorkspaceKind::Container {
             return Err(Error::new(Code::NotAContainer, "Workspace is not a container type"));
         }
         self.check_idle()?;
         let is = |distro: Distro| built.is_none_or(|built| built == distro);
         let another = match &wanted {
-            Some(Base::Distro(distro)) => (!is(*distro)).then(|| format!("distribution than {distro}")),
-            Some(Base::Image(image)) => {
-                (self.shown.image.as_ref() != Some(image)).then(|| format!("image than {image}"))
+            Some(ContainerBase::Distro(distro)) => {
+                (!is(*distro)).then(|| format!("distribution than {distro}"))
+            }
+            Some(ContainerBase::Image(image)) => {
+                (self.view.image.as_ref() != Some(image)).then(|| format!("image than {image}"))
             }
             // Of an image of somebody's own it cannot be told what it was made from.
-            None if self.shown.image.is_some() => None,
+            None if self.view.image.is_some() => None,
             None => {
-                let distro = self.shown.distro.unwrap_or(Distro::DEFAULT);
+                let distro = self.view.distro.unwrap_or(Distro::DEFAULT);
                 (!is(distro)).then(|| format!("distribution than {distro}"))
             }
         };
@@ -52,16 +54,16 @@ impl Record {
             ));
         }
         match wanted {
-            Some(Base::Distro(distro)) => {
-                self.shown.distro = Some(distro);
-                self.shown.image = None;
+            Some(ContainerBase::Distro(distro)) => {
+                self.view.distro = Some(distro);
+                self.view.image = None;
             }
-            Some(Base::Image(image)) => self.shown.image = Some(image),
+            Some(ContainerBase::Image(image)) => self.view.image = Some(image),
             None => {}
         }
-        self.job = Some(Job::Build { fresh: rebuild || !has_root });
-        self.shown.status = Status::Building;
-        self.shown.error_message = None;
+        self.job = Some(WorkspaceJob::Build { fresh: rebuild || !has_root });
+        self.view.status = WorkspaceStatus::Building;
+        self.view.error_message = None;
         Ok(())
     }
 
@@ -70,19 +72,19 @@ impl Record {
     /// # Errors
     /// `NotAContainer`, `NotReady` without a root, `NoInitScript`, `BuildRunning`.
     pub fn start_rerun(&mut self, has_root: bool) -> Result<()> {
-        if self.shown.workspace_type != Kind::Container {
+        if self.view.workspace_type != WorkspaceKind::Container {
             return Err(Error::new(Code::NotAContainer, "Rerun init only works for container workspaces"));
         }
         self.check_idle()?;
         if !has_root {
             return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
         }
-        if self.shown.init_script.is_none() && self.shown.init_scripts.is_empty() {
+        if self.view.init_script.is_none() && self.view.init_scripts.is_empty() {
             return Err(Error::new(Code::NoInitScript, "No init script configured for this workspace"));
         }
-        self.job = Some(Job::RerunInit);
-        self.shown.status = Status::Building;
-        self.shown.error_message = None;
+        self.job = Some(WorkspaceJob::RerunInit);
+        self.view.status = WorkspaceStatus::Building;
+        self.view.error_message = None;
         Ok(())
     }
 
@@ -92,17 +94,17 @@ impl Record {
     /// `BuildRunning`.
     pub fn start_restore(&mut self) -> Result<()> {
         self.check_idle()?;
-        self.job = Some(Job::Restore);
-        self.shown.status = Status::Building;
-        self.shown.error_message = None;
+        self.job = Some(WorkspaceJob::Restore);
+        self.view.status = WorkspaceStatus::Building;
+        self.view.error_message = None;
         Ok(())
     }
 
     /// Ends what is under way, well or with a message.
     pub fn finish(&mut self, error: Option<String>) {
         self.job = None;
-        self.shown.status = if error.is_some() { Status::Error } else { Status::Ready };
-        self.shown.error_message = error;
+        self.view.status = if error.is_some() { WorkspaceStatus::Error } else { WorkspaceStatus::Ready };
+        self.view.error_message = error;
     }
 
     /// Whether a client may delete it.
@@ -110,10 +112,10 @@ impl Record {
     /// # Errors
     /// `DefaultWorkspace` for the nil id and for configured workspaces.
     pub fn check_deletable(&self) -> Result<()> {
-        if self.shown.id.is_nil() {
+        if self.view.id.is_nil() {
             return Err(Error::new(Code::DefaultWorkspace, "Cannot delete default host workspace"));
         }
-        if self.origin == Origin::Configured {
+        if self.origin == WorkspaceOrigin::Configured {
             return Err(Error::new(
                 Code::DefaultWorkspace,
                 "This workspace comes from the server's configuration; remove it there and restart",
@@ -127,7 +129,7 @@ impl Record {
     /// # Errors
     /// `BuildRunning`.
     pub fn check_idle(&self) -> Result<()> {
-        if self.job.is_some() || self.shown.status == Status::Building {
+        if self.job.is_some() || self.view.status == WorkspaceStatus::Building {
             return Err(Error::new(Code::BuildRunning, "Workspace build already in progress"));
         }
         Ok(())
@@ -144,10 +146,11 @@ mod tests {
     use super::*;
     use crate::base::ids::Label;
 
-    fn record(kind: Kind, status: Status, job: Option<Job>) -> Record {
+    fn record(kind: WorkspaceKind, status: WorkspaceStatus, job: Option<WorkspaceJob>) -> WorkspaceRecord {
         let id = uuid::Uuid::new_v4();
-        let mut record = Record::new(id, Label::parse("x").unwrap(), kind, "/x".into(), Origin::Api);
-        record.shown.status = status;
+        let mut record =
+            WorkspaceRecord::new(id, Label::parse("x").unwrap(), kind, "/x".into(), WorkspaceOrigin::Api);
+        record.view.status = status;
         record.job = job;
         record
     }
@@ -156,35 +159,35 @@ mod tests {
     fn builds() {
         use Distro::{DebianBookworm as Deb, UbuntuNoble as Noble};
         let build = |status, job, rebuild, has_root, built| {
-            let mut record = record(Kind::Container, status, job);
+            let mut record = record(WorkspaceKind::Container, status, job);
             record
-                .start_build(Some(Base::Distro(Deb)), rebuild, has_root, built)
+                .start_build(Some(ContainerBase::Distro(Deb)), rebuild, has_root, built)
                 .map(|()| record.job)
                 .map_err(|e| e.code())
         };
-        let fresh = Ok(Some(Job::Build { fresh: true }));
-        let kept = Ok(Some(Job::Build { fresh: false }));
-        assert_eq!(build(Status::Pending, None, false, false, None), fresh);
-        assert_eq!(build(Status::Error, None, false, true, Some(Deb)), kept);
-        assert_eq!(build(Status::Ready, None, false, true, Some(Deb)), kept);
-        assert_eq!(build(Status::Ready, None, true, true, Some(Deb)), fresh);
-        assert_eq!(build(Status::Ready, None, false, true, Some(Noble)), Err(Code::RebuildRequired));
-        assert_eq!(build(Status::Ready, None, true, true, Some(Noble)), fresh);
+        let fresh = Ok(Some(WorkspaceJob::Build { fresh: true }));
+        let kept = Ok(Some(WorkspaceJob::Build { fresh: false }));
+        assert_eq!(build(WorkspaceStatus::Pending, None, false, false, None), fresh);
+        assert_eq!(build(WorkspaceStatus::Error, None, false, true, Some(Deb)), kept);
+        assert_eq!(build(WorkspaceStatus::Ready, None, false, true, Some(Deb)), kept);
+        assert_eq!(build(WorkspaceStatus::Ready, None, true, true, Some(Deb)), fresh);
+        assert_eq!(build(WorkspaceStatus::Ready, None, false, true, Some(Noble)), Err(Code::RebuildRequired));
+        assert_eq!(build(WorkspaceStatus::Ready, None, true, true, Some(Noble)), fresh);
         assert_eq!(
-            build(Status::Building, Some(Job::RerunInit), true, true, Some(Deb)),
+            build(WorkspaceStatus::Building, Some(WorkspaceJob::RerunInit), true, true, Some(Deb)),
             Err(Code::BuildRunning)
         );
-        let mut own = record(Kind::Container, Status::Ready, None);
-        own.shown.image = Some("mine".into());
+        let mut own = record(WorkspaceKind::Container, WorkspaceStatus::Ready, None);
+        own.view.image = Some("mine".into());
         let mut of = |wanted: Option<&str>, rebuild| {
             own.job = None;
-            own.shown.status = Status::Ready;
-            let wanted = wanted.map(|name| Base::Image(name.to_owned()));
+            own.view.status = WorkspaceStatus::Ready;
+            let wanted = wanted.map(|name| ContainerBase::Image(name.to_owned()));
             own.start_build(wanted, rebuild, true, Some(Noble)).map_err(|error| error.code())
         };
         assert_eq!((of(None, false), of(Some("mine"), false)), (Ok(()), Ok(())));
         assert_eq!((of(Some("other"), false), of(Some("other"), true)), (Err(Code::RebuildRequired), Ok(())));
-        let mut host = record(Kind::Host, Status::Ready, None);
+        let mut host = record(WorkspaceKind::Host, WorkspaceStatus::Ready, None);
         assert_eq!(host.start_build(None, false, false, None).unwrap_err().code(), Code::NotAContainer);
     }
 }

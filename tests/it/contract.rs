@@ -6,9 +6,9 @@ use std::thread;
 
 use berth::access::Scope;
 use berth::api::Ctx;
-use berth::api::reach::{self, Reach};
+use berth::api::authorization::{self, WorkspaceAccess};
 use berth::api::routes::ROUTES;
-use berth::http::{Auth, Effect, Gate, Route};
+use berth::http::{ApprovalPolicy, Auth, Effect, Route};
 use serde_json::json;
 
 use crate::client::Client;
@@ -122,7 +122,7 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: b
             (Auth::Scope(Scope::Owner), _) => {
                 assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}")
             }
-            (_, Gate::Collaborators(_)) if asked => {
+            (_, ApprovalPolicy::Collaborators(_)) if asked => {
                 assert_eq!((status, code.as_str()), (403, "write_denied"), "{place}");
             }
             _ => assert!(status != 401 && status != 403, "{place}: {status} {code}"),
@@ -148,9 +148,9 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: b
         assert!(status < 500 || proxied, "{place}: {status} {code}");
     }
     let (status, code) = told(server.with_token(&scoped.elsewhere));
-    let open = route.auth == Auth::Public || reach::of(route) == Reach::Filtered;
+    let open = route.auth == Auth::Public || authorization::of(route) == WorkspaceAccess::Filtered;
     // `/opencode` is the active workspace's, which this token reaches.
-    if open || reach::of(route) == Reach::Active {
+    if open || authorization::of(route) == WorkspaceAccess::Active {
         assert!(status != 401 && status != 403, "{place}: {status} {code}");
     } else {
         assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}");
@@ -163,7 +163,7 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: b
 fn what_limited_tokens_get_without_a_workspace_was_decided() {
     let filtered: Vec<String> = ROUTES
         .iter()
-        .filter(|route| route.auth != Auth::Public && reach::of(route) == Reach::Filtered)
+        .filter(|route| route.auth != Auth::Public && authorization::of(route) == WorkspaceAccess::Filtered)
         .filter(|route| !route.pattern.starts_with("/api/library/"))
         .map(|route| format!("{} {}", route.method.as_str(), route.pattern))
         .collect();
@@ -184,13 +184,17 @@ fn what_limited_tokens_get_without_a_workspace_was_decided() {
     // It makes a workspace that the token would not reach.
     let refused = |route: &&Route<Ctx>| route.pattern == "/api/workspaces/:id/clone";
     for route in ROUTES.iter().filter(refused) {
-        assert!(reach::of(route) == Reach::Refused, "{}", route.pattern);
+        assert!(authorization::of(route) == WorkspaceAccess::Refused, "{}", route.pattern);
     }
     for route in ROUTES.iter().filter(|route| route.pattern.contains("/:id") && !refused(route)) {
         let elsewhere = ["/tokens/:id", "/approvals/:id"].contains(&route.pattern);
         let named = ["/workspace/", "/workspaces/", "/w/", "/api/workspaces/"];
         let named = named.iter().any(|start| route.pattern.starts_with(start));
-        assert!(elsewhere || !named || reach::of(route) == Reach::Named, "{}", route.pattern);
+        assert!(
+            elsewhere || !named || authorization::of(route) == WorkspaceAccess::Named,
+            "{}",
+            route.pattern
+        );
     }
 }
 

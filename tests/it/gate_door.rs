@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use berth::gate::{Address, Doors, Gate, Listen, PING, Settings};
-use berth::http::client::{ClientSocket, Gone, Tickets};
+use berth::gate::{Gate, GateSettings, Listen, ListenAddress, Listeners, PROBE_HEADER};
+use berth::http::client::{ClientSocket, Disconnects, Tickets};
 use berth::proc::Cancel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tiny_http::{Header, Request, Response};
@@ -24,7 +24,7 @@ use crate::scratch::Scratch;
 
 /// What the handlers of the small inside share with the test.
 struct Inside {
-    gone: Gone,
+    gone: Disconnects,
     tickets: Tickets,
     /// What was taken, as `METHOD path`.
     seen: Mutex<Vec<String>>,
@@ -51,20 +51,20 @@ impl Place {
         let (unix, private) = (scratch.path().join("door.sock"), scratch.path().join("private"));
         let (sender, told) = mpsc::channel();
         let inside = Arc::new(Inside {
-            gone: Gone::default(),
+            gone: Disconnects::default(),
             tickets: Tickets::default(),
             seen: Mutex::default(),
             told: Mutex::new(sender),
             opened: AtomicUsize::new(0),
             dying: AtomicUsize::new(0),
         });
-        let doors = Doors::bind(vec![
+        let doors = Listeners::bind(vec![
             Listen::parse("127.0.0.1:0").unwrap(),
             Listen::parse(&format!("unix:{}", unix.display())).unwrap(),
         ])
         .unwrap();
-        let Address::Ip(address) = doors.addresses()[0].clone() else { panic!() };
-        let settings = Settings {
+        let ListenAddress::Ip(address) = doors.addresses()[0].clone() else { panic!() };
+        let settings = GateSettings {
             max_connections: 64,
             max_files: 4096,
             allowed_hosts: Vec::new(),
@@ -111,7 +111,7 @@ impl Place {
 impl Inside {
     fn serve(self: Arc<Inside>, server: &tiny_http::Server) {
         for request in server.incoming_requests() {
-            if request.headers().iter().any(|header| header.field.equiv(PING)) {
+            if request.headers().iter().any(|header| header.field.equiv(PROBE_HEADER)) {
                 if self.dying.swap(0, Ordering::SeqCst) > 0 {
                     return;
                 }
@@ -190,7 +190,7 @@ impl Inside {
                 let accept = tungstenite::handshake::derive_accept_key(
                     header(&request, "Sec-WebSocket-Key").as_bytes(),
                 );
-                let ticket = self.tickets.deposit(|socket, early| {
+                let ticket = self.tickets.issue(|socket, early| {
                     thread::spawn(move || echo(socket, early));
                 });
                 let response = Response::empty(101)

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth::containers::Engine;
-use berth::containers::machine::Place;
+use berth::containers::container::ContainerSpec;
 use berth::images::Images;
-use berth::proc::pty::{Size, set_size};
-use berth::proc::{Cgroups, Command, Exit, Launcher};
+use berth::proc::pty::{WindowSize, set_size};
+use berth::proc::{Cgroups, CommandSpec, Exit, Launcher};
 use berth::roots::Roots;
 use berth::runs::HostLauncher;
 use berth::store::allowlist::Allowlist;
@@ -21,7 +21,7 @@ use crate::server::BINARY;
 
 /// Runs a shell script on a terminal of 132 × 43 and returns all that appeared there.
 fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
-    let command = Command {
+    let command = CommandSpec {
         attempts: vec![["/bin/sh", "-c", script].map(|word| word.parse_c()).to_vec()],
         env: vec!["PATH=/usr/bin:/bin".parse_c()],
         cwd: "/".into(),
@@ -32,7 +32,7 @@ fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
         limits: None,
     };
     let pty = launcher.terminal().unwrap();
-    set_size(&pty.master, Size { cols: 132, rows: 43 }).unwrap();
+    set_size(&pty.master, WindowSize { cols: 132, rows: 43 }).unwrap();
     let (master, stdio) = pty.split().unwrap();
     let mut process = launcher.launch("pty-test", &command, stdio).unwrap();
     let shown = read_to_the_end(master);
@@ -98,8 +98,8 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     };
     let engine = Engine::new(cgroups.clone(), data, roots, Default::default(), allowlist).unwrap();
     let root = image_root(data);
-    let place = Place {
-        machine: format!("berth-it-{}", std::process::id()),
+    let place = ContainerSpec {
+        machine_name: format!("berth-it-{}", std::process::id()),
         host_name: "box".into(),
         // The folder in which the root is named `root`, as a workspace's own is.
         runtime: root.parent().unwrap().to_owned(),
@@ -111,7 +111,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         tmpfs_bytes: None,
         idle_timeout: None,
     };
-    let machine = engine.machine(place).unwrap();
+    let machine = engine.container(place).unwrap();
     let shown = on_terminal(&machine, SCRIPT);
     check(&shown);
     // The first terminal of this devpts, so it is not one of the host's; and it belongs to root inside.
@@ -127,6 +127,6 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     } else {
         panic!("the container could not hide its terminals: {shown}");
     }
-    engine.stop(&|_| false);
+    engine.stop_all(&|_| false);
     cgroups.release();
 }

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use berth::gate::{Address, Doors, Gate, Listen, PING, Settings};
-use berth::http::client::{Gone, Tickets};
+use berth::gate::{Gate, GateSettings, Listen, ListenAddress, Listeners, PROBE_HEADER};
+use berth::http::client::{Disconnects, Tickets};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -427,9 +427,9 @@ fn observe(mut request: tiny_http::Request) -> (Seen, tiny_http::Request) {
 #[test]
 fn handlers_get_what_h11_reads() {
     let scratch = Scratch::new();
-    let doors = Doors::bind(vec![Listen::parse("127.0.0.1:0").unwrap()]).unwrap();
-    let Address::Ip(address) = doors.addresses()[0].clone() else { panic!() };
-    let settings = Settings {
+    let doors = Listeners::bind(vec![Listen::parse("127.0.0.1:0").unwrap()]).unwrap();
+    let ListenAddress::Ip(address) = doors.addresses()[0].clone() else { panic!() };
+    let settings = GateSettings {
         max_connections: 64,
         max_files: 4096,
         allowed_hosts: Vec::new(),
@@ -438,7 +438,7 @@ fn handlers_get_what_h11_reads() {
         direct: Arc::new(|_, _| None),
         claim: Arc::new(|_, _| Ok(())),
         private_folder: scratch.path().join("private"),
-        gone: Gone::default(),
+        gone: Disconnects::default(),
         tickets: Tickets::default(),
     };
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -448,7 +448,7 @@ fn handlers_get_what_h11_reads() {
             let (server, seen) = (tiny_http::Server::http_unix(path).unwrap(), seen.clone());
             thread::spawn(move || {
                 for request in server.incoming_requests() {
-                    if request.headers().iter().any(|header| header.field.equiv(PING)) {
+                    if request.headers().iter().any(|header| header.field.equiv(PROBE_HEADER)) {
                         let _ = request.respond(tiny_http::Response::empty(204));
                         continue;
                     }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Actor;
-use crate::base::repeats::Repeats;
+use crate::base::repeat_limiter::RepeatLimiter;
 use crate::base::thread::lock;
 use crate::base::{At, Error, Result, clock, limits};
 use crate::store::file;
@@ -31,7 +31,7 @@ pub const SERVER: &str = "server";
 
 /// A line in the making: everything but its end.
 #[derive(Clone, Debug)]
-pub struct Draft {
+pub struct AuditDraft {
     /// Where it goes: a workspace's id in the OpenWork API, or [`SERVER`].
     pub log: String,
     /// What kind of write.
@@ -44,7 +44,7 @@ pub struct Draft {
 
 /// How it ended.
 #[derive(Clone, Copy, Debug)]
-pub enum Outcome {
+pub enum AuditOutcome {
     /// Done.
     Done,
     /// Not allowed, with the status and the code of the answer.
@@ -56,7 +56,7 @@ pub enum Outcome {
 /// The line, in the shape of the OpenWork server; the last three only where it did not end well.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
+struct AuditLine<'a> {
     id: Uuid,
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace_id: Option<&'a str>,
@@ -79,12 +79,12 @@ pub struct Audit {
     folder: PathBuf,
     writer: Mutex<()>,
     /// By log: when its workspace was last changed; 0: never. Filled when it is first asked for.
-    last: Mutex<HashMap<String, u64>>,
-    repeats: Repeats<Repeated>,
+    last_changes: Mutex<HashMap<String, u64>>,
+    repeats: RepeatLimiter<Repeated>,
 }
 
 /// An example of what was not written because it repeats.
-type Repeated = (Draft, Option<Actor>, Outcome);
+type Repeated = (AuditDraft, Option<Actor>, AuditOutcome);
 
 /// Lines for refused or failed writes of one kind by one token in an interval: a client that repeats them at full speed must not
 /// push the lines of others out of the log.
@@ -98,15 +98,19 @@ impl Audit {
     pub fn open(data_dir: &Path) -> Result<Audit> {
         let folder = data_dir.join("audit");
         file::create_dir_private(&folder)?;
-        let audit =
-            Audit { folder, writer: Mutex::default(), last: Mutex::default(), repeats: Repeats::default() };
+        let audit = Audit {
+            folder,
+            writer: Mutex::default(),
+            last_changes: Mutex::default(),
+            repeats: RepeatLimiter::default(),
+        };
         audit.prune();
         Ok(audit)
     }
 
     /// Writes a line, or counts it where many of its kind were refused or have failed just now.
-    pub fn record(&self, draft: &Draft, actor: Option<&Actor>, outcome: Outcome) {
-        if let Outcome::Denied(status, code) | Outcome::Failed(status, code) = outcome {
+    pub fn record(&self, draft: &AuditDraft, actor: Option<&Actor>, outcome: AuditOutcome) {
+        if let AuditOutcome::Denied(status, code) | AuditOutcome::Failed(status, code) = outcome {
             let token = actor.map(|actor| actor.token_hash.as_str());
             let kind = (&draft.log, token, &draft.action, status, code);
             if !self.note(kind, REFUSED_LINES, || (draft.clone(), actor.cloned(), outcome)) {
@@ -116,14 +120,14 @@ impl Audit {
         self.write(draft, actor, outcome);
     }
 
-    fn write(&self, draft: &Draft, actor: Option<&Actor>, outcome: Outcome) {
+    fn write(&self, draft: &AuditDraft, actor: Option<&Actor>, outcome: AuditOutcome) {
         let timestamp = clock::now_unix_ms();
         let (result, status, code) = match outcome {
-            Outcome::Done => (None, None, None),
-            Outcome::Denied(status, code) => (Some("denied"), Some(status), Some(code)),
-            Outcome::Failed(status, code) => (Some("failed"), Some(status), Some(code)),
+            AuditOutcome::Done => (None, None, None),
+            AuditOutcome::Denied(status, code) => (Some("denied"), Some(status), Some(code)),
+            AuditOutcome::Failed(status, code) => (Some("failed"), Some(status), Some(code)),
         };
-        let line = Line {
+        let line = AuditLine {
             id: Uuid::new_v4(),
             workspace_id: (draft.log != SERVER).then_some(&draft.log),
             actor: actor.map_or_else(|| json!({ "type": "remote" }), |actor| json!(actor)),
@@ -136,13 +140,13 @@ impl Audit {
             code,
         };
         let written = serde_json::to_vec(&line)
-            .map_err(|error| Error::internal("A line of the audit log").because(error))
+            .map_err(|error| Error::internal("A line of the audit log").with_source(error))
             .and_then(|line| self.append(&draft.log, line));
         if let Err(error) = written {
             log::error!("not in the audit log: {} {}: {error}", draft.action, draft.target);
         }
         if result.is_none() && read::changes(&draft.action, &draft.target) {
-            if let Some(last) = lock(&self.last).get_mut(&draft.log) {
+            if let Some(last) = lock(&self.last_changes).get_mut(&draft.log) {
                 *last = timestamp.max(*last);
             }
         }
@@ -151,13 +155,13 @@ impl Audit {
     /// Writes that a client presented a worthless credential; one that goes on with it is counted, and written about once
     /// in an interval.
     pub fn login_failed(&self, client: &str, actor: Option<&Actor>, target: &str, seen: &str) {
-        let draft = || Draft {
+        let draft = || AuditDraft {
             log: SERVER.to_owned(),
             action: "auth.failed".to_owned(),
-            target: shown(target),
-            summary: shown(&format!("{seen} from {client}")),
+            target: sanitize(target),
+            summary: sanitize(&format!("{seen} from {client}")),
         };
-        let outcome = Outcome::Denied(401, "unauthorized");
+        let outcome = AuditOutcome::Denied(401, "unauthorized");
         if self.note(("auth.failed", client), 1, || (draft(), actor.cloned(), outcome)) {
             self.write(&draft(), actor, outcome);
         }
@@ -167,7 +171,7 @@ impl Audit {
     /// there were.
     fn note(&self, kind: impl Hash, burst: u64, example: impl FnOnce() -> Repeated) -> bool {
         let noted = self.repeats.note(kind, burst, Instant::now(), example);
-        self.write_repeated(noted.ended);
+        self.write_repeated(noted.summaries);
         noted.written
     }
 
@@ -183,13 +187,13 @@ impl Audit {
     /// # Errors
     /// When a file cannot be read.
     pub fn recent(&self, log: &str, old: Option<File>, limit: usize) -> Result<Vec<Value>> {
-        let mut lines = read::Merged::new(self.generations(log)?, old);
+        let mut lines = read::MergedLog::new(self.generations(log)?, old);
         std::iter::from_fn(|| lines.next()).take(limit).collect::<io::Result<_>>().at("read", &self.folder)
     }
 
     /// As [`Audit::last_change`] has found before; 0 for never.
     pub fn known_change(&self, log: &str) -> Option<u64> {
-        lock(&self.last).get(log).copied()
+        lock(&self.last_changes).get(log).copied()
     }
 
     /// When the workspace was last changed through the OpenWork API, in Unix milliseconds. `old` is opened only when
@@ -202,7 +206,7 @@ impl Audit {
                     log::error!("the audit log of {log}: {error}");
                     0
                 });
-                let mut last = lock(&self.last);
+                let mut last = lock(&self.last_changes);
                 let last = last.entry(log.to_owned()).or_default();
                 *last = found.max(*last);
                 *last
@@ -214,8 +218,8 @@ impl Audit {
     fn find_last(&self, log: &str, old: impl FnOnce() -> Option<File>) -> Result<u64> {
         for old in [None, Some(old)] {
             let mut lines = match old {
-                None => read::Merged::new(self.generations(log)?, None),
-                Some(old) => read::Merged::new(Vec::new(), old()),
+                None => read::MergedLog::new(self.generations(log)?, None),
+                Some(old) => read::MergedLog::new(Vec::new(), old()),
             };
             while let Some(line) = lines.next() {
                 let line = line.at("read", &self.folder)?;
@@ -312,7 +316,7 @@ fn open(path: &Path, fresh: bool) -> io::Result<File> {
 }
 
 /// A client's text as it may stand in a line.
-pub fn shown(text: &str) -> String {
+pub fn sanitize(text: &str) -> String {
     text.chars().take(limits::APPROVAL_SUMMARY_CHARS).filter(|c| !c.is_control()).collect()
 }
 

@@ -15,37 +15,42 @@ pub(super) fn changes(action: &str, target: &str) -> bool {
 }
 
 /// Two logs as one, newest first.
-pub(super) struct Merged {
-    ours: Vec<Backward>,
-    old: Option<Backward>,
+pub(super) struct MergedLog {
+    server_log: Vec<ReverseLines>,
+    workspace_log: Option<ReverseLines>,
     /// What is next of each.
     next: [Option<Value>; 2],
 }
 
-impl Merged {
+impl MergedLog {
     /// `ours`: the newer file first.
-    pub(super) fn new(ours: Vec<File>, old: Option<File>) -> Merged {
-        let mut ours: Vec<Backward> = ours.into_iter().filter_map(|file| Backward::new(file).ok()).collect();
+    pub(super) fn new(ours: Vec<File>, old: Option<File>) -> MergedLog {
+        let mut ours: Vec<ReverseLines> =
+            ours.into_iter().filter_map(|file| ReverseLines::new(file).ok()).collect();
         ours.reverse();
-        Merged { ours, old: old.and_then(|file| Backward::new(file).ok()), next: [None, None] }
+        MergedLog {
+            server_log: ours,
+            workspace_log: old.and_then(|file| ReverseLines::new(file).ok()),
+            next: [None, None],
+        }
     }
 
     pub(super) fn next(&mut self) -> Option<io::Result<Value>> {
         if self.next[0].is_none() {
-            while let Some(file) = self.ours.last_mut() {
+            while let Some(file) = self.server_log.last_mut() {
                 match file.next() {
                     Ok(Some(line)) => {
                         self.next[0] = Some(line);
                         break;
                     }
-                    Ok(None) => drop(self.ours.pop()),
+                    Ok(None) => drop(self.server_log.pop()),
                     Err(error) => return Some(Err(error)),
                 }
             }
         }
         if self.next[1].is_none() {
             // What cannot be read of what the workload wrote is not there.
-            self.next[1] = self.old.as_mut().and_then(|old| old.next().ok().flatten());
+            self.next[1] = self.workspace_log.as_mut().and_then(|old| old.next().ok().flatten());
         }
         let time = |line: &Option<Value>| line.as_ref().map(|line| line["timestamp"].as_u64().unwrap_or(0));
         let newest = if time(&self.next[1]) > time(&self.next[0]) { 1 } else { 0 };
@@ -54,7 +59,7 @@ impl Merged {
 }
 
 /// One file.
-struct Backward {
+struct ReverseLines {
     file: File,
     /// Everything behind this place has been read.
     at: u64,
@@ -66,10 +71,10 @@ struct Backward {
     budget: u64,
 }
 
-impl Backward {
-    fn new(mut file: File) -> io::Result<Backward> {
+impl ReverseLines {
+    fn new(mut file: File) -> io::Result<ReverseLines> {
         let at = file.seek(SeekFrom::End(0))?;
-        Ok(Backward { file, at, tail: Vec::new(), skipping: false, budget: limits::AUDIT_SCAN_BYTES })
+        Ok(ReverseLines { file, at, tail: Vec::new(), skipping: false, budget: limits::AUDIT_SCAN_BYTES })
     }
 
     /// The next line that is an object; others are passed over.

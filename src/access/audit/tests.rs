@@ -4,10 +4,10 @@ use std::io::Write as _;
 
 use super::*;
 use crate::access::Scope;
-use crate::store::scratch::Scratch;
+use crate::store::scratch::TestFolder;
 
-fn draft(log: &str, action: &str, target: &str) -> Draft {
-    Draft { log: log.into(), action: action.into(), target: target.into(), summary: "s".into() }
+fn draft(log: &str, action: &str, target: &str) -> AuditDraft {
+    AuditDraft { log: log.into(), action: action.into(), target: target.into(), summary: "s".into() }
 }
 
 fn actor() -> Actor {
@@ -20,12 +20,12 @@ fn targets(lines: &[Value]) -> Vec<&str> {
 
 #[test]
 fn the_newest_come_first_and_both_files_are_read() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     let long = "x".repeat(limits::APPROVAL_SUMMARY_CHARS);
     let count = limits::AUDIT_FILE_BYTES / 500 * 5;
     for n in 0..count {
-        audit.record(&draft("ws_a", &long, &n.to_string()), Some(&actor()), Outcome::Done);
+        audit.record(&draft("ws_a", &long, &n.to_string()), Some(&actor()), AuditOutcome::Done);
     }
     let lines = audit.recent("ws_a", None, 200).unwrap();
     assert_eq!(lines.len(), 200);
@@ -49,15 +49,15 @@ fn the_newest_come_first_and_both_files_are_read() {
 
 #[test]
 fn torn_long_and_foreign_lines_hide_no_other() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
-    audit.record(&draft("ws_a", "a", "first"), None, Outcome::Done);
+    audit.record(&draft("ws_a", "a", "first"), None, AuditOutcome::Done);
     let mut file = OpenOptions::new().append(true).open(dir.join("audit/ws_a.jsonl")).unwrap();
     file.write_all(b"[1]\nnonsense\n").unwrap();
     file.write_all(&vec![b'y'; 3 * limits::AUDIT_LINE_BYTES]).unwrap();
-    audit.record(&draft("ws_a", "a", "second"), None, Outcome::Done);
+    audit.record(&draft("ws_a", "a", "second"), None, AuditOutcome::Done);
     file.write_all(b"{\"target\": \"torn").unwrap();
-    audit.record(&draft("ws_a", "a", "third"), None, Outcome::Failed(500, "internal_error"));
+    audit.record(&draft("ws_a", "a", "third"), None, AuditOutcome::Failed(500, "internal_error"));
     let lines = audit.recent("ws_a", None, 10).unwrap();
     assert_eq!(targets(&lines), ["third", "second", "first"]);
     assert_eq!((&lines[0]["result"], &lines[0]["status"]), (&json!("failed"), &json!(500)));
@@ -66,9 +66,9 @@ fn torn_long_and_foreign_lines_hide_no_other() {
 
 #[test]
 fn the_old_place_is_read_in_between() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
-    audit.record(&draft("ws_a", "a", "new"), Some(&actor()), Outcome::Done);
+    audit.record(&draft("ws_a", "a", "new"), Some(&actor()), AuditOutcome::Done);
     let old = |timestamp: u64| {
         let line = json!({"id": "o", "action": "config.patch", "target": "old", "timestamp": timestamp});
         let mut file = File::create(dir.join("old")).unwrap();
@@ -84,26 +84,30 @@ fn the_old_place_is_read_in_between() {
 
 #[test]
 fn the_last_change_is_a_successful_one_of_the_openwork_api() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
-    audit.record(&draft("ws_a", "config.patch", "opencode.json"), Some(&actor()), Outcome::Done);
+    audit.record(&draft("ws_a", "config.patch", "opencode.json"), Some(&actor()), AuditOutcome::Done);
     let changed = audit.recent("ws_a", None, 1).unwrap()[0]["timestamp"].as_u64();
     std::thread::sleep(std::time::Duration::from_millis(3));
-    audit.record(&draft("ws_a", "config.patch", "opencode.json"), None, Outcome::Denied(403, "write_denied"));
-    audit.record(&draft("ws_a", "workspace.exec", "/api/workspaces/x/exec"), None, Outcome::Done);
-    audit.record(&draft("ws_a", "approval.allow", "id"), None, Outcome::Done);
+    audit.record(
+        &draft("ws_a", "config.patch", "opencode.json"),
+        None,
+        AuditOutcome::Denied(403, "write_denied"),
+    );
+    audit.record(&draft("ws_a", "workspace.exec", "/api/workspaces/x/exec"), None, AuditOutcome::Done);
+    audit.record(&draft("ws_a", "approval.allow", "id"), None, AuditOutcome::Done);
     for audit in [&audit, &Audit::open(&dir).unwrap()] {
         assert_eq!(audit.last_change("ws_a", || None), changed);
-        audit.record(&draft("ws_a", "approval.allow", "id"), None, Outcome::Done);
+        audit.record(&draft("ws_a", "approval.allow", "id"), None, AuditOutcome::Done);
         assert_eq!(audit.last_change("ws_a", || None), changed);
     }
-    audit.record(&draft("ws_a", "plugins.add", "opencode.json"), None, Outcome::Done);
+    audit.record(&draft("ws_a", "plugins.add", "opencode.json"), None, AuditOutcome::Done);
     assert!(audit.last_change("ws_a", || None) > changed);
 }
 
 #[test]
 fn who_fails_to_log_in_again_and_again_is_written_about_once() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     for _ in 0..100 {
         audit.login_failed("192.0.2.1", None, "/whoami\u{7}", "an unknown token");
@@ -121,16 +125,16 @@ fn who_fails_to_log_in_again_and_again_is_written_about_once() {
 
 #[test]
 fn repeated_refusals_push_no_other_line_out() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
-    audit.record(&draft("ws_a", "a", "first"), None, Outcome::Done);
+    audit.record(&draft("ws_a", "a", "first"), None, AuditOutcome::Done);
     for n in 0..1000 {
         let refused = draft("ws_a", "config.patch", &n.to_string());
-        audit.record(&refused, Some(&actor()), Outcome::Failed(400, "invalid_payload"));
-        audit.record(&refused, Some(&actor()), Outcome::Denied(403, "forbidden"));
+        audit.record(&refused, Some(&actor()), AuditOutcome::Failed(400, "invalid_payload"));
+        audit.record(&refused, Some(&actor()), AuditOutcome::Denied(403, "forbidden"));
     }
     for n in 0..50 {
-        audit.record(&draft("ws_a", "a", &n.to_string()), Some(&actor()), Outcome::Done);
+        audit.record(&draft("ws_a", "a", &n.to_string()), Some(&actor()), AuditOutcome::Done);
     }
     drop(audit);
     let lines = Audit::open(&dir).unwrap().recent("ws_a", None, 1000).unwrap();
@@ -142,14 +146,18 @@ fn repeated_refusals_push_no_other_line_out() {
 
 #[test]
 fn forty_writers_tear_no_line() {
-    let dir = Scratch::new();
+    let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     std::thread::scope(|scope| {
         for n in 0..40 {
             let audit = &audit;
             scope.spawn(move || {
                 for m in 0..5 {
-                    audit.record(&draft("ws_a", "a", &format!("{n}-{m}")), Some(&actor()), Outcome::Done);
+                    audit.record(
+                        &draft("ws_a", "a", &format!("{n}-{m}")),
+                        Some(&actor()),
+                        AuditOutcome::Done,
+                    );
                 }
             });
         }

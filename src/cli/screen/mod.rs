@@ -17,10 +17,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::{Value, json};
 
-use self::page::{Details, View, id, page};
-use self::terminal::{Input, Key, Terminal};
+use self::page::{Details, PageView, id, page};
+use self::terminal::{KeyPress, RawTerminal, TerminalInput};
 use super::approvals;
-use super::client::Client;
+use super::client::ApiClient;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits, logging};
 use crate::config::{self, HostArgs};
@@ -54,34 +54,34 @@ pub(super) fn is_wanted(args: &HostArgs) -> Result<bool> {
 }
 
 /// What the screen shows of a host that has started.
-pub(super) struct Shown {
+pub(super) struct ScreenInfo {
     pub(super) workspace: String,
     pub(super) address: String,
     pub(super) sandbox: &'static str,
     pub(super) opencode_url: Option<String>,
     pub(super) managed: Option<Arc<Managed>>,
     pub(super) tokens: Vec<(&'static str, String)>,
-    pub(super) client: Client,
+    pub(super) client: ApiClient,
     /// The server stops: the terminal is given back at once, since a second signal ends the process.
     pub(super) stopping: Cancel,
 }
 
 /// A screen, from before the server's start to after its end.
 #[derive(Default)]
-pub(super) struct Screen {
-    shared: Arc<Shared>,
+pub(super) struct HostScreen {
+    shared: Arc<ScreenState>,
     threads: Mutex<Option<(Cancel, [JoinOnDrop; 3])>>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct ScreenState {
     /// The last lines of the log, and whether the screen shows them.
     log: Mutex<(VecDeque<String>, bool)>,
-    view: Mutex<View>,
+    view: Mutex<PageView>,
 }
 
 /// What the server is asked.
-enum Call {
+enum ScreenRequest {
     /// For the list, which has changed.
     List,
     /// For a key.
@@ -89,16 +89,16 @@ enum Call {
     Show(String),
 }
 
-impl Screen {
+impl HostScreen {
     /// Takes the log lines, besides where they go already.
-    pub(super) fn log(&self, also: logging::Output) -> logging::Output {
+    pub(super) fn log(&self, also: logging::LogOutput) -> logging::LogOutput {
         let shared = self.shared.clone();
-        logging::Output::Other(Box::new(move |line: &[u8]| {
-            if let logging::Output::Other(also) = &also {
+        logging::LogOutput::Other(Box::new(move |line: &[u8]| {
+            if let logging::LogOutput::Other(also) = &also {
                 also(line);
             }
             let mut log = lock(&shared.log);
-            if !log.1 && matches!(also, logging::Output::Stderr) {
+            if !log.1 && matches!(also, logging::LogOutput::Stderr) {
                 let _ = std::io::stderr().write_all(line);
             }
             if log.0.len() == LOG_LINES {
@@ -112,8 +112,8 @@ impl Screen {
     ///
     /// # Errors
     /// When the machine has no room for a thread.
-    pub(super) fn begin(&self, shown: Shown) -> Result<()> {
-        let Ok(terminal) = Terminal::enter() else { return Ok(()) };
+    pub(super) fn begin(&self, shown: ScreenInfo) -> Result<()> {
+        let Ok(terminal) = RawTerminal::enter() else { return Ok(()) };
         lock(&self.shared.log).1 = true;
         let (calls, asked) = unbounded();
         let stopping = shown.stopping.clone();
@@ -147,13 +147,13 @@ impl Screen {
 }
 
 /// Until the server ends: says when its approvals have changed.
-fn follow(shown: &Shown, calls: &Sender<Call>) {
+fn follow(shown: &ScreenInfo, calls: &Sender<ScreenRequest>) {
     while !shown.stopping.is_cancelled() {
         // Its first line is what waits already.
         if let Ok(lines) = shown.client.lines("/approvals/events?stream=ndjson") {
             for line in lines.map_while(std::io::Result::ok) {
                 let event = serde_json::from_str::<Value>(&line).unwrap_or_default();
-                if event["event"] != "ping" && calls.send(Call::List).is_err() {
+                if event["event"] != "ping" && calls.send(ScreenRequest::List).is_err() {
                     return;
                 }
             }
@@ -164,12 +164,12 @@ fn follow(shown: &Shown, calls: &Sender<Call>) {
 }
 
 /// Until the screen ends: keeps the view up to date, and asks what a key is for.
-fn answer_calls(shared: &Shared, shown: &Shown, asked: &Receiver<Call>) {
+fn answer_calls(shared: &ScreenState, shown: &ScreenInfo, asked: &Receiver<ScreenRequest>) {
     loop {
         refresh(shared, shown);
         match asked.recv_timeout(TICK) {
-            Ok(Call::List) => list(shared, shown),
-            Ok(Call::Reply(id, allow)) => {
+            Ok(ScreenRequest::List) => list(shared, shown),
+            Ok(ScreenRequest::Reply(id, allow)) => {
                 let reply = json!({ "reply": if allow { "allow" } else { "deny" } });
                 let answer = shown.client.call("POST", &format!("/approvals/{id}"), Some(&reply));
                 lock(&shared.view).message = match answer {
@@ -178,7 +178,7 @@ fn answer_calls(shared: &Shared, shown: &Shown, asked: &Receiver<Call>) {
                     Err(error) => error.message().to_owned(),
                 };
             }
-            Ok(Call::Show(id)) => {
+            Ok(ScreenRequest::Show(id)) => {
                 let answer = shown.client.call("GET", &format!("/approvals/{id}"), None);
                 let mut view = lock(&shared.view);
                 match answer {
@@ -200,7 +200,7 @@ fn answer_calls(shared: &Shared, shown: &Shown, asked: &Receiver<Call>) {
 }
 
 /// What this process knows by itself.
-fn refresh(shared: &Shared, shown: &Shown) {
+fn refresh(shared: &ScreenState, shown: &ScreenInfo) {
     let mut services = vec![("Server", shown.address.clone()), ("Sandbox", shown.sandbox.to_owned())];
     if let Some(managed) = &shown.managed {
         let state = managed.state();
@@ -213,7 +213,7 @@ fn refresh(shared: &Shared, shown: &Shown) {
 }
 
 /// The approvals that wait.
-fn list(shared: &Shared, shown: &Shown) {
+fn list(shared: &ScreenState, shown: &ScreenInfo) {
     let answer = shown.client.call("GET", "/approvals", None);
     let mut view = lock(&shared.view);
     match answer {
@@ -225,7 +225,7 @@ fn list(shared: &Shared, shown: &Shown) {
         Err(error) if shown.stopping.is_cancelled() => drop(error),
         Err(error) => view.message = error.message().to_owned(),
     }
-    let is_there = |id: &str, view: &View| view.approvals.iter().any(|one| page::id(one) == id);
+    let is_there = |id: &str, view: &PageView| view.approvals.iter().any(|one| page::id(one) == id);
     if !view.chosen.as_deref().is_some_and(|id| is_there(id, &view)) {
         view.chosen = view.approvals.first().map(|one| id(one).to_owned());
     }
@@ -235,13 +235,13 @@ fn list(shared: &Shared, shown: &Shown) {
 }
 
 /// Until the screen ends: draws the view, and takes keys.
-fn draw(shared: &Shared, shown: &Shown, terminal: &Terminal, calls: &Sender<Call>) {
+fn draw(shared: &ScreenState, shown: &ScreenInfo, terminal: &RawTerminal, calls: &Sender<ScreenRequest>) {
     lock(&shared.view).workspace.clone_from(&shown.workspace);
     let mut drawn = (Vec::new(), 0, 0);
     // Which approval keys are for, and since when it has been visible.
     let mut visible: (Option<String>, Instant) = (None, Instant::now());
     loop {
-        let (columns, rows) = Terminal::size();
+        let (columns, rows) = RawTerminal::size();
         let lines = {
             let mut view = lock(&shared.view);
             view.log = lock(&shared.log).0.iter().rev().take(rows).rev().cloned().collect();
@@ -258,21 +258,29 @@ fn draw(shared: &Shared, shown: &Shown, terminal: &Terminal, calls: &Sender<Call
         }
         drawn = next;
         match terminal.read(TICK, &shown.stopping) {
-            Input::Nothing => {}
-            Input::End => break,
-            Input::Keys(keys) => keys.iter().for_each(|key| take(shared, shown, *key, &visible, calls)),
+            TerminalInput::Nothing => {}
+            TerminalInput::End => break,
+            TerminalInput::Keys(keys) => {
+                keys.iter().for_each(|key| take(shared, shown, *key, &visible, calls))
+            }
         }
     }
     lock(&shared.log).1 = false;
 }
 
 /// One key.
-fn take(shared: &Shared, shown: &Shown, key: Key, visible: &(Option<String>, Instant), calls: &Sender<Call>) {
+fn take(
+    shared: &ScreenState,
+    shown: &ScreenInfo,
+    key: KeyPress,
+    visible: &(Option<String>, Instant),
+    calls: &Sender<ScreenRequest>,
+) {
     let mut view = lock(&shared.view);
     view.message.clear();
     if view.stopping {
         view.stopping = false;
-        if key == Key::Char('y') {
+        if key == KeyPress::Char('y') {
             "Stopping".clone_into(&mut view.message);
             // As Ctrl-C does.
             let _ = kill_process(getpid(), Signal::INT);
@@ -280,29 +288,29 @@ fn take(shared: &Shared, shown: &Shown, key: Key, visible: &(Option<String>, Ins
         return;
     }
     let target = view.details.as_ref().map(|details| details.id.clone()).or_else(|| view.chosen.clone());
-    let rows = Terminal::size().1;
+    let rows = RawTerminal::size().1;
     let step = match key {
-        Key::Up => -1,
-        Key::Down => 1,
-        Key::PageUp => -(rows as isize / 2),
-        Key::PageDown => rows as isize / 2,
+        KeyPress::Up => -1,
+        KeyPress::Down => 1,
+        KeyPress::PageUp => -(rows as isize / 2),
+        KeyPress::PageDown => rows as isize / 2,
         _ => 0,
     };
     match (key, target) {
-        (Key::Char('a' | 'A' | 'd' | 'D'), Some(id)) => {
+        (KeyPress::Char('a' | 'A' | 'd' | 'D'), Some(id)) => {
             if visible.0.as_ref() == Some(&id) && visible.1.elapsed() >= VISIBLE {
-                let _ = calls.send(Call::Reply(id, matches!(key, Key::Char('a' | 'A'))));
+                let _ = calls.send(ScreenRequest::Reply(id, matches!(key, KeyPress::Char('a' | 'A'))));
             } else {
                 "This approval has just come; look at it first.".clone_into(&mut view.message);
             }
         }
-        (Key::Enter, Some(id)) if view.details.is_none() => drop(calls.send(Call::Show(id))),
-        (Key::Escape | Key::Char('q'), _) if view.details.is_some() => view.details = None,
-        (Key::Char('q' | 'Q'), _) => view.stopping = true,
-        (Key::Char('t' | 'T'), _) => {
+        (KeyPress::Enter, Some(id)) if view.details.is_none() => drop(calls.send(ScreenRequest::Show(id))),
+        (KeyPress::Escape | KeyPress::Char('q'), _) if view.details.is_some() => view.details = None,
+        (KeyPress::Char('q' | 'Q'), _) => view.stopping = true,
+        (KeyPress::Char('t' | 'T'), _) => {
             view.tokens = if view.tokens.is_none() { Some(shown.tokens.clone()) } else { None };
         }
-        (Key::Up | Key::Down | Key::PageUp | Key::PageDown, _) => {
+        (KeyPress::Up | KeyPress::Down | KeyPress::PageUp | KeyPress::PageDown, _) => {
             if let Some(details) = &mut view.details {
                 let last = details.lines.len().saturating_sub(1);
                 details.top = details.top.saturating_add_signed(step).min(last);

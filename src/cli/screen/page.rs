@@ -16,7 +16,7 @@ const LEAST_LOG: usize = 3;
 
 /// What is known. Not `Debug`: tokens are among it.
 #[derive(Default)]
-pub(super) struct View {
+pub(super) struct PageView {
     pub(super) workspace: String,
     /// Rows of the first block: a name and a value.
     pub(super) services: Vec<(&'static str, String)>,
@@ -50,7 +50,7 @@ pub(super) fn id(approval: &Value) -> &str {
 }
 
 /// The lines for a terminal of so many rows.
-pub(super) fn page(view: &View, rows: usize) -> Vec<String> {
+pub(super) fn page(view: &PageView, rows: usize) -> Vec<String> {
     let mut lines = vec![format!("{BOLD}berth host{PLAIN} {DIM}{}{PLAIN}", one_line(&view.workspace))];
     let below = footer(view);
     let room = rows.saturating_sub(lines.len() + below.len());
@@ -82,7 +82,7 @@ fn row((name, value): &(&'static str, String)) -> String {
     format!("  {name:<11}{}", one_line(value))
 }
 
-fn approvals(view: &View, room: usize, lines: &mut Vec<String>) {
+fn approvals(view: &PageView, room: usize, lines: &mut Vec<String>) {
     let count = view.approvals.len();
     if count == 0 {
         lines.push(format!("{BOLD}Approvals{PLAIN} {DIM}nothing waits{PLAIN}"));
@@ -110,7 +110,7 @@ fn approvals(view: &View, room: usize, lines: &mut Vec<String>) {
     }
 }
 
-fn footer(view: &View) -> Vec<String> {
+fn footer(view: &PageView) -> Vec<String> {
     let keys = if view.stopping {
         "Stop the host and everything it runs?  y yes  any other key no"
     } else if view.details.is_some() {
@@ -129,14 +129,14 @@ mod tests {
 
     use super::*;
 
-    fn view(approvals: usize) -> View {
+    fn view(approvals: usize) -> PageView {
         let approval = |n: usize| json!({ "id": format!("id-{n}"), "action": "exec", "summary": format!("run {n}\x1b[2J"), "expires_in_ms": 9_000 });
-        View {
+        PageView {
             services: vec![("Server", "http://127.0.0.1:1".into())],
             approvals: (0..approvals).map(approval).collect(),
             chosen: (approvals > 0).then(|| format!("id-{}", approvals - 1)),
             log: (0..100).map(|n| format!("line {n}\n")).collect(),
-            ..View::default()
+            ..PageView::default()
         }
     }
 

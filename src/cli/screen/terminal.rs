@@ -24,7 +24,7 @@ const NO_CHARACTER: u8 = 0;
 
 /// A key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum KeyPress {
     Up,
     Down,
     PageUp,
@@ -36,9 +36,9 @@ pub(super) enum Key {
 
 /// What came first.
 #[derive(Debug)]
-pub(super) enum Input {
+pub(super) enum TerminalInput {
     /// Some keys; none for those that mean nothing here.
-    Keys(Vec<Key>),
+    Keys(Vec<KeyPress>),
     /// Nothing for that long.
     Nothing,
     /// The terminal has gone, or the screen ends.
@@ -46,16 +46,16 @@ pub(super) enum Input {
 }
 
 /// The terminal of standard input and output.
-pub(super) struct Terminal {
+pub(super) struct RawTerminal {
     before: Termios,
 }
 
-impl Terminal {
+impl RawTerminal {
     /// Takes it over.
     ///
     /// # Errors
     /// When standard input is no terminal.
-    pub(super) fn enter() -> io::Result<Terminal> {
+    pub(super) fn enter() -> io::Result<RawTerminal> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
@@ -63,7 +63,7 @@ impl Terminal {
         raw.input_modes.remove(InputModes::IXON);
         raw.special_codes[SpecialCodeIndex::VSUSP] = NO_CHARACTER;
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
-        let terminal = Terminal { before };
+        let terminal = RawTerminal { before };
         terminal.write(ENTER)?;
         Ok(terminal)
     }
@@ -85,25 +85,25 @@ impl Terminal {
     }
 
     /// Waits for keys.
-    pub(super) fn read(&self, patience: Duration, end: &Cancel) -> Input {
+    pub(super) fn read(&self, patience: Duration, end: &Cancel) -> TerminalInput {
         let stdin = io::stdin();
         let mut fds =
             [PollFd::new(&stdin, PollFlags::IN), PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)];
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
         match poll(&mut fds, Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => return Input::Nothing,
+            Ok(0) | Err(Errno::INTR) => return TerminalInput::Nothing,
             Ok(_) => {}
-            Err(_) => return Input::End,
+            Err(_) => return TerminalInput::End,
         }
         if !fds[1].revents().is_empty() {
-            return Input::End;
+            return TerminalInput::End;
         }
         let mut bytes = [0; 256];
         match rustix::io::read(&stdin, &mut bytes) {
-            Ok(0) => Input::End,
-            Ok(count) => Input::Keys(keys(&bytes[..count])),
-            Err(Errno::INTR | Errno::AGAIN) => Input::Nothing,
-            Err(_) => Input::End,
+            Ok(0) => TerminalInput::End,
+            Ok(count) => TerminalInput::Keys(keys(&bytes[..count])),
+            Err(Errno::INTR | Errno::AGAIN) => TerminalInput::Nothing,
+            Err(_) => TerminalInput::End,
         }
     }
 
@@ -115,7 +115,7 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
+impl Drop for RawTerminal {
     fn drop(&mut self) {
         let _ = self.write(LEAVE);
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
@@ -124,7 +124,7 @@ impl Drop for Terminal {
 
 /// The keys in what was read at once. A terminal sends a key's sequence in one piece, so an escape that stands alone is
 /// the key of that name.
-fn keys(bytes: &[u8]) -> Vec<Key> {
+fn keys(bytes: &[u8]) -> Vec<KeyPress> {
     let text = String::from_utf8_lossy(bytes);
     let mut rest = text.as_ref();
     let mut keys = Vec::new();
@@ -135,19 +135,19 @@ fn keys(bytes: &[u8]) -> Vec<Key> {
             let length =
                 sequence.find(|c: char| ('@'..='~').contains(&c)).map_or(sequence.len(), |at| at + 1);
             keys.extend(match &sequence[..length] {
-                "A" => Some(Key::Up),
-                "B" => Some(Key::Down),
-                "5~" => Some(Key::PageUp),
-                "6~" => Some(Key::PageDown),
+                "A" => Some(KeyPress::Up),
+                "B" => Some(KeyPress::Down),
+                "5~" => Some(KeyPress::PageUp),
+                "6~" => Some(KeyPress::PageDown),
                 _ => None,
             });
             rest = &sequence[length..];
             continue;
         }
         keys.push(match first {
-            '\x1b' => Key::Escape,
-            '\r' | '\n' => Key::Enter,
-            c => Key::Char(c),
+            '\x1b' => KeyPress::Escape,
+            '\r' | '\n' => KeyPress::Enter,
+            c => KeyPress::Char(c),
         });
         rest = &rest[first.len_utf8()..];
     }
@@ -161,9 +161,16 @@ mod tests {
     #[test]
     fn keys_and_their_sequences() {
         let all = keys(b"\x1b[A\x1bOBa\r\x1b[6~\x1b[5~\x1b[1;5C\x1b");
-        let expected =
-            [Key::Up, Key::Down, Key::Char('a'), Key::Enter, Key::PageDown, Key::PageUp, Key::Escape];
+        let expected = [
+            KeyPress::Up,
+            KeyPress::Down,
+            KeyPress::Char('a'),
+            KeyPress::Enter,
+            KeyPress::PageDown,
+            KeyPress::PageUp,
+            KeyPress::Escape,
+        ];
         assert_eq!(all, expected);
-        assert_eq!(keys("é\x1b[".as_bytes()), [Key::Char('é')]);
+        assert_eq!(keys("é\x1b[".as_bytes()), [KeyPress::Char('é')]);
     }
 }

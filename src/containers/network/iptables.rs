@@ -3,22 +3,22 @@
 //! in a jump to each from a chain of everybody's, first in it. IPv6 is off on both ends of a link, so there are no
 //! rules for it. Pure.
 
-use super::Names;
-use super::range::Range;
+use super::NetworkNames;
+use super::range::Ipv4Range;
 use super::rules::{NEVER, WIRE_PORTS, WIRE_SERVER};
 
 /// Seconds that one call waits for another's lock.
 const WAIT: &str = "-w 5";
 
-fn never(chain: &str, ranges: &[Range], verdict: &str) -> String {
-    let never = NEVER.split(", ").map(str::to_owned).chain(ranges.iter().map(Range::to_string));
+fn never(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
+    let never = NEVER.split(", ").map(str::to_owned).chain(ranges.iter().map(Ipv4Range::to_string));
     let mut rules: String = never.map(|range| format!("-A {chain} -d {range} {verdict}\n")).collect();
     rules += &format!("-A {chain} -d {WIRE_SERVER} -p tcp -m multiport --dports {WIRE_PORTS} {verdict}\n");
     rules
 }
 
 /// Where everybody's chains lead to ours: the table, the chain and what it matches, ours.
-fn jumps(names: &Names) -> [(&'static str, String, String); 4] {
+fn jumps(names: &NetworkNames) -> [(&'static str, String, String); 4] {
     let (chain, links) = (&names.table, &names.links);
     [
         ("mangle", format!("PREROUTING -i {links}+"), chain.clone()),
@@ -29,7 +29,7 @@ fn jumps(names: &Names) -> [(&'static str, String, String); 4] {
 }
 
 /// What the shell does for the host's rules. Chains that are there already are replaced, each table in one step.
-pub(super) fn host_script(names: &Names, ranges: &[Range]) -> String {
+pub(super) fn host_script(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let chain = &names.table;
     let never = never(chain, ranges, "-j DROP");
     let masked: String =
@@ -66,7 +66,7 @@ END
 }
 
 /// What the shell does to remove them, as far as they are there.
-pub(super) fn removal_script(names: &Names) -> String {
+pub(super) fn removal_script(names: &NetworkNames) -> String {
     let mut script = String::new();
     for (table, from, to) in jumps(names) {
         script += &format!(
@@ -79,7 +79,7 @@ if iptables {WAIT} -t {table} -F {to} 2>/dev/null; then iptables {WAIT} -t {tabl
 }
 
 /// What the shell does in the container's own namespace. It refuses instead of dropping: who asks gets an error at once.
-pub(super) fn inner_script(ranges: &[Range]) -> String {
+pub(super) fn inner_script(ranges: &[Ipv4Range]) -> String {
     let never = never("OUTPUT", ranges, "-j REJECT --reject-with icmp-admin-prohibited");
     format!(
         "iptables-restore {WAIT} <<'END'
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn rules_name_every_range_and_go_as_they_came() {
-        let names = Names { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
+        let names = NetworkNames { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
         let ranges = ["10.213.0.0/16".parse().unwrap(), "192.168.7.0/30".parse().unwrap()];
         let script = host_script(&names, &ranges);
         for rule in [

@@ -21,27 +21,27 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use range::Range;
+pub use range::Ipv4Range;
 
 use crate::base::ids::Network;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::tools;
-use crate::proc::{Cancel, Cgroups, Ended, Exit, Spec};
+use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::file;
 
 /// What a person decides about private networks.
 #[derive(Clone, Debug, Default)]
-pub struct Choice {
+pub struct NetworkConfig {
     /// Where addresses come from; `None`: a range that the host has no route into.
-    pub range: Option<Range>,
+    pub range: Option<Ipv4Range>,
     /// Name servers for containers instead of the host's.
     pub dns: Vec<Ipv4Addr>,
 }
 
 /// One container's link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
+pub struct VethLink {
     /// The host's end.
     pub interface: String,
     /// The host's address on it, which is the container's way out.
@@ -52,43 +52,43 @@ pub struct Link {
 
 /// What a container's network is, for a person.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Status {
+pub struct NetworkStatus {
     /// Of the container as it runs; a change holds from its next start on.
     pub mode: Network,
     /// Its link, on a private network.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub link: Option<Link>,
+    pub link: Option<VethLink>,
 }
 
 /// All private networks of this server.
 #[derive(Debug)]
 pub struct Networks {
-    names: Names,
-    choice: Choice,
+    names: NetworkNames,
+    config: NetworkConfig,
     cgroups: Cgroups,
     /// `<data>/network.json`: there is a table.
-    memory: PathBuf,
-    state: Mutex<State>,
+    saved_path: PathBuf,
+    state: Mutex<NetworkState>,
 }
 
 /// What everything of this server is called.
 #[derive(Debug)]
-struct Names {
+struct NetworkNames {
     table: String,
     /// Of links, before the number.
     links: String,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    range: Option<Range>,
+struct NetworkState {
+    range: Option<Ipv4Range>,
     /// By the container's address.
     links: BTreeMap<Ipv4Addr, String>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Memory {
-    range: Range,
+struct SavedNetwork {
+    range: Ipv4Range,
     /// There are chains of iptables.
     #[serde(default)]
     iptables: bool,
@@ -103,7 +103,7 @@ pub(super) enum Firewall {
 
 impl Firewall {
     /// nft where it is there, else iptables.
-    fn of_host() -> Result<Firewall> {
+    fn detect() -> Result<Firewall> {
         let missing = match tools::require("nft") {
             Ok(_) => return Ok(Firewall::Nftables),
             Err(error) => error,
@@ -118,14 +118,14 @@ impl Firewall {
 
 /// A link in use; gone with the value.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct LinkLease {
     networks: Arc<Networks>,
-    link: Option<Link>,
+    link: Option<VethLink>,
 }
 
 impl Networks {
     /// Those of the server with this data folder; nothing is made yet.
-    pub(super) fn new(data_dir: &Path, choice: Choice, cgroups: Cgroups) -> Networks {
+    pub(super) fn new(data_dir: &Path, choice: NetworkConfig, cgroups: Cgroups) -> Networks {
         let by_path = || {
             let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
             let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
@@ -136,14 +136,14 @@ impl Networks {
         let is_hash = |name: &&str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let instance: String = tree.filter(is_hash).map_or_else(by_path, |name| name[..6].to_owned());
         let memory = data_dir.join("network.json");
-        let range = choice.range.or(Memory::read(&memory).map(|before| before.range));
+        let range = choice.range.or(SavedNetwork::read(&memory).map(|before| before.range));
         Networks {
             // A link's name has at most 15 characters.
-            names: Names { table: format!("berth-{instance}"), links: format!("vb{instance}-") },
-            choice,
+            names: NetworkNames { table: format!("berth-{instance}"), links: format!("vb{instance}-") },
+            config: choice,
             cgroups,
-            memory,
-            state: Mutex::new(State { range, links: BTreeMap::new() }),
+            saved_path: memory,
+            state: Mutex::new(NetworkState { range, links: BTreeMap::new() }),
         }
     }
 
@@ -164,16 +164,16 @@ impl Networks {
         for program in ["ip", "nsenter"] {
             tools::require(program).map_err(cannot)?;
         }
-        Firewall::of_host().map(drop).map_err(cannot)
+        Firewall::detect().map(drop).map_err(cannot)
     }
 
     /// A free link for a container, whose name decides which one it gets if it is free; the host is prepared for it.
     ///
     /// # Errors
     /// `Unavailable` with what is missing or in the way.
-    pub(super) fn claim(self: &Arc<Self>, machine: &str) -> Result<Lease> {
+    pub(super) fn claim(self: &Arc<Self>, machine: &str) -> Result<LinkLease> {
         self.check()?;
-        forward()?;
+        enable_ip_forward()?;
         let mut state = lock(&self.state);
         let mut foreign = self.routes()?;
         foreign.retain(|route| !route.range.is_default() && !route.device.starts_with(&self.names.links));
@@ -183,7 +183,7 @@ impl Networks {
         let number = |tried: u32| start.wrapping_add(tried) % range.links();
         let mut free = (0..range.links()).map(number).map(|number| self.names.link(range, number));
         let link = free.find(|link| {
-            let network = Range::around(link.address, range::LINK_LENGTH);
+            let network = Ipv4Range::containing(link.address, range::LINK_LENGTH);
             !state.links.contains_key(&link.address)
                 && !exists(&link.interface)
                 && !foreign.iter().any(|route| route.range.overlaps(network))
@@ -194,20 +194,20 @@ impl Networks {
         })?;
         state.links.insert(link.address, link.interface.clone());
         // Each time: somebody may have reloaded the host's firewall, which removes everybody's tables.
-        if let Err(error) = self.load(&state) {
+        if let Err(error) = self.install_rules(&state) {
             state.links.remove(&link.address);
             return Err(error);
         }
-        Ok(Lease { networks: self.clone(), link: Some(link) })
+        Ok(LinkLease { networks: self.clone(), link: Some(link) })
     }
 
     /// The link of a container that an earlier server has started, if it is still there.
-    pub(super) fn adopt(self: &Arc<Self>, link: Link) -> Option<Lease> {
+    pub(super) fn adopt(self: &Arc<Self>, link: VethLink) -> Option<LinkLease> {
         if !link.interface.starts_with(&self.names.links) || !exists(&link.interface) {
             return None;
         }
         lock(&self.state).links.insert(link.address, link.interface.clone());
-        Some(Lease { networks: self.clone(), link: Some(link) })
+        Some(LinkLease { networks: self.clone(), link: Some(link) })
     }
 
     /// Removes what an earlier server left and nobody uses, and renews the rules of what is used.
@@ -221,20 +221,20 @@ impl Networks {
             }
         }
         if !state.links.is_empty() {
-            if let Err(error) = self.load(&state) {
+            if let Err(error) = self.install_rules(&state) {
                 log::error!("The rules of private networks could not be renewed: {error}");
             }
-        } else if self.memory.exists() {
-            self.unload();
+        } else if self.saved_path.exists() {
+            self.remove_rules();
         }
     }
 
     /// The ranges in which containers may be: today's, and what is still in use of an earlier choice.
-    fn ranges(state: &State) -> Vec<Range> {
-        let mut ranges: Vec<Range> = state.range.into_iter().collect();
+    fn ranges(state: &NetworkState) -> Vec<Ipv4Range> {
+        let mut ranges: Vec<Ipv4Range> = state.range.into_iter().collect();
         for address in state.links.keys() {
             if !ranges.iter().any(|range| range.contains(*address)) {
-                ranges.push(Range::around(*address, range::LINK_LENGTH));
+                ranges.push(Ipv4Range::containing(*address, range::LINK_LENGTH));
             }
         }
         ranges
@@ -244,9 +244,9 @@ impl Networks {
     ///
     /// # Errors
     /// `Unavailable` when what keeps rules is gone.
-    pub(super) fn start_script(&self, link: &Link) -> Result<String> {
+    pub(super) fn start_script(&self, link: &VethLink) -> Result<String> {
         let ranges = Networks::ranges(&lock(&self.state));
-        Ok(rules::start_script(Firewall::of_host()?, link, &ranges, std::process::id()))
+        Ok(rules::start_script(Firewall::detect()?, link, &ranges, std::process::id()))
     }
 
     /// What a container's resolv.conf says.
@@ -258,13 +258,13 @@ impl Networks {
         self.resolver(&host).text.into_bytes()
     }
 
-    fn resolver(&self, host: &[u8]) -> resolver::Resolver {
+    fn resolver(&self, host: &[u8]) -> resolver::ResolvConf {
         let behind = std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
-        let own: Vec<Range> =
+        let own: Vec<Ipv4Range> =
             self.routes().unwrap_or_default().into_iter().map(|route| route.range).collect();
         // Routes to the host's own addresses are of this length.
-        let is_own = |server| own.contains(&Range::around(server, 32));
-        resolver::private(&self.choice.dns, &String::from_utf8_lossy(host), &behind, |server| {
+        let is_own = |server| own.contains(&Ipv4Range::containing(server, 32));
+        resolver::for_private_network(&self.config.dns, &String::from_utf8_lossy(host), &behind, |server| {
             !server.is_loopback() && !server.is_link_local() && !server.is_unspecified() && !is_own(server)
         })
     }
@@ -284,13 +284,13 @@ impl Networks {
     }
 
     /// The range in use, chosen now if nobody uses one yet. `foreign`: routes that are not ours.
-    fn range(&self, state: &mut State, foreign: &[Route]) -> Result<Range> {
-        let taken = |range: Range| foreign.iter().find(|route| route.range.overlaps(range));
+    fn range(&self, state: &mut NetworkState, foreign: &[HostRoute]) -> Result<Ipv4Range> {
+        let taken = |range: Ipv4Range| foreign.iter().find(|route| route.range.overlaps(range));
         if let Some(range) = state.range.filter(|_| !state.links.is_empty()) {
             // The rules inside the containers that run name it.
             return Ok(range);
         }
-        if let Some(range) = self.choice.range {
+        if let Some(range) = self.config.range {
             state.range = Some(range);
             return match taken(range) {
                 None => Ok(range),
@@ -315,48 +315,48 @@ impl Networks {
     }
 
     /// Where this host sends packets, all tables, its own addresses among them.
-    fn routes(&self) -> Result<Vec<Route>> {
-        let printed = self.run("ip", &["-4", "-o", "route", "show", "table", "all"])?;
-        Ok(printed.lines().filter_map(Route::parse).collect())
+    fn routes(&self) -> Result<Vec<HostRoute>> {
+        let printed = self.run_tool("ip", &["-4", "-o", "route", "show", "table", "all"])?;
+        Ok(printed.lines().filter_map(HostRoute::parse).collect())
     }
 
-    fn load(&self, state: &State) -> Result<()> {
-        let (ranges, firewall) = (Networks::ranges(state), Firewall::of_host()?);
-        let remembered = Memory {
+    fn install_rules(&self, state: &NetworkState) -> Result<()> {
+        let (ranges, firewall) = (Networks::ranges(state), Firewall::detect()?);
+        let remembered = SavedNetwork {
             range: *ranges.first().unwrap_or(&range::CANDIDATES[0]),
             // Also when nft has come since: both hold then, and both go.
             iptables: firewall == Firewall::Iptables
-                || Memory::read(&self.memory).is_some_and(|before| before.iptables),
+                || SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables),
         };
         let text =
-            serde_json::to_vec(&remembered).map_err(|error| Error::internal("network").because(error))?;
+            serde_json::to_vec(&remembered).map_err(|error| Error::internal("network").with_source(error))?;
         // Before there are rules, so that none are forgotten.
-        file::replace(&self.memory, &text, 0o600)?;
+        file::replace(&self.saved_path, &text, 0o600)?;
         let done = match firewall {
-            Firewall::Nftables => self.run("nft", &[&rules::host_table(&self.names, &ranges)]),
-            Firewall::Iptables => self.run("sh", &["-c", &iptables::host_script(&self.names, &ranges)]),
+            Firewall::Nftables => self.run_tool("nft", &[&rules::host_table(&self.names, &ranges)]),
+            Firewall::Iptables => self.run_tool("sh", &["-c", &iptables::host_script(&self.names, &ranges)]),
         };
         done.map(drop)
     }
 
-    fn unload(&self) {
+    fn remove_rules(&self) {
         let table = &self.names.table;
-        let iptables = Memory::read(&self.memory).is_some_and(|before| before.iptables);
+        let iptables = SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables);
         // Rules that somebody else has removed are no failure: a table that is made first can be deleted.
-        let by_nft = || self.run("nft", &[&format!("table inet {table}\ndelete table inet {table}")]);
-        let by_iptables = || self.run("sh", &["-c", &iptables::removal_script(&self.names)]);
+        let by_nft = || self.run_tool("nft", &[&format!("table inet {table}\ndelete table inet {table}")]);
+        let by_iptables = || self.run_tool("sh", &["-c", &iptables::removal_script(&self.names)]);
         let steps = [
             tools::find("nft").is_some().then(by_nft),
             (iptables && tools::find("iptables").is_some()).then(by_iptables),
         ];
         match steps.into_iter().flatten().find_map(Result::err) {
-            None => _ = std::fs::remove_file(&self.memory),
+            None => _ = std::fs::remove_file(&self.saved_path),
             Some(error) => log::warn!("The rules {table} of private networks could not be removed: {error}"),
         }
     }
 
     fn delete_link(&self, name: &str) {
-        if let Err(error) = self.run("ip", &["link", "delete", "dev", name]) {
+        if let Err(error) = self.run_tool("ip", &["link", "delete", "dev", name]) {
             // It goes by itself with its namespace.
             if exists(name) {
                 log::warn!("The link {name} could not be removed: {error}");
@@ -364,7 +364,7 @@ impl Networks {
         }
     }
 
-    fn release(&self, link: &Link) {
+    fn release(&self, link: &VethLink) {
         let mut state = lock(&self.state);
         // Otherwise a connection that still waits for answers would keep it alive for minutes.
         if exists(&link.interface) {
@@ -372,20 +372,20 @@ impl Networks {
         }
         state.links.remove(&link.address);
         if state.links.is_empty() {
-            self.unload();
+            self.remove_rules();
         }
     }
 
     /// Runs one of the host's programs: what it printed.
-    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+    fn run_tool(&self, program: &str, args: &[&str]) -> Result<String> {
         let path = tools::require(program)?;
         let spec = Spec::new(path).args(args.iter().copied());
         let place = (&self.cgroups, "network");
         let (ended, text) =
-            spec.printed(place, limits::NETWORK_OUTPUT_BYTES, limits::NETWORK_TOOL, &Cancel::new()?)?;
+            spec.run_for_output(place, limits::NETWORK_OUTPUT_BYTES, limits::NETWORK_TOOL, &Cancel::new()?)?;
         let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
         match ended {
-            Ended::Exited(Exit::Code(0)) => Ok(text),
+            ProcessOutcome::Exited(Exit::Code(0)) => Ok(text),
             ended => Err(Error::new(
                 Code::Unavailable,
                 format!("A private network cannot be made: {program} failed ({ended:?}): {first}"),
@@ -397,9 +397,9 @@ impl Networks {
 /// A program and its arguments that make rules like those of a server, to see whether this host can have them; and what
 /// they are kept with. `None` where there is nothing.
 pub fn sample_rules() -> Option<(&'static str, Vec<String>, &'static str)> {
-    let names = Names { table: "berth-doctor".into(), links: "vbdoctor-".into() };
+    let names = NetworkNames { table: "berth-doctor".into(), links: "vbdoctor-".into() };
     let ranges = [range::CANDIDATES[0]];
-    Some(match Firewall::of_host().ok()? {
+    Some(match Firewall::detect().ok()? {
         Firewall::Nftables => {
             ("nft", vec![rules::host_table(&names, &ranges) + &rules::inner_table(&ranges)], "nft")
         }
@@ -410,16 +410,16 @@ pub fn sample_rules() -> Option<(&'static str, Vec<String>, &'static str)> {
     })
 }
 
-impl Memory {
-    fn read(path: &Path) -> Option<Memory> {
+impl SavedNetwork {
+    fn read(path: &Path) -> Option<SavedNetwork> {
         serde_json::from_slice(&file::read_optional(path, 4096).ok()??).ok()
     }
 }
 
-impl Names {
-    fn link(&self, range: Range, number: u32) -> Link {
+impl NetworkNames {
+    fn link(&self, range: Ipv4Range, number: u32) -> VethLink {
         let first = u32::from(range.link(number));
-        Link {
+        VethLink {
             interface: format!("{}{number}", self.links),
             gateway: Ipv4Addr::from(first + 1),
             address: Ipv4Addr::from(first + 2),
@@ -427,18 +427,18 @@ impl Names {
     }
 }
 
-impl Lease {
-    pub(super) fn link(&self) -> Option<&Link> {
+impl LinkLease {
+    pub(super) fn link(&self) -> Option<&VethLink> {
         self.link.as_ref()
     }
 
     /// Leaves it as it is, for the next server.
-    pub(super) fn let_go(mut self) {
+    pub(super) fn detach(mut self) {
         self.link = None;
     }
 }
 
-impl Drop for Lease {
+impl Drop for LinkLease {
     fn drop(&mut self) {
         if let Some(link) = &self.link {
             self.networks.release(link);
@@ -447,13 +447,13 @@ impl Drop for Lease {
 }
 
 /// One line of `ip route`.
-struct Route {
-    range: Range,
+struct HostRoute {
+    range: Ipv4Range,
     device: String,
 }
 
-impl Route {
-    fn parse(line: &str) -> Option<Route> {
+impl HostRoute {
+    fn parse(line: &str) -> Option<HostRoute> {
         let mut words = line.split_whitespace();
         let mut first = words.next()?;
         const KINDS: [&str; 10] = [
@@ -477,7 +477,7 @@ impl Route {
             address => format!("{address}/32").parse(),
         };
         let device = words.skip_while(|word| *word != "dev").nth(1).unwrap_or("none");
-        Some(Route { range: range.ok()?, device: device.to_owned() })
+        Some(HostRoute { range: range.ok()?, device: device.to_owned() })
     }
 }
 
@@ -486,7 +486,7 @@ fn exists(interface: &str) -> bool {
 }
 
 /// Lets the host pass on packets.
-fn forward() -> Result<()> {
+fn enable_ip_forward() -> Result<()> {
     const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
     let on = std::fs::read_to_string(SWITCH).at("read", SWITCH)?;
     if on.trim() != "0" {
@@ -527,22 +527,22 @@ mod tests {
             ("unreachable 10.9.0.0/16 metric 5", "10.9.0.0/16", "none"),
             ("10.1.2.3 via 192.0.2.1 dev wg0 table 51820", "10.1.2.3/32", "wg0"),
         ] {
-            let route = Route::parse(line).unwrap();
+            let route = HostRoute::parse(line).unwrap();
             assert_eq!((route.range.to_string().as_str(), route.device.as_str()), (range, device));
         }
-        assert!(Route::parse("").is_none());
+        assert!(HostRoute::parse("").is_none());
     }
 
     #[test]
     fn names_fit_and_ranges_of_before_stay_behind_the_rules() {
-        let names = Names { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
+        let names = NetworkNames { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
         let range = range::CANDIDATES[0];
         let link = names.link(range, range.links() - 1);
         assert!(link.interface.len() <= 15, "{}", link.interface);
         assert_eq!((link.gateway, link.address), ([10, 213, 255, 253].into(), [10, 213, 255, 254].into()));
         let old = Ipv4Addr::new(192, 168, 7, 2);
         let links = [(link.address, link.interface), (old, "vb0-1".into())].into();
-        let ranges = Networks::ranges(&State { range: Some(range), links });
+        let ranges = Networks::ranges(&NetworkState { range: Some(range), links });
         assert_eq!(
             ranges.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["10.213.0.0/16", "192.168.7.0/30"]

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 /// What berth takes addresses from, unless it is told something else: the first of these that this host has no route
 /// into. Private ranges (RFC 1918) that neither Docker, Podman, libvirt, Kubernetes nor common routers prefer.
-pub(super) const CANDIDATES: [Range; 5] = [
-    Range { first: 0x0ad5_0000, length: 16 },
-    Range { first: 0xac1b_d500, length: 24 },
-    Range { first: 0xc0a8_d500, length: 24 },
-    Range { first: 0x0a57_0000, length: 16 },
-    Range { first: 0xac1d_5700, length: 24 },
+pub(super) const CANDIDATES: [Ipv4Range; 5] = [
+    Ipv4Range { first: 0x0ad5_0000, length: 16 },
+    Ipv4Range { first: 0xac1b_d500, length: 24 },
+    Ipv4Range { first: 0xc0a8_d500, length: 24 },
+    Ipv4Range { first: 0x0a57_0000, length: 16 },
+    Ipv4Range { first: 0xac1d_5700, length: 24 },
 ];
 
 /// Addresses of one link: its network, the host's end, the container's end, its broadcast address.
@@ -22,15 +22,15 @@ pub(super) const LINK_LENGTH: u8 = 30;
 /// `10.213.0.0/16`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Range {
+pub struct Ipv4Range {
     first: u32,
     length: u8,
 }
 
-impl Range {
-    pub(super) fn around(address: Ipv4Addr, length: u8) -> Range {
+impl Ipv4Range {
+    pub(super) fn containing(address: Ipv4Addr, length: u8) -> Ipv4Range {
         let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-        Range { first: u32::from(address) & mask, length }
+        Ipv4Range { first: u32::from(address) & mask, length }
     }
 
     /// Everything, or half of everything: a default route, by whichever name.
@@ -38,13 +38,13 @@ impl Range {
         self.length < 4
     }
 
-    pub(super) fn overlaps(self, other: Range) -> bool {
+    pub(super) fn overlaps(self, other: Ipv4Range) -> bool {
         let length = self.length.min(other.length);
-        Range::around(self.first.into(), length) == Range::around(other.first.into(), length)
+        Ipv4Range::containing(self.first.into(), length) == Ipv4Range::containing(other.first.into(), length)
     }
 
     pub(super) fn contains(self, address: Ipv4Addr) -> bool {
-        Range::around(address, self.length) == self
+        Ipv4Range::containing(address, self.length) == self
     }
 
     /// How many links it has room for.
@@ -58,20 +58,20 @@ impl Range {
     }
 
     /// A range that links can be taken from: at least one, at most 2²².
-    fn is_useful(self) -> bool {
+    fn is_divisible(self) -> bool {
         (8..=LINK_LENGTH).contains(&self.length)
     }
 }
 
-impl FromStr for Range {
+impl FromStr for Ipv4Range {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Range, String> {
+    fn from_str(text: &str) -> Result<Ipv4Range, String> {
         let wrong = || format!("{text:?} is not a range of IPv4 addresses such as 10.213.0.0/16");
         let (address, length) = text.split_once('/').ok_or_else(wrong)?;
         let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
         let length: u8 = length.parse().ok().filter(|length| *length <= 32).ok_or_else(wrong)?;
-        let range = Range::around(address, length);
+        let range = Ipv4Range::containing(address, length);
         if range.first != u32::from(address) {
             return Err(format!("{text} does not begin at a boundary; {range} does"));
         }
@@ -79,14 +79,14 @@ impl FromStr for Range {
     }
 }
 
-impl Range {
+impl Ipv4Range {
     /// A range for private networks, as a person writes it.
     ///
     /// # Errors
     /// A sentence that says what is wrong with it.
-    pub fn for_links(text: &str) -> Result<Range, String> {
-        let range: Range = text.parse()?;
-        if !range.is_useful() {
+    pub fn parse_for_links(text: &str) -> Result<Ipv4Range, String> {
+        let range: Ipv4Range = text.parse()?;
+        if !range.is_divisible() {
             return Err(format!("{range} cannot be divided: its length is from 8 to {LINK_LENGTH}"));
         }
         let special = ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"];
@@ -97,21 +97,21 @@ impl Range {
     }
 }
 
-impl fmt::Display for Range {
+impl fmt::Display for Ipv4Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", Ipv4Addr::from(self.first), self.length)
     }
 }
 
-impl TryFrom<String> for Range {
+impl TryFrom<String> for Ipv4Range {
     type Error = String;
-    fn try_from(text: String) -> Result<Range, String> {
-        Range::for_links(&text)
+    fn try_from(text: String) -> Result<Ipv4Range, String> {
+        Ipv4Range::parse_for_links(&text)
     }
 }
 
-impl From<Range> for String {
-    fn from(range: Range) -> String {
+impl From<Ipv4Range> for String {
+    fn from(range: Ipv4Range) -> String {
         range.to_string()
     }
 }
@@ -120,7 +120,7 @@ impl From<Range> for String {
 mod tests {
     use super::*;
 
-    fn range(text: &str) -> Range {
+    fn range(text: &str) -> Ipv4Range {
         text.parse().unwrap()
     }
 
@@ -131,16 +131,16 @@ mod tests {
             ["10.213.0.0/16", "172.27.213.0/24", "192.168.213.0/24", "10.87.0.0/16", "172.29.87.0/24"]
         );
         for good in CANDIDATES {
-            assert_eq!(Range::for_links(&good.to_string()), Ok(good));
+            assert_eq!(Ipv4Range::parse_for_links(&good.to_string()), Ok(good));
         }
         for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "x/8", "::/0", "10.0.0.0/31", "0.0.0.0/0"] {
-            assert!(Range::for_links(bad).is_err(), "{bad}");
+            assert!(Ipv4Range::parse_for_links(bad).is_err(), "{bad}");
         }
         for special in ["127.0.0.0/16", "169.254.0.0/16", "224.0.0.0/8"] {
-            assert!(Range::for_links(special).unwrap_err().contains("special"), "{special}");
+            assert!(Ipv4Range::parse_for_links(special).unwrap_err().contains("special"), "{special}");
         }
         assert_eq!(
-            Range::for_links("10.213.4.0/16").unwrap_err(),
+            Ipv4Range::parse_for_links("10.213.4.0/16").unwrap_err(),
             "10.213.4.0/16 does not begin at a boundary; 10.213.0.0/16 does"
         );
     }

@@ -9,19 +9,19 @@ const MOST: usize = 3;
 
 /// A resolv.conf, and which servers it names.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Resolver {
+pub(super) struct ResolvConf {
     pub(super) text: String,
     pub(super) servers: Vec<Ipv4Addr>,
 }
 
 /// The first of: what a person named, the host's own file, systemd-resolved's list of the servers behind it, as far as
 /// `reachable` says they can be asked.
-pub(super) fn private(
+pub(super) fn for_private_network(
     named: &[Ipv4Addr],
     host: &str,
     behind: &str,
     reachable: impl Fn(Ipv4Addr) -> bool,
-) -> Resolver {
+) -> ResolvConf {
     let of = |text: &str| -> Vec<Ipv4Addr> {
         let words = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
         words.filter_map(|word| word.trim().parse().ok()).filter(|server| reachable(*server)).collect()
@@ -46,7 +46,7 @@ pub(super) fn private(
             text.push('\n');
         }
     }
-    Resolver { text, servers }
+    ResolvConf { text, servers }
 }
 
 #[cfg(test)]
@@ -62,24 +62,25 @@ mod tests {
     #[test]
     fn a_server_beyond_the_host_is_kept() {
         let host = "# x\nsearch a.example b.example\nnameserver 192.0.2.53\nnameserver 2001:db8::1\noptions ndots:2\n";
-        let made = private(&[], host, "", reachable);
+        let made = for_private_network(&[], host, "", reachable);
         assert_eq!(made.servers, [BEYOND]);
         assert!(made.text.ends_with("nameserver 192.0.2.53\nsearch a.example b.example\noptions ndots:2\n"));
     }
 
     #[test]
     fn what_is_behind_a_server_on_loopback_is_asked_instead() {
-        let made = private(&[], "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n", reachable);
+        let made = for_private_network(&[], "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n", reachable);
         assert_eq!(made.servers, [BEYOND]);
-        let made = private(&[], "nameserver 127.0.0.53\n", "nameserver 169.254.169.254\n", reachable);
+        let made =
+            for_private_network(&[], "nameserver 127.0.0.53\n", "nameserver 169.254.169.254\n", reachable);
         assert!(made.servers.is_empty() && made.text.contains("--private-dns"), "{}", made.text);
     }
 
     #[test]
     fn what_a_person_names_goes_before() {
         let named = [Ipv4Addr::new(198, 51, 100, 1)];
-        assert_eq!(private(&named, "nameserver 192.0.2.53\n", "", reachable).servers, named);
+        assert_eq!(for_private_network(&named, "nameserver 192.0.2.53\n", "", reachable).servers, named);
         let many = "nameserver 192.0.2.1\n".repeat(5);
-        assert_eq!(private(&[], &many, "", reachable).servers.len(), 3);
+        assert_eq!(for_private_network(&[], &many, "", reachable).servers.len(), 3);
     }
 }

@@ -4,8 +4,8 @@
 //! host's, all containers of a server share it, and it knows what changes while they run: the host's own addresses. Where
 //! there is no nft, [`iptables`] has the same rules. Pure.
 
-use super::range::Range;
-use super::{Firewall, Link, Names, iptables};
+use super::range::Ipv4Range;
+use super::{Firewall, NetworkNames, VethLink, iptables};
 
 /// Loopback, link-local with the metadata service of most clouds, broadcast and multicast; then the metadata services
 /// of Alibaba Cloud and of Oracle's older cloud, which lie elsewhere.
@@ -15,12 +15,12 @@ pub(super) const NEVER: &str =
 pub(super) const WIRE_SERVER: &str = "168.63.129.16";
 pub(super) const WIRE_PORTS: &str = "80,443,32526";
 
-fn list(ranges: &[Range]) -> String {
+fn list(ranges: &[Ipv4Range]) -> String {
     ranges.iter().map(|range| format!(", {range}")).collect()
 }
 
 /// The host's table, whole: an older one goes in the same step.
-pub(super) fn host_table(names: &Names, ranges: &[Range]) -> String {
+pub(super) fn host_table(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let (table, links, inside) = (&names.table, &names.links, list(ranges));
     let masked = inside.trim_start_matches(", ");
     // The first chain comes before anybody's translation of addresses (dstnat): what a container asked for counts, not
@@ -56,7 +56,7 @@ table inet {table} {{
 }
 
 /// The table in the container's own namespace. It refuses instead of dropping: who asks gets an error at once.
-pub(super) fn inner_table(ranges: &[Range]) -> String {
+pub(super) fn inner_table(ranges: &[Ipv4Range]) -> String {
     let inside = list(ranges);
     format!(
         "table inet berth {{
@@ -76,8 +76,8 @@ pub(super) fn inner_table(ranges: &[Range]) -> String {
 /// What the shell does in the new network namespace before it becomes nspawn. `server`: whose namespace is the host's.
 /// IPv6 is off: it would need the same rules once more, and most hosts have no range of it to give away. Ping and low
 /// ports need no privilege over a namespace in which nobody else is.
-pub(super) fn start_script(firewall: Firewall, link: &Link, ranges: &[Range], server: u32) -> String {
-    let Link { interface, gateway, address } = link;
+pub(super) fn start_script(firewall: Firewall, link: &VethLink, ranges: &[Ipv4Range], server: u32) -> String {
+    let VethLink { interface, gateway, address } = link;
     let rules = match firewall {
         Firewall::Nftables => format!("nft -f - <<'END'\n{}END\n", inner_table(ranges)),
         Firewall::Iptables => iptables::inner_script(ranges),

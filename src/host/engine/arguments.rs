@@ -180,7 +180,7 @@ impl EnginePlan {
     }
 
     fn docker(&self, own: &Path, door: &Path) -> Vec<String> {
-        let mut words = Words::default();
+        let mut words = EngineWords::default();
         words.add(&["run", "--detach", "--rm", "--name", &self.name, "--label", &self.label()]);
         words.add(&["--pull", pull_word(self.pull)]);
         match self.network {
@@ -207,7 +207,7 @@ impl EnginePlan {
     }
 
     /// What Docker's containers may do and use.
-    pub(super) fn limits(&self, words: &mut Words) {
+    pub(super) fn limits(&self, words: &mut EngineWords) {
         words.add(&["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]);
         let memory = self.memory_bytes.to_string();
         words.add(&["--memory", &memory, "--memory-swap", &memory, "--pids-limit", &self.pids.to_string()]);
@@ -224,7 +224,7 @@ impl EnginePlan {
     /// Apple's engine runs each container in a virtual machine of its own, and mounts folders only. Unix sockets do not
     /// pass through a mount there; it publishes them.
     fn apple(&self, own: &Path, door: &Path) -> Vec<String> {
-        let mut words = Words::default();
+        let mut words = EngineWords::default();
         words.add(&["run", "--detach", "--rm", "--name", &self.name, "--label", &self.label()]);
         words.add(&["--memory", &self.memory_bytes.to_string()]);
         if let Some(cpus) = self.cpus {
@@ -298,9 +298,9 @@ pub(super) fn pull_word(pull: SandboxPull) -> &'static str {
 
 /// A command line.
 #[derive(Default)]
-pub(super) struct Words(pub(super) Vec<String>);
+pub(super) struct EngineWords(pub(super) Vec<String>);
 
-impl Words {
+impl EngineWords {
     pub(super) fn add(&mut self, words: &[&str]) {
         self.0.extend(words.iter().map(|word| (*word).to_owned()));
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::{Code, Error, Result, logging};
-use crate::proc::{Cancel, Cgroups, Ended, Spec};
+use crate::proc::{Cancel, Cgroups, ProcessOutcome, Spec};
 
 /// How long the engine may take for an answer.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -73,11 +73,11 @@ impl EngineCommand {
     ) -> Result<String> {
         let what = format!("{} {}", self.kind, words.first().map_or("", String::as_str));
         let spec = Spec::bare(&self.program, "/").args(words.iter().cloned()).envs(&self.env);
-        let (ended, printed) = spec.printed((cgroups, "engine"), OUTPUT_BYTES, deadline, cancel)?;
+        let (ended, printed) = spec.run_for_output((cgroups, "engine"), OUTPUT_BYTES, deadline, cancel)?;
         let failed = |how: String| Err(Error::new(Code::Unavailable, format!("`{what}` {how}")));
         match ended {
-            Ended::Exited(exit) if exit.success() => Ok(printed),
-            Ended::Exited(exit) => {
+            ProcessOutcome::Exited(exit) if exit.success() => Ok(printed),
+            ProcessOutcome::Exited(exit) => {
                 let said = logging::one_line(printed.trim());
                 failed(if said.is_empty() {
                     format!("failed with {exit}")
@@ -85,8 +85,8 @@ impl EngineCommand {
                     format!("failed with {exit}: {said}")
                 })
             }
-            Ended::TimedOut => failed(format!("did not end within {} s", deadline.as_secs())),
-            Ended::Cancelled => Err(Error::new(Code::Cancelled, "The server is going down")),
+            ProcessOutcome::TimedOut => failed(format!("did not end within {} s", deadline.as_secs())),
+            ProcessOutcome::Cancelled => Err(Error::new(Code::Cancelled, "The server is going down")),
         }
     }
 

@@ -24,7 +24,10 @@ use rustix::process::{
     DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_dumpable_behavior, wait,
 };
 
-use super::wire::{DONE, Files, Hello, KILL, Over, Program, Started, TERMINATE, receive, send};
+use super::wire::{
+    DONE, FileIdentities, KILL, ProgramExit, ProgramSpec, ProgramStarted, RelayHello, TERMINATE, receive,
+    send,
+};
 use crate::base::thread::{lock, spawn};
 use crate::base::{At, Error, Result, limits};
 use crate::proc::spawn::{dev_null, expose_other_to_oom};
@@ -40,16 +43,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const DYING: Duration = Duration::from_secs(2);
 
 /// What the connections share.
-struct Inside {
+struct RelayState {
     leased: AtomicBool,
     connections: AtomicUsize,
     outputs: Mutex<[Option<UnixStream>; 2]>,
-    run: Mutex<Option<Run>>,
+    run: Mutex<Option<RelayProgram>>,
     changed: Condvar,
 }
 
 /// The program that runs, and how it ended.
-struct Run {
+struct RelayProgram {
     pid: i32,
     status: Option<WaitStatus>,
 }
@@ -73,7 +76,7 @@ fn serve(words: &[String]) -> Result<()> {
     }
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the relay")?;
     let listener = UnixListener::bind(socket).at("listen on", socket)?;
-    let inside = Arc::new(Inside {
+    let inside = Arc::new(RelayState {
         leased: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
         outputs: Mutex::default(),
@@ -119,7 +122,7 @@ fn serve(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-impl Inside {
+impl RelayState {
     /// Waits for every process that has no other parent, and notes how the run ended.
     fn reap(&self) {
         loop {
@@ -139,14 +142,14 @@ impl Inside {
 
     fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
         match receive(&mut stream)? {
-            Hello::Lease { look } => self.lease(stream, &look),
-            Hello::Output { error } => {
+            RelayHello::Lease { look } => self.lease(stream, &look),
+            RelayHello::Output { error } => {
                 stream.write_all(&[DONE])?;
                 lock(&self.outputs)[usize::from(error)] = Some(stream);
                 Ok(())
             }
-            Hello::Run(program) => self.run(stream, &program),
-            Hello::Connect { port } => connect(stream, port),
+            RelayHello::Run(program) => self.run(stream, &program),
+            RelayHello::Connect { port } => connect(stream, port),
         }
     }
 
@@ -156,29 +159,29 @@ impl Inside {
             return Ok(());
         }
         let found = look.iter().map(|path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino())));
-        send(&mut stream, &Files { found: found.collect() })?;
+        send(&mut stream, &FileIdentities { found: found.collect() })?;
         while stream.read(&mut [0]).is_ok_and(|count| count > 0) {}
         std::process::exit(0)
     }
 
     /// Starts a program and stays with it to its end.
-    fn run(&self, mut stream: UnixStream, program: &Program) -> io::Result<()> {
+    fn run(&self, mut stream: UnixStream, program: &ProgramSpec) -> io::Result<()> {
         let before = oom_kills();
         let started = self.start(program);
         let child = match started {
             Ok(child) => child,
-            Err(error) => return send(&mut stream, &Started::Failed { message: error.to_string() }),
+            Err(error) => return send(&mut stream, &ProgramStarted::Failed { message: error.to_string() }),
         };
         let namespace = fs::metadata("/proc/self/ns/pid")?.ino();
-        send(&mut stream, &Started::Running { pid: child.pid(), namespace })?;
+        send(&mut stream, &ProgramStarted::Running { pid: child.pid(), namespace })?;
         let over = self.watch(&mut stream, &child);
         // Its MCP servers, and what else it has started, do not outlive it.
         kill_all();
         *lock(&self.run) = None;
-        send(&mut stream, &Over { oom: oom_kills() > before, ..over })
+        send(&mut stream, &ProgramExit { oom: oom_kills() > before, ..over })
     }
 
-    fn start(&self, program: &Program) -> Result<crate::proc::Child> {
+    fn start(&self, program: &ProgramSpec) -> Result<crate::proc::Child> {
         let mut outputs = std::mem::take(&mut *lock(&self.outputs)).map(|stream| stream.map(OwnedFd::from));
         let stdio = Stdio {
             stdin: dev_null()?,
@@ -190,18 +193,18 @@ impl Inside {
         if run.is_some() {
             return Err(Error::internal("another program runs in this container"));
         }
-        let child = spec.start(stdio, Group::of_nobody())?;
-        *run = Some(Run { pid: child.pid(), status: None });
+        let child = spec.start(stdio, Group::placeholder())?;
+        *run = Some(RelayProgram { pid: child.pid(), status: None });
         // Before this process, at the container's memory limit.
         expose_other_to_oom(child.pid(), || true);
         Ok(child)
     }
 
     /// Waits for the end of the run, and passes on signals until then.
-    fn watch(&self, stream: &mut UnixStream, child: &crate::proc::Child) -> Over {
+    fn watch(&self, stream: &mut UnixStream, child: &crate::proc::Child) -> ProgramExit {
         let mut heard = true;
         loop {
-            let done = PollFd::from_borrowed_fd(child.done_fd(), PollFlags::IN);
+            let done = PollFd::from_borrowed_fd(child.exit_fd(), PollFlags::IN);
             let from = PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN);
             let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
             let mut fds = [done, from];
@@ -232,7 +235,7 @@ impl Inside {
             if status.is_some() || left.is_zero() {
                 let code = status.and_then(|status| status.exit_status());
                 let signal = status.and_then(|status| status.terminating_signal());
-                return Over { code, signal, oom: false };
+                return ProgramExit { code, signal, oom: false };
             }
             run = self.changed.wait_timeout(run, left).unwrap_or_else(PoisonError::into_inner).0;
         }

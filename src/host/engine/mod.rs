@@ -7,7 +7,7 @@
 //! container runs and is used by its descriptor from then on, so nothing in the container can put another one, or a link, in
 //! its place.
 //!
-//! Threads: the supervisor's, and for [`Route::connect`] any. Lock: the running container, a leaf.
+//! Threads: the supervisor's, and for [`UpstreamRoute::connect`] any. Lock: the running container, a leaf.
 
 mod arguments;
 mod command;
@@ -33,17 +33,17 @@ pub use arguments::{
 };
 pub use command::{EngineCommand, EngineFacts, EngineKind};
 pub use record::{SECRETS, SEED, forget, is_kept as is_left, keep, sweep};
-pub use seed::Seed;
+pub use seed::ServerContainer;
 
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 use crate::lifecycle::sandbox::FOLDER;
-use crate::opencode::managed::Route;
+use crate::opencode::managed::UpstreamRoute;
 use crate::proc::spawn::open_dir;
-use crate::proc::{Cancel, Cgroups, Exit, Process, Reach, Usage};
+use crate::proc::{Cancel, Cgroups, Exit, Process, SignalHandle, Usage};
 use crate::store::file;
 use arguments::SOCKET;
-use wire::{DONE, Files, Hello, KILL, Over, Program, Started, TERMINATE};
+use wire::{DONE, FileIdentities, KILL, ProgramExit, ProgramSpec, ProgramStarted, RelayHello, TERMINATE};
 
 /// How long a container may take to run berth's process, once the engine has started it.
 const READY: Duration = Duration::from_secs(60);
@@ -63,21 +63,21 @@ pub struct EngineSandbox {
     own: PathBuf,
     /// How long the start of a container may take, its image included.
     start_timeout: Duration,
-    held: Mutex<Option<Held>>,
+    running: Mutex<Option<LeasedContainer>>,
 }
 
 /// A container that runs.
-struct Held {
+struct LeasedContainer {
     /// The container ends when this closes, and this closes when the container ends.
     lease: Arc<UnixStream>,
-    door: Arc<Door>,
+    door: Arc<ControlSocket>,
 }
 
 /// Its socket.
-struct Door(OwnedFd);
+struct ControlSocket(OwnedFd);
 
 /// A program that was started in it.
-pub(super) struct Ran {
+pub(super) struct StartedProgram {
     pub(super) process: EngineProcess,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
@@ -89,7 +89,7 @@ pub(super) struct Ran {
 pub(super) struct EngineProcess {
     wire: RemoteControl,
     read: Vec<u8>,
-    over: Option<Over>,
+    over: Option<ProgramExit>,
 }
 
 /// The way to end such a program from any thread.
@@ -105,15 +105,15 @@ impl EngineSandbox {
         own: PathBuf,
         start_timeout: Duration,
     ) -> EngineSandbox {
-        EngineSandbox { plan, cgroups, folder, own, start_timeout, held: Mutex::new(None) }
+        EngineSandbox { plan, cgroups, folder, own, start_timeout, running: Mutex::new(None) }
     }
 
     /// Starts the container unless it runs; the way to ports in it.
     ///
     /// # Errors
     /// What the engine said; `Cancelled`.
-    pub(super) fn prepare(&self, stop: &Cancel) -> Result<Arc<dyn Route>> {
-        if let Some(held) = lock(&self.held).as_ref() {
+    pub(super) fn prepare(&self, stop: &Cancel) -> Result<Arc<dyn UpstreamRoute>> {
+        if let Some(held) = lock(&self.running).as_ref() {
             return Ok(held.door.clone());
         }
         self.plan.clear(&self.cgroups)?;
@@ -127,7 +127,7 @@ impl EngineSandbox {
         }
         let held = self.take_lease(&door, stop).inspect_err(|_| self.remove())?;
         let route = held.door.clone();
-        *lock(&self.held) = Some(held);
+        *lock(&self.running) = Some(held);
         Ok(route)
     }
 
@@ -147,7 +147,7 @@ impl EngineSandbox {
     }
 
     /// Waits for berth's process in the container, and compares what was mounted with what was checked.
-    fn take_lease(&self, folder: &std::path::Path, stop: &Cancel) -> Result<Held> {
+    fn take_lease(&self, folder: &std::path::Path, stop: &Cancel) -> Result<LeasedContainer> {
         let (begun, mut asked) = (Instant::now(), Instant::now());
         let at = open_dir(folder)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -183,11 +183,12 @@ impl EngineSandbox {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
             return Err(Error::internal("the container made no socket"));
         }
-        let door = Arc::new(Door(socket));
+        let door = Arc::new(ControlSocket(socket));
         let mut lease = door.open().at("connect to", "the container")?;
         let checked: BTreeMap<&str, (u64, u64)> = self.checked().collect();
         let look = checked.keys().map(|path| (*path).to_owned()).collect();
-        let files: Files = ask(&mut lease, &Hello::Lease { look }).at("ask", "the container")?;
+        let files: FileIdentities =
+            ask(&mut lease, &RelayHello::Lease { look }).at("ask", "the container")?;
         for ((target, identity), found) in checked.iter().zip(files.found) {
             if found != Some(*identity) {
                 let message = format!(
@@ -197,7 +198,7 @@ impl EngineSandbox {
             }
         }
         lease.set_read_timeout(None).at("prepare", "the container's socket")?;
-        Ok(Held { lease: Arc::new(lease), door })
+        Ok(LeasedContainer { lease: Arc::new(lease), door })
     }
 
     /// What must be the same file inside. A virtual machine numbers its files anew.
@@ -211,46 +212,46 @@ impl EngineSandbox {
     ///
     /// # Errors
     /// When the container has ended, or cannot start the program.
-    pub(super) fn launch(&self, args: Vec<String>, env: Vec<(String, String)>) -> Result<Ran> {
-        let door = lock(&self.held).as_ref().map(|held| held.door.clone());
+    pub(super) fn launch(&self, args: Vec<String>, env: Vec<(String, String)>) -> Result<StartedProgram> {
+        let door = lock(&self.running).as_ref().map(|held| held.door.clone());
         let door = door.ok_or_else(|| Error::internal("The sandbox's container does not run"))?;
         let path = self.plan.program_inside();
-        let program = Program { path, args, env, cwd: FOLDER.to_owned() };
+        let program = ProgramSpec { path, args, env, cwd: FOLDER.to_owned() };
         let start = || {
             let (stdout, stderr) = (door.output(false)?, door.output(true)?);
             let mut control = door.open()?;
-            let started: Started = ask(&mut control, &Hello::Run(program))?;
+            let started: ProgramStarted = ask(&mut control, &RelayHello::Run(program))?;
             control.set_nonblocking(true)?;
             Ok((stdout, stderr, control, started))
         };
         let started: io::Result<_> = start();
         let (stdout, stderr, control, started) = started.at("start OpenCode in", "the container")?;
         match started {
-            Started::Failed { message } => Err(Error::new(Code::SpawnFailed, message)),
-            Started::Running { pid, namespace } => {
+            ProgramStarted::Failed { message } => Err(Error::new(Code::SpawnFailed, message)),
+            ProgramStarted::Running { pid, namespace } => {
                 let process =
                     EngineProcess { wire: RemoteControl(Arc::new(control)), read: Vec::new(), over: None };
                 let (stdout, stderr) = (stdout.into(), stderr.into());
-                Ok(Ran { process, stdout, stderr, pid: pid_outside(pid, namespace) })
+                Ok(StartedProgram { process, stdout, stderr, pid: pid_outside(pid, namespace) })
             }
         }
     }
 
     /// Readable once the container has ended.
     pub(super) fn lease(&self) -> Option<Arc<UnixStream>> {
-        lock(&self.held).as_ref().map(|held| held.lease.clone())
+        lock(&self.running).as_ref().map(|held| held.lease.clone())
     }
 
     /// Whether a user of its engine has ended the container. One whose engine does not answer
     /// has ended with the engine, and is started again.
     pub(super) fn was_stopped(&self) -> bool {
-        let ended = |held: &Held| {
+        let ended = |held: &LeasedContainer| {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             let mut fds = [PollFd::new(&*held.lease, PollFlags::IN)];
             poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
         };
         {
-            let mut held = lock(&self.held);
+            let mut held = lock(&self.running);
             if !held.as_ref().is_some_and(ended) {
                 return false;
             }
@@ -261,7 +262,7 @@ impl EngineSandbox {
 
     /// Ends the container and everything in it.
     pub(super) fn end(&self) {
-        *lock(&self.held) = None;
+        *lock(&self.running) = None;
         self.remove();
     }
 
@@ -282,7 +283,7 @@ impl EngineSandbox {
     }
 }
 
-impl Door {
+impl ControlSocket {
     /// A new connection. The path of a socket in a data folder may be longer than an address can be; this one is short,
     /// and leads to the very socket that was opened.
     fn open(&self) -> io::Result<UnixStream> {
@@ -295,14 +296,14 @@ impl Door {
 
     fn output(&self, error: bool) -> io::Result<UnixStream> {
         let mut stream = self.open()?;
-        wire::send(&mut stream, &Hello::Output { error })?;
+        wire::send(&mut stream, &RelayHello::Output { error })?;
         let mut answer = [0];
         stream.read_exact(&mut answer)?;
         if answer == [DONE] { Ok(stream) } else { Err(io::Error::other("it is not understood")) }
     }
 }
 
-impl Route for Door {
+impl UpstreamRoute for ControlSocket {
     fn connect(&self, port: u16) -> io::Result<UnixStream> {
         // A full backlog of a container that is paused must not hold up the caller.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -310,7 +311,7 @@ impl Route for Door {
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()))?;
         rustix::net::connect(&socket, &address)?;
         let mut stream = UnixStream::from(socket);
-        wire::send(&mut stream, &Hello::Connect { port })?;
+        wire::send(&mut stream, &RelayHello::Connect { port })?;
         Ok(stream)
     }
 
@@ -319,7 +320,7 @@ impl Route for Door {
     }
 }
 
-fn ask<T: serde::de::DeserializeOwned>(stream: &mut UnixStream, hello: &Hello) -> io::Result<T> {
+fn ask<T: serde::de::DeserializeOwned>(stream: &mut UnixStream, hello: &RelayHello) -> io::Result<T> {
     wire::send(stream, hello)?;
     wire::receive(stream)
 }
@@ -357,7 +358,7 @@ impl RemoteControl {
 }
 
 impl Process for EngineProcess {
-    fn done_fd(&self) -> BorrowedFd<'_> {
+    fn exit_fd(&self) -> BorrowedFd<'_> {
         self.wire.0.as_fd()
     }
 
@@ -367,11 +368,13 @@ impl Process for EngineProcess {
             match wire::take(&mut self.read) {
                 Ok(Some(over)) => self.over = Some(over),
                 Ok(None) => {}
-                Err(error) => return Err(Error::internal("the container's answer").because(error)),
+                Err(error) => return Err(Error::internal("the container's answer").with_source(error)),
             }
             match self.over {
-                Some(Over { code: Some(code), .. }) => return Ok(Some(Exit::Code(code))),
-                Some(Over { signal, .. }) => return Ok(Some(Exit::Signal(signal.unwrap_or(libc::SIGKILL)))),
+                Some(ProgramExit { code: Some(code), .. }) => return Ok(Some(Exit::Code(code))),
+                Some(ProgramExit { signal, .. }) => {
+                    return Ok(Some(Exit::Signal(signal.unwrap_or(libc::SIGKILL))));
+                }
                 None => {}
             }
             match (&*self.wire.0).read(&mut bytes) {
@@ -393,7 +396,7 @@ impl Process for EngineProcess {
     }
 
     /// Nothing on this host is certain to be it.
-    fn reach(&self) -> Option<Reach> {
+    fn signal_handle(&self) -> Option<SignalHandle> {
         None
     }
 

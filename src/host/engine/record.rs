@@ -22,7 +22,7 @@ const FILE: &str = "sandbox.json";
 const FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
-struct Record {
+struct EngineRecord {
     apple: bool,
     program: PathBuf,
     env: Vec<(String, String)>,
@@ -39,7 +39,7 @@ struct Record {
 pub fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
     let extra = plan.workspace.source.join(EXTRA_NAME);
     let is_new = !plan.mounts.is_empty() && extra.symlink_metadata().is_err();
-    let record = Record {
+    let record = EngineRecord {
         apple: plan.command.kind == EngineKind::Apple,
         program: plan.command.program.clone(),
         env: plan.command.env.clone(),
@@ -47,11 +47,11 @@ pub fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
         label: plan.label(),
         extra: is_new.then_some(extra),
     };
-    let text = serde_json::to_vec(&record).map_err(|error| Error::internal(FILE).because(error))?;
+    let text = serde_json::to_vec(&record).map_err(|error| Error::internal(FILE).with_source(error))?;
     file::replace(&folder.join(FILE), &text, 0o600)
 }
 
-fn read(folder: &Path) -> Option<Record> {
+fn read(folder: &Path) -> Option<EngineRecord> {
     let bytes = file::read_optional(&folder.join(FILE), FILE_BYTES).ok().flatten()?;
     serde_json::from_slice(&bytes).ok()
 }

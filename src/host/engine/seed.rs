@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
-use super::arguments::{EXTRA, EnginePlan, HOME, Words, pull_word};
+use super::arguments::{EXTRA, EnginePlan, EngineWords, HOME, pull_word};
 use crate::base::{At, Result};
 use crate::lifecycle::sandbox::FOLDER;
 use crate::store::file;
@@ -22,7 +22,7 @@ const STAGING: &str = "openwork-orchestrator-sandbox";
 const PORT: u16 = 8787;
 
 /// A container with the server in it.
-pub struct Seed<'a> {
+pub struct ServerContainer<'a> {
     /// What it has in common with one that has OpenCode alone.
     pub plan: &'a EnginePlan,
     /// The folder of the host for what is mounted: in berth's data folder, where no container can write.
@@ -35,7 +35,7 @@ pub struct Seed<'a> {
     pub words: &'a [String],
 }
 
-impl Seed<'_> {
+impl ServerContainer<'_> {
     /// The folder of the programs in the container.
     fn inside(&self) -> String {
         format!("{HOME}/{STAGING}/{}", self.plan.name)
@@ -92,7 +92,7 @@ impl Seed<'_> {
     /// The words of the engine's command line; `env_file` has the secrets.
     pub fn command_line(&self, env_file: &Path) -> Vec<String> {
         let plan = self.plan;
-        let mut words = Words::default();
+        let mut words = EngineWords::default();
         words.add(&["run", "--interactive", "--rm", "--name", &plan.name, "--label", &plan.label()]);
         words.add(&["--pull", pull_word(plan.pull)]);
         let port = match self.publish.port() {

@@ -22,7 +22,7 @@ pub(super) const KILL: u8 = b'k';
 /// The first message of a connection.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Hello {
+pub(super) enum RelayHello {
     /// The container lives for as long as this connection. Answered with [`Files`].
     Lease {
         /// Paths in the container whose identity the server wants to compare.
@@ -34,7 +34,7 @@ pub(super) enum Hello {
         error: bool,
     },
     /// Starts the program. Answered with [`Started`], and with [`Over`] once it has ended.
-    Run(Program),
+    Run(ProgramSpec),
     /// Bytes both ways between this connection and a port of the container's loopback.
     Connect {
         /// The port.
@@ -44,7 +44,7 @@ pub(super) enum Hello {
 
 /// A program with its arguments, environment and working directory.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Program {
+pub(super) struct ProgramSpec {
     pub(super) path: String,
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(String, String)>,
@@ -53,14 +53,14 @@ pub(super) struct Program {
 
 /// Device and inode of each file that was asked for.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Files {
+pub(super) struct FileIdentities {
     pub(super) found: Vec<Option<(u64, u64)>>,
 }
 
 /// Whether the program runs.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Started {
+pub(super) enum ProgramStarted {
     /// It runs as this process of this PID namespace (the inode that /proc/PID/ns/pid shows).
     Running { pid: i32, namespace: u64 },
     /// Why it does not.
@@ -69,7 +69,7 @@ pub(super) enum Started {
 
 /// How the program ended.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Over {
+pub(super) struct ProgramExit {
     pub(super) code: Option<i32>,
     pub(super) signal: Option<i32>,
     /// The kernel has killed a process of the container at its memory limit meanwhile.
@@ -116,20 +116,20 @@ mod tests {
     #[test]
     fn messages_are_read_as_they_were_sent() {
         let mut bytes = Vec::new();
-        send(&mut bytes, &Hello::Connect { port: 4096 }).unwrap();
-        send(&mut bytes, &Hello::Lease { look: vec!["/workspace".into()] }).unwrap();
+        send(&mut bytes, &RelayHello::Connect { port: 4096 }).unwrap();
+        send(&mut bytes, &RelayHello::Lease { look: vec!["/workspace".into()] }).unwrap();
         let mut from = bytes.as_slice();
-        assert!(matches!(receive(&mut from).unwrap(), Hello::Connect { port: 4096 }));
-        assert!(matches!(receive(&mut from).unwrap(), Hello::Lease { look } if look == ["/workspace"]));
-        assert!(receive::<Hello>(&mut from).is_err());
+        assert!(matches!(receive(&mut from).unwrap(), RelayHello::Connect { port: 4096 }));
+        assert!(matches!(receive(&mut from).unwrap(), RelayHello::Lease { look } if look == ["/workspace"]));
+        assert!(receive::<RelayHello>(&mut from).is_err());
 
         let mut some = bytes[..7].to_vec();
-        assert!(take::<Hello>(&mut some).unwrap().is_none());
+        assert!(take::<RelayHello>(&mut some).unwrap().is_none());
         some.extend(&bytes[7..]);
-        assert!(matches!(take(&mut some).unwrap(), Some(Hello::Connect { .. })));
-        assert!(matches!(take(&mut some).unwrap(), Some(Hello::Lease { .. })));
+        assert!(matches!(take(&mut some).unwrap(), Some(RelayHello::Connect { .. })));
+        assert!(matches!(take(&mut some).unwrap(), Some(RelayHello::Lease { .. })));
         assert!(some.is_empty());
-        assert!(take::<Hello>(&mut vec![0xff; 8]).is_err());
-        assert!(take::<Hello>(&mut b"\x01\0\0\0x".to_vec()).is_err());
+        assert!(take::<RelayHello>(&mut vec![0xff; 8]).is_err());
+        assert!(take::<RelayHello>(&mut b"\x01\0\0\0x".to_vec()).is_err());
     }
 }

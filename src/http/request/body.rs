@@ -8,39 +8,39 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::Request;
-use crate::base::fields::Fields;
+use crate::base::fields::KnownFields;
+use crate::base::input_bytes::{InputBytes, PARSING};
 use crate::base::json_keys;
-use crate::base::parcel::{PARSING, Parcel};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
 
 /// How long a large body waits until others have been parsed, which takes each some milliseconds.
-const PARSING_PATIENCE: Duration = Duration::from_secs(10);
+const PARSING_WAIT: Duration = Duration::from_secs(10);
 
 /// A body that was read ahead of its handler, so that an approver sees the very bytes that will be used.
-pub(super) enum HeldBody {
+pub(super) enum BufferedBody {
     Memory(Arc<Vec<u8>>, usize),
     Spooled(SpooledFile, SpoolReader),
 }
 
-impl HeldBody {
+impl BufferedBody {
     fn size(&self) -> u64 {
         match self {
-            HeldBody::Memory(bytes, _) => bytes.len() as u64,
-            HeldBody::Spooled(file, _) => file.size(),
+            BufferedBody::Memory(bytes, _) => bytes.len() as u64,
+            BufferedBody::Spooled(file, _) => file.size(),
         }
     }
 }
 
-impl Read for HeldBody {
+impl Read for BufferedBody {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
-            HeldBody::Memory(bytes, at) => {
+            BufferedBody::Memory(bytes, at) => {
                 let count = (&bytes[*at..]).read(buffer)?;
                 *at += count;
                 Ok(count)
             }
-            HeldBody::Spooled(_, reader) => reader.read(buffer),
+            BufferedBody::Spooled(_, reader) => reader.read(buffer),
         }
     }
 }
@@ -52,13 +52,13 @@ impl Request {
     /// # Errors
     /// `BodyTooLarge` beyond `cap` bytes; `TooManyPending` when the spool is full; `DiskFull`; `InvalidRequest` when the
     /// body breaks off.
-    pub fn hold_body(&mut self, cap: u64, spool: &SpoolArea) -> Result<()> {
-        if self.held.is_some() {
+    pub fn buffer_body(&mut self, cap: u64, spool: &SpoolArea) -> Result<()> {
+        if self.buffered.is_some() {
             return Ok(());
         }
         if !self.is_streamed() {
             let body = self.body(usize::try_from(cap).unwrap_or(usize::MAX))?;
-            self.held = Some(HeldBody::Memory(Arc::new(body), 0));
+            self.buffered = Some(BufferedBody::Memory(Arc::new(body), 0));
             return Ok(());
         }
         if self.announced_length().is_some_and(|length| length > cap) {
@@ -70,7 +70,7 @@ impl Request {
         loop {
             let count = match self.source.reader().read(&mut chunk) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                read => read.map_err(broke_off)?,
+                read => read.map_err(truncated)?,
             };
             if count == 0 {
                 break;
@@ -83,23 +83,23 @@ impl Request {
         }
         let file = writer.finish();
         let reader = file.reader();
-        self.held = Some(HeldBody::Spooled(file, reader));
+        self.buffered = Some(BufferedBody::Spooled(file, reader));
         Ok(())
     }
 
     /// A reader of the held body from its start, beside the handler's; none if the body is not held.
-    pub fn held_body(&self) -> Option<Box<dyn Read>> {
-        Some(match self.held.as_ref()? {
-            HeldBody::Memory(bytes, _) => Box::new(HeldBody::Memory(bytes.clone(), 0)),
-            HeldBody::Spooled(file, _) => Box::new(file.reader()),
+    pub fn buffered_body(&self) -> Option<Box<dyn Read>> {
+        Some(match self.buffered.as_ref()? {
+            BufferedBody::Memory(bytes, _) => Box::new(BufferedBody::Memory(bytes.clone(), 0)),
+            BufferedBody::Spooled(file, _) => Box::new(file.reader()),
         })
     }
 
     /// Has the handler read a held body from its start again.
     pub fn rewind_body(&mut self) {
-        match &mut self.held {
-            Some(HeldBody::Memory(_, at)) => *at = 0,
-            Some(HeldBody::Spooled(file, reader)) => *reader = file.reader(),
+        match &mut self.buffered {
+            Some(BufferedBody::Memory(_, at)) => *at = 0,
+            Some(BufferedBody::Spooled(file, reader)) => *reader = file.reader(),
             None => {}
         }
     }
@@ -111,7 +111,7 @@ impl Request {
 
     /// The body as it comes, for what is too large to be held in memory.
     pub fn reader(&mut self) -> &mut dyn Read {
-        match &mut self.held {
+        match &mut self.buffered {
             Some(held) => held,
             None => self.source.reader(),
         }
@@ -133,25 +133,25 @@ impl Request {
     /// too many large bodies are in memory.
     pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
         self.rewind_body();
-        if let Some(held) = &mut self.held {
+        if let Some(held) = &mut self.buffered {
             if held.size() > cap as u64 {
                 return Err(too_large(cap as u64));
             }
-            if matches!(held, HeldBody::Spooled(..)) {
-                self.charge = Some(PARSING.charge(2 * held.size(), PARSING_PATIENCE)?);
+            if matches!(held, BufferedBody::Spooled(..)) {
+                self.charge = Some(PARSING.charge(2 * held.size(), PARSING_WAIT)?);
             }
             let mut body = Vec::with_capacity(usize::try_from(held.size()).unwrap_or_default());
-            held.read_to_end(&mut body).map_err(broke_off)?;
+            held.read_to_end(&mut body).map_err(truncated)?;
             if self.released {
                 // The answer may take long, and its body needs no room meanwhile.
-                self.held = Some(HeldBody::Memory(Arc::default(), 0));
+                self.buffered = Some(BufferedBody::Memory(Arc::default(), 0));
             }
             return Ok(body);
         }
         let parcel = self.parcel(cap)?;
-        if let Parcel::File(_, length) = &parcel {
+        if let InputBytes::File(_, length) = &parcel {
             // Itself, and what is made of it.
-            self.charge = Some(PARSING.charge(2 * length, PARSING_PATIENCE)?);
+            self.charge = Some(PARSING.charge(2 * length, PARSING_WAIT)?);
         }
         parcel.into_vec()
     }
@@ -160,15 +160,15 @@ impl Request {
     ///
     /// # Errors
     /// As above.
-    pub fn parcel(&mut self, cap: usize) -> Result<Parcel> {
-        if self.held.is_some() {
-            return Parcel::of(self.body(cap)?);
+    pub fn parcel(&mut self, cap: usize) -> Result<InputBytes> {
+        if self.buffered.is_some() {
+            return InputBytes::from_vec(self.body(cap)?);
         }
         let announced = self.source.body_length();
         if announced.is_some_and(|length| length > cap) {
             return Err(too_large(cap as u64));
         }
-        let parcel = Parcel::receive(self.source.reader(), cap)?;
+        let parcel = InputBytes::read_from(self.source.reader(), cap)?;
         match announced {
             Some(length) if parcel.len() < length as u64 => {
                 Err(Error::new(Code::InvalidRequest, "The body broke off"))
@@ -184,7 +184,7 @@ impl Request {
 
     /// How long the body is, when it is known; 0: there is none.
     pub fn body_length(&self) -> Option<u64> {
-        match (&self.held, self.is_streamed()) {
+        match (&self.buffered, self.is_streamed()) {
             (Some(held), _) => Some(held.size()),
             (None, true) => None,
             (None, false) => Some(self.source.body_length().unwrap_or(0) as u64),
@@ -196,22 +196,22 @@ impl Request {
     /// # Errors
     /// `InvalidJson` when it is not JSON, `InvalidPayload` when it is JSON of another shape.
     pub fn json<T: DeserializeOwned>(&mut self, cap: usize) -> Result<T> {
-        self.json_of(cap, &Fields::of::<T>())
+        self.json_of(cap, &KnownFields::from_type::<T>())
     }
 
     /// The same, where `fields` says more about the body than its type can.
     ///
     /// # Errors
     /// As [`Request::json`].
-    pub fn json_of<T: DeserializeOwned>(&mut self, cap: usize, fields: &Fields) -> Result<T> {
+    pub fn json_of<T: DeserializeOwned>(&mut self, cap: usize, fields: &KnownFields) -> Result<T> {
         let body = self.body(cap)?;
         self.parse(&body, fields)
     }
 
     /// A body of the expected shape; fields that nothing reads are warned of.
-    fn parse<T: DeserializeOwned>(&mut self, body: &[u8], fields: &Fields) -> Result<T> {
+    fn parse<T: DeserializeOwned>(&mut self, body: &[u8], fields: &KnownFields) -> Result<T> {
         let parsed = parse_json(body);
-        self.warnings.extend(fields.unknown(body));
+        self.warnings.extend(fields.unknown_fields(body));
         parsed
     }
 
@@ -224,7 +224,7 @@ impl Request {
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
-        self.parse(&body, &Fields::of::<T>()).map(Some)
+        self.parse(&body, &KnownFields::from_type::<T>()).map(Some)
     }
 }
 
@@ -232,8 +232,8 @@ fn too_large(cap: u64) -> Error {
     Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"))
 }
 
-fn broke_off(error: std::io::Error) -> Error {
-    Error::new(Code::InvalidRequest, "The body broke off").because(error)
+fn truncated(error: std::io::Error) -> Error {
+    Error::new(Code::InvalidRequest, "The body broke off").with_source(error)
 }
 
 fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
@@ -247,7 +247,7 @@ fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
             // Well-formed up to the error only; the scanner reads what serde_json has accepted.
             let whole = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
             let keys = if whole { json_keys::keys(body) } else { Vec::new() };
-            let problem = json_keys::ill_typed(&error, &keys);
+            let problem = json_keys::describe_type_error(&error, &keys);
             Error::new(Code::InvalidPayload, format!("The body has not the expected shape: {problem}"))
         }
         _ => invalid_json(error),

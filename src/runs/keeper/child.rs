@@ -11,27 +11,29 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, accept_with};
 
+use super::super::disk_budget::DiskBudget;
 use super::super::host::HostLauncher;
 use super::super::live::Live;
-use super::super::request::{Plan, Stdin};
-use super::super::room::Room;
+use super::super::request::{LaunchPlan, Stdin};
 use super::super::run::Run;
-use super::super::spool::{Spool, Writer};
+use super::super::spool::{OutputWriter, Spool};
 
-use super::wire::{Ask, Job, Received, Told, VERSION, Work, listen, read_job, receive, send};
-use crate::base::parcel::Parcel;
+use super::wire::{
+    KeeperJob, KeeperMessage, KeeperRequest, KeeperWork, Received, VERSION, listen, read_job, receive, send,
+};
+use crate::base::input_bytes::InputBytes;
 use crate::base::thread::spawn;
 use crate::base::{At, Error, Result, limits};
-use crate::proc::bell::Bell;
 use crate::proc::spawn::{dev_null, protect_from_oom};
-use crate::proc::{Cancel, Cgroups, Handed, Process, Reach};
+use crate::proc::waiter::Waiter;
+use crate::proc::{Cancel, Cgroups, Process, ProcessHandover, SignalHandle};
 
 /// Makes a process of what another one of ours handed over.
-pub type Resume = fn(Handed, &Cgroups) -> Result<Box<dyn Process>>;
+pub type ResumeFn = fn(ProcessHandover, &Cgroups) -> Result<Box<dyn Process>>;
 
 /// Runs the keeper.
-pub fn main(resume: Resume) -> ExitCode {
-    match keep(resume) {
+pub fn main(resume: ResumeFn) -> ExitCode {
+    match run_keeper(resume) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("berth keeper: {error}");
@@ -40,49 +42,49 @@ pub fn main(resume: Resume) -> ExitCode {
     }
 }
 
-fn keep(resume: Resume) -> Result<()> {
+fn run_keeper(resume: ResumeFn) -> Result<()> {
     // The server that started this has said why, if it cannot be.
     let _ = protect_from_oom();
     // Above the three that commands get.
     let server = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).at("take over", "the socket")?;
     rustix::stdio::dup2_stdin(&dev_null()?).at("close", "stdin")?;
     let _ = poll(&mut [PollFd::new(&server, PollFlags::IN)], None);
-    let Received::Message(Ask::Job, fds) = receive(&server) else {
+    let Received::Message(KeeperRequest::Job, fds) = receive(&server) else {
         return Err(Error::internal("there is no job"));
     };
     let mut fds = fds.into_iter();
     let job = read_job(fds.next().ok_or_else(|| Error::internal("the job is missing"))?)?;
-    let begun = begin(job, fds, resume);
+    let begun = start_job(job, fds, resume);
     let (run, live, writer, listener) = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            send(&server, &refused(&error), &[]);
+            send(&server, &refused_message(&error), &[]);
             return Ok(());
         }
     };
     // Before anything else: a short command may have ended by the time at which the door opens.
-    let server = Some(server).filter(|server| greet(&run, server));
+    let server = Some(server).filter(|server| send_hello(&run, server));
     let done = Cancel::new()?;
     let door = {
         let (run, done) = (run.clone(), done.clone());
         spawn("keeper-door".into(), limits::STACK, move || serve(&run, &listener, server, &done))?
     };
-    live.spool(&run, writer);
+    live.spool_to_end(&run, writer);
     // The record is written: now it may be told.
     done.cancel();
     drop(door);
     Ok(())
 }
 
-type Begun = (Arc<Run>, Live, Writer, OwnedFd);
+type StartedJob = (Arc<Run>, Live, OutputWriter, OwnedFd);
 
-fn begin(job: Job, mut fds: impl Iterator<Item = OwnedFd>, resume: Resume) -> Result<Begun> {
-    let Job { record, folder, window, timeout, cgroups, stdin, work } = job;
-    let cgroups = Cgroups::of(cgroups);
+fn start_job(job: KeeperJob, mut fds: impl Iterator<Item = OwnedFd>, resume: ResumeFn) -> Result<StartedJob> {
+    let KeeperJob { record, folder, window, timeout, cgroups, stdin, work } = job;
+    let cgroups = Cgroups::from_handle(cgroups);
     // A server has the account of all runs together; while there is none, this one still leaves the disk some room.
-    let room = Arc::new(Room::new(folder.clone(), u64::MAX));
+    let room = Arc::new(DiskBudget::new(folder.clone(), u64::MAX));
     let (spool, writer) = Spool::reopen(&folder, window, room.clone())?;
-    room.set_maker({
+    room.set_reclaimer({
         let spool = Arc::downgrade(&spool);
         move |_| {
             if let Some(spool) = spool.upgrade() {
@@ -90,11 +92,11 @@ fn begin(job: Job, mut fds: impl Iterator<Item = OwnedFd>, resume: Resume) -> Re
             }
         }
     });
-    let run = Arc::new(Run::kept(record, folder.clone(), spool)?);
+    let run = Arc::new(Run::resumed(record, folder.clone(), spool)?);
     let listener = listen(&folder)?;
-    let bytes = stdin.map(|text| Parcel::Memory(text.into_bytes()));
+    let bytes = stdin.map(|text| InputBytes::Memory(text.into_bytes()));
     let live = match work {
-        Work::Start { folder, group, command, pty, open_stdin } => {
+        KeeperWork::Start { folder, group, command, pty, open_stdin } => {
             let stdin = match bytes {
                 Some(bytes) => Stdin::Bytes(bytes),
                 None if open_stdin => Stdin::Open,
@@ -103,10 +105,10 @@ fn begin(job: Job, mut fds: impl Iterator<Item = OwnedFd>, resume: Resume) -> Re
             Live::start(
                 &HostLauncher { cgroups, group, folder },
                 &run,
-                Plan { command, stdin, pty, timeout },
+                LaunchPlan { command, stdin, pty, timeout },
             )?
         }
-        Work::Watch { pid, group, read, stdin, tty } => {
+        KeeperWork::Watch { pid, group, read, stdin, tty } => {
             let mut next = || fds.next().ok_or_else(|| Error::internal("a descriptor is missing"));
             let (pidfd, socket, stdout, stderr) = (next()?, next()?, next()?, next()?);
             let fed = match (stdin.then(next).transpose()?, bytes) {
@@ -117,33 +119,37 @@ fn begin(job: Job, mut fds: impl Iterator<Item = OwnedFd>, resume: Resume) -> Re
                 }
                 (None, _) => None,
             };
-            let process = resume(Handed { pid, pidfd, socket, read, group }, &cgroups)?;
-            Live::going_on(&run, process, fed, stdout, stderr, timeout)
+            let process = resume(ProcessHandover { pid, pidfd, socket, read, group }, &cgroups)?;
+            Live::resume(&run, process, fed, stdout, stderr, timeout)
         }
     };
     Ok((run, live, writer, listener))
 }
 
-fn refused(error: &Error) -> Told {
+fn refused_message(error: &Error) -> KeeperMessage {
     let details = match error.body().get("details") {
         Some(serde_json::Value::Object(details)) => details.clone(),
         _ => serde_json::Map::new(),
     };
-    Told::Refused { code: error.code().as_str().to_owned(), message: error.message().to_owned(), details }
+    KeeperMessage::Refused {
+        code: error.code().as_str().to_owned(),
+        message: error.message().to_owned(),
+        details,
+    }
 }
 
 /// Talks to one server after the other until the run has ended.
 fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Cancel) {
-    let Ok(bell) = Bell::new() else { return };
+    let Ok(bell) = Waiter::new() else { return };
     run.bells.add(&bell);
     // What the server was told last.
     let mut told = None;
     loop {
         bell.arm();
         let ended = done.is_cancelled().then(|| run.end()).flatten();
-        let marks = run.spool.as_ref().map(|spool| spool.marks()).unwrap_or_default();
+        let marks = run.spool.as_ref().map(|spool| spool.state()).unwrap_or_default();
         if let (Some(socket), Some(end)) = (&server, ended.clone()) {
-            let last = Told::End(Box::new(end), marks);
+            let last = KeeperMessage::End(Box::new(end), marks);
             // A server that does not read finds the record.
             for _ in 0..100 {
                 if send(socket, &last, &[]) {
@@ -158,7 +164,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         }
         let mut wanted = PollFlags::IN;
         if let Some(socket) = server.as_ref().filter(|_| told.as_ref() != Some(&marks)) {
-            if send(socket, &Told::Marks(marks.clone()), &[]) {
+            if send(socket, &KeeperMessage::Marks(marks.clone()), &[]) {
                 told = Some(marks);
             } else {
                 // It is told what there is then.
@@ -177,13 +183,13 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         if rung {
             bell.clear();
         }
-        if asked && !server.as_ref().is_some_and(|socket| obey(run, socket)) {
+        if asked && !server.as_ref().is_some_and(|socket| handle_requests(run, socket)) {
             server = None;
         }
         if called {
             if let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) {
                 // There is one server for each data folder: the one before is gone.
-                server = Some(socket).filter(|socket| greet(run, socket));
+                server = Some(socket).filter(|socket| send_hello(run, socket));
                 told = None;
             }
         }
@@ -191,19 +197,19 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
 }
 
 /// `false`: it is gone already.
-fn greet(run: &Run, socket: &OwnedFd) -> bool {
-    let Some(Reach { pid, pidfd, group }) = run.reach() else {
+fn send_hello(run: &Run, socket: &OwnedFd) -> bool {
+    let Some(SignalHandle { pid, pidfd, group }) = run.reach() else {
         // It has ended, and the next thing to be said is how.
         return true;
     };
     let stdin = run.input.share();
-    let hello = Told::Hello {
+    let hello = KeeperMessage::Hello {
         version: VERSION,
         pid,
         group: group.path().to_owned(),
         started_at: run.started_at(),
         stdin: stdin.is_some(),
-        tty: run.asked.pty.is_some(),
+        tty: run.spec.pty.is_some(),
     };
     let fds: Vec<BorrowedFd<'_>> =
         [Some(pidfd.as_fd()), stdin.as_ref().map(|fd| fd.as_fd())].into_iter().flatten().collect();
@@ -211,18 +217,18 @@ fn greet(run: &Run, socket: &OwnedFd) -> bool {
 }
 
 /// Does what the server asks for; `false` when it is gone.
-fn obey(run: &Run, socket: &OwnedFd) -> bool {
+fn handle_requests(run: &Run, socket: &OwnedFd) -> bool {
     loop {
-        match receive::<Ask>(socket) {
-            Received::Message(Ask::Cancel, _) => run.cancel.cancel(),
-            Received::Message(Ask::CloseStdin, _) => run.input.close(),
-            Received::Message(Ask::Shrink(keep), _) => {
+        match receive::<KeeperRequest>(socket) {
+            Received::Message(KeeperRequest::Cancel, _) => run.cancel.cancel(),
+            Received::Message(KeeperRequest::CloseStdin, _) => run.input.close(),
+            Received::Message(KeeperRequest::Shrink(keep), _) => {
                 if let Some(spool) = &run.spool {
                     spool.shrink(keep);
-                    run.bells.ring();
+                    run.bells.notify_all();
                 }
             }
-            Received::Message(Ask::Job, _) => {}
+            Received::Message(KeeperRequest::Job, _) => {}
             Received::Nothing => return true,
             Received::Gone => return false,
         }

@@ -10,24 +10,27 @@ use serde_json::{Map, Value};
 
 use super::super::kept::KeeperControl;
 use super::super::live::Live;
-use super::super::request::{Plan, Stdin};
-use super::super::run::{Record, Run};
-use super::super::spool::Marks;
-use super::super::table::Running;
-use super::wire::{Ask, Job, Received, Told, VERSION, Work, call, pair, receive, send, write_job};
-use crate::base::parcel::Parcel;
+use super::super::request::{LaunchPlan, Stdin};
+use super::super::run::{Run, RunRecord};
+use super::super::spool::SpoolState;
+use super::super::table::ActiveRun;
+use super::wire::{
+    KeeperJob, KeeperMessage, KeeperRequest, KeeperWork, Received, VERSION, connect_to_keeper, pair, receive,
+    send, write_job,
+};
+use crate::base::input_bytes::InputBytes;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::dev_null;
-use crate::proc::{Cgroups, Child, Group, Hold, Launcher, Reach, Spec, Stdio};
+use crate::proc::{Cgroups, Child, Group, HandoverGuard, Launcher, SignalHandle, Spec, Stdio};
 
 /// A way to ask a keeper for something, from any thread.
 #[derive(Debug)]
-pub struct Link {
+pub struct KeeperLink {
     pub(super) socket: OwnedFd,
 }
 
 /// Where a kept run is started.
-pub enum Place<'a> {
+pub enum LaunchTarget<'a> {
     /// On the host: by the keeper itself, for only a parent learns how its child ends.
     Host {
         /// The workspace's folder.
@@ -40,55 +43,55 @@ pub enum Place<'a> {
 }
 
 /// A run whose keeper is there.
-pub struct Kept {
-    pub(super) running: Running,
-    pub(super) link: Arc<Link>,
+pub struct KeptRun {
+    pub(super) active: ActiveRun,
+    pub(super) link: Arc<KeeperLink>,
     /// What it needs of the place where it runs.
-    pub(super) hold: Box<dyn Hold>,
-    pub(super) keeper: Keeper,
+    pub(super) hold: Box<dyn HandoverGuard>,
+    pub(super) keeper: KeeperProcess,
     /// It was asked to end; then its end is made sure of without its keeper.
     pub(super) give_up: Option<Instant>,
 }
 
 /// The keeper's process.
-pub(super) enum Keeper {
+pub(super) enum KeeperProcess {
     Ours(Child),
     /// Started by an earlier server.
-    Found(Group),
+    Adopted(Group),
 }
 
 /// What a keeper says of its run.
-struct Hello {
-    reach: Reach,
+struct KeeperHello {
+    reach: SignalHandle,
     started_at: String,
     stdin: Option<OwnedFd>,
     tty: bool,
 }
 
-impl KeeperControl for Link {
+impl KeeperControl for KeeperLink {
     fn close_stdin(&self) {
-        send(&self.socket, &Ask::CloseStdin, &[]);
+        send(&self.socket, &KeeperRequest::CloseStdin, &[]);
     }
 
     fn shrink(&self, keep: u64) {
-        send(&self.socket, &Ask::Shrink(keep), &[]);
+        send(&self.socket, &KeeperRequest::Shrink(keep), &[]);
     }
 }
 
-impl Link {
+impl KeeperLink {
     pub(super) fn cancel(&self) {
-        send(&self.socket, &Ask::Cancel, &[]);
+        send(&self.socket, &KeeperRequest::Cancel, &[]);
     }
 }
 
-impl Kept {
+impl KeptRun {
     /// The run.
     pub fn run(&self) -> &Arc<Run> {
-        &self.running.run
+        &self.active.run
     }
 
     /// What it needs of the place where it runs, for one that an earlier server started.
-    pub fn set_hold(&mut self, hold: Box<dyn Hold>) {
+    pub fn set_hold(&mut self, hold: Box<dyn HandoverGuard>) {
         self.hold = hold;
     }
 
@@ -98,44 +101,44 @@ impl Kept {
     /// When one of them could not be started: then nothing runs.
     pub fn start(
         cgroups: &Cgroups,
-        running: Running,
-        place: Place<'_>,
+        running: ActiveRun,
+        place: LaunchTarget<'_>,
         window: u64,
-        plan: Plan,
-    ) -> Result<Kept> {
+        plan: LaunchPlan,
+    ) -> Result<KeptRun> {
         let run = running.run.clone();
         let folder = run.folder.clone().ok_or_else(|| Error::internal("a kept run has a folder"))?;
         let (ours, theirs) = pair()?;
         rustix::io::ioctl_fionbio(&ours, true).at("prepare", "a socket")?;
         let timeout = plan.timeout;
-        let job = |stdin: Option<Parcel>, work: Work| -> Result<OwnedFd> {
+        let job = |stdin: Option<InputBytes>, work: KeeperWork| -> Result<OwnedFd> {
             // It came as text.
-            let stdin = stdin.map(Parcel::into_vec).transpose()?;
+            let stdin = stdin.map(InputBytes::into_vec).transpose()?;
             let stdin = stdin.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             let (record, folder, cgroups) = (run.record(), folder.clone(), cgroups.handle());
-            write_job(&Job { record, folder, window, timeout, cgroups, stdin, work })
+            write_job(&KeeperJob { record, folder, window, timeout, cgroups, stdin, work })
         };
         let keeper = start_keeper(cgroups, &folder, &run, theirs)?;
         let mut started = None;
-        let (file, fds, hold): (OwnedFd, Vec<OwnedFd>, Box<dyn Hold>) = match place {
-            Place::Host { folder, group } => {
-                let Plan { command, stdin, pty, .. } = plan;
+        let (file, fds, hold): (OwnedFd, Vec<OwnedFd>, Box<dyn HandoverGuard>) = match place {
+            LaunchTarget::Host { folder, group } => {
+                let LaunchPlan { command, stdin, pty, .. } = plan;
                 let (bytes, open_stdin) = match stdin {
                     Stdin::Empty => (None, false),
                     Stdin::Open => (None, true),
                     Stdin::Bytes(bytes) => (Some(bytes), false),
                 };
-                let work = Work::Start { folder, group, command, pty, open_stdin };
+                let work = KeeperWork::Start { folder, group, command, pty, open_stdin };
                 (job(bytes, work)?, Vec::new(), Box::new(()))
             }
-            Place::Launcher(launcher) => {
+            LaunchTarget::Launcher(launcher) => {
                 let tty = plan.pty.is_some();
                 let parts = Live::start(launcher, &run, plan)?.hand_over()?;
                 started = run.reach();
                 let handed = parts.handed;
                 let (fed, bytes) = parts.stdin.unzip();
                 let stdin = fed.or_else(|| run.input.share());
-                let work = Work::Watch {
+                let work = KeeperWork::Watch {
                     pid: handed.pid,
                     group: handed.group,
                     read: handed.read,
@@ -148,70 +151,83 @@ impl Kept {
             }
         };
         let borrowed: Vec<_> = [&file].into_iter().chain(&fds).map(|fd| fd.as_fd()).collect();
-        let met = if send(&ours, &Ask::Job, &borrowed) { meet(cgroups, &ours) } else { Err(lost()) };
+        let met = if send(&ours, &KeeperRequest::Job, &borrowed) {
+            receive_hello(cgroups, &ours)
+        } else {
+            Err(no_answer())
+        };
         let (hello, marks) = match met {
             Ok(met) => met,
             Err(error) => {
-                if let Some(Reach { pid, group, .. }) = started {
+                if let Some(SignalHandle { pid, group, .. }) = started {
                     group.kill(Some(pid))?;
                 }
                 return Err(error);
             }
         };
-        let link = Arc::new(Link { socket: ours });
-        follow(&run, hello, &link);
+        let link = Arc::new(KeeperLink { socket: ours });
+        attach(&run, hello, &link);
         if let Some(spool) = &run.spool {
-            spool.set_marks(marks);
+            spool.set_state(marks);
         }
-        run.bells.ring();
-        Ok(Kept { running, link, hold, keeper: Keeper::Ours(keeper), give_up: None })
+        run.bells.notify_all();
+        Ok(KeptRun { active: running, link, hold, keeper: KeeperProcess::Ours(keeper), give_up: None })
     }
 }
 
 /// What was found where an earlier server left a run.
-pub(in super::super) enum Found {
+pub(in super::super) enum KeeperLookup {
     /// It runs.
-    Runs(Box<Met>),
+    Alive(Box<FoundKeeper>),
     /// Its keeper is gone.
     Gone,
 }
 
 /// A keeper that answered.
-pub(in super::super) struct Met {
-    hello: Hello,
-    link: Link,
+pub(in super::super) struct FoundKeeper {
+    hello: KeeperHello,
+    link: KeeperLink,
     keeper: Group,
-    pub(in super::super) marks: Marks,
+    pub(in super::super) marks: SpoolState,
 }
 
-impl Met {
+impl FoundKeeper {
     /// Calls the keeper of a run.
-    pub(in super::super) fn find(cgroups: &Cgroups, folder: &Path, record: &Record) -> Found {
-        let Ok(socket) = call(folder) else { return Found::Gone };
+    pub(in super::super) fn find(cgroups: &Cgroups, folder: &Path, record: &RunRecord) -> KeeperLookup {
+        let Ok(socket) = connect_to_keeper(folder) else { return KeeperLookup::Gone };
         let keeper = cgroups.group_again(&group_of(&record.id.simple().to_string()));
-        match (meet(cgroups, &socket), keeper) {
-            (Ok((hello, marks)), Ok(keeper)) => {
-                Found::Runs(Box::new(Met { hello, link: Link { socket }, keeper, marks }))
-            }
+        match (receive_hello(cgroups, &socket), keeper) {
+            (Ok((hello, marks)), Ok(keeper)) => KeeperLookup::Alive(Box::new(FoundKeeper {
+                hello,
+                link: KeeperLink { socket },
+                keeper,
+                marks,
+            })),
             (met, keeper) => {
                 for error in [met.err(), keeper.err()].into_iter().flatten() {
                     log::warn!("the keeper of run {}: {error}", record.id);
                 }
-                Found::Gone
+                KeeperLookup::Gone
             }
         }
     }
 
     /// Goes on with the run.
-    pub(in super::super) fn go_on(self, running: Running) -> Kept {
-        let Met { hello, link, keeper, .. } = self;
+    pub(in super::super) fn resume(self, running: ActiveRun) -> KeptRun {
+        let FoundKeeper { hello, link, keeper, .. } = self;
         let link = Arc::new(link);
-        follow(&running.run, hello, &link);
-        Kept { running, link, hold: Box::new(()), keeper: Keeper::Found(keeper), give_up: None }
+        attach(&running.run, hello, &link);
+        KeptRun {
+            active: running,
+            link,
+            hold: Box::new(()),
+            keeper: KeeperProcess::Adopted(keeper),
+            give_up: None,
+        }
     }
 }
 
-fn lost() -> Error {
+fn no_answer() -> Error {
     Error::internal("The keeper of a run does not answer")
 }
 
@@ -238,39 +254,39 @@ fn start_keeper(cgroups: &Cgroups, folder: &Path, run: &Run, socket: OwnedFd) ->
 }
 
 /// Waits for a keeper's greeting, and how much output there is.
-fn meet(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(Hello, Marks)> {
+fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, SpoolState)> {
     let deadline = Instant::now() + limits::KEEPER_ANSWER;
     let mut hello = None;
     loop {
-        match receive::<Told>(socket) {
-            Received::Message(Told::Hello { version, .. }, _) if version != VERSION => {
+        match receive::<KeeperMessage>(socket) {
+            Received::Message(KeeperMessage::Hello { version, .. }, _) if version != VERSION => {
                 return Err(Error::internal("it is of another version of berth"));
             }
-            Received::Message(Told::Hello { pid, group, started_at, stdin, tty, .. }, fds) => {
+            Received::Message(KeeperMessage::Hello { pid, group, started_at, stdin, tty, .. }, fds) => {
                 let mut fds = fds.into_iter();
-                let pidfd = Arc::new(fds.next().ok_or_else(lost)?);
+                let pidfd = Arc::new(fds.next().ok_or_else(no_answer)?);
                 let group = Arc::new(cgroups.group_again(&group)?);
-                let reach = Reach { pid, pidfd, group };
-                hello = Some(Hello { reach, started_at, stdin: fds.next().filter(|_| stdin), tty });
+                let reach = SignalHandle { pid, pidfd, group };
+                hello = Some(KeeperHello { reach, started_at, stdin: fds.next().filter(|_| stdin), tty });
             }
-            Received::Message(Told::Refused { code, message, details }, _) => {
+            Received::Message(KeeperMessage::Refused { code, message, details }, _) => {
                 return Err(error_of(&code, message, details));
             }
-            Received::Message(Told::Marks(marks), _) => {
+            Received::Message(KeeperMessage::Marks(marks), _) => {
                 if let Some(hello) = hello.take() {
                     return Ok((hello, marks));
                 }
             }
             // Told again by the record.
-            Received::Message(Told::End(_, marks), _) => match hello.take() {
+            Received::Message(KeeperMessage::End(_, marks), _) => match hello.take() {
                 Some(hello) => return Ok((hello, marks)),
-                None => return Err(lost()),
+                None => return Err(no_answer()),
             },
-            Received::Gone => return Err(lost()),
+            Received::Gone => return Err(no_answer()),
             Received::Nothing => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(lost());
+                    return Err(no_answer());
                 }
                 let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
                 let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout));
@@ -294,12 +310,12 @@ fn error_of(code: &str, message: String, details: Map<String, Value>) -> Error {
 }
 
 /// From now on the run is reached through its keeper.
-fn follow(run: &Run, hello: Hello, link: &Arc<Link>) {
+fn attach(run: &Run, hello: KeeperHello, link: &Arc<KeeperLink>) {
     run.attach_kept(hello.reach, hello.started_at);
     if let Some(spool) = &run.spool {
-        spool.mirror(link.clone());
+        spool.set_keeper(link.clone());
     }
-    run.input.keep(link.clone());
+    run.input.set_keeper(link.clone());
     if let Some(fd) = hello.stdin {
         run.input.open(fd, hello.tty);
     }

@@ -11,6 +11,6 @@ mod link;
 mod watch;
 mod wire;
 
-pub(super) use link::{Found, Met, groups};
-pub use link::{Kept, Link, Place};
+pub(super) use link::{FoundKeeper, KeeperLookup, groups};
+pub use link::{KeeperLink, KeptRun, LaunchTarget};
 pub use watch::Keepers;

@@ -11,16 +11,16 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::run::read_record;
-use super::link::{Keeper, Kept};
-use super::wire::{Received, Told, receive};
+use super::link::{KeeperProcess, KeptRun};
+use super::wire::{KeeperMessage, Received, receive};
 use crate::base::thread::{JoinOnDrop, spawn};
 use crate::base::{Error, Result, limits};
-use crate::proc::{Ended, Usage, Waker};
+use crate::proc::{ProcessOutcome, Usage, Waker};
 
 /// The thread.
 pub struct Keepers {
     // Closing it ends the thread, so this is dropped first. Unbounded: the table bounds how many runs are kept.
-    new: Option<Sender<Kept>>,
+    new: Option<Sender<KeptRun>>,
     waker: Arc<Waker>,
     thread: Option<JoinOnDrop>,
 }
@@ -41,19 +41,19 @@ impl Keepers {
     }
 
     /// Follows one more.
-    pub fn add(&self, kept: Kept) {
+    pub fn add(&self, kept: KeptRun) {
         match &self.new {
             Some(new) => {
                 let _ = new.send(kept);
                 self.waker.wake();
             }
             // The server ends; the next one finds it.
-            None => kept.let_go(),
+            None => kept.detach(),
         }
     }
 
     /// Lets all go on without us.
-    pub fn let_go(&mut self) {
+    pub fn detach(&mut self) {
         self.new = None;
         self.waker.wake();
         self.thread = None;
@@ -62,19 +62,19 @@ impl Keepers {
 
 impl Drop for Keepers {
     fn drop(&mut self) {
-        self.let_go();
+        self.detach();
     }
 }
 
-fn watch(arrivals: &Receiver<Kept>, waker: &Waker) {
-    let mut all: Vec<Kept> = Vec::new();
+fn watch(arrivals: &Receiver<KeptRun>, waker: &Waker) {
+    let mut all: Vec<KeptRun> = Vec::new();
     loop {
         waker.clear();
         loop {
             match arrivals.try_recv() {
                 Ok(kept) => all.push(kept),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return all.into_iter().for_each(Kept::let_go),
+                Err(TryRecvError::Disconnected) => return all.into_iter().for_each(KeptRun::detach),
             }
         }
         let mut fds = vec![PollFd::from_borrowed_fd(waker.as_fd(), PollFlags::IN)];
@@ -82,7 +82,7 @@ fn watch(arrivals: &Receiver<Kept>, waker: &Waker) {
             fds.push(PollFd::new(&kept.link.socket, PollFlags::IN));
             // Asked already: then it says nothing new.
             let wanted = if kept.give_up.is_none() { PollFlags::IN } else { PollFlags::empty() };
-            fds.push(PollFd::from_borrowed_fd(kept.running.cancel.as_fd(), wanted));
+            fds.push(PollFd::from_borrowed_fd(kept.active.cancel.as_fd(), wanted));
         }
         let next = all.iter().filter_map(|kept| kept.give_up).min();
         let left = next.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
@@ -100,15 +100,15 @@ fn watch(arrivals: &Receiver<Kept>, waker: &Waker) {
 }
 
 /// `None`: its run is over.
-fn step(mut kept: Kept, told: bool, cancelled: bool) -> Option<Kept> {
+fn step(mut kept: KeptRun, told: bool, cancelled: bool) -> Option<KeptRun> {
     if told {
-        match kept.listen() {
-            Heard::More => {}
-            Heard::End => {
+        match kept.receive_messages() {
+            KeeperEvent::Waiting => {}
+            KeeperEvent::Ended => {
                 kept.clean_up();
                 return None;
             }
-            Heard::Gone => {
+            KeeperEvent::Gone => {
                 kept.lost();
                 return None;
             }
@@ -119,72 +119,72 @@ fn step(mut kept: Kept, told: bool, cancelled: bool) -> Option<Kept> {
         kept.give_up = Some(Instant::now() + limits::KEEPER_ANSWER);
     }
     if kept.give_up.is_some_and(|at| at <= Instant::now()) {
-        log::error!("run {}: its keeper does not end it; it is ended without", kept.running.id);
-        kept.end_without(Ok(Ended::Cancelled));
+        log::error!("run {}: its keeper does not end it; it is ended without", kept.active.id);
+        kept.end_from_outside(Ok(ProcessOutcome::Cancelled));
         return None;
     }
     Some(kept)
 }
 
-enum Heard {
-    More,
-    End,
+enum KeeperEvent {
+    Waiting,
+    Ended,
     Gone,
 }
 
-impl Kept {
-    fn listen(&self) -> Heard {
-        let run = &self.running.run;
+impl KeptRun {
+    fn receive_messages(&self) -> KeeperEvent {
+        let run = &self.active.run;
         loop {
-            match receive::<Told>(&self.link.socket) {
-                Received::Message(Told::Marks(marks), _) => {
+            match receive::<KeeperMessage>(&self.link.socket) {
+                Received::Message(KeeperMessage::Marks(marks), _) => {
                     if let Some(spool) = &run.spool {
-                        spool.set_marks(marks);
+                        spool.set_state(marks);
                     }
-                    run.bells.ring();
+                    run.bells.notify_all();
                 }
-                Received::Message(Told::End(end, marks), _) => {
+                Received::Message(KeeperMessage::End(end, marks), _) => {
                     if let Some(spool) = &run.spool {
-                        spool.set_marks(marks);
+                        spool.set_state(marks);
                     }
                     self.hold.ended(&end.usage);
-                    run.finish_as(*end);
+                    run.set_end(*end);
                     // The keeper's disk may have been full.
                     if run.folder.as_deref().and_then(read_record).is_none_or(|record| record.end.is_none()) {
                         let _ = run.save(true);
                     }
-                    return Heard::End;
+                    return KeeperEvent::Ended;
                 }
                 Received::Message(_, _) => {}
-                Received::Nothing => return Heard::More,
-                Received::Gone => return Heard::Gone,
+                Received::Nothing => return KeeperEvent::Waiting,
+                Received::Gone => return KeeperEvent::Gone,
             }
         }
     }
 
     /// The keeper is gone without a word. Perhaps it has written one.
     fn lost(self) {
-        let run = &self.running.run;
+        let run = &self.active.run;
         if let Some(record) = run.folder.as_deref().and_then(read_record) {
             if let Some(end) = record.end {
                 if let Some(spool) = &run.spool {
-                    spool.set_marks(record.marks);
+                    spool.set_state(record.marks);
                 }
                 self.hold.ended(&end.usage);
-                run.finish_as(end);
+                run.set_end(end);
                 return self.clean_up();
             }
         }
         log::error!("run {}: its keeper is gone, and the run is ended", run.id);
-        self.end_without(Err(Error::internal(
+        self.end_from_outside(Err(Error::internal(
             "The process that kept the run was killed; how the command ended is not known, and what was left of it \
              has been ended",
         )));
     }
 
     /// Ends keeper and run from outside.
-    fn end_without(self, how: Result<Ended>) {
-        let run = &self.running.run;
+    fn end_from_outside(self, how: Result<ProcessOutcome>) {
+        let run = &self.active.run;
         self.end_keeper();
         let mut usage = Usage::default();
         if let Some(reach) = run.reach() {
@@ -196,7 +196,7 @@ impl Kept {
         }
         if let Some(spool) = &run.spool {
             // It may have written more than it could tell.
-            spool.look();
+            spool.rescan();
         }
         run.finish(how, usage);
         if let Err(error) = run.save(true) {
@@ -206,11 +206,11 @@ impl Kept {
 
     fn end_keeper(&self) {
         let killed = match &self.keeper {
-            Keeper::Ours(child) => child.group().kill(Some(child.pid())),
-            Keeper::Found(group) => group.kill(None),
+            KeeperProcess::Ours(child) => child.group().kill(Some(child.pid())),
+            KeeperProcess::Adopted(group) => group.kill(None),
         };
         if let Err(error) = killed {
-            log::error!("the keeper of run {}: {error}", self.running.id);
+            log::error!("the keeper of run {}: {error}", self.active.id);
         }
     }
 
@@ -220,16 +220,16 @@ impl Kept {
     }
 
     /// It goes on without us.
-    fn let_go(self) {
-        let Kept { running, keeper, .. } = self;
+    fn detach(self) {
+        let KeptRun { active: running, keeper, .. } = self;
         if let Some(reach) = running.run.reach() {
-            reach.group.let_go();
+            reach.group.disown();
         }
         match keeper {
             // Its destructor would end it; the kernel gives it to another parent when we end.
-            Keeper::Ours(child) => std::mem::forget(child),
-            Keeper::Found(group) => group.let_go(),
+            KeeperProcess::Ours(child) => std::mem::forget(child),
+            KeeperProcess::Adopted(group) => group.disown(),
         }
-        running.let_go();
+        running.detach();
     }
 }

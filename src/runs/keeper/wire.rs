@@ -18,10 +18,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::super::run::{End, Record};
-use super::super::spool::Marks;
+use super::super::run::{RunEnd, RunRecord};
+use super::super::spool::SpoolState;
 use crate::base::{At, Error, Result};
-use crate::proc::{Command, Handle, pty};
+use crate::proc::{CgroupsHandle, CommandSpec, pty};
 
 /// What both sides understand. A server ends the keepers of another one.
 pub(super) const VERSION: u32 = 1;
@@ -37,9 +37,9 @@ const DESCRIPTORS: usize = 6;
 
 /// Everything that a keeper needs to know, in a file that comes with the server's first message.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Job {
+pub(super) struct KeeperJob {
     /// The run as the server has entered it.
-    pub(super) record: Record,
+    pub(super) record: RunRecord,
     /// Its folder.
     pub(super) folder: PathBuf,
     /// Bytes kept of each stream.
@@ -47,18 +47,24 @@ pub(super) struct Job {
     /// After so long it is ended.
     pub(super) timeout: Duration,
     /// Where groups are made.
-    pub(super) cgroups: Handle,
+    pub(super) cgroups: CgroupsHandle,
     /// What the command reads, then the end.
     pub(super) stdin: Option<String>,
-    pub(super) work: Work,
+    pub(super) work: KeeperWork,
 }
 
 /// What is to be done.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Work {
+pub(super) enum KeeperWork {
     /// Start a command on the host, within this group.
-    Start { folder: PathBuf, group: String, command: Command, pty: Option<pty::Size>, open_stdin: bool },
+    Start {
+        folder: PathBuf,
+        group: String,
+        command: CommandSpec,
+        pty: Option<pty::WindowSize>,
+        open_stdin: bool,
+    },
     /// Go on with one that runs in a container. Descriptors: the process, where its end is told, stdout, stderr, and
     /// stdin's other end where there is one.
     Watch { pid: i32, group: String, read: Vec<u8>, stdin: bool, tty: bool },
@@ -67,7 +73,7 @@ pub(super) enum Work {
 /// Server → keeper.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Ask {
+pub(super) enum KeeperRequest {
     /// Do this. Descriptors: a file with the [`Job`], then the work's.
     Job,
     /// End the run.
@@ -81,15 +87,15 @@ pub(super) enum Ask {
 /// Keeper → server.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Told {
+pub(super) enum KeeperMessage {
     /// It runs. Descriptors: the process, and stdin's other end where that is open.
     Hello { version: u32, pid: i32, group: String, started_at: String, stdin: bool, tty: bool },
     /// It could not be started; nothing has run.
     Refused { code: String, message: String, details: Map<String, Value> },
     /// So much there is of its output.
-    Marks(Marks),
+    Marks(SpoolState),
     /// It has ended; the record says so as well.
-    End(Box<End>, Marks),
+    End(Box<RunEnd>, SpoolState),
 }
 
 /// A pair of connected sockets.
@@ -117,7 +123,7 @@ pub(super) fn listen(folder: &std::path::Path) -> Result<OwnedFd> {
 }
 
 /// Calls the keeper of the run in `folder`; fails when there is none.
-pub(super) fn call(folder: &std::path::Path) -> Result<OwnedFd> {
+pub(super) fn connect_to_keeper(folder: &std::path::Path) -> Result<OwnedFd> {
     let (_open, address) = folder_and_address(folder)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).at("open", AT)?;
@@ -179,17 +185,18 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Received<T> {
 }
 
 /// A job as a file in memory.
-pub(super) fn write_job(job: &Job) -> Result<OwnedFd> {
+pub(super) fn write_job(job: &KeeperJob) -> Result<OwnedFd> {
     let fd = memfd_create("berth-job", MemfdFlags::CLOEXEC).at("make", "a file in memory")?;
     let mut file = File::from(fd);
-    let bytes = serde_json::to_vec(job).map_err(|error| Error::internal("a keeper's job").because(error))?;
+    let bytes =
+        serde_json::to_vec(job).map_err(|error| Error::internal("a keeper's job").with_source(error))?;
     file.write_all(&bytes).and_then(|()| file.rewind()).at("write", "a file in memory")?;
     Ok(file.into())
 }
 
 /// The job in the file.
-pub(super) fn read_job(fd: OwnedFd) -> Result<Job> {
+pub(super) fn read_job(fd: OwnedFd) -> Result<KeeperJob> {
     let mut bytes = Vec::new();
     File::from(fd).read_to_end(&mut bytes).at("read", "a job")?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::internal("a keeper's job").because(error))
+    serde_json::from_slice(&bytes).map_err(|error| Error::internal("a keeper's job").with_source(error))
 }

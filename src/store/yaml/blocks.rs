@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::values::NodeKind;
-use super::{Fields, Read, YamlContext, YamlReader, is_blank, is_break, is_space};
+use super::{YamlContext, YamlFields, YamlReader, YamlResult, is_blank, is_break, is_space};
 
 /// What becomes of the line breaks behind a block scalar.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ enum Chomping {
 }
 
 impl YamlReader<'_> {
-    pub(super) fn block_sequence(&mut self, indent: isize) -> Read<bool> {
+    pub(super) fn block_sequence(&mut self, indent: isize) -> YamlResult<bool> {
         let (tag, anchor) = (self.tag.clone(), self.anchor.clone());
         let mut items = Vec::new();
         let mut found = false;
@@ -43,9 +43,9 @@ impl YamlReader<'_> {
         Ok(found)
     }
 
-    pub(super) fn block_mapping(&mut self, indent: isize, flow: isize) -> Read<bool> {
+    pub(super) fn block_mapping(&mut self, indent: isize, flow: isize) -> YamlResult<bool> {
         let (tag, anchor) = (self.tag.clone(), self.anchor.clone());
-        let mut fields = Fields::default();
+        let mut fields = YamlFields::default();
         let mut key: (Option<String>, Value) = (None, Value::Null);
         let (mut explicit, mut found) = (false, false);
         self.begin(&anchor, Value::Object(serde_json::Map::new()));
@@ -126,10 +126,10 @@ impl YamlReader<'_> {
 
     fn store_key(
         &mut self,
-        fields: &mut Fields,
+        fields: &mut YamlFields,
         key: &mut (Option<String>, Value),
         value: Value,
-    ) -> Read<()> {
+    ) -> YamlResult<()> {
         let (tag, name) = std::mem::take(key);
         self.store(fields, tag.as_deref(), name, value)
     }
@@ -152,7 +152,7 @@ impl YamlReader<'_> {
         self.remember();
     }
 
-    pub(super) fn block_scalar(&mut self, indent: isize) -> Read<bool> {
+    pub(super) fn block_scalar(&mut self, indent: isize) -> YamlResult<bool> {
         let folds = match self.here() {
             b'|' => false,
             b'>' => true,
@@ -211,7 +211,7 @@ impl YamlReader<'_> {
     }
 
     /// The rest of the line of `|` or `>`: what to do with the last line breaks, and the indentation.
-    fn block_header(&mut self) -> Read<(Chomping, Option<isize>)> {
+    fn block_header(&mut self) -> YamlResult<(Chomping, Option<isize>)> {
         let (mut chomping, mut width) = (Chomping::Clip, None);
         loop {
             match self.step() {

@@ -3,17 +3,17 @@
 use serde_json::{Map, Value};
 
 use super::values::NodeKind;
-use super::{Fields, Read, YamlContext, YamlReader, is_blank, is_break, is_flow, is_space};
+use super::{YamlContext, YamlFields, YamlReader, YamlResult, is_blank, is_break, is_flow, is_space};
 
 impl YamlReader<'_> {
-    pub(super) fn flow_collection(&mut self, indent: isize) -> Read<bool> {
+    pub(super) fn flow_collection(&mut self, indent: isize) -> YamlResult<bool> {
         let (close, object) = match self.here() {
             b'[' => (b']', false),
             b'{' => (b'}', true),
             _ => return Ok(false),
         };
         let (tag, anchor) = (self.tag.clone(), self.anchor.clone());
-        let (mut items, mut fields) = (Vec::new(), Fields::default());
+        let (mut items, mut fields) = (Vec::new(), YamlFields::default());
         let mut separated = true;
         self.begin(&anchor, if object { Value::Object(Map::new()) } else { Value::Array(Vec::new()) });
         self.at += 1;
@@ -53,7 +53,7 @@ impl YamlReader<'_> {
             if object {
                 self.store(&mut fields, key_tag.as_deref(), key, value)?;
             } else if pair {
-                let mut one = Fields::default();
+                let mut one = YamlFields::default();
                 self.store(&mut one, key_tag.as_deref(), key, value)?;
                 items.push(Value::Object(one.map));
             } else {
@@ -68,7 +68,7 @@ impl YamlReader<'_> {
         Err("a list or object in brackets does not end".to_owned())
     }
 
-    pub(super) fn plain(&mut self, indent: isize, in_flow: bool) -> Read<bool> {
+    pub(super) fn plain(&mut self, indent: isize, in_flow: bool) -> YamlResult<bool> {
         let first = self.here();
         if is_space(first) || is_flow(first) || b"#&*!|>'\"%@`".contains(&first) {
             return Ok(false);
@@ -120,7 +120,7 @@ impl YamlReader<'_> {
         Ok(true)
     }
 
-    pub(super) fn single_quoted(&mut self, indent: isize) -> Read<bool> {
+    pub(super) fn single_quoted(&mut self, indent: isize) -> YamlResult<bool> {
         if self.here() != b'\'' {
             return Ok(false);
         }
@@ -145,7 +145,7 @@ impl YamlReader<'_> {
         Err("a text in quotes does not end".to_owned())
     }
 
-    pub(super) fn double_quoted(&mut self, indent: isize) -> Read<bool> {
+    pub(super) fn double_quoted(&mut self, indent: isize) -> YamlResult<bool> {
         if self.here() != b'"' {
             return Ok(false);
         }
@@ -189,7 +189,7 @@ impl YamlReader<'_> {
         start: usize,
         end: usize,
         _indent: isize,
-    ) -> Read<(usize, usize)> {
+    ) -> YamlResult<(usize, usize)> {
         if is_break(self.here()) {
             self.capture(text, start, end, true)?;
             let breaks = self.skip(false)?;
@@ -203,7 +203,7 @@ impl YamlReader<'_> {
         Ok((start, self.at))
     }
 
-    fn escape(&mut self, text: &mut String, high: &mut Option<u32>) -> Read<()> {
+    fn escape(&mut self, text: &mut String, high: &mut Option<u32>) -> YamlResult<()> {
         let byte = self.here();
         let digits = match byte {
             b'x' => 2,

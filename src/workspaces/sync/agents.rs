@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map as Object, Value, json};
 
-use super::merge::{Part, Wanted};
+use super::merge::{SharedContent, SharedPart};
 use crate::base::Result;
-use crate::library::{Library, Map, TextKind, is_broken};
+use crate::library::{Library, LibraryMap, TextKind, is_broken};
 use crate::project::rules;
 use crate::store::front_matter;
-use crate::workspaces::record::{Kind, Shown};
+use crate::workspaces::record::{WorkspaceKind, WorkspaceView};
 
 /// What agents may do in a container without asking, as sandboxed.sh has it.
 const ALLOWED: [&str; 15] = [
@@ -37,39 +37,39 @@ const ALLOWED: [&str; 15] = [
 ];
 
 /// Whether this workspace is one that agents are configured in: a container always, the host only where it is asked for.
-pub fn are_wanted(shown: &Shown) -> bool {
+pub fn configures_agents(shown: &WorkspaceView) -> bool {
     let named = [&shown.skills, &shown.tools, &shown.plugins, &shown.mcps];
-    shown.workspace_type == Kind::Container || named.iter().any(|list| !list.is_empty())
+    shown.workspace_type == WorkspaceKind::Container || named.iter().any(|list| !list.is_empty())
 }
 
 /// The shared files and berth's part of each.
 ///
 /// # Errors
 /// When the library cannot be read; what is broken in it is left out.
-pub(super) fn wanted(
+pub(super) fn shared_files(
     library: &Library,
-    shown: &Shown,
+    shown: &WorkspaceView,
     skills: &BTreeSet<String>,
-) -> Result<BTreeMap<String, Wanted>> {
+) -> Result<BTreeMap<String, SharedContent>> {
     let servers = servers(library, shown)?;
     let mut files = BTreeMap::new();
     let opencode = opencode(library, shown, skills, &servers)?;
     for path in ["opencode.json", ".opencode/opencode.json"] {
-        files.insert(path.to_owned(), Wanted::Keys(opencode.clone()));
+        files.insert(path.to_owned(), SharedContent::Keys(opencode.clone()));
     }
     let profile = shown.config_profile.as_deref().unwrap_or("default");
     if let Some(profile) = library.oh_my_opencode(profile)? {
-        let parts = profile.into_iter().map(|(key, value)| Part::key(&[&key], value)).collect();
-        files.insert(".opencode/oh-my-opencode.json".to_owned(), Wanted::Keys(parts));
+        let parts = profile.into_iter().map(|(key, value)| SharedPart::key(&[&key], value)).collect();
+        files.insert(".opencode/oh-my-opencode.json".to_owned(), SharedContent::Keys(parts));
     }
-    files.insert(".claude/settings.local.json".to_owned(), Wanted::Keys(claude(shown, &servers)));
-    files.insert("CLAUDE.md".to_owned(), Wanted::Block(instructions(shown)));
+    files.insert(".claude/settings.local.json".to_owned(), SharedContent::Keys(claude(shown, &servers)));
+    files.insert("CLAUDE.md".to_owned(), SharedContent::Block(instructions(shown)));
     Ok(files)
 }
 
 /// Whether OpenCode starts with this command or agent: one that it refuses would stop it in the whole workspace. Claude
 /// Code's own, with a list of words as `tools`, are among those.
-pub(super) fn opencode_takes(shown: &Shown, kind: TextKind, name: &str, text: &str) -> bool {
+pub(super) fn opencode_takes(shown: &WorkspaceView, kind: TextKind, name: &str, text: &str) -> bool {
     let key = if kind == TextKind::Command { "command" } else { "agent" };
     let checked = front_matter::parts(text).and_then(|(fields, _)| {
         rules::check_front_matter(key, name, &fields).map_err(|error| error.message().to_owned())
@@ -81,14 +81,14 @@ pub(super) fn opencode_takes(shown: &Shown, kind: TextKind, name: &str, text: &s
 }
 
 /// The MCPs of the workspace by the name that tools get: those it names, or all that are enabled.
-fn servers(library: &Library, shown: &Shown) -> Result<BTreeMap<String, Object<String, Value>>> {
-    let all = entries(library, shown, Map::Mcps)?;
+fn servers(library: &Library, shown: &WorkspaceView) -> Result<BTreeMap<String, Object<String, Value>>> {
+    let all = entries(library, shown, LibraryMap::Mcps)?;
     let mut servers = BTreeMap::new();
     for (name, entry) in all {
         let enabled = entry["enabled"].as_bool().unwrap_or(true);
         let chosen = if shown.mcps.is_empty() { enabled } else { shown.mcps.contains(&name) };
         let Value::Object(entry) = entry else { continue };
-        if !chosen || Map::Mcps.fault(&Value::Object(entry.clone())).is_some() {
+        if !chosen || LibraryMap::Mcps.fault(&Value::Object(entry.clone())).is_some() {
             continue;
         }
         let plain = name.to_lowercase().replace('-', "_");
@@ -110,7 +110,7 @@ fn servers(library: &Library, shown: &Shown) -> Result<BTreeMap<String, Object<S
 }
 
 /// One of the library's objects; a broken one is said and empty.
-fn entries(library: &Library, shown: &Shown, map: Map) -> Result<Object<String, Value>> {
+fn entries(library: &Library, shown: &WorkspaceView, map: LibraryMap) -> Result<Object<String, Value>> {
     match library.map(map) {
         Err(error) if is_broken(&error) => {
             log::warn!("workspace {}: {}", shown.id, error.message());
@@ -122,18 +122,18 @@ fn entries(library: &Library, shown: &Shown, map: Map) -> Result<Object<String, 
 
 fn opencode(
     library: &Library,
-    shown: &Shown,
+    shown: &WorkspaceView,
     skills: &BTreeSet<String>,
     servers: &BTreeMap<String, Object<String, Value>>,
-) -> Result<Vec<Part>> {
-    let mut parts = vec![Part::key(&["$schema"], "https://opencode.ai/config.json")];
+) -> Result<Vec<SharedPart>> {
+    let mut parts = vec![SharedPart::key(&["$schema"], "https://opencode.ai/config.json")];
     for (name, entry) in servers {
         let server = match entry["type"].as_str() {
             Some("local") => {
                 let mut environment =
                     entry.get("env").and_then(Value::as_object).cloned().unwrap_or_default();
                 environment.retain(|_, value| value.is_string());
-                environment.extend(about(shown));
+                environment.extend(workspace_env(shown));
                 json!({"type": "local", "command": entry["command"], "environment": environment, "enabled": true})
             }
             _ => {
@@ -145,19 +145,19 @@ fn opencode(
             }
         };
         match rules::check_mcp(name, &server) {
-            Ok(()) => parts.push(Part::key(&["mcp", name], server)),
+            Ok(()) => parts.push(SharedPart::key(&["mcp", name], server)),
             Err(error) => log::warn!("workspace {}: MCP {name}: {}", shown.id, error.message()),
         }
     }
-    let container = shown.workspace_type == Kind::Container;
+    let container = shown.workspace_type == WorkspaceKind::Container;
     if container {
         parts.extend(
-            ALLOWED.iter().chain(&["doom_loop"]).map(|tool| Part::key(&["permission", tool], "allow")),
+            ALLOWED.iter().chain(&["doom_loop"]).map(|tool| SharedPart::key(&["permission", tool], "allow")),
         );
     }
     if !shown.skills.is_empty() {
-        parts.push(Part::key(&["permission", "skill", "*"], "deny"));
-        parts.extend(skills.iter().map(|name| Part::key(&["permission", "skill", name], "allow")));
+        parts.push(SharedPart::key(&["permission", "skill", "*"], "deny"));
+        parts.extend(skills.iter().map(|name| SharedPart::key(&["permission", "skill", name], "allow")));
     }
     if container {
         for (tool, on) in [
@@ -168,15 +168,15 @@ fn opencode(
             ("workspace_*", false),
             ("desktop_*", false),
         ] {
-            parts.push(Part::key(&["tools", tool], on));
+            parts.push(SharedPart::key(&["tools", tool], on));
         }
     }
     if !shown.plugins.is_empty() {
-        let known = entries(library, shown, Map::Plugins)?;
+        let known = entries(library, shown, LibraryMap::Plugins)?;
         for id in &shown.plugins {
             let entry = known.get(id).filter(|entry| entry["enabled"].as_bool().unwrap_or(true));
             match entry.and_then(|entry| entry["package"].as_str()) {
-                Some(package) => parts.push(Part::item(&["plugin"], package)),
+                Some(package) => parts.push(SharedPart::item(&["plugin"], package)),
                 None => log::warn!("workspace {}: plugin not found: {}", shown.id, id.escape_debug()),
             }
         }
@@ -184,14 +184,14 @@ fn opencode(
     Ok(parts)
 }
 
-fn claude(shown: &Shown, servers: &BTreeMap<String, Object<String, Value>>) -> Vec<Part> {
+fn claude(shown: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value>>) -> Vec<SharedPart> {
     let mut parts = Vec::new();
     for (name, entry) in servers {
         let server = match entry["type"].as_str() {
             Some("local") => {
                 let command = entry["command"].as_array().cloned().unwrap_or_default();
                 let mut env = entry.get("env").and_then(Value::as_object).cloned().unwrap_or_default();
-                env.extend(about(shown));
+                env.extend(workspace_env(shown));
                 json!({"command": command.first(), "args": command.get(1..), "env": env})
             }
             _ => {
@@ -202,13 +202,13 @@ fn claude(shown: &Shown, servers: &BTreeMap<String, Object<String, Value>>) -> V
                 server
             }
         };
-        parts.push(Part::key(&["mcpServers", name], server));
+        parts.push(SharedPart::key(&["mcpServers", name], server));
     }
-    if shown.workspace_type == Kind::Container {
+    if shown.workspace_type == WorkspaceKind::Container {
         // Claude Code takes no pattern in place of a server's name: `mcp__*` allows nothing.
         let servers = servers.keys().map(|name| format!("mcp__{}", in_rules(name)));
         let tools = ["Bash", "Edit", "Write", "Read"].map(str::to_owned).into_iter();
-        parts.extend(tools.chain(servers).map(|tool| Part::item(&["permissions", "allow"], &tool)));
+        parts.extend(tools.chain(servers).map(|tool| SharedPart::item(&["permissions", "allow"], &tool)));
     }
     parts
 }
@@ -220,10 +220,10 @@ fn in_rules(name: &str) -> String {
 }
 
 /// Where an MCP's process finds itself.
-fn about(shown: &Shown) -> Object<String, Value> {
+fn workspace_env(shown: &WorkspaceView) -> Object<String, Value> {
     let (kind, path) = match shown.workspace_type {
-        Kind::Container => ("container", "/"),
-        Kind::Host => ("host", shown.path.as_str()),
+        WorkspaceKind::Container => ("container", "/"),
+        WorkspaceKind::Host => ("host", shown.path.as_str()),
     };
     [
         ("SANDBOXED_SH_WORKSPACE", path),
@@ -237,10 +237,12 @@ fn about(shown: &Shown) -> Object<String, Value> {
     .collect()
 }
 
-fn instructions(shown: &Shown) -> String {
+fn instructions(shown: &WorkspaceView) -> String {
     let (what, bash) = match shown.workspace_type {
-        Kind::Container => ("This is an isolated container.", "Bash runs inside the container, as root."),
-        Kind::Host => ("This is a folder of the host itself.", "Bash runs on the host."),
+        WorkspaceKind::Container => {
+            ("This is an isolated container.", "Bash runs inside the container, as root.")
+        }
+        WorkspaceKind::Host => ("This is a folder of the host itself.", "Bash runs on the host."),
     };
     format!("# sandboxed.sh Workspace\n\n{what}\n\n- {bash}\n- Skills are in `.claude/skills/`.\n")
 }

@@ -6,51 +6,51 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// SHA-256 in hex.
-pub(super) type Digest = String;
+pub(super) type HexDigest = String;
 
 /// What berth has written: by path below the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Stored")]
-pub struct Manifest {
+#[serde(from = "StoredManifest")]
+pub struct SyncManifest {
     /// Whole files, and the digest of their content.
-    pub(super) files: BTreeMap<String, Digest>,
+    pub(super) files: BTreeMap<String, HexDigest>,
     /// Files that berth shares with the people of the workspace.
-    pub(super) shared: BTreeMap<String, Shared>,
+    pub(super) shared: BTreeMap<String, SharedFile>,
 }
 
 /// Berth's part of a shared file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Shared {
+pub(super) struct SharedFile {
     /// There was no file before.
     pub(super) made: bool,
     /// By name of the part, the digest of what it says.
-    pub(super) parts: BTreeMap<String, Digest>,
+    pub(super) parts: BTreeMap<String, HexDigest>,
 }
 
 /// The first version knew whole files only, and nothing around them.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Stored {
+enum StoredManifest {
     Now {
-        files: BTreeMap<String, Digest>,
+        files: BTreeMap<String, HexDigest>,
         #[serde(default)]
-        shared: BTreeMap<String, Shared>,
+        shared: BTreeMap<String, SharedFile>,
     },
-    First(BTreeMap<String, Digest>),
+    First(BTreeMap<String, HexDigest>),
 }
 
-impl From<Stored> for Manifest {
-    fn from(stored: Stored) -> Manifest {
+impl From<StoredManifest> for SyncManifest {
+    fn from(stored: StoredManifest) -> SyncManifest {
         match stored {
-            Stored::Now { files, shared } => Manifest { files, shared },
-            Stored::First(files) => Manifest { files, shared: BTreeMap::new() },
+            StoredManifest::Now { files, shared } => SyncManifest { files, shared },
+            StoredManifest::First(files) => SyncManifest { files, shared: BTreeMap::new() },
         }
     }
 }
 
-impl Manifest {
+impl SyncManifest {
     /// Both: with this on disk a crash leaves too many names, never a file that nobody knows.
-    pub fn with(&self, next: &Manifest) -> Manifest {
+    pub fn with(&self, next: &SyncManifest) -> SyncManifest {
         let mut all = self.clone();
         all.files.extend(next.files.iter().map(|(path, sum)| (path.clone(), sum.clone())));
         for (path, shared) in &next.shared {
@@ -65,7 +65,7 @@ impl Manifest {
     }
 }
 
-pub(super) fn digest(bytes: &[u8]) -> Digest {
+pub(super) fn digest(bytes: &[u8]) -> HexDigest {
     Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
@@ -75,10 +75,10 @@ mod tests {
 
     #[test]
     fn the_first_form_is_still_read() {
-        let first: Manifest = serde_json::from_str(r#"{"a/b": "00"}"#).unwrap();
+        let first: SyncManifest = serde_json::from_str(r#"{"a/b": "00"}"#).unwrap();
         assert_eq!(first.files["a/b"], "00");
         let text = serde_json::to_string(&first).unwrap();
-        assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), first);
-        assert_eq!(serde_json::from_str::<Manifest>("{}").unwrap(), Manifest::default());
+        assert_eq!(serde_json::from_str::<SyncManifest>(&text).unwrap(), first);
+        assert_eq!(serde_json::from_str::<SyncManifest>("{}").unwrap(), SyncManifest::default());
     }
 }

@@ -5,21 +5,21 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::manifest::{Digest, Shared, digest};
-use crate::store::jsonc::{Document, Found};
+use super::manifest::{HexDigest, SharedFile, digest};
+use crate::store::jsonc::{JsoncDocument, JsoncLookup};
 
 /// What berth wants in a shared file.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Wanted {
+pub(super) enum SharedContent {
     /// Keys of a JSON file.
-    Keys(Vec<Part>),
+    Keys(Vec<SharedPart>),
     /// A block of a Markdown file.
     Block(String),
 }
 
 /// One key with its value, or one item of a list.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part {
+pub(super) struct SharedPart {
     /// The keys that lead there.
     pub(super) path: Vec<String>,
     /// What it says.
@@ -28,13 +28,17 @@ pub(super) struct Part {
     pub(super) item: bool,
 }
 
-impl Part {
-    pub(super) fn key(path: &[&str], value: impl Into<Value>) -> Part {
-        Part { path: path.iter().map(|key| (*key).to_owned()).collect(), value: value.into(), item: false }
+impl SharedPart {
+    pub(super) fn key(path: &[&str], value: impl Into<Value>) -> SharedPart {
+        SharedPart {
+            path: path.iter().map(|key| (*key).to_owned()).collect(),
+            value: value.into(),
+            item: false,
+        }
     }
 
-    pub(super) fn item(path: &[&str], value: &str) -> Part {
-        Part { item: true, ..Part::key(path, value) }
+    pub(super) fn item(path: &[&str], value: &str) -> SharedPart {
+        SharedPart { item: true, ..SharedPart::key(path, value) }
     }
 
     /// Its name in the manifest: a JSON pointer (RFC 6901), behind `+` for an item, which is named by its value.
@@ -52,11 +56,15 @@ impl Part {
         self.path.iter().map(String::as_str).collect()
     }
 
-    fn look(&self, document: &mut Document) -> Found {
-        if self.item { document.look_for(&self.keys(), self.text()) } else { document.look(&self.keys()) }
+    fn look(&self, document: &mut JsoncDocument) -> JsoncLookup {
+        if self.item {
+            document.lookup_item(&self.keys(), self.text())
+        } else {
+            document.lookup(&self.keys())
+        }
     }
 
-    fn put(&self, document: &mut Document) {
+    fn put(&self, document: &mut JsoncDocument) {
         if self.item {
             document.push(&self.keys(), &self.value)
         } else {
@@ -66,16 +74,21 @@ impl Part {
 }
 
 /// The text as it is to be, and what of it is berth's. `None`: the file cannot be shared, for this reason.
-pub(super) fn merge(text: &str, wanted: &Wanted, known: &Shared) -> Result<(String, Shared), String> {
+pub(super) fn merge(
+    text: &str,
+    wanted: &SharedContent,
+    known: &SharedFile,
+) -> Result<(String, SharedFile), String> {
     match wanted {
-        Wanted::Keys(parts) => merge_keys(text, parts, known),
-        Wanted::Block(block) => Ok(merge_block(text, block, known)),
+        SharedContent::Keys(parts) => merge_keys(text, parts, known),
+        SharedContent::Block(block) => Ok(merge_block(text, block, known)),
     }
 }
 
 /// The text without berth's part.
-pub(super) fn withdraw(path: &str, text: &str, known: &Shared) -> Result<String, String> {
-    let nothing = if is_markdown(path) { Wanted::Block(String::new()) } else { Wanted::Keys(Vec::new()) };
+pub(super) fn withdraw(path: &str, text: &str, known: &SharedFile) -> Result<String, String> {
+    let nothing =
+        if is_markdown(path) { SharedContent::Block(String::new()) } else { SharedContent::Keys(Vec::new()) };
     merge(text, &nothing, known).map(|(text, _)| text)
 }
 
@@ -91,14 +104,14 @@ fn is_markdown(path: &str) -> bool {
     path.ends_with(".md")
 }
 
-fn merge_keys(text: &str, parts: &[Part], known: &Shared) -> Result<(String, Shared), String> {
-    let mut document = Document::parse(text).map_err(|fault| fault.message)?;
+fn merge_keys(text: &str, parts: &[SharedPart], known: &SharedFile) -> Result<(String, SharedFile), String> {
+    let mut document = JsoncDocument::parse(text).map_err(|fault| fault.message)?;
     if !document.is_object() {
         return Err("it is no object".to_owned());
     }
-    let mut next = Shared { made: known.made, ..Shared::default() };
+    let mut next = SharedFile { made: known.made, ..SharedFile::default() };
     let mut changed = false;
-    let names: HashSet<String> = parts.iter().map(Part::name).collect();
+    let names: HashSet<String> = parts.iter().map(SharedPart::name).collect();
     for (name, sum) in known.parts.iter().filter(|(name, _)| !names.contains(*name)) {
         changed |= remove(&mut document, name, sum);
     }
@@ -106,14 +119,14 @@ fn merge_keys(text: &str, parts: &[Part], known: &Shared) -> Result<(String, Sha
         let (name, sum) = (part.name(), value_digest(&part.value));
         let ours = known.parts.get(&name);
         match part.look(&mut document) {
-            Found::Barred => {}
-            Found::Nothing => {
+            JsoncLookup::Blocked => {}
+            JsoncLookup::Missing => {
                 part.put(&mut document);
                 changed = true;
                 next.parts.insert(name, sum);
             }
             // What berth did not write stays, whatever it says.
-            Found::Value(found) => {
+            JsoncLookup::Value(found) => {
                 let found = value_digest(&found);
                 match ours {
                     Some(before) if *before == found && found != sum => {
@@ -133,13 +146,13 @@ fn merge_keys(text: &str, parts: &[Part], known: &Shared) -> Result<(String, Sha
 }
 
 /// Removes what berth wrote under this name, if it still says the same.
-fn remove(document: &mut Document, name: &str, sum: &str) -> bool {
+fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
     let item = name.strip_prefix('+');
     let unescaped = |key: &str| key.replace("~1", "/").replace("~0", "~");
     let path: Vec<String> = item.unwrap_or(name).split('/').skip(1).map(unescaped).collect();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     if item.is_none() {
-        let ours = matches!(document.look(&path), Found::Value(found) if value_digest(&found) == sum);
+        let ours = matches!(document.lookup(&path), JsoncLookup::Value(found) if value_digest(&found) == sum);
         if !ours || !document.remove(&path) {
             return false;
         }
@@ -153,7 +166,7 @@ fn remove(document: &mut Document, name: &str, sum: &str) -> bool {
     }
     // The value of an item may hold slashes: all that is behind the list's keys.
     for keys in 1..path.len() {
-        if document.take(&path[..keys], &path[keys..].join("/")) {
+        if document.remove_item(&path[..keys], &path[keys..].join("/")) {
             if document.is_empty(&path[..keys]) {
                 document.remove(&path[..keys]);
             }
@@ -163,7 +176,7 @@ fn remove(document: &mut Document, name: &str, sum: &str) -> bool {
     false
 }
 
-fn value_digest(value: &Value) -> Digest {
+fn value_digest(value: &Value) -> HexDigest {
     digest(value.to_string().as_bytes())
 }
 
@@ -171,8 +184,8 @@ const BEGIN: &str = "<!-- berth:begin -->";
 const END: &str = "<!-- berth:end -->";
 const BLOCK: &str = "block";
 
-fn merge_block(text: &str, block: &str, known: &Shared) -> (String, Shared) {
-    let mut next = Shared { made: known.made, ..Shared::default() };
+fn merge_block(text: &str, block: &str, known: &SharedFile) -> (String, SharedFile) {
+    let mut next = SharedFile { made: known.made, ..SharedFile::default() };
     let begin = text.find(BEGIN);
     let place = begin.and_then(|begin| {
         let end = begin + text[begin..].find(END)? + END.len();
@@ -204,11 +217,11 @@ mod tests {
 
     use super::*;
 
-    fn parts() -> Vec<Part> {
+    fn parts() -> Vec<SharedPart> {
         vec![
-            Part::key(&["$schema"], "s"),
-            Part::key(&["mcp", "a"], json!({"type": "local"})),
-            Part::item(&["plugin"], "@x/y@1"),
+            SharedPart::key(&["$schema"], "s"),
+            SharedPart::key(&["mcp", "a"], json!({"type": "local"})),
+            SharedPart::item(&["plugin"], "@x/y@1"),
         ]
     }
 
@@ -216,7 +229,7 @@ mod tests {
     fn what_people_wrote_wins_and_stays() {
         let text =
             "{\n  // mine\n  \"mcp\": {\"a\": {\"type\": \"remote\"}, \"b\": 1},\n  \"plugin\": [\"p\"]\n}\n";
-        let (merged, known) = merge(text, &Wanted::Keys(parts()), &Shared::default()).unwrap();
+        let (merged, known) = merge(text, &SharedContent::Keys(parts()), &SharedFile::default()).unwrap();
         let value = crate::store::jsonc::parse(&merged).unwrap();
         assert_eq!(
             value,
@@ -224,7 +237,7 @@ mod tests {
         );
         assert!(merged.contains("// mine"));
         assert_eq!(known.parts.keys().collect::<Vec<_>>(), ["+/plugin/@x/y@1", "/$schema"]);
-        let (again, same) = merge(&merged, &Wanted::Keys(parts()), &known).unwrap();
+        let (again, same) = merge(&merged, &SharedContent::Keys(parts()), &known).unwrap();
         assert_eq!((again, &same), (merged.clone(), &known), "a second one changes nothing");
         let back = withdraw("opencode.json", &merged, &known).unwrap();
         assert_eq!(crate::store::jsonc::parse(&back), crate::store::jsonc::parse(text));
@@ -232,12 +245,12 @@ mod tests {
 
     #[test]
     fn what_berth_wrote_follows_and_goes() {
-        let made = Shared { made: true, ..Shared::default() };
-        let (first, known) = merge("", &Wanted::Keys(parts()), &made).unwrap();
+        let made = SharedFile { made: true, ..SharedFile::default() };
+        let (first, known) = merge("", &SharedContent::Keys(parts()), &made).unwrap();
         let mut other = parts();
         other[1].value = json!({"type": "remote"});
         other.pop();
-        let (second, known) = merge(&first, &Wanted::Keys(other), &known).unwrap();
+        let (second, known) = merge(&first, &SharedContent::Keys(other), &known).unwrap();
         assert_eq!(
             crate::store::jsonc::parse(&second).unwrap(),
             json!({"$schema": "s", "mcp": {"a": {"type": "remote"}}})
@@ -253,10 +266,10 @@ mod tests {
     #[test]
     fn rules_of_an_earlier_version_are_replaced() {
         let allow = |rules: &[&str]| {
-            let parts = rules.iter().map(|rule| Part::item(&["permissions", "allow"], rule)).collect();
-            Wanted::Keys(parts)
+            let parts = rules.iter().map(|rule| SharedPart::item(&["permissions", "allow"], rule)).collect();
+            SharedContent::Keys(parts)
         };
-        let (first, known) = merge("", &allow(&["Bash", "mcp__*"]), &Shared::default()).unwrap();
+        let (first, known) = merge("", &allow(&["Bash", "mcp__*"]), &SharedFile::default()).unwrap();
         let by_hand = first.replace("\"Bash\"", "\"Bash\", \"WebFetch\"");
         let (second, known) = merge(&by_hand, &allow(&["Bash", "mcp__docs"]), &known).unwrap();
         let value = crate::store::jsonc::parse(&second).unwrap();
@@ -270,27 +283,30 @@ mod tests {
     #[test]
     fn what_is_no_object_bars_the_way() {
         let text = "{\"mcp\": \"x\", \"plugin\": \"p\"}";
-        let (merged, known) = merge(text, &Wanted::Keys(parts()), &Shared::default()).unwrap();
+        let (merged, known) = merge(text, &SharedContent::Keys(parts()), &SharedFile::default()).unwrap();
         let value = crate::store::jsonc::parse(&merged).unwrap();
         assert_eq!(value, json!({"mcp": "x", "plugin": "p", "$schema": "s"}));
         assert_eq!(known.parts.len(), 1);
         for broken in ["{", "[1]", "7"] {
-            assert!(merge(broken, &Wanted::Keys(parts()), &Shared::default()).is_err(), "{broken}");
+            assert!(
+                merge(broken, &SharedContent::Keys(parts()), &SharedFile::default()).is_err(),
+                "{broken}"
+            );
         }
     }
 
     #[test]
     fn a_block_among_other_text() {
-        let block = Wanted::Block("# W\n\ntext\n".to_owned());
-        let (text, known) = merge("# Mine\n", &block, &Shared::default()).unwrap();
+        let block = SharedContent::Block("# W\n\ntext\n".to_owned());
+        let (text, known) = merge("# Mine\n", &block, &SharedFile::default()).unwrap();
         assert_eq!(text, format!("# Mine\n\n{BEGIN}\n# W\n\ntext\n{END}\n"));
         assert_eq!(merge(&text, &block, &known).unwrap(), (text.clone(), known.clone()));
         let below = format!("{text}more\n");
-        let (changed, _) = merge(&below, &Wanted::Block("new\n".to_owned()), &known).unwrap();
+        let (changed, _) = merge(&below, &SharedContent::Block("new\n".to_owned()), &known).unwrap();
         assert_eq!(changed, format!("# Mine\n\n{BEGIN}\nnew\n{END}\nmore\n"));
         assert_eq!(withdraw("CLAUDE.md", &text, &known).unwrap(), "# Mine\n");
         assert_eq!(merge("# Mine\n", &block, &known).unwrap().0, "# Mine\n", "it was taken out by hand");
-        let (alone, known) = merge("", &block, &Shared::default()).unwrap();
+        let (alone, known) = merge("", &block, &SharedFile::default()).unwrap();
         assert!(is_bare("CLAUDE.md", &withdraw("CLAUDE.md", &alone, &known).unwrap()));
     }
 }

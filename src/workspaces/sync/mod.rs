@@ -3,8 +3,8 @@
 //! outside the workspace: only that is ever changed or removed, and what is already right is not written again.
 //! The workspace's files are its workload's; every one is opened beneath its folder.
 
-pub use agents::are_wanted as configures;
-pub use manifest::Manifest;
+pub use agents::configures_agents as configures;
+pub use manifest::SyncManifest;
 
 mod agents;
 mod manifest;
@@ -15,21 +15,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::record::Shown;
+use super::record::WorkspaceView;
 use crate::base::{Code, Error, Result, limits};
 use crate::library::{Library, MAIN, SKILL_LIMITS, SkillPart, TextKind, is_broken, with_name};
 use crate::project::references;
 use crate::store::beneath::Root;
 use crate::store::json::JsonFile;
-use manifest::{Shared, digest};
-use merge::{Part, Wanted};
+use manifest::{SharedFile, digest};
+use merge::{SharedContent, SharedPart};
 
 /// The manifest's name in the workspace's own folder.
 pub const MANIFEST: &str = "synced.json";
 
 /// What a sync has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Synced {
+pub struct SyncOutcome {
     /// Files written.
     pub written: usize,
     /// Files removed.
@@ -43,18 +43,19 @@ pub struct Synced {
 /// Those of `store::beneath`, when the workload stands in the way; those of the library.
 pub fn sync(
     library: &Library,
-    shown: &Shown,
+    shown: &WorkspaceView,
     folder: &Path,
     open: impl FnOnce() -> Result<Root>,
-) -> Result<Synced> {
-    let (files, shared) = wanted(library, shown)?;
-    let manifest = JsonFile::open(&folder.join(MANIFEST), 0o600, Manifest::default())?;
+) -> Result<SyncOutcome> {
+    let (files, shared) = desired_files(library, shown)?;
+    let manifest = JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?;
     let known = manifest.get();
     if files.is_empty() && shared.is_empty() && known.is_empty() {
-        return Ok(Synced::default());
+        return Ok(SyncOutcome::default());
     }
-    let next = Manifest::default();
-    let mut work = Work { library, root: open()?, shown, known: &known, next, done: Synced::default() };
+    let next = SyncManifest::default();
+    let mut work =
+        SyncRun { library, root: open()?, shown, known: &known, next, done: SyncOutcome::default() };
     let plan = work.plan(&files, &shared)?;
     let all = known.with(&work.next);
     if all != *known {
@@ -70,7 +71,7 @@ pub fn sync(
         work.edit(&edit)?;
     }
     work.remove_old()?;
-    let Work { next, done, .. } = work;
+    let SyncRun { next, done, .. } = work;
     if *manifest.get() != next {
         manifest.update(|manifest| {
             *manifest = next;
@@ -84,58 +85,62 @@ pub fn sync(
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn known(folder: &Path) -> Result<Manifest> {
-    Ok(Manifest::clone(&JsonFile::open(&folder.join(MANIFEST), 0o600, Manifest::default())?.get()))
+pub fn read_manifest(folder: &Path) -> Result<SyncManifest> {
+    Ok(SyncManifest::clone(&JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?.get()))
 }
 
 /// Says what berth has written into a workspace whose files are others now.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn note(folder: &Path, manifest: &Manifest) -> Result<()> {
-    JsonFile::open(&folder.join(MANIFEST), 0o600, Manifest::default())?.update(|known| {
+pub fn write_manifest(folder: &Path, manifest: &SyncManifest) -> Result<()> {
+    JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?.update(|known| {
         known.clone_from(manifest);
         Ok(())
     })
 }
 
 /// One sync under way.
-struct Work<'a> {
+struct SyncRun<'a> {
     library: &'a Library,
     root: Root,
-    shown: &'a Shown,
-    known: &'a Manifest,
-    next: Manifest,
-    done: Synced,
+    shown: &'a WorkspaceView,
+    known: &'a SyncManifest,
+    next: SyncManifest,
+    done: SyncOutcome,
 }
 
 /// What is to be written.
 #[derive(Default)]
-struct Plan<'a> {
-    files: Vec<(&'a str, &'a Source)>,
-    edits: Vec<Edit>,
+struct SyncPlan<'a> {
+    files: Vec<(&'a str, &'a OwnFileSource)>,
+    edits: Vec<SharedEdit>,
 }
 
 /// A shared file as it was read, and as it is to be.
-struct Edit {
+struct SharedEdit {
     path: String,
     before: Option<Vec<u8>>,
     after: String,
 }
 
-impl Work<'_> {
+impl SyncRun<'_> {
     /// Looks at what is there; notes in `next` what will be berth's.
-    fn plan<'b>(&mut self, files: &'b Files, shared: &BTreeMap<String, Wanted>) -> Result<Plan<'b>> {
-        let mut plan = Plan::default();
+    fn plan<'b>(
+        &mut self,
+        files: &'b OwnFiles,
+        shared: &BTreeMap<String, SharedContent>,
+    ) -> Result<SyncPlan<'b>> {
+        let mut plan = SyncPlan::default();
         for (path, source) in files {
             let Some(bytes) = source.bytes(self.library, self.shown)? else { continue };
             let known = self.known.files.contains_key(path);
             let right = match self.look(path, bytes.len() as u64, source.executable())? {
-                Found::Nothing => false,
-                Found::File(found) if found == *bytes => true,
+                ExistingFile::Nothing => false,
+                ExistingFile::File(found) if found == *bytes => true,
                 // Its content is right, its permissions are not.
-                Found::OtherMode(found) if found == *bytes && !known => true,
-                Found::Other | Found::File(_) | Found::OtherMode(_) if !known => {
+                ExistingFile::OtherMode(found) if found == *bytes && !known => true,
+                ExistingFile::Other | ExistingFile::File(_) | ExistingFile::OtherMode(_) if !known => {
                     log::warn!("{}/{path} is not berth's and stays as it is", self.shown.path);
                     continue;
                 }
@@ -157,9 +162,9 @@ impl Work<'_> {
     }
 
     /// `None`: the file stays out of berth's hands. `Some(None)`: it is right already.
-    fn plan_edit(&mut self, path: &str, wanted: &Wanted) -> Result<Option<Option<Edit>>> {
+    fn plan_edit(&mut self, path: &str, wanted: &SharedContent) -> Result<Option<Option<SharedEdit>>> {
         let before = self.root.read(path, limits::LIBRARY_FILE_BYTES)?;
-        let made = Shared { made: before.is_none(), ..Shared::default() };
+        let made = SharedFile { made: before.is_none(), ..SharedFile::default() };
         let known = self.known.shared.get(path).unwrap_or(&made);
         let text =
             String::from_utf8(before.clone().unwrap_or_default()).map_err(|_| "it is not UTF-8".to_owned());
@@ -171,7 +176,7 @@ impl Work<'_> {
                 if !shared.parts.is_empty() {
                     self.next.shared.insert(path.to_owned(), shared);
                 }
-                Ok(Some((!unchanged).then(|| Edit { path: path.to_owned(), before, after })))
+                Ok(Some((!unchanged).then(|| SharedEdit { path: path.to_owned(), before, after })))
             }
             Err(why) => {
                 log::warn!("{}/{path} was left alone: {why}", self.shown.path);
@@ -184,14 +189,14 @@ impl Work<'_> {
     }
 
     /// Leaves out what would keep OpenCode from starting: references to files that the workspace does not have.
-    fn without_broken<'w>(&self, path: &str, wanted: &'w Wanted) -> Cow<'w, Wanted> {
+    fn without_broken<'w>(&self, path: &str, wanted: &'w SharedContent) -> Cow<'w, SharedContent> {
         let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let Wanted::Keys(parts) = wanted else { return Cow::Borrowed(wanted) };
-        let broken = |part: &Part| references::is_broken(&self.root, folder, &part.value);
+        let SharedContent::Keys(parts) = wanted else { return Cow::Borrowed(wanted) };
+        let broken = |part: &SharedPart| references::is_broken(&self.root, folder, &part.value);
         if !path.ends_with("opencode.json") || !parts.iter().any(broken) {
             return Cow::Borrowed(wanted);
         }
-        let whole = |part: &&Part| {
+        let whole = |part: &&SharedPart| {
             let missing = broken(part);
             if missing {
                 log::warn!(
@@ -202,31 +207,31 @@ impl Work<'_> {
             }
             !missing
         };
-        Cow::Owned(Wanted::Keys(parts.iter().filter(whole).cloned().collect()))
+        Cow::Owned(SharedContent::Keys(parts.iter().filter(whole).cloned().collect()))
     }
 
     /// What stands at a path that is to have so many bytes.
-    fn look(&self, path: &str, bytes: u64, executable: bool) -> Result<Found> {
+    fn look(&self, path: &str, bytes: u64, executable: bool) -> Result<ExistingFile> {
         let found = match self.root.metadata(path) {
-            Ok(None) => return Ok(Found::Nothing),
+            Ok(None) => return Ok(ExistingFile::Nothing),
             Ok(Some(found)) => found,
             // A link that leads in circles, for example.
-            Err(error) if error.code() == Code::InvalidPath => return Ok(Found::Other),
+            Err(error) if error.code() == Code::InvalidPath => return Ok(ExistingFile::Other),
             Err(error) => return Err(error),
         };
         if !found.is_file() || found.len() != bytes {
-            return Ok(Found::Other);
+            return Ok(ExistingFile::Other);
         }
         let right_mode = (found.mode() & 0o100 != 0) == executable;
         Ok(match self.root.read(path, bytes) {
-            Ok(Some(found)) if right_mode => Found::File(found),
-            Ok(Some(found)) => Found::OtherMode(found),
+            Ok(Some(found)) if right_mode => ExistingFile::File(found),
+            Ok(Some(found)) => ExistingFile::OtherMode(found),
             // It has changed since.
-            Ok(None) | Err(_) => Found::Other,
+            Ok(None) | Err(_) => ExistingFile::Other,
         })
     }
 
-    fn write(&mut self, path: &str, source: &Source) -> Result<()> {
+    fn write(&mut self, path: &str, source: &OwnFileSource) -> Result<()> {
         // Read again, so that a sync has one file in memory at a time. Gone meanwhile: the next sync does without it.
         let Some(bytes) = source.bytes(self.library, self.shown)? else { return Ok(()) };
         self.make_folder(path)?;
@@ -236,7 +241,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn edit(&mut self, edit: &Edit) -> Result<()> {
+    fn edit(&mut self, edit: &SharedEdit) -> Result<()> {
         self.make_folder(&edit.path)?;
         if !self.root.replace_if(&edit.path, edit.before.as_deref(), edit.after.as_bytes())? {
             let message = format!("{} is being changed by somebody else; sync again", edit.path);
@@ -277,7 +282,7 @@ impl Work<'_> {
             if shared.made && merge::is_bare(path, &after) {
                 self.remove(path)?;
             } else if after != text {
-                self.edit(&Edit { path: path.clone(), before: Some(before), after })?;
+                self.edit(&SharedEdit { path: path.clone(), before: Some(before), after })?;
             }
         }
         Ok(())
@@ -299,10 +304,10 @@ impl Work<'_> {
 }
 
 /// Files of berth's own, by path below the workspace.
-type Files = BTreeMap<String, Source>;
+type OwnFiles = BTreeMap<String, OwnFileSource>;
 
 /// Where the content of a file is.
-enum Source {
+enum OwnFileSource {
     Text(String),
     /// A file of a skill.
     Part {
@@ -311,24 +316,24 @@ enum Source {
     },
 }
 
-impl Source {
+impl OwnFileSource {
     /// Its bytes; `None` when the library does not have them any more.
-    fn bytes(&self, library: &Library, shown: &Shown) -> Result<Option<Cow<'_, [u8]>>> {
+    fn bytes(&self, library: &Library, shown: &WorkspaceView) -> Result<Option<Cow<'_, [u8]>>> {
         match self {
-            Source::Text(text) => Ok(Some(Cow::Borrowed(text.as_bytes()))),
-            Source::Part { skill, part } => {
-                Ok(usable(shown, library.read_part(skill, &part.path))?.flatten().map(Cow::Owned))
+            OwnFileSource::Text(text) => Ok(Some(Cow::Borrowed(text.as_bytes()))),
+            OwnFileSource::Part { skill, part } => {
+                Ok(skip_broken(shown, library.read_part(skill, &part.path))?.flatten().map(Cow::Owned))
             }
         }
     }
 
     fn executable(&self) -> bool {
-        matches!(self, Source::Part { part, .. } if part.executable)
+        matches!(self, OwnFileSource::Part { part, .. } if part.executable)
     }
 }
 
 /// What stands where a file is to be.
-enum Found {
+enum ExistingFile {
     Nothing,
     /// A file with so many bytes and the right permissions.
     File(Vec<u8>),
@@ -338,33 +343,36 @@ enum Found {
 }
 
 /// Files of berth's own, and its part of those that it shares.
-fn wanted(library: &Library, shown: &Shown) -> Result<(Files, BTreeMap<String, Wanted>)> {
-    let mut files = Files::new();
+fn desired_files(
+    library: &Library,
+    shown: &WorkspaceView,
+) -> Result<(OwnFiles, BTreeMap<String, SharedContent>)> {
+    let mut files = OwnFiles::new();
     let all = || Ok(library.skills()?.into_iter().map(|skill| skill.name).collect());
     let skills = names(shown, &shown.skills, all)?;
     for name in &skills {
-        let Some(content) = usable(shown, library.skill_file(name, MAIN))? else { continue };
-        let Some(folder) = usable(shown, library.skill_folder(name))? else { continue };
+        let Some(content) = skip_broken(shown, library.skill_file(name, MAIN))? else { continue };
+        let Some(folder) = skip_broken(shown, library.skill_folder(name))? else { continue };
         if let Some(first) = folder.left_out.first() {
             let (count, path) = (folder.left_out.len(), &shown.path);
             log::warn!("{path} gets skill {name} without {count} of its files ({first}): {SKILL_LIMITS}");
         }
         let main = with_name(&content, name);
         for place in [".opencode/skill", ".claude/skills"] {
-            files.insert(format!("{place}/{name}/{MAIN}"), Source::Text(main.clone()));
+            files.insert(format!("{place}/{name}/{MAIN}"), OwnFileSource::Text(main.clone()));
             for part in &folder.parts {
-                let source = Source::Part { skill: name.clone(), part: part.clone() };
+                let source = OwnFileSource::Part { skill: name.clone(), part: part.clone() };
                 files.insert(format!("{place}/{name}/{}", part.path), source);
             }
         }
     }
     let all = || Ok(library.texts(TextKind::Tool)?.into_iter().map(|tool| tool.name).collect());
     for name in names(shown, &shown.tools, all)? {
-        if let Some(tool) = usable(shown, library.text(TextKind::Tool, &name))? {
-            files.insert(format!(".opencode/tool/{name}.ts"), Source::Text(tool.content));
+        if let Some(tool) = skip_broken(shown, library.text(TextKind::Tool, &name))? {
+            files.insert(format!(".opencode/tool/{name}.ts"), OwnFileSource::Text(tool.content));
         }
     }
-    if !agents::are_wanted(shown) {
+    if !agents::configures_agents(shown) {
         return Ok((files, BTreeMap::new()));
     }
     for (kind, places) in [
@@ -372,18 +380,19 @@ fn wanted(library: &Library, shown: &Shown) -> Result<(Files, BTreeMap<String, W
         (TextKind::Agent, [".opencode/agent", ".claude/agents"]),
     ] {
         for listed in library.texts(kind)?.into_iter().filter(|listed| listed.error.is_none()) {
-            let Some(text) = usable(shown, library.text(kind, &listed.name))? else { continue };
+            let Some(text) = skip_broken(shown, library.text(kind, &listed.name))? else { continue };
             let for_opencode = agents::opencode_takes(shown, kind, &listed.name, &text.content);
             for place in places.iter().skip(usize::from(!for_opencode)) {
-                files.insert(format!("{place}/{}.md", listed.name), Source::Text(text.content.clone()));
+                files
+                    .insert(format!("{place}/{}.md", listed.name), OwnFileSource::Text(text.content.clone()));
             }
         }
     }
-    Ok((files, agents::wanted(library, shown, &skills)?))
+    Ok((files, agents::shared_files(library, shown, &skills)?))
 }
 
 /// What the library has; what it does not know, or cannot read, is said and left out.
-fn usable<T>(shown: &Shown, found: Result<T>) -> Result<Option<T>> {
+fn skip_broken<T>(shown: &WorkspaceView, found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if is_broken(&error) || matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
@@ -396,7 +405,7 @@ fn usable<T>(shown: &Shown, found: Result<T>) -> Result<Option<T>> {
 
 /// The default host workspace has all when it names none, as observed.
 fn names(
-    shown: &Shown,
+    shown: &WorkspaceView,
     named: &[String],
     all: impl Fn() -> Result<BTreeSet<String>>,
 ) -> Result<BTreeSet<String>> {

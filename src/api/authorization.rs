@@ -1,0 +1,149 @@
+//! Which workspace a request concerns, and whether its token may: tokens can be limited to some workspaces, and commands
+//! on a host are for owners. Dispatch asks before any handler runs and any person is asked; what names no workspace is refused to such a token unless it stands in `FILTERED`, where
+//! the handler shows only what the token reaches.
+
+use std::sync::Arc;
+
+use super::Ctx;
+use crate::access::{Actor, Scope};
+use crate::base::ids::parse_uuid;
+use crate::base::{Code, Error, Result};
+use crate::http::{Effect, Method, Request, Route};
+use crate::workspaces::{Workspace, WorkspaceKind};
+
+/// What of a route a limited token gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkspaceAccess {
+    /// Its parameter `:id` names the workspace.
+    Named,
+    /// It concerns the active workspace.
+    Active,
+    /// It shows nothing of workspaces, or only those that the token reaches.
+    Filtered,
+    /// Nothing.
+    Refused,
+}
+
+/// Routes that name no workspace and are safe. The feed of approvals is not: it tells everybody the same.
+const FILTERED: &[&str] =
+    &["/status", "/capabilities", "/whoami", "/workspaces", "/approvals", "/approvals/:id", "/api/doctor"];
+
+/// Names a workspace, and makes another one that the token would not reach.
+const MAKES_ANOTHER: &str = "/api/workspaces/:id/clone";
+
+/// How a route names its workspace.
+pub fn of(route: &Route<Ctx>) -> WorkspaceAccess {
+    let named = ["/workspace/:id", "/workspaces/:id", "/w/:id", "/api/workspaces/:id"];
+    let begins = |start: &&str| {
+        route.pattern.strip_prefix(*start).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let reads = route.method == Method::Get && route.effect == Effect::Read;
+    if route.pattern == MAKES_ANOTHER {
+        WorkspaceAccess::Refused
+    } else if named.iter().any(begins) {
+        WorkspaceAccess::Named
+    } else if begins(&"/opencode") {
+        WorkspaceAccess::Active
+    } else if FILTERED.contains(&route.pattern)
+        || (reads && (route.pattern == "/api/workspaces" || begins(&"/api/library")))
+    {
+        WorkspaceAccess::Filtered
+    } else {
+        WorkspaceAccess::Refused
+    }
+}
+
+/// Whether a route is about commands: on a host they are for owners, to look at as well.
+fn is_about_commands(route: &Route<Ctx>) -> bool {
+    let rest = route.pattern.strip_prefix("/api/workspaces/:id/").unwrap_or_default();
+    ["exec", "runs", "terminals", "shell"].contains(&rest.split('/').next().unwrap_or_default())
+}
+
+/// The scope that a request needs for the workspace that it names, beyond the one of its route.
+pub fn required(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Scope> {
+    let workspace = is_about_commands(route).then(|| find(ctx, request.param("id"))).flatten()?;
+    (workspace.record().view.workspace_type == WorkspaceKind::Host).then_some(Scope::Owner)
+}
+
+/// Refuses what a limited token does not reach. A workspace that it may not know of and one that does not exist are
+/// refused in the same words.
+///
+/// # Errors
+/// `Forbidden`.
+pub fn check(ctx: &Ctx, route: &Route<Ctx>, request: &Request, actor: &Actor) -> Result<()> {
+    let Some(ids) = &actor.workspace_ids else { return Ok(()) };
+    let refused = |what: &str| {
+        let (seen, ids) = (ctx.credentials.describe(actor), ids.join(", "));
+        let message = format!("Insufficient token scope: {seen} was sent, which is limited to {ids}; {what}");
+        Error::new(Code::Forbidden, message).detail("workspaceIds", ids).detail("scope", actor.scope.as_str())
+    };
+    let reached = match of(route) {
+        WorkspaceAccess::Filtered => return Ok(()),
+        WorkspaceAccess::Refused => {
+            return Err(refused("this needs a token that is not limited to workspaces"));
+        }
+        WorkspaceAccess::Named => find(ctx, request.param("id")),
+        WorkspaceAccess::Active => visible(ctx, request).into_iter().next(),
+    };
+    match reached {
+        Some(workspace) if sees(actor, &workspace) => Ok(()),
+        _ => Err(refused("this needs a token that reaches the workspace in the request")),
+    }
+}
+
+/// Whether this actor reaches the workspace.
+pub fn sees(actor: &Actor, workspace: &Workspace) -> bool {
+    actor.reaches(&workspace.openwork_id, workspace.id())
+}
+
+/// Whether this actor reaches the workspace that either API calls so.
+pub fn sees_id(ctx: &Ctx, actor: &Actor, id: &str) -> bool {
+    actor.workspace_ids.is_none() || find(ctx, id).is_some_and(|workspace| sees(actor, &workspace))
+}
+
+/// The workspaces of the OpenWork API that this request may know of, the active one first. A limited token has an active
+/// workspace of its own: it cannot redirect others, and they cannot lead it to where it may not be.
+pub fn visible(ctx: &Ctx, request: &Request) -> Vec<Arc<Workspace>> {
+    let mut all = ctx.lifecycle.registry().openwork_list();
+    if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
+        all.retain(|workspace| sees(actor, workspace));
+        let chosen = ctx.lifecycle.registry().active_of(&actor.token_hash);
+        all.sort_by_key(|workspace| Some(workspace.id()) != chosen);
+    }
+    all
+}
+
+/// The workspace that a request names; below `/opencode` it is the active one.
+pub fn concerned(ctx: &Ctx, request: &Request) -> Option<Arc<Workspace>> {
+    match request.param("id") {
+        "" => visible(ctx, request).into_iter().next(),
+        id => find(ctx, id),
+    }
+}
+
+/// The workspace that either API calls so.
+pub fn find(ctx: &Ctx, id: &str) -> Option<Arc<Workspace>> {
+    let registry = ctx.lifecycle.registry();
+    match parse_uuid(id) {
+        Ok(id) => registry.get(id).ok(),
+        Err(_) => registry.by_openwork_id(id).ok(),
+    }
+}
+
+/// The same for a list, as the OpenWork API names them.
+///
+/// # Errors
+/// `WorkspaceNotFound` with the id that is none.
+pub fn openwork_ids(ctx: &Ctx, ids: &[String]) -> Result<Vec<String>> {
+    let mut named = Vec::with_capacity(ids.len());
+    for id in ids {
+        let workspace = find(ctx, id).ok_or_else(|| {
+            Error::new(Code::WorkspaceNotFound, format!("There is no workspace {}", id.escape_debug()))
+                .detail("workspaceId", id.as_str())
+        })?;
+        if !named.contains(&workspace.openwork_id) {
+            named.push(workspace.openwork_id.clone());
+        }
+    }
+    Ok(named)
+}

@@ -1,0 +1,214 @@
+//! Which requests to OpenCode need more than their route's scope: an owner, or a person's approval. OpenCode on the host
+//! runs programs on the host, so these calls follow the rules of exec there; in a container workspace they follow the
+//! rules of exec in a container.
+
+use std::io::Read;
+
+use serde_json::Value;
+
+use super::{Ctx, opencode};
+use crate::access::{ApprovalMode, Scope};
+use crate::base::{Code, Error, Result};
+use crate::http::Request;
+use crate::opencode::bodies::{self, CommandInvocation};
+use crate::opencode::writes::{ForwardedWrite, ProgramRisk, classify};
+use crate::opencode::{UpstreamTarget, rules};
+use crate::store::spool::SpoolArea;
+use crate::workspaces::Workspace;
+use crate::workspaces::record::WorkspaceKind;
+
+/// The action that a person must allow before a request is passed on.
+///
+/// # Errors
+/// `Forbidden` for what this token may not have done at all, `OpencodeUnconfigured`, `WorkspaceNotFound`.
+pub fn action(ctx: &Ctx, request: &Request) -> Result<Option<&'static str>> {
+    if scope(request) >= Scope::Owner {
+        return Ok(None);
+    }
+    let (workspace, mount) = opencode::workspace_of(ctx, request)?;
+    let (path, query) = opencode::below(request, &mount);
+    rules::check_path(path)?;
+    let write = classify(request.method().as_str(), path, request.is_upgrade());
+    if write.known && write.risk == ProgramRisk::None {
+        return Ok(None);
+    }
+    UpstreamTarget::new(&workspace.opencode().upstream)?;
+    opencode::check_scope(ctx, request, path, query)?;
+    if ctx.approval.mode == ApprovalMode::Manual {
+        return Ok(Some(word(write.risk)));
+    }
+    if write.risk == ProgramRisk::Shell {
+        let inspection = Inspection::new(ctx, request, &workspace, write);
+        if inspection.scope < inspection.programs {
+            return Err(inspection.refused("Terminals and shell commands"));
+        }
+    }
+    Ok(None)
+}
+
+fn word(risk: ProgramRisk) -> &'static str {
+    match risk {
+        ProgramRisk::Shell => "opencode.shell",
+        ProgramRisk::Command | ProgramRisk::Init => "opencode.command",
+        ProgramRisk::Start | ProgramRisk::None => "opencode.write",
+    }
+}
+
+/// The action of a request that could make OpenCode run a program, for the audit log; `None` for any other.
+pub fn risk(request: &Request) -> Option<&'static str> {
+    let path = opencode::path_below(request.target())?;
+    let write = classify(request.method().as_str(), path, request.is_upgrade());
+    (!write.known || write.risk != ProgramRisk::None).then(|| word(write.risk))
+}
+
+/// Whether a request can be passed on without a person's answer, whoever sends it; if not, it may have to be laid aside.
+pub fn never_waits(ctx: &Ctx, method: &str, target: &str) -> bool {
+    ctx.approval.mode == ApprovalMode::Auto
+        || opencode::path_below(target).is_some_and(|path| classify(method, path, false).known)
+}
+
+fn scope(request: &Request) -> Scope {
+    request.actor().map_or(Scope::Viewer, |actor| actor.scope)
+}
+
+/// Refuses a path that OpenCode must not get.
+pub type PathCheck<'a> = &'a dyn Fn(&str) -> Result<()>;
+
+/// What is still to be looked at when the body of a request is there.
+#[derive(Clone, Copy)]
+pub struct Inspection {
+    write: ForwardedWrite,
+    scope: Scope,
+    /// The scope that programs need, where no person is asked.
+    programs: Scope,
+    permissions: Scope,
+    /// Its token is limited to workspaces.
+    limited: bool,
+}
+
+impl Inspection {
+    /// Of a request to this workspace's OpenCode.
+    pub fn new(ctx: &Ctx, request: &Request, workspace: &Workspace, write: ForwardedWrite) -> Inspection {
+        let is_container = workspace.record().view.workspace_type == WorkspaceKind::Container;
+        let asked = ctx.approval.mode == ApprovalMode::Manual;
+        let programs = if is_container || asked { Scope::Collaborator } else { ctx.opencode_shell };
+        let limited = request.actor().is_some_and(|actor| actor.workspace_ids.is_some());
+        Inspection { write, scope: scope(request), programs, permissions: ctx.permission_replies, limited }
+    }
+
+    /// Whether its sender may have to do with this workspace only: everyone but an owner of all workspaces, who runs commands
+    /// on the host anyway.
+    pub fn is_confined(&self) -> bool {
+        self.scope < Scope::Owner || self.limited
+    }
+
+    /// Whether the whole body is needed before anything is passed on.
+    pub fn needs_body(&self) -> bool {
+        self.scope < self.programs && !matches!(self.write.risk, ProgramRisk::None | ProgramRisk::Shell)
+    }
+
+    /// Whether fields of the body are checked while it is passed on.
+    pub fn checks_fields(&self) -> bool {
+        self.write.about_session
+    }
+
+    /// Reads the whole body, so that it can be looked at before it is passed on.
+    ///
+    /// # Errors
+    /// Those of [`Request::buffer_body`].
+    pub fn hold_body(&self, request: &mut Request, spool: &SpoolArea) -> Result<()> {
+        let cap = match self.write.risk {
+            ProgramRisk::Command => bodies::COMMAND_BYTES,
+            _ => bodies::INSPECTED_BYTES as u64,
+        };
+        request.buffer_body(cap, spool)
+    }
+
+    /// Refuses a body that would run a program of the caller's; returns the command that it runs, if it does.
+    ///
+    /// # Errors
+    /// `Forbidden`, `InvalidPayload`.
+    pub fn program(&self, body: &mut dyn Read) -> Result<Option<CommandInvocation>> {
+        match self.write.risk {
+            ProgramRisk::Start => {
+                let mut whole = Vec::new();
+                let read = body.read_to_end(&mut whole);
+                read.map_err(|error| {
+                    Error::new(Code::InvalidRequest, "The body broke off").with_source(error)
+                })?;
+                if bodies::starts_program(&whole) {
+                    return Err(self.refused("Start commands"));
+                }
+                Ok(None)
+            }
+            ProgramRisk::None | ProgramRisk::Shell => Ok(None),
+            ProgramRisk::Init => {
+                Ok(Some(CommandInvocation { command: "init".to_owned(), arguments: String::new() }))
+            }
+            ProgramRisk::Command => bodies::command(body).map(Some),
+        }
+    }
+
+    /// Refuses a command with shell parts.
+    ///
+    /// # Errors
+    /// `Forbidden`; `NotFound` for a command whose template OpenCode does not show.
+    pub fn check_command(&self, wanted: &CommandInvocation, template: Option<&str>) -> Result<()> {
+        match template {
+            Some(template) if bodies::runs_shell(template, &wanted.arguments) => {
+                Err(self.refused("Commands whose template or arguments contain shell parts (!`…`)"))
+            }
+            Some(_) => Ok(()),
+            None => {
+                let message = format!(
+                    "OpenCode has no command {} whose template it shows; only owner tokens can run it",
+                    wanted.command.escape_debug()
+                );
+                Err(Error::new(Code::NotFound, message).detail("command", wanted.command.as_str()))
+            }
+        }
+    }
+
+    fn refused(&self, what: &str) -> Error {
+        let message = format!(
+            "{what} of OpenCode on a host workspace need an owner token; use one, start berth with \
+             --opencode-shell=collaborator, or run OpenCode in a container workspace"
+        );
+        Error::new(Code::Forbidden, message)
+            .detail("required", self.programs.as_str())
+            .detail("scope", self.scope.as_str())
+    }
+
+    /// Checks a field of a session or a prompt; `inside` refuses directories outside of the workspace, `file` files.
+    ///
+    /// # Errors
+    /// `Forbidden`, `InvalidPayload`.
+    pub fn check_field(
+        &self,
+        name: &str,
+        value: Option<&Value>,
+        (inside, file): (PathCheck<'_>, PathCheck<'_>),
+    ) -> Result<()> {
+        if matches!(name, "url" | "uri") {
+            return match bodies::file_path(value) {
+                _ if !self.is_confined() => Ok(()),
+                Ok(Some(path)) => file(&path),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
+        if self.scope < self.permissions && bodies::grants_permission(name, value) {
+            let message = format!(
+                "Only owner tokens can allow tools without asking (`{name}`); use one, or start berth with \
+                 --permission-replies=collaborator"
+            );
+            return Err(Error::new(Code::Forbidden, message)
+                .detail("required", self.permissions.as_str())
+                .detail("scope", self.scope.as_str()));
+        }
+        match bodies::directory(name, value)? {
+            Some(directory) if !directory.is_empty() => inside(directory),
+            _ => Ok(()),
+        }
+    }
+}

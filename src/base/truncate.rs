@@ -1,0 +1,247 @@
+//! A JSON value of any size as one of bounded size: what does not fit is left out, and named. Reads from any
+//! deserializer, so a document on disk never stands in memory as a whole.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// Values in one sketch: each costs memory of its own, however short its text is.
+const NODES: usize = 2048;
+/// Places that are named; the number of the others follows.
+const NAMED: usize = 16;
+
+/// The budget of one sketch and the record of what did not fit.
+#[derive(Debug)]
+pub struct JsonTruncator {
+    bytes: usize,
+    nodes: usize,
+    place: Vec<String>,
+    omitted: Vec<String>,
+    more: usize,
+}
+
+impl JsonTruncator {
+    /// A budget of so many bytes of JSON text.
+    pub fn new(bytes: usize) -> JsonTruncator {
+        JsonTruncator { bytes, nodes: NODES, place: Vec::new(), omitted: Vec::new(), more: 0 }
+    }
+
+    /// Copies as much of a value as fits. `name` says what it is in [`JsonTruncator::omitted`].
+    ///
+    /// # Errors
+    /// When the deserializer fails.
+    pub fn take<'de, D: Deserializer<'de>>(&mut self, name: &str, from: D) -> Result<Value, D::Error> {
+        self.place.push(name.to_owned());
+        let value = TruncatingSeed(self).deserialize(from);
+        self.place.pop();
+        value
+    }
+
+    /// Copies as much of a text as fits, with a mark where it was cut. `more`: bytes that follow it elsewhere.
+    pub fn text(&mut self, name: &str, text: &str, more: u64) -> String {
+        self.place.push(name.to_owned());
+        let text = self.string(text, more);
+        self.place.pop();
+        text
+    }
+
+    /// What was cut or left out: the place of each, and how much is missing there.
+    pub fn omitted(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.omitted.push(format!("{} more places", self.more));
+        }
+        self.omitted
+    }
+
+    fn omit(&mut self, what: &str) {
+        if self.omitted.len() < NAMED {
+            let mut place = self.place.join(".");
+            if let Some((at, _)) = place.char_indices().nth(200) {
+                place.truncate(at);
+            }
+            self.omitted.push(format!("{place}: {what}"));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn string(&mut self, text: &str, more: u64) -> String {
+        let mut end = text.len();
+        let mut left = self.bytes.saturating_sub(2);
+        // A text that does not fit leaves room for what follows it.
+        if text.chars().map(escaped).sum::<usize>() > left {
+            left /= 2;
+        }
+        let rest = self.bytes.saturating_sub(2) - left;
+        for (at, c) in text.char_indices() {
+            match left.checked_sub(escaped(c)) {
+                Some(rest) => left = rest,
+                None => {
+                    end = at;
+                    break;
+                }
+            }
+        }
+        self.bytes = left + rest;
+        let missing = (text.len() - end) as u64 + more;
+        if missing == 0 {
+            return text.to_owned();
+        }
+        self.omit(&format!("{missing} more bytes"));
+        format!("{}… ({missing} more bytes)", &text[..end])
+    }
+
+    /// Whether another value fits; takes its part of the budget.
+    fn node(&mut self) -> bool {
+        let fits = self.nodes > 0 && self.bytes > 32;
+        if fits {
+            self.nodes -= 1;
+            self.bytes -= 4;
+        }
+        fits
+    }
+}
+
+/// Bytes of a character in a JSON string.
+fn escaped(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' => 2,
+        c if u32::from(c) < 0x20 => 6,
+        c => c.len_utf8(),
+    }
+}
+
+struct TruncatingSeed<'a>(&'a mut JsonTruncator);
+
+impl<'de> DeserializeSeed<'de> for TruncatingSeed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TruncatingSeed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        self.0.bytes = self.0.bytes.saturating_sub(20);
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        self.0.bytes = self.0.bytes.saturating_sub(20);
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        self.0.bytes = self.0.bytes.saturating_sub(24);
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(self.0.string(text, 0).into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let (sketch, mut list, mut missing) = (self.0, Vec::new(), 0u64);
+        loop {
+            if missing > 0 || !sketch.node() {
+                if items.next_element::<IgnoredAny>()?.is_none() {
+                    break;
+                }
+                missing += 1;
+                continue;
+            }
+            sketch.place.push(list.len().to_string());
+            let item = items.next_element_seed(TruncatingSeed(sketch));
+            sketch.place.pop();
+            match item? {
+                Some(item) => list.push(item),
+                None => break,
+            }
+        }
+        if missing > 0 {
+            sketch.omit(&format!("{missing} more entries"));
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let (sketch, mut map, mut missing) = (self.0, Map::new(), 0u64);
+        while let Some(key) = fields.next_key::<String>()? {
+            let cost = 4 + key.chars().map(escaped).sum::<usize>();
+            if missing > 0 || cost > sketch.bytes || !sketch.node() {
+                fields.next_value::<IgnoredAny>()?;
+                missing += 1;
+                continue;
+            }
+            sketch.bytes = sketch.bytes.saturating_sub(cost);
+            sketch.place.push(key.clone());
+            let value = fields.next_value_seed(TruncatingSeed(sketch));
+            sketch.place.pop();
+            map.insert(key, value?);
+        }
+        if missing > 0 {
+            sketch.omit(&format!("{missing} more fields"));
+        }
+        Ok(map.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_fits_is_whole_and_what_does_not_is_named() {
+        let value = json!({"a": [1, -2, 0.5, true, null, "ß"], "b": {"c": "x"}});
+        let mut sketch = JsonTruncator::new(1000);
+        assert_eq!(sketch.take("v", &value).unwrap(), value);
+        assert!(sketch.omitted().is_empty());
+
+        let long = json!({"first": "x".repeat(500), "then": "y"});
+        let mut sketch = JsonTruncator::new(200);
+        let cut = sketch.take("body", &long).unwrap();
+        let first = cut["first"].as_str().unwrap();
+        let kept = first.bytes().take_while(|byte| *byte == b'x').count();
+        assert!(kept > 50 && first.ends_with(&format!("… ({} more bytes)", 500 - kept)), "{first}");
+        assert_eq!(cut["then"], "y");
+        assert_eq!(sketch.omitted(), [format!("body.first: {} more bytes", 500 - kept)]);
+    }
+
+    #[test]
+    fn memory_and_text_stay_bounded_whatever_comes() {
+        let many = format!("[{}0]", "0,".repeat(1 << 20));
+        let mut deep = serde_json::Deserializer::from_str(&many);
+        let mut sketch = JsonTruncator::new(60 << 10);
+        let cut = sketch.take("list", &mut deep).unwrap();
+        assert!(cut.as_array().unwrap().len() <= NODES && cut.to_string().len() <= 60 << 10);
+        assert!(sketch.omitted()[0].ends_with("more entries"));
+        for hostile in ["\u{1}".repeat(1 << 18), "\"".repeat(1 << 18), "ß".repeat(1 << 18)] {
+            for value in
+                [json!(hostile), json!({ "k": hostile }), json!({ hostile.clone(): 1 }), json!([hostile])]
+            {
+                let mut sketch = JsonTruncator::new(60 << 10);
+                let cut = sketch.take("v", &value).unwrap().to_string();
+                let omitted = sketch.omitted();
+                assert!(cut.len() <= 61 << 10 && !omitted.is_empty() && omitted.len() <= NAMED + 1);
+            }
+        }
+    }
+}

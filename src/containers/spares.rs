@@ -1,0 +1,129 @@
+//! Keeps waiting processes ready in all containers. One thread serves all of them and waits for all at once, so a container
+//! whose agent does not answer holds up itself alone.
+//!
+//! Thread: `container-spares`. No locks of its own.
+
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::container::Container;
+use super::pending_process::{PendingProcess, poll_timeout};
+use super::running::RunningContainer;
+use crate::base::thread::{JoinOnDrop, spawn};
+use crate::base::{Result, limits};
+use crate::proc::Waker;
+
+/// Requests that wait for the thread; beyond them the next command makes its process itself.
+const REQUESTS: usize = 64;
+/// How long the thread sleeps at most.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Where machines ask for processes.
+#[derive(Clone, Debug)]
+pub(super) struct SpareQueue {
+    queue: Sender<SpareRequest>,
+    waker: Arc<Waker>,
+    closed: Arc<AtomicBool>,
+}
+
+/// A container that may need processes. It comes with what runs, so that the thread takes no lock that a start or an end of
+/// the container holds.
+#[derive(Debug)]
+struct SpareRequest {
+    machine: Weak<Container>,
+    running: Arc<RunningContainer>,
+}
+
+/// A process that is on its way.
+struct PendingSpare {
+    machine: Weak<Container>,
+    running: Arc<RunningContainer>,
+    process: PendingProcess,
+}
+
+impl SpareQueue {
+    /// Starts the thread; [`Refills::close`] ends it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(super) fn start() -> Result<(SpareQueue, JoinOnDrop)> {
+        let (queue, wanted) = bounded(REQUESTS);
+        let (waker, closed) = (Arc::new(Waker::new()?), Arc::<AtomicBool>::default());
+        let thread = spawn("container-spares".into(), limits::STACK, {
+            let (waker, closed) = (waker.clone(), closed.clone());
+            move || serve(&wanted, &waker, &closed)
+        })?;
+        Ok((SpareQueue { queue, waker, closed }, thread))
+    }
+
+    /// Asks for processes.
+    pub(super) fn request(&self, machine: &Arc<Container>, running: &Arc<RunningContainer>) {
+        let request = SpareRequest { machine: Arc::downgrade(machine), running: running.clone() };
+        if self.queue.try_send(request).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// Ends the thread.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+fn serve(wanted: &Receiver<SpareRequest>, waker: &Waker, closed: &AtomicBool) {
+    let mut pending: Vec<PendingSpare> = Vec::new();
+    while !closed.load(Ordering::Acquire) {
+        while let Ok(request) = wanted.try_recv() {
+            let begun = begin(request, &pending);
+            pending.extend(begun);
+        }
+        let now = Instant::now();
+        let next = pending.iter().map(|one| one.process.deadline).min();
+        let sleep = next.map_or(LOOK, |next| next.saturating_duration_since(now)).min(LOOK);
+        let mut fds = vec![PollFd::new(waker, PollFlags::IN)];
+        fds.extend(pending.iter().map(|one| PollFd::from_borrowed_fd(one.process.as_fd(), PollFlags::IN)));
+        let _ = poll(&mut fds, Some(&poll_timeout(sleep)));
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        waker.clear();
+        let now = Instant::now();
+        let mut next = Vec::new();
+        for (one, ready) in std::mem::take(&mut pending).into_iter().zip(ready.into_iter().skip(1)) {
+            if ready {
+                next.extend(go_on(one));
+            } else if one.process.deadline > now {
+                next.push(one);
+            }
+        }
+        pending = next;
+    }
+}
+
+/// One at a time for each container.
+fn begin(SpareRequest { machine, running }: SpareRequest, pending: &[PendingSpare]) -> Option<PendingSpare> {
+    if !running.needs_spare() || pending.iter().any(|one| Arc::ptr_eq(&one.running, &running)) {
+        return None;
+    }
+    let birth = PendingProcess::request(&running.runtime, Instant::now() + limits::AGENT_ANSWER).ok()?;
+    Some(PendingSpare { machine, running, process: birth })
+}
+
+/// What is on its way after this step: this process, the next one, or none.
+fn go_on(mut one: PendingSpare) -> Option<PendingSpare> {
+    let machine = one.machine.upgrade()?;
+    let group = || machine.group_for_spare(&one.running);
+    match one.process.advance(&|pid| one.running.contains(pid), group) {
+        Ok(false) => Some(one),
+        Ok(true) => {
+            one.running.add_spare(one.process.into_spare()?);
+            begin(SpareRequest { machine: one.machine, running: one.running }, &[])
+        }
+        Err(_) => None,
+    }
+}

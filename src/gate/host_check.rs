@@ -1,0 +1,242 @@
+//! Which names may be called and which pages may call: Host against DNS rebinding, Origin against cross-site requests
+//! and WebSockets. Decides before any credential is looked at. Pure.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::base::{Code, Error, Result};
+
+/// `host[:port]` as in Host and in absolute URLs (RFC 3986, 3.2), lower case, without a trailing dot. Never a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Authority {
+    pub(super) host: AuthorityHost,
+    pub(super) port: Option<u16>,
+}
+
+/// The host in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AuthorityHost {
+    Ip(IpAddr),
+    Name(String),
+}
+
+impl Authority {
+    /// Reads it strictly; `None` for anything that RFC 3986 does not allow, users among it.
+    pub(super) fn parse(text: &str) -> Option<Authority> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (address, rest) = rest.split_once(']')?;
+                let address: Ipv6Addr = address.parse().ok()?;
+                let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) };
+                (AuthorityHost::Ip(IpAddr::V6(address).to_canonical()), port)
+            }
+            None => {
+                let (name, port) =
+                    text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
+                if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b)) {
+                    return None;
+                }
+                let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+                (
+                    name.parse()
+                        .map_or(AuthorityHost::Name(name), |address| AuthorityHost::Ip(IpAddr::V4(address))),
+                    port,
+                )
+            }
+        };
+        let port = match port {
+            None | Some("") => None,
+            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok()?),
+            Some(_) => return None,
+        };
+        Some(Authority { host, port })
+    }
+
+    /// Whether both name the same place, when a missing port means `default`.
+    pub(super) fn same(&self, other: &Authority, default: u16) -> bool {
+        self.host == other.host && self.port.unwrap_or(default) == other.port.unwrap_or(default)
+    }
+}
+
+/// What was configured.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HostRules {
+    pub(super) hosts: Vec<AuthorityHost>,
+    pub(super) origins: Vec<String>,
+}
+
+impl HostRules {
+    /// From `--allowed-host` (names or addresses; a port is ignored) and `--cors`.
+    ///
+    /// # Errors
+    /// `Config` for something that is no host.
+    pub(super) fn new(hosts: &[String], origins: &[String]) -> Result<HostRules> {
+        let parse = |text: &String| {
+            Authority::parse(text)
+                .or_else(|| text.parse().ok().map(|ip| Authority { host: AuthorityHost::Ip(ip), port: None }))
+                .filter(|authority| authority.host != AuthorityHost::Name(String::new()))
+                .map(|authority| authority.host)
+                .ok_or_else(|| Error::config("--allowed-host", format!("{text:?} is not a host name")))
+        };
+        Ok(HostRules {
+            hosts: hosts.iter().map(parse).collect::<Result<_>>()?,
+            origins: origins.iter().map(|origin| origin.to_ascii_lowercase()).collect(),
+        })
+    }
+
+    /// Checks the name that a client called. `local` is the address it was called at, `None` on a Unix socket.
+    /// A page anywhere can make a browser call 127.0.0.1 under the page's own name; nothing else does that, so what
+    /// comes in on loopback must be called by a name of loopback, on whatever address the listener was bound.
+    ///
+    /// # Errors
+    /// `HostNotAllowed`.
+    pub(super) fn check_host(&self, host: Option<&Authority>, local: Option<IpAddr>) -> Result<()> {
+        if local.is_some_and(|address| !address.is_loopback()) {
+            return Ok(());
+        }
+        // HTTP/1.0 needs no Host, and no browser leaves it out.
+        let Some(Authority { host, .. }) = host else { return Ok(()) };
+        let known = match host {
+            AuthorityHost::Ip(address) => address.is_loopback() || local == Some(*address),
+            // RFC 6761, 6.3: these names never leave the machine.
+            AuthorityHost::Name(name) => name == "localhost" || name.ends_with(".localhost"),
+        };
+        if known || self.hosts.contains(host) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::HostNotAllowed,
+            "The Host header names neither this machine nor an allowed host; start berth with --allowed-host NAME to allow it",
+        ))
+    }
+
+    /// Checks where a state-changing request or a WebSocket comes from, when it says so.
+    ///
+    /// # Errors
+    /// `OriginNotAllowed` for an origin that is neither the called one nor configured.
+    pub(super) fn check_origin(&self, origin: &str, host: Option<&Authority>) -> Result<()> {
+        let origin = origin.to_ascii_lowercase();
+        if self.origins.iter().any(|allowed| allowed == "*" || *allowed == origin) {
+            return Ok(());
+        }
+        let same = |scheme: &str, default: u16| {
+            let called = origin.strip_prefix(scheme).and_then(Authority::parse);
+            called.zip(host).is_some_and(|(called, host)| called.same(host, default))
+        };
+        // A proxy in front may speak TLS to the page and plain HTTP to us.
+        if same("http://", 80) || same("https://", 443) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::OriginNotAllowed,
+            "Pages of this origin may not do that; start berth with --cors ORIGIN to allow it",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> HostRules {
+        HostRules::new(
+            &["Box.Example.".into(), "10.0.0.7".into(), "fd00::7".into()],
+            &["http://app.test:5173".into()],
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn authorities() {
+        for (text, same_as) in [
+            ("LOCALHOST:80", "localhost:80"),
+            ("localhost.", "localhost"),
+            ("localhost:", "localhost"),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1:1"),
+            ("[::1]", "[0:0:0:0:0:0:0:1]"),
+            ("127.0.0.1.", "127.0.0.1"),
+        ] {
+            assert_eq!(Authority::parse(text), Authority::parse(same_as), "{text}");
+            assert!(Authority::parse(text).is_some(), "{text}");
+        }
+        for text in [
+            "u@h",
+            "u:p@h",
+            "h:1:2",
+            "h:x",
+            "h:65536",
+            "h:+1",
+            "[::1",
+            "[::1]x",
+            "[1.2.3.4]",
+            "a b",
+            "a/b",
+            "::1",
+            "ä",
+        ] {
+            assert_eq!(Authority::parse(text), None, "{text}");
+        }
+        assert!(HostRules::new(&["a b".into()], &[]).is_err());
+        assert!(HostRules::new(&["".into()], &[]).is_err());
+    }
+
+    #[test]
+    fn names_of_loopback_and_allowed_ones_are_good_on_loopback() {
+        let loopback = Some("127.0.0.1".parse().unwrap());
+        for host in [
+            "localhost",
+            "LocalHost.:8787",
+            "app.localhost",
+            "127.0.0.1:8787",
+            "127.9.9.9",
+            "[::1]:8787",
+            "[::ffff:127.0.0.1]",
+            "box.example",
+            "BOX.example.:1",
+            "10.0.0.7",
+            "[fd00::7]:9",
+        ] {
+            assert!(rules().check_host(Authority::parse(host).as_ref(), loopback).is_ok(), "{host}");
+        }
+        for host in [
+            "evil.test",
+            "evil.test:8787",
+            "localhost.evil.test",
+            "notlocalhost",
+            "",
+            "10.0.0.8",
+            "0.0.0.0",
+            "2130706433",
+        ] {
+            for local in [loopback, None] {
+                let error = rules().check_host(Authority::parse(host).as_ref(), local).unwrap_err();
+                assert_eq!(error.code(), Code::HostNotAllowed, "{host}");
+            }
+            assert!(rules().check_host(Authority::parse(host).as_ref(), Some([10, 0, 0, 1].into())).is_ok());
+        }
+        assert!(rules().check_host(None, loopback).is_ok());
+    }
+
+    #[test]
+    fn origins() {
+        for (origin, host, good) in [
+            ("http://localhost:8787", "localhost:8787", true),
+            ("HTTP://LOCALHOST:8787", "localhost:8787", true),
+            ("http://box.example", "box.example:80", true),
+            ("https://box.example", "box.example", true),
+            ("http://app.test:5173", "localhost:8787", true),
+            ("http://localhost:3000", "localhost:8787", false),
+            ("http://localhost", "localhost:8787", false),
+            ("http://127.0.0.1:8787", "localhost:8787", false),
+            ("http://evil.test", "localhost:8787", false),
+            ("null", "localhost:8787", false),
+            ("", "localhost:8787", false),
+            ("file://", "localhost:8787", false),
+            ("http://localhost:8787@evil.test", "localhost:8787", false),
+        ] {
+            let host = Authority::parse(host);
+            assert_eq!(rules().check_origin(origin, host.as_ref()).is_ok(), good, "{origin} at {host:?}");
+        }
+        let any = HostRules::new(&[], &["*".into()]).unwrap();
+        assert!(any.check_origin("null", None).is_ok());
+    }
+}

@@ -1,0 +1,248 @@
+//! The thread of a terminal: reads what the program writes as soon as it does, writes what it is to read, notices its
+//! end and ends it with everything it started. It never waits for a client. What a hangup leaves alive is killed.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::watch::WatchEvent;
+use super::{EndReason, Terminal, TerminalEnd, TerminalKind};
+use crate::base::thread::{JoinOnDrop, lock, spawn};
+use crate::base::{At, Result, clock, limits};
+use crate::proc::{Exit, Process, pty};
+use crate::runs::ActiveRun;
+
+/// What the thread owns.
+pub(super) struct PtyLoop {
+    terminal: Arc<Terminal>,
+    /// Dropping it hangs up: the kernel sends SIGHUP to the session.
+    master: Option<OwnedFd>,
+    process: Box<dyn Process>,
+    /// Says that the terminal is over, when it is dropped.
+    _running: ActiveRun,
+    /// The program has closed the terminal; it is looked at again then.
+    closed_until: Option<Instant>,
+}
+
+/// A program may close its terminal and open /dev/tty anew; poll(2) would tell us all the while that it is closed.
+const CLOSED_RECHECK: Duration = Duration::from_millis(100);
+
+/// What the last reads may take together is more than the kernel keeps.
+const LAST_READS: usize = (1 << 20) / (limits::TERMINAL_READS * (4 << 10));
+
+#[derive(Default)]
+struct ReadyEvents {
+    output: bool,
+    input: bool,
+    done: bool,
+    cancelled: bool,
+}
+
+impl PtyLoop {
+    pub(super) fn new(
+        terminal: Arc<Terminal>,
+        master: OwnedFd,
+        process: Box<dyn Process>,
+        running: ActiveRun,
+    ) -> PtyLoop {
+        PtyLoop { terminal, master: Some(master), process, _running: running, closed_until: None }
+    }
+
+    pub(super) fn spawn(self) -> Result<JoinOnDrop> {
+        let name = format!("terminal-{}", &self.terminal.id.simple().to_string()[..6]);
+        spawn(name, limits::STACK, move || self.run())
+    }
+
+    fn run(mut self) {
+        // Whatever happens here, those who wait for the end must hear of it.
+        let told = EndNotifier { terminal: self.terminal.clone() };
+        let (why, exit) = loop {
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    log::error!("terminal: {error}");
+                    break (EndReason::Workspace, None);
+                }
+            };
+            if ready.output {
+                self.read();
+            }
+            if ready.input {
+                self.write();
+            }
+            self.resize();
+            if ready.done {
+                match self.process.try_exit() {
+                    Ok(None) => {}
+                    Ok(exit) => break (EndReason::Exit, exit),
+                    Err(error) => {
+                        log::debug!("terminal: {error}");
+                        break (EndReason::Exit, None);
+                    }
+                }
+            }
+            if ready.cancelled {
+                let why = lock(&self.terminal.state).end_reason.unwrap_or(EndReason::Workspace);
+                break (why, self.hang_up());
+            }
+            if self.idle_deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+                break (EndReason::Idle, self.hang_up());
+            }
+        };
+        self.process.kill();
+        // What was written last is still in the kernel's buffer (n_tty keeps 4 KiB, the tty layer 640 KiB before it).
+        self.closed_until = None;
+        for _ in 0..LAST_READS {
+            if self.closed_until.is_none() && !self.read() {
+                break;
+            }
+        }
+        told.notify(TerminalEnd { exit, why });
+    }
+
+    /// When it will have gone unused for too long; `None` while somebody watches.
+    fn idle_deadline(&self) -> Option<Instant> {
+        let state = lock(&self.terminal.state);
+        let since = match self.terminal.kind {
+            TerminalKind::Terminal => state.active,
+            // Whatever its programs go on writing: nobody came back for them.
+            TerminalKind::Shell => state.last_left,
+        };
+        state.watchers.is_empty().then(|| since + self.terminal.idle)
+    }
+
+    /// One poll(2) over everything that can happen.
+    fn wait(&mut self) -> Result<ReadyEvents> {
+        let input = !lock(&self.terminal.state).input.is_empty();
+        let deadline = [self.idle_deadline(), self.closed_until].into_iter().flatten().min();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.process.exit_fd(), PollFlags::IN),
+            PollFd::new(&self.terminal.cancel, PollFlags::IN),
+            PollFd::new(&self.terminal.waker, PollFlags::IN),
+        ];
+        if let (Some(master), None) = (&self.master, self.closed_until) {
+            let flags = if input { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            fds.push(PollFd::new(master, flags));
+        }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(ReadyEvents::default()),
+            Err(error) => return Err(error).at("poll", "a terminal"),
+        }
+        let hit = |at: usize, flags: PollFlags| fds.get(at).is_some_and(|fd| fd.revents().intersects(flags));
+        let any = PollFlags::all();
+        let ready = ReadyEvents {
+            output: hit(3, PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            input: hit(3, PollFlags::OUT),
+            done: hit(0, any),
+            cancelled: hit(1, any),
+        };
+        if hit(2, any) {
+            self.terminal.waker.clear();
+        }
+        if self.closed_until.is_some_and(|until| Instant::now() >= until) {
+            self.closed_until = None;
+        }
+        Ok(ready)
+    }
+
+    /// Reads what is there; `false` when that was all.
+    fn read(&mut self) -> bool {
+        let Some(master) = &self.master else { return false };
+        let mut chunk = [0u8; 8 << 10];
+        for _ in 0..limits::TERMINAL_READS {
+            match rustix::io::read(master, &mut chunk) {
+                Ok(0) | Err(Errno::IO) => {
+                    self.closed_until = Some(Instant::now() + CLOSED_RECHECK);
+                    return false;
+                }
+                Ok(count) => lock(&self.terminal.state).take_output(&chunk[..count]),
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    fn write(&mut self) {
+        let Some(master) = &self.master else { return };
+        let mut state = lock(&self.terminal.state);
+        let (front, back) = state.input.as_slices();
+        let next = if front.is_empty() { back } else { front };
+        // EAGAIN: the program has not read what it has. Anything else will be noticed as its end.
+        let Ok(written) = rustix::io::write(master, next) else { return };
+        let full = state.input.len() >= limits::TERMINAL_INPUT_BYTES;
+        state.input.drain(..written);
+        if full {
+            state.wake_writer();
+        }
+        self.terminal.room.notify_all();
+    }
+
+    fn resize(&mut self) {
+        let size = lock(&self.terminal.state).resized.take();
+        if let (Some(size), Some(master)) = (size, &self.master) {
+            if let Err(error) = pty::set_size(master, size) {
+                log::debug!("terminal: {error}");
+            }
+        }
+    }
+
+    /// Tells the program as a modem that loses its line would (SIGHUP), so that an editor can save what it has, and
+    /// gives it a moment.
+    fn hang_up(&mut self) -> Option<Exit> {
+        self.read();
+        self.master = None;
+        let left = limits::TERM_GRACE;
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(self.process.exit_fd(), PollFlags::IN)], Some(&timeout));
+        if let Ok(Some(exit)) = self.process.try_exit() {
+            return Some(exit);
+        }
+        self.process.kill();
+        self.process.try_exit().ok().flatten()
+    }
+}
+
+/// Says that a terminal has ended, also when its thread does not get that far.
+struct EndNotifier {
+    terminal: Arc<Terminal>,
+}
+
+impl EndNotifier {
+    fn notify(self, end: TerminalEnd) {
+        self.set(end);
+    }
+
+    fn set(&self, end: TerminalEnd) {
+        let mut state = lock(&self.terminal.state);
+        if state.end.is_some() {
+            return;
+        }
+        let last = state.splitter.rest();
+        state.screen.feed(&last);
+        state.end = Some((end, Instant::now(), clock::now_rfc3339()));
+        state.input.clear();
+        for seat in &mut state.watchers {
+            seat.push_text(&last.text);
+            seat.push(WatchEvent::End(end));
+        }
+        drop(state);
+        self.terminal.ended.notify_all();
+        self.terminal.room.notify_all();
+        log::debug!("terminal {} ended: {end:?}", self.terminal.id);
+    }
+}
+
+impl Drop for EndNotifier {
+    fn drop(&mut self) {
+        self.set(TerminalEnd { exit: None, why: EndReason::Exit });
+    }
+}
