@@ -1,5 +1,6 @@
 //! Builds everything, owns every thread, runs the shutdown.
 
+mod announce;
 mod in_container;
 mod opencode;
 mod running;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::access::{ApprovalSettings, Approvals, Audit, TokenSetting};
-use crate::access::{Credentials, Login, Scope, TokenSource, credentials};
+use crate::access::{Credentials, Login, Scope, credentials};
 pub use crate::api::AdvertisedCapabilities;
 pub use in_container::run_inside;
 pub use running::RunningServer;
@@ -24,14 +25,13 @@ use signals::Signals;
 use crate::api::request_log::RequestLog;
 use crate::api::{Ctx, dispatch};
 use crate::base::ids::Distro;
-use crate::base::logging::BOOT;
 use crate::base::pool::Pool;
 use crate::base::service_manager::ServiceManager;
 use crate::base::{At, Error, Result, limits, logging};
 use crate::containers::Engine;
 use crate::containers::network::NetworkConfig;
 use crate::doctor::Doctor;
-use crate::doctor::{CheckStatus, Subject};
+use crate::doctor::Subject;
 use crate::events::Bus;
 use crate::gate::{self, Gate, Listen, Listeners};
 use crate::host::{OpencodePlan, SupervisorHandle};
@@ -272,7 +272,7 @@ pub fn run_with(
         transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
         end_workers: Pool::new("end", 0, ENDING, limits::CONNECTIONS)?,
     });
-    announce(&ctx, &settings, &doors, up.is_none());
+    announce::announce(&ctx, &settings, &doors, up.is_none());
     let address = doors.addresses().first().map(ToString::to_string).unwrap_or_default();
     let http = Arc::new(accept::HttpServers::new(settings.http_threads, gate::PROBE_HEADER, {
         let ctx = ctx.clone();
@@ -566,47 +566,4 @@ fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
     }
     let found = data_dir.metadata().at("look at", data_dir)?;
     Ok(name_of(&format!("{}:{}", found.dev(), found.ino())))
-}
-
-/// What a person wants to know after the start.
-/// `tokens`: those that were just made are shown.
-fn announce(ctx: &Ctx, settings: &Settings, doors: &Listeners, tokens: bool) {
-    for address in doors.addresses() {
-        log::info!(target: BOOT, "OpenWork server listening on {address}");
-    }
-    let made = |source: TokenSource| tokens && ctx.credentials.fresh && source == TokenSource::Generated;
-    // Not through the log, which never carries a secret: straight to the person's terminal.
-    if made(ctx.credentials.client_source) {
-        eprintln!("Client token: {}", ctx.credentials.client_token());
-    }
-    if made(ctx.credentials.host_source) {
-        eprintln!("Host token: {}", ctx.credentials.host_token());
-    }
-    match settings.workspaces.len() {
-        0 => log::info!(
-            target: BOOT,
-            "No workspaces configured; commands on the host run in {}",
-            settings.current_dir.display()
-        ),
-        count => log::info!(target: BOOT, "Workspaces: {count}"),
-    }
-    for check in ctx.doctor.at_start().iter().filter(|check| check.status != CheckStatus::Ok) {
-        log::warn!("{}; {}", check.found, check.fix.as_deref().unwrap_or("see berth doctor"));
-    }
-    let token = match ctx.credentials.host_source {
-        TokenSource::Generated => {
-            let program = std::env::current_exe().unwrap_or_else(|_| "berth".into());
-            let (program, data_dir) = (program.display(), settings.data_dir.display());
-            format!("$('{program}' token show --data-dir '{data_dir}' | sed -n 's/^Host token: //p')")
-        }
-        _ => "$OPENWORK_HOST_TOKEN".to_owned(),
-    };
-    let place = match doors.addresses().first() {
-        Some(gate::ListenAddress::Unix(path)) => {
-            format!("--unix-socket '{}' http://localhost", path.display())
-        }
-        Some(address) => address.to_string(),
-        None => String::new(),
-    };
-    log::info!("Try: curl -H \"Authorization: Bearer {token}\" {place}/api/workspaces");
 }
