@@ -233,7 +233,7 @@ pub fn run_with(
         ReloadEvents::new(&settings.data_dir.join("reload"), bus.clone()),
     ));
     let watch = (watch_projects(&project, &lifecycle), watch_library(&settings.data_dir, &lifecycle));
-    let (gone, tickets) = (Disconnects::new(settings.max_connections), Tickets::default());
+    let (disconnects, tickets) = (Disconnects::new(settings.max_connections), Tickets::default());
     let door: Arc<OnceLock<Weak<Gate>>> = Arc::default();
     let ctx = Arc::new(Ctx {
         lifecycle: lifecycle.clone(),
@@ -249,7 +249,7 @@ pub fn run_with(
         config_path: settings.config_path.clone(),
         address: shown_address(&doors),
         bus: bus.clone(),
-        gone: gone.clone(),
+        disconnects: disconnects.clone(),
         tickets: tickets.clone(),
         connections: {
             let door = door.clone();
@@ -295,7 +295,7 @@ pub fn run_with(
                 Arc::new(move |connection, head| dispatch::claim(&ctx, connection, head))
             },
             private_folder: settings.data_dir.join("http"),
-            gone,
+            disconnects,
             tickets,
         },
         Box::new({

@@ -1,8 +1,9 @@
-//! A write that waits for approval, as approvers see it: the observed fields of `GET /approvals`, and beside them all that
-//! will run. The list carries a bounded part of the request and of the files it would write; the whole is spooled to disk.
+//! A write that waits for approval, as shown to approvers: the fields of OpenWork's `GET /approvals`, plus the full
+//! request. The list carries a bounded part of the request and of the files that it would write; the rest is spooled
+//! to disk.
 //!
-//! **Invariant:** the request's body, the files' contents and the summary may hold secrets. They go to approvers only;
-//! log lines and the audit log get [`ApprovalRequest::note`].
+//! **Invariant:** the body, the file contents and the summary may hold secrets. They go to approvers only; log lines
+//! and the audit log contain [`ApprovalRequest::note`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::Actor;
 use crate::base::clock;
 use crate::store::spool::SpooledFile;
 
-/// Most of one approval in a list, in bytes of JSON. `GET /approvals/:id` has everything.
+/// The most bytes of JSON per approval in a list. `GET /approvals/:id` returns all of it.
 pub const LIST_ITEM_BYTES: usize = 64 << 10;
 
 /// A pending write. Cheap to clone.
@@ -38,29 +39,29 @@ struct ApprovalFields {
     whole: Option<SpooledFile>,
 }
 
-/// What a question is made of.
+/// The fields of a new request.
 #[derive(Debug)]
 pub struct NewApprovalRequest<'a> {
-    /// The workspace, as the path named it.
+    /// The workspace id as in the path.
     pub workspace_id: &'a str,
     /// The kind of write.
     pub action: &'a str,
     /// One line for the approver. May hold secrets.
     pub summary: String,
-    /// One line for the audit log and the server's log. Holds no secrets.
+    /// One line for the logs, without secrets.
     pub note: String,
-    /// Files and folders that it concerns.
+    /// The files and folders affected.
     pub paths: Vec<String>,
-    /// The client that asks.
     pub actor: Actor,
-    /// Fields beside the observed ones, bounded.
+    /// Fields beyond those of OpenWork, bounded.
     pub more: Map<String, Value>,
-    /// The fields of `more` that are bounded there, complete, as members of a JSON object. `None`: `more` has everything.
+    /// The complete values of the fields that are bounded in `more`, as members of a JSON object; `None` if nothing
+    /// was cut.
     pub whole: Option<SpooledFile>,
 }
 
 impl ApprovalRequest {
-    /// A question of now, with an id of its own.
+    /// Creates a request with a new id.
     pub fn new(new: NewApprovalRequest<'_>) -> ApprovalRequest {
         ApprovalRequest(Arc::new(ApprovalFields {
             id: Uuid::new_v4().to_string(),
@@ -76,27 +77,25 @@ impl ApprovalRequest {
         }))
     }
 
-    /// Good for one answer.
     pub fn id(&self) -> &str {
         &self.0.id
     }
 
-    /// The workspace, as the path named it.
+    /// The workspace id as in the path.
     pub fn workspace_id(&self) -> &str {
         &self.0.workspace_id
     }
 
-    /// The client that asks.
     pub fn actor(&self) -> &Actor {
         &self.0.actor
     }
 
-    /// One line without secrets.
+    /// One line for the logs, without secrets.
     pub fn note(&self) -> &str {
         &self.0.note
     }
 
-    /// The observed fields.
+    /// The fields of OpenWork.
     fn openwork_fields(&self, left: Duration) -> Map<String, Value> {
         let fields = &self.0;
         let mut view = Map::new();
@@ -111,14 +110,14 @@ impl ApprovalRequest {
         view
     }
 
-    /// Its row in a list. `left`: how long it still waits.
+    /// The entry in a list. `left`: the remaining time.
     pub fn list_view(&self, left: Duration) -> Map<String, Value> {
         let mut view = self.openwork_fields(left);
         view.extend(self.0.more.clone());
         view
     }
 
-    /// All of it: the beginning of a JSON object and, if it does not end there, a file with the rest.
+    /// The complete view: the beginning of a JSON object and, if more follows, a file with the rest.
     pub fn full_view(&self, left: Duration) -> (Vec<u8>, Option<SpooledFile>) {
         let Some(whole) = &self.0.whole else {
             return (Value::Object(self.list_view(left)).to_string().into_bytes(), None);
@@ -136,31 +135,31 @@ impl ApprovalRequest {
     }
 }
 
-/// Fields that a list has in part, or has to explain the rest.
+/// Fields that a list shows in part, or that describe what was cut.
 const SPOOLED: [&str; 3] = ["request", "preview", "truncated"];
 
 /// A file that a write would change.
 #[derive(Debug, serde::Serialize)]
 pub struct FileChange {
-    /// The absolute path, as the workspace's own processes know it.
+    /// The absolute path as the workspace's processes see it.
     pub path: String,
-    /// What is there.
+    /// The current content.
     pub before: FileContent,
-    /// What would be there.
+    /// The content after the write.
     pub after: FileContent,
-    /// The permissions that it gets, in octal digits, where they are not those of other files.
+    /// The new permissions in octal, if they differ from the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
 }
 
-/// What a file has in it, as an approver sees it.
+/// The content of a file, as shown to an approver.
 #[derive(Clone, Debug)]
 pub enum FileContent {
-    /// There is no such file.
+    /// The file does not exist.
     Absent,
-    /// Its bytes: a string where they are UTF-8, else `{"base64": …}`.
+    /// Its bytes, shown as a string if they are UTF-8, otherwise as `{"base64": …}`.
     Bytes(Vec<u8>),
-    /// Too large to show: its size and what else tells it from others.
+    /// Too large to show: its size and fields that identify it.
     Described(Map<String, Value>),
 }
 

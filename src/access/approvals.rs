@@ -1,9 +1,10 @@
-//! Writes that wait for a person. What waits is data, not a thread: the step that goes on with the request, its deadline,
-//! and the question ([`super::approval_request`]). An answer is good once; a request whose client has gone never runs. Nothing
-//! survives the server: what does not fit into memory is in files without a name.
-//! Knows nothing of HTTP.
+//! Writes that wait for approval. A pending approval is data, not a thread: the request description
+//! ([`super::approval_request`]), a callback that continues the request, and a deadline. Pending approvals do not
+//! survive a restart: bodies and previews too large for memory are spooled to unlinked files. Independent of HTTP.
 //!
-//! Thread: `approvals` keeps the deadlines. Lock: `state`, a leaf: steps run after unlocking.
+//! **Invariant:** a decision is used once, and a request is never executed after its client has disconnected.
+//!
+//! Thread: `approvals` enforces the deadlines. Lock: `state`, a leaf: callbacks run after it is released.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,18 +23,18 @@ use crate::events::Topic;
 use crate::proc::Cancel;
 use crate::store::spool::SpoolArea;
 
-/// What goes on with the request: does it, or tells its client why not.
+/// Continues the request: executes it, or reports the error to its client.
 pub type ApprovalCallback = Box<dyn FnOnce(Result<()>) + Send>;
 
 struct PendingApproval {
     question: ApprovalRequest,
-    /// The number of its event `asked`.
+    /// The number of its `asked` event.
     event: u64,
     deadline: Instant,
-    /// Raised when the client has gone.
+    /// Raised when the client disconnects.
     disconnected: Cancel,
     callback: ApprovalCallback,
-    /// Of all that may wait.
+    /// Its share of the pending approvals.
     _share: Share,
 }
 
@@ -65,15 +66,15 @@ struct ApprovalsShared {
     lines: RepeatLimiter<()>,
 }
 
-/// Bodies and previews on disk that pending approvals of one token may hold: an upload of the largest size.
+/// The most bytes of bodies and previews on disk for the pending approvals of one token: an upload of maximum size.
 const SPOOL_PER_TOKEN: u64 = 288 << 20;
-/// Those of all tokens together.
+/// The same for all tokens together.
 const SPOOL_TOTAL: u64 = 1 << 30;
 
-/// Lines in the log for approvals that one token wants in an interval: its share of those that can wait, a few times.
+/// The most log lines per interval about approvals requested by one token: a few times its share of the pending ones.
 const LOG_LINES: u64 = 64;
 
-/// All that wait.
+/// All pending approvals.
 pub struct Approvals {
     shared: Arc<ApprovalsShared>,
     timeout: Duration,
@@ -82,20 +83,21 @@ pub struct Approvals {
 }
 
 impl Approvals {
-    /// As [`Approvals::new`], with the spool of this data folder.
+    /// As [`Approvals::new`], with a spool in this data folder.
     ///
     /// # Errors
-    /// As above; when the spool cannot be created.
+    /// As for `new`; also if the spool cannot be created.
     pub fn open(timeout: Duration, feed: Arc<Topic>, data_dir: &Path) -> Result<Approvals> {
         let spool = SpoolArea::open(&data_dir.join("approvals"), SPOOL_PER_TOKEN, SPOOL_TOTAL)?;
         Approvals::new(timeout, feed, spool)
     }
 
-    /// None wait yet. `timeout`: how long each may. `feed` is told `asked`, with what the person is shown, and `ended`, with
-    /// how: `allowed`, `denied`, `timeout`, `gone` (its client hung up), `withdrawn` (its token ended) or `shutdown`.
+    /// Creates an empty list of approvals with a time limit of `timeout` each. `feed` receives an `asked` event with
+    /// the view for approvers, and an `ended` event with the reason: `allowed`, `denied`, `timeout`, `gone` (its
+    /// client disconnected), `withdrawn` (its token ended) or `shutdown`.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn new(timeout: Duration, feed: Arc<Topic>, spool: SpoolArea) -> Result<Approvals> {
         let shared = Arc::new(ApprovalsShared {
             state: Mutex::default(),
@@ -111,11 +113,18 @@ impl Approvals {
         Ok(Approvals { shared, timeout, spool, timer: Mutex::new(Some(timer)) })
     }
 
-    /// Asks. `step` is called once, with the answer, on whatever thread it comes from; it should only pass it on.
+    /// Requests approval. `callback` is called once with the decision, on any thread; it must return quickly.
     ///
     /// # Errors
-    /// Given to `step` as well: `TooManyPending` when this token, or all together, ask too much; `ShuttingDown`.
-    pub fn request(&self, asked: ApprovalRequest, party: Party, gone: Cancel, step: ApprovalCallback) {
+    /// Passed to `callback`: `TooManyPending` if this token or all tokens together have too many pending approvals;
+    /// `ShuttingDown`.
+    pub fn request(
+        &self,
+        asked: ApprovalRequest,
+        party: Party,
+        disconnected: Cancel,
+        step: ApprovalCallback,
+    ) {
         let refused = {
             let mut state = lock(&self.shared.state);
             let left: Vec<u64> = state
@@ -126,7 +135,7 @@ impl Approvals {
                 .collect();
             let left: Vec<_> = left.iter().filter_map(|number| state.waiting.remove(number)).collect();
             left.iter().for_each(|waiting| self.shared.publish_end(waiting, "gone"));
-            // What left gives its share back.
+            // Dropping them releases their shares.
             drop(left);
             if state.closed {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
@@ -143,7 +152,7 @@ impl Approvals {
                         question: asked,
                         event,
                         deadline,
-                        disconnected: gone,
+                        disconnected: disconnected,
                         callback: step,
                         _share: share,
                     },
@@ -151,7 +160,7 @@ impl Approvals {
                 self.shared.changed.notify_all();
                 return;
             } else {
-                let message = "Too many writes wait for approval already; have them answered first";
+                let message = "Too many writes are waiting for approval; have some of them answered first";
                 Some(Error::new(Code::TooManyPending, message))
             }
         };
@@ -160,27 +169,27 @@ impl Approvals {
         }
     }
 
-    /// Those that wait and whose clients still do, oldest first, and how long each still waits.
+    /// The pending approvals with connected clients, oldest first, each with the remaining time.
     pub fn list(&self) -> Vec<(ApprovalRequest, Duration)> {
         let state = lock(&self.shared.state);
         state.live().map(PendingApproval::view).collect()
     }
 
-    /// The one with this id, and how long it still waits.
+    /// The pending approval with this id, and its remaining time.
     pub fn find(&self, id: &str) -> Option<(ApprovalRequest, Duration)> {
         let state = lock(&self.shared.state);
         state.live().find(|waiting| waiting.question.id() == id).map(PendingApproval::view)
     }
 
-    /// Where bodies and previews of what waits are stored.
+    /// The spool for bodies and previews of pending requests.
     pub fn spool(&self) -> &SpoolArea {
         &self.spool
     }
 
-    /// Answers one.
+    /// Decides a pending approval.
     ///
     /// # Errors
-    /// `ApprovalNotFound` for one that is not waiting: unknown, answered, timed out, or its client has gone.
+    /// `ApprovalNotFound` if it is not pending: unknown, decided, timed out, or its client disconnected.
     pub fn answer(&self, id: &str, allow: bool, by: &Actor) -> Result<()> {
         let word = if allow { "allowed" } else { "denied" };
         let Some(waiting) = self.take(id, word).filter(|waiting| !waiting.disconnected.is_cancelled()) else {
@@ -192,14 +201,13 @@ impl Approvals {
         Ok(())
     }
 
-    /// Takes one back: its client is told `why`, and nobody can allow it any more.
+    /// Withdraws a pending approval: its client receives `why`, and it can no longer be allowed.
     pub fn withdraw(&self, id: &str, why: Error) {
         if let Some(waiting) = self.take(id, "withdrawn") {
             (waiting.callback)(Err(why));
         }
     }
 
-    /// Where the feed goes.
     pub fn feed(&self) -> &Arc<Topic> {
         &self.shared.feed
     }
@@ -214,7 +222,7 @@ impl Approvals {
         Some(waiting)
     }
 
-    /// Tells all that wait that the server ends; nobody can ask any more.
+    /// Ends all pending approvals with `ShuttingDown` and refuses new ones.
     pub fn close(&self) {
         let left = {
             let mut state = lock(&self.shared.state);
@@ -242,23 +250,23 @@ impl ApprovalsShared {
         let noted = self.lines.note(party.without_workspace(), LOG_LINES, Instant::now(), || ());
         for (_, count) in noted.summaries {
             log::info!(
-                "{count} more approvals were wanted within {} s; see GET /approvals",
+                "{count} more approvals were requested within {} s; see GET /approvals",
                 INTERVAL.as_secs()
             );
         }
         if noted.written {
-            log::info!("Approval {id} wanted: {note}; answer with POST /approvals/{id}");
+            log::info!("Approval {id} requested: {note}; answer with POST /approvals/{id}");
         }
     }
 
-    /// Under the lock, so that the feed has everything in the order in which it happened.
+    /// Called with the lock held, so that events are published in order.
     fn publish(&self, kind: &'static str, data: Value) -> u64 {
         let Value::Object(data) = data else { return 0 };
         self.feed.publish(kind, data)
     }
 
-    /// Publishes the end. From now on the feed has only the id of what was asked: nobody needs the rest, which may hold
-    /// secrets, and only pending approvals count towards the memory of the feed.
+    /// Publishes the end, and reduces the `asked` event to the id: the rest may hold secrets, and only pending
+    /// approvals count towards the memory limit of the feed.
     fn publish_end(&self, waiting: &PendingApproval, end: &'static str) {
         let (id, workspace) = (waiting.question.id(), waiting.question.workspace_id());
         if let Value::Object(data) = json!({ "approval": { "id": id, "workspaceId": workspace } }) {
@@ -272,7 +280,7 @@ fn shares() -> Shares {
     Shares::new(Ledger::new(limits::APPROVALS).with_token_share(limits::APPROVALS_PER_TOKEN))
 }
 
-/// Nothing with this id waits.
+/// The error for an unknown id.
 pub fn not_found() -> Error {
     Error::new(Code::ApprovalNotFound, "Approval request not found")
 }
@@ -294,11 +302,12 @@ fn run_deadlines(shared: &ApprovalsShared) {
         let late: Vec<PendingApproval> =
             late.iter().filter_map(|number| state.waiting.remove(number)).collect();
         for waiting in &late {
-            let gone = waiting.disconnected.is_cancelled();
-            shared.publish_end(waiting, if gone { "gone" } else { "timeout" });
+            let disconnected = waiting.disconnected.is_cancelled();
+            shared.publish_end(waiting, if disconnected { "gone" } else { "timeout" });
         }
         if late.is_empty() {
-            // Nobody calls here when a client goes: whoever follows the feed should learn of it all the same.
+            // A disconnect does not wake this thread, so it checks periodically; followers of the feed are notified
+            // then.
             let next =
                 state.waiting.values().map(|waiting| waiting.deadline.min(now + limits::APPROVAL_LOOK)).min();
             let patience = next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
@@ -307,11 +316,7 @@ fn run_deadlines(shared: &ApprovalsShared) {
         }
         drop(state);
         for waiting in late {
-            log::info!(
-                "Approval {} was not answered in time: {}",
-                waiting.question.id(),
-                waiting.question.note()
-            );
+            log::info!("Approval {} timed out: {}", waiting.question.id(), waiting.question.note());
             let verdict = denied(waiting.question.id(), "timeout");
             (waiting.callback)(Err(verdict));
         }
@@ -332,10 +337,10 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     fn ask(approvals: &Approvals, token: &str) -> (Cancel, mpsc::Receiver<Result<()>>) {
-        let (told, verdict) = mpsc::channel();
+        let (sender, verdict) = mpsc::channel();
         let actor = Actor::remote(Scope::Collaborator, token.to_owned(), None);
-        let gone = Cancel::new().unwrap();
-        let step: ApprovalCallback = Box::new(move |verdict| told.send(verdict).unwrap());
+        let disconnected = Cancel::new().unwrap();
+        let step: ApprovalCallback = Box::new(move |verdict| sender.send(verdict).unwrap());
         let party = Party::new(&actor.token_hash, None, false);
         let question = ApprovalRequest::new(NewApprovalRequest {
             workspace_id: "w",
@@ -347,8 +352,8 @@ mod tests {
             more: Map::new(),
             whole: None,
         });
-        approvals.request(question, party, gone.clone(), step);
-        (gone, verdict)
+        approvals.request(question, party, disconnected.clone(), step);
+        (disconnected, verdict)
     }
 
     fn approvals(timeout: Duration) -> Approvals {
@@ -358,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn the_feed_tells_each_question_and_each_end() {
+    fn the_feed_reports_each_request_and_each_end() {
         let approvals = approvals(Duration::from_millis(300));
         let mut feed = approvals.feed().follow(None).unwrap();
         let mut next = |reason: Option<&str>| {
@@ -383,7 +388,7 @@ mod tests {
         approvals.withdraw(&ids[1], not_found());
         next(Some("withdrawn"));
         asked[2].0.cancel();
-        // Both are late at the same time.
+        // Both are overdue at the same time.
         next(Some("gone"));
         next(Some("timeout"));
         let _more = ask(&approvals, "t");
@@ -397,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_good_once() {
+    fn a_decision_is_used_once() {
         let approvals = approvals(Duration::from_secs(60));
         let (_gone, verdict) = ask(&approvals, "t");
         let id = approvals.list()[0].0.id().to_owned();
@@ -411,11 +416,11 @@ mod tests {
     }
 
     #[test]
-    fn who_has_gone_is_never_served_and_silence_is_a_no() {
+    fn disconnected_clients_are_not_served_and_a_timeout_denies() {
         let approvals = approvals(Duration::from_millis(50));
-        let (gone, _verdict) = ask(&approvals, "t");
+        let (disconnected, _verdict) = ask(&approvals, "t");
         let id = approvals.list()[0].0.id().to_owned();
-        gone.cancel();
+        disconnected.cancel();
         assert!(approvals.list().is_empty());
         assert_eq!(approvals.answer(&id, true, &owner()).unwrap_err().code(), Code::ApprovalNotFound);
         let (_gone, verdict) = ask(&approvals, "t");
@@ -424,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_fills_the_list_and_the_end_is_told() {
+    fn tokens_have_a_share_of_the_list_and_shutdown_is_reported() {
         let approvals = approvals(Duration::from_secs(60));
         let asked: Vec<_> = (0..limits::APPROVALS_PER_TOKEN).map(|_| ask(&approvals, "t")).collect();
         let (_gone, verdict) = ask(&approvals, "t");

@@ -1,9 +1,9 @@
-//! What is open because of a scoped token or a login: streams, sockets, waits. Each is held here with what ends it, and ends at once
-//! when its token is revoked or expires. The configured tokens never end, so what they open is not held. Knows nothing
-//! of sockets and requests.
+//! Leases for streams, sockets and waiting requests that were opened with a scoped token or a login. A lease ends
+//! when its token is revoked or expires. The server tokens never end, so they need no leases. Independent of sockets
+//! and requests.
 //!
-//! Thread: `leases`, which keeps the times of expiry, and looks at the token store while anything is held. Lock: `state`,
-//! a leaf: ends are called after unlocking.
+//! Thread: `leases` enforces expiry, and polls the token store while leases exist. Lock: `state`, a leaf: callbacks
+//! run after it is released.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ type LeaseCallback = Box<dyn FnOnce() + Send>;
 
 struct LeaseEntry {
     token_hash: String,
-    /// The token is not one of the store: only time ends it.
+    /// The token is not in the store; it ends only by expiry.
     is_login: bool,
     expires_at: Option<u64>,
-    /// Between the end of the token and the call of `end`.
+    /// The delay between the end of the token and the callback.
     grace: Duration,
     ended: Arc<AtomicBool>,
     on_end: LeaseCallback,
@@ -31,7 +31,7 @@ struct LeaseEntry {
 #[derive(Default)]
 struct LeaseState {
     entries: BTreeMap<u64, LeaseEntry>,
-    /// In their time of grace.
+    /// Ended leases within their grace period.
     expiring: BTreeMap<u64, (Instant, LeaseCallback)>,
     number: u64,
     closed: bool,
@@ -43,13 +43,13 @@ struct LeasesShared {
     changed: Condvar,
 }
 
-/// All that is held.
+/// All leases.
 pub struct TokenLeases {
     shared: Arc<LeasesShared>,
     thread: Mutex<Option<JoinOnDrop>>,
 }
 
-/// Held until it is dropped.
+/// Ends when it is dropped.
 #[derive(Default)]
 pub struct TokenLease {
     shared: Weak<LeasesShared>,
@@ -58,7 +58,7 @@ pub struct TokenLease {
 }
 
 impl TokenLease {
-    /// Whether the token has ended meanwhile.
+    /// Whether the token has ended.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -77,16 +77,16 @@ impl Drop for TokenLease {
             let mut state = lock(&shared.state);
             (state.entries.remove(&self.number), state.expiring.remove(&self.number))
         };
-        // What an end holds may take locks of its own when it goes.
+        // Dropped after unlocking: the callback may own values that take locks when dropped.
         drop(gone);
     }
 }
 
 impl TokenLeases {
-    /// Nothing is held yet.
+    /// Starts without leases.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn new(tokens: Arc<Tokens>) -> Result<TokenLeases> {
         let shared = Arc::new(LeasesShared { tokens, state: Mutex::default(), changed: Condvar::new() });
         let keeper = spawn("leases".into(), limits::STACK, {
@@ -96,8 +96,8 @@ impl TokenLeases {
         Ok(TokenLeases { shared, thread: Mutex::new(Some(keeper)) })
     }
 
-    /// Calls `end` once, `grace` after the end of this actor's token, unless the lease is dropped before; on whatever
-    /// thread, so it should only pass it on.
+    /// Calls `end` once, `grace` after the end of this actor's token, unless the lease is dropped before. `end` runs
+    /// on any thread and must return quickly.
     pub fn acquire(&self, actor: &Actor, grace: Duration, end: impl FnOnce() + Send + 'static) -> TokenLease {
         if !actor.is_scoped {
             return TokenLease::default();
@@ -115,24 +115,24 @@ impl TokenLeases {
                 ended: ended.clone(),
                 on_end: Box::new(end),
             };
-            // The keeper sleeps for long while nothing is held, and until the next time that it knows.
+            // The thread sleeps long without leases, and otherwise until the next known expiry.
             if state.entries.is_empty() || held.expires_at.is_some() {
                 self.shared.changed.notify_all();
             }
             state.entries.insert(number, held);
             number
         };
-        // It may have ended since the request was let in.
+        // The token may have ended since the request was admitted.
         self.shared.sweep(Some(&actor.token_hash));
         TokenLease { shared: Arc::downgrade(&self.shared), number, ended }
     }
 
-    /// Ends what this token has opened, when it is not good any more.
+    /// Ends the leases of this token if it is no longer valid.
     pub fn sweep(&self, token_hash: &str) {
         self.shared.sweep(Some(token_hash));
     }
 
-    /// Nothing is ended any more.
+    /// Stops the thread; no further lease ends.
     pub fn close(&self) {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
@@ -148,7 +148,7 @@ impl Drop for TokenLeases {
 }
 
 impl LeasesShared {
-    /// Ends what is held for tokens that are not good any more; of all tokens if none is named.
+    /// Ends the leases of tokens that are no longer valid: of one token, or of all if `only` is `None`.
     fn sweep(&self, only: Option<&str>) {
         let mut hashes: Vec<String> = {
             let state = lock(&self.state);
@@ -158,7 +158,7 @@ impl LeasesShared {
         };
         hashes.sort_unstable();
         hashes.dedup();
-        // Reads the file, so not under the lock.
+        // Reads the token file, so the lock is not held.
         let good: BTreeMap<String, Option<u64>> = hashes
             .iter()
             .filter_map(|hash| self.tokens.find(hash).filter(|token| !token.is_expired()))
@@ -177,7 +177,7 @@ impl LeasesShared {
                     continue;
                 }
                 match good.get(&held.token_hash) {
-                    // Its end may have been moved by hand.
+                    // The expiry in the file may have been edited.
                     Some(expires_at) => held.expires_at = *expires_at,
                     None if hashes.binary_search(&held.token_hash).is_ok() => over.push(*number),
                     None => {}
@@ -258,10 +258,10 @@ mod tests {
         }
 
         fn hold(&self, token: &Token, grace: Duration) -> (TokenLease, mpsc::Receiver<()>) {
-            let (told, ended) = mpsc::channel();
+            let (sender, ended) = mpsc::channel();
             let lease = self
                 .leases
-                .acquire(&Actor::scoped(token, None), grace, move || told.send(()).unwrap_or_default());
+                .acquire(&Actor::scoped(token, None), grace, move || sender.send(()).unwrap_or_default());
             (lease, ended)
         }
     }
@@ -269,7 +269,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[test]
-    fn revoking_and_expiry_end_what_is_held_and_nothing_else() {
+    fn revocation_and_expiry_end_the_leases_of_their_token_only() {
         let bench = bench();
         let (one, other) = (bench.token(None), bench.token(None));
         let (lease, ended) = bench.hold(&one, Duration::ZERO);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_time_to_say_goodbye_and_a_late_comer_has_ended() {
+    fn callbacks_run_after_the_grace_period_and_late_leases_end_at_once() {
         let bench = bench();
         let token = bench.token(None);
         let (lease, ended) = bench.hold(&token, Duration::from_millis(200));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_by_hand_is_noticed_while_something_is_open() {
+    fn edits_of_the_token_file_are_noticed_while_leases_exist() {
         let bench = bench();
         let token = bench.token(None);
         let (_lease, ended) = bench.hold(&token, Duration::ZERO);

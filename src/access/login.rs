@@ -1,8 +1,9 @@
-//! Password login as sandboxed.sh has it: a password becomes a JSON Web Token (RFC 7519), signed with HMAC-SHA256, that
-//! names its user and ends by itself. Its holder is an owner. The secret and the users are fixed for the server's life.
+//! Password login as in sandboxed.sh: a password is exchanged for a JSON Web Token (RFC 7519), signed with
+//! HMAC-SHA256, which names its user and expires. Its holder is an owner. The secret and the users are fixed while
+//! the server runs.
 //!
-//! **Invariant:** nothing in a token is looked at before its signature has been checked, but for the algorithm, which can
-//! only be HS256 (RFC 8725, 3.1).
+//! **Invariant:** no field of a token is used before its signature has been verified, except the algorithm, which
+//! must be HS256 (RFC 8725, 3.1).
 
 use std::time::Duration;
 
@@ -15,34 +16,32 @@ use subtle::ConstantTimeEq;
 
 use crate::base::{Code, Error, Result};
 
-/// Longest token that is looked at.
+/// The longest token that is verified.
 const TOKEN_BYTES: usize = 4 << 10;
-/// Longest password and user name.
+/// The longest password and user name.
 const PASSWORD_BYTES: usize = 1 << 10;
-/// How far the clock of another server with the same secret may be ahead of ours.
+/// How far the clock of another server with the same secret may be ahead.
 const CLOCK_SKEW_SECS: u64 = 60;
-/// The subject and user of the one password.
+/// The subject and user name in single-password mode.
 const SINGLE_USER: &str = "default";
 
-/// A person who can log in.
+/// A user who can log in.
 #[derive(Clone)]
 pub struct LoginUser {
     /// The `sub` of the user's tokens.
     pub id: String,
-    /// What the user types.
     pub username: String,
-    /// SHA-256: compared in constant time whatever was typed.
+    /// SHA-256, for a constant-time comparison with any input.
     password: [u8; 32],
 }
 
 impl LoginUser {
-    /// A user with this password.
     pub fn new(id: String, username: String, password: &str) -> LoginUser {
         LoginUser { id, username, password: Sha256::digest(password).into() }
     }
 }
 
-/// How to log in.
+/// The login configuration.
 #[derive(Clone)]
 pub struct Login {
     secret: Vec<u8>,
@@ -58,7 +57,7 @@ impl std::fmt::Debug for Login {
     }
 }
 
-/// A token that was made.
+/// A newly issued token.
 #[derive(Debug, Serialize)]
 pub struct IssuedToken {
     token: String,
@@ -71,12 +70,12 @@ struct JwtHeader {
     #[serde(skip_serializing_if = "Option::is_none")]
     typ: Option<String>,
     alg: String,
-    /// Extensions that a reader must understand (RFC 7515, 4.1.11); there are none here.
+    /// Extensions that a recipient must understand (RFC 7515, 4.1.11); none are supported.
     #[serde(default, skip_serializing)]
     crit: Option<serde::de::IgnoredAny>,
 }
 
-/// What a token says. Times are Unix seconds.
+/// The claims of a token. Times are Unix seconds.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JwtClaims {
     sub: String,
@@ -86,38 +85,37 @@ pub struct JwtClaims {
 }
 
 impl JwtClaims {
-    /// When it ends, in Unix milliseconds.
+    /// The expiry, in Unix milliseconds.
     pub fn expires_at_ms(&self) -> u64 {
         self.exp.saturating_mul(1000)
     }
 
-    /// The user's name.
     pub fn user(&self) -> &str {
         &self.usr
     }
 }
 
 impl Login {
-    /// One password for everyone.
+    /// One shared password.
     pub fn single(password: &str, secret: &str, lifetime: Duration) -> Login {
         let user = LoginUser::new(SINGLE_USER.to_owned(), SINGLE_USER.to_owned(), password);
         Login { secret: secret.into(), lifetime, single: true, users: vec![user] }
     }
 
-    /// A password for each user.
+    /// One password per user.
     pub fn multi(users: Vec<LoginUser>, secret: &str, lifetime: Duration) -> Login {
         Login { secret: secret.into(), lifetime, single: false, users }
     }
 
-    /// The word of `GET /api/health`.
+    /// The value in `GET /api/health`.
     pub fn mode(&self) -> &'static str {
         if self.single { "single_tenant" } else { "multi_user" }
     }
 
-    /// Makes a token for whoever knows the password. `now`: Unix seconds.
+    /// Issues a token for a correct password. `now`: Unix seconds.
     ///
     /// # Errors
-    /// `Unauthorized` with the observed sentence.
+    /// `Unauthorized` with the sentence of sandboxed.sh.
     pub fn log_in(&self, username: Option<&str>, password: &str, now: u64) -> Result<IssuedToken> {
         let refuse = |message: &str| Err(Error::new(Code::Unauthorized, message));
         let typed = <[u8; 32]>::from(Sha256::digest(password));
@@ -132,7 +130,7 @@ impl Login {
             let Some(username) = username.map(str::trim).filter(|name| !name.is_empty()) else {
                 return refuse("Username required");
             };
-            // Each is compared, so that the time does not tell whether a name exists.
+            // All users are compared, so that the time does not reveal whether a name exists.
             let mut found = None;
             for user in &self.users {
                 let right = bool::from(user.password.ct_eq(&typed));
@@ -150,14 +148,14 @@ impl Login {
         let header = JwtHeader { typ: Some("JWT".to_owned()), alg: "HS256".to_owned(), crit: None };
         let part = |json: serde_json::Result<Vec<u8>>| {
             json.map(|json| BASE64.encode(json))
-                .map_err(|error| Error::internal("a token").with_source(error))
+                .map_err(|error| Error::internal("Cannot encode a token").with_source(error))
         };
         let text = format!("{}.{}", part(serde_json::to_vec(&header))?, part(serde_json::to_vec(&claims))?);
         let signature = BASE64.encode(self.mac(&text)?.finalize().into_bytes());
         Ok(IssuedToken { token: format!("{text}.{signature}"), exp })
     }
 
-    /// What a token says, if it is one of ours that is still good. `now`: Unix seconds.
+    /// Returns the claims of a token that this server issued and that has not expired. `now`: Unix seconds.
     pub fn verify(&self, token: &str, now: u64) -> Option<JwtClaims> {
         if token.len() > TOKEN_BYTES {
             return None;
@@ -169,7 +167,7 @@ impl Login {
         if header.alg != "HS256" || !typ || header.crit.is_some() {
             return None;
         }
-        // Compares in constant time, and only with all 32 bytes.
+        // Constant-time, and only for all 32 bytes.
         self.mac(signed).ok()?.verify_slice(&BASE64.decode(signature).ok()?).ok()?;
         let claims: JwtClaims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
         let known = self.users.iter().any(|user| user.id == claims.sub);
@@ -179,7 +177,7 @@ impl Login {
 
     fn mac(&self, text: &str) -> Result<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret)
-            .map_err(|error| Error::internal("a key for HMAC").with_source(error))?;
+            .map_err(|error| Error::internal("Invalid HMAC key").with_source(error))?;
         mac.update(text.as_bytes());
         Ok(mac)
     }
@@ -196,7 +194,7 @@ mod tests {
         Login::single("open sesame", "a secret of some length", DAY)
     }
 
-    /// Signed as it should be, whatever it says.
+    /// Signs any header and claims correctly.
     fn signed(login: &Login, header: &str, claims: &str) -> String {
         let text = format!("{}.{}", BASE64.encode(header), BASE64.encode(claims));
         let mac = login.mac(&text).unwrap().finalize().into_bytes();
@@ -206,7 +204,7 @@ mod tests {
     const HEADER: &str = r#"{"typ":"JWT","alg":"HS256"}"#;
 
     #[test]
-    fn a_password_becomes_a_token_as_observed() {
+    fn a_password_yields_the_token_of_sandboxed_sh() {
         let issued = login().log_in(None, "open sesame", NOW).unwrap();
         assert_eq!(issued.exp, NOW + DAY.as_secs());
         let parts: Vec<&str> = issued.token.split('.').collect();
@@ -224,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signature_is_that_of_rfc_7515() {
+    fn signatures_match_rfc_7515() {
         // Appendix A.1, whose key is these 64 bytes.
         let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
         let login = Login { secret: BASE64.decode(key).unwrap(), ..login() };
@@ -250,7 +248,7 @@ mod tests {
         for (name, password) in [("ann", "b"), ("bob", "a"), ("eve", "a"), ("u2", "b"), ("bob", "")] {
             assert_eq!(message(Some(name), password), "Invalid username or password");
         }
-        // A user who is gone, and another secret, end the tokens.
+        // Removing the user or changing the secret ends the tokens.
         let fewer = Login::multi(vec![user("u1", "ann", "a")], "a secret of some length", DAY);
         assert!(fewer.verify(&token, NOW).is_none());
         let other = Login { secret: b"another".to_vec(), ..login.clone() };
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_exact_tokens_are_good() {
+    fn only_exact_tokens_are_valid() {
         let login = login();
         let claims = |sub: &str, iat: &str, exp: &str| {
             format!(r#"{{"sub":"{sub}","usr":"default","iat":{iat},"exp":{exp}}}"#)
@@ -331,7 +329,7 @@ mod tests {
         ] {
             assert!(login.verify(&token, NOW).is_none(), "{token}");
         }
-        // Any byte of it counts.
+        // Changing any byte invalidates the token.
         for at in 0..good.len() {
             let mut bytes = good.clone().into_bytes();
             bytes[at] ^= 1;

@@ -1,4 +1,4 @@
-//! Who may do what, and who did: credentials, scopes, approvals, read-only mode, the audit log. Knows nothing of HTTP.
+//! Authentication, authorization and auditing: credentials, scopes, approvals and the audit log. Independent of HTTP.
 
 pub mod approval_request;
 pub mod approvals;
@@ -18,17 +18,17 @@ pub use scope::{Actor, Scope};
 
 use std::time::Duration;
 
-/// Whether gated writes wait for a person.
+/// Whether gated writes require approval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApprovalMode {
-    /// A person answers.
+    /// A person decides.
     Manual,
-    /// Allowed at once.
+    /// Allowed without asking.
     Auto,
 }
 
 impl ApprovalMode {
-    /// The word of flags and replies.
+    /// The value in flags and replies.
     pub fn as_str(self) -> &'static str {
         match self {
             ApprovalMode::Manual => "manual",
@@ -37,11 +37,10 @@ impl ApprovalMode {
     }
 }
 
-/// How gated writes are approved.
+/// The approval configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct ApprovalSettings {
-    /// Manual or automatic.
     pub mode: ApprovalMode,
-    /// How long a gated request waits for an answer.
+    /// How long a gated request waits for a decision.
     pub timeout: Duration,
 }

@@ -1,11 +1,11 @@
-//! Scopes and the actor of a request.
+//! Scopes, and the actor of a request.
 
 use serde::{Deserialize, Serialize};
 
 use super::login::JwtClaims;
 use super::tokens::Token;
 
-/// What a credential allows; each includes those before it.
+/// The permissions of a credential; each scope includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -13,12 +13,12 @@ pub enum Scope {
     Viewer,
     /// Works in containers and, with approval, on project files.
     Collaborator,
-    /// Everything.
+    /// Full access.
     Owner,
 }
 
 impl Scope {
-    /// The word of replies.
+    /// The value in replies.
     pub fn as_str(self) -> &'static str {
         match self {
             Scope::Viewer => "viewer",
@@ -28,30 +28,29 @@ impl Scope {
     }
 }
 
-/// Who is asking, in the shape of `GET /whoami`.
+/// The sender of a request, in the format of `GET /whoami`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Actor {
-    /// `host` for the host token, else `remote`.
+    /// `host` for the host token, otherwise `remote`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// What the client calls itself (`X-OpenWork-Client-Id`).
+    /// The client's own id (`X-OpenWork-Client-Id`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
-    /// Names the token, 64 hex digits: SHA-256 of a stored one, a keyed hash of the client and the host token.
+    /// Identifies the token, 64 hex digits: SHA-256 of a stored token, a keyed hash of the client and host tokens.
     pub token_hash: String,
-    /// What it may do.
     pub scope: Scope,
-    /// Its token can end before the server does: one of the store, or of a login.
+    /// The token can end before the server does: a stored one, or one of a login.
     #[serde(skip)]
     pub is_scoped: bool,
     /// The user of a login, whose token is not in the store.
     #[serde(skip)]
     pub user: Option<String>,
-    /// When its token ends; Unix milliseconds.
+    /// The expiry of the token; Unix milliseconds.
     #[serde(skip)]
     pub expires_at: Option<u64>,
-    /// The only workspaces that it reaches, as the store names them; `None`: all.
+    /// The workspaces that it is limited to, with their ids as in the store; `None`: all.
     #[serde(skip)]
     pub workspace_ids: Option<Vec<String>>,
 }
@@ -76,7 +75,7 @@ impl Actor {
         }
     }
 
-    /// The holder of a token of the store.
+    /// The holder of a stored token.
     pub fn scoped(token: &Token, client_id: Option<String>) -> Actor {
         Actor {
             is_scoped: true,
@@ -86,7 +85,7 @@ impl Actor {
         }
     }
 
-    /// A user who has logged in: an owner until the token expires.
+    /// A logged-in user: an owner until the token expires.
     pub fn logged_in(token_hash: String, claims: &JwtClaims, client_id: Option<String>) -> Actor {
         Actor {
             is_scoped: true,
@@ -96,7 +95,7 @@ impl Actor {
         }
     }
 
-    /// Whether it reaches the workspace that has these two ids.
+    /// Whether the actor may access the workspace with these two ids.
     pub fn reaches(&self, openwork_id: &str, id: uuid::Uuid) -> bool {
         self.workspace_ids.as_ref().is_none_or(|ids| {
             ids.iter()

@@ -1,9 +1,9 @@
-//! Scoped tokens: made, listed, revoked, found by their hash. They are kept in one file in the format of the OpenWork
-//! server, so that an existing one can be taken over and edited by hand: every look-up notices when the file has
-//! changed. What stands in it that we do not know stays; an entry that makes no sense is left out and left alone; a
-//! file that makes none is moved aside, never overwritten. Knows nothing of HTTP, nor of what tokens open.
+//! The store of scoped tokens: create, list, revoke, and find by hash. It is one file in the format of the OpenWork
+//! server, so that an existing file can be used and edited: every lookup checks whether the file has changed. Unknown
+//! fields are preserved; an invalid entry is ignored but kept; a file that is not a token store is moved aside, never
+//! overwritten. Independent of HTTP and of token leases.
 //!
-//! Threads: any. Locks: `writer` (level 3, one file) across a change, with the folder locked against other processes;
+//! Threads: any. Locks: `writer` (level 3, one file) during a change, with the folder locked against other processes;
 //! `loaded` only to copy an `Arc`.
 
 use std::collections::HashMap;
@@ -24,55 +24,49 @@ use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::store::file;
 use crate::store::lock::FolderLock;
 
-/// The file's usual name.
+/// The default name of the file.
 pub const FILE: &str = "tokens.json";
 
-/// One token, without its secret; as it is kept and, but for the hash, as it is shown.
+/// A token without its secret, as stored and, except for the hash, as shown to clients.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
-    /// Names it.
     pub id: String,
     /// SHA-256 of the secret, hex.
     #[serde(skip_serializing)]
     pub hash: String,
-    /// What it allows.
     pub scope: Scope,
     /// Unix milliseconds.
     #[serde(default)]
     pub created_at: u64,
-    /// What its maker called it.
+    /// The name given at its creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// From then on it is worth nothing; Unix milliseconds.
+    /// The expiry; Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<u64>,
-    /// The only workspaces that it reaches.
+    /// The workspaces that it is limited to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_ids: Option<Vec<String>>,
 }
 
 impl Token {
-    /// Whether its time is over.
     pub fn is_expired(&self) -> bool {
         self.expires_at.is_some_and(|end| end <= clock::now_unix_ms())
     }
 }
 
-/// What a new token is to be.
+/// The properties of a token to create.
 #[derive(Debug)]
 pub struct NewToken {
-    /// What it allows.
     pub scope: Scope,
-    /// What to call it.
     pub label: Option<String>,
-    /// How long it is good.
     pub lifetime: Option<Duration>,
-    /// The only workspaces that it reaches.
+    /// The workspaces to limit it to.
     pub workspace_ids: Option<Vec<String>>,
 }
 
-/// The file and what was last read of it.
+/// The token file, with its last content.
 #[derive(Debug)]
 pub struct Tokens {
     path: PathBuf,
@@ -80,21 +74,21 @@ pub struct Tokens {
     loaded: RwLock<Arc<TokenFile>>,
 }
 
-/// What the file said.
+/// The content of the file.
 #[derive(Debug, Default)]
 struct TokenFile {
-    /// `None`: look again whatever the file's state.
+    /// `None`: read the file again at the next lookup.
     version: Option<TokenFileVersion>,
-    /// Everything, also what we do not know.
+    /// The whole document, including unknown fields.
     document: Map<String, Value>,
-    /// Newest first, as they stand in the file.
+    /// Newest first, in the order of the file.
     tokens: Vec<Token>,
     by_hash: HashMap<String, usize>,
-    /// The file is no token store; what stands here is from before.
+    /// The file is not a token store; the tokens are those of the last valid version.
     damaged: bool,
 }
 
-/// What tells whether a file has changed.
+/// Identifies a version of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenFileVersion {
     Absent,
@@ -102,12 +96,12 @@ enum TokenFileVersion {
 }
 
 impl Tokens {
-    /// Takes over what is there. A file that is no token store is moved aside, and there are no tokens then.
+    /// Opens the store. A file that is not a token store is moved aside, and the store is empty then.
     ///
     /// # Errors
-    /// `Config` when the file cannot be read, for example because it is a folder.
+    /// `Config` if the file cannot be read, for example because it is a directory.
     pub fn open(path: &Path) -> Result<Tokens> {
-        // A link is followed once, so that a change replaces the file it leads to and not the link.
+        // A symbolic link is resolved once, so that changes replace its target and not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let tokens = Tokens { path, writer: Mutex::default(), loaded: RwLock::default() };
         let read = tokens.read()?;
@@ -119,26 +113,25 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// Where they are kept.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The token with this hash, also one that has expired.
+    /// The token with this hash, even if it has expired.
     pub fn find(&self, hash: &str) -> Option<Token> {
         let loaded = self.current();
         loaded.by_hash.get(hash).map(|at| loaded.tokens[*at].clone())
     }
 
-    /// All, newest first.
+    /// All tokens, newest first.
     pub fn list(&self) -> Vec<Token> {
         self.current().tokens.clone()
     }
 
-    /// Makes a token; the text is its secret, which nobody can show again.
+    /// Creates a token. Returns it with its secret, which cannot be shown again.
     ///
     /// # Errors
-    /// `Conflict` when there are too many, and those of the disk.
+    /// `Conflict` if there are too many; disk errors.
     pub fn create(&self, wanted: NewToken) -> Result<(Token, String)> {
         let secret = credentials::generate::<16>()?;
         let now = clock::now_unix_ms();
@@ -152,8 +145,8 @@ impl Tokens {
             expires_at: wanted.lifetime.map(|time| now.saturating_add(lifetime(time))),
             workspace_ids: wanted.workspace_ids,
         };
-        let mut entry =
-            serde_json::to_value(&token).map_err(|error| Error::internal("a token").with_source(error))?;
+        let mut entry = serde_json::to_value(&token)
+            .map_err(|error| Error::internal("Cannot encode a token").with_source(error))?;
         entry["hash"] = json!(token.hash);
         self.change(|entries| {
             let kept = u64::try_from(limits::EXPIRED_TOKEN_KEPT.as_millis()).unwrap_or(u64::MAX);
@@ -162,7 +155,7 @@ impl Tokens {
                 end.is_none_or(|end| end.saturating_add(kept) > now)
             });
             if entries.len() >= limits::TOKENS {
-                let message = format!("There are {} tokens already; revoke some first", limits::TOKENS);
+                let message = format!("The limit of {} tokens is reached; revoke some first", limits::TOKENS);
                 return Err(Error::new(Code::Conflict, message));
             }
             entries.insert(0, entry);
@@ -171,21 +164,20 @@ impl Tokens {
         Ok((token, secret))
     }
 
-    /// Revokes a token, and says which it was.
+    /// Revokes a token and returns it.
     ///
     /// # Errors
-    /// `TokenNotFound`, and those of the disk: it is good until it is gone from the file.
+    /// `TokenNotFound`; disk errors, after which the token is still valid.
     pub fn revoke(&self, id: &str) -> Result<Token> {
         self.change(|entries| {
             let found = entries.iter().position(|entry| entry.get("id").and_then(Value::as_str) == Some(id));
             let found = found.ok_or_else(|| Error::new(Code::TokenNotFound, "Token not found"))?;
-            serde_json::from_value(entries.remove(found)).map_err(|error| {
-                Error::internal("The entry in the token store made no sense").with_source(error)
-            })
+            serde_json::from_value(entries.remove(found))
+                .map_err(|error| Error::internal("Invalid entry in the token store").with_source(error))
         })
     }
 
-    /// What is in the file now.
+    /// The current content of the file.
     fn current(&self) -> Arc<TokenFile> {
         let loaded = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
         if loaded.version.is_some() && loaded.version == TokenFileVersion::of(&self.path) {
@@ -195,8 +187,8 @@ impl Tokens {
         self.refresh()
     }
 
-    /// Reads the file anew. One that cannot be read, or is no store at the moment (somebody may be writing it), changes
-    /// nothing: those who were trusted stay so until it says otherwise.
+    /// Reads the file again. If it cannot be read or is not a valid store at the moment (it may be being written),
+    /// the tokens of the last valid version stay valid.
     fn refresh(&self) -> Arc<TokenFile> {
         let before = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
         let state = TokenFileVersion::of(&self.path);
@@ -208,13 +200,13 @@ impl Tokens {
             Ok(read) if !read.damaged => read,
             Ok(_) => {
                 log::error!(
-                    "{} is not a token store any more; the tokens that it had stay good until it is mended",
+                    "{} is no longer a valid token store; its previous tokens stay valid until the file is repaired",
                     self.path.display()
                 );
                 TokenFile { damaged: true, ..TokenFile::new(state, document, tokens) }
             }
             Err(error) => {
-                log::error!("{error}; the tokens that were read before stay good");
+                log::error!("{error}; the tokens of the previous version stay valid");
                 TokenFile::new(state, document, tokens)
             }
         };
@@ -229,7 +221,7 @@ impl Tokens {
     }
 
     fn read(&self) -> Result<TokenFile> {
-        // Before the content: what is written in between is noticed by the next look.
+        // Taken before reading, so that the next lookup notices a write in between.
         let state = TokenFileVersion::of(&self.path);
         let bytes = file::read_optional(&self.path, limits::TOKEN_STORE_BYTES)
             .map_err(|error| Error::config("token store", error))?;
@@ -255,19 +247,19 @@ impl Tokens {
                     tokens.push(token);
                 }
                 Ok(_) => log::error!("{}: token {at} has no id or no hash", self.path.display()),
-                Err(error) => log::error!("{}: token {at} makes no sense: {error}", self.path.display()),
+                Err(error) => log::error!("{}: token {at} is invalid: {error}", self.path.display()),
             }
         }
         Ok(TokenFile::new(state, document, tokens))
     }
 
-    /// Changes the entries as they stand in the file now.
+    /// Changes the entries of the current file.
     fn change<R>(&self, change: impl FnOnce(&mut Vec<Value>) -> Result<R>) -> Result<R> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         file::create_dir_private(folder)?;
         let _turn = lock(&self.writer); // LOCK: 3
         let _folder = FolderLock::take(folder, limits::LOCK_PASSES)?;
-        // Whatever its state says: nobody may lose what was written a moment ago.
+        // Reads even if the version is unchanged: no write by another process may be lost.
         let mut now = self.read()?;
         if now.damaged {
             self.move_aside()?;
@@ -284,7 +276,7 @@ impl Tokens {
         document.insert("updatedAt".into(), json!(clock::now_unix_ms()));
         document.insert("tokens".into(), Value::Array(entries));
         let mut text = serde_json::to_vec_pretty(&document)
-            .map_err(|error| Error::internal("the token store").with_source(error))?;
+            .map_err(|error| Error::internal("Cannot encode the token store").with_source(error))?;
         text.push(b'\n');
         file::write_atomic(&self.path, &text, 0o600)?;
         self.put(self.read()?);
@@ -297,7 +289,7 @@ impl Tokens {
         let aside = self.path.with_file_name(name);
         fs::rename(&self.path, &aside).at("move aside", &self.path)?;
         log::error!(
-            "{} was not a token store; it is {} now, and its tokens are not known any more",
+            "{} was not a valid token store; moved it to {}, so its tokens are no longer accepted",
             self.path.display(),
             aside.display()
         );
@@ -313,7 +305,8 @@ impl TokenFile {
 }
 
 impl TokenFileVersion {
-    /// `None` when it cannot be trusted: the file was changed so shortly ago that another change may look the same.
+    /// `None` if the version is not reliable: the file was changed so recently that another change may have the same
+    /// timestamps.
     fn of(path: &Path) -> Option<TokenFileVersion> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -338,15 +331,17 @@ fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The OpenWork server left it readable for everybody.
+/// The OpenWork server creates the file readable for all users.
 fn make_private(path: &Path) {
     let Ok(metadata) = fs::metadata(path) else { return };
     if metadata.permissions().mode() & 0o077 == 0 {
         return;
     }
     match fs::set_permissions(path, fs::Permissions::from_mode(0o600)) {
-        Ok(()) => log::warn!("{} could be read by others; it is private now", path.display()),
-        Err(error) => log::error!("{} can be read by others, and stays so: {error}", path.display()),
+        Ok(()) => log::warn!("{} was readable by other users; made it private", path.display()),
+        Err(error) => {
+            log::error!("{} is readable by other users and cannot be made private: {error}", path.display())
+        }
     }
 }
 
@@ -361,7 +356,7 @@ mod tests {
         NewToken { scope: Scope::Viewer, label: Some(label.to_owned()), lifetime: None, workspace_ids: None }
     }
 
-    /// As an editor writes, in place.
+    /// Writes in place, as an editor does.
     fn by_hand(path: &Path, text: &str) {
         use std::io::Write as _;
         fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
@@ -372,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_forty_make_at_once_is_all_there() {
+    fn no_concurrently_created_token_is_lost() {
         let dir = TestFolder::new();
         let path = dir.join("tokens.json");
         // Two servers on one file, as two processes would be.
@@ -390,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_store_is_taken_over_with_what_we_do_not_know() {
+    fn an_existing_store_keeps_its_unknown_fields() {
         let dir = TestFolder::new();
         let path = dir.join("tokens.json");
         let hash = credentials::hash("owt_old");
@@ -418,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_is_noticed_and_a_slip_of_it_locks_nobody_out() {
+    fn edits_are_noticed_and_a_broken_edit_revokes_no_token() {
         let dir = TestFolder::new();
         let path = dir.join("tokens.json");
         let store = Tokens::open(&path).unwrap();
@@ -439,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn expired_ones_are_told_apart_and_forgotten_in_time() {
+    fn expired_tokens_are_recognized_and_later_removed() {
         let dir = TestFolder::new();
         let store = Tokens::open(&dir.join("tokens.json")).unwrap();
         let (short, _) =

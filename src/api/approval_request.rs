@@ -1,5 +1,5 @@
-//! The question that an approver answers, made of the request that waits: its exact body, the files that it would write,
-//! the client that sent it. The list has a bounded part of each; what does not fit there is spooled to disk.
+//! Builds the approval request for a pending HTTP request: its exact body, the files to be written, its sender. Lists
+//! show a bounded part of each; the rest is spooled to disk.
 
 use std::io::{self, Read};
 
@@ -15,37 +15,37 @@ use crate::base::{Error, Result, limits, logging};
 use crate::http::Request;
 use crate::store::spool::SpoolWriter;
 
-/// What dispatch or a handler says of the write.
+/// A description of the write by dispatch or a handler.
 #[derive(Debug, Default)]
 pub(super) struct WriteDescription {
     pub(super) action: &'static str,
-    /// For the approver; `None`: made of the request's body.
+    /// For the approver; `None`: derived from the request's body.
     pub(super) summary: Option<String>,
     /// For the logs, without secrets; `None`: the action, the workspace and the path.
     pub(super) note: Option<String>,
     pub(super) paths: Vec<String>,
-    /// The files that it would write, if it writes files of the workspace.
+    /// The files to be written, if it writes files of the workspace.
     pub(super) changes: Option<Vec<FileChange>>,
-    /// Its body is a form with a file, which `changes` describes.
+    /// The body is a form with a file, which `changes` describes.
     pub(super) is_upload: bool,
 }
 
-/// Room for the fields that are small by nature.
+/// Room for fields that are small in practice.
 const SMALL_FIELDS: usize = 8 << 10;
 const PATHS_BYTES: usize = 6 << 10;
 
-/// How a body is shown in `request.body`.
+/// The representation of a body in `request.body`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyEncoding {
-    /// There is none.
+    /// No body.
     None,
-    /// As the JSON that it is.
+    /// As JSON.
     Json,
     /// As a string.
     Text,
-    /// As a string of base64, since it is not UTF-8.
+    /// As a base64 string, because it is not UTF-8.
     Base64,
-    /// Not at all: `preview` describes the file in it.
+    /// Omitted: `preview` describes the uploaded file.
     Form,
 }
 
@@ -61,9 +61,9 @@ impl BodyEncoding {
     }
 }
 
-/// The question. The request's body must be held already ([`Request::hold_body`]), unless it is an upload.
+/// Builds the approval request. The body must be buffered ([`Request::buffer_body`]), unless it is an upload.
 pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> Result<ApprovalRequest> {
-    let actor = request.actor().cloned().ok_or_else(|| Error::internal("a gated route without an actor"))?;
+    let actor = request.actor().cloned().ok_or_else(|| Error::internal("A gated route has no actor"))?;
     let named = request.param("id");
     let workspace = authorization::concerned(ctx, request);
     let record = workspace.as_ref().map(|workspace| workspace.record());
@@ -109,14 +109,14 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
         None => None,
         Some(files) => Some(
             serde_json::to_vec(files)
-                .map_err(|error| Error::internal("a preview of files").with_source(error))?,
+                .map_err(|error| Error::internal("Cannot encode the file preview").with_source(error))?,
         ),
     };
     if let Some(files) = &files {
         let mut sketch = JsonTruncator::new(room / 2);
         let mut from = serde_json::Deserializer::from_slice(files);
         let cut = sketch.take("preview.files", &mut from);
-        let cut = cut.map_err(|error| Error::internal("a preview of files").with_source(error))?;
+        let cut = cut.map_err(|error| Error::internal("Cannot read the file preview").with_source(error))?;
         more.insert("preview".into(), json!({ "files": cut }));
         omitted.extend(sketch.omitted());
     }
@@ -125,7 +125,7 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
     let paths: Vec<String> = sketch
         .take("paths", &all_paths)
         .and_then(serde_json::from_value)
-        .map_err(|error| Error::internal("paths of a question").with_source(error))?;
+        .map_err(|error| Error::internal("Cannot encode the paths").with_source(error))?;
     omitted.extend(sketch.omitted());
     let mut whole = None;
     if !omitted.is_empty() {
@@ -157,7 +157,7 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
     }))
 }
 
-/// Text of a client on one line, cut where it is too long, with a mark there.
+/// Formats client text on one line; marks the place where it was cut.
 pub(super) fn visible(text: &str) -> String {
     let end = text.char_indices().nth(limits::APPROVAL_SUMMARY_CHARS).map(|(at, _)| at);
     match end {
@@ -168,7 +168,7 @@ pub(super) fn visible(text: &str) -> String {
     }
 }
 
-/// A request as it is shown.
+/// The view of an HTTP request.
 struct RequestView {
     encoding: BodyEncoding,
     bytes: u64,
@@ -187,14 +187,14 @@ impl RequestView {
         Ok(RequestView { encoding, bytes })
     }
 
-    /// The members before `body`: a whole of them if `sketch` has room.
+    /// The members before `body`, complete if `sketch` has room for them.
     fn head(&self, request: &Request, sketch: &mut JsonTruncator) -> Map<String, Value> {
         let (path, query) = request.target().split_once('?').unwrap_or((request.target(), ""));
         let mut view = Map::new();
         view.insert("method".into(), json!(request.method().as_str()));
         view.insert("path".into(), json!(sketch.text("request.path", path, 0)));
         view.insert("query".into(), json!(sketch.text("request.query", query, 0)));
-        // It decides where OpenCode works.
+        // It selects the directory that OpenCode uses.
         if let Some(directory) = request.header("X-OpenCode-Directory") {
             view.insert("directory".into(), json!(sketch.text("request.directory", directory, 0)));
         }
@@ -222,7 +222,7 @@ impl RequestView {
                 json!(sketch.text("request.body", text, self.bytes - valid as u64))
             }
             (BodyEncoding::Base64, Some(body)) => {
-                // Whole groups, so that what is shown can be decoded.
+                // Whole base64 groups, so that the part shown can be decoded.
                 let mut bytes = first(body, room / 4 * 3 / 2)?;
                 if bytes.len() as u64 == self.bytes {
                     json!(sketch.text("request.body", &BASE64_STANDARD.encode(&bytes), 0))
@@ -237,7 +237,7 @@ impl RequestView {
         Ok((Value::Object(view), sketch.omitted()))
     }
 
-    /// Writes `"request":{…}`, complete.
+    /// Writes the complete `"request":{…}`.
     fn write(&self, request: &Request, to: &mut SpoolWriter) -> Result<()> {
         let head = self.head(request, &mut JsonTruncator::new(usize::MAX / 2));
         let mut head = Value::Object(head).to_string();
@@ -274,7 +274,7 @@ impl RequestView {
         to.append(b"}")
     }
 
-    /// The body in one line: a command, and what else comes with it; or the beginning.
+    /// The body in one line: a command and its other fields, or the beginning of the body.
     fn summary(&self, request: &Request, body: &Value) -> String {
         let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let command = ["command", "args"].iter().find_map(|key| {
@@ -297,7 +297,7 @@ impl RequestView {
 }
 
 fn not_shown(why: impl std::fmt::Display) -> Error {
-    Error::internal(format!("The request cannot be shown to its approver: {why}"))
+    Error::internal(format!("Cannot show the request to approvers: {why}"))
 }
 
 /// The first bytes of a body.
@@ -317,19 +317,19 @@ fn each_chunk(mut body: impl Read, mut to: impl FnMut(&[u8]) -> Result<()>) -> R
     }
 }
 
-/// The same in pieces that are UTF-8; `None` where it is not.
+/// As [`each_chunk`], in pieces of valid UTF-8; `None` for invalid bytes.
 fn each_text(body: impl Read, mut to: impl FnMut(Option<&str>) -> Result<()>) -> Result<()> {
     let mut rest: Vec<u8> = Vec::new();
     each_chunk(body, |bytes| {
         rest.extend_from_slice(bytes);
         let valid = match std::str::from_utf8(&rest) {
             Ok(text) => text.len(),
-            // A character may go on in the next chunk.
+            // A character may continue in the next chunk.
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             Err(_) => usize::MAX,
         };
         if valid == usize::MAX {
-            // Nothing is kept of what is shown as base64 anyway.
+            // The body is shown as base64, which does not need the rest.
             rest.clear();
             return to(None);
         }
@@ -340,7 +340,7 @@ fn each_text(body: impl Read, mut to: impl FnMut(Option<&str>) -> Result<()>) ->
     if rest.is_empty() { Ok(()) } else { to(None) }
 }
 
-/// JSON is shown as JSON where its client may mean it: an object or a list, and not declared to be something else.
+/// Chooses JSON for an object or a list that is not declared as another type.
 fn encoding(request: &Request, body: Box<dyn Read>) -> Result<BodyEncoding> {
     let kind = request.header("Content-Type").unwrap_or_default().to_ascii_lowercase();
     let (mut is_text, mut start) = (true, None);
@@ -354,7 +354,7 @@ fn encoding(request: &Request, body: Box<dyn Read>) -> Result<BodyEncoding> {
     }
     let may_be_json = !kind.starts_with("application/octet-stream") && !kind.starts_with("text/");
     if may_be_json && matches!(start, Some(b'{' | b'[')) {
-        let body = request.buffered_body().ok_or_else(|| not_shown("not held"))?;
+        let body = request.buffered_body().ok_or_else(|| not_shown("the body was not buffered"))?;
         let mut from = serde_json::Deserializer::from_reader(io::BufReader::new(body));
         let whole = serde::Deserialize::deserialize(&mut from).and_then(|_: IgnoredAny| from.end());
         if whole.is_ok() {

@@ -1,4 +1,4 @@
-//! `/approvals`: what waits for a person, and the person's answer.
+//! `/approvals`: pending approvals and their decisions.
 
 use serde::Deserialize;
 use serde_json::{Map, json};
@@ -19,7 +19,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
 }
 
-/// `GET /approvals/:id`: all of it.
+/// `GET /approvals/:id`: the complete request.
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.approvals.find(request.param("id"));
     let (asked, left) = found.filter(|(asked, _)| sees(ctx, request, asked)).ok_or_else(not_found)?;
@@ -32,9 +32,9 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if request.method() == Method::Head {
         return Ok(Answer::Now(json(Response::empty(200)).without_body(Some(length))));
     }
-    let place = ctx.stream_permit(request.party())?;
+    let permit = ctx.stream_permit(request.party())?;
     let ticket = ctx.tickets.issue(move |socket, _| {
-        place.run(move || {
+        permit.run(move || {
             let mut body = StreamBody::new(socket);
             let sent = body.send(&head).and_then(|()| body.send_file(rest.file(), 0, rest.size()));
             if sent.is_ok() {
@@ -54,7 +54,7 @@ struct ApprovalReplyBody {
     reply: String,
 }
 
-/// `POST /approvals/:id`; anything but `allow` is a no, as observed.
+/// `POST /approvals/:id`. As in the OpenWork server, any value other than `allow` denies.
 pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let allow = request.json::<ApprovalReplyBody>(limits::JSON_BODY_BYTES)?.reply == "allow";
     let id = request.param("id").to_owned();
@@ -70,12 +70,12 @@ pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             summary: asked.note().to_owned(),
         };
     }
-    let by = request.actor().ok_or_else(|| Error::internal("an answer of nobody"))?;
+    let by = request.actor().ok_or_else(|| Error::internal("An approval was decided without an actor"))?;
     ctx.approvals.answer(&id, allow, by)?;
     Ok(Answer::Now(Response::ok(&json!({ "ok": true, "allowed": allow }))))
 }
 
-/// `GET /approvals/events`: what waits now (`pending`), then each `asked` and `ended`.
+/// `GET /approvals/events`: the pending approvals (`pending`), then each `asked` and `ended`.
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let pending = || {
         let items: Vec<_> = ctx.approvals.list().iter().map(|(asked, left)| asked.list_view(*left)).collect();

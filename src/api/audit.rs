@@ -1,5 +1,5 @@
-//! The audit log from outside of handlers: what line a request begins, what its answer makes of it; and the two endpoints
-//! that show logs. A handler that knows better what the line should say changes it ([`Request::draft`]).
+//! The audit line of a request, started before its handler and completed by its answer, and the two endpoints that
+//! show logs. Handlers may refine the line ([`Request::draft`]).
 
 use std::fs::File;
 
@@ -12,10 +12,10 @@ use crate::base::{Result, limits};
 use crate::http::{Answer, ApprovalPolicy, Effect, Method, Request, Response, Route};
 use crate::workspaces::{Workspace, WorkspaceKind};
 
-/// Where the OpenWork server kept a workspace's log.
+/// The audit log of the OpenWork server in a workspace.
 const OPENWORK_LOG: &str = ".opencode/openwork/audit.jsonl";
 
-/// What is no write of its own: a key that is typed, a wait.
+/// Routes that are not writes by themselves, such as keystrokes and waits.
 const SILENT: &[&str] = &[
     "/api/workspaces/:id/runs/:run/stdin",
     "/api/workspaces/:id/runs/:run/wait",
@@ -23,18 +23,19 @@ const SILENT: &[&str] = &[
     "/api/workspaces/:id/terminals/:terminal/resize",
 ];
 
-/// The line that a request for this route begins, if any.
+/// Starts the audit line for this route, if it has one.
 pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<AuditDraft> {
     let writes = route.effect == Effect::Write || route.method != Method::Get;
     let forwarded = route.gate == ApprovalPolicy::Forwarded;
-    // Sessions and prompts are no writes to a workspace's settings; what could run a program is, approved or not.
+    // Sessions and prompts do not write a workspace's settings; requests that could run a program are recorded,
+    // approved or not.
     let risk = if forwarded { Some(opencode_policy::risk(request)?) } else { None };
     if (!writes && !forwarded) || SILENT.contains(&route.pattern) {
         return None;
     }
     let workspace = match authorization::of(route) {
         authorization::WorkspaceAccess::Active => authorization::concerned(ctx, request),
-        // Its own log goes out of sight with a workspace.
+        // The workspace's own log disappears from view when it is deleted.
         authorization::WorkspaceAccess::Named
             if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete =>
         {
@@ -52,7 +53,7 @@ pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<
     })
 }
 
-/// The word for what a route does: the one of its gate, else its path and method.
+/// The action of a route: the one of its approval policy, otherwise derived from its path and method.
 fn action(route: &Route<Ctx>) -> String {
     if let ApprovalPolicy::Collaborators(action) | ApprovalPolicy::Everyone(action) = route.gate {
         return action.to_owned();
@@ -66,7 +67,7 @@ fn action(route: &Route<Ctx>) -> String {
     }
     let acts = segments.last().is_some_and(|last| !last.starts_with([':', '*'])) && segments.len() > 1;
     match route.method {
-        // `…/:id/sync` names what it does, `…/tokens` what it makes one of.
+        // `…/:id/sync` ends with the action, `…/tokens` with the kind of object to create.
         Method::Post if acts => {}
         Method::Post => words.push("create"),
         Method::Put => words.push("put"),
@@ -77,7 +78,7 @@ fn action(route: &Route<Ctx>) -> String {
     words.join(".")
 }
 
-/// What exactly is to be written, once that is known.
+/// Adds the exact target of a write once it is known.
 pub(super) fn describe(ctx: &Ctx, request: &mut Request, summary: &str, paths: &[String]) {
     let root = paths.first().and_then(|_| authorization::find(ctx, request.param("id")));
     let root = root.map(|workspace| workspace.record().view.path.clone());
@@ -89,7 +90,7 @@ pub(super) fn describe(ctx: &Ctx, request: &mut Request, summary: &str, paths: &
     }
 }
 
-/// Writes the line of a request that is being answered.
+/// Writes the audit line of a request that is being answered.
 pub(super) fn record(ctx: &Ctx, request: &mut Request, response: &Response) {
     let Some(draft) = request.take_draft() else { return };
     let code = response.code().map_or("", |code| code.as_str());
@@ -101,17 +102,17 @@ pub(super) fn record(ctx: &Ctx, request: &mut Request, response: &Response) {
     ctx.audit.record(&draft, request.actor(), outcome);
 }
 
-/// Notes a credential that was worth nothing, or not enough to be told so with a 403.
+/// Records an invalid credential, or one whose scope is too low to be answered with a 403.
 pub(super) fn login_failed(ctx: &Ctx, request: &Request, actor: Option<&Actor>, seen: &str) {
     ctx.audit.login_failed(request.peer(), actor, request.path(), seen);
 }
 
-/// When the workspace was last changed through the OpenWork API, in Unix milliseconds: `updatedAt` of its configuration.
+/// The last change of the workspace through the OpenWork API, in Unix milliseconds: `updatedAt` of its configuration.
 pub fn last_change(ctx: &Ctx, workspace: &Workspace) -> Option<u64> {
     ctx.audit.last_change(&workspace.openwork_id, || old(ctx, workspace))
 }
 
-/// The log that the OpenWork server left. It knew host folders only.
+/// The log left by the OpenWork server, which supports host folders only.
 fn old(ctx: &Ctx, workspace: &Workspace) -> Option<File> {
     if workspace.record().view.workspace_type != WorkspaceKind::Host {
         return None;
@@ -125,13 +126,13 @@ pub fn of_workspace(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     answer(ctx, request, &workspace.openwork_id, old(ctx, &workspace))
 }
 
-/// `GET /audit`: what concerns the server, or workspaces that are gone.
+/// `GET /audit`: events of the server and of deleted workspaces.
 pub fn of_server(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     answer(ctx, request, SERVER, None)
 }
 
 fn answer(ctx: &Ctx, request: &Request, log: &str, old: Option<File>) -> Result<Answer> {
-    // What is no number is as if it were not there, as observed.
+    // As in the OpenWork server, a value that is not a number is ignored.
     let limit = request.query("limit").and_then(|text| text.parse::<usize>().ok());
     let limit = limit.unwrap_or(limits::AUDIT_SHOWN).clamp(1, limits::AUDIT_SHOWN_MOST);
     Ok(Answer::Now(Response::ok(&json!({ "items": ctx.audit.recent(log, old, limit)? }))))
@@ -143,7 +144,7 @@ mod tests {
     use crate::api::routes::ROUTES;
 
     #[test]
-    fn actions_are_words() {
+    fn actions_are_derived_from_routes() {
         let of = |method: Method, pattern: &str| {
             let route = ROUTES.iter().find(|route| route.method == method && route.pattern == pattern);
             action(route.unwrap())

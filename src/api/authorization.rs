@@ -1,6 +1,7 @@
-//! Which workspace a request concerns, and whether its token may: tokens can be limited to some workspaces, and commands
-//! on a host are for owners. Dispatch asks before any handler runs and any person is asked; what names no workspace is refused to such a token unless it stands in `FILTERED`, where
-//! the handler shows only what the token reaches.
+//! Authorization by workspace: tokens can be limited to some workspaces, and commands on a host are for owners.
+//! Dispatch calls it before any handler runs and before approval is requested. A route that names no workspace is
+//! refused to a limited token, unless it is in `FILTERED`: those handlers show only workspaces that the token may
+//! access.
 
 use std::sync::Arc;
 
@@ -11,27 +12,27 @@ use crate::base::{Code, Error, Result};
 use crate::http::{Effect, Method, Request, Route};
 use crate::workspaces::{Workspace, WorkspaceKind};
 
-/// What of a route a limited token gets.
+/// How a route relates to the workspaces of a limited token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkspaceAccess {
-    /// Its parameter `:id` names the workspace.
+    /// The parameter `:id` names the workspace.
     Named,
     /// It concerns the active workspace.
     Active,
-    /// It shows nothing of workspaces, or only those that the token reaches.
+    /// It shows no workspaces, or only those that the token may access.
     Filtered,
-    /// Nothing.
+    /// Not available.
     Refused,
 }
 
-/// Routes that name no workspace and are safe. The feed of approvals is not: it tells everybody the same.
+/// Routes that name no workspace and are safe. The feed of approvals is not: it sends the same events to all clients.
 const FILTERED: &[&str] =
     &["/status", "/capabilities", "/whoami", "/workspaces", "/approvals", "/approvals/:id", "/api/doctor"];
 
-/// Names a workspace, and makes another one that the token would not reach.
+/// The path names a workspace, but creates another one that the token could not access.
 const MAKES_ANOTHER: &str = "/api/workspaces/:id/clone";
 
-/// How a route names its workspace.
+/// Returns how a route names its workspace.
 pub fn of(route: &Route<Ctx>) -> WorkspaceAccess {
     let named = ["/workspace/:id", "/workspaces/:id", "/w/:id", "/api/workspaces/:id"];
     let begins = |start: &&str| {
@@ -53,20 +54,20 @@ pub fn of(route: &Route<Ctx>) -> WorkspaceAccess {
     }
 }
 
-/// Whether a route is about commands: on a host they are for owners, to look at as well.
+/// Whether a route is about commands: on a host, owners only may use or read them.
 fn is_about_commands(route: &Route<Ctx>) -> bool {
     let rest = route.pattern.strip_prefix("/api/workspaces/:id/").unwrap_or_default();
     ["exec", "runs", "terminals", "shell"].contains(&rest.split('/').next().unwrap_or_default())
 }
 
-/// The scope that a request needs for the workspace that it names, beyond the one of its route.
+/// The scope that a request needs for the workspace that it names, beyond that of its route.
 pub fn required(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Scope> {
     let workspace = is_about_commands(route).then(|| find(ctx, request.param("id"))).flatten()?;
     (workspace.record().view.workspace_type == WorkspaceKind::Host).then_some(Scope::Owner)
 }
 
-/// Refuses what a limited token does not reach. A workspace that it may not know of and one that does not exist are
-/// refused in the same words.
+/// Refuses workspaces that a limited token may not access. A forbidden workspace and one that does not exist get the
+/// same message.
 ///
 /// # Errors
 /// `Forbidden`.
@@ -87,22 +88,22 @@ pub fn check(ctx: &Ctx, route: &Route<Ctx>, request: &Request, actor: &Actor) ->
     };
     match reached {
         Some(workspace) if sees(actor, &workspace) => Ok(()),
-        _ => Err(refused("this needs a token that reaches the workspace in the request")),
+        _ => Err(refused("this needs a token with access to the workspace in the request")),
     }
 }
 
-/// Whether this actor reaches the workspace.
+/// Whether the actor may access the workspace.
 pub fn sees(actor: &Actor, workspace: &Workspace) -> bool {
     actor.reaches(&workspace.openwork_id, workspace.id())
 }
 
-/// Whether this actor reaches the workspace that either API calls so.
+/// Whether the actor may access the workspace with this id of either API.
 pub fn sees_id(ctx: &Ctx, actor: &Actor, id: &str) -> bool {
     actor.workspace_ids.is_none() || find(ctx, id).is_some_and(|workspace| sees(actor, &workspace))
 }
 
-/// The workspaces of the OpenWork API that this request may know of, the active one first. A limited token has an active
-/// workspace of its own: it cannot redirect others, and they cannot lead it to where it may not be.
+/// The OpenWork workspaces that this request may see, the active one first. A limited token has its own active
+/// workspace: it does not affect that of others, nor they its.
 pub fn visible(ctx: &Ctx, request: &Request) -> Vec<Arc<Workspace>> {
     let mut all = ctx.lifecycle.registry().openwork_list();
     if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
@@ -113,7 +114,7 @@ pub fn visible(ctx: &Ctx, request: &Request) -> Vec<Arc<Workspace>> {
     all
 }
 
-/// The workspace that a request names; below `/opencode` it is the active one.
+/// The workspace that a request names; for `/opencode`, the active one.
 pub fn concerned(ctx: &Ctx, request: &Request) -> Option<Arc<Workspace>> {
     match request.param("id") {
         "" => visible(ctx, request).into_iter().next(),
@@ -121,7 +122,7 @@ pub fn concerned(ctx: &Ctx, request: &Request) -> Option<Arc<Workspace>> {
     }
 }
 
-/// The workspace that either API calls so.
+/// The workspace with this id of either API.
 pub fn find(ctx: &Ctx, id: &str) -> Option<Arc<Workspace>> {
     let registry = ctx.lifecycle.registry();
     match parse_uuid(id) {
@@ -130,15 +131,15 @@ pub fn find(ctx: &Ctx, id: &str) -> Option<Arc<Workspace>> {
     }
 }
 
-/// The same for a list, as the OpenWork API names them.
+/// Resolves a list of ids to ids of the OpenWork API.
 ///
 /// # Errors
-/// `WorkspaceNotFound` with the id that is none.
+/// `WorkspaceNotFound` for the first unknown id.
 pub fn openwork_ids(ctx: &Ctx, ids: &[String]) -> Result<Vec<String>> {
     let mut named = Vec::with_capacity(ids.len());
     for id in ids {
         let workspace = find(ctx, id).ok_or_else(|| {
-            Error::new(Code::WorkspaceNotFound, format!("There is no workspace {}", id.escape_debug()))
+            Error::new(Code::WorkspaceNotFound, format!("Workspace {} does not exist", id.escape_debug()))
                 .detail("workspaceId", id.as_str())
         })?;
         if !named.contains(&workspace.openwork_id) {

@@ -1,5 +1,5 @@
-//! The life of a request, in this order: preflight, route, credential, read-only, scope, approval, handler, reply,
-//! log line. Nothing about a single endpoint stands here.
+//! The processing of a request: preflight, route, credential, read-only mode, scope, approval, handler, reply, log
+//! line. Contains nothing specific to one endpoint.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,17 +26,18 @@ use crate::http::{
 };
 use crate::proc::Cancel;
 
-/// Answers one request, on this thread or on a worker's.
+/// Handles one request on this thread or on a worker.
 pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
     handle(ctx, request);
 }
 
-/// Who answers a request on its client's own thread: what is passed on to an OpenCode, as long as there is room.
+/// Returns the handler that answers a request on its connection's own thread: the OpenCode proxy, while there is
+/// room.
 pub fn direct(ctx: &Arc<Ctx>, method: &str, target: &str) -> Option<Box<dyn FnOnce(Request)>> {
     opencode::path_below(target).filter(|_| opencode_policy::never_waits(ctx, method, target))?;
-    let place = ctx.proxy_workers.occupy().ok()?;
+    let permit = ctx.proxy_workers.occupy().ok()?;
     let ctx = ctx.clone();
-    Some(Box::new(move |request| place.run_here(|| handle(&ctx, request))))
+    Some(Box::new(move |request| permit.run_here(|| handle(&ctx, request))))
 }
 
 fn handle(ctx: &Arc<Ctx>, mut request: Request) {
@@ -44,17 +45,17 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
         return reply(ctx, request, Response::empty(204));
     }
     match guarded(|| admit(ctx, &mut request)) {
-        // Its body is on its way, as fast as its client sends it.
+        // Reading its body takes as long as its client sends.
         Ok(admitted) if request.is_streamed() => {
-            let place = ctx.transfer_permit(request.party());
-            on_worker(ctx, place, request, move |ctx, request| proceed(ctx, request, admitted));
+            let permit = ctx.transfer_permit(request.party());
+            on_worker(ctx, permit, request, move |ctx, request| proceed(ctx, request, admitted));
         }
         Ok(admitted) => proceed(ctx, request, admitted),
         Err(error) => fail(ctx, request, &error),
     }
 }
 
-/// A row, and the action that a person must allow first.
+/// A matched route, and the action that must be approved first, if any.
 type AdmittedRoute = (&'static Route<Ctx>, Option<&'static str>);
 
 fn proceed(ctx: &Arc<Ctx>, request: Request, (route, action): AdmittedRoute) {
@@ -67,7 +68,7 @@ fn proceed(ctx: &Arc<Ctx>, request: Request, (route, action): AdmittedRoute) {
 /// Counts a connection for the token in the head of its request.
 ///
 /// # Errors
-/// `OverShare`; `Busy` for a place that is kept for owners.
+/// `OverShare`; `Busy` for a connection that is reserved for owners.
 pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
     let fields = || head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
     let field = |name: &str| {
@@ -76,14 +77,14 @@ pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
     };
     let bearer = field("Authorization").and_then(bearer_of);
     let presented = Presented { bearer, host: field("X-OpenWork-Host-Token"), client_id: None };
-    // The route answers clients without a valid token.
+    // The route answers requests without a valid token.
     let Ok(actor) = ctx.credentials.actor(presented) else { return Ok(()) };
     claim_for(ctx, connection, party_of(&actor, None))
 }
 
 fn claim_for(ctx: &Ctx, connection: u64, party: Party) -> Result<()> {
     let full = || Error::new(Code::Busy, "The server has no room for another connection; try again");
-    let claimed = ctx.gone.claim(connection, party);
+    let claimed = ctx.disconnects.claim(connection, party);
     claimed.map_err(|refused| refused.error("connections (--max-connections)", full))
 }
 
@@ -94,8 +95,8 @@ fn party_of(actor: &Actor, workspace: Option<Uuid>) -> Party {
     }
 }
 
-/// Whose shares a request uses: those of its token and of the workspace that it concerns. An owner that reaches
-/// everything has no share.
+/// The owner of the shares that a request uses: its token, and the workspace that it concerns. An owner without
+/// restrictions has no share.
 fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Party {
     let Some(actor) = request.actor() else { return Party::ANONYMOUS };
     let workspace = match authorization::of(route) {
@@ -110,30 +111,30 @@ fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Party {
     party_of(actor, workspace)
 }
 
-/// How long a request to an OpenCode waits for its token's or workspace's other requests. Slow ones leave their workers
-/// ([`limits::PROXY_SLOW`]), so that this much passes only when streams are short as well.
+/// How long a request to an OpenCode waits while its token or workspace uses its share. Slow requests leave their
+/// workers ([`limits::PROXY_SLOW`]), so the full time passes only when stream workers are short as well.
 const SHARE_WAIT: Duration = Duration::from_secs(30);
 
-/// Counts the request for its party: its connection, and the place that its thread takes.
+/// Counts the request for its party: its connection and the permit for its thread.
 fn count_connection(ctx: &Ctx, request: &Request) -> Result<()> {
     let party = request.party();
     if let Some(connection) = request.connection() {
         claim_for(ctx, connection, party)?;
     }
     if request.direct().is_some() {
-        let busy = || Error::new(Code::Busy, "Too many requests wait for OpenCode; try again");
+        let busy = || Error::new(Code::Busy, "Too many requests are waiting for OpenCode; try again");
         pool::claim(party, SHARE_WAIT).map_err(|refused| refused.error(PROXIED, busy))?;
     }
     Ok(())
 }
 
-/// Everything up to the handler: its row, and the action that a person must allow first.
+/// Checks everything before the handler. Returns the route, and the action that must be approved first, if any.
 fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     let route = match TABLE.find(request)? {
         RouteMatch::Route(route) => route,
-        // The OpenWork server says 404 for a wrong method, sandboxed.sh 405.
+        // The OpenWork server answers a wrong method with 404, sandboxed.sh with 405.
         RouteMatch::OtherMethods(methods) if request.path().starts_with("/api/") => {
-            return Err(Error::new(Code::MethodNotAllowed, format!("Only {methods} can be used here"))
+            return Err(Error::new(Code::MethodNotAllowed, format!("This path supports only {methods}"))
                 .detail("allow", methods));
         }
         RouteMatch::OtherMethods(_) | RouteMatch::Nothing => {
@@ -141,7 +142,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
         }
     };
     let actor = authenticate(ctx, route, request)?;
-    // From here on a refusal is in the audit log, and says who was refused.
+    // From here on refusals are recorded in the audit log with their actor.
     request.set_actor(actor.clone());
     request.set_draft(audit::draft(ctx, route, request));
     if ctx.read_only && route.effect == Effect::Write {
@@ -152,7 +153,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
             Auth::Scope(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
             _ => authorization::check(ctx, route, request, actor)?,
         }
-        // Before a person is asked for what would be refused afterwards.
+        // Checked before approval is requested.
         match authorization::required(ctx, route, request) {
             Some(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
             _ => {}
@@ -173,8 +174,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     })
 }
 
-/// Refuses a body in a content coding: nothing here decodes one, and the compressed bytes are not what the client means.
-/// An OpenCode gets its requests as they are, with their coding.
+/// Refuses a compressed body: the server does not decode any coding. Requests to OpenCode are proxied unchanged.
 fn check_coding(request: &Request) -> Result<()> {
     let coded = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Content-Encoding"));
     let mut codings = coded.flat_map(|(_, value)| value.split(',')).map(str::trim);
@@ -185,7 +185,7 @@ fn check_coding(request: &Request) -> Result<()> {
         {
             let coding = approval_request::visible(coding);
             let message = format!(
-                "Content-Encoding '{coding}' is not supported; send the body as it is, without the header"
+                "Content-Encoding '{coding}' is not supported; send the body uncompressed, without the header"
             );
             Err(Error::new(Code::UnsupportedEncoding, message).detail("encoding", coding))
         }
@@ -201,10 +201,10 @@ fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
             Err(error) => return fail(ctx, request, &error),
         }
     }
-    // The handler of an upload does it itself, once it knows that the request is one.
+    // The handler of an upload buffers it itself, after validating the request.
     let waits =
         matches!(route.gate, ApprovalPolicy::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
-    // A worker that a slow client may hold reads the body; a file worker serves no client.
+    // The body is read by a worker that a slow client may block; file workers do not read from clients.
     let streams = route.class == Class::Files && request.is_streamed();
     if (waits && route.class != Class::Upload) || streams {
         let held = request.buffer_body(routes::cap_of(route) as u64, ctx.approvals.spool());
@@ -227,8 +227,7 @@ fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
             allow_prepared(ctx, request, route.class, action, prepared);
         }
         (Ok(Answer::Prepared(_)), _) | (Ok(_), ApprovalPolicy::Everyone(_)) => {
-            let message =
-                "What a handler of a route for everyone's approval does must be prepared, and only that";
+            let message = "Routes with the policy `Everyone` must answer with a prepared write, and no other routes may";
             fail(ctx, request, &Error::internal(message));
         }
         (Ok(Answer::Now(response)), _) => reply(ctx, request, response),
@@ -237,7 +236,7 @@ fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
     }
 }
 
-/// Has a prepared write done, after a person has allowed it where one must.
+/// Executes a prepared write, after approval if required.
 fn allow_prepared(
     ctx: &Arc<Ctx>,
     mut request: Request,
@@ -253,7 +252,7 @@ fn allow_prepared(
         Err(error) => fail(ctx, request, &error),
     };
     if ctx.approval.mode == ApprovalMode::Auto {
-        // On a file worker already, or a worker reads a large body.
+        // A file worker runs it already, or a worker reads a large body.
         if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
@@ -273,39 +272,39 @@ fn allow_prepared(
     }
 }
 
-/// Lays the request aside until a person has answered. It is the very request that goes on then; one whose client has
-/// gone meanwhile does not.
+/// Suspends the request until its approval is decided. The same request continues then, unless its client has
+/// disconnected.
 fn request_approval(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
     match guarded(|| buffer_and_describe(ctx, &mut request, route, action)) {
         Ok(asked) => {
             audit::describe(ctx, &mut request, asked.note(), &[]);
             wait_for_person(ctx, request, asked, move |ctx, request| {
                 let party = request.party();
-                let place = if route.class == Class::End {
+                let permit = if route.class == Class::End {
                     ctx.end_permit(party)
                 } else {
                     ctx.transfer_permit(party)
                 };
-                on_worker(ctx, place, request, move |ctx, request| perform(ctx, request, route));
+                on_worker(ctx, permit, request, move |ctx, request| perform(ctx, request, route));
             });
         }
         Err(error) => fail(ctx, request, &error),
     }
 }
 
-/// `allowed` goes on with the request, on the thread of whoever answers: it should only pass it on.
+/// `allowed` continues the request on the thread of the approver's request; it must return quickly.
 fn wait_for_person(
     ctx: &Arc<Ctx>,
     mut request: Request,
     asked: ApprovalRequest,
     allowed: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
 ) {
-    let gone = match Cancel::new() {
-        Ok(gone) => gone,
+    let disconnected = match Cancel::new() {
+        Ok(disconnected) => disconnected,
         Err(error) => return fail(ctx, request, &error),
     };
-    let watch = request.connection().map(|client| ctx.gone.subscribe(client, &gone));
-    // What waits ends with its credential, and its client is told so at once.
+    let watch = request.connection().map(|client| ctx.disconnects.subscribe(client, &disconnected));
+    // A pending approval ends with the credential of its sender, who is notified at once.
     let credentials = ctx.credentials.clone();
     let lease = request.actor().map(|actor| {
         let (ctx, id) = (Arc::downgrade(ctx), asked.id().to_owned());
@@ -318,12 +317,12 @@ fn wait_for_person(
     });
     let party = request.party();
     let step = {
-        let (ctx, gone) = (Arc::downgrade(ctx), gone.clone());
+        let (ctx, disconnected) = (Arc::downgrade(ctx), disconnected.clone());
         move |verdict: Result<()>| {
             drop(watch);
             let Some(ctx) = ctx.upgrade() else { return };
             match verdict {
-                Ok(()) if gone.is_cancelled() => {}
+                Ok(()) if disconnected.is_cancelled() => {}
                 Ok(()) if lease.as_ref().is_some_and(TokenLease::has_ended) => fail(&ctx, request, &ended()),
                 Ok(()) => {
                     request.release_body();
@@ -333,10 +332,10 @@ fn wait_for_person(
             }
         }
     };
-    ctx.approvals.request(asked, party, gone, Box::new(step));
+    ctx.approvals.request(asked, party, disconnected, Box::new(step));
 }
 
-/// Reads the request's body and makes the question of it.
+/// Buffers the request's body and builds its approval request.
 fn buffer_and_describe(
     ctx: &Ctx,
     request: &mut Request,
@@ -349,7 +348,7 @@ fn buffer_and_describe(
     approval_request::build(ctx, request, WriteDescription { action, paths, ..WriteDescription::default() })
 }
 
-/// The 403 of a credential that does not reach.
+/// The 403 answer for a scope that is too low.
 fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
     let (seen, needed) = (ctx.credentials.describe(actor), needed(required));
     Error::new(Code::Forbidden, format!("Insufficient token scope: {seen} was sent; this needs {needed}"))
@@ -367,14 +366,14 @@ fn needed(scope: Scope) -> &'static str {
     }
 }
 
-/// The 401: which credential was seen, and what is needed.
+/// The 401 answer, with the presented and the required credential.
 fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
     let what = if host { "Invalid host token" } else { "Invalid bearer token" };
     Error::new(Code::Unauthorized, format!("{what}: {seen} was sent; this needs {}", needed(required)))
         .detail("required", required.as_str())
 }
 
-/// What a request is told whose token has ended since it was let in.
+/// The error for a request whose token has ended since it was admitted.
 fn ended() -> Error {
     Error::new(Code::Unauthorized, "Invalid bearer token: it was revoked, or it expired, during this request")
 }
@@ -397,8 +396,8 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
                 .detail("scope", actor.scope.as_str()))
         }
         Ok(actor) => Ok(Some(actor)),
-        Err(worthless) => {
-            let seen = worthless.to_string();
+        Err(invalid) => {
+            let seen = invalid.to_string();
             if presented.bearer.is_some() || presented.host.is_some() {
                 audit::login_failed(ctx, request, None, &seen);
             }
@@ -418,19 +417,20 @@ fn permit_for(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
     }
 }
 
-/// A write waits for the other writes of its workspace, which the fixed pool must not.
+/// Writes wait for other writes of the same workspace, which must not block the HTTP threads.
 fn write_permit(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
     if class == Class::Short { ctx.transfer_permit(party) } else { permit_for(ctx, class, party) }
 }
 
 /// Moves the request to the workers of its class.
 fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork, cancel: Option<Cancel>) {
-    // The end of its credential is for a wait as if its client had gone, but for what the client is told.
+    // The end of its credential cancels a wait like a disconnect, but with an error for the client.
     let lease = request
         .actor()
         .zip(cancel.clone())
         .map(|(actor, flag)| ctx.credentials.leases.acquire(actor, Duration::ZERO, move || flag.cancel()));
-    let watch = request.connection().zip(cancel).map(|(client, flag)| ctx.gone.subscribe(client, &flag));
+    let watch =
+        request.connection().zip(cancel).map(|(client, flag)| ctx.disconnects.subscribe(client, &flag));
     let job = move |ctx: &Arc<Ctx>, request: Request| {
         let ctx = ctx.clone();
         work(Reply::new(request, watch, move |request, result| match result {
@@ -445,36 +445,36 @@ fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork,
     on_worker(ctx, permit_for(ctx, class, request.party()), request, job);
 }
 
-/// Has a file worker go on with the request. Its answer, if it is large, is sent elsewhere.
+/// Continues the request on a file worker. A large answer is sent by another worker.
 fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static) {
     match ctx.files_permit(request.party()) {
-        Ok(place) => {
+        Ok(permit) => {
             request.set_on_worker(false);
             let ctx = ctx.clone();
-            place.run(move || job(&ctx, request));
+            permit.run(move || job(&ctx, request));
         }
         Err(busy) => fail(ctx, request, &busy),
     }
 }
 
-/// Has a worker go on with the request; without one, its answer is 503.
+/// Continues the request on a worker; answers 503 without one.
 fn on_worker(
     ctx: &Arc<Ctx>,
-    place: Result<Permit>,
+    permit: Result<Permit>,
     mut request: Request,
     job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
 ) {
-    match place {
-        Ok(place) => {
+    match permit {
+        Ok(permit) => {
             request.set_on_worker(true);
             let ctx = ctx.clone();
-            place.run(move || job(&ctx, request));
+            permit.run(move || job(&ctx, request));
         }
         Err(busy) => fail(ctx, request, &busy),
     }
 }
 
-/// A panic in a handler is our bug and one 500; the thread lives on.
+/// Turns a panic of a handler into a 500; the thread continues.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::internal("Unexpected server error")))
 }
@@ -486,7 +486,7 @@ fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     let response = Response::error(error);
     let response = match error.code() {
         Code::MethodNotAllowed => response.with("Allow", allow(error)),
-        // RFC 9110, 12.5.3: in an answer it says which codings the server takes.
+        // RFC 9110, 12.5.3: in an answer, the codings that the server accepts.
         Code::UnsupportedEncoding => response.with("Accept-Encoding", "identity"),
         // RFC 9110, 15.5.2.
         Code::Unauthorized => response.with("WWW-Authenticate", "Bearer"),
@@ -499,7 +499,7 @@ fn allow(error: &Error) -> String {
     error.body()["details"]["allow"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Has a stream or a socket cut when its credential ends. WebSockets get a moment to say why.
+/// Closes a stream or socket when its credential ends. WebSockets get a grace period to report the reason.
 fn bind(ctx: &Ctx, request: &Request, response: &Response) {
     let Some((actor, ticket)) = request.actor().filter(|actor| actor.is_scoped).zip(response.ticket()) else {
         return;
@@ -512,8 +512,8 @@ fn bind(ctx: &Ctx, request: &Request, response: &Response) {
     });
 }
 
-/// Tells the client of what nothing has read. The query of a page is for its script, that of a proxied request for its
-/// OpenCode; a handler that failed may not have come to its parameters.
+/// Warns the client about unread input. The query of a page is for its script, and that of a proxied request for
+/// OpenCode; a failed handler may not have read all parameters.
 fn warn(request: &mut Request, response: Response) -> Response {
     let page = request.path().trim_end_matches('/').ends_with("/ui") || request.path().contains("/ui/");
     let passed_on = opencode::path_below(request.target()).is_some();
@@ -535,9 +535,9 @@ fn reply(ctx: &Arc<Ctx>, mut request: Request, response: Response) {
 
 fn is_disconnected(ctx: &Ctx, request: &Request) -> bool {
     match request.direct() {
-        // Its own thread is this one, so nobody else looks whether it is there.
+        // This is the connection's own thread, so no other thread polls its socket.
         Some(client) => client.is_disconnected(),
-        None => request.connection().is_some_and(|client| ctx.gone.is_disconnected(client)),
+        None => request.connection().is_some_and(|client| ctx.disconnects.is_disconnected(client)),
     }
 }
 
@@ -548,7 +548,7 @@ fn send(ctx: &Ctx, mut request: Request, response: Response) {
         None => response,
     };
     let response = cors::apply(response, cors::allowed_origin(&ctx.cors_origins, &request));
-    let gone = response.status() >= 400 && is_disconnected(ctx, &request);
-    ctx.request_log.answered(&request, response.status(), gone);
+    let disconnected = response.status() >= 400 && is_disconnected(ctx, &request);
+    ctx.request_log.answered(&request, response.status(), disconnected);
     request.answer(response);
 }

@@ -1,10 +1,10 @@
-//! `/api/doctor`: what this machine can do.
+//! `/api/doctor`: the capabilities of the machine.
 
 use super::Ctx;
 use crate::base::Result;
 use crate::http::{Answer, Request, Response};
 
-/// `GET /api/doctor`; for viewers, since it holds no secret and is made anew only once in a while.
+/// `GET /api/doctor`. For viewers too: the report holds no secrets and is cached.
 pub fn report(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
     let doctor = ctx.doctor.clone();
     Ok(Answer::later(move || Ok(Response::ok(doctor.report().as_ref())), None))

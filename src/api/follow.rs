@@ -1,5 +1,5 @@
-//! A run's output as a stream of events, and a stretch of it as a body: written to the client's own socket by a
-//! `stream-N` thread. What an event is called and what stands in it is decided here and nowhere else.
+//! The output of a run as an event stream, or a part of it as a body, written to the client's own socket by a
+//! `stream-N` thread. The names and fields of events are defined here.
 
 use std::time::Instant;
 
@@ -18,11 +18,11 @@ use crate::runs::run::RunError;
 use crate::runs::spool::{OutputStream, Position};
 use crate::runs::{RunStatus, Runs};
 
-/// The id of the last event, `exit` or `failed`, has this behind the position: a browser that comes back with it needs
-/// nothing more. Not `error`, which a browser's EventSource says itself.
+/// The suffix of the last event's id, `exit` or `failed`: a browser that reconnects with it needs nothing more. The
+/// event is not called `error`, because EventSource uses that name itself.
 const EXIT_MARK: &str = ":exit";
 
-/// Where a client goes on that got everything up to an event's id; `None` when there is nothing left for it.
+/// Where a client continues that has received everything up to an event; `None` inside if it has received everything.
 pub(super) fn resume(id: &str) -> Option<Option<Position>> {
     match id.strip_suffix(EXIT_MARK) {
         Some(position) => Position::parse(position).map(|_| None),
@@ -30,7 +30,7 @@ pub(super) fn resume(id: &str) -> Option<Option<Position>> {
     }
 }
 
-/// Writes events until the run has ended, the server stops or the client has gone; `true` unless it was the client.
+/// Sends events until the run ends, the server stops, or the client disconnects; returns `false` for a disconnect.
 pub(super) fn events(
     socket: ClientSocket,
     mut follower: OutputFollower,
@@ -53,7 +53,7 @@ pub(super) fn events(
         let piece = match follower.next_text(&mut buffer) {
             Ok(piece) => piece,
             Err(error) => {
-                // The stream breaks off, and the client can see that it does.
+                // The client detects the truncated stream.
                 log::error!("run {}: {error}", follower.run().id);
                 return true;
             }
@@ -70,7 +70,7 @@ pub(super) fn events(
             OutputPiece::End => {
                 let id = id + EXIT_MARK;
                 match follower.run().end().filter(|end| end.status == RunStatus::Failed) {
-                    // Nobody has waited for a status: it never ran, or how it ended is lost.
+                    // The run has no exit status: it never started, or its end is unknown.
                     Some(end) => format.write(&mut out, "failed", &id, failure(end.error, &follower)),
                     None => status(&mut out, &follower, "exit", id),
                 }
@@ -88,7 +88,7 @@ pub(super) fn events(
         if piece != OutputPiece::Nothing {
             continue;
         }
-        // The others get to see how their run ends.
+        // Other runs are killed, and their followers see the end.
         if runs.is_stopping() && follower.run().spec.detach {
             status(&mut out, &follower, "status", id);
             return body.send(&out).and_then(|()| body.end()).is_ok();
@@ -106,7 +106,8 @@ pub(super) fn events(
     }
 }
 
-/// Writes what there is, which the head has announced as `length` bytes; breaks off when some of it vanishes meanwhile.
+/// Writes the available output, which the head declared as `length` bytes; aborts if some of it is dropped before it
+/// is read.
 pub(super) fn stretch(
     socket: ClientSocket,
     mut follower: OutputFollower,
@@ -126,7 +127,7 @@ pub(super) fn stretch(
     let _ = body.end();
 }
 
-/// The next bytes of one stream or of both.
+/// Reads the next bytes of one stream or of both.
 pub(super) fn read(
     follower: &mut OutputFollower,
     stream: Option<OutputStream>,
@@ -135,7 +136,7 @@ pub(super) fn read(
     loop {
         match follower.next_bytes_of(stream, buffer) {
             Ok(OutputPiece::Bytes(_, _, n)) => return Some(n),
-            // Of one stream the head announced what lies before the gap, of both what lies around it.
+            // For one stream, the declared length ends at a gap; for both, it skips gaps.
             Ok(OutputPiece::Missed(..)) if stream.is_none() => {}
             Ok(_) => return None,
             Err(error) => {
@@ -146,7 +147,7 @@ pub(super) fn read(
     }
 }
 
-/// Why a run has no status of its own.
+/// Why a run has no exit status.
 fn failure(why: Option<RunError>, follower: &OutputFollower) -> Map<String, Value> {
     let unknown =
         || RunError { code: "interrupted".to_owned(), message: "How the run ended is not known".to_owned() };
@@ -161,7 +162,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// Bytes of a stream: as text where they are text, else in base64, so that none is changed.
+/// Bytes of a stream: as text if they are UTF-8, otherwise in base64, so that no byte is changed.
 fn chunk(offset: u64, bytes: &[u8]) -> Map<String, Value> {
     let mut data = Map::new();
     data.insert("offset".into(), offset.into());
@@ -178,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_say_where_to_go_on() {
+    fn event_ids_give_the_position_to_resume() {
         assert_eq!(resume("7:0"), Some(Some(Position { out: 7, err: 0 })));
         assert_eq!(resume("7:0:exit"), Some(None));
         for id in ["", "7", ":", "7:", "7:0:", "-1:0", "+1:0", "7:0:x", "99999999999999999999:0", "x:exit"] {
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn no_byte_is_changed() {
+    fn every_byte_is_preserved() {
         assert_eq!(chunk(3, "é\0".as_bytes())["text"], "é\0");
         assert_eq!(chunk(3, b"\xff")["base64"], "/w==");
     }

@@ -1,4 +1,4 @@
-//! `/api/images`: base images, listed, imported, built, removed.
+//! `/api/images`: list, build, import and delete base images.
 
 use std::path::PathBuf;
 
@@ -20,18 +20,18 @@ pub fn list(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     match ctx.lifecycle.images().events() {
         Some(events) => topic::stream(ctx, request, events, None),
-        None => Err(Error::internal("Nothing tells what happens to images")),
+        None => Err(Error::internal("The feed of images does not exist")),
     }
 }
 
-/// `GET /api/images/:id`, by id, the first digits of one, or name.
+/// `GET /api/images/:id`, by id, id prefix, or name.
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let images = ctx.lifecycle.images();
     let image = images.find(request.param("id"))?;
     Ok(Answer::Now(Response::ok(&images.show(&image.id)?)))
 }
 
-/// `DELETE /api/images/:id`; removing the tree takes a moment.
+/// `DELETE /api/images/:id`. Deleting the tree takes time.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (images, wanted) = (ctx.lifecycle.images().clone(), request.param("id").to_owned());
     let work = move || {
@@ -44,18 +44,18 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 #[derive(Deserialize)]
 struct CreateImageBody {
-    /// The distribution whose own bootstrap makes it.
+    /// A distribution to bootstrap.
     build: Option<String>,
     /// `missing`, `always` or `never`.
     pull: Option<Pull>,
-    /// A file or folder of the server's machine.
+    /// A file or directory on the server.
     path: Option<PathBuf>,
     name: Option<String>,
     reference: Option<String>,
 }
 
-/// `POST /api/images`: with JSON what is to be built, or imported from the server's disk; with anything else the archive
-/// itself, and `?name=`.
+/// `POST /api/images`: a JSON body names what to build or to import from the server's disk; any other body is an
+/// archive, with `?name=`.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let json =
         request.header("Content-Type").is_some_and(|kind| kind.trim_start().starts_with("application/json"));
@@ -76,7 +76,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         (None, Some(path)) => {
             let name = named(make.name)?;
             if !path.is_absolute() {
-                return Err(Error::new(Code::InvalidPath, "path is an absolute one on the server's machine"));
+                return Err(Error::new(Code::InvalidPath, "path must be an absolute path on the server"));
             }
             let work = move || {
                 let origin = path.display().to_string();
@@ -87,13 +87,13 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         }
         _ => Err(Error::new(
             Code::InvalidPayload,
-            "Say either build, with a distro, or name and path of what is to be imported; or send an archive as the body",
+            "Give either `build` with a distribution, or `name` and `path` of an image to import, or send an archive as the body",
         )),
     }
 }
 
 fn named(name: Option<String>) -> Result<ImageName> {
-    let missing = || Error::new(Code::InvalidName, "name is missing: what the image is to be called");
+    let missing = || Error::new(Code::InvalidName, "name is required: the name of the new image");
     ImageName::parse(&name.ok_or_else(missing)?)
 }
 
@@ -103,7 +103,7 @@ fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let images = ctx.lifecycle.images();
     let length = request.announced_length();
     let wanted = ImportSpec { name: &name, origin: "an upload".into(), reference: reference.as_deref() };
-    // A body that is small enough to be held is here already, a larger one is read by a worker: this thread is one then.
+    // A small body has been buffered; a larger one is read by a worker, which this thread is then.
     let imported = images.import_upload(request.reader(), length, &wanted, &Cancel::new()?)?;
     Ok(Answer::Now(Response::json(201, &imported)))
 }

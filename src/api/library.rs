@@ -1,5 +1,5 @@
-//! `/api/library`: templates, skills, tools, scripts, commands, agents, plugins and MCP servers. Sentences are
-//! sandboxed.sh's own.
+//! `/api/library`: templates, skills, tools, scripts, commands, agents, plugins and MCP servers. Success sentences
+//! are those of sandboxed.sh.
 
 use serde::Deserialize;
 use serde_json::{Map as Object, Value};
@@ -28,7 +28,7 @@ fn shown(value: &impl serde::Serialize) -> Result<Answer> {
 }
 
 fn content(request: &mut Request) -> Result<String> {
-    // Half of it may be escapes of JSON.
+    // Up to half of it may be JSON escapes.
     Ok(request.json::<ContentBody>(limits::JSON_BODY_BYTES)?.content)
 }
 
@@ -66,7 +66,7 @@ pub fn skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     shown(&ctx.lifecycle.library().skill(request.param("name"))?)
 }
 
-/// `POST /api/library/skill/import?name=`: a form with the `file`.
+/// `POST /api/library/skill/import?name=`: a form with the field `file`.
 pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let library = ctx.lifecycle.library();
     let missing = || Error::new(Code::InvalidName, "Skill name is required: `?name=NAME`");
@@ -79,7 +79,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(too_large());
     }
     while let Some(part) = form.next_part(request.reader())? {
-        // A browser's form in which no file was chosen has an empty name.
+        // Browsers send an empty name if no file was chosen.
         let Some(file_name) = part.file_name.filter(|file| part.name == "file" && !file.is_empty()) else {
             continue;
         };
@@ -102,7 +102,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Err(Error::new(Code::FileRequired, "No file uploaded: form field 'file' is required"))
 }
 
-/// What a form may have around its file.
+/// The most bytes of a form around its file.
 const FORM_BYTES: usize = 64 << 10;
 
 fn too_large() -> Error {
@@ -145,7 +145,7 @@ pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     said("File deleted successfully")
 }
 
-/// The kinds of text have one set of handlers; the path says which.
+/// All kinds of text share the handlers; the path selects the kind.
 fn kind(request: &Request) -> Result<TextKind> {
     match request.path().split('/').nth(3) {
         Some("tool") => Ok(TextKind::Tool),
@@ -165,7 +165,7 @@ pub fn texts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     let mut text = ctx.lifecycle.library().text(kind, request.param("name"))?;
-    // A script may hold secrets in any form; an init script of a workspace is hidden by its key.
+    // A script may hold secrets in any form; an init script of a workspace is redacted by its key.
     if kind == TextKind::InitScript && view::hides(request.actor()) && !text.content.is_empty() {
         HIDDEN.clone_into(&mut text.content);
     }
@@ -189,7 +189,7 @@ fn changed_text(ctx: &Ctx, kind: TextKind, name: &str) {
     match kind {
         TextKind::Tool => changed(ctx, LibraryChange::named(name)),
         TextKind::Command | TextKind::Agent => changed(ctx, LibraryChange::Agents),
-        // Builds read it when they need it.
+        // Builds read it when needed.
         TextKind::InitScript => {}
     }
 }

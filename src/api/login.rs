@@ -1,4 +1,4 @@
-//! `POST /api/auth/login`: a password for a token, as sandboxed.sh's clients want it. Failures are slowed down at the gate
+//! `POST /api/auth/login`: exchanges a password for a token, for clients of sandboxed.sh. The gate delays failures,
 //! like every 401.
 
 use serde::Deserialize;
@@ -19,8 +19,7 @@ const BODY_BYTES: usize = 16 << 10;
 /// `POST /api/auth/login`
 pub fn log_in(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let Some(login) = &ctx.credentials.login else {
-        let message =
-            "Password login is off; set DASHBOARD_PASSWORD and JWT_SECRET, or use a token of this server";
+        let message = "Password login is disabled; set DASHBOARD_PASSWORD and JWT_SECRET, or use a token of this server";
         return Err(Error::new(Code::LoginDisabled, message));
     };
     let body: LoginBody = request.json(BODY_BYTES)?;

@@ -1,4 +1,4 @@
-//! The OpenCode that the server runs itself, for clients: its state, what happens to it, and its start after it has failed.
+//! The OpenCode that the server manages: its state, its events, and a restart after it has failed.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use crate::http::{Answer, Request};
 use crate::opencode::Managed;
 use crate::opencode::managed::Phase;
 
-/// How long a reload waits for an OpenCode that had failed.
+/// How long a reload waits for a failed OpenCode to start.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What `GET /status` shows of it. Why it ended may name what its programs do, so that is for owners.
+/// Its state for `GET /status`. The reason for its end may name programs, so it is shown to owners only.
 pub(super) fn shown(managed: &Managed, owner: bool) -> Value {
     let state = managed.state();
     let mut shown = json!({
@@ -71,7 +71,7 @@ pub fn changed(ctx: &Ctx, change: &OpencodeChange) {
 /// `GET /api/opencode/events`
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let Some(managed) = &ctx.managed else {
-        let message = "This server runs no OpenCode itself; start berth with --manage-opencode";
+        let message = "This server does not manage an OpenCode; start berth with --manage-opencode";
         return Err(Error::new(Code::OpencodeUnconfigured, message));
     };
     let owner = request.actor().is_some_and(|actor| actor.scope >= Scope::Owner);
@@ -81,7 +81,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     })
 }
 
-/// Starts an OpenCode that has failed, and waits for it; `false` if it had not.
+/// Starts a failed OpenCode and waits for it; `false` if it had not failed.
 pub(super) fn restart_failed(managed: &Managed) -> Result<bool> {
     if managed.state().phase != Phase::Failed {
         return Ok(false);

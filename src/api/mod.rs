@@ -1,5 +1,5 @@
-//! The two APIs: the route table, the dispatch, one file per resource. A handler parses, calls one service and shapes
-//! the answer: no I/O, no locks, no status numbers.
+//! Both APIs: the route table, dispatch, and one file per resource. A handler parses, calls one service and builds
+//! the answer: no locks and no status numbers; I/O only on the request's body and on the client's socket.
 
 mod approval_request;
 pub mod approvals;
@@ -56,45 +56,30 @@ use crate::opencode::{Managed, Upstreams};
 use crate::project::Project;
 use request_log::RequestLog;
 
-/// What handlers and dispatch work with; made once by the server.
+/// The services and configuration available to handlers and dispatch; created once by the server.
 pub struct Ctx {
-    /// What can happen to workspaces.
     pub lifecycle: Arc<Lifecycle>,
-    /// What agents read in workspaces.
     pub project: Arc<Project>,
-    /// What this machine can do.
     pub doctor: Arc<Doctor>,
-    /// The tokens.
     pub credentials: Arc<Credentials>,
-    /// How gated writes are approved.
     pub approval: ApprovalSettings,
-    /// Writes that wait for a person.
     pub approvals: Approvals,
-    /// Who did what.
     pub audit: Audit,
     /// Refuse writes.
     pub read_only: bool,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
-    /// For `/status`.
     pub authorized_roots: Vec<PathBuf>,
-    /// For `/status`.
     pub config_path: Option<PathBuf>,
-    /// The first real address: host and port, or a Unix socket's path and 0.
+    /// The first bound address: host and port, or a Unix socket's path and 0.
     pub address: (String, u16),
-    /// What happens, for followers.
     pub bus: Arc<Bus>,
-    /// Tells when a client has gone.
-    pub gone: Disconnects,
-    /// Sockets to hand over to handlers.
+    pub disconnects: Disconnects,
     pub tickets: Tickets,
-    /// Who is connected, for `/status`.
+    /// The open connections, for `/status`.
     pub connections: Box<dyn Fn() -> Value + Send + Sync>,
-    /// For `/capabilities`.
     pub advertised: AdvertisedCapabilities,
-    /// The lines of requests in the log.
     pub request_log: RequestLog,
-    /// When the server started.
     pub started: Instant,
     /// The workers of [`crate::http::Class::Run`].
     pub run_workers: Pool,
@@ -102,35 +87,35 @@ pub struct Ctx {
     pub stream_workers: Arc<Pool>,
     /// The workers of [`crate::http::Class::Proxy`].
     pub proxy_workers: Pool,
-    /// The way to OpenCode.
+    /// Connections to OpenCode.
     pub upstreams: Arc<Upstreams>,
-    /// The OpenCode that the server runs.
+    /// The OpenCode that the server manages, if any.
     pub managed: Option<Arc<Managed>>,
-    /// What happens to it.
+    /// Its events.
     pub managed_events: Arc<Topic>,
-    /// Who may answer OpenCode's permission requests.
+    /// The scope required to answer OpenCode's permission requests.
     pub permission_replies: Scope,
-    /// Who may make OpenCode on a host workspace run programs, where no person is asked.
+    /// The scope required to make OpenCode on a host workspace run programs without approval.
     pub opencode_shell: Scope,
     /// The workers of [`crate::http::Class::Files`].
     pub file_workers: Pool,
-    /// The workers for bodies and answers that a slow client could hold up.
+    /// The workers for bodies and answers that a slow client could block.
     pub transfers: Pool,
     /// The workers of [`crate::http::Class::End`].
     pub end_workers: Pool,
 }
 
 impl Ctx {
-    /// A worker for a command.
+    /// A permit for a run worker.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
     pub fn run_permit(&self, party: Party) -> Result<Permit> {
-        let busy = "All run workers are taken; try again, or start berth with a larger --max-runs";
+        let busy = "All run workers are busy; try again, or start berth with a larger --max-runs";
         reserve(&self.run_workers, party, "run workers (--max-runs)", busy)
     }
 
-    /// A worker for a wait or a stream.
+    /// A permit for a stream worker.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
@@ -138,48 +123,47 @@ impl Ctx {
         reserve_stream(&self.stream_workers, party)
     }
 
-    /// A worker for a request to an OpenCode.
+    /// A permit for a proxy worker.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
     pub fn proxy_permit(&self, party: Party) -> Result<Permit> {
-        let busy =
-            "Too many requests wait for OpenCode; try again, or start berth with a larger --max-proxied";
+        let busy = "Too many requests are waiting for OpenCode; try again, or start berth with a larger --max-proxied";
         reserve(&self.proxy_workers, party, PROXIED, busy)
     }
 
-    /// A worker that reads or writes a workspace's files.
+    /// A permit for a file worker.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
     pub fn files_permit(&self, party: Party) -> Result<Permit> {
-        let busy = "Too many requests read and write workspaces' files; try again";
-        reserve(&self.file_workers, party, "requests for workspaces' files", busy)
+        let busy = "Too many requests are accessing workspace files; try again";
+        reserve(&self.file_workers, party, "requests for workspace files", busy)
     }
 
-    /// A worker for a large body or answer.
+    /// A permit for a transfer worker.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
     pub fn transfer_permit(&self, party: Party) -> Result<Permit> {
-        let busy = "Too many large bodies and answers are on their way; try again";
+        let busy = "Too many large bodies and answers are being transferred; try again";
         reserve(&self.transfers, party, "large bodies and answers", busy)
     }
 
-    /// A worker for a request that ends something.
+    /// A permit for a worker that ends other work.
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
     pub fn end_permit(&self, party: Party) -> Result<Permit> {
-        let busy = "Too many requests to end something wait already; try again";
-        reserve(&self.end_workers, party, "requests that end something", busy)
+        let busy = "Too many requests to end runs or terminals are waiting; try again";
+        reserve(&self.end_workers, party, "requests to end runs or terminals", busy)
     }
 }
 
-/// What proxied requests are called where one is refused.
+/// The name of the proxy's share in error messages.
 const PROXIED: &str = "requests to OpenCode (--max-proxied)";
 
-/// The same, from a thread that has no context.
+/// As [`Ctx::stream_permit`], for a thread without a context.
 fn reserve_stream(workers: &Pool, party: Party) -> Result<Permit> {
     let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
     reserve(workers, party, "stream workers (--max-streams)", busy)
@@ -189,22 +173,22 @@ fn reserve(workers: &Pool, party: Party, what: &str, busy: &str) -> Result<Permi
     workers.reserve(party).map_err(|refused| refused.error(what, || Error::new(Code::Busy, busy)))
 }
 
-/// Facts for `GET /capabilities` that only the start knows.
+/// Facts for `GET /capabilities` that are fixed at start-up.
 #[derive(Clone, Debug)]
 pub struct AdvertisedCapabilities {
-    /// Inbox uploads are taken.
+    /// Inbox uploads are accepted.
     pub inbox_enabled: bool,
-    /// Largest upload, in bytes.
+    /// The largest upload, in bytes.
     pub inbox_max_bytes: u64,
     /// Outbox files are listed.
     pub outbox_enabled: bool,
     /// The page at `/ui` is served.
     pub toy_ui: bool,
-    /// We run inside a sandbox.
+    /// This server runs inside a sandbox.
     pub sandbox_enabled: bool,
     /// `none`, `docker` or `container`.
     pub sandbox_backend: String,
-    /// `berth`, where the sandbox is one of ours.
+    /// `berth`, if the sandbox is a berth container.
     pub sandbox_engine: Option<&'static str>,
     /// `sandbox-headless`, `host-interactive` or `client-interactive`.
     pub browser_provider: Option<String>,

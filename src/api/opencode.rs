@@ -1,5 +1,5 @@
-//! The OpenCode behind a workspace: everything below `/opencode` is passed on to it, and it can be told to read its
-//! configuration again. Who may do what with it is decided here; how it is reached is not.
+//! The OpenCode behind a workspace: proxies requests below `/opencode`, and reloads its configuration. This file
+//! decides which requests are allowed; the connection to OpenCode is made elsewhere.
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -27,13 +27,13 @@ use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
 use crate::workspaces::opencode::OpencodeLocation;
 
-/// The path that OpenCode gets of a path and query; `None` where it is not passed on.
+/// Returns the path for OpenCode of a path and query; `None` if it is not proxied.
 pub fn path_below(target: &str) -> Option<&str> {
     let path = target.split('?').next().unwrap_or_default();
     path.get(mount(path)?.len()..)
 }
 
-/// The part of a path before OpenCode's own: `/opencode`, `/w/ID/opencode` and its other names.
+/// The part of a path before OpenCode's own: `/opencode`, `/w/ID/opencode` and its aliases.
 fn mount(path: &str) -> Option<&str> {
     let mut words = path.split('/').skip(1);
     let count = match (words.next()?, words.nth(1)) {
@@ -46,8 +46,8 @@ fn mount(path: &str) -> Option<&str> {
     path.get(..end)
 }
 
-/// The workspace whose OpenCode a request is for, and where in the path that one's own paths begin: `/opencode` is the
-/// active workspace's, `/w/:id/opencode` and `/workspace/:id/opencode` that of the one with this id.
+/// Finds the workspace of a request, and the prefix of its path: `/opencode` belongs to the active workspace,
+/// `/w/:id/opencode` and `/workspace/:id/opencode` to the one with this id.
 ///
 /// # Errors
 /// `WorkspaceNotFound`.
@@ -60,7 +60,7 @@ pub fn workspace_of(ctx: &Ctx, request: &Request) -> Result<(Arc<Workspace>, Str
     Ok((workspace, mount(request.path()).unwrap_or_default().to_owned()))
 }
 
-/// Path and query for OpenCode, as the client wrote them.
+/// The path and query for OpenCode, unchanged.
 pub fn below<'a>(request: &'a Request, mount: &str) -> (&'a str, &'a str) {
     let below = request.target().strip_prefix(mount).unwrap_or_default();
     below.split_once('?').unwrap_or((below, ""))
@@ -82,7 +82,7 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         paths: directory.iter().map(|directory| directory.to_string_lossy().into_owned()).collect(),
         work: Box::new(move |_| {
             let done = || Ok(Response::ok(&json!({ "ok": true, "reloadedAt": clock::now_unix_ms() })));
-            // One that is started reads its configuration anyway.
+            // A starting OpenCode reads its configuration anyway.
             if failed.map_or(Ok(false), |managed| managed::restart_failed(&managed))? {
                 return done();
             }
@@ -94,22 +94,22 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }))
 }
 
-/// A request whose sender may do what it asks for.
+/// A validated request to OpenCode.
 struct ProxyJob {
     inspection: Inspection,
-    /// The sessions that its path names.
+    /// The sessions named by its path.
     sessions: Vec<String>,
-    /// The files that its query names.
+    /// The files named by its query.
     files: Vec<String>,
     call: UpstreamCall,
     target: UpstreamTarget,
     settings: OpencodeLocation,
     directories: Vec<String>,
-    gone: Cancel,
+    disconnected: Cancel,
     services: ProxyServices,
 }
 
-/// What the worker needs of the server.
+/// The services that the worker uses.
 struct ProxyServices {
     upstreams: Arc<Upstreams>,
     stream_workers: Arc<Pool>,
@@ -130,7 +130,10 @@ pub fn proxy(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let named = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case(opencode::DIRECTORY));
     let named: Vec<&str> = named.map(|(_, value)| value).collect();
     if named.len() > 1 {
-        return Err(Error::new(Code::InvalidRequest, "There can be one x-opencode-directory"));
+        return Err(Error::new(
+            Code::InvalidRequest,
+            "The request has more than one X-OpenCode-Directory header",
+        ));
     }
     let configured = settings.directory.as_ref().map(|directory| directory.to_string_lossy().into_owned());
     let directory = match named.first().filter(|named| !named.is_empty()) {
@@ -153,7 +156,7 @@ pub fn proxy(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         },
         target,
         settings,
-        gone: Cancel::new()?,
+        disconnected: Cancel::new()?,
         services: ProxyServices {
             upstreams: ctx.upstreams.clone(),
             stream_workers: ctx.stream_workers.clone(),
@@ -162,18 +165,18 @@ pub fn proxy(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             spool: ctx.approvals.spool().clone(),
         },
     };
-    let cancel = Some(job.gone.clone());
+    let cancel = Some(job.disconnected.clone());
     Ok(Answer::Later { work: Box::new(move |reply: Reply| job.run(reply)), cancel })
 }
 
-/// What the route's scope does not say.
+/// Checks permissions beyond the scope of the route.
 pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str) -> Result<()> {
     let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
     if scope == Scope::Viewer && request.is_upgrade() {
         return Err(Error::new(Code::Forbidden, "Viewer tokens are read-only; a WebSocket can write"));
     }
     if scope == Scope::Viewer && rules::names_workspace(query, request.headers()) {
-        let message = "Viewer tokens read this workspace only, and none of OpenCode's others";
+        let message = "Viewer tokens can read only this workspace of OpenCode";
         return Err(Error::new(Code::Forbidden, message));
     }
     let limited = request.actor().is_some_and(|actor| actor.workspace_ids.is_some());
@@ -185,14 +188,14 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
         return Err(Error::new(Code::Forbidden, message).detail("scope", scope.as_str()));
     }
     if scope == Scope::Viewer && rules::exposes_secrets(path) {
-        let message = "OpenCode shows its configuration and providers with every secret filled in, so not to viewers; \
+        let message = "OpenCode's configuration and providers contain secrets, so viewers cannot read them; \
                        GET /workspace/:id/config shows the configuration as it was written";
         return Err(Error::new(Code::Forbidden, message)
             .detail("required", Scope::Collaborator.as_str())
             .detail("scope", scope.as_str()));
     }
     let writes = !matches!(request.method(), Method::Get | Method::Head);
-    // In manual mode a person is asked.
+    // In manual mode the write needs approval instead.
     let alone = ctx.approval.mode == ApprovalMode::Auto;
     if writes && alone && (scope < Scope::Owner || limited) && sessions::moves(path) {
         let message = "Only owner tokens can move sessions of OpenCode between directories";
@@ -210,7 +213,7 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
     Ok(())
 }
 
-/// A worker that takes long is one of the streams, and keeps a place of theirs.
+/// The permit of a worker that counts as a stream because it takes long.
 #[derive(Default)]
 struct StreamPermit(RefCell<Option<Permit>>);
 
@@ -235,20 +238,20 @@ impl ProxyJob {
 
     fn ask(&self, reply: &mut Reply, aside: &Rc<StreamPermit>) -> Result<opencode::UpstreamResponse> {
         self.check_directories(reply)?;
-        let watch = self.services.upstreams.watch(&self.call, self.gone.clone());
+        let watch = self.services.upstreams.watch(&self.call, self.disconnected.clone());
         watch.on_slow(limits::PROXY_SLOW, {
             let (aside, streams, party) =
                 (aside.clone(), self.services.stream_workers.clone(), self.services.party);
-            // Without a place it stays among the workers, who are fewer then.
+            // Without a permit it stays a proxy worker, and fewer remain for others.
             move || drop(aside.step(&streams, party))
         });
-        let request = reply.request().ok_or_else(|| Error::internal("a request that was answered"))?;
+        let request = reply.request().ok_or_else(|| Error::internal("The request was already answered"))?;
         if let Some(client) = request.direct() {
             watch.set_client(Rc::new(client.clone()));
         }
         let length = request.body_length();
         if length.is_none() {
-            // Its client may take its time.
+            // Its client may read slowly.
             aside.step(&self.services.stream_workers, self.services.party)?;
         }
         let places = self.check_sessions()?;
@@ -259,21 +262,22 @@ impl ProxyJob {
         self.send(request, &watch)
     }
 
-    /// Refuses sessions that work outside of the workspace; returns the directories of the others.
+    /// Refuses sessions that work outside the workspace; returns the directories of the others.
     fn check_sessions(&self) -> Result<Vec<String>> {
         let Some(base) = self.settings.directory.as_ref().filter(|_| self.inspection.is_confined()) else {
             return Ok(Vec::new());
         };
         let mut places = Vec::new();
         for id in &self.sessions {
-            // The template of a command depends on it.
+            // A command's template depends on the directory.
             let asked = (id.as_str(), self.inspection.needs_body());
             let ProxyServices { upstreams, .. } = &self.services;
-            let found = queries::session_directory(upstreams, &self.target, &self.call, asked, &self.gone)?;
+            let found =
+                queries::session_directory(upstreams, &self.target, &self.call, asked, &self.disconnected)?;
             let Some(directory) = found else { continue };
-            // A session outlives its directory.
+            // A session may outlive its directory.
             if !rules::is_file_inside(Path::new(&directory), base, self.settings.shares_files) {
-                let message = "The session works in a directory outside of the workspace";
+                let message = "The session works in a directory outside the workspace";
                 return Err(Error::new(Code::Forbidden, message).detail("session", id.as_str()));
             }
             places.push(directory);
@@ -281,10 +285,11 @@ impl ProxyJob {
         Ok(places)
     }
 
-    /// Checks a body that was read already. OpenCode loads commands for the directory of the request (1.1.53) or of the
-    /// session (1.18.34): the command must be harmless in both.
+    /// Checks a buffered body. OpenCode loads commands from the directory of the request (1.1.53) or of the session
+    /// (1.18.34): the command must be harmless in both.
     fn check_body(&self, request: &Request, sessions: &[String]) -> Result<()> {
-        let mut body = request.buffered_body().ok_or_else(|| Error::internal("a body that was not held"))?;
+        let mut body =
+            request.buffered_body().ok_or_else(|| Error::internal("The request body was not buffered"))?;
         let wanted = self.inspection.program(&mut *body)?;
         let Some(wanted) = wanted else { return Ok(()) };
         let other =
@@ -292,14 +297,14 @@ impl ProxyJob {
         let ProxyServices { upstreams, .. } = &self.services;
         for directory in std::iter::once(None).chain(other) {
             let asked = (wanted.command.as_str(), directory);
-            let template = queries::template(upstreams, &self.target, &self.call, asked, &self.gone)?;
+            let template = queries::template(upstreams, &self.target, &self.call, asked, &self.disconnected)?;
             self.inspection.check_command(&wanted, template.as_deref())?;
             let Some((template, base)) = template.zip(self.settings.directory.as_ref()) else { continue };
             let is_here = self.settings.shares_files;
             if let Some(name) = bodies::reference_outside(&template, &wanted.arguments, base, is_here) {
                 return Err(Error::new(
                     Code::Forbidden,
-                    "The arguments refer to a file outside of the workspace",
+                    "The arguments refer to a file outside the workspace",
                 )
                 .detail("reference", name));
             }
@@ -315,7 +320,7 @@ impl ProxyJob {
         }
     }
 
-    /// Passes the request on.
+    /// Sends the request to OpenCode.
     fn send(
         &self,
         request: &mut Request,
@@ -330,7 +335,7 @@ impl ProxyJob {
         let names =
             if self.inspection.checks_fields() { bodies::SESSION_FIELDS } else { FieldNames::default() };
         let method = request.method();
-        // What was held may be on disk.
+        // A buffered body may be on disk.
         let length = request.body_length().filter(|length| *length <= limits::HELD_BODY_BYTES as u64);
         request.rewind_body();
         let reader: &mut dyn Read = request.reader();
@@ -340,7 +345,8 @@ impl ProxyJob {
             Some(length) => {
                 let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
                 if let Err(error) = body.read_to_end(&mut bytes) {
-                    let broken = Error::new(Code::InvalidRequest, "The body broke off").with_source(error);
+                    let broken =
+                        Error::new(Code::InvalidRequest, "The request body was truncated").with_source(error);
                     return Err(body.refusal.take().unwrap_or(broken));
                 }
                 Payload::Whole(bytes)
@@ -354,7 +360,7 @@ impl ProxyJob {
         }
     }
 
-    /// Everything that the client names must be in the workspace's directory.
+    /// Checks that all directories and files named by the client are in the workspace.
     fn check_directories(&self, reply: &mut Reply) -> Result<()> {
         let scope = reply.request().and_then(|request| request.actor().map(|actor| actor.scope));
         self.directories
@@ -370,14 +376,14 @@ impl ProxyJob {
         };
         match self.files.iter().find(leads_out).filter(|_| self.settings.shares_files) {
             Some(file) => {
-                let message = "The path leads out of the workspace";
+                let message = "The path is outside the workspace";
                 Err(Error::new(Code::Forbidden, message).detail("path", file.as_str()))
             }
             None => Ok(()),
         }
     }
 
-    /// Refuses a file that OpenCode would read for a prompt, if it is outside of the workspace.
+    /// Refuses a file outside the workspace that OpenCode would read for a prompt.
     fn check_file(&self, path: &str) -> Result<()> {
         let base = self.settings.directory.as_ref();
         if base.is_some_and(|base| rules::is_file_inside(Path::new(path), base, self.settings.shares_files)) {
@@ -416,28 +422,30 @@ impl ProxyJob {
                 let read = body.read_to_end(&mut bytes);
                 reply.send(match read {
                     Ok(_) => Ok(with_headers(Response::empty(status).with_body(bytes))),
-                    Err(error) => Err(Error::new(Code::OpencodeUnreachable, "OpenCode's answer broke off")
-                        .with_source(error)),
+                    Err(error) => {
+                        Err(Error::new(Code::OpencodeUnreachable, "OpenCode's answer was truncated")
+                            .with_source(error))
+                    }
                 });
             }
             ResponseContent::Body(body, length)
                 if reply.request().is_some_and(|request| request.direct().is_some()) =>
             {
-                // This thread hands the socket over itself, so another pours.
-                let place = match aside.0.take().map_or_else(|| reserve_stream(&stream_workers, party), Ok) {
-                    Ok(place) => place,
+                // This thread hands the socket over itself, so another one relays the body.
+                let permit = match aside.0.take().map_or_else(|| reserve_stream(&stream_workers, party), Ok) {
+                    Ok(permit) => permit,
                     Err(busy) => return reply.send(Err(busy)),
                 };
                 let body = body.detach();
                 let ticket = tickets
-                    .issue(move |socket, _| place.run(move || tunnel::relay_until(body.attach(), socket)));
+                    .issue(move |socket, _| permit.run(move || tunnel::relay_until(body.attach(), socket)));
                 reply.send(ticket.map(|ticket| with_headers(Response::handed_over(ticket, length))));
             }
             ResponseContent::Body(body, length) => {
                 if let Err(busy) = aside.step(&stream_workers, party) {
                     return reply.send(Err(busy));
                 }
-                let handed = tunnel::PendingSocket::new(&tickets, &self.gone, reply.take_watch());
+                let handed = tunnel::PendingSocket::new(&tickets, &self.disconnected, reply.take_watch());
                 match handed {
                     Ok((ticket, socket)) => {
                         reply.send(Ok(with_headers(Response::handed_over(ticket, length))));
@@ -450,7 +458,7 @@ impl ProxyJob {
                 if let Err(busy) = aside.step(&stream_workers, party) {
                     return reply.send(Err(busy));
                 }
-                match tunnel::PendingSocket::new(&tickets, &self.gone, reply.take_watch()) {
+                match tunnel::PendingSocket::new(&tickets, &self.disconnected, reply.take_watch()) {
                     Ok((ticket, socket)) => {
                         reply.send(Ok(with_headers(Response::upgraded(ticket))));
                         tunnel::connect(between, socket);
@@ -467,7 +475,7 @@ mod tests {
     use super::path_below;
 
     #[test]
-    fn only_paths_of_opencode_are_passed_on() {
+    fn only_opencode_paths_are_proxied() {
         for (target, below) in [
             ("/opencode", ""),
             ("/opencode/", "/"),

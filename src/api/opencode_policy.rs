@@ -1,4 +1,4 @@
-//! Which requests to OpenCode need more than their route's scope: an owner, or a person's approval. OpenCode on the host
+//! Requests to OpenCode that need more than the scope of their route: an owner, or approval. OpenCode on the host
 //! runs programs on the host, so these calls follow the rules of exec there; in a container workspace they follow the
 //! rules of exec in a container.
 
@@ -17,10 +17,10 @@ use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
 use crate::workspaces::record::WorkspaceKind;
 
-/// The action that a person must allow before a request is passed on.
+/// Returns the action that must be approved before a request is proxied, if any.
 ///
 /// # Errors
-/// `Forbidden` for what this token may not have done at all, `OpencodeUnconfigured`, `WorkspaceNotFound`.
+/// `Forbidden` for requests that this token may not make at all, `OpencodeUnconfigured`, `WorkspaceNotFound`.
 pub fn action(ctx: &Ctx, request: &Request) -> Result<Option<&'static str>> {
     if scope(request) >= Scope::Owner {
         return Ok(None);
@@ -54,14 +54,14 @@ fn word(risk: ProgramRisk) -> &'static str {
     }
 }
 
-/// The action of a request that could make OpenCode run a program, for the audit log; `None` for any other.
+/// The audit action of a request that could make OpenCode run a program; `None` for any other.
 pub fn risk(request: &Request) -> Option<&'static str> {
     let path = opencode::path_below(request.target())?;
     let write = classify(request.method().as_str(), path, request.is_upgrade());
     (!write.known || write.risk != ProgramRisk::None).then(|| word(write.risk))
 }
 
-/// Whether a request can be passed on without a person's answer, whoever sends it; if not, it may have to be laid aside.
+/// Whether a request never needs approval, regardless of its sender; otherwise it may have to be suspended.
 pub fn never_waits(ctx: &Ctx, method: &str, target: &str) -> bool {
     ctx.approval.mode == ApprovalMode::Auto
         || opencode::path_below(target).is_some_and(|path| classify(method, path, false).known)
@@ -71,23 +71,23 @@ fn scope(request: &Request) -> Scope {
     request.actor().map_or(Scope::Viewer, |actor| actor.scope)
 }
 
-/// Refuses a path that OpenCode must not get.
+/// Refuses a path that OpenCode must not receive.
 pub type PathCheck<'a> = &'a dyn Fn(&str) -> Result<()>;
 
-/// What is still to be looked at when the body of a request is there.
+/// The checks that remain when the body of a request is available.
 #[derive(Clone, Copy)]
 pub struct Inspection {
     write: ForwardedWrite,
     scope: Scope,
-    /// The scope that programs need, where no person is asked.
+    /// The scope required to run programs without approval.
     programs: Scope,
     permissions: Scope,
-    /// Its token is limited to workspaces.
+    /// The token is limited to some workspaces.
     limited: bool,
 }
 
 impl Inspection {
-    /// Of a request to this workspace's OpenCode.
+    /// The checks for a request to this workspace's OpenCode.
     pub fn new(ctx: &Ctx, request: &Request, workspace: &Workspace, write: ForwardedWrite) -> Inspection {
         let is_container = workspace.record().view.workspace_type == WorkspaceKind::Container;
         let asked = ctx.approval.mode == ApprovalMode::Manual;
@@ -96,26 +96,26 @@ impl Inspection {
         Inspection { write, scope: scope(request), programs, permissions: ctx.permission_replies, limited }
     }
 
-    /// Whether its sender may have to do with this workspace only: everyone but an owner of all workspaces, who runs commands
-    /// on the host anyway.
+    /// Whether the sender is confined to this workspace: true except for owners of all workspaces, who can run
+    /// commands on the host anyway.
     pub fn is_confined(&self) -> bool {
         self.scope < Scope::Owner || self.limited
     }
 
-    /// Whether the whole body is needed before anything is passed on.
+    /// Whether the whole body must be read before the request is proxied.
     pub fn needs_body(&self) -> bool {
         self.scope < self.programs && !matches!(self.write.risk, ProgramRisk::None | ProgramRisk::Shell)
     }
 
-    /// Whether fields of the body are checked while it is passed on.
+    /// Whether fields of the body are checked while it is proxied.
     pub fn checks_fields(&self) -> bool {
         self.write.about_session
     }
 
-    /// Reads the whole body, so that it can be looked at before it is passed on.
+    /// Buffers the whole body, so that it can be checked before it is proxied.
     ///
     /// # Errors
-    /// Those of [`Request::buffer_body`].
+    /// As [`Request::buffer_body`].
     pub fn hold_body(&self, request: &mut Request, spool: &SpoolArea) -> Result<()> {
         let cap = match self.write.risk {
             ProgramRisk::Command => bodies::COMMAND_BYTES,
@@ -124,7 +124,7 @@ impl Inspection {
         request.buffer_body(cap, spool)
     }
 
-    /// Refuses a body that would run a program of the caller's; returns the command that it runs, if it does.
+    /// Refuses a body that would run a program chosen by the caller; returns the command that it runs, if any.
     ///
     /// # Errors
     /// `Forbidden`, `InvalidPayload`.
@@ -134,7 +134,7 @@ impl Inspection {
                 let mut whole = Vec::new();
                 let read = body.read_to_end(&mut whole);
                 read.map_err(|error| {
-                    Error::new(Code::InvalidRequest, "The body broke off").with_source(error)
+                    Error::new(Code::InvalidRequest, "The request body was truncated").with_source(error)
                 })?;
                 if bodies::starts_program(&whole) {
                     return Err(self.refused("Start commands"));
@@ -152,7 +152,7 @@ impl Inspection {
     /// Refuses a command with shell parts.
     ///
     /// # Errors
-    /// `Forbidden`; `NotFound` for a command whose template OpenCode does not show.
+    /// `Forbidden`; `NotFound` for a command without a readable template.
     pub fn check_command(&self, wanted: &CommandInvocation, template: Option<&str>) -> Result<()> {
         match template {
             Some(template) if bodies::runs_shell(template, &wanted.arguments) => {
@@ -161,7 +161,7 @@ impl Inspection {
             Some(_) => Ok(()),
             None => {
                 let message = format!(
-                    "OpenCode has no command {} whose template it shows; only owner tokens can run it",
+                    "OpenCode shows no template of the command {}; only owner tokens can run it",
                     wanted.command.escape_debug()
                 );
                 Err(Error::new(Code::NotFound, message).detail("command", wanted.command.as_str()))
@@ -179,7 +179,7 @@ impl Inspection {
             .detail("scope", self.scope.as_str())
     }
 
-    /// Checks a field of a session or a prompt; `inside` refuses directories outside of the workspace, `file` files.
+    /// Checks a field of a session or a prompt. `inside` refuses directories outside the workspace, `file` files.
     ///
     /// # Errors
     /// `Forbidden`, `InvalidPayload`.

@@ -1,4 +1,4 @@
-//! What the routes of the project API have in common: the workspace of the path, its files, what a list answers.
+//! Shared parts of the project routes: the workspace of the path, its files, and previews of writes.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::project::ProjectSite;
 use crate::project::preview::ApprovedChanges;
 use crate::workspaces::Workspace;
 
-/// The workspace that the path names; what others change in it is noticed from now on.
+/// The workspace of the path; starts watching it for changes.
 pub(super) fn workspace(ctx: &Ctx, request: &Request) -> Result<Arc<Workspace>> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
     ctx.project.watch(&workspace.openwork_id);
@@ -25,18 +25,19 @@ pub(super) fn site(ctx: &Ctx, request: &Request) -> Result<ProjectSite> {
     open(&ctx.lifecycle, &workspace)
 }
 
-/// The files of a workspace, for one call: work that waits for a person opens them again.
+/// Opens a workspace's files for one call; a write opens them again after its approval.
 pub(super) fn open(lifecycle: &Lifecycle, workspace: &Workspace) -> Result<ProjectSite> {
     lifecycle.project_site(workspace)
 }
 
-/// What a write would change, and the plan that binds it to that; nothing of it in automatic mode, where nobody is asked.
+/// The files that a write would change, and the plan that binds the write to them; empty in automatic mode, which
+/// needs no preview.
 pub(super) struct Preview {
     pub(super) changes: Option<Vec<FileChange>>,
     pub(super) plan: Option<ApprovedChanges>,
 }
 
-/// Runs `write` on a site that notes what would be written.
+/// Runs `write` on a site that records the changes instead of making them.
 pub(super) fn preview<R>(
     ctx: &Ctx,
     workspace: &Workspace,
@@ -45,7 +46,7 @@ pub(super) fn preview<R>(
     preview_on(ctx, || open(&ctx.lifecycle, workspace), write)
 }
 
-/// The same for a site that `open` opens.
+/// As [`preview`], for a site opened by `open`.
 pub(super) fn preview_on<R>(
     ctx: &Ctx,
     open: impl FnOnce() -> Result<ProjectSite>,
@@ -60,7 +61,7 @@ pub(super) fn preview_on<R>(
     Ok(Preview { changes: Some(changes), plan: Some(plan) })
 }
 
-/// The files of a workspace for the write of a preview: for that one only.
+/// Opens a workspace's files for the previewed write only.
 pub(super) fn open_for(
     lifecycle: &Lifecycle,
     workspace: &Workspace,
@@ -69,7 +70,7 @@ pub(super) fn open_for(
     Ok(open(lifecycle, workspace)?.restricted_to(plan))
 }
 
-/// `?includeGlobal=true`; anything else is no, as observed.
+/// `?includeGlobal=true`; any other value is false, as in the OpenWork server.
 pub(super) fn include_global(request: &Request) -> bool {
     request.query("includeGlobal").as_deref() == Some("true")
 }

@@ -8,7 +8,8 @@ use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::project::commands::{self, CommandBody, NewCommand};
 
-/// `GET /workspace/:id/commands`; the user's own (`?scope=global`) are for the host, as observed.
+/// `GET /workspace/:id/commands`. As in the OpenWork server, the user's own commands (`?scope=global`) need the host
+/// token.
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let list = if request.query("scope").as_deref() == Some("global") {
@@ -39,7 +40,8 @@ pub fn put(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(answer.changing(changes))
 }
 
-/// `DELETE /workspace/:id/commands/:name`; fine if there is none, as observed. A nested command's name has slashes.
+/// `DELETE /workspace/:id/commands/:name`. As in the OpenWork server, succeeds if the command does not exist. The
+/// name of a nested command contains slashes.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let name = request.param("name").to_owned();

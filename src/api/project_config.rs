@@ -27,7 +27,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }))))
 }
 
-/// The same from memory, where the files are as they were read before.
+/// As [`get`], from memory, if the files are unchanged since they were last read.
 pub fn get_at_hand(ctx: &Ctx, request: &mut Request) -> Option<Response> {
     let workspace = project::workspace(ctx, request).ok()?;
     let root = ctx.lifecycle.mounted_files(&workspace)?;

@@ -1,4 +1,4 @@
-//! `/workspace/:id/events`: what has changed of what agents read.
+//! `/workspace/:id/events`: changes of the files that agents read.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::{Ctx, project, topic};
 use crate::base::Result;
 use crate::http::{Answer, Request, Response};
 
-/// `GET /workspace/:id/events`; a cursor that is no number is none, as observed.
+/// `GET /workspace/:id/events`. As in the OpenWork server, an invalid cursor is ignored.
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let since = request.query("since").and_then(|text| text.parse().ok()).unwrap_or(0);

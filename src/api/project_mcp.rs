@@ -30,7 +30,7 @@ pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let AddMcpBody { name, config } = request.json(limits::JSON_BODY_BYTES)?;
     if !config.is_object() {
-        let message = "config is wanted: an object with type, and command or url";
+        let message = "config is required: an object with type, and command or url";
         return Err(Error::new(Code::InvalidPayload, message));
     }
     mcp::check(&name, &config)?;

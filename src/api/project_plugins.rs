@@ -42,7 +42,7 @@ pub fn add(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(answer.changing(changes))
 }
 
-/// `DELETE /workspace/:id/plugins/:name`; a scoped name has its slash encoded, or not.
+/// `DELETE /workspace/:id/plugins/:name`. The slash of a scoped name may be percent-encoded.
 pub fn remove(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = project::workspace(ctx, request)?;
     let name = request.param("name").to_owned();

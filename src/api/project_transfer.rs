@@ -13,7 +13,7 @@ use crate::project::portable::{BODY_BYTES, ImportBody};
 pub fn export(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let secrets = request.query_flag("secrets")?;
     if secrets && request.actor().is_none_or(|actor| actor.scope < Scope::Owner) {
-        return Err(Error::new(Code::Forbidden, "Only an owner exports secrets; leave out ?secrets=true"));
+        return Err(Error::new(Code::Forbidden, "Only an owner can export secrets; omit ?secrets=true"));
     }
     let site = project::site(ctx, request)?;
     Ok(Answer::Now(Response::ok(&ctx.project.export(&site, secrets)?)))

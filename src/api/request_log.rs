@@ -1,5 +1,5 @@
-//! The line that a request leaves in the log. A client that repeats a request at full speed gets some of these lines and one with
-//! the number of the others.
+//! The request lines of the server log. Repeated requests of a client are limited per interval, and the rest is
+//! summarized in one line.
 
 use std::time::Instant;
 
@@ -7,22 +7,22 @@ use crate::base::Error;
 use crate::base::repeat_limiter::{INTERVAL, RepeatLimiter};
 use crate::http::Request;
 
-/// Lines for requests of one token, or address without one, with the same refusal in an interval.
+/// The most lines per interval for requests of one token, or of one address without a token, with the same refusal.
 const REFUSED_LINES: u64 = 20;
-/// The same, for requests that were not refused: more than a person or a page makes.
+/// The same for successful requests: more than a person or a page makes.
 const OTHER_LINES: u64 = 1000;
 
-/// Writes those lines.
+/// Writes request lines.
 #[derive(Debug)]
 pub struct RequestLog {
-    /// Whether each request has one; errors of the server have theirs in any case.
+    /// Write a line per request; server errors are always written.
     enabled: bool,
-    /// Also where they repeat.
+    /// Do not limit repeated lines.
     all: bool,
     repeats: RepeatLimiter<Option<LogExample>>,
 }
 
-/// One of many requests.
+/// A representative of suppressed lines.
 #[derive(Debug)]
 struct LogExample {
     method: &'static str,
@@ -33,12 +33,12 @@ struct LogExample {
 }
 
 impl RequestLog {
-    /// `enabled`: lines for requests, and not only for errors of the server; `all`: for each one, also where they repeat.
+    /// `enabled`: write lines for requests, not only for server errors; `all`: do not limit repeated lines.
     pub fn new(enabled: bool, all: bool) -> RequestLog {
         RequestLog { enabled, all, repeats: RepeatLimiter::default() }
     }
 
-    /// Writes what went wrong in the server, or was beyond its limits.
+    /// Logs a server error or an exceeded server limit.
     pub(super) fn failed(&self, request: &Request, error: &Error) {
         let kind = (who(request), "error", error.code().as_str());
         if self.note(kind, REFUSED_LINES, || None) {
@@ -46,8 +46,8 @@ impl RequestLog {
         }
     }
 
-    /// Writes that a request was answered. `gone`: its client had disconnected.
-    pub(super) fn answered(&self, request: &Request, status: u16, gone: bool) {
+    /// Logs an answered request. `disconnected`: its client had disconnected.
+    pub(super) fn answered(&self, request: &Request, status: u16, disconnected: bool) {
         if !self.enabled {
             return;
         }
@@ -62,8 +62,8 @@ impl RequestLog {
         let millis = u64::try_from(request.started().elapsed().as_millis()).unwrap_or(u64::MAX);
         let level = match status {
             500.. => log::Level::Error,
-            // The answer to a client that disconnected is read by no one, and no sign of a fault.
-            400.. if gone => log::Level::Info,
+            // An error answer to a disconnected client is not a fault.
+            400.. if disconnected => log::Level::Info,
             400.. => log::Level::Warn,
             _ => log::Level::Info,
         };
@@ -74,7 +74,7 @@ impl RequestLog {
         );
     }
 
-    /// Writes the numbers that were not written yet.
+    /// Writes the summaries of the lines suppressed so far.
     pub fn close(&self) {
         tell(self.repeats.rest());
     }
@@ -91,7 +91,7 @@ impl RequestLog {
     }
 }
 
-/// Whose lines are counted together: those of a token, or of an address without one.
+/// The key under which lines are counted: a token, or an address without one.
 fn who(request: &Request) -> &str {
     request.actor().map_or(request.peer(), |actor| actor.token_hash.as_str())
 }

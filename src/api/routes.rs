@@ -1,5 +1,5 @@
-//! The table: every endpoint with its credential, approval, effect and work class. Dispatch, the README's list and the
-//! contract tests come from it.
+//! The route table: every endpoint with its credential, approval policy, effect and work class. Dispatch, the list in
+//! README and the contract tests are based on it.
 
 use std::sync::LazyLock;
 
@@ -64,13 +64,13 @@ const fn run(pattern: &'static str, gate: ApprovalPolicy, handler: Handler<Ctx>)
     }
 }
 
-/// A list, or a text, of what the programs of a workspace can make large.
+/// A read of files that the workspace's programs can make large.
 const fn files(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (gate, effect) = (ApprovalPolicy::Open, Effect::Read);
     Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler, fast_path: None }
 }
 
-/// Ends something.
+/// A request that ends other work.
 const fn end(
     method: Method,
     pattern: &'static str,
@@ -81,7 +81,7 @@ const fn end(
     Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler, fast_path: None }
 }
 
-/// A write of the project API: everybody is asked about, owners too.
+/// A write of the project API, which needs approval for all senders, including owners.
 const fn gated(
     method: Method,
     pattern: &'static str,
@@ -105,7 +105,7 @@ const SNAPSHOT: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.snapsh
 
 const RUN: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.run");
 
-/// Something that may wait for longer than a request should.
+/// A request that may wait for long.
 const fn stream(
     method: Method,
     pattern: &'static str,
@@ -120,13 +120,14 @@ const fn stream(
     Route { method, pattern, auth, gate, effect, class: Class::Stream, handler, fast_path: None }
 }
 
-/// A body of any size, which its handler bounds.
+/// A body of any size; the handler enforces the limit.
 const fn upload(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, gate, effect) = (OWNER, ApprovalPolicy::Open, Effect::Write);
     Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler, fast_path: None }
 }
 
-/// Passed on to an OpenCode. What its programs do OpenCode asks about itself; what makes it run one of the caller's is gated.
+/// A request proxied to OpenCode. OpenCode itself asks for permission to run programs; requests that make it run one
+/// chosen by the caller are gated.
 const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, effect) = match method {
         Get => (VIEWER, Effect::Read),
@@ -148,7 +149,7 @@ const VIEWER: Auth = Auth::Scope(Viewer);
 const OWNER: Auth = Auth::Scope(Owner);
 const COLLABORATOR: Auth = Auth::Scope(Collaborator);
 
-/// The largest body that a request for this path may have; without a known route, the largest of all.
+/// The body limit for a path, or the largest limit if no route matches.
 pub fn body_cap(method: &str, path: &str) -> usize {
     let mut caps = TABLE.rows(path).into_iter().map(|route| match route.method.as_str() == method {
         true => cap_of(route),
@@ -158,7 +159,7 @@ pub fn body_cap(method: &str, path: &str) -> usize {
     caps.fold(first, usize::max)
 }
 
-/// The largest body of this route.
+/// The body limit of a route.
 pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
     match route.class {
         Class::Short | Class::End => limits::JSON_BODY_BYTES,
@@ -169,11 +170,11 @@ pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
     }
 }
 
-/// The rows of [`ROUTES`], to find one in.
+/// The index of [`ROUTES`].
 pub(super) static TABLE: LazyLock<RouteTable<Ctx>> = LazyLock::new(|| RouteTable::new(ROUTES));
 
-/// All endpoints. Commands and their output need an owner on host workspaces; the handlers say so, since the path does
-/// not tell.
+/// All endpoints. Commands and their output need an owner on host workspaces; the handlers enforce that, since it
+/// depends on the workspace.
 pub static ROUTES: &[Route<Ctx>] = &[
     // OpenWork: the server itself.
     read("/health", Auth::Public, system::health),
@@ -185,7 +186,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/whoami", VIEWER, system::whoami),
     read("/workspaces", VIEWER, system::list_workspaces),
     read("/w/:id/workspaces", VIEWER, system::mounted_list),
-    // In memory only, so allowed on a read-only server, as observed.
+    // In memory only, so allowed on a read-only server, as in the OpenWork server.
     Route {
         method: Post,
         pattern: "/workspaces/:id/activate",
@@ -196,7 +197,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         handler: system::activate,
         fast_path: None,
     },
-    // It may have to look a name up.
+    // May resolve a host name.
     Route {
         method: Patch,
         pattern: "/workspaces/:id",
@@ -224,7 +225,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         fast_path: None,
     },
     read("/approvals/:id", Auth::Host, approvals::get),
-    // A decision changes nothing by itself, and what it lets go on was checked against read-only before it waited.
+    // A decision changes nothing by itself; the approved request was checked against read-only mode before.
     Route {
         method: Post,
         pattern: "/approvals/:id",
@@ -254,7 +255,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     files("/workspace/:id/inbox/:inboxId", trays::inbox_item),
     files("/workspace/:id/artifacts", trays::artifacts),
     files("/workspace/:id/artifacts/:artifactId", trays::artifact),
-    // OpenWork: the OpenCode behind a workspace. A slash at the end is a path, too.
+    // OpenWork: the OpenCode behind a workspace. A trailing slash is a path, too.
     proxy(Get, "/opencode", opencode::proxy),
     proxy(Post, "/opencode", opencode::proxy),
     proxy(Put, "/opencode", opencode::proxy),
@@ -275,7 +276,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     proxy(Put, "/w/:id/opencode/*", opencode::proxy),
     proxy(Patch, "/w/:id/opencode/*", opencode::proxy),
     proxy(Delete, "/w/:id/opencode/*", opencode::proxy),
-    // Observed clients use this name, too.
+    // An alias that OpenWork clients use.
     proxy(Get, "/workspace/:id/opencode", opencode::proxy),
     proxy(Post, "/workspace/:id/opencode", opencode::proxy),
     proxy(Put, "/workspace/:id/opencode", opencode::proxy),
@@ -286,7 +287,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     proxy(Put, "/workspace/:id/opencode/*", opencode::proxy),
     proxy(Patch, "/workspace/:id/opencode/*", opencode::proxy),
     proxy(Delete, "/workspace/:id/opencode/*", opencode::proxy),
-    // Changes no file of ours, so allowed on a read-only server, as observed.
+    // Changes no file of the server, so allowed on a read-only server, as in the OpenWork server.
     Route {
         method: Post,
         pattern: "/workspace/:id/engine/reload",
@@ -297,7 +298,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         handler: opencode::reload,
         fast_path: None,
     },
-    // OpenWork: what agents read in a workspace.
+    // OpenWork: files that agents read in a workspace.
     Route {
         fast_path: Some(project_config::get_at_hand),
         ..files("/workspace/:id/config", project_config::get)
@@ -322,11 +323,11 @@ pub static ROUTES: &[Route<Ctx>] = &[
     gated(Delete, "/workspace/:id/commands/*name", "commands.delete", project_commands::delete),
     files("/workspace/:id/scheduler/jobs", project_jobs::list),
     gated(Delete, "/workspace/:id/scheduler/jobs/:name", "scheduler.delete", project_jobs::delete),
-    // The OpenCode that the server runs.
+    // The OpenCode that the server manages.
     stream(Get, "/api/opencode/events", Effect::Read, ApprovalPolicy::Open, managed::events),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
-    // Changes nothing that is kept.
+    // Changes nothing persistent.
     Route {
         method: Post,
         pattern: "/api/auth/login",
@@ -366,13 +367,13 @@ pub static ROUTES: &[Route<Ctx>] = &[
         ApprovalPolicy::Open,
         workspaces::build_events,
     ),
-    // Nobody has to be asked before something is ended.
+    // Ending work needs no approval.
     end(Delete, "/api/workspaces/:id/build", COLLABORATOR, ApprovalPolicy::Open, workspaces::cancel_build),
     run("/api/workspaces/:id/exec", ApprovalPolicy::Collaborators("workspace.exec"), workspaces::exec),
     run("/api/workspaces/:id/runs", RUN, runs::create),
     read("/api/workspaces/:id/runs", VIEWER, runs::list),
     read("/api/workspaces/:id/runs/:run", VIEWER, runs::get),
-    // Nobody has to be asked before something is ended.
+    // Ending work needs no approval.
     end(Delete, "/api/workspaces/:id/runs/:run", COLLABORATOR, ApprovalPolicy::Open, runs::delete),
     write(Post, "/api/workspaces/:id/runs/:run/signal", COLLABORATOR, ApprovalPolicy::Open, runs::signal),
     stream(Post, "/api/workspaces/:id/runs/:run/stdin", Effect::Write, RUN, runs::stdin),
@@ -419,7 +420,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     files("/api/workspaces/:id/debug", workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
     files("/api/workspaces/:id/init-log", workspaces::init_log),
-    // Terminals. On host workspaces all of it is for owners.
+    // Terminals. On host workspaces, owners only.
     Route {
         method: Get,
         pattern: "/api/workspaces/:id/shell",
@@ -520,5 +521,5 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Put, "/api/library/mcps", OWNER, ApprovalPolicy::Open, library::put_mcps),
 ];
 
-/// Whoever may type into a terminal runs commands.
+/// Input to a terminal runs commands.
 const TERMINAL: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.terminal");

@@ -1,4 +1,4 @@
-//! `/api/workspaces/:id/runs`: commands that are more than one request.
+//! `/api/workspaces/:id/runs`: commands whose life spans several requests.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let party = request.party();
     let waiter = soft.map(|soft| Ok((ctx.stream_permit(party)?, Cancel::new()?, soft))).transpose()?;
     let accepted = ctx.lifecycle.accept_run(id, body, timeout, party)?;
-    let cancel = waiter.as_ref().map(|(_, gone, _)| gone.clone());
+    let cancel = waiter.as_ref().map(|(_, disconnected, _)| disconnected.clone());
     let work = Box::new(move |reply: Reply| {
         let run = accepted.run().clone();
         let started = match accepted.start() {
@@ -56,8 +56,8 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         };
         match waiter {
             None => reply.send_early(Ok(created(&run))),
-            Some((place, gone, soft)) => place.run(move || {
-                let waited = wait_end(&run, Some(gone.as_fd()), Instant::now() + soft);
+            Some((permit, disconnected, soft)) => permit.run(move || {
+                let waited = wait_end(&run, Some(disconnected.as_fd()), Instant::now() + soft);
                 reply.send(waited.map(|()| created(&run)));
             }),
         }
@@ -66,7 +66,8 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Later { work, cancel })
 }
 
-/// `POST /api/workspaces/:id/exec?stream=…`: a run that is followed by whoever starts it, and ends with them.
+/// `POST /api/workspaces/:id/exec?stream=…`: a run that its client follows, and that is killed when the client
+/// disconnects.
 pub(super) fn exec_stream(
     ctx: &Ctx,
     id: Uuid,
@@ -76,7 +77,7 @@ pub(super) fn exec_stream(
 ) -> Result<Answer> {
     body.check_exec()?;
     let timeout = body.exec_timeout()?;
-    let place = ctx.stream_permit(party)?;
+    let permit = ctx.stream_permit(party)?;
     let accepted = ctx.lifecycle.accept_run(id, body, timeout, party)?;
     let (tickets, runs) = (ctx.tickets.clone(), ctx.lifecycle.runs().clone());
     let cancel = accepted.run().cancel.clone();
@@ -86,11 +87,11 @@ pub(super) fn exec_stream(
             Ok(started) => started,
             Err(error) => return reply.send(Err(error)),
         };
-        // Until the socket is ours, the gate tells when the client goes.
+        // Until the socket is handed over, the gate reports a disconnect.
         let watch = reply.take_watch();
         let ticket = OutputFollower::new(run.clone(), Position::default()).and_then(|follower| {
             tickets.issue(move |socket, _| {
-                place.run(move || {
+                permit.run(move || {
                     drop(watch);
                     let run = run.clone();
                     if !follow::events(socket, follower, format, &runs, None) {
@@ -105,9 +106,9 @@ pub(super) fn exec_stream(
     Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
-/// The head of a stream.
+/// The head of an event stream.
 pub(super) fn streamed(response: Response, format: EventStreamFormat) -> Response {
-    // A proxy must neither keep nor gather it (nginx: X-Accel-Buffering).
+    // Proxies must neither cache nor buffer it (nginx: X-Accel-Buffering).
     let response = response.with("Content-Type", format.content_type());
     response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")
 }
@@ -142,7 +143,7 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let runs = ctx.lifecycle.runs().clone();
     let work = move || match runs.remove(&run, limits::RUN_ENDING) {
         true => Ok(Response::empty(204)),
-        false => Err(Error::internal("The run could not be ended")),
+        false => Err(Error::internal("The run did not end after SIGKILL")),
     };
     Ok(Answer::later(work, None))
 }
@@ -215,10 +216,10 @@ pub fn stdin(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     } else {
         request.parcel(limits::EXEC_BODY_BYTES)?
     };
-    let gone = Cancel::new()?;
-    let cancel = gone.clone();
+    let disconnected = Cancel::new()?;
+    let cancel = disconnected.clone();
     let work = move || {
-        let taken = run.input.write_input(&bytes, eof, Some(&gone))?;
+        let taken = run.input.write_input(&bytes, eof, Some(&disconnected))?;
         Ok(Response::ok(&json!({ "bytes_taken": taken, "stdin_open": run.input.is_open() })))
     };
     Ok(Answer::later(work, Some(cancel)))
@@ -231,10 +232,10 @@ pub fn wait(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if !run.is_running() {
         return Ok(Answer::Now(Response::ok(&run.view())));
     }
-    let gone = Cancel::new()?;
-    let cancel = Some(gone.clone());
+    let disconnected = Cancel::new()?;
+    let cancel = Some(disconnected.clone());
     let work = move || {
-        wait_end(&run, Some(gone.as_fd()), Instant::now() + patience)?;
+        wait_end(&run, Some(disconnected.as_fd()), Instant::now() + patience)?;
         Ok(Response::ok(&run.view()))
     };
     Ok(Answer::later(work, cancel))
@@ -244,9 +245,12 @@ fn seconds(request: &Request, name: &'static str) -> Result<Option<Duration>> {
     let Some(text) = request.query(name) else { return Ok(None) };
     let most = limits::WAIT_MAX.as_secs_f64();
     match text.parse::<f64>() {
-        // "inf" is a number to Rust, and no time to anybody.
+        // Rust parses "inf" as a number.
         Ok(given) if given >= 0.0 && given.is_finite() => Ok(Some(Duration::from_secs_f64(given.min(most)))),
-        _ => Err(Error::new(Code::InvalidRequest, format!("{name} is a number of seconds from 0 to {most}"))),
+        _ => Err(Error::new(
+            Code::InvalidRequest,
+            format!("{name} must be a number of seconds from 0 to {most}"),
+        )),
     }
 }
 
@@ -258,12 +262,15 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let at = match id.as_deref().map(|id| follow::resume(id).ok_or(id)) {
         None => Position::default(),
         Some(Ok(Some(at))) => at,
-        // It has everything: 204 tells a browser not to come back.
+        // The client has everything: 204 stops a browser from reconnecting.
         Some(Ok(None)) => return Ok(Answer::Now(Response::empty(204))),
         Some(Err(id)) => {
             return Err(Error::new(
                 Code::InvalidRequest,
-                format!("Last-Event-ID is the id of an event, like 120:0, not '{}'", id.escape_debug()),
+                format!(
+                    "Last-Event-ID must be the id of an event, such as 120:0, not '{}'",
+                    id.escape_debug()
+                ),
             ));
         }
     };
@@ -271,19 +278,19 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if request.method() == Method::Head {
         return Ok(Answer::Now(streamed(Response::empty(200), format)));
     }
-    let (place, runs) = (ctx.stream_permit(request.party())?, ctx.lifecycle.runs().clone());
+    let (permit, runs) = (ctx.stream_permit(request.party())?, ctx.lifecycle.runs().clone());
     let redactor = view::redactor(ctx, request);
     let ticket = ctx.tickets.issue(move |socket, _| {
-        place.run(move || {
+        permit.run(move || {
             follow::events(socket, follower, format, &runs, redactor.as_ref());
         });
     })?;
     Ok(Answer::Now(streamed(Response::handed_over(ticket, None), format)))
 }
 
-/// What `output` is asked for.
+/// The query of `output`.
 struct OutputQuery {
-    /// `None`: both, in the order in which they were written.
+    /// `None`: both streams, in the order in which they were written.
     stream: Option<OutputStream>,
     at: Position,
     limit: Option<usize>,
@@ -308,7 +315,7 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         Some(_) => {
             return Err(Error::new(
                 Code::InvalidRequest,
-                format!("limit is a number of bytes from 1 to {WHOLE}"),
+                format!("limit must be a number of bytes from 1 to {WHOLE}"),
             ));
         }
     };
@@ -322,13 +329,15 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     };
     let (tickets, party) = (ctx.tickets.clone(), request.party());
     if let Some(patience) = patience.filter(|_| nothing_yet && run.is_running()) {
-        let gone = Cancel::new()?;
-        let (cancel, workers) = (Some(gone.clone()), ctx.stream_workers.clone());
+        let disconnected = Cancel::new()?;
+        let (cancel, workers) = (Some(disconnected.clone()), ctx.stream_workers.clone());
         let work = move || {
             let follower = OutputFollower::new(run.clone(), wanted.at)?;
             let deadline = Instant::now() + patience;
             while !follower.has_more(wanted.stream) {
-                if follower.wait(Some((gone.as_fd(), PollFlags::IN)), deadline)? != WakeReason::Notified {
+                if follower.wait(Some((disconnected.as_fd(), PollFlags::IN)), deadline)?
+                    != WakeReason::Notified
+                {
                     break;
                 }
             }
@@ -339,7 +348,7 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     part(&tickets, || ctx.stream_permit(party), run, &wanted).map(Answer::Now)
 }
 
-/// Up to so many bytes are answered at once; more are streamed.
+/// Up to this many bytes are returned at once; more are streamed.
 const WHOLE: usize = 64 << 10;
 
 fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Result<Position> {
@@ -349,7 +358,7 @@ fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Re
         (Some(text), None) => Position::parse(text),
         (Some(text), Some(stream)) => {
             let offset = match text.strip_prefix('-') {
-                // From the end, as `tail -c` counts.
+                // From the end, as in `tail -c`.
                 Some(back) => back.parse().ok().map(|back: u64| end.of(stream).saturating_sub(back)),
                 None => text.parse().ok(),
             };
@@ -361,18 +370,18 @@ fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Re
     };
     parsed.ok_or_else(|| {
         let message = match stream {
-            Some(_) => "offset is a number of bytes, from the end if it is negative",
-            None => "offset of both streams is what X-Next-Offset said, like 120:0",
+            Some(_) => "offset must be a number of bytes, counted from the end if it is negative",
+            None => "offset of both streams must be a value of X-Next-Offset, such as 120:0",
         };
         Error::new(Code::InvalidRequest, message)
     })
 }
 
-/// The answer with what there is now. What of it is not kept any more when it is read is left to the next request, which
-/// begins behind the last byte of this one.
+/// Answers with the output available now. Output dropped before it was read is left to the next request, which
+/// continues after the last byte of this one.
 fn part(
     tickets: &Tickets,
-    place: impl FnOnce() -> Result<Permit>,
+    permit: impl FnOnce() -> Result<Permit>,
     run: Arc<Run>,
     wanted: &OutputQuery,
 ) -> Result<Response> {
@@ -404,7 +413,8 @@ fn part(
             filled += n;
             next = follower.at();
         }
-        // All of it is gone since: then what lies behind it is looked at. That ends, for nothing is read that came later.
+        // All of it was dropped meanwhile, so the output after it is read. This ends, because later output is not
+        // included.
         if filled == 0 && length > 0 && follower.at() != stretch.from {
             continue;
         }
@@ -415,9 +425,9 @@ fn part(
     if wanted.head {
         return Ok(headers(Response::empty(200), stretch.from, stretch.to, stretch.missed));
     }
-    let place = place()?;
+    let permit = permit()?;
     let ticket = tickets.issue(move |socket, _| {
-        place.run(move || follow::stretch(socket, follower, stream, length));
+        permit.run(move || follow::stretch(socket, follower, stream, length));
     })?;
     Ok(headers(Response::handed_over(ticket, Some(length)), stretch.from, stretch.to, stretch.missed))
 }

@@ -1,4 +1,4 @@
-//! The server itself: health, status, capabilities, who is asking, and the OpenWork list of workspaces.
+//! The server itself: health, status, capabilities, the sender's identity, and the OpenWork list of workspaces.
 
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ pub fn api_health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 pub fn whoami(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut answer = json!({ "ok": true, "actor": request.actor() });
     if let Some(actor) = request.actor() {
-        // As observed: of its own token.
+        // As in the OpenWork server, the hash of the sender's own token.
         answer["actor"]["tokenHash"] = json!(ctx.credentials.observed_hash(actor));
         if let Some(end) = actor.expires_at {
             answer["actor"]["expiresAt"] = json!(end);
@@ -155,7 +155,7 @@ pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     now(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
 }
 
-/// `PATCH /workspaces/:id`: where its OpenCode is.
+/// `PATCH /workspaces/:id`: sets the connection to its OpenCode.
 pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
     let change: ConnectionUpdate = request.json(limits::JSON_BODY_BYTES)?;
@@ -167,7 +167,7 @@ pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let shape = shown_to(request);
     Ok(Answer::later(
         move || {
-            // Looked up before it is kept, and again, and checked, whenever a connection is made.
+            // Resolved before it is saved; every connection resolves and checks it again.
             if place.base_url.is_some() {
                 upstreams.check(&place)?;
             }
@@ -178,13 +178,13 @@ pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ))
 }
 
-/// The OpenWork workspace object; absent values are left out. OpenCode's password is for owners, and for the client token
-/// where whoever started the server passed it, as the orchestrator compares it then.
+/// The OpenWork workspace object; absent values are omitted. OpenCode's password is for owners, and for the client
+/// token if it was configured at start-up, because the orchestrator compares it.
 fn shown(workspace: &Workspace, request: &Request) -> Value {
     shown_to(request)(workspace)
 }
 
-/// The same, for later.
+/// As [`shown`], for a later answer.
 fn shown_to(request: &Request) -> impl Fn(&Workspace) -> Value + Send + use<> {
     let actor = request.actor();
     let user = actor.is_some_and(|actor| actor.scope >= Scope::Collaborator);

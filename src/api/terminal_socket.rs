@@ -1,8 +1,8 @@
-//! What is said on the sockets of terminals. `/shell` speaks as sandboxed.sh does: the client sends text messages
-//! `{"t":"i","d":INPUT}` and `{"t":"r","c":COLS,"r":ROWS}`, gets the program's output as text messages, and anything
-//! else is ignored. `…/terminals/:t/ws` takes the same and raw input as binary messages; it sends output as binary
-//! messages and news as text: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`, `{"t":"exit",…}`; with
-//! `{"t":"take"}` a client becomes the one that writes.
+//! The messages on terminal WebSockets. `/shell` has the protocol of sandboxed.sh: the client sends text messages
+//! `{"t":"i","d":INPUT}` and `{"t":"r","c":COLS,"r":ROWS}` and receives output as text messages; other messages are
+//! ignored. `…/terminals/:t/ws` accepts the same and raw input as binary messages; it sends output as binary messages
+//! and state as text: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`, `{"t":"exit",…}`. With `{"t":"take"}` a
+//! client becomes the writer.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -25,10 +25,10 @@ use crate::terminals::request::nearest_size;
 use crate::terminals::watch::WatchEvent;
 use crate::terminals::{TerminalEnd, TerminalWatcher};
 
-/// The subprotocols of both, the first that a client offers is chosen.
+/// The subprotocols of both; the first one offered by the client is selected.
 pub const PROTOCOLS: [&str; 2] = ["sandboxed.sh", "sandboxed"];
 
-/// Which of the two languages.
+/// The protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketProtocol {
     /// Of `/shell`.
@@ -37,10 +37,10 @@ pub enum SocketProtocol {
     Terminal,
 }
 
-/// What an open socket needs of the server.
+/// The resources for a socket that is about to open.
 pub struct SocketOpener {
     tickets: crate::http::client::Tickets,
-    place: crate::base::pool::Permit,
+    permit: crate::base::pool::Permit,
     handshake: Handshake,
     pastes: PasteBudget,
     revoked: Cancel,
@@ -48,10 +48,10 @@ pub struct SocketOpener {
 }
 
 impl SocketOpener {
-    /// Keeps a worker for the socket that this request asks for.
+    /// Reserves a worker for the requested socket.
     ///
     /// # Errors
-    /// `InvalidRequest` when it is no handshake, `Busy` when all workers are taken.
+    /// `InvalidRequest` if it is not a handshake, `Busy` if all workers are busy.
     pub fn new(ctx: &Ctx, request: &Request) -> Result<SocketOpener> {
         let revoked = Cancel::new()?;
         let lease = request.actor().map(|actor| {
@@ -61,17 +61,17 @@ impl SocketOpener {
         Ok(SocketOpener {
             tickets: ctx.tickets.clone(),
             handshake: Handshake::of(request, &PROTOCOLS)?,
-            place: ctx.stream_permit(request.party())?,
+            permit: ctx.stream_permit(request.party())?,
             pastes: ctx.lifecycle.terminals().pastes.clone(),
             revoked,
             lease,
         })
     }
 
-    /// Answers the handshake; the conversation begins when the gate hands the socket over.
+    /// Answers the handshake; the session begins when the gate hands the socket over.
     ///
     /// # Errors
-    /// When the kernel gives no random bytes.
+    /// If the kernel returns no random bytes.
     pub fn open(self, watcher: TerminalWatcher, language: SocketProtocol) -> Result<Response> {
         let socket = TerminalSocket {
             watcher,
@@ -84,12 +84,12 @@ impl SocketOpener {
             revoked: self.revoked,
             _lease: self.lease,
         };
-        let place = self.place;
+        let permit = self.permit;
         let ticket = self.tickets.issue(move |client, early| {
-            place.run(move || {
+            permit.run(move || {
                 let terminal = socket.watcher.terminal().id;
                 let left = serve(client, early, socket, SocketTimeouts::default());
-                log::debug!("terminal {terminal}: a client left: {left:?}");
+                log::debug!("terminal {terminal}: a client disconnected: {left:?}");
             });
         })?;
         Ok(self.handshake.accept(ticket))
@@ -101,22 +101,22 @@ struct TerminalSocket {
     language: SocketProtocol,
     pending: PendingInput,
     pastes: PasteBudget,
-    /// For a large message that is on its way.
+    /// For a large message that is being received.
     arriving: Option<PastePermit>,
-    /// For the one of which `pending` is what is left.
+    /// For the message whose remainder is `pending`.
     permit: Option<PastePermit>,
-    /// Why the socket is to be closed.
+    /// Why the socket must be closed.
     problem: Option<(u16, &'static str)>,
     revoked: Cancel,
     _lease: Option<TokenLease>,
 }
 
-/// Input for which the program has no room yet.
+/// Input for which the terminal has no room yet.
 #[derive(Default)]
 struct PendingInput {
     bytes: Vec<u8>,
     taken: usize,
-    /// When the program last took some of it.
+    /// When the program last read some of it.
     progress: Option<Instant>,
 }
 
@@ -132,11 +132,11 @@ enum ClientMessage {
 }
 
 impl TerminalSocket {
-    /// Takes input while nothing of an earlier one is left.
+    /// Accepts input; called only when the previous input has been written.
     fn write_input(&mut self, bytes: impl Into<Vec<u8>>) {
         let bytes = bytes.into();
         if bytes.len() > PASTE_BYTES {
-            self.problem = Some((1009, "Input is at most 8 MiB at once"));
+            self.problem = Some((1009, "Input is limited to 8 MiB per message"));
             return;
         }
         self.pending = PendingInput { bytes, taken: 0, progress: Some(Instant::now()) };
@@ -153,7 +153,7 @@ impl TerminalSocket {
             } else if self.permit.is_some()
                 && pending.progress.is_some_and(|at| at.elapsed() >= PASTE_PATIENCE)
             {
-                self.problem = Some((1013, "The program did not read its input; the rest of it was dropped"));
+                self.problem = Some((1013, "The program did not read its input, so the rest was dropped"));
             }
         }
         if self.pending.taken == self.pending.bytes.len() {
@@ -177,16 +177,16 @@ impl TerminalSocket {
             }
             (WatchEvent::Role { .. } | WatchEvent::Size(_), SocketProtocol::Shell) => Vec::new(),
             (WatchEvent::End(end), language) => {
-                let mut told = ending(end);
-                let close = OutgoingMessage::Close(1000, told.to_string());
-                told["t"] = json!("exit");
-                if language == SocketProtocol::Terminal { vec![news(told), close] } else { vec![close] }
+                let mut status = ending(end);
+                let close = OutgoingMessage::Close(1000, status.to_string());
+                status["t"] = json!("exit");
+                if language == SocketProtocol::Terminal { vec![news(status), close] } else { vec![close] }
             }
         }
     }
 }
 
-/// The reason of the close, short enough for one.
+/// The exit message, short enough for a close reason.
 fn ending(end: TerminalEnd) -> Value {
     json!({
         "exit_code": end.exit.map_or(-1, Exit::code),
@@ -211,7 +211,7 @@ impl Conversation for TerminalSocket {
     fn incoming(&mut self, message: IncomingMessage<'_>) {
         self.permit = self.arriving.take();
         match (message, self.language) {
-            // What is not understood is ignored, as observed.
+            // As in sandboxed.sh, unknown messages are ignored.
             (IncomingMessage::Text(text), _) => match serde_json::from_str(text) {
                 Ok(ClientMessage::Input { d }) => self.write_input(d),
                 Ok(ClientMessage::Resize { c, r }) if c > 0 && r > 0 => {

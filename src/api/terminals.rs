@@ -11,12 +11,10 @@ use crate::proc::Cancel;
 use crate::terminals::request::size;
 use crate::terminals::{InputRequest, PASTE_BYTES, ResizeRequest, TerminalRequest, WatchMode};
 
-/// The workspace in the path.
 fn workspace(request: &Request) -> Result<Uuid> {
     parse_uuid(request.param("id"))
 }
 
-/// The terminal's id in the path.
 fn terminal(request: &Request) -> Result<Uuid> {
     let list = format!("GET /api/workspaces/{}/terminals", request.param("id"));
     parse_uuid_of(request.param("terminal"), "terminal", &list)
@@ -38,7 +36,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let place = format!("/api/workspaces/{id}/terminals/{}", terminal.id);
         Ok(Response::json(201, &terminal.terminal_view()).with("Location", place))
     };
-    // It is there to stay, also when whoever asked for it has gone: the list has it.
+    // The terminal exists even if its creator disconnects: the list shows it.
     Ok(Answer::later(work, None))
 }
 
@@ -64,33 +62,36 @@ pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&found.terminal_view())))
 }
 
-/// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON when the request says so, else the bytes themselves.
+/// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON if the content type says so, otherwise raw bytes.
 pub fn input(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let json = request.header("Content-Type").is_some_and(is_json);
-    // Before it is read: a large body takes memory until the program has read it.
+    // Taken before reading: a large body stays in memory until the program has read it.
     let small = request.body_length().is_some_and(|length| length <= limits::TERMINAL_INPUT_BYTES as u64);
     let permit = if small { None } else { Some(ctx.lifecycle.terminals().pastes.take(found.workspace)?) };
     let bytes = if json {
-        // Base64 and escapes make it longer than what it says.
+        // Base64 and escapes make it larger than its content.
         let body: InputRequest = request.json(limits::EXEC_BODY_BYTES)?;
         body.bytes(found.application_cursor_keys())?
     } else {
         request.body(PASTE_BYTES)?
     };
     if bytes.len() > PASTE_BYTES {
-        return Err(Error::new(Code::BodyTooLarge, format!("Input is at most {PASTE_BYTES} bytes at once")));
+        return Err(Error::new(
+            Code::BodyTooLarge,
+            format!("Input is limited to {PASTE_BYTES} bytes per request"),
+        ));
     }
-    let told = serde_json::json!({ "bytes": bytes.len() });
+    let answer = serde_json::json!({ "bytes": bytes.len() });
     if found.try_type_in(&bytes)? {
-        return Ok(Answer::Now(Response::ok(&told)));
+        return Ok(Answer::Now(Response::ok(&answer)));
     }
-    let gone = Cancel::new()?;
-    let cancel = gone.clone();
+    let disconnected = Cancel::new()?;
+    let cancel = disconnected.clone();
     let work = move || {
         let _permit = permit;
-        found.type_in(&bytes, &gone)?;
-        Ok(Response::ok(&told))
+        found.type_in(&bytes, &disconnected)?;
+        Ok(Response::ok(&answer))
     };
     Ok(Answer::later(work, Some(cancel)))
 }
@@ -107,14 +108,15 @@ pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         Some("json") => true,
         Some("text") => false,
         Some(other) => {
-            let message = format!("format is text or json, not '{}'", other.escape_debug());
+            let message = format!("format must be text or json, not '{}'", other.escape_debug());
             return Err(Error::new(Code::InvalidRequest, message));
         }
     };
     Ok(Answer::Now(if json { Response::ok(&found.screen_view()) } else { Response::sentence(found.text()) }))
 }
 
-/// `GET /api/workspaces/:id/terminals/:terminal/ws`: writes if nobody does; `?mode=read` never, `?takeover=true` always.
+/// `GET /api/workspaces/:id/terminals/:terminal/ws`. A client writes if no other does; with `?mode=read` never, with
+/// `?takeover=true` always.
 pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let mode = match (request.query("mode").as_deref(), request.query_flag("takeover")?) {
@@ -122,13 +124,10 @@ pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         (None | Some("write"), true) => WatchMode::TakeOver,
         (Some("read"), false) => WatchMode::Read,
         (Some("read"), true) => {
-            return Err(Error::new(
-                Code::InvalidRequest,
-                "takeover=true is for clients that write, mode=read for others",
-            ));
+            return Err(Error::new(Code::InvalidRequest, "takeover=true cannot be combined with mode=read"));
         }
         (Some(other), _) => {
-            let message = format!("mode is read or write, not '{}'", other.escape_debug());
+            let message = format!("mode must be read or write, not '{}'", other.escape_debug());
             return Err(Error::new(Code::InvalidRequest, message));
         }
     };
@@ -136,14 +135,17 @@ pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(opener.open(found.watch(mode)?, SocketProtocol::Terminal)?))
 }
 
-/// `GET /api/workspaces/:id/shell`: a login shell, the same one for whoever comes back with the same token.
+/// `GET /api/workspaces/:id/shell`: a login shell; the same token reconnects to the same one.
 pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = workspace(request)?;
     let opener = SocketOpener::new(ctx, request)?;
     let number = |name: &'static str, usual: u16| match request.query(name) {
         None => Ok(usual),
         Some(text) => text.parse().map_err(|_| {
-            Error::new(Code::InvalidRequest, format!("{name} is a number, not '{}'", text.escape_debug()))
+            Error::new(
+                Code::InvalidRequest,
+                format!("{name} must be a number, not '{}'", text.escape_debug()),
+            )
         }),
     };
     let wanted = size(number("cols", 80)?, number("rows", 24)?)?;

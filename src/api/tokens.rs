@@ -37,7 +37,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         Some(secs @ 1..=limits::TOKEN_LIFETIME_SECS) => Some(Duration::from_secs(secs)),
         Some(_) => {
             let most = limits::TOKEN_LIFETIME_SECS;
-            return Err(invalid(format!("expiresInSecs is a number of seconds from 1 to {most}")));
+            return Err(invalid(format!("expiresInSecs must be a number of seconds from 1 to {most}")));
         }
     };
     let workspace_ids = match body.workspace_ids {
@@ -48,23 +48,23 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         Some(_) => {
             let most = limits::TOKEN_WORKSPACES;
             return Err(invalid(format!(
-                "workspaceIds names 1 to {most} workspaces; without it the token reaches all"
+                "workspaceIds must name 1 to {most} workspaces; omit it for access to all"
             )));
         }
     };
     let label = body.label.map(|label| label.trim().to_owned()).filter(|label| !label.is_empty());
     if label.as_ref().is_some_and(|label| label.chars().count() > limits::TOKEN_LABEL_CHARS) {
-        return Err(invalid(format!("label has at most {} characters", limits::TOKEN_LABEL_CHARS)));
+        return Err(invalid(format!("label is limited to {} characters", limits::TOKEN_LABEL_CHARS)));
     }
     let (token, secret) = ctx.credentials.create(NewToken { scope, label, lifetime, workspace_ids })?;
     note(request, &token);
-    log::info!("Token {} made: {}", token.id, token.scope.as_str());
+    log::info!("Token {} created: {}", token.id, token.scope.as_str());
     Ok(Answer::Now(
         Response::json(201, &CreatedTokenView { secret, token }).with("Cache-Control", "no-store"),
     ))
 }
 
-/// What the audit log says of it.
+/// Completes the audit line.
 fn note(request: &mut Request, token: &Token) {
     if let Some(draft) = request.draft() {
         draft.target.clone_from(&token.id);
@@ -76,7 +76,7 @@ fn invalid(message: String) -> Error {
     Error::new(Code::InvalidPayload, message)
 }
 
-/// The only answer that has the secret.
+/// The only answer that contains the secret.
 #[derive(serde::Serialize)]
 struct CreatedTokenView {
     #[serde(rename = "token")]
@@ -85,7 +85,7 @@ struct CreatedTokenView {
     token: Token,
 }
 
-/// `DELETE /tokens/:id`: at once, also for what the token has opened.
+/// `DELETE /tokens/:id`. Takes effect at once, also for open streams and sockets of the token.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let token = ctx.credentials.revoke(request.param("id"))?;
     note(request, &token);

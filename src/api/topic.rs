@@ -1,5 +1,5 @@
-//! A topic of the bus as a stream of events, written to the client's own socket by a `stream-N` thread. Knows nothing of
-//! what the events mean.
+//! A topic of the event bus as an event stream, written to the client's own socket by a `stream-N` thread.
+//! Independent of the meaning of the events.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,14 +16,15 @@ use crate::http::stream::StreamBody;
 use crate::http::{Answer, Method, Request, Response};
 use crate::proc::waiter::WakeReason;
 
-/// What comes first on a fresh stream.
+/// The first event of a new stream.
 type OpeningEvent = (&'static str, Map<String, Value>);
 
-/// Streams the topic: what is kept of it behind `Last-Event-ID` (or `?since=`), or all of that without, then what
-/// happens, as SSE or with `?stream=ndjson`. `opening` is an event of number 0 that comes first, on a fresh stream only.
+/// Streams a topic as SSE or, with `?stream=ndjson`, as JSON lines: the kept events after `Last-Event-ID` (or
+/// `?since=`), or all kept events without it, then new ones. `opening` is sent first as event 0, on a new stream
+/// only.
 ///
 /// # Errors
-/// `InvalidRequest` for an id that is no number; `Busy`.
+/// `InvalidRequest` if the id is not a number; `Busy`.
 pub fn stream(
     ctx: &Ctx,
     request: &Request,
@@ -35,11 +36,11 @@ pub fn stream(
     start(ctx, request, topic.follow_kept(cursor)?, opening.map(|opening| (0, opening)))
 }
 
-/// The same for a topic whose past says less than `state`, which tells how things stand: it opens a fresh stream, and what
-/// happens from then on follows.
+/// As [`stream`], for topics whose state is more useful than their past events: a new stream starts with `state`,
+/// followed by new events.
 ///
 /// # Errors
-/// As above.
+/// As [`stream`].
 pub fn stream_from_now(
     ctx: &Ctx,
     request: &Request,
@@ -47,9 +48,9 @@ pub fn stream_from_now(
     state: impl FnOnce() -> OpeningEvent,
 ) -> Result<Answer> {
     let cursor = cursor(request)?;
-    // Followed before it is looked at, so that nothing happens in between: it may be told twice, never not at all.
+    // Subscribes before reading the state, so that no event is lost; one may be reported twice.
     let follower = topic.follow(cursor)?;
-    // A client that comes back with this number misses nothing.
+    // A client that reconnects with this number misses nothing.
     let opening = cursor.is_none().then(|| (follower.position(), state()));
     start(ctx, request, follower, opening)
 }
@@ -61,7 +62,7 @@ fn cursor(request: &Request) -> Result<Option<u64>> {
         Some(Ok(cursor)) => Ok(Some(cursor)),
         Some(Err(id)) => {
             let message =
-                format!("Last-Event-ID is the id of an event, a number, not '{}'", id.escape_debug());
+                format!("Last-Event-ID must be the number of an event, not '{}'", id.escape_debug());
             Err(Error::new(Code::InvalidRequest, message))
         }
     }
@@ -85,10 +86,10 @@ fn start(
         }
         format.write(&mut out, kind, &number.to_string(), data);
     }
-    let place = ctx.stream_permit(request.party())?;
+    let permit = ctx.stream_permit(request.party())?;
     let ticket = ctx
         .tickets
-        .issue(move |socket, _| place.run(move || follow(socket, follower, format, out, redactor)))?;
+        .issue(move |socket, _| permit.run(move || follow(socket, follower, format, out, redactor)))?;
     Ok(Answer::Now(super::runs::streamed(Response::handed_over(ticket, None), format)))
 }
 

@@ -21,10 +21,10 @@ fn root(ctx: &Ctx, request: &Request) -> Result<Root> {
     ctx.lifecycle.files(&workspace)
 }
 
-/// The upload's path, as far as it is known before all of its form was read.
+/// The path of an upload, as far as it is known before the whole form has been read.
 struct UploadTarget {
     path: Option<TrayPath>,
-    /// It came with the query, so that the form has no say in it.
+    /// Given in the query, which takes precedence over the form.
     fixed: bool,
 }
 
@@ -79,7 +79,7 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
     let name = to_file(&mut form, request, &mut target)?;
     if target.path.is_none() {
-        // A name that is none may still be replaced by a path behind the file.
+        // An invalid name may still be replaced by a path field after the file.
         target.path = TrayPath::parse(&name).ok();
     }
     if let Some(path) = &target.path {
@@ -95,20 +95,20 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::prepared(summary, paths, work))
 }
 
-/// What an upload would do.
+/// The effect of an upload.
 struct UploadPreview {
     path: TrayPath,
     bytes: u64,
     before: FileContent,
     after: FileContent,
-    /// What tells the file that would be replaced from others.
+    /// Identifies the file to be replaced, if there is one.
     tag: Option<String>,
 }
 
 /// Files up to this size are shown with their content.
 const SHOWN_BYTES: u64 = limits::PROJECT_FILE_BYTES;
 
-/// Reads all of a form that is held, to find out what it does.
+/// Reads a whole buffered form to determine its effect.
 fn preview_upload(
     root: &Root,
     mut form: MultipartForm,
@@ -145,7 +145,7 @@ fn preview_upload(
     Ok(UploadPreview { path, bytes, before, after, tag })
 }
 
-/// Reads what follows the file; the path that it gets.
+/// Reads the rest of the form after the file; returns the final path.
 fn to_end(
     form: &mut MultipartForm,
     request: &mut Request,
@@ -168,7 +168,8 @@ fn to_end(
     }
 }
 
-/// What a form may have around its file; and so much too large an upload may be and is still read to its end.
+/// The most bytes of a form around its file; also how far an upload may exceed the limit and still be read to its
+/// end.
 const FORM_BYTES: u64 = 256 << 10;
 
 fn too_large(max_bytes: u64, size: u64) -> Error {
@@ -177,11 +178,11 @@ fn too_large(max_bytes: u64, size: u64) -> Error {
         .detail("size", size)
 }
 
-/// Reads up to the file, whose name is returned.
+/// Reads up to the file; returns its name.
 fn to_file(form: &mut MultipartForm, request: &mut Request, target: &mut UploadTarget) -> Result<String> {
     while let Some(part) = form.next_part(request.reader())? {
         match (part.name.as_str(), part.file_name) {
-            // A browser's form in which no file was chosen has an empty name.
+            // Browsers send an empty name if no file was chosen.
             ("file", Some(name)) if !name.is_empty() => return Ok(name),
             ("path", None) => take_path(form, request, target)?,
             _ => {}
@@ -212,7 +213,7 @@ fn receive(
     let mut file = inbox.begin()?;
     loop {
         let piece = form.data(request.reader())?;
-        // One that is a little too large is read to its end, to tell how large it is.
+        // A slightly too large file is read to its end to report its size.
         if piece.is_empty() || !file.append(piece)? && file.bytes() > max_bytes + FORM_BYTES {
             break;
         }
@@ -222,7 +223,7 @@ fn receive(
     }
     let path = to_end(&mut form, request, target, name)?;
     if let Some(tag) = shown {
-        // Just before the file gets its name.
+        // Checked immediately before the file is renamed into place.
         if trays::inspect(root, &path, 0)?.1 != *tag {
             return Err(outdated(&format!("{}/{}", TrayKind::Inbox.folder(), path.as_str())));
         }

@@ -1,5 +1,5 @@
-//! An upstream's body, or what follows an upgrade, on its way to the client's own socket, on the thread that asked the
-//! upstream for it.
+//! Relays an upstream's body, or the bytes after an upgrade, to the client's own socket, on the thread that sent the
+//! request to the upstream.
 
 use std::io::Read as _;
 use std::net::Shutdown;
@@ -15,31 +15,31 @@ use crate::opencode::relay::{Tunnel, TunnelClient};
 use crate::opencode::upstream::UpstreamBody;
 use crate::proc::Cancel;
 
-/// How often a thread that waits for its client's socket looks whether the client is still there. The gate hands the
-/// socket over within the millisecond in which it writes the head.
+/// How often a thread that waits for its client's socket checks whether the client is still connected. The gate hands
+/// the socket over within a millisecond of writing the head.
 const DISCONNECT_CHECK: Duration = Duration::from_millis(50);
 
 /// A socket that the gate will hand over.
 pub(super) struct PendingSocket {
     socket: Receiver<(ClientSocket, Vec<u8>)>,
-    gone: Cancel,
+    disconnected: Cancel,
     _watch: Option<Subscription>,
 }
 
 impl PendingSocket {
-    /// Leaves a ticket; its number, and where the socket will come out.
+    /// Issues a ticket. Returns its number, and the receiver of the socket.
     pub(super) fn new(
         tickets: &Tickets,
-        gone: &Cancel,
+        disconnected: &Cancel,
         watch: Option<Subscription>,
     ) -> Result<(String, PendingSocket)> {
-        // Room for the one that comes: the gate waits for nobody.
+        // Room for the one socket, so that the gate does not block.
         let (hand, socket) = bounded(1);
         let ticket = tickets.issue(move |client, early| drop(hand.try_send((client, early))))?;
-        Ok((ticket, PendingSocket { socket, gone: gone.clone(), _watch: watch }))
+        Ok((ticket, PendingSocket { socket, disconnected: disconnected.clone(), _watch: watch }))
     }
 
-    /// Waits for it; `None` when the client has gone before.
+    /// Waits for the socket; `None` if the client disconnected first.
     fn wait(self) -> Option<(ClientSocket, Vec<u8>)> {
         let deadline = Instant::now() + limits::TICKET;
         loop {
@@ -49,7 +49,9 @@ impl PendingSocket {
                     return Some((client, early));
                 }
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if self.gone.is_cancelled() || Instant::now() > deadline => {
+                Err(RecvTimeoutError::Timeout)
+                    if self.disconnected.is_cancelled() || Instant::now() > deadline =>
+                {
                     return None;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -58,24 +60,24 @@ impl PendingSocket {
     }
 }
 
-/// Has the kernel find out when the client's machine has vanished: a silent stream would wait for it for ever.
+/// Enables TCP keepalive: without it a silent stream would wait forever for a client whose machine has vanished.
 fn probe(client: &ClientSocket) {
     use rustix::net::sockopt;
-    // On a Unix socket there is nothing to probe.
+    // Unix sockets need no keepalive.
     let _ = sockopt::set_socket_keepalive(client, true)
         .and_then(|()| sockopt::set_tcp_keepidle(client, limits::UPSTREAM_PROBE))
         .and_then(|()| sockopt::set_tcp_keepintvl(client, limits::UPSTREAM_PROBE / 3))
         .and_then(|()| sockopt::set_tcp_keepcnt(client, 3));
 }
 
-/// Writes a body to its client as it comes. One that breaks off is broken off.
+/// Relays a body to its client. If the upstream connection breaks, the client's connection is closed too.
 pub(super) fn relay(body: UpstreamBody, handed: PendingSocket) {
     if let Some((socket, _)) = handed.wait() {
         relay_until(body, socket);
     }
 }
 
-/// The same, where the socket is there already.
+/// As [`relay`], with a socket that has arrived.
 pub(super) fn relay_until(mut body: UpstreamBody, socket: ClientSocket) {
     probe(&socket);
     body.watch().set_client(Rc::new(socket.clone()));
@@ -87,14 +89,14 @@ pub(super) fn relay_until(mut body: UpstreamBody, socket: ClientSocket) {
             Ok(count) if out.send(&buffer[..count]).is_ok() => {}
             Ok(_) => return,
             Err(error) => {
-                log::debug!("an answer of OpenCode broke off: {error}");
+                log::debug!("an answer of OpenCode was truncated: {error}");
                 return out.abort();
             }
         }
     }
 }
 
-/// Relays until both sides are done.
+/// Relays both directions until both sides are done.
 pub(super) fn connect(tunnel: Tunnel, handed: PendingSocket) {
     if let Some((socket, early)) = handed.wait() {
         let left = tunnel.relay(socket, early);

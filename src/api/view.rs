@@ -1,5 +1,5 @@
-//! Which parts of an answer a viewer may see. Dispatch applies it to every answer of our own, and streams to every event,
-//! so that no route can forget it.
+//! Redaction for viewers. Dispatch applies it to every answer of the server and streams to every event, so no route
+//! can omit it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::base::redact::Redactor;
 use crate::http::Request;
 use crate::workspaces::WorkspaceView;
 
-/// Returns the redactor for the answer to this request; `None` when its actor may see everything.
+/// Returns the redactor for the answer to this request; `None` if its actor may see secrets.
 pub(super) fn redactor(ctx: &Ctx, request: &Request) -> Option<Redactor> {
     if !hides(request.actor()) {
         return None;
@@ -20,14 +20,14 @@ pub(super) fn redactor(ctx: &Ctx, request: &Request) -> Option<Redactor> {
     Some(workspace.map_or_else(Redactor::default, |found| knowing(&found.record().view.env_vars)))
 }
 
-/// Whether secrets are hidden from this actor. Without one the route is public and shows none.
+/// Whether secrets are hidden from this actor. A public route has no actor and shows none.
 pub(super) fn hides(actor: Option<&Actor>) -> bool {
     actor.is_some_and(|actor| actor.scope < Scope::Collaborator)
 }
 
 /// The workspace object for a viewer.
 pub(super) fn record(shown: &WorkspaceView) -> Value {
-    // Its keys are strings, for which alone this could fail.
+    // Cannot fail: the keys are strings.
     let mut value = serde_json::to_value(shown).unwrap_or_default();
     knowing(&shown.env_vars).value(&mut value);
     value

@@ -45,11 +45,11 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 struct CreateWorkspaceBody {
     #[serde(flatten)]
     create: CreateWorkspace,
-    /// Of the build that a template begins.
+    /// Applies to the build that a template starts.
     pull: Option<Pull>,
 }
 
-/// Warns of skills that a workspace is to have and the library has not: they come once it does.
+/// Warns about selected skills that the library does not have; they are installed once it does.
 fn warn_of_missing(ctx: &Ctx, request: &mut Request, skills: Option<&[String]>) {
     const MOST: usize = 10;
     let library = ctx.lifecycle.library();
@@ -57,11 +57,11 @@ fn warn_of_missing(ctx: &Ctx, request: &mut Request, skills: Option<&[String]>) 
     let names: BTreeSet<&str> = names.collect();
     for name in names.into_iter().filter(|name| !library.has_skill(name)).take(MOST) {
         let name: String = name.chars().take(64).collect();
-        request.warn(format!("no skill `{}` in the library yet", name.escape_debug()));
+        request.warn(format!("The library has no skill `{}` yet", name.escape_debug()));
     }
 }
 
-/// `POST /api/workspaces`; 200 and not 201, as observed.
+/// `POST /api/workspaces`. As in sandboxed.sh, answers 200 rather than 201.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let known = CreateWorkspace::known().merge(KnownFields::from_names(&["pull"]));
     let body: CreateWorkspaceBody = request.json_of(limits::JSON_BODY_BYTES, &known)?;
@@ -88,14 +88,14 @@ pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     shown(&record.view)
 }
 
-/// `DELETE /api/workspaces/:id`; a sentence, as observed.
+/// `DELETE /api/workspaces/:id`. As in sandboxed.sh, answers with a sentence.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
     let work = move || {
         lifecycle.delete(id)?;
         Ok(Response::sentence(format!("Workspace {id} deleted successfully")))
     };
-    // It goes on without its client.
+    // Continues if its client disconnects.
     Ok(Answer::later(work, None))
 }
 
@@ -116,7 +116,7 @@ pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let base = ctx.lifecycle.choose_base(body.distro, body.image)?;
     let owner = request.actor().is_some_and(|actor| actor.scope >= Scope::Owner);
     if !owner && base.as_ref().is_some_and(|base| ctx.lifecycle.is_own_system(base)) {
-        let message = "Only an owner may have a workspace built from this machine's own system";
+        let message = "Only an owner can build a workspace from this machine's own system";
         return Err(Error::new(Code::Forbidden, message));
     }
     let asked = BuildRequest { base, rebuild, pull: body.pull.unwrap_or(Pull::Missing) };
@@ -164,9 +164,9 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
-/// A short answer is encoded at once, a long one while it is sent.
+/// Encodes a short answer at once, and a long one while it is sent.
 fn encoded(result: ExecResult) -> Result<Response> {
-    let failed = |error| Error::internal("The output could not be read back").with_source(error);
+    let failed = |error| Error::internal("Cannot read the stored output").with_source(error);
     if result.is_small() {
         let mut body = Vec::with_capacity(1024);
         result.write(&mut body).map_err(failed)?;
@@ -182,7 +182,7 @@ pub fn rerun_init(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     request.json_if_any::<Value>(limits::JSON_BODY_BYTES)?;
     let work = ctx.lifecycle.start_rerun(id)?;
-    // Its result is kept in the workspace, so it goes on without its client.
+    // The result is stored in the workspace, so it continues if its client disconnects.
     Ok(Answer::later(move || work().map(|result| Response::ok(&result)), None))
 }
 

@@ -143,7 +143,7 @@ fn serve_routes(
             }),
             claim: Arc::new(|_, _| Ok(())),
             private_folder,
-            gone: Disconnects::default(),
+            disconnects: Disconnects::default(),
             tickets: Tickets::default(),
         },
         Box::new({

@@ -1,7 +1,10 @@
-//! The accept loop: it never ends by itself. Whatever the machine refuses (descriptors, memory, threads) costs one
-//! client its connection, who is told if that is possible, and nothing else.
+//! The accept loop. When descriptors, memory or threads run out, the client that is being accepted receives a 503 if
+//! possible and is closed; the loop itself goes on.
 //!
-//! Threads: `gate-accept` here; a `gate-N` for each connection, kept for a while for the next one.
+//! **Invariant:** the loop ends only when the gate stops.
+//!
+//! Threads: `gate-accept` runs the loop; each connection is served by a `gate-N` thread, which is reused for later
+//! connections while it stays warm.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -21,10 +24,11 @@ use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 use crate::proc::Cancel;
 
-/// How many clients one door may hand in before the others get their turn.
+/// The most clients accepted from one listener before the others are checked.
 const ACCEPT_BATCH: usize = 64;
 
-/// How long no client is waited for after one was in vain: the loop spends at most a fifth of its time so.
+/// How long the loop refuses at once after a wait for a slot failed, so that it spends at most a fifth of its time
+/// waiting.
 const SLOT_WAIT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct AcceptLoop {
@@ -32,15 +36,16 @@ pub(super) struct AcceptLoop {
     listeners: Vec<BoundListener>,
     stop: Cancel,
     workers: ConnectionThreads,
-    /// Given up to take in, and turn away, a client that would otherwise stay in the queue and wake us for ever.
+    /// A descriptor released to accept and refuse a client when none are left. Otherwise that client would stay in
+    /// the queue and wake the loop forever.
     spare_fd: Option<OwnedFd>,
     refused: Vec<(Socket, Instant)>,
-    /// How many of them.
+    /// The most refused clients kept open at once.
     max_refused: usize,
     complaint: BurstLog,
-    /// When it was last waited for a seat in vain. The clients behind would wait as well, one after the other.
+    /// When a wait for a slot last failed. Clients behind it in the queue would wait in vain too.
     last_failed_wait: Option<Instant>,
-    /// Of connections that were closed to make room, and how many there were.
+    /// Logs evictions, and the eviction count at the last look.
     crowded: (BurstLog, u64),
 }
 
@@ -65,7 +70,7 @@ impl AcceptLoop {
         }
     }
 
-    /// Accepts until told to stop; then the doors close. The workers, who still serve, are handed back.
+    /// Accepts until stopped, then closes the listeners. Returns the threads that still serve connections.
     pub(super) fn run(mut self) -> ConnectionThreads {
         while !self.stop.is_cancelled() {
             let ready = self.wait();
@@ -82,7 +87,8 @@ impl AcceptLoop {
         self.workers
     }
 
-    /// The doors at which somebody knocks. Wakes now and then for those who were refused, and to tidy up.
+    /// Waits for listeners with pending clients. Also returns periodically to close refused clients and idle backend
+    /// connections.
     fn wait(&self) -> Vec<usize> {
         let mut sockets = vec![PollFd::new(&self.stop, PollFlags::IN)];
         sockets.extend(self.listeners.iter().map(|door| PollFd::new(door, PollFlags::IN)));
@@ -92,7 +98,7 @@ impl AcceptLoop {
         match poll(&mut sockets, Some(&pause)) {
             Ok(_) => {}
             Err(Errno::INTR) => return Vec::new(),
-            // ENOMEM; nothing is known about the doors, so all are tried.
+            // ENOMEM: the state of the listeners is unknown, so all are tried.
             Err(_) => {
                 std::thread::sleep(limits::ACCEPT_PAUSE);
                 return (0..self.listeners.len()).collect();
@@ -102,20 +108,20 @@ impl AcceptLoop {
         doors.filter(|(_, door)| !door.revents().is_empty()).map(|(number, _)| number).collect()
     }
 
-    /// Takes one client in; `false` when nobody is left at this door for now.
+    /// Accepts one client; `false` if this listener has no more for now.
     fn accept(&mut self, door: usize) -> bool {
         match self.listeners[door].accept() {
             Ok((socket, peer, local)) => {
                 if self.spare_fd.is_none() {
                     self.spare_fd = open_spare_fd();
                 }
-                // Reset while it was in the queue: it needs no seat and no thread.
+                // Reset while it was in the queue: needs neither a slot nor a thread.
                 if wire::is_reset(&socket) {
                     return true;
                 }
                 let table = &self.gate.table;
                 let mut seat = table.admit(socket, peer, local, false);
-                // Seats of clients that have left, whose threads were not yet on a processor, are as good as free.
+                // Slots of disconnected clients whose threads have not run yet are about to be free.
                 let deadline = Instant::now() + limits::GONE_SEAT_WAIT;
                 let mut patient =
                     self.last_failed_wait.is_none_or(|since| since.elapsed() > SLOT_WAIT_INTERVAL);
@@ -132,7 +138,7 @@ impl AcceptLoop {
                 let evictions = self.gate.table.evictions();
                 if evictions > std::mem::replace(&mut self.crowded.1, evictions) {
                     self.crowded.0.log(
-                        "All connections are taken (--max-connections); those without a request are closed for others",
+                        "All connections are in use (--max-connections); closing idle ones to accept new clients",
                     );
                 }
                 match seat {
@@ -147,8 +153,7 @@ impl AcceptLoop {
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::AGAIN) => false,
                 Some(Errno::MFILE | Errno::NFILE) => {
-                    self.complaint
-                        .log(&format!("Out of file descriptors ({error}); connections are refused"));
+                    self.complaint.log(&format!("Out of file descriptors ({error}); refusing connections"));
                     self.turn_away(door);
                     false
                 }
@@ -157,7 +162,7 @@ impl AcceptLoop {
                     std::thread::sleep(limits::ACCEPT_PAUSE);
                     false
                 }
-                // accept(2): errors of that one connection are reported here; the next may be fine.
+                // accept(2) also reports errors of the pending connection; the next one may be fine.
                 _ => {
                     log::debug!("accept: {error}");
                     true
@@ -166,7 +171,7 @@ impl AcceptLoop {
         }
     }
 
-    /// Without a descriptor: the spare one's place is enough to say no.
+    /// Refuses a client while no descriptor is free, using the spare one.
     fn turn_away(&mut self, door: usize) {
         self.refused.clear();
         self.spare_fd = None;
@@ -190,7 +195,7 @@ impl AcceptLoop {
 
     fn refuse(&mut self, socket: Socket) {
         send_busy(&socket);
-        // At once closed, it would be reset by the request that is on its way, and the answer with it.
+        // An immediate close would answer the request in transit with a reset, which discards the 503.
         if self.refused.len() < self.max_refused {
             socket.shutdown(std::net::Shutdown::Write);
             self.refused.push((socket, Instant::now()));
@@ -219,7 +224,7 @@ fn open_spare_fd() -> Option<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
-/// Says the same thing once per burst.
+/// Logs at most once per interval.
 #[derive(Default)]
 struct BurstLog {
     last: Option<Instant>,
@@ -234,15 +239,15 @@ impl BurstLog {
         }
         match std::mem::take(&mut self.suppressed) {
             0 => log::warn!("{text}"),
-            more => log::warn!("{text} (and {more} more since the last such line)"),
+            more => log::warn!("{text} ({more} more since the last such line)"),
         }
         self.last = Some(Instant::now());
     }
 }
 
-/// The connections' threads.
+/// The threads that serve connections.
 pub(super) struct ConnectionThreads {
-    /// Room for none: sent only to a thread that is waiting at that moment, else the sender starts one.
+    /// A rendezvous channel: a send succeeds only if a thread is waiting, else the caller starts one.
     seats: Sender<ConnectionSlot>,
     waiting: Receiver<ConnectionSlot>,
     threads: Vec<JoinOnDrop>,
@@ -262,7 +267,7 @@ impl ConnectionThreads {
         };
         self.threads.retain(|thread| !thread.is_finished());
         self.number += 1;
-        // The slot keeps the seat here when no thread can be started.
+        // Keeps the connection reachable if the thread cannot be started.
         let slot = Arc::new(Mutex::new(Some(seat)));
         let (gate, waiting, mine) = (gate.clone(), self.waiting.clone(), slot.clone());
         let started = spawn(format!("gate-{}", self.number), limits::GATE_STACK, move || {
@@ -285,7 +290,7 @@ impl ConnectionThreads {
         }
     }
 
-    /// Waits for the threads; their connections must have been ended.
+    /// Joins the threads. Their connections must have been closed.
     pub(super) fn join(self) {
         let ConnectionThreads { seats, waiting, threads, .. } = self;
         drop((seats, waiting));
@@ -293,8 +298,8 @@ impl ConnectionThreads {
     }
 }
 
-/// Raises the soft limit of open files to the hard one, and returns the limit as it was, for children that use
-/// select(2), and as it is.
+/// Raises the soft limit of open files to the hard limit. Returns the previous limit, for children that use
+/// select(2), and the new one.
 pub fn raise_file_limit() -> (u64, u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let old = getrlimit(Resource::Nofile);
@@ -306,21 +311,21 @@ pub fn raise_file_limit() -> (u64, u64) {
     (old.current.unwrap_or(u64::MAX), now.unwrap_or(u64::MAX))
 }
 
-/// How many of each there may be at once.
+/// Limits derived from the open-file limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ConnectionLimits {
     /// Connections.
     pub(super) cap: usize,
-    /// Seats beyond them for owners.
+    /// Slots beyond `cap` that are reserved for owners.
     pub(super) reserved: usize,
-    /// Refused clients who are still being told.
+    /// Refused clients that are still open.
     pub(super) refused: usize,
-    /// Connections that were closed for others and have not ended yet.
+    /// Evicted connections that have not closed yet.
     pub(super) leaving: usize,
 }
 
 impl ConnectionLimits {
-    /// What was asked for, as far as the limit of open files allows it: tiny_http must never meet that limit.
+    /// The requested limits, reduced to fit the open-file limit, which tiny_http must never reach.
     pub(super) fn new(wanted: usize, files: u64) -> ConnectionLimits {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let seats = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
@@ -329,7 +334,7 @@ impl ConnectionLimits {
             return ConnectionLimits { cap: wanted, reserved, refused, leaving: refused };
         }
         let reserved = reserved.min(seats / 3).max(1);
-        // Few enough to fit into what is reserved for everything else.
+        // These fit into the descriptors reserved for the rest of the server.
         ConnectionLimits {
             cap: wanted.min(seats.saturating_sub(reserved)).max(1),
             reserved,
@@ -344,13 +349,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_descriptors_together_stay_below_the_limit() {
+    fn limits_fit_the_open_file_limit() {
         for files in [64, 100, 256, 1024, 4096] {
             for wanted in [1, 4, 512, 100_000] {
                 let ConnectionLimits { cap, reserved, refused, leaving } =
                     ConnectionLimits::new(wanted, files);
                 let seats = (cap + reserved) * limits::DESCRIPTORS_PER_CONNECTION;
-                // An idle server has some 25 open.
+                // An idle server has about 25 open descriptors.
                 assert!((seats + refused + leaving + 25) as u64 <= files, "{wanted} of {files}");
                 assert!(cap >= 1 && cap <= wanted && reserved >= 1);
             }

@@ -1,64 +1,65 @@
-//! The head of an answer on its way out: how long its body is, and what the client gets to see. The inside is our own
-//! code, so this is careful, not suspicious; it still never reads past what it was given. Pure.
+//! Rewrites the head of a backend answer for the client and determines its body framing. The backend is trusted code,
+//! so this checks for bugs rather than attacks; it never reads past its input. Pure.
 
 use std::io::Write as _;
 
 use super::body::{ChunkedDecoder, RequestBody};
 use crate::base::{Error, Result};
 
-/// Where an answer's body ends.
+/// Where the body of an answer ends.
 #[derive(Debug)]
 pub(super) enum BodyFraming {
-    /// As its head says.
+    /// As its head declares.
     Sized(RequestBody),
-    /// With the inner connection.
+    /// At the end of the backend connection.
     Close,
 }
 
-/// An answer whose head has been written anew.
+/// The parsed head of an answer, after it was rewritten.
 #[derive(Debug)]
 pub(super) struct ResponseHead {
     pub(super) framing: BodyFraming,
-    /// The client's connection ends with it.
+    /// The client connection closes after this answer.
     pub(super) close: bool,
-    /// The inside promises that the answer is exactly as long as it says, so its connection may serve another.
+    /// The backend guarantees the declared length, so its connection can be reused.
     pub(super) reusable: bool,
-    /// The socket is to be handed over.
+    /// The client socket is handed over to the holder of this ticket.
     pub(super) ticket: Option<String>,
-    /// The client was told that the body comes in chunks.
+    /// The head sent to the client declares chunked encoding.
     pub(super) chunked: bool,
 }
 
-/// What the request decides about its answer.
+/// Properties of the request that affect its answer.
 pub(super) struct RequestTraits<'a> {
     pub(super) is_head: bool,
     pub(super) is_11: bool,
     pub(super) upgrade: bool,
-    /// Another request may follow.
+    /// Another request may follow on this connection.
     pub(super) keep_alive: bool,
     pub(super) id: &'a str,
 }
 
-/// The length of the head at the start of `bytes`, once it is complete.
+/// Returns the length of the head at the start of `bytes` once it is complete.
 pub(super) fn head_length(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// The status of a head.
+/// Returns the status code of a head.
 pub(super) fn status(head: &[u8]) -> Option<u16> {
     std::str::from_utf8(head.get(9..12)?).ok()?.parse().ok()
 }
 
-/// Reads a complete head and appends the client's to `out`; `None` for an interim answer, which is for us alone.
+/// Parses a complete head and appends the rewritten one to `out`. Returns `None` for an interim answer, which the
+/// client does not receive.
 ///
 /// # Errors
-/// `Internal` when the inside answered something that is not HTTP.
+/// `Internal` if the backend sent something other than HTTP.
 pub(super) fn rewrite(
     head: &[u8],
     asked: &RequestTraits<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<ResponseHead>> {
-    let broken = || Error::internal("Unexpected answer from inside");
+    let broken = || Error::internal("The HTTP backend sent a malformed answer");
     let head = std::str::from_utf8(head).map_err(|_| broken())?;
     let (first, rest) = head.split_once("\r\n").ok_or_else(broken)?;
     let status: u16 = first.get(9..12).and_then(|digits| digits.parse().ok()).ok_or_else(broken)?;
@@ -107,7 +108,7 @@ pub(super) fn rewrite(
         return Err(broken());
     }
     let taken = ticket.is_some();
-    // RFC 9110, 6.4.1 and 8.6: which answers have no body, and which not even a length.
+    // RFC 9110, 6.4.1 and 8.6: answers without a body, and those without a length.
     let bodyless = asked.is_head || status == 204 || status == 304 || taken;
     let framing = match (bodyless, length) {
         (true, _) => BodyFraming::Sized(RequestBody::none()),
@@ -115,12 +116,12 @@ pub(super) fn rewrite(
         (_, Some(length)) => BodyFraming::Sized(RequestBody::Length(length)),
         (_, None) => BodyFraming::Close,
     };
-    // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
+    // HTTP/1.0 has no chunked encoding; the body ends with the connection.
     let close = !asked.keep_alive || taken || matches!(framing, BodyFraming::Close);
     let framed = !matches!(status, 101 | 204);
-    let told_chunked = chunked && asked.is_11 && framed;
+    let sends_chunked = chunked && asked.is_11 && framed;
     match length {
-        _ if told_chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        _ if sends_chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         Some(length) if framed && !chunked => {
             let _ = write!(out, "Content-Length: {length}\r\n");
         }
@@ -134,7 +135,7 @@ pub(super) fn rewrite(
     for part in ["Server: berth\r\nX-Request-Id: ", asked.id, "\r\n\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    Ok(Some(ResponseHead { framing, close, reusable: whole, ticket, chunked: told_chunked }))
+    Ok(Some(ResponseHead { framing, close, reusable: whole, ticket, chunked: sends_chunked }))
 }
 
 #[cfg(test)]
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_ours() {
+    fn heads_carry_the_servers_own_headers() {
         let head = "HTTP/1.1 200 OK\r\nServer: tiny-http (Rust)\r\nDate: x\r\nContent-Length: 5\r\nX-Berth-Whole: 1\r\n\r\n";
         let (answer, text) = out(head, false, true, false).unwrap().unwrap();
         assert_eq!(
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_only_for_http_1_1() {
+    fn chunked_encoding_is_only_sent_to_http_1_1_clients() {
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         let (answer, text) = out(head, false, true, false).unwrap().unwrap();
         assert!(!answer.close && text.contains("Transfer-Encoding: chunked"));
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_the_socket_knows_how_to_frame() {
+    fn handed_over_sockets_report_the_framing() {
         let stream = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Berth-Ticket: 7\r\n\r\n";
         let (answer, text) = out(stream, false, true, false).unwrap().unwrap();
         assert!(
@@ -194,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn upgrades_and_odd_answers() {
+    fn upgrades_and_malformed_answers() {
         let head =
             "HTTP/1.1 101 x\r\nContent-Length: 0\r\nX-Berth-Ticket: 7\r\nSec-WebSocket-Accept: k\r\n\r\n";
         let (answer, text) = out(head, false, true, true).unwrap().unwrap();
         assert_eq!(answer.ticket.as_deref(), Some("7"));
         assert!(text.contains("Connection: Upgrade\r\nUpgrade: websocket\r\n"));
         assert!(!text.contains("Content-Length") && !text.contains("Ticket"));
-        assert!(out(head, false, true, false).is_err(), "nobody asked for an upgrade");
+        assert!(out(head, false, true, false).is_err(), "the request was no upgrade");
         assert!(out("HTTP/1.1 100 Continue\r\n\r\n", false, true, false).unwrap().is_none());
         assert!(out("HTTP/1.1 2x0 OK\r\n\r\n", false, true, false).is_err());
         assert!(out("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", false, true, false).is_err());

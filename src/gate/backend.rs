@@ -1,16 +1,15 @@
-//! Connections to tiny_http, each known to be served before a request depends on it.
+//! Connections to tiny_http. Each is confirmed to have a serving thread before a request uses it.
 //!
-//! tiny_http 0.12 counts its idle threads before a woken one has lowered the count (`util/task_pool.rs`), so of several
-//! connections that arrive together some can wait for a thread that never comes. Here they arrive one at a time: a
-//! new one is made under a lock, which is kept until a question sent over it has been answered. By then its thread has
-//! taken the task and lowered the count under tiny_http's own lock, so the next count is true: either a thread is
-//! counted that will look into the queue before it sleeps, or a new one is started.
+//! tiny_http 0.12 counts its idle threads before a woken thread has lowered the count (`util/task_pool.rs`), so when
+//! several connections arrive together, some may wait for a thread that never comes. The gate therefore connects one
+//! at a time: a new connection is made under a lock, which is held until a probe request on it has been answered. By
+//! then its thread has taken the task and lowered the count under tiny_http's own lock, so the next count is correct.
 //!
-//! Connections are kept and used again, by whichever client comes next, but only after an answer that the inside
-//! vouched for (`Answer::whole`) to a request that had gone in whole: nothing can be left on them.
+//! Connections are reused for any client, but only after a complete request and an answer that the backend marked as
+//! reusable (`ResponseHead::reusable`), so no bytes remain on them.
 //!
-//! Threads: the connections' own and `gate-accept`, which trims. Locks: `line` (held while connecting), then `stock`
-//! (a leaf).
+//! Threads: the connections' own, and `gate-accept`, which closes idle ones. Locks: `state` (held while connecting),
+//! then `idle` (a leaf).
 
 use std::collections::VecDeque;
 use std::fs;
@@ -27,16 +26,16 @@ use rustix::fs::{Mode, OFlags};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Starts tiny_http and its loop on a socket at this path. Called at the start, and again on another path when the
-/// loop was found dead.
+/// Starts tiny_http and its loop on a socket at this path. Called at start-up, and again with another path if the
+/// loop has died.
 pub type StartBackend = Box<dyn Fn(&Path) -> Result<()> + Send + Sync>;
 
-/// The question that is answered before anything else is looked at.
+/// The header of a probe request, which is answered before anything else is checked.
 pub const PROBE_HEADER: &str = "X-Berth-Ping";
 
 pub(super) struct Backend {
     folder: PathBuf,
-    /// Keeps the short path of a long folder's name alive.
+    /// Keeps `/proc/self/fd/N`, the short form of a long folder path, valid.
     handle: OwnedFd,
     open: StartBackend,
     state: Mutex<BackendState>,
@@ -49,17 +48,17 @@ struct BackendState {
     opened: Instant,
     /// When the last attempt failed, if it did.
     failed: Option<Instant>,
-    /// Greetings in a row that were not answered.
+    /// Consecutive probes without an answer.
     unanswered_probes: u32,
 }
 
 impl Backend {
-    /// Makes the private folder and starts the inside in it.
+    /// Creates the private folder and starts the backend in it.
     ///
     /// # Errors
-    /// When the folder cannot be made, or `open` failed.
+    /// If the folder cannot be created, or `open` fails.
     pub(super) fn new(folder: &Path, open: StartBackend) -> Result<Backend> {
-        // Only what a crashed server left can be there: the data folder is locked.
+        // Only leftovers of a crashed server can be there: the data folder is locked.
         clear(folder);
         fs::DirBuilder::new().mode(0o700).create(folder).at("create the folder", folder)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -81,20 +80,20 @@ impl Backend {
         Ok(inside)
     }
 
-    /// A connection that is being served.
+    /// Returns a connection that has a serving thread.
     ///
     /// # Errors
-    /// `Busy` when there are no descriptors for it, `Unavailable` when the inside does not answer.
+    /// `Busy` if no descriptors are free, `Unavailable` if the backend does not answer.
     pub(super) fn take(&self) -> Result<UnixStream> {
         if let Some(stream) = self.take_idle() {
             return Ok(stream);
         }
         let mut line = lock(&self.state);
-        // One may have come back while we waited for our turn.
+        // Another thread may have returned one while this thread waited for the lock.
         if let Some(stream) = self.take_idle() {
             return Ok(stream);
         }
-        // Whoever waited behind a failure would only repeat it, one after the other.
+        // Threads queued behind a failed attempt would only repeat it one after another.
         if line.failed.is_some_and(|failed| failed.elapsed() < limits::INSIDE_PAUSE) {
             return Err(Error::new(Code::Unavailable, UNAVAILABLE));
         }
@@ -102,7 +101,7 @@ impl Backend {
         let taken = self.connect_or_restart(&mut line);
         line.failed = taken.is_err().then(Instant::now);
         if let Err(cause) = &taken {
-            log::warn!("A request cannot be passed inside: {cause}");
+            log::warn!("Cannot connect to the HTTP backend: {cause}");
         }
         taken.map_err(|cause| Error::new(Code::Unavailable, UNAVAILABLE).with_source(cause))
     }
@@ -115,7 +114,7 @@ impl Backend {
             }
             Err(error) => error,
         };
-        // Silence may only mean that it has too much to do; a loop that has ended refuses or hangs up.
+        // A timeout may only mean overload; a dead loop refuses or closes the connection.
         if failed.code() == Code::Busy && line.unanswered_probes < limits::INSIDE_SILENCES {
             line.unanswered_probes += 1;
             return Err(failed);
@@ -123,8 +122,8 @@ impl Backend {
         if line.opened.elapsed() < limits::INSIDE_PAUSE {
             return Err(failed);
         }
-        log::error!("The HTTP loop takes no connections ({failed}); starting another");
-        // The old ones may belong to a loop that has ended: their requests would never be picked up.
+        log::error!("The HTTP backend accepts no connections ({failed}); restarting it");
+        // Idle connections may belong to the dead loop, which would never read from them.
         lock(&self.idle).clear();
         self.reopen(line)?;
         connect_and_probe(&line.path)
@@ -139,7 +138,7 @@ impl Backend {
         lock(&self.idle).push_back((stream, Instant::now()));
     }
 
-    /// Lets go of what a busier time has left.
+    /// Closes connections that have been idle for long.
     pub(super) fn trim(&self) {
         let mut stock = lock(&self.idle);
         while stock.front().is_some_and(|(_, since)| since.elapsed() > limits::INSIDE_IDLE) {
@@ -153,7 +152,7 @@ impl Backend {
         line.unanswered_probes = 0;
         let name = format!("http-{}", line.number);
         let path = self.folder.join(&name);
-        // unix(7): 108 bytes, a NUL among them.
+        // unix(7): a path has at most 108 bytes including the NUL.
         line.path = if path.as_os_str().len() < 108 {
             path
         } else {
@@ -162,8 +161,8 @@ impl Backend {
         (self.open)(&line.path)
     }
 
-    /// tiny_http panics or ends its loop when it runs out of descriptors: it needs two for a connection, we one.
-    /// Somebody else may take them between this look and the use; then the loop is replaced.
+    /// Checks that a few descriptors are free: tiny_http panics or ends its loop without them. It needs two per
+    /// connection, the gate one. Another thread may take them before they are used; then the loop is restarted.
     fn check_free_descriptors(&self) -> Result<()> {
         let look = || {
             (0..4).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.handle, 0)).collect::<Result<Vec<_>, _>>()
@@ -190,7 +189,7 @@ fn clear(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-/// Connects and waits until a thread of tiny_http has taken the connection.
+/// Connects and waits until a thread of tiny_http serves the connection.
 fn connect_and_probe(path: &Path) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(path).at("connect to", path)?;
     stream.set_read_timeout(Some(limits::INSIDE_ANSWER)).at("set up", path)?;
@@ -201,23 +200,23 @@ fn connect_and_probe(path: &Path) -> Result<UnixStream> {
     while super::answer::head_length(&answer) != Some(answer.len()) {
         let mut piece = [0; 512];
         let read = match stream.read(&mut piece) {
-            // signal(7): with a timeout the call is not restarted, also when the kernel stops a thread for a moment.
+            // signal(7): with a timeout the call is not restarted, even after a brief stop of the thread.
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Err(Error::new(Code::Busy, "no answer in time").with_source(error));
+                return Err(Error::new(Code::Busy, "no answer before the deadline").with_source(error));
             }
             other => other.at("read from", path)?,
         };
         answer.extend_from_slice(&piece[..read]);
         if read == 0 || answer.len() > 4096 {
-            return Err(Error::internal("The HTTP loop did not answer its first question"));
+            return Err(Error::internal("The HTTP backend did not answer the probe request"));
         }
     }
     if !answer.starts_with(b"HTTP/1.1 204") {
-        return Err(Error::internal("The HTTP loop did not understand its first question"));
+        return Err(Error::internal("The HTTP backend did not recognize the probe request"));
     }
     stream.set_read_timeout(Some(limits::QUICK_ANSWER)).at("set up", path)?;
     Ok(stream)
 }
 
-const UNAVAILABLE: &str = "The server cannot take requests at the moment";
+const UNAVAILABLE: &str = "The server cannot accept requests at the moment; try again";

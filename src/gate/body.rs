@@ -1,26 +1,25 @@
-//! How long a body is, byte by byte: declared lengths and chunks, for requests and for answers.
-//! Pure: bytes in, bytes out. Knows no sockets and no deadlines.
+//! Incremental decoding of message bodies: declared lengths and chunked encoding, for requests and answers. Pure: no
+//! sockets, no deadlines.
 
 use std::io::Write as _;
 
 use crate::base::{Code, Error, Result, limits};
 
-/// What is still to come of a body.
+/// The remaining part of a body.
 #[derive(Debug)]
 pub(super) enum RequestBody {
-    /// So many bytes.
+    /// The number of bytes.
     Length(u64),
-    /// Chunks (RFC 9112, 7.1).
+    /// Chunked encoding (RFC 9112, 7.1).
     Chunked(ChunkedDecoder),
 }
 
 impl RequestBody {
-    /// No body at all.
     pub(super) fn none() -> RequestBody {
         RequestBody::Length(0)
     }
 
-    /// Whether all of it has been taken.
+    /// Whether the body is complete.
     pub(super) fn is_done(&self) -> bool {
         match self {
             RequestBody::Length(left) => *left == 0,
@@ -28,11 +27,11 @@ impl RequestBody {
         }
     }
 
-    /// Takes from `input` as far as one piece of data goes: how many bytes were used, and the data among them.
-    /// Nothing used means that more input is needed.
+    /// Consumes `input` up to the end of one piece of data. Returns the number of bytes consumed and the data among
+    /// them; 0 bytes means that more input is needed.
     ///
     /// # Errors
-    /// `InvalidRequest` for broken chunks, `BodyTooLarge` beyond the cap.
+    /// `InvalidRequest` for malformed chunks, `BodyTooLarge` above the limit.
     pub(super) fn take<'a>(&mut self, input: &'a [u8]) -> Result<(usize, &'a [u8])> {
         match self {
             RequestBody::Length(left) => {
@@ -47,44 +46,43 @@ impl RequestBody {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChunkState {
-    /// In the digits of a size; so many so far.
+    /// In the digits of a size; their count so far.
     Size(u8),
-    /// In white space behind the digits.
+    /// In the white space after the digits.
     SizePad,
     /// In an extension, which is ignored.
     Extension,
-    /// Behind the CR of a size line.
+    /// After the CR of a size line.
     SizeEnd,
-    /// In the data.
     Data,
-    /// The CR, then the LF behind the data.
+    /// The CR, then the LF after the data.
     DataCr,
     DataLf,
-    /// At the start of a trailer line, in its name, behind the colon, behind its CR.
+    /// At the start of a trailer line, in its name, after the colon, after its CR.
     Trailer,
     TrailerName,
     TrailerValue,
     TrailerLf,
-    /// Behind the CR of the empty line that ends it all.
+    /// After the CR of the empty line that ends the body.
     LastLf,
     Done,
 }
 
-/// Reads chunks; every line ends with CR LF.
+/// A decoder for chunked encoding. Every line must end with CR LF.
 #[derive(Debug)]
 pub(super) struct ChunkedDecoder {
     state: ChunkState,
-    /// Of this chunk: its size as far as read, then the data still to come.
+    /// The size of the current chunk as parsed so far, then its remaining data.
     left: u64,
-    /// Of the whole body: the data that may still come.
+    /// The remaining data allowed for the whole body.
     budget: u64,
-    /// Of this chunk's size line.
+    /// Bytes of extension in the current size line.
     extension: usize,
     trailers: usize,
 }
 
 impl ChunkedDecoder {
-    /// A body of at most `cap` bytes.
+    /// Creates a decoder for a body of at most `cap` bytes.
     pub(super) fn new(cap: u64) -> ChunkedDecoder {
         ChunkedDecoder { state: ChunkState::Size(0), left: 0, budget: cap, extension: 0, trailers: 0 }
     }
@@ -107,13 +105,13 @@ impl ChunkedDecoder {
         Ok((at, &[]))
     }
 
-    /// One byte that is not data.
+    /// Consumes one byte that is not chunk data.
     fn byte(&mut self, byte: u8) -> Result<()> {
         let broken =
-            |what: &str| Err(Error::new(Code::InvalidRequest, format!("Broken chunked body: {what}")));
+            |what: &str| Err(Error::new(Code::InvalidRequest, format!("Malformed chunked body: {what}")));
         self.state = match (self.state, byte) {
             (ChunkState::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                // 16 digits are what a u64 holds; RFC 9112, 7.1 wants overflow to be noticed.
+                // A u64 holds 16 hex digits; RFC 9112, 7.1 requires recipients to detect overflow.
                 if digits == 16 {
                     return broken("a chunk size of more than 16 digits");
                 }
@@ -124,15 +122,15 @@ impl ChunkedDecoder {
             (ChunkState::Size(0), _) => return broken("a chunk without a size"),
             (ChunkState::Size(_), b'\r') => ChunkState::SizeEnd,
             (ChunkState::Size(_), b';') => ChunkState::Extension,
-            // Some pad the size to a fixed width. White space before a semicolon, which RFC 9112 calls bad, is refused
-            // with everything else: nobody sends it, and others read `2 2` as they like.
+            // Some clients pad the size to a fixed width. White space before a semicolon, which RFC 9112 calls bad,
+            // is refused like any other byte: no client is known to send it, and readers disagree about `2 2`.
             (ChunkState::Size(_) | ChunkState::SizePad, b' ' | b'\t') => {
                 self.count_extension()?;
                 ChunkState::SizePad
             }
             (ChunkState::SizePad, b'\r') => ChunkState::SizeEnd,
             (ChunkState::Size(_) | ChunkState::SizePad, _) => {
-                return broken("a chunk size with something else than digits");
+                return broken("a chunk size with a character other than a hex digit");
             }
             (ChunkState::Extension, b'\r') => ChunkState::SizeEnd,
             (ChunkState::Extension, byte) if byte == b'\t' || (b' '..0x7f).contains(&byte) => {
@@ -141,14 +139,14 @@ impl ChunkedDecoder {
             }
             (ChunkState::Extension, _) => return broken("a control character in a chunk extension"),
             (ChunkState::SizeEnd, b'\n') => self.chunk()?,
-            (ChunkState::SizeEnd, _) => return broken("a size line that does not end with CR LF"),
+            (ChunkState::SizeEnd, _) => return broken("a size line without CR LF"),
             (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
             (ChunkState::DataLf, b'\n') => {
                 self.left = 0;
                 ChunkState::Size(0)
             }
             (ChunkState::DataCr | ChunkState::DataLf, _) => {
-                return broken("more data than the chunk's size says");
+                return broken("more data than the chunk size allows");
             }
             (ChunkState::Trailer, b'\r') => ChunkState::LastLf,
             (ChunkState::TrailerValue, b'\r') => ChunkState::TrailerLf,
@@ -158,7 +156,7 @@ impl ChunkedDecoder {
             }
             (ChunkState::TrailerValue, b'\t' | b' '..=b'~') => self.trailer(ChunkState::TrailerValue)?,
             (ChunkState::Trailer | ChunkState::TrailerName | ChunkState::TrailerValue, _) => {
-                return broken("a trailer that is not NAME: VALUE");
+                return broken("a trailer that is not of the form NAME: VALUE");
             }
             (ChunkState::TrailerLf, b'\n') => {
                 self.trailers += 2;
@@ -166,7 +164,7 @@ impl ChunkedDecoder {
             }
             (ChunkState::LastLf, b'\n') => ChunkState::Done,
             (ChunkState::TrailerLf | ChunkState::LastLf, _) => {
-                return broken("a trailer line that does not end with CR LF");
+                return broken("a trailer line without CR LF");
             }
             (ChunkState::Data | ChunkState::Done, _) => return Ok(()),
         };
@@ -176,12 +174,15 @@ impl ChunkedDecoder {
     fn count_extension(&mut self) -> Result<()> {
         self.extension += 1;
         if self.extension > limits::CHUNK_EXTENSION_BYTES {
-            return Err(Error::new(Code::InvalidRequest, "Broken chunked body: too many chunk extensions"));
+            return Err(Error::new(
+                Code::InvalidRequest,
+                "Malformed chunked body: more chunk extensions than allowed",
+            ));
         }
         Ok(())
     }
 
-    /// One more byte of a trailer, which leads to `next`.
+    /// Counts one byte of a trailer and returns `next`.
     fn trailer(&mut self, next: ChunkState) -> Result<ChunkState> {
         self.trailers += 1;
         if self.trailers > limits::TRAILER_BYTES {
@@ -190,19 +191,19 @@ impl ChunkedDecoder {
         Ok(next)
     }
 
-    /// Behind a size line.
+    /// Ends a size line.
     fn chunk(&mut self) -> Result<ChunkState> {
         self.extension = 0;
         if self.left == 0 {
             return Ok(ChunkState::Trailer);
         }
-        // Refused on its announcement, before any of it is read.
+        // Refused when announced, before any data is read.
         self.budget = self.budget.checked_sub(self.left).ok_or_else(too_large)?;
         Ok(ChunkState::Data)
     }
 }
 
-/// Appends `data` as one chunk; nothing for none, which would be the end.
+/// Appends `data` as one chunk. Empty data is skipped: a chunk of size 0 would end the body.
 pub(super) fn write_chunk(data: &[u8], out: &mut Vec<u8>) {
     if data.is_empty() {
         return;
@@ -213,21 +214,21 @@ pub(super) fn write_chunk(data: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// RFC 9110, 5.6.2.
+/// A `tchar` of RFC 9110, 5.6.2.
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The 413, wherever it is noticed.
+/// The 413 answer.
 pub(super) fn too_large() -> Error {
-    Error::new(Code::BodyTooLarge, "The body is larger than this endpoint takes")
+    Error::new(Code::BodyTooLarge, "The request body is larger than this endpoint accepts")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The data, and how many bytes lie behind the body; in pieces of `step` bytes.
+    /// Decodes `input` in pieces of `step` bytes. Returns the data and the number of bytes after the body.
     fn read(input: &[u8], step: usize, cap: u64) -> Result<(Vec<u8>, usize)> {
         let (mut body, mut data, mut used) = (RequestBody::Chunked(ChunkedDecoder::new(cap)), Vec::new(), 0);
         while !body.is_done() {
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_read_however_they_are_cut() {
+    fn chunks_decode_the_same_at_any_split() {
         for (input, want, rest) in [
             ("0\r\n\r\n", "", 0),
             ("5\r\nhello\r\n0\r\n\r\nGET", "hello", 3),
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_chunks_are_refused_however_they_are_cut() {
+    fn malformed_chunks_are_refused_at_any_split() {
         let long = format!("1;{}\r\n", "x".repeat(300));
         let padded = format!("1{}\r\n", " ".repeat(300));
         let trailers = format!("0\r\n{}", "A: b\r\n".repeat(2000));
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cap_counts_all_chunks() {
+    fn the_limit_covers_all_chunks() {
         let input = b"3\r\nabc\r\n3\r\nabc\r\n0\r\n\r\n";
         assert!(read(input, 5, 6).is_ok());
         assert_eq!(read(input, 5, 5).unwrap_err().code(), Code::BodyTooLarge);

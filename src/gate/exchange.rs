@@ -1,8 +1,8 @@
-//! One request and its answer between a client and the inside, both directions at once: poll(2) over the two sockets,
-//! nothing is held back. What is still to be sent one way stops only the reading of that way.
+//! Relays one request and its answer between a client and the backend, both directions at once, with poll(2) over the
+//! two sockets. Backpressure is per direction: unsent bytes in one direction stop reading for that direction only.
 //!
-//! Meanwhile the client is watched. Its end of input counts as gone, as in Go's net/http: subscribers are told, but an
-//! answer that still comes is still sent, for those that only half-closed. A reset ends the exchange.
+//! EOF from the client counts as a disconnect, as in Go's net/http: subscribers are notified, but the answer is still
+//! sent, because the client may only have closed its sending side. A reset ends the exchange.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -24,39 +24,39 @@ use crate::http::Request;
 
 const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NVAL);
 
-/// How long a client waits for the answer that it is over its share: so long its connection sends no further request, so a
-/// client that asks again at once costs little.
+/// How long the connection of a client that received `OverShare` is paused, so that a client that retries at once
+/// costs little.
 pub(super) const OVER_SHARE_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where an exchange stands.
+/// The state of one exchange.
 struct Exchange {
     head: RequestHead,
-    /// None when the request was answered on this very thread.
+    /// `None` if the request is answered on this thread.
     backend: Option<UnixStream>,
-    /// The body did not go in whole: it follows, through `head.body`.
+    /// The body was not complete when the request was forwarded; the rest is relayed through `head.body`.
     streamed: bool,
-    /// The inside takes no more of it.
+    /// The backend accepts no more of the body.
     backend_closed: bool,
     sent_in: usize,
     sent_out: usize,
     answer: Option<ResponseHead>,
-    /// The answer has come to its end.
+    /// The answer is complete.
     complete: bool,
-    /// More came than belongs to the answer.
+    /// The backend sent more bytes than the answer has.
     has_excess: bool,
-    /// The client will send no more.
+    /// The client closed its sending side.
     half_closed: bool,
-    /// Since when the client has not taken, and not sent, what we wait for.
+    /// Since when a write to the client has been blocked, and since when the client's body has been awaited.
     write_blocked_since: Option<Instant>,
     body_awaited_since: Option<Instant>,
 }
 
-/// How a step went.
+/// The result of one relay step.
 enum ExchangeStep {
     Continue,
-    /// Both sides are done.
+    /// Both directions are complete.
     Done,
-    /// The client cannot get the rest.
+    /// The client cannot receive the rest.
     Abort,
 }
 
@@ -88,10 +88,10 @@ impl Exchange {
 }
 
 impl Connection<'_> {
-    /// Sends what `to_inside` holds and what of the body follows, and the answer to the client.
+    /// Sends the buffered request and the rest of its body to the backend, and the answer to the client.
     ///
     /// # Errors
-    /// What the client is to be told, when no answer has been begun.
+    /// The error to report to the client, if no part of an answer has been sent.
     pub(super) fn exchange(
         &mut self,
         head: RequestHead,
@@ -103,15 +103,15 @@ impl Connection<'_> {
         self.relay(Exchange::new(head, Some(inside), streamed))
     }
 
-    /// Has the request in `to_inside` answered on this thread, and sends the answer.
+    /// Answers the buffered request on this thread and sends the answer.
     ///
     /// # Errors
-    /// What the client is to be told, when no answer has been begun.
+    /// The error to report to the client, if no part of an answer has been sent.
     pub(super) fn answer_here(&mut self, head: RequestHead, handle: DirectHandler) -> Result<AfterRequest> {
         let (request, answered) = Request::direct_from(&self.to_backend, self.socket.clone())?;
         self.to_backend.clear();
         self.to_client.clear();
-        // The panic hook has logged it; the request that it dropped was answered, or is below.
+        // The panic hook has logged a panic. A request dropped by it either was answered or is answered below.
         drop(catch_unwind(AssertUnwindSafe(|| handle(request))));
         self.from_backend = answered.take();
         let mut x = Exchange::new(head, None, false);
@@ -121,13 +121,13 @@ impl Connection<'_> {
         )?;
         self.forward_answer(&mut x)?;
         if !x.complete {
-            return Err(Error::internal("The request was answered in part"));
+            return Err(Error::internal("The handler sent an incomplete answer"));
         }
         self.relay(x)
     }
 
     fn relay(&mut self, mut x: Exchange) -> Result<AfterRequest> {
-        // Most answers come within a fraction of a millisecond; to wait for them needs no look at the client.
+        // Most answers arrive within a fraction of a millisecond, so the first wait does not poll the client.
         let mut quick = !x.streamed && x.backend.is_some();
         loop {
             let step = self.send_to_backend(&mut x).and_then(|()| self.send_to_client(&mut x));
@@ -147,7 +147,7 @@ impl Connection<'_> {
                 Ok(ExchangeStep::Continue) => {}
                 Ok(ExchangeStep::Done) => return self.finish(x),
                 Ok(ExchangeStep::Abort) => return Ok(AfterRequest::Close),
-                // Too late to tell it: an answer that breaks off is noticed by its length.
+                // The answer has begun, so the error cannot be reported; the client detects the truncation by length.
                 Err(_) if x.answer.is_some() => return Ok(AfterRequest::Close),
                 Err(error) => return Err(error),
             }
@@ -161,7 +161,7 @@ impl Connection<'_> {
             {
                 match wire::send(inside, &self.to_backend[x.sent_in..]) {
                     Ok(sent) => x.sent_in += sent,
-                    // It has answered without reading on; the answer is what counts.
+                    // The backend answered without reading the whole body; its answer is relayed.
                     Err(_) => x.backend_closed = true,
                 }
                 if x.sent_in < self.to_backend.len() {
@@ -178,7 +178,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Moves what has come of a streamed body into `to_inside`, as chunks.
+    /// Encodes the received part of a streamed body as chunks into the backend buffer.
     fn wrap_body(&mut self, body: &mut RequestBody) -> Result<()> {
         while self.consumed < self.input.len() && !body.is_done() {
             let (used, data) = body.take(&self.input[self.consumed..])?;
@@ -216,7 +216,7 @@ impl Connection<'_> {
         Ok(ExchangeStep::Continue)
     }
 
-    /// Notes that the client takes no more at the moment.
+    /// Records that the client does not read its answer at the moment.
     fn wait_for_reader(&self, x: &mut Exchange) {
         if x.write_blocked_since.is_none() {
             x.write_blocked_since = Some(Instant::now());
@@ -238,7 +238,7 @@ impl Connection<'_> {
                 .map(|since| (since + limits::WRITE_STALL).min(Instant::now() + limits::WRITE_LOOK)),
             x.body_awaited_since.map(|since| since + limits::BODY_STALL),
         ];
-        // With nothing to wait for there, its hang-up would wake us again and again.
+        // Without an event to wait for, a hang-up of the backend would wake the thread repeatedly.
         let watched = if inside.is_empty() || x.backend.is_none() { 1 } else { 2 };
         let other = x.backend.as_ref().map_or(self.socket.as_fd(), AsFd::as_fd);
         let mut sockets = [PollFd::new(&*self.socket, client), PollFd::from_borrowed_fd(other, inside)];
@@ -258,14 +258,14 @@ impl Connection<'_> {
         }
         if client.contains(PollFlags::RDHUP) {
             x.half_closed = true;
-            self.gate.gone.raise(self.slot.record.id);
+            self.gate.disconnects.raise(self.slot.record.id);
         }
         if client.contains(PollFlags::IN) && reads_body {
             self.input.clear();
             self.consumed = 0;
             match wire::receive(&*self.socket, &mut self.input) {
                 Ok(ReadOutcome::Bytes(_) | ReadOutcome::WouldBlock) => {}
-                // The rest of the body will not come; the inside notices when its connection ends.
+                // The body is truncated; the backend detects that when its connection closes.
                 _ => return Ok(self.client_lost()),
             }
         }
@@ -284,12 +284,12 @@ impl Connection<'_> {
             Ok(ReadOutcome::WouldBlock) => return Ok(ExchangeStep::Continue),
             Ok(ReadOutcome::Eof) | Err(_) => {
                 return match &x.answer {
-                    None => Err(Error::internal("The request was dropped without an answer")),
+                    None => Err(Error::internal("The handler dropped the request without an answer")),
                     Some(ResponseHead { framing: BodyFraming::Close, .. }) => {
                         x.complete = true;
                         Ok(ExchangeStep::Continue)
                     }
-                    // Too short: the client must see that it is, so it gets no proper end.
+                    // The answer is truncated; the close without a proper end shows that to the client.
                     Some(_) => Ok(ExchangeStep::Abort),
                 };
             }
@@ -297,7 +297,7 @@ impl Connection<'_> {
         self.forward_answer(x)
     }
 
-    /// Looks at what has come of an answer.
+    /// Parses newly received bytes of the answer and queues them for the client.
     fn forward_answer(&mut self, x: &mut Exchange) -> Result<ExchangeStep> {
         let mut used = 0;
         if x.answer.is_none() {
@@ -323,7 +323,8 @@ impl Connection<'_> {
         Ok(ExchangeStep::Continue)
     }
 
-    /// Looks for the end of the answer's head and rewrites it; how many bytes it and interim answers took.
+    /// Parses the answer's head, if complete, and rewrites it. Returns the number of bytes that it and interim
+    /// answers took.
     fn read_answer_head(&mut self, x: &mut Exchange) -> Result<usize> {
         let mut at = 0;
         while let Some(length) = answer::head_length(&self.from_backend[at..]) {
@@ -333,7 +334,7 @@ impl Connection<'_> {
                 RequestBody::Chunked(_) => u64::MAX,
             };
             let head = &self.from_backend[at..at + length];
-            // Only this thread, which serves only this client, is held up; and not when the seat is needed.
+            // Pauses only this thread, which serves this client only; eviction ends the pause.
             match answer::status(head) {
                 Some(401) => {
                     let throttle = &self.gate.throttle;
@@ -361,17 +362,17 @@ impl Connection<'_> {
         }
         self.from_backend.drain(..at);
         if self.from_backend.len() > limits::ANSWER_HEAD_BYTES {
-            return Err(Error::internal("An answer's head is too large"));
+            return Err(Error::internal("The HTTP backend sent a head that is too large"));
         }
         Ok(0)
     }
 
     fn client_lost(&self) -> ExchangeStep {
-        self.gate.gone.raise(self.slot.record.id);
+        self.gate.disconnects.raise(self.slot.record.id);
         ExchangeStep::Abort
     }
 
-    /// The answer has been sent.
+    /// Decides the fate of the connection after the answer was sent.
     fn finish(&mut self, mut x: Exchange) -> Result<AfterRequest> {
         let Some(answer) = x.answer else { return Ok(AfterRequest::Close) };
         let unread = x.streamed && !x.head.body.is_done();
@@ -381,7 +382,7 @@ impl Connection<'_> {
         }
         if let Some(number) = &answer.ticket {
             let Some(take) = self.gate.tickets.redeem(number).filter(|_| !unread) else {
-                log::error!("{}: an answer with a ticket that is not good", self.id);
+                log::error!("{}: the answer names an unknown socket ticket", self.id);
                 return Ok(AfterRequest::Close);
             };
             return Ok(AfterRequest::HandedOver(take, answer.chunked));
@@ -393,7 +394,7 @@ impl Connection<'_> {
                 AfterRequest::Close
             });
         }
-        // The answer promised that the connection goes on; at most `DRAINED_BODY_BYTES` stand in the way.
+        // The answer promised to keep the connection open; at most `DRAINED_BODY_BYTES` remain to be discarded.
         while !x.head.body.is_done() {
             if self.consumed == self.input.len() && !matches!(self.receive_body(), Ok(true)) {
                 return Ok(AfterRequest::Close);

@@ -1,6 +1,6 @@
-//! The head of a request: found, checked, and written anew for the inside. httparse splits it; every rule that is
-//! stricter than httparse stands here. What the gate itself tells the inside travels in `X-Berth-*` headers, which no
-//! client can send. Pure: no sockets, no clocks. RFC numbers: 9110 (semantics), 9112 (messages), 6455 (WebSocket).
+//! Finds, validates and rewrites request heads. httparse splits a head; rules stricter than those of httparse are
+//! enforced here. Metadata from the gate reaches the backend in `X-Berth-*` headers, which are stripped from client
+//! requests. Pure: no sockets, no clocks. RFC numbers: 9110 (semantics), 9112 (messages), 6455 (WebSocket).
 
 use std::io::Write as _;
 use std::mem::MaybeUninit;
@@ -12,28 +12,28 @@ use super::body::{self, ChunkedDecoder, RequestBody, is_token};
 use super::host_check::{Authority, HostRules};
 use crate::base::{Code, Error, Result, limits};
 
-/// What the checks need to know besides the bytes.
+/// The context that validation depends on.
 pub(super) struct HeadContext<'a> {
     pub(super) rules: &'a HostRules,
-    /// The largest body for a method and path.
+    /// The body limit for a method and path.
     pub(super) body_cap: &'a (dyn Fn(&str, &str) -> usize + Send + Sync),
     pub(super) peer: &'a str,
     pub(super) local: Option<IpAddr>,
     pub(super) connection: u64,
 }
 
-/// A request that may go in.
+/// A validated request head.
 #[derive(Debug)]
 pub(super) struct RequestHead {
     pub(super) is_head: bool,
-    /// HTTP/1.1; else 1.0.
+    /// HTTP/1.1; otherwise 1.0.
     pub(super) is_11: bool,
     /// The client allows another request on this connection.
     pub(super) keep_alive: bool,
     pub(super) body: RequestBody,
-    /// It announced its body, so that the inside gets an announcement too, be it 0.
+    /// The client declared a body, possibly empty; the backend receives a declaration too.
     pub(super) has_body: bool,
-    /// It waits for `100 Continue` before it sends the body.
+    /// The client waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
     /// A complete WebSocket handshake.
     pub(super) upgrade: bool,
@@ -43,7 +43,7 @@ fn bad(message: impl Into<String>) -> Error {
     Error::new(Code::InvalidRequest, message)
 }
 
-/// Finds the end of a head in bytes that arrive piecemeal.
+/// Finds the end of a head in input that arrives in pieces.
 #[derive(Debug, Default)]
 pub(super) struct HeadScanner {
     at: usize,
@@ -51,29 +51,32 @@ pub(super) struct HeadScanner {
 }
 
 impl HeadScanner {
-    /// Looks at what is new in `bytes`, which begin where the head begins; the head's length when it is complete.
+    /// Scans the new part of `bytes`, which starts at the beginning of the head. Returns the head's length once it is
+    /// complete.
     ///
     /// # Errors
-    /// `InvalidRequest` at the first byte that no head may contain, `HeadTooLarge` beyond the limit.
+    /// `InvalidRequest` at the first byte not allowed in a head, `HeadTooLarge` above the limit.
     pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>> {
         let visible = &bytes[..bytes.len().min(limits::HEAD_BYTES)];
         while let Some(&byte) = visible.get(self.at) {
             let after_cr = self.at > 0 && visible[self.at - 1] == b'\r';
             self.at += 1;
             match byte {
-                b'\n' if !after_cr => return Err(bad("A line ends with LF instead of CR LF")),
+                b'\n' if !after_cr => {
+                    return Err(bad("A line of the request head ends with LF instead of CR LF"));
+                }
                 b'\n' => {
                     match (self.line + 2 == self.at, self.line) {
-                        // RFC 9112, 2.2: one empty line in front is what some clients send after a body.
+                        // RFC 9112, 2.2: some clients send one extra CR LF after a body.
                         (true, 0) | (false, _) => self.line = self.at,
                         (true, 2) => return Err(bad("The request line is empty")),
                         (true, _) => return Ok(Some(self.at)),
                     }
                 }
-                _ if after_cr => return Err(bad("A CR without LF")),
+                _ if after_cr => return Err(bad("The request head contains a CR without LF")),
                 b'\r' | b'\t' | b' '..=b'~' => {}
-                0x80.. => return Err(bad("A byte that is not ASCII; encode it")),
-                _ => return Err(bad("A control character")),
+                0x80.. => return Err(bad("The request head contains a non-ASCII byte; percent-encode it")),
+                _ => return Err(bad("The request head contains a control character")),
             }
         }
         if bytes.len() >= limits::HEAD_BYTES {
@@ -87,14 +90,14 @@ fn too_large() -> Error {
     Error::new(
         Code::HeadTooLarge,
         format!(
-            "The request line and headers are larger than {} KiB or more than {}",
+            "The request line and headers exceed {} KiB or {} lines",
             limits::HEAD_BYTES >> 10,
             limits::HEAD_LINES
         ),
     )
 }
 
-/// Everything about the headers that decides something.
+/// The headers that affect parsing, framing and access.
 #[derive(Default)]
 struct HeaderFields<'h> {
     host: Option<&'h str>,
@@ -102,7 +105,7 @@ struct HeaderFields<'h> {
     encoding: Option<&'h str>,
     expect: Option<&'h str>,
     has_upgrade: bool,
-    /// WebSocket, as the client has written it, where it is among the protocols that `Upgrade` offers.
+    /// The token `websocket` as the client spelled it, if `Upgrade` offers it.
     websocket: Option<&'h str>,
     origin: Option<&'h str>,
     key: Option<&'h str>,
@@ -110,15 +113,15 @@ struct HeaderFields<'h> {
     request_id: Option<&'h str>,
     close: bool,
     connection_upgrade: bool,
-    /// Headers that `Connection` names: they concern only this hop.
+    /// Headers named by `Connection`: they apply to this hop only.
     hop_by_hop: Vec<&'h str>,
 }
 
-/// Checks a complete head and appends the one for the inside to `out`, without the framing of the body and without
-/// the empty line. `id` gets the request's id: the client's if it is harmless, else the one that is in it already.
+/// Validates a complete head and appends the head for the backend to `out`, without body framing and the final empty
+/// line. `id` becomes the client's request id if that is well-formed, and otherwise keeps its value.
 ///
 /// # Errors
-/// Whatever is wrong, with the code that says so. Nothing was appended then.
+/// The first violation, with its code. `out` is unchanged then.
 pub(super) fn admit(
     bytes: &[u8],
     context: &HeadContext<'_>,
@@ -132,9 +135,9 @@ pub(super) fn admit(
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(bytes, &mut storage) {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-        Ok(_) => return Err(bad("The head ends too early")),
+        Ok(_) => return Err(bad("The request head is incomplete")),
         Err(httparse::Error::TooManyHeaders) => return Err(too_large()),
-        Err(error) => return Err(bad(format!("The head is malformed: {error}"))),
+        Err(error) => return Err(bad(format!("The request head is malformed: {error}"))),
     }
     let headers = &*parsed.headers;
     let facts = read_fields(headers)?;
@@ -143,8 +146,8 @@ pub(super) fn admit(
         id.push_str(wanted);
     }
     let host = match facts.host {
-        Some(text) => Some(Authority::parse(text).ok_or_else(|| bad("The Host header is not a host"))?),
-        None if is_11 => return Err(bad("A request of HTTP/1.1 needs a Host header")),
+        Some(text) => Some(Authority::parse(text).ok_or_else(|| bad("The Host header is not a valid host"))?),
+        None if is_11 => return Err(bad("An HTTP/1.1 request needs a Host header")),
         None => None,
     };
     let target = origin_form(method, target, host.as_ref())?;
@@ -158,13 +161,18 @@ pub(super) fn admit(
     let body = framing(&facts, is_11, (context.body_cap)(method, path) as u64)?;
     let has_body = facts.length.is_some() || facts.encoding.is_some();
     if upgrade && has_body {
-        return Err(bad("A WebSocket handshake has no body"));
+        return Err(bad("A WebSocket handshake cannot have a body"));
     }
     let expects_continue = match facts.expect {
         // RFC 9110, 10.1.1: ignored in HTTP/1.0.
         Some(_) if !is_11 => false,
         Some(value) if value.eq_ignore_ascii_case("100-continue") => !body.is_done(),
-        Some(_) => return Err(Error::new(Code::ExpectationFailed, "Expect can only be 100-continue")),
+        Some(_) => {
+            return Err(Error::new(
+                Code::ExpectationFailed,
+                "The only supported value of Expect is 100-continue",
+            ));
+        }
         None => false,
     };
     write_head(out, method, target, headers, &facts, upgrade);
@@ -188,12 +196,12 @@ pub(super) fn admit(
 
 /// RFC 9112, 3: exactly two spaces; the version is case-sensitive (2.3).
 fn request_line(line: &[u8]) -> Result<(&'static str, &str, bool)> {
-    let line = std::str::from_utf8(line).map_err(|_| bad("The request line is not ASCII"))?;
+    let line = std::str::from_utf8(line).map_err(|_| bad("The request line contains a non-ASCII byte"))?;
     let mut parts = line.split(' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(bad("The request line is not METHOD TARGET VERSION"));
+        return Err(bad("The request line is not of the form METHOD TARGET VERSION"));
     };
     let digit = |at: usize| version.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
     let is_11 = match version {
@@ -205,24 +213,27 @@ fn request_line(line: &[u8]) -> Result<(&'static str, &str, bool)> {
             && &version[6..7] == "."
             && digit(7) =>
         {
-            return Err(Error::new(Code::HttpVersion, "Only HTTP/1.1 and HTTP/1.0 are spoken here"));
+            return Err(Error::new(Code::HttpVersion, "The server supports only HTTP/1.1 and HTTP/1.0"));
         }
         _ => return Err(bad("The request line does not end with an HTTP version")),
     };
     if method.is_empty() || !method.bytes().all(is_token) {
-        return Err(bad("The method is not a word"));
+        return Err(bad("The request method is not a valid token"));
     }
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     let method = known.into_iter().find(|known| *known == method).ok_or_else(|| {
-        Error::new(Code::NotImplemented, format!("The methods here are {}", known.join(", ")))
+        Error::new(
+            Code::NotImplemented,
+            format!("Unsupported request method; the server supports {}", known.join(", ")),
+        )
     })?;
     if target.is_empty() || target.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b'#') {
-        return Err(bad("The request target is not a path"));
+        return Err(bad("The request target is not a valid path"));
     }
     Ok((method, target, is_11))
 }
 
-/// RFC 9112, 3.2: a path, or a URL whose authority is the Host's, or `*` for OPTIONS. The inside sees only paths.
+/// RFC 9112, 3.2: a path, a URL with the same authority as Host, or `*` for OPTIONS. The backend receives only paths.
 fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> Result<&'t str> {
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok(target);
@@ -236,14 +247,14 @@ fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> R
         .ok_or_else(|| bad("The request target is neither a path nor an http URL"))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let authority =
-        Authority::parse(&rest[..end]).ok_or_else(|| bad("The request target's host is not a host"))?;
+        Authority::parse(&rest[..end]).ok_or_else(|| bad("The request target has an invalid host"))?;
     if !host.is_some_and(|host| host.same(&authority, default)) {
         return Err(bad("The request target and the Host header name different hosts"));
     }
     match &rest[end..] {
         "" => Ok("/"),
         path if path.starts_with('/') => Ok(path),
-        // A query without a path has no form that tiny_http could be given.
+        // A query without a path has no form that tiny_http accepts.
         _ => Err(bad("The request target has no path")),
     }
 }
@@ -251,16 +262,17 @@ fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> R
 fn read_fields<'h>(headers: &[Header<'h>]) -> Result<HeaderFields<'h>> {
     let mut facts = HeaderFields::default();
     for header in headers {
-        let value = std::str::from_utf8(header.value).map_err(|_| bad("A header's value is not ASCII"))?;
+        let value =
+            std::str::from_utf8(header.value).map_err(|_| bad("A header value contains a non-ASCII byte"))?;
         let value = value.trim_matches([' ', '\t']);
         let name = header.name;
         if name.is_empty() {
-            return Err(bad("A header without a name"));
+            return Err(bad("A header has no name"));
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         let once = |place: &mut Option<&'h str>| match place.replace(value) {
             None => Ok(()),
-            Some(_) => Err(bad(format!("More than one {name} header"))),
+            Some(_) => Err(bad(format!("The request has more than one {name} header"))),
         };
         match name.len() {
             4 if is("Host") => once(&mut facts.host)?,
@@ -290,10 +302,12 @@ fn connection_options<'h>(facts: &mut HeaderFields<'h>, value: &'h str) -> Resul
             5 if is("close") => facts.close = true,
             7 if is("upgrade") => facts.connection_upgrade = true,
             10 if is("keep-alive") => {}
-            _ if !option.bytes().all(is_token) => return Err(bad("A Connection option is not a word")),
-            // RFC 9110, 7.6.1: never what everybody on the way needs.
+            _ if !option.bytes().all(is_token) => {
+                return Err(bad("The Connection header contains an invalid token"));
+            }
+            // RFC 9110, 7.6.1: headers that all recipients need must not be listed.
             _ if is("host") || is("content-length") || is("transfer-encoding") || is("authorization") => {
-                return Err(bad("The Connection header names a header that is not of this hop"));
+                return Err(bad("The Connection header names an end-to-end header"));
             }
             _ => facts.hop_by_hop.push(option),
         }
@@ -301,17 +315,18 @@ fn connection_options<'h>(facts: &mut HeaderFields<'h>, value: &'h str) -> Resul
     Ok(())
 }
 
-/// WebSocket in a list of protocols (RFC 9110, 7.8), as it is written there.
+/// Finds `websocket` in a list of protocols (RFC 9110, 7.8), in the client's spelling.
 fn websocket_among(value: &str) -> Option<&str> {
     let mut offered = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
     offered.find(|protocol| protocol.eq_ignore_ascii_case("websocket"))
 }
 
-/// Whether it is a WebSocket handshake (RFC 6455, 4.2.1). A server may ignore any other protocol that `Upgrade` offers
-/// (RFC 9110, 7.8): `curl --http2` and Java's HttpClient offer `h2c` with their first request, Apache's HttpClient TLS.
+/// Whether the request is a WebSocket handshake (RFC 6455, 4.2.1). A server may ignore any other protocol that
+/// `Upgrade` offers (RFC 9110, 7.8): `curl --http2` and Java's HttpClient offer `h2c` with their first request,
+/// Apache's HttpClient TLS.
 fn handshake(facts: &HeaderFields<'_>, method: &str, is_11: bool) -> Result<bool> {
     if !facts.has_upgrade && facts.connection_upgrade {
-        return Err(bad("Connection: upgrade without an Upgrade header"));
+        return Err(bad("The request has Connection: upgrade but no Upgrade header"));
     }
     if facts.websocket.is_none() {
         return Ok(false);
@@ -331,7 +346,7 @@ fn handshake(facts: &HeaderFields<'_>, method: &str, is_11: bool) -> Result<bool
     }
 }
 
-/// 16 bytes in base64: 22 characters, of which the last carries two bits, and two signs.
+/// 16 bytes in base64: 22 characters, the last of which carries two bits, and two padding characters.
 fn is_key(key: &str) -> bool {
     let bytes = key.as_bytes();
     bytes.len() == 24
@@ -340,22 +355,23 @@ fn is_key(key: &str) -> bool {
         && b"AQgw".contains(&bytes[21])
 }
 
-/// RFC 9112, 6. The one rule: if two readers could disagree about where the body ends, it is refused.
+/// RFC 9112, 6. Any request whose body length two readers could interpret differently is refused.
 fn framing(facts: &HeaderFields<'_>, is_11: bool, cap: u64) -> Result<RequestBody> {
     match (facts.length, facts.encoding) {
-        (Some(_), Some(_)) => Err(bad("Both Content-Length and Transfer-Encoding")),
-        (None, Some(_)) if !is_11 => Err(bad("Transfer-Encoding in HTTP/1.0")),
+        (Some(_), Some(_)) => Err(bad("The request has both Content-Length and Transfer-Encoding")),
+        (None, Some(_)) if !is_11 => Err(bad("HTTP/1.0 does not allow Transfer-Encoding")),
         (None, Some(value)) if value.eq_ignore_ascii_case("chunked") => {
             Ok(RequestBody::Chunked(ChunkedDecoder::new(cap)))
         }
-        (None, Some(_)) => {
-            Err(Error::new(Code::NotImplemented, "Transfer-Encoding can only be chunked, and that once"))
-        }
+        (None, Some(_)) => Err(Error::new(
+            Code::NotImplemented,
+            "The only supported Transfer-Encoding is chunked, applied once",
+        )),
         (Some(digits), None) => {
             if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
                 return Err(bad("Content-Length is not a number"));
             }
-            // Only digits: what does not fit is too large.
+            // Only digits: a number that does not fit is too large.
             let length = digits.parse().unwrap_or(u64::MAX);
             if length > cap { Err(body::too_large()) } else { Ok(RequestBody::Length(length)) }
         }
@@ -374,7 +390,7 @@ fn write_head(
     for part in [method, " ", target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    // Of the protocols that the client offers, the inside sees only the chosen one.
+    // Of the offered protocols, only the chosen one is forwarded.
     let mut chosen = facts.websocket.filter(|_| upgrade);
     for header in headers {
         let hop = facts.hop_by_hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
@@ -393,7 +409,7 @@ fn write_head(
     }
 }
 
-/// What never goes in as it came: this hop's own headers, and those that the gate writes.
+/// Headers that are never forwarded: hop-by-hop headers and those written by the gate.
 fn is_ours(name: &str) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.len() >= known.len() && name[..known.len()].eq_ignore_ascii_case(known);
@@ -433,12 +449,12 @@ mod tests {
         assert_eq!(end, head.len(), "{head:?}");
         let (mut id, mut out) = ("made-1".to_owned(), Vec::new());
         let admitted = admit(head.as_bytes(), &context, &mut id, &mut out);
-        assert!(admitted.is_ok() || out.is_empty(), "a refused head left something");
+        assert!(admitted.is_ok() || out.is_empty(), "a refused head wrote output");
         Ok((admitted?, String::from_utf8(out).unwrap(), id))
     }
 
     #[test]
-    fn what_goes_in_is_clean() {
+    fn forwarded_heads_are_normalized() {
         let (head, out, id) = check(concat!(
             "POST http://LOCALHOST./big?x=1 HTTP/1.1\r\nhost:\tlocalhost:80 \r\nX-Berth-Peer: 127.0.0.1\r\n",
             "x-berth-anything: y\r\nX-Request-ID: a.B-_9\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n",
@@ -492,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_are_not_spoken_and_do_not_matter() {
+    fn offers_of_other_protocols_are_ignored() {
         let settings = "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n";
         for offered in ["h2c", "TLS/1.2", "h2c, TLS/1.2", "", ",", "websocket/13", "h2c\r\nUpgrade: foo/2"] {
             for (version, body) in [("1.1", ""), ("1.0", ""), ("1.1", "Content-Length: 5\r\n")] {
@@ -519,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_arrive_piecemeal() {
+    fn heads_are_found_at_any_split() {
         let head = b"\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let mut scan = HeadScanner::default();
         for end in 0..head.len() {

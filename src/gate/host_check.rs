@@ -1,18 +1,18 @@
-//! Which names may be called and which pages may call: Host against DNS rebinding, Origin against cross-site requests
-//! and WebSockets. Decides before any credential is looked at. Pure.
+//! Checks the Host and Origin headers: Host against DNS rebinding, Origin against cross-site requests and WebSockets.
+//! Runs before any credential is checked. Pure.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::base::{Code, Error, Result};
 
-/// `host[:port]` as in Host and in absolute URLs (RFC 3986, 3.2), lower case, without a trailing dot. Never a user.
+/// `host[:port]` as in Host and in absolute URLs (RFC 3986, 3.2): lower case, without a trailing dot or user
+/// information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Authority {
     pub(super) host: AuthorityHost,
     pub(super) port: Option<u16>,
 }
 
-/// The host in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AuthorityHost {
     Ip(IpAddr),
@@ -20,7 +20,7 @@ pub(super) enum AuthorityHost {
 }
 
 impl Authority {
-    /// Reads it strictly; `None` for anything that RFC 3986 does not allow, users among it.
+    /// Parses strictly; `None` for anything that RFC 3986 does not allow, and for user information.
     pub(super) fn parse(text: &str) -> Option<Authority> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -51,13 +51,13 @@ impl Authority {
         Some(Authority { host, port })
     }
 
-    /// Whether both name the same place, when a missing port means `default`.
+    /// Whether both name the same host and port; a missing port means `default`.
     pub(super) fn same(&self, other: &Authority, default: u16) -> bool {
         self.host == other.host && self.port.unwrap_or(default) == other.port.unwrap_or(default)
     }
 }
 
-/// What was configured.
+/// The configured hosts and origins.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HostRules {
     pub(super) hosts: Vec<AuthorityHost>,
@@ -65,10 +65,10 @@ pub(super) struct HostRules {
 }
 
 impl HostRules {
-    /// From `--allowed-host` (names or addresses; a port is ignored) and `--cors`.
+    /// Parses `--allowed-host` (names or addresses; ports are ignored) and `--cors`.
     ///
     /// # Errors
-    /// `Config` for something that is no host.
+    /// `Config` for an invalid host.
     pub(super) fn new(hosts: &[String], origins: &[String]) -> Result<HostRules> {
         let parse = |text: &String| {
             Authority::parse(text)
@@ -83,9 +83,9 @@ impl HostRules {
         })
     }
 
-    /// Checks the name that a client called. `local` is the address it was called at, `None` on a Unix socket.
-    /// A page anywhere can make a browser call 127.0.0.1 under the page's own name; nothing else does that, so what
-    /// comes in on loopback must be called by a name of loopback, on whatever address the listener was bound.
+    /// Checks the host name that the client used. `local` is the address that it connected to, `None` on a Unix
+    /// socket. Any web page can make a browser connect to 127.0.0.1 under the page's own name (DNS rebinding), so
+    /// requests on loopback must use a name of loopback, whatever address the listener was bound to.
     ///
     /// # Errors
     /// `HostNotAllowed`.
@@ -93,7 +93,7 @@ impl HostRules {
         if local.is_some_and(|address| !address.is_loopback()) {
             return Ok(());
         }
-        // HTTP/1.0 needs no Host, and no browser leaves it out.
+        // HTTP/1.0 does not require Host, and no browser omits it.
         let Some(Authority { host, .. }) = host else { return Ok(()) };
         let known = match host {
             AuthorityHost::Ip(address) => address.is_loopback() || local == Some(*address),
@@ -109,10 +109,10 @@ impl HostRules {
         ))
     }
 
-    /// Checks where a state-changing request or a WebSocket comes from, when it says so.
+    /// Checks the Origin of a state-changing request or a WebSocket, if present.
     ///
     /// # Errors
-    /// `OriginNotAllowed` for an origin that is neither the called one nor configured.
+    /// `OriginNotAllowed` for an origin that is neither the requested host nor configured.
     pub(super) fn check_origin(&self, origin: &str, host: Option<&Authority>) -> Result<()> {
         let origin = origin.to_ascii_lowercase();
         if self.origins.iter().any(|allowed| allowed == "*" || *allowed == origin) {
@@ -122,13 +122,13 @@ impl HostRules {
             let called = origin.strip_prefix(scheme).and_then(Authority::parse);
             called.zip(host).is_some_and(|(called, host)| called.same(host, default))
         };
-        // A proxy in front may speak TLS to the page and plain HTTP to us.
+        // A proxy in front may use TLS towards the page and plain HTTP towards berth.
         if same("http://", 80) || same("https://", 443) {
             return Ok(());
         }
         Err(Error::new(
             Code::OriginNotAllowed,
-            "Pages of this origin may not do that; start berth with --cors ORIGIN to allow it",
+            "Pages of this origin cannot make this request; start berth with --cors ORIGIN to allow it",
         ))
     }
 }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_loopback_and_allowed_ones_are_good_on_loopback() {
+    fn loopback_accepts_its_own_names_and_allowed_hosts() {
         let loopback = Some("127.0.0.1".parse().unwrap());
         for host in [
             "localhost",

@@ -1,5 +1,5 @@
-//! Where clients knock: TCP addresses, Unix sockets, sockets that systemd passes. Binds them and, at the end, removes
-//! what it made. Knows nothing of what is spoken on them.
+//! Listening sockets: TCP addresses, Unix sockets, and sockets inherited from systemd. Binds them, and removes the
+//! socket files that it created. Independent of the protocol spoken on them.
 
 use std::fs;
 use std::io;
@@ -18,30 +18,28 @@ use super::record::Peer;
 use crate::base::{Error, Result, limits};
 use crate::http::client::Socket;
 
-/// What to listen on.
+/// An address to listen on.
 #[derive(Debug)]
 pub enum Listen {
     /// A TCP address; port 0 lets the kernel choose.
     Tcp(SocketAddr),
-    /// A Unix socket.
     Unix {
-        /// Its path.
         path: PathBuf,
-        /// Who may connect, as in chmod(1).
+        /// The mode of the socket file, as in chmod(1).
         mode: u32,
-        /// The group it belongs to, by name or number.
+        /// The group of the socket file, by name or number.
         group: Option<String>,
     },
-    /// A listening socket that somebody else has bound.
+    /// A listening socket bound by another process.
     Inherited(OwnedFd),
 }
 
 impl Listen {
-    /// Reads a value of `--listen`: `127.0.0.1:8787`, `[::1]:0`, `unix:/run/berth.sock`,
-    /// `unix:/run/berth.sock?mode=660&group=NAME`. A Unix socket is for its owner alone unless told otherwise.
+    /// Parses a value of `--listen`: `127.0.0.1:8787`, `[::1]:0`, `unix:/run/berth.sock`,
+    /// `unix:/run/berth.sock?mode=660&group=NAME`. By default only the owner can connect to a Unix socket.
     ///
     /// # Errors
-    /// `Config`, with what is wrong.
+    /// `Config`, with the problem.
     pub fn parse(text: &str) -> Result<Listen> {
         let wrong = |problem: &str| Error::config("--listen", format!("{text:?}: {problem}"));
         let Some(rest) = text.strip_prefix("unix:") else {
@@ -61,20 +59,20 @@ impl Listen {
                     let bits = u32::from_str_radix(octal, 8).ok();
                     mode = bits
                         .filter(|bits| *bits <= 0o777)
-                        .ok_or_else(|| wrong("mode is octal, such as 660"))?;
+                        .ok_or_else(|| wrong("mode must be an octal number from 0 to 777, such as 660"))?;
                 }
                 Some(("group", name)) if !name.is_empty() => group = Some(name.to_owned()),
-                _ => return Err(wrong("the options are mode=OCTAL and group=NAME")),
+                _ => return Err(wrong("the only options are mode=OCTAL and group=NAME")),
             }
         }
         Ok(Listen::Unix { path: path.into(), mode, group })
     }
 
-    /// The sockets that systemd has passed (sd_listen_fds(3)), from the values of `LISTEN_PID` and `LISTEN_FDS`;
-    /// none when they are for another process.
+    /// Returns the sockets passed by systemd (sd_listen_fds(3)), from the values of `LISTEN_PID` and `LISTEN_FDS`;
+    /// none if they are for another process.
     ///
     /// # Errors
-    /// `Config` when what was passed is not there or is not a listening socket.
+    /// `Config` if a passed descriptor is missing or not a listening socket.
     pub fn inherited(listen_pid: Option<&str>, listen_fds: Option<&str>) -> Result<Vec<Listen>> {
         let (Some(pid), Some(count)) = (listen_pid, listen_fds) else { return Ok(Vec::new()) };
         let ours = getpid();
@@ -86,8 +84,8 @@ impl Listen {
             .parse()
             .ok()
             .filter(|count| (0..=64).contains(count))
-            .ok_or_else(|| Error::config(place, format!("{count:?} is not a small number")))?;
-        // A descriptor that is known only by its number is nobody's in Rust; this makes a duplicate that is ours.
+            .ok_or_else(|| Error::config(place, format!("{count:?} is not a number from 0 to 64")))?;
+        // Rust has no owner for a descriptor known only by number; pidfd_getfd(2) makes an owned duplicate.
         let itself = pidfd_open(ours, PidfdFlags::empty()).map_err(|error| Error::config(place, error))?;
         (3..3 + count)
             .map(|number| {
@@ -105,7 +103,7 @@ impl Listen {
     }
 }
 
-/// Bound listeners. Clients queue at them from now on; the gate lets them in.
+/// Bound listeners. Clients queue at them until the gate accepts them.
 #[derive(Debug)]
 pub struct Listeners {
     pub(super) listeners: Vec<BoundListener>,
@@ -113,13 +111,13 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds all of them.
+    /// Binds all listeners.
     ///
     /// # Errors
-    /// `Config` when there is none, or for one that cannot be listened on.
+    /// `Config` for an empty list, or for an address that cannot be bound.
     pub fn bind(listeners: Vec<Listen>) -> Result<Listeners> {
         if listeners.is_empty() {
-            return Err(Error::config("--listen", "there is nothing to listen on"));
+            return Err(Error::config("--listen", "no address to listen on"));
         }
         let all_of_v4: Vec<u16> = listeners
             .iter()
@@ -137,17 +135,17 @@ impl Listeners {
         Ok(Listeners { listeners: doors, addresses })
     }
 
-    /// The real addresses, in the same order.
+    /// The bound addresses, in the same order.
     pub fn addresses(&self) -> &[ListenAddress] {
         &self.addresses
     }
 }
 
-/// A bound listener, non-blocking.
+/// A bound, non-blocking listener.
 #[derive(Debug)]
 pub(super) struct BoundListener {
     listener: ListenerSocket,
-    /// A socket file that we made: its path, device and inode.
+    /// The socket file that was created: its path, device and inode.
     created_file: Option<(PathBuf, u64, u64)>,
 }
 
@@ -157,17 +155,16 @@ enum ListenerSocket {
     Unix(UnixListener),
 }
 
-/// A real address of the gate.
+/// A bound address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// TCP.
     Ip(SocketAddr),
-    /// A Unix socket's path; empty for one without a path.
+    /// The path of a Unix socket; empty for one without a path.
     Unix(PathBuf),
 }
 
 impl ListenAddress {
-    /// Whether callers from other machines can reach it.
+    /// Whether clients on other machines can reach it.
     pub fn is_exposed(&self) -> bool {
         matches!(self, ListenAddress::Ip(address) if !address.ip().to_canonical().is_loopback())
     }
@@ -183,10 +180,10 @@ impl std::fmt::Display for ListenAddress {
 }
 
 impl BoundListener {
-    /// Binds. `also_v4`: the same port is wanted for all of IPv4 too, so IPv6 must leave it alone.
+    /// Binds. `also_v4`: all of IPv4 listens on the same port too, so IPv6 must not claim it.
     ///
     /// # Errors
-    /// `Config`: the address is not ours, is taken, or is a file that is not a socket.
+    /// `Config` if the address is not local, is in use, or is a file that is not a socket.
     fn open(listen: Listen, also_v4: bool) -> Result<BoundListener> {
         match listen {
             Listen::Tcp(address) => tcp(address, also_v4)
@@ -204,7 +201,7 @@ impl BoundListener {
                 let listener = match family {
                     AddressFamily::UNIX => ListenerSocket::Unix(UnixListener::from(fd)),
                     AddressFamily::INET | AddressFamily::INET6 => ListenerSocket::Tcp(TcpListener::from(fd)),
-                    _ => return Err(Error::config("LISTEN_FDS", "a socket that is neither TCP nor Unix")),
+                    _ => return Err(Error::config("LISTEN_FDS", "a passed socket is neither TCP nor Unix")),
                 };
                 let set = match &listener {
                     ListenerSocket::Tcp(listener) => listener.set_nonblocking(true),
@@ -216,7 +213,6 @@ impl BoundListener {
         }
     }
 
-    /// Where it is.
     fn address(&self) -> Result<ListenAddress> {
         let address = match &self.listener {
             ListenerSocket::Tcp(listener) => listener.local_addr().map(ListenAddress::Ip),
@@ -227,12 +223,12 @@ impl BoundListener {
         address.map_err(|error| Error::config("--listen", error))
     }
 
-    /// The next client, who they are, and the address they called.
+    /// Accepts the next client. Returns its socket, peer, and the local address that it connected to.
     pub(super) fn accept(&self) -> io::Result<(Socket, Peer, Option<IpAddr>)> {
         match &self.listener {
             ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
-                // Fails only for a client that has gone again.
+                // Fails only if the client has already disconnected.
                 let local = stream.local_addr()?.ip().to_canonical();
                 Ok((Socket::Tcp(stream), Peer::Ip(peer.ip().to_canonical()), Some(local)))
             }
@@ -255,7 +251,7 @@ impl AsFd for BoundListener {
 impl Drop for BoundListener {
     fn drop(&mut self) {
         if let Some((path, device, inode)) = &self.created_file {
-            // Another server may have put its own there since.
+            // Another server may have created its own file there since.
             if fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*device, *inode)) {
                 let _ = fs::remove_file(path);
             }
@@ -282,11 +278,11 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
     let group = group.map(group_id).transpose().map_err(wrong)?;
     match fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(wrong("is there already and is not a socket".into()));
+            return Err(wrong("the file exists and is not a socket".into()));
         }
         Ok(_) => match UnixStream::connect(path) {
-            Ok(_) => return Err(wrong("somebody listens there already".into())),
-            // What a server left that could not clean up.
+            Ok(_) => return Err(wrong("another process already listens on it".into())),
+            // A stale socket of a crashed server.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(|error| cannot(&error))?;
             }
@@ -302,7 +298,7 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
         Ok(socket)
     };
     let socket = bound().map_err(|error| cannot(&error))?;
-    // Nobody can connect before listen(2), so nobody gets in under the mode that the umask gave it.
+    // Clients cannot connect before listen(2), so none connects under the mode given by the umask.
     let set = || -> io::Result<fs::Metadata> {
         if group.is_some() {
             chown(path, None, group)?;
@@ -319,7 +315,7 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
     Ok(BoundListener { listener: ListenerSocket::Unix(socket.into()), created_file: made })
 }
 
-/// A group's number; from `/etc/group`, since a static binary has no other directory to ask.
+/// Looks up a group id in `/etc/group`; a static binary cannot use other name services.
 fn group_id(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
         return Ok(number);
@@ -366,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_dead_socket_is_replaced() {
+    fn only_a_stale_socket_is_replaced() {
         let folder = std::env::temp_dir().join(format!("berth-listen-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let path = folder.join("s");
@@ -376,9 +372,9 @@ mod tests {
         let first = open(0o660).unwrap();
         assert_eq!(first.address().unwrap(), ListenAddress::Unix(path.clone()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        assert!(open(0o600).unwrap_err().message().contains("somebody listens"));
+        assert!(open(0o600).unwrap_err().message().contains("already listens"));
         drop(first);
-        assert!(!path.exists(), "it is removed with its owner");
+        assert!(!path.exists(), "the file remained after its listener was dropped");
         drop(UnixListener::bind(&path).unwrap());
         drop(open(0o600).unwrap());
         fs::File::create(&path).unwrap();
@@ -397,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn passed_sockets_are_for_their_process_only() {
+    fn inherited_sockets_of_another_process_are_ignored() {
         assert!(Listen::inherited(None, None).unwrap().is_empty());
         assert!(Listen::inherited(Some("1"), Some("1")).unwrap().is_empty());
         let ours = std::process::id().to_string();

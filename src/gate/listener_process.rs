@@ -1,4 +1,4 @@
-//! Which process listens where we cannot: for the message of a port that is taken.
+//! Finds the process that holds a port, for the error message of a failed bind.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 /// The state of a listening socket in /proc/net/tcp (include/net/tcp_states.h).
 const LISTEN: &str = "0A";
 
-/// The process that listens on this port, as a part of a sentence; empty where that cannot be seen.
+/// Describes the process that listens on this port, as a clause for an error message; empty if unknown.
 pub(super) fn describe_listener(address: SocketAddr) -> String {
     let port = format!(":{:04X}", address.port());
     let sockets: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
@@ -30,7 +30,7 @@ pub(super) fn describe_listener(address: SocketAddr) -> String {
         if links.any(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str())) {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             return format!(
-                "; process {pid} ({}) listens there",
+                "; process {pid} ({}) listens on it",
                 crate::base::logging::one_line(name.trim())
             );
         }

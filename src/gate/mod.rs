@@ -1,14 +1,17 @@
-//! The door. It accepts clients, reads and checks what they say, and relays requests to tiny_http on a private Unix
-//! socket; tiny_http never meets the wire, and no byte of a refused request reaches it. It owns the clients' sockets,
-//! so it can tell the inside when a client has gone, and hand a socket over. Knows nothing of routes.
+//! The public side of the HTTP server. The gate accepts connections, parses and validates request heads, and relays
+//! requests to tiny_http (the backend) over a private Unix socket. It owns the client sockets, so it detects
+//! disconnects and can hand a socket over to another thread.
 //!
-//! In reading order: `listen`, `holder` and `accept` (who comes in), `table` and `record` (who is in), `relay` (one connection), `head`,
-//! `who`, `body` (what is let through), `exchange` and `answer` (one request), `inside` (the way to tiny_http),
-//! `refuse`, `throttle`, `wire`. What a thread of the gate can answer itself, since it waits for that client only, does
-//! not go inside ([`DirectLookup`]); what that is, others know. What the inside may do with a client is in `http::client`.
+//! **Invariant:** tiny_http never reads from a client socket, and no byte of a refused request reaches it.
 //!
-//! Threads: `gate-accept`, owned by [`Gate`]; `gate-N`, one for each connection. Locks: none is held while another is
-//! taken, but for the inside's own two.
+//! Reading order: `listen`, `listener_process` and `accept` (accepting clients), `table` and `record` (open
+//! connections), `relay` (one connection), `head`, `host_check` and `body` (validation), `exchange` and `answer` (one
+//! request), `backend` (connections to tiny_http), then `refuse`, `throttle` and `wire`. Requests that
+//! [`DirectLookup`] names are answered on the connection's own thread without the backend. `http::client` is the
+//! interface between the backend and client sockets. The gate is independent of the routes.
+//!
+//! Threads: `gate-accept`, owned by [`Gate`]; one `gate-N` per connection. Locks: no lock is held while another is
+//! taken, except for the two in `backend`.
 
 mod accept;
 mod answer;
@@ -51,45 +54,45 @@ pub use backend::{PROBE_HEADER, StartBackend};
 pub use listen::{Listen, ListenAddress, Listeners};
 pub use record::{ConnectionState, ConnectionView, Peer};
 
-/// The largest body that goes in, for a method and a path; without a known route, the largest of all.
+/// Returns the body limit for a method and path, or the largest limit if no route matches.
 pub type BodyCap = Arc<dyn Fn(&str, &str) -> usize + Send + Sync>;
 
-/// Answers one request on the client's own thread, before it returns.
+/// Answers one request on the connection's own thread.
 pub type DirectHandler = Box<dyn FnOnce(Request)>;
 
-/// Who answers the request of this path and query so; `None`: it goes inside. Never asked for what comes in pieces, or
-/// wants another protocol.
+/// Returns the handler for a path and query, or `None` if the request goes to the backend. Not called for streamed
+/// bodies or for upgrades.
 pub type DirectLookup = Arc<dyn Fn(&str, &str) -> Option<DirectHandler> + Send + Sync>;
 
-/// Counts a connection for the token of its request, whose head goes in so, before anything else is done for it. Asked
-/// while many are connected; what it refuses does not go inside.
+/// Counts a connection against the token in its request head. Called while many connections are open; a request that
+/// it refuses does not reach the backend.
 pub type ConnectionClaim = Arc<dyn Fn(u64, &str) -> Result<()> + Send + Sync>;
 
-/// What was decided before the start.
+/// The configuration of a gate.
 pub struct GateSettings {
-    /// Connections at once; fewer when the limit of open files says so.
+    /// The most connections at once; the open-file limit may lower it.
     pub max_connections: usize,
     /// The limit of open files, from [`raise_file_limit`].
     pub max_files: u64,
-    /// Names by which clients may call on loopback, besides those of loopback itself.
+    /// Host names that clients may use on loopback, in addition to those of loopback itself.
     pub allowed_hosts: Vec<String>,
-    /// Origins whose pages may write and open WebSockets; `*` for all.
+    /// Origins that may write and open WebSockets; `*` allows all.
     pub cors_origins: Vec<String>,
-    /// How large bodies may be.
+    /// The body limit per route.
     pub body_cap: BodyCap,
-    /// Which requests do not go inside.
+    /// The requests that bypass the backend.
     pub direct: DirectLookup,
-    /// Whose connections there are.
+    /// Counts connections per token.
     pub claim: ConnectionClaim,
-    /// Made with mode 0700, and removed at the end; the socket to tiny_http lies in it.
+    /// The folder of the socket to tiny_http; created with mode 0700, removed at the end.
     pub private_folder: PathBuf,
-    /// Shared with the inside: who wants to know about clients that have gone.
-    pub gone: Disconnects,
-    /// Shared with the inside: sockets to hand over.
+    /// Shared with the backend: subscribers to disconnects.
+    pub disconnects: Disconnects,
+    /// Shared with the backend: sockets to hand over.
     pub tickets: Tickets,
 }
 
-/// What the connections share.
+/// State shared by all connections.
 struct GateShared {
     table: Arc<ConnectionTable>,
     backend: Backend,
@@ -97,13 +100,13 @@ struct GateShared {
     body_cap: BodyCap,
     direct: DirectLookup,
     claim: ConnectionClaim,
-    gone: Disconnects,
+    disconnects: Disconnects,
     tickets: Tickets,
     throttle: AuthThrottle,
     start_id: String,
 }
 
-/// The running door. Dropping it is the same as [`Gate::stop`].
+/// A running gate. Dropping it calls [`Gate::stop`].
 pub struct Gate {
     shared: Arc<GateShared>,
     stop: Cancel,
@@ -112,16 +115,16 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Starts the inside with `open` and lets clients in.
+    /// Starts the backend with `open` and begins to accept clients.
     ///
     /// # Errors
-    /// `Config` for an allowed host that is none; whatever `open` says; a machine without room.
+    /// `Config` for an invalid allowed host; an error of `open`; insufficient file descriptors or threads.
     pub fn start(doors: Listeners, settings: GateSettings, open: StartBackend) -> Result<Gate> {
         let rules = HostRules::new(&settings.allowed_hosts, &settings.cors_origins)?;
         let room = ConnectionLimits::new(settings.max_connections, settings.max_files);
         if room.cap < settings.max_connections {
             log::warn!(
-                "The limit of {} open files allows {} connections, not {}",
+                "The limit of {} open files allows only {} of {} connections; raise it with ulimit -n or LimitNOFILE=",
                 settings.max_files,
                 room.cap,
                 settings.max_connections
@@ -129,20 +132,20 @@ impl Gate {
         }
         let mut random = [0; 4];
         getrandom::fill(&mut random)
-            .map_err(|error| Error::internal("The kernel gives no random bytes").with_source(error))?;
+            .map_err(|error| Error::internal("Cannot read random bytes").with_source(error))?;
         let shared = Arc::new(GateShared {
             table: Arc::new(ConnectionTable::new(
                 room.cap,
                 room.reserved,
                 room.leaving,
-                settings.gone.clone(),
+                settings.disconnects.clone(),
             )),
             backend: Backend::new(&settings.private_folder, open)?,
             rules,
             body_cap: settings.body_cap,
             direct: settings.direct,
             claim: settings.claim,
-            gone: settings.gone,
+            disconnects: settings.disconnects,
             tickets: settings.tickets,
             throttle: AuthThrottle::default(),
             start_id: format!("{:08x}", u32::from_ne_bytes(random)),
@@ -158,26 +161,26 @@ impl Gate {
         Ok(Gate { shared, stop, accepting: Mutex::new(Some(thread)), workers })
     }
 
-    /// Everybody who is connected now.
+    /// The open connections.
     pub fn connections(&self) -> Vec<ConnectionView> {
         self.shared.table.list()
     }
 
-    /// Closes the listeners and the connections that wait for a request; the others end with the answer they are
-    /// getting. Returns `true` once all have ended, `false` at the deadline: then [`Gate::stop`] cuts the rest.
+    /// Closes the listeners and all idle connections; the others close after their current answer. Returns `true`
+    /// when all have closed, or `false` at the deadline: call [`Gate::stop`] then.
     pub fn drain(&self, deadline: Instant) -> bool {
         self.close_listeners();
         self.shared.table.close_idle();
         self.shared.table.wait_empty(deadline)
     }
 
-    /// Ends everything now. The inside must still be there; it can end afterwards.
+    /// Closes all connections at once. Call it before the backend stops.
     pub fn stop(&self) {
         self.close_listeners();
         self.shared.table.close_idle();
         let cut = self.shared.table.cut();
         if cut > 0 {
-            log::info!("Cut {}", logging::counted(cut, "connection"));
+            log::info!("Closed {} with unfinished requests", logging::counted(cut, "connection"));
         }
         let workers = lock(&self.workers).take();
         if let Some(workers) = workers {
@@ -185,7 +188,7 @@ impl Gate {
         }
     }
 
-    /// Joins the accept loop: nobody is let in any more once this returns.
+    /// Joins the accept loop; no client is accepted after this returns.
     fn close_listeners(&self) {
         self.stop.cancel();
         let accepting = lock(&self.accepting).take();

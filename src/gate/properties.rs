@@ -1,8 +1,8 @@
-//! What must hold for every head and every chunked body, looked for in random ones: half of them right, the others with
-//! something wrong in the places where readers are known to disagree. `reference` says what must be made of them.
+//! Property tests for heads and chunked bodies: random input, half of it valid, the rest with faults in places where
+//! HTTP readers are known to disagree. `reference` gives the expected result.
 //!
-//! A run ends by time, not by count: after `BERTH_PROOF_SECS`, else 2 s. The seed is printed with the count
-//! (`--nocapture`) and in every failure; `BERTH_PROOF_SEED` repeats it. A failure is shrunk first.
+//! A run ends by time, not by count: after `BERTH_PROOF_SECS`, default 2 s. The seed is printed with the count
+//! (`--nocapture`) and in every failure; `BERTH_PROOF_SEED` repeats it. Failures are shrunk.
 
 use std::time::{Duration, Instant};
 
@@ -13,20 +13,20 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use super::reference::{check_chunks, check_head};
 use crate::base::limits;
 
-/// Cases with one seed.
+/// Cases per seed.
 const BATCH: u32 = 500;
 
-/// Runs `check` on inputs of `strategy` until the time is up.
+/// Runs `check` on random input of `strategy` until the time is over.
 fn run_property<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value)) {
     #[allow(clippy::disallowed_methods, reason = "a test has no configuration")]
-    let told = |name| std::env::var(name).ok();
-    let secs = told("BERTH_PROOF_SECS").map(|text| text.parse().unwrap());
+    let variable = |name| std::env::var(name).ok();
+    let secs = variable("BERTH_PROOF_SECS").map(|text| text.parse().unwrap());
     let secs: u64 = secs.unwrap_or(2);
-    let seed: Option<u64> = told("BERTH_PROOF_SEED").map(|text| text.parse().unwrap());
+    let seed: Option<u64> = variable("BERTH_PROOF_SEED").map(|text| text.parse().unwrap());
     let first: u64 = seed.unwrap_or_else(|| getrandom::u64().unwrap());
     let (end, mut batches) = (Instant::now() + Duration::from_secs(secs), 0);
     while Instant::now() < end {
-        // A runner is done for good once it has had its cases; each of the next ones has a seed of its own.
+        // A runner cannot be reused after its cases; the next batches get seeds of their own.
         let seed = first.wrapping_add(batches);
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -44,13 +44,13 @@ fn run_property<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value))
     eprintln!("{name}: {count} cases in {secs} s, from BERTH_PROOF_SEED={first}");
 }
 
-/// Mostly `right`, now and then one of `odd`.
+/// Mostly an element of `right`, sometimes one of `odd`.
 fn mostly(right: &'static [&'static str], odd: &'static [&'static str]) -> BoxedStrategy<String> {
     let pick = |list: &'static [&'static str]| select(list).prop_map(str::to_owned);
     prop_oneof![60 => pick(right), 1 => pick(odd)].boxed()
 }
 
-/// A change of one byte, an insertion, a deletion, a doubling or a cut.
+/// Changes, inserts, deletes, duplicates or truncates bytes.
 fn mutated(bytes: BoxedStrategy<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![select(&b"\r\n\0 \t:;,=/#?\x7f\x80\xff0aZ-+"[..]), any::<u8>()];
     let change = (0..6_u8, any::<Index>(), byte, 1..40_usize);
@@ -75,7 +75,7 @@ fn mutated(bytes: BoxedStrategy<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The ends of pieces that `bytes` may arrive in, each beyond the last.
+/// The ascending ends of the pieces in which `bytes` arrives.
 fn ends(bytes: &[u8], cuts: &[Index]) -> Vec<usize> {
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     ends.push(bytes.len());
@@ -216,7 +216,7 @@ fn heads_mean_the_same_to_every_reader() {
 }
 
 #[test]
-fn any_bytes_are_read_without_a_panic() {
+fn arbitrary_bytes_cause_no_panic() {
     let bytes = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..300),
         prop::collection::vec(select(&b"\r\n\r\nGET / HTTP/1.1:0;"[..]), 0..300),
@@ -239,7 +239,7 @@ fn chunked_bodies() -> impl Strategy<Value = Vec<u8>> {
     let zeros = mostly(&["", "", "0", "000"], &["00000000000000", "000000000000000000", "+", "-", "0x", " "]);
     let data_end = mostly(&["\r\n"], &["", "\n", "\r", "x\r\n", "\r\n\r\n"]);
     let data = prop::collection::vec(any::<u8>(), 1..40);
-    // Now and then its size is a lie.
+    // Sometimes the declared size is wrong.
     let lie = prop_oneof![30 => Just(0_i64), 1 => -3..4_i64, 1 => 0..i64::MAX / 2];
     let chunk = (zeros.clone(), lie, any::<bool>(), extension.clone(), size_end.clone(), data, data_end)
         .prop_map(|(zeros, lie, upper, extension, size_end, data, data_end)| {
@@ -276,7 +276,7 @@ fn chunked_bodies() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn chunked_bodies_are_read_as_a_simple_reader_does() {
+fn chunked_bodies_decode_as_in_the_reference() {
     let input =
         (chunked_bodies(), cuts(), prop_oneof![3 => Just(1_000_u64), 1 => 0..100_u64, 1 => Just(u64::MAX)]);
     run_property("chunked bodies", &input, |(bytes, cuts, cap)| {

@@ -1,5 +1,5 @@
-//! One connection's record: whose it is, what it is doing, and how well it can be spared when others need its seat.
-//! Knows nothing of HTTP.
+//! The record of one connection: its client, its state, and its rank for eviction when others need the slot.
+//! Independent of HTTP.
 //!
 //! Threads: any. Lock: one, a leaf; the state is atomic because it changes several times per request.
 
@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 use crate::base::thread::lock;
 use crate::http::client::Socket;
 
-/// How long a client may take for what it sends or reads while the table is full before slower ones are no longer closed
-/// first. A head comes in one packet, or in two with a round trip between them.
+/// How long a client may take to send or read while the table is full before it counts as slow and is evicted first.
+/// A head arrives in one packet, or in two with a round trip between them.
 pub(super) const PROMPT: Duration = Duration::from_secs(1);
 
-/// Where a client sits.
+/// The origin of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// At this address; IPv4 also when it came mapped into IPv6.
+    /// An address. IPv4-mapped IPv6 addresses are stored as IPv4.
     Ip(IpAddr),
-    /// On this machine, over a Unix socket.
+    /// This machine, over a Unix socket.
     Unix,
 }
 
 impl Peer {
-    /// The network that it can choose addresses of: of IPv6 a /64, as providers assign it.
+    /// The network whose addresses the client can choose freely: a /64 for IPv6, as providers assign it.
     pub(super) fn network(self) -> Peer {
         match self {
             Peer::Ip(IpAddr::V6(address)) => Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into())),
@@ -43,26 +43,26 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// What a connection is doing.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
     /// Waits for the first byte of a request.
     Idle,
-    /// A request's head is arriving.
+    /// Receives a request head.
     Reading,
-    /// A request's body is arriving, and nothing of the request has gone inside.
+    /// Receives a request body; nothing has been sent to the backend.
     Receiving,
     /// A request is being answered.
     Busy,
-    /// The client does not take its answer.
+    /// The client does not read its answer.
     Unread,
-    /// An answer is held back for a while.
+    /// An answer is being delayed.
     Paused,
-    /// The last answer has been sent; what the client still sends is dropped.
+    /// The last answer has been sent; further input is discarded.
     Lingering,
-    /// Its socket was handed over.
+    /// The socket was handed over.
     Taken,
-    /// It is closed to make room for another one.
+    /// Closed to make room for another connection.
     Evicted,
 }
 
@@ -80,19 +80,18 @@ impl ConnectionState {
     ];
 }
 
-/// One connection.
 #[derive(Debug)]
 pub(super) struct ConnectionRecord {
     pub(super) id: u64,
     pub(super) peer: Peer,
-    /// The address that the client called; `None` on a Unix socket.
+    /// The local address that the client connected to; `None` on a Unix socket.
     pub(super) local: Option<IpAddr>,
-    /// Beyond the cap: one prompt request of an owner, then the seat is needed again.
+    /// Uses a slot beyond the limit: it serves one prompt request of an owner, then the slot is freed.
     pub(super) on_reserve: bool,
     pub(super) socket: Arc<Socket>,
     opened: Instant,
     state: AtomicU8,
-    /// When the state was last changed, in milliseconds since `opened`.
+    /// When the state last changed, in milliseconds since `opened`.
     since: AtomicU64,
     requests: AtomicU64,
     request: Mutex<String>,
@@ -100,7 +99,6 @@ pub(super) struct ConnectionRecord {
 }
 
 impl ConnectionRecord {
-    /// Of a connection that has sent nothing yet.
     pub(super) fn new(
         id: u64,
         socket: Arc<Socket>,
@@ -123,7 +121,7 @@ impl ConnectionRecord {
         }
     }
 
-    /// As `/status` shows it.
+    /// The view for `/status`.
     pub(super) fn view(&self) -> ConnectionView {
         ConnectionView {
             id: self.id,
@@ -135,7 +133,7 @@ impl ConnectionRecord {
         }
     }
 
-    /// Changes the state; `false` when the connection was closed to make room for another one, which is final.
+    /// Changes the state. Returns `false` if the connection was evicted, which is final.
     pub(super) fn set(&self, state: ConnectionState) -> bool {
         let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(millis, Ordering::Relaxed);
@@ -144,7 +142,7 @@ impl ConnectionRecord {
         self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
     }
 
-    /// Notes that a request is answered from now on; `false` as above.
+    /// Records the start of an answer. Returns `false` if the connection was evicted.
     pub(super) fn begin_request(&self, request: &str) -> bool {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut current = lock(&self.request);
@@ -154,7 +152,7 @@ impl ConnectionRecord {
         self.set(ConnectionState::Busy)
     }
 
-    /// Holds an answer back, unless the seat is needed.
+    /// Delays an answer; eviction ends the delay.
     pub(super) fn pause(&self, time: Duration) {
         if !time.is_zero() && self.set(ConnectionState::Paused) {
             let request = lock(&self.request);
@@ -163,7 +161,6 @@ impl ConnectionRecord {
         }
     }
 
-    /// Whether the connection was closed to make room for another one.
     pub(super) fn is_evicted(&self) -> bool {
         self.state() == ConnectionState::Evicted
     }
@@ -173,7 +170,7 @@ impl ConnectionRecord {
         ConnectionState::ALL.get(number).copied().unwrap_or(ConnectionState::Evicted)
     }
 
-    /// Closes the connection if it is still in this state. A client whose answer is held back gets it at once.
+    /// Evicts the connection if it is still in state `from`. A delayed answer is sent at once.
     pub(super) fn evict(&self, from: ConnectionState) -> bool {
         let (from, to) = (from as u8, ConnectionState::Evicted as u8);
         if self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_err() {
@@ -188,8 +185,8 @@ impl ConnectionRecord {
         true
     }
 
-    /// How soon it is closed to make room for another one, and since when nothing has come of it; `None` for never.
-    /// `owners`: its last request was an owner's.
+    /// Returns the eviction rank and the start of the idle time; `None` if the connection cannot be evicted.
+    /// `owners`: its last request was from an owner.
     pub(super) fn rank(
         &self,
         state: ConnectionState,
@@ -216,36 +213,33 @@ impl ConnectionRecord {
     }
 }
 
-/// Connections in the order in which they are closed when room is needed.
+/// Ranks of connections, in order of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EvictionRank {
-    /// Only the last answer, or the end, is still to come.
+    /// Only the last answer or the close remains.
     Answered,
-    /// The client sends its request, or takes its answer, more slowly than it need.
+    /// The client sends its request or reads its answer slowly.
     Slow,
-    /// The client has got its answers and asks for nothing.
+    /// The client has received its answers and is idle.
     Idle,
-    /// The same two, only just.
+    /// As `Slow` or `Idle`, but for less than [`PROMPT`].
     Prompt,
-    /// The client has not had the time to send anything yet.
+    /// A new client that has not had time to send anything.
     Silent,
-    /// An owner's that asks for nothing.
+    /// An idle connection of an owner.
     Owners,
 }
 
 /// A connection as `/status` shows it.
 #[derive(Clone, Debug)]
 pub struct ConnectionView {
-    /// Its number since the start.
+    /// Its number since start-up.
     pub id: u64,
-    /// From where.
     pub peer: Peer,
-    /// What it is doing.
     pub state: ConnectionState,
-    /// For how long it has been open.
     pub age: Duration,
-    /// Requests that were let through.
+    /// Requests accepted so far.
     pub requests: u64,
-    /// The last one's id; empty before the first.
+    /// The id of the last request; empty before the first.
     pub request: String,
 }

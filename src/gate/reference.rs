@@ -1,7 +1,7 @@
-//! What must hold for every head and every chunked body, stated a second time in the simplest way that works on whole
-//! bytes. `properties` looks for bytes that break it among random ones, `tests/fuzz` among those that reach new code.
+//! A second, simple implementation of head and chunk parsing that works on whole input. `properties` compares both on
+//! random input; `tests/fuzz` compares them on input that reaches new code.
 
-#![allow(clippy::unwrap_used, reason = "what it panics for is what it looks for")]
+#![allow(clippy::unwrap_used, reason = "a panic reports the violation")]
 
 use std::net::Ipv6Addr;
 
@@ -22,7 +22,7 @@ fn admitted(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead> {
     admit(bytes, &context, &mut "made-1".to_owned(), out)
 }
 
-/// A head in the plainest reading of RFC 9112, for heads that are beyond doubt.
+/// A head in a literal reading of RFC 9112, for unambiguous input.
 struct PlainHead<'a> {
     method: &'a str,
     target: &'a str,
@@ -31,7 +31,7 @@ struct PlainHead<'a> {
 }
 
 impl<'a> PlainHead<'a> {
-    /// `None` where anything could be read in two ways.
+    /// Returns `None` if any part could be read in two ways.
     fn read(bytes: &'a [u8]) -> Option<PlainHead<'a>> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.is_ascii())?;
         let text = text.strip_prefix("\r\n").unwrap_or(text).strip_suffix("\r\n\r\n")?;
@@ -72,7 +72,7 @@ impl<'a> PlainHead<'a> {
         rest.find('/').map_or("/", |at| &rest[at..])
     }
 
-    /// What goes in, but for the lines that the gate adds.
+    /// The expected head for the backend, without the lines that the gate adds.
     fn inner(&self, mut upgrade: bool) -> String {
         let mut text = format!("{} {} HTTP/1.1\r\n", self.method, self.path());
         let options = self.options();
@@ -109,7 +109,7 @@ impl<'a> PlainHead<'a> {
     }
 }
 
-/// A host and its port, as far as the strategies make them.
+/// Splits the forms of `host:port` that the strategies generate.
 fn host_and_port(authority: &str) -> (String, u16) {
     let bracket = authority.rfind(']').unwrap_or(0);
     let colon = authority[bracket..].find(':').map_or(authority.len(), |at| bracket + at);
@@ -130,8 +130,7 @@ fn is_v6_loopback(host: &str) -> bool {
         .is_some_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Panics where the gate makes something else of the bytes than the plainest reading of RFC 9112 does, whole or in pieces
-/// that end there.
+/// Panics if the gate interprets the head differently from this reference, as a whole or split at `ends`.
 pub fn check_head(bytes: &[u8], ends: &[usize]) {
     let whole = HeadScanner::default().find(bytes);
     let mut scan = HeadScanner::default();
@@ -150,15 +149,15 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
     let head = match admitted(bytes, &mut out) {
         Ok(head) => head,
         Err(error) => {
-            assert_eq!(&out, b"kept", "a refused head left something");
+            assert_eq!(&out, b"kept", "a refused head wrote output");
             assert!([400, 403, 413, 417, 431, 501, 505].contains(&error.code().status()), "{error}");
             return;
         }
     };
     let Some(plain) = PlainHead::read(bytes) else {
-        panic!("let in, though it can be read in two ways");
+        panic!("an ambiguous head was accepted");
     };
-    // RFC 9112, 3.2 and 6.3: what every reader must agree on.
+    // RFC 9112, 3.2 and 6.3: properties that every reader must agree on.
     let (lengths, codings, hosts) =
         (plain.all("Content-Length"), plain.all("Transfer-Encoding"), plain.all("Host"));
     assert!(lengths.len() + codings.len() <= 1 && plain.fields.len() <= limits::HEAD_LINES);
@@ -183,7 +182,7 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
         (RequestBody::Chunked(_), None, Some(coding)) => {
             assert!(head.is_11 && coding.eq_ignore_ascii_case("chunked"));
         }
-        other => panic!("another body: {other:?}"),
+        other => panic!("unexpected body: {other:?}"),
     }
     if head.upgrade {
         assert!(plain.method == "GET" && head.is_11 && !head.has_body);
@@ -192,37 +191,37 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
         assert_eq!(plain.all("Sec-WebSocket-Key").len(), 1);
     }
     let out = String::from_utf8(out.split_off(4)).unwrap();
-    let Some((inner, told)) =
+    let Some((inner, metadata)) =
         out.split_once("X-Berth-Peer: 192.0.2.9\r\nX-Berth-Connection: 7\r\nX-Berth-Request: ")
     else {
         panic!("the gate's own lines are missing: {out:?}");
     };
     assert_eq!(inner, plain.inner(head.upgrade));
     let ids = plain.all("X-Request-Id");
-    let id = told.strip_suffix("\r\n").unwrap();
+    let id = metadata.strip_suffix("\r\n").unwrap();
     assert!(id == "made-1" || ids.contains(&id), "{id:?}");
     assert!(id.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)));
-    // It goes through a second time unchanged: nothing in it means anything else to the next reader.
+    // A second pass leaves it unchanged: no part has another meaning for the next reader.
     let again = format!("{inner}\r\n");
     let mut second = Vec::new();
     if !head.upgrade && !hosts.is_empty() {
-        let told = admitted(again.as_bytes(), &mut second);
-        assert!(told.is_ok_and(|head| head.body.is_done() && !head.has_body && head.keep_alive));
+        let second_pass = admitted(again.as_bytes(), &mut second);
+        assert!(second_pass.is_ok_and(|head| head.body.is_done() && !head.has_body && head.keep_alive));
         assert!(second.starts_with(inner.as_bytes()));
     }
 }
 
-/// What a chunked body turned out to be.
+/// The result of decoding a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DecodeEnd {
-    /// Complete after so many bytes.
+    /// Complete after this many bytes.
     Done(usize),
-    /// More is needed.
+    /// More input is needed.
     Open,
     Bad(Code),
 }
 
-/// RFC 9112, 7.1, on whole bytes, with the gate's own limits.
+/// RFC 9112, 7.1, on whole input, with the limits of the gate.
 fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, DecodeEnd) {
     let (mut data, mut rest) = (Vec::new(), bytes);
     let bad = DecodeEnd::Bad(Code::InvalidRequest);
@@ -288,7 +287,7 @@ fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, DecodeEnd) {
     }
 }
 
-/// Panics where a chunked body, up to `cap`, is not what [`decode`] finds in it.
+/// Panics if a chunked body with limit `cap` decodes differently from [`decode`].
 pub fn check_chunks(bytes: &[u8], ends: &[usize], cap: u64) {
     let (mut body, mut data, mut used) = (RequestBody::Chunked(ChunkedDecoder::new(cap)), Vec::new(), 0);
     let mut end = DecodeEnd::Open;
@@ -315,7 +314,7 @@ pub fn check_chunks(bytes: &[u8], ends: &[usize], cap: u64) {
     assert_eq!(data, wanted);
 }
 
-/// The ends of pieces of equal size in which so many bytes arrive; 0 is all at once.
+/// The split positions for pieces of `size` bytes; 0 means one piece.
 pub fn pieces(length: usize, size: u8) -> Vec<usize> {
     let mut ends: Vec<usize> = match size {
         0 => Vec::new(),

@@ -1,4 +1,4 @@
-//! The gate's own answers: an error in the shape that every client knows, and the end of the connection.
+//! Error answers of the gate itself, and the lingering close after them.
 
 use std::fmt::Write as _;
 use std::net::Shutdown;
@@ -8,7 +8,7 @@ use super::wire::{self, ReadOutcome};
 use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 
-/// The whole answer. `id` is left out where nothing was read yet; a HEAD gets no body.
+/// Formats a complete error answer. `id` is empty if no request was read; an answer to HEAD has no body.
 pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
     let body = error.body().to_string();
     let status = error.code().status();
@@ -32,8 +32,8 @@ pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
     text
 }
 
-/// Ends a connection whose client may still be sending: a close with unread bytes is a reset, and a reset destroys
-/// what the client has not read yet (RFC 9112, 9.6).
+/// Closes a connection whose client may still be sending: closing with unread input sends a reset, which discards
+/// answer bytes that the client has not read (RFC 9112, 9.6).
 pub(super) fn linger(socket: &Socket) {
     socket.shutdown(Shutdown::Write);
     let deadline = Instant::now() + limits::LINGER;

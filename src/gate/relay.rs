@@ -1,8 +1,8 @@
-//! The life of one connection: a head is read and checked, a small body is held until it is complete, the request goes
-//! in and its answer out (`exchange`), and again. Knows nothing of routes.
+//! The life of one connection: receive and validate a head, buffer a small body, relay the request and its answer
+//! (`exchange`), repeat. Independent of the routes.
 //!
-//! Threads: one `gate-N` for each connection. It is idle in a blocking read, and in poll(2) otherwise; whoever wants
-//! it to end shuts the socket down.
+//! Threads: one `gate-N` per connection. It blocks in read(2) while idle and in poll(2) otherwise; other threads end
+//! it by shutting down the socket.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use super::wire::{self, ReadOutcome};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::{ClientSocket, HandoverFn, Socket};
 
-/// What becomes of the connection.
+/// The next step of a connection after a request.
 pub(super) enum AfterRequest {
-    /// Another request may come.
+    /// Wait for another request.
     Again,
-    /// It ends, and the client may still be sending.
+    /// Close; the client may still be sending.
     Linger,
-    /// It ends.
+    /// Close at once.
     Close,
-    /// It belongs to somebody else now, who was told to write chunks or was not.
+    /// The socket belongs to another thread; the flag requires chunked encoding.
     HandedOver(HandoverFn, bool),
 }
 
@@ -38,35 +38,35 @@ pub(super) struct Connection<'g> {
     pub(super) slot: ConnectionSlot,
     pub(super) socket: Arc<Socket>,
     peer: String,
-    /// What has come from the client; up to `at` it has been used.
+    /// Bytes received from the client, consumed up to `consumed`.
     pub(super) input: Vec<u8>,
     pub(super) consumed: usize,
-    /// A body on its way, until it is complete.
+    /// The buffered part of a request body.
     body_buffer: Vec<u8>,
     pub(super) to_backend: Vec<u8>,
     pub(super) from_backend: Vec<u8>,
     pub(super) to_client: Vec<u8>,
-    /// The id of the request that is being answered; empty before its head is complete.
+    /// The id of the current request; empty until its head is complete.
     pub(super) id: String,
     count: u64,
     opened: Instant,
 }
 
-/// How a body goes in.
+/// How much of a body is in `body_buffer`.
 enum ReceivedBody {
-    /// All of it is in `held`.
+    /// All of it.
     Complete,
-    /// Its beginning is.
+    /// Its beginning.
     Partial,
-    /// The client hung up in the middle of it.
+    /// The client disconnected before its end.
     Aborted,
 }
 
-/// Serves a client until its end.
+/// Serves a client until its connection ends.
 pub(super) fn serve(gate: &GateShared, seat: ConnectionSlot) {
     let socket = seat.record.socket.clone();
-    // Answers are written in one piece: waiting for more would only delay them. A socket on which this fails has
-    // been reset, and the first read will say so.
+    // Answers are written in one piece, so delaying small packets gains nothing. A socket on which this fails was
+    // reset; the first read reports that.
     if let Socket::Tcp(stream) = &*socket {
         let _ = stream.set_nodelay(true);
     }
@@ -114,7 +114,7 @@ impl Connection<'_> {
         };
         self.count += 1;
         let record = &self.slot.record;
-        // Unique for as long as logs are read together: the start's own random part, the connection, the request.
+        // Unique across restarts: a random part per start, the connection, the request.
         let _ = std::fmt::Write::write_fmt(
             &mut self.id,
             format_args!("{}-{:x}-{:x}", self.gate.start_id, record.id, self.count),
@@ -137,7 +137,8 @@ impl Connection<'_> {
         }
     }
 
-    /// Waits for a complete head; its length, or `None` when the client has gone or kept silent.
+    /// Waits for a complete head. Returns its length, or `None` if the client disconnected or stayed idle for too
+    /// long.
     fn await_head(&mut self) -> Result<Option<usize>> {
         self.input.drain(..self.consumed);
         self.consumed = 0;
@@ -148,7 +149,8 @@ impl Connection<'_> {
             if !self.slot.record.set(ConnectionState::Idle) {
                 return Ok(None);
             }
-            // Set first, looked at second: see `Table::close_idle`. What has arrived by then is still answered.
+            // The state is set before the flag is read; see `ConnectionTable::close_idle`. Input that has arrived by
+            // then is still answered.
             let patience = if self.gate.table.is_draining() { Some(Instant::now()) } else { hurried };
             let got = match patience {
                 None => wire::receive_waiting(&*self.socket, &mut self.input),
@@ -173,7 +175,7 @@ impl Connection<'_> {
                 Ok(false) => {
                     return Err(Error::new(
                         Code::RequestTimeout,
-                        "The request's head did not arrive in time",
+                        "The request head did not arrive before the deadline",
                     ));
                 }
                 Err(_) => return Ok(None),
@@ -185,7 +187,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Gives back what a large request has made grow: most connections are idle most of the time.
+    /// Frees buffers that a large request has grown: most connections are idle most of the time.
     fn shrink_buffers(&mut self) {
         if self.input.capacity() > limits::IDLE_BUFFER_BYTES {
             self.input = Vec::with_capacity(limits::IDLE_BUFFER_BYTES);
@@ -199,7 +201,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Refuses a request of a token that has its share of the connections: while others wait, nothing is done for it.
+    /// While many connections are open, refuses requests of a token that uses its share of them.
     fn claim(&self) -> Result<()> {
         let head = std::str::from_utf8(&self.to_backend).ok().filter(|_| self.gate.table.is_crowded());
         let claimed = head.map_or(Ok(()), |head| (self.gate.claim)(self.slot.record.id, head));
@@ -209,14 +211,14 @@ impl Connection<'_> {
         claimed
     }
 
-    /// Everything behind the head.
+    /// Handles a request after its head.
     fn answer(&mut self, mut head: RequestHead) -> Result<AfterRequest> {
         self.claim()?;
         if !self.slot.record.set(ConnectionState::Receiving) {
             return Ok(AfterRequest::Close);
         }
         if head.expects_continue && self.consumed == self.input.len() {
-            // Too little to fill a socket's buffer that is empty.
+            // Too small to block on an empty socket buffer.
             let _ = wire::send(&*self.socket, b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let streamed = match self.receive_small_body(&mut head.body)? {
@@ -237,7 +239,7 @@ impl Connection<'_> {
         self.exchange(head, inside, streamed)
     }
 
-    /// The method, and path and query, of the head that goes in.
+    /// The method, and the path with query, of the rewritten head.
     fn method_and_target(&self) -> (&str, &str) {
         let mut words = self.to_backend.splitn(3, |byte| *byte == b' ');
         let mut next = || words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
@@ -267,7 +269,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Waits for more of a body; all that came before has been used. `false` when there is no more.
+    /// Waits for more of a body; all earlier input has been consumed. Returns `false` at EOF.
     pub(super) fn receive_body(&mut self) -> Result<bool> {
         self.input.clear();
         self.consumed = 0;
@@ -285,10 +287,10 @@ impl Connection<'_> {
         }
     }
 
-    /// Completes the head for the inside. tiny_http 0.12 reads a declared length to its end when a request is dropped,
-    /// however long that takes, and leaves unread chunks lying on the connection. So a whole body, which takes no time,
-    /// gets its length and lets the connection live; any other goes in as chunks, with its length beside it where that
-    /// is known, and no further request is read behind it (`Connection: close`).
+    /// Completes the head for the backend. When a request is dropped, tiny_http 0.12 reads a declared body to its
+    /// end, however long that takes, and leaves unread chunks on the connection. So a complete body, which takes no
+    /// time to read, is sent with its length and the connection stays open; any other is sent as chunks, with its
+    /// length in a separate header if known, and the backend connection closes afterwards.
     fn frame(&mut self, head: &RequestHead, streamed: bool) {
         let out = &mut self.to_backend;
         if let (true, RequestBody::Length(length)) = (streamed, &head.body) {
@@ -309,7 +311,7 @@ impl Connection<'_> {
         body::write_chunk(&self.body_buffer, out);
     }
 
-    /// Tells the client what is wrong; nothing of an answer has been sent yet.
+    /// Sends an error answer; no part of an answer has been sent yet.
     pub(super) fn refuse(&mut self, error: &Error, is_head: bool) -> AfterRequest {
         let status = error.code().status();
         if status == 500 {
@@ -317,14 +319,14 @@ impl Connection<'_> {
         } else {
             log::debug!("{} {}: refused with {status}: {error}", self.id, self.peer);
         }
-        // Too little to fill a socket's buffer; a client that has let it fill reads no answers anyway.
+        // Too small to block on an empty socket buffer; a client that let the buffer fill does not read answers.
         let _ = wire::send(&*self.socket, refuse::answer(error, &self.id, is_head).as_bytes());
         AfterRequest::Linger
     }
 
     fn hand_over(self, take: HandoverFn, chunked: bool) {
         self.slot.record.set(ConnectionState::Taken);
-        // SO_RCVTIMEO would end an idle terminal; a write that stands still ends whatever it is.
+        // SO_RCVTIMEO would end an idle terminal; a blocked write ends any stream.
         let _ = set_socket_timeout(&*self.socket, Timeout::Recv, None);
         let _ = set_socket_timeout(&*self.socket, Timeout::Send, Some(limits::WRITE_STALL));
         let early = self.input[self.consumed..].to_vec();
@@ -332,12 +334,12 @@ impl Connection<'_> {
     }
 }
 
-/// Whether no answer may have a body (RFC 9110, 9.3.2), be the rest of the head what it may.
+/// Whether the answer must not have a body (RFC 9110, 9.3.2), even if the head is invalid.
 fn is_head_request(bytes: &[u8]) -> bool {
     bytes.strip_prefix(b"\r\n").unwrap_or(bytes).starts_with(b"HEAD ")
 }
 
-/// The 408 of a body.
+/// The 408 answer for a body.
 pub(super) fn stalled() -> Error {
-    Error::new(Code::RequestTimeout, "The request's body stopped arriving")
+    Error::new(Code::RequestTimeout, "The request body stopped arriving")
 }

@@ -1,11 +1,12 @@
-//! Who is connected: at most so many at once, and a record of each for `/status`, the drain and the cut.
-//! Knows nothing of HTTP.
+//! The table of open connections: enforces the limit, and keeps a record of each for `/status`, draining and
+//! shutdown. Independent of HTTP.
 //!
-//! **Invariant:** a connection that waits for its client does not keep a new one out. When all seats are taken, the table
-//! closes one whose client has not sent a whole request, does not take its answer, or has got its last one
-//! ([`Table::admit`]). Only requests that are being answered, and sockets that were handed over, are never closed so.
+//! **Invariant:** a connection that waits for its client does not keep a new one out. When all slots are in use, the
+//! table evicts a connection whose client has not sent a complete request, does not read its answer, or has received
+//! its last one ([`ConnectionTable::admit`]). Connections with a request in progress and sockets that were handed
+//! over are never evicted.
 //!
-//! Threads: any. Lock: the table's, a leaf but for the short leaves in a record and in [`Gone`].
+//! Threads: any. Lock: the table's; under it only the leaf locks of a record and of [`Disconnects`] are taken.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
@@ -18,62 +19,61 @@ use super::wire;
 use crate::base::thread::lock;
 use crate::http::client::{Disconnects, Socket};
 
-/// After so long it is checked again whether a seat is free: a thread needs less to see its client's end or its request.
+/// How often a waiting thread checks for a free slot; a connection thread needs less to notice EOF or a request.
 const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Connections that are looked at for one that can be closed. Those before it have sent something that their threads have
-/// not read yet.
+/// The most connections examined in a search for one to evict. Candidates with input that their threads have not read
+/// yet are skipped.
 const EVICTION_CANDIDATES: usize = 16;
 
-/// The seats.
 #[derive(Debug)]
 pub(super) struct ConnectionTable {
     cap: usize,
     reserved: usize,
-    /// How many may be on their way out beside those.
+    /// The most evicted connections that may still be closing, in addition to those.
     leaving: usize,
-    /// How long a new connection may be silent before it is closed for another one. The seats allow 5000 connections a
-    /// second then; those beyond wait in the queue of the listener.
+    /// How long a new connection may stay silent before it can be evicted. This allows 5000 new connections per
+    /// second; the rest wait in the listener's queue.
     silence: Duration,
     next: AtomicU64,
     evictions: AtomicU64,
-    /// As many as there are records.
+    /// The number of records.
     taken: AtomicUsize,
     slots: Mutex<ConnectionSlots>,
     slot_freed: Condvar,
     draining: AtomicBool,
-    gone: Disconnects,
+    disconnects: Disconnects,
 }
 
 #[derive(Debug, Default)]
 struct ConnectionSlots {
     records: HashMap<u64, Arc<ConnectionRecord>>,
     on_reserve: usize,
-    /// Evicted connections whose threads have not ended them yet; they are not in `records` any more.
+    /// Evicted connections whose threads have not ended yet; no longer in `records`.
     leaving: usize,
 }
 
-/// What became of the search for a connection that can be closed.
+/// The result of a search for a connection to evict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Eviction {
-    /// Its seat is free.
+    /// A slot is free now.
     FreedSlot,
-    /// It was one beyond the cap.
+    /// The evicted connection used a slot beyond the limit.
     BeyondCap,
-    /// One can be closed in a moment.
+    /// A connection can be evicted shortly.
     Soon,
-    /// All have requests that are being answered.
+    /// All connections have a request in progress.
     Nothing,
 }
 
-/// Why there is no seat.
+/// The refusal of a new connection.
 #[derive(Debug)]
 pub(super) struct NoSlot {
     pub(super) socket: Socket,
-    /// Some seat will be free in a moment.
+    /// A slot will be free shortly.
     soon: bool,
 }
 
-/// One connection's place; free again when this is dropped.
+/// The slot of one connection; dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     pub(super) record: Arc<ConnectionRecord>,
@@ -81,7 +81,12 @@ pub(super) struct ConnectionSlot {
 }
 
 impl ConnectionTable {
-    pub(super) fn new(cap: usize, reserved: usize, leaving: usize, gone: Disconnects) -> ConnectionTable {
+    pub(super) fn new(
+        cap: usize,
+        reserved: usize,
+        leaving: usize,
+        disconnects: Disconnects,
+    ) -> ConnectionTable {
         ConnectionTable {
             cap,
             reserved,
@@ -94,13 +99,13 @@ impl ConnectionTable {
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
             draining: AtomicBool::new(false),
-            gone,
+            disconnects,
         }
     }
 
-    /// A seat for a new connection, or the socket back. When all are taken, one that waits for its client is closed. When
-    /// there is none, and there will be none in a moment or `hurry` says not to wait for it, a few seats beyond the cap are
-    /// there for owners, who get one prompt request each.
+    /// Returns a slot for a new connection, or the socket if there is none. When all slots are in use, a connection
+    /// that waits for its client is evicted. If none can be evicted, now or (unless `hurry`) shortly, a few slots
+    /// beyond the limit serve one prompt request of an owner each.
     pub(super) fn admit(
         self: &Arc<ConnectionTable>,
         socket: Socket,
@@ -124,12 +129,12 @@ impl ConnectionTable {
         seats.records.insert(record.id, record.clone());
         self.taken.store(seats.records.len(), Ordering::Relaxed);
         drop(seats);
-        self.gone.open(record.id, hurried);
+        self.disconnects.open(record.id, hurried);
         Ok(ConnectionSlot { record, table: self.clone() })
     }
 
-    /// Closes the connection that can best be spared: one of the network that has most of those that can be spared, so that
-    /// a client elsewhere keeps its own.
+    /// Evicts the connection with the lowest rank, from the network that has most of the evictable ones, so that
+    /// clients of other networks keep theirs.
     fn evict_one(&self, seats: &mut ConnectionSlots) -> Eviction {
         if seats.leaving >= self.leaving {
             return Eviction::Soon;
@@ -139,7 +144,7 @@ impl ConnectionTable {
         let mut networks: HashMap<Peer, usize> = HashMap::new();
         for record in seats.records.values() {
             let state = record.state();
-            let Some((rank, since)) = record.rank(state, self.gone.is_owners(record.id), now) else {
+            let Some((rank, since)) = record.rank(state, self.disconnects.is_owners(record.id), now) else {
                 continue;
             };
             let network = record.peer.network();
@@ -157,7 +162,7 @@ impl ConnectionTable {
                 break;
             }
             let Some(record) = seats.records.get(&id).cloned() else { continue };
-            // Its thread has not had the processor since.
+            // Its thread has not been scheduled since the input arrived.
             let waits = matches!(
                 state,
                 ConnectionState::Idle | ConnectionState::Reading | ConnectionState::Receiving
@@ -178,17 +183,17 @@ impl ConnectionTable {
         if soon { Eviction::Soon } else { Eviction::Nothing }
     }
 
-    /// Whether so many seats are taken that a token can have more than its share of them.
+    /// Whether so many slots are in use that a token may exceed its share.
     pub(super) fn is_crowded(&self) -> bool {
         self.taken.load(Ordering::Relaxed) > self.cap / 2
     }
 
-    /// How many connections were closed to make room for others.
+    /// The number of connections evicted so far.
     pub(super) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
 
-    /// Waits for a moment if some seat will be free in one: `soon`, or its client has left. Otherwise `false`.
+    /// Waits briefly for a slot. Returns `false` if none is about to be free.
     pub(super) fn wait_for_slot(&self, refused: &NoSlot) -> bool {
         let seats = lock(&self.slots);
         let sockets: Vec<&Socket> = seats.records.values().map(|record| &*record.socket).collect();
@@ -203,25 +208,25 @@ impl ConnectionTable {
         worth
     }
 
-    /// Whether no connection may wait for another request.
+    /// Whether connections must close after their current answer.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// Ends the connections that wait for a request, now and from now on.
+    /// Closes idle connections, now and as they become idle.
     pub(super) fn close_idle(&self) {
-        // A connection sets its state and then looks at the flag; here it is the other way round. With SeqCst one of
-        // the two sees the other.
+        // A connection sets its state and then reads the flag; here the order is reversed. With SeqCst at least one
+        // of the two sees the other.
         self.draining.store(true, Ordering::SeqCst);
         for record in self.records() {
             if matches!(record.state(), ConnectionState::Idle | ConnectionState::Reading) {
-                // What has arrived stays readable, so a complete request is still answered.
+                // Received input stays readable, so a complete request is still answered.
                 record.socket.shutdown(Shutdown::Read);
             }
         }
     }
 
-    /// Waits until nobody is connected any more; `false` when that took too long.
+    /// Waits until all connections have closed; `false` at the deadline.
     pub(super) fn wait_empty(&self, deadline: Instant) -> bool {
         let mut seats = lock(&self.slots);
         while !seats.records.is_empty() || seats.leaving > 0 {
@@ -234,7 +239,7 @@ impl ConnectionTable {
         true
     }
 
-    /// Ends every connection, whatever it is doing; returns how many there were.
+    /// Closes every connection in any state. Returns their number.
     pub(super) fn cut(&self) -> usize {
         let records = self.records();
         for record in &records {
@@ -243,7 +248,7 @@ impl ConnectionTable {
         records.len()
     }
 
-    /// All connections, the oldest first.
+    /// All connections, oldest first.
     pub(super) fn list(&self) -> Vec<ConnectionView> {
         let mut list: Vec<ConnectionView> = self.records().iter().map(|record| record.view()).collect();
         list.sort_unstable_by_key(|connection| connection.id);
@@ -258,7 +263,7 @@ impl ConnectionTable {
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let id = self.record.id;
-        self.table.gone.close(id);
+        self.table.disconnects.close(id);
         let mut seats = lock(&self.table.slots);
         match seats.records.remove(&id) {
             Some(_) => seats.on_reserve -= usize::from(self.record.on_reserve),
@@ -276,7 +281,7 @@ mod tests {
     use crate::gate::record::PROMPT;
     use std::os::unix::net::UnixStream;
 
-    /// Of a client that stays and says nothing.
+    /// A socket of a silent client that stays connected.
     fn socket() -> Socket {
         let (here, there) = UnixStream::pair().unwrap();
         std::mem::forget(there);
@@ -287,12 +292,12 @@ mod tests {
         Peer::Ip([192, 0, 2, network].into())
     }
 
-    /// A full table of two, with one seat for owners, and one that may be on its way out.
+    /// A full table of two slots, with one reserved slot and room for one closing connection.
     fn full(table: &Arc<ConnectionTable>, peers: [Peer; 2]) -> [ConnectionSlot; 2] {
         peers.map(|peer| table.admit(socket(), peer, None, true).unwrap())
     }
 
-    /// A seat that is none beyond the cap, once there is one.
+    /// Waits for a regular slot, not a reserved one.
     fn patient(table: &Arc<ConnectionTable>, peer: Peer) -> ConnectionSlot {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_answered_keeps_its_seat_and_the_reserve_is_beyond() {
+    fn requests_in_progress_keep_their_slots_and_the_reserve_is_extra() {
         let table = table();
         let mut seats: Vec<ConnectionSlot> = full(&table, [far(1); 2]).into();
         seats.iter().for_each(|seat| assert!(seat.record.begin_request("r")));
@@ -328,22 +333,22 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_without_a_request_makes_room_and_few_leave_at_once() {
+    fn connections_without_a_request_are_evicted_a_few_at_a_time() {
         let table = table();
         let [first, second] = full(&table, [Peer::Unix; 2]);
         assert!(
             table.admit(socket(), Peer::Unix, None, true).unwrap().record.on_reserve,
-            "they have just come"
+            "both have just connected"
         );
         let third = patient(&table, Peer::Unix);
         assert!(first.record.is_evicted() && !third.record.on_reserve, "the oldest");
         assert!(
             !first.record.set(ConnectionState::Reading) && !first.record.begin_request("r"),
-            "that is final"
+            "eviction is final"
         );
         assert_eq!(table.evictions(), 1);
         assert!(third.record.begin_request("r"));
-        // Its thread has not ended it yet.
+        // Its thread has not ended yet.
         let hurried = table.admit(socket(), Peer::Unix, None, true).unwrap();
         assert!(hurried.record.on_reserve && !second.record.is_evicted());
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
@@ -356,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_was_not_read_yet_saves_a_connection() {
+    fn unread_input_protects_a_connection_from_eviction() {
         let table = table();
         let (here, there) = UnixStream::pair().unwrap();
         let first = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
@@ -368,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_for_longest_in_the_largest_network_go_first_and_owners_last() {
+    fn the_longest_idle_of_the_largest_network_is_evicted_first_and_owners_last() {
         let table = Arc::new(ConnectionTable::new(8, 1, 8, Disconnects::default()));
         let seats: Vec<ConnectionSlot> =
             (0..8).map(|_| table.admit(socket(), far(1), None, true).unwrap()).collect();
@@ -408,7 +413,7 @@ mod tests {
         assert_eq!(ranks(true, later), [answered, answered, owner, owner, owner, owner, None, None]);
         assert!(answered < slow && slow < idle && idle < prompt && prompt < silent && silent < owner);
         drop(seats);
-        // The network with most of them loses one, although another one's is older.
+        // The largest network loses one, although a connection of another network is older.
         let table = Arc::new(ConnectionTable::new(3, 1, 8, Disconnects::default()));
         let seats = [far(1), far(2), far(2)].map(|peer| table.admit(socket(), peer, None, true).unwrap());
         let new = patient(&table, far(3));
@@ -417,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_held_back_is_sent_when_the_seat_is_needed() {
+    fn eviction_sends_a_delayed_answer_at_once() {
         let table = table();
         let seats = full(&table, [Peer::Unix; 2]);
         seats.iter().for_each(|seat| assert!(seat.record.begin_request("r")));
@@ -433,13 +438,13 @@ mod tests {
     }
 
     #[test]
-    fn a_seat_whose_client_has_left_is_waited_for() {
+    fn slots_of_disconnected_clients_are_waited_for() {
         let table = Arc::new(ConnectionTable::new(1, 0, 1, Disconnects::default()));
         let (here, there) = UnixStream::pair().unwrap();
         let seat = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
         assert!(seat.record.begin_request("r"));
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
-        assert!(!table.wait_for_slot(&refused), "no client has left");
+        assert!(!table.wait_for_slot(&refused), "no client has disconnected");
         drop(there);
         assert!(table.wait_for_slot(&refused));
         drop(seat);

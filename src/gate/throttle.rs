@@ -1,6 +1,7 @@
-//! Slows down whoever fails to authenticate, per address; never whoever succeeds. Knows only that a 401 was answered.
+//! Slows down clients that repeatedly fail to authenticate, per address; successful requests are never delayed. It
+//! sees only that a 401 was answered.
 //!
-//! Threads: the connections' own, which do the waiting. Lock: one, a leaf.
+//! Threads: the connections' own, which wait. Lock: one, a leaf.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,7 +11,7 @@ use super::record::Peer;
 use crate::base::limits;
 use crate::base::thread::lock;
 
-/// A token bucket per address.
+/// Token buckets by address.
 #[derive(Debug, Default)]
 pub(super) struct AuthThrottle(Mutex<HashMap<Peer, TokenBucket>>);
 
@@ -29,7 +30,7 @@ impl TokenBucket {
 }
 
 impl AuthThrottle {
-    /// Counts a failure and says for how long its answer is to be held back.
+    /// Counts a failure and returns how long to delay its answer.
     pub(super) fn failed(&self, peer: Peer, now: Instant) -> Duration {
         let peer = peer.network();
         let mut buckets = lock(&self.0);
@@ -51,7 +52,7 @@ fn make_room(buckets: &mut HashMap<Peer, TokenBucket>, now: Instant) {
         bucket.refill(now);
         bucket.tokens < limits::FAILURE_BURST
     });
-    // All of them failed a moment ago: forgetting the least guilty costs the least.
+    // If all have failed recently, the entry with the fewest failures is dropped, which costs least.
     if buckets.len() >= limits::THROTTLED_PEERS {
         let least = buckets.iter().max_by(|(_, a), (_, b)| a.tokens.total_cmp(&b.tokens));
         if let Some(peer) = least.map(|(peer, _)| *peer) {
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_free_then_it_costs_and_time_heals() {
+    fn failures_beyond_a_burst_are_delayed_until_the_bucket_refills() {
         let (throttle, now) = (AuthThrottle::default(), Instant::now());
         let peer = Peer::Ip("2001:db8::1".parse().unwrap());
         let neighbour = Peer::Ip("2001:db8::2".parse().unwrap());
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_small() {
+    fn the_number_of_buckets_is_limited() {
         let (throttle, now) = (AuthThrottle::default(), Instant::now());
         for n in 0..limits::THROTTLED_PEERS as u32 + 100 {
             throttle.failed(Peer::Ip(IpAddr::V4(n.into())), now);

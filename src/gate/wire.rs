@@ -1,5 +1,5 @@
-//! Reading, writing and waiting on sockets with a deadline. Sockets stay in blocking mode, because whoever takes one
-//! over expects that; here every call but [`receive_waiting`] says that it does not want to wait.
+//! Non-blocking reads and writes, and waits with a deadline. Sockets stay in blocking mode, because the threads that
+//! take one over expect that; every call except [`receive_waiting`] passes `MSG_DONTWAIT`.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,23 +13,23 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::base::limits;
 
-/// What came of an attempt.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadOutcome {
-    /// So many bytes, at least one.
+    /// Bytes read, at least one.
     Bytes(usize),
-    /// Nothing yet.
+    /// No input yet.
     WouldBlock,
-    /// The other side will send no more.
+    /// EOF.
     Eof,
 }
 
-/// Appends what has arrived, at most what the buffer has room for; makes some room if it has none.
+/// Appends received bytes, up to the buffer's spare capacity; reserves some if there is little.
 pub(super) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<ReadOutcome> {
     receive_with(socket, buffer, RecvFlags::DONTWAIT)
 }
 
-/// The same, but waits as long as the socket's own time-out says; `Nothing` when that has passed.
+/// As [`receive`], but waits up to the socket's own timeout; `WouldBlock` after that.
 pub(super) fn receive_waiting(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<ReadOutcome> {
     receive_with(socket, buffer, RecvFlags::empty())
 }
@@ -49,7 +49,7 @@ fn receive_with(socket: impl AsFd, buffer: &mut Vec<u8>, flags: RecvFlags) -> io
     }
 }
 
-/// Sends what the socket takes at once.
+/// Sends as many bytes as the socket accepts at once.
 pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match rustix::net::send(&socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -61,14 +61,14 @@ pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Makes the close a reset. What a client does not take would otherwise stay with the kernel, some MB for each, until it
-/// has asked the client eight times, about two minutes later (tcp_orphan_retries in tcp(7)).
+/// Makes the close a reset. Otherwise the kernel keeps unread output, some MB per client, until it has probed the
+/// client eight times, about two minutes later (tcp_orphan_retries in tcp(7)).
 pub(super) fn reset_on_close(socket: impl AsFd) {
-    // A socket on which this fails is reset already.
+    // A socket on which this fails has been reset already.
     let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
 
-/// Waits until something happens or the deadline has passed; `false` for the latter.
+/// Waits for an event; `false` at the deadline.
 pub(super) fn wait(sockets: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let left = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
@@ -81,30 +81,29 @@ pub(super) fn wait(sockets: &mut [PollFd<'_>], deadline: Option<Instant>) -> io:
     }
 }
 
-/// Whether the other side was reset: nothing that it sent is still wanted. A poll that fails knows of none.
+/// Whether the peer reset the connection, so that its input is no longer wanted. `false` if poll(2) fails.
 pub(super) fn is_reset<S: AsFd>(socket: &S) -> bool {
     any(&[socket], PollFlags::ERR)
 }
 
-/// Whether one of the other sides can read no more, by a reset or, on a Unix socket, a close; what it sent may still be
-/// there.
+/// Whether a peer can receive no more, after a reset or, on a Unix socket, a close. Its input may still be readable.
 pub(super) fn any_closed<S: AsFd>(sockets: &[&S]) -> bool {
     any(sockets, PollFlags::ERR | PollFlags::HUP)
 }
 
-/// Whether something has arrived, be it the end. A poll that fails knows of nothing.
+/// Whether input or EOF is readable. `false` if poll(2) fails.
 pub(super) fn has_input<S: AsFd>(socket: &S) -> bool {
     any(&[socket], PollFlags::IN)
 }
 
-/// poll(2) reports ERR and HUP unasked.
+/// poll(2) always reports ERR and HUP.
 fn any<S: AsFd>(sockets: &[&S], flags: PollFlags) -> bool {
     let mut sockets: Vec<PollFd<'_>> = sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
     poll(&mut sockets, Some(&timespec(Duration::ZERO))).is_ok()
         && sockets.iter().any(|socket| socket.revents().intersects(flags))
 }
 
-/// Waits for input; `false` when the deadline has passed.
+/// Waits for input; `false` at the deadline.
 pub(super) fn wait_input(socket: impl AsFd, deadline: Instant) -> io::Result<bool> {
     wait(&mut [PollFd::new(&socket, PollFlags::IN)], Some(deadline))
 }

@@ -1,10 +1,10 @@
-//! The tiny_http servers: the threads that take requests from the gate's private socket and answer them. There is one,
-//! and another on a new path should the first ever accept no more.
+//! The tiny_http servers: threads that receive requests from the gate's private socket and answer them. There is one
+//! server; if it stops accepting connections, another is opened on a new path.
 //!
-//! tiny_http's own queue is the one between it and the pool: a second one behind it (a channel with a thread that fills
-//! it) cost 8 of the 68 µs of processor time that a list took, and two of six changes of thread.
+//! The worker threads read from tiny_http's own queue. A second queue behind it (a channel and a thread to fill it)
+//! cost 8 of the 68 µs of CPU time of a list request, and two of six thread switches.
 //!
-//! Threads: `http-N`, a fixed number for each server; tiny_http's own. Lock: `servers`, a leaf.
+//! Threads: `http-N`, a fixed number per server; tiny_http's own. Lock: `servers`, a leaf.
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +26,7 @@ pub struct HttpServers {
     probe_header: &'static str,
 }
 
-/// One of tiny_http's. Dropping it lets what was taken be answered, and ends its threads.
+/// A tiny_http server. Dropping it lets accepted requests finish and ends its threads.
 struct Server {
     inner: Arc<tiny_http::Server>,
     ending: Arc<AtomicBool>,
@@ -34,8 +34,9 @@ struct Server {
 }
 
 impl HttpServers {
-    /// No server yet. `handle` runs on `size` threads, and must not wait for anything longer than a file. A request
-    /// with the header `ping` is answered without it: the answer proves that the connection is being served.
+    /// Starts without a server. `handle` runs on `size` threads, and must not block for longer than a file access. A
+    /// request with the header `probe_header` is answered without it, which proves that its connection has a serving
+    /// thread.
     pub fn new(
         size: usize,
         ping: &'static str,
@@ -44,11 +45,11 @@ impl HttpServers {
         HttpServers { servers: Mutex::default(), size, handle: Arc::new(handle), probe_header: ping }
     }
 
-    /// Starts a server on a Unix socket at `path`, which must be free. Older ones are let go: the gate calls this when
-    /// they take no connections any more, and has forgotten those that they had.
+    /// Starts a server on a Unix socket at `path`, which must not exist. Older servers are retired: the gate calls
+    /// this when they accept no connections, and has dropped its connections to them.
     ///
     /// # Errors
-    /// When the socket or a thread cannot be made.
+    /// If the socket or a thread cannot be created.
     pub fn open(&self, path: &Path) -> Result<()> {
         let inner = tiny_http::Server::http_unix(path)
             .map_err(|error| Error::internal(format!("Cannot listen on {}: {error}", path.display())))?;
@@ -61,11 +62,11 @@ impl HttpServers {
                 loop {
                     match inner.recv() {
                         Ok(request) => take(request, ping, &*handle),
-                        // Unblocked, behind all requests that were taken.
+                        // Unblocked, after all accepted requests.
                         Err(_) if ending.load(Ordering::SeqCst) => return,
-                        // Its own accept has failed, once and for all. The connections that it has still bring
-                        // requests; the gate notices that there are no new ones, and has another opened.
-                        Err(error) => log::error!("tiny_http accepts no more connections: {error}"),
+                        // Its accept failed for good. Its open connections still carry requests; the gate notices
+                        // that no new ones succeed, and opens another server.
+                        Err(error) => log::error!("tiny_http has stopped accepting connections: {error}"),
                     }
                 }
             })?);
@@ -74,13 +75,13 @@ impl HttpServers {
         for old in servers.iter() {
             old.end();
         }
-        // A thread that is still answering is joined at the end of all.
+        // Threads that are still answering are joined at shutdown.
         servers.retain(|old| !old.threads.iter().all(JoinOnDrop::is_finished));
         servers.push(server);
         Ok(())
     }
 
-    /// Ends all servers once what they have taken is answered.
+    /// Stops all servers after their accepted requests.
     pub fn stop(&self) {
         let servers = std::mem::take(&mut *lock(&self.servers));
         drop(servers);
@@ -105,11 +106,11 @@ impl Drop for Server {
 fn take(request: tiny_http::Request, ping: &'static str, handle: &RequestHandler) {
     if request.headers().iter().any(|header| header.field.equiv(ping)) {
         let mut writer = request.into_writer();
-        // Whoever asked is gone if this fails.
+        // A failure means that the gate has closed the connection.
         let answered = writer.write_all(b"HTTP/1.1 204 No Content\r\nX-Berth-Whole: 1\r\n\r\n");
         let _ = answered.and_then(|()| writer.flush());
         return;
     }
-    // The panic hook has logged it, and dispatch's own guard has answered. The thread lives on.
+    // The panic hook has logged it, and dispatch has answered the request. The thread continues.
     drop(catch_unwind(AssertUnwindSafe(|| handle(Request::new(request)))));
 }

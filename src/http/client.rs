@@ -1,8 +1,8 @@
-//! What the inside may do with the client behind a request: learn that it has gone, or take its socket over.
-//! The gate, which owns the sockets, fills both registries; handlers below it only name them.
+//! Access to the client behind a request: detect that it disconnected, or take its socket over. The gate, which owns
+//! the sockets, fills both registries.
 //!
-//! Threads: any. Locks: one in [`Disconnects`], one in [`Tickets`], both leaves; flags are raised and sockets handed over
-//! after unlocking.
+//! Threads: any. Locks: one in [`Disconnects`], one in [`Tickets`], both leaves; subscribers are notified and sockets
+//! handed over after they are released.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -21,17 +21,15 @@ use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
 
-/// A connected client, of either kind.
+/// A client socket.
 #[derive(Debug)]
 pub enum Socket {
-    /// Over TCP.
     Tcp(TcpStream),
-    /// Over a Unix socket.
     Unix(UnixStream),
 }
 
 impl Socket {
-    /// Ends one or both directions; a peer that has gone already is no error.
+    /// Shuts down one or both directions; ignores errors of a closed socket.
     pub fn shutdown(&self, how: Shutdown) {
         let _ = match self {
             Socket::Tcp(stream) => stream.shutdown(how),
@@ -41,10 +39,10 @@ impl Socket {
 }
 
 impl Socket {
-    /// Whether the client has hung up.
+    /// Whether the client has closed its sending side or the connection.
     pub fn is_disconnected(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        poll(&mut [PollFd::new(self, gone)], Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut [PollFd::new(self, closed)], Some(&Timespec::default())).is_ok_and(|count| count > 0)
     }
 }
 
@@ -86,9 +84,9 @@ impl Write for &Socket {
     }
 }
 
-/// A client's socket that was taken over, blocking, with a write that fails after [`limits::WRITE_STALL`]. Clones are
-/// the same socket: one thread may read while another writes. It is closed, and its seat at the gate is free, when
-/// the last clone is dropped; the gate's own end cuts it.
+/// A client socket that was taken over: blocking, with writes that fail after [`limits::WRITE_STALL`]. Clones share
+/// the socket, so one thread may read while another writes. Dropping the last clone closes it and frees its slot at
+/// the gate; the gate closes it at shutdown.
 #[derive(Clone)]
 pub struct ClientSocket {
     socket: Arc<Socket>,
@@ -97,22 +95,23 @@ pub struct ClientSocket {
 }
 
 impl ClientSocket {
-    /// `seat` is what the gate wants back in the end.
+    /// `seat` is returned to the gate at the end.
     pub(crate) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>, chunked: bool) -> ClientSocket {
         ClientSocket { socket, _seat: seat, chunked }
     }
 
-    /// Whether the answer's head promised chunks; else the body ends at the announced length, or with the connection.
+    /// Whether the head promised chunked encoding; otherwise the body ends at the declared length or with the
+    /// connection.
     pub fn is_chunked(&self) -> bool {
         self.chunked
     }
 
-    /// Ends one or both directions.
+    /// Shuts down one or both directions.
     pub fn shutdown(&self, how: Shutdown) {
         self.socket.shutdown(how);
     }
 
-    /// Cuts the socket when it is called, if it is still open then; keeps nothing open.
+    /// Returns a function that shuts the socket down if it is still open, without keeping it open.
     pub fn cutter(&self) -> impl FnOnce() + Send + use<> {
         let socket = Arc::downgrade(&self.socket);
         move || {
@@ -122,7 +121,7 @@ impl ClientSocket {
         }
     }
 
-    /// The same socket; `guard` is dropped with its last clone.
+    /// Attaches `guard`, which is dropped with the last clone.
     #[must_use]
     pub fn with_guard(self, guard: impl Any + Send + Sync) -> ClientSocket {
         ClientSocket { _seat: Arc::new((self._seat, guard)), ..self }
@@ -161,16 +160,17 @@ impl Write for ClientSocket {
     }
 }
 
-/// Who wants to know that a client has gone. Cloned to the gate, which tells, and to the inside, which asks.
+/// Notifies subscribers when a client disconnects. Shared by the gate, which publishes, and handlers, which
+/// subscribe.
 #[derive(Clone, Debug)]
 pub struct Disconnects(Arc<Mutex<HashMap<u64, WatchedConnection>>>, Shares);
 
 #[derive(Debug, Default)]
 struct WatchedConnection {
     is_closed: bool,
-    /// It is there for owners, and for what needs no token.
+    /// Reserved for owners and for routes that need no token.
     reserved: bool,
-    /// The token that its last request had, and its share of the connections.
+    /// The token of its last request, and that token's share of the connections.
     holder: Option<(Party, Share)>,
     next: u64,
     subscribers: Vec<(u64, Cancel)>,
@@ -183,7 +183,7 @@ impl Default for Disconnects {
 }
 
 impl Disconnects {
-    /// For so many connections.
+    /// For at most this many connections.
     pub fn new(connections: usize) -> Disconnects {
         Disconnects(Arc::default(), Shares::new(Ledger::new(connections)))
     }
@@ -191,7 +191,7 @@ impl Disconnects {
     /// Counts a connection for the token of its request.
     ///
     /// # Errors
-    /// When this token has its share of the connections, or the connection is one that is kept for owners.
+    /// If the token has used its share of the connections, or the connection is reserved for owners.
     pub fn claim(&self, connection: u64, party: Party) -> std::result::Result<(), ShareError> {
         let party = party.without_workspace();
         let mut watched = lock(&self.0);
@@ -201,14 +201,14 @@ impl Disconnects {
         }
         if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {
             watched.holder = None;
-            // The gate has admitted it, so it exists.
+            // The gate registered it at accept time.
             watched.holder = Some((party, self.1.take_within_share(party)?));
         }
         Ok(())
     }
 
-    /// Raises `flag` when the client of this connection hangs up while it waits for an answer: at once if it has
-    /// hung up already. Until the subscription is dropped.
+    /// Raises `flag` when the client of this connection disconnects, immediately if it already has. Ends when the
+    /// subscription is dropped.
     pub fn subscribe(&self, connection: u64, flag: &Cancel) -> Subscription {
         let number = match lock(&self.0).get_mut(&connection) {
             Some(watched) if !watched.is_closed => {
@@ -221,15 +221,15 @@ impl Disconnects {
         if number.is_none() {
             flag.cancel();
         }
-        Subscription { gone: self.clone(), connection, number: number.unwrap_or_default() }
+        Subscription { disconnects: self.clone(), connection, number: number.unwrap_or_default() }
     }
 
-    /// Whether the client of this connection has hung up.
+    /// Whether the client of this connection has disconnected.
     pub fn is_disconnected(&self, connection: u64) -> bool {
         lock(&self.0).get(&connection).is_none_or(|watched| watched.is_closed)
     }
 
-    /// Whether the last request of this connection was an owner's.
+    /// Whether the last request of this connection came from an owner.
     pub(crate) fn is_owners(&self, connection: u64) -> bool {
         let watched = lock(&self.0);
         let holder = watched.get(&connection).and_then(|watched| watched.holder.as_ref());
@@ -260,41 +260,41 @@ impl Disconnects {
     }
 }
 
-/// Ends the interest of [`Disconnects::subscribe`] when dropped.
+/// Cancels [`Disconnects::subscribe`] when dropped.
 #[derive(Debug)]
 pub struct Subscription {
-    gone: Disconnects,
+    disconnects: Disconnects,
     connection: u64,
     number: u64,
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Some(watched) = lock(&self.gone.0).get_mut(&self.connection) {
+        if let Some(watched) = lock(&self.disconnects.0).get_mut(&self.connection) {
             watched.subscribers.retain(|(number, _)| *number != self.number);
         }
     }
 }
 
-/// What to do with the socket, and the bytes that the client sent behind its request already. It runs on the
-/// connection's own thread and should only pass them on.
+/// Receives the socket, and the bytes that the client sent after its request. Runs on the connection's own thread and
+/// must return quickly.
 pub type HandoverFn = Box<dyn FnOnce(ClientSocket, Vec<u8>) + Send>;
 
-/// Sockets that are to be handed over: the inside leaves a ticket and answers with its number in `X-Berth-Ticket`,
-/// the gate writes the answer's head to the client and redeems the number.
+/// Pending socket hand-overs: a handler issues a ticket and answers with its number in `X-Berth-Ticket`; the gate
+/// writes the head to the client and redeems the number.
 #[derive(Clone, Default)]
 pub struct Tickets(Arc<Mutex<HashMap<String, (Instant, HandoverFn)>>>);
 
 impl Tickets {
-    /// Leaves a ticket and returns its number, which is worthless to a client: the gate looks only at answers.
-    /// A ticket that is not redeemed is dropped unused some time after [`limits::TICKET`].
+    /// Issues a ticket and returns its number, which is useless to clients: the gate reads it from answers only. An
+    /// unused ticket is dropped some time after [`limits::TICKET`].
     ///
     /// # Errors
-    /// When the kernel gives no random bytes.
+    /// If the kernel returns no random bytes.
     pub fn issue(&self, take: impl FnOnce(ClientSocket, Vec<u8>) + Send + 'static) -> Result<String> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
-            .map_err(|error| Error::internal("The kernel gives no random bytes").with_source(error))?;
+            .map_err(|error| Error::internal("Cannot read random bytes").with_source(error))?;
         let number = format!("{:032x}", u128::from_ne_bytes(random));
         let mut waiting = lock(&self.0);
         let expired: Vec<String> = waiting
@@ -305,12 +305,12 @@ impl Tickets {
         let expired: Vec<_> = expired.iter().filter_map(|number| waiting.remove(number)).collect();
         waiting.insert(number.clone(), (Instant::now(), Box::new(take)));
         drop(waiting);
-        // What a ticket holds may take locks of its own when it goes.
+        // Dropped after unlocking: a ticket may own values that take locks when dropped.
         drop(expired);
         Ok(number)
     }
 
-    /// Puts something before what is done with a socket whose ticket still waits.
+    /// Transforms the socket of an unredeemed ticket before it is handed over.
     pub fn amend(&self, number: &str, change: impl FnOnce(ClientSocket) -> ClientSocket + Send + 'static) {
         if let Some((_, take)) = lock(&self.0).get_mut(number) {
             let inner = std::mem::replace(take, Box::new(|_, _| {}));
@@ -318,7 +318,7 @@ impl Tickets {
         }
     }
 
-    /// The ticket of this number, once.
+    /// Removes and returns the ticket with this number.
     pub fn redeem(&self, number: &str) -> Option<HandoverFn> {
         lock(&self.0).remove(number).map(|(_, take)| take)
     }
@@ -335,26 +335,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gone_is_told_once_and_also_to_those_who_ask_late() {
-        let gone = Disconnects::default();
-        gone.open(7, false);
+    fn disconnects_are_reported_once_and_to_late_subscribers() {
+        let disconnects = Disconnects::default();
+        disconnects.open(7, false);
         let flags: Vec<Cancel> = (0..4).map(|_| Cancel::new().unwrap()).collect();
-        let first = gone.subscribe(7, &flags[0]);
-        drop(gone.subscribe(7, &flags[1]));
+        let first = disconnects.subscribe(7, &flags[0]);
+        drop(disconnects.subscribe(7, &flags[1]));
         assert!(!flags[0].is_cancelled());
-        gone.raise(7);
+        disconnects.raise(7);
         assert!(flags[0].is_cancelled());
-        assert!(!flags[1].is_cancelled(), "it was not interested any more");
-        let _late = gone.subscribe(7, &flags[2]);
+        assert!(!flags[1].is_cancelled(), "its subscription was dropped");
+        let _late = disconnects.subscribe(7, &flags[2]);
         assert!(flags[2].is_cancelled());
         drop(first);
-        gone.close(7);
-        let _unknown = gone.subscribe(7, &flags[3]);
+        disconnects.close(7);
+        let _unknown = disconnects.subscribe(7, &flags[3]);
         assert!(flags[3].is_cancelled());
     }
 
     #[test]
-    fn a_ticket_is_good_once() {
+    fn a_ticket_can_be_redeemed_once() {
         let tickets = Tickets::default();
         let number = tickets.issue(|_, _| {}).unwrap();
         assert_eq!(number.len(), 32);

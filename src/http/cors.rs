@@ -1,14 +1,14 @@
-//! Cross-origin headers, as the OpenWork server sends them, for configured origins only.
+//! CORS headers, as the OpenWork server sends them, for configured origins only.
 
 use super::{Request, Response};
 
 const ALLOW_HEADERS: &str = "Authorization, Content-Type, X-OpenWork-Host-Token, X-OpenWork-Client-Id, \
      X-OpenCode-Directory, X-Opencode-Directory, x-opencode-directory";
-/// What scripts may read of an answer besides the headers that they always may.
+/// Response headers that scripts may read, besides those that CORS always allows.
 const EXPOSE_HEADERS: &str = "X-Berth-Warning, X-Request-Id";
 const ALLOW_METHODS: &str = "GET,POST,PUT,PATCH,DELETE,OPTIONS";
 
-/// What `Access-Control-Allow-Origin` says to this request, if anything.
+/// Returns the value of `Access-Control-Allow-Origin` for this request, if it is allowed.
 pub fn allowed_origin(origins: &[String], request: &Request) -> Option<String> {
     if origins.iter().any(|origin| origin == "*") {
         return Some("*".to_owned());
@@ -17,7 +17,7 @@ pub fn allowed_origin(origins: &[String], request: &Request) -> Option<String> {
     origins.iter().any(|known| known == origin).then(|| origin.to_owned())
 }
 
-/// Adds the headers.
+/// Adds the CORS headers.
 #[must_use]
 pub fn apply(response: Response, allowed: Option<String>) -> Response {
     match allowed {

@@ -1,8 +1,8 @@
-//! A request that the gate hands over on the client's own thread, past tiny_http, and its answer, which goes back the same
-//! way: four changes of thread fewer, where a change of thread is most of what a request costs. Only for what may wait
-//! on that thread, since it serves this client alone: what is passed on to an OpenCode.
+//! A request that the gate passes to its handler on the connection's own thread, without tiny_http. That saves four
+//! thread switches, which dominate the cost of a request. Only for handlers that may block this thread, which serves
+//! one client only: the OpenCode proxy.
 //!
-//! Threads: one `gate-N`. Lock: the answer's, a leaf that nobody waits for.
+//! Threads: one `gate-N`. Lock: that of the answer, an uncontended leaf.
 
 use std::io::{self, Cursor, Write};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use super::request::{Method, Request};
 use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 
-/// What of a request stands in the gate's own buffer.
+/// The parts of a request from the gate's buffer.
 pub(super) struct DirectRequest {
     pub(super) target: String,
     pub(super) headers: Vec<(String, String)>,
@@ -21,12 +21,12 @@ pub(super) struct DirectRequest {
     pub(super) answered: DirectResponse,
 }
 
-/// Where the answer will be: as it would come from tiny_http, once the request was answered or dropped.
+/// Receives the answer, in tiny_http's format, when the request is answered or dropped.
 #[derive(Clone, Default)]
 pub struct DirectResponse(Arc<Mutex<Vec<u8>>>);
 
 impl DirectResponse {
-    /// The whole message; empty as long as there is none.
+    /// Takes the complete answer; empty if there is none yet.
     pub fn take(&self) -> Vec<u8> {
         std::mem::take(&mut *lock(&self.0))
     }
@@ -44,13 +44,13 @@ impl Write for DirectResponse {
 }
 
 impl Request {
-    /// Reads what the gate would send inside: a checked head, and the whole body behind it.
+    /// Parses a request in the format of the gate: a validated head, followed by the whole body.
     ///
     /// # Errors
-    /// `Internal` when the head is none.
+    /// `Internal` if the head is invalid.
     pub fn direct_from(bytes: &[u8], client: Arc<Socket>) -> Result<(Request, DirectResponse)> {
-        let broken = || Error::internal("Unexpected request from the gate");
-        // Some are the gate's own.
+        let broken = || Error::internal("The gate sent a malformed request");
+        // Room for the headers that the gate adds.
         let mut storage = [httparse::EMPTY_HEADER; limits::HEAD_LINES + 8];
         let mut parsed = httparse::Request::new(&mut storage);
         let Ok(httparse::Status::Complete(length)) = parsed.parse(bytes) else { return Err(broken()) };
@@ -81,7 +81,7 @@ mod tests {
     use crate::http::Response;
 
     #[test]
-    fn a_request_of_the_gate_is_as_any_other() {
+    fn direct_requests_have_the_same_accessors() {
         let (client, _other) = UnixStream::pair().unwrap();
         let bytes =
             b"POST /w/x/opencode/a?b=c%20d HTTP/1.1\r\nHost: h\r\nAuthorization: bearer t\r\nX-Berth-Peer: \

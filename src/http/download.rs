@@ -1,6 +1,5 @@
-//! A file as an answer: its name in any script, its validator, and which of its bytes are wanted (RFC 9110, 13 and 14).
-//! Small pieces are answered at once, large ones are written to the client's own socket. Knows nothing of where files
-//! come from.
+//! Files as answers: the file name, validators, and range requests (RFC 9110, 13 and 14). Small bodies are returned
+//! at once, large ones are written to the client's own socket. Independent of the origin of the files.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -12,41 +11,41 @@ use super::{Method, Request, Response};
 use crate::base::pool::Permit;
 use crate::base::{At, Code, Error, Result, limits};
 
-/// What a request wants of a file.
+/// The part of a file that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RangeRequest {
-    /// All of it.
+    /// The whole file.
     Whole,
-    /// From and up to, exclusively.
+    /// From start (inclusive) to end (exclusive).
     Range(u64, u64),
-    /// A range that it does not have.
+    /// A range outside the file.
     Unsatisfiable,
-    /// Nothing: the client has it.
+    /// The client's copy is current.
     NotModified,
 }
 
-/// A file, its name, and a validator of its content, which is weak while it is too fresh to be sure.
+/// A file to send, with its name and a validator, which is weak if the file changed very recently.
 pub struct Download<'a> {
-    /// Opened for reading.
+    /// Open for reading.
     pub file: File,
-    /// What it is called, without folders.
+    /// The file name without directories.
     pub name: &'a str,
-    /// Equal for equal bytes.
+    /// Equal for equal content.
     pub tag: String,
-    /// Whether no other bytes can have the tag.
+    /// Whether different content always has a different tag.
     pub is_strong: bool,
 }
 
 impl Download<'_> {
-    /// The answer to a GET or HEAD. `place` is asked for where much has to be sent.
+    /// Answers a GET or HEAD. `permit` provides the permit to send a large body.
     ///
     /// # Errors
-    /// What `place` says; when the file cannot be read.
+    /// An error of `permit`, or if the file cannot be read.
     pub fn answer(
         mut self,
         request: &Request,
         tickets: &Tickets,
-        place: impl FnOnce() -> Result<Permit>,
+        permit: impl FnOnce() -> Result<Permit>,
     ) -> Result<Response> {
         let size = self.file.metadata().at("read", self.name)?.len();
         let etag = if self.is_strong { format!("\"{}\"", self.tag) } else { format!("W/\"{}\"", self.tag) };
@@ -58,7 +57,7 @@ impl Download<'_> {
                 .with("Content-Disposition", disposition(self.name))
                 .with("Accept-Ranges", "bytes")
                 .with("ETag", etag.as_str())
-                // Whoever has a copy asks whether it is still good.
+                // Clients must revalidate cached copies.
                 .with("Cache-Control", "private, no-cache")
                 .with("X-Content-Type-Options", "nosniff")
         };
@@ -67,7 +66,7 @@ impl Download<'_> {
         let (response, from, length) = match wanted {
             RangeRequest::NotModified => return Ok(headers(Response::empty(304))),
             RangeRequest::Unsatisfiable => {
-                let message = format!("The file has {size} bytes, and none of those that Range asks for");
+                let message = format!("The requested range is outside the file, which has {size} bytes");
                 let error = Error::new(Code::RangeNotSatisfiable, message).detail("size", size);
                 return Ok(Response::error(&error).with("Content-Range", format!("bytes */{size}")));
             }
@@ -92,12 +91,12 @@ impl Download<'_> {
             }
             return Err(Error::new(Code::Busy, "The file is being changed; try again"));
         }
-        let place = place()?;
+        let permit = permit()?;
         let file = self.file.try_clone().at("read", self.name)?;
         let ticket = tickets.issue(move |socket, _| {
-            place.run(move || {
+            permit.run(move || {
                 let mut body = StreamBody::new(socket);
-                // A file that has become shorter meanwhile breaks off, and the client sees that.
+                // If the file was truncated, the body is aborted, which the client detects.
                 if body.send_file(&file, from, length).is_ok() {
                     let _ = body.end();
                 }
@@ -107,8 +106,8 @@ impl Download<'_> {
     }
 }
 
-/// `attachment` with the file's name (RFC 6266): as it is where it is plain, else a look-alike for old clients and the
-/// name itself in UTF-8 (RFC 8187).
+/// `attachment` with the file name (RFC 6266): unchanged if it is plain ASCII, otherwise an ASCII substitute for old
+/// clients and the name in UTF-8 (RFC 8187).
 pub fn disposition(name: &str) -> String {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ';
     let look_alike: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
@@ -127,7 +126,7 @@ pub fn disposition(name: &str) -> String {
     header
 }
 
-/// `range` is that of a GET.
+/// `range` applies to GET only.
 fn evaluate_range(
     none_match: Option<&str>,
     if_range: Option<&str>,
@@ -141,11 +140,11 @@ fn evaluate_range(
     {
         return RangeRequest::NotModified;
     }
-    // Compared strongly (13.1.5): a weak tag, and a date, of which none was ever sent, is no match.
+    // Strong comparison (13.1.5): weak tags never match, and neither do dates, since the server sends none.
     if if_range.is_some_and(|tag| tag.trim() != etag || etag.starts_with("W/")) {
         return RangeRequest::Whole;
     }
-    // Several ranges may be answered with the whole (14.2), and so may what is no range.
+    // Multiple ranges (14.2) and invalid ones may be answered with the whole file.
     let Some((first, last)) = range
         .and_then(|range| range.trim().strip_prefix("bytes="))
         .filter(|ranges| !ranges.contains(','))
@@ -178,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_in_any_script() {
+    fn file_names_are_encoded_for_all_clients() {
         for (name, want) in [
             ("report.pdf", "attachment; filename=\"report.pdf\""),
             ("a b (1).txt", "attachment; filename=\"a b (1).txt\""),
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges() {
+    fn range_headers_are_evaluated() {
         use RangeRequest::{Range, Unsatisfiable, Whole};
         for (range, want) in [
             ("bytes=0-0", Range(0, 1)),
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn validators() {
+    fn validators_are_compared() {
         use RangeRequest::{NotModified, Range, Whole};
         for (tags, want) in [
             ("\"t\"", NotModified),

@@ -1,5 +1,5 @@
-//! HTTP without any meaning: requests in, replies out, routes matched. Only `accept`, `request` and `reply` name
-//! tiny_http. Knows nothing of workspaces.
+//! HTTP without application logic: requests, replies, route matching. Only `accept`, `request` and `reply` name
+//! tiny_http. Independent of workspaces.
 
 pub mod accept;
 pub mod client;

@@ -1,4 +1,4 @@
-//! Replies: status, headers, body; shaped once, sent once.
+//! Replies: status, headers and body.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,17 +12,17 @@ use super::request::Request;
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, limits};
 
-/// An answer in the making.
+/// A reply under construction.
 pub struct Response {
     status: u16,
-    /// Of an error's reply.
+    /// The code of an error reply.
     code: Option<Code>,
     headers: Vec<(Cow<'static, str>, String)>,
     body: ResponseBody,
     form: BodyFormat,
 }
 
-/// What the body of an answer of our own is; what was passed on or comes from a file has none.
+/// The type of a body produced by the server; proxied bodies and files have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyFormat {
     Json,
@@ -30,16 +30,16 @@ enum BodyFormat {
     Other,
 }
 
-/// Writes a body of an announced length.
+/// Writes a body of a declared length.
 type BodyWriter = Box<dyn FnOnce(&mut dyn std::io::Write) -> std::io::Result<()> + Send>;
 
 enum ResponseBody {
     Bytes(Vec<u8>),
-    /// Made while it is sent.
+    /// Produced while it is sent.
     Streamed(u64, BodyWriter),
-    /// None, though a length may be told: of what a GET would have brought (RFC 9110, 8.6).
+    /// No body, but possibly the length of the body that a GET would return (RFC 9110, 8.6).
     Absent(Option<u64>),
-    /// Whoever holds this ticket writes it to the client's socket: so many bytes, or chunks.
+    /// Written to the client's socket by the holder of this ticket, with this length or in chunks.
     HandedOver {
         ticket: String,
         length: Option<u64>,
@@ -50,7 +50,7 @@ const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Response {
-    /// No body.
+    /// An empty body.
     pub fn empty(status: u16) -> Response {
         Response {
             status,
@@ -66,7 +66,7 @@ impl Response {
         Response::json(200, value)
     }
 
-    /// 200 with a sentence, where the observed API answers one.
+    /// 200 with a text body, where an existing API has one.
     pub fn sentence(text: String) -> Response {
         Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes()).of(BodyFormat::Text)
     }
@@ -78,13 +78,11 @@ impl Response {
             Ok(()) => {
                 Response::empty(status).with("Content-Type", JSON).with_body(body.0).of(BodyFormat::Json)
             }
-            Err(error) => {
-                Response::error(&Error::internal("The answer could not be written").with_source(error))
-            }
+            Err(error) => Response::error(&Error::internal("Cannot encode the answer").with_source(error)),
         }
     }
 
-    /// 200 with a list of what is JSON already.
+    /// 200 with a list of items that are already JSON.
     pub fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> Response {
         let mut body = Vec::with_capacity(4096);
         for item in items {
@@ -99,7 +97,7 @@ impl Response {
         Response { form, ..self }
     }
 
-    /// Hides secrets in a body of our own: JSON or a sentence.
+    /// Redacts secrets in a JSON or text body produced by the server.
     #[must_use]
     pub fn redacted(mut self, redactor: &Redactor) -> Response {
         let ResponseBody::Bytes(body) = &mut self.body else { return self };
@@ -122,7 +120,7 @@ impl Response {
         self
     }
 
-    /// The reply of an error. Sources stay in the log.
+    /// The reply for an error, without its causes, which appear only in the log.
     pub fn error(error: &Error) -> Response {
         let mut response = Response::json(error.code().status(), &error.body());
         response.code = Some(error.code());
@@ -147,7 +145,7 @@ impl Response {
         self
     }
 
-    /// Adds a name to `Vary`, unless it is there: an answer that was passed on may have its own.
+    /// Adds a name to `Vary` unless it is present; a proxied answer may have its own.
     #[must_use]
     pub fn varying_by(mut self, name: &str) -> Response {
         let vary = self.headers.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case("Vary"));
@@ -161,7 +159,8 @@ impl Response {
         self
     }
 
-    /// With warnings: in the field `warnings` of an object, else, and beside an error, in headers `X-Berth-Warning`.
+    /// Adds warnings: in the field `warnings` of a JSON object, otherwise, and for errors, in `X-Berth-Warning`
+    /// headers.
     #[must_use]
     pub fn warned(mut self, warnings: Vec<String>) -> Response {
         if warnings.is_empty() {
@@ -175,7 +174,7 @@ impl Response {
             }
         }
         for warning in warnings.iter().take(WARNINGS) {
-            // RFC 9110, 5.5: what is not ASCII is opaque to other readers.
+            // RFC 9110, 5.5: non-ASCII bytes are opaque to other readers.
             let plain = |c: char| if (' '..='~').contains(&c) { c } else { '?' };
             let text: String = warning.chars().take(WARNING_CHARS).map(plain).collect();
             self = self.with("X-Berth-Warning", text);
@@ -183,8 +182,8 @@ impl Response {
         self
     }
 
-    /// 200 whose body is written to the client's own socket, by whoever left the ticket
-    /// ([`super::client::Tickets`]); without a length as long as it takes.
+    /// 200 with a body that the holder of the ticket writes to the client's own socket ([`super::client::Tickets`]);
+    /// without a length, in chunks.
     pub fn handed_over(ticket: String, length: Option<u64>) -> Response {
         Response {
             status: 200,
@@ -195,7 +194,7 @@ impl Response {
         }
     }
 
-    /// 101: from here on the socket belongs to whoever left the ticket.
+    /// 101: the socket is handed over to the holder of the ticket.
     pub fn upgraded(ticket: String) -> Response {
         Response {
             status: 101,
@@ -206,14 +205,13 @@ impl Response {
         }
     }
 
-    /// With another status.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Response {
         self.status = status;
         self
     }
 
-    /// The ticket, if its body is written by whoever left one.
+    /// The ticket, if the body is written by its holder.
     pub fn ticket(&self) -> Option<&str> {
         match &self.body {
             ResponseBody::HandedOver { ticket, .. } => Some(ticket),
@@ -221,14 +219,15 @@ impl Response {
         }
     }
 
-    /// With this body, of the type that a header says.
+    /// Sets the body; its type is given by a header.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {
         self.body = ResponseBody::Bytes(body);
         self
     }
 
-    /// With a body of this length that is made while it is sent. Where it fails the client gets fewer bytes than announced.
+    /// Sets a body of this length that is produced while it is sent. If that fails, the client receives fewer bytes
+    /// than declared.
     #[must_use]
     pub fn with_writer(
         mut self,
@@ -239,30 +238,29 @@ impl Response {
         self
     }
 
-    /// With no body, whatever the status; the answer to a HEAD, or a 304.
+    /// Removes the body; for answers to HEAD and for 304.
     #[must_use]
     pub fn without_body(mut self, length: Option<u64>) -> Response {
         self.body = ResponseBody::Absent(length);
         self
     }
 
-    /// The code of an error's reply.
+    /// The code of an error reply.
     pub fn code(&self) -> Option<Code> {
         self.code
     }
 
-    /// The status.
     pub fn status(&self) -> u16 {
         self.status
     }
 
-    /// Whether it is small enough to leave at once, however slowly its client reads: the private socket takes 200 KB
-    /// (net.core.wmem_default), and the gate reads on until its client is behind.
+    /// Whether sending cannot block, however slowly the client reads: the private socket buffers 200 KB
+    /// (net.core.wmem_default), and the gate reads ahead while its client is behind.
     pub fn is_small(&self) -> bool {
         self.is_whole() || matches!(self.body, ResponseBody::HandedOver { .. })
     }
 
-    /// Whether it is small, and nothing follows it from elsewhere: once it is sent, nobody waits for anything more.
+    /// Whether the reply is small and complete, so that no worker is needed after it is sent.
     pub(super) fn is_whole(&self) -> bool {
         match &self.body {
             ResponseBody::Bytes(body) => body.len() <= ONE_WRITE,
@@ -271,19 +269,19 @@ impl Response {
         }
     }
 
-    /// The whole message in one write where it is small: tiny_http's own way makes two of it, and each wakes the
-    /// client. Framing stays tiny_http's: it closes after a request that asked for it.
+    /// Sends a small reply in one write: tiny_http would use two, each of which wakes the client. tiny_http still
+    /// handles connection close.
     pub(super) fn send(self, without_body: bool, mut writer: impl std::io::Write) {
         let mut head = String::with_capacity(256);
         let _ = write!(head, "HTTP/1.1 {} {}\r\nX-Berth-Whole: 1\r\n", self.status, reason(self.status));
-        // One that was passed on has its own.
+        // Proxied answers have their own.
         if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Date")) {
             head.push_str("Date: ");
             clock::push_http_date(&mut head);
             head.push_str("\r\n");
         }
         for (name, value) in &self.headers {
-            // A control character in a value would begin another header.
+            // A control character in a value could start another header.
             let value: String = value.chars().filter(|c| !c.is_control()).collect();
             let _ = write!(head, "{name}: {value}\r\n");
         }
@@ -295,7 +293,7 @@ impl Response {
                 Vec::new()
             }
             ResponseBody::Bytes(body) => {
-                // RFC 9110, 8.6: none in a 204, and in a 304 only that of the 200.
+                // RFC 9110, 8.6: a 204 has no length, and a 304 only that of the 200.
                 if !matches!(self.status, 204 | 304) {
                     let _ = write!(head, "Content-Length: {}\r\n", body.len());
                 }
@@ -318,7 +316,7 @@ impl Response {
         };
         head.push_str("\r\n");
         let mut message = head.into_bytes();
-        // The client is gone: nobody is left to be told.
+        // Errors mean that the client has disconnected.
         let _ = if without_body {
             writer.write_all(&message)
         } else if let Some(write) = made {
@@ -326,9 +324,9 @@ impl Response {
             let _ = buffered.write_all(&message);
             let mut body = FixedLengthWriter { out: &mut buffered, left };
             if let Err(error) = write(&mut body) {
-                log::debug!("An answer broke off: {error}");
+                log::debug!("An answer was truncated: {error}");
             }
-            // The inside's connection serves on; what was announced must come, and spaces end no JSON.
+            // The backend connection is reused, so the declared length must be sent; trailing spaces keep JSON valid.
             body.fill().and_then(|()| buffered.flush())
         } else if body.len() <= ONE_WRITE {
             message.extend_from_slice(&body);
@@ -340,7 +338,8 @@ impl Response {
     }
 }
 
-/// The way back to a client: may change threads, and is used once. Dropped unused it tells the client that we failed.
+/// The handle to answer a request: may move between threads, and is used once. Dropping it unused answers with an
+/// internal error.
 pub struct Reply(Option<PendingReply>);
 
 struct PendingReply {
@@ -350,7 +349,7 @@ struct PendingReply {
 }
 
 impl Reply {
-    /// `finish` answers the request; until then `watch` is kept.
+    /// `finish` sends the answer; `watch` is kept until then.
     pub fn new(
         request: Request,
         watch: Option<Subscription>,
@@ -359,17 +358,17 @@ impl Reply {
         Reply(Some(PendingReply { request, finish: Box::new(finish), watch }))
     }
 
-    /// What tells that the client has gone, to be kept for longer than until the answer.
+    /// Takes the disconnect subscription, to keep it beyond the answer.
     pub fn take_watch(&mut self) -> Option<Subscription> {
         self.0.as_mut().and_then(|waiting| waiting.watch.take())
     }
 
-    /// What is being answered, for its body.
+    /// The request being answered, for its body.
     pub fn request(&mut self) -> Option<&mut Request> {
         self.0.as_mut().map(|waiting| &mut waiting.request)
     }
 
-    /// Answers while the work goes on, on this worker.
+    /// Answers although this worker continues with the work.
     pub fn send_early(mut self, result: Result<Response>) {
         if let Some(waiting) = &mut self.0 {
             waiting.request.set_goes_on();
@@ -377,7 +376,7 @@ impl Reply {
         self.send(result);
     }
 
-    /// Answers, at the end of the work: what is left to do is short.
+    /// Answers at the end of the work; the worker is free soon after.
     pub fn send(mut self, result: Result<Response>) {
         if let Some(waiting) = self.0.take() {
             waiting.finish(result);
@@ -400,13 +399,13 @@ impl Drop for Reply {
     }
 }
 
-/// Warnings in headers, and the characters of each: clients bound the size of all headers.
+/// The most warnings in headers, and the most characters of each: clients limit the total size of headers.
 const WARNINGS: usize = 10;
 const WARNING_CHARS: usize = 200;
-/// Answers up to this size are written anew with their warnings.
+/// The largest body that is parsed to add warnings.
 const WARNED_BYTES: usize = 1 << 20;
 
-/// The object with these warnings behind those that it has; `None` for anything else.
+/// Appends warnings to a JSON object; `None` for any other value.
 fn with_warnings(body: &[u8], warnings: &[String]) -> Option<Vec<u8>> {
     if body.len() > WARNED_BYTES || body.first() != Some(&b'{') {
         return None;
@@ -419,10 +418,10 @@ fn with_warnings(body: &[u8], warnings: &[String]) -> Option<Vec<u8>> {
     serde_json::to_vec(&object).ok()
 }
 
-/// Bodies up to this size are copied behind their head.
+/// Bodies up to this size are sent in one write with the head.
 const ONE_WRITE: usize = 64 << 10;
 
-/// The reason phrase (RFC 9110, 15) of the statuses that we send.
+/// The reason phrases (RFC 9110, 15) of the status codes in use.
 fn reason(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
@@ -457,7 +456,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// A body of an announced length.
+/// A writer for a body of declared length.
 struct FixedLengthWriter<W> {
     out: W,
     left: u64,
@@ -490,7 +489,7 @@ impl<W: std::io::Write> std::io::Write for FixedLengthWriter<W> {
     }
 }
 
-/// A buffer whose last growth wastes an eighth instead of a half: an answer may be tens of megabytes.
+/// A buffer whose last growth wastes at most an eighth instead of a half: an answer may be tens of megabytes.
 struct ExactBuffer(Vec<u8>);
 
 impl std::io::Write for ExactBuffer {

@@ -1,4 +1,4 @@
-//! One request: what was asked, by whom, with what body, and the way to answer it. It may change threads.
+//! A request: method, target, headers, body, sender, and the means to answer it. May move between threads.
 
 mod body;
 
@@ -18,7 +18,7 @@ use crate::base::input_bytes::Charge;
 use crate::base::shares::Party;
 use crate::base::{Code, Error, Result, pool};
 
-/// The methods that any route has.
+/// The methods that routes can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     Get,
@@ -32,7 +32,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// One of those that the gate lets through.
+    /// Parses a method that the gate accepts.
     pub(super) fn parse(word: &str) -> Option<Method> {
         let all = [
             Method::Get,
@@ -46,7 +46,7 @@ impl Method {
         all.into_iter().find(|method| method.as_str() == word)
     }
 
-    /// As it stands on the wire.
+    /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Method::Get => "GET",
@@ -61,42 +61,42 @@ impl Method {
     }
 }
 
-/// Where it came from, and so where its answer goes.
+/// The origin of a request, and the destination of its answer.
 enum RequestSource {
-    /// tiny_http has it from the gate.
+    /// From the gate through tiny_http.
     Backend(tiny_http::Request),
-    /// The gate calls us itself, on the client's own thread.
+    /// From the gate directly, on the connection's own thread.
     Direct(DirectRequest),
 }
 
-/// Query parameters that are looked at for warnings.
+/// The most query parameters checked for warnings.
 const MAX_PARAMETERS: usize = 20;
 
-/// A request that must be answered by [`Request::answer`].
+/// A request. It must be answered with [`Request::answer`].
 pub struct Request {
     source: RequestSource,
     method: Method,
-    /// Set by dispatch when a route has matched.
+    /// Set by dispatch when a route matches.
     pub(super) params: Vec<(&'static str, String)>,
     actor: Option<Actor>,
-    /// Whose shares it uses.
+    /// The owner of the shares that it uses.
     party: Party,
     started: Instant,
-    /// On a thread that a slow client may hold.
+    /// Runs on a worker thread, which a slow client may block.
     on_worker: bool,
-    /// Its worker has more to do once it is answered.
+    /// Its worker continues after the answer.
     goes_on: bool,
-    /// The body, once it was read ahead of its handler.
+    /// The body, if it was read before the handler ran.
     buffered: Option<BufferedBody>,
-    /// It is read once more, by the handler.
+    /// The handler reads it for the last time.
     released: bool,
-    /// While a large body is in memory.
+    /// Counts a large body in memory.
     charge: Option<Charge>,
-    /// The line of the audit log that its answer completes.
+    /// The audit line that its answer completes.
     draft: Option<AuditDraft>,
-    /// Query parameters that its handler has asked for.
+    /// Query parameters that the handler has read.
     asked: RefCell<Vec<&'static str>>,
-    /// What its client should hear of beside the answer.
+    /// Warnings to return with the answer.
     warnings: Vec<String>,
 }
 
@@ -139,7 +139,7 @@ impl Request {
         }
     }
 
-    /// The client's own socket, where this thread serves nobody else and its answer must be there when it goes home.
+    /// The client's socket, if the request must be answered on this thread before its handler returns.
     pub fn direct(&self) -> Option<&Arc<Socket>> {
         match &self.source {
             RequestSource::Backend(_) => None,
@@ -147,7 +147,6 @@ impl Request {
         }
     }
 
-    /// The method.
     pub fn method(&self) -> Method {
         self.method
     }
@@ -166,7 +165,7 @@ impl Request {
         }
     }
 
-    /// Every header that came in, in its order; the gate has taken out what was for this connection only.
+    /// All headers in order, without the hop-by-hop headers removed by the gate.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         let (inside, direct) = match &self.source {
             RequestSource::Backend(inner) => (inner.headers(), [].as_slice()),
@@ -176,78 +175,78 @@ impl Request {
         inside.chain(direct.iter().map(|(name, value)| (name.as_str(), value.as_str())))
     }
 
-    /// Who is asking; `None` on public routes and until it is known.
+    /// The authenticated sender; `None` on public routes and before authentication.
     pub fn actor(&self) -> Option<&Actor> {
         self.actor.as_ref()
     }
 
-    /// Notes who is asking; dispatch alone knows.
+    /// Sets the sender; called by dispatch only.
     pub fn set_actor(&mut self, actor: Option<Actor>) {
         self.actor = actor;
     }
 
-    /// Whose shares of bounded resources it uses; anonymous until it is known.
+    /// The owner of the shares that it uses; anonymous before authentication.
     pub fn party(&self) -> Party {
         self.party
     }
 
-    /// Notes whose shares it uses; dispatch alone knows.
+    /// Sets the owner of its shares; called by dispatch only.
     pub fn set_party(&mut self, party: Party) {
         self.party = party;
     }
 
-    /// The line of the audit log, if its kind has one; whoever knows better than dispatch what it should say changes it.
+    /// The audit line, if this request has one. Handlers may refine it.
     pub fn draft(&mut self) -> Option<&mut AuditDraft> {
         self.draft.as_mut()
     }
 
-    /// Begins that line.
+    /// Starts the audit line.
     pub fn set_draft(&mut self, draft: Option<AuditDraft>) {
         self.draft = draft;
     }
 
-    /// Takes it to be written.
+    /// Takes the audit line to write it.
     pub fn take_draft(&mut self) -> Option<AuditDraft> {
         self.draft.take()
     }
 
-    /// When it was taken.
+    /// When the request was received.
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Whether its body is still on its way: the gate holds small ones until they are complete, and sends in chunks
-    /// what it does not hold.
+    /// Whether part of the body has not arrived: the gate buffers small bodies until they are complete, and forwards
+    /// others in chunks.
     pub fn is_streamed(&self) -> bool {
         self.header("Transfer-Encoding").is_some()
     }
 
-    /// Notes whether it has been moved to a worker.
+    /// Records a move to a worker.
     pub fn set_on_worker(&mut self, on_worker: bool) {
         self.on_worker = on_worker;
     }
 
-    /// Whether it is on a worker, where waiting for its client holds up nobody else.
+    /// Whether it runs on a worker, where waiting for its client blocks no other request.
     pub fn on_worker(&self) -> bool {
         self.on_worker
     }
 
-    /// Notes that the work for it goes on behind its answer.
+    /// Records that its worker continues after the answer.
     pub(super) fn set_goes_on(&mut self) {
         self.goes_on = true;
     }
 
-    /// Who sent it: an address, or `unix`. The gate says it and strips what clients say.
+    /// The peer: an address, or `unix`. Set by the gate, which strips the header from client requests.
     pub fn peer(&self) -> &str {
         self.header("X-Berth-Peer").unwrap_or("unknown")
     }
 
-    /// The gate's number of the client's connection.
+    /// The gate's number of the client connection.
     pub fn connection(&self) -> Option<u64> {
         self.header("X-Berth-Connection")?.parse().ok()
     }
 
-    /// The request's id, for log lines; the client gets it as `X-Request-Id`.
+    /// The request id for log lines; the client receives it as `X-Request-Id`.
     pub fn id(&self) -> &str {
         self.header("X-Berth-Request").unwrap_or("-")
     }
@@ -257,17 +256,17 @@ impl Request {
         self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// The token of `Authorization: Bearer`; the scheme's case does not matter (RFC 9110, 11.1).
+    /// The token of `Authorization: Bearer`; the scheme is case-insensitive (RFC 9110, 11.1).
     pub fn bearer(&self) -> Option<&str> {
         bearer_of(self.header("Authorization")?)
     }
 
-    /// Whether it is a WebSocket's handshake; the gate lets no other upgrade through.
+    /// Whether it is a WebSocket handshake; the gate rejects all other upgrades.
     pub fn is_upgrade(&self) -> bool {
         self.header("Upgrade").is_some()
     }
 
-    /// The subprotocols that a WebSocket's client offers (RFC 6455, 11.3.4: the header may stand there more than once).
+    /// The subprotocols offered in a WebSocket handshake (RFC 6455, 11.3.4: the header may occur more than once).
     pub fn subprotocols(&self) -> impl Iterator<Item = &str> {
         self.headers()
             .filter(|(name, _)| name.eq_ignore_ascii_case("Sec-WebSocket-Protocol"))
@@ -275,8 +274,8 @@ impl Request {
             .map(str::trim)
     }
 
-    /// The token of a WebSocket's client that can set no headers, as browsers cannot: it is offered as a subprotocol
-    /// `jwt.TOKEN`. Never taken from anything but a handshake, and never chosen, so it is not sent back.
+    /// The token of a WebSocket client that cannot set headers, such as a browser: it is offered as a subprotocol
+    /// `jwt.TOKEN`. Accepted in handshakes only, and never selected, so it is not sent back.
     pub fn subprotocol_token(&self) -> Option<&str> {
         self.is_upgrade().then(|| self.subprotocols().find_map(|offered| offered.strip_prefix("jwt.")))?
     }
@@ -296,12 +295,12 @@ impl Request {
         })
     }
 
-    /// Has the answer carry a warning.
+    /// Adds a warning to the answer.
     pub fn warn(&mut self, warning: impl Into<String>) {
         self.warnings.push(warning.into());
     }
 
-    /// Takes the warnings for the answer; `with_query`: with one for each query parameter that no handler asked for.
+    /// Takes the warnings for the answer; `with_query` adds one for each query parameter that no handler has read.
     pub fn take_warnings(&mut self, with_query: bool) -> Vec<String> {
         let mut warnings = std::mem::take(&mut self.warnings);
         let Some((_, query)) = self.target().split_once('?').filter(|_| with_query) else { return warnings };
@@ -317,22 +316,22 @@ impl Request {
         warnings
     }
 
-    /// A boolean query parameter; absent is `false`.
+    /// A boolean query parameter; `false` if absent.
     ///
     /// # Errors
-    /// `InvalidRequest` for anything but true or false.
+    /// `InvalidRequest` for other values.
     pub fn query_flag(&self, name: &'static str) -> Result<bool> {
         match self.query(name).as_deref() {
             None | Some("false" | "0") => Ok(false),
             Some("true" | "1" | "") => Ok(true),
             Some(other) => Err(Error::new(
                 Code::InvalidRequest,
-                format!("{name} is true or false, not '{}'", other.escape_debug()),
+                format!("Query parameter '{name}' must be true or false, not '{}'", other.escape_debug()),
             )),
         }
     }
 
-    /// Sends the answer; a client that is gone does not get it.
+    /// Sends the answer; ignores a disconnected client.
     pub fn answer(self, response: Response) {
         if !self.goes_on && response.is_whole() {
             pool::release_early();
@@ -361,7 +360,7 @@ impl RequestSource {
     }
 }
 
-/// Percent-decoding; `None` when it is malformed or not UTF-8.
+/// Percent-decodes `text`; `None` if it is malformed or not UTF-8.
 pub fn decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());

@@ -1,4 +1,4 @@
-//! Rows of the route table and how a path finds its row.
+//! Route definitions, and the matching of paths.
 
 use super::reply::{Reply, Response};
 use super::request::{Method, Request, decode};
@@ -7,101 +7,99 @@ use crate::access::approval_request::FileChange;
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
-/// Which credential a route wants.
+/// The credential that a route requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
-    /// None.
     Public,
-    /// One with at least this scope; less is 403.
+    /// At least this scope, otherwise 403.
     Scope(Scope),
-    /// The host token or an owner's; anything less is 401, as observed on the OpenWork routes.
+    /// The host token or an owner's token, otherwise 401, as in the OpenWork server.
     Host,
 }
 
-/// Whether a person must allow it in manual mode.
+/// Whether a route requires approval in manual mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApprovalPolicy {
-    /// Never.
     Open,
-    /// Unless an owner asks; the word is the action that is shown. Asked before the handler has seen the request.
+    /// Required unless the sender is an owner. The word is the action shown to approvers. Approval is requested
+    /// before the handler runs.
     Collaborators(&'static str),
-    /// Whoever asks, owners and hosts too, as observed on the OpenWork routes. The handler checks the request first and
-    /// answers with [`Answer::Prepared`].
+    /// Required for all senders, including owners and hosts, as in the OpenWork server. The handler validates the
+    /// request first and returns [`Answer::Prepared`].
     Everyone(&'static str),
-    /// Unless an owner asks, for what the OpenCode that it is passed on to would do with it.
+    /// Required unless the sender is an owner, depending on the OpenCode request that is proxied.
     Forwarded,
 }
 
-/// Whether it changes anything; a read-only server refuses writes.
+/// Whether a route changes state; a read-only server refuses writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Changes nothing, or only memory.
     Read,
-    /// Changes something.
     Write,
 }
 
-/// What kind of work it is, and so which threads do it.
+/// The kind of work of a route, which determines the threads that execute it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Nothing longer than a file: the pool.
+    /// At most a file access: on the HTTP threads.
     Short,
-    /// Reads or writes what the programs of a workspace can make large: done by the file workers, in the workspace's lane.
+    /// Accesses files that the workspace's programs can make large: on the file workers, in the workspace's lane.
     Files,
-    /// A command: checked on the pool, run by the run workers.
+    /// A command: validated on the HTTP threads, executed by the run workers.
     Run,
-    /// Waits or streams: checked on the pool, done by the stream workers.
+    /// Waits or streams: validated on the HTTP threads, executed by the stream workers.
     Stream,
-    /// A file that is read as it comes; the handler alone knows how large it may be. Done by the transfer workers.
+    /// A streamed upload; the handler enforces its size limit. Executed by the transfer workers.
     Upload,
-    /// Ends something: checked on the pool, done by workers of its own, so that it never waits behind what it ends.
+    /// Ends other work: validated on the HTTP threads, executed by dedicated workers, so that it never waits behind
+    /// the work that it ends.
     End,
-    /// Passed on to an OpenCode: checked on the pool, done by the proxy workers.
+    /// Proxied to an OpenCode: validated on the HTTP threads, executed by the proxy workers.
     Proxy,
 }
 
-/// What a handler says.
+/// The result of a handler.
 pub enum Answer {
-    /// The reply.
     Now(Response),
-    /// Everything is checked; this is the work, for the worker of the route's class.
+    /// The request is valid; the work remains for a worker of the route's class.
     Later {
-        /// What is left to do.
         work: DeferredWork,
-        /// Raised when the client goes away, if nobody else wants the result.
+        /// Raised when the client disconnects, unless other clients use the result.
         cancel: Option<Cancel>,
     },
-    /// Everything is checked, nothing is done: a write of a route with [`ApprovalPolicy::Everyone`]. Only this is let through there.
+    /// The request is valid and nothing is done yet: a write of a route with [`ApprovalPolicy::Everyone`], which
+    /// accepts no other answer.
     Prepared(PreparedWrite),
 }
 
-/// A write that waits for its permission.
+/// A validated write that waits for approval.
 pub struct PreparedWrite {
     /// One line for the approver. May hold secrets.
     pub summary: String,
-    /// One line for the logs, without secrets; `None`: the summary has none.
+    /// One line for the logs, without secrets; `None` if the summary has none.
     pub note: Option<String>,
-    /// The files that it would write, for the approver; `None`: none, or nobody is asked.
+    /// The files to be written, for the approver; `None` if there are none, or if no approval is needed.
     pub changes: Option<Vec<FileChange>>,
-    /// Files and folders that it concerns.
+    /// The files and folders affected.
     pub paths: Vec<String>,
-    /// Does it: on a worker of the route's class. It may read the request's body only then, if it is large.
+    /// Performs the write, on a worker of the route's class. A large body may be read only here.
     pub work: PreparedWork,
 }
 
-/// What a prepared write does.
+/// The work of a prepared write.
 pub type PreparedWork = Box<dyn FnOnce(&mut Request) -> Result<Response> + Send>;
 
-/// Work that replies at its end, or before.
+/// Work that answers at its end or earlier.
 pub type DeferredWork = Box<dyn FnOnce(Reply) + Send>;
 
 impl Answer {
-    /// Work whose result is the reply.
+    /// Work whose result is the answer.
     pub fn later(work: impl FnOnce() -> Result<Response> + Send + 'static, cancel: Option<Cancel>) -> Answer {
         Answer::Later { work: Box::new(move |reply: Reply| reply.send(work())), cancel }
     }
 
-    /// A write that a person may have to allow.
+    /// A write that may require approval.
     pub fn prepared(
         summary: impl Into<String>,
         paths: Vec<String>,
@@ -117,7 +115,7 @@ impl Answer {
         })
     }
 
-    /// With a line for the logs, where the summary may hold secrets.
+    /// Sets the line for the logs, if the summary may hold secrets.
     #[must_use]
     pub fn noted(mut self, note: String) -> Answer {
         if let Answer::Prepared(prepared) = &mut self {
@@ -126,7 +124,7 @@ impl Answer {
         self
     }
 
-    /// With the files that a prepared write would change.
+    /// Sets the files that a prepared write would change.
     #[must_use]
     pub fn changing(mut self, changes: Option<Vec<FileChange>>) -> Answer {
         if let Answer::Prepared(prepared) = &mut self {
@@ -136,36 +134,31 @@ impl Answer {
     }
 }
 
-/// A handler: parse, call one service, shape the answer.
+/// A handler: parses the request, calls one service, builds the answer.
 pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
 
-/// What [`Route::fast_path`] is.
+/// The type of [`Route::fast_path`].
 pub type FastPath<C> = fn(&C, &mut Request) -> Option<Response>;
 
-/// A row of the table.
+/// A row of the route table.
 pub struct Route<C> {
-    /// The method; GET answers HEAD as well.
+    /// The method; GET also answers HEAD.
     pub method: Method,
-    /// Segments that start with `:` are parameters; a last one that starts with `*` is all that is left of the path; `*` alone
-    /// is not looked at, may be empty, and may be anything.
+    /// Segments that start with `:` are parameters; a last segment that starts with `*` is the rest of the path; `*`
+    /// alone matches any rest, including none.
     pub pattern: &'static str,
-    /// The credential.
     pub auth: Auth,
-    /// The approval.
     pub gate: ApprovalPolicy,
-    /// The effect.
     pub effect: Effect,
-    /// The workers.
     pub class: Class,
-    /// The handler.
     pub handler: Handler<C>,
-    /// Answers a read of [`Class::Files`] on the pool, where that waits for nothing; `None`: the handler has to.
+    /// Answers a read of [`Class::Files`] on the HTTP thread if that cannot block; `None` leaves it to the handler.
     pub fast_path: Option<FastPath<C>>,
 }
 
-/// What a path and method lead to.
+/// The result of matching a path and method.
 pub enum RouteMatch<'a, C> {
-    /// This row; its parameters are in the request now.
+    /// A matching route; its parameters are set in the request.
     Route(&'a Route<C>),
     /// The path exists with these methods only.
     OtherMethods(String),
@@ -173,10 +166,10 @@ pub enum RouteMatch<'a, C> {
     Nothing,
 }
 
-/// The rows, arranged so that a request looks only at those with as many segments as its path.
+/// The routes, indexed by their number of segments.
 pub struct RouteTable<C: 'static> {
     by_length: Vec<Vec<RouteEntry<C>>>,
-    /// Those that end with `*`.
+    /// Routes that end with `*`.
     open: Vec<RouteEntry<C>>,
 }
 
@@ -186,7 +179,7 @@ struct RouteEntry<C: 'static> {
 }
 
 impl<C> RouteTable<C> {
-    /// Arranges the rows; among those that fit a path, the first wins.
+    /// Builds the index; the first matching route wins.
     pub fn new(routes: &'static [Route<C>]) -> RouteTable<C> {
         let (mut by_length, mut open): (Vec<Vec<RouteEntry<C>>>, Vec<RouteEntry<C>>) = Default::default();
         for route in routes {
@@ -201,10 +194,10 @@ impl<C> RouteTable<C> {
         RouteTable { by_length, open }
     }
 
-    /// Finds the row of a request.
+    /// Finds the route of a request.
     ///
     /// # Errors
-    /// `InvalidRequest` when a parameter is not percent-encoded UTF-8.
+    /// `InvalidRequest` if a parameter is not percent-encoded UTF-8.
     pub fn find(&self, request: &mut Request) -> Result<RouteMatch<'static, C>> {
         let method = if request.method() == Method::Head { Method::Get } else { request.method() };
         let mut others: Vec<&str> = Vec::new();
@@ -219,14 +212,15 @@ impl<C> RouteTable<C> {
             others.push(row.route.method.as_str());
         }
         if let Some((route, params)) = found {
-            request.params = params
-                .ok_or_else(|| Error::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8"))?;
+            request.params = params.ok_or_else(|| {
+                Error::new(Code::InvalidRequest, "The path is not valid percent-encoded UTF-8")
+            })?;
             return Ok(RouteMatch::Route(route));
         }
         Ok(if others.is_empty() { RouteMatch::Nothing } else { RouteMatch::OtherMethods(others.join(", ")) })
     }
 
-    /// The rows to which a path belongs, whatever their methods.
+    /// All routes that match a path, with any method.
     pub fn rows(&self, path: &str) -> Vec<&'static Route<C>> {
         let path: Vec<&str> = unmounted(path).unwrap_or_default().split('/').collect();
         self.fitting(&path).map(|row| row.route).collect()
@@ -237,7 +231,8 @@ impl<C> RouteTable<C> {
     }
 }
 
-/// `/w/ID/workspace/ID/…` is another name of `/workspace/ID/…`; `None` when the two ids differ: there is no such path.
+/// `/w/ID/workspace/ID/…` is an alias of `/workspace/ID/…`. Returns `None` if the two ids differ: there is no such
+/// path.
 fn unmounted(path: &str) -> Option<&str> {
     let Some((mount, rest)) = path.strip_prefix("/w/").and_then(|rest| rest.split_once('/')) else {
         return Some(path);
@@ -261,7 +256,7 @@ impl<C> RouteEntry<C> {
             })
     }
 
-    /// `None` when one is not percent-encoded UTF-8.
+    /// `None` if a parameter is not percent-encoded UTF-8.
     fn params(&self, path: &[&str]) -> Option<Vec<(&'static str, String)>> {
         let mut params = Vec::new();
         for (at, (wanted, segment)) in self.segments.iter().zip(path).enumerate() {
@@ -302,7 +297,7 @@ mod tests {
     ];
 
     #[test]
-    fn patterns() {
+    fn patterns_match_paths() {
         let table = RouteTable::new(&ROWS);
         let count = |path: &str| table.rows(path).len();
         assert_eq!((count("/a"), count("/a/x"), count("/a/x%20y/b")), (1, 2, 1));

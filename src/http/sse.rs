@@ -1,5 +1,5 @@
-//! Events as they go over the wire: server-sent events (the HTML standard, 9.2) for browsers and `curl -N`, or the same
-//! as JSON lines for programs. Pure.
+//! Event encodings: server-sent events (HTML standard, 9.2) for browsers and `curl -N`, or JSON lines for programs.
+//! Pure.
 
 use std::io::Write as _;
 
@@ -8,20 +8,20 @@ use serde_json::{Map, Value};
 use super::Request;
 use crate::base::{Code, Error, Result};
 
-/// How events are written.
+/// The encoding of an event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventStreamFormat {
     /// `text/event-stream`.
     Sse,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Ndjson,
 }
 
 impl EventStreamFormat {
-    /// What `?stream=` asks for.
+    /// Parses `?stream=`.
     ///
     /// # Errors
-    /// `InvalidRequest` for anything but `sse` and `ndjson`.
+    /// `InvalidRequest` for values other than `sse` and `ndjson`.
     pub fn from_request(request: &Request) -> Result<Option<EventStreamFormat>> {
         match request.query("stream").as_deref() {
             None => Ok(None),
@@ -29,7 +29,7 @@ impl EventStreamFormat {
             Some("ndjson") => Ok(Some(EventStreamFormat::Ndjson)),
             Some(other) => Err(Error::new(
                 Code::InvalidRequest,
-                format!("stream is sse or ndjson, not '{}'", other.escape_debug()),
+                format!("Query parameter 'stream' must be sse or ndjson, not '{}'", other.escape_debug()),
             )),
         }
     }
@@ -42,7 +42,7 @@ impl EventStreamFormat {
         }
     }
 
-    /// What opens a stream: how soon a browser that lost it comes back.
+    /// The start of a stream: the delay after which a browser reconnects.
     pub fn opening(self) -> &'static [u8] {
         match self {
             EventStreamFormat::Sse => b"retry: 1000\n\n",
@@ -50,7 +50,7 @@ impl EventStreamFormat {
         }
     }
 
-    /// Says only that the stream is alive.
+    /// A message without content that keeps the stream alive.
     pub fn heartbeat(self) -> &'static [u8] {
         match self {
             EventStreamFormat::Sse => b": ping\n\n",
@@ -58,7 +58,7 @@ impl EventStreamFormat {
         }
     }
 
-    /// Appends an event. JSON has no line breaks but escaped ones, so one `data` line holds it.
+    /// Appends an event. JSON escapes line breaks, so one `data` line holds it.
     pub fn write(self, out: &mut Vec<u8>, event: &str, id: &str, data: Map<String, Value>) {
         // Writing to a vector cannot fail, and a map with string keys can be serialized.
         let _ = match self {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_formats_say_the_same() {
+    fn both_formats_carry_the_same_data() {
         let data = || Map::from_iter([("text".to_owned(), Value::from("a\nb\u{2028}"))]);
         let written = |format: EventStreamFormat| {
             let mut out = Vec::new();

@@ -1,6 +1,6 @@
-//! A body that is written to the client's own socket, for as long as it takes: framed as the head promised, and broken
-//! off visibly when it cannot go on. One thread writes; a client that does not read holds that thread for
-//! [`crate::base::limits::WRITE_STALL`] at most.
+//! A response body written to the client's own socket for an unlimited time. It is framed as the head promised, and
+//! aborted visibly on failure. One thread writes; a client that does not read blocks it for at most
+//! [`crate::base::limits::WRITE_STALL`].
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
@@ -14,7 +14,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use super::client::ClientSocket;
 use crate::base::limits;
 
-/// The body.
+/// A response body in progress.
 pub struct StreamBody {
     socket: ClientSocket,
     ended: bool,
@@ -23,8 +23,8 @@ pub struct StreamBody {
 impl StreamBody {
     /// The body of the answer that a ticket belongs to.
     pub fn new(socket: ClientSocket) -> StreamBody {
-        // A write comes back this soon to see whether the client has read anything: see `limits::WRITE_LOOK`. On a socket
-        // that has been reset it cannot be set, and the first write says so.
+        // A write returns after this time to check whether the client has read anything: see `limits::WRITE_LOOK`. On
+        // a socket that has been reset it cannot be set, and the first write reports that.
         let _ = set_socket_timeout(&socket, Timeout::Send, Some(limits::WRITE_LOOK));
         StreamBody { socket, ended: false }
     }
@@ -32,7 +32,7 @@ impl StreamBody {
     /// Sends these bytes at once.
     ///
     /// # Errors
-    /// When the client has gone or does not read; the body is broken off then.
+    /// If the client disconnected or does not read; the body is aborted then.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -50,11 +50,11 @@ impl StreamBody {
         Ok(())
     }
 
-    /// Sends `length` bytes of a file, from `offset` on, without copying them through this process. Only where the head
-    /// has announced the length.
+    /// Sends `length` bytes of a file from `offset`, without copying them through this process. Only if the head
+    /// declared the length.
     ///
     /// # Errors
-    /// As above; `UnexpectedEof` when the file has become shorter.
+    /// As [`StreamBody::send`]; `UnexpectedEof` if the file is too short.
     pub fn send_file(&mut self, file: &File, mut offset: u64, length: u64) -> io::Result<()> {
         let end = offset + length;
         while offset < end {
@@ -66,10 +66,10 @@ impl StreamBody {
         Ok(())
     }
 
-    /// Ends the body properly. Dropped without it, a chunked body is seen to be broken off.
+    /// Completes the body. If it is dropped instead, the client sees a truncated chunked body.
     ///
     /// # Errors
-    /// As above.
+    /// As [`StreamBody::send`].
     pub fn end(mut self) -> io::Result<()> {
         self.ended = true;
         if !self.socket.is_chunked() {
@@ -83,23 +83,23 @@ impl StreamBody {
         Ok(())
     }
 
-    /// Gives it up so that the client notices, also where only the end of the connection ends the body.
+    /// Aborts the body so that the client notices, even where only the end of the connection ends the body.
     pub fn abort(self) {
         if !self.socket.is_chunked() {
             let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
         }
     }
 
-    /// What tells that the client has gone; with [`StreamBody::GONE`].
+    /// The socket to poll for [`StreamBody::GONE`].
     pub fn client(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// A client that sends no more counts as gone, as everywhere at the gate.
+    /// A client that closes its sending side counts as disconnected, as in the gate.
     pub const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 }
 
-/// Writes until something of it is taken, for as long as [`limits::WRITE_STALL`].
+/// Retries a write until the socket accepts some bytes, for at most [`limits::WRITE_STALL`].
 fn patiently(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     let mut since = None;
     loop {
@@ -117,7 +117,7 @@ fn patiently(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> 
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
-        // A close with unread input resets the connection, and what was sent last may be lost with it.
+        // A close with unread input resets the connection, which may discard the last bytes sent.
         if self.ended {
             self.socket.shutdown(std::net::Shutdown::Write);
         }

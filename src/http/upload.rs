@@ -1,10 +1,9 @@
-//! Forms with files (multipart/form-data, RFC 7578 and 2046) as they stream in: part by part, in constant memory.
-//! Nothing outside this file knows what such a form looks like. Pure: bytes come from a reader that is passed to each
-//! call, so a form can wait, half read, for a person's answer while its request moves to another thread.
+//! A streaming parser for forms with files (multipart/form-data, RFC 7578 and 2046), in constant memory. Pure: each
+//! call is passed the reader, so a partly read form can wait for approval while its request moves to another thread.
 //!
-//! The crate `multipart` (0.18) was tried and cannot be used: where a CR LF before a boundary
-//! falls on the edge of its buffer it is taken for data, so that a file of 8,123 bytes comes out with 8,125; a line
-//! that merely contains the boundary ends a file; a body that breaks off is a complete file; names with `;` are cut.
+//! The crate `multipart` (0.18) is not used because of these bugs: it takes a CR LF before a boundary for data if it is
+//! at the edge of its buffer, so that a file of 8,123 bytes becomes 8,125; a line that merely contains the boundary
+//! ends a file; a truncated body yields a complete file; names with `;` are cut.
 
 use std::io::{self, Read};
 
@@ -13,17 +12,17 @@ use memchr::memmem::Finder;
 use super::request::decode;
 use crate::base::{Code, Error, Result, limits};
 
-/// What a form is read through: more than any part's head.
+/// The size of the read buffer, which is larger than any part's head.
 const BUFFER: usize = 64 << 10;
 
-/// A form, as far as it has been read.
+/// A form being read.
 #[derive(Debug)]
 pub struct MultipartForm {
     delimiter: Finder<'static>,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// What was read and passed over, of all parts that are not files.
+    /// Bytes read of parts that are not files.
     skipped: usize,
     done: bool,
 }
@@ -31,21 +30,21 @@ pub struct MultipartForm {
 /// The head of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormPart {
-    /// The field's name.
+    /// The name of the field.
     pub name: String,
-    /// The file's, if it is one.
+    /// The file name, if the part is a file.
     pub file_name: Option<String>,
 }
 
 fn malformed(what: &str) -> Error {
-    Error::new(Code::InvalidPayload, format!("The form is broken: {what}"))
+    Error::new(Code::InvalidPayload, format!("The form is malformed: {what}"))
 }
 
 impl MultipartForm {
-    /// A form of a request with this `Content-Type`.
+    /// Creates a parser for a request with this `Content-Type`.
     ///
     /// # Errors
-    /// `InvalidPayload` when it is none.
+    /// `InvalidPayload` if it is not a form.
     pub fn new(content_type: Option<&str>) -> Result<MultipartForm> {
         let boundary = content_type.and_then(boundary).ok_or_else(|| {
             Error::new(
@@ -54,17 +53,17 @@ impl MultipartForm {
             )
         })?;
         let mut buffer = vec![0; BUFFER].into_boxed_slice();
-        // A delimiter begins with the line break before it; the first one may stand at the very beginning.
+        // A delimiter includes the preceding line break; the first one may be at the start of the body.
         buffer[..2].copy_from_slice(b"\r\n");
         let delimiter = Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned();
         Ok(MultipartForm { delimiter, buffer, start: 0, end: 2, skipped: 0, done: false })
     }
 
-    /// The next part; what was left of the one before is passed over. `None` at the form's end.
+    /// Returns the next part; skips the rest of the previous one. `None` at the end of the form.
     ///
     /// # Errors
-    /// `InvalidPayload` when the form is broken, `InvalidRequest` when it breaks off, `BodyTooLarge` when too much was
-    /// passed over.
+    /// `InvalidPayload` for a malformed form, `InvalidRequest` for a truncated one, `BodyTooLarge` if too many bytes
+    /// were skipped.
     pub fn next_part(&mut self, source: &mut dyn Read) -> Result<Option<FormPart>> {
         while !self.done {
             let n = self.data(source)?.len();
@@ -87,16 +86,16 @@ impl MultipartForm {
             match self.buffer[self.start] {
                 b' ' | b'\t' => self.start += 1,
                 b'\r' if self.buffer[self.start + 1] == b'\n' => break,
-                _ => return Err(malformed("something stands behind a boundary")),
+                _ => return Err(malformed("unexpected bytes after a boundary")),
             }
         }
         self.head(source).map(Some)
     }
 
-    /// More of the part's bytes; none at its end.
+    /// Returns more bytes of the part; empty at its end.
     ///
     /// # Errors
-    /// `InvalidRequest` when the body breaks off.
+    /// `InvalidRequest` if the body is truncated.
     pub fn data(&mut self, source: &mut dyn Read) -> Result<&[u8]> {
         if self.done {
             return Ok(&[]);
@@ -105,7 +104,7 @@ impl MultipartForm {
             let bytes = &self.buffer[self.start..self.end];
             let sure = match self.delimiter.find(bytes) {
                 Some(at) => Some(at),
-                // Its beginning may stand at the end already.
+                // The buffer may end with the beginning of a delimiter.
                 None => bytes.len().checked_sub(self.delimiter.needle().len() - 1).filter(|sure| *sure > 0),
             };
             if let Some(sure) = sure {
@@ -117,10 +116,11 @@ impl MultipartForm {
         }
     }
 
-    /// All of a part that is a text.
+    /// Reads a whole text part.
     ///
     /// # Errors
-    /// As [`MultipartForm::data`]; `InvalidPayload` when it is not UTF-8, `BodyTooLarge` beyond [`limits::FORM_FIELDS_BYTES`].
+    /// As [`MultipartForm::data`]; `InvalidPayload` if it is not UTF-8, `BodyTooLarge` above
+    /// [`limits::FORM_FIELDS_BYTES`].
     pub fn text(&mut self, source: &mut dyn Read) -> Result<String> {
         let mut text = Vec::new();
         loop {
@@ -135,9 +135,9 @@ impl MultipartForm {
         String::from_utf8(text).map_err(|_| malformed("a field is not UTF-8"))
     }
 
-    /// Reads what may follow a form, so that the connection can go on.
+    /// Reads trailing bytes after the form, so that the connection can be reused.
     pub fn finish(&mut self, source: &mut dyn Read) {
-        // Whoever sends more loses the connection, not the file.
+        // If there are too many, the connection closes, but the upload succeeds.
         let _ = io::copy(&mut source.take(limits::DRAINED_BODY_BYTES), &mut io::sink());
     }
 
@@ -150,7 +150,7 @@ impl MultipartForm {
         Ok(())
     }
 
-    /// The head of a part, which begins with a line break.
+    /// Reads the head of a part, which begins with a line break.
     fn head(&mut self, source: &mut dyn Read) -> Result<FormPart> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
@@ -160,13 +160,13 @@ impl MultipartForm {
                 return Ok(part);
             }
             if bytes.len() > limits::FORM_HEAD_BYTES {
-                return Err(malformed("the head of a part is too large"));
+                return Err(malformed("the headers of a part are too large"));
             }
             self.fill(source)?;
         }
     }
 
-    /// At least so many bytes in the buffer.
+    /// Fills the buffer to at least `n` bytes.
     fn need(&mut self, source: &mut dyn Read, n: usize) -> Result<()> {
         while self.end - self.start < n {
             self.fill(source)?;
@@ -190,7 +190,8 @@ impl MultipartForm {
                 Ok(())
             }
             read => {
-                let error = Error::new(Code::InvalidRequest, "The body broke off before the form's end");
+                let error =
+                    Error::new(Code::InvalidRequest, "The request body ended before the end of the form");
                 Err(match read {
                     Err(cause) => error.with_source(cause),
                     Ok(_) => error,
@@ -200,7 +201,7 @@ impl MultipartForm {
     }
 }
 
-/// The boundary that a `Content-Type` names (RFC 2046, 5.1.1).
+/// The boundary in a `Content-Type` (RFC 2046, 5.1.1).
 fn boundary(content_type: &str) -> Option<String> {
     let (kind, rest) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
@@ -213,12 +214,12 @@ fn boundary(content_type: &str) -> Option<String> {
     (fits && !boundary.ends_with(' ')).then_some(boundary)
 }
 
-/// Reads a part's head.
+/// Parses the head of a part.
 fn part(head: &[u8]) -> Result<FormPart> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let read = httparse::parse_headers(head, &mut headers);
     let Ok(httparse::Status::Complete((_, headers))) = read else {
-        return Err(malformed("the head of a part cannot be read"));
+        return Err(malformed("the headers of a part are malformed"));
     };
     let disposition = headers.iter().find(|header| header.name.eq_ignore_ascii_case("Content-Disposition"));
     let disposition = disposition.ok_or_else(|| malformed("a part has no Content-Disposition"))?.value;
@@ -230,7 +231,7 @@ fn part(head: &[u8]) -> Result<FormPart> {
     let find = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
     let text = |value: &Vec<u8>| String::from_utf8_lossy(value).replace("%22", "\"");
     let name = find("name").map(text).ok_or_else(|| malformed("a part has no name"))?;
-    // RFC 7578, 4.2 does not want `filename*`; some clients send it, and then mean it.
+    // RFC 7578, 4.2 forbids `filename*`, but some clients send it and rely on it.
     let extended = find("filename*").and_then(|value| {
         let value = std::str::from_utf8(value).ok()?;
         let (charset, rest) = value.split_once('\'')?;
@@ -239,8 +240,8 @@ fn part(head: &[u8]) -> Result<FormPart> {
     Ok(FormPart { name, file_name: extended.or_else(|| find("filename").map(text)) })
 }
 
-/// `; name=value; name="quoted"`, names in lower case. In quotes, a backslash escapes a quote and itself and is one
-/// otherwise, as browsers send it.
+/// Parses `; name=value; name="quoted"` into names in lower case and values. In quotes, a backslash escapes a quote
+/// and itself and is literal otherwise, as browsers send it.
 fn parameters(mut rest: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     while let Some(at) = memchr::memchr(b'=', rest) {

@@ -1,4 +1,4 @@
-//! Forms, however they are cut: what was put in comes out, and what is broken is refused.
+//! Forms split at any position: their content is preserved, and malformed ones are refused.
 
 use std::io::Read;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Gives at most so many bytes at once.
+/// Returns at most this many bytes per read.
 struct SteppedReader<'a>(&'a [u8], usize);
 
 impl Read for SteppedReader<'_> {
@@ -56,7 +56,7 @@ fn named(disposition: &str) -> FormPart {
 }
 
 #[test]
-fn every_size_around_the_buffer_comes_out_whole() {
+fn files_of_every_size_around_the_buffer_are_preserved() {
     for step in [1000, 4096, usize::MAX] {
         for size in (0..300).chain(8_000..8_300).chain(BUFFER - 300..BUFFER + 300) {
             let data = vec![b'a'; size];
@@ -68,7 +68,7 @@ fn every_size_around_the_buffer_comes_out_whole() {
 
 proptest! {
     #[test]
-    fn what_goes_in_comes_out(
+    fn files_are_preserved_at_any_split(
         files in prop::collection::vec(
             prop::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'-'), Just(b'X'), Just(b'B'), any::<u8>()], 0..400),
             1..4
@@ -82,14 +82,14 @@ proptest! {
     }
 
     #[test]
-    fn nothing_panics(bytes in prop::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'-'), Just(b'X'), Just(b'B'), Just(b':'), any::<u8>()], 0..600)) {
+    fn arbitrary_bytes_cause_no_panic(bytes in prop::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'-'), Just(b'X'), Just(b'B'), Just(b':'), any::<u8>()], 0..600)) {
         let _ = read(&bytes, 50);
         let _ = part(&bytes);
     }
 }
 
 #[test]
-fn a_form_that_breaks_off_is_never_whole() {
+fn truncated_forms_are_refused() {
     let whole = body(&[("name=path", b"a/b"), ("name=file; filename=x", b"some bytes\r\n--XB")]);
     let parts = read(&whole, 7).unwrap();
     assert_eq!((parts[0].1.as_slice(), parts[1].1.as_slice()), (&b"a/b"[..], &b"some bytes\r\n--XB"[..]));
@@ -100,7 +100,7 @@ fn a_form_that_breaks_off_is_never_whole() {
 }
 
 #[test]
-fn names_are_what_clients_mean() {
+fn field_and_file_names_are_parsed_as_clients_send_them() {
     let part = |name: &str, file: &str| FormPart { name: name.into(), file_name: Some(file.into()) };
     for (disposition, want) in [
         ("name=\"file\"; filename=\"a b;c.txt\"", part("file", "a b;c.txt")),
@@ -119,7 +119,7 @@ fn names_are_what_clients_mean() {
 }
 
 #[test]
-fn what_is_no_form_is_refused() {
+fn malformed_forms_are_refused() {
     for kind in [
         None,
         Some("application/json"),

@@ -1,8 +1,8 @@
-//! WebSockets (RFC 6455): the server's half of the handshake, and one thread for each socket that the gate hands over.
-//! It sends and receives at the same time, so that neither can hold up the other; what is to be said comes from a
-//! [`Conversation`], about which nothing is known here.
+//! WebSockets (RFC 6455): the server side of the handshake, and one thread per socket that the gate hands over. It
+//! sends and receives concurrently, so that neither direction blocks the other. Messages are exchanged with a
+//! [`Conversation`]. Independent of terminals.
 //!
-//! Every wait has an end: a peer that does not answer pings is gone, and so is one that does not take what it is sent.
+//! Every wait has a deadline: a peer that does not answer pings or does not read is disconnected.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -22,7 +22,7 @@ use super::request::Request;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
-/// A handshake that was asked for.
+/// An accepted handshake.
 #[derive(Debug)]
 pub struct Handshake {
     accept: String,
@@ -30,11 +30,11 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// Reads what a client offers; of its subprotocols the first one that is `known` is chosen. The gate lets only
-    /// complete handshakes through.
+    /// Parses a handshake and selects the first offered subprotocol that is in `known`. The gate only accepts
+    /// complete handshakes.
     ///
     /// # Errors
-    /// `InvalidRequest` when the request is no handshake.
+    /// `InvalidRequest` if the request is not a handshake.
     pub fn of(request: &Request, known: &[&'static str]) -> Result<Handshake> {
         let key = request.header("Sec-WebSocket-Key").filter(|_| request.is_upgrade()).ok_or_else(|| {
             Error::new(
@@ -48,7 +48,7 @@ impl Handshake {
         Ok(Handshake { accept: tungstenite::handshake::derive_accept_key(key.as_bytes()), protocol })
     }
 
-    /// The answer; the socket goes to whoever left the ticket ([`super::client::Tickets`]).
+    /// The 101 answer; the socket goes to the holder of the ticket ([`super::client::Tickets`]).
     pub fn accept(self, ticket: String) -> Response {
         let response = Response::upgraded(ticket).with("Sec-WebSocket-Accept", self.accept);
         match self.protocol {
@@ -58,63 +58,58 @@ impl Handshake {
     }
 }
 
-/// What a client said.
+/// A message from the client.
 #[derive(Debug)]
 pub enum IncomingMessage<'a> {
-    /// A text message.
     Text(&'a str),
-    /// A binary one.
     Binary(&'a [u8]),
 }
 
-/// What it is told.
+/// A message to the client.
 #[derive(Debug)]
 pub enum OutgoingMessage {
-    /// A text message.
     Text(String),
-    /// A binary one.
     Binary(Vec<u8>),
     /// The end, with a code (RFC 6455, 7.4) and a reason of at most 123 bytes.
     Close(u16, String),
 }
 
-/// What is said on a socket. No call may wait.
+/// The application side of a WebSocket. No method may block.
 pub trait Conversation {
-    /// Readable when [`Conversation::outgoing`] has something, or there is room for more that comes in.
+    /// Readable when [`Conversation::outgoing`] has messages, or when there is room for more input.
     fn wake(&self) -> BorrowedFd<'_>;
 
-    /// Everything there is to say now. Called only when the last of it has been taken by the network.
+    /// Returns all pending messages. Called only when the network has accepted all previous ones.
     fn outgoing(&mut self) -> Vec<OutgoingMessage>;
 
-    /// Takes a message.
     fn incoming(&mut self, message: IncomingMessage<'_>);
 
-    /// Whether it cannot take another yet; the peer is not read from until it can.
+    /// Whether it cannot accept another message yet; the peer is not read from until it can.
     fn is_full(&mut self) -> bool;
 
-    /// The largest message that it may take.
+    /// The largest message that it accepts.
     fn message_bytes(&self) -> usize {
         limits::SOCKET_MESSAGE_BYTES
     }
 
-    /// Whether there is memory for a message of more than [`limits::SOCKET_MESSAGE_BYTES`] now. Asked before more than
-    /// that is read of one; the rest waits in the network until there is.
+    /// Whether there is memory for a message of more than [`limits::SOCKET_MESSAGE_BYTES`] now. Called before more
+    /// than that is read of one; the rest waits in the network until there is.
     fn admit_large(&mut self) -> bool {
         true
     }
 
-    /// Raised when the peer's credential is not good any more.
+    /// Raised when the peer's credential is revoked or expires.
     fn revoked(&self) -> &Cancel;
 }
 
-/// How patient a socket is.
+/// The timeouts of a socket.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketTimeouts {
-    /// A ping goes out this often.
+    /// The interval between pings.
     pub ping: Duration,
-    /// Nothing, not even the answer to a ping, has come for this long after one: the peer is gone.
+    /// The longest wait for any input after a ping before the peer counts as disconnected.
     pub patience: Duration,
-    /// The peer has taken nothing for this long: it does not read any more.
+    /// The longest time without the peer reading before it is disconnected.
     pub stall: Duration,
 }
 
@@ -124,50 +119,50 @@ impl Default for SocketTimeouts {
     }
 }
 
-/// How a socket came to its end; for log lines and tests.
+/// Why a session ended; for log lines and tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// Both sides have said goodbye, or the peer hung up.
+    /// Both sides closed, or the peer disconnected.
     Closed,
     /// The peer answered no ping.
     PingTimeout,
-    /// The peer took nothing any more.
+    /// The peer did not read.
     WriteTimeout,
-    /// The peer broke the protocol.
+    /// The peer violated the protocol.
     Broken,
 }
 
-/// Reads before anything else is looked at: a peer that sends without end must not keep us from answering.
+/// The most reads per turn, so that a peer that sends continuously does not prevent writes.
 const READS_PER_TURN: usize = 32;
 
-/// How often a conversation that is full is looked at while the network is full as well.
+/// How often a full conversation is polled while the network is full as well.
 const CLOSE_CHECK: Duration = Duration::from_millis(100);
 
 /// How long a large message waits for memory.
 const LARGE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long it may take to arrive once it has it: 8 MiB over a line of 250 kbit/s.
+/// How long a large message may take to arrive once it has memory: 8 MiB at 250 kbit/s.
 const LARGE_ARRIVAL: Duration = Duration::from_secs(300);
 
-/// A frame's head with its mask, where the payload has at most 125 bytes (RFC 6455, 5.2).
+/// The size of a frame header with mask for a payload of at most 125 bytes (RFC 6455, 5.2).
 const CONTROL_HEAD_BYTES: usize = 6;
 
-/// The peer's socket, and how much it has taken.
+/// The peer's socket, with counters of its traffic.
 struct MeteredSocket {
     socket: ClientSocket,
     written: u64,
-    /// Bytes that were read since the last message.
+    /// Bytes read since the last message.
     pending: usize,
-    /// As many may be read before the next message is complete.
+    /// The most bytes that may be read before the next message is complete.
     allowance: usize,
-    /// Since when that many have been read.
+    /// Since when that limit has been reached.
     starved: Option<Instant>,
-    /// Since when there has been memory for the large message that is arriving.
+    /// Since when the large message that is arriving has had memory.
     admitted: Option<Instant>,
 }
 
 impl MeteredSocket {
-    /// A message has come: the next one starts from nothing.
+    /// Resets the counters after a message.
     fn completed(&mut self) {
         self.pending = 0;
         self.admitted = None;
@@ -175,8 +170,8 @@ impl MeteredSocket {
     }
 }
 
-/// What may be read of a message without asking for memory: a message that needs no permit, in frames of some bytes,
-/// and what is read ahead.
+/// The most bytes read of a message before a memory permit is required: a message that needs no permit, split into
+/// small frames, and read-ahead.
 const SMALL_ALLOWANCE: usize = 2 * limits::SOCKET_MESSAGE_BYTES;
 
 impl Read for MeteredSocket {
@@ -208,18 +203,18 @@ struct WebSocketSession<C> {
     ws: WebSocket<MeteredSocket>,
     conversation: C,
     pace: SocketTimeouts,
-    /// The last time anything came.
+    /// When input last arrived.
     last_received: Instant,
     last_ping: Instant,
-    /// Since when the network has taken nothing of what waits, and how much it had taken until then.
+    /// Since when the network has accepted no output, and the bytes accepted until then.
     blocked: Option<(Instant, u64)>,
-    /// We have said goodbye; the peer has until then to say it too.
+    /// A close frame was sent; the deadline for the peer's.
     closing: Option<Instant>,
-    /// Messages may be large enough to need memory that must be asked for.
+    /// Messages may be large enough to require a memory permit.
     large: bool,
 }
 
-/// Holds the conversation on this thread until it is over. `early`: what came behind the handshake.
+/// Runs a session on this thread until it ends. `early`: bytes received after the handshake.
 pub fn serve(
     socket: ClientSocket,
     early: Vec<u8>,
@@ -229,14 +224,14 @@ pub fn serve(
     if rustix::io::ioctl_fionbio(&socket, true).is_err() {
         return CloseReason::Broken;
     }
-    // What the kernel holds is neither counted nor replaced by something newer. Without it megabytes would wait there.
+    // Limits output in the kernel, which cannot be superseded by newer output. The default would hold megabytes.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, limits::SOCKET_BUFFER_BYTES);
     let config = WebSocketConfig::default()
         .read_buffer_size(limits::RELAY_BYTES)
         .write_buffer_size(limits::RELAY_BYTES)
         .max_frame_size(Some(conversation.message_bytes()))
         .max_message_size(Some(conversation.message_bytes()));
-    // Where no message can be large, its size alone is the limit.
+    // If no message can be large, its size is the only limit.
     let large = conversation.message_bytes() > limits::SOCKET_MESSAGE_BYTES;
     let allowance = if large { SMALL_ALLOWANCE } else { usize::MAX };
     let wire = MeteredSocket { socket, written: 0, pending: 0, allowance, starved: None, admitted: None };
@@ -287,19 +282,19 @@ impl<C: Conversation> WebSocketSession<C> {
         }
     }
 
-    /// Lets the rest of a large message in, once there is memory for it.
+    /// Admits the rest of a large message once there is memory for it.
     fn feed(&mut self) {
         let closing = self.closing.is_some();
         if self.ws.get_ref().starved.is_some() && (closing || self.conversation.admit_large()) {
             let wire = self.ws.get_mut();
             wire.starved = None;
             wire.admitted = Some(Instant::now());
-            // The size of the message is the limit from here on.
+            // From here on the message size is the limit.
             wire.allowance = usize::MAX;
         }
     }
 
-    /// What is due.
+    /// Checks all timeouts.
     fn check_timeouts(&mut self) -> tungstenite::Result<Option<CloseReason>> {
         let now = Instant::now();
         if self.closing.is_some_and(|until| now >= until) {
@@ -309,7 +304,7 @@ impl<C: Conversation> WebSocketSession<C> {
             return Ok(Some(CloseReason::WriteTimeout));
         }
         if self.closing.is_none() && self.conversation.revoked().is_cancelled() {
-            let reason = "The credential is not good any more".into();
+            let reason = "The credential was revoked or has expired".into();
             self.queue_outgoing(OutgoingMessage::Close(CloseCode::Policy.into(), reason))?;
         }
         let wire = self.ws.get_ref();
@@ -318,7 +313,7 @@ impl<C: Conversation> WebSocketSession<C> {
         {
             let reason = match late {
                 true => "A large message took too long to arrive",
-                false => "Too many large messages are on their way; try again later",
+                false => "Too many large messages are being received; try again later",
             };
             let reason = reason.into();
             self.queue_outgoing(OutgoingMessage::Close(CloseCode::Again.into(), reason))?;
@@ -361,7 +356,7 @@ impl<C: Conversation> WebSocketSession<C> {
         Ok(())
     }
 
-    /// Takes what has come; `true` when there may be more, which poll(2) need not know of.
+    /// Reads available messages. Returns `true` if more may be buffered, which poll(2) does not show.
     fn read_messages(&mut self) -> tungstenite::Result<bool> {
         for _ in 0..READS_PER_TURN {
             let message = match self.ws.read() {
@@ -374,7 +369,7 @@ impl<C: Conversation> WebSocketSession<C> {
                 let wire = self.ws.get_mut();
                 match &message {
                     Message::Text(_) | Message::Binary(_) => wire.completed(),
-                    // It may stand between the frames of a message.
+                    // Control frames may occur between the fragments of a message.
                     control => wire.pending = wire.pending.saturating_sub(control.len() + CONTROL_HEAD_BYTES),
                 }
             }
@@ -393,12 +388,12 @@ impl<C: Conversation> WebSocketSession<C> {
         Ok(true)
     }
 
-    /// One poll(2) over everything that can happen.
+    /// Waits for any event with one poll(2).
     fn wait(&mut self, full: bool, more: bool) -> tungstenite::Result<Option<CloseReason>> {
         let now = Instant::now();
         let reads = !full || self.closing.is_some();
         if !reads {
-            // Its pongs lie unread because of us, not because of it. That it hangs up shows all the same.
+            // The peer's pongs are unread because this side does not read. A disconnect is still detected.
             self.last_received = now;
         }
         let deadline = [
@@ -412,8 +407,8 @@ impl<C: Conversation> WebSocketSession<C> {
             .flatten()
             .min()
             .map_or(self.pace.ping, |at| at.saturating_duration_since(now));
-        // What waits in the conversation cannot be fetched while the network is full, and would wake us all the time;
-        // then only time tells whether it can take more.
+        // While the network is full, pending messages of the conversation cannot be fetched and would wake the thread
+        // continuously, so it polls by time.
         let deaf = self.blocked.is_some() || self.closing.is_some() || self.ws.get_ref().starved.is_some();
         let left = match (reads, deaf) {
             (true, _) if more => Duration::ZERO,
@@ -438,12 +433,12 @@ impl<C: Conversation> WebSocketSession<C> {
         }
         let seen = fds[0].revents();
         let lost = seen.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        // Who reads learns of a hang-up by reading to the end of what came before it.
+        // A reader detects a disconnect when it reads EOF after the remaining input.
         Ok((lost || !reads && seen.contains(PollFlags::RDHUP)).then_some(CloseReason::Closed))
     }
 
-    /// Tells a peer that broke the protocol, so that its author can see why, and hears it out: a close with something
-    /// unread would destroy what we said.
+    /// Reports a protocol violation to the peer and reads its remaining input: a close with unread input would
+    /// discard the report.
     fn part(&mut self, error: &WsError) {
         let code = match error {
             WsError::Capacity(_) => CloseCode::Size,
@@ -470,10 +465,10 @@ impl<C: Conversation> WebSocketSession<C> {
     }
 }
 
-/// Longest reason of a close: a control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
+/// The longest reason of a close: a control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
 pub const REASON_BYTES: usize = 123;
 
-/// A message that the network did not take yet waits in the socket's buffer.
+/// Treats a write that the network did not accept yet as successful: the message stays in the socket's buffer.
 fn taken(written: tungstenite::Result<()>) -> tungstenite::Result<()> {
     match written {
         Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),

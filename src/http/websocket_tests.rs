@@ -1,4 +1,4 @@
-//! Conversations with peers of every kind, in less time than the real paces take.
+//! Sessions with well-behaved and misbehaving peers, with shorter timeouts than the defaults.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -11,15 +11,15 @@ use super::*;
 use crate::base::thread::{JoinOnDrop, spawn};
 use crate::proc::Waker;
 
-/// What the test may change while the conversation goes on.
+/// The state that a test can change during a session.
 struct TestHandle {
     waker: Waker,
-    /// So many messages of this size are still to be said.
-    says: AtomicUsize,
+    /// The number of messages of this size still to send.
+    to_send: AtomicUsize,
     size: AtomicUsize,
     revoked: Cancel,
     full: AtomicBool,
-    heard: AtomicUsize,
+    received: AtomicUsize,
 }
 
 struct TestConversation(Arc<TestHandle>);
@@ -31,18 +31,18 @@ impl Conversation for TestConversation {
 
     fn outgoing(&mut self) -> Vec<OutgoingMessage> {
         self.0.waker.clear();
-        let left = self.0.says.load(Ordering::SeqCst);
+        let left = self.0.to_send.load(Ordering::SeqCst);
         if left == 0 {
             return Vec::new();
         }
-        self.0.says.store(left - 1, Ordering::SeqCst);
+        self.0.to_send.store(left - 1, Ordering::SeqCst);
         self.0.waker.wake();
         vec![OutgoingMessage::Text("x".repeat(self.0.size.load(Ordering::SeqCst)))]
     }
 
     fn incoming(&mut self, message: IncomingMessage<'_>) {
-        assert!(!self.0.full.load(Ordering::SeqCst), "{message:?} came while we were full");
-        self.0.heard.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.0.full.load(Ordering::SeqCst), "{message:?} arrived while the conversation was full");
+        self.0.received.fetch_add(1, Ordering::SeqCst);
     }
 
     fn is_full(&mut self) -> bool {
@@ -60,27 +60,27 @@ const FAST: SocketTimeouts = SocketTimeouts {
     stall: Duration::from_millis(400),
 };
 
-/// How it ended, and when.
+/// Receives the reason and time of the end.
 type SessionThread = mpsc::Receiver<(CloseReason, Duration)>;
 
 fn talk(pace: SocketTimeouts) -> (Arc<TestHandle>, UnixStream, SessionThread, JoinOnDrop) {
     let hand = Arc::new(TestHandle {
         waker: Waker::new().unwrap(),
-        says: AtomicUsize::new(0),
+        to_send: AtomicUsize::new(0),
         size: AtomicUsize::new(1),
         revoked: Cancel::new().unwrap(),
         full: AtomicBool::new(false),
-        heard: AtomicUsize::new(0),
+        received: AtomicUsize::new(0),
     });
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let socket = ClientSocket::new(Arc::new(Socket::Unix(ours)), Arc::new(()), false);
-    let (told, ended) = mpsc::channel();
+    let (sender, ended) = mpsc::channel();
     let talker = TestConversation(hand.clone());
     let thread = spawn("test-talk".into(), limits::STACK, move || {
         let start = Instant::now();
         let left = serve(socket, Vec::new(), talker, pace);
-        let _ = told.send((left, start.elapsed()));
+        let _ = sender.send((left, start.elapsed()));
     });
     (hand, theirs, ended, thread.unwrap())
 }
@@ -104,7 +104,7 @@ fn a_peer_that_answers_pings_stays() {
     }
     assert!(pings >= 5, "{pings}");
     hand.size.store(100_000, Ordering::SeqCst);
-    hand.says.store(3, Ordering::SeqCst);
+    hand.to_send.store(3, Ordering::SeqCst);
     hand.waker.wake();
     let mut texts = 0;
     while texts < 3 {
@@ -117,7 +117,7 @@ fn a_peer_that_answers_pings_stays() {
 }
 
 #[test]
-fn a_peer_that_is_silent_is_given_up() {
+fn a_silent_peer_is_disconnected() {
     let (_hand, _stream, ended, _thread) = talk(FAST);
     let (left, took) = wait(&ended);
     assert_eq!(left, CloseReason::PingTimeout);
@@ -125,19 +125,22 @@ fn a_peer_that_is_silent_is_given_up() {
 }
 
 #[test]
-fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
-    // It sends, so it is there; but it does not read.
+fn a_peer_that_does_not_read_is_disconnected_and_a_slow_one_is_not() {
+    // It sends, so it is connected, but it does not read.
     let patient = SocketTimeouts { patience: Duration::from_secs(60), ..FAST };
     let (hand, _stream, ended, _thread) = talk(patient);
     hand.size.store(1 << 20, Ordering::SeqCst);
-    hand.says.store(100, Ordering::SeqCst);
+    hand.to_send.store(100, Ordering::SeqCst);
     hand.waker.wake();
     assert_eq!(wait(&ended).0, CloseReason::WriteTimeout);
-    assert!(hand.says.load(Ordering::SeqCst) > 90, "what nobody takes is not fetched");
+    assert!(
+        hand.to_send.load(Ordering::SeqCst) > 90,
+        "messages were fetched although the peer does not read"
+    );
 
     let (hand, mut stream, ended, _thread) = talk(patient);
     hand.size.store(1 << 20, Ordering::SeqCst);
-    hand.says.store(1, Ordering::SeqCst);
+    hand.to_send.store(1, Ordering::SeqCst);
     hand.waker.wake();
     let mut chunk = [0u8; 64 << 10];
     let mut taken = 0;
@@ -151,7 +154,7 @@ fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
 }
 
 #[test]
-fn a_revoked_credential_ends_it() {
+fn a_revoked_credential_ends_the_session() {
     let (hand, stream, ended, _thread) = talk(SocketTimeouts::default());
     let mut ws = client(stream);
     hand.revoked.cancel();
@@ -168,7 +171,7 @@ fn a_revoked_credential_ends_it() {
 }
 
 #[test]
-fn who_does_not_say_goodbye_is_not_waited_for() {
+fn a_missing_close_frame_is_not_waited_for() {
     let (hand, stream, ended, _thread) = talk(SocketTimeouts::default());
     hand.revoked.cancel();
     let (left, took) = wait(&ended);
@@ -178,25 +181,25 @@ fn who_does_not_say_goodbye_is_not_waited_for() {
 }
 
 #[test]
-fn what_cannot_be_taken_waits_outside_and_a_hang_up_is_still_noticed() {
+fn a_full_conversation_stops_reading_but_a_disconnect_is_noticed() {
     let (hand, stream, ended, _thread) = talk(FAST);
     hand.full.store(true, Ordering::SeqCst);
     let mut ws = client(stream);
     for _ in 0..10 {
         ws.send(Message::text("x")).unwrap();
     }
-    // Far longer than a silent peer would get: it is we who do not read.
+    // Much longer than the ping timeout: it is this side that does not read.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         assert!(ended.try_recv().is_err());
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(hand.heard.load(Ordering::SeqCst) <= 1);
+    assert!(hand.received.load(Ordering::SeqCst) <= 1);
     hand.full.store(false, Ordering::SeqCst);
     hand.waker.wake();
     let start = Instant::now();
-    while hand.heard.load(Ordering::SeqCst) < 10 {
-        assert!(start.elapsed() < Duration::from_secs(10), "{}", hand.heard.load(Ordering::SeqCst));
+    while hand.received.load(Ordering::SeqCst) < 10 {
+        assert!(start.elapsed() < Duration::from_secs(10), "{}", hand.received.load(Ordering::SeqCst));
         std::thread::sleep(Duration::from_millis(5));
     }
     hand.full.store(true, Ordering::SeqCst);

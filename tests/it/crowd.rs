@@ -120,7 +120,7 @@ fn clients_without_a_request_make_room() {
             });
         }
     }
-    let line = server.stdout.line_with("those without a request are closed for others", secs(5));
+    let line = server.stdout.line_with("closing idle ones to accept new clients", secs(5));
     assert!(line.is_some(), "{}", server.log());
     // An owner's connection goes last.
     let mut own = begun(&request("GET", "/status", HOST_TOKEN, ""), true);

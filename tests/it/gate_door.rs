@@ -73,7 +73,7 @@ impl Place {
             direct: Arc::new(|_, _| None),
             claim: Arc::new(|_, _| Ok(())),
             private_folder: private.clone(),
-            gone: inside.gone.clone(),
+            disconnects: inside.gone.clone(),
             tickets: inside.tickets.clone(),
         };
         let open = {

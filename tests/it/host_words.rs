@@ -101,7 +101,7 @@ fn detaching_fails_as_the_command_would() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = format!("--openwork-port={}", listener.local_addr().unwrap().port());
     let ended = place.run(&["start", "--detach", &port]);
-    assert!(ended.code == Some(2) && ended.stderr.contains("listens there"), "{ended:?}");
+    assert!(ended.code == Some(2) && ended.stderr.contains("listens on it"), "{ended:?}");
     let place = Place::misbehaving("dies");
     let ended = place.run(&["start", "--detach", "--openwork-port=0", "--opencode-restart=never"]);
     assert!(ended.code == Some(1) && ended.stderr.contains("exit code 7"), "{ended:?}");

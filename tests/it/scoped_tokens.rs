@@ -64,7 +64,7 @@ fn each_scope_opens_what_it_should_on_both_apis_until_it_is_revoked() {
     assert!(!items.to_string().contains("hash"), "{items}");
     revoke(&server, &viewer_id);
     let told = viewer.refused(401, "unauthorized", "GET", "/whoami", None);
-    assert!(told["message"].as_str().unwrap().contains("unknown here, or was revoked"), "{told}");
+    assert!(told["message"].as_str().unwrap().contains("unknown or revoked bearer token"), "{told}");
     server.owner().refused(404, "token_not_found", "DELETE", &format!("/tokens/{viewer_id}"), None);
 }
 
@@ -148,7 +148,7 @@ fn an_existing_store_is_taken_over_wherever_it_lies() {
     let check = |setup: Setup, folder: &std::path::Path| {
         let server = setup.start();
         assert_eq!(server.with_token(secret).get(200, "/whoami")["actor"]["scope"], "collaborator");
-        assert!(server.log().contains("could be read by others"), "{}", server.log());
+        assert!(server.log().contains("was readable by other users"), "{}", server.log());
         let (made, _) = make(&server, json!({"scope": "viewer"}));
         server.with_token(&made).get(200, "/whoami");
         let store = folder.join("tokens.json");
@@ -311,7 +311,7 @@ fn every_refusal_says_what_was_seen_and_what_is_needed() {
     let nothing = told(&server.anyone(), "/whoami");
     assert!(nothing.starts_with("Invalid bearer token: no credential was sent; this needs"), "{nothing}");
     let wrong = told(&server.with_token("wrong"), "/approvals");
-    assert!(wrong.starts_with("Invalid host token: a bearer token that is unknown here"), "{wrong}");
+    assert!(wrong.starts_with("Invalid host token: an unknown or revoked bearer token"), "{wrong}");
     assert!(wrong.contains("X-OpenWork-Host-Token"), "{wrong}");
     let wrong = told(&server.anyone().with("X-OpenWork-Host-Token", "wrong"), "/status");
     assert!(wrong.contains("an X-OpenWork-Host-Token that is not the host token was sent"), "{wrong}");

@@ -438,7 +438,7 @@ fn handlers_get_what_h11_reads() {
         direct: Arc::new(|_, _| None),
         claim: Arc::new(|_, _| Ok(())),
         private_folder: scratch.path().join("private"),
-        gone: Disconnects::default(),
+        disconnects: Disconnects::default(),
         tickets: Tickets::default(),
     };
     let seen = Arc::new(Mutex::new(Vec::new()));

@@ -54,7 +54,7 @@ fn misspelt_fields_and_parameters_are_told_of() {
         &[
             "unknown field `initscript`; did you mean `init_script`?",
             "unknown field `memory`; did you mean `resources.memory_bytes`?",
-            "no skill `nope` in the library yet",
+            "The library has no skill `nope` yet",
         ],
     );
     // In the objects inside as well, where a value that is not read bounds nothing.

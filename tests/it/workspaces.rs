@@ -90,7 +90,7 @@ fn create_takes_every_field() {
     }));
     // Beside the object: what was unknown.
     let warnings = made.as_object_mut().unwrap().remove("warnings").unwrap();
-    let missing = |name: &str| json!(format!("no skill `{name}` in the library yet"));
+    let missing = |name: &str| json!(format!("The library has no skill `{name}` yet"));
     assert_eq!(warnings, json!(["unknown field `not_known`", missing("go"), missing("python-dev")]));
     assert_eq!((&made["name"], &made["status"]), (&json!("my workspace $(x);"), &json!("pending")));
     assert_eq!((&made["workspace_type"], &made["distro"]), (&json!("container"), &json!("ubuntu-jammy")));

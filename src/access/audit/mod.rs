@@ -1,9 +1,9 @@
-//! Who did what: one JSON line for each write, also for those that were denied or failed, for each decision about one,
-//! and for failed logins. A log for each workspace, and one for what concerns the server; each is two files of bounded
-//! size, the older of which is given up when the newer is full. Who asks for a log gets its end, in constant memory.
-//! Knows nothing of HTTP. A line that cannot be written is a line in the server's own log, and no reason to fail.
+//! The audit log: one JSON line for each write, including denied and failed ones, for each approval decision, and for
+//! failed logins. There is one log per workspace and one for the server; each consists of two files of bounded size,
+//! and the older one is deleted when the newer is full. Reads return the end of a log in constant memory. A line that
+//! cannot be written is reported in the server log and does not fail the request. Independent of HTTP.
 //!
-//! Threads: any. Locks: `writer` (level 3, one file) across an append; `last` is a leaf.
+//! Threads: any. Locks: `writer` (level 3, one file) during an append; `last_changes` is a leaf.
 
 mod read;
 
@@ -26,34 +26,33 @@ use crate::base::thread::lock;
 use crate::base::{At, Error, Result, clock, limits};
 use crate::store::file;
 
-/// The log of what concerns the server and no workspace, or one that is not there.
+/// The log of events that concern the server, or a workspace that does not exist.
 pub const SERVER: &str = "server";
 
-/// A line in the making: everything but its end.
+/// An audit line before its outcome is known.
 #[derive(Clone, Debug)]
 pub struct AuditDraft {
-    /// Where it goes: a workspace's id in the OpenWork API, or [`SERVER`].
+    /// The log: a workspace's id in the OpenWork API, or [`SERVER`].
     pub log: String,
-    /// What kind of write.
+    /// The kind of write.
     pub action: String,
-    /// What is written to.
+    /// The path or object written.
     pub target: String,
-    /// For people.
+    /// A description for people.
     pub summary: String,
 }
 
-/// How it ended.
+/// The outcome of an audited request.
 #[derive(Clone, Copy, Debug)]
 pub enum AuditOutcome {
-    /// Done.
     Done,
-    /// Not allowed, with the status and the code of the answer.
+    /// Not allowed, with the status and code of the answer.
     Denied(u16, &'static str),
-    /// Tried, in vain.
+    /// Failed, with the status and code of the answer.
     Failed(u16, &'static str),
 }
 
-/// The line, in the shape of the OpenWork server; the last three only where it did not end well.
+/// An audit line in the format of the OpenWork server; the last three fields are present unless it was successful.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AuditLine<'a> {
@@ -73,28 +72,28 @@ struct AuditLine<'a> {
     code: Option<&'static str>,
 }
 
-/// All logs.
+/// All audit logs.
 #[derive(Debug)]
 pub struct Audit {
     folder: PathBuf,
     writer: Mutex<()>,
-    /// By log: when its workspace was last changed; 0: never. Filled when it is first asked for.
+    /// The time of the last change per workspace; 0: never. Filled on demand.
     last_changes: Mutex<HashMap<String, u64>>,
     repeats: RepeatLimiter<Repeated>,
 }
 
-/// An example of what was not written because it repeats.
+/// An example of lines that were counted instead of written.
 type Repeated = (AuditDraft, Option<Actor>, AuditOutcome);
 
-/// Lines for refused or failed writes of one kind by one token in an interval: a client that repeats them at full speed must not
-/// push the lines of others out of the log.
+/// The most lines per interval for refused or failed writes of one kind by one token: a client that repeats them at
+/// full speed must not rotate other lines out of the log.
 const REFUSED_LINES: u64 = 20;
 
 impl Audit {
-    /// The logs in the data folder.
+    /// Opens the logs in the data folder.
     ///
     /// # Errors
-    /// When their folder cannot be made.
+    /// If their folder cannot be created.
     pub fn open(data_dir: &Path) -> Result<Audit> {
         let folder = data_dir.join("audit");
         file::create_dir_private(&folder)?;
@@ -108,7 +107,7 @@ impl Audit {
         Ok(audit)
     }
 
-    /// Writes a line, or counts it where many of its kind were refused or have failed just now.
+    /// Writes a line, or counts it if many of its kind were refused or failed recently.
     pub fn record(&self, draft: &AuditDraft, actor: Option<&Actor>, outcome: AuditOutcome) {
         if let AuditOutcome::Denied(status, code) | AuditOutcome::Failed(status, code) = outcome {
             let token = actor.map(|actor| actor.token_hash.as_str());
@@ -140,10 +139,10 @@ impl Audit {
             code,
         };
         let written = serde_json::to_vec(&line)
-            .map_err(|error| Error::internal("A line of the audit log").with_source(error))
+            .map_err(|error| Error::internal("Cannot encode an audit line").with_source(error))
             .and_then(|line| self.append(&draft.log, line));
         if let Err(error) = written {
-            log::error!("not in the audit log: {} {}: {error}", draft.action, draft.target);
+            log::error!("Cannot write an audit line for {} {}: {error}", draft.action, draft.target);
         }
         if result.is_none() && read::changes(&draft.action, &draft.target) {
             if let Some(last) = lock(&self.last_changes).get_mut(&draft.log) {
@@ -152,8 +151,7 @@ impl Audit {
         }
     }
 
-    /// Writes that a client presented a worthless credential; one that goes on with it is counted, and written about once
-    /// in an interval.
+    /// Writes a line about an invalid credential. Repetitions are counted and summarized once per interval.
     pub fn login_failed(&self, client: &str, actor: Option<&Actor>, target: &str, seen: &str) {
         let draft = || AuditDraft {
             log: SERVER.to_owned(),
@@ -167,8 +165,8 @@ impl Audit {
         }
     }
 
-    /// Counts an event of this kind, and whether it is written. Of those whose interval has ended a line says how many more
-    /// there were.
+    /// Counts an event and returns whether it should be written. For intervals that have ended, writes a line with
+    /// the number of further events.
     fn note(&self, kind: impl Hash, burst: u64, example: impl FnOnce() -> Repeated) -> bool {
         let noted = self.repeats.note(kind, burst, Instant::now(), example);
         self.write_repeated(noted.summaries);
@@ -182,28 +180,28 @@ impl Audit {
         }
     }
 
-    /// The last lines of a log, newest first. `old`: a log that the OpenWork server has left in the workspace.
+    /// Returns the last lines of a log, newest first. `old`: a log left in the workspace by the OpenWork server.
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// If a file cannot be read.
     pub fn recent(&self, log: &str, old: Option<File>, limit: usize) -> Result<Vec<Value>> {
         let mut lines = read::MergedLog::new(self.generations(log)?, old);
         std::iter::from_fn(|| lines.next()).take(limit).collect::<io::Result<_>>().at("read", &self.folder)
     }
 
-    /// As [`Audit::last_change`] has found before; 0 for never.
+    /// The cached result of [`Audit::last_change`]; 0 for never.
     pub fn known_change(&self, log: &str) -> Option<u64> {
         lock(&self.last_changes).get(log).copied()
     }
 
-    /// When the workspace was last changed through the OpenWork API, in Unix milliseconds. `old` is opened only when
-    /// nothing else tells, and once.
+    /// The last change of the workspace through the OpenWork API, in Unix milliseconds. `old` is opened only if
+    /// berth's own log has no answer, and at most once.
     pub fn last_change(&self, log: &str, old: impl FnOnce() -> Option<File>) -> Option<u64> {
         let last = match self.known_change(log) {
             Some(last) => last,
             None => {
                 let found = self.find_last(log, old).unwrap_or_else(|error| {
-                    log::error!("the audit log of {log}: {error}");
+                    log::error!("Cannot read the audit log of {log}: {error}");
                     0
                 });
                 let mut last = lock(&self.last_changes);
@@ -232,7 +230,7 @@ impl Audit {
         Ok(0)
     }
 
-    /// Its files, the newer first.
+    /// The files of a log, newer first.
     fn generations(&self, log: &str) -> Result<Vec<File>> {
         let mut files = Vec::new();
         for path in [self.path(log), self.older(log)] {
@@ -259,23 +257,23 @@ impl Audit {
         let _turn = lock(&self.writer); // LOCK: 3
         let (mut file, fresh) = match open(&path, false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (open(&path, true).at("make", &path)?, true)
+                (open(&path, true).at("create", &path)?, true)
             }
             opened => (opened.at("open", &path)?, false),
         };
-        let size = file.metadata().at("look at", &path)?.len();
+        let size = file.metadata().at("inspect", &path)?.len();
         if size > 0 && size + line.len() as u64 > limits::AUDIT_FILE_BYTES {
             fs::rename(&path, self.older(log)).at("move", &path)?;
             file = open(&path, true).at("make", &path)?;
         } else if size > 0 {
-            // A crash may have torn the last line; the next one must not be lost with it.
+            // A crash may have truncated the last line; the next one must start on a new line.
             let mut last = [0];
             file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last)).at("read", &path)?;
             if last != [b'\n'] {
                 line.insert(0, b'\n');
             }
         }
-        // One write, so that no reader sees half a line.
+        // Written in one call, so that readers see complete lines.
         file.write_all(&line).at("write", &path)?;
         if fresh {
             self.prune();
@@ -283,8 +281,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Gives up the logs that were not written to for the longest time, when there are too many: those of workspaces that
-    /// were deleted.
+    /// Deletes the logs with the oldest modification times if there are too many; they belong to deleted workspaces.
     fn prune(&self) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut logs: Vec<_> = entries
@@ -298,7 +295,7 @@ impl Audit {
         logs.sort_unstable();
         for (_, path) in &logs[..logs.len() - limits::AUDIT_FILES] {
             if let Err(error) = fs::remove_file(path) {
-                log::warn!("{} cannot be removed: {error}", path.display());
+                log::warn!("Cannot remove {}: {error}", path.display());
             }
         }
     }
@@ -315,7 +312,7 @@ fn open(path: &Path, fresh: bool) -> io::Result<File> {
     OpenOptions::new().read(true).append(true).create(fresh).mode(0o600).open(path)
 }
 
-/// A client's text as it may stand in a line.
+/// Limits the length of client text and removes control characters.
 pub fn sanitize(text: &str) -> String {
     text.chars().take(limits::APPROVAL_SUMMARY_CHARS).filter(|c| !c.is_control()).collect()
 }

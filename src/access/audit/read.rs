@@ -1,5 +1,5 @@
-//! Lines of audit logs from the end to the beginning, a block at a time: a log's two files, and beside them the one that
-//! the OpenWork server left in the workspace, whose content is whatever the workload likes.
+//! Reads audit logs backwards in blocks: the two files of a log, merged with the log that the OpenWork server left in
+//! the workspace. The workload can write anything to the latter.
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -9,16 +9,16 @@ use serde_json::Value;
 
 use crate::base::limits;
 
-/// Whether a successful line of this kind means that the workspace was changed through the OpenWork API.
+/// Whether a successful line of this kind is a change of the workspace through the OpenWork API.
 pub(super) fn changes(action: &str, target: &str) -> bool {
     !target.starts_with("/api/") && !action.starts_with("approval.")
 }
 
-/// Two logs as one, newest first.
+/// Two logs merged, newest first.
 pub(super) struct MergedLog {
     server_log: Vec<ReverseLines>,
     workspace_log: Option<ReverseLines>,
-    /// What is next of each.
+    /// The next line of each.
     next: [Option<Value>; 2],
 }
 
@@ -49,7 +49,7 @@ impl MergedLog {
             }
         }
         if self.next[1].is_none() {
-            // What cannot be read of what the workload wrote is not there.
+            // Read errors of the workload's file are ignored.
             self.next[1] = self.workspace_log.as_mut().and_then(|old| old.next().ok().flatten());
         }
         let time = |line: &Option<Value>| line.as_ref().map(|line| line["timestamp"].as_u64().unwrap_or(0));
@@ -58,16 +58,16 @@ impl MergedLog {
     }
 }
 
-/// One file.
+/// A file that is read from its end.
 struct ReverseLines {
     file: File,
-    /// Everything behind this place has been read.
+    /// Everything from this offset on has been read.
     at: u64,
-    /// What has been read and not yet been given out.
+    /// Bytes read but not yet returned.
     tail: Vec<u8>,
-    /// The line is too long to be one of ours; what belongs to it is forgotten.
+    /// The current line exceeds the limit and is skipped.
     skipping: bool,
-    /// How much may still be read.
+    /// The most bytes that may still be read.
     budget: u64,
 }
 
@@ -77,7 +77,7 @@ impl ReverseLines {
         Ok(ReverseLines { file, at, tail: Vec::new(), skipping: false, budget: limits::AUDIT_SCAN_BYTES })
     }
 
-    /// The next line that is an object; others are passed over.
+    /// Returns the next line that is a JSON object; skips others.
     fn next(&mut self) -> io::Result<Option<Value>> {
         while let Some(line) = self.line()? {
             if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&line) {

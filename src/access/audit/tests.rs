@@ -1,4 +1,4 @@
-//! Logs that grow, are torn, are read while others write, and what is said of them.
+//! Audit logs that rotate, are truncated, or are read during writes; repeated events.
 
 use std::io::Write as _;
 
@@ -19,7 +19,7 @@ fn targets(lines: &[Value]) -> Vec<&str> {
 }
 
 #[test]
-fn the_newest_come_first_and_both_files_are_read() {
+fn lines_of_both_files_are_returned_newest_first() {
     let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     let long = "x".repeat(limits::APPROVAL_SUMMARY_CHARS);
@@ -35,8 +35,8 @@ fn the_newest_come_first_and_both_files_are_read() {
     );
     let all = audit.recent("ws_a", None, usize::MAX).unwrap();
     let numbers: Vec<u64> = targets(&all).iter().map(|target| target.parse().unwrap()).collect();
-    assert!(numbers.windows(2).all(|pair| pair[0] == pair[1] + 1), "a gap");
-    assert!((all.len() as u64) < count, "nothing was given up");
+    assert!(numbers.windows(2).all(|pair| pair[0] == pair[1] + 1), "lines are missing");
+    assert!((all.len() as u64) < count, "no old line was deleted");
     let sizes: Vec<u64> = fs::read_dir(dir.join("audit"))
         .unwrap()
         .flatten()
@@ -48,7 +48,7 @@ fn the_newest_come_first_and_both_files_are_read() {
 }
 
 #[test]
-fn torn_long_and_foreign_lines_hide_no_other() {
+fn truncated_long_and_foreign_lines_are_skipped() {
     let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     audit.record(&draft("ws_a", "a", "first"), None, AuditOutcome::Done);
@@ -65,7 +65,7 @@ fn torn_long_and_foreign_lines_hide_no_other() {
 }
 
 #[test]
-fn the_old_place_is_read_in_between() {
+fn the_openwork_log_is_merged_by_time() {
     let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     audit.record(&draft("ws_a", "a", "new"), Some(&actor()), AuditOutcome::Done);
@@ -78,7 +78,7 @@ fn the_old_place_is_read_in_between() {
     assert_eq!(targets(&audit.recent("ws_a", old(5), 10).unwrap()), ["new", "old"]);
     assert_eq!(targets(&audit.recent("ws_a", old(u64::MAX), 10).unwrap()), ["old", "new"]);
     assert_eq!(audit.last_change("ws_b", || old(77)), Some(77));
-    assert_eq!(audit.last_change("ws_b", || unreachable!("it is known")), Some(77));
+    assert_eq!(audit.last_change("ws_b", || unreachable!("the result is cached")), Some(77));
     assert_eq!(audit.last_change("ws_c", || None), None);
 }
 
@@ -106,7 +106,7 @@ fn the_last_change_is_a_successful_one_of_the_openwork_api() {
 }
 
 #[test]
-fn who_fails_to_log_in_again_and_again_is_written_about_once() {
+fn repeated_login_failures_are_written_once() {
     let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     for _ in 0..100 {
@@ -124,7 +124,7 @@ fn who_fails_to_log_in_again_and_again_is_written_about_once() {
 }
 
 #[test]
-fn repeated_refusals_push_no_other_line_out() {
+fn repeated_refusals_do_not_rotate_other_lines_out() {
     let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     audit.record(&draft("ws_a", "a", "first"), None, AuditOutcome::Done);
@@ -145,7 +145,7 @@ fn repeated_refusals_push_no_other_line_out() {
 }
 
 #[test]
-fn forty_writers_tear_no_line() {
+fn concurrent_writers_write_whole_lines() {
     let dir = TestFolder::new();
     let audit = Audit::open(&dir).unwrap();
     std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! The body of a request: read as it comes, held for an approver, received whole, or parsed as JSON. Large ones are
-//! received into files, and count for [`PARSING`] while they are in memory.
+//! The body of a request: streamed, buffered for an approver, read whole, or parsed as JSON. Large bodies are
+//! received into files, and are counted in [`PARSING`] while they are in memory.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::base::json_keys;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
 
-/// How long a large body waits until others have been parsed, which takes each some milliseconds.
+/// How long a large body waits for others to be parsed, each of which takes some milliseconds.
 const PARSING_WAIT: Duration = Duration::from_secs(10);
 
-/// A body that was read ahead of its handler, so that an approver sees the very bytes that will be used.
+/// A body that was read before the handler runs, so that an approver sees exactly the bytes that will be used.
 pub(super) enum BufferedBody {
     Memory(Arc<Vec<u8>>, usize),
     Spooled(SpooledFile, SpoolReader),
@@ -46,12 +46,12 @@ impl Read for BufferedBody {
 }
 
 impl Request {
-    /// Reads the body ahead of its handler, which then reads the held bytes: into memory if the gate has all of it, else
-    /// to disk. It stays until [`Request::release_body`], however often it is read.
+    /// Reads the body before the handler runs, which then reads the buffered bytes: in memory if the gate has all of
+    /// it, otherwise on disk. It can be read repeatedly until [`Request::release_body`].
     ///
     /// # Errors
-    /// `BodyTooLarge` beyond `cap` bytes; `TooManyPending` when the spool is full; `DiskFull`; `InvalidRequest` when the
-    /// body breaks off.
+    /// `BodyTooLarge` above `cap` bytes; `TooManyPending` if the spool is full; `DiskFull`; `InvalidRequest` if the
+    /// body is truncated.
     pub fn buffer_body(&mut self, cap: u64, spool: &SpoolArea) -> Result<()> {
         if self.buffered.is_some() {
             return Ok(());
@@ -87,7 +87,7 @@ impl Request {
         Ok(())
     }
 
-    /// A reader of the held body from its start, beside the handler's; none if the body is not held.
+    /// A separate reader of the buffered body from its start; `None` if it is not buffered.
     pub fn buffered_body(&self) -> Option<Box<dyn Read>> {
         Some(match self.buffered.as_ref()? {
             BufferedBody::Memory(bytes, _) => Box::new(BufferedBody::Memory(bytes.clone(), 0)),
@@ -95,7 +95,7 @@ impl Request {
         })
     }
 
-    /// Has the handler read a held body from its start again.
+    /// Makes the handler read a buffered body from its start again.
     pub fn rewind_body(&mut self) {
         match &mut self.buffered {
             Some(BufferedBody::Memory(_, at)) => *at = 0,
@@ -104,12 +104,12 @@ impl Request {
         }
     }
 
-    /// Has a held body dropped once its handler has read it: nobody asks for it any more.
+    /// Drops a buffered body once its handler has read it.
     pub fn release_body(&mut self) {
         self.released = true;
     }
 
-    /// The body as it comes, for what is too large to be held in memory.
+    /// The body as a stream, for bodies too large for memory.
     pub fn reader(&mut self) -> &mut dyn Read {
         match &mut self.buffered {
             Some(held) => held,
@@ -117,7 +117,7 @@ impl Request {
         }
     }
 
-    /// How large the body is, if its client has said so.
+    /// The declared length of the body, if any.
     pub fn announced_length(&self) -> Option<u64> {
         if self.is_streamed() {
             return self.header("X-Berth-Length")?.parse().ok();
@@ -125,12 +125,12 @@ impl Request {
         self.source.body_length().map(|length| length as u64)
     }
 
-    /// The body, at most `cap` bytes. A large one is received without being held in memory; from then until its handler
-    /// returns it counts for [`PARSING`].
+    /// Reads the body, at most `cap` bytes. A large one is received without being held in memory; from then until its
+    /// handler returns it is counted in [`PARSING`].
     ///
     /// # Errors
-    /// `BodyTooLarge`, before anything is read if its length is announced; `InvalidRequest` when it breaks off; `Busy` when
-    /// too many large bodies are in memory.
+    /// `BodyTooLarge`, before anything is read if the length is declared; `InvalidRequest` if it is truncated; `Busy`
+    /// if too many large bodies are in memory.
     pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
         self.rewind_body();
         if let Some(held) = &mut self.buffered {
@@ -143,23 +143,23 @@ impl Request {
             let mut body = Vec::with_capacity(usize::try_from(held.size()).unwrap_or_default());
             held.read_to_end(&mut body).map_err(truncated)?;
             if self.released {
-                // The answer may take long, and its body needs no room meanwhile.
+                // Freed at once: the answer may take long.
                 self.buffered = Some(BufferedBody::Memory(Arc::default(), 0));
             }
             return Ok(body);
         }
         let parcel = self.parcel(cap)?;
         if let InputBytes::File(_, length) = &parcel {
-            // Itself, and what is made of it.
+            // For the body and the values parsed from it.
             self.charge = Some(PARSING.charge(2 * length, PARSING_WAIT)?);
         }
         parcel.into_vec()
     }
 
-    /// The body as it came, at most `cap` bytes, for handlers that need not have it in memory.
+    /// Reads the body, at most `cap` bytes, for handlers that do not need it in memory.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Request::body`].
     pub fn parcel(&mut self, cap: usize) -> Result<InputBytes> {
         if self.buffered.is_some() {
             return InputBytes::from_vec(self.body(cap)?);
@@ -171,18 +171,18 @@ impl Request {
         let parcel = InputBytes::read_from(self.source.reader(), cap)?;
         match announced {
             Some(length) if parcel.len() < length as u64 => {
-                Err(Error::new(Code::InvalidRequest, "The body broke off"))
+                Err(Error::new(Code::InvalidRequest, "The request body was truncated"))
             }
             _ => Ok(parcel),
         }
     }
 
-    /// Its body has been read and made into something else.
+    /// Ends the count in [`PARSING`] once the body has been parsed.
     pub fn end_charge(&mut self) {
         self.charge = None;
     }
 
-    /// How long the body is, when it is known; 0: there is none.
+    /// The length of the body if known; 0 if there is none.
     pub fn body_length(&self) -> Option<u64> {
         match (&self.buffered, self.is_streamed()) {
             (Some(held), _) => Some(held.size()),
@@ -191,15 +191,15 @@ impl Request {
         }
     }
 
-    /// The body as JSON.
+    /// Parses the body as JSON.
     ///
     /// # Errors
-    /// `InvalidJson` when it is not JSON, `InvalidPayload` when it is JSON of another shape.
+    /// `InvalidJson` if it is not JSON, `InvalidPayload` if it does not match the schema.
     pub fn json<T: DeserializeOwned>(&mut self, cap: usize) -> Result<T> {
         self.json_of(cap, &KnownFields::from_type::<T>())
     }
 
-    /// The same, where `fields` says more about the body than its type can.
+    /// As [`Request::json`], with a description of the fields that the type alone does not give.
     ///
     /// # Errors
     /// As [`Request::json`].
@@ -208,14 +208,14 @@ impl Request {
         self.parse(&body, fields)
     }
 
-    /// A body of the expected shape; fields that nothing reads are warned of.
+    /// Parses a body, and warns about unknown fields.
     fn parse<T: DeserializeOwned>(&mut self, body: &[u8], fields: &KnownFields) -> Result<T> {
         let parsed = parse_json(body);
         self.warnings.extend(fields.unknown_fields(body));
         parsed
     }
 
-    /// The body as JSON; `None` when there is none.
+    /// Parses the body as JSON; `None` if it is empty.
     ///
     /// # Errors
     /// As [`Request::json`].
@@ -229,31 +229,31 @@ impl Request {
 }
 
 fn too_large(cap: u64) -> Error {
-    Error::new(Code::BodyTooLarge, format!("The body is larger than {cap} bytes"))
+    Error::new(Code::BodyTooLarge, format!("The request body is larger than {cap} bytes"))
 }
 
 fn truncated(error: std::io::Error) -> Error {
-    Error::new(Code::InvalidRequest, "The body broke off").with_source(error)
+    Error::new(Code::InvalidRequest, "The request body was truncated").with_source(error)
 }
 
 fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    // A struct would also be read from an array, field by field; no client means that.
+    // serde would also read a struct from an array, field by field, which no client intends.
     if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first != b'{') {
         serde_json::from_slice::<serde::de::IgnoredAny>(body).map_err(invalid_json)?;
-        return Err(Error::new(Code::InvalidPayload, "The body must be a JSON object"));
+        return Err(Error::new(Code::InvalidPayload, "The request body must be a JSON object"));
     }
     serde_json::from_slice(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
-            // Well-formed up to the error only; the scanner reads what serde_json has accepted.
+            // Valid only up to the error; the scanner requires valid JSON.
             let whole = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
             let keys = if whole { json_keys::keys(body) } else { Vec::new() };
             let problem = json_keys::describe_type_error(&error, &keys);
-            Error::new(Code::InvalidPayload, format!("The body has not the expected shape: {problem}"))
+            Error::new(Code::InvalidPayload, format!("The request body does not match the schema: {problem}"))
         }
         _ => invalid_json(error),
     })
 }
 
 fn invalid_json(error: serde_json::Error) -> Error {
-    Error::new(Code::InvalidJson, format!("The body is not JSON: {error}"))
+    Error::new(Code::InvalidJson, format!("The request body is not valid JSON: {error}"))
 }
