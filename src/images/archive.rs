@@ -1,7 +1,6 @@
-//! tar archives, as strictly as they can be read: what different readers would understand differently is refused. The
-//! framing is our own, since the `tar` crate reads names and extended headers of any length into memory and splits
-//! values at line ends; its types read the fields.
-//! Writes nothing; knows nothing of where the members go.
+//! Reads tar archives strictly: archives that different readers would interpret differently are rejected. The framing
+//! is our own, because the `tar` crate reads names and extended headers of any length into memory and splits values at
+//! line ends; its types parse the header fields. Writes nothing and does not depend on the destination.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,19 +12,19 @@ use super::compression::{Chunk, DecompressedStream};
 use super::rules::ArchiveRules;
 use crate::base::{Code, Error, Result, limits};
 
-/// What a member is.
+/// Type of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MemberKind {
     File,
     Folder,
     Symlink,
-    /// Another name of a file that came before.
+    /// A hard link to an earlier file.
     Link,
     /// A device or a FIFO.
     Device,
 }
 
-/// What a device is.
+/// A device node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Device {
     pub(super) kind: FileType,
@@ -36,7 +35,7 @@ pub(super) struct Device {
 /// One member.
 #[derive(Debug)]
 pub(super) struct Member {
-    /// As it stands there, without NUL bytes.
+    /// As in the archive, without NUL bytes.
     pub(super) path: Vec<u8>,
     pub(super) target: Vec<u8>,
     pub(super) kind: MemberKind,
@@ -45,14 +44,13 @@ pub(super) struct Member {
     pub(super) gid: u64,
     /// Seconds since 1970.
     pub(super) mtime: i64,
-    /// And nanoseconds.
+    /// Nanosecond part.
     pub(super) nanos: u32,
     pub(super) device: Option<Device>,
-    /// Bytes of the file; holes included.
+    /// Size of the file, holes included.
     pub(super) size: u64,
-    /// Extended attributes.
     pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Where the data goes, if there are holes.
+    /// Positions of the data, if the file has holes.
     pub(super) pieces: Option<Vec<DataRange>>,
 }
 
@@ -62,15 +60,15 @@ pub(super) struct DataRange {
     pub(super) length: u64,
 }
 
-/// The content of the member at hand.
+/// The content of the current member.
 pub(super) struct MemberContent<'a> {
     stream: &'a mut DecompressedStream,
-    /// Bytes in the archive that were not read.
+    /// Unread bytes in the archive.
     left: u64,
 }
 
 impl MemberContent<'_> {
-    /// The whole content: `data` gets each piece, `hole` each hole, in order.
+    /// Reads the whole content; `sink` gets data and holes in order.
     pub(super) fn read(
         &mut self,
         member: &Member,
@@ -108,7 +106,7 @@ pub(super) enum ContentPart {
 /// Reads the archive to its end; `each` gets every member and may read its content.
 ///
 /// # Errors
-/// `InvalidImage` with what is wrong; those of `each` and of the stream.
+/// `InvalidImage` with the problem; errors of `each` and of the stream.
 pub(super) fn read(
     stream: &mut DecompressedStream,
     rules: &ArchiveRules,
@@ -122,7 +120,7 @@ pub(super) fn read(
             if next.is_empty() {
                 return Ok(());
             }
-            return Err(refused("ends with the name of something that does not follow"));
+            return Err(refused("ends after the name of a missing member"));
         }
         members += 1;
         if members / 2 > rules.entries {
@@ -141,7 +139,7 @@ pub(super) fn read(
                 let mut global = PaxOverrides::default();
                 extended(&whole(stream, size, limits::IMAGE_HEADER_BYTES)?, &mut global)?;
                 if !global.is_empty() {
-                    return Err(refused("has a global header that renames or resizes everything"));
+                    return Err(refused("has a global header that renames or resizes all members"));
                 }
             }
             kind => {
@@ -158,7 +156,7 @@ pub(super) fn read(
 
 const BLOCK: usize = 512;
 
-/// What is said of the next member before its own header.
+/// Values of extended headers for the next member.
 #[derive(Debug, Default)]
 struct PaxOverrides {
     path: Option<Vec<u8>>,
@@ -188,13 +186,13 @@ impl PaxOverrides {
     }
 }
 
-/// The next header; `false` at the end of the archive. An archive without an end is one that was cut.
+/// Reads the next header; `false` at the end of the archive. An archive without an end marker is truncated.
 fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bool> {
     if stream.fill(block)? < BLOCK {
         return Err(truncated());
     }
     if block.iter().all(|byte| *byte == 0) {
-        // The second one may be missing: GNU tar takes a lone one for the end as well.
+        // The second block of zeros may be missing: GNU tar accepts a single one.
         return Ok(false);
     }
     let sum: u32 = block
@@ -202,8 +200,8 @@ fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bo
         .enumerate()
         .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
         .sum();
-    // What old archives have where bytes count as signed.
-    #[expect(clippy::cast_possible_wrap, reason = "that is the meaning")]
+    // Some old archives sum signed bytes.
+    #[expect(clippy::cast_possible_wrap, reason = "the sign is intended")]
     let signed: i32 = block
         .iter()
         .enumerate()
@@ -213,7 +211,7 @@ fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bo
     if told != sum && i64::from(told) != i64::from(signed) {
         return Err(Error::new(
             Code::InvalidImage,
-            "It is not a tar archive, nor one that is compressed with gzip, xz or zstd, or it is damaged",
+            "The file is not a tar archive (plain or compressed with gzip, xz or zstd), or it is damaged",
         ));
     }
     Ok(true)
@@ -235,7 +233,7 @@ fn member(
     let target =
         named(next.target, head.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default())?;
     let kind = match kind {
-        // Before POSIX a folder was a file whose name ends with a slash.
+        // Before POSIX, a directory was a file whose name ends with a slash.
         EntryType::Regular if path.ends_with(b"/") => MemberKind::Folder,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => MemberKind::File,
         EntryType::Directory => MemberKind::Folder,
@@ -247,13 +245,14 @@ fn member(
             return Err(refused(&format!("has a member of the unknown type '{letter}'")));
         }
     };
-    // Up to here the header itself can say it; different words for it mean different members to different readers.
+    // Up to this size the tar header itself can express it; different readers would interpret a different value
+    // differently.
     if next.size.is_some_and(|told| told != size && told < 1 << 33) {
-        return Err(refused("tells two different sizes for one member"));
+        return Err(refused("has two different sizes for one member"));
     }
     let stored = next.size.unwrap_or(size);
     if kind != MemberKind::File && stored > 0 {
-        return Err(refused("has content where there can be none"));
+        return Err(refused("has content for a member that cannot have any"));
     }
     if stored > rules.bytes {
         return Err(refused("has a file that is larger than an image may be"));
@@ -280,7 +279,7 @@ fn member(
         old_sparse(stream, head, &mut member)?;
     } else if next.sparse.major == Some(1) || next.sparse.map.is_some() {
         if kind != MemberKind::File {
-            return Err(refused("has holes in what is no file"));
+            return Err(refused("has holes in a member that is not a file"));
         }
         let (pieces, read) = match (next.sparse.major, next.sparse.map) {
             (Some(1), None) => sparse_map(stream, stored)?,
@@ -288,11 +287,11 @@ fn member(
             _ => return Err(refused("describes holes in two ways")),
         };
         member.size =
-            next.sparse.size.ok_or_else(|| refused("does not say how large a file with holes is"))?;
+            next.sparse.size.ok_or_else(|| refused("does not state the size of a file with holes"))?;
         member.pieces = Some(pieces);
         left -= read;
     } else if next.sparse.major.is_some() {
-        return Err(refused("describes holes in an unknown way"));
+        return Err(refused("describes holes in an unknown format"));
     }
     check_pieces(&member, left, rules)?;
     Ok((member, left))
@@ -305,7 +304,7 @@ fn device(head: &Header) -> Result<Device> {
         _ => FileType::Fifo,
     };
     let number = |number: std::io::Result<Option<u32>>| Ok(field(number, "device")?.unwrap_or(0));
-    // Old archives have no numbers for a FIFO, or none that can be read.
+    // Old archives have no valid numbers for a FIFO.
     let (major, minor) = match kind {
         FileType::Fifo => (0, 0),
         _ => (number(head.device_major())?, number(head.device_minor())?),
@@ -313,9 +312,9 @@ fn device(head: &Header) -> Result<Device> {
     Ok(Device { kind, major, minor })
 }
 
-/// The map of GNU's own format: four pieces in the header, 21 in each block that follows.
+/// Reads the map of GNU's old sparse format: four entries in the header, 21 in each following block.
 fn old_sparse(stream: &mut DecompressedStream, head: &Header, member: &mut Member) -> Result<()> {
-    let gnu = head.as_gnu().ok_or_else(|| refused("has holes without saying where"))?;
+    let gnu = head.as_gnu().ok_or_else(|| refused("has holes without a map"))?;
     let mut pieces = Vec::new();
     let mut take = |headers: &[tar::GnuSparseHeader]| -> Result<()> {
         for header in headers.iter().filter(|header| !header.is_empty()) {
@@ -343,15 +342,15 @@ fn old_sparse(stream: &mut DecompressedStream, head: &Header, member: &mut Membe
     Ok(())
 }
 
-/// The map of the PAX format 1.0, which stands before the data: decimal numbers, one a line, filled up to a block.
-/// Returns how much of the data it took.
+/// Reads the map of the PAX format 1.0, which precedes the data: decimal numbers, one per line, padded to a block.
+/// Returns the entries and the map's length.
 fn sparse_map(stream: &mut DecompressedStream, stored: u64) -> Result<(Vec<DataRange>, u64)> {
     let mut text = Vec::new();
     let mut block = [0; BLOCK];
     let mut wanted = None;
     loop {
         if (text.len() + BLOCK) as u64 > stored || text.len() > limits::IMAGE_HEADER_BYTES {
-            return Err(refused("has a file with a broken map of its holes"));
+            return Err(refused("has a file with an invalid map of its holes"));
         }
         if stream.fill(&mut block)? < BLOCK {
             return Err(truncated());
@@ -371,18 +370,18 @@ fn sparse_map(stream: &mut DecompressedStream, stored: u64) -> Result<(Vec<DataR
     }
 }
 
-/// `AT,LENGTH,AT,LENGTH…`
+/// Parses `AT,LENGTH,AT,LENGTH…`.
 fn numbers(text: &[u8]) -> Result<Vec<DataRange>> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
     let all: Option<Vec<u64>> = text.split(|byte| *byte == b',').map(number).collect();
     let all = all.filter(|all| all.len() % 2 == 0 && all.len() <= 2 * limits::IMAGE_PIECES);
-    let all = all.ok_or_else(|| refused("has a file with a broken map of its holes"))?;
+    let all = all.ok_or_else(|| refused("has a file with an invalid map of its holes"))?;
     Ok(all.chunks_exact(2).map(|pair| DataRange { at: pair[0], length: pair[1] }).collect())
 }
 
-/// Pieces must be in order, inside the file, and as much as is stored.
+/// Checks that the pieces are in order, inside the file, and as long as the stored data.
 fn check_pieces(member: &Member, stored: u64, rules: &ArchiveRules) -> Result<()> {
     let Some(pieces) = &member.pieces else { return Ok(()) };
     let (mut end, mut sum) = (0_u64, 0_u64);
@@ -390,18 +389,18 @@ fn check_pieces(member: &Member, stored: u64, rules: &ArchiveRules) -> Result<()
         let next = piece.at.checked_add(piece.length).filter(|_| piece.at >= end);
         end = next
             .filter(|next| *next <= member.size)
-            .ok_or_else(|| refused("has a file whose parts overlap or lie outside it"))?;
+            .ok_or_else(|| refused("has a file with parts that overlap or are outside the file"))?;
         sum += piece.length;
     }
     if sum != stored || member.size > rules.bytes {
-        return Err(refused("has a file whose parts are not what is stored"));
+        return Err(refused("has a file with parts that do not match the stored data"));
     }
     Ok(())
 }
 
-/// The records of an extended header: `LENGTH KEY=VALUE\n`, where the length counts itself.
+/// Parses the records of an extended header: `LENGTH KEY=VALUE\n`, where the length includes itself.
 fn extended(mut bytes: &[u8], next: &mut PaxOverrides) -> Result<()> {
-    let broken = || refused("has a broken extended header");
+    let broken = || refused("has an invalid extended header");
     while bytes.first().is_some_and(|byte| *byte != 0) {
         let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
         let length =
@@ -430,7 +429,7 @@ fn extended(mut bytes: &[u8], next: &mut PaxOverrides) -> Result<()> {
             b"GNU.sparse.name" => next.sparse.path = Some(value.to_vec()),
             b"GNU.sparse.map" => next.sparse.map = Some(value.to_vec()),
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                return Err(refused("describes holes in a way that is not used any more (GNU sparse 0.0)"));
+                return Err(refused("describes holes in an obsolete format (GNU sparse 0.0)"));
             }
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -445,13 +444,13 @@ fn extended(mut bytes: &[u8], next: &mut PaxOverrides) -> Result<()> {
     Ok(())
 }
 
-/// The digits behind a decimal point, as nanoseconds.
+/// Parses the digits after a decimal point as nanoseconds.
 fn nanos(digits: &str) -> u32 {
     let digits = digits.bytes().take(9).take_while(u8::is_ascii_digit);
     digits.chain(std::iter::repeat(b'0')).take(9).fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'))
 }
 
-/// A long name, ended by NUL.
+/// Reads a long name, terminated by NUL.
 fn text(stream: &mut DecompressedStream, size: u64) -> Result<Vec<u8>> {
     let mut bytes = whole(stream, size, limits::IMAGE_PATH_BYTES + 1)?;
     if bytes.last() == Some(&0) {
@@ -460,7 +459,7 @@ fn text(stream: &mut DecompressedStream, size: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// So much of the stream and what fills it up to a block, in memory.
+/// Reads `size` bytes and the padding to a block into memory.
 fn whole(stream: &mut DecompressedStream, size: u64, most: usize) -> Result<Vec<u8>> {
     let length = usize::try_from(size).ok().filter(|length| *length <= most);
     let length = length.ok_or_else(|| refused("has a name or an extended header that is too long"))?;
@@ -493,11 +492,11 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 fn field<T>(value: std::io::Result<T>, what: &str) -> Result<T> {
-    value.map_err(|_| refused(&format!("has a member whose {what} cannot be read")))
+    value.map_err(|_| refused(&format!("has a member with an invalid {what}")))
 }
 
 pub(super) fn truncated() -> Error {
-    Error::new(Code::InvalidImage, "The archive breaks off; it is incomplete")
+    Error::new(Code::InvalidImage, "The archive is truncated")
 }
 
 fn refused(problem: &str) -> Error {

@@ -1,14 +1,14 @@
 //! The archive of a backup: a tar archive, compressed with zstd, that any tar reads.
 //!
 //! ```text
-//! backup.json    what wrote it, and the format of the data
+//! backup.json    berth's version and the data format
 //! data/…         the data folder
 //! sums           a line with a digest for each entry before it (sums.rs has the format)
 //! ```
 //!
-//! **Invariant:** what is unpacked is in one folder, and nothing of it is used before `sums` was compared. An archive that
-//! breaks off has no `sums`. The digests show damage; they are no signature: restore only backups that you trust, since
-//! there are tokens and scripts in them.
+//! **Invariant:** files are unpacked only into one directory, and none of them is used before `sums` was compared. A
+//! truncated archive has no `sums`. The digests detect damage but are no signature: restore only backups that you
+//! trust, because they contain tokens and scripts.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,17 +34,17 @@ use crate::store::format;
 /// `backup.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackupInfo {
-    /// Of the archive.
+    /// Format of the archive.
     pub format: u32,
-    /// Of the data folder.
+    /// Format of the data directory.
     pub data_format: u32,
-    /// Of berth.
+    /// berth's version.
     pub version: String,
     /// RFC 3339.
     pub created_at: String,
-    /// Roots, images and snapshots of containers are in it.
+    /// Whether roots, images and snapshots of containers are included.
     pub containers: bool,
-    /// Where files of workspaces were that are in it, by the workspace's id: ids in the OpenWork API come from paths.
+    /// Original paths of included workspace files, by workspace ID: IDs in the OpenWork API are derived from paths.
     pub paths: BTreeMap<Uuid, String>,
 }
 
@@ -58,26 +58,27 @@ const SUMS: &str = "sums";
 /// A backup that is being written.
 pub struct BackupArchive<'a>(Packer<'a>);
 
-/// What a backup does not have.
+/// Entries missing from a backup.
 #[derive(Clone, Debug, Default)]
 pub struct OmittedEntries {
     /// Some of the entries, with the reason.
     pub named: Vec<String>,
-    /// How many there are.
+    /// Their total number.
     pub count: u64,
 }
 
 impl BackupArchive<'_> {
-    /// Adds the folder at `path` as `name` below the data folder. `skip` gets names below the data folder.
+    /// Adds the directory at `path` as `name` below the data directory. `skip` gets names relative to the data
+    /// directory.
     ///
     /// # Errors
-    /// `Cancelled`; what reading and writing say.
+    /// `Cancelled`; errors of reading and writing.
     pub fn tree(&mut self, path: &Path, name: &str, skip: &dyn Fn(&[u8]) -> bool) -> Result<()> {
         let below = DATA.len() + 1;
         self.0.tree(path, &format!("{DATA}/{name}"), &|path| path.get(below..).is_some_and(skip))
     }
 
-    /// Adds the file at `path`, which is no link.
+    /// Adds the file at `path`, which must not be a link.
     ///
     /// # Errors
     /// As [`BackupArchive::tree`].
@@ -85,19 +86,19 @@ impl BackupArchive<'_> {
         self.0.file(path, &format!("{DATA}/{name}"))
     }
 
-    /// Adds a file, or without bytes a folder, of this process's user.
+    /// Adds a file, or a directory if `bytes` is `None`, owned by this process's user.
     ///
     /// # Errors
-    /// What writing says.
+    /// Errors of writing.
     pub fn add(&mut self, name: &str, bytes: Option<&[u8]>, mode: u32) -> Result<()> {
         self.0.add(&format!("{DATA}/{name}"), bytes, mode)
     }
 }
 
-/// Writes an archive to `out`; `fill` adds the data. Checksums wait in a file in `beside`.
+/// Writes an archive to `out`; `fill` adds the data. Checksums are collected in a temporary file in `beside`.
 ///
 /// # Errors
-/// What `fill` and writing say.
+/// Errors of `fill` and of writing.
 pub fn write(
     out: &mut dyn Write,
     beside: &Path,
@@ -107,7 +108,7 @@ pub fn write(
     fill: impl FnOnce(&mut BackupArchive<'_>) -> Result<()>,
 ) -> Result<OmittedEntries> {
     let mut lines = BufWriter::new(unnamed_file(beside).at("write in", beside)?);
-    // Level 3, of which the quick compressor is built (.cargo/config.toml).
+    // Level 3 uses the fast compressor, the only one in this build (.cargo/config.toml).
     let mut encoder =
         zstd::Encoder::new(BufWriter::with_capacity(256 << 10, out), 3).at("write", "the backup")?;
     let text = serde_json::to_vec_pretty(info).map_err(|error| Error::internal(INFO).with_source(error))?;
@@ -132,12 +133,12 @@ pub fn write(
     Ok(omitted)
 }
 
-/// Unpacks an archive into the folder `into`, which is empty and ours alone, and compares everything with the checksums.
-/// The data is in [`DATA`] there.
+/// Unpacks an archive into the empty, private directory `into` and compares everything with the checksums. The data is
+/// in [`DATA`] there.
 ///
 /// # Errors
-/// `InvalidImage` for an archive that is damaged, incomplete or made to do harm; `NewerFormat`; `DiskFull`; `Cancelled`.
-/// What was unpacked until then is of no use.
+/// `InvalidImage` for an archive that is damaged, incomplete or malicious; `NewerFormat`; `DiskFull`; `Cancelled`.
+/// Unpacked files must be discarded then.
 pub fn unpack(
     input: impl Read + Send,
     into: &Path,
@@ -151,7 +152,7 @@ pub fn unpack(
     read_ahead(input, observe, cancel, |stream| {
         archive::read(stream, &BACKUP, &mut |member, content| {
             if compared {
-                return Err(refused("has entries behind its checksums"));
+                return Err(refused("has entries after its checksums"));
             }
             let path = &member.path[..];
             if info.is_none() {
@@ -166,7 +167,7 @@ pub fn unpack(
             let inside = path.strip_prefix(DATA.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'/'));
             if !inside {
                 let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
-                return Err(refused(&format!("has '{}', which has no place in it", path.escape_debug())));
+                return Err(refused(&format!("has an unexpected entry '{}'", path.escape_debug())));
             }
             let linked = match member.kind {
                 MemberKind::File | MemberKind::Folder => false,
@@ -181,7 +182,7 @@ pub fn unpack(
             tell(writer.entries);
             lines.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")
         })?;
-        // A compressed stream has a checksum of its own at its end.
+        // A compressed stream ends with a checksum of its own.
         stream.drain()
     })?;
     let info = info.filter(|_| compared);
@@ -207,8 +208,7 @@ fn read_info(member: &Member, content: &mut MemberContent<'_>) -> Result<(Backup
         format: u32,
         data_format: u32,
     }
-    let unreadable =
-        |error: serde_json::Error| refused(&format!("has a {INFO} that cannot be read ({error})"));
+    let unreadable = |error: serde_json::Error| refused(&format!("has an invalid {INFO} ({error})"));
     let formats: Formats = serde_json::from_slice(&bytes).map_err(unreadable)?;
     if formats.format > BACKUP_FORMAT {
         let found = formats.format;
@@ -222,7 +222,7 @@ fn read_info(member: &Member, content: &mut MemberContent<'_>) -> Result<(Backup
     Ok((info, sums::line(member, Some(&digest.finalize().into()))))
 }
 
-/// Compares the lines of what was unpacked with those of the archive.
+/// Compares the checksum lines of the unpacked entries with those of the archive.
 fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut MemberContent<'_>) -> Result<()> {
     ours.flush().at("write", "the checksums")?;
     let mut file = ours.get_ref().try_clone().at("read", "the checksums")?;
@@ -240,7 +240,7 @@ fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut MemberCont
         let path = text.split(' ').nth(9).unwrap_or_default().trim_end();
         let path: String = path.chars().take(200).collect();
         Err(refused(&format!(
-            "is damaged or was changed: '{}' is not what its checksum says",
+            "is damaged or was changed: '{}' does not match its checksum",
             path.escape_debug()
         )))
     };
@@ -258,12 +258,12 @@ fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut MemberCont
         }
         Ok(())
     })?;
-    // What is left on either side has no counterpart.
+    // Remaining lines on either side have no counterpart.
     check(&wanted)?;
     Ok(())
 }
 
-/// Four times a path, its target and its attributes.
+/// Longest line: four times a path, its target and its attributes.
 const LINE_BYTES: usize = 8 << 20;
 
 fn refused(problem: &str) -> Error {

@@ -1,4 +1,4 @@
-//! Makes a distribution's base system in an empty folder, with the distribution's own tool.
+//! Creates a distribution's base system in an empty directory with the distribution's own tool.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,30 +12,30 @@ use crate::proc::tools::{self, Archive, Family};
 use crate::proc::{Cancel, Group, ProcessOutcome, Spec};
 use crate::store::file;
 
-/// The keys that sign Ubuntu's archive (`assets/keyrings/README.md`), for hosts that have no package with them.
+/// The keys that sign Ubuntu's archive (`assets/keyrings/README.md`), for hosts without a package that has them.
 const UBUNTU_KEYRING: &[u8] = include_bytes!("../../assets/keyrings/ubuntu-archive-keyring.gpg");
 
-/// A tool that fails with less left on its disk has run out of it, whatever it says: no package is larger, and half an
-/// archive is "file already exists" to debootstrap.
+/// If a tool fails and less than this is free, the disk was full, whatever the tool reports: no package is larger, and
+/// debootstrap reports a half-written archive as "file already exists".
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// What is missing on the disk of `folder`; `None`: nothing.
+/// Returns which resource of the disk at `folder` is exhausted; `None` if none is.
 fn disk_full_reason(folder: &Path) -> Option<String> {
     let room = rustix::fs::statvfs(folder).ok()?;
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
-    // Where it is mounted: `folder` is gone once the build has failed.
+    // The mount point is named, because `folder` is removed when the build fails.
     let same = folder.ancestors().take_while(|above| device(above) == device(folder));
     let disk = same.last().unwrap_or(folder).display();
     let bytes = room.f_bavail.saturating_mul(room.f_frsize);
     if bytes < LEAST_BYTES {
         return Some(format!("the disk at {disk} is full ({} KiB free)", bytes >> 10));
     }
-    // Some file systems have no fixed number of files, and say 0.
+    // Some file systems have no fixed number of files and report 0.
     let no_files = room.f_files > 0 && room.f_favail == 0;
     no_files.then(|| format!("the disk at {disk} is full: it has no room for another file (df -i)"))
 }
 
-/// A tool that wrote into `root` and ended badly, in words.
+/// Converts the exit of a tool that wrote into `root` into a result.
 pub fn check_outcome(ended: ProcessOutcome, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
     match ended {
         ProcessOutcome::Exited(exit) if exit.success() => Ok(()),
@@ -45,20 +45,20 @@ pub fn check_outcome(ended: ProcessOutcome, what: &str, root: &Path, log: &Build
                 Code::DiskFull,
                 format!(
                     "{what} failed because {why}; a container needs about 1 GiB: free some space, or choose a larger disk \
-                     with --data-dir, and build again. Its last words: {}",
+                     with --data-dir, and build again. Last output: {}",
                     log.last_lines()
                 ),
             ),
         }),
         ProcessOutcome::TimedOut => Err(Error::new(
             Code::BuildFailed,
-            format!("{what} took too long and was ended: {}", log.last_lines()),
+            format!("{what} timed out and was killed: {}", log.last_lines()),
         )),
         ProcessOutcome::Cancelled => Err(Error::new(Code::Cancelled, format!("{what} was cancelled"))),
     }
 }
 
-/// Bootstraps `distro` into the existing empty folder `root`.
+/// Bootstraps `distro` into the existing empty directory `root`.
 ///
 /// # Errors
 /// `BuildFailed` with the package to install, or with the last meaningful lines of the tool; `DiskFull`; `Cancelled`.
@@ -72,14 +72,14 @@ pub fn bootstrap(
 ) -> Result<()> {
     let (what, args) = match suite(distro) {
         _ if distro == Distro::Host => {
-            return Err(Error::internal("this machine's own system needs no bootstrap"));
+            return Err(Error::internal("The host's own system needs no bootstrap"));
         }
         Some(suite) => ("debootstrap", debootstrap(distro, &suite, root, sources)?),
         None => ("pacstrap", pacstrap(root, sources)?),
     };
     log.new_step();
     let spec = Spec::new(tools::require("unshare")?)
-        // Both tools mount proc and sys below the root; in a mount namespace of their own nothing is left on the
+        // Both tools mount proc and sys below the root. In a mount namespace of their own, no mount remains on the
         // host, however they end.
         .args(["--mount", "--propagation=slave"])
         .args(args)
@@ -87,32 +87,34 @@ pub fn bootstrap(
     let ended = spec.run(group, log, sources.deadline, cancel)?;
     if ended == ProcessOutcome::TimedOut {
         let secs = sources.deadline.as_secs();
-        let message =
-            format!("{what} took longer than {secs} s (--image-timeout) and was ended: {}", log.last_lines());
+        let message = format!(
+            "{what} took longer than {secs} s (--image-timeout) and was killed: {}",
+            log.last_lines()
+        );
         return Err(Error::new(Code::BuildFailed, message));
     }
     check_outcome(ended, what, root, log)
 }
 
-/// What a bootstrap takes from this host.
+/// Host resources that a bootstrap uses.
 #[derive(Debug)]
 pub struct BootstrapTools {
     /// debootstrap or pacstrap.
     pub program: PathBuf,
     /// The keys that verify the packages.
     pub keyring: Keyring,
-    /// A script of the suite's family, for a debootstrap that has none of the suite itself.
+    /// Script of the suite's family, for a debootstrap without a script for the suite.
     pub stand_in: Option<PathBuf>,
-    /// `--extractor` of debootstrap, where its default cannot unpack the suite's packages.
+    /// debootstrap's `--extractor`, if its default cannot unpack the suite's packages.
     pub extractor: Option<&'static str>,
 }
 
 /// The keys that verify a distribution's packages.
 #[derive(Debug)]
 pub enum Keyring {
-    /// A file for debootstrap, a GnuPG folder for pacman.
+    /// A file for debootstrap, a GnuPG directory for pacman.
     Host(PathBuf),
-    /// The keys of Ubuntu's archive that are part of the berth binary.
+    /// Ubuntu's archive keys, embedded in the berth binary.
     Embedded,
 }
 
@@ -125,25 +127,25 @@ impl fmt::Display for Keyring {
     }
 }
 
-/// Finds what a bootstrap of `distro` takes from this host.
+/// Finds the host resources that a bootstrap of `distro` uses.
 ///
 /// # Errors
-/// `Unavailable` or `BuildFailed` with what is missing and what to install.
+/// `Unavailable` or `BuildFailed` with the missing part and the package to install.
 pub fn find_tools(distro: Distro, sources: &PackageSources) -> Result<BootstrapTools> {
     match suite(distro) {
-        _ if distro == Distro::Host => Err(Error::internal("this machine's own system needs no bootstrap")),
+        _ if distro == Distro::Host => Err(Error::internal("The host's own system needs no bootstrap")),
         Some(suite) => debootstrap_needs(distro, &suite, sources),
         None => pacstrap_needs(sources),
     }
 }
 
-/// A distribution as debootstrap knows it.
+/// A distribution's parameters for debootstrap.
 struct Suite {
     name: &'static str,
     components: &'static str,
     archive: Archive,
-    /// Debian 12's debootstrap does not know noble; all Ubuntu suites since gutsy share one script, as all of Debian's
-    /// do.
+    /// Debian 12's debootstrap has no script for noble. All Ubuntu suites since gutsy share one script, as all of
+    /// Debian's do.
     family_script: &'static str,
 }
 
@@ -191,7 +193,7 @@ fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &PackageSources) ->
         return Err(Error::new(
             Code::BuildFailed,
             format!(
-                "debootstrap knows neither {} nor its family ({} is missing); install a newer debootstrap",
+                "debootstrap supports neither {} nor its family ({} is missing); install a newer debootstrap",
                 suite.name,
                 script.display()
             ),
@@ -201,12 +203,12 @@ fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &PackageSources) ->
     Ok(BootstrapTools { program, keyring, stand_in, extractor })
 }
 
-/// Ubuntu compresses its packages with zstd, which dpkg-deb can read since dpkg 1.21.18 (Debian 12) and in every Ubuntu
-/// since 2018. debootstrap's other extractor is ar(1) with zstdcat(1).
+/// Ubuntu compresses its packages with zstd, which dpkg-deb supports since dpkg 1.21.18 (Debian 12) and in every Ubuntu
+/// since 2018. debootstrap's other extractor uses ar(1) and zstdcat(1).
 fn extractor(suite: &Suite) -> Result<Option<&'static str>> {
-    // debootstrap(8): dpkg-deb where there is one, else ar.
+    // debootstrap(8): dpkg-deb if it is installed, otherwise ar.
     let dpkg = tools::find("dpkg-deb");
-    // A dpkg-deb that can read zstd names the format.
+    // The binary of a dpkg-deb with zstd support contains the format's name.
     let reads_zstd = |path: &PathBuf| {
         std::fs::read(path).is_ok_and(|program| memchr::memmem::find(&program, b"zstd").is_some())
     };
@@ -261,7 +263,7 @@ fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &PackageSour
     args.push(format!("--components={}", suite.components));
     args.extend(extractor.map(|extractor| format!("--extractor={extractor}")));
     args.push(format!("--keyring={}", keyring.display()));
-    // Without it debootstrap warns and goes on when the archive is not signed.
+    // Without it debootstrap only warns if the archive is not signed.
     args.push("--force-check-gpg".to_owned());
     args.push(suite.name.to_owned());
     args.push(root.to_string_lossy().into_owned());
@@ -271,7 +273,7 @@ fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &PackageSour
             args.push(mirror);
             args.extend(script.map(|script| script.to_string_lossy().into_owned()));
         }
-        // debootstrap(8) takes the script after the mirror only; an empty mirror means the script's own default.
+        // debootstrap(8) accepts the script only after the mirror; an empty mirror selects the script's default.
         (None, Some(script)) => args.extend([String::new(), script.to_string_lossy().into_owned()]),
         (None, None) => {}
     }
@@ -292,8 +294,8 @@ fn pacstrap(root: &Path, sources: &PackageSources) -> Result<Vec<String>> {
         text(&program),
         "-C".into(),
         text(&config),
-        // Neither the host's keyring nor its mirror list. The cache stays in the root (no -c) and is emptied with it: a
-        // build leaves nothing in the host's own.
+        // Use neither the host's keyring nor its mirror list. The cache is in the root (no -c) and is emptied with it,
+        // so a build leaves nothing in the host's own cache.
         "-G".into(),
         "-M".into(),
         text(root),

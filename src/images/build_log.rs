@@ -1,4 +1,4 @@
-//! A build's log: a file that grows while the build runs, and the last lines for error messages. One writer.
+//! A build's log: a file that grows during the build, and the last lines for error messages. One writer.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::base::{At, Result, limits};
 use crate::proc::Sink;
 
-/// Writes what tools print, and our own lines between.
+/// The log of one build: output of tools and lines of our own.
 #[derive(Debug)]
 pub struct BuildLog {
     file: File,
@@ -27,10 +27,10 @@ impl std::fmt::Debug for LineListener {
 }
 
 impl BuildLog {
-    /// Starts the log at `path` anew, mode 0600.
+    /// Creates or truncates the log at `path`, mode 0600.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be created.
     pub fn create(path: &Path) -> Result<BuildLog> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut options = File::options();
@@ -43,7 +43,7 @@ impl BuildLog {
         BuildLog { file, written: 0, line: Vec::new(), last: VecDeque::new(), listener: None }
     }
 
-    /// Tells somebody every complete line from now on.
+    /// Calls `listener` with every complete line from now on.
     pub fn listen(&mut self, listener: impl FnMut(&str) + Send + 'static) {
         self.listener = Some(LineListener(Box::new(listener)));
     }
@@ -61,13 +61,13 @@ impl BuildLog {
         }
     }
 
-    /// Forgets the last lines: a new tool begins.
+    /// Forgets the last lines at the start of a new tool.
     pub fn new_step(&mut self) {
         self.last.clear();
         self.line.clear();
     }
 
-    /// The last lines that mean something, joined for an error message; never empty.
+    /// Returns the last meaningful lines, joined for an error message; never empty.
     pub fn last_lines(&self) -> String {
         let unfinished = String::from_utf8_lossy(&self.line);
         let lines: Vec<&str> = self
@@ -77,7 +77,7 @@ impl BuildLog {
             .chain([unfinished.trim()])
             .filter(|line| !line.is_empty())
             .collect();
-        // Tools that mark their errors get these repeated; others their last words.
+        // For tools that mark errors, return the marked lines; otherwise the last output.
         let errors: Vec<&str> = lines
             .iter()
             .copied()
@@ -86,7 +86,7 @@ impl BuildLog {
         let chosen = if errors.is_empty() { &lines } else { &errors };
         let skip = chosen.len().saturating_sub(limits::ERROR_TAIL_LINES);
         match chosen[skip..].join(" | ") {
-            text if text.is_empty() => "it printed nothing".to_owned(),
+            text if text.is_empty() => "no output".to_owned(),
             text => text,
         }
     }
@@ -96,7 +96,7 @@ impl BuildLog {
             return;
         }
         self.written += bytes.len() as u64;
-        // A log that cannot be written (full disk) must not fail a build that can be.
+        // A full disk must not fail a build only because its log cannot be written.
         let _ = self.file.write_all(bytes);
         if self.written > limits::BUILD_LOG_BYTES {
             let _ =

@@ -1,5 +1,5 @@
-//! Takes out of a tree what belongs to one machine, so that many can be made from it. The tree may come from anybody:
-//! everything is opened beneath it.
+//! Removes machine-specific files from a tree, so that many containers can be created from it. The tree is untrusted:
+//! all paths are opened beneath it.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use crate::base::Result;
 use crate::base::limits;
 use crate::store::beneath::Root;
 
-/// What [`machine`] may write anew.
+/// Files that [`remove_identity`] may write.
 pub(super) const REWRITTEN: [&str; 4] = ["etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"];
 
-/// What every image gets: no identity, no secrets of a machine, no devices; names that resolve.
+/// Prepares every image: no identity, no secrets of a machine, no devices; host names resolve.
 pub(super) fn remove_identity(root: &Path) -> Result<()> {
     let root = Root::open(root)?;
     remove_files(&root, "dev", |_| true)?;
     remove_files(&root, "etc/ssh", |name| name.starts_with("ssh_host_"))?;
-    // Seeds of random numbers, and what D-Bus takes for the machine's id.
+    // Random seeds, and D-Bus's machine ID.
     for secret in
         ["var/lib/systemd/random-seed", "var/lib/systemd/credential.secret", "var/lib/dbus/machine-id"]
     {
@@ -24,18 +24,18 @@ pub(super) fn remove_identity(root: &Path) -> Result<()> {
     if !root.is_dir("etc")? {
         root.make_dirs("etc")?;
     }
-    // A link (Ubuntu's resolv.conf) would lead to what only a booted system has.
+    // A symbolic link (Ubuntu's resolv.conf) would lead to a file that only a booted system has.
     for (path, text) in [("etc/machine-id", ""), ("etc/hostname", "workspace\n"), ("etc/resolv.conf", "")] {
         root.write_new(path, text.as_bytes(), 0o644)?;
     }
-    // Names resolve to the workspace's own host name, or sudo and others wait for DNS.
+    // The workspace's own host name must resolve, otherwise sudo and other programs wait for DNS.
     if !root.exists("etc/hosts")? {
         root.write_new("etc/hosts", b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n", 0o644)?;
     }
     Ok(())
 }
 
-/// What a bootstrap leaves and anybody can fetch again.
+/// Removes caches of a bootstrap, which can be downloaded again.
 pub(super) fn remove_caches(root: &Path) -> Result<()> {
     let root = Root::open(root)?;
     remove_files(&root, "var/cache/apt/archives", |name| name.ends_with(".deb"))?;
@@ -43,7 +43,7 @@ pub(super) fn remove_caches(root: &Path) -> Result<()> {
     remove_files(&root, "var/cache/pacman/pkg", |_| true)?;
     remove_files(&root, "var/lib/apt/lists", |name| name != "lock")?;
     remove_files(&root, "var/lib/apt/lists/partial", |_| true)?;
-    // Both name the moment of the build in each line: two builds of one day's packages would never be one image.
+    // These contain build times, so two builds with the same packages would never give the same image.
     for log in ["var/log/bootstrap.log", "var/log/dpkg.log", "var/log/alternatives.log", "var/log/pacman.log"]
     {
         remove(&root, log)?;
@@ -51,7 +51,7 @@ pub(super) fn remove_caches(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is not a folder and has such a name.
+/// Removes entries that are not directories and have a matching name.
 fn remove_files(root: &Root, folder: &str, goes: impl Fn(&str) -> bool) -> Result<()> {
     if !root.is_dir(folder)? {
         return Ok(());
@@ -64,7 +64,7 @@ fn remove_files(root: &Root, folder: &str, goes: impl Fn(&str) -> bool) -> Resul
     Ok(())
 }
 
-/// Removes an entry unless it is a folder; nothing to remove is fine.
+/// Removes an entry unless it is a directory. A missing entry is no error.
 fn remove(root: &Root, path: &str) -> Result<()> {
     match root.remove(path) {
         Err(error) if !root.is_dir(path).unwrap_or(false) => Err(error),
@@ -81,7 +81,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn what_belongs_to_one_machine_goes_and_links_lead_nowhere() {
+    fn machine_identity_is_removed_and_links_are_not_followed() {
         let dir = TestFolder::new();
         let outside = dir.join("outside");
         let root = dir.join("root");
@@ -109,7 +109,7 @@ mod tests {
         for kept in ["etc/ssh/ssh_config", "dev/pts"] {
             assert!(root.join(kept).exists(), "{kept}");
         }
-        // A tree with nothing in it becomes one that can be used.
+        // An empty tree becomes a usable one.
         std::fs::create_dir(dir.join("empty")).unwrap();
         remove_identity(&dir.join("empty")).unwrap();
         assert!(dir.join("empty/etc/machine-id").exists());

@@ -1,7 +1,8 @@
-//! Reads ahead of whoever unpacks: a thread of its own reads and decompresses, so that both cores work. What comes out
-//! is bounded by size and by ratio, and so is the memory that a compressed stream may ask for.
+//! Decompresses ahead of the unpacker: a separate thread reads and decompresses, so that two cores are used. The output
+//! is limited in size and in ratio to the input, and the memory of the decoder is limited too.
 //!
-//! Thread: `image-read`, one for each stream, ends with it. Channel: bounded; full, the thread waits for whoever unpacks.
+//! Thread: `image-read`, one per stream, ends with it. Channel: bounded; when it is full, the thread waits for the
+//! unpacker.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::rules::ArchiveRules;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
-/// A piece of the decompressed stream; its memory goes back when nobody needs it any more.
+/// A piece of the decompressed stream. Its memory is reused after the last reference is dropped.
 pub(super) struct Chunk {
     bytes: Vec<u8>,
     back: Sender<Vec<u8>>,
@@ -29,7 +30,7 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // The other end may have gone, which ends the memory as well.
+        // The other end may be closed, which frees the memory as well.
         let _ = self.back.try_send(std::mem::take(&mut self.bytes));
     }
 }
@@ -43,7 +44,7 @@ pub(super) struct DecompressedStream {
 }
 
 impl DecompressedStream {
-    /// Whether nothing is left.
+    /// Whether the end has been reached.
     pub(super) fn at_end(&mut self) -> Result<bool> {
         while !self.ended && self.chunk.as_ref().is_none_or(|chunk| self.at == chunk.bytes.len()) {
             self.at = 0;
@@ -58,7 +59,7 @@ impl DecompressedStream {
         Ok(self.ended)
     }
 
-    /// The next bytes, at most `most` of them, as a part of a chunk; an empty part at the end of the stream.
+    /// Returns the next bytes, at most `most`, as a part of a chunk; an empty part at the end.
     pub(super) fn next(&mut self, most: u64) -> Result<(Option<Arc<Chunk>>, std::ops::Range<usize>)> {
         if self.at_end()? {
             return Ok((None, 0..0));
@@ -71,7 +72,7 @@ impl DecompressedStream {
         Ok((chunk, part))
     }
 
-    /// Fills `buffer`; says how much of it, which is less only at the end.
+    /// Fills `buffer` and returns the number of bytes, which is smaller only at the end.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
@@ -83,7 +84,7 @@ impl DecompressedStream {
         Ok(done)
     }
 
-    /// Reads to the end, for the sake of digests.
+    /// Reads to the end, so that digests are complete.
     pub(super) fn drain(&mut self) -> Result<()> {
         while !self.at_end()? {
             self.chunk = None;
@@ -92,35 +93,35 @@ impl DecompressedStream {
     }
 }
 
-/// What the thread that reads tells while it goes.
+/// Callbacks of the reading thread.
 pub(super) struct StreamObserver<'a> {
-    /// What the stream may unpack to.
+    /// Limits for the stream.
     pub(super) rules: &'static ArchiveRules,
-    /// Each piece of the stream as it was before it was decompressed.
+    /// Receives each piece before decompression.
     pub(super) raw: &'a mut (dyn FnMut(&[u8]) + Send),
-    /// Each piece after that.
+    /// Receives each piece after decompression.
     pub(super) plain: &'a mut (dyn FnMut(&[u8]) + Send),
 }
 
-/// Decompresses `input`, whatever it is compressed with, on a thread of its own while `body` works.
+/// Decompresses `input`, in any supported format, on a separate thread while `body` runs.
 ///
 /// # Errors
-/// Those of `body`, which gets those of the stream.
+/// Errors of `body`, which receives those of the stream.
 pub(super) fn read_ahead<R>(
     mut input: impl Read + Send,
     observe: StreamObserver<'_>,
     cancel: &Cancel,
     body: impl FnOnce(&mut DecompressedStream) -> Result<R>,
 ) -> Result<R> {
-    // Full: whoever unpacks is behind, and reading waits.
+    // Full: the unpacker is slower, so reading waits.
     let (send, chunks) = bounded(CHUNKS);
-    // Never full: there are no more buffers than this.
+    // Never full: there are not more buffers.
     let (back, buffers) = bounded(CHUNKS + 8);
     thread::scope(|scope| {
         let work = move || {
             let told = decompress(&mut input, observe, cancel, &send, (&back, &buffers));
             if let Err(error) = told {
-                // Nobody listens any more: then nobody needs to know.
+                // If the receiver is closed, the error is not needed.
                 let _ = send.send(Err(error));
             }
         };
@@ -128,7 +129,7 @@ pub(super) fn read_ahead<R>(
         started
             .spawn_scoped(scope, work)
             .map_err(|error| Error::internal("Could not start a thread").with_source(error))?;
-        // Moved in, so that it is gone, and the thread ends, before the scope waits for it.
+        // Moved into the closure, so that it is dropped and the thread ends before the scope joins it.
         let mut stream = DecompressedStream { chunks, chunk: None, at: 0, ended: false };
         body(&mut stream)
     })
@@ -144,7 +145,7 @@ fn decompress(
     send: &Sender<Result<Chunk>>,
     (back, buffers): (&Sender<Vec<u8>>, &Receiver<Vec<u8>>),
 ) -> Result<()> {
-    // The decoder reads through it while the loop below looks at it.
+    // The decoder reads through it while the loop below reads the count.
     let counted = AtomicU64::new(0);
     let mut raw = CountingReader { input, count: &counted, observe: observe.raw };
     let mut head = [0; 6];
@@ -159,7 +160,7 @@ fn decompress(
             true,
             limits::IMAGE_DECODER_KIB,
         )),
-        // Its own limit of the window, 128 MiB, is what other readers have as well (RFC 8878 recommends 8 MiB).
+        // The decoder's own window limit of 128 MiB equals that of other readers (RFC 8878 recommends 8 MiB).
         CompressionFormat::Zstd => Box::new(
             zstd::Decoder::with_buffer(BufReader::with_capacity(CHUNK_BYTES, raw)).map_err(stream_error)?,
         ),
@@ -173,7 +174,7 @@ fn decompress(
         written += length as u64;
         check(observe.rules, counted.load(Ordering::Relaxed), written)?;
         if cancel.is_cancelled() {
-            return Err(Error::new(Code::Cancelled, "It was cancelled"));
+            return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
         }
         (observe.plain)(&bytes);
         let whole = length == CHUNK_BYTES;
@@ -186,8 +187,8 @@ fn decompress(
     }
 }
 
-/// The members of a gzip file one after the other (RFC 1952). Zero bytes behind the last one are padding, as gzip(1) reads
-/// it: tapes and block devices are filled up with them. Anything else there is damage.
+/// Concatenated gzip members (RFC 1952). Zero bytes after the last one are padding, as in gzip(1): tapes and block
+/// devices are padded with them. Other trailing data is damage.
 struct GzipMembers<R> {
     member: Option<GzDecoder<R>>,
 }
@@ -214,7 +215,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
     }
 }
 
-/// Whether another member follows; reads padding to its end.
+/// Returns whether another member follows; skips padding.
 fn another_member(rest: &mut impl BufRead) -> io::Result<bool> {
     let mut padded = false;
     loop {
@@ -240,19 +241,19 @@ fn another_member(rest: &mut impl BufRead) -> io::Result<bool> {
     }
 }
 
-/// Whether so much may come out of so little.
+/// Checks the size and the compression ratio.
 pub(super) fn check(rules: &ArchiveRules, read: u64, written: u64) -> Result<()> {
     if written > rules.bytes {
         return Err(Error::new(
             Code::InvalidImage,
-            format!("It unpacks to more than {} GiB", rules.bytes >> 30),
+            format!("The archive unpacks to more than {} GiB", rules.bytes >> 30),
         ));
     }
     if written > limits::IMAGE_RATIO_FREE && written / read.max(1) > rules.ratio {
         return Err(Error::new(
             Code::InvalidImage,
             format!(
-                "It unpacks to more than {} times its size, which no real image does: it looks like a bomb",
+                "The archive unpacks to more than {} times its size, which indicates a decompression bomb",
                 rules.ratio
             ),
         ));
@@ -273,14 +274,14 @@ fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-/// What the stream says of itself.
+/// Converts an error of the stream.
 fn stream_error(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
         Err(error) => Error::new(
             Code::InvalidImage,
             format!(
-                "It cannot be read: {error}. It may be damaged or incomplete, or need more memory than is allowed"
+                "The archive cannot be read: {error}; it may be damaged or incomplete, or need more memory than is allowed"
             ),
         ),
     }
@@ -299,7 +300,7 @@ impl CompressionFormat {
         match head {
             [0x1f, 0x8b, ..] => CompressionFormat::Gzip,
             [0xfd, b'7', b'z', b'X', b'Z', 0] => CompressionFormat::Xz,
-            // A frame, or one that is to be skipped.
+            // A frame or a skippable frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => CompressionFormat::Zstd,
             _ => CompressionFormat::Plain,
         }

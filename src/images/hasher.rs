@@ -1,6 +1,6 @@
-//! Digests of files while they are written: a thread of its own, so that whoever writes need not wait for it.
+//! Computes digests of files while they are written, on a separate thread, so that the writer does not wait.
 //!
-//! Thread: `image-hash`, one for each tree that is written, ends with it. Channel: bounded; full, whoever writes waits.
+//! Thread: `image-hash`, one per tree, ends with it. Channel: bounded; when it is full, the writer waits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::base::{Error, Result, limits};
 enum HashInput {
     Bytes(Arc<Chunk>, Range<usize>),
     Zeros(u64),
-    /// That was the whole file with this inode.
+    /// End of the file with this inode.
     End(u64),
 }
 
-/// Takes the files one after the other.
+/// Hashes files one after the other.
 pub(super) struct FileHasher {
     pieces: Sender<HashInput>,
     thread: JoinHandle<KnownDigests>,
@@ -56,7 +56,7 @@ impl FileHasher {
     }
 
     pub(super) fn bytes(&self, chunk: Arc<Chunk>, part: Range<usize>) {
-        // It ends after us only; a panic of it is noticed in `finish`.
+        // The thread outlives this sender; a panic in it is reported by `finish`.
         let _ = self.pieces.send(HashInput::Bytes(chunk, part));
     }
 
@@ -68,12 +68,12 @@ impl FileHasher {
         let _ = self.pieces.send(HashInput::End(inode));
     }
 
-    /// The digests of all.
+    /// Returns all digests.
     pub(super) fn finish(self) -> Result<KnownDigests> {
         drop(self.pieces);
-        self.thread.join().map_err(|_| Error::internal("A thread that hashes has failed"))
+        self.thread.join().map_err(|_| Error::internal("The hashing thread failed"))
     }
 }
 
-/// Messages that wait: those of many small files, or as much as there are buffers.
+/// Queued messages: those of many small files, or as many as there are buffers.
 const QUEUE: usize = 64;

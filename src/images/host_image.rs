@@ -1,8 +1,9 @@
-//! The image of this machine itself, for hosts that have no other and no network. It holds no program: a container made from
-//! it sees the machine's own, in place and read-only ([`PROGRAM_FOLDERS`]; `containers::binds`), with its own users as nobody, so that
-//! what only the machine's users may read stays unreadable whoever one is inside. What the image holds is what programs need
-//! besides: the folders of a system and, of `/etc`, the files of [`ETC_FILES`] as far as everybody may read them. Nobody's home, no
-//! password, no key, no name of a user or of the machine is in it.
+//! The image of the host itself, for hosts that have no other image and no network. It contains no programs: a
+//! container created from it sees the host's own, in place and read-only ([`PROGRAM_FOLDERS`]; `containers::binds`).
+//! Their owners appear as the overflow user, so files that only the host's users may read stay unreadable for every
+//! user inside. The image contains the other files that programs need: the directories of a system and the files of
+//! `/etc` in [`ETC_FILES`] that every user may read. It contains no home directory, password, key, name of a person, or
+//! host name.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -19,10 +20,10 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 
-/// Where a machine's programs lie: folders, or links to such.
+/// Directories with the host's programs, or links to them.
 pub const PROGRAM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// What of `/etc` programs want to read, and what says nothing about this machine's users, networks and services.
+/// Files in `/etc` that programs read and that reveal nothing about the host's users, networks and services.
 const ETC_FILES: &[&str] = &[
     "alternatives",
     "bash.bashrc",
@@ -97,7 +98,7 @@ const ETC_FILES: &[&str] = &[
     "sgml",
 ];
 
-/// Folders that a system has, and their modes.
+/// Directories of a system with their modes.
 const SKELETON: &[(&str, u32)] = &[
     ("dev", 0o755),
     ("etc", 0o755),
@@ -120,7 +121,7 @@ const SKELETON: &[(&str, u32)] = &[
     ("var/tmp", 0o1777),
 ];
 
-/// The users and groups of a system, as opposed to those of people (login.defs(5)), and nobody.
+/// Whether an ID belongs to a system account rather than a person (login.defs(5)), or is the overflow user.
 fn is_system_id(id: &str) -> bool {
     id.parse::<u32>().is_ok_and(|id| id < 1000 || id == 65534)
 }
@@ -135,7 +136,7 @@ impl Images {
         let before = self.read_pointer(name)?.filter(|before| *before != id);
         self.set_pointer(name, &id)?;
         if let Some(before) = before {
-            // It was of the machine as it was. Who still needs it keeps it.
+            // The old image is of an earlier state of the host. Its users keep it.
             match self.remove(&before) {
                 Err(error) if error.code() != Code::ImageInUse => {
                     log::warn!("image {}: {error}", before.short())
@@ -147,11 +148,11 @@ impl Images {
     }
 }
 
-/// Makes the tree from the machine's at `host`.
+/// Fills the tree from the host at `host`.
 fn fill(host: &Path, root: &Path, cancel: &Cancel) -> Result<()> {
     if !is_world_accessible(&host.join("usr")) || !is_world_accessible(host) {
         let message =
-            "This machine's own system cannot be a container's: it has no /usr that everybody may read";
+            "The host's own system cannot be used for containers: /usr is not readable by all users";
         return Err(Error::new(Code::BuildFailed, message));
     }
     for name in PROGRAM_FOLDERS {
@@ -176,7 +177,7 @@ fn fill(host: &Path, root: &Path, cancel: &Cancel) -> Result<()> {
         for name in ETC_FILES {
             let (from, to) = (etc.join(name), root.join("etc").join(name));
             let above = Path::new(name).parent().filter(|above| !above.as_os_str().is_empty());
-            // What lies in a folder that not everybody may enter cannot be read by everybody.
+            // Files in a directory that some users cannot enter are not readable by all users.
             if above.is_none_or(|above| above.ancestors().all(|part| is_world_accessible(&etc.join(part))))
                 && from.symlink_metadata().is_ok()
             {
@@ -193,7 +194,7 @@ fn fill(host: &Path, root: &Path, cancel: &Cancel) -> Result<()> {
     clean::remove_identity(root)
 }
 
-/// Accounts of the system alone, nobody with a password.
+/// Writes system accounts only, none with a password.
 fn accounts(etc: &Path, tree: &Root) -> Result<()> {
     let lines = |name: &str| fs::read_to_string(etc.join(name)).unwrap_or_default();
     let (mut passwd, mut shadow, mut group, mut gshadow) =
@@ -231,7 +232,7 @@ fn accounts(etc: &Path, tree: &Root) -> Result<()> {
     Ok(())
 }
 
-/// A copy of what everybody may read, on one file system.
+/// A copy of the files that every user may read, on one file system.
 struct EtcCopy<'a> {
     device: u64,
     bytes: u64,
@@ -241,14 +242,14 @@ struct EtcCopy<'a> {
 
 impl EtcCopy<'_> {
     fn entry(&mut self, from: &Path, to: &Path, depth: usize) -> Result<()> {
-        // Somebody may be changing the machine at this moment: what is not there is not there.
+        // The host may change at any time; a missing file is skipped.
         let Ok(meta) = from.symlink_metadata() else { return Ok(()) };
         self.entries += 1;
         if self.cancel.is_cancelled() {
-            return Err(Error::new(Code::Cancelled, "It was cancelled"));
+            return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
         }
         if self.entries > limits::OWN_ENTRIES || self.bytes > limits::OWN_BYTES {
-            let message = "What programs need of this machine's /etc is too much for an image";
+            let message = "The files that programs need from the host's /etc are too large for an image";
             return Err(Error::new(Code::BuildFailed, message));
         }
         if meta.is_symlink() {
@@ -287,7 +288,7 @@ impl EtcCopy<'_> {
     }
 }
 
-/// Whether everybody may list a folder and enter it.
+/// Whether all users may list and enter a directory.
 pub fn is_world_accessible(folder: &Path) -> bool {
     folder.metadata().is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o005 == 0o005)
 }
@@ -311,7 +312,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn only_what_everybody_may_read_and_nobodys_name() {
+    fn only_world_readable_files_and_system_accounts_are_copied() {
         let (host, root) = (TestFolder::new(), TestFolder::new());
         let put = |name: &str, text: &str, mode: u32| {
             let path = host.join(name);

@@ -1,4 +1,4 @@
-//! What an image is called: the digest of its content, and names that people give it. Pure.
+//! Identifiers of images: the digest of their content, and names. Pure.
 
 use std::fmt;
 
@@ -13,10 +13,10 @@ use crate::base::{Code, Error, Result, limits};
 pub struct ImageId(String);
 
 impl ImageId {
-    /// Reads an id in full.
+    /// Parses a full ID.
     ///
     /// # Errors
-    /// `ImageNotFound`: no image can have another one.
+    /// `ImageNotFound` if `text` is not a full ID, because no such image can exist.
     pub fn parse(text: &str) -> Result<ImageId> {
         let hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if text.len() != 64 || !hex {
@@ -30,7 +30,7 @@ impl ImageId {
         &self.0
     }
 
-    /// As many as people look at.
+    /// The first 12 digits, for display.
     pub fn short(&self) -> &str {
         &self.0[..12]
     }
@@ -49,7 +49,7 @@ impl fmt::Display for ImageId {
     }
 }
 
-/// A name that points to an image. Those of the distributions are what workspaces without an image of their own get.
+/// A name that points to an image. Workspaces without an image of their own use their distribution's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ImageName(String);
@@ -58,7 +58,7 @@ impl ImageName {
     /// Checks a name.
     ///
     /// # Errors
-    /// `InvalidName` with what is allowed.
+    /// `InvalidName` with the rules.
     pub fn parse(text: &str) -> Result<ImageName> {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let first = text.bytes().next().is_some_and(fits);
@@ -67,8 +67,8 @@ impl ImageName {
             return Err(Error::new(
                 Code::InvalidName,
                 format!(
-                    "'{}' cannot be an image's name: it takes up to {} lower case letters, digits, '.', '_' and '-', \
-                     a letter or digit first, and may not look like an image's id",
+                    "'{}' is not a valid image name: use up to {} lowercase letters, digits, '.', '_' and '-', \
+                     starting with a letter or digit, and not an image ID",
                     text.escape_debug(),
                     limits::IMAGE_NAME_BYTES
                 ),
@@ -77,12 +77,11 @@ impl ImageName {
         Ok(ImageName(text.to_owned()))
     }
 
-    /// The name of a distribution's image.
+    /// Returns the name of a distribution's image.
     pub fn of(distro: Distro) -> ImageName {
         ImageName(distro.as_str().to_owned())
     }
 
-    /// As it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_ids_cannot_be_mistaken_for_each_other() {
+    fn names_and_ids_are_distinct() {
         let id = "0123456789abcdef".repeat(4);
         assert_eq!(ImageId::parse(&id).unwrap().short(), "0123456789ab");
         for bad in ["", "0123", &id.to_uppercase(), &format!("{id}0"), &id.replace('0', "g")] {

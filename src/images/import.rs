@@ -1,5 +1,5 @@
-//! Makes images from what people have: an archive of a root file system, what `docker save` or `skopeo copy` wrote, an
-//! OCI layout, a folder. One that fails or is cancelled leaves nothing.
+//! Creates images from a root file system archive, from the output of `docker save` or `skopeo copy`, from an OCI
+//! layout, or from a directory. A failed or cancelled import leaves nothing behind.
 
 use std::fs::{File, Permissions};
 use std::io::Read;
@@ -20,40 +20,39 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 
-/// How far it is.
+/// Progress of an import.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportProgress {
-    /// What is being done: `unpack`, `layer 2 of 5`, `list`.
+    /// Current step: `unpack`, `layer 2 of 5`, `list`.
     pub step: String,
-    /// Bytes that were read of what is imported, in this step.
+    /// Bytes of the input read in this step.
     pub read_bytes: u64,
-    /// How many there are, where that is known.
+    /// Total number of bytes, if known.
     pub total_bytes: Option<u64>,
     /// Entries written so far.
     pub entries: u64,
 }
 
-/// Who wants to know.
+/// Callback for progress.
 pub type ProgressFn<'a> = &'a mut dyn FnMut(ImportProgress);
 
-/// What became of an import.
+/// Result of an import.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImportedImage {
-    /// The image.
     #[serde(flatten)]
     pub image: ImageView,
-    /// What was not taken as it was.
+    /// Entries that were omitted or changed.
     pub left_out: LeftOut,
 }
 
-/// What is imported, and how.
+/// Parameters of an import.
 #[derive(Clone, Debug)]
 pub struct ImportSpec<'a> {
-    /// The name that is to point to the image.
+    /// Name that will point to the image.
     pub name: &'a ImageName,
-    /// Where it comes from, in words.
+    /// Description of the source.
     pub origin: String,
-    /// Which of several images in an archive, by its tag.
+    /// Tag that selects one of several images in an archive.
     pub reference: Option<&'a str>,
 }
 
@@ -66,7 +65,7 @@ pub(super) struct ImageImport<'a> {
 }
 
 impl ImageImport<'_> {
-    /// Of a file or folder of this machine.
+    /// Imports a file or directory of this host.
     pub(super) fn path(self, path: &Path) -> Result<ImportedImage> {
         let missing = |error: std::io::Error| {
             Error::new(Code::InvalidPath, format!("{} cannot be read: {error}", path.display()))
@@ -83,12 +82,13 @@ impl ImageImport<'_> {
         self.stream(file, Some(found.len()))
     }
 
-    /// Of an archive as it comes in.
+    /// Imports an archive from a stream.
     pub(super) fn stream(mut self, input: impl Read + Send, length: Option<u64>) -> Result<ImportedImage> {
         let staging = Staging::new(&self.images.folder)?;
         let mut writer = TreeWriter::new(&staging.root())?;
         self.unpack(input, length, "unpack", &mut writer)?;
-        // What it is shows when it is there: an archive of an image has its parts where a system has its folders.
+        // The kind of archive is known only after unpacking: an image archive has its parts where a system has its
+        // directories.
         if !LayeredImage::are_in(&staging.root())? {
             return self.finish(staging, writer);
         }
@@ -103,15 +103,15 @@ impl ImageImport<'_> {
             return self.parts(staging, path);
         }
         if staging.folder().starts_with(path.canonicalize().at("open", path)?) {
-            let message = format!("{} has berth's own data in it", path.display());
+            let message = format!("{} contains berth's own data", path.display());
             return Err(Error::new(Code::InvalidPath, message));
         }
         let mut writer = TreeWriter::new(&staging.root())?;
-        // Through an archive, so that a folder is held to the same rules.
+        // Use an archive, so that a directory is held to the same rules.
         let packed = pack::pipe(path, self.cancel)?;
         let unpacked = self.unpack(packed.reader, None, "copy", &mut writer);
         match (unpacked, packed.thread.finish()) {
-            // An archive that breaks off is one that could not be written: the reason is there.
+            // A truncated archive means that packing failed; that error is the reason.
             (Err(error), Err(reason)) if error.message() == archive::truncated().message() => {
                 return Err(reason);
             }
@@ -127,7 +127,7 @@ impl ImageImport<'_> {
         self.finish(staging, writer)
     }
 
-    /// Every member as it comes.
+    /// Writes every member as it arrives.
     fn unpack(
         &mut self,
         input: impl Read + Send,
@@ -148,7 +148,7 @@ impl ImageImport<'_> {
         if !Root::open(&path)?.exists(SHELL)? {
             let folder = system_below(&path)?;
             staging.adopt_tree(&staging.set_aside()?.join(&folder))?;
-            // As a root it must be enterable by its own users.
+            // The container's users must be able to enter the root directory.
             let mode = std::fs::metadata(&path).at("read", &path)?.mode() | 0o555;
             std::fs::set_permissions(&path, Permissions::from_mode(mode & 0o7777)).at("prepare", &path)?;
         }
@@ -157,7 +157,7 @@ impl ImageImport<'_> {
             root.make_dirs(folder)?;
         }
         clean::remove_identity(&path)?;
-        // A file that was written anew may have the inode of one that was removed, whose digest is known.
+        // A rewritten file may have the inode of a removed one, for which a digest is cached.
         for path in clean::REWRITTEN {
             if let Some(written) = root.metadata(path)? {
                 known.remove(&written.ino());
@@ -170,24 +170,24 @@ impl ImageImport<'_> {
     }
 }
 
-/// Entries at the top of an archive in which a system is looked for.
+/// Most entries at the top of an archive that are searched for a system.
 const TOP_ENTRIES: usize = 1000;
 
 /// Without it no command could run.
 const SHELL: &str = "bin/sh";
 
-/// The one folder of a tree that is a system: archives of root file systems often have it in `rootfs/` or
-/// `root.x86_64/`, beside files that describe it.
+/// Finds the only directory of a tree that is a system: root file system archives often contain it in `rootfs/` or
+/// `root.x86_64/`, beside descriptive files.
 fn system_below(path: &Path) -> Result<String> {
     let root = Root::open(path)?;
     let refused = |why: String| {
         let message = format!(
-            "There is no /{SHELL} in it{why}, so no command could run: it is not the root file system of a Linux system"
+            "There is no /{SHELL} in the archive{why}; it is not the root file system of a Linux system"
         );
         Error::new(Code::InvalidImage, message)
     };
     let mut systems = Vec::new();
-    // A link at the top would lead out of the tree when it is opened as a tree of its own.
+    // A symbolic link at the top would lead out of the tree if it were opened as a tree.
     let mut names = root.entries("", TOP_ENTRIES).unwrap_or_default();
     names.sort_unstable();
     for name in names {
@@ -205,11 +205,11 @@ fn system_below(path: &Path) -> Result<String> {
     }
 }
 
-/// What is done with each member.
+/// Callback for each member.
 type MemberFn<'a> =
     &'a mut dyn FnMut(&mut TreeWriter, &archive::Member, &mut archive::MemberContent<'_>) -> Result<()>;
 
-/// Unpacks one archive and tells how far it is.
+/// Unpacks one archive and reports progress.
 #[expect(clippy::too_many_arguments, reason = "all of it belongs to one stream")]
 pub(super) fn unpack(
     input: impl Read + Send,
@@ -239,7 +239,7 @@ pub(super) fn unpack(
         say(writer, tell);
         archive::read(stream, &IMAGE, &mut |member, content| {
             each(writer, member, content)?;
-            // What holes claim to hold counts as if it were there.
+            // Holes count as if they were stored.
             super::compression::check(&IMAGE, read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
             if told.elapsed() > limits::IMAGE_TELL {
                 told = Instant::now();

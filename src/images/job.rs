@@ -1,5 +1,5 @@
-//! What happens to images, told on the bus: each import and each build is a job with an id, from `started` over `progress`
-//! to `done` or `failed`; a removal is `removed`.
+//! Events of images on the bus: each import and each build is a job with an ID, from `started` through `progress` to
+//! `done` or `failed`; a removal is `removed`.
 
 use std::io::Read;
 use std::path::Path;
@@ -15,22 +15,21 @@ use crate::events::Topic;
 use crate::proc::Cancel;
 
 impl Images {
-    /// Has this topic told what happens.
+    /// Publishes events to this topic.
     #[must_use]
     pub fn with_events(mut self, topic: Arc<Topic>) -> Images {
         self.events = Some(topic);
         self
     }
 
-    /// The topic.
     pub fn events(&self) -> Option<&Arc<Topic>> {
         self.events.as_ref()
     }
 
-    /// Imports a file or folder of this machine.
+    /// Imports a file or directory of this host.
     ///
     /// # Errors
-    /// `InvalidImage` with what is wrong with it, `InvalidPath` when there is nothing, `Cancelled`, `DiskFull`.
+    /// `InvalidImage` with the problem, `InvalidPath` when the path does not exist, `Cancelled`, `DiskFull`.
     pub fn import_path(
         &self,
         path: &Path,
@@ -43,11 +42,11 @@ impl Images {
         })
     }
 
-    /// Imports what a client sends, `length` bytes if it has said so. The client is read by the calling thread, the rest
-    /// is done by another, `image-import`, which ends before this returns.
+    /// Imports a client's upload, `length` bytes if the client stated it. The calling thread reads from the client;
+    /// another thread, `image-import`, does the rest and ends before this returns.
     ///
     /// # Errors
-    /// As [`Images::import_path`]; `InvalidImage` also for an upload that breaks off.
+    /// As [`Images::import_path`]; `InvalidImage` also for a truncated upload.
     pub fn import_upload(
         &self,
         input: &mut dyn Read,
@@ -55,7 +54,7 @@ impl Images {
         wanted: &ImportSpec<'_>,
         cancel: &Cancel,
     ) -> Result<ImportedImage> {
-        // Full: the disk is slower than the client, who then waits.
+        // Full: the disk is slower than the client, so the client waits.
         let (send, pieces) = bounded::<std::io::Result<Vec<u8>>>(8);
         std::thread::scope(|scope| {
             let work = || {
@@ -85,17 +84,17 @@ impl Images {
                     Err(error) => Err(error),
                 };
                 let last = next.is_err();
-                // The import may have ended early, with what is wrong with the archive.
+                // The import may have ended early with an error.
                 if send.send(next).is_err() || last {
                     break;
                 }
             }
             drop(send);
-            import.join().unwrap_or_else(|_| Err(Error::internal("A thread that imports has failed")))
+            import.join().unwrap_or_else(|_| Err(Error::internal("The import thread failed")))
         })
     }
 
-    /// Does the work and tells about it.
+    /// Runs `work` as a job and publishes its events.
     pub(super) fn run_job<R: serde::Serialize>(
         &self,
         kind: &'static str,
@@ -133,7 +132,7 @@ impl Images {
     }
 }
 
-/// What the other thread has read.
+/// Reads the data that the other thread sends.
 struct ChannelReader {
     pieces: Receiver<std::io::Result<Vec<u8>>>,
     piece: Vec<u8>,

@@ -1,6 +1,6 @@
-//! Images as registries and container engines keep them: an OCI layout (`oci-layout`, `index.json`, `blobs/`), or what
-//! `docker save` writes (`manifest.json`). Every digest that is told is checked: of manifests, configuration and layers,
-//! and of each layer unpacked. Nothing is fetched. What the configuration says of commands and variables is not taken: a
+//! Images in the formats of registries and container engines: an OCI layout (`oci-layout`, `index.json`, `blobs/`), or
+//! the output of `docker save` (`manifest.json`). Every digest is checked: of manifests, configuration and layers, and
+//! of each unpacked layer. Nothing is downloaded. Commands and variables in the configuration are ignored, because a
 //! workspace has its own.
 
 use std::io::Read;
@@ -26,9 +26,9 @@ pub(super) struct LayeredImage {
 #[derive(Debug)]
 struct Layer {
     path: String,
-    /// Of the file, where the manifest tells it.
+    /// Digest of the file, if the manifest has it.
     digest: Option<String>,
-    /// Of what it unpacks to.
+    /// Digest of the unpacked layer.
     diff_id: String,
 }
 
@@ -85,20 +85,20 @@ struct DockerImage {
 }
 
 impl LayeredImage {
-    /// Whether a tree is such an image, and not a system.
+    /// Whether a tree is such an image rather than a system.
     pub(super) fn are_in(path: &Path) -> Result<bool> {
         let root = Root::open(path)?;
         let has = |name: &str| root.metadata(name).map(|found| found.is_some_and(|found| found.is_file()));
         Ok((has("manifest.json")? || (has("oci-layout")? && has("index.json")?)) && !root.exists("bin/sh")?)
     }
 
-    /// Reads which parts there are; `reference` chooses where there are several images.
+    /// Reads the list of parts; `reference` selects one of several images.
     ///
     /// # Errors
     /// `InvalidImage`.
     pub(super) fn open(path: &Path, reference: Option<&str>) -> Result<LayeredImage> {
         let root = Root::open(path)?;
-        // New versions of Docker write both; the older of the two names every tag.
+        // New versions of Docker write both formats; the older one has every tag.
         let layers = match read(&root, "manifest.json")? {
             Some(bytes) => docker(&root, &bytes, reference)?,
             None => {
@@ -121,14 +121,14 @@ fn docker(root: &Root, bytes: &[u8], reference: Option<&str>) -> Result<Vec<Laye
         |image: &&DockerImage| reference.is_none_or(|wanted| tags(image).iter().any(|tag| tag == wanted));
     let image = one(images.iter().filter(fits), &all, reference)?;
     let config = read(root, &image.config)?.ok_or_else(|| refused("lacks its configuration"))?;
-    // Its name is its digest, in both forms that Docker has used.
+    // The name is the digest, in both forms that Docker has used.
     let name = image.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
     if name != hex(&Sha256::digest(&config)) {
-        return Err(refused("has a configuration whose digest is another"));
+        return Err(refused("has a configuration with the wrong digest"));
     }
     let diff_ids = diff_ids(&config)?;
     if diff_ids.len() != image.layers.len() {
-        return Err(refused("has not as many layers as its configuration says"));
+        return Err(refused("has a different number of layers than its configuration"));
     }
     let layer = |(path, diff_id): (&String, String)| Layer { path: path.clone(), digest: None, diff_id };
     Ok(image.layers.iter().zip(diff_ids).map(layer).collect())
@@ -137,7 +137,7 @@ fn docker(root: &Root, bytes: &[u8], reference: Option<&str>) -> Result<Vec<Laye
 fn layout(root: &Root, index: ImageIndex, reference: Option<&str>, depth: usize) -> Result<Vec<Layer>> {
     const TAG: &str = "org.opencontainers.image.ref.name";
     if depth > 4 {
-        return Err(refused("has indexes in indexes in indexes"));
+        return Err(refused("has too many nested indexes"));
     }
     let tag = |image: &Descriptor| image.annotations.get(TAG).cloned();
     let all: Vec<String> = index.manifests.iter().filter_map(tag).collect();
@@ -156,7 +156,7 @@ fn layout(root: &Root, index: ImageIndex, reference: Option<&str>, depth: usize)
     let manifest: ImageManifest = parse(&bytes, "a manifest")?;
     let diff_ids = diff_ids(&blob(root, &manifest.config)?)?;
     if diff_ids.len() != manifest.layers.len() {
-        return Err(refused("has not as many layers as its configuration says"));
+        return Err(refused("has a different number of layers than its configuration"));
     }
     let layer = |(layer, diff_id): (&Descriptor, String)| {
         Ok(Layer { path: blob_path(&layer.digest)?, digest: Some(layer.digest.clone()), diff_id })
@@ -164,7 +164,7 @@ fn layout(root: &Root, index: ImageIndex, reference: Option<&str>, depth: usize)
     manifest.layers.iter().zip(diff_ids).map(layer).collect()
 }
 
-/// The one image that is meant.
+/// Returns the only matching image.
 fn one<'a, T>(
     mut fitting: impl Iterator<Item = &'a T>,
     tags: &[String],
@@ -181,9 +181,9 @@ fn one<'a, T>(
             Err(refused(&format!("holds several images; choose one by its tag (reference): {}", listed())))
         }
         (None, _, Some(_)) => {
-            Err(refused(&format!("does not hold the image that was asked for, but {}", listed())))
+            Err(refused(&format!("does not contain the requested image, but {}", listed())))
         }
-        (None, _, None) => Err(refused(&format!("holds no image for linux on {}", architecture()))),
+        (None, _, None) => Err(refused(&format!("contains no image for linux on {}", architecture()))),
     }
 }
 
@@ -201,7 +201,7 @@ fn diff_ids(config: &[u8]) -> Result<Vec<String>> {
     Ok(config.rootfs.diff_ids)
 }
 
-/// As Go names it.
+/// Returns the architecture's name in Go.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -214,7 +214,7 @@ fn blob_path(digest: &str) -> Result<String> {
     let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64);
     match hex.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit())) {
         Some(hex) => Ok(format!("blobs/sha256/{hex}")),
-        None => Err(refused("names a part by something other than its SHA-256")),
+        None => Err(refused("names a part without a SHA-256 digest")),
     }
 }
 
@@ -240,7 +240,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
         .map_err(|error| refused(&format!("has {what} that cannot be read: {error}")))
 }
 
-/// Unpacks the layers one over the other.
+/// Unpacks the layers in order.
 ///
 /// # Errors
 /// `InvalidImage`, `DiskFull`, `Cancelled`.
@@ -274,9 +274,9 @@ pub(super) fn apply(
                 let (folder, name) = split(&path);
                 match name.strip_prefix(b".wh.") {
                     Some(b".wh..opq") => w.opaque(folder),
-                    // Of old AUFS; they mean nothing to anybody else.
+                    // From old AUFS; meaningless elsewhere.
                     Some(rest) if rest.starts_with(b".wh.") => Ok(()),
-                    Some(b"") => Err(refused("removes something without a name")),
+                    Some(b"") => Err(refused("removes an entry without a name")),
                     Some(rest) => w.whiteout(&super::writer::join(folder, rest)),
                     None => w.put(m, c).map(drop),
                 }

@@ -1,7 +1,8 @@
-//! The canonical listing of a tree, whose SHA-256 is the image's id. `sha256sum <data>/images/ID/listing` gives it too.
+//! The canonical listing of a tree. Its SHA-256, which `sha256sum <data>/images/ID/listing` prints, is the image's ID.
 //!
-//! The first line is `berth image 1`. Then one line for each entry, ended by `\n`: the root folder first, in each folder
-//! the entries by the bytes of their names, after a folder at once what is in it. Fields have one space between:
+//! The first line is `berth image 1`, followed by one line per entry, terminated by `\n`: the root directory first, the
+//! entries of each directory in byte order of their names, and the content of a directory directly after it. Fields are
+//! separated by one space:
 //!
 //! ```text
 //! d MODE UID GID PATH [XATTR…]                 a folder
@@ -11,12 +12,13 @@
 //! o MODE UID GID RDEV PATH                     anything else; no image has one, but a damaged one may
 //! ```
 //!
-//! MODE is octal without the type, in four digits; UID, GID and SIZE are decimal, SHA256 is hex. PATH starts with `/`. In
-//! PATH, TARGET and the names of XATTRs each byte outside `!`–`~`, and `\`, is written as `\xHH`. An XATTR is
-//! `NAME=HEX`, by name; counted are `security.capability`, `user.*` and `system.posix_acl_*`, since the others belong
-//! to the host. Times and sizes of folders are not part of it: two machines that unpack one archive get one id.
+//! MODE is octal without the type, in four digits; UID, GID and SIZE are decimal; SHA256 is hex. PATH starts with `/`.
+//! In PATH, TARGET and the names of XATTRs each byte outside `!`–`~`, and `\`, is written as `\xHH`. An XATTR is
+//! `NAME=HEX`, sorted by name; only `security.capability`, `user.*` and `system.posix_acl_*` are included, because
+//! other attributes belong to the host. Times and directory sizes are not included: two hosts that unpack one archive
+//! get the same ID.
 //!
-//! Reads only; never follows a link, never crosses a mount.
+//! Reads only; never follows a link or crosses a mount.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -35,35 +37,35 @@ use super::id::ImageId;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 
-/// A file's digest.
+/// SHA-256 of a file.
 pub(super) type FileDigest = [u8; 32];
 
-/// Digests that are known already, by inode: whoever wrote a file need not read it again.
+/// Known digests by inode, so that a file that was just written is not read again.
 pub(super) type KnownDigests = HashMap<u64, FileDigest>;
 
-/// What a listing comes to.
+/// Summary of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) id: ImageId,
-    /// Entries, the root folder among them.
+    /// Number of entries, including the root directory.
     pub(super) entries: u64,
-    /// Bytes in regular files, each file once.
+    /// Bytes in regular files; each file counts once.
     pub(super) bytes: u64,
 }
 
-/// What becomes of entries that no image may have: devices, FIFOs, sockets.
+/// Treatment of entries that no image may have: devices, FIFOs, sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpecialFiles {
-    /// They are removed and not listed.
+    /// Remove them.
     Remove,
-    /// They are listed.
+    /// List them.
     Show,
 }
 
-/// Writes the listing of the tree at `root` to `out`. With [`Others::Remove`] that is not only read.
+/// Writes the listing of the tree at `root` to `out`. [`SpecialFiles::Remove`] also changes the tree.
 ///
 /// # Errors
-/// `Cancelled`; `InvalidImage` for a tree deeper or with more entries than an image may have; what reading says.
+/// `Cancelled`; `InvalidImage` for a tree that is too deep or has too many entries; errors of reading.
 pub(super) fn write(
     root: &Path,
     known: &KnownDigests,
@@ -107,13 +109,13 @@ struct Lister<'a, W: Write> {
     bytes: u64,
     device: u64,
     buffer: Vec<u8>,
-    /// Of extended attributes.
+    /// Buffer for attribute names.
     names: Vec<u8>,
     line: Vec<u8>,
 }
 
 impl<W: Write> Lister<'_, W> {
-    /// `path` ends with the folder's name; it is the same again afterwards.
+    /// `path` ends with the directory's name and is unchanged on return.
     fn folder(&mut self, fd: OwnedFd, stat: &Stat, path: &mut Vec<u8>, depth: usize) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "It was cancelled"));
@@ -248,7 +250,7 @@ pub(super) fn too_many() -> Error {
     Error::new(Code::InvalidImage, format!("The tree has more than {} entries", limits::IMAGE_ENTRIES))
 }
 
-/// What lies in a folder, in the order of bytes, which every walk over an image keeps.
+/// Returns the names in a directory in byte order, which all walks over an image use.
 pub(super) fn names_in(folder: &OwnedFd, path: &[u8], most: u64) -> Result<Vec<CString>> {
     let mut names: Vec<CString> = Vec::new();
     let mut dir = Dir::read_from(folder).at("list", display_path(path))?;
@@ -265,7 +267,8 @@ pub(super) fn names_in(folder: &OwnedFd, path: &[u8], most: u64) -> Result<Vec<C
     Ok(names)
 }
 
-/// Tells the extended attributes of a file that belong to its content, by name; with buffers for all names and a value.
+/// Calls `each` with the extended attributes of a file that belong to its content, by name; needs buffers for all names
+/// and one value.
 pub(super) fn attributes(
     fd: impl AsFd,
     names: &mut [u8],
@@ -275,7 +278,7 @@ pub(super) fn attributes(
     chosen_attributes(fd, names, value, is_content_xattr, each)
 }
 
-/// The same for those whose names are chosen.
+/// As [`attributes`], for names that `chosen` accepts.
 pub(super) fn chosen_attributes(
     fd: impl AsFd,
     names: &mut [u8],
@@ -337,7 +340,7 @@ fn display_path(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// Everything that is written also goes into the digest.
+/// Adds all written bytes to the digest.
 struct HashingWriter<W: Write> {
     out: BufWriter<W>,
     digest: Sha256,
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_what_the_documentation_says() {
+    fn the_format_matches_the_documentation() {
         let dir = TestFolder::new();
         let tree = dir.join("tree");
         std::fs::create_dir_all(tree.join("b")).unwrap();
@@ -388,7 +391,7 @@ mod tests {
         assert_eq!(text, wanted);
         assert_eq!((totals.entries, totals.bytes), (5, 5));
         assert_eq!(totals.id.as_str(), hex(&Sha256::digest(text.as_bytes())));
-        // Times count for nothing, everything else does.
+        // Times are ignored; everything else counts.
         File::open(tree.join("b0")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
         assert_eq!(list(&tree).1, totals);
         std::fs::set_permissions(tree.join("b"), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -396,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn known_digests_are_taken() {
+    fn known_digests_are_used() {
         use std::os::unix::fs::MetadataExt as _;
         let dir = TestFolder::new();
         write_atomic(&dir.join("a"), b"x", 0o644).unwrap();

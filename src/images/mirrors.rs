@@ -1,5 +1,5 @@
-//! Where a distribution's packages come from: what was configured, else what the host itself uses if it is of that
-//! family, else nothing, which lets debootstrap use its own script's default.
+//! Selects the package source of a distribution: the configured mirror, otherwise the host's own if it runs that
+//! distribution, otherwise none, so that debootstrap uses its script's default.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,27 +7,27 @@ use std::time::Duration;
 
 use crate::base::ids::Distro;
 
-/// Mirrors and keyrings that flags, environment or file named.
+/// Configured mirrors and keyrings.
 #[derive(Clone, Debug, Default)]
 pub struct PackageSources {
-    /// Archive address by distribution.
+    /// Archive URL by distribution.
     pub mirrors: BTreeMap<Distro, String>,
     /// Keyring file by distribution.
     pub keyrings: BTreeMap<Distro, PathBuf>,
     /// Proxy variables for the tools that download.
     pub proxy_env: Vec<(String, String)>,
-    /// How long a bootstrap may take.
+    /// Time limit of a bootstrap.
     pub deadline: Duration,
 }
 
 impl PackageSources {
-    /// The archive's address, if one is known.
+    /// Returns the archive's URL if one is known.
     pub fn mirror(&self, distro: Distro) -> Option<String> {
         self.mirrors.get(&distro).cloned().or_else(|| host_mirror(Path::new("/"), distro))
     }
 }
 
-/// The family's `ID` in os-release(5), and the suite.
+/// Returns the `ID` in os-release(5) and the suite.
 fn family(distro: Distro) -> (&'static str, &'static str) {
     match distro {
         Distro::UbuntuNoble => ("ubuntu", "noble"),
@@ -38,7 +38,7 @@ fn family(distro: Distro) -> (&'static str, &'static str) {
     }
 }
 
-/// What the host at `root` uses itself, if it is of that family.
+/// Returns the mirror that the host at `root` uses, if it runs that distribution.
 fn host_mirror(root: &Path, distro: Distro) -> Option<String> {
     let (id, _) = family(distro);
     let release = std::fs::read_to_string(root.join("etc/os-release")).ok()?;
@@ -56,7 +56,7 @@ fn host_mirror(root: &Path, distro: Distro) -> Option<String> {
     apt_mirror(&root.join("etc/apt"))
 }
 
-/// The first archive (not the security one) among apt's sources, both formats (sources.list(5)).
+/// Returns the first archive (not the security archive) in apt's sources, in both formats (sources.list(5)).
 fn apt_mirror(apt: &Path) -> Option<String> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(apt.join("sources.list.d"))
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
@@ -72,8 +72,8 @@ fn apt_mirror(apt: &Path) -> Option<String> {
             _ => {}
         }
     }
-    // The distribution's own archive is the one with a `main` component whose suites are bare code names; third
-    // parties use names such as `stable` or `nodistro`, and security archives a suffix.
+    // The distribution's own archive has a `main` component and suites that are bare code names; third parties use
+    // names such as `stable` or `nodistro`, and security archives a suffix.
     let archive = |suites: &[String]| {
         suites
             .iter()

@@ -1,21 +1,21 @@
-//! Base images: read-only trees from which roots of containers are made. Knows neither workspaces nor HTTP.
+//! Base images: read-only trees from which container roots are created. Depends on neither workspaces nor HTTP.
 //!
 //! ```text
-//! <data>/images/ID/root       the tree; nobody writes into it
-//! <data>/images/ID/listing    what is in it; the listing's SHA-256 is the id (listing.rs has the format)
+//! <data>/images/ID/root       the tree; never changed
+//! <data>/images/ID/listing    its content; the listing's SHA-256 is the ID (listing.rs has the format)
 //! <data>/images/ID/image.json where it came from
-//! <data>/images/ID/unsynced   in which boot it was made, until another one has found it whole
-//! <data>/images/ID/holds/X    X needs it: an empty file for each root and snapshot that lives on it
+//! <data>/images/ID/unsynced   the boot in which it was made, until a later boot has verified it
+//! <data>/images/ID/holds/X    an empty file for each root and snapshot X that needs it
 //! <data>/images/names/NAME    the id that the name points to
 //! <data>/images/.new-UUID     one that is being made, .gone-UUID one that is being removed
 //! <data>/images/.making-NAME  locked while an image of this name is made
-//! <data>/images/.lock         locked for moments, while a folder gets its lock
+//! <data>/images/.lock         locked briefly, while a directory gets its lock
 //! ```
 //!
-//! An image appears and disappears by one rename. All that several must agree on is in the file system and guarded by
-//! flock(2), which holds between threads as well as between processes: so `berth image …` works on the folder itself,
-//! whether a server runs or not, and a server sees at once what it did. Whoever reads an image holds its folder's lock
-//! shared ([`Image`]); removal takes it exclusively. Lock order: `.making-NAME` → `.lock` → an image's folder.
+//! An image appears and disappears by one rename. Shared state is in the file system and protected by flock(2), which
+//! works between threads and between processes: `berth image …` works on the directory itself, whether or not a server
+//! is running, and a server sees its changes at once. A user of an image holds a shared lock on its directory
+//! ([`Image`]); removal takes the lock exclusively. Lock order: `.making-NAME` → `.lock` → an image's directory.
 
 mod archive;
 pub mod backup;
@@ -78,21 +78,21 @@ pub struct Images {
     events: Option<Arc<Topic>>,
 }
 
-/// An image in use: it cannot be removed while this lives. For longer than a process there is [`Images::hold`].
+/// An image in use, which cannot be removed while this exists. [`Images::hold`] keeps an image for longer than a
+/// process.
 #[derive(Debug)]
 pub struct Image {
-    /// What it is.
     pub id: ImageId,
-    /// Its tree; read-only.
+    /// Its read-only tree.
     pub root: PathBuf,
     _shared: File,
 }
 
 impl Images {
-    /// Opens the store in `folder`, removes what a crash left half-made, and takes over images of older versions.
+    /// Opens the store in `folder`, removes the remains of crashes, and converts images of older versions.
     ///
     /// # Errors
-    /// When the folder cannot be made or cleaned.
+    /// When the directory cannot be created or cleaned.
     pub fn open(folder: &Path, sources: PackageSources, cgroups: Cgroups) -> Result<Images> {
         file::own_dir_private(folder)?;
         file::create_dir_private(&folder.join("names"))?;
@@ -103,10 +103,11 @@ impl Images {
         Ok(images)
     }
 
-    /// The image of a distribution. Two calls at once, also of two processes, make it once.
+    /// Returns the image of a distribution, building it if needed. Concurrent calls, also from two processes, build it
+    /// once.
     ///
     /// # Errors
-    /// `BuildFailed` or `Cancelled`; `ImageNotFound` when there is none and none may be made.
+    /// `BuildFailed` or `Cancelled`; `ImageNotFound` when there is none and `pull` forbids building.
     pub fn base(&self, distro: Distro, pull: Pull, log: &mut BuildLog, cancel: &Cancel) -> Result<Image> {
         let name = ImageName::of(distro);
         if distro == Distro::Host {
@@ -122,7 +123,7 @@ impl Images {
             return Err(pull::no_image(distro));
         }
         let _turn = self.lock_name(&name, log, cancel)?;
-        // Another may have made it while we waited.
+        // Another process may have made it while this one waited.
         if let Some(image) = present(self)? {
             return Ok(image);
         }
@@ -133,7 +134,7 @@ impl Images {
         Ok(image)
     }
 
-    /// The same for a caller that wants the image and no log.
+    /// As [`Images::base`], for a caller that needs no log.
     ///
     /// # Errors
     /// As [`Images::base`].
@@ -161,7 +162,7 @@ impl Images {
         self.show(&id)
     }
 
-    /// The image with this id.
+    /// Returns the image with this ID.
     ///
     /// # Errors
     /// `ImageNotFound`.
@@ -170,7 +171,7 @@ impl Images {
         let opened = File::open(&folder);
         let shared = opened.ok().filter(|opened| {
             flock(opened, FlockOperation::NonBlockingLockShared).is_ok()
-                // It may have been removed between the two.
+                // It may have been removed between the two calls.
                 && same(opened, &folder)
         });
         let shared = shared.ok_or_else(|| id::not_found(id.as_str()))?;
@@ -179,8 +180,8 @@ impl Images {
         Ok(image)
     }
 
-    /// An image of an earlier boot of the machine, which may have ended before everything was on disk, is verified before
-    /// its first use, and given up if it is not whole.
+    /// Verifies an image of an earlier boot before its first use, because the host may have gone down before everything
+    /// was on disk. A damaged image is discarded.
     fn check_after_reboot(&self, image: &Image) -> Result<()> {
         let note = image.root.with_file_name(UNSYNCED);
         let Some(boot) = file::read_optional(&note, 4096)? else { return Ok(()) };
@@ -190,13 +191,13 @@ impl Images {
         let found = self.compare(image, &Cancel::new()?)?;
         if !found.ok {
             log::error!(
-                "The image {} was damaged as the machine went down: {:?}",
+                "The image {} was damaged when the host went down: {:?}",
                 image.id.short(),
                 found.differences
             );
             let gone = format!("{GONE}{}", uuid::Uuid::new_v4());
             let folder = self.folder.join(image.id.as_str());
-            // Whoever needs it has the damaged one already; for all others there is none any more.
+            // Existing users already have the damaged image; new ones find none.
             std::fs::rename(&folder, self.folder.join(gone)).at("remove", &folder)?;
             return Err(id::not_found(image.id.as_str()));
         }
@@ -206,7 +207,7 @@ impl Images {
         }
     }
 
-    /// The image that a name points to, if there is one.
+    /// Returns the image that a name points to, if there is one.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -218,10 +219,10 @@ impl Images {
         }
     }
 
-    /// The image that somebody means: a name, an id, or the first digits of one, at least six.
+    /// Finds an image by a name, an ID, or at least the first six digits of one.
     ///
     /// # Errors
-    /// `ImageNotFound`, also for digits with which several begin.
+    /// `ImageNotFound`, also for an ambiguous prefix.
     pub fn find(&self, wanted: &str) -> Result<Image> {
         if let Ok(name) = ImageName::parse(wanted) {
             if let Some(image) = self.by_name(&name)? {
@@ -242,7 +243,7 @@ impl Images {
         Err(id::not_found(wanted))
     }
 
-    /// Has the image stay for as long as `holder` needs it, which is the name of a file. Once is as good as twice.
+    /// Keeps the image for as long as `holder`, a file name, needs it. Idempotent.
     ///
     /// # Errors
     /// `DiskFull` or `Internal`.
@@ -252,7 +253,7 @@ impl Images {
         file::write_atomic(&holds.join(check_holder(holder)?), b"", 0o600)
     }
 
-    /// Lets go of it; also of one that is not held.
+    /// Releases a hold. Does nothing if the image is not held.
     ///
     /// # Errors
     /// When the file cannot be removed.
@@ -264,7 +265,7 @@ impl Images {
         }
     }
 
-    /// Lets go of everything whose holder does not exist any more. Only for the start, while nothing is being made.
+    /// Releases all holds of holders that no longer exist. Only for startup, while nothing is being created.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -279,7 +280,7 @@ impl Images {
         Ok(())
     }
 
-    /// All images, by name and age.
+    /// Lists all images by name and age.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -298,7 +299,7 @@ impl Images {
         Ok(all)
     }
 
-    /// One image as clients see it.
+    /// Returns one image as clients see it.
     ///
     /// # Errors
     /// `ImageNotFound`.
@@ -317,7 +318,7 @@ impl Images {
     /// Removes an image and the names that point to it.
     ///
     /// # Errors
-    /// `ImageNotFound`; `ImageInUse` with `details.held_by` when somebody needs it.
+    /// `ImageNotFound`; `ImageInUse` with `details.held_by` when it is needed.
     pub fn remove(&self, id: &ImageId) -> Result<()> {
         let folder = self.folder.join(id.as_str());
         let opened = File::open(&folder).map_err(|_| id::not_found(id.as_str()))?;
@@ -348,7 +349,7 @@ impl Images {
         tree::remove_tree(&self.folder, &gone)
     }
 
-    /// Whether what is made from the image sees this machine's own programs.
+    /// Whether roots created from the image use the host's own programs.
     ///
     /// # Errors
     /// When its record cannot be read.
@@ -357,7 +358,7 @@ impl Images {
         Ok(record.is_some_and(|record| record.source == ImageSource::Host))
     }
 
-    /// Where the files of an image lie.
+    /// Returns the path of an image's files.
     pub fn root_of(&self, id: &ImageId) -> PathBuf {
         self.folder.join(id.as_str()).join("root")
     }
@@ -387,7 +388,7 @@ impl Images {
         Ok(bytes.and_then(|bytes| ImageId::parse(std::str::from_utf8(&bytes).ok()?.trim()).ok()))
     }
 
-    /// Has a name point to this image.
+    /// Makes a name point to this image.
     ///
     /// # Errors
     /// `DiskFull` or `Internal`.
@@ -396,13 +397,13 @@ impl Images {
         file::write_atomic(&path, format!("{id}\n").as_bytes(), 0o600)
     }
 
-    /// Waits until nobody else makes an image of this name.
+    /// Waits until no other process makes an image of this name.
     fn lock_name(&self, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<File> {
         let path = self.folder.join(format!("{MAKING}{name}"));
         let mut file = lock_file(&path)?;
         let deadline = Instant::now() + self.sources.deadline + limits::COPY_TIMEOUT;
         let mut said = false;
-        // A sweep may have removed the file between the two.
+        // A sweep may have removed the file after it was opened.
         while !(try_lock(&file).at("lock", &path)? && same(&file, &path)) {
             if !same(&file, &path) {
                 file = lock_file(&path)?;
@@ -413,12 +414,12 @@ impl Images {
                 said = true;
             }
             if cancel.is_cancelled() {
-                return Err(Error::new(Code::Cancelled, "It was cancelled"));
+                return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
             }
             if Instant::now() > deadline {
                 return Err(Error::new(
                     Code::BuildFailed,
-                    format!("Another build of the image {name} does not end"),
+                    format!("Another build of the image {name} does not finish"),
                 ));
             }
             std::thread::sleep(limits::IMAGE_LOOK);
@@ -426,7 +427,7 @@ impl Images {
         Ok(file)
     }
 
-    /// Removes what crashes left: everything half-made or half-removed that no process works on.
+    /// Removes the remains of crashes: everything incomplete or partly removed that no process is working on.
     fn sweep(&self) -> Result<()> {
         let _moment = lock_store(&self.folder)?;
         for name in names_in(&self.folder)? {
@@ -440,7 +441,7 @@ impl Images {
                     tree::remove_tree(&self.folder, &name)?;
                 }
             } else if name.starts_with(MAKING) {
-                // Names that are not used any more would pile up; a lock that is held stays.
+                // Remove unused names, which would accumulate; a held lock stays.
                 let file = lock_file(&path)?;
                 if try_lock(&file).at("lock", &path)? {
                     std::fs::remove_file(&path).at("remove", &path)?;
@@ -450,19 +451,19 @@ impl Images {
         Ok(())
     }
 
-    /// Takes over what older versions have made: one folder a distribution, the tree itself.
+    /// Converts images of older versions, which were one directory per distribution.
     fn adopt_old_images(&self) -> Result<()> {
         for distro in Distro::ALL {
             let old = self.folder.join(distro.as_str());
             if !old.is_dir() {
                 continue;
             }
-            log::info!("Taking over the image of {distro} from an older version");
+            log::info!("Converting the image of {distro} from an older version");
             let name = ImageName::of(distro);
             let path = self.folder.join(format!("{MAKING}{name}"));
             let turn = lock_file(&path)?;
             if !try_lock(&turn).at("lock", &path)? || !old.is_dir() {
-                // Another process takes it over.
+                // Another process converts it.
                 continue;
             }
             let staging = Staging::new(&self.folder)?;
@@ -480,17 +481,18 @@ impl Images {
     }
 }
 
-/// Half-made images begin with this, …
+/// Prefix of images that are being made, …
 const NEW: &str = ".new-";
-/// … half-removed ones with this, …
+/// … of images that are being removed, …
 const GONE: &str = ".gone-";
-/// … and locks of names with this.
+/// … and of locks of names.
 const MAKING: &str = ".making-";
 
-/// Stands in an image's folder with the id of the boot in which it was made, until another boot has found it whole.
+/// File in an image's directory with the ID of the boot in which it was made. Removed when another boot has verified
+/// the image.
 const UNSYNCED: &str = "unsynced";
 
-/// A holder is an id: its file may lie nowhere else.
+/// Checks a holder. It becomes a file name, so it must be a plain ID.
 fn check_holder(holder: &str) -> Result<&str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if holder.is_empty() || holder.len() > 200 || !holder.bytes().all(fits) {
@@ -499,7 +501,7 @@ fn check_holder(holder: &str) -> Result<&str> {
     Ok(holder)
 }
 
-/// The names in a folder, sorted; none if it does not exist.
+/// Returns the names in a directory, sorted; none if it does not exist.
 fn names_in(folder: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -511,7 +513,7 @@ fn names_in(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether `opened` still is what has this path.
+/// Whether `opened` is still the file at `path`.
 fn same(opened: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (opened.metadata(), path.symlink_metadata()) {
@@ -520,7 +522,7 @@ fn same(opened: &File, path: &Path) -> bool {
     }
 }
 
-/// Takes a lock exclusively; `false` when somebody has it.
+/// Takes an exclusive lock; `false` if another process holds it.
 fn try_lock(file: &File) -> std::io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -546,7 +548,7 @@ fn lock_file(path: &Path) -> Result<File> {
     options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).at("open", path)
 }
 
-/// The lock under which folders get theirs. Whoever has it does nothing that waits.
+/// Takes the lock under which directories get theirs. It must never be held while waiting.
 fn lock_store(folder: &Path) -> Result<File> {
     let path = folder.join(".lock");
     let file = lock_file(&path)?;

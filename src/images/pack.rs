@@ -1,11 +1,11 @@
-//! Turns a tree into a tar archive (POSIX pax, so that names and attributes of any length fit): for exports, for folders
-//! that are imported, and for backups. Reads only; never follows a link, never crosses a mount; sockets are left out, and
-//! in images devices and FIFOs too. The order is that of the listing, so one tree always gives one archive.
+//! Packs a tree into a tar archive (POSIX pax, so that names and attributes of any length fit): for exports, for
+//! imported directories, and for backups. Reads only; never follows a link or crosses a mount. Sockets are omitted, and
+//! in images also devices and FIFOs. The order is that of the listing, so a tree always gives the same archive.
 //!
-//! A tree that is exported stands still. One that is backed up may change meanwhile: an entry that disappears is left out,
-//! a file has the size that it had when it was opened.
+//! A tree that is exported does not change. One that is backed up may: an entry that disappears is omitted, and a file
+//! has its size at the time it was opened.
 //!
-//! Thread: `image-pack`, one for each folder that is imported; ends when the other end of its pipe is closed.
+//! Thread: `image-pack`, one per imported directory; ends when the other end of its pipe is closed.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -38,16 +38,16 @@ pub(super) struct PackPipe {
     pub(super) thread: PackThread,
 }
 
-/// How the writing ends; ask once the pipe was read to its end.
+/// The packing thread. Join it after the pipe was read to its end.
 pub(super) struct PackThread(JoinHandle<Result<()>>);
 
 impl PackThread {
     pub(super) fn finish(self) -> Result<()> {
-        self.0.join().map_err(|_| Error::internal("A thread that reads a folder has failed"))?
+        self.0.join().map_err(|_| Error::internal("The packing thread failed"))?
     }
 }
 
-/// Packs the folder at `path` into a pipe.
+/// Packs the directory at `path` into a pipe.
 pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<PackPipe> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).at("open", "a pipe")?;
     let (path, cancel) = (path.to_owned(), cancel.clone());
@@ -60,10 +60,10 @@ pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<PackPipe> {
     Ok(PackPipe { reader: File::from(reader), thread: PackThread(thread) })
 }
 
-/// Packs the folder at `path`; `tell` gets the number of entries so far.
+/// Packs the directory at `path`; `tell` gets the number of entries so far.
 ///
 /// # Errors
-/// `Cancelled`, `InvalidImage` for what is too deep or too much, and what reading and writing say.
+/// `Cancelled`, `InvalidImage` for a tree that is too deep or too large, and errors of reading and writing.
 pub(super) fn write(
     path: &Path,
     out: &mut dyn Write,
@@ -77,14 +77,14 @@ pub(super) fn write(
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Entries that were left out and are named; further ones are counted.
+/// Omitted entries that are named; further ones are only counted.
 const NAMED: usize = 20;
 
-/// An archive in the making.
+/// An archive that is being written.
 pub(super) struct Packer<'a> {
     out: tar::Builder<&'a mut dyn Write>,
     rules: &'static ArchiveRules,
-    /// Gets a line for each entry.
+    /// Receives a line for each entry.
     sums: Option<&'a mut dyn Write>,
     device: u64,
     links: HashMap<u64, Vec<u8>>,
@@ -93,12 +93,12 @@ pub(super) struct Packer<'a> {
     value: Vec<u8>,
     cancel: &'a Cancel,
     tell: &'a mut dyn FnMut(u64),
-    /// What a backup does not have, and why.
+    /// Entries missing from a backup, with the reason.
     left_out: Vec<String>,
     left_out_count: u64,
 }
 
-/// Names below which nothing is packed.
+/// Selects names to skip.
 type SkipFn<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 impl<'a> Packer<'a> {
@@ -125,7 +125,7 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Packs the folder at `path` under the name `prefix`; `skip` gets names in the archive.
+    /// Packs the directory at `path` under the name `prefix`; `skip` gets names in the archive.
     pub(super) fn tree(&mut self, path: &Path, prefix: &str, skip: SkipFn<'_>) -> Result<()> {
         let top = open(path, FOLDER, Mode::empty()).at("open", path)?;
         let stat = fstat(&top).at("read", path)?;
@@ -144,7 +144,7 @@ impl<'a> Packer<'a> {
         self.entry(&folder, &last, &mut name.as_bytes().to_vec(), 0, &|_| false)
     }
 
-    /// Adds a file with these bytes, or a folder, which belongs to the user of this process.
+    /// Adds a file with these bytes, or a directory, owned by the user of this process.
     pub(super) fn add(&mut self, name: &str, bytes: Option<&[u8]>, mode: u32) -> Result<()> {
         let member = Member {
             path: name.as_bytes().to_vec(),
@@ -163,7 +163,7 @@ impl<'a> Packer<'a> {
         self.put(&member, bytes.unwrap_or_default())
     }
 
-    /// Adds a file of this size, which has no line among the sums.
+    /// Adds a file without a checksum line.
     pub(super) fn add_last(&mut self, name: &str, size: u64, content: impl Read) -> Result<()> {
         let mut header = Header::new_ustar();
         header.set_mode(0o600);
@@ -174,17 +174,17 @@ impl<'a> Packer<'a> {
         self.out.append_data(&mut header, name, content).at("write", name)
     }
 
-    /// Ends the list of checksums: it is complete where it is written to.
+    /// Flushes the checksums.
     pub(super) fn end_sums(&mut self) -> Result<()> {
         self.sums.take().map_or(Ok(()), Write::flush).at("write", "the checksums")
     }
 
-    /// What was left out.
+    /// Returns the omitted entries.
     pub(super) fn left_out(&self) -> (&[String], u64) {
         (&self.left_out, self.left_out_count)
     }
 
-    /// Ends the archive.
+    /// Completes the archive.
     pub(super) fn finish(self) -> Result<()> {
         self.out.into_inner().and_then(Write::flush).at("write", "the archive")
     }
@@ -232,7 +232,7 @@ impl<'a> Packer<'a> {
         skip: SkipFn<'_>,
     ) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::new(Code::Cancelled, "It was cancelled"));
+            return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
         }
         if self.rules.exact && path.len() >= limits::IMAGE_PATH_BYTES {
             self.leave_out(path, "its path is too long");
@@ -248,7 +248,7 @@ impl<'a> Packer<'a> {
                     return Ok(());
                 };
                 let inside = fstat(&fd).at("read", display_path(path))?;
-                // What is mounted there belongs to something else, as the insides of /proc do.
+                // A mounted file system is not part of the tree, like the content of /proc.
                 if inside.st_dev == self.device {
                     return self.folder(fd, &inside, path, depth + 1, skip);
                 }
@@ -317,13 +317,13 @@ impl<'a> Packer<'a> {
             }
             None => {
                 let size = member.size;
-                // A file that shrinks meanwhile is filled up: what the header announced must come.
+                // A file that shrinks is padded: the size in the header must be provided.
                 self.put(&member, file.take(size).chain(io::repeat(0)).take(size))
             }
         }
     }
 
-    /// What there is; `None`: it is gone, which only a backup accepts.
+    /// Returns the found value; `None` if the entry disappeared, which only a backup accepts.
     fn present<T>(&self, found: rustix::io::Result<T>, path: &[u8]) -> Result<Option<T>> {
         match found {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) if self.rules.exact => Ok(None),
@@ -339,7 +339,7 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// What is written of an entry. `fd`: where its attributes are.
+    /// Describes an entry. `fd`: descriptor for its attributes.
     fn member(
         &mut self,
         kind: MemberKind,

@@ -1,4 +1,4 @@
-//! Whether a distribution's image may be made: the one call of berth that asks the network.
+//! Whether a distribution's image may be built, the only operation of berth that uses the network.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -7,19 +7,19 @@ use super::{ImageName, Images};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 
-/// Whether a distribution's image may be made.
+/// Policy for building a distribution's image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pull {
-    /// When there is none; the network is asked for nothing once there is one.
+    /// Build it if it is missing; no network access otherwise.
     Missing,
-    /// Never.
+    /// Never build.
     Never,
-    /// Anew, also when there is one, which then stays under its id.
+    /// Build again even if it exists; the old image keeps its ID.
     Always,
 }
 
 impl Pull {
-    /// The word that a person has for it.
+    /// Parses the policy's name.
     pub fn parse(word: &str) -> Option<Pull> {
         match word {
             "missing" => Some(Pull::Missing),
@@ -30,7 +30,6 @@ impl Pull {
     }
 }
 
-/// As in a request.
 impl<'de> Deserialize<'de> for Pull {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Pull, D::Error> {
         let word = String::deserialize(from)?;
@@ -40,7 +39,7 @@ impl<'de> Deserialize<'de> for Pull {
 }
 
 impl Images {
-    /// Whether a distribution's image is there, or may be made.
+    /// Checks that a distribution's image exists or may be built.
     ///
     /// # Errors
     /// `ImageNotFound`.

@@ -1,4 +1,4 @@
-//! What is kept beside an image, and what clients see of it.
+//! The record of an image, and its form for clients.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use crate::base::{Error, Result};
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// How an image came to be.
+/// Origin of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageSource {
-    /// By the distribution's own bootstrap.
+    /// The distribution's bootstrap.
     Built,
-    /// From an archive or a folder.
+    /// An archive or a directory.
     Imported,
-    /// Of this machine's own system; its programs stay where they are.
+    /// The host's own system; its programs are not copied.
     Host,
 }
 
@@ -26,36 +26,34 @@ pub enum ImageSource {
 pub struct ImageRecord {
     /// The SHA-256 of its listing.
     pub id: ImageId,
-    /// The name under which it was made; the pointer of that name may lead elsewhere by now.
+    /// Name under which it was made; that name may point elsewhere now.
     pub name: ImageName,
-    /// How it came to be.
     pub source: ImageSource,
-    /// What it was made from, in words.
+    /// Description of the source.
     pub origin: String,
-    /// What it says of itself: `PRETTY_NAME` of os-release(5).
+    /// `PRETTY_NAME` of os-release(5).
     pub os: Option<String>,
     /// RFC 3339.
     pub created_at: String,
-    /// Entries, the root folder among them.
+    /// Number of entries, including the root directory.
     pub entries: u64,
-    /// Bytes in its files, each file once.
+    /// Bytes in its files; each file counts once.
     pub size_bytes: u64,
 }
 
 /// An image as clients see it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ImageView {
-    /// What is kept.
     #[serde(flatten)]
     pub record: ImageRecord,
-    /// The names that point to it.
+    /// Names that point to it.
     pub names: Vec<ImageName>,
-    /// Who needs it: workspaces and snapshots, by id.
+    /// IDs of workspaces and snapshots that need it.
     pub held_by: Vec<String>,
 }
 
 impl ImageRecord {
-    /// Reads the record in an image's folder; `None` if that is none.
+    /// Reads the record in an image's directory; `None` if there is none.
     ///
     /// # Errors
     /// `Internal` when it cannot be read.
@@ -75,7 +73,7 @@ impl ImageRecord {
     }
 }
 
-/// The value of a field of os-release(5) in a tree.
+/// Returns the value of a field of os-release(5) in a tree.
 pub(super) fn os_release(root: &Root, field: &str) -> Option<String> {
     let read = |path| root.read(path, 64 << 10).ok().flatten();
     let bytes = read("etc/os-release").or_else(|| read("usr/lib/os-release"))?;

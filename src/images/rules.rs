@@ -1,22 +1,22 @@
-//! How a tree is packed and unpacked. An image may come from a stranger, and contains what a container can have: it is
-//! bounded, and its devices, foreign owners and host attributes are left out. A backup is as large as the server's data, and
-//! every entry is kept exactly. Pure.
+//! Limits and fidelity for packing and unpacking. An image is untrusted and can contain only entries that are valid in
+//! a container: it is bounded, and devices, foreign owners and host attributes are omitted. A backup is as large as the
+//! server's data, and every entry is preserved exactly. Pure.
 
 use crate::base::limits;
 
 /// The rules for one archive.
 #[derive(Debug)]
 pub(super) struct ArchiveRules {
-    /// Owners, modes, devices, all attributes, times to the nanosecond and holes are kept, and no entry replaces another.
+    /// Preserve owners, modes, devices, all attributes, nanosecond times and holes; no entry may replace another.
     pub(super) exact: bool,
-    /// Bytes that it unpacks to.
+    /// Largest unpacked size in bytes.
     pub(super) bytes: u64,
-    /// The same as a multiple of its own size, beyond `limits::IMAGE_RATIO_FREE`.
+    /// Largest ratio of unpacked to packed size, beyond `limits::IMAGE_RATIO_FREE`.
     pub(super) ratio: u64,
     pub(super) entries: u64,
-    /// The deepest folder.
+    /// Deepest directory.
     pub(super) depth: usize,
-    /// Where anything else than files and folders may be.
+    /// Whether entries other than files and directories may have this name.
     pub(super) links: fn(&[u8]) -> bool,
 }
 
@@ -29,8 +29,8 @@ pub(super) const IMAGE: ArchiveRules = ArchiveRules {
     links: |_| true,
 };
 
-/// What a restore unpacks is bounded by the room on the disk. A workload can make deeper trees than any path can name; what
-/// is below this depth is left out of a backup, and the backup says so.
+/// The free disk space bounds a restore. A workload can create trees deeper than any path; entries below this depth are
+/// omitted from a backup, which reports them.
 pub(super) const BACKUP: ArchiveRules = ArchiveRules {
     exact: true,
     bytes: u64::MAX,
@@ -40,11 +40,11 @@ pub(super) const BACKUP: ArchiveRules = ArchiveRules {
     links: may_be_link,
 };
 
-/// The folder with the data.
+/// The directory with the data.
 pub const DATA: &str = "data";
 
-/// Whether links and devices may have this name: in files of workspaces and images, in the homes of sandboxes and in the
-/// library. Everywhere else berth opens files by name, so a link in an archive would lead it out of the folder.
+/// Whether links and devices may have this name: in files of workspaces and images, in the homes of sandboxes and in
+/// the library. berth opens all other files by name, so a link in an archive would lead it out of the directory.
 pub(super) fn may_be_link(path: &[u8]) -> bool {
     let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
     if parts.next() != Some(DATA.as_bytes()) {

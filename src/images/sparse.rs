@@ -1,5 +1,5 @@
-//! Files with holes in a backup: where their data is (lseek(2)), and the map that says so in the archive (PAX format 1.0 of
-//! GNU tar's manual, "Storing Sparse Files"), which `archive` reads.
+//! Sparse files in backups: finds their data (lseek(2)) and writes the map of PAX format 1.0 (GNU tar's manual,
+//! "Storing Sparse Files"), which `archive` reads.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::archive::DataRange;
 use crate::base::limits;
 
-/// Where the data of a file is; `None`: the file is stored whole. A file with more pieces than a reader accepts is stored
-/// whole, too.
+/// Returns the positions of a file's data; `None` if the file is stored whole. A file with more pieces than a reader
+/// accepts is stored whole too.
 pub(super) fn data_ranges(file: &File, stat: &Stat) -> io::Result<Option<Vec<DataRange>>> {
     let size = stat.st_size.unsigned_abs();
     if stat.st_blocks.unsigned_abs().saturating_mul(512) >= size {
@@ -21,7 +21,7 @@ pub(super) fn data_ranges(file: &File, stat: &Stat) -> io::Result<Option<Vec<Dat
     let (mut pieces, mut at, mut bytes) = (Vec::new(), 0, 0);
     while at < size {
         let start = match seek(file, SeekFrom::Data(at)) {
-            // Behind `at` there is only a hole.
+            // Only a hole follows `at`.
             Err(Errno::NXIO) => break,
             Err(Errno::INVAL) => return Ok(None),
             start => start?,
@@ -34,7 +34,7 @@ pub(super) fn data_ranges(file: &File, stat: &Stat) -> io::Result<Option<Vec<Dat
         bytes += line(piece.at).len() + line(piece.length).len();
         pieces.push(piece);
         at = end;
-        // The map must fit into what is read of a header.
+        // The map must fit into the limit for headers.
         if bytes + 2 * BLOCK > limits::IMAGE_HEADER_BYTES || pieces.len() >= limits::IMAGE_PIECES {
             return Ok(None);
         }
@@ -49,7 +49,7 @@ fn line(number: u64) -> String {
     format!("{number}\n")
 }
 
-/// The map, filled up to a block.
+/// Encodes the map, padded to a block.
 pub(super) fn encode_map(pieces: &[DataRange]) -> Vec<u8> {
     let mut map = line(pieces.len() as u64).into_bytes();
     for piece in pieces {
@@ -60,7 +60,7 @@ pub(super) fn encode_map(pieces: &[DataRange]) -> Vec<u8> {
     map
 }
 
-/// The data of a file without its holes. What a file does not have any more is read as zeros.
+/// Reads the data of a file without its holes. Parts that were truncated since are read as zeros.
 pub(super) struct SparseReader {
     file: File,
     pieces: std::vec::IntoIter<DataRange>,

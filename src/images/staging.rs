@@ -1,4 +1,4 @@
-//! An image in the making: a folder that is locked while somebody works on it, and vanishes unless it was finished.
+//! An image that is being made: a directory that is locked during the work and removed unless it was finished.
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,19 +21,19 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Makes the folder, with an empty tree in it.
+    /// Creates the directory with an empty tree.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk is full or not writable.
     pub(super) fn new(images: &Path) -> Result<Staging> {
         let name = format!("{NEW}{}", uuid::Uuid::new_v4());
         let path = images.join(&name);
-        // A sweep between the two would take the folder away.
+        // A sweep between creation and locking would remove the directory.
         let _moment = lock_store(images)?;
         file::create_dir_private(&path)?;
         let locked = File::open(&path).at("open", &path)?;
         if !try_lock(&locked).at("lock", &path)? {
-            return Err(Error::internal(format!("{} is locked by somebody else", path.display())));
+            return Err(Error::internal(format!("{} is locked by another process", path.display())));
         }
         let staging = Staging { images: images.to_owned(), name, _locked: locked };
         make_root(&staging.root())?;
@@ -44,22 +44,21 @@ impl Staging {
         self.images.join(&self.name)
     }
 
-    /// The tree.
     pub(super) fn root(&self) -> PathBuf {
         self.folder().join("root")
     }
 
-    /// Makes an existing folder of the same file system the tree.
+    /// Makes an existing directory of the same file system the tree.
     pub(super) fn adopt_tree(&self, folder: &Path) -> Result<()> {
         std::fs::remove_dir(self.root()).at("replace", self.root())?;
         std::fs::rename(folder, self.root()).at("move", folder)
     }
 
-    /// Lays the tree aside, beside a new one, as parts that the new one is made from.
+    /// Moves the tree aside as parts for a new tree.
     pub(super) fn set_aside(&self) -> Result<PathBuf> {
         let parts = self.folder().join("parts");
         if parts.exists() {
-            // Layers, which have become the tree by now.
+            // Layers that are already part of the tree.
             tree::remove_tree(&self.folder(), "parts")?;
         }
         std::fs::rename(self.root(), &parts).at("move", self.root())?;
@@ -67,11 +66,11 @@ impl Staging {
         Ok(parts)
     }
 
-    /// Makes the tree an image: listed, on disk, in its place. An image with this very content may be there already;
-    /// then that one is returned.
+    /// Turns the tree into an image: lists it and moves it into place. If an image with the same content exists,
+    /// returns that one.
     ///
     /// # Errors
-    /// `Cancelled`, `InvalidImage`, `DiskFull`, `Internal`; nothing is left then.
+    /// `Cancelled`, `InvalidImage`, `DiskFull`, `Internal`; nothing remains then.
     pub(super) fn finish(
         self,
         name: &ImageName,
@@ -97,8 +96,8 @@ impl Staging {
             entries: totals.entries,
             size_bytes: totals.bytes,
         };
-        // Waiting for the disk can take longer than everything else, above all where others write as well. So this boot
-        // of the machine is noted: in another one the image is verified before it is used for the first time.
+        // Syncing to disk can take longer than everything else, especially while others write. Therefore the current
+        // boot is recorded instead: in another boot the image is verified before its first use.
         file::replace(&folder.join(UNSYNCED), boot_id().as_bytes(), 0o600)?;
         record.write(&folder)?;
         let place = self.images.join(record.id.as_str());
@@ -110,7 +109,7 @@ impl Staging {
     }
 }
 
-/// As a root it must be enterable by its own users; the folder above is private.
+/// Creates the root directory. The container's users must be able to enter it; the directory above is private.
 fn make_root(root: &Path) -> Result<()> {
     std::fs::create_dir(root).at("make", root)?;
     std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755)).at("prepare", root)
@@ -119,7 +118,7 @@ fn make_root(root: &Path) -> Result<()> {
 impl Drop for Staging {
     fn drop(&mut self) {
         if let Err(left) = tree::remove_tree(&self.images, &self.name) {
-            log::warn!("a half-made image is left until the next start: {left}");
+            log::warn!("An incomplete image remains until the next start: {left}");
         }
     }
 }

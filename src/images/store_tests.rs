@@ -1,4 +1,4 @@
-//! The store: migration, pointers, holds, removal, and what crashes leave.
+//! Tests of the store: migration, pointers, holds, removal, and crash recovery.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -10,7 +10,7 @@ fn open(dir: &Path) -> Images {
     Images::open(&dir.join("images"), PackageSources::default(), Cgroups::take("berth-test-images")).unwrap()
 }
 
-/// As an older version left it.
+/// Creates an image in the layout of an older version.
 fn old_image(dir: &Path, word: &str) {
     let root = dir.join("images/debian-bookworm");
     for folder in ["etc", "dev", "var/lib/apt/lists", "usr"] {
@@ -31,7 +31,7 @@ fn entries(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn images_of_older_versions_are_taken_over() {
+fn images_of_older_versions_are_converted() {
     let dir = TestFolder::new();
     old_image(&dir, "one");
     let images = open(&dir);
@@ -54,8 +54,8 @@ fn images_of_older_versions_are_taken_over() {
     assert!(damaged.differences[1].starts_with("+ f 0755 0 0 3 "), "{damaged:?}");
     write_atomic(&image.root.join("usr/word"), b"one", 0o4755).unwrap();
     assert!(images.verify(&image.id, &cancel).unwrap().ok);
-    assert!(images.find(&image.id.as_str()[..5]).is_err(), "five digits are a typing mistake");
-    // The same content is the same image; other content is another, and the name points to the newest.
+    assert!(images.find(&image.id.as_str()[..5]).is_err(), "five digits are too few");
+    // The same content is the same image; other content is another image, and the name points to the newest.
     drop(images);
     old_image(&dir, "one");
     let images = open(&dir);
@@ -68,7 +68,7 @@ fn images_of_older_versions_are_taken_over() {
 }
 
 #[test]
-fn what_a_cut_of_power_has_torn_is_given_up() {
+fn images_damaged_by_a_power_failure_are_discarded() {
     let dir = TestFolder::new();
     old_image(&dir, "one");
     let images = open(&dir);
@@ -84,7 +84,7 @@ fn what_a_cut_of_power_has_torn_is_given_up() {
 }
 
 #[test]
-fn what_is_needed_stays() {
+fn held_images_are_not_removed() {
     let dir = TestFolder::new();
     old_image(&dir, "one");
     let images = open(&dir);
@@ -114,7 +114,7 @@ fn what_is_needed_stays() {
 }
 
 #[test]
-fn what_crashes_left_is_swept_and_what_is_being_made_is_not() {
+fn remains_of_crashes_are_removed_but_work_in_progress_is_kept() {
     let dir = TestFolder::new();
     let images = open(&dir);
     let staging = Staging::new(&images.folder).unwrap();

@@ -1,13 +1,13 @@
-//! Checksums of a backup: one line for each entry, in the archive's order, with all that is kept of the entry and a digest
-//! of its content. They are the archive's last member, so that a backup can be written to a pipe. Pure.
+//! Checksums of a backup: one line per entry, in the archive's order, with the entry's metadata and a digest of its
+//! content. They are the archive's last member, so that a backup can be written to a pipe. Pure.
 //!
 //! ```text
 //! KIND MODE UID GID TIME SIZE DIGEST DEVICE TARGET PATH [XATTR…]
 //! ```
 //!
-//! KIND is `d`, `f`, `l`, `h` (another name of the file TARGET) or `o` (a device or FIFO). Fields that an entry does not
-//! have are `-`. DIGEST is the SHA-256 of a file's bytes, as `sha256sum` prints it; where the file has holes, of its map and
-//! the bytes between the holes. Bytes that are not printable are written as in a listing.
+//! KIND is `d`, `f`, `l`, `h` (another name of the file TARGET) or `o` (a device or FIFO). Missing fields are `-`.
+//! DIGEST is the SHA-256 of a file's bytes, as `sha256sum` prints it; for a sparse file, of its map and the bytes
+//! between the holes. Unprintable bytes are escaped as in a listing.
 
 use std::io::{self, Read};
 
@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::archive::{Member, MemberKind};
 use super::listing::{FileDigest, escape, hex};
 
-/// The digest of a file, before its first byte.
+/// Starts the digest of a file.
 pub(super) fn start_digest(member: &Member) -> Sha256 {
     let mut digest = Sha256::new();
     for piece in member.pieces.iter().flatten() {
@@ -26,7 +26,7 @@ pub(super) fn start_digest(member: &Member) -> Sha256 {
     digest
 }
 
-/// The line of an entry, with its end.
+/// Returns the line of an entry, including its newline.
 pub(super) fn line(member: &Member, digest: Option<&FileDigest>) -> Vec<u8> {
     let kind = match member.kind {
         MemberKind::File => 'f',
@@ -59,7 +59,7 @@ pub(super) fn line(member: &Member, digest: Option<&FileDigest>) -> Vec<u8> {
     line
 }
 
-/// Digests what is read through it.
+/// Hashes bytes that are read through it.
 pub(super) struct DigestingReader<R> {
     inner: R,
     pub(super) digest: Sha256,

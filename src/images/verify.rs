@@ -1,4 +1,4 @@
-//! Whether an image still is what its id says: everything in it is read again.
+//! Verifies that an image still matches its ID by reading all of it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,14 +12,13 @@ use super::{Image, ImageId, Images};
 use crate::base::{At, Result, limits};
 use crate::proc::Cancel;
 
-/// What a look at an image found.
+/// Result of a verification.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verified {
-    /// The image.
     pub id: ImageId,
-    /// It is what it was.
+    /// Whether the content is unchanged.
     pub ok: bool,
-    /// Lines of the listing that are not true any more (`-`) or that would stand there now (`+`), the first of them.
+    /// The first lines of the listing that are no longer true (`-`) or new (`+`).
     pub differences: Vec<String>,
 }
 
@@ -27,7 +26,7 @@ impl Images {
     /// Reads the whole image and compares it with its id.
     ///
     /// # Errors
-    /// `ImageNotFound`, `Cancelled`, or what reading says.
+    /// `ImageNotFound`, `Cancelled`, or errors of reading.
     pub fn verify(&self, id: &ImageId, cancel: &Cancel) -> Result<Verified> {
         let image = self.get(id)?;
         self.compare(&image, cancel)
@@ -48,14 +47,14 @@ impl Images {
     }
 }
 
-/// A file without a name.
+/// Opens a file without a name.
 pub(super) fn tempfile(folder: &std::path::Path) -> Result<File> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     open(folder, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("write in", folder)
 }
 
-/// Lines that only one of the two has. Their digests fit into memory where the lines might not.
+/// Finds lines that only one of the two files has. Their hashes fit into memory where the lines might not.
 fn compare(then: &mut File, now: &mut File, differences: &mut Vec<String>) -> std::io::Result<()> {
     let state = RandomState::new();
     let mut known = [HashSet::new(), HashSet::new()];

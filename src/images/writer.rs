@@ -1,9 +1,9 @@
-//! Writes a tree that somebody else describes, and nothing beside it. Each folder is resolved by the kernel inside the
-//! tree (openat2(2), RESOLVE_IN_ROOT), so a link in it leads where it would lead a program that runs there, as container
-//! engines do it; the last part of a name is never followed. Devices and FIFOs are left out: a container gets its own.
-//! Set-user-id and the like stay on regular files (sudo needs them) whose owner exists in a container, and nowhere else.
+//! Writes an untrusted tree, and nothing outside it. The kernel resolves each directory inside the tree (openat2(2),
+//! RESOLVE_IN_ROOT), so a link leads where it would lead inside the container, as in container engines; the last
+//! component of a name is never followed. Devices and FIFOs are omitted: a container gets its own. Set-user-ID and
+//! similar bits are kept only on regular files (sudo needs them) with an owner that exists in a container.
 //!
-//! Locks: none. One thread writes, and nobody else may.
+//! No locks. One thread writes, and it must be the only one.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -29,46 +29,47 @@ use super::sums;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::tree;
 
-/// What was not taken as it was.
+/// Entries that were omitted or changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Devices and FIFOs that were left out.
+    /// Omitted devices and FIFOs.
     pub devices: u64,
-    /// Entries that belong to nobody now, since their owner does not exist in a container.
+    /// Entries assigned to the overflow user, because their owner does not exist in a container.
     pub owners: u64,
-    /// Extended attributes that belong to a host.
+    /// Omitted extended attributes that belong to a host.
     pub attributes: u64,
 }
 
 pub(super) struct TreeWriter {
     root: OwnedFd,
     path: PathBuf,
-    /// The folder of the last entry.
+    /// Directory of the last entry.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// Something gave way to something else, so that its path may lead to another folder now.
+    /// An entry was replaced, so the path of `parent` may now lead elsewhere.
     stale: bool,
     rules: &'static ArchiveRules,
     /// For images.
     hasher: Option<FileHasher>,
-    /// Times of folders, which change with what is put into them; and modes that would keep its owner from doing that.
+    /// Times of directories, set at the end because writing entries changes them; and modes that would prevent the
+    /// owner from writing.
     times: Vec<(Vec<u8>, Timestamps, Option<Mode>)>,
-    /// What this layer has made, as digests of its paths: its whiteouts spare them.
+    /// Hashes of the paths that this layer made; its whiteouts do not remove them.
     layer: HashSet<u64>,
     state: RandomState,
     pub(super) left_out: LeftOut,
     pub(super) entries: u64,
     pub(super) bytes: u64,
-    /// Bytes since it was last looked how much room is left; a small file counts as a large one.
+    /// Bytes since the last check of free space. A small file counts as a larger one.
     unchecked_bytes: u64,
 }
 
 impl TreeWriter {
-    /// Writes into the folder at `path`, which is ours alone.
+    /// Writes into the directory at `path`, which must be private.
     pub(super) fn new(path: &Path) -> Result<TreeWriter> {
         TreeWriter::with(path, &IMAGE, Some(FileHasher::start()?))
     }
 
-    /// The same for a backup: everything is written exactly as it was.
+    /// Creates a writer for a backup: everything is written exactly.
     pub(super) fn exact(path: &Path) -> Result<TreeWriter> {
         TreeWriter::with(path, &BACKUP, None)
     }
@@ -92,12 +93,12 @@ impl TreeWriter {
         })
     }
 
-    /// Begins a layer: whiteouts concern what is there now.
+    /// Begins a layer. Whiteouts apply to the entries present now.
     pub(super) fn next_layer(&mut self) {
         self.layer.clear();
     }
 
-    /// Writes one member; returns the digest of an exact file ([`sums`]).
+    /// Writes one member and returns the digest of an exact file ([`sums`]).
     ///
     /// # Errors
     /// `InvalidImage` with the member's name, `DiskFull`, `Internal`.
@@ -116,7 +117,7 @@ impl TreeWriter {
             return match member.kind {
                 MemberKind::Folder => {
                     let root = self.root.try_clone().at("open", &self.path)?;
-                    // Everybody must be able to enter.
+                    // All users must be able to enter.
                     self.attributes(&root, member, member.mode & 0o7777 | 0o555)?;
                     self.times.push((Vec::new(), self.times(member), None));
                     Ok(None)
@@ -135,7 +136,7 @@ impl TreeWriter {
             MemberKind::File => return self.file(name, member, content),
             MemberKind::Symlink => {
                 if member.target.is_empty() || member.target.len() > limits::IMAGE_PATH_BYTES {
-                    return Err(refused(member, "is a link that leads nowhere"));
+                    return Err(refused(member, "is a link without a valid target"));
                 }
                 self.make(name, member, |at, name| symlinkat(&member.target[..], at, name))?;
                 let (uid, gid) = self.owner(member);
@@ -153,13 +154,13 @@ impl TreeWriter {
                 }
                 let from = match self.resolve(folder) {
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                        return Err(refused(member, "is a link to what is not there"));
+                        return Err(refused(member, "is a link to a missing file"));
                     }
                     from => for_member(from, member)?,
                 };
                 match self.make(name, member, |at, name| linkat(&from, last, at, name, AtFlags::empty())) {
                     Err(_) if statat(&from, last, AtFlags::SYMLINK_NOFOLLOW).is_err() => {
-                        return Err(refused(member, "is a link to what is not there"));
+                        return Err(refused(member, "is a link to a missing file"));
                     }
                     made => made?,
                 }
@@ -168,7 +169,7 @@ impl TreeWriter {
         Ok(None)
     }
 
-    /// Removes what an earlier layer has put there; what this layer has made stays.
+    /// Removes an entry of an earlier layer; entries of this layer are kept.
     pub(super) fn whiteout(&mut self, path: &[u8]) -> Result<()> {
         let path = normalize(path)?;
         let (folder, name) = split(&path);
@@ -183,7 +184,7 @@ impl TreeWriter {
         self.remove_earlier(&at, name, &path, 0)
     }
 
-    /// Removes everything that earlier layers have put into a folder.
+    /// Removes all entries of earlier layers from a directory.
     pub(super) fn opaque(&mut self, path: &[u8]) -> Result<()> {
         let path = normalize(path)?;
         let folder = match resolve(&self.root, &path, FOLDER, false) {
@@ -214,7 +215,7 @@ impl TreeWriter {
                 }
                 match unlinkat(at, name, AtFlags::REMOVEDIR) {
                     _ if ours => Ok(()),
-                    // It holds what this layer has made.
+                    // It contains entries of this layer.
                     Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
                     Err(error) => Err(error).at("remove", display_path(path)),
                 }
@@ -222,11 +223,11 @@ impl TreeWriter {
         }
     }
 
-    /// Sets the folders' times, and tells the digests of all files.
+    /// Sets the directories' times and returns the digests of all files.
     pub(super) fn finish(mut self) -> Result<(KnownDigests, LeftOut)> {
         self.room()?;
         for (path, times, mode) in self.times.iter().rev() {
-            // It may have been replaced or removed since.
+            // It may have been replaced or removed.
             if let Ok(folder) = resolve(&self.root, path, FOLDER | OFlags::NOFOLLOW, self.rules.exact) {
                 futimens(&folder, times).at("write", display_path(path))?;
                 if let Some(mode) = mode {
@@ -241,7 +242,7 @@ impl TreeWriter {
     fn folder(&mut self, path: &[u8], name: &[u8], member: &Member) -> Result<()> {
         match mkdirat(self.parent_fd()?, name, Mode::RWXU) {
             Ok(()) => {}
-            Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
+            Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "occurs twice")),
             Err(Errno::EXIST) => {
                 let found = for_member(statat(self.parent_fd()?, name, AtFlags::SYMLINK_NOFOLLOW), member)?;
                 if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
@@ -254,7 +255,7 @@ impl TreeWriter {
         }
         let folder =
             for_member(openat(self.parent_fd()?, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
-        // Sticky and set-group-id mean something on folders, set-user-id nothing.
+        // Sticky and set-group-ID bits are meaningful on directories, set-user-ID is not.
         let mode = if self.rules.exact { member.mode } else { member.mode & 0o3777 };
         let later = (!self.can_chown() && mode & 0o700 != 0o700).then(|| Mode::from_raw_mode(mode));
         self.attributes(&folder, member, if later.is_some() { mode | 0o700 } else { mode })?;
@@ -275,7 +276,7 @@ impl TreeWriter {
         if self.can_chown() {
             for_member(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
         }
-        // Against the umask; a device is never followed anywhere.
+        // Overrides the umask; a device is not a link.
         for_member(chmodat(at, name, mode, AtFlags::empty()), member)?;
         for_member(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)
     }
@@ -299,7 +300,7 @@ impl TreeWriter {
             match part {
                 ContentPart::Data(chunk, part) => {
                     if at > 0 {
-                        // Behind a hole; where there was none, it is where we are.
+                        // After a hole; otherwise the position is already correct.
                         use std::io::{Seek as _, SeekFrom};
                         file.seek(SeekFrom::Start(at)).at("write", display_path(&member.path))?;
                     }
@@ -324,7 +325,10 @@ impl TreeWriter {
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > self.rules.bytes {
             let most = self.rules.bytes >> 30;
-            return Err(Error::new(Code::InvalidImage, format!("It unpacks to more than {most} GiB")));
+            return Err(Error::new(
+                Code::InvalidImage,
+                format!("The archive unpacks to more than {most} GiB"),
+            ));
         }
         file.set_len(member.size).at("write", display_path(&member.path))?;
         self.attributes(&file, member, member.mode)?;
@@ -335,7 +339,7 @@ impl TreeWriter {
         Ok(digest.map(|digest| digest.finalize().into()))
     }
 
-    /// Owner, mode and extended attributes, in this order: a new owner takes set-user-id and capabilities away.
+    /// Sets owner, mode and extended attributes, in this order: changing the owner clears set-user-ID and capabilities.
     fn attributes(&mut self, file: impl std::os::fd::AsFd, member: &Member, mode: u32) -> Result<()> {
         let exact = self.rules.exact;
         let known = exact || member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
@@ -374,7 +378,7 @@ impl TreeWriter {
         (Uid::from_raw(uid.unwrap_or(NOBODY)), Gid::from_raw(gid.unwrap_or(NOBODY)))
     }
 
-    /// Whether owners can be set; another user than root restores what is its own.
+    /// Whether owners can be set. A user other than root restores files as its own.
     fn can_chown(&self) -> bool {
         !self.rules.exact || rustix::process::geteuid().is_root()
     }
@@ -387,7 +391,7 @@ impl TreeWriter {
         }
     }
 
-    /// Makes something of this name in the folder at hand; what has the name already gives way.
+    /// Creates an entry in the current directory, replacing an existing one.
     fn make(
         &mut self,
         name: &[u8],
@@ -395,7 +399,7 @@ impl TreeWriter {
         mut make: impl FnMut(&OwnedFd, &[u8]) -> rustix::io::Result<()>,
     ) -> Result<()> {
         match make(self.parent_fd()?, name) {
-            Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "is there twice")),
+            Err(Errno::EXIST) if self.rules.exact => return Err(refused(member, "occurs twice")),
             Err(Errno::EXIST) => {}
             made => return for_member(made, member),
         }
@@ -417,7 +421,7 @@ impl TreeWriter {
         self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(|| Error::internal("no folder was entered"))
     }
 
-    /// Makes `folder` the one at hand; those that are missing are made as root's.
+    /// Enters `folder`; missing directories are created, owned by root.
     fn enter(&mut self, folder: &[u8], member: &Member) -> Result<()> {
         if !self.stale && self.parent.as_ref().is_some_and(|(path, _)| path == folder) {
             return Ok(());
@@ -428,9 +432,9 @@ impl TreeWriter {
         }
         let fd = match self.resolve(folder) {
             Err(Errno::NOENT) => self.make_folders(folder, member)?,
-            Err(Errno::NOTDIR) => return Err(refused(member, "lies in what is no folder")),
+            Err(Errno::NOTDIR) => return Err(refused(member, "has a parent that is not a directory")),
             Err(Errno::LOOP) if self.rules.exact => return Err(refused(member, "is behind a link")),
-            Err(Errno::LOOP) => return Err(refused(member, "lies behind links that go round in a circle")),
+            Err(Errno::LOOP) => return Err(refused(member, "is behind a loop of links")),
             fd => for_member(fd, member)?,
         };
         self.parent = Some((folder.to_vec(), fd));
@@ -443,7 +447,7 @@ impl TreeWriter {
         for name in folder.split(|byte| *byte == b'/') {
             match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    // Against the umask.
+                    // Overrides the umask.
                     let made =
                         for_member(openat(&at, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
                     for_member(fchmod(&made, Mode::from_raw_mode(0o755)), member)?;
@@ -454,7 +458,7 @@ impl TreeWriter {
             done = join(&done, name);
             at = match self.resolve(&done) {
                 Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => {
-                    return Err(refused(member, "lies in what is no folder"));
+                    return Err(refused(member, "has a parent that is not a directory"));
                 }
                 at => for_member(at, member)?,
             };
@@ -466,7 +470,7 @@ impl TreeWriter {
         resolve(&self.root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, self.rules.exact)
     }
 
-    /// Every now and then looks whether there is room for more, `written` bytes after the last call.
+    /// Checks the free space from time to time. `written`: bytes since the last call.
     fn check_room(&mut self, written: u64) -> Result<()> {
         self.unchecked_bytes = self.unchecked_bytes.saturating_add(written.max(16 << 10));
         if self.unchecked_bytes < 16 << 20 { Ok(()) } else { self.room() }
@@ -476,12 +480,15 @@ impl TreeWriter {
         self.unchecked_bytes = 0;
         let room = fstatvfs(&self.root).at("look at", &self.path)?;
         let bytes = room.f_bavail.saturating_mul(room.f_frsize);
-        // Some file systems have no fixed number of files, and say 0.
+        // Some file systems have no fixed number of files and report 0.
         let files = room.f_files > 0 && room.f_favail < limits::IMAGE_FREE_FILES;
         if bytes < limits::IMAGE_FREE_BYTES || files {
             return Err(Error::new(
                 Code::DiskFull,
-                format!("It would fill the disk with {}; free some space and try again", self.path.display()),
+                format!(
+                    "Not enough free space on the disk with {}; free some space and try again",
+                    self.path.display()
+                ),
             ));
         }
         Ok(())
@@ -490,7 +497,7 @@ impl TreeWriter {
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// `exact`: through no link at all.
+/// Opens a directory beneath `root`. `exact`: follow no links.
 fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags, exact: bool) -> rustix::io::Result<OwnedFd> {
     let links = if exact { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::NO_MAGICLINKS };
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | links;
@@ -503,7 +510,7 @@ fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags, exact: bool) -> rustix::i
     Err(Errno::AGAIN)
 }
 
-/// The path without what means nothing: slashes at both ends, `.`; empty for the root itself.
+/// Normalizes a path: removes slashes at both ends and `.`; empty for the root itself.
 pub(super) fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
@@ -550,7 +557,7 @@ fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// What overlayfs notes of a layer (Documentation/filesystems/overlayfs.rst).
+/// Whether overlayfs uses the attribute (Documentation/filesystems/overlayfs.rst).
 fn is_overlay(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
@@ -559,7 +566,7 @@ fn for_member<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
     match result {
         Err(Errno::NAMETOOLONG) => Err(refused(member, "has a name that is too long for the file system")),
         Err(Errno::INVAL | Errno::ILSEQ | Errno::MLINK | Errno::PERM | Errno::ISDIR | Errno::RANGE) => {
-            Err(refused(member, "cannot be made as it is described"))
+            Err(refused(member, "cannot be created as described"))
         }
         result => result.at("unpack", display_path(&member.path)),
     }
@@ -567,7 +574,7 @@ fn for_member<T>(result: rustix::io::Result<T>, member: &Member) -> Result<T> {
 
 fn refused(member: &Member, problem: &str) -> Error {
     let path = display_path(&member.path);
-    Error::new(Code::InvalidImage, format!("'{}' of the archive {problem}", path.escape_debug()))
+    Error::new(Code::InvalidImage, format!("The archive's entry '{}' {problem}", path.escape_debug()))
 }
 
 fn too_deep(most: usize) -> Error {

@@ -238,10 +238,10 @@ fn archives_that_were_made_to_do_harm_are_refused() {
         ("more behind them", begun().file("sums", 0o600, b"").file("data/x", 0o600, b""), 1, "damaged"),
         ("a way out", begun().file("data/../../evil", 0o600, b"x"), 1, ".."),
         ("a way out in the middle", begun().file("data/x/../../../evil", 0o600, b"x"), 1, ".."),
-        ("an absolute name", begun().file("/evil", 0o600, b"x"), 1, "no place"),
-        ("another name", begun().file("evil", 0o600, b"x"), 1, "no place"),
-        ("a name that looks like it", begun().file("data2/evil", 0o600, b"x"), 1, "no place"),
-        ("a link for the folder", begun().symlink("data", away), 1, "no place"),
+        ("an absolute name", begun().file("/evil", 0o600, b"x"), 1, "unexpected entry"),
+        ("another name", begun().file("evil", 0o600, b"x"), 1, "unexpected entry"),
+        ("a name that looks like it", begun().file("data2/evil", 0o600, b"x"), 1, "unexpected entry"),
+        ("a link for the folder", begun().symlink("data", away), 1, "unexpected entry"),
         ("a link in it", begun().symlink("data/workspaces", away), 1, "link or device"),
         ("a link for a record", begun().symlink("data/tokens.json", "/etc/passwd"), 1, "link or device"),
         ("a link for a layer", begun().symlink("data/layers/x", away), 1, "link or device"),
@@ -268,7 +268,7 @@ fn archives_that_were_made_to_do_harm_are_refused() {
             "a file for a folder",
             begun().file("data/a", 0o600, b"").file("data/a/b", 0o600, b""),
             1,
-            "no folder",
+            "not a directory",
         ),
     ] {
         save(tape, &file);

@@ -218,12 +218,7 @@ fn what_was_changed_or_is_for_others_is_refused() {
     refused("another machine's", "layout", &[], "no image for linux on amd64");
     layout.index(&[(Some("a"), good.clone()), (Some("b"), layout.image(&layers()[..1], "amd64"))]);
     refused("two images", "layout", &[], "several images; choose one by its tag (reference): a, b");
-    refused(
-        "a third",
-        "layout",
-        &["--reference", "c"],
-        "does not hold the image that was asked for, but a, b",
-    );
+    refused("a third", "layout", &["--reference", "c"], "does not contain the requested image, but a, b");
     let told = image(&scratch, &["import", "a", here.join("layout").to_str().unwrap(), "--reference=a"]);
     assert_eq!(told.code, Some(0), "{}", told.stderr);
     assert_eq!(image(&scratch, &["remove", "a"]).code, Some(0));
