@@ -1,6 +1,6 @@
-//! What this machine can do, kept for a moment: one examination at a time, however many ask.
+//! Caches the doctor's report: one examination at a time, for all callers.
 //!
-//! Lock: `last`, held while everything is tried out, for about a second.
+//! Lock: `last`, held during an examination, about a second.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,19 +9,20 @@ use crate::base::limits;
 use crate::base::thread::lock;
 use crate::doctor::{self, Check, DoctorReport, Subject};
 
-/// Knows what to look at.
+/// A doctor with a cached report.
 pub struct Doctor {
     subject: Subject,
     last: Mutex<Option<(Instant, Arc<DoctorReport>)>>,
 }
 
 impl Doctor {
-    /// Looks at nothing yet.
+    /// Creates a doctor without a report.
     pub fn new(subject: Subject) -> Doctor {
         Doctor { subject, last: Mutex::default() }
     }
 
-    /// The report of the last [`limits::PROBE_FRESH`], or else a new one; takes about a second then.
+    /// Returns the report if it is younger than [`limits::PROBE_FRESH`], otherwise a new one, which takes about a
+    /// second.
     pub fn report(&self) -> Arc<DoctorReport> {
         let mut last = lock(&self.last);
         if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < limits::PROBE_FRESH) {
@@ -32,12 +33,12 @@ impl Doctor {
         report
     }
 
-    /// Ends an examination that is under way.
+    /// Cancels a running examination.
     pub fn close(&self) {
         self.subject.cancel.cancel();
     }
 
-    /// What costs nothing to look at, for the start of the server.
+    /// Returns the checks that cost nothing, for the start of the server.
     pub fn at_start(&self) -> Vec<Check> {
         super::at_start(&self.subject)
     }

@@ -1,5 +1,5 @@
-//! The other side of a probe: `berth probe NAME FOLDER`, a process of its own with one thread, in whose namespaces
-//! everything is tried and with which everything ends. Says on stderr what failed.
+//! The child side of a probe: `berth probe NAME FOLDER`, a single-threaded process of its own. Everything is tried in
+//! its namespaces and ends with it. Reports failures on stderr.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
@@ -18,7 +18,7 @@ use crate::base::{At, Error, Result};
 use crate::proc::idmap::{self, refused};
 use crate::proc::sys;
 
-/// An id that no file of the scratch folder has by itself.
+/// An ID that no file of the scratch directory has.
 const FIRST_ID: u32 = 20 << 16;
 
 /// Runs the probe that `args` name.
@@ -31,7 +31,7 @@ pub fn main(args: &[String]) -> ExitCode {
             "idmap-overlay" => own_mounts().and_then(|()| id_mapped_overlay()),
             _ => Err(Error::internal(format!("there is no probe {name}"))),
         }),
-        _ => Err(Error::internal("this is for berth itself: berth probe NAME FOLDER")),
+        _ => Err(Error::internal("This command is internal to berth: berth probe NAME FOLDER")),
     };
     match tried {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,7 +42,7 @@ pub fn main(args: &[String]) -> ExitCode {
     }
 }
 
-/// What follows names its files relative to the folder: an overlay's options cannot take every path.
+/// Later paths are relative to this directory: mount options cannot contain every absolute path.
 fn enter(folder: &Path) -> Result<()> {
     std::env::set_current_dir(folder).at("enter", folder)
 }
@@ -67,7 +67,7 @@ fn same(what: &str, found: u32, wanted: u32) -> Result<()> {
     Err(Error::internal(format!("{what} belongs to {found}, not to {wanted}")))
 }
 
-/// Becomes root of a new one.
+/// Becomes root of a new user namespace.
 fn user_namespace() -> Result<()> {
     let uid = rustix::process::geteuid().as_raw();
     sys::new_namespaces(UnshareFlags::NEWUSER).map_err(|error| refused(&error))?;
@@ -75,7 +75,7 @@ fn user_namespace() -> Result<()> {
     same("the new namespace's root", rustix::process::geteuid().as_raw(), 0)
 }
 
-/// Layers a folder over another one below `lower`, and writes, replaces and removes.
+/// Mounts an overlay with a lower directory below `lower`; writes and removes files.
 fn overlay(lower: &str) -> Result<()> {
     make(&["lower", "upper", "work", "merged"])?;
     put("lower/old")?;
@@ -83,7 +83,7 @@ fn overlay(lower: &str) -> Result<()> {
     put("merged/new")?;
     std::fs::remove_file("merged/old").at("remove", "merged/old")?;
     if Path::new("merged/old").exists() || !Path::new("lower/old").exists() {
-        return Err(Error::internal("a removed file is still there, or was removed below"));
+        return Err(Error::internal("A removed file still exists, or was removed from the lower layer"));
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ fn layer(lower: &str) -> Result<()> {
         .at("mount", "an overlay")
 }
 
-/// Shows a folder's files as a container's root owns them, read-only, at `mapped`.
+/// Mounts a directory at `mapped`, read-only, with its files owned by a container's root.
 fn id_mapped() -> Result<()> {
     make(&["lower", "mapped"])?;
     put("lower/old")?;
@@ -107,7 +107,7 @@ fn id_mapped() -> Result<()> {
     same("a mapped file", owner("mapped/old")?, FIRST_ID)
 }
 
-/// The same as the lower layer of an overlay whose upper one the container's root owns.
+/// As [`id_mapped`], as the lower layer of an overlay with an upper layer owned by the container's root.
 fn id_mapped_overlay() -> Result<()> {
     id_mapped()?;
     make(&["upper", "work", "merged"])?;
@@ -116,7 +116,7 @@ fn id_mapped_overlay() -> Result<()> {
     }
     layer("mapped")?;
     same("a file from below", owner("merged/old")?, FIRST_ID)?;
-    // Its copy keeps the owner.
+    // The copy keeps the owner.
     let copied = std::fs::File::options().append(true).open("merged/old").and_then(|mut f| f.write_all(b"y"));
     copied.at("change", "merged/old")?;
     same("a changed file", owner("upper/old")?, FIRST_ID)

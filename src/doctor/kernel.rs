@@ -1,4 +1,4 @@
-//! What the kernel can: namespaces, layered and mapped mounts, terminals.
+//! Checks of the kernel: namespaces, overlay and ID-mapped mounts, terminals.
 
 use rustix::io::Errno;
 
@@ -10,7 +10,7 @@ use crate::proc::sys::clone3_refused;
 use crate::roots::RootCapabilities;
 use crate::store::beneath::Root;
 
-/// The kernel itself; without openat2 (Linux 5.6) no file of a container can be opened safely.
+/// Checks the kernel itself; without openat2 (Linux 5.6) files of containers cannot be opened safely.
 pub(super) fn version() -> Check {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let found = format!("Linux {} {}", release.trim(), std::env::consts::ARCH);
@@ -21,13 +21,14 @@ pub(super) fn version() -> Check {
     }
 }
 
-/// How commands get into their cgroups. A filter's errno is its author's choice; without one it is the kernel's.
+/// Checks how commands enter their cgroups. The errno of a seccomp filter is chosen by its author; without a filter it
+/// is the kernel's.
 pub(super) fn process_start() -> Check {
     let name = "clone3";
     if let Some(check) = no_threads() {
         return check;
     }
-    let Some(errno) = clone3_refused() else { return Check::ok(name, "commands are born in their cgroups") };
+    let Some(errno) = clone3_refused() else { return Check::ok(name, "commands start in their cgroups") };
     let shown = match errno {
         Errno::NOSYS => "ENOSYS".to_owned(),
         Errno::PERM => "EPERM".to_owned(),
@@ -40,8 +41,8 @@ pub(super) fn process_start() -> Check {
     }
 }
 
-/// glibc starts threads by clone3(2) and falls back to clone(2) on ENOSYS alone, so that a profile which answers EPERM leaves
-/// berth without threads.
+/// Checks whether threads can be started. glibc starts threads with clone3(2) and falls back to clone(2) only on
+/// ENOSYS, so under a profile that returns EPERM berth has no threads.
 pub fn no_threads() -> Option<Check> {
     let refused =
         clone3_refused() == Some(Errno::PERM) && thread::spawn("probe".into(), limits::STACK, || {}).is_err();
@@ -57,11 +58,11 @@ pub fn no_threads() -> Option<Check> {
 
 const NEWER: &str = "use Linux 5.14 or newer";
 
-/// What helps where an outer container is too tight.
+/// Fix for an outer container that is too restrictive.
 pub(super) const OUTER: &str = "start berth's own container with --privileged, or with --cap-add SYS_ADMIN and \
                                 --security-opt seccomp=unconfined";
 
-/// What helps with mounts: not another kernel where this one would do.
+/// Returns the fix for mounts: another kernel helps only if CAP_SYS_ADMIN is present.
 fn mounts_fix(otherwise: &'static str) -> &'static str {
     if Confinement::from_proc_self().sys_admin { otherwise } else { OUTER }
 }
@@ -69,7 +70,7 @@ fn mounts_fix(otherwise: &'static str) -> &'static str {
 pub(super) fn user_namespaces(subject: &Subject) -> Check {
     let name = "user namespaces";
     match run_probe(subject, "userns", std::path::Path::new("/")) {
-        Ok(()) => Check::ok(name, "root of a container is nobody outside"),
+        Ok(()) => Check::ok(name, "root of a container is unprivileged outside"),
         Err(why) => {
             let off = |file: &str| {
                 std::fs::read_to_string(format!("/proc/sys/{file}")).is_ok_and(|text| text.trim() == "0")
@@ -86,14 +87,14 @@ pub(super) fn user_namespaces(subject: &Subject) -> Check {
             } else {
                 "start berth as root"
             };
-            // Only root makes containers, and what others may is then without consequence.
+            // Only root creates containers, so the rights of other users do not matter.
             let status = if is_root() { CheckStatus::Fail } else { CheckStatus::Warn };
             Check { name: name.into(), status, found: why, fix: Some(fix.into()) }
         }
     }
 }
 
-/// Mounts on the file system of the data folder.
+/// Checks mounts on the data directory's file system.
 pub(super) fn mounts(subject: &Subject, scratch: &ScratchFolder) -> Vec<Check> {
     let rows = [
         (
@@ -135,7 +136,7 @@ pub(super) fn mounts(subject: &Subject, scratch: &ScratchFolder) -> Vec<Check> {
     rows.into_iter().map(row).collect()
 }
 
-/// How roots will be made, by doing it.
+/// Checks which kind of roots will be created, by creating one.
 pub(super) fn roots(scratch: &ScratchFolder) -> Check {
     let name = "roots";
     if !is_root() {

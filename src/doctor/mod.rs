@@ -1,8 +1,8 @@
-//! What this host can do for berth, found out by doing it: every probe runs in a child of its own or in a scratch folder,
-//! within a deadline, and leaves nothing behind. `berth doctor` and `GET /api/doctor` show the report; the start of the
-//! server logs the part that costs nothing. Knows nothing of either.
+//! Examines the host's capabilities by trying them. Every probe runs in a child process or in a scratch directory, has
+//! a deadline, and leaves nothing behind. `berth doctor` and `GET /api/doctor` show the report; the server logs the
+//! checks that cost nothing when it starts. Depends on neither.
 //!
-//! No threads of its own (the trial of a container has its engine's), no locks.
+//! No threads of its own (the trial of a container uses its engine's), no locks.
 
 mod cached;
 pub mod child;
@@ -27,28 +27,27 @@ use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, tree};
 
-/// How serious it is.
+/// Severity of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckStatus {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Something is slower, weaker or not possible; the main job is.
+    /// A feature is missing, slow or less secure, but commands in containers work.
     Warn,
-    /// The main job, a command in a container, is not possible.
+    /// Commands in containers do not work.
     Fail,
 }
 
-/// One thing that was looked at.
+/// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What, in a word or two; stays the same between versions.
+    /// Stable name of the check.
     pub name: String,
-    /// How serious.
     pub status: CheckStatus,
-    /// What is there, or what is missing and what that means.
+    /// Findings, and their consequences.
     pub found: String,
-    /// What to install or switch on; absent where nothing is to be done.
+    /// Recommended fix, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
@@ -67,37 +66,37 @@ impl Check {
     }
 }
 
-/// Everything that was looked at.
+/// Results of all checks.
 #[derive(Clone, Debug, Serialize)]
 pub struct DoctorReport {
-    /// Nothing that berth needs is missing.
+    /// Whether nothing that berth needs is missing.
     pub ok: bool,
-    /// Of the binary that looked.
+    /// Version of the binary.
     pub version: &'static str,
-    /// When, RFC 3339.
+    /// Time of the examination, RFC 3339.
     pub checked_at: String,
-    /// In the order in which one thing needs another.
+    /// In order of dependency.
     pub checks: Vec<Check>,
 }
 
-/// Whose possibilities are looked at.
+/// The examined host and configuration.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// Where all state lies, or will lie.
+    /// Data directory, which may not exist yet.
     pub data_dir: PathBuf,
     /// Mirrors and keyrings.
     pub sources: PackageSources,
-    /// Where the children's groups are made.
+    /// Cgroups for child processes.
     pub cgroups: Cgroups,
-    /// Which folders of the host containers may have.
+    /// Host directories that containers may mount.
     pub allowlist: Allowlist,
-    /// Connections at once.
+    /// Limit of simultaneous connections.
     pub max_connections: usize,
-    /// Ends what is being tried out.
+    /// Cancels the examination.
     pub cancel: Cancel,
 }
 
-/// Tries everything out; takes about a second, and at most [`limits::PROBE`] for each step.
+/// Runs all checks; takes about a second, and at most [`limits::PROBE`] for each step.
 pub fn examine(subject: &Subject) -> DoctorReport {
     let mut checks = vec![kernel::version()];
     checks.extend(at_start(subject));
@@ -127,7 +126,7 @@ pub fn examine(subject: &Subject) -> DoctorReport {
     DoctorReport { ok, version: env!("CARGO_PKG_VERSION"), checked_at: clock::now_rfc3339(), checks }
 }
 
-/// What costs nothing to look at, for the start of the server.
+/// Runs the checks that cost nothing, for the start of the server.
 pub fn at_start(subject: &Subject) -> Vec<Check> {
     let mut checks = vec![if is_root() && !Confinement::from_proc_self().sys_admin {
         Check::fail(
@@ -152,7 +151,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// How a package is installed on this host.
+/// Returns the command that installs packages on this host.
 fn install(packages: &[&str]) -> String {
     let packages = packages.join(" ");
     match tools::family().unwrap_or(Family::Debian) {
@@ -162,7 +161,7 @@ fn install(packages: &[&str]) -> String {
     }
 }
 
-/// Runs one of the host's programs: what it printed, or as the error its last words.
+/// Runs a host program. Returns its output, or its last line as the error.
 fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::result::Result<String, String> {
     let spec = Spec::new(program).args(args.iter().copied());
     let place = (&subject.cgroups, "doctor");
@@ -181,13 +180,13 @@ fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::re
 
 /// Runs one of our own probes ([`child`]) in a process of its own.
 fn run_probe(subject: &Subject, probe: &str, folder: &Path) -> std::result::Result<(), String> {
-    // The child's own link, which is the file that we run (proc(5)).
+    // The child resolves the link itself, to the running binary (proc(5)).
     run(subject, "/proc/self/exe", &["probe", probe, &folder.to_string_lossy()]).map(drop)
 }
 
 const SCRATCH: &str = ".berth-doctor-";
 
-/// Removes the scratch folders of processes that were killed.
+/// Removes the scratch directories of killed processes.
 fn sweep(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -198,14 +197,14 @@ fn sweep(parent: &Path) {
     }
 }
 
-/// A folder on the file system of the data folder, gone with the value.
+/// A directory on the data directory's file system, removed on drop.
 struct ScratchFolder {
     parent: PathBuf,
     name: String,
 }
 
 impl ScratchFolder {
-    /// In the data folder, or where it would be made.
+    /// Creates it in the data directory, or where that would be created.
     fn new(data_dir: &Path) -> Result<ScratchFolder> {
         let parent = data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned();
         sweep(&parent);
@@ -219,7 +218,7 @@ impl ScratchFolder {
         self.parent.join(&self.name)
     }
 
-    /// A folder in it.
+    /// Creates a directory in it.
     fn folder(&self, name: &str) -> Result<PathBuf> {
         let path = self.path().join(name);
         std::fs::create_dir_all(&path).at("make", &path)?;

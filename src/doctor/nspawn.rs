@@ -1,12 +1,12 @@
-//! systemd-nspawn: its version, what it was built with, and whether it is one with CVE-2026-40226 (a `.nspawn` file that
-//! an image brings leads out to the host).
+//! Checks of systemd-nspawn: its version, its build options, and CVE-2026-40226 (a `.nspawn` file from an image escapes
+//! to the host).
 
 use super::{Check, Subject, install, run};
 use crate::proc::tools::{self, Family};
 
 const CVE: &str = "CVE-2026-40226";
 
-/// Nothing when there is none: that is said where programs are.
+/// Returns nothing if it is not installed; the check of programs reports that.
 pub(super) fn checks(subject: &Subject) -> Vec<Check> {
     let Some(program) = tools::find("systemd-nspawn") else { return Vec::new() };
     let printed = match run(subject, program, &["--version"]) {
@@ -27,7 +27,7 @@ pub(super) fn checks(subject: &Subject) -> Vec<Check> {
     ]
 }
 
-/// `systemd 252 (252.39-1~deb12u2)`: the package's version, else systemd's own.
+/// Returns the package's version in `systemd 252 (252.39-1~deb12u2)`, otherwise systemd's own.
 fn version_of(printed: &str) -> Option<&str> {
     let line = printed.lines().next()?;
     let package = line.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
@@ -38,12 +38,12 @@ fn seccomp(printed: &str) -> Check {
     let kernel = std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists();
     let built = printed.split_whitespace().any(|feature| feature == "+SECCOMP");
     if kernel && built {
-        return Check::ok("seccomp", "containers run behind a filter of system calls");
+        return Check::ok("seccomp", "containers run behind a system call filter");
     }
     let lacks = if kernel { "systemd-nspawn was built without it" } else { "the kernel has none" };
     Check::warn(
         "seccomp",
-        format!("Containers run without a filter of system calls: {lacks}"),
+        format!("Containers run without a system call filter: {lacks}"),
         "a kernel with CONFIG_SECCOMP_FILTER and a systemd-nspawn with +SECCOMP",
     )
 }
@@ -55,14 +55,14 @@ fn cve(version: &str, fixed: bool) -> Check {
     Check::warn(
         CVE,
         format!(
-            "{version} may have it: a .nspawn file in an image leads out to the host. berth itself never reads \
+            "{version} may be vulnerable: a .nspawn file in an image can escape to the host. berth itself never reads \
              one (--settings=no); other uses of systemd-nspawn do"
         ),
         "update systemd: it is fixed in 257.12, 258.6, 259.4 and 260, and in what distributions patched",
     )
 }
 
-/// What the number alone tells; `None`: a distribution may have patched it.
+/// Decides by the version alone; `None` if a distribution may have patched it.
 fn fixed_upstream(version: &str) -> Option<bool> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
     let major = numbers.next().flatten()?;
@@ -70,7 +70,7 @@ fn fixed_upstream(version: &str) -> Option<bool> {
         if version[major.to_string().len()..].starts_with('.') { numbers.next().flatten() } else { None };
     let minor = minor.unwrap_or(0);
     match major {
-        // It came with 233.
+        // Introduced in 233.
         ..=232 | 260.. => Some(true),
         257 if minor >= 12 => Some(true),
         258 if minor >= 6 => Some(true),
@@ -79,7 +79,7 @@ fn fixed_upstream(version: &str) -> Option<bool> {
     }
 }
 
-/// Whether the package's own list of changes names it.
+/// Whether the package's changelog names it.
 fn patched(subject: &Subject) -> bool {
     let (program, args): (_, &[&str]) = match tools::family() {
         Some(Family::Debian) => {
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_as_distributions_write_them() {
+    fn versions_are_parsed_as_distributions_write_them() {
         for (printed, want) in [
             ("systemd 252 (252.39-1~deb12u2)\n+PAM +SECCOMP", "252.39-1~deb12u2"),
             ("systemd 257 (257.13-1~deb13u1)", "257.13-1~deb13u1"),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_tells_what_upstream_fixed() {
+    fn the_version_shows_whether_upstream_fixed_it() {
         for fixed in
             ["232-25", "257.12-1", "257.13-1~deb13u1", "258.6", "259.4-1-arch", "260~rc1-1", "261.2-1.fc44"]
         {

@@ -1,4 +1,4 @@
-//! The host's programs and keyrings: what containers need, what builds need, what a network of their own needs.
+//! Checks of the host's programs and keyrings: for containers, for builds, and for private networks.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::base::ids::Distro;
 use crate::images::bootstrap;
 use crate::proc::tools;
 
-/// What every container workspace needs.
+/// Checks the programs that every container workspace needs.
 pub(super) fn required() -> Vec<Check> {
     let missing = tools::missing_tools();
     if missing.is_empty() {
@@ -23,7 +23,7 @@ pub(super) fn required() -> Vec<Check> {
     missing.iter().map(row).collect()
 }
 
-/// What can be built. One distribution is enough to work with.
+/// Checks which distributions can be built. One is enough.
 pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
     let mut checks: Vec<Check> = Distro::ALL
         .into_iter()
@@ -56,7 +56,7 @@ pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// What `network: "private"` needs. Tried in a network namespace of its own, so nothing of the host's changes.
+/// Checks the requirements of `network: "private"` in a network namespace of its own, so the host is not changed.
 pub(super) fn network(subject: &Subject) -> Vec<Check> {
     let consequence = "containers can share the host's network or have none, but no private one";
     if !is_root() {
@@ -77,7 +77,7 @@ pub(super) fn network(subject: &Subject) -> Vec<Check> {
             }
         };
     let pair = tried("ip", &["link", "add", "berth0", "type", "veth", "peer", "name", "berth1"]);
-    // Everything that our own rules use.
+    // All features that our own rules use.
     let sample = crate::containers::network::sample_rules();
     let rules = sample
         .as_ref()
@@ -97,7 +97,7 @@ pub(super) fn network(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// What `mounts` needs besides mapped owners, which have a row of their own.
+/// Checks the requirements of `mounts` besides ID mapping, which has a check of its own.
 pub(super) fn mounts(subject: &Subject) -> Check {
     let name = "mounts";
     let file = subject.allowlist.path.display();
@@ -108,14 +108,14 @@ pub(super) fn mounts(subject: &Subject) -> Check {
         Ok(None) => Check::ok(name, format!("containers get no folders of the host: there is no {file}")),
         Ok(Some(_)) => Check::warn(
             name,
-            "Files in mounts belong to nobody in containers: this systemd-nspawn cannot map their owners",
+            "Files in mounts lose their owners in containers: this systemd-nspawn cannot map them",
             "systemd 252 or newer",
         ),
-        Err(error) => Check::warn(name, error.message(), format!("mend {file}")),
+        Err(error) => Check::warn(name, error.message(), format!("correct {file}")),
     }
 }
 
-/// Whether packets of private networks get through this host.
+/// Checks whether the host forwards packets of private networks.
 fn forwarding(subject: &Subject) -> Option<Check> {
     let name = "forwarding";
     let on = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").ok()?;
@@ -131,8 +131,8 @@ fn forwarding(subject: &Subject) -> Option<Check> {
     if let Some(found) = found {
         return Some(Check::warn(
             name,
-            format!("{found} drops what it does not know, private networks among it"),
-            format!("let it accept {chain}"),
+            format!("{found} drops unknown packets, including those of private networks"),
+            format!("make it accept {chain}"),
         ));
     }
     Some(if on.trim() == "0" {
@@ -142,7 +142,7 @@ fn forwarding(subject: &Subject) -> Option<Check> {
     })
 }
 
-/// The first table whose chain of the hook `forward` drops by default, as `nft list chains` prints it.
+/// Returns the first table with a `forward` hook chain that drops by default, as printed by `nft list chains`.
 fn dropping(chains: &str) -> Option<&str> {
     let mut table = "";
     for line in chains.lines().map(str::trim) {
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_firewall_that_drops_is_found() {
+    fn a_dropping_firewall_is_detected() {
         let chains = "table ip nat {\n\tchain PREROUTING {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\t}\n}\n\
             table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
         assert_eq!(dropping(chains), Some("ip filter"));

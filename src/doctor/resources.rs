@@ -1,4 +1,4 @@
-//! What there is of everything, and which limits on it hold: groups of processes, disk, memory, descriptors.
+//! Checks of resources and of the limits on them: cgroups, disk, memory, descriptors.
 
 use std::fs;
 use std::path::Path;
@@ -12,11 +12,11 @@ use crate::proc::confinement::Confinement;
 use crate::proc::spawn::protect_from_oom;
 use crate::store::quota;
 
-/// Whether the end of a command is certain.
+/// Checks whether all processes of a command can be killed reliably.
 pub(super) fn groups(subject: &Subject) -> Check {
     if subject.cgroups.kills_reliably() {
         let kind = if subject.cgroups.only_v2() { "cgroup v2" } else { "cgroup v2 beside v1" };
-        return Check::ok("cgroups", format!("{kind}; nothing escapes the end of its command"));
+        return Check::ok("cgroups", format!("{kind}; no process survives the end of its command"));
     }
     Check::warn(
         "cgroups",
@@ -29,14 +29,14 @@ pub(super) fn groups(subject: &Subject) -> Check {
     )
 }
 
-/// Whether the kernel ends berth last of all when memory runs out. The attempt is what the start of a server does.
+/// Checks whether berth can protect itself from the OOM killer, as the server does at its start.
 pub(super) fn oom() -> Check {
     match protect_from_oom() {
-        Ok(()) => Check::ok("oom", "when memory runs out, berth itself is the last to be ended"),
+        Ok(()) => Check::ok("oom", "when memory runs out, berth itself is killed last"),
         Err(error) => Check::warn(
             "oom",
             format!(
-                "When memory runs out, the kernel may end berth itself instead of a command on the host: its \
+                "When memory runs out, the kernel may kill berth itself instead of a command on the host: its \
                  oom_score_adj cannot be lowered ({error})"
             ),
             "start berth with CAP_SYS_RESOURCE, or as a systemd service (`berth install`), whose unit sets OOMScoreAdjust=-900",
@@ -44,7 +44,7 @@ pub(super) fn oom() -> Check {
     }
 }
 
-/// Which limits hold.
+/// Checks which limits are enforced.
 pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
     let all = subject.cgroups.enforcement();
     let rows = [
@@ -65,13 +65,13 @@ pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
     let disk = match quota::check(folder) {
         Ok(()) => Check::ok("limit of disk", "project quotas"),
         Err(why) => {
-            Check::warn("limit of disk", format!("{why}; resources.disk_bytes does not hold"), quota::HELP)
+            Check::warn("limit of disk", format!("{why}; resources.disk_bytes is not enforced"), quota::HELP)
         }
     };
     rows.into_iter().map(row).chain([disk]).collect()
 }
 
-/// Whether programs and devices in the data folder work, as debootstrap wants.
+/// Checks whether programs and devices work in the data directory, as debootstrap requires.
 pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
     let name = "data folder";
     let shown = subject.data_dir.display();
@@ -82,7 +82,7 @@ pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
         return Check::fail(
             name,
             format!("{shown} cannot be written: {error}"),
-            "make room, or --data-dir elsewhere",
+            "free some space, or choose another place with --data-dir",
         );
     }
     if let Err(why) = run(subject, &program, &[]) {
@@ -107,7 +107,7 @@ pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
     Check::ok(name, format!("{shown}{note}"))
 }
 
-/// Room for roots.
+/// Checks the disk space for roots.
 pub(super) fn space(subject: &Subject) -> Vec<Check> {
     let folder = subject.data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let name = "disk";
@@ -116,7 +116,7 @@ pub(super) fn space(subject: &Subject) -> Vec<Check> {
     };
     let (free, all) = (space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize);
     let found = format!("{} free of {}", bytes(free), bytes(all));
-    let fix = "make room, or choose a larger disk with --data-dir";
+    let fix = "free some space, or choose a larger disk with --data-dir";
     let mut checks = vec![if free < limits::ROOT_BYTES {
         Check::fail(name, format!("{found}: not enough for one container"), fix)
     } else if free < limits::COMFORT_BYTES {
@@ -124,7 +124,7 @@ pub(super) fn space(subject: &Subject) -> Vec<Check> {
     } else {
         Check::ok(name, found)
     }];
-    // Some file systems make them as they are needed, and say 0.
+    // Some file systems allocate them on demand and report 0.
     if space.f_files > 0 && space.f_favail < limits::ROOT_FILES {
         let found = format!("{} files can still be made: not enough for one container", space.f_favail);
         checks.push(Check::fail("inodes", found, fix));
@@ -132,7 +132,7 @@ pub(super) fn space(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// Memory, descriptors, processes.
+/// Checks memory, descriptors and processes.
 pub(super) fn machine(subject: &Subject) -> Vec<Check> {
     let mut checks = Vec::new();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -147,7 +147,7 @@ pub(super) fn machine(subject: &Subject) -> Vec<Check> {
             Check::warn(
                 "memory",
                 format!("{found}: little for builds"),
-                "end what is not needed, or add memory or swap",
+                "stop unneeded programs, or add memory or swap",
             )
         } else {
             Check::ok("memory", found)
@@ -183,7 +183,7 @@ pub(super) fn machine(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// For a person: three digits are enough.
+/// Formats a size with two or three digits.
 fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;

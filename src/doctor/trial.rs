@@ -1,4 +1,4 @@
-//! The whole way once: an engine of its own starts a container in a scratch folder and runs a command in it.
+//! An end-to-end test: a temporary engine starts a container in a scratch directory and runs a command in it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::proc::{
 };
 use crate::roots::Roots;
 
-/// A container starts and answers.
+/// Checks that a container starts and answers.
 pub(super) fn container(subject: &Subject, scratch: &ScratchFolder) -> Check {
     let name = "container";
     if !is_root() {
@@ -36,7 +36,7 @@ pub(super) fn container(subject: &Subject, scratch: &ScratchFolder) -> Check {
         Err(error) => Check::fail(
             name,
             format!("A container cannot be started: {error}"),
-            "mend what is said above first; then run berth serve --verbose and look at its log",
+            "fix the problems above first; then run berth serve --verbose and read its log",
         ),
     }
 }
@@ -70,7 +70,7 @@ fn run_in_one(subject: &Subject, scratch: &ScratchFolder) -> Result<()> {
         tmpfs_bytes: None,
         idle_timeout: None,
     })?;
-    // The one program that is surely there. Not by /proc/1/exe, which nothing inside can open.
+    // The only program that certainly exists. Not /proc/1/exe, which no process inside can open.
     let text = |text: &str| c_string(text, Code::Internal, "argument");
     let command = CommandSpec {
         attempts: vec![vec![text(AGENT)?, text("--version")?]],

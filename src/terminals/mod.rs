@@ -1,14 +1,13 @@
-//! Terminals: objects of their own, apart from the sockets that show them. Each has a program on a PTY, a model of its
-//! screen, any number of clients that watch, and at most one of them that writes. Knows neither WebSockets nor HTTP,
-//! workspaces or containers.
+//! Terminals, independent of the sockets that show them. Each has a program on a PTY, a model of its screen, any number
+//! of watching clients, and at most one of them that writes. Depends on neither WebSockets, HTTP, workspaces nor
+//! containers.
 //!
-//! In reading order: `request` (what clients ask for), `split` and `screen` (what the program writes), `watch` (who
-//! sees it), this file (one terminal),
-//! `drain` (its thread), `table` (all of them).
+//! In reading order: `request` (bodies of requests), `split` and `screen` (the program's output), `watch` (clients),
+//! this file (one terminal), `pty_loop` (its thread), `table` (all terminals).
 //!
-//! Threads: `terminal-N`, one for each; it owns the program and our end of the PTY, reads always, whoever watches, and
-//! is the only one that writes to it. Locks: one for each terminal, a leaf, held for as long as the model needs for a
-//! few KiB; one for the table, never held together with it.
+//! Threads: `terminal-N`, one per terminal. It owns the program and our end of the PTY, always reads, and is the only
+//! one that writes to the PTY. Locks: one per terminal, a leaf, held while the model processes a few KiB; one for the
+//! table, never held together with it.
 
 pub mod paste;
 mod pty_loop;
@@ -41,30 +40,29 @@ pub use screen::ScreenView;
 pub use table::Terminals;
 pub use watch::{TerminalWatcher, WatchMode};
 
-/// What a terminal is made for.
+/// Purpose of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
-    /// Asked for by name; its last screen stays for a while when its program has ended.
+    /// Requested explicitly; its last screen is kept for a while after its program has ended.
     Terminal,
-    /// The one behind `/shell`; it goes with its program.
+    /// The terminal of `/shell`; it is removed with its program.
     Shell,
 }
 
-/// What a new terminal is to be.
+/// Specification of a new terminal.
 #[derive(Clone, Debug)]
 pub struct TerminalSpec {
-    /// What runs in it; its `tty` is set here.
+    /// Its command; `tty` is set on start.
     pub command: CommandSpec,
-    /// What it is called in lists.
+    /// Name in lists.
     pub label: String,
-    /// Who runs it, as it was asked for.
+    /// User that it runs as, as requested.
     pub user: Option<String>,
-    /// Its size, which the program finds when it starts.
+    /// Initial size.
     pub size: WindowSize,
-    /// What it is for.
     pub kind: TerminalKind,
-    /// How long it may go without clients, input and output.
+    /// Time without clients, input and output after which it is closed.
     pub idle: Duration,
 }
 
@@ -72,11 +70,11 @@ pub struct TerminalSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndReason {
-    /// Its program did.
+    /// Its program exited.
     Exit,
-    /// Somebody deleted it.
+    /// A client deleted it.
     Deleted,
-    /// Nobody used it.
+    /// It was idle.
     Idle,
     /// Its workspace was deleted or rebuilt, or the server stops.
     Workspace,
@@ -85,13 +83,12 @@ pub enum EndReason {
 /// How a terminal ended.
 #[derive(Clone, Copy, Debug)]
 pub struct TerminalEnd {
-    /// How its program was left; `None` when that could not be learned.
+    /// Exit status of its program; `None` if unknown.
     pub exit: Option<Exit>,
-    /// On whose account.
     pub why: EndReason,
 }
 
-/// A terminal as replies show it.
+/// A terminal as clients see it.
 #[derive(Clone, Debug, Serialize)]
 pub struct TerminalView {
     id: Uuid,
@@ -105,9 +102,9 @@ pub struct TerminalView {
     title: String,
     created_at: String,
     idle_timeout_secs: u64,
-    /// Clients that watch now.
+    /// Number of connected clients.
     clients: usize,
-    /// One of them writes.
+    /// Whether one of them writes.
     writer: bool,
     exit_code: Option<i32>,
     signal: Option<i32>,
@@ -117,11 +114,8 @@ pub struct TerminalView {
 
 /// A terminal.
 pub struct Terminal {
-    /// Its id.
     pub id: Uuid,
-    /// Whose it is.
     pub workspace: Uuid,
-    /// What it is for.
     pub kind: TerminalKind,
     label: String,
     user: Option<String>,
@@ -131,7 +125,7 @@ pub struct Terminal {
     waker: Waker,
     state: Mutex<TerminalState>,
     ended: Condvar,
-    /// Notified when there is room for input again.
+    /// Notified when there is space for input.
     room: Condvar,
 }
 
@@ -140,29 +134,29 @@ struct TerminalState {
     screen: ScreenModel,
     watchers: Vec<WatcherQueue>,
     next_watcher: u64,
-    /// The client whose input counts.
+    /// The client that may write.
     writer: Option<u64>,
-    /// What the program has not read yet.
+    /// Input that the program has not read yet.
     input: VecDeque<u8>,
-    /// A large input goes in piece by piece; what other clients type waits, so that it does not land inside.
+    /// A large input is being written in pieces; input of other clients waits, so that it is not interleaved.
     pasting: bool,
-    /// A size that the kernel has not been told yet.
+    /// A new size that was not passed to the kernel yet.
     resized: Option<WindowSize>,
-    /// The last input, output, look, or coming and going of a client.
+    /// Time of the last input, output, access, or change of clients.
     active: Instant,
     /// When the last client left.
     last_left: Instant,
-    /// What was asked for, while the thread has not ended it yet.
+    /// Requested reason, while the thread has not ended it yet.
     end_reason: Option<EndReason>,
     end: Option<(TerminalEnd, Instant, String)>,
 }
 
 impl Terminal {
-    /// Starts a program on a new terminal. `running` says who it belongs to and ends it. The thread is not the
-    /// terminal's own to join: it may be the last that knows it.
+    /// Starts a program on a new terminal. `running` registers it with its workspace and ends it. The terminal does not
+    /// join its own thread, because the thread may hold the last reference.
     ///
     /// # Errors
-    /// When it could not be started; nothing runs then.
+    /// When it could not be started; nothing is running then.
     fn start(
         running: ActiveRun,
         workspace: Uuid,
@@ -170,7 +164,7 @@ impl Terminal {
         plan: TerminalSpec,
     ) -> Result<(Arc<Terminal>, JoinOnDrop)> {
         let pty = launcher.terminal()?;
-        // Before the program starts, so that its first look at the size is right (TIOCGWINSZ).
+        // Before the program starts, so that it reads the right size (TIOCGWINSZ).
         set_size(&pty.master, plan.size)?;
         let (master, stdio) = pty.split()?;
         let command = CommandSpec { tty: true, ..plan.command };
@@ -206,7 +200,7 @@ impl Terminal {
         Ok((terminal, thread))
     }
 
-    /// As replies show it.
+    /// Returns the terminal as clients see it.
     pub fn terminal_view(&self) -> TerminalView {
         let state = lock(&self.state);
         let end = state.end.as_ref().map(|(end, _, at)| (*end, at.clone()));
@@ -233,22 +227,22 @@ impl Terminal {
         }
     }
 
-    /// Its screen as text: what a person would see, without blanks at the ends.
+    /// Returns its screen as text, without trailing blanks.
     pub fn text(&self) -> String {
         self.touch().screen.text()
     }
 
-    /// Its screen as data.
+    /// Returns its screen as data.
     pub fn screen_view(&self) -> ScreenView {
         self.touch().screen.view()
     }
 
-    /// Whether an arrow key is to be sent as its application mode wants it (DECCKM).
+    /// Whether arrow keys must be sent in application mode (DECCKM).
     pub fn application_cursor_keys(&self) -> bool {
         lock(&self.state).screen.application_cursor_keys()
     }
 
-    /// Types `bytes` if they fit now, all of them or none; `false`: they do not.
+    /// Queues `bytes` as input if all of them fit now; otherwise returns `false`.
     ///
     /// # Errors
     /// `TerminalEnded`.
@@ -262,12 +256,12 @@ impl Terminal {
         Ok(fits)
     }
 
-    /// Types `bytes` as the program reads: what fits into its queue goes in at once, a larger input piece by piece, with
-    /// no other client's input inside.
+    /// Queues `bytes` as the program reads: input that fits into the queue at once, larger input in pieces, without
+    /// interleaving other clients' input.
     ///
     /// # Errors
-    /// `TerminalEnded`; `Cancelled` when the client has gone; `Conflict` when the program reads nothing for too long.
-    /// The detail `bytes_taken` says how many went in; the rest can be sent again.
+    /// `TerminalEnded`; `Cancelled` when the client disconnected; `Conflict` when the program reads nothing for too
+    /// long. The detail `bytes_taken` is the number of queued bytes; the rest can be sent again.
     pub fn type_in(&self, bytes: &[u8], gone: &Cancel) -> Result<()> {
         let whole = bytes.len() <= limits::TERMINAL_INPUT_BYTES;
         let patience = if whole { limits::STDIN_PATIENCE } else { paste::PASTE_PATIENCE };
@@ -304,11 +298,11 @@ impl Terminal {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let message = "The program does not read its input, and no more of it can be kept; send the rest \
+                let message = "The program does not read its input, and its queue is full; send the rest \
                                later, or end the program";
                 break Err(Error::new(Code::Conflict, message).detail("unread_bytes", state.input.len()));
             }
-            // A client that disconnects wakes nothing here.
+            // A disconnect does not notify this condition variable.
             let waited = self.room.wait_timeout(state, left.min(GONE_LOOK));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
@@ -320,7 +314,7 @@ impl Terminal {
         result.map_err(|error: Error| error.detail("bytes_taken", taken))
     }
 
-    /// Changes its size; the program gets SIGWINCH.
+    /// Changes its size; the program receives SIGWINCH.
     ///
     /// # Errors
     /// `TerminalEnded`.
@@ -336,10 +330,10 @@ impl Terminal {
         Ok(())
     }
 
-    /// Lets a client watch, from a full picture of the screen on.
+    /// Adds a client, starting with a full picture of the screen.
     ///
     /// # Errors
-    /// `TerminalEnded`; `Busy` when too many do already.
+    /// `TerminalEnded`; `Busy` when there are too many clients.
     pub fn watch(self: &Arc<Self>, mode: WatchMode) -> Result<TerminalWatcher> {
         let mut state = lock(&self.state);
         check_running(&state)?;
@@ -365,7 +359,7 @@ impl Terminal {
         Ok(TerminalWatcher::new(self.clone(), number, mode, wake))
     }
 
-    /// Ends it with everything that it started, and waits until that is over.
+    /// Ends it with all its processes and waits for that.
     pub fn end(&self, why: EndReason) {
         let mut state = lock(&self.state);
         if state.end.is_none() {
@@ -380,14 +374,14 @@ impl Terminal {
         );
     }
 
-    /// Somebody looks, so it is in use.
+    /// Locks the state and records the access.
     fn touch(&self) -> MutexGuard<'_, TerminalState> {
         let mut state = lock(&self.state);
         state.active = Instant::now();
         state
     }
 
-    /// Since when it has been over.
+    /// Returns when it ended.
     fn ended_since(&self) -> Option<Instant> {
         lock(&self.state).end.as_ref().map(|(_, since, _)| *since)
     }
@@ -399,7 +393,7 @@ impl Terminal {
     }
 }
 
-/// How often a wait for room looks whether its client is still there.
+/// How often a wait for space checks whether its client is still connected.
 const GONE_LOOK: Duration = Duration::from_millis(100);
 
 impl TerminalState {
@@ -407,7 +401,7 @@ impl TerminalState {
         !self.pasting && self.input.len() + count <= limits::TERMINAL_INPUT_BYTES
     }
 
-    /// Tells the client that writes that there is room for its input again.
+    /// Notifies the writing client that there is space for input.
     fn wake_writer(&mut self) {
         if let Some(seat) = self.writer.and_then(|number| self.watcher(number)) {
             seat.wake().wake();
@@ -418,7 +412,7 @@ impl TerminalState {
         self.watchers.iter_mut().find(|seat| seat.number() == number)
     }
 
-    /// Makes this client the one that writes, and tells it and the one before.
+    /// Makes this client the writer and notifies it and the previous one.
     fn set_writer(&mut self, number: Option<u64>) {
         let before = std::mem::replace(&mut self.writer, number);
         if before == number {
@@ -431,9 +425,9 @@ impl TerminalState {
         }
     }
 
-    /// Takes what the program wrote. The answer to its questions comes from the terminal of the client that writes;
-    /// while there is none the model answers, so that a program that only curl looks at does not wait in vain. Never
-    /// both: a second answer would be typed into the shell.
+    /// Processes the program's output. Queries in it are answered by the writing client's terminal; without a writer
+    /// the model answers, so that a program that is only watched over HTTP does not wait forever. Never both, because a
+    /// second reply would be typed into the shell.
     fn take_output(&mut self, bytes: &[u8]) {
         let cut = self.splitter.take(bytes);
         let answers = self.screen.feed(&cut);

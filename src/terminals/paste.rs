@@ -1,5 +1,5 @@
-//! Large input on its way to programs: pastes. The memory for it is bounded per workspace and in total by permits, each
-//! for one message or body from its arrival until the program has read it. Small input needs none.
+//! Large input for programs: pastes. Permits bound the memory for it per workspace and in total; each covers one
+//! message or body from its arrival until the program has read it. Small input needs none.
 //!
 //! Lock: one, a leaf.
 
@@ -22,11 +22,11 @@ const PER_WORKSPACE: usize = 2;
 /// Large inputs at once in total; each takes up to [`PASTE_MESSAGE_BYTES`], and for a moment its text beside it.
 const IN_TOTAL: usize = 8;
 
-/// The permits that are out, each with its workspace.
+/// The permits in use, each with its workspace.
 #[derive(Clone, Debug, Default)]
 pub struct PasteBudget(Arc<Mutex<Vec<Uuid>>>);
 
-/// Memory for one large input.
+/// Permit for the memory of one large input.
 #[derive(Debug)]
 pub struct PastePermit {
     pastes: PasteBudget,
@@ -34,7 +34,7 @@ pub struct PastePermit {
 }
 
 impl PasteBudget {
-    /// A permit, if there is one left.
+    /// Takes a permit if one is available.
     pub fn try_take(&self, workspace: Uuid) -> Option<PastePermit> {
         let mut out = lock(&self.0);
         let own = out.iter().filter(|holder| **holder == workspace).count();
@@ -44,7 +44,7 @@ impl PasteBudget {
         })
     }
 
-    /// A permit.
+    /// Takes a permit.
     ///
     /// # Errors
     /// `Busy`.

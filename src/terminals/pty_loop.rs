@@ -1,5 +1,5 @@
-//! The thread of a terminal: reads what the program writes as soon as it does, writes what it is to read, notices its
-//! end and ends it with everything it started. It never waits for a client. What a hangup leaves alive is killed.
+//! The thread of a terminal: reads the program's output as soon as it is written, writes its input, detects its end,
+//! and kills all its processes. It never waits for a client. Processes that survive the hangup are killed.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use crate::base::{At, Result, clock, limits};
 use crate::proc::{Exit, Process, pty};
 use crate::runs::ActiveRun;
 
-/// What the thread owns.
+/// State of the thread.
 pub(super) struct PtyLoop {
     terminal: Arc<Terminal>,
     /// Dropping it hangs up: the kernel sends SIGHUP to the session.
     master: Option<OwnedFd>,
     process: Box<dyn Process>,
-    /// Says that the terminal is over, when it is dropped.
+    /// Marks the terminal as ended when it is dropped.
     _running: ActiveRun,
-    /// The program has closed the terminal; it is looked at again then.
+    /// The program closed the terminal; check again at this time.
     closed_until: Option<Instant>,
 }
 
-/// A program may close its terminal and open /dev/tty anew; poll(2) would tell us all the while that it is closed.
+/// A program may close its terminal and reopen /dev/tty; until then poll(2) would report the hangup continuously.
 const CLOSED_RECHECK: Duration = Duration::from_millis(100);
 
-/// What the last reads may take together is more than the kernel keeps.
+/// Final reads; together they cover more than the kernel buffers.
 const LAST_READS: usize = (1 << 20) / (limits::TERMINAL_READS * (4 << 10));
 
 #[derive(Default)]
@@ -57,7 +57,7 @@ impl PtyLoop {
     }
 
     fn run(mut self) {
-        // Whatever happens here, those who wait for the end must hear of it.
+        // Whatever happens below, waiting callers must be notified of the end.
         let told = EndNotifier { terminal: self.terminal.clone() };
         let (why, exit) = loop {
             let ready = match self.wait() {
@@ -93,7 +93,7 @@ impl PtyLoop {
             }
         };
         self.process.kill();
-        // What was written last is still in the kernel's buffer (n_tty keeps 4 KiB, the tty layer 640 KiB before it).
+        // The last output is still in the kernel's buffer (n_tty keeps 4 KiB, the tty layer 640 KiB before it).
         self.closed_until = None;
         for _ in 0..LAST_READS {
             if self.closed_until.is_none() && !self.read() {
@@ -103,18 +103,18 @@ impl PtyLoop {
         told.notify(TerminalEnd { exit, why });
     }
 
-    /// When it will have gone unused for too long; `None` while somebody watches.
+    /// Returns when the idle timeout expires; `None` while a client is connected.
     fn idle_deadline(&self) -> Option<Instant> {
         let state = lock(&self.terminal.state);
         let since = match self.terminal.kind {
             TerminalKind::Terminal => state.active,
-            // Whatever its programs go on writing: nobody came back for them.
+            // Output alone does not count: the clients have left.
             TerminalKind::Shell => state.last_left,
         };
         state.watchers.is_empty().then(|| since + self.terminal.idle)
     }
 
-    /// One poll(2) over everything that can happen.
+    /// Waits for events with one poll(2).
     fn wait(&mut self) -> Result<ReadyEvents> {
         let input = !lock(&self.terminal.state).input.is_empty();
         let deadline = [self.idle_deadline(), self.closed_until].into_iter().flatten().min();
@@ -153,7 +153,7 @@ impl PtyLoop {
         Ok(ready)
     }
 
-    /// Reads what is there; `false` when that was all.
+    /// Reads available output; `false` if that was all.
     fn read(&mut self) -> bool {
         let Some(master) = &self.master else { return false };
         let mut chunk = [0u8; 8 << 10];
@@ -176,7 +176,7 @@ impl PtyLoop {
         let mut state = lock(&self.terminal.state);
         let (front, back) = state.input.as_slices();
         let next = if front.is_empty() { back } else { front };
-        // EAGAIN: the program has not read what it has. Anything else will be noticed as its end.
+        // EAGAIN: the program has not read its input. Other errors will be detected as its end.
         let Ok(written) = rustix::io::write(master, next) else { return };
         let full = state.input.len() >= limits::TERMINAL_INPUT_BYTES;
         state.input.drain(..written);
@@ -195,8 +195,7 @@ impl PtyLoop {
         }
     }
 
-    /// Tells the program as a modem that loses its line would (SIGHUP), so that an editor can save what it has, and
-    /// gives it a moment.
+    /// Hangs up (SIGHUP), so that an editor can save its data, and gives the program a grace period.
     fn hang_up(&mut self) -> Option<Exit> {
         self.read();
         self.master = None;
@@ -211,7 +210,7 @@ impl PtyLoop {
     }
 }
 
-/// Says that a terminal has ended, also when its thread does not get that far.
+/// Reports the end of a terminal, even if its thread panics.
 struct EndNotifier {
     terminal: Arc<Terminal>,
 }

@@ -1,4 +1,4 @@
-//! What clients say about terminals: a new one, a size, input. Checked here, before anything happens. Pure.
+//! Requests about terminals: creation, size, input. Validated here before anything happens. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use crate::runs::user::UserAccount;
 /// The body of `POST …/terminals`.
 #[derive(Debug, Default, Deserialize)]
 pub struct TerminalRequest {
-    /// For the shell; without it a login shell is started.
+    /// Command line for the shell; default: a login shell.
     pub command: Option<String>,
     /// Relative to the workspace, or absolute.
     pub cwd: Option<String>,
-    /// On top of the workspace's variables.
+    /// Added to the workspace's variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Who runs it where it runs, as an exec says it; root if nobody is named.
+    /// User to run as, as in an exec; default root.
     pub user: Option<String>,
     /// Default 80.
     pub cols: Option<u16>,
     /// Default 24.
     pub rows: Option<u16>,
-    /// How long it may go unused.
+    /// Idle time after which it is closed.
     pub idle_timeout_secs: Option<u64>,
 }
 
@@ -42,7 +42,7 @@ pub struct ResizeRequest {
     rows: u16,
 }
 
-/// The JSON body of `POST …/input`: text first, then keys; or bytes that are not text.
+/// The JSON body of `POST …/input`: text, followed by keys; or base64 for other bytes.
 #[derive(Debug, Default, Deserialize)]
 pub struct InputRequest {
     text: Option<String>,
@@ -51,15 +51,15 @@ pub struct InputRequest {
     base64: Option<String>,
 }
 
-/// What terminals have been since the VT100; the observed server's shells begin so too.
+/// Default of terminals since the VT100, and of the shells of compatible servers.
 const DEFAULT_SIZE: WindowSize = WindowSize { cols: 80, rows: 24 };
 
-/// What the model and every client that is worth the name understand.
+/// Terminal type that the model and common clients support.
 const TERM: &str = "xterm-256color";
 
 impl TerminalRequest {
-    /// What is to be started, in kernel terms. `user`: who it is to be, if it is not root; `defaults`: the workspace's
-    /// variables, checked when they were stored; `place`: variables that say where this is.
+    /// Converts the request into kernel terms. `user`: the user if it is not root; `defaults`: the workspace's
+    /// variables, validated when they were stored; `place`: variables that describe the workspace.
     ///
     /// # Errors
     /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`, `InvalidPayload`.
@@ -140,7 +140,7 @@ impl TerminalRequest {
 }
 
 impl ResizeRequest {
-    /// The size.
+    /// Returns the size.
     ///
     /// # Errors
     /// `InvalidPayload`.
@@ -149,7 +149,7 @@ impl ResizeRequest {
     }
 }
 
-/// A size that a terminal can have.
+/// Validates a terminal size.
 ///
 /// # Errors
 /// `InvalidPayload` with the limits.
@@ -168,7 +168,7 @@ pub fn size(cols: u16, rows: u16) -> Result<WindowSize> {
     Ok(WindowSize { cols, rows })
 }
 
-/// The size nearest to this one that a terminal can have, for those whom nobody can tell that it cannot.
+/// Returns the nearest valid size, for clients that cannot receive an error.
 pub fn nearest_size(cols: u16, rows: u16) -> WindowSize {
     let cols = cols.clamp(1, limits::TERMINAL_COLS);
     let most = u16::try_from(limits::TERMINAL_CELLS / u32::from(cols)).unwrap_or(u16::MAX);
@@ -176,16 +176,14 @@ pub fn nearest_size(cols: u16, rows: u16) -> WindowSize {
 }
 
 impl InputRequest {
-    /// The bytes that a keyboard would have sent. `application`: arrow keys are wanted in their application mode.
+    /// Returns the bytes that a keyboard would send. `application`: arrow keys use application mode.
     ///
     /// # Errors
     /// `InvalidPayload`.
     pub fn bytes(&self, application: bool) -> Result<Vec<u8>> {
         let wrong = |message: String| Error::new(Code::InvalidPayload, message);
         if self.text.is_none() && self.keys.is_empty() && self.base64.is_none() {
-            return Err(wrong(
-                "Say \"text\", \"keys\" or \"base64\"; or send the bytes themselves as the body".into(),
-            ));
+            return Err(wrong("Give \"text\", \"keys\" or \"base64\", or send raw bytes as the body".into()));
         }
         let mut bytes = match &self.base64 {
             Some(text) => BASE64_STANDARD
@@ -197,7 +195,7 @@ impl InputRequest {
         for name in &self.keys {
             let key = key(name, application).ok_or_else(|| {
                 wrong(format!(
-                    "There is no key '{}'; there are enter, tab, escape, space, backspace, delete, insert, home, end, \
+                    "There is no key '{}'; use enter, tab, escape, space, backspace, delete, insert, home, end, \
                      page-up, page-down, up, down, left, right, f1 to f12, ctrl-X and alt-X",
                     name.escape_debug()
                 ))
@@ -208,7 +206,7 @@ impl InputRequest {
     }
 }
 
-/// What xterm sends for a key.
+/// Returns the bytes that xterm sends for a key.
 fn key(name: &str, application: bool) -> Option<Vec<u8>> {
     let arrow = |letter: char| if application { format!("\x1bO{letter}") } else { format!("\x1b[{letter}") };
     let text = match name {
@@ -232,14 +230,14 @@ fn key(name: &str, application: bool) -> Option<Vec<u8>> {
     Some(text.into_bytes())
 }
 
-/// `ctrl-X` and `alt-X`.
+/// Parses `ctrl-X` and `alt-X`.
 fn modified(name: &str) -> Option<Vec<u8>> {
     let single = |text: &str| {
         let mut all = text.chars();
         all.next().filter(|_| all.next().is_none())
     };
     if let Some(c) = name.strip_prefix("ctrl-").and_then(single) {
-        // The control characters are the letters without their upper bits (ECMA-48).
+        // Control characters are the letters without their upper bits (ECMA-48).
         return match c.to_ascii_uppercase() {
             '?' => Some(vec![0x7f]),
             c @ '@'..='_' => Some(vec![c as u8 & 0x1f]),
@@ -268,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_what_a_keyboard_sends() {
+    fn keys_give_the_bytes_of_a_keyboard() {
         use serde_json::json;
         assert_eq!(input(json!({"text": "ls", "keys": ["enter"]})).unwrap(), b"ls\r");
         assert_eq!(
@@ -307,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_started_is_a_shell_with_a_terminal() {
+    fn the_default_is_a_shell_with_a_terminal() {
         let plan = |request: &TerminalRequest| {
             let workspace = BTreeMap::from([("TERM".to_owned(), "vt100".to_owned())]);
             request.plan("/root", None, &[("WORKSPACE_ID", "7")], &workspace, TerminalKind::Terminal)

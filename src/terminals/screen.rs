@@ -1,6 +1,6 @@
-//! What a terminal shows: a model that is fed with everything the program writes, so that the screen can be asked for
-//! and painted anew at any moment. What is not on the screen but changes what keys and mice send is kept beside it.
-//! Pure; whatever a program writes, it costs bounded memory and never a panic.
+//! A model of a terminal's screen, fed with all output of the program, so that the screen can be read and repainted at
+//! any time. Modes that do not affect the screen but change the bytes of keys and mice are stored beside it. Pure; any
+//! output costs bounded memory and never panics.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use super::split::SplitText;
 use crate::base::limits;
 use crate::proc::pty::WindowSize;
 
-/// The model.
+/// The screen model.
 pub(super) struct ScreenModel {
     vt: Terminal,
     size: WindowSize,
@@ -22,10 +22,10 @@ pub(super) struct ScreenModel {
     modes: TerminalModes,
 }
 
-/// What clients' terminals must be told besides the screen's contents, which [`Terminal::dump`] has.
+/// State that clients' terminals need besides the screen's content, which [`Terminal::dump`] has.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct TerminalModes {
-    /// Private modes that are on, out of [`MODES`].
+    /// Enabled private modes out of [`MODES`].
     on: BTreeSet<u16>,
     keypad: bool,
     cursor_style: u16,
@@ -34,47 +34,45 @@ struct TerminalModes {
 /// Mouse reports and their encodings, focus reports, bracketed paste (xterm's ctlseqs).
 const MODES: [u16; 9] = [9, 1000, 1002, 1003, 1004, 1005, 1006, 1015, 2004];
 
-/// Brings any terminal to where a dump starts from, without DECSTR, which not all of them know, and without touching
-/// the lines that have scrolled away: the main screen, no margins, no modes, default colours and character sets, an
-/// empty screen.
+/// Brings any terminal to the state that a dump assumes, without DECSTR, which some terminals do not support, and
+/// without changing the scrollback: main screen, no margins, no modes, default colours and character sets, empty
+/// screen.
 const CLEAN: &str = "\x1b[?1049l\x1b[?9;1000;1002;1003;1004;1005;1006;1015;2004l\x1b[?6l\x1b[?1l\x1b[?7h\x1b[4l\x1b[20l\
                      \x1b>\x1b[0 q\x1b[r\x1b(B\x1b)B\x0f\x1b[m\x1b[?25h\x1b[H\x1b[J";
 
-/// The screen as programs read it. Positions count from 0 at the top left.
+/// The screen as data for clients. Positions count from 0 at the top left.
 #[derive(Debug, Serialize)]
 pub struct ScreenView {
-    /// Characters in a row.
+    /// Columns.
     pub cols: u16,
     /// Rows.
     pub rows: u16,
-    /// What the program called its window.
+    /// Window title set by the program.
     pub title: String,
-    /// Where the next character would appear.
+    /// Position of the next character.
     pub cursor: CursorView,
-    /// A full-screen program shows its own screen; the shell's is kept behind it.
+    /// Whether a full-screen program shows its own screen; the shell's is kept.
     pub alternate_screen: bool,
-    /// One text for each row, without the blanks at its end.
+    /// One string per row, without trailing blanks.
     pub lines: Vec<String>,
-    /// One list for each row: its cells, those of equal style together, without the unstyled blanks at its end.
+    /// One list per row: cells grouped by style, without unstyled blanks at the end.
     pub cells: Vec<Vec<StyledRun>>,
 }
 
 /// The cursor.
 #[derive(Debug, Serialize)]
 pub struct CursorView {
-    /// Column.
     pub col: usize,
-    /// Row.
     pub row: usize,
-    /// The program may hide it.
+    /// Whether the program shows it.
     pub visible: bool,
 }
 
-/// Neighbouring cells of one style.
+/// Adjacent cells of one style.
 #[derive(Debug, Serialize)]
 pub struct StyledRun {
     text: String,
-    /// How many columns it takes; wide characters take two.
+    /// Width in columns; wide characters take two.
     width: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     fg: Option<CellColor>,
@@ -84,7 +82,7 @@ pub struct StyledRun {
     style: Vec<&'static str>,
 }
 
-/// A palette's number, or `#rrggbb`.
+/// A palette index, or `#rrggbb`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum CellColor {
@@ -93,12 +91,12 @@ enum CellColor {
 }
 
 impl ScreenModel {
-    /// An empty one.
+    /// Creates an empty screen.
     pub(super) fn new(size: WindowSize) -> ScreenModel {
         ScreenModel { vt: terminal(size), size, title: String::new(), modes: TerminalModes::default() }
     }
 
-    /// Shows what the program wrote; the result is what a terminal answers to the questions in it.
+    /// Processes output and returns the replies to the queries in it.
     pub(super) fn feed(&mut self, cut: &SplitText) -> String {
         let mut answers = String::new();
         let mut at = 0;
@@ -107,7 +105,7 @@ impl ScreenModel {
             match ControlSequence::of(sequence) {
                 Some(ControlSequence::Repeat(count)) => {
                     self.show(&cut.text[at..range.start]);
-                    // Eight bytes would otherwise be worth 65535 characters.
+                    // Otherwise eight bytes could produce 65535 characters.
                     let count = count.clamp(1, self.size.cols);
                     self.show(&format!("\x1b[{count}b"));
                     at = range.end;
@@ -135,7 +133,7 @@ impl ScreenModel {
         }
         let fed = catch_unwind(AssertUnwindSafe(|| self.vt.feed(text)));
         if fed.is_err() {
-            log::error!("the screen model could not follow a program; it starts anew");
+            log::error!("The screen model failed on a program's output and was reset");
             self.vt = terminal(self.size);
         }
     }
@@ -144,7 +142,7 @@ impl ScreenModel {
         let cursor = self.cursor();
         // Writing to a string cannot fail.
         let _ = match question {
-            // What xterm.js says of itself: a VT100 with advanced video, and as second answer its own version.
+            // As xterm.js: a VT100 with advanced video, and its own version as secondary attributes.
             TerminalQuery::Attributes => write!(answers, "\x1b[?1;2c"),
             TerminalQuery::Version => write!(answers, "\x1b[>0;276;0c"),
             TerminalQuery::Status => write!(answers, "\x1b[0n"),
@@ -153,19 +151,19 @@ impl ScreenModel {
         };
     }
 
-    /// Changes the size as terminals do: the shell's lines are wrapped anew.
+    /// Changes the size as terminals do: the shell's lines are rewrapped.
     pub(super) fn resize(&mut self, size: WindowSize) {
         let before = std::mem::replace(&mut self.size, size);
         let resized = catch_unwind(AssertUnwindSafe(|| {
             self.vt.resize(usize::from(size.cols), usize::from(size.rows));
-            // avt 0.19 forgets the tab stop at the old right edge when the columns were a multiple of eight.
+            // avt 0.19 loses the tab stop at the old right edge if the number of columns was a multiple of eight.
             if before.cols % 8 == 0 && before.cols < size.cols {
                 let back = u16::try_from(self.vt.cursor().col + 1).unwrap_or(1);
                 self.vt.execute([Function::Cha(before.cols + 1), Function::Hts, Function::Cha(back)]);
             }
         }));
         if resized.is_err() {
-            log::error!("the screen model could not be resized; it starts anew");
+            log::error!("The screen model could not be resized and was reset");
             self.vt = terminal(size);
         }
     }
@@ -178,18 +176,18 @@ impl ScreenModel {
         &self.title
     }
 
-    /// The bytes of an arrow key depend on it (DECCKM).
+    /// Determines the bytes of arrow keys (DECCKM).
     pub(super) fn application_cursor_keys(&self) -> bool {
         self.vt.cursor_key_app_mode()
     }
 
-    /// What brings a client's terminal of the same size to this state, whatever it showed before. Nothing in it asks
-    /// the client's terminal anything.
+    /// Returns the output that brings a client's terminal of the same size to this state. It contains no queries.
     pub(super) fn repaint(&self) -> String {
         let mut all = CLEAN.to_owned();
         let dump = without_repeats(&self.vt.dump());
         match self.vt.active_screen_kind() {
-            // Not every terminal knows the older 1047. What 1049 saves besides is what the dump has just restored.
+            // Some terminals do not support the older 1047. The additional state that 1049 saves has just been restored
+            // by the dump.
             ScreenKind::Alternate => all.push_str(&dump.replace("\x1b[?1047h", "\x1b[?1049h")),
             ScreenKind::Primary => all.push_str(&dump),
         }
@@ -208,7 +206,7 @@ impl ScreenModel {
         all
     }
 
-    /// The rows as text, without blanks at the end of a row and without empty rows at the end.
+    /// Returns the rows as text, without trailing blanks and trailing empty rows.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         for line in self.vt.screen().visible_lines() {
@@ -234,7 +232,7 @@ impl ScreenModel {
 
     fn cursor(&self) -> CursorView {
         let cursor = self.vt.cursor();
-        // Beyond the last column it stands when the next character is to wrap.
+        // The cursor is past the last column when the next character will wrap.
         let col = cursor.col.min(usize::from(self.size.cols) - 1);
         CursorView { col, row: cursor.row, visible: cursor.visible }
     }
@@ -246,7 +244,7 @@ fn terminal(size: WindowSize) -> Terminal {
     Terminal::new(cols, rows).expect("a terminal of at least one cell")
 }
 
-/// Writes out what the dump says by REP (`CSI n b`), which many terminals do not know.
+/// Expands REP (`CSI n b`), which many terminals do not support.
 fn without_repeats(dump: &str) -> String {
     let mut all = String::with_capacity(dump.len());
     for (at, part) in dump.split("\x1b[").enumerate() {
@@ -267,7 +265,7 @@ fn without_repeats(dump: &str) -> String {
 }
 
 fn runs(line: &Line) -> Vec<StyledRun> {
-    // The right half of a wide character is a blank without a width.
+    // The right half of a wide character is a blank without width.
     let plain = |cell: &Cell| cell.char() == ' ' && cell.width() == 1 && cell.pen().is_default();
     let length = line.cells().iter().rposition(|cell| !plain(cell)).map_or(0, |last| last + 1);
     line.cells()[..length]
@@ -316,7 +314,7 @@ impl TerminalModes {
     }
 }
 
-/// A question that a program may ask its terminal.
+/// A query from a program to its terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TerminalQuery {
     Attributes,
@@ -326,7 +324,7 @@ enum TerminalQuery {
     ExtendedCursor,
 }
 
-/// A control sequence that we have to know about.
+/// A control sequence that the model handles itself.
 #[derive(Debug, PartialEq, Eq)]
 enum ControlSequence {
     Repeat(u16),

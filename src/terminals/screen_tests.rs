@@ -1,4 +1,4 @@
-//! The model against what programs write, and against what they should never write.
+//! Tests of the model with valid and with malicious output.
 
 use super::super::split::Splitter;
 use super::*;
@@ -7,7 +7,7 @@ const SMALL: WindowSize = WindowSize { cols: 20, rows: 4 };
 
 fn feed(screen: &mut ScreenModel, text: &str) -> String {
     let cut = Splitter::default().take(text.as_bytes());
-    assert_eq!(cut.text, text, "the test's own text ends in the middle of something");
+    assert_eq!(cut.text, text, "the test's text ends within a sequence");
     screen.feed(&cut)
 }
 
@@ -18,7 +18,7 @@ fn shown(text: &str) -> ScreenModel {
 }
 
 #[test]
-fn text_is_without_blanks_at_its_ends() {
+fn text_has_no_trailing_blanks() {
     assert_eq!(shown("one  \r\n  two\x1b[4;1H").text(), "one\n  two\n");
     assert_eq!(shown("").text(), "\n");
     assert_eq!(shown("\x1b(0lqqk\x1b(B").text(), "┌──┐\n");
@@ -41,7 +41,7 @@ fn cells_have_their_style() {
 }
 
 #[test]
-fn questions_are_answered_in_their_place() {
+fn queries_are_answered_in_order() {
     let mut screen = ScreenModel::new(SMALL);
     assert_eq!(feed(&mut screen, "ab\x1b[6n\r\n\x1b[6n\x1b[c\x1b[0c\x1b[5n\x1b[>c\x1b[?6n"), {
         "\x1b[1;3R\x1b[2;1R\x1b[?1;2c\x1b[?1;2c\x1b[0n\x1b[>0;276;0c\x1b[?2;1R"
@@ -49,7 +49,7 @@ fn questions_are_answered_in_their_place() {
     assert_eq!(feed(&mut screen, "\x1b[7n\x1b[?1c\x1b[1;2R"), "");
 }
 
-/// Two models are the same when everything that can be asked of them is.
+/// Two models are equal if all their public state is.
 fn assert_same(a: &ScreenModel, b: &ScreenModel, what: &str) {
     let json = |screen: &ScreenModel| serde_json::to_string_pretty(&screen.view()).unwrap();
     assert_eq!(json(a), json(b), "{what}");
@@ -61,7 +61,7 @@ const FULL_SCREEN: &str = "shell $ vim\r\n\x1b[?1049h\x1b[?2004h\x1b[?1002;1006h
                            \x1b[H\x1b[7m vim \x1b[m\x1b[3;5H\x1b]2;file – vim\x07\x1b[?25l";
 
 #[test]
-fn a_repaint_brings_any_terminal_to_the_same_state() {
+fn a_repaint_restores_the_state_of_any_terminal() {
     let dirty = "\x1b[?1049hrubbish\x1b[2;3r\x1b[?6h\x1b[41m\x1b(0\x1b[4h\x1b[?7l\x1b[?1000h\x1b[?2004h\x1b=\x1b[5 q\x1b[?25l";
     for text in
         ["", "plain", "12345678901234567890", FULL_SCREEN, "\x1b[31mred\x1b[3g\x1b[5C\x1bH\r\x1b[4h\x1b[20h"]
@@ -74,7 +74,7 @@ fn a_repaint_brings_any_terminal_to_the_same_state() {
             assert_same(&original, &copy, &format!("{text:?} after {before:?}"));
         }
     }
-    // And what was behind a full-screen program is there when it ends.
+    // The screen behind a full-screen program is restored when it exits.
     let (mut original, mut copy) = (shown(FULL_SCREEN), shown(""));
     feed(&mut copy, &original.repaint());
     for screen in [&mut original, &mut copy] {
@@ -85,7 +85,7 @@ fn a_repaint_brings_any_terminal_to_the_same_state() {
 }
 
 #[test]
-fn a_repaint_asks_nothing() {
+fn a_repaint_contains_no_queries() {
     let asking = "\x1b[c\x1b[>c\x1b[6n\x1b[5n\x1b[?6n\x1bZ\x1b]10;?\x07\x1b]11;?\x1b\\\x1bP$qm\x1b\\\x1b[?2004$p\x1b[18t\
                   \x1b]52;c;?\x07\x05\x1b[>q\x1b[=c\x1bP+q544e\x1b\\\x1b[?u\x1b]4;1;?\x07text";
     let repaint = shown(asking).repaint();
@@ -97,7 +97,7 @@ fn a_repaint_asks_nothing() {
 }
 
 #[test]
-fn a_repeat_is_no_lever() {
+fn repeat_counts_are_bounded() {
     let mut screen = ScreenModel::new(SMALL);
     let start = std::time::Instant::now();
     for _ in 0..2000 {
@@ -108,7 +108,7 @@ fn a_repeat_is_no_lever() {
 }
 
 #[test]
-fn a_repaint_has_no_sequence_that_only_some_know() {
+fn a_repaint_uses_only_common_sequences() {
     let repaint = shown("────────────────────\r\n\x1b[7m          \x1b[0m\r\nxxxxxxxxxxxx y").repaint();
     assert!(!repaint.contains("b\x1b") && !repaint.contains("[17b"), "{repaint:?}");
     assert!(repaint.contains(&"─".repeat(20)) && repaint.contains(&" ".repeat(10)), "{repaint:?}");
@@ -133,7 +133,7 @@ fn tab_stops_are_every_eight_columns_after_any_resize() {
 }
 
 #[test]
-fn resizing_keeps_what_it_can() {
+fn resizing_keeps_visible_text() {
     let mut screen = shown("one\r\ntwo\r\nthree");
     screen.resize(WindowSize { cols: 10, rows: 2 });
     assert_eq!(screen.text(), "two\nthree\n");
@@ -150,7 +150,7 @@ fn random(state: &mut u64) -> u64 {
 }
 
 #[test]
-fn nothing_that_a_program_writes_breaks_it() {
+fn arbitrary_output_is_handled() {
     let parts = [
         "\x1b[",
         "\x1b",
@@ -241,7 +241,7 @@ fn nothing_that_a_program_writes_breaks_it() {
             assert_eq!((view.lines.len(), view.cols), (usize::from(size.rows), size.cols), "round {round}");
             assert!(view.cursor.row < usize::from(size.rows) && view.cursor.col < usize::from(size.cols));
         }
-        // A dump of whatever came out is a state like any other.
+        // Any state can be dumped and restored.
         let mut copy = ScreenModel::new(size);
         copy.feed(&Splitter::default().take(screen.repaint().as_bytes()));
         if splitter.rest().text.is_empty() {

@@ -1,19 +1,19 @@
-//! Cuts what a program writes to its terminal into pieces that can be passed on: never inside a character, never
-//! inside a control sequence (ECMA-48). So a client that joins between two pieces misses no half of anything. Pure.
+//! Splits a program's output into pieces that can be forwarded: never within a character or a control sequence
+//! (ECMA-48). A client that joins between two pieces misses no half of either. Pure.
 
 use std::ops::Range;
 
 use crate::base::limits;
 
-/// What was held back, and where the parser stands in it.
+/// Held-back bytes and the parser's state.
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
-    /// The beginning of a character.
+    /// Start of an incomplete character.
     bytes: Vec<u8>,
-    /// The beginning of a sequence.
+    /// Start of an incomplete sequence.
     held: String,
     state: ParserState,
-    /// The sequence in `held` is longer than we hold, and its beginning is gone.
+    /// The sequence is longer than the limit, and its start was already forwarded.
     torn: bool,
 }
 
@@ -28,17 +28,17 @@ enum ParserState {
     Text,
 }
 
-/// A piece.
+/// A piece of output.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct SplitText {
-    /// Everything; what was not UTF-8 is replaced.
+    /// The text; invalid UTF-8 is replaced.
     pub(super) text: String,
     /// The complete control sequences in it.
     pub(super) sequences: Vec<Range<usize>>,
 }
 
 impl Splitter {
-    /// Takes the next bytes and gives what is whole.
+    /// Processes bytes and returns the complete part.
     pub(super) fn take(&mut self, bytes: &[u8]) -> SplitText {
         let mut text = std::mem::take(&mut self.held);
         let from = text.len();
@@ -59,7 +59,7 @@ impl Splitter {
                 }
             }
             rest += c.len_utf8();
-            // The end of a string is ESC \, and so the beginning of another sequence: they stay together.
+            // A string ends with ESC \, which also looks like the start of another sequence; keep them together.
             let string_ends = self.state == ParserState::Text && c == '\u{1b}';
             let next = self.state.after(c);
             if begins(c) && !string_ends && next != ParserState::Ground {
@@ -84,7 +84,7 @@ impl Splitter {
         SplitText { text, sequences }
     }
 
-    /// Whatever is still held, at the end.
+    /// Returns the held text at the end.
     pub(super) fn rest(&mut self) -> SplitText {
         let mut text = std::mem::take(&mut self.held);
         if !self.bytes.is_empty() {
@@ -94,7 +94,7 @@ impl Splitter {
         SplitText { text, sequences: Vec::new() }
     }
 
-    /// Appends `bytes` as characters and keeps the beginning of one that is not complete.
+    /// Appends `bytes` as characters and keeps an incomplete one.
     fn decode(&mut self, bytes: &[u8], text: &mut String) {
         let joined;
         let mut rest = bytes;
@@ -108,7 +108,7 @@ impl Splitter {
                 Ok(whole) => return text.push_str(whole),
                 Err(error) => {
                     let (good, bad) = rest.split_at(error.valid_up_to());
-                    // Valid by the error's own word, so nothing is replaced here.
+                    // Valid according to the error, so nothing is replaced here.
                     text.push_str(&String::from_utf8_lossy(good));
                     let Some(length) = error.error_len() else {
                         self.bytes = bad.to_vec();
@@ -142,7 +142,7 @@ impl ParserState {
                 ParserState::EscapeIntermediate
             }
             (ParserState::Csi, ' '..='?') => ParserState::Csi,
-            // Other control characters are executed in the middle of a sequence.
+            // Other control characters are executed within a sequence.
             (_, '\0'..='\u{1f}') => self,
             _ => ParserState::Ground,
         }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_torn_wherever_the_bytes_are_cut() {
+    fn pieces_never_split_characters_or_sequences() {
         let text = "grün €uro 𝄞\x1b[38;5;196mred\x1b[0m\x1b]0;tïtle\x1b\\\x1b[6n\x1bP+q544e\x1b\\\u{9b}0c日本\x1b\x1b[A.";
         let whole = Splitter::default().take(text.as_bytes());
         for size in 1..text.len() {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_replaced_and_a_beginning_is_kept() {
+    fn invalid_text_is_replaced_and_incomplete_characters_are_kept() {
         let mut splitter = Splitter::default();
         assert_eq!(splitter.take(b"a\xffb\xe2\x82").text, "a\u{fffd}b");
         assert_eq!(splitter.take(b"\xacc\xe2").text, "€c");
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_without_end_is_not_held_for_ever() {
+    fn unterminated_sequences_are_bounded() {
         let mut splitter = Splitter::default();
         let mut given = splitter.take(b"\x1b]0;").text.len();
         for _ in 0..10 {

@@ -1,7 +1,7 @@
-//! All terminals: by workspace, at most so many at once, and the shells that sockets come back to.
+//! All terminals: by workspace, with a limit on their number, and the shells that sockets reconnect to.
 //!
-//! Locks: `state`, held only to look up, insert and remove; one for each shell's key while that shell is being started,
-//! taken before it.
+//! Locks: `state`, held only for lookups, insertions and removals; one per shell key while that shell is started, taken
+//! before it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,13 +17,13 @@ use crate::base::{Code, Error, Result, limits};
 use crate::proc::Launcher;
 use crate::runs::ActiveRun;
 
-/// Whose shell it is: a workspace and a credential.
+/// Key of a shell: workspace and credential.
 pub type ShellKey = (Uuid, String);
 
-/// The table.
+/// All terminals of a server.
 pub struct Terminals {
     state: Mutex<TerminalTable>,
-    /// The memory for large input.
+    /// Permits for large input.
     pub pastes: PasteBudget,
     shares: Shares,
 }
@@ -37,7 +37,7 @@ struct TerminalTable {
 /// Dropping it joins the thread, which has ended or is about to.
 struct TerminalEntry {
     terminal: Arc<Terminal>,
-    /// While its program runs.
+    /// Present while its program runs.
     share: Option<Share>,
     _thread: JoinOnDrop,
 }
@@ -53,10 +53,10 @@ impl Default for Terminals {
 }
 
 impl Terminals {
-    /// Starts one in the workspace that `running` was entered for.
+    /// Starts a terminal in the workspace that `running` was entered for.
     ///
     /// # Errors
-    /// `Busy` when there are too many, `OverShare` when there are too many of this party; what the launcher says.
+    /// `Busy` when there are too many, `OverShare` when there are too many of this party; errors of the launcher.
     pub fn start(
         &self,
         running: ActiveRun,
@@ -71,10 +71,10 @@ impl Terminals {
         Ok(terminal)
     }
 
-    /// The shell of this key, still running or started with `start`, and a client of it.
+    /// Returns a client of the shell with this key, which is running or is started with `start`.
     ///
     /// # Errors
-    /// What `start` says; `Busy` when too many clients watch it.
+    /// Errors of `start`; `Busy` when the shell has too many clients.
     pub fn shell(
         &self,
         key: ShellKey,
@@ -94,7 +94,7 @@ impl Terminals {
         Ok(watcher)
     }
 
-    /// The terminal `id` of `workspace`.
+    /// Returns the terminal `id` of `workspace`.
     ///
     /// # Errors
     /// `TerminalNotFound`, also for one of another workspace.
@@ -110,7 +110,7 @@ impl Terminals {
             })
     }
 
-    /// Those of `workspace`, the oldest first.
+    /// Returns the terminals of `workspace`, oldest first.
     pub fn list(&self, workspace: Uuid) -> Vec<TerminalView> {
         let all = self.all();
         all.iter()
@@ -119,7 +119,7 @@ impl Terminals {
             .collect()
     }
 
-    /// Ends one and forgets it; how it was left.
+    /// Ends a terminal and removes it; returns its final state.
     ///
     /// # Errors
     /// `TerminalNotFound`.
@@ -135,10 +135,10 @@ impl Terminals {
         Ok(terminal.terminal_view())
     }
 
-    /// Ends all of them: the server stops.
+    /// Ends all terminals when the server stops.
     pub fn close(&self) {
         let all = std::mem::take(&mut lock(&self.state).all);
-        // All are told before any is waited for.
+        // Cancel all before waiting for any.
         for TerminalEntry { terminal, .. } in &all {
             terminal.cancel.cancel();
         }
@@ -151,7 +151,7 @@ impl Terminals {
         self.prune();
         let full = || {
             let message =
-                format!("{} terminals run already; delete one that is not needed", limits::TERMINALS);
+                format!("{} terminals are already running; delete one that is not needed", limits::TERMINALS);
             Error::new(Code::Busy, message)
         };
         self.shares.take(party).map_err(|refused| refused.error("terminals", full))
@@ -162,8 +162,8 @@ impl Terminals {
         lock(&self.state).all.iter().map(|entry| entry.terminal.clone()).collect()
     }
 
-    /// Forgets what ended long ago, shells at once. Of too many that have ended, the oldest of the workspace that has most
-    /// of them goes first.
+    /// Removes terminals that ended long ago, and ended shells at once. If too many ended ones remain, the oldest of
+    /// the workspace with the most are removed first.
     fn prune(&self) {
         let mut state = lock(&self.state);
         let mut kept = WorkspaceCounts::default();
@@ -197,7 +197,7 @@ impl Terminals {
         }
         state.all = stay;
         state.shells.retain(|_, slot| {
-            // Being started at this moment: leave it.
+            // It is being started; keep it.
             let Ok(mut shell) = slot.try_lock() else { return true };
             let ended = shell.as_ref().is_some_and(|shell| shell.ended_since().is_some());
             if ended {

@@ -1,5 +1,5 @@
-//! A client's view of a terminal: what it has still to be told, in bounded memory. The terminal's thread never waits
-//! for a client: one that is too far behind loses what waits for it and gets the screen painted anew.
+//! A client's view of a terminal: queued events in bounded memory. The terminal's thread never waits for a client; a
+//! client that falls too far behind loses its queue and gets the screen repainted.
 //!
 //! Lock: the terminal's own.
 
@@ -14,41 +14,38 @@ use crate::base::{Result, limits};
 use crate::proc::Waker;
 use crate::proc::pty::WindowSize;
 
-/// What a client wants to do.
+/// Access that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchMode {
     /// Watch only.
     Read,
-    /// Write if nobody else does, else watch.
+    /// Write if no other client does, otherwise watch.
     Write,
-    /// Write, whoever did before.
+    /// Write, replacing the previous writer.
     TakeOver,
-    /// Write together with others: whoever has typed last is the one whose terminal answers the program's questions.
+    /// Write together with others: the terminal of the client that typed last answers the program's queries.
     Shared,
 }
 
-/// Something that a client must be told.
+/// An event for a client.
 #[derive(Debug)]
 pub enum WatchEvent {
-    /// More output, or all that is on the screen.
+    /// Output, or the whole screen.
     Text(String),
-    /// Whether its input counts from now on.
-    Role {
-        /// It does.
-        writes: bool,
-    },
-    /// The terminal has another size.
+    /// Whether the client's input is accepted from now on.
+    Role { writes: bool },
+    /// The terminal's size changed.
     Size(WindowSize),
-    /// The terminal has ended; nothing follows.
+    /// The terminal has ended; the last event.
     End(TerminalEnd),
 }
 
-/// A client's place in the terminal's state.
+/// A client's queue in the terminal's state.
 #[derive(Debug)]
 pub(super) struct WatcherQueue {
     number: u64,
     queue: VecDeque<WatchEvent>,
-    /// Bytes of text in it.
+    /// Bytes of text in the queue.
     bytes: usize,
     /// The next text is the whole screen.
     repaint: bool,
@@ -75,7 +72,7 @@ impl WatcherQueue {
         self.wake.wake();
     }
 
-    /// Another size: the picture for the old one is of no use any more, and every terminal wraps it anew in its own way.
+    /// Handles a new size: queued output for the old one is useless, and every terminal rewraps it differently.
     pub(super) fn resize(&mut self, size: WindowSize) {
         self.drop_text();
         self.push(WatchEvent::Size(size));
@@ -87,7 +84,7 @@ impl WatcherQueue {
         self.repaint = true;
     }
 
-    /// More output. Full: everything that waits is dropped for a picture of the screen at the time it is sent.
+    /// Queues output. If the queue is full, it is replaced by a picture of the screen at the time of sending.
     pub(super) fn push_text(&mut self, text: &str) {
         if self.repaint || text.is_empty() {
             return;
@@ -105,7 +102,7 @@ impl WatcherQueue {
     }
 }
 
-/// A client of a terminal. It leaves when this is dropped.
+/// A client of a terminal, disconnected on drop.
 pub struct TerminalWatcher {
     terminal: Arc<Terminal>,
     number: u64,
@@ -123,17 +120,16 @@ impl TerminalWatcher {
         TerminalWatcher { terminal, number, mode, wake }
     }
 
-    /// Whether anything that it types can count.
+    /// Whether its input may be accepted.
     pub fn may_write(&self) -> bool {
         self.mode != WatchMode::Read
     }
 
-    /// The terminal.
     pub fn terminal(&self) -> &Arc<Terminal> {
         &self.terminal
     }
 
-    /// Everything there is to tell now, the oldest first. Does not wait; until then its descriptor is readable.
+    /// Takes all queued events, oldest first. Does not block; the descriptor is readable when there are events.
     pub fn take(&self) -> Vec<WatchEvent> {
         self.wake.clear();
         let mut state = lock(&self.terminal.state);
@@ -144,29 +140,29 @@ impl TerminalWatcher {
         let mut all = Vec::from(std::mem::take(&mut seat.queue));
         seat.bytes = 0;
         if std::mem::take(&mut seat.repaint) {
-            // Behind the news of its size, and before that of its end.
+            // After an event about the size, before one about the end.
             let at = all.iter().position(|out| matches!(out, WatchEvent::End(_))).unwrap_or(all.len());
             all.insert(at, WatchEvent::Text(state.screen.repaint()));
         }
         all
     }
 
-    /// Types as much of `bytes` as the program has room for, and says how much that was: all of it when this client
-    /// may not write, so that nothing waits. When there is room again, the descriptor is readable.
+    /// Queues as much of `bytes` as there is space for, and returns that number: all of them if this client may not
+    /// write, so that it does not wait. The descriptor becomes readable when there is space again.
     pub fn type_in(&self, bytes: &[u8]) -> usize {
         let mut state = lock(&self.terminal.state);
         if state.end.is_some() {
             return bytes.len();
         }
         if state.writer != Some(self.number) {
-            // What another client's terminal has answered already must not be typed a second time.
+            // A reply that another client's terminal already gave must not be typed again.
             if self.mode != WatchMode::Shared || bytes.len() <= limits::SEQUENCE_BYTES && is_answer(bytes) {
                 return bytes.len();
             }
             state.set_writer(Some(self.number));
         }
         if state.pasting {
-            // Woken at its end.
+            // The client is woken when the paste ends.
             return 0;
         }
         let room = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
@@ -175,7 +171,7 @@ impl TerminalWatcher {
         taken
     }
 
-    /// Makes this client the one that writes, whoever it was before.
+    /// Makes this client the writer.
     pub fn take_over(&self) {
         lock(&self.terminal.state).set_writer(Some(self.number));
     }
@@ -184,7 +180,7 @@ impl TerminalWatcher {
     pub fn resize(&self, size: WindowSize) {
         let may = self.mode == WatchMode::Shared || lock(&self.terminal.state).writer == Some(self.number);
         if may {
-            // It may have ended meanwhile, which the client will be told.
+            // It may have ended; the client will receive that event.
             let _ = self.terminal.resize(size);
         }
     }
@@ -205,13 +201,13 @@ impl Drop for TerminalWatcher {
         }
         state.active = Instant::now();
         state.last_left = state.active;
-        // Its idle time begins now.
+        // The idle time starts now.
         self.terminal.waker.wake();
     }
 }
 
-/// Whether this is nothing but what a terminal answers to questions: device attributes, status, cursor position, modes,
-/// colours, versions. A function key with a modifier looks the same (`CSI 1;5R`).
+/// Whether the bytes consist only of terminal replies: device attributes, status, cursor position, modes, colours,
+/// versions. A function key with a modifier looks the same (`CSI 1;5R`).
 fn is_answer(bytes: &[u8]) -> bool {
     let cut = super::split::Splitter::default().take(bytes);
     let all: usize = cut.sequences.iter().map(ExactSizeIterator::len).sum();
@@ -229,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_told_from_keys() {
+    fn replies_are_distinguished_from_keys() {
         for answer in
             ["\x1b[?1;2c", "\x1b[3;4R", "\x1b[0n\x1b[?1;2c", "\x1b]11;rgb:0/0/0\x1b\\", "\x1bP1$r0m\x1b\\"]
         {
@@ -243,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_client_costs_no_more_than_its_share() {
+    fn the_memory_of_a_slow_client_is_bounded() {
         let mut seat = WatcherQueue::new(0).unwrap();
         seat.repaint = false;
         for _ in 0..100 {

@@ -232,7 +232,7 @@ fn a_server_that_the_kernel_may_end_for_memory_says_so() {
     assert_eq!((code, of(&told, "oom").0), (Some(0), "warn"), "{told:#}");
     assert!(of(&told, "oom").1.contains("CAP_SYS_RESOURCE"), "{told:#}");
     let server = Setup::new().start_through(&without);
-    server.stdout.line_with("the kernel may end berth itself", secs(10)).expect("a line at the start");
+    server.stdout.line_with("the kernel may kill berth itself", secs(10)).expect("a line at the start");
     let told = server.owner().get(200, "/api/doctor");
     assert_eq!(of(&told, "oom").0, "warn", "{told:#}");
     server.stop();
@@ -241,7 +241,7 @@ fn a_server_that_the_kernel_may_end_for_memory_says_so() {
     let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", server.pid)).unwrap();
     let wanted = if score.trim() == "-900" { "ok" } else { "warn" };
     assert_eq!(of(&server.owner().get(200, "/api/doctor"), "oom").0, wanted);
-    assert_eq!(server.log().contains("the kernel may end berth itself"), wanted == "warn");
+    assert_eq!(server.log().contains("the kernel may kill berth itself"), wanted == "warn");
 }
 
 /// What a data folder on this mount is said to be good for.
