@@ -1,7 +1,7 @@
-//! How much all runs may keep on disk together: a number, and what the file system has left. Whoever writes asks now
-//! and then; when it is tight, the table makes room.
+//! Disk budget of all runs together: a fixed limit and the free space of the file system. Writers check it from time to
+//! time; when it is exceeded, the table frees space.
 //!
-//! Threads: any. Lock: `making`, held by the one who makes room; it is taken before the table's.
+//! Threads: any. Lock: `reclaiming`, held by the caller that frees space; taken before the table's.
 
 use std::fs::File;
 use std::io;
@@ -11,10 +11,10 @@ use std::sync::{Mutex, OnceLock, TryLockError};
 
 use crate::base::{input_bytes, limits};
 
-/// Gives up what is needed least until its argument says that it is enough, or nothing is left to give.
+/// Frees the least needed data until its argument returns `true` or nothing is left.
 type ReclaimFn = Box<dyn Fn(&dyn Fn() -> bool) + Send + Sync>;
 
-/// The account.
+/// Disk space of all runs.
 pub struct DiskBudget {
     folder: PathBuf,
     total: u64,
@@ -24,7 +24,7 @@ pub struct DiskBudget {
 }
 
 impl DiskBudget {
-    /// At most `total` bytes, on the file system of `folder`.
+    /// Allows at most `total` bytes on the file system of `folder`.
     pub fn new(folder: PathBuf, total: u64) -> DiskBudget {
         DiskBudget {
             folder,
@@ -35,31 +35,31 @@ impl DiskBudget {
         }
     }
 
-    /// Who makes room: gives up what is needed least, until its argument says that it is enough.
+    /// Sets the function that frees the least needed data until its argument returns `true`.
     pub fn set_reclaimer(&self, make: impl Fn(&dyn Fn() -> bool) + Send + Sync + 'static) {
         let _ = self.reclaimer.set(Box::new(make));
     }
 
-    /// A file that has no name, and so goes with its last descriptor.
+    /// Opens a file without a name, which vanishes with its last descriptor.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn unnamed_file(&self) -> io::Result<File> {
         input_bytes::unnamed_file(&self.folder)
     }
 
-    /// So many bytes more are kept.
+    /// Accounts for additional bytes.
     pub fn add(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So many bytes less.
+    /// Accounts for freed bytes.
     pub fn sub(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// How many bytes should be given up. Never more than an eighth of all: when others fill the disk, what we keep
-    /// goes slowly, and not for nothing.
+    /// Returns how many bytes should be freed. Never more than an eighth of all: if other software fills the disk, kept
+    /// output shrinks gradually.
     fn excess(&self) -> Option<u64> {
         let used = self.used.load(Ordering::Relaxed);
         let too_much = used.saturating_sub(self.total).max(self.missing_on_disk());
@@ -67,20 +67,20 @@ impl DiskBudget {
     }
 
     fn missing_on_disk(&self) -> u64 {
-        // A file system that cannot say is not guessed about: the write itself will fail.
+        // If the file system cannot report its size, a write will fail by itself.
         let Ok(disk) = rustix::fs::statvfs(&self.folder) else { return 0 };
         let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
         (all / limits::RUNS_FREE_SHARE).min(limits::RUNS_FREE_BYTES).saturating_sub(free)
     }
 
-    /// Has room made if it is tight, unless somebody is at it already.
+    /// Frees space if the budget is exceeded, unless another thread is already doing that.
     pub fn check(&self) {
         if let Some(excess) = self.excess() {
             self.reclaim(excess);
         }
     }
 
-    /// Has room made for so many bytes.
+    /// Frees `bytes`.
     pub fn reclaim(&self, bytes: u64) {
         let _making = match self.reclaiming.try_lock() {
             Err(TryLockError::WouldBlock) => return,

@@ -1,5 +1,5 @@
-//! An exec: a command whose output is kept until it goes into one answer, head and tail. The answer is encoded while it is
-//! sent: escaped, output can be six times as long.
+//! An exec: a command that returns its output in one response, head and tail. The response is encoded while it is sent,
+//! because escaping can make output six times as long.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use super::run::Run;
 use crate::base::{Code, Error, Result};
 use crate::proc::{Exit, Launcher, Process, ProcessOutcome, Sink};
 
-/// The answer of `/exec`.
+/// The response of `/exec`.
 #[derive(Debug)]
 pub struct ExecResult {
-    /// -1 when a signal ended it or time ran out.
+    /// -1 for a signal or a timeout.
     pub exit_code: i32,
-    /// Kept of its output.
+    /// Kept bytes of stdout.
     pub stdout: OutputBuffer,
-    /// Kept of its errors.
+    /// Kept bytes of stderr.
     pub stderr: OutputBuffer,
-    /// The deadline ended it.
+    /// Whether the deadline ended it.
     pub timed_out: bool,
-    /// The signal that ended it.
+    /// The signal that killed it.
     pub signal: Option<i32>,
-    /// The kernel ended something of it for want of memory; `None` where this host cannot tell.
+    /// Whether the OOM killer killed one of its processes; `None` if the host cannot report that.
     pub oom_killed: Option<bool>,
-    /// The kept bytes are in the answer as they came, too.
+    /// Whether to add the unmodified bytes as base64.
     pub base64: bool,
 }
 
@@ -42,10 +42,10 @@ impl ExecResult {
         self.stdout.is_small() && self.stderr.is_small()
     }
 
-    /// Writes it as JSON: `stdout` and `stderr` as text, in which replacement characters stand for other bytes.
+    /// Writes it as JSON: `stdout` and `stderr` as text, with replacement characters for invalid bytes.
     ///
     /// # Errors
-    /// What `out` says; when output cannot be read back.
+    /// Errors of `out`, and of reading back stored output.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{{\"exit_code\":{}", self.exit_code)?;
         for (name, held) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
@@ -78,10 +78,10 @@ impl ExecResult {
         out.write_all(b"}")
     }
 
-    /// How long its JSON is.
+    /// Returns the length of its JSON.
     ///
     /// # Errors
-    /// When output cannot be read back.
+    /// When stored output cannot be read back.
     pub fn length(&self) -> io::Result<u64> {
         let mut count = ByteCounter(0);
         self.write(&mut count)?;
@@ -102,13 +102,13 @@ impl Write for ByteCounter {
     }
 }
 
-/// Text for people, as the content of a JSON string: a line of its own where bytes are missing.
+/// Writes output as the content of a JSON string, with an extra line where bytes are missing.
 fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     for behind_gap in [false, true] {
         if behind_gap && held.is_cut() {
             write!(out, "\\n[... {} bytes omitted ...]\\n", held.omitted())?;
         }
-        // A character may be cut by the pieces; its beginning waits for its end.
+        // Pieces may split a character; keep its beginning until its end arrives.
         let mut begun = Vec::with_capacity(4);
         held.read(behind_gap, &mut |piece| {
             let mut piece = piece;
@@ -118,7 +118,7 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
                 match std::str::from_utf8(&begun) {
                     Ok(text) => write_escaped(text, out)?,
                     Err(error) if error.error_len().is_none() => continue,
-                    // The last byte may begin a character of its own.
+                    // The last byte may start another character.
                     Err(_) => {
                         let last = begun.pop();
                         out.write_all("\u{fffd}".as_bytes())?;
@@ -137,7 +137,7 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
             }
             while let Err(error) = std::str::from_utf8(piece) {
                 let (valid, rest) = piece.split_at(error.valid_up_to());
-                // It is: the error said so.
+                // Valid, as the error reports.
                 write_escaped(std::str::from_utf8(valid).unwrap_or_default(), out)?;
                 let Some(length) = error.error_len() else {
                     begun.extend_from_slice(rest);
@@ -155,8 +155,8 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Text as the content of a JSON string (RFC 8259, 7). A command can write megabytes of NUL bytes, so escapes are not
-/// formatted one by one.
+/// Writes text as the content of a JSON string (RFC 8259, section 7). A command can write megabytes of NUL bytes, so
+/// escapes are not formatted one by one.
 fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
     const LONGEST: usize = 6;
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -169,7 +169,7 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&bytes[at..at + plain])?;
         at += plain;
         let mut length = 0;
-        // An array is stored at once; a slice this short is a call of memcpy(3), which musl's is not made for.
+        // An array is stored with one instruction; a slice this short would call memcpy(3), which is slow in musl.
         while let Some(piece) = escaped[length..].first_chunk_mut::<LONGEST>() {
             let Some(byte) = bytes.get(at).copied() else { break };
             let short = match byte {
@@ -182,7 +182,7 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
                 0..=31 => b'u',
                 _ => break,
             };
-            // Behind a short escape the digits are overwritten, or not sent.
+            // After a short escape the digits are overwritten or not sent.
             let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
             *piece = [b'\\', short, b'0', b'0', high, low];
             length += if short == b'u' { LONGEST } else { 2 };
@@ -207,14 +207,14 @@ fn write_base64(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(BASE64_STANDARD.encode(&left).as_bytes())
 }
 
-/// An exec that has ended, and what it was.
+/// A finished exec and its process.
 pub type FinishedExec = (ExecResult, Option<Box<dyn Process>>);
 
-/// Runs a command to its end on this thread. What it was is to be dropped when the answer has gone: cleaning up after a
-/// command may wait for the kernel.
+/// Runs a command to its end on this thread. Drop the process after the response was sent: cleaning up may wait for the
+/// kernel.
 ///
 /// # Errors
-/// When it could not be started: then nothing has run. `Cancelled` when somebody else ended it.
+/// When it could not be started; nothing has run then. `Cancelled` when another caller ended it.
 pub fn run(
     launcher: &dyn Launcher,
     run: &Run,
@@ -227,7 +227,7 @@ pub fn run(
     let held = || OutputBuffer::new(output_limit, room.clone());
     let base64 = encoding == Some(OutputEncoding::Base64);
     let live = match Live::start(launcher, run, plan) {
-        // It was over before it began.
+        // The time ran out before the command started.
         Err(error) if error.code() == Code::ContainerSilent && begun.elapsed() >= timeout => {
             let result = ExecResult {
                 exit_code: -1,
@@ -269,7 +269,7 @@ pub fn run(
     Ok((result, Some(process)))
 }
 
-/// Tells others how much there is so far.
+/// A sink that counts bytes for other threads.
 struct CountingSink<'a> {
     held: OutputBuffer,
     count: &'a AtomicU64,
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_encoded_piece_by_piece_as_if_it_were_encoded_whole() {
+    fn piecewise_encoding_equals_whole_encoding() {
         let mut odd: Vec<u8> = (0..=255).collect();
         odd.extend_from_slice("aé€𝄞\u{7f}\"\\".as_bytes());
         odd.extend_from_slice(

@@ -1,7 +1,7 @@
-//! Reading a run's output from a position on, piece by piece: in the order in which the command wrote it, each byte once,
-//! with a word for what is not kept any more, and at last how it ended. Knows nothing of who reads.
+//! Reads a run's output from a position on: in the order in which the command wrote it, each byte once, with a marker
+//! for bytes that are no longer kept, and finally its end. Does not depend on the reader.
 //!
-//! One thread each; nothing shared but the run.
+//! One thread per reader; only the run is shared.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use super::spool::{OutputStream, Position, Spool, SpoolFiles, SpoolRead};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::waiter::{Waiter, WakeReason};
 
-/// The next of a run's output.
+/// The next item of a run's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputPiece {
     /// The first bytes of the buffer, at this offset of this stream.
     Bytes(OutputStream, u64, usize),
-    /// This stretch of a stream is not kept any more.
+    /// This part of a stream is no longer kept.
     Missed(OutputStream, u64, u64),
-    /// That was all for now.
+    /// No more output at the moment.
     Nothing,
-    /// That was all: the run has ended, or the reader reads no further.
+    /// The run has ended, or the reader's limit is reached.
     End,
 }
 
-/// A reader's place in a run.
+/// A reader's position in a run.
 pub struct OutputFollower {
     run: Arc<Run>,
     spool: Arc<Spool>,
@@ -35,20 +35,20 @@ pub struct OutputFollower {
     bell: Arc<Waiter>,
     at: Position,
     turn: u64,
-    /// It reads no further.
+    /// Position at which reading stops.
     until: Option<Position>,
-    /// Up to here a stream was looked at and held back, because a character was not complete.
+    /// Up to here a stream was read and held back, because a character was incomplete.
     waiting: Position,
 }
 
 impl OutputFollower {
-    /// Begins at a position, which may lie behind the end.
+    /// Starts at a position, which is clamped to the end.
     ///
     /// # Errors
-    /// `Conflict` for an exec, whose output is not spooled; when the output is gone.
+    /// `Conflict` for an exec, which has no spool; when the output was removed.
     pub fn new(run: Arc<Run>, at: Position) -> Result<OutputFollower> {
         let spool = run.spool.clone().ok_or_else(|| {
-            Error::new(Code::Conflict, "This is an exec: its output is in its own answer; use POST …/runs")
+            Error::new(Code::Conflict, "This is an exec: its output is in its own response; use POST …/runs")
         })?;
         let (files, bell) = (spool.open()?, Waiter::new()?);
         run.bells.add(&bell);
@@ -57,14 +57,14 @@ impl OutputFollower {
         Ok(OutputFollower { run, spool, files, bell, at, turn: 0, until: None, waiting: Position::default() })
     }
 
-    /// Reads only what is there now.
+    /// Limits reading to the output that exists now.
     #[must_use]
     pub fn until_now(mut self) -> OutputFollower {
         self.until = Some(self.spool.end());
         self
     }
 
-    /// Whether there is more to read, or an end to see; rings from then on are heard.
+    /// Whether there is more to read or the run has ended. Later notifications end [`OutputFollower::wait`].
     pub fn has_more(&self, stream: Option<OutputStream>) -> bool {
         self.bell.arm();
         if !self.run.is_running() {
@@ -75,7 +75,7 @@ impl OutputFollower {
         stream.map_or_else(|| more(OutputStream::Stdout) || more(OutputStream::Stderr), more)
     }
 
-    /// What can be read of one stream without a gap, or of both around their gaps.
+    /// Returns the part of one stream that can be read without a gap, or of both around their gaps.
     pub fn read_extent(&self, stream: Option<OutputStream>) -> ReadExtent {
         let marks = self.spool.state();
         let end = self.until.unwrap_or_else(|| marks.end()).min(marks.end());
@@ -92,22 +92,21 @@ impl OutputFollower {
         ReadExtent { from, to, length: to.of(stream) - begin, missed: begin.saturating_sub(at) }
     }
 
-    /// Goes on elsewhere.
+    /// Moves to another position.
     pub fn seek(&mut self, at: Position) {
         self.at = at;
     }
 
-    /// Everything before it has been read.
+    /// Returns the position after the last read byte.
     pub fn at(&self) -> Position {
         self.at
     }
 
-    /// The run.
     pub fn run(&self) -> &Run {
         &self.run
     }
 
-    /// The next piece of text: characters of UTF-8 are not cut, what is no UTF-8 comes as it is. Does not wait.
+    /// Reads the next piece of text: UTF-8 characters are not split, invalid bytes are passed through. Does not block.
     ///
     /// # Errors
     /// When the disk fails.
@@ -115,7 +114,7 @@ impl OutputFollower {
         self.next(buffer, true)
     }
 
-    /// The next piece of one stream or of both, cut anywhere. Does not wait.
+    /// Reads the next piece of one stream or of both, split anywhere. Does not block.
     ///
     /// # Errors
     /// When the disk fails.
@@ -144,7 +143,7 @@ impl OutputFollower {
 
     fn next(&mut self, buffer: &mut [u8], text: bool) -> Result<OutputPiece> {
         self.bell.arm();
-        // In this order: what was written before the end is there once the end is seen.
+        // In this order: once the end is seen, all output is present.
         let ended = self.until.is_some() || !self.run.is_running();
         let end = self.until.unwrap_or_else(|| self.spool.end());
         loop {
@@ -160,7 +159,7 @@ impl OutputFollower {
                 let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(buffer.len());
                 match self.spool.read(&self.files, stream, from, &mut buffer[..length])? {
                     SpoolRead::Bytes(n) => {
-                        // Before a gap there is nothing to wait for.
+                        // Before a gap there is no more to wait for.
                         let whole = if text && n == length { whole_characters(&buffer[..n]) } else { n };
                         let n = if whole == 0 && last && from + n as u64 == to { n } else { whole };
                         if n == 0 {
@@ -193,20 +192,20 @@ impl OutputFollower {
     }
 }
 
-/// What a read would give.
+/// Extent of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadExtent {
-    /// Its first byte.
+    /// Position of the first byte.
     pub from: Position,
-    /// Behind its last.
+    /// Position after the last byte.
     pub to: Position,
-    /// So many bytes.
+    /// Number of bytes.
     pub length: u64,
-    /// So many are not kept any more.
+    /// Number of bytes that are no longer kept.
     pub missed: u64,
 }
 
-/// Waits until a run has ended; what `other` says, or the deadline, ends the wait as well.
+/// Waits until a run has ended, `other` is ready, or the deadline passes.
 ///
 /// # Errors
 /// When poll(2) fails, or the process is out of file descriptors.
@@ -225,10 +224,10 @@ pub fn wait_end(run: &Run, other: Option<BorrowedFd<'_>>, deadline: Instant) -> 
     }
 }
 
-/// How many bytes can go out as text without cutting a character: a beginning that could still become one is held back.
-/// Bytes that are no UTF-8 are nobody's beginning.
+/// Returns how many bytes can be sent as text without splitting a character: an incomplete character at the end is held
+/// back. Invalid bytes are never held back.
 fn whole_characters(bytes: &[u8]) -> usize {
-    // No character is longer than four bytes, so only the last three can be a beginning.
+    // A character has at most four bytes, so only the last three can start an incomplete one.
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;
         match bytes[at] {
@@ -243,7 +242,7 @@ fn whole_characters(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Most bytes of a piece.
+/// Largest piece in bytes.
 pub const PIECE: usize = limits::EVENT_BYTES;
 
 #[cfg(test)]
@@ -251,12 +250,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_stay_whole() {
+    fn characters_are_not_split() {
         let text = "aé€𝄞".as_bytes();
         let cut: Vec<usize> = (0..=text.len()).map(|end| whole_characters(&text[..end])).collect();
         assert_eq!(cut, [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10]);
         assert_eq!(whole_characters(b"\xff\xfe"), 2);
         assert_eq!(whole_characters(b"\x80\x80\x80\x80"), 4);
-        assert_eq!(whole_characters(b"a\xe2\x28"), 3, "no character goes on like this");
+        assert_eq!(whole_characters(b"a\xe2\x28"), 3, "not a valid continuation");
     }
 }

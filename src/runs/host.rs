@@ -1,4 +1,4 @@
-//! Starts commands on the host itself, in a workspace's folder.
+//! Starts commands on the host itself, in a workspace's directory.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,18 +11,16 @@ use crate::proc::{Cgroups, Child, CommandSpec, Launcher, Process, Pty, Stdio};
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// The host as a place to run commands for one workspace.
+/// Launches commands of one workspace on the host.
 pub struct HostLauncher {
-    /// Where groups are made.
     pub cgroups: Cgroups,
-    /// The group that the commands' own are made in.
+    /// Parent cgroup of the commands' own.
     pub group: String,
-    /// The workspace's folder.
     pub folder: PathBuf,
 }
 
 impl HostLauncher {
-    /// Opens the working directory once; the child enters what was opened, whatever the name means by then.
+    /// Opens the working directory once; the child enters the opened directory even if the name changes.
     fn cwd(&self, cwd: &str) -> Result<OwnedFd> {
         let refuse = |error: Error| {
             Error::new(

@@ -1,7 +1,7 @@
-//! A command's stdin while it runs: a pipe's or terminal's end that clients write to. One at a time; a command that
-//! does not read makes its writer wait for a bounded time, and no other client.
+//! The stdin of a running command: the end of a pipe or terminal that clients write to. One writer at a time; a command
+//! that does not read makes its writer wait for a bounded time and delays no other client.
 //!
-//! Threads: any. Lock: `end`, held while one client's bytes go in, until [`limits::STDIN_PATIENCE`] passes without progress.
+//! Threads: any. Lock: `end`, held during one client's write, at most [`limits::STDIN_PATIENCE`] without progress.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,14 +17,14 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
-/// The writing end.
+/// The writing end of a command's stdin.
 #[derive(Debug, Default)]
 pub struct RunInput {
     end: Mutex<Option<StdinPipe>>,
     closed: AtomicBool,
-    /// Clients could write to it once.
+    /// Whether it was ever open.
     was_open: AtomicBool,
-    /// Who else holds the same end, and closes it with us.
+    /// The run's keeper, which holds the same end and closes it together with this one.
     keeper: OnceLock<Arc<dyn KeeperControl>>,
 }
 
@@ -32,28 +32,28 @@ pub struct RunInput {
 struct StdinPipe {
     /// Non-blocking.
     fd: OwnedFd,
-    /// A terminal is not closed; its line discipline makes an end of file of ^D (termios(3), VEOF).
+    /// A terminal is not closed; its line discipline turns ^D into EOF (termios(3), VEOF).
     is_terminal: bool,
 }
 
 impl RunInput {
-    /// Opens it for clients; `fd` is non-blocking.
+    /// Opens it for clients; `fd` must be non-blocking.
     pub fn open(&self, fd: OwnedFd, is_terminal: bool) {
         self.was_open.store(true, Ordering::SeqCst);
         *lock(&self.end) = Some(StdinPipe { fd, is_terminal });
     }
 
-    /// The run's keeper has this end as well.
+    /// Sets the keeper that holds this end too.
     pub fn set_keeper(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 
-    /// The same end once more, for another process of ours.
+    /// Duplicates the end for another berth process.
     pub fn share(&self) -> Option<OwnedFd> {
         lock(&self.end).as_ref().filter(|_| !self.closed.load(Ordering::SeqCst))?.fd.try_clone().ok()
     }
 
-    /// Nothing more goes in. Does not wait for somebody who is writing.
+    /// Closes it for further input. Does not wait for a current writer.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if let Ok(mut end) = self.end.try_lock() {
@@ -61,7 +61,7 @@ impl RunInput {
         }
     }
 
-    /// Whether anything can go in.
+    /// Whether input is accepted.
     pub fn is_open(&self) -> bool {
         let open = match self.end.try_lock() {
             Ok(end) => end.is_some(),
@@ -71,18 +71,18 @@ impl RunInput {
         open && !self.closed.load(Ordering::SeqCst)
     }
 
-    /// Writes the bytes as the command reads them, then, if wanted, the end of file; returns how many were written.
-    /// `gone` ends the wait: nobody is left to be answered.
+    /// Writes the bytes as the command reads them, then EOF if requested; returns the number of bytes written. `gone`
+    /// cancels the wait when the client has disconnected.
     ///
     /// # Errors
-    /// `Conflict` when stdin is closed or somebody else is writing; `Busy` when the command did not read in time. The
-    /// detail `bytes_taken` says how many bytes went in; the rest can be sent again.
+    /// `Conflict` when stdin is closed or another client is writing; `Busy` when the command did not read in time. The
+    /// detail `bytes_taken` is the number of bytes written; the rest can be sent again.
     pub fn write_input(&self, bytes: &InputBytes, eof: bool, gone: Option<&Cancel>) -> Result<u64> {
         let mut end = match self.end.try_lock() {
             Ok(end) => end,
             Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
             Err(TryLockError::WouldBlock) => {
-                return Err(refused(Code::Conflict, "Somebody else is writing to this stdin; try again", 0));
+                return Err(refused(Code::Conflict, "Another client is writing to this stdin; try again", 0));
             }
         };
         let Some(open) = end.as_ref() else {
@@ -99,7 +99,7 @@ impl RunInput {
             return taken;
         }
         if let Err(error) = &taken {
-            // The command has closed it.
+            // The command closed it.
             if error.code() == Code::Conflict {
                 *end = None;
             }
@@ -119,7 +119,7 @@ impl RunInput {
     }
 }
 
-/// The longest that one client's bytes take, however slowly the command reads them.
+/// Longest duration of one client's write, however slowly the command reads.
 const WRITE_MAX: Duration = Duration::from_secs(600);
 
 fn write_all(end: &StdinPipe, bytes: &InputBytes, gone: Option<&Cancel>, most: Instant) -> Result<u64> {
@@ -133,7 +133,7 @@ fn write_all(end: &StdinPipe, bytes: &InputBytes, gone: Option<&Cancel>, most: I
     Ok(taken)
 }
 
-/// `before`: how many bytes went in already.
+/// Writes one piece. `before`: bytes already written.
 fn write(end: &StdinPipe, bytes: &[u8], gone: Option<&Cancel>, before: u64, most: Instant) -> Result<usize> {
     let mut taken = 0;
     let mut deadline = Instant::now() + limits::STDIN_PATIENCE;
@@ -158,9 +158,13 @@ fn write(end: &StdinPipe, bytes: &[u8], gone: Option<&Cancel>, before: u64, most
                 fds.extend(gone.map(|gone| PollFd::new(gone, PollFlags::IN)));
                 let _ = poll(&mut fds, Some(&timeout));
             }
-            // EPIPE, or EIO of a terminal.
+            // EPIPE, or EIO from a terminal.
             Err(_) => {
-                return Err(refused(Code::Conflict, "The command reads no more", before + taken as u64));
+                return Err(refused(
+                    Code::Conflict,
+                    "The command has closed its stdin",
+                    before + taken as u64,
+                ));
             }
         }
     }
@@ -177,7 +181,7 @@ mod tests {
     use crate::proc::spawn::pipe;
 
     #[test]
-    fn says_how_much_went_in() {
+    fn errors_report_the_number_of_bytes_written() {
         let input = RunInput::default();
         let never = input.write_input(&InputBytes::Memory(b"x".to_vec()), false, None).unwrap_err();
         assert_eq!(never.code(), Code::Conflict);

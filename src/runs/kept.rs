@@ -1,5 +1,5 @@
-//! What the input and the output of a detached run need of its keeper. Knows no keeper itself: [`super::keeper`] implements
-//! the trait.
+//! Requests from the input and the output of a detached run to its keeper. [`super::keeper`] implements the trait, so that
+//! neither depends on it.
 
 use std::fmt::Debug;
 

@@ -1,5 +1,5 @@
-//! A command from its start to its end, on one thread: the streams that it gets, the loop that watches it, and where its
-//! output goes. Both kinds of runs go this way; they differ in what takes the output.
+//! A command from start to end, on one thread: its streams, the loop that watches it, and the destination of its
+//! output. Both kinds of runs use this; only the destination differs.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use crate::proc::{
     HandoverGuard, Launcher, Process, ProcessHandover, ProcessIo, ProcessOutcome, Sink, Stdio, pty, pump,
 };
 
-/// A command that has been started.
+/// A running command.
 pub struct Live {
     process: Box<dyn Process>,
     stdin: Option<(OwnedFd, InputBytes)>,
@@ -25,10 +25,10 @@ pub struct Live {
 }
 
 impl Live {
-    /// Starts it; from now on `run` can be signalled and written to.
+    /// Starts the command. From then on `run` accepts signals and input.
     ///
     /// # Errors
-    /// When it could not be started: then nothing has run.
+    /// When it could not be started; nothing has run then.
     pub fn start(launcher: &dyn Launcher, run: &Run, plan: LaunchPlan) -> Result<Live> {
         let LaunchPlan { mut command, stdin, pty, timeout } = plan;
         command.patience = Some(timeout.max(limits::LEAST_PATIENCE));
@@ -65,7 +65,7 @@ impl Live {
         Ok(Live { process, stdin, stdout, stderr, timeout })
     }
 
-    /// One that runs already.
+    /// Wraps a command that is already running.
     pub fn resume(
         run: &Run,
         process: Box<dyn Process>,
@@ -78,10 +78,10 @@ impl Live {
         Live { process, stdin, stdout, stderr, timeout }
     }
 
-    /// Takes it apart for another process of ours.
+    /// Takes it apart, for handing it over to another berth process.
     ///
     /// # Errors
-    /// When that is not possible: then it has been ended.
+    /// When that is not possible; the command has been killed then.
     pub fn hand_over(self) -> Result<LiveParts> {
         let Live { mut process, stdin, stdout, stderr, .. } = self;
         let (handed, hold) =
@@ -89,8 +89,8 @@ impl Live {
         Ok(LiveParts { handed, hold, stdin, stdout, stderr })
     }
 
-    /// Watches it until it has ended. The first value is an error when its status was lost; dropping the second cleans up
-    /// after it, and need not be waited for by whoever wants to know.
+    /// Watches it until it has ended. The first value is an error if the status was lost. Dropping the second cleans
+    /// up, which need not delay notification of waiting clients.
     pub fn watch(
         self,
         run: &Run,
@@ -106,7 +106,7 @@ impl Live {
         (ended, process)
     }
 
-    /// The same, for a run whose output is spooled: to its very end, the record included.
+    /// Watches a run with spooled output and writes its record.
     pub fn spool_to_end(self, run: &Run, writer: OutputWriter) {
         let writer = RefCell::new(writer);
         let sink = |stream| SpoolSink { run, writer: &writer, stream };
@@ -118,24 +118,21 @@ impl Live {
         let usage = process.usage();
         pool::release_early();
         run.finish(ended, usage);
-        // What cannot be written is missing after the next start only.
+        // A record that cannot be written is only missed after the next start.
         if let Err(error) = run.save(true) {
             log::warn!("{error}");
         }
     }
 }
 
-/// What a [`Live`] consists of.
+/// Parts of a [`Live`].
 pub struct LiveParts {
-    /// The process.
     pub handed: ProcessHandover,
-    /// What it needs of its surroundings.
+    /// Hold on its container.
     pub hold: Box<dyn HandoverGuard>,
-    /// Where its input goes, and what.
+    /// Destination and bytes of its input.
     pub stdin: Option<(OwnedFd, InputBytes)>,
-    /// Where its output comes from.
     pub stdout: OwnedFd,
-    /// Where its errors come from.
     pub stderr: OwnedFd,
 }
 

@@ -1,9 +1,9 @@
-//! Commands: what may run, how long, what is kept of their output, and which run at the moment. Asks a
-//! [`crate::proc::Launcher`] for the process; knows neither containers nor workspaces nor HTTP.
+//! Commands: validation, deadlines, kept output, and the table of running commands. Starts processes through
+//! [`crate::proc::Launcher`]; depends on neither containers, workspaces nor HTTP.
 //!
-//! In reading order: `request` (what is asked for), `run` (what is known of a run), `table` (all of them), `live` (from
-//! start to end), `exec` (output into one answer), `spool`, `track`, `room` (output on disk), `follow`, `keeper`
-//! (runs that outlive the server), `input`, `host`, `plain`, `user`.
+//! In reading order: `request` (bodies of requests), `run` (state of a run), `table` (all runs), `live` (from start to
+//! end), `exec` (output in one response), `output_buffer`, `spool`, `track`, `disk_budget` (output on disk), `follow`,
+//! `keeper` (runs that outlive the server), `input`, `host`, `plain`, `user`.
 
 pub mod disk_budget;
 pub mod exec;

@@ -1,8 +1,9 @@
-//! The output of an exec until its answer has gone: the first and the last bytes of a stream up to a cap. A little of it is
-//! held in memory, more in a file without a name, so that neither an exec nor a client that does not read its answer
+//! Buffers the output of an exec until its response was sent: the first and last bytes of a stream up to a cap. A small
+//! part is held in memory, the rest in a file without a name, so that neither an exec nor a client that does not read
 //! costs memory.
 //!
-//! One thread each. Byte `n` of the stream is stored at `n` up to half of the cap; what follows goes around the rest.
+//! Used by one thread. Byte `n` of the stream is stored at offset `n` up to half of the cap; later bytes use the rest
+//! as a ring buffer.
 
 use std::fs::File;
 use std::io;
@@ -13,31 +14,31 @@ use super::disk_budget::DiskBudget;
 use crate::base::thread;
 use crate::proc::Sink;
 
-/// What a stream holds in memory; with two streams of 256 execs that is 32 MiB.
+/// Bytes of a stream in memory; with two streams of 256 execs that is 32 MiB.
 const MEMORY_BYTES: usize = 64 << 10;
-/// How much is read from a file at once.
+/// Read size for the file.
 const READ_BYTES: usize = 32 << 10;
 
-/// Takes a stream.
+/// The kept bytes of a stream.
 #[derive(Debug)]
 pub struct OutputBuffer {
     store: BufferStore,
     room: Arc<DiskBudget>,
     cap: u64,
     total: u64,
-    /// The disk took no more: of what came later nothing is kept, and of what came before only the beginning.
+    /// Set after a write error: later bytes are dropped, and of earlier ones only the head is kept.
     failed: Option<u64>,
 }
 
 #[derive(Debug)]
 enum BufferStore {
     Memory(Vec<u8>),
-    /// And how much it counts for.
+    /// The file and its accounted length.
     File(File, u64),
 }
 
 impl OutputBuffer {
-    /// Keeps at most `cap` bytes, on the disk that `room` is an account of.
+    /// Keeps at most `cap` bytes, accounted in `room`.
     pub fn new(cap: usize, room: Arc<DiskBudget>) -> OutputBuffer {
         OutputBuffer { store: BufferStore::Memory(Vec::new()), room, cap: cap as u64, total: 0, failed: None }
     }
@@ -46,7 +47,7 @@ impl OutputBuffer {
         self.cap / 2
     }
 
-    /// How many bytes came.
+    /// Returns the total number of bytes received.
     pub fn total(&self) -> u64 {
         self.total
     }
@@ -56,12 +57,12 @@ impl OutputBuffer {
         self.failed.is_some() || self.total > self.cap
     }
 
-    /// Whether all that is kept is in memory.
+    /// Whether all kept bytes are in memory.
     pub fn is_small(&self) -> bool {
         matches!(self.store, BufferStore::Memory(_))
     }
 
-    /// Stores bytes at an offset; a file where they need one.
+    /// Stores bytes at an offset, switching to a file when needed.
     fn put(&mut self, at: u64, bytes: &[u8]) {
         if bytes.is_empty() || self.failed.is_some() {
             return;
@@ -83,7 +84,7 @@ impl OutputBuffer {
                 memory[at..end].copy_from_slice(bytes);
                 return Ok(());
             }
-            // Nothing is started on this thread before its job is over.
+            // No command is started on this thread before its job is finished, so its priority can be lowered.
             thread::lower_priority();
             let file = self.room.unnamed_file()?;
             file.write_all_at(memory, 0)?;
@@ -101,7 +102,7 @@ impl OutputBuffer {
         Ok(())
     }
 
-    /// The stretches of the store that are kept, in the order of the stream: before the gap, and behind it in two pieces.
+    /// Returns the kept ranges of the store in stream order: one before the gap, two after it.
     fn stretches(&self) -> [(u64, u64); 3] {
         if let Some(kept) = self.failed {
             return [(0, kept), (0, 0), (0, 0)];
@@ -114,15 +115,15 @@ impl OutputBuffer {
         [(0, head), (head + turn, self.cap), (head, head + turn)]
     }
 
-    /// How many bytes are missing.
+    /// Returns the number of missing bytes.
     pub fn omitted(&self) -> u64 {
         self.total - self.stretches().iter().map(|(from, to)| to - from).sum::<u64>()
     }
 
-    /// Gives the kept bytes in pieces: those before the gap, then those behind it.
+    /// Passes the kept bytes before or after the gap to `each`, in pieces.
     ///
     /// # Errors
-    /// What `each` says; when the file cannot be read.
+    /// Errors of `each` and of reading the file.
     pub fn read(&self, behind_gap: bool, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let [head, first, second] = self.stretches();
         let stretches = if behind_gap { [first, second] } else { [head, (0, 0)] };
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn head_and_tail_in_memory_and_on_disk_whatever_the_chunks() {
+    fn head_and_tail_are_kept_in_memory_and_on_disk_for_any_chunk_size() {
         let data: Vec<u8> = (0..=255u8).cycle().zip(0..700_000u32).map(|(a, b)| a ^ (b >> 8) as u8).collect();
         for cap in [0, 1, 10, 999, 60_000, 200_000, 699_999, 700_000, 800_000] {
             for size in [1013, 64 << 10] {
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_disk_the_beginning_is_kept_and_the_rest_counted() {
+    fn without_a_disk_the_head_is_kept_and_the_rest_is_counted() {
         let room = Arc::new(DiskBudget::new("/nonexistent".into(), u64::MAX));
         let mut held = OutputBuffer::new(1 << 20, room);
         (0..10).for_each(|_| held.take(&[b'x'; 20_000]));

@@ -1,12 +1,12 @@
-//! Commands that need no shell. Starting bash costs more than most commands it is asked to start, and when it is given
-//! a single program call it does nothing but look the program up and become it (execve without fork). A command that is
-//! provably just that is looked up here; what is in any doubt goes to the shell, and so does a program that is not
-//! found or cannot be executed, so that the message and status are the shell's own.
+//! Commands that need no shell. Starting bash takes longer than most commands do, and for a single program call bash
+//! only looks up the program and executes it (execve without fork). Commands that provably are such calls are looked up
+//! here. In case of doubt the shell is used, and also if the program is not found or cannot be executed, so that
+//! message and status are the shell's own.
 
 use crate::base::limits;
 
-/// Builtins and keywords of bash 5 whose program twin, if there is one, is not the same thing. `true` and `false` are
-/// left out: POSIX gives their programs no behaviour of their own.
+/// Builtins and keywords of bash 5 that differ from the program of the same name, if there is one. `true` and `false`
+/// are omitted: POSIX gives their programs no other behaviour.
 const SHELL_WORDS: [&str; 78] = [
     ".",
     ":",
@@ -88,19 +88,20 @@ const SHELL_WORDS: [&str; 78] = [
     "{",
 ];
 
-/// Characters that mean nothing to a shell wherever they stand in a word. `=` and `~` are missing on purpose, and so
-/// is everything beyond ASCII, where the locale has a say.
+/// Characters that have no special meaning to a shell at any position of a word. `=` and `~` are missing on purpose,
+/// and so are all non-ASCII characters, which depend on the locale.
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-./,:+@%".contains(c)
 }
 
-/// Whether a command line of this length may be made for each folder of `path`.
+/// Whether a command line of this length may be built for each directory of `path`.
 pub fn is_searchable(length: usize, path: &str) -> bool {
     let folders = path.bytes().filter(|byte| *byte == b':').count() + 1;
     folders.saturating_mul(length) + path.len() <= limits::SEARCH_BYTES
 }
 
-/// The command lines to try for `command` before a shell, one for each folder of `path`; none when it needs a shell.
+/// Returns the command lines to try for `command` before a shell, one per directory of `path`; none if it needs a
+/// shell.
 pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
     let words: Vec<&str> = command.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
     let Some((program, args)) = words.split_first() else { return Vec::new() };
@@ -110,10 +111,10 @@ pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
     let line =
         |program: String| [program].into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect();
     if program.contains('/') {
-        // A relative one is relative to the working directory, for the kernel as for the shell.
+        // A relative path is relative to the working directory, for the kernel as for the shell.
         return vec![line((*program).to_owned())];
     }
-    // An empty or relative folder in PATH means the working directory; rare enough to leave to the shell.
+    // An empty or relative directory in PATH means the working directory; rare enough to leave to the shell.
     if !path.split(':').all(|folder| folder.starts_with('/')) || !is_searchable(command.len(), path) {
         return Vec::new();
     }
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_provably_plain() {
+    fn only_provably_plain_commands_skip_the_shell() {
         let lines = command_lines("  ls -la  src/main.rs ", "/a:/b");
         assert_eq!(lines, [["/a/ls", "-la", "src/main.rs"], ["/b/ls", "-la", "src/main.rs"]]);
         assert_eq!(command_lines("./run x", "/a"), [["./run", "x"]]);

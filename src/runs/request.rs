@@ -1,4 +1,5 @@
-//! The body of `/exec` and `/runs`: checked, and put into kernel terms. Knows nothing of where it will run.
+//! The body of `/exec` and `/runs`: validated and converted into kernel terms. Does not depend on where the command
+//! runs.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -17,47 +18,47 @@ use crate::proc::pty::WindowSize;
 use crate::proc::spawn::PATH;
 use crate::proc::{CommandSpec, Limits, c_string};
 
-/// The body. What only `/runs` takes is refused by `/exec`.
+/// The body. `/exec` rejects fields that only `/runs` supports.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ExecRequest {
-    /// For the shell.
+    /// Command line for the shell.
     pub command: Option<String>,
-    /// Instead: a program, found by PATH, and its arguments, without a shell.
+    /// Alternatively a program, found by PATH, and its arguments, without a shell.
     pub args: Option<Vec<String>>,
     /// Relative to the workspace, or absolute.
     pub cwd: Option<String>,
-    /// Default 300, at most 600; larger values are clipped, as observed. For a run the same as `hard_timeout_secs`.
+    /// Default 300, at most 600; larger values are clamped. For a run the same as `hard_timeout_secs`.
     pub timeout_secs: Option<f64>,
-    /// On top of the workspace's variables.
+    /// Added to the workspace's variables.
     pub env: BTreeMap<String, String>,
-    /// What the command reads; without it the input is empty.
+    /// Input of the command; empty by default.
     pub stdin: Option<String>,
-    /// `base64` adds the untouched bytes of both streams.
+    /// `base64` adds the unmodified bytes of both streams.
     pub encoding: Option<OutputEncoding>,
-    /// Who runs it where it runs: a name or a uid, with `:` and a group if not its own; root if nobody is named.
+    /// User to run as: a name or UID, optionally with `:` and a group; default root.
     pub user: Option<String>,
-    /// What is kept of each stream, at most what the server was started with.
+    /// Bytes kept of each stream, at most the server's limit.
     pub output_limit_bytes: Option<u64>,
-    /// The client's own word for it.
+    /// The client's own label.
     pub tag: Option<String>,
-    /// What it may use.
+    /// Resource limits.
     #[serde(deserialize_with = "object::optional")]
     pub limits: Option<Limits>,
-    /// Runs: it outlives the server.
+    /// Runs only: the run outlives the server.
     pub detach: bool,
-    /// Runs: how long the answer waits for its end.
+    /// Runs only: how long the response waits for the end.
     pub soft_timeout_secs: Option<f64>,
-    /// Runs: after so long it is ended.
+    /// Runs only: time limit.
     pub hard_timeout_secs: Option<f64>,
-    /// Runs: a terminal instead of pipes; its output is stdout.
+    /// Runs only: use a terminal instead of pipes; its output is stdout.
     #[serde(deserialize_with = "object::optional")]
     pub pty: Option<PtySize>,
-    /// Runs: stdin stays open for `POST …/stdin`.
+    /// Runs only: keep stdin open for `POST …/stdin`.
     pub open_stdin: bool,
 }
 
-/// How output is answered besides text.
+/// Additional encoding of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputEncoding {
@@ -67,10 +68,10 @@ pub enum OutputEncoding {
     Base64,
 }
 
-/// A terminal's size.
+/// Size of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PtySize {
-    /// Characters in a row.
+    /// Columns.
     pub cols: u16,
     /// Rows.
     pub rows: u16,
@@ -82,36 +83,34 @@ impl From<PtySize> for WindowSize {
     }
 }
 
-/// Where a command reads from.
+/// Input of a command.
 #[derive(Debug)]
 pub enum Stdin {
     /// /dev/null.
     Empty,
-    /// These bytes, then the end.
+    /// These bytes, then EOF.
     Bytes(InputBytes),
-    /// Whatever clients send while it runs.
+    /// Data that clients send while it runs.
     Open,
 }
 
-/// A command with all that starting it needs.
+/// A command with everything needed to start it.
 #[derive(Debug)]
 pub struct LaunchPlan {
-    /// What is executed.
     pub command: CommandSpec,
-    /// Where it reads from.
     pub stdin: Stdin,
-    /// It gets a terminal of this size.
+    /// Size of its terminal, if it has one.
     pub pty: Option<WindowSize>,
-    /// After so long it is ended.
+    /// Time limit.
     pub timeout: Duration,
 }
 
-/// The shells that a command is given to, in order.
+/// Shells to try, in order.
 const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
-/// What a run without a deadline gets: longer than any machine stays up.
+/// Timeout of a run without a deadline: longer than any uptime.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// A shell with these arguments, whichever the system has.
+/// Returns the command lines of a shell with these arguments, for each possible shell.
 ///
 /// # Errors
 /// `InvalidCommand` for a NUL byte.
@@ -144,7 +143,7 @@ fn clamped(name: &str, given: Option<f64>, longest: Duration) -> Option<String> 
 }
 
 impl ExecRequest {
-    /// Refuses what an exec cannot do.
+    /// Rejects fields that an exec does not support.
     ///
     /// # Errors
     /// `InvalidPayload` that names the field.
@@ -162,7 +161,7 @@ impl ExecRequest {
         }
     }
 
-    /// Refuses what contradicts itself.
+    /// Rejects contradictory fields.
     ///
     /// # Errors
     /// `InvalidPayload` that names the field.
@@ -188,24 +187,24 @@ impl ExecRequest {
         self.limits.map_or(Ok(()), |limits| limits.check("limits"))
     }
 
-    /// What a body may hold.
+    /// Returns the known fields of the body.
     pub fn known() -> KnownFields {
         KnownFields::from_type::<ExecRequest>()
             .with_nested("pty", KnownFields::from_type::<PtySize>())
             .with_nested("limits", KnownFields::from_type::<Limits>())
     }
 
-    /// The warning of an exec that gets less time than was asked for.
+    /// Returns a warning for an exec with a clamped timeout.
     pub fn exec_clamped(&self) -> Option<String> {
         clamped("timeout_secs", self.timeout_secs, limits::EXEC_TIMEOUT_MAX)
     }
 
-    /// The same of a run whose answer waits for less time.
+    /// Returns a warning for a run with a clamped wait.
     pub fn run_clamped(&self) -> Option<String> {
         clamped("soft_timeout_secs", self.soft_timeout_secs, limits::WAIT_MAX)
     }
 
-    /// How long an exec may run.
+    /// Returns the time limit of an exec.
     ///
     /// # Errors
     /// `InvalidPayload` for a negative number.
@@ -215,27 +214,27 @@ impl ExecRequest {
         })
     }
 
-    /// How long a run may run.
+    /// Returns the time limit of a run.
     ///
     /// # Errors
-    /// As above.
+    /// As [`ExecRequest::exec_timeout`].
     pub fn run_timeout(&self) -> Result<Duration> {
         let given = self.hard_timeout_secs.or(self.timeout_secs);
         given.map_or(Ok(FOREVER), |given| seconds("hard_timeout_secs", given, FOREVER))
     }
 
-    /// How long the answer about a run waits for its end.
+    /// Returns how long the response about a run waits for its end.
     ///
     /// # Errors
-    /// As above.
+    /// As [`ExecRequest::exec_timeout`].
     pub fn soft_timeout(&self) -> Result<Option<Duration>> {
         self.soft_timeout_secs.map(|given| seconds("soft_timeout_secs", given, limits::WAIT_MAX)).transpose()
     }
 
-    /// How many bytes of each stream are kept, from `least` to `most`.
+    /// Returns how many bytes of each stream are kept, from `least` to `most`.
     ///
     /// # Errors
-    /// `InvalidPayload` outside of them.
+    /// `InvalidPayload` outside this range.
     pub fn output_limit(&self, least: u64, most: u64) -> Result<u64> {
         match self.output_limit_bytes {
             None => Ok(most),
@@ -244,7 +243,7 @@ impl ExecRequest {
         }
     }
 
-    /// What is shown of it.
+    /// Returns the specification that is shown to clients.
     pub fn spec(&self, origin: RunOrigin, timeout: Duration) -> RunSpec {
         let mut left = limits::COMMAND_SHOWN_BYTES;
         let args = self.args.as_ref().map(|args| {
@@ -268,10 +267,11 @@ impl ExecRequest {
         }
     }
 
-    /// The command in kernel terms. `defaults`: the workspace's variables, checked when they were stored.
+    /// Converts the request into kernel terms. `defaults`: the workspace's variables, validated when they were stored.
     ///
     /// # Errors
-    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`; `InvalidPayload` unless there is a command or arguments.
+    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`; `InvalidPayload` unless exactly one of `command` and `args` is
+    /// given.
     pub fn plan(
         &mut self,
         home: &str,
@@ -355,7 +355,8 @@ impl ExecRequest {
     }
 }
 
-/// A program and its arguments; without a slash it is looked for in each folder of `path`.
+/// Returns the command lines for a program and its arguments; without a slash the program is searched in each directory
+/// of `path`.
 fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
     let empty = || Error::new(Code::InvalidCommand, "args begins with the program to run");
     let (program, rest) = args.split_first().filter(|(program, _)| !program.is_empty()).ok_or_else(empty)?;
@@ -380,7 +381,7 @@ fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
     if program.contains('/') {
         return Ok(vec![line(program.clone())?]);
     }
-    // POSIX: an empty folder in PATH means the working directory.
+    // POSIX: an empty directory in PATH means the working directory.
     let folder = |folder: &str| if folder.is_empty() { "." } else { folder }.to_owned();
     path.split(':').map(|part| line(format!("{}/{program}", folder(part)))).collect()
 }
@@ -389,7 +390,7 @@ fn c_strings(line: &[String]) -> Result<Vec<CString>> {
     line.iter().map(|arg| c_string(arg, Code::InvalidCommand, "command")).collect()
 }
 
-/// An environment made from nothing: PATH, HOME, LANG, then the workspace's variables, then the request's. The second
+/// Builds an environment from scratch: PATH, HOME, LANG, then the workspace's variables, then the request's. The second
 /// value is its PATH.
 ///
 /// # Errors

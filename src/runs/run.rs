@@ -1,7 +1,7 @@
-//! One command under an id: what was asked for, where it stands, how it ended, and the ways to reach it meanwhile.
+//! One command with an ID: its specification, state and result, and the handles to reach it while it runs.
 //!
-//! Threads: the one that watches the process says how it ended; any others look, signal and wait. Locks: `begun`, `end`,
-//! `reach`, leaves; the input's, the spool's and the bells' own.
+//! Threads: the one that watches the process sets the result; any other may read, signal and wait. Locks: `started`,
+//! `end`, `reach`, leaves; those of the input, the spool and the bells.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,65 +21,61 @@ use crate::proc::waiter::WaiterList;
 use crate::proc::{Cancel, Exit, Limits, ProcessOutcome, SignalHandle, SignalTarget, Usage};
 use crate::store::file;
 
-/// How a run came about, and so what is kept of it.
+/// Origin of a run, which determines how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunOrigin {
-    /// `POST …/exec`: its output goes into one answer, and then it is forgotten.
+    /// `POST …/exec`: its output goes into one response, then it is forgotten.
     Exec,
     /// `POST …/runs`: its output is spooled.
     Run,
-    /// A terminal, which is listed elsewhere; here it is only ended with its workspace.
+    /// A terminal, which is listed elsewhere; entered here so that it ends with its workspace.
     Terminal,
 }
 
-/// What was asked for, as it is shown.
+/// A run's specification as clients see it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunSpec {
-    /// How it came about.
     pub origin: RunOrigin,
-    /// For the shell; the beginning, if it is long.
+    /// For the shell; truncated if long.
     pub command: Option<String>,
-    /// Without a shell; the first ones, if they are long.
+    /// Without a shell; truncated if long.
     pub args: Option<Vec<String>>,
-    /// As given.
     pub cwd: Option<String>,
-    /// As given.
     pub user: Option<String>,
-    /// The client's own word.
+    /// The client's label.
     pub tag: Option<String>,
-    /// Its terminal's size.
+    /// Size of its terminal.
     pub pty: Option<PtySize>,
-    /// It outlives the server.
+    /// Whether it outlives the server.
     pub detach: bool,
-    /// What it may use.
     pub limits: Option<Limits>,
-    /// After so many seconds it is ended.
+    /// Time limit in seconds.
     pub timeout_secs: Option<f64>,
 }
 
-/// Where a run stands.
+/// State of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
     /// It has not ended.
     Running,
-    /// By itself, with an exit code.
+    /// It exited with a code.
     Exited,
-    /// By a signal, its own or a client's, or because its workspace or the server ended.
+    /// Killed by a signal, its own or a client's, or because its workspace or the server ended.
     Killed,
-    /// By its deadline.
+    /// Killed at its deadline.
     TimedOut,
-    /// Nobody knows how: its status was lost.
+    /// Its status was lost.
     Failed,
 }
 
 impl RunStatus {
-    /// Every one.
+    /// All values.
     pub const ALL: [RunStatus; 5] =
         [RunStatus::Running, RunStatus::Exited, RunStatus::Killed, RunStatus::TimedOut, RunStatus::Failed];
 
-    /// As it stands in JSON.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             RunStatus::Running => "running",
@@ -91,12 +87,12 @@ impl RunStatus {
     }
 }
 
-/// Why a run ended, where its status does not say it all.
+/// Why a run ended, if its status does not show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunError {
-    /// Stable.
+    /// Stable code.
     pub code: String,
-    /// For people.
+    /// Message for people.
     pub message: String,
 }
 
@@ -106,43 +102,39 @@ impl From<&Error> for RunError {
     }
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunEnd {
     /// Never [`RunStatus::Running`].
     pub status: RunStatus,
-    /// -1 when a signal or its deadline ended it, as `exec` says it; `None` when nobody knows.
+    /// -1 for a signal or timeout, as in `exec`; `None` if unknown.
     pub exit_code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that killed it.
     pub signal: Option<i32>,
-    /// Why, if its status does not say it.
+    /// The reason, if the status does not show it.
     pub error: Option<RunError>,
     /// RFC 3339.
     pub finished_at: String,
-    /// From start to end.
+    /// Duration from start to end.
     pub wall_secs: f64,
-    /// What it used.
     pub usage: Usage,
 }
 
 /// A run.
 #[derive(Debug)]
 pub struct Run {
-    /// Its id.
     pub id: Uuid,
-    /// Where it runs.
     pub workspace: Uuid,
-    /// What was asked for.
     pub spec: RunSpec,
-    /// Ends it, with everything that it started.
+    /// Kills it with all its processes.
     pub cancel: Cancel,
-    /// Its stdin, where clients may write to it.
+    /// Its stdin, if clients may write to it.
     pub input: RunInput,
-    /// Who waits for it.
+    /// Notifies waiting clients.
     pub bells: WaiterList,
     /// Its output; `None` for an exec.
     pub spool: Option<Arc<Spool>>,
-    /// What an exec has written so far.
+    /// Bytes that an exec has written so far.
     pub counts: [AtomicU64; 2],
     pub(super) folder: Option<PathBuf>,
     started: Mutex<StartTime>,
@@ -150,7 +142,7 @@ pub struct Run {
     reach: Mutex<Option<SignalHandle>>,
 }
 
-/// When a run was accepted, then when its process was started: a container may have to start first.
+/// Time when a run was accepted, then when its process was started; a container may have to start first.
 #[derive(Debug)]
 struct StartTime {
     at: String,
@@ -162,14 +154,14 @@ impl StartTime {
         StartTime { at: clock::now_rfc3339(), since: Instant::now() }
     }
 
-    /// By the clock on the wall, which another process looked at.
+    /// Uses wall-clock time from another process.
     fn at(at: String) -> StartTime {
         let since = Instant::now().checked_sub(age(&at)).unwrap_or_else(Instant::now);
         StartTime { at, since }
     }
 }
 
-/// How long ago that was by the clock on the wall; 0 for what is to come.
+/// Returns the time since `at` by the wall clock; 0 for the future.
 pub(super) fn age(at: &str) -> Duration {
     let at = chrono::DateTime::parse_from_rfc3339(at).ok();
     at.and_then(|at| chrono::Utc::now().signed_duration_since(at).to_std().ok()).unwrap_or_default()
@@ -189,7 +181,7 @@ pub(super) struct RunRecord {
 /// The record's file in a run's folder.
 const RECORD: &str = "run.json";
 
-/// The record in a run's folder, if there is one of this run.
+/// Reads the record in a run's directory if it belongs to this run.
 pub(super) fn read_record(folder: &Path) -> Option<RunRecord> {
     let bytes = file::read_optional(&folder.join(RECORD), limits::RUN_RECORD_BYTES).ok()??;
     let record: RunRecord = serde_json::from_slice(&bytes).ok()?;
@@ -216,12 +208,12 @@ pub struct RunView {
     peak_memory_bytes: Option<u64>,
     stdout_bytes: u64,
     stderr_bytes: u64,
-    /// Some of the output is not kept.
+    /// Whether some output is not kept.
     truncated: bool,
-    /// From where on everything is kept.
+    /// Offset from which everything is kept.
     stdout_start: u64,
     stderr_start: u64,
-    /// Output was lost because the disk took no more.
+    /// Whether output was lost because the disk was full.
     disk_full: bool,
     stdin_open: bool,
 }
@@ -250,7 +242,7 @@ impl Run {
         })
     }
 
-    /// One that has ended, from its record.
+    /// Creates a run that has ended, from its record.
     pub(super) fn from_record(record: RunRecord, folder: PathBuf, spool: Spool) -> Result<Run> {
         let RunRecord { id, workspace, asked, started_at, end, .. } = record;
         let mut run = Run::new(id, workspace, asked, Some((folder, Arc::new(spool))))?;
@@ -259,7 +251,7 @@ impl Run {
         Ok(run)
     }
 
-    /// One that runs, from its record. Its process is not there yet.
+    /// Creates a running run from its record, not attached to its process yet.
     pub(super) fn resumed(record: RunRecord, folder: PathBuf, spool: Arc<Spool>) -> Result<Run> {
         let RunRecord { id, workspace, asked, started_at, .. } = record;
         let run = Run::new(id, workspace, asked, Some((folder, spool)))?;
@@ -278,7 +270,7 @@ impl Run {
         }
     }
 
-    /// Writes the record, as far as there is one.
+    /// Writes the record, if the run has one.
     pub(super) fn save(&self, durable: bool) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let path = folder.join(RECORD);
@@ -287,12 +279,12 @@ impl Run {
         if durable { file::write_atomic(&path, &bytes, 0o600) } else { file::replace(&path, &bytes, 0o600) }
     }
 
-    /// When it was started, RFC 3339.
+    /// Returns the start time, RFC 3339.
     pub fn started_at(&self) -> String {
         lock(&self.started).at.clone()
     }
 
-    /// How it ended; `None` while it has not.
+    /// Returns the result; `None` while it is running.
     pub fn end(&self) -> Option<RunEnd> {
         lock(&self.end).clone()
     }
@@ -302,29 +294,29 @@ impl Run {
         lock(&self.end).is_none()
     }
 
-    /// Where it stands.
+    /// Returns its state.
     pub fn status(&self) -> RunStatus {
         lock(&self.end).as_ref().map_or(RunStatus::Running, |end| end.status)
     }
 
-    /// The process is there: from now on it can be signalled.
+    /// Attaches the process, so that signals can be sent.
     pub(super) fn attach(&self, reach: Option<SignalHandle>) {
         *lock(&self.started) = StartTime::now();
         *lock(&self.reach) = reach;
     }
 
-    /// The same for one whose process another process of ours has.
+    /// Attaches a process that is owned by a keeper.
     pub(super) fn attach_kept(&self, reach: SignalHandle, started_at: String) {
         *lock(&self.started) = StartTime::at(started_at);
         *lock(&self.reach) = Some(reach);
     }
 
-    /// The way to its process, while it runs.
+    /// Returns the handle to its process while it is running.
     pub(super) fn reach(&self) -> Option<SignalHandle> {
         lock(&self.reach).clone()
     }
 
-    /// It has ended, and its status has been waited for.
+    /// Sets the result from the process's end.
     pub(super) fn finish(&self, ended: Result<ProcessOutcome>, usage: Usage) {
         let cancelled = || {
             RunError::from(&Error::new(
@@ -355,7 +347,7 @@ impl Run {
         self.set_end(end);
     }
 
-    /// It has ended in this way, as whoever waited for it says.
+    /// Sets the result.
     pub(super) fn set_end(&self, end: RunEnd) {
         self.input.close();
         *lock(&self.reach) = None;
@@ -366,7 +358,7 @@ impl Run {
     /// Sends a signal.
     ///
     /// # Errors
-    /// `Conflict` when it has ended: its process ids may be somebody else's by now.
+    /// `Conflict` when it has ended: its PIDs may be reused.
     pub fn signal(&self, signal: Signal, whom: SignalTarget) -> Result<()> {
         let reach = lock(&self.reach).clone();
         match reach {
@@ -374,14 +366,14 @@ impl Run {
                 reach.signal(signal, whom);
                 Ok(())
             }
-            _ if self.is_running() => Err(Error::new(Code::Conflict, "The run is only starting; try again")),
+            _ if self.is_running() => Err(Error::new(Code::Conflict, "The run is still starting; try again")),
             _ => {
                 Err(Error::new(Code::Conflict, "The run has ended").detail("status", self.status().as_str()))
             }
         }
     }
 
-    /// As clients see it.
+    /// Returns the run as clients see it.
     pub fn view(&self) -> RunView {
         let end = self.end();
         let marks = self.spool.as_ref().map(|spool| spool.state());
@@ -420,7 +412,7 @@ impl Run {
 }
 
 impl RunSpec {
-    /// What stands for a terminal.
+    /// Returns the specification of a terminal.
     pub(super) fn terminal() -> RunSpec {
         RunSpec {
             origin: RunOrigin::Terminal,
@@ -437,7 +429,7 @@ impl RunSpec {
     }
 }
 
-/// The beginning of a long text.
+/// Truncates a long text.
 pub fn truncated_for_display(text: &str) -> String {
     if text.len() <= limits::COMMAND_SHOWN_BYTES {
         return text.to_owned();

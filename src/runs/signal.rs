@@ -1,11 +1,11 @@
-//! Signals by name or number, as people write them.
+//! Parses signals by name or number.
 
 use rustix::process::Signal;
 
 use crate::base::{Code, Error, Result};
 use crate::proc::sys::real_time_signal;
 
-/// Names of signal(7) that are the same number on every architecture of Linux that berth runs on, or that libc knows.
+/// Names of signal(7) that have the same number on all architectures that berth supports, or that libc defines.
 const NAMES: [(&str, Signal); 33] = [
     ("HUP", Signal::HUP),
     ("INT", Signal::INT),
@@ -42,7 +42,7 @@ const NAMES: [(&str, Signal); 33] = [
     ("SYS", Signal::SYS),
 ];
 
-/// `TERM`, `SIGTERM`, `term` or `15`; `RTMIN+2`, `RTMAX` or `36`.
+/// Parses `TERM`, `SIGTERM`, `term` or `15`; `RTMIN+2`, `RTMAX` or `36`.
 ///
 /// # Errors
 /// `InvalidPayload` for anything else.
@@ -60,7 +60,7 @@ pub fn parse(text: &str) -> Result<Signal> {
     })
 }
 
-/// The number behind `RTMIN+n` and `RTMAX-n`, as glibc and bash count.
+/// Returns the number of `RTMIN+n` or `RTMAX-n`, as glibc and bash count.
 fn real_time(name: &str) -> Option<i32> {
     let distance = |text: &str, sign| match text {
         "" => Some(0),

@@ -1,9 +1,10 @@
-//! A run's output on disk: one file for each stream, in which each byte lies at its own offset, and the turns in which
-//! the streams were written. A full window moves on by punching holes at its front, so offsets stay true; a disk that
-//! takes no more costs the bytes that came then, and nobody else notices. Nothing is kept in memory for each byte.
+//! A run's output on disk: one file per stream, with each byte at its own offset, and the turns in which the streams
+//! were written. When a stream exceeds its window, holes are punched at the front of its file, so offsets stay valid.
+//! If the disk is full, only the bytes written at that time are lost. Memory use does not depend on the amount of
+//! output.
 //!
-//! Threads: one writes, any read; anybody may take from the front. Locks: `marks` and `files`, both leaves without I/O
-//! under them but for opening.
+//! Threads: one writes, any read, any may free the front. Locks: `state` and `files`, both leaves; no I/O is done under
+//! them except opening.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -21,7 +22,7 @@ use super::track::StreamTrack;
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 
-/// One of a command's two outputs.
+/// One of a command's two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputStream {
@@ -41,7 +42,7 @@ impl OutputStream {
     }
 }
 
-/// How far both streams are.
+/// A position in both streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Bytes of stdout.
@@ -51,7 +52,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// How far this one is.
+    /// Returns the offset in one stream.
     pub fn of(self, stream: OutputStream) -> u64 {
         match stream {
             OutputStream::Stdout => self.out,
@@ -59,7 +60,7 @@ impl Position {
         }
     }
 
-    /// The same, with this one elsewhere.
+    /// Sets the offset in one stream.
     pub fn set(&mut self, stream: OutputStream, offset: u64) {
         match stream {
             OutputStream::Stdout => self.out = offset,
@@ -67,13 +68,13 @@ impl Position {
         }
     }
 
-    /// The earlier place in each stream.
+    /// Returns the smaller offset of each stream.
     #[must_use]
     pub fn min(self, other: Position) -> Position {
         Position { out: self.out.min(other.out), err: self.err.min(other.err) }
     }
 
-    /// `O:E`.
+    /// Parses `OUT:ERR`.
     pub fn parse(text: &str) -> Option<Position> {
         let (out, err) = text.split_once(':')?;
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
@@ -87,22 +88,20 @@ impl std::fmt::Display for Position {
     }
 }
 
-/// What there is of a run's output.
+/// Extent of a run's output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpoolState {
-    /// Stdout.
     pub out: StreamTrack,
-    /// Stderr.
     pub err: StreamTrack,
-    /// Turns that were noted.
+    /// Number of recorded turns.
     pub turns: u64,
-    /// The disk took no more at some time, or failed.
+    /// Whether the disk was full or failed at some time.
     #[serde(default)]
     pub disk_full: bool,
 }
 
 impl SpoolState {
-    /// One stream's.
+    /// Returns one stream's track.
     pub fn of(&self, stream: OutputStream) -> &StreamTrack {
         match stream {
             OutputStream::Stdout => &self.out,
@@ -117,13 +116,13 @@ impl SpoolState {
         }
     }
 
-    /// Where both streams end.
+    /// Returns the end of both streams.
     pub fn end(&self) -> Position {
         Position { out: self.out.end, err: self.err.end }
     }
 }
 
-/// The open files.
+/// The open files of a spool.
 #[derive(Debug)]
 pub struct SpoolFiles {
     out: File,
@@ -132,9 +131,9 @@ pub struct SpoolFiles {
 }
 
 const NAMES: [&str; 3] = ["stdout", "stderr", "turns"];
-/// A turn: where both streams were when another one began to be written.
+/// A turn: the position in both streams when the other stream began to be written.
 const TURN_BYTES: u64 = 16;
-/// What file systems free at once.
+/// Block size of file systems, freed as a whole.
 const BLOCK: u64 = 4096;
 
 /// The output of one run.
@@ -143,30 +142,30 @@ pub struct Spool {
     folder: PathBuf,
     window: u64,
     room: Arc<DiskBudget>,
-    /// Open as long as anybody needs them.
+    /// Open while they are needed.
     files: Mutex<Weak<SpoolFiles>>,
     state: Mutex<SpoolState>,
     can_punch: AtomicBool,
     unchecked: AtomicU64,
-    /// Who writes it, if that is another process. Marks come from there, a little later than what they tell of.
+    /// The keeper that writes the spool, if another process does. Its state arrives a little later than the data.
     keeper: OnceLock<Arc<dyn KeeperControl>>,
-    /// What was given up here, while the writer may not know of it yet.
+    /// Output given up here that the writer may not have freed yet.
     given_up: Mutex<Position>,
 }
 
-/// The writing end.
+/// The writing end of a spool.
 pub struct OutputWriter {
     spool: Arc<Spool>,
     files: Arc<SpoolFiles>,
-    /// Whose turn it is.
+    /// The stream that was written last.
     turn: Option<OutputStream>,
 }
 
 impl Spool {
-    /// Makes the files in `folder`, which exists. `window`: bytes kept of each stream.
+    /// Creates the files in `folder`, which must exist. `window`: bytes kept of each stream.
     ///
     /// # Errors
-    /// `DiskFull`, or whatever keeps a file from being made.
+    /// `DiskFull`, or other errors of creating a file.
     pub fn create(folder: &Path, window: u64, room: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
         let spool = Arc::new(Spool::existing(folder, window, room, SpoolState::default()));
         let make = |name: &str| {
@@ -186,7 +185,7 @@ impl Spool {
         Ok((spool.clone(), OutputWriter { spool, files, turn: None }))
     }
 
-    /// One that lies there, or is being written by another process.
+    /// Opens an existing spool, or one that another process writes.
     pub fn existing(folder: &Path, window: u64, room: Arc<DiskBudget>, marks: SpoolState) -> Spool {
         room.add(size(&marks));
         Spool {
@@ -202,7 +201,7 @@ impl Spool {
         }
     }
 
-    /// The writing end of one whose files are there and empty.
+    /// Opens the writing end of a spool with existing, empty files.
     ///
     /// # Errors
     /// When one cannot be opened.
@@ -219,12 +218,12 @@ impl Spool {
         Ok((spool.clone(), OutputWriter { spool, files, turn: None }))
     }
 
-    /// From now on a keeper writes it.
+    /// Sets the keeper that writes it.
     pub fn set_keeper(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 
-    /// Takes over what its keeper says there is.
+    /// Applies the state that the keeper reports.
     pub fn set_state(&self, mut new: SpoolState) {
         let given_up = *lock(&self.given_up);
         new.out.mark_lost(0, given_up.out);
@@ -240,7 +239,7 @@ impl Spool {
         self.wrote(after.saturating_sub(before));
     }
 
-    /// Takes note of what lies there beyond what its keeper could tell.
+    /// Adds data on disk beyond the keeper's last report.
     pub fn rescan(&self) {
         let found = Spool::scan(&self.folder);
         let mut marks = self.state();
@@ -250,7 +249,7 @@ impl Spool {
         self.set_state(marks);
     }
 
-    /// Now and then there must be looked whether there is room.
+    /// Accounts for written bytes and checks the disk budget from time to time.
     fn wrote(&self, bytes: u64) {
         if self.unchecked.fetch_add(bytes, Ordering::Relaxed) + bytes >= limits::SPOOL_CHECK_BYTES {
             self.unchecked.store(0, Ordering::Relaxed);
@@ -258,7 +257,7 @@ impl Spool {
         }
     }
 
-    /// What lies in `folder`, by its files alone, as a writer left it that could not say more.
+    /// Derives the state of a spool from its files, if the writer left no record.
     pub fn scan(folder: &Path) -> SpoolState {
         let length = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
         SpoolState {
@@ -269,27 +268,27 @@ impl Spool {
         }
     }
 
-    /// Removes the files; who has them open may read on.
+    /// Removes the files. Readers that have them open can continue.
     pub fn remove(&self) {
         for name in NAMES {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
     }
 
-    /// What there is.
+    /// Returns the current state.
     pub fn state(&self) -> SpoolState {
         lock(&self.state).clone()
     }
 
-    /// Where both streams end.
+    /// Returns the end of both streams.
     pub fn end(&self) -> Position {
         lock(&self.state).end()
     }
 
-    /// The files, to read from.
+    /// Opens the files for reading.
     ///
     /// # Errors
-    /// When they are gone, or the process is out of file descriptors.
+    /// When they were removed, or the process is out of descriptors.
     pub fn open(&self) -> Result<Arc<SpoolFiles>> {
         let mut open = lock(&self.files);
         if let Some(files) = open.upgrade() {
@@ -330,12 +329,12 @@ impl Spool {
             }
             let wanted = usize::try_from(until - offset).unwrap_or(usize::MAX).min(buffer.len());
             let n = files.of(stream).read_at(&mut buffer[..wanted], offset).at("read", &self.folder)?;
-            // Gone since: what was read may have been the hole.
+            // Removed since: the bytes read may be from a hole.
             if lock(&self.state).of(stream).is_cut_between(offset, offset + n.max(1) as u64) {
                 continue;
             }
             if n > 0 && self.keeper.get().is_some() {
-                // Its keeper may have given it up without our knowing yet: then there is a hole where we read.
+                // The keeper may have freed it without having reported that yet; then there is a hole.
                 if let Some(to) = hole_at(files.of(stream), offset, offset + n as u64) {
                     return Ok(SpoolRead::Missed(to.min(end)));
                 }
@@ -344,7 +343,7 @@ impl Spool {
         }
     }
 
-    /// Where the turn that begins at or before `at` ends, if it has ended, and its number.
+    /// Returns the number of the turn that contains `at`, and its end if it has ended.
     ///
     /// # Errors
     /// When the disk fails.
@@ -358,7 +357,7 @@ impl Spool {
             let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
             Ok(Position { out: number(0), err: number(8) })
         };
-        // Whoever follows goes from one turn to the next; only the first look has to search.
+        // A follower goes from one turn to the next; only its first lookup searches.
         let mut low = from.min(turns.saturating_sub(1));
         if low + 1 < turns && sum(begins(low + 1)?) <= sum(at) {
             let mut high = turns;
@@ -374,7 +373,7 @@ impl Spool {
         Ok((low, if low + 1 < turns { Some(begins(low + 1)?) } else { None }))
     }
 
-    /// Gives up what lies before the last `keep` bytes of each stream.
+    /// Frees all but the last `keep` bytes of each stream.
     pub fn shrink(&self, keep: u64) {
         let Ok(files) = self.open() else { return };
         for stream in [OutputStream::Stdout, OutputStream::Stderr] {
@@ -385,12 +384,12 @@ impl Spool {
         }
     }
 
-    /// How many bytes are kept.
+    /// Returns the number of kept bytes.
     pub fn size(&self) -> u64 {
         size(&lock(&self.state))
     }
 
-    /// What the larger stream keeps.
+    /// Returns the kept bytes of the larger stream.
     pub fn largest(&self) -> u64 {
         let marks = lock(&self.state);
         marks.out.kept().max(marks.err.kept())
@@ -404,7 +403,7 @@ impl Spool {
             if to <= from || !self.can_punch.load(Ordering::Relaxed) {
                 return;
             }
-            // Noted first, so that a reader can tell a hole from what was written.
+            // Recorded first, so that a reader can distinguish a hole from data.
             let before = track.kept();
             track.mark_lost(0, to);
             self.room.sub(before - track.kept());
@@ -418,10 +417,7 @@ impl Spool {
         }
         let (from, to) = (from / BLOCK * BLOCK, to / BLOCK * BLOCK);
         if let Err(error) = punch(files.of(stream), from, to - from) {
-            log::warn!(
-                "{}: output that is not needed any more stays on the disk: {error}",
-                self.folder.display()
-            );
+            log::warn!("{}: freed output stays on the disk: {error}", self.folder.display());
         }
     }
 }
@@ -432,12 +428,12 @@ impl Drop for Spool {
     }
 }
 
-/// What came of a read.
+/// Result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpoolRead {
-    /// So many bytes, at least one.
+    /// This many bytes, at least one.
     Bytes(usize),
-    /// Everything up to this offset is gone.
+    /// Everything up to this offset was removed.
     Missed(u64),
     /// The command has not written more.
     Nothing,
@@ -453,7 +449,7 @@ impl SpoolFiles {
 }
 
 impl OutputWriter {
-    /// The next bytes of a stream. What the disk does not take is lost, and counted.
+    /// Appends bytes to a stream. Bytes that the disk does not accept are lost and counted.
     pub fn append(&mut self, stream: OutputStream, bytes: &[u8]) {
         let (spool, length) = (&self.spool, bytes.len() as u64);
         let step = spool.window / limits::SPOOL_STEP_SHARE;
@@ -467,7 +463,7 @@ impl OutputWriter {
                 (track.end + length + step).saturating_sub(spool.window)
             });
         }
-        // Without holes the beginning is kept and the rest is counted.
+        // Without hole punching, the beginning is kept and the rest is only counted.
         let wanted = !full || spool.can_punch.load(Ordering::Relaxed);
         let written = if wanted { self.write(stream, end, bytes) } else { 0 };
         let noted = self.turn != Some(stream) && self.note_turn();
@@ -480,14 +476,14 @@ impl OutputWriter {
             let before = track.kept();
             track.end += length;
             track.mark_lost(end + written, end + length);
-            // Less than before where gaps were joined.
+            // Less than before if gaps were merged.
             spool.room.add(track.kept().saturating_sub(before));
             spool.room.sub(before.saturating_sub(track.kept()));
         }
         spool.wrote(written);
     }
 
-    /// How many of the bytes are on the disk now.
+    /// Writes bytes and returns how many are on disk.
     fn write(&self, stream: OutputStream, at: u64, bytes: &[u8]) -> u64 {
         let mut done = 0;
         let mut asked = false;
@@ -515,7 +511,7 @@ impl OutputWriter {
         }
     }
 
-    /// Notes where the streams take turns; `false` when that was not possible.
+    /// Records a change of turns; `false` if that was not possible.
     fn note_turn(&self) -> bool {
         let (turns, at) = {
             let marks = lock(&self.spool.state);
@@ -539,9 +535,9 @@ fn size(marks: &SpoolState) -> u64 {
     marks.out.kept() + marks.err.kept() + marks.turns * TURN_BYTES
 }
 
-/// Where data begins again, if some of this stretch of a file is a hole.
+/// Returns where data begins again if part of this range of a file is a hole.
 fn hole_at(file: &File, from: u64, to: u64) -> Option<u64> {
-    // The files are read by offset, so where their descriptors stand matters to nobody.
+    // The files are read by offset, so the descriptors' positions do not matter.
     let hole = seek(file, SeekFrom::Hole(from)).ok().filter(|hole| *hole < to)?;
     Some(seek(file, SeekFrom::Data(hole)).unwrap_or(u64::MAX))
 }

@@ -1,7 +1,8 @@
-//! All runs: those under way, so that a build, a deletion or the end of the server can end them, and those that ended,
-//! with their output, until they are too many or too old.
+//! All runs: running ones, so that a build, a deletion or the server's shutdown can end them, and ended ones with their
+//! output, until there are too many or they are too old.
 //!
-//! Lock: `runs`, held only to look up, insert and remove; `ended` is its condition. Files are removed after unlocking.
+//! Lock: `runs`, held only for lookups, insertions and removals; `ended` is its condition variable. Files are removed
+//! after unlocking.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -22,61 +23,58 @@ use crate::base::{At, Code, Error, Result, clock, input_bytes, limits};
 use crate::proc::{Cancel, Cgroups, HandoverGuard, Usage};
 use crate::store::file;
 
-/// The table.
+/// All runs of a server.
 pub struct Runs {
     runs: Mutex<RunTable>,
     ended: Condvar,
     folder: PathBuf,
-    /// Most bytes kept of a stream.
+    /// Largest number of bytes kept of a stream.
     window: u64,
     room: Arc<DiskBudget>,
     stopping: AtomicBool,
-    /// Those that outlive the server.
+    /// Runs that outlive the server.
     detached: Shares,
     cgroups: Cgroups,
     keepers: Mutex<Keepers>,
-    /// Runs of an earlier server that go on, until it is known where.
+    /// Runs of an earlier server, until their workspaces are known.
     resumable: Mutex<Vec<KeptRun>>,
 }
 
 #[derive(Default)]
 struct RunTable {
     by_id: HashMap<Uuid, Arc<Run>>,
-    /// How many of them have not ended.
+    /// Number of running ones.
     running: usize,
-    /// Those that have, the oldest first.
+    /// Ended ones, oldest first.
     kept: VecDeque<EndedRun>,
     closed: bool,
 }
 
-/// A run that has ended and is remembered.
+/// An ended run.
 struct EndedRun {
     id: Uuid,
     workspace: Uuid,
     since: Instant,
 }
 
-/// A run's entry while it is under way; dropping it says that the run is over.
+/// The entry of a run that has not ended; dropping it marks the run as ended.
 pub struct ActiveRun {
     table: Arc<Runs>,
-    /// Its id.
     pub id: Uuid,
-    /// Ends it.
     pub cancel: Cancel,
-    /// The run.
     pub run: Arc<Run>,
-    /// Of the detached runs, if it is one.
+    /// Share of the detached runs, if it is one.
     _share: Option<Share>,
     detached: bool,
 }
 
 impl Runs {
-    /// The runs below `folder`: those of an earlier server that ended are there again, and those that outlived it go on
-    /// ([`Runs::resume_kept`]). Others that it left running without an end of their own are said to have failed; whoever calls
-    /// this ends their processes: everything but [`Runs::kept_groups`].
+    /// Opens the table in `folder`. Ended runs of an earlier server are loaded, and runs that outlived it are kept for
+    /// [`Runs::resume_kept`]. Other running ones are marked as failed; the caller must kill their processes, which is
+    /// everything outside [`Runs::kept_groups`].
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
+    /// When the directory cannot be created or read.
     pub fn open(folder: &Path, window: u64, total: u64, cgroups: Cgroups) -> Result<Arc<Runs>> {
         file::create_dir_private(folder)?;
         input_bytes::set_folder(folder);
@@ -129,7 +127,7 @@ impl Runs {
         Ok(())
     }
 
-    /// `None`: nothing that could be shown.
+    /// Loads one run; `None` if there is nothing to show.
     fn load_one(&self, path: &Path) -> Option<LoadedRun> {
         let mut record = read_record(path)?;
         if record.end.is_none() && record.asked.detach {
@@ -140,16 +138,16 @@ impl Runs {
                     met,
                 ));
             }
-            // Its keeper may have ended after the first look.
+            // Its keeper may have ended after the record was read.
             record = read_record(path)?;
         }
         let interrupted = record.end.is_none();
         if interrupted {
             let how = match record.asked.detach {
                 true => {
-                    "The process that kept the run was gone at the server's next start; the command was ended then"
+                    "The run's keeper process had exited when the server started again; the command was killed then"
                 }
-                false => "The server ended without warning; the command was ended at its next start",
+                false => "The server was killed; the command was killed at its next start",
             };
             record.marks = Spool::scan(path);
             record.end = Some(RunEnd {
@@ -165,17 +163,17 @@ impl Runs {
         let spool = Spool::existing(path, self.window, self.room.clone(), record.marks.clone());
         let run = Run::from_record(record, path.to_owned(), spool).ok()?;
         if interrupted {
-            // Else the next start says the same once more.
+            // Otherwise the next start reports the same again.
             let _ = run.save(false);
         }
         Some(LoadedRun::Ended(run))
     }
 
-    /// Enters a terminal of `workspace`, to be ended with it. Entered before the workspace's state is checked, so that
-    /// whoever changes the state first and then ends all runs misses none.
+    /// Enters a terminal of `workspace`, which ends with it. Must be called before the workspace's state is checked, so
+    /// that a caller that changes the state and then ends all runs misses none.
     ///
     /// # Errors
-    /// `ShuttingDown` once the server ends.
+    /// `ShuttingDown` when the server is stopping.
     pub fn enter_terminal(self: &Arc<Self>, workspace: Uuid) -> Result<ActiveRun> {
         self.enter_exec(workspace, RunSpec::terminal())
     }
@@ -183,20 +181,21 @@ impl Runs {
     /// Enters an exec.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Runs::enter_terminal`].
     pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, asked: RunSpec) -> Result<ActiveRun> {
         self.insert(Run::new(Uuid::new_v4(), workspace, asked, None)?, None)
     }
 
-    /// The account of what runs keep on disk.
+    /// Returns the disk budget of all runs.
     pub fn room(&self) -> &Arc<DiskBudget> {
         &self.room
     }
 
-    /// Enters a run whose output is spooled, at most `window` bytes of each stream.
+    /// Enters a run with spooled output, at most `window` bytes of each stream.
     ///
     /// # Errors
-    /// As above; `DiskFull`; `Busy` when too many outlive the server already, `OverShare` when too many of this party do.
+    /// As [`Runs::enter_terminal`]; `DiskFull`; `Busy` when too many runs outlive the server, `OverShare` when too many
+    /// of this party do.
     pub fn enter_run(
         self: &Arc<Self>,
         workspace: Uuid,
@@ -205,8 +204,7 @@ impl Runs {
         party: Party,
     ) -> Result<(ActiveRun, OutputWriter)> {
         let share = asked.detach.then(|| self.detached.take(party)).transpose().map_err(|refused| {
-            let message =
-                format!("{} detached runs are under way, which is all there may be", self.detached.used());
+            let message = format!("{} detached runs are running, which is the limit", self.detached.used());
             refused.error("detached runs", || Error::new(Code::Busy, message))
         })?;
         let surplus = lock(&self.runs).take_surplus();
@@ -238,7 +236,7 @@ impl Runs {
         Ok(ActiveRun { table, id, cancel, run, _share: share, detached: false })
     }
 
-    /// A run of this workspace.
+    /// Returns a run of this workspace.
     ///
     /// # Errors
     /// `RunNotFound`.
@@ -253,7 +251,7 @@ impl Runs {
         })
     }
 
-    /// All runs of a workspace, the newest first.
+    /// Returns all runs of a workspace, newest first.
     pub fn list(&self, workspace: Uuid) -> Vec<Arc<Run>> {
         let surplus = lock(&self.runs).take_surplus();
         surplus.iter().for_each(|run| forget(run));
@@ -263,7 +261,7 @@ impl Runs {
         runs
     }
 
-    /// Ends the run and forgets it with its output; `false` when it had not ended after `patience`.
+    /// Ends a run and removes it with its output; `false` if it did not end within `patience`.
     pub fn remove(&self, run: &Run, patience: Duration) -> bool {
         if !self.end_matching(|other| other.id == run.id, patience) {
             return false;
@@ -272,7 +270,7 @@ impl Runs {
         true
     }
 
-    /// Forgets what ended in a workspace that goes.
+    /// Removes the ended runs of a workspace that is being deleted.
     pub fn forget_all(&self, workspace: Uuid) {
         self.forget_matching(|run| run.workspace == workspace);
     }
@@ -290,12 +288,12 @@ impl Runs {
         gone.iter().for_each(|run| forget(run));
     }
 
-    /// Ends all runs of `workspace` and waits until they have ended; `false` when some had not after `patience`.
+    /// Ends all runs of `workspace` and waits for them; `false` if some did not end within `patience`.
     pub fn end_all(&self, workspace: Uuid, patience: Duration) -> bool {
         self.end_matching(|run| run.workspace == workspace, patience)
     }
 
-    /// The server is about to stop: whoever follows a run that outlives it may go.
+    /// Announces that the server will stop, so that followers of detached runs disconnect.
     pub fn announce_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();
@@ -304,12 +302,12 @@ impl Runs {
         }
     }
 
-    /// Whether the server is about to stop.
+    /// Whether the server will stop.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Lets no new run in, waits until `deadline` for those under way, then ends them.
+    /// Accepts no new runs, waits until `deadline` for running ones, then ends them.
     pub fn close(&self, deadline: Instant) {
         let mut state = lock(&self.runs);
         state.closed = true;
@@ -325,7 +323,7 @@ impl Runs {
     /// Starts a run that outlives the server.
     ///
     /// # Errors
-    /// When it could not be started: then nothing has run, and it is forgotten.
+    /// When it could not be started; nothing has run then, and it is removed.
     pub fn start_kept(
         &self,
         running: ActiveRun,
@@ -338,11 +336,11 @@ impl Runs {
         Ok(())
     }
 
-    /// Goes on with the runs of an earlier server. `hold`: what a workspace's runs need of it.
+    /// Resumes the runs of an earlier server. `hold` returns the hold for a workspace's runs.
     pub fn resume_kept(&self, hold: impl Fn(Uuid) -> Option<Box<dyn HandoverGuard>>) {
         let found = std::mem::take(&mut *lock(&self.resumable));
         for mut kept in found {
-            log::info!("run {} goes on", kept.run().id);
+            log::info!("Resumed run {}", kept.run().id);
             if let Some(hold) = hold(kept.run().workspace) {
                 kept.set_hold(hold);
             }
@@ -350,7 +348,7 @@ impl Runs {
         }
     }
 
-    /// The groups of processes that outlive the server, with the workspace that they belong to.
+    /// Returns the cgroups of processes that outlive the server, with their workspaces.
     pub fn kept_groups(&self) -> Vec<(Uuid, String)> {
         let runs: Vec<_> = lock(&self.runs).by_id.values().filter(|run| run.spec.detach).cloned().collect();
         let groups =
@@ -358,7 +356,7 @@ impl Runs {
         runs.iter().filter_map(groups).flatten().collect()
     }
 
-    /// How many are under way.
+    /// Returns the number of running runs.
     pub fn count(&self) -> usize {
         lock(&self.runs).running
     }
@@ -383,10 +381,10 @@ impl Runs {
         }
     }
 
-    /// Takes from the workspace whose runs keep most: forgets its runs that ended first, then shortens the output of its
-    /// running ones that have most. So no workspace loses output while another keeps more.
+    /// Frees space of the workspace with the most kept output: removes its ended runs, oldest first, then truncates its
+    /// largest running ones. A workspace loses no output while another keeps more.
     fn make_room(&self, enough: &dyn Fn() -> bool) {
-        // Those whose file system punches no holes.
+        // Runs on file systems without hole punching.
         let mut rigid: Vec<Uuid> = Vec::new();
         while !enough() {
             let (workspace, oldest) = {
@@ -402,7 +400,7 @@ impl Runs {
                 (workspace, oldest.and_then(|remembered| state.by_id.remove(&remembered.id)))
             };
             if let Some(run) = oldest {
-                log::info!("run {} is forgotten: its output is needed as room for others", run.id);
+                log::info!("Removed run {} to free disk space for other runs", run.id);
                 forget(&run);
                 continue;
             }
@@ -425,7 +423,7 @@ impl Runs {
 }
 
 impl RunTable {
-    /// Takes out those that are too old, and of too many the oldest of the workspace that has most.
+    /// Removes and returns runs that are too old, and the oldest of the workspace with the most if there are too many.
     fn take_surplus(&mut self) -> Vec<Arc<Run>> {
         let mut gone = Vec::new();
         while self.kept.front().is_some_and(|oldest| oldest.since.elapsed() >= limits::RUN_KEPT) {
@@ -446,14 +444,14 @@ impl RunTable {
     }
 }
 
-/// What was found in a run's folder.
+/// A run found on disk.
 enum LoadedRun {
     Ended(Run),
     Resumed(Run, Box<FoundKeeper>),
 }
 
 impl ActiveRun {
-    /// It goes on, and is this server's no more.
+    /// Leaves the run to the next server.
     pub(super) fn detach(mut self) {
         self.detached = true;
     }
@@ -481,7 +479,7 @@ impl Drop for ActiveRun {
     }
 }
 
-/// Removes what lies on disk, if anything does.
+/// Removes the run's files, if there are any.
 fn forget(run: &Run) {
     if let (Some(spool), Some(folder)) = (&run.spool, &run.folder) {
         spool.remove();
@@ -489,7 +487,7 @@ fn forget(run: &Run) {
     }
 }
 
-/// A run's folder has no folders in it.
+/// Removes a run's directory, which contains no directories.
 fn remove_folder(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {

@@ -1,62 +1,62 @@
-//! What is kept of one stream: how long it is, and which stretches of it are gone. Offsets count from the stream's
-//! first byte and stay true for ever. Pure.
+//! Length of one stream and the parts of it that are no longer kept. Offsets count from the stream's first byte and
+//! never change. Pure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::limits;
 
-/// One stream's account.
+/// Extent of one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamTrack {
-    /// How many bytes the command wrote.
+    /// Number of bytes written by the command.
     pub end: u64,
-    /// What of them is not kept: from, to; sorted, apart from each other, within `end`.
+    /// Ranges that are not kept: from, to; sorted, disjoint, within `end`.
     gaps: Vec<(u64, u64)>,
 }
 
 impl StreamTrack {
-    /// A stream of which all is kept.
+    /// Returns a stream that is kept completely.
     pub fn whole(end: u64) -> StreamTrack {
         StreamTrack { end, gaps: Vec::new() }
     }
 
-    /// The first offset that is kept, or the end.
+    /// Returns the first kept offset, or the end.
     pub fn start(&self) -> u64 {
         self.gaps.first().filter(|gap| gap.0 == 0).map_or(0, |gap| gap.1)
     }
 
-    /// How many bytes are kept.
+    /// Returns the number of kept bytes.
     pub fn kept(&self) -> u64 {
         self.end - self.gaps.iter().map(|(from, to)| to - from).sum::<u64>()
     }
 
-    /// Whether something is missing.
+    /// Whether bytes are missing.
     pub fn is_cut(&self) -> bool {
         !self.gaps.is_empty()
     }
 
-    /// How much of what lies behind `from` is missing.
+    /// Returns the number of missing bytes after `from`.
     pub fn lost_from(&self, from: u64) -> u64 {
         self.gaps.iter().map(|gap| gap.1.saturating_sub(gap.0.max(from))).sum()
     }
 
-    /// Where the gap ends in which `offset` lies.
+    /// Returns the end of the gap that contains `offset`.
     pub fn gap_at(&self, offset: u64) -> Option<u64> {
         self.gaps.iter().find(|(from, to)| (*from..*to).contains(&offset)).map(|(_, to)| *to)
     }
 
-    /// Up to where everything from `offset` on is kept; `offset` itself is.
+    /// Returns the end of the kept range that contains `offset`.
     pub fn kept_until(&self, offset: u64) -> u64 {
         self.gaps.iter().map(|(from, _)| *from).find(|from| *from > offset).unwrap_or(self.end)
     }
 
-    /// Whether something between `from` and `to` is missing.
+    /// Whether bytes between `from` and `to` are missing.
     pub fn is_cut_between(&self, from: u64, to: u64) -> bool {
         self.gaps.iter().any(|gap| gap.0 < to && from < gap.1)
     }
 
-    /// Notes that a stretch is gone. Beyond [`limits::SPOOL_GAPS`] the two nearest gaps become one: what lies between
-    /// them is given up, so that this stays small whatever the disk does.
+    /// Marks a range as missing. Beyond [`limits::SPOOL_GAPS`] gaps the two nearest are merged, giving up the bytes
+    /// between them, so that the size stays bounded.
     pub fn mark_lost(&mut self, from: u64, to: u64) {
         let to = to.min(self.end);
         if from >= to {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gaps_are_joined_and_counted() {
+    fn gaps_are_merged_and_counted() {
         let mut track = StreamTrack::whole(100);
         assert_eq!((track.start(), track.kept(), track.is_cut()), (0, 100, false));
         track.mark_lost(0, 10);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn many_gaps_become_few() {
+    fn the_number_of_gaps_is_bounded() {
         let mut track = StreamTrack::whole(1 << 20);
         for at in 0..1000 {
             track.mark_lost(at * 1000 + 500, at * 1000 + 500 + at % 400);

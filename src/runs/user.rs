@@ -1,24 +1,24 @@
-//! Who a command is to be: names and numbers as the place's own /etc/passwd and /etc/group have them. Those files may be
-//! a hostile container's; the worst they can do is to name another of its own users.
+//! Resolves users by name or number in the target's own /etc/passwd and /etc/group. Those files may be malicious; at
+//! worst they name another user of the same container.
 
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Launcher, ProcessUser};
 
-/// A user and what belongs to being one.
+/// A user and its account data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserAccount {
-    /// For the kernel.
     pub user: ProcessUser,
-    /// For USER and LOGNAME; the number if it has no name.
+    /// For USER and LOGNAME; the number if there is no name.
     pub name: String,
     /// For HOME.
     pub home: String,
 }
 
-/// `NAME`, `UID`, `NAME:GROUP`, `UID:GID` and so on. A number needs no entry; its group is then the same number.
+/// Resolves `NAME`, `UID`, `NAME:GROUP`, `UID:GID` and so on. A number needs no entry; its default group has the same
+/// number.
 ///
 /// # Errors
-/// `InvalidUser` when a name is not there.
+/// `InvalidUser` when a name does not exist.
 pub fn resolve(text: &str, place: &dyn Launcher) -> Result<UserAccount> {
     let read = |path: &str| -> Result<String> {
         let bytes = place.file(path, limits::ACCOUNTS_BYTES)?.unwrap_or_default();
@@ -34,7 +34,7 @@ fn find(text: &str, passwd: &str, group: &str) -> Result<UserAccount> {
         None => (text, None),
     };
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<String>>();
-    // -1 means "no change" to setresuid(2), and no user can have it.
+    // -1 means "no change" to setresuid(2), so no user can have it.
     let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
         true => text.parse::<u32>().ok().filter(|id| *id != u32::MAX),
         false => None,

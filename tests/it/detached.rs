@@ -370,7 +370,7 @@ fn a_killed_keeper_is_no_exit_status(mut world: World) {
         }
         let told = world.ended(&run);
         assert_eq!((&told["status"], &told["exit_code"]), (&json!("failed"), &Value::Null), "{told}");
-        assert!(told["error"]["message"].as_str().unwrap().contains("kept the run"), "{told}");
+        assert!(told["error"]["message"].as_str().unwrap().contains("keeper process"), "{told}");
         procs::assert_dead(&number);
         assert_eq!(world.output(&run, "").text(), "part\n");
         world.client().delete(204, &run);

@@ -1,14 +1,15 @@
-//! The keeper: what `berth keeper` runs. It is told its job on descriptor 0, starts or takes over one command, and stays
-//! until that has ended; servers may come and go meanwhile. It prints nothing but its own mistakes, into `keeper.log`.
+//! The keeper process, `berth keeper`. It receives its job on descriptor 0, starts or takes over one command, and runs
+//! until the command has ended, independently of servers. It prints only its own errors, into `keeper.log`.
 //!
 //! Threads: `main` watches the command, `keeper-door` talks to servers. Locks: the run's own.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use super::super::disk_budget::DiskBudget;
@@ -28,7 +29,7 @@ use crate::proc::spawn::{dev_null, protect_from_oom};
 use crate::proc::waiter::Waiter;
 use crate::proc::{Cancel, Cgroups, Process, ProcessHandover, SignalHandle};
 
-/// Makes a process of what another one of ours handed over.
+/// Recreates a process object from handed-over parts.
 pub type ResumeFn = fn(ProcessHandover, &Cgroups) -> Result<Box<dyn Process>>;
 
 /// Runs the keeper.
@@ -43,17 +44,17 @@ pub fn main(resume: ResumeFn) -> ExitCode {
 }
 
 fn run_keeper(resume: ResumeFn) -> Result<()> {
-    // The server that started this has said why, if it cannot be.
+    // A failure was already logged by the server that started this.
     let _ = protect_from_oom();
-    // Above the three that commands get.
+    // Above the three descriptors of commands.
     let server = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).at("take over", "the socket")?;
     rustix::stdio::dup2_stdin(&dev_null()?).at("close", "stdin")?;
     let _ = poll(&mut [PollFd::new(&server, PollFlags::IN)], None);
     let Received::Message(KeeperRequest::Job, fds) = receive(&server) else {
-        return Err(Error::internal("there is no job"));
+        return Err(Error::internal("The first message is not a job"));
     };
     let mut fds = fds.into_iter();
-    let job = read_job(fds.next().ok_or_else(|| Error::internal("the job is missing"))?)?;
+    let job = read_job(fds.next().ok_or_else(|| Error::internal("The job's descriptor is missing"))?)?;
     let begun = start_job(job, fds, resume);
     let (run, live, writer, listener) = match begun {
         Ok(begun) => begun,
@@ -62,7 +63,7 @@ fn run_keeper(resume: ResumeFn) -> Result<()> {
             return Ok(());
         }
     };
-    // Before anything else: a short command may have ended by the time at which the door opens.
+    // Before anything else: a short command may end before the socket accepts connections.
     let server = Some(server).filter(|server| send_hello(&run, server));
     let done = Cancel::new()?;
     let door = {
@@ -70,7 +71,7 @@ fn run_keeper(resume: ResumeFn) -> Result<()> {
         spawn("keeper-door".into(), limits::STACK, move || serve(&run, &listener, server, &done))?
     };
     live.spool_to_end(&run, writer);
-    // The record is written: now it may be told.
+    // The record is written, so servers may be notified.
     done.cancel();
     drop(door);
     Ok(())
@@ -81,7 +82,7 @@ type StartedJob = (Arc<Run>, Live, OutputWriter, OwnedFd);
 fn start_job(job: KeeperJob, mut fds: impl Iterator<Item = OwnedFd>, resume: ResumeFn) -> Result<StartedJob> {
     let KeeperJob { record, folder, window, timeout, cgroups, stdin, work } = job;
     let cgroups = Cgroups::from_handle(cgroups);
-    // A server has the account of all runs together; while there is none, this one still leaves the disk some room.
+    // A server accounts for all runs together. While there is none, this keeper still leaves the disk some space.
     let room = Arc::new(DiskBudget::new(folder.clone(), u64::MAX));
     let (spool, writer) = Spool::reopen(&folder, window, room.clone())?;
     room.set_reclaimer({
@@ -109,7 +110,7 @@ fn start_job(job: KeeperJob, mut fds: impl Iterator<Item = OwnedFd>, resume: Res
             )?
         }
         KeeperWork::Watch { pid, group, read, stdin, tty } => {
-            let mut next = || fds.next().ok_or_else(|| Error::internal("a descriptor is missing"));
+            let mut next = || fds.next().ok_or_else(|| Error::internal("A descriptor is missing"));
             let (pidfd, socket, stdout, stderr) = (next()?, next()?, next()?, next()?);
             let fed = match (stdin.then(next).transpose()?, bytes) {
                 (Some(fd), Some(bytes)) => Some((fd, bytes)),
@@ -138,11 +139,11 @@ fn refused_message(error: &Error) -> KeeperMessage {
     }
 }
 
-/// Talks to one server after the other until the run has ended.
+/// Serves one server after the other until the run has ended.
 fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Cancel) {
     let Ok(bell) = Waiter::new() else { return };
     run.bells.add(&bell);
-    // What the server was told last.
+    // State that was last sent to the server.
     let mut told = None;
     loop {
         bell.arm();
@@ -151,12 +152,8 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         if let (Some(socket), Some(end)) = (&server, ended.clone()) {
             let last = KeeperMessage::End(Box::new(end), marks);
             // A server that does not read finds the record.
-            for _ in 0..100 {
-                if send(socket, &last, &[]) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            let deadline = Instant::now() + LAST_SEND;
+            while !send(socket, &last, &[]) && wait_writable(socket, deadline) {}
             return;
         }
         if ended.is_some() {
@@ -167,7 +164,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
             if send(socket, &KeeperMessage::Marks(marks.clone()), &[]) {
                 told = Some(marks);
             } else {
-                // It is told what there is then.
+                // Sent when the socket is writable.
                 wanted |= PollFlags::OUT;
             }
         }
@@ -188,7 +185,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         }
         if called {
             if let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) {
-                // There is one server for each data folder: the one before is gone.
+                // There is one server per data directory, so the previous one has exited.
                 server = Some(socket).filter(|socket| send_hello(run, socket));
                 told = None;
             }
@@ -196,10 +193,24 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
     }
 }
 
-/// `false`: it is gone already.
+/// Longest wait for a server that does not read, before the keeper exits.
+const LAST_SEND: Duration = Duration::from_secs(1);
+
+/// Waits until a message can be sent; `false` at the deadline or if the server disconnected.
+fn wait_writable(socket: &OwnedFd, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    let mut fds = [PollFd::new(socket, PollFlags::OUT)];
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) => fds[0].revents() == PollFlags::OUT,
+        Err(error) => error == Errno::INTR && !left.is_zero(),
+    }
+}
+
+/// Sends the greeting; `false` if the server disconnected.
 fn send_hello(run: &Run, socket: &OwnedFd) -> bool {
     let Some(SignalHandle { pid, pidfd, group }) = run.reach() else {
-        // It has ended, and the next thing to be said is how.
+        // The run has ended; the next message reports how.
         return true;
     };
     let stdin = run.input.share();
@@ -216,7 +227,7 @@ fn send_hello(run: &Run, socket: &OwnedFd) -> bool {
     send(socket, &hello, &fds)
 }
 
-/// Does what the server asks for; `false` when it is gone.
+/// Handles the server's requests; `false` if it disconnected.
 fn handle_requests(run: &Run, socket: &OwnedFd) -> bool {
     loop {
         match receive::<KeeperRequest>(socket) {

@@ -1,4 +1,4 @@
-//! The server's side of one keeper: starting it, finding it again, asking it for something.
+//! The server's side of one keeper: starts it, finds it again, and sends requests.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,33 +23,32 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::dev_null;
 use crate::proc::{Cgroups, Child, Group, HandoverGuard, Launcher, SignalHandle, Spec, Stdio};
 
-/// A way to ask a keeper for something, from any thread.
+/// Connection to a keeper, usable from any thread.
 #[derive(Debug)]
 pub struct KeeperLink {
     pub(super) socket: OwnedFd,
 }
 
-/// Where a kept run is started.
+/// Where a detached run is started.
 pub enum LaunchTarget<'a> {
-    /// On the host: by the keeper itself, for only a parent learns how its child ends.
+    /// On the host, by the keeper itself: only a parent can learn how its child ends.
     Host {
-        /// The workspace's folder.
         folder: PathBuf,
-        /// The group that the command's own is made in.
+        /// Parent cgroup of the command's own.
         group: String,
     },
-    /// Elsewhere; the keeper takes over.
+    /// By this launcher; the keeper takes over.
     Launcher(&'a dyn Launcher),
 }
 
-/// A run whose keeper is there.
+/// A run with a live keeper.
 pub struct KeptRun {
     pub(super) active: ActiveRun,
     pub(super) link: Arc<KeeperLink>,
-    /// What it needs of the place where it runs.
+    /// Hold on the container in which it runs.
     pub(super) hold: Box<dyn HandoverGuard>,
     pub(super) keeper: KeeperProcess,
-    /// It was asked to end; then its end is made sure of without its keeper.
+    /// After this time a cancelled run is ended without its keeper.
     pub(super) give_up: Option<Instant>,
 }
 
@@ -60,7 +59,7 @@ pub(super) enum KeeperProcess {
     Adopted(Group),
 }
 
-/// What a keeper says of its run.
+/// A keeper's greeting.
 struct KeeperHello {
     reach: SignalHandle,
     started_at: String,
@@ -85,12 +84,11 @@ impl KeeperLink {
 }
 
 impl KeptRun {
-    /// The run.
     pub fn run(&self) -> &Arc<Run> {
         &self.active.run
     }
 
-    /// What it needs of the place where it runs, for one that an earlier server started.
+    /// Sets the hold, for a run that an earlier server started.
     pub fn set_hold(&mut self, hold: Box<dyn HandoverGuard>) {
         self.hold = hold;
     }
@@ -98,7 +96,7 @@ impl KeptRun {
     /// Starts a run and its keeper.
     ///
     /// # Errors
-    /// When one of them could not be started: then nothing runs.
+    /// When one of them could not be started; nothing is running then.
     pub fn start(
         cgroups: &Cgroups,
         running: ActiveRun,
@@ -112,7 +110,7 @@ impl KeptRun {
         rustix::io::ioctl_fionbio(&ours, true).at("prepare", "a socket")?;
         let timeout = plan.timeout;
         let job = |stdin: Option<InputBytes>, work: KeeperWork| -> Result<OwnedFd> {
-            // It came as text.
+            // It arrived as text.
             let stdin = stdin.map(InputBytes::into_vec).transpose()?;
             let stdin = stdin.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             let (record, folder, cgroups) = (run.record(), folder.clone(), cgroups.handle());
@@ -175,11 +173,11 @@ impl KeptRun {
     }
 }
 
-/// What was found where an earlier server left a run.
+/// Result of looking for the keeper of a run.
 pub(in super::super) enum KeeperLookup {
-    /// It runs.
+    /// The keeper answered.
     Alive(Box<FoundKeeper>),
-    /// Its keeper is gone.
+    /// The keeper has exited.
     Gone,
 }
 
@@ -192,7 +190,7 @@ pub(in super::super) struct FoundKeeper {
 }
 
 impl FoundKeeper {
-    /// Calls the keeper of a run.
+    /// Connects to the keeper of a run.
     pub(in super::super) fn find(cgroups: &Cgroups, folder: &Path, record: &RunRecord) -> KeeperLookup {
         let Ok(socket) = connect_to_keeper(folder) else { return KeeperLookup::Gone };
         let keeper = cgroups.group_again(&group_of(&record.id.simple().to_string()));
@@ -205,14 +203,14 @@ impl FoundKeeper {
             })),
             (met, keeper) => {
                 for error in [met.err(), keeper.err()].into_iter().flatten() {
-                    log::warn!("the keeper of run {}: {error}", record.id);
+                    log::warn!("Keeper of run {}: {error}", record.id);
                 }
                 KeeperLookup::Gone
             }
         }
     }
 
-    /// Goes on with the run.
+    /// Continues with the run.
     pub(in super::super) fn resume(self, running: ActiveRun) -> KeptRun {
         let FoundKeeper { hello, link, keeper, .. } = self;
         let link = Arc::new(link);
@@ -235,7 +233,7 @@ fn group_of(id: &str) -> String {
     format!("keepers/{id}")
 }
 
-/// The names of the groups of a run that are not to be swept: its keeper's and its own.
+/// Returns the cgroups of a run that must not be swept: its keeper's and its own.
 pub(in super::super) fn groups(run: &Run) -> Option<[String; 2]> {
     let own = run.reach()?.group.path().to_owned();
     Some([group_of(&run.id.simple().to_string()), own])
@@ -247,20 +245,20 @@ fn start_keeper(cgroups: &Cgroups, folder: &Path, run: &Run, socket: OwnedFd) ->
     let log = std::fs::File::options().append(true).create(true).mode(0o600).open(&path).at("make", &path)?;
     let stdio = Stdio { stdin: socket, stdout: dev_null()?, stderr: log.into() };
     let group = cgroups.group(&group_of(&run.id.simple().to_string()))?;
-    // The file that we run, whatever its path means by now (proc(5)). The folder is for whoever reads ps.
+    // The running binary, even if its path has been replaced (proc(5)). The directory argument is shown by ps(1).
     Spec::new("/proc/self/exe")
         .args(["keeper".to_owned(), folder.to_string_lossy().into_owned()])
         .start(stdio, group)
 }
 
-/// Waits for a keeper's greeting, and how much output there is.
+/// Waits for a keeper's greeting and the state of the output.
 fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, SpoolState)> {
     let deadline = Instant::now() + limits::KEEPER_ANSWER;
     let mut hello = None;
     loop {
         match receive::<KeeperMessage>(socket) {
             Received::Message(KeeperMessage::Hello { version, .. }, _) if version != VERSION => {
-                return Err(Error::internal("it is of another version of berth"));
+                return Err(Error::internal("The keeper belongs to another version of berth"));
             }
             Received::Message(KeeperMessage::Hello { pid, group, started_at, stdin, tty, .. }, fds) => {
                 let mut fds = fds.into_iter();
@@ -277,7 +275,7 @@ fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, Sp
                     return Ok((hello, marks));
                 }
             }
-            // Told again by the record.
+            // The record repeats it.
             Received::Message(KeeperMessage::End(_, marks), _) => match hello.take() {
                 Some(hello) => return Ok((hello, marks)),
                 None => return Err(no_answer()),
@@ -296,7 +294,7 @@ fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, Sp
 }
 
 fn error_of(code: &str, message: String, details: Map<String, Value>) -> Error {
-    // What starting a command may refuse.
+    // Codes that starting a command may return.
     let known = [
         Code::InvalidCommand,
         Code::InvalidCwd,
@@ -309,7 +307,7 @@ fn error_of(code: &str, message: String, details: Map<String, Value>) -> Error {
     details.into_iter().fold(Error::new(code, message), |error, (name, value)| error.detail(&name, value))
 }
 
-/// From now on the run is reached through its keeper.
+/// Attaches a run to its keeper.
 fn attach(run: &Run, hello: KeeperHello, link: &Arc<KeeperLink>) {
     run.attach_kept(hello.reach, hello.started_at);
     if let Some(spool) = &run.spool {

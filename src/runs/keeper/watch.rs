@@ -1,7 +1,7 @@
-//! Follows all keepers: takes note of what they say, asks them to end their runs, and makes sure of it where a keeper
-//! does not answer any more.
+//! Follows all keepers: applies their messages, asks them to end their runs, and ends runs from outside when a keeper
+//! does not answer.
 //!
-//! Thread: `keepers`. Lock: none of its own; a keeper that is started is sent to the thread.
+//! Thread: `keepers`. No lock of its own; started keepers are sent to the thread.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::base::thread::{JoinOnDrop, spawn};
 use crate::base::{Error, Result, limits};
 use crate::proc::{ProcessOutcome, Usage, Waker};
 
-/// The thread.
+/// The thread that follows all keepers.
 pub struct Keepers {
-    // Closing it ends the thread, so this is dropped first. Unbounded: the table bounds how many runs are kept.
+    // Closing it ends the thread, so this field is dropped first. Unbounded: the table limits the number of runs.
     new: Option<Sender<KeptRun>>,
     waker: Arc<Waker>,
     thread: Option<JoinOnDrop>,
 }
 
 impl Keepers {
-    /// None yet.
+    /// Starts the thread.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -40,19 +40,19 @@ impl Keepers {
         Ok(Keepers { new: Some(new), waker, thread: Some(thread) })
     }
 
-    /// Follows one more.
+    /// Follows another keeper.
     pub fn add(&self, kept: KeptRun) {
         match &self.new {
             Some(new) => {
                 let _ = new.send(kept);
                 self.waker.wake();
             }
-            // The server ends; the next one finds it.
+            // The server is stopping; the next one finds the run.
             None => kept.detach(),
         }
     }
 
-    /// Lets all go on without us.
+    /// Leaves all runs to the next server.
     pub fn detach(&mut self) {
         self.new = None;
         self.waker.wake();
@@ -80,7 +80,7 @@ fn watch(arrivals: &Receiver<KeptRun>, waker: &Waker) {
         let mut fds = vec![PollFd::from_borrowed_fd(waker.as_fd(), PollFlags::IN)];
         for kept in &all {
             fds.push(PollFd::new(&kept.link.socket, PollFlags::IN));
-            // Asked already: then it says nothing new.
+            // Already cancelled: no further event is expected.
             let wanted = if kept.give_up.is_none() { PollFlags::IN } else { PollFlags::empty() };
             fds.push(PollFd::from_borrowed_fd(kept.active.cancel.as_fd(), wanted));
         }
@@ -99,7 +99,7 @@ fn watch(arrivals: &Receiver<KeptRun>, waker: &Waker) {
     }
 }
 
-/// `None`: its run is over.
+/// Handles events of one keeper; `None` if its run has ended.
 fn step(mut kept: KeptRun, told: bool, cancelled: bool) -> Option<KeptRun> {
     if told {
         match kept.receive_messages() {
@@ -119,7 +119,7 @@ fn step(mut kept: KeptRun, told: bool, cancelled: bool) -> Option<KeptRun> {
         kept.give_up = Some(Instant::now() + limits::KEEPER_ANSWER);
     }
     if kept.give_up.is_some_and(|at| at <= Instant::now()) {
-        log::error!("run {}: its keeper does not end it; it is ended without", kept.active.id);
+        log::error!("Run {}: the keeper does not end it; ending it from outside", kept.active.id);
         kept.end_from_outside(Ok(ProcessOutcome::Cancelled));
         return None;
     }
@@ -162,7 +162,7 @@ impl KeptRun {
         }
     }
 
-    /// The keeper is gone without a word. Perhaps it has written one.
+    /// Handles a keeper that disconnected without an end message. It may have written the record.
     fn lost(self) {
         let run = &self.active.run;
         if let Some(record) = run.folder.as_deref().and_then(read_record) {
@@ -175,14 +175,14 @@ impl KeptRun {
                 return self.clean_up();
             }
         }
-        log::error!("run {}: its keeper is gone, and the run is ended", run.id);
+        log::error!("Run {}: the keeper has exited; ending the run", run.id);
         self.end_from_outside(Err(Error::internal(
-            "The process that kept the run was killed; how the command ended is not known, and what was left of it \
-             has been ended",
+            "The run's keeper process was killed; the command's exit status is unknown, and its remaining processes \
+             were killed",
         )));
     }
 
-    /// Ends keeper and run from outside.
+    /// Kills the keeper and the run from outside.
     fn end_from_outside(self, how: Result<ProcessOutcome>) {
         let run = &self.active.run;
         self.end_keeper();
@@ -195,7 +195,7 @@ impl KeptRun {
             usage = reach.group.usage();
         }
         if let Some(spool) = &run.spool {
-            // It may have written more than it could tell.
+            // It may have written more than it reported.
             spool.rescan();
         }
         run.finish(how, usage);
@@ -210,23 +210,23 @@ impl KeptRun {
             KeeperProcess::Adopted(group) => group.kill(None),
         };
         if let Err(error) = killed {
-            log::error!("the keeper of run {}: {error}", self.active.id);
+            log::error!("Keeper of run {}: {error}", self.active.id);
         }
     }
 
-    /// It has done all it had to do.
+    /// Cleans up after a keeper that has finished.
     fn clean_up(self) {
         self.end_keeper();
     }
 
-    /// It goes on without us.
+    /// Leaves the run to the next server.
     fn detach(self) {
         let KeptRun { active: running, keeper, .. } = self;
         if let Some(reach) = running.run.reach() {
             reach.group.disown();
         }
         match keeper {
-            // Its destructor would end it; the kernel gives it to another parent when we end.
+            // Skips the destructor, which would kill it; the kernel reparents it when this server exits.
             KeeperProcess::Ours(child) => std::mem::forget(child),
             KeeperProcess::Adopted(group) => group.disown(),
         }

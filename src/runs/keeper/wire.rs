@@ -1,5 +1,5 @@
-//! What a server and a keeper say to each other: JSON messages with descriptors on a Unix socket that keeps messages
-//! apart (SOCK_SEQPACKET). Both sides are this program, perhaps in different versions. No threads, no locks.
+//! The protocol between server and keeper: JSON messages with descriptors on a Unix socket that preserves message
+//! boundaries (SOCK_SEQPACKET). Both sides are berth, possibly of different versions. No threads, no locks.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
@@ -23,41 +23,39 @@ use super::super::spool::SpoolState;
 use crate::base::{At, Error, Result};
 use crate::proc::{CgroupsHandle, CommandSpec, pty};
 
-/// What both sides understand. A server ends the keepers of another one.
+/// Protocol version. A server ends keepers with another version.
 pub(super) const VERSION: u32 = 1;
 
-/// The socket in a run's folder.
+/// Name of the socket in a run's directory.
 const SOCKET: &str = "keeper.sock";
 const AT: &str = "a keeper's socket";
 
-/// No message is longer: marks name [`crate::base::limits::SPOOL_GAPS`] gaps for each stream.
+/// Longest message: marks contain at most [`crate::base::limits::SPOOL_GAPS`] gaps per stream.
 const MESSAGE_BYTES: usize = 32 << 10;
-/// Most descriptors of one message.
+/// Most descriptors per message.
 const DESCRIPTORS: usize = 6;
 
-/// Everything that a keeper needs to know, in a file that comes with the server's first message.
+/// A keeper's job, in a file that is sent with the server's first message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeeperJob {
-    /// The run as the server has entered it.
+    /// The run's record.
     pub(super) record: RunRecord,
-    /// Its folder.
     pub(super) folder: PathBuf,
     /// Bytes kept of each stream.
     pub(super) window: u64,
-    /// After so long it is ended.
+    /// Time limit of the run.
     pub(super) timeout: Duration,
-    /// Where groups are made.
     pub(super) cgroups: CgroupsHandle,
-    /// What the command reads, then the end.
+    /// Input of the command, followed by EOF.
     pub(super) stdin: Option<String>,
     pub(super) work: KeeperWork,
 }
 
-/// What is to be done.
+/// The keeper's task.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeeperWork {
-    /// Start a command on the host, within this group.
+    /// Start a command on the host, in this cgroup.
     Start {
         folder: PathBuf,
         group: String,
@@ -65,8 +63,8 @@ pub(super) enum KeeperWork {
         pty: Option<pty::WindowSize>,
         open_stdin: bool,
     },
-    /// Go on with one that runs in a container. Descriptors: the process, where its end is told, stdout, stderr, and
-    /// stdin's other end where there is one.
+    /// Take over a command that is running in a container. Descriptors: the process, the socket that reports its end,
+    /// stdout, stderr, and the other end of stdin if it is open.
     Watch { pid: i32, group: String, read: Vec<u8>, stdin: bool, tty: bool },
 }
 
@@ -74,13 +72,13 @@ pub(super) enum KeeperWork {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeeperRequest {
-    /// Do this. Descriptors: a file with the [`Job`], then the work's.
+    /// Do this job. Descriptors: a file with the [`KeeperJob`], then those of the task.
     Job,
     /// End the run.
     Cancel,
     /// Close its stdin.
     CloseStdin,
-    /// Give up all but so many bytes of each stream.
+    /// Keep only this many bytes of each stream.
     Shrink(u64),
 }
 
@@ -88,31 +86,31 @@ pub(super) enum KeeperRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeeperMessage {
-    /// It runs. Descriptors: the process, and stdin's other end where that is open.
+    /// The run has started. Descriptors: the process, and the other end of stdin if it is open.
     Hello { version: u32, pid: i32, group: String, started_at: String, stdin: bool, tty: bool },
     /// It could not be started; nothing has run.
     Refused { code: String, message: String, details: Map<String, Value> },
-    /// So much there is of its output.
+    /// State of its output.
     Marks(SpoolState),
-    /// It has ended; the record says so as well.
+    /// It has ended; the record contains this too.
     End(Box<RunEnd>, SpoolState),
 }
 
-/// A pair of connected sockets.
+/// Creates a pair of connected sockets.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .at("open", "a socket pair")
 }
 
 fn folder_and_address(folder: &std::path::Path) -> Result<(OwnedFd, SocketAddrUnix)> {
-    // Through our own descriptor: a socket's path is at most 107 bytes long (unix(7)).
+    // Through our own descriptor: socket paths are limited to 107 bytes (unix(7)).
     let open = crate::proc::spawn::open_dir(folder)?;
     let address =
         SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", open.as_raw_fd())).at("name", AT)?;
     Ok((open, address))
 }
 
-/// The keeper's door.
+/// Opens the keeper's listening socket.
 pub(super) fn listen(folder: &std::path::Path) -> Result<OwnedFd> {
     let (_open, address) = folder_and_address(folder)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -122,7 +120,7 @@ pub(super) fn listen(folder: &std::path::Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Calls the keeper of the run in `folder`; fails when there is none.
+/// Connects to the keeper of the run in `folder`; fails if there is none.
 pub(super) fn connect_to_keeper(folder: &std::path::Path) -> Result<OwnedFd> {
     let (_open, address) = folder_and_address(folder)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -131,7 +129,7 @@ pub(super) fn connect_to_keeper(folder: &std::path::Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Sends one message; does not wait. `false`: the other side has not read what came before, or is gone.
+/// Sends one message without blocking. `false` if the other side disconnected or its queue is full.
 pub(super) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> bool {
     let Ok(bytes) = serde_json::to_vec(message) else { return false };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -148,17 +146,17 @@ pub(super) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedF
     }
 }
 
-/// What a look at a socket found.
+/// Result of receiving.
 #[derive(Debug)]
 pub(super) enum Received<T> {
     Message(T, Vec<OwnedFd>),
-    /// Nothing at the moment.
+    /// No message at the moment.
     Nothing,
-    /// The other side is gone, or talks nonsense.
+    /// The other side disconnected or sent an invalid message.
     Gone,
 }
 
-/// The next message. Does not wait.
+/// Receives the next message. Does not block.
 pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Received<T> {
     let mut bytes = vec![0u8; MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -184,7 +182,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Received<T> {
     }
 }
 
-/// A job as a file in memory.
+/// Writes a job to a file in memory.
 pub(super) fn write_job(job: &KeeperJob) -> Result<OwnedFd> {
     let fd = memfd_create("berth-job", MemfdFlags::CLOEXEC).at("make", "a file in memory")?;
     let mut file = File::from(fd);
@@ -194,7 +192,7 @@ pub(super) fn write_job(job: &KeeperJob) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The job in the file.
+/// Reads a job from a file.
 pub(super) fn read_job(fd: OwnedFd) -> Result<KeeperJob> {
     let mut bytes = Vec::new();
     File::from(fd).read_to_end(&mut bytes).at("read", "a job")?;
