@@ -1,40 +1,75 @@
-//! How busy a container is: the handles that keep it from being stopped for idleness, and the time since the last one.
+//! How busy a container is: the handles that keep it from being stopped as idle, and the time since the last one.
 //!
-//! Lock: `idle_since`, a leaf.
+//! Lock: `state`, a leaf; `idle` is its condition variable.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::base::thread::lock;
 
-/// The open [`Busy`] handles of one container.
+/// Activity that keeps a container from being idle.
 #[derive(Debug)]
-pub(super) struct Load {
-    pub(super) busy: AtomicUsize,
-    pub(super) idle_since: Mutex<Instant>,
+pub(super) struct Activity {
+    state: Mutex<ActivityState>,
+    /// Notified when the last guard is dropped.
+    idle: Condvar,
 }
 
-/// A handle that keeps its container from being stopped for idleness.
 #[derive(Debug)]
-pub struct Busy(Arc<Load>);
+struct ActivityState {
+    /// Number of [`BusyGuard`]s.
+    busy: usize,
+    idle_since: Instant,
+}
 
-impl Load {
-    pub(super) fn new() -> Load {
-        Load { busy: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }
+/// Keeps its container from being stopped as idle.
+#[derive(Debug)]
+pub struct BusyGuard(Arc<Activity>);
+
+impl Activity {
+    pub(super) fn new() -> Activity {
+        let state = ActivityState { busy: 0, idle_since: Instant::now() };
+        Activity { state: Mutex::new(state), idle: Condvar::new() }
+    }
+
+    /// Returns the number of guards.
+    pub(super) fn busy(&self) -> usize {
+        lock(&self.state).busy
+    }
+
+    /// Returns when the container was last in use.
+    pub(super) fn idle_since(&self) -> Instant {
+        lock(&self.state).idle_since
+    }
+
+    /// Restarts the idle time.
+    pub(super) fn touch(&self) {
+        lock(&self.state).idle_since = Instant::now();
+    }
+
+    /// Waits until there is no guard, at most `patience`; returns whether there is none.
+    pub(super) fn wait_idle(&self, patience: Duration) -> bool {
+        let state = self.idle.wait_timeout_while(lock(&self.state), patience, |state| state.busy > 0);
+        state.unwrap_or_else(PoisonError::into_inner).0.busy == 0
     }
 }
 
-impl Busy {
-    pub(super) fn new(load: &Arc<Load>) -> Busy {
-        load.busy.fetch_add(1, Ordering::AcqRel);
-        Busy(load.clone())
+impl BusyGuard {
+    pub(super) fn new(activity: &Arc<Activity>) -> BusyGuard {
+        lock(&activity.state).busy += 1;
+        BusyGuard(activity.clone())
     }
 }
 
-impl Drop for Busy {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
-        *lock(&self.0.idle_since) = Instant::now();
-        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+        let mut state = lock(&self.0.state);
+        state.busy -= 1;
+        state.idle_since = Instant::now();
+        let is_idle = state.busy == 0;
+        drop(state);
+        if is_idle {
+            self.0.idle.notify_all();
+        }
     }
 }

@@ -1,16 +1,19 @@
-//! PID 1 of every container: this same binary, bind-mounted read-only. Descriptor 0 is a listening Unix socket whose
-//! path lies outside the container, so nothing inside can take its place. A child of it, the zygote, takes the
-//! connections: for each it starts a process that waits for a command and becomes it. These share the zygote's memory, and
-//! PID 1's they do not: whatever ends one of them, the kernel's want of memory too, PID 1 lives on and starts another
-//! zygote. It is the parent of them all: when one ends, it says how. As PID 1 it also reaps orphans; signals from inside
-//! cannot end or stop it, and its end is the container's end (pid_namespaces(7)).
+//! PID 1 of every container. The agent is this same binary, bind-mounted read-only. Descriptor 0 is a listening Unix
+//! socket; its path is outside the container, so no process inside can replace it.
 //!
-//! **Invariant:** no process in the container can trace the agent or change its memory, root included. Its program may be
-//! executed but not read there, and its owner has no number there; therefore the kernel gives the agent's memory to the
-//! user namespace outside (`would_dump` in fs/exec.c), and tracing takes CAP_SYS_PTRACE in that one (ptrace(2)). The same
-//! makes the agent's own files in /proc read-only for itself: the engine writes its `oom_score_adj`.
+//! A child of the agent, the zygote, accepts the engine's connections. For each one it starts a process that waits for
+//! a command and then executes it. These processes share the zygote's memory but not PID 1's: if one of them is killed,
+//! for example by the OOM killer, PID 1 survives and starts another zygote. PID 1 is the parent of all of them and
+//! reports their exit status. It also reaps orphans. Signals from inside the container cannot stop or kill it, and when
+//! it exits the container ends (pid_namespaces(7)).
 //!
-//! One thread in each. No deadlines: they wait for the engine, which has them all.
+//! **Invariant:** no process in the container, root included, can trace the agent or change its memory. Its program is
+//! executable but not readable in the container, and its owner has no ID there; therefore the kernel assigns the
+//! agent's memory to the user namespace outside (`would_dump` in fs/exec.c), and tracing requires CAP_SYS_PTRACE in
+//! that namespace (ptrace(2)). For the same reason the agent cannot write its own files in /proc, so the engine writes
+//! its `oom_score_adj`.
+//!
+//! Each process has one thread. There are no deadlines here: the engine enforces them.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -29,7 +32,7 @@ use crate::base::{At, Error, Result};
 use crate::proc::spawn::dev_null;
 use crate::proc::sys::{ZygoteSlots, fork_single_threaded};
 
-/// The lowest descriptor for what we keep: 0 to 2 are for the commands.
+/// The lowest descriptor for the agent's own use; 0 to 2 belong to the commands.
 const FIRST_OWN: i32 = 3;
 
 /// Runs the agent. Called before anything else in `main`.
@@ -37,7 +40,7 @@ pub fn main() -> ! {
     match serve() {
         Ok(()) => exit(0),
         Err(error) => {
-            // nspawn hands this on to the engine, which puts it into its own error.
+            // nspawn passes this on to the engine, which includes it in its error message.
             eprintln!("berth agent: {error}");
             exit(1)
         }
@@ -45,8 +48,8 @@ pub fn main() -> ! {
 }
 
 fn serve() -> Result<()> {
-    // Who waits for a command shares the zygote's memory: a core dump of one would end all (before Linux 5.16), and whoever
-    // it becomes is not to look into it meanwhile (ptrace(2)).
+    // A waiting process shares the zygote's memory. A core dump of one would kill all of them (before Linux 5.16), and
+    // the command that it becomes must not read that memory (ptrace(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the agent")?;
     let at = "the agent's socket";
     let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_OWN).at("take over", at)?;
@@ -55,7 +58,7 @@ fn serve() -> Result<()> {
     let (child_ended, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
     child_ended.set_nonblocking(true).at("prepare", "a socket pair")?;
     signal_hook::low_level::pipe::register(libc::SIGCHLD, handler_end).at("handle", "SIGCHLD")?;
-    // From here on nothing is printed: the workload could otherwise fill the engine's pipe through /proc/1/fd.
+    // Print nothing from here on: the workload could fill the engine's pipe through /proc/1/fd.
     rustix::stdio::dup2_stdout(&null).at("close", "stdout")?;
     rustix::stdio::dup2_stderr(&null).at("close", "stderr")?;
     drop(null);
@@ -67,7 +70,7 @@ fn serve() -> Result<()> {
             Some(zygote) => zygote,
             None => match start_zygote(&listener) {
                 Ok(zygote) => zygote,
-                // Out of processes or memory, which something in here may give back.
+                // Out of processes or memory; other processes in the container may free some.
                 Err(_) => {
                     std::thread::sleep(Duration::from_millis(20));
                     reap(&mut processes, None);
@@ -82,37 +85,38 @@ fn serve() -> Result<()> {
         if reap(&mut processes, Some(pid)) {
             zygote = Some(Zygote { pid, socket: told });
         } else {
-            // What it told of last waits all the same.
+            // Handle the processes that it reported before it died.
             announce_processes(&told, &mut processes);
         }
     }
 }
 
-/// Tells the engine of processes that wait. Only then they can become something, so the end of what ran is always the end
-/// of one that is known here.
+/// Reports waiting processes to the engine. A process can execute a command only after that, so every command whose end
+/// is reaped is listed in `processes`.
 fn announce_processes(told: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
     while let Some((pid, socket)) = receive_process(told) {
-        // It may have been killed since, or the engine be gone; then nobody waits for anything.
+        // The process may have been killed since, or the engine disconnected; then no reply is expected.
         if send_ready(&socket, pid).is_ok() {
             processes.insert(pid, socket);
         }
     }
 }
 
-/// Who starts processes.
+/// The process that starts the waiting processes.
 struct Zygote {
     pid: Pid,
-    /// It tells of each on this socket.
+    /// Receives each new process.
     socket: OwnedFd,
 }
 
-/// Takes every ended child, ours or inherited, and reports those that were commands. Whether the zygote lives.
+/// Reaps every ended child, own or inherited, and reports the exit status of commands. Returns whether the zygote is
+/// alive.
 fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
     let mut lives = true;
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
         if Some(pid) == zygote {
             if status.stopped() {
-                // Somebody inside has stopped all that it can; who is needed to go on is not among that.
+                // A process inside stopped every process that it could signal. The zygote must keep running.
                 let _ = kill_process(pid, Signal::CONT);
             } else {
                 lives = false;
@@ -125,7 +129,7 @@ fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
             (None, None) => continue,
         };
         if let Some(socket) = processes.remove(&pid) {
-            // An engine that is gone, or that does not read, must not hold up the others.
+            // An engine that disconnected or does not read must not block the others.
             let _ = send_message(&socket, answer);
         }
     }
@@ -138,7 +142,8 @@ fn start_zygote(listener: &OwnedFd) -> Result<Zygote> {
         .at("open", "a socket pair")?;
     match fork_single_threaded().at("start", at)? {
         Some(pid) => {
-            let pid = Pid::from_raw(pid).ok_or_else(|| Error::internal("a process without a number"))?;
+            let pid =
+                Pid::from_raw(pid).ok_or_else(|| Error::internal("fork returned an invalid process ID"))?;
             Ok(Zygote { pid, socket: told })
         }
         None => {
@@ -148,12 +153,12 @@ fn start_zygote(listener: &OwnedFd) -> Result<Zygote> {
     }
 }
 
-/// What the zygote does.
+/// Runs the zygote: starts a waiting process for each connection.
 fn run_zygote(listener: &OwnedFd, tells: &OwnedFd) -> ! {
     let mut rooms = ZygoteSlots::default();
     loop {
         let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else {
-            // Out of descriptors: some are given back when processes end.
+            // Out of descriptors; some are freed when processes end.
             std::thread::sleep(Duration::from_millis(1));
             continue;
         };

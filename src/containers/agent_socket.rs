@@ -1,5 +1,5 @@
-//! The agent's socket as seen from outside: made before the container, handed to it as a descriptor, found again by its
-//! path in the workspace's folder, which nothing inside can reach.
+//! The host's end of the agent's socket. It is created before the container, passed to it as a descriptor, and found
+//! again by its path in the workspace's directory, which the container cannot access.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -12,13 +12,14 @@ use crate::base::{At, Code, Error, Result};
 const SOCKET: &str = "agent.sock";
 const AT: &str = "the agent's socket";
 
-/// A path through our own descriptor: sockets' paths are at most 107 bytes (unix(7)), a data folder's may be longer.
+/// Returns the address through our own descriptor: socket paths are limited to 107 bytes (unix(7)), and the data
+/// directory's path may be longer.
 fn address_in(folder: &OwnedFd) -> Result<SocketAddrUnix> {
     let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
     SocketAddrUnix::new(path.as_str()).at("name", AT)
 }
 
-/// Makes the socket anew; whoever has the descriptor answers.
+/// Creates the socket, replacing an old one. The process that holds the descriptor accepts connections.
 pub(super) fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
     match rustix::fs::unlinkat(folder, SOCKET, rustix::fs::AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
@@ -31,14 +32,14 @@ pub(super) fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Calls the agent. Does not wait: one that somebody inside stops (ptrace(2)) must not stop us, and what its queue does
-/// not take is refused.
+/// Connects to the agent without blocking. A process inside can stop the agent (ptrace(2)), which must not block the
+/// server; if the agent's backlog is full, the connection is refused.
 pub(super) fn connect_to_agent(folder: &OwnedFd) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).at("open", "a socket")?;
     sockopt::set_socket_passcred(&socket, true).at("prepare", "a socket")?;
     connect(&socket, &address_in(folder)?).map_err(|error| {
-        Error::new(Code::ContainerStopped, "The container's agent does not take connections")
+        Error::new(Code::ContainerStopped, "The container's agent does not accept connections")
             .with_source(error)
     })?;
     Ok(socket)

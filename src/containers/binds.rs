@@ -1,11 +1,11 @@
-//! Folders of the host in a container. The server opens and clones each source once, without the right to devices and
-//! set-user-id programs ([`prepare`]); `berth attach`, a process with one thread in the mount namespace of the start,
-//! puts the clones into a folder that nobody else sees, finds out whether their owners can be mapped, and becomes nspawn
-//! ([`main`]). A path of the source is never opened twice, and nspawn never sees one.
+//! Bind mounts of host directories into a container. [`prepare`] opens and clones each source once, without devices and
+//! set-user-ID programs. `berth attach`, a single-threaded process in the mount namespace of the container's start,
+//! moves the clones into a private directory, finds out whether the kernel can map their owners, and executes nspawn
+//! ([`main`]). The path of a source is never opened twice, and nspawn never sees it.
 //!
-//! The same brings the machine's own programs into a container that is to have them, read-only and without anything that is
-//! mounted below them. Their owners are never mapped: they are nobody inside, so what only the machine's own users may read,
-//! root inside cannot, whoever makes such a file and whenever.
+//! The same code brings the host's own programs into a container that uses them, read-only and without anything mounted
+//! below them. Their owners are never mapped: inside they appear as the overflow user, so root in the container cannot
+//! read files that are restricted to the host's users, including files created later.
 //!
 //! No threads, no locks.
 
@@ -25,42 +25,42 @@ use crate::proc::{idmap, sys};
 use crate::store::allowlist::{Allowlist, MountRequest};
 use crate::store::file;
 
-/// The first systemd whose nspawn maps the owner of a bind to root in the container (`rootidmap`).
+/// The first systemd version whose nspawn maps the owner of a bind mount to root in the container (`rootidmap`).
 pub(super) const MAPPING_SYSTEMD: u32 = 252;
 
-/// Clones that wait for the container's start.
+/// Cloned mounts that are ready for the container's start.
 #[derive(Debug)]
 pub(super) struct PreparedBinds {
-    // Open until the container has started.
+    // Kept open until the container has started.
     _trees: Vec<OwnedFd>,
-    /// What comes before nspawn's own command line.
+    /// Prefix of nspawn's command line.
     pub(super) args: Vec<String>,
 }
 
-/// A mount as it is in a running container.
+/// A bind mount in a running container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BindMount {
-    /// What was asked for.
+    /// The requested mount.
     #[serde(flatten)]
     pub mount: MountRequest,
-    /// Files of the source's owner belong to root in the container, and what root makes there to the owner. Otherwise
-    /// all files belong to nobody there, and can be used as far as everybody can.
+    /// Whether the source's owner is mapped to root in the container, in both directions. If not, all files belong to
+    /// the overflow user inside, and only the permissions for others apply.
     pub mapped: bool,
 }
 
-/// What `berth attach` must know of one mount.
+/// The data that `berth attach` needs for one mount.
 #[derive(Debug, Serialize, Deserialize)]
 struct BindTask {
     mount: MountRequest,
-    /// `/proc/PID/fd/N` of the server; the link leads to the very mount that is open there.
+    /// `/proc/PID/fd/N` of the server; opening the link yields exactly the mount that is open there.
     fd: String,
     device: u64,
     inode: u64,
-    /// Of the machine's own system: the owners stay who they are.
+    /// A directory of the host's own programs; owners are not mapped.
     own: bool,
 }
 
-/// Which ids the trial maps to makes no difference.
+/// First ID for a test of mapping; the value makes no difference.
 const TRIED: u32 = idmap::IDS;
 const FOLDER: &str = "mounts";
 const RESULT: &str = "mounts.json";
@@ -94,7 +94,7 @@ pub(super) fn prepare(
     Ok(Some(PreparedBinds { _trees: trees, args }))
 }
 
-/// Clones what is open.
+/// Clones an opened source and adds it to `tasks`.
 fn add_task(tasks: &mut Vec<BindTask>, mount: MountRequest, opened: OwnedFd, own: bool) -> Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -110,7 +110,7 @@ fn add_task(tasks: &mut Vec<BindTask>, mount: MountRequest, opened: OwnedFd, own
     Ok(tree)
 }
 
-/// The folders of the machine's own programs, as far as everybody may enter them.
+/// Opens the directories of the host's own programs that every user may enter.
 fn own_folders() -> Result<Vec<(MountRequest, OwnedFd)>> {
     let mut all = Vec::new();
     for path in host_image::PROGRAM_FOLDERS.map(|name| format!("/{name}")) {
@@ -125,26 +125,28 @@ fn own_folders() -> Result<Vec<(MountRequest, OwnedFd)>> {
     Ok(all)
 }
 
-/// What the start has found out.
+/// Returns the mounts that `berth attach` made.
 pub(super) fn read_result(runtime: &Path) -> Vec<BindMount> {
     let bytes = file::read_optional(&runtime.join(RESULT), 1 << 20).ok().flatten();
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
-/// `berth attach RUNTIME TASKS NSPAWN ARGS…`: becomes nspawn with the mounts.
+/// `berth attach RUNTIME TASKS NSPAWN ARGS…`: sets up the mounts and executes nspawn.
 pub fn main(args: &[String]) -> ExitCode {
     let error = match attach(args) {
         Ok(error) | Err(error) => error,
     };
-    // nspawn's log, of which the answer is made.
+    // This is nspawn's log, from which the engine takes its error message.
     eprintln!("{error}");
     ExitCode::FAILURE
 }
 
-/// Returns only with an error.
+/// Returns only on failure.
 fn attach(args: &[String]) -> Result<Error> {
     let [runtime, tasks, nspawn, rest @ ..] = args else {
-        return Ok(Error::internal("this is for berth itself: berth attach RUNTIME TASKS NSPAWN ARGS"));
+        return Ok(Error::internal(
+            "This command is internal to berth: berth attach RUNTIME TASKS NSPAWN ARGS",
+        ));
     };
     let runtime = Path::new(runtime);
     let tasks: Vec<BindTask> =
@@ -180,14 +182,16 @@ fn attach(args: &[String]) -> Result<Error> {
     Ok(Error::internal(format!("Could not start {nspawn}: {error}")))
 }
 
-/// Puts a clone where nspawn will find it.
+/// Moves a clone to the path that nspawn is given.
 fn place_clone(task: &BindTask, place: &PathBuf) -> Result<()> {
     let source = &task.mount.source;
     let tree =
         rustix::fs::open(&task.fd, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", source)?;
     let stat = fstat(&tree).at("look at", source)?;
     if (stat.st_dev, stat.st_ino) != (task.device, task.inode) {
-        return Err(Error::internal(format!("{source}: the server that wanted it is gone")));
+        return Err(Error::internal(format!(
+            "{source} is not the mount that the server opened; the server may have exited"
+        )));
     }
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         std::fs::create_dir(place).at("make", place)?;
@@ -197,13 +201,14 @@ fn place_clone(task: &BindTask, place: &PathBuf) -> Result<()> {
     move_mount(&tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("mount", source)
 }
 
-/// Whether kernel and file system can map owners there, tried on a clone that goes at once.
+/// Returns whether the kernel and the file system can map owners at `place`, tested on a temporary clone.
 fn can_be_mapped(place: &Path, userns: &OwnedFd) -> bool {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(CWD, place, flags).is_ok_and(|tree| idmap::id_map(tree.as_fd(), userns.as_fd(), true).is_ok())
 }
 
-/// Whether nspawn knows the option: its library carries the number in its name.
+/// Returns whether the installed nspawn supports `rootidmap`. The version is part of the name of systemd's shared
+/// library.
 pub fn nspawn_maps_owners() -> bool {
     let multiarch = format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH);
     let folders = ["/usr/lib/systemd", "/lib/systemd", "/usr/lib64/systemd", &multiarch];
@@ -216,8 +221,8 @@ pub fn nspawn_maps_owners() -> bool {
     names.filter_map(number).max().is_some_and(|number| number >= MAPPING_SYSTEMD)
 }
 
-/// Takes devices, set-user-id programs and, if wanted, writing away from a mount, and detaches it from what happens at the
-/// place that it was cloned from.
+/// Removes devices, set-user-ID programs and, if requested, write access from a mount, and makes it private, so that
+/// later mounts at its source do not propagate to it.
 fn restrict(mount: BorrowedFd<'_>, read_only: bool) -> std::io::Result<()> {
     let writing = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | writing;

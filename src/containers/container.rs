@@ -1,33 +1,33 @@
-//! One container that may be running: started on first use by nspawn, with the agent as PID 1, taken over from an earlier
-//! server, ended as a whole. Whatever comes from inside is untrusted; what must be certain (its end, a run's end) is done
-//! from outside through cgroups and pidfds.
+//! One container. nspawn starts it on first use with the agent as PID 1, a later server can adopt it, and it is stopped
+//! as a whole. All data from inside is untrusted. Operations that must succeed, such as stopping the container or
+//! killing a command, are done from outside through cgroups and pidfds.
 //!
-//! Locks: `state` is held while the container starts (about 0.1 s, at most [`limits::CONTAINER_START`]) or stops, so
-//! that no start meets an end, and while its root is copied; `place`, `idle_since` and `still` are leaves.
+//! Locks: `running` is held while the container starts (about 0.1 s, at most [`limits::CONTAINER_START`]) or stops, so
+//! that starts and stops exclude each other, and while its root is copied. `spec` is a leaf.
 
 use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 
+use super::activity::{Activity, BusyGuard};
 use super::agent_socket;
 use super::binds;
-use super::load::{Busy, Load};
 use super::network::{self, Networks};
 use super::pending_process::PendingProcess;
 use super::prepare::prepare_root;
 use super::process::{ContainerHold, ContainerProcess, launch_error};
 use super::protocol::{self, MessageReader, container_full, container_stopped};
-use super::quiesce::QuiescedState;
 use super::running::{
     AGENTS, NspawnMonitor, NspawnProcess, RunningContainer, SpareProcess, has_ended, parent_of,
     pid_namespace, pidfd_pid, uid_base,
 };
+use super::running_slot::RunningSlot;
 use super::spares::SpareQueue;
 pub use super::spec::ContainerSpec;
 use super::spec::nspawn_args;
@@ -47,22 +47,20 @@ use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// A container. Cheap while it is stopped.
+/// A container. A stopped one uses few resources.
 #[derive(Debug)]
 pub struct Container {
-    /// Never changes, unlike the rest of the place.
+    /// Never changes, unlike the rest of the spec.
     pub(super) name: String,
     spec: Mutex<ContainerSpec>,
     context: EngineContext,
-    pub(super) running: Mutex<Option<Arc<RunningContainer>>>,
-    /// What there is while `state` is held for long.
-    pub(super) quiesced: Mutex<Option<QuiescedState>>,
+    pub(super) running: RunningSlot,
     sequence: AtomicU64,
-    pub(super) activity: Arc<Load>,
+    pub(super) activity: Arc<Activity>,
     notifiers: Notifiers,
 }
 
-/// What all machines of an engine share.
+/// Resources that all containers of an engine share.
 #[derive(Clone, Debug)]
 pub(super) struct EngineContext {
     pub(super) cgroups: Cgroups,
@@ -71,54 +69,44 @@ pub(super) struct EngineContext {
     pub(super) allowlist: Allowlist,
 }
 
-/// Whom a machine tells what.
+/// Channels from a container to its engine.
 #[derive(Clone, Debug)]
 pub(super) struct Notifiers {
-    /// It needs waiting processes.
+    /// Requests more waiting processes.
     pub(super) spares: SpareQueue,
-    /// It runs, and may be idle one day.
+    /// Requests a check for idle containers after a start.
     pub(super) idle_check: crossbeam_channel::Sender<()>,
 }
 
 impl Container {
-    pub(super) fn new(place: ContainerSpec, around: EngineContext, wishes: Notifiers) -> Arc<Container> {
+    pub(super) fn new(spec: ContainerSpec, context: EngineContext, notifiers: Notifiers) -> Arc<Container> {
         Arc::new(Container {
-            name: place.machine_name.clone(),
-            spec: Mutex::new(place),
-            context: around,
-            running: Mutex::new(None),
-            quiesced: Mutex::new(None),
+            name: spec.machine_name.clone(),
+            spec: Mutex::new(spec),
+            context,
+            running: RunningSlot::default(),
             sequence: AtomicU64::new(0),
-            activity: Arc::new(Load::new()),
-            notifiers: wishes,
+            activity: Arc::new(Activity::new()),
+            notifiers,
         })
     }
 
-    /// What holds from its next start on, and for its idleness at once.
-    pub(super) fn set_spec(&self, place: ContainerSpec) {
-        *lock(&self.spec) = place;
+    /// Sets the spec for the next start; the idle timeout applies at once.
+    pub(super) fn set_spec(&self, spec: ContainerSpec) {
+        *lock(&self.spec) = spec;
     }
 
-    /// What it is doing.
+    /// Returns the container's state.
     pub fn status(&self) -> ContainerStatus {
         let idle_timeout = lock(&self.spec).idle_timeout;
         let status = ContainerStatus {
             state: "stopped",
-            busy: self.activity.busy.load(Ordering::Relaxed),
+            busy: self.activity.busy(),
             idle_timeout_secs: idle_timeout.map(|timeout| timeout.as_secs()),
             ..ContainerStatus::default()
         };
-        // Whoever only looks has the lock for a moment; a start or an end has it for longer.
-        let patience = Instant::now() + limits::LOOK;
-        let running = loop {
-            match self.running.try_lock() {
-                Ok(state) => break state.clone(),
-                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner().clone(),
-                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(TryLockError::WouldBlock) => return ContainerStatus { state: "changing", ..status },
-            }
+        let Some(running) = self.running.current_within(limits::LOOK) else {
+            return ContainerStatus { state: "changing", ..status };
         };
         let Some(running) = running.filter(|running| running.is_alive()) else { return status };
         ContainerStatus {
@@ -138,7 +126,7 @@ impl Container {
         }
     }
 
-    /// What it uses, now and since its start, if it runs.
+    /// Returns the current and total resource usage if the container is running.
     pub(super) fn usage(&self) -> Option<(CurrentUsage, Usage)> {
         let running = self.current()?;
         let mut usage = running.group.usage();
@@ -147,7 +135,7 @@ impl Container {
         Some((running.group.current(), usage))
     }
 
-    /// Puts other limits on what runs.
+    /// Changes the limits of a running container.
     pub(super) fn set_limits(&self, limits: &Limits) -> Result<()> {
         match self.current() {
             Some(running) if running.is_alive() => running.group.update_limits(limits),
@@ -155,67 +143,68 @@ impl Container {
         }
     }
 
-    /// Keeps it from being idle.
-    pub fn busy(&self) -> Busy {
-        Busy::new(&self.activity)
+    /// Keeps the container from being idle until the guard is dropped.
+    pub fn busy(&self) -> BusyGuard {
+        BusyGuard::new(&self.activity)
     }
 
-    /// For what an earlier server started in it and another process of ours watches; `None` when it does not run.
+    /// Returns a hold for a command that an earlier server started and another berth process watches; `None` if the
+    /// container is not running.
     pub fn hold(&self) -> Option<Box<dyn HandoverGuard>> {
-        let running = lock(&self.running).clone().filter(|running| running.is_alive())?;
+        let running = self.running.lock().clone().filter(|running| running.is_alive())?;
         Some(Box::new(ContainerHold { running, _busy: Some(self.busy()) }))
     }
 
-    /// Starts it if it does not run.
+    /// Starts the container if it is not running.
     ///
     /// # Errors
-    /// `ContainerStopped` with nspawn's last words; `Unavailable` when a tool is missing.
+    /// `ContainerStopped` with nspawn's last output; `Unavailable` when a tool is missing.
     pub fn ensure_running(&self) -> Result<()> {
         self.running().map(drop)
     }
 
-    /// Ends everything inside and returns when it is over. Harmless when it is stopped.
+    /// Stops the container and waits until all its processes have ended. Does nothing if it is stopped.
     pub fn stop(&self) {
-        let mut state = lock(&self.running);
+        let mut state = self.running.lock();
         if let Some(running) = state.take() {
             running.end();
         }
     }
 
-    /// Leaves it running for the next server.
+    /// Leaves the container running for the next server.
     pub(super) fn detach(&self) {
-        let mut state = lock(&self.running);
+        let mut state = self.running.lock();
         if let Some(running) = state.take() {
             running.detach();
         }
     }
 
-    /// Stops it if it has been idle for long enough; else says when to look again.
+    /// Stops the container if it has been idle for its timeout; otherwise returns when to check again.
     pub(super) fn stop_if_idle(&self) -> Option<Instant> {
         let timeout = lock(&self.spec).idle_timeout?;
-        let Ok(mut state) = self.running.try_lock() else {
-            // It starts or stops at this moment.
+        let Some(mut state) = self.running.try_lock() else {
+            // It is starting or stopping.
             return Some(Instant::now() + Duration::from_secs(1));
         };
         state.as_ref()?;
-        // Whoever wants it busy from here on waits for the lock, and starts it again.
-        if self.activity.busy.load(Ordering::Acquire) > 0 {
+        // From here on, a caller that needs the container waits for the lock and starts it again.
+        if self.activity.busy() > 0 {
             return Some(Instant::now() + timeout);
         }
-        let due = *lock(&self.activity.idle_since) + timeout;
+        let due = self.activity.idle_since() + timeout;
         if due > Instant::now() {
             return Some(due);
         }
-        log::info!("container {} did nothing for {} s and is stopped", self.name, timeout.as_secs());
+        log::info!("Container {} was idle for {} s and is stopped", self.name, timeout.as_secs());
         if let Some(running) = state.take() {
             running.end();
         }
         None
     }
 
-    /// The running container, started if need be.
+    /// Returns the running container, starting it if needed.
     fn running(&self) -> Result<Arc<RunningContainer>> {
-        let mut state = lock(&self.running);
+        let mut state = self.running.lock();
         if let Some(running) = state.as_ref() {
             if running.accepts_commands() {
                 return Ok(running.clone());
@@ -225,56 +214,56 @@ impl Container {
         }
         let running = Arc::new(self.start()?);
         *state = Some(running.clone());
-        *lock(&self.activity.idle_since) = Instant::now();
-        // Full: somebody has asked already.
+        self.activity.touch();
+        // Full: a check is already requested.
         let _ = self.notifiers.idle_check.try_send(());
         Ok(running)
     }
 
     fn start(&self) -> Result<RunningContainer> {
-        let place = &lock(&self.spec).clone();
+        let spec = &lock(&self.spec).clone();
         let nspawn = tools::require("systemd-nspawn")?;
-        let mut group = self.context.cgroups.group(&place.machine_name)?;
-        // What a crashed predecessor may have left under this name.
+        let mut group = self.context.cgroups.group(&spec.machine_name)?;
+        // Remove processes and state that a crashed server left under this name.
         group.kill(None)?;
-        ContainerRecord::remove(&place.runtime);
-        // For all that is made in it; nspawn's start enters its folders in v1 hierarchies.
-        group.enable_limits(&place.limits)?;
+        ContainerRecord::remove(&spec.runtime);
+        // Applies to all cgroups below it; nspawn enters its directories in v1 hierarchies at the start.
+        group.enable_limits(&spec.limits)?;
 
-        let root = self.context.roots.mount_for_start(&place.root_location())?;
-        prepare_root(&self.context.roots.files(&place.root_location())?, &place.host_name);
+        let root = self.context.roots.mount_for_start(&spec.root_location())?;
+        prepare_root(&self.context.roots.files(&spec.root_location())?, &spec.host_name);
         std::fs::create_dir_all("/run/systemd/nspawn").at("make", "/run/systemd/nspawn")?;
-        let resolv_conf = place.runtime.join("resolv.conf");
-        file::replace(&resolv_conf, &self.context.networks.resolv_conf(place.network), 0o644)?;
-        let lease = match place.network {
-            Network::Private => Some(self.context.networks.claim(&place.machine_name)?),
+        let resolv_conf = spec.runtime.join("resolv.conf");
+        file::replace(&resolv_conf, &self.context.networks.resolv_conf(spec.network), 0o644)?;
+        let lease = match spec.network {
+            Network::Private => Some(self.context.networks.claim(&spec.machine_name)?),
             Network::Host | Network::None => None,
         };
         let link = lease.as_ref().and_then(|lease| lease.link().cloned());
         let script = link.as_ref().map(|link| self.context.networks.start_script(link)).transpose()?;
-        let mounts = binds::prepare(place, &self.context.allowlist, root.host)?;
+        let mounts = binds::prepare(spec, &self.context.allowlist, root.host)?;
         let attach = mounts.as_ref().map_or(&[][..], |mounts| &mounts.args);
-        let runtime = open_dir(&place.runtime)?;
+        let runtime = open_dir(&spec.runtime)?;
         let listener = agent_socket::listen_in(&runtime)?;
-        let log = place.runtime.join("machine.log");
+        let log = spec.runtime.join("machine.log");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC;
         let output = rustix::fs::open(&log, flags, Mode::from_raw_mode(0o600)).at("write", &log)?;
         let output2 = output.try_clone().at("duplicate", "a file")?;
-        let child_group = self.context.cgroups.group(&format!("{}/{AGENTS}", place.machine_name))?;
-        // For a root without systemd nspawn assumes v1, and on a host of v2 alone it would mount a v1 hierarchy, which
-        // then shows in every process of the host.
+        let child_group = self.context.cgroups.group(&format!("{}/{AGENTS}", spec.machine_name))?;
+        // For a root without systemd, nspawn assumes cgroup v1. On a host with only v2 it would mount a v1 hierarchy,
+        // which then appears in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
-        // /tmp belongs to the root: there it lasts, is in snapshots, and takes no memory (systemd's ENVIRONMENT.md).
+        // Keep /tmp in the root: there it persists, is part of snapshots and uses no memory (systemd's ENVIRONMENT.md).
         let disk_tmp = ("SYSTEMD_NSPAWN_TMPFS_TMP".to_owned(), "0".to_owned());
-        // The agent's binary is ours, kept where no upgrade replaces it.
-        let child = Spec::new(&place.agent)
-            .args(nspawn_args(place, &root, &nspawn, &resolv_conf, script.as_deref(), attach))
+        // The agent's binary is a copy that no upgrade replaces.
+        let child = Spec::new(&spec.agent)
+            .args(nspawn_args(spec, &root, &nspawn, &resolv_conf, script.as_deref(), attach))
             .envs(self.context.cgroups.only_v2().then_some(&unified).into_iter().chain([&disk_tmp]))
             .start(Stdio { stdin: listener, stdout: output, stderr: output2 }, child_group)?;
         let leader = ProcessIdentity::from_pid(child.pid());
         let all = self.context.cgroups.group(&self.name)?;
         let owner =
-            NspawnMonitor::start(&self.name, NspawnProcess::Ours(child), all, place.runtime.clone(), lease)?;
+            NspawnMonitor::start(&self.name, NspawnProcess::Ours(child), all, spec.runtime.clone(), lease)?;
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
@@ -302,30 +291,30 @@ impl Container {
         let (Some(leader), Some(init), Some(init_fd), Some(uid_base)) =
             (leader, init, init_fd, uid_base(first.pid))
         else {
-            return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
+            return Err(Error::new(Code::ContainerStopped, "The container stopped during its start"));
         };
-        // It lives, so its parent does, and the numbers were theirs.
+        // The spare process is alive, so its parent is too, and the PIDs were theirs.
         if has_ended(first.pidfd.as_fd()) {
             return Err(container_stopped());
         }
-        // Both are charged to the container's memory, and their end is the container's: the workload goes first. What
-        // everything inside comes from has been forked by now.
+        // Both are charged to the container's memory, and the container ends with either of them, so the workload must
+        // be killed first. The zygote has been forked by now and does not inherit the protection.
         for one in [leader, init] {
             protect_other_from_oom(one.pid, || ProcessIdentity::from_pid(one.pid) == Some(one));
         }
         let mut state = ContainerRecord::new(leader, init, group.proc_path().unwrap_or_default());
-        let Some(pulses) = state.open_stats() else {
-            return Err(Error::new(Code::ContainerStopped, "The container stopped while it started"));
+        let Some(stats) = state.open_stats() else {
+            return Err(Error::new(Code::ContainerStopped, "The container stopped during its start"));
         };
-        (state.network, state.link) = (place.network, link);
+        (state.network, state.link) = (spec.network, link);
         if mounts.is_some() {
-            state.mounts = binds::read_result(&place.runtime);
+            state.mounts = binds::read_result(&spec.runtime);
         }
-        if let Err(error) = state.write(&place.runtime) {
-            // It works all the same; only a later server will not find it.
+        if let Err(error) = state.write(&spec.runtime) {
+            // The container works without the file; only a later server cannot adopt it.
             log::warn!("container {}: {error}", self.name);
         }
-        log::debug!("container {} started, uids {uid_base}+65536", place.machine_name);
+        log::debug!("container {} started, uids {uid_base}+65536", spec.machine_name);
         Ok(RunningContainer {
             record: state,
             adopted: false,
@@ -336,7 +325,7 @@ impl Container {
             _root: root.handle,
             pids: pid_namespace(init.pid),
             init: init_fd,
-            stats: pulses,
+            stats: stats,
             spares: Mutex::new(vec![first]),
             spare_groups: Mutex::default(),
             oom_killed: AtomicBool::new(false),
@@ -344,16 +333,16 @@ impl Container {
         })
     }
 
-    /// Takes over what an earlier server left running, as it is. Groups of commands that were under way then and that
-    /// `keep` does not want are ended; what ended commands left in the background goes on. `false`: there is nothing to
-    /// take over; whatever is left is the caller's to end.
+    /// Adopts a container that an earlier server left running. Kills the cgroups of commands that were running then,
+    /// except those that `keep` accepts; background processes of ended commands keep running. Returns `false` if there
+    /// is nothing to adopt; the caller then cleans up.
     ///
     /// # Errors
-    /// When the machine refuses something; nothing has been taken over then.
+    /// When the kernel refuses an operation; the container is not adopted then.
     pub(super) fn adopt(&self, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
-        let mut slot = lock(&self.running);
-        let place = lock(&self.spec).clone();
-        let Some(state) = ContainerRecord::read(&place.runtime) else { return Ok(false) };
+        let mut slot = self.running.lock();
+        let spec = lock(&self.spec).clone();
+        let Some(state) = ContainerRecord::read(&spec.runtime) else { return Ok(false) };
         let mut group = self.context.cgroups.group(&self.name)?;
         if !self.context.cgroups.kills_reliably()
             || state.protocol != protocol::VERSION
@@ -361,20 +350,20 @@ impl Container {
         {
             return Ok(false);
         }
-        let Some(((leader, init), pulses)) = state.find(&group).zip(state.open_stats()) else {
+        let Some(((leader, init), stats)) = state.find(&group).zip(state.open_stats()) else {
             return Ok(false);
         };
         let Some(uid_base) = uid_base(state.init_pid()) else { return Ok(false) };
-        let runtime = open_dir(&place.runtime)?;
+        let runtime = open_dir(&spec.runtime)?;
         if agent_socket::connect_to_agent(&runtime).is_err() {
             return Ok(false);
         }
         let pids = pid_namespace(state.init_pid());
-        // A server that was killed while it took a snapshot.
+        // The earlier server may have been killed while it took a snapshot.
         group.freeze(false)?;
-        group.enable_limits(&place.limits)?;
-        let root = self.context.roots.adopt(&place.root_location(), state.leader_pid())?;
-        // Both live, so the numbers were theirs all the time.
+        group.enable_limits(&spec.limits)?;
+        let root = self.context.roots.adopt(&spec.root_location(), state.leader_pid())?;
+        // Both are alive, so the PIDs were theirs all the time.
         if has_ended(init.as_fd()) || has_ended(leader.as_fd()) {
             return Ok(false);
         }
@@ -386,7 +375,8 @@ impl Container {
                 continue;
             }
             if keep(&path) {
-                // Its keeper's: to remove it, or only to try, marks it as one whose command has ended.
+                // It belongs to the run's keeper. Even an attempt to remove the cgroup would mark it as one whose
+                // command has ended.
                 run.disown();
             } else {
                 run.kill(None)?;
@@ -395,14 +385,14 @@ impl Container {
         let all = self.context.cgroups.group(&self.name)?;
         let lease = state.link.clone().and_then(|link| self.context.networks.adopt(link));
         if lease.is_none() && state.link.is_some() {
-            // Its link is gone, and without a name nobody would guard what may come under it.
+            // The link was removed, and without a lease nothing would maintain the firewall rules for its name.
             return Ok(false);
         }
         let owner = NspawnMonitor::start(
             &self.name,
             NspawnProcess::Adopted(leader),
             all,
-            place.runtime.clone(),
+            spec.runtime.clone(),
             lease,
         )?;
         log::info!("container {} runs on, since {}", self.name, clock::rfc3339(state.started_at));
@@ -416,25 +406,25 @@ impl Container {
             _root: root,
             pids,
             init,
-            stats: pulses,
+            stats: stats,
             spares: Mutex::default(),
             spare_groups: Mutex::default(),
             oom_killed: AtomicBool::new(false),
             monitor: owner,
         }));
-        *lock(&self.activity.idle_since) = Instant::now();
+        self.activity.touch();
         let _ = self.notifiers.idle_check.try_send(());
         Ok(true)
     }
 
-    /// The group of nspawn and the agent, which somebody else removes.
+    /// Returns the cgroup of nspawn and the agent. Another owner removes it.
     fn agents(&self) -> Result<Arc<Group>> {
         let group = self.context.cgroups.group(&format!("{}/{AGENTS}", self.name))?;
         group.disown();
         Ok(Arc::new(group))
     }
 
-    /// A group for one command.
+    /// Creates a cgroup for one command.
     fn new_command_group(&self) -> Result<Group> {
         let number = self.sequence.fetch_add(1, Ordering::Relaxed);
         let mut group = self.context.cgroups.group(&format!("{}/runs/{number}", self.name))?;
@@ -442,15 +432,16 @@ impl Container {
         Ok(group)
     }
 
-    /// The same for a process that is to wait.
+    /// Returns a cgroup for a waiting process, reusing one if possible.
     pub(super) fn group_for_spare(&self, running: &RunningContainer) -> Result<Group> {
         let used = lock(&running.spare_groups).pop();
         used.map_or_else(|| self.new_command_group(), Ok)
     }
 
-    /// Tries something again that fails where a container ends, or where something inside takes what a start needs: with
-    /// another process, since someone may have killed the first, and with the container's successor. One that lives is
-    /// never ended for it, since other things run there. At most `patience`.
+    /// Retries an operation that fails because the container is ending or because processes inside take the resources
+    /// that a start needs. Each attempt uses another process, since one inside may have killed the first, or the
+    /// container's successor. A live container is never stopped for this, because other commands run in it. Waits at
+    /// most `patience`.
     fn retry<T>(&self, patience: Option<Duration>, attempt: impl Fn() -> Result<T>) -> Result<T> {
         let patience = patience.map_or(limits::INSIST, |own| own.min(limits::INSIST));
         let (begun, mut pause) = (Instant::now(), Duration::from_millis(5));
@@ -473,12 +464,14 @@ impl Container {
         let init = pidfd_pid(running.init.as_fd()).ok_or_else(container_stopped)?;
         let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|_| container_stopped())?;
         let master = root.open_ptmx();
-        // It still lives, so the number was its own when the folder was opened; and a dying one has nothing mounted.
+        // init is still alive, so the PID was its own when the directory was opened; a dying process has nothing
+        // mounted.
         if has_ended(running.init.as_fd()) {
             return Err(container_stopped());
         }
         let pty = Pty::from_master(master?)?;
-        // It was made by our own root, who is nobody inside: `su`, `mesg` and opening /dev/tty anew need an owner.
+        // The terminal was created by the host's root, which has no ID inside: `su`, `mesg` and reopening /dev/tty need
+        // an owner.
         let root_inside = (Uid::from_raw(running.uid_base), Gid::from_raw(running.uid_base));
         rustix::fs::fchown(&pty.slave, Some(root_inside.0), Some(root_inside.1))
             .at("give away", "a terminal")?;
@@ -498,7 +491,7 @@ impl Container {
             Some(spares.remove(at))
         };
         while let Some(candidate) = next() {
-            // Someone inside may have stopped or killed it meanwhile.
+            // A process inside may have stopped or killed it.
             let _ = pidfd_send_signal(&candidate.pidfd, Signal::CONT);
             if !has_ended(candidate.pidfd.as_fd()) {
                 spare = Some(candidate);
@@ -523,7 +516,7 @@ impl Container {
         }
         self.notifiers.spares.request(self, &running);
 
-        // Otherwise `echo x >/dev/stderr` fails inside.
+        // Without this, `echo x >/dev/stderr` fails inside.
         let outside = |id: u32| running.uid_base.saturating_add(id);
         let (uid, gid) = command.user.as_ref().map_or((0, 0), |user| (user.uid, user.gid));
         stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
@@ -535,7 +528,7 @@ impl Container {
                 protocol::receive_accepted(&spare.socket, &mut answers, deadline, refused)
             });
         if let Err(error) = begun {
-            // One that somebody inside has stopped would wait for ever.
+            // A process that was stopped from inside would wait forever.
             let _ = pidfd_send_signal(&spare.pidfd, Signal::KILL);
             return Err(error);
         }
@@ -559,7 +552,7 @@ impl Container {
 
 impl Launcher for Arc<Container> {
     fn launch(&self, _id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>> {
-        // As long as the command has not been accepted, nothing of it has run.
+        // Until the command has been accepted, nothing of it has run.
         self.retry(
             command.patience,
             || Ok(Box::new(self.start_process(command, &stdio)?) as Box<dyn Process>),

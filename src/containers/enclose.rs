@@ -1,6 +1,6 @@
-//! `berth enclose TREE ROOT NETWORK PROGRAM ARGS…`: the step between the server and nspawn, in a process of its own. It gets
-//! a mount namespace whose mounts vanish with the last process in it, also after kill -9, attaches the container's root
-//! there if that is a mount of the server's, makes a network namespace if asked to, and becomes PROGRAM. One thread.
+//! `berth enclose TREE ROOT NETWORK PROGRAM ARGS…`: the process between the server and nspawn. It creates a mount
+//! namespace, whose mounts vanish with its last process even after SIGKILL, attaches the container's root in it if the
+//! root is a mount of the server's, creates a network namespace if requested, and executes PROGRAM. One thread.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -14,16 +14,16 @@ use rustix::thread::UnshareFlags;
 use crate::base::{At, Code, Error, Result};
 use crate::proc::{c_string, sys};
 
-/// What stands in TREE's place for a root that is a plain folder, and in NETWORK's for the host's network.
+/// TREE for a root that is a plain directory; NETWORK for the host's network.
 pub(super) const NONE: &str = "-";
 
-/// What stands in NETWORK's place for one of its own.
+/// NETWORK for a new network namespace.
 pub(super) const NETWORK: &str = "net";
 
-/// Where nspawn keeps its own files.
+/// Directory of nspawn's own files.
 const NSPAWN: &str = "/run/systemd/nspawn";
 
-/// Becomes the program that `args` name; returns only when it cannot.
+/// Executes the program that `args` name. Returns only on failure.
 pub fn main(args: &[String]) -> ExitCode {
     let error = match args {
         [tree, root, network, program @ ..] if !program.is_empty() => {
@@ -32,7 +32,7 @@ pub fn main(args: &[String]) -> ExitCode {
                 Ok(never) => match never {},
             }
         }
-        _ => Error::internal("this is for berth itself: berth enclose TREE ROOT NETWORK PROGRAM"),
+        _ => Error::internal("This command is internal to berth: berth enclose TREE ROOT NETWORK PROGRAM"),
     };
     let _ = writeln!(io::stderr(), "{error}");
     ExitCode::FAILURE
@@ -43,11 +43,11 @@ fn enclose(tree: &str, root: &str, network: &str, program: &[String]) -> Result<
     sys::new_namespaces(UnshareFlags::NEWNS | network).at("make", "namespaces")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("unshare", "mounts")?;
-    // It must be a tmpfs: nspawn removes files below it.
+    // This must be a tmpfs: nspawn removes files below it.
     mount("berth", NSPAWN, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))
         .at("mount a tmpfs on", NSPAWN)?;
     if tree != NONE {
-        // The server's descriptor of a mount that is attached nowhere; here it finds its place.
+        // The server's descriptor of a detached mount, which is attached here.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let tree = rustix::fs::open(tree, flags, Mode::empty()).at("open", tree)?;
         move_mount(&tree, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("attach", root)?;

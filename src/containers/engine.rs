@@ -1,6 +1,7 @@
-//! All containers of this server, by name; the agent's binary; the thread that stops what is idle.
+//! All containers of this server by name, the agent's binary, and the thread that stops idle containers.
 //!
-//! Threads: `container-idle`, and that of [`super::spares`]. Lock: `machines`, held only to look up or insert.
+//! Threads: `container-idle` and the thread of [`super::spares`]. Lock: `containers`, held only for lookups and
+//! insertions.
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,12 +21,12 @@ use crate::roots::Roots;
 use crate::store::allowlist::Allowlist;
 use crate::store::file;
 
-/// Mode of the agent's program.
+/// Mode of the agent's binary: executable but not readable in the container.
 const AGENT_MODE: u32 = 0o711;
 
 type ContainerMap = Arc<Mutex<HashMap<String, Arc<Container>>>>;
 
-/// Starts and finds containers.
+/// The containers of a server.
 pub struct Engine {
     cgroups: Cgroups,
     networks: Arc<Networks>,
@@ -34,13 +35,13 @@ pub struct Engine {
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
     containers: ContainerMap,
-    // Closing their queues ends the threads, so this is dropped first.
+    // Closing their queues ends the threads, so this field is dropped first.
     notifiers: Option<Notifiers>,
     threads: Vec<JoinOnDrop>,
 }
 
 impl Engine {
-    /// An engine that has started nothing yet.
+    /// Creates an engine without containers.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -51,13 +52,13 @@ impl Engine {
         choice: NetworkConfig,
         allowlist: Allowlist,
     ) -> Result<Engine> {
-        let machines = ContainerMap::default();
-        // Full: somebody has asked already.
+        let containers = ContainerMap::default();
+        // Full: a check is already requested.
         let (watch, look) = bounded(1);
         let (refill, spares) = SpareQueue::start()?;
         let idle = spawn("container-idle".into(), limits::STACK, {
-            let machines = machines.clone();
-            move || stop_idle(&machines, &look)
+            let containers = containers.clone();
+            move || stop_idle(&containers, &look)
         })?;
         Ok(Engine {
             allowlist,
@@ -66,142 +67,140 @@ impl Engine {
             roots,
             data_dir: data_dir.to_owned(),
             agent: OnceLock::new(),
-            containers: machines,
+            containers,
             notifiers: Some(Notifiers { spares: refill, idle_check: watch }),
             threads: vec![spares, idle],
         })
     }
 
-    /// What its containers have as their files.
     pub fn roots(&self) -> &Arc<Roots> {
         &self.roots
     }
 
-    /// Where groups of processes are made.
     pub fn cgroups(&self) -> &Cgroups {
         &self.cgroups
     }
 
-    /// The container that `place` describes; it starts with its first command. One that runs keeps what it was
-    /// started with.
+    /// Returns the container that `spec` describes, creating it if needed. It starts with its first command. A running
+    /// container keeps its settings until its next start.
     ///
     /// # Errors
-    /// When the agent's binary cannot be put into the data folder.
-    pub fn container(&self, place: ContainerSpec) -> Result<Arc<Container>> {
-        let name = place.machine_name.clone();
+    /// When the engine has been closed.
+    pub fn container(&self, spec: ContainerSpec) -> Result<Arc<Container>> {
+        let name = spec.machine_name.clone();
         let known = lock(&self.containers).get(&name).cloned();
-        if let Some(machine) = known {
-            machine.set_spec(place);
-            return Ok(machine);
+        if let Some(container) = known {
+            container.set_spec(spec);
+            return Ok(container);
         }
-        let wishes = self.notifiers.clone().ok_or_else(|| Error::internal("the engine has ended"))?;
-        let around = EngineContext {
+        let notifiers =
+            self.notifiers.clone().ok_or_else(|| Error::internal("The engine has been closed"))?;
+        let context = EngineContext {
             cgroups: self.cgroups.clone(),
             networks: self.networks.clone(),
             roots: self.roots.clone(),
             allowlist: self.allowlist.clone(),
         };
-        let machine = Container::new(place, around, wishes);
-        Ok(lock(&self.containers).entry(name).or_insert(machine).clone())
+        let container = Container::new(spec, context, notifiers);
+        Ok(lock(&self.containers).entry(name).or_insert(container).clone())
     }
 
-    /// Ends a container and forgets it.
+    /// Stops a container and removes it from the engine.
     pub fn remove(&self, name: &str) {
-        let machine = lock(&self.containers).remove(name);
-        if let Some(machine) = machine {
-            machine.stop();
+        let container = lock(&self.containers).remove(name);
+        if let Some(container) = container {
+            container.stop();
         }
     }
 
-    /// Takes over the container that `place` describes, if an earlier server left it running. Groups of commands that
-    /// were under way then are ended, unless `keep` wants them by their name, `runs/NUMBER`.
+    /// Adopts the container that `spec` describes if an earlier server left it running. Kills the cgroups of its
+    /// commands except those that `keep` accepts by name, `runs/NUMBER`.
     ///
     /// # Errors
-    /// When the machine refuses something; the container is not taken over then.
-    pub fn adopt(&self, place: ContainerSpec, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
-        let name = place.machine_name.clone();
-        let adopted = self.container(place)?.adopt(keep);
+    /// When the kernel refuses an operation; the container is not adopted then.
+    pub fn adopt(&self, spec: ContainerSpec, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let name = spec.machine_name.clone();
+        let adopted = self.container(spec)?.adopt(keep);
         if !matches!(adopted, Ok(true)) {
             lock(&self.containers).remove(&name);
         }
         adopted
     }
 
-    /// Private networks.
     pub fn networks(&self) -> &Networks {
         &self.networks
     }
 
-    /// Which folders of the host containers may have.
     pub fn allowlist(&self) -> &Allowlist {
         &self.allowlist
     }
 
-    /// Stops the container, if it runs.
+    /// Stops the container if it is running.
     pub fn stop_container(&self, name: &str) {
-        let machine = lock(&self.containers).get(name).cloned();
-        if let Some(machine) = machine {
-            machine.stop();
+        let container = lock(&self.containers).get(name).cloned();
+        if let Some(container) = container {
+            container.stop();
         }
     }
 
-    /// Does something with the root of the container that `place` describes, while nothing in it changes; `work` is told
-    /// whether the container is there and stands still. `stop`: also when commands run in it.
+    /// Runs `work` on the container's root while nothing in it changes. `work` receives whether the container is
+    /// running and frozen. `stop`: stop the container even if commands are running.
     ///
     /// # Errors
-    /// What `work` said; `Unavailable` when the container cannot be made to stand still.
+    /// Errors of `work`; `Unavailable` when the container cannot be frozen.
     pub fn quiesce<R>(
         &self,
-        place: ContainerSpec,
+        spec: ContainerSpec,
         stop: bool,
         work: impl FnOnce(bool) -> Result<R>,
     ) -> Result<R> {
-        self.container(place)?.quiesce(stop, work)
+        self.container(spec)?.quiesce(stop, work)
     }
 
-    /// What the container is doing.
+    /// Returns the state of the container.
     pub fn status(&self, name: &str) -> ContainerStatus {
-        let machine = lock(&self.containers).get(name).cloned();
-        machine.map_or(ContainerStatus { state: "stopped", ..ContainerStatus::default() }, |machine| {
-            machine.status()
+        let container = lock(&self.containers).get(name).cloned();
+        container.map_or(ContainerStatus { state: "stopped", ..ContainerStatus::default() }, |container| {
+            container.status()
         })
     }
 
-    /// Makes a change of idle times felt.
+    /// Checks for idle containers again after a change of idle timeouts.
     pub fn recheck_idle(&self) {
-        if let Some(wishes) = &self.notifiers {
-            let _ = wishes.idle_check.try_send(());
+        if let Some(notifiers) = &self.notifiers {
+            let _ = notifiers.idle_check.try_send(());
         }
     }
 
-    /// What a running container uses, now and so far.
+    /// Returns the current and total resource usage of a running container.
     pub fn usage(&self, name: &str) -> Option<(CurrentUsage, Usage)> {
-        let machine = lock(&self.containers).get(name).cloned();
-        machine.and_then(|machine| machine.usage())
+        let container = lock(&self.containers).get(name).cloned();
+        container.and_then(|container| container.usage())
     }
 
-    /// Bounds a running container anew; one that is stopped gets its limits at its start.
+    /// Changes the limits of a running container. A stopped container gets its limits at its start.
     ///
     /// # Errors
-    /// `Conflict` when the kernel cannot take back what is in use.
+    /// `Conflict` when more is in use than the new limit allows and the kernel cannot reclaim it.
     pub fn set_limits(&self, name: &str, limits: &Limits) -> Result<()> {
-        let machine = lock(&self.containers).get(name).cloned();
-        machine.map_or(Ok(()), |machine| machine.set_limits(limits))
+        let container = lock(&self.containers).get(name).cloned();
+        container.map_or(Ok(()), |container| container.set_limits(limits))
     }
 
-    /// Ends all containers but those that `stays` names: they run on for the next server.
+    /// Stops all containers except those that `stays` accepts; these keep running for the next server.
     pub fn stop_all(&self, stays: &dyn Fn(&str) -> bool) {
-        let machines: Vec<_> = lock(&self.containers).drain().collect();
-        for (name, machine) in machines {
+        let containers: Vec<_> = lock(&self.containers).drain().collect();
+        for (name, container) in containers {
             if stays(&name) {
-                machine.detach();
+                container.detach();
             } else {
-                machine.stop();
+                container.stop();
             }
         }
     }
 
-    /// A copy of our own binary that containers can bind: an upgrade may replace or delete the original while we run.
+    /// Copies this binary to the data directory and returns the copy's path. Containers bind-mount the copy, because an
+    /// upgrade may replace the original while the server is running.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -211,10 +210,10 @@ impl Engine {
         }
         let folder = self.data_dir.join("agent");
         let path = folder.join(format!("berth-{}", env!("CARGO_PKG_VERSION")));
-        // /proc/self/exe is the file we run, whatever its path means by now (proc(5)).
+        // /proc/self/exe is the running file even if its path has been replaced (proc(5)).
         let own = std::fs::read("/proc/self/exe").at("read", "/proc/self/exe")?;
         file::create_dir_private(&folder)?;
-        // Not to be read in the container, which keeps the agent's memory from it ([`super::agent`]).
+        // The file must not be readable in the container; this protects the agent's memory ([`super::agent`]).
         let mode = path.metadata().map(|meta| meta.permissions().mode() & 0o7777);
         if mode.ok() != Some(AGENT_MODE) || std::fs::read(&path).ok().as_ref() != Some(&own) {
             file::write_atomic(&path, &own, AGENT_MODE)?;
@@ -226,18 +225,18 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.stop_all(&|_| false);
-        if let Some(wishes) = self.notifiers.take() {
-            wishes.spares.close();
+        if let Some(notifiers) = self.notifiers.take() {
+            notifiers.spares.close();
         }
         self.threads.clear();
     }
 }
 
-/// The thread that stops what is idle: sleeps until the first container may be.
-fn stop_idle(machines: &ContainerMap, look: &Receiver<()>) {
+/// Stops idle containers, as a thread. It sleeps until the next container may become idle.
+fn stop_idle(containers: &ContainerMap, look: &Receiver<()>) {
     loop {
-        let all: Vec<Arc<Container>> = lock(machines).values().cloned().collect();
-        let next = all.iter().filter_map(|machine| machine.stop_if_idle()).min();
+        let all: Vec<Arc<Container>> = lock(containers).values().cloned().collect();
+        let next = all.iter().filter_map(|container| container.stop_if_idle()).min();
         drop(all);
         let asked = match next {
             Some(at) => look.recv_deadline(at.max(Instant::now())),

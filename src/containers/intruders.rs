@@ -1,6 +1,6 @@
-//! Processes in the agent's own group that are not the agent's. Every command has a group of its own, and the agent cannot
-//! be traced; a process that runs another program beside the agent has left its command's group by some other way, and would
-//! escape limits and deadlines. The end of a command ends it too. Without locks.
+//! Finds and kills foreign processes in the agent's own cgroup. Every command has a cgroup of its own, and the agent
+//! cannot be traced. A process that executes another program in the agent's cgroup has left its command's cgroup in
+//! some way and would escape limits and deadlines. Runs at the end of each command. No locks.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -8,21 +8,21 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::proc::Group;
 
-/// Most passes: a process may fork while it is being found.
+/// Most passes over the cgroup: a process may fork during a pass.
 const PASSES: usize = 20;
 
-/// A process of the group.
+/// A process in the cgroup.
 struct GroupMember {
     pidfd: std::os::fd::OwnedFd,
-    /// Its numbers in all pid namespaces, the server's first (`NSpid` in proc_pid_status(5)).
+    /// PIDs in all nested PID namespaces, the server's first (`NSpid` in proc_pid_status(5)).
     numbers: Vec<u32>,
-    /// Device and inode of its program.
+    /// Device and inode of the executable.
     program: Option<(u64, u64)>,
 }
 
 impl GroupMember {
     fn find(pid: i32, group: &Group) -> Option<GroupMember> {
-        // First the descriptor, then everything that is looked up by number.
+        // Open the descriptor before any lookup by PID.
         let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         let numbers = pid_numbers(&pid.to_string())?;
         let program = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
@@ -31,7 +31,7 @@ impl GroupMember {
     }
 }
 
-/// Ends them. `agents`: the group of nspawn and the agent.
+/// Kills foreign processes in `agents`, the cgroup of nspawn and the agent.
 pub(super) fn kill_intruders(agents: &Group) {
     let Some(outside) = pid_numbers("self").map(|numbers| numbers.len()) else { return };
     for _ in 0..PASSES {
@@ -40,7 +40,7 @@ pub(super) fn kill_intruders(agents: &Group) {
         let is_first =
             |member: &&GroupMember| member.numbers.len() == outside + 1 && member.numbers.last() == Some(&1);
         let Some(agent) = members.iter().find(is_first).and_then(|member| member.program) else { return };
-        // nspawn is outside of the container's namespace.
+        // nspawn is outside the container's PID namespace.
         let is_intruder =
             |member: &&GroupMember| member.numbers.len() > outside && member.program != Some(agent);
         let mut found = false;
@@ -50,7 +50,7 @@ pub(super) fn kill_intruders(agents: &Group) {
         if !found {
             return;
         }
-        log::warn!("processes beside a container's agent were ended");
+        log::warn!("Killed foreign processes in the cgroup of a container's agent");
     }
 }
 

@@ -1,6 +1,7 @@
-//! Container roots and what runs in them: base images, bootstraps, the nspawn engine, the resident agent.
-//! Knows folders and commands, neither workspaces nor runs nor HTTP.
+//! The container engine: nspawn, the resident agent, networks and bind mounts. Depends on directories and commands, not
+//! on workspaces, runs or HTTP.
 
+mod activity;
 pub mod agent;
 mod agent_socket;
 pub mod binds;
@@ -8,7 +9,6 @@ pub mod container;
 pub mod enclose;
 pub mod engine;
 mod intruders;
-mod load;
 pub mod network;
 mod pending_process;
 mod prepare;
@@ -16,6 +16,7 @@ mod process;
 pub mod protocol;
 mod quiesce;
 mod running;
+mod running_slot;
 mod spares;
 mod spec;
 mod state;

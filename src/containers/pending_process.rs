@@ -1,9 +1,9 @@
-//! A process of a container on its way to a command: the agent starts it, it enters a group of its own, and from then on it
-//! waits. Nothing here waits; the caller polls the process's socket.
+//! A process in a container that will execute a command. The agent starts it, it joins a cgroup of its own and then
+//! waits. Only [`PendingProcess::wait_until_ready`] blocks; other callers poll the process's socket.
 //!
-//! The process enters its group itself, through descriptors of the engine's. So no process is ever moved by its number: one
-//! that ends meanwhile may leave its number to any other process of the host. The number that the kernel attached to its
-//! greeting is checked through a pidfd, after the move as well as before.
+//! The process joins its cgroup itself, through descriptors that the engine sends. No process is ever moved by its PID,
+//! because the PID of a process that ended may already belong to another process of the host. The PID that the kernel
+//! attached to the first message is checked through a pidfd both before and after the move.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::base::{At, Result};
 use crate::proc::Group;
 use crate::proc::spawn::expose_other_to_oom;
 
-/// Its state.
+/// A process that is not ready yet.
 #[derive(Debug)]
 pub(super) struct PendingProcess {
     socket: OwnedFd,
@@ -35,7 +35,7 @@ struct JoiningProcess {
 }
 
 impl PendingProcess {
-    /// Asks the agent behind the socket in `runtime` for a process.
+    /// Asks the agent whose socket is in `runtime` for a process.
     pub(super) fn request(runtime: &OwnedFd, deadline: Instant) -> Result<PendingProcess> {
         Ok(PendingProcess {
             socket: agent_socket::connect_to_agent(runtime)?,
@@ -45,8 +45,8 @@ impl PendingProcess {
         })
     }
 
-    /// Goes on with what has come in. `group` makes the process's group; `is_inside`: whether a number is one of the
-    /// container's processes, as the kernel says.
+    /// Handles received messages and returns whether the process is ready. `group` creates its cgroup; `is_inside`
+    /// returns whether the kernel lists a PID in the container.
     ///
     /// # Errors
     /// `ContainerStopped` when the process or its container has ended.
@@ -68,7 +68,7 @@ impl PendingProcess {
                 expose_other_to_oom(pid, alive);
                 let group = group()?;
                 protocol::send_cgroups(&self.socket, &group.procs_files()?)?;
-                // Something inside may have stopped it.
+                // A process inside may have stopped it.
                 let _ = pidfd_send_signal(&pidfd, Signal::CONT);
                 self.joining = Some(JoiningProcess { pid, pidfd, group });
                 Ok(false)
@@ -77,7 +77,7 @@ impl PendingProcess {
                 if !protocol::receive_entered(&self.socket, &mut self.messages)? {
                     return Ok(false);
                 }
-                // In this order: while it lives, the number is its own.
+                // In this order: while the process is alive, its PID cannot belong to another process.
                 let entered = group.contains(*pid);
                 if !entered || has_ended(pidfd.as_fd()) {
                     return Err(container_stopped());
@@ -87,16 +87,16 @@ impl PendingProcess {
         }
     }
 
-    /// The process that waits, once [`Birth::go_on`] has said that it does.
+    /// Returns the waiting process after [`PendingProcess::advance`] returned `true`.
     pub(super) fn into_spare(self) -> Option<SpareProcess> {
         let JoiningProcess { pid, pidfd, group } = self.joining?;
         Some(SpareProcess { socket: self.socket, pid, pidfd, group })
     }
 
-    /// Goes on until the end.
+    /// Blocks until the process is ready.
     ///
     /// # Errors
-    /// As above; `ContainerSilent` when nothing comes until the deadline.
+    /// As [`PendingProcess::advance`]; `ContainerSilent` when no message arrives before the deadline.
     pub(super) fn wait_until_ready(
         mut self,
         is_inside: &dyn Fn(i32) -> bool,

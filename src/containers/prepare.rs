@@ -1,14 +1,13 @@
-//! What a container's root gets before each start, while nothing runs in it: folders for temporary files, and the
-//! container's own name. Everything is opened beneath the root. What the workload wrote there itself stays.
-//! Without threads or locks.
+//! Prepares a container's root before each start, while nothing is running in it: creates directories for temporary
+//! files and writes the container's host name. All paths are opened beneath the root. Files that the workload wrote are
+//! kept. No threads or locks.
 
 use crate::base::Result;
 use crate::store::beneath::Root;
 
-/// Prepares a root. A part that cannot be written (a full disk, a link in its place) does not keep the container from
-/// starting.
+/// Prepares a root. A part that cannot be written (full disk, a symbolic link in its place) does not prevent the start.
 pub(super) fn prepare_root(root: &Root, host_name: &str) {
-    // Images bring them with any mode, or not at all; a system that boots gives them this one at each start.
+    // Images may lack them or give them any mode; a booting system would set this mode at each start.
     for folder in ["tmp", "var/tmp"] {
         warn(folder, root.make_shared_dir(folder));
     }
@@ -18,11 +17,11 @@ pub(super) fn prepare_root(root: &Root, host_name: &str) {
 
 fn warn(path: &str, done: Result<()>) {
     if let Err(error) = done {
-        log::warn!("/{path} in a container was left as it is: {}", error.message());
+        log::warn!("/{path} in a container could not be updated: {}", error.message());
     }
 }
 
-/// Larger files are no lists of hosts.
+/// Larger files are not host lists.
 const HOSTS_BYTES: u64 = 1 << 20;
 
 fn write_hostname(root: &Root, name: &str) -> Result<()> {
@@ -32,7 +31,7 @@ fn write_hostname(root: &Root, name: &str) -> Result<()> {
         return Ok(());
     }
     root.make_dirs("etc")?;
-    // Not forced to the disk: the next start writes it again.
+    // Not synced to disk: the next start writes it again.
     root.write_again(PATH, text.as_bytes(), 0o644)
 }
 
@@ -54,11 +53,11 @@ fn write_hosts(root: &Root, name: &str) -> Result<()> {
     root.write_again(PATH, after.as_bytes(), 0o644)
 }
 
-/// By this the line is known again when the workspace has another name.
+/// Marks our line, so that it is found when the workspace is renamed.
 const HOSTS_MARKER: &str = "# this container, by berth";
 
-/// A list of hosts in which `name` is found: as Debian does it, by an address of the loopback device, which there is in
-/// every network. A line that names it already is as good.
+/// Returns a host list that contains `name` with a loopback address, as Debian does, because loopback exists in every
+/// network. An existing line with the name is kept.
 fn with_name(hosts: &str, name: &str) -> String {
     let is_ours = |line: &&str| line.trim_end().ends_with(HOSTS_MARKER);
     let others: Vec<&str> = hosts.split_inclusive('\n').filter(|line| !is_ours(line)).collect();
@@ -90,14 +89,14 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn the_own_name_is_found_and_other_lines_stay() {
+    fn own_name_is_added_and_other_lines_are_kept() {
         let own = |name: &str| format!("127.0.1.1\t{name}\t{HOSTS_MARKER}\n");
         let base = "127.0.0.1 localhost\n";
         let once = with_name(base, "box");
         assert_eq!(once, format!("{base}{}", own("box")));
         assert_eq!(with_name(&once, "box"), once);
         let more = format!("{once}10.0.0.5 db\n");
-        assert_eq!(with_name(&more, "box"), more, "the workload's line stays, and ours where it is");
+        assert_eq!(with_name(&more, "box"), more, "the workload's line is kept, and ours keeps its position");
         assert_eq!(with_name(&more, "new"), format!("{base}10.0.0.5 db\n{}", own("new")));
         for named in ["10.0.0.9\tother BOX\n", "127.0.0.1 localhost box # mine"] {
             assert_eq!(with_name(named, "box"), named);
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_of_any_shape_are_prepared_and_links_are_left() {
+    fn unusual_roots_are_prepared_and_links_are_not_followed() {
         let dir = TestFolder::new();
         std::fs::create_dir_all(dir.join("root/etc")).unwrap();
         std::fs::create_dir_all(dir.join("root/var")).unwrap();
@@ -121,7 +120,7 @@ mod tests {
         assert_eq!(std::fs::read(dir.join("root/etc/hostname")).unwrap(), b"box\n");
         let mode = |path: &str| std::fs::metadata(dir.join(path)).unwrap().mode() & 0o7777;
         assert_eq!((mode("root/var/tmp"), mode("root/var")), (0o1777, 0o755));
-        // One without anything, as some images are.
+        // An empty root, as some images have.
         std::fs::create_dir(dir.join("empty")).unwrap();
         prepare_root(&Root::open(&dir.join("empty")).unwrap(), "box");
         assert!(std::fs::read_to_string(dir.join("empty/etc/hosts")).unwrap().contains("127.0.1.1\tbox"));

@@ -1,5 +1,4 @@
-//! A command in a container, as whoever started it sees it. What the agent says of it is untrusted; its end is made sure
-//! of from outside.
+//! A command in a container. Messages from the agent about it are untrusted; the engine ensures its end from outside.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::activity::BusyGuard;
 use super::intruders;
-use super::load::Busy;
 use super::protocol::{AgentMessage, MessageReader};
 use super::running::{AGENTS, RunningContainer};
 use crate::base::{At, Code, Error, Result};
@@ -18,23 +17,23 @@ use crate::proc::{Cgroups, Exit, Group, HandoverGuard, Process, ProcessHandover,
 
 /// A command in a container.
 pub(super) struct ContainerProcess {
-    /// `None` where its container is another process's.
+    /// `None` if another process manages the container.
     pub(super) running: Option<Arc<RunningContainer>>,
-    /// The group of the container's agent.
+    /// Cgroup of the container's agent.
     pub(super) agents: Arc<Group>,
     pub(super) socket: OwnedFd,
     pub(super) reach: SignalHandle,
     pub(super) messages: MessageReader,
     pub(super) exit: Option<Exit>,
     pub(super) cwd: String,
-    /// As long as it is there, the container is not idle.
-    pub(super) busy: Option<Busy>,
+    /// Keeps the container from being idle.
+    pub(super) busy: Option<BusyGuard>,
     pub(super) handed_over: bool,
-    /// Its container knows whether memory ran out.
+    /// Whether the container was informed of an out-of-memory kill.
     pub(super) oom_reported: Cell<bool>,
 }
 
-/// A command in a container that another process of ours has started.
+/// Takes over a command in a container that another berth process started.
 ///
 /// # Errors
 /// When its group cannot be opened.
@@ -86,8 +85,8 @@ impl Process for ContainerProcess {
     fn kill(&mut self) {
         let _ = pidfd_send_signal(&*self.reach.pidfd, Signal::KILL);
         if let Err(error) = self.reach.group.kill(Some(self.reach.pid)) {
-            // Nothing of a run may live on: then nothing of its container does.
-            log::error!("a run could not be ended, so its container is: {error}");
+            // No process of a run may survive, so the whole container is stopped.
+            log::error!("A run could not be killed, so its container is stopped: {error}");
             if let Some(running) = &self.running {
                 running.end();
             }
@@ -127,10 +126,10 @@ impl Process for ContainerProcess {
     }
 }
 
-/// A container in which something runs that is watched elsewhere.
+/// Hold on a container in which another process watches a command.
 pub(super) struct ContainerHold {
     pub(super) running: Arc<RunningContainer>,
-    pub(super) _busy: Option<Busy>,
+    pub(super) _busy: Option<BusyGuard>,
 }
 
 impl HandoverGuard for ContainerHold {
@@ -153,11 +152,11 @@ impl Drop for ContainerProcess {
         if matches!(self.try_exit(), Ok(None)) {
             self.kill();
         }
-        // Its group's account goes with it.
+        // The cgroup's OOM count is lost with it.
         if !self.oom_reported.get() {
             self.oom_killed();
         }
-        // Whoever else has the group may still signal it.
+        // Other owners of the cgroup may still send signals to it.
         let group = std::mem::replace(&mut self.reach.group, Arc::new(Group::placeholder()));
         if let Some((running, group)) = self.running.as_ref().zip(Arc::into_inner(group)) {
             running.add_spare_group(group);
@@ -174,7 +173,7 @@ impl ContainerProcess {
     }
 }
 
-/// What an answer says that is no status: the command has not run.
+/// Converts a message into the error of a command that did not run.
 pub(super) fn launch_error(answer: &AgentMessage, cwd: &str) -> Error {
     let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
     match answer {
@@ -184,11 +183,12 @@ pub(super) fn launch_error(answer: &AgentMessage, cwd: &str) -> Error {
         ),
         AgentMessage::FromProcess(StartReport::Failed(StartStep::User, errno)) => Error::new(
             Code::InvalidUser,
-            format!("The command cannot become that user in the container: {}", reason(errno)),
+            format!("The command cannot switch to that user in the container: {}", reason(errno)),
         ),
-        AgentMessage::FromProcess(StartReport::Failed(StartStep::Exec, errno)) => {
-            Error::new(Code::InvalidCommand, format!("The container cannot run it: {}", reason(errno)))
-        }
-        other => Error::internal(format!("unexpected answer of an agent: {other:?}")),
+        AgentMessage::FromProcess(StartReport::Failed(StartStep::Exec, errno)) => Error::new(
+            Code::InvalidCommand,
+            format!("The container cannot run the command: {}", reason(errno)),
+        ),
+        other => Error::internal(format!("Unexpected message from an agent: {other:?}")),
     }
 }

@@ -1,5 +1,5 @@
-//! What engine and agent say to each other on a Unix stream socket, one connection per process: a packed command one
-//! way, answers of eight bytes the other. The agent's side is untrusted input for the engine: every wait has a deadline.
+//! Protocol between engine and agent on a Unix stream socket, one connection per process: a packed command in one
+//! direction, messages of eight bytes in the other. The agent is untrusted: every wait of the engine has a deadline.
 
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
@@ -20,26 +20,23 @@ use crate::proc::exec::{REPORT_BYTES, StartReport, decode_pair, encode_pair};
 use crate::proc::packed::{MAX_PROCS_FILES, STREAMS, pack};
 use crate::proc::{CommandSpec, Stdio};
 
-/// What both sides understand. A server that finds a running agent of another one ends it.
+/// Protocol version. A server that finds a running agent with another version stops its container.
 pub const VERSION: u32 = 3;
 
 /// Agent → engine, eight bytes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentMessage {
-    /// A process waits for its command; its pid is attached.
+    /// A process waits for its command; the kernel attaches its PID.
     Ready,
-    /// What that process says itself.
+    /// A message from the process itself.
     FromProcess(StartReport),
     /// It ended with this exit code.
     Exited {
         /// 0 to 255.
         code: i32,
     },
-    /// A signal ended it.
-    Killed {
-        /// The signal's number.
-        signal: i32,
-    },
+    /// A signal killed it.
+    Killed { signal: i32 },
 }
 
 impl AgentMessage {
@@ -62,31 +59,31 @@ impl AgentMessage {
     }
 }
 
-/// The container, or the process in it that was to become a command, has ended.
+/// Error: the container, or the process that was to execute a command, has ended.
 pub(super) fn container_stopped() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
-/// Nothing came until the deadline.
+/// Error: no message arrived before the deadline.
 pub(super) fn agent_timeout() -> Error {
     Error::new(Code::ContainerSilent, "The container's agent does not answer")
 }
 
-/// The container lives, but nothing can be started in it.
+/// Error: the container is running, but no process can be started in it.
 pub(super) fn container_full() -> Error {
     Error::new(
         Code::ContainerFull,
-        "Nothing can be started in the container: what runs there takes all its memory or processes, or kills what starts. \
-         GET …/resources shows what it uses; DELETE …/runs/:run ends a run, POST …/stop everything",
+        "No process can be started in the container: processes in it use all its memory or process slots, or kill new ones. \
+         GET …/resources shows its usage; DELETE …/runs/:run ends one run, POST …/stop all of them",
     )
 }
 
-/// Engine → waiting process: become this command, with these three streams; `mark`: a further variable; `doors`: further
-/// groups to enter.
+/// Engine → waiting process: sends the command and its three streams. `mark`: an additional variable; `doors`:
+/// additional cgroups to join.
 ///
 /// # Errors
-/// `InvalidCommand` when it is longer than the kernel takes; `ContainerStopped` when the other side is gone,
-/// `ContainerSilent` when it does not read until `deadline`.
+/// `InvalidCommand` when the command is longer than the kernel allows; `ContainerStopped` when the other side
+/// disconnected; `ContainerSilent` when it does not read before `deadline`.
 pub fn send_command(
     socket: impl AsFd,
     command: &CommandSpec,
@@ -98,14 +95,17 @@ pub fn send_command(
     let bytes = pack(command, mark);
     if bytes.len() > limits::AGENT_MESSAGE_BYTES {
         let reason = std::io::Error::from(Errno::TOOBIG);
-        return Err(Error::new(Code::InvalidCommand, format!("The container cannot run it: {reason}")));
+        return Err(Error::new(
+            Code::InvalidCommand,
+            format!("The container cannot run the command: {reason}"),
+        ));
     }
     let mut fds = vec![stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
     fds.extend(doors.iter().map(AsFd::as_fd));
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + MAX_PROCS_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Error::internal("a command has more groups than there are hierarchies"));
+        return Err(Error::internal("A command has more cgroups than there are hierarchies"));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let mut sent = 0;
@@ -125,10 +125,10 @@ pub fn send_command(
     Ok(())
 }
 
-/// The agent's side: says that `pid` waits. Does not wait for an engine that does not read.
+/// Agent → engine: reports that `pid` waits. Does not block if the engine does not read.
 ///
 /// # Errors
-/// What sendmsg(2) said.
+/// Errors of sendmsg(2).
 pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
     let credentials = UCred { pid, uid: getuid(), gid: getgid() };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
@@ -138,10 +138,10 @@ pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
     sendmsg(&socket, &[IoSlice::new(&AgentMessage::Ready.to_bytes())], &mut ancillary, flags).map(drop)
 }
 
-/// Between the agent's two: `pid` waits on `socket`.
+/// Zygote → PID 1: reports that `pid` waits on `socket`.
 ///
 /// # Errors
-/// What sendmsg(2) said.
+/// Errors of sendmsg(2).
 pub fn send_process(tells: impl AsFd, pid: Pid, socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let fds = [socket];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -151,7 +151,7 @@ pub fn send_process(tells: impl AsFd, pid: Pid, socket: BorrowedFd<'_>) -> rusti
     sendmsg(&tells, &[IoSlice::new(&number)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// The next of these; `None` when there is none at the moment.
+/// Returns the next reported process; `None` if there is none at the moment.
 pub fn receive_process(told: impl AsFd) -> Option<(Pid, OwnedFd)> {
     let mut number = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -165,10 +165,10 @@ pub fn receive_process(told: impl AsFd) -> Option<(Pid, OwnedFd)> {
     Some((Pid::from_raw(i32::from_ne_bytes(number))?, sockets.next()?.next()?))
 }
 
-/// The agent's side: says anything else. Does not wait for an engine that does not read.
+/// Agent → engine: sends any other message. Does not block if the engine does not read.
 ///
 /// # Errors
-/// What send(2) said.
+/// Errors of send(2).
 pub fn send_message(socket: impl AsFd, answer: AgentMessage) -> rustix::io::Result<()> {
     send(&socket, &answer.to_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
 }
@@ -184,27 +184,27 @@ fn wait_ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Re
     }
 }
 
-/// Answers as they come in, whatever pieces the other side sends.
+/// Reads messages from a stream, in whatever pieces they arrive.
 #[derive(Debug, Default)]
 pub struct MessageReader {
     bytes: Vec<u8>,
 }
 
 impl MessageReader {
-    /// Goes on after these bytes.
+    /// Starts with bytes that were already received.
     pub fn with_bytes(bytes: Vec<u8>) -> MessageReader {
         MessageReader { bytes }
     }
 
-    /// What came and is not read yet.
+    /// Returns received bytes that were not parsed.
     pub fn unread(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The next answer if it is complete. Does not wait.
+    /// Returns the next message if it is complete. Does not block.
     ///
     /// # Errors
-    /// `ContainerStopped` at the end of the connection or when what came is not an answer.
+    /// `ContainerStopped` at EOF or for an invalid message.
     pub fn try_next(&mut self, socket: impl AsFd) -> Result<Option<AgentMessage>> {
         loop {
             if let Some(answer) = self.parse()? {
@@ -226,16 +226,16 @@ impl MessageReader {
         self.bytes.drain(..REPORT_BYTES);
         AgentMessage::from_bytes(bytes)
             .map(Some)
-            .ok_or_else(|| container_stopped().with_source("what came is no answer"))
+            .ok_or_else(|| container_stopped().with_source("invalid message"))
     }
 }
 
-/// [`AgentMessage::Ready`], with the pid that the kernel attached to it, as seen from here; `None`: it has not come yet. The socket
-/// must have SO_PASSCRED set since before it was connected. The sender can lie only about pids of its own namespace
-/// (unix(7): another pid needs CAP_SYS_ADMIN in the user namespace that owns the pid namespace).
+/// Receives [`AgentMessage::Ready`] and returns the PID that the kernel attached to it, as seen from here; `None` if it
+/// has not arrived. SO_PASSCRED must have been set before the socket was connected. The sender can forge only PIDs of
+/// its own namespace (unix(7): another PID needs CAP_SYS_ADMIN in the user namespace that owns the PID namespace).
 ///
 /// # Errors
-/// `ContainerStopped` when anything else comes.
+/// `ContainerStopped` for any other message.
 pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
     let mut chunk = [0u8; REPORT_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
@@ -254,31 +254,32 @@ pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
     let mut answers = MessageReader { bytes: chunk[..received.bytes].to_vec() };
     match (answers.parse()?, pid) {
         (Some(AgentMessage::Ready), Some(pid)) => Ok(Some(pid)),
-        _ => Err(container_stopped().with_source("the first message was not a greeting")),
+        _ => Err(container_stopped().with_source("the first message was not `ready`")),
     }
 }
 
-/// Engine → waiting process: enter the groups behind these `cgroup.procs`. The kernel checks the rights of the process that
-/// opened them (cgroup_procs_write in kernel/cgroup/cgroup.c, Linux 5.16 and the stable releases of that time).
+/// Engine → waiting process: join the cgroups behind these `cgroup.procs` descriptors. The kernel checks the privileges
+/// of the process that opened them (cgroup_procs_write in kernel/cgroup/cgroup.c, since Linux 5.16 and the stable
+/// releases of that time).
 ///
 /// # Errors
-/// `ContainerStopped` when the other side is gone or does not read.
+/// `ContainerStopped` when the other side disconnected or does not read.
 pub(super) fn send_cgroups(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()> {
     let fds: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PROCS_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Error::internal("a process has more groups than there are hierarchies"));
+        return Err(Error::internal("A process has more cgroups than there are hierarchies"));
     }
     let (word, flags) = (encode_pair(0, 0), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     sendmsg(&socket, &[IoSlice::new(&word)], &mut ancillary, flags).map_err(|_| container_stopped())?;
     Ok(())
 }
 
-/// Whether the process has entered its groups; `false`: it has not said so yet.
+/// Returns whether the process has joined its cgroups; `false` if it has not reported yet.
 ///
 /// # Errors
-/// `ContainerStopped` when it has ended; `Internal` with what the kernel said.
+/// `ContainerStopped` when it ended; `Internal` with the kernel's error.
 pub(super) fn receive_entered(socket: impl AsFd, answers: &mut MessageReader) -> Result<bool> {
     match answers.try_next(&socket)? {
         None => Ok(false),
@@ -294,8 +295,8 @@ pub(super) fn receive_entered(socket: impl AsFd, answers: &mut MessageReader) ->
 /// Waits until a process has accepted its command.
 ///
 /// # Errors
-/// Nothing has run then: `ContainerStopped` when the process ended, `ContainerSilent` when nothing came until `deadline`;
-/// the answer that came instead is given to `refused`.
+/// Nothing has run in these cases: `ContainerStopped` when the process ended; `ContainerSilent` when no message arrived
+/// before `deadline`; any other message is passed to `refused`.
 pub fn receive_accepted(
     socket: impl AsFd,
     answers: &mut MessageReader,

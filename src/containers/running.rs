@@ -1,6 +1,7 @@
-//! A container that runs: nspawn, the agent, the group of everything in it, and what waits for commands.
+//! A running container: nspawn, the agent, the cgroup of all its processes, and processes that wait for commands.
 //!
-//! Threads: `container-NAME` waits for nspawn's end and then ends whatever is left. Locks: `spares`, `groups` and `owner`, leaves.
+//! Threads: `container-NAME` waits for nspawn's exit and then kills the remaining processes. Locks: `spares`,
+//! `spare_groups` and `monitor`, leaves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -18,39 +19,39 @@ use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
 use crate::roots::RootHandle;
 
-/// The group of nspawn and the agent, in the container's.
+/// Cgroup of nspawn and the agent, below the container's.
 pub(super) const AGENTS: &str = "machine";
 
-/// What runs.
+/// A running container.
 #[derive(Debug)]
 pub(super) struct RunningContainer {
     pub(super) record: ContainerRecord,
-    /// Taken over from an earlier server.
+    /// Adopted from an earlier server.
     pub(super) adopted: bool,
-    /// The workspace's folder.
+    /// The workspace's directory.
     pub(super) runtime: OwnedFd,
     pub(super) group: Group,
-    /// That of nspawn and the agent.
+    /// Cgroup of nspawn and the agent.
     pub(super) agents: Arc<Group>,
-    /// The first uid of the container on the host.
+    /// The container's first UID on the host.
     pub(super) uid_base: u32,
-    /// Its files, put together.
+    /// Keeps the root mounted.
     pub(super) _root: Option<RootHandle>,
-    /// The namespace that its processes have their numbers in.
+    /// Device and inode of its PID namespace.
     pub(super) pids: Option<(u64, u64)>,
     /// PID 1 of the container.
     pub(super) init: OwnedFd,
-    /// nspawn's and its own.
+    /// Status files of nspawn and of PID 1.
     pub(super) stats: [ProcStat; 2],
     pub(super) spares: Mutex<Vec<SpareProcess>>,
-    /// Groups of commands that have ended, for others.
+    /// Cgroups of ended commands, for reuse.
     pub(super) spare_groups: Mutex<Vec<Group>>,
-    /// Something in it was killed for want of memory: v1 counts that for the innermost group alone.
+    /// Whether the OOM killer killed a process in it: cgroup v1 counts that only for the innermost cgroup.
     pub(super) oom_killed: AtomicBool,
     pub(super) monitor: NspawnMonitor,
 }
 
-/// A process in the container that waits for its command, in a group of its own.
+/// A process in the container that waits for its command, in a cgroup of its own.
 #[derive(Debug)]
 pub(super) struct SpareProcess {
     pub(super) socket: OwnedFd,
@@ -62,7 +63,7 @@ pub(super) struct SpareProcess {
 /// nspawn's process.
 #[derive(Debug)]
 pub(super) enum NspawnProcess {
-    /// Started by us.
+    /// Started by this server.
     Ours(Child),
     /// Started by an earlier server.
     Adopted(OwnedFd),
@@ -72,15 +73,15 @@ pub(super) enum NspawnProcess {
 #[derive(Debug)]
 pub(super) struct NspawnMonitor {
     stop: Cancel,
-    /// It goes on without us.
+    /// Set to leave the container running.
     let_go: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
     thread: Mutex<Option<JoinOnDrop>>,
 }
 
 impl NspawnMonitor {
-    /// Waits for `leader` on a thread of its own. `all`: everything in the container; `runtime`: where its state lies;
-    /// `lease`: its private network.
+    /// Starts a thread that waits for `leader`. `all`: cgroup of the whole container; `runtime`: directory of its
+    /// state; `lease`: its private network.
     pub(super) fn start(
         name: &str,
         leader: NspawnProcess,
@@ -102,7 +103,8 @@ impl NspawnMonitor {
                     return;
                 }
                 leader.kill();
-                // nspawn may have been killed alone: what it leaves is nobody's, and whoever waits for it must hear.
+                // nspawn may have been killed alone. The remaining processes must end too, and waiting callers must be
+                // notified.
                 if let Err(error) = all.kill(None) {
                     log::error!("container: {error}");
                 }
@@ -118,10 +120,10 @@ impl NspawnMonitor {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends nspawn and everything in the container, and returns when it is over.
+    /// Kills nspawn and all processes in the container, and waits until they have ended.
     pub(super) fn end(&self) {
         self.stop.cancel();
-        // Under the lock: a second one who wants the end waits for it as well.
+        // Under the lock, so that a second caller waits for the end too.
         lock(&self.thread).take();
     }
 
@@ -143,7 +145,7 @@ impl RunningContainer {
         !self.monitor.has_ended() && !has_ended(self.init.as_fd())
     }
 
-    /// Whether `pid` is one of its processes, as the kernel says. Its namespace is found quicker than its group.
+    /// Whether the kernel lists `pid` in this container. Comparing namespaces is faster than reading the cgroup.
     pub(super) fn contains(&self, pid: i32) -> bool {
         match self.pids {
             Some(pids) => pid_namespace(pid) == Some(pids),
@@ -151,17 +153,17 @@ impl RunningContainer {
         }
     }
 
-    /// Whether more processes should wait in it.
+    /// Whether more waiting processes are needed.
     pub(super) fn needs_spare(&self) -> bool {
         lock(&self.spares).len() < limits::SPARE_PROCESSES && !self.monitor.has_ended()
     }
 
-    /// Takes a process that waits for a command.
+    /// Adds a waiting process.
     pub(super) fn add_spare(&self, spare: SpareProcess) {
         lock(&self.spares).push(spare);
     }
 
-    /// Takes the group of a command that has ended.
+    /// Adds the cgroup of an ended command for reuse.
     pub(super) fn add_spare_group(&self, mut group: Group) {
         if !self.monitor.has_ended() && lock(&self.spare_groups).len() < limits::SPARE_GROUPS && group.reuse()
         {
@@ -169,12 +171,12 @@ impl RunningContainer {
         }
     }
 
-    /// Whether it should still get commands: one that is being killed would take them with it.
+    /// Whether it should receive commands: a container that is being killed would kill them too.
     pub(super) fn accepts_commands(&self) -> bool {
         self.is_alive() && !self.stats.iter().any(ProcStat::is_being_killed)
     }
 
-    /// Ends everything in it and returns when it is over.
+    /// Kills all its processes and waits until they have ended.
     pub(super) fn end(&self) {
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
         if let Err(error) = self.group.kill(None) {
@@ -183,7 +185,8 @@ impl RunningContainer {
         lock(&self.spares).clear();
         lock(&self.spare_groups).clear();
         self.monitor.end();
-        // A command that is cut short has us still, while the next start makes groups of these names.
+        // A command that is interrupted still holds this object, while the next start creates cgroups with the same
+        // names.
         self.group.remove();
     }
 
@@ -196,7 +199,7 @@ impl RunningContainer {
 }
 
 impl NspawnProcess {
-    /// Until it has ended, or `stop`. A container has no deadline of its own.
+    /// Waits until the process has ended or `stop` is cancelled. A container has no deadline of its own.
     fn wait(&self, stop: &Cancel) {
         let process = match self {
             NspawnProcess::Ours(child) => child.exit_fd(),
@@ -217,7 +220,7 @@ impl NspawnProcess {
         }
     }
 
-    /// Its destructor would end it; the kernel gives it to another parent when we end.
+    /// Skips the destructor, which would kill the process. The kernel reparents it when this server exits.
     fn leak(self) {
         std::mem::forget(self);
     }
@@ -233,20 +236,20 @@ pub(super) fn parent_of(pid: i32) -> Option<i32> {
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
-/// The number of the process that a pidfd means (pidfd_open(2): `Pid:` in fdinfo); `None` once it has been reaped.
+/// Returns the PID that a pidfd refers to (pidfd_open(2): `Pid:` in fdinfo); `None` once the process has been reaped.
 pub(super) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<Pid> {
     use std::os::fd::AsRawFd as _;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     Pid::from_raw(text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?)
 }
 
-/// The pid namespace of a process (namespaces(7): its device and inode).
+/// Returns the PID namespace of a process as device and inode (namespaces(7)).
 pub(super) fn pid_namespace(pid: i32) -> Option<(u64, u64)> {
     let namespace = std::fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?;
     Some((namespace.dev(), namespace.ino()))
 }
 
-/// The first uid of a process's user namespace, on the host (user_namespaces(7)).
+/// Returns the first UID of a process's user namespace, on the host (user_namespaces(7)).
 pub(super) fn uid_base(pid: i32) -> Option<u32> {
     let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).ok()?;
     let mut fields = map.split_ascii_whitespace();

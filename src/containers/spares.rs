@@ -1,5 +1,5 @@
-//! Keeps waiting processes ready in all containers. One thread serves all of them and waits for all at once, so a container
-//! whose agent does not answer holds up itself alone.
+//! Keeps waiting processes ready in all containers. One thread serves all containers with a single poll(2), so that an
+//! agent that does not answer delays only its own container.
 //!
 //! Thread: `container-spares`. No locks of its own.
 
@@ -18,12 +18,12 @@ use crate::base::thread::{JoinOnDrop, spawn};
 use crate::base::{Result, limits};
 use crate::proc::Waker;
 
-/// Requests that wait for the thread; beyond them the next command makes its process itself.
+/// Queued requests; when the queue is full, the next command starts its process itself.
 const REQUESTS: usize = 64;
-/// How long the thread sleeps at most.
+/// Longest sleep of the thread.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Where machines ask for processes.
+/// Handle to request waiting processes.
 #[derive(Clone, Debug)]
 pub(super) struct SpareQueue {
     queue: Sender<SpareRequest>,
@@ -31,23 +31,23 @@ pub(super) struct SpareQueue {
     closed: Arc<AtomicBool>,
 }
 
-/// A container that may need processes. It comes with what runs, so that the thread takes no lock that a start or an end of
-/// the container holds.
+/// A container that may need processes. It includes the running container, so that the thread takes no lock that a
+/// start or stop holds.
 #[derive(Debug)]
 struct SpareRequest {
-    machine: Weak<Container>,
+    container: Weak<Container>,
     running: Arc<RunningContainer>,
 }
 
-/// A process that is on its way.
+/// A process that is not ready yet.
 struct PendingSpare {
-    machine: Weak<Container>,
+    container: Weak<Container>,
     running: Arc<RunningContainer>,
     process: PendingProcess,
 }
 
 impl SpareQueue {
-    /// Starts the thread; [`Refills::close`] ends it.
+    /// Starts the thread; [`SpareQueue::close`] ends it.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -61,15 +61,14 @@ impl SpareQueue {
         Ok((SpareQueue { queue, waker, closed }, thread))
     }
 
-    /// Asks for processes.
-    pub(super) fn request(&self, machine: &Arc<Container>, running: &Arc<RunningContainer>) {
-        let request = SpareRequest { machine: Arc::downgrade(machine), running: running.clone() };
+    /// Requests processes for a container.
+    pub(super) fn request(&self, container: &Arc<Container>, running: &Arc<RunningContainer>) {
+        let request = SpareRequest { container: Arc::downgrade(container), running: running.clone() };
         if self.queue.try_send(request).is_ok() {
             self.waker.wake();
         }
     }
 
-    /// Ends the thread.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.waker.wake();
@@ -105,24 +104,27 @@ fn serve(wanted: &Receiver<SpareRequest>, waker: &Waker, closed: &AtomicBool) {
     }
 }
 
-/// One at a time for each container.
-fn begin(SpareRequest { machine, running }: SpareRequest, pending: &[PendingSpare]) -> Option<PendingSpare> {
+/// Starts one process at a time for each container.
+fn begin(
+    SpareRequest { container, running }: SpareRequest,
+    pending: &[PendingSpare],
+) -> Option<PendingSpare> {
     if !running.needs_spare() || pending.iter().any(|one| Arc::ptr_eq(&one.running, &running)) {
         return None;
     }
-    let birth = PendingProcess::request(&running.runtime, Instant::now() + limits::AGENT_ANSWER).ok()?;
-    Some(PendingSpare { machine, running, process: birth })
+    let process = PendingProcess::request(&running.runtime, Instant::now() + limits::AGENT_ANSWER).ok()?;
+    Some(PendingSpare { container, running, process })
 }
 
-/// What is on its way after this step: this process, the next one, or none.
+/// Advances a process. Returns the process that is pending afterwards: the same, the next one, or none.
 fn go_on(mut one: PendingSpare) -> Option<PendingSpare> {
-    let machine = one.machine.upgrade()?;
-    let group = || machine.group_for_spare(&one.running);
+    let container = one.container.upgrade()?;
+    let group = || container.group_for_spare(&one.running);
     match one.process.advance(&|pid| one.running.contains(pid), group) {
         Ok(false) => Some(one),
         Ok(true) => {
             one.running.add_spare(one.process.into_spare()?);
-            begin(SpareRequest { machine: one.machine, running: one.running }, &[])
+            begin(SpareRequest { container: one.container, running: one.running }, &[])
         }
         Err(_) => None,
     }

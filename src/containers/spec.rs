@@ -1,4 +1,4 @@
-//! What a container is started with: its place on the host, and nspawn's command line for it.
+//! The settings of a container and its nspawn command line.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,50 +10,48 @@ use crate::proc::idmap::IDS;
 use crate::roots::{RootLocation, RootMount, Roots};
 use crate::store::allowlist::MountRequest;
 
-/// The agent's program in every container.
+/// Path of the agent's binary in every container.
 pub const AGENT: &str = "/run/berth/agent";
 
-/// Everything that a container's start needs to know.
+/// Settings for the start of a container.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
-    /// Short and unique among all containers of the machine: `--machine=`.
+    /// Short and unique on the host: nspawn's `--machine=`.
     pub machine_name: String,
-    /// What `hostname` says inside.
+    /// Host name inside the container.
     pub host_name: String,
-    /// The folder with its files.
+    /// The workspace's path of the root.
     pub root: PathBuf,
-    /// Where its socket, its state and our copy of resolv.conf lie; outside the root.
+    /// Directory of its socket, its state and its resolv.conf; outside the root.
     pub runtime: PathBuf,
-    /// The agent's binary.
+    /// Path of the agent's binary on the host.
     pub agent: PathBuf,
-    /// What it sees of the network.
     pub network: Network,
-    /// Folders of the host in it.
+    /// Host directories mounted in it.
     pub mounts: Vec<MountRequest>,
-    /// What everything in it may use together.
+    /// Limits for all its processes together.
     pub limits: Limits,
-    /// How large /tmp may become if it is to be in memory; `None`: it is on the disk.
+    /// Size of an in-memory /tmp; `None`: /tmp is on disk.
     pub tmpfs_bytes: Option<u64>,
-    /// It is stopped when it has done nothing for so long; `None`: never.
+    /// Idle time after which it is stopped; `None`: never.
     pub idle_timeout: Option<Duration>,
 }
 
-/// nspawn(1) separates source and target by a colon.
+/// Escapes a path for nspawn(1)'s `--bind`, which separates source and target by a colon.
 pub(super) fn escape_bind_path(path: &Path) -> String {
     path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
 }
 
 impl ContainerSpec {
-    /// Where its root belongs.
     pub(super) fn root_location(&self) -> RootLocation {
         RootLocation { folder: self.runtime.clone(), root: self.root.clone() }
     }
 }
 
-/// What our own binary is called with, so that it becomes nspawn, so that it becomes our agent. `link`: the shell's part
-/// in making its private network. `attach`: what brings the mounts, in front of nspawn.
+/// Returns the arguments with which our own binary executes nspawn, which then executes the agent. `link`: shell script
+/// that sets up the private network. `attach`: command that prepares the bind mounts, inserted before nspawn.
 pub(super) fn nspawn_args(
-    place: &ContainerSpec,
+    spec: &ContainerSpec,
     entry: &RootMount,
     nspawn: &Path,
     resolv_conf: &Path,
@@ -62,13 +60,13 @@ pub(super) fn nspawn_args(
 ) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let tree = entry.tree.as_ref().map_or_else(|| enclose::NONE.to_owned(), Roots::child_path);
-    // Its place in the server's own folder: nspawn resolves names, and those above an owner's folder can change.
-    let root = text(&place.root_location().attached());
+    // A path in the server's own directory: nspawn resolves names, and directories above an owner's path can change.
+    let root = text(&spec.root_location().attached());
     let mut args = vec!["enclose".to_owned(), tree, root.clone()];
     match link {
         None => args.push(enclose::NONE.to_owned()),
-        // The network namespace is nspawn's own and not one that nspawn makes: so it belongs to the host's users, and
-        // root inside can change neither its addresses nor its rules.
+        // The namespace is created here and not by nspawn, so that it belongs to the host's users and root inside can
+        // change neither addresses nor rules.
         Some(script) => {
             let script = format!("{script}exec \"$@\"");
             args.extend([enclose::NETWORK, "/bin/sh", "-c", &script, "sh"].map(str::to_owned));
@@ -77,7 +75,7 @@ pub(super) fn nspawn_args(
     args.extend_from_slice(attach);
     args.push(text(nspawn));
     let options = [
-        // No systemd needed as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
+        // No systemd as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
         "--quiet",
         "--register=no",
         "--keep-unit",
@@ -89,24 +87,24 @@ pub(super) fn nspawn_args(
         "--console=pipe",
     ];
     args.extend(options.map(str::to_owned));
-    // Root inside is nobody outside.
+    // Root inside is an unprivileged user outside.
     args.extend(match entry.first_id {
-        // The mount that it gets shows its files as its own already.
+        // Its mount already maps the owners of its files.
         Some(first) => [format!("--private-users={first}:{IDS}"), "--private-users-ownership=off".to_owned()],
-        // `auto` maps ownership by an ID-mapped mount, and changes it on disk only where the kernel or the file
-        // system cannot.
+        // `auto` uses an ID-mapped mount and changes owners on disk only where the kernel or file system does not
+        // support that.
         None => ["--private-users=pick".to_owned(), "--private-users-ownership=auto".to_owned()],
     });
-    args.push(format!("--machine={}", place.machine_name));
-    args.push(format!("--hostname={}", place.host_name));
-    if place.network == Network::None {
+    args.push(format!("--machine={}", spec.machine_name));
+    args.push(format!("--hostname={}", spec.host_name));
+    if spec.network == Network::None {
         args.push("--private-network".to_owned());
     }
-    if let Some(bytes) = place.tmpfs_bytes {
+    if let Some(bytes) = spec.tmpfs_bytes {
         args.push(format!("--tmpfs=/tmp:mode=1777,nosuid,nodev,strictatime,size={bytes}"));
     }
     args.push(format!("--directory={root}"));
-    args.push(format!("--bind-ro={}:{AGENT}", escape_bind_path(&place.agent)));
+    args.push(format!("--bind-ro={}:{AGENT}", escape_bind_path(&spec.agent)));
     args.push(format!("--bind-ro={}:/etc/resolv.conf", escape_bind_path(resolv_conf)));
     args.extend([AGENT, "agent"].map(str::to_owned));
     args

@@ -1,5 +1,5 @@
-//! What a running container leaves in its workspace's folder, so that a server that starts while it runs finds it. Nothing
-//! in it is believed: each number is compared with what the kernel says of it now. Without locks.
+//! The file that a running container leaves in its workspace's directory, so that a later server can find it. Its
+//! content is not trusted: each PID is compared with the kernel's current data. No locks.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -22,34 +22,30 @@ use crate::store::file;
 /// `<workspace>/machine.json`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct ContainerRecord {
-    /// What the agent understands.
+    /// Protocol version of the agent.
     pub(super) protocol: u32,
-    /// berth's version in it.
+    /// Version of the agent's binary.
     pub(super) agent_version: String,
-    /// Process numbers mean nothing after a reboot.
+    /// PIDs are meaningless after a reboot.
     boot_id: String,
-    /// nspawn, which is the container.
+    /// nspawn.
     leader: ProcessIdentity,
     /// The agent, PID 1 inside.
     init: ProcessIdentity,
-    /// Its cgroup, as /proc names it.
+    /// Cgroup path, as in /proc/PID/cgroup.
     pub(super) cgroup: PathBuf,
     pub(super) started_at: DateTime<Utc>,
-    /// What it sees of the network.
     #[serde(default)]
     pub(super) network: Network,
-    /// Its private network.
     #[serde(default)]
     pub(super) link: Option<VethLink>,
-    /// Folders of the host in it.
     #[serde(default)]
     pub(super) mounts: Vec<BindMount>,
 }
 
-/// A process that no other one can be taken for: its number, and when it started, in clock ticks since boot.
+/// Identity of a process that cannot be confused with another: PID and start time in clock ticks since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {
-    /// Its number.
     pub pid: i32,
     start: u64,
 }
@@ -57,34 +53,34 @@ pub struct ProcessIdentity {
 const FILE: &str = "machine.json";
 
 impl ProcessIdentity {
-    /// The process that has this number now, unless it has ended.
+    /// Returns the process that currently has this PID; `None` if there is none.
     pub fn from_pid(pid: i32) -> Option<ProcessIdentity> {
         Some(ProcessIdentity { pid, start: start_time(pid)? })
     }
 
-    /// A way to ask again and again whether it is about to end.
+    /// Opens the process's stat file, to check repeatedly whether it is being killed.
     pub(super) fn open_stat(self) -> Option<ProcStat> {
-        let pulse = ProcStat(File::open(format!("/proc/{}/stat", self.pid)).ok()?);
-        (pulse.field(22)? == self.start).then_some(pulse)
+        let stat = ProcStat(File::open(format!("/proc/{}/stat", self.pid)).ok()?);
+        (stat.field(22)? == self.start).then_some(stat)
     }
 
-    /// A descriptor of exactly this process, if it lives and is in `group`.
+    /// Opens a descriptor of exactly this process, if it is alive and in `group`.
     fn find(self, group: &Group) -> Option<OwnedFd> {
-        // First the descriptor, then the checks: what it means can no longer change.
+        // Open the descriptor before the checks; from then on it refers to one process.
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         (start_time(self.pid) == Some(self.start) && group.contains(self.pid)).then_some(fd)
     }
 }
 
-/// A process's /proc/PID/stat, open: it means this process, whoever has its number later.
+/// An open /proc/PID/stat. It refers to one process, even if the PID is reused.
 #[derive(Debug)]
 pub(super) struct ProcStat(File);
 
 impl ProcStat {
-    /// Whether it has been killed, even if nothing of that can be seen otherwise: a pid namespace whose first process was
-    /// killed takes commands until the kernel has come to all of its processes.
+    /// Whether the process has been killed, even if no effect is visible yet: a PID namespace with a killed init
+    /// accepts commands until the kernel has killed all its processes.
     pub(super) fn is_being_killed(&self) -> bool {
-        /// PF_EXITING and, from when the signal is no longer pending, PF_SIGNALED of the kernel's sched.h.
+        /// PF_EXITING, and PF_SIGNALED from when the signal is no longer pending, in the kernel's sched.h.
         const EXITING: u64 = 0x4 | 0x400;
         const KILL: u64 = 1 << (libc::SIGKILL - 1);
         let look = || {
@@ -93,7 +89,8 @@ impl ProcStat {
             let of = |field| stat.and_then(|stat| field_of(stat, field));
             of(9).is_none_or(|flags| flags & EXITING != 0) || of(31).is_none_or(|pending| pending & KILL != 0)
         };
-        // The kernel reads the flags first: a process that took its signal between the two has neither, at one look.
+        // The kernel reads the flags first. A process that handles its signal between the two reads shows neither, so
+        // look twice.
         look() || look()
     }
 
@@ -107,7 +104,8 @@ impl ProcStat {
     }
 }
 
-/// A number in /proc/PID/stat as proc(5) counts its fields; the second, the command's name, may contain anything.
+/// Parses a number in /proc/PID/stat, with fields counted as in proc(5). Field two, the command name, may contain any
+/// character.
 fn field_of(stat: &str, field: usize) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
@@ -128,7 +126,7 @@ impl ContainerRecord {
         }
     }
 
-    /// What is in `folder`, if it is of this boot and can be read.
+    /// Reads the record in `folder` if it is valid and from this boot.
     pub(super) fn read(folder: &Path) -> Option<ContainerRecord> {
         let bytes = file::read_optional(&folder.join(FILE), 64 << 10).ok()??;
         serde_json::from_slice(&bytes).ok().filter(|state: &ContainerRecord| state.boot_id == boot_id())
@@ -144,12 +142,12 @@ impl ContainerRecord {
         let _ = std::fs::remove_file(folder.join(FILE));
     }
 
-    /// The pulses of nspawn and the agent.
+    /// Opens the stat files of nspawn and the agent.
     pub(super) fn open_stats(&self) -> Option<[ProcStat; 2]> {
         Some([self.leader.open_stat()?, self.init.open_stat()?])
     }
 
-    /// nspawn and the agent, if both are what they were and still in `group`.
+    /// Returns nspawn and the agent if both are unchanged and still in `group`.
     pub(super) fn find(&self, group: &Group) -> Option<(OwnedFd, OwnedFd)> {
         Some((self.leader.find(group)?, self.init.find(group)?))
     }
@@ -163,7 +161,8 @@ impl ContainerRecord {
     }
 }
 
-/// Returns the workspace folders in a data folder whose containers are running, also after their server was killed.
+/// Returns the workspace directories in a data directory that have a running container, even after their server was
+/// killed.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -173,8 +172,8 @@ pub fn running_in(data_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// When it started, in clock ticks since boot. `None` for a zombie (Z) or a dead process (X), which keep their number until
-/// their parent waits for them (proc_pid_stat(5)).
+/// Returns the start time in clock ticks since boot. `None` for a zombie (Z) or dead (X) process, which keeps its PID until
+/// its parent waits for it (proc_pid_stat(5)).
 fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let state = stat.rsplit_once(')')?.1.trim_start();
@@ -186,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_its_number_and_its_start() {
+    fn a_process_is_identified_by_pid_and_start_time() {
         let own = ProcessIdentity::from_pid(std::process::id() as i32).unwrap();
         assert_eq!(ProcessIdentity::from_pid(own.pid), Some(own));
         assert!(own.start > 0);
@@ -196,18 +195,18 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_is_doomed_before_it_is_gone() {
+    fn a_killed_process_is_detected_before_it_exits() {
         #[expect(
             clippy::disallowed_methods,
             reason = "the test needs a child that the code under test did not start"
         )]
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let pulse = ProcessIdentity::from_pid(child.id() as i32).unwrap().open_stat().unwrap();
-        assert!(!pulse.is_being_killed());
+        let stat = ProcessIdentity::from_pid(child.id() as i32).unwrap().open_stat().unwrap();
+        assert!(!stat.is_being_killed());
         let who = ProcessIdentity::from_pid(child.id() as i32);
         assert!(who.is_some());
         child.kill().unwrap();
-        assert!(pulse.is_being_killed(), "at once");
+        assert!(stat.is_being_killed(), "at once");
         // A zombie, until this process waits for it.
         rustix::process::waitid(
             rustix::process::WaitId::Pid(Pid::from_child(&child)),
@@ -216,6 +215,6 @@ mod tests {
         .unwrap();
         assert_eq!(ProcessIdentity::from_pid(child.id() as i32), None);
         child.wait().unwrap();
-        assert!(pulse.is_being_killed(), "for ever");
+        assert!(stat.is_being_killed(), "forever");
     }
 }

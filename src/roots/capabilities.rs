@@ -1,4 +1,4 @@
-//! Which ways of making a root this host has, found out by doing it where roots will lie. Knows no root.
+//! Finds out which kinds of roots this host supports by making them in the directory where roots are stored.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -11,25 +11,25 @@ use super::record::RootKind;
 use crate::base::{At, Error, Result};
 use crate::store::{file, tree};
 
-/// An id that no file has by itself.
+/// An ID that no file has already.
 const FIRST_ID: u32 = 0x8_0000;
 
-/// What is possible.
+/// Supported kinds of roots.
 #[derive(Debug)]
 pub struct RootCapabilities {
-    /// The cheapest way.
+    /// The cheapest kind.
     pub best: RootKind,
-    /// Why there are no layers, if there are none.
+    /// Why overlays do not work, if they do not.
     pub no_overlay: Option<String>,
-    /// Why copies share no blocks, if they do not.
+    /// Why reflink copies do not work, if they do not.
     pub no_reflink: Option<String>,
 }
 
 impl RootCapabilities {
-    /// What is possible below `folder`, which exists.
+    /// Probes below `folder`, which must exist.
     ///
     /// # Errors
-    /// When nothing can be made there.
+    /// When nothing can be created there.
     pub fn probe_folder(folder: &Path) -> Result<RootCapabilities> {
         let mounts = folder.join(".mounts");
         file::create_dir_private(&mounts)?;
@@ -37,7 +37,7 @@ impl RootCapabilities {
     }
 }
 
-/// Tries everything out below `folder`, which exists.
+/// Tries all kinds below `folder`, which must exist.
 pub(super) fn probe(folder: &Path, namespace: &Result<Arc<MountNamespace>>) -> RootCapabilities {
     let tried = |way: &dyn Fn(&Path) -> Result<()>| {
         let name = format!(".try-{}", uuid::Uuid::new_v4());
@@ -59,7 +59,8 @@ pub(super) fn probe(folder: &Path, namespace: &Result<Arc<MountNamespace>>) -> R
     RootCapabilities { best, no_overlay, no_reflink }
 }
 
-/// A file from below is shown with its new owner, changed, and kept above as on disk; another one is taken away.
+/// Mounts an overlay and checks that a lower file is shown with its new owner, that a change is stored in the upper
+/// layer with the owner on disk, and that a file can be removed.
 fn try_overlay(path: &Path, namespace: &Arc<MountNamespace>) -> Result<()> {
     for folder in ["below", "fs", "work"] {
         std::fs::create_dir(path.join(folder)).at("make", folder)?;
@@ -85,12 +86,12 @@ fn try_overlay(path: &Path, namespace: &Arc<MountNamespace>) -> Result<()> {
     let above = path.join("fs/changed");
     same("a changed file", owner(&above.to_string_lossy())?, owner(&path.to_string_lossy())?)?;
     if !path.join("below/removed").exists() || Path::new(&inside("removed")).exists() {
-        return Err(Error::internal("a removed file is still there, or was removed below"));
+        return Err(Error::internal("A removed file still exists, or was removed from the lower layer"));
     }
     Ok(())
 }
 
-/// Two files with the same blocks.
+/// Creates two files that share blocks.
 fn try_reflink(path: &Path) -> Result<()> {
     file::write_atomic(&path.join("a"), &[7; 8192], 0o600)?;
     let from = File::open(path.join("a")).at("open", "a file")?;

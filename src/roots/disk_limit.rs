@@ -1,6 +1,7 @@
-//! How much of the disk a root may take: what is written into it, above its image, as a project of the file system. All
-//! layers that a workspace wrote are one project. Every copy is one of its own, for the copy before it goes on taking space
-//! until it is removed; it has its image in it, so that much more is allowed to it. Without threads or locks.
+//! Limits the disk usage of a root with project quotas. Files written into a root, above its image, belong to a project
+//! of the file system. All layers that a workspace wrote form one project. Each copy is a project of its own, because
+//! the previous copy uses space until it is removed; the limit of a copy is raised by the size of the image that it
+//! contains. No threads or locks.
 
 use std::path::{Path, PathBuf};
 
@@ -15,72 +16,74 @@ use crate::base::thread::lock;
 use crate::proc::Enforced;
 use crate::store::{file, quota, tree};
 
-/// Project numbers are the host's; these are where others do not look for theirs.
+/// Project numbers are shared with the whole host; this range is unlikely to be used by other software.
 fn project_number(seed: u32) -> u32 {
     0x4000_0000 | seed & 0x3fff_ffff
 }
 
-/// The project of a workspace's layers.
-pub(super) fn layers_project(site: &RootLocation) -> u32 {
-    project_number(super::make::id_seed(site))
+/// Returns the project of a workspace's layers.
+pub(super) fn layers_project(location: &RootLocation) -> u32 {
+    project_number(super::make::id_seed(location))
 }
 
-/// Where a copy lies.
-fn copy_parent(site: &RootLocation) -> &Path {
-    site.root.parent().unwrap_or(&site.folder)
+/// Returns the directory that contains a copy.
+fn copy_parent(location: &RootLocation) -> &Path {
+    location.root.parent().unwrap_or(&location.folder)
 }
 
-/// Where a copy is made.
+/// A place for a new copy.
 pub(super) struct StagingArea {
-    /// Has the path and the root's own place.
+    /// Contains the path and the root's final location.
     pub(super) home: RootHome,
     pub(super) path: PathBuf,
-    /// What it belongs to, where there are quotas. Nothing bounds it yet.
+    /// Project of the copy, if quotas are available; it has no limit yet.
     pub(super) project: Option<u32>,
 }
 
-/// An empty place beside the root for a copy that is to become it. Without quotas, and for layers, there is only a path.
-pub(super) fn make_staging(site: &RootLocation, kind: RootKind) -> Result<StagingArea> {
-    let home = site.make_home()?;
+/// Prepares an empty place beside the root for a copy that will replace it. Without quotas, and for layers, it only
+/// returns a path.
+pub(super) fn make_staging(location: &RootLocation, kind: RootKind) -> Result<StagingArea> {
+    let home = location.make_home()?;
     let path = home.staging();
     remove_folder(&path)?;
-    if kind == RootKind::Overlay || quota::check(copy_parent(site)).is_err() {
+    if kind == RootKind::Overlay || quota::check(copy_parent(location)).is_err() {
         return Ok(StagingArea { home, path, project: None });
     }
     let project = project_number(Uuid::new_v4().as_fields().0);
     file::create_dir_private(&path)?;
-    // Whatever is made in it from now on.
+    // Files created in it from now on belong to the project.
     quota::join(&path, project)?;
     Ok(StagingArea { home, path, project: Some(project) })
 }
 
-/// What a copy takes at first, where that is of use.
-pub(super) fn base_usage(site: &RootLocation, copy: &Path) -> Result<u64> {
-    if quota::check(copy_parent(site)).is_err() {
+/// Returns the initial disk usage of a copy, or 0 if quotas are not available.
+pub(super) fn base_usage(location: &RootLocation, copy: &Path) -> Result<u64> {
+    if quota::check(copy_parent(location)).is_err() {
         return Ok(0);
     }
     tree::disk_usage(copy)
 }
 
 impl Roots {
-    /// The project that pays for what a root takes, and in which folder's file system; `None`: none does.
+    /// Returns the project that a root's files belong to, and a directory on its file system; `None` if there is no
+    /// project.
     fn quota_project<'a>(
         &'a self,
-        site: &'a RootLocation,
+        location: &'a RootLocation,
         state: Option<&RootRecord>,
     ) -> (&'a Path, Option<u32>) {
         match state {
-            Some(state) if state.kind != RootKind::Overlay => (copy_parent(site), state.project),
-            None if !site.is_own() => (copy_parent(site), None),
-            _ => (self.layers.folder(), Some(layers_project(site))),
+            Some(state) if state.kind != RootKind::Overlay => (copy_parent(location), state.project),
+            None if !location.is_own() => (copy_parent(location), None),
+            _ => (self.layers.folder(), Some(layers_project(location))),
         }
     }
 
-    /// Bounds what the root's own files take together, from now on; `None`: no more. Where that is not possible
-    /// ([`Roots::disk_limit_status`]) nothing happens.
-    pub fn set_disk_limit(&self, site: &RootLocation, bytes: Option<u64>) {
-        let state = self.slot(site).ok().and_then(|slot| lock(&slot).state.clone());
-        let (folder, Some(project)) = self.quota_project(site, state.as_ref()) else { return };
+    /// Limits the disk usage of the root's own files; `None` removes the limit. Does nothing where that is not
+    /// supported ([`Roots::disk_limit_status`]).
+    pub fn set_disk_limit(&self, location: &RootLocation, bytes: Option<u64>) {
+        let state = self.slot(location).ok().and_then(|slot| lock(&slot).state.clone());
+        let (folder, Some(project)) = self.quota_project(location, state.as_ref()) else { return };
         if quota::check(folder).is_err() {
             return;
         }
@@ -90,18 +93,18 @@ impl Roots {
         }
     }
 
-    /// Nobody looks at the project of a copy that is given up any more.
-    pub(super) fn clear_disk_limit(&self, site: &RootLocation, state: Option<&RootRecord>) {
+    /// Removes the limit of a copy that is being deleted.
+    pub(super) fn clear_disk_limit(&self, location: &RootLocation, state: Option<&RootRecord>) {
         if let Some(project) = state.and_then(|state| state.project) {
-            let _ = quota::limit(copy_parent(site), project, None);
+            let _ = quota::limit(copy_parent(location), project, None);
         }
     }
 
-    /// Whether a bound of this root holds, and how or why not.
-    pub fn disk_limit_status(&self, site: &RootLocation) -> Enforced {
+    /// Returns whether a limit of this root is enforced, and how, or why not.
+    pub fn disk_limit_status(&self, location: &RootLocation) -> Enforced {
         let not = |how: String| Enforced { enforced: false, how };
-        let state = self.slot(site).ok().and_then(|slot| lock(&slot).state.clone());
-        let (folder, project) = self.quota_project(site, state.as_ref());
+        let state = self.slot(location).ok().and_then(|slot| lock(&slot).state.clone());
+        let (folder, project) = self.quota_project(location, state.as_ref());
         if let Err(why) = quota::check(folder) {
             return not(format!("{why}; {}", quota::HELP));
         }
@@ -109,7 +112,7 @@ impl Roots {
         let is_in = |files: &Path| project.is_some() && quota::project_of(files) == project;
         let fits = match upper {
             Some(upper) => is_in(&self.layers.path(upper).join("fs")),
-            None => site.existing_home().is_ok_and(|home| is_in(&home.root())),
+            None => location.existing_home().is_ok_and(|home| is_in(&home.root())),
         };
         if state.is_some() && !fits {
             return not("the root was made before the file system enforced quotas; build it again".into());

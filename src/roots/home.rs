@@ -1,13 +1,13 @@
-//! The folder that holds a root: the workspace's own folder in the data folder, or the folder that the owner named as
-//! `path`. A root contains set-user-ID programs that belong to the host's root on disk.
+//! The directory that holds a root: the workspace's own directory in the data directory, or the directory that the
+//! owner named as `path`. A root contains set-user-ID programs that belong to the host's root on disk.
 //!
-//! **Invariant:** no other user of the host can enter the folder above a root. The data folder's `workspaces` has mode
-//! 0700; a folder that the owner named is made with mode 0700 by the server, belongs to the server's user, and contains the
-//! root as `root` beside the root's copies. The file [`MARK`] names the workspace that it belongs to.
+//! **Invariant:** no other user of the host can enter the directory above a root. The data directory's `workspaces` has
+//! mode 0700. A directory that the owner named is created with mode 0700 by the server, belongs to the server's user,
+//! and contains the root as `root` beside the root's copies. The file [`MARKER`] in it names its workspace.
 //!
-//! A folder on the way to the owner's `path` may belong to another user, who can replace what lies in it at any time.
-//! Therefore the folder is opened once, checked through its descriptor, and everything in it is reached through that
-//! descriptor. Without locks.
+//! A directory on the path to the owner's `path` may belong to another user, who can replace its entries at any time.
+//! Therefore the directory is opened once, checked through its descriptor, and all its content is accessed through that
+//! descriptor. No locks.
 
 use std::fs::{DirBuilder, File};
 use std::io::Read as _;
@@ -26,19 +26,19 @@ use super::{RootLocation, Roots};
 use crate::base::{At, Code, Error, Result};
 use crate::store::file;
 
-/// The root's name in its home.
+/// Name of the root in its home.
 const ROOT: &str = "root";
-/// A copy that is to become the root.
+/// Name of a copy that will become the root.
 const STAGING: &str = ".berth-new-root";
-/// Contains the workspace's id.
+/// File with the workspace's ID.
 const MARKER: &str = ".berth-workspace";
-/// Permissions of everybody but the folder's owner.
+/// Permissions of all users but the owner.
 const OTHERS: u32 = 0o077;
 
-/// An open home.
+/// The directory that contains a root, opened.
 pub(super) struct RootHome {
     base: PathBuf,
-    /// Keeps `base` valid, if that leads through it.
+    /// Keeps `base` valid if it leads through this descriptor.
     _folder: Option<OwnedFd>,
 }
 
@@ -53,15 +53,15 @@ impl RootHome {
 }
 
 impl RootLocation {
-    /// Where a container's start finds the root: it is attached there, or it is there.
+    /// Returns the path where a container's start finds the root.
     pub fn attached(&self) -> PathBuf {
         self.folder.join(ROOT)
     }
 
-    /// The folder that holds the root; `None`: there is none yet.
+    /// Opens the directory that holds the root; `None` if there is none yet.
     ///
     /// # Errors
-    /// `Conflict` when there is something at the owner's path that the server did not make.
+    /// `Conflict` when something at the owner's path was not created by the server.
     pub(super) fn home(&self) -> Result<Option<RootHome>> {
         if self.is_own() {
             return Ok(Some(RootHome { base: self.folder.clone(), _folder: None }));
@@ -74,21 +74,21 @@ impl RootLocation {
         }
     }
 
-    /// The home of a root that is there.
+    /// Opens the home of an existing root.
     ///
     /// # Errors
-    /// As above; `NotFound` when there is none.
+    /// As [`RootLocation::home`]; `NotFound` when there is none.
     pub(super) fn existing_home(&self) -> Result<RootHome> {
         self.home()?.ok_or_else(|| {
-            let message = format!("{} is gone; build the workspace again", self.root.display());
+            let message = format!("{} was removed; build the workspace again", self.root.display());
             Error::new(Code::NotFound, message)
         })
     }
 
-    /// Makes the home unless it is there.
+    /// Opens the home, creating it if needed.
     ///
     /// # Errors
-    /// As above; when the folder cannot be made.
+    /// As [`RootLocation::home`]; when the directory cannot be created.
     pub(super) fn make_home(&self) -> Result<RootHome> {
         match self.home()? {
             Some(home) => Ok(home),
@@ -105,15 +105,15 @@ impl RootLocation {
         }
     }
 
-    /// Removes a home that the owner named, with everything in it. A folder that the server did not make stays.
+    /// Removes a home that the owner named, with its content. A directory that the server did not create is kept.
     ///
     /// # Errors
-    /// When something in it cannot be removed.
+    /// When an entry cannot be removed.
     fn remove_home(&self) -> Result<()> {
         let home = match self.home() {
             Ok(home) => home,
             Err(error) => {
-                log::warn!("{error}; it stays");
+                log::warn!("{error}; it is kept");
                 return Ok(());
             }
         };
@@ -123,12 +123,12 @@ impl RootLocation {
             let mark = home.base.join(MARKER);
             std::fs::remove_file(&mark).at("remove", &mark)?;
         }
-        // What else is in it is not the server's.
+        // Other entries do not belong to the server.
         let _ = std::fs::remove_dir(&self.root);
         Ok(())
     }
 
-    /// A folder that belongs to the server's user, closed to all others.
+    /// Checks that a directory belongs to the server's user and makes it private.
     fn make_private(&self, folder: OwnedFd) -> Result<RootHome> {
         use std::os::fd::AsRawFd as _;
         let stat = fstat(&folder).at("look at", &self.root)?;
@@ -136,10 +136,10 @@ impl RootLocation {
             return Err(self.foreign_folder_error());
         }
         if stat.st_mode & OTHERS != 0 {
-            log::warn!("{} could be entered by other users; it is private again", self.root.display());
+            log::warn!("{} was accessible to other users; it is private again", self.root.display());
             fchmod(&folder, Mode::RWXU).at("close", &self.root)?;
         }
-        // Children get it too, so no `self`.
+        // Children use the path too, so it does not contain `self`.
         let base = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), folder.as_raw_fd()));
         Ok(RootHome { base, _folder: Some(folder) })
     }
@@ -159,53 +159,54 @@ impl RootLocation {
 }
 
 impl Roots {
-    /// Removes the folder that the owner named for the root.
+    /// Removes the directory that the owner named for the root.
     ///
     /// # Errors
-    /// When something in it cannot be removed.
-    pub fn remove_home(&self, site: &RootLocation) -> Result<()> {
-        if site.is_own() { Ok(()) } else { site.remove_home() }
+    /// When an entry cannot be removed.
+    pub fn remove_home(&self, location: &RootLocation) -> Result<()> {
+        if location.is_own() { Ok(()) } else { location.remove_home() }
     }
 
-    /// Moves a root that an earlier version left at the owner's path itself into a home at that path. Each step is one
-    /// rename, and the next start goes on after the last one that was done.
+    /// Moves a root that an earlier version stored at the owner's path itself into a home at that path. Each step is
+    /// one rename; after a crash the next start continues with the next step.
     ///
     /// # Errors
-    /// When it cannot be moved; then its top folder is closed to all other users.
-    pub(super) fn migrate_old_root(&self, site: &RootLocation) -> Result<()> {
-        if site.is_own() {
+    /// When it cannot be moved; its top directory is then closed to all other users.
+    pub(super) fn migrate_old_root(&self, location: &RootLocation) -> Result<()> {
+        if location.is_own() {
             return Ok(());
         }
-        // A copy that a version before left half-made.
-        remove_folder(&sibling(&site.root, ".berth-new-"))?;
-        let half = sibling(&site.root, ".berth-home-");
+        // A copy that an earlier version left incomplete.
+        remove_folder(&sibling(&location.root, ".berth-new-"))?;
+        let half = sibling(&location.root, ".berth-home-");
         let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
         let is_root = || {
-            let looks = || ["usr", "etc"].iter().all(|name| site.root.join(name).symlink_metadata().is_ok());
-            is_folder(&site.root)
-                && (RootRecord::read(&site.folder).is_ok_and(|state| state.is_some()) || looks())
+            let looks =
+                || ["usr", "etc"].iter().all(|name| location.root.join(name).symlink_metadata().is_ok());
+            is_folder(&location.root)
+                && (RootRecord::read(&location.folder).is_ok_and(|state| state.is_some()) || looks())
         };
-        if site.home().is_ok_and(|home| home.is_some()) || !(is_folder(&half.join(ROOT)) || is_root()) {
+        if location.home().is_ok_and(|home| home.is_some()) || !(is_folder(&half.join(ROOT)) || is_root()) {
             return Ok(());
         }
         let moved = (|| {
             make_folder(&half)?;
-            let folder = open(&half)?.ok_or_else(|| site.foreign_folder_error())?;
-            let home = site.make_private(folder)?;
+            let folder = open(&half)?.ok_or_else(|| location.foreign_folder_error())?;
+            let home = location.make_private(folder)?;
             if !is_folder(&home.root()) {
-                site.write_marker(&home.base)?;
-                std::fs::rename(&site.root, home.root()).at("move", &site.root)?;
+                location.write_marker(&home.base)?;
+                std::fs::rename(&location.root, home.root()).at("move", &location.root)?;
             }
-            std::fs::rename(&half, &site.root).at("move", &half)
+            std::fs::rename(&half, &location.root).at("move", &half)
         })();
         match moved {
             Ok(()) => {
-                log::info!("the files of a container are now in {}/{ROOT}", site.root.display());
+                log::info!("The files of a container are now in {}/{ROOT}", location.root.display());
                 Ok(())
             }
             Err(error) => {
-                let folder = open(&site.root)?;
-                folder.map_or(Ok(()), |folder| fchmod(&folder, Mode::RWXU)).at("close", &site.root)?;
+                let folder = open(&location.root)?;
+                folder.map_or(Ok(()), |folder| fchmod(&folder, Mode::RWXU)).at("close", &location.root)?;
                 Err(error)
             }
         }
@@ -217,7 +218,7 @@ fn sibling(root: &Path, prefix: &str) -> PathBuf {
     root.with_file_name(format!("{prefix}{name}"))
 }
 
-/// Makes a private folder, or takes an empty one.
+/// Creates a private directory, or uses an empty one.
 fn make_folder(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -237,7 +238,7 @@ fn open(path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// The workspace that the folder's mark names.
+/// Returns the workspace that the marker file names.
 fn read_marker(folder: &OwnedFd) -> Result<Option<String>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(folder, MARKER, flags, Mode::empty()) {

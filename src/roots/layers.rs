@@ -1,8 +1,8 @@
-//! Layers: what roots have of their own above their image. `<data>/layers/ID` holds `fs`, the files, and `work`, which the
-//! kernel needs while the layer takes changes. Snapshots and clones share them; one that no root and no snapshot names any
-//! more is removed.
+//! Layers: the files of roots above their image. `<data>/layers/ID` contains `fs`, the files, and `work`, which the
+//! kernel needs while the layer is writable. Snapshots and clones share layers. A layer that no root and no snapshot
+//! refers to is removed.
 //!
-//! Lock: `pinned`, a leaf: layers that are about to be named.
+//! Lock: `pinned`, a leaf: layers that are about to be referenced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::base::thread::lock;
 use crate::base::{At, Result};
 use crate::store::{file, quota, tree};
 
-/// All layers.
+/// The layers in a data directory.
 #[derive(Debug)]
 pub(super) struct LayerStore {
     data_dir: PathBuf,
@@ -22,7 +22,7 @@ pub(super) struct LayerStore {
     pinned: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
-/// Keeps layers from being removed before something names them.
+/// Keeps layers from being removed until a file refers to them.
 #[derive(Debug)]
 pub(super) struct LayerPins {
     pinned: Arc<Mutex<BTreeMap<String, usize>>>,
@@ -44,12 +44,13 @@ impl LayerStore {
         &self.folder
     }
 
-    /// The folder of a layer.
+    /// Returns the directory of a layer.
     pub(super) fn path(&self, id: &str) -> PathBuf {
         self.folder.join(id)
     }
 
-    /// A new layer without any files, which `project` pays for, if it is to be bounded. Its top folder is everybody's to enter, as a root's is.
+    /// Creates an empty layer. Its files belong to `project` if that is given and quotas are available. All users can
+    /// enter its top directory, as they can a root's.
     pub(super) fn create(&self, project: Option<u32>) -> Result<(String, LayerPins)> {
         let id = Uuid::new_v4().to_string();
         let pins = self.pin([&id]);
@@ -59,7 +60,7 @@ impl LayerStore {
         for part in ["fs", "work"] {
             let part = path.join(part);
             std::fs::create_dir(&part).at("make", &part)?;
-            // Both, for the kernel moves files from one to the other, and none can change its project on the way.
+            // Both, because the kernel moves files between them, and a file cannot be moved to another project.
             if let Some(project) = project {
                 quota::join(&part, project)?;
             }
@@ -78,13 +79,13 @@ impl LayerStore {
         LayerPins { pinned: self.pinned.clone(), ids }
     }
 
-    /// Removes the layers that are neither pinned nor in `named`; slow. `named` reads the references, after the layers are
-    /// listed; when it fails, nothing is removed.
+    /// Removes the layers that are neither pinned nor in `named`; slow. `named` reads the references after the layers
+    /// were listed; if it fails, nothing is removed.
     pub(super) fn remove_unreferenced(
         &self,
         named: impl FnOnce(&Path) -> Result<BTreeSet<String>>,
     ) -> Result<()> {
-        // The order matters: whoever makes a layer pins it first, and lets go of it when it is named.
+        // The order matters: a layer is pinned before it is created and unpinned after it is referenced.
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -102,7 +103,7 @@ impl LayerStore {
 }
 
 impl LayerPins {
-    /// These as well.
+    /// Adds other pins.
     pub(super) fn add(&mut self, mut others: LayerPins) {
         self.ids.append(&mut others.ids);
     }

@@ -1,4 +1,4 @@
-//! Roots from a base image: an empty layer over it, or a copy. Also their end.
+//! Creates roots from a base image, as an empty layer over it or as a copy, and removes them.
 
 use std::path::Path;
 
@@ -17,61 +17,61 @@ use crate::proc::{Cancel, Sink, Spec};
 use crate::store::{file, tree};
 
 impl Roots {
-    /// Makes the root of a place that has none; says how. It is complete or not there.
+    /// Creates a root where there is none and returns its kind. The root is either complete or absent.
     ///
     /// # Errors
     /// `BuildFailed`, `Cancelled`, `DiskFull`, `Unavailable` for a kind that this host cannot make.
     pub fn make(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         image: &Image,
         log: &mut BuildLog,
         cancel: &Cancel,
     ) -> Result<RootKind> {
         let kind = match self.kind_to_make()? {
-            // Whoever names a place of their own wants the files there.
-            RootKind::Overlay if !site.is_own() && self.capabilities().no_reflink.is_none() => {
+            // An owner who names a path expects the files there.
+            RootKind::Overlay if !location.is_own() && self.capabilities().no_reflink.is_none() => {
                 RootKind::Reflink
             }
-            RootKind::Overlay if !site.is_own() => RootKind::Copy,
+            RootKind::Overlay if !location.is_own() => RootKind::Copy,
             kind => kind,
         };
-        let slot = self.slot(site)?;
-        self.forget_size(site);
+        let slot = self.slot(location)?;
+        self.forget_size(location);
         let host = self.images.is_host_image(&image.id)?;
         if kind == RootKind::Overlay {
             let stack = LayerStack { image: Some(image.id.clone()), host, ..LayerStack::default() };
             let mut slot = lock(&slot);
-            slot.state = Some(self.create_layered(site, stack, None)?);
+            slot.state = Some(self.create_layered(location, stack, None)?);
             return Ok(kind);
         }
-        // Whoever asks about the root meanwhile does not wait for the copy.
-        let StagingArea { home, path: staging, project } = make_staging(site, kind)?;
+        // Readers of the root's state do not wait for the copy.
+        let StagingArea { home, path: staging, project } = make_staging(location, kind)?;
         let made = self.copy_logged(&image.root, &staging, kind, log, cancel).and_then(|()| {
-            let base_bytes = base_usage(site, &staging)?;
+            let base_bytes = base_usage(location, &staging)?;
             std::fs::rename(&staging, home.root()).at("move", &staging)?;
             Ok(base_bytes)
         });
         let base_bytes = made.inspect_err(|_| drop(remove_folder(&staging)))?;
         let state =
             RootRecord::for_folder(kind, LayerStack { host, base_bytes, ..LayerStack::default() }, project);
-        state.write(&site.folder)?;
+        state.write(&location.folder)?;
         lock(&slot).state = Some(state);
         Ok(kind)
     }
 
-    /// A new empty layer over `stack`, as the root of `site`.
+    /// Adds an empty layer over `stack` as the root at `location`.
     pub(super) fn create_layered(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         stack: LayerStack,
         first_id: Option<u32>,
     ) -> Result<RootRecord> {
-        let (upper, _pins) = self.layers.create(Some(super::disk_limit::layers_project(site)))?;
-        file::create_dir_private(&site.attached())?;
+        let (upper, _pins) = self.layers.create(Some(super::disk_limit::layers_project(location)))?;
+        file::create_dir_private(&location.attached())?;
         let first_id = match first_id {
             Some(known) => known,
-            None => lock(&self.ranges).pick(id_seed(site))?,
+            None => lock(&self.ranges).pick(id_seed(location))?,
         };
         let state = RootRecord {
             kind: RootKind::Overlay,
@@ -82,13 +82,13 @@ impl Roots {
         };
         let _naming = lock(&self.reference_lock);
         if let Some(image) = &state.stack.image {
-            self.images.hold(&self.images.get(image)?, &holder(&site.folder))?;
+            self.images.hold(&self.images.get(image)?, &holder(&location.folder))?;
         }
-        state.write(&site.folder)?;
+        state.write(&location.folder)?;
         Ok(state)
     }
 
-    /// Copies a tree with everything that it has.
+    /// Copies a tree with all metadata.
     pub(super) fn copy_logged(
         &self,
         from: &Path,
@@ -111,7 +111,8 @@ impl Roots {
         cancel: &Cancel,
     ) -> Result<crate::proc::ProcessOutcome> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        // Where blocks cannot be shared anyway, `auto` has the kernel copy (copy_file_range(2)), in two thirds of the time.
+        // If blocks cannot be shared, `auto` lets the kernel copy (copy_file_range(2)), which takes two thirds of the
+        // time.
         let apart = kind == RootKind::Copy && self.capabilities().no_reflink.is_none();
         let reflink = if apart { "--reflink=never" } else { "--reflink=auto" };
         Spec::new(tools::require("cp")?)
@@ -125,27 +126,27 @@ impl Roots {
             )
     }
 
-    /// Gives the root of `site` up. `put_away` gets a plain folder out of the way. The container must have been stopped.
+    /// Removes the root at `location`. `put_away` disposes of a plain directory. The container must be stopped.
     ///
     /// # Errors
-    /// `Busy` when somebody has files of it open; what `put_away` said.
-    pub fn discard(&self, site: &RootLocation, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        let slot = self.slot(site)?;
-        self.forget_size(site);
+    /// `Busy` when files of it are open; errors of `put_away`.
+    pub fn discard(&self, location: &RootLocation, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let slot = self.slot(location)?;
+        self.forget_size(location);
         let mut slot = lock(&slot);
         if slot.state.as_ref().is_some_and(|state| state.kind == RootKind::Overlay) {
             self.wait_exclusive(&mut slot)?;
-            RootRecord::remove(&site.folder)?;
-            // Only the place where it was attached in its container's namespace; whatever somebody put there stays.
-            let _ = std::fs::remove_dir(site.attached());
+            RootRecord::remove(&location.folder)?;
+            // Only the mount point for its container's namespace; other files in it are kept.
+            let _ = std::fs::remove_dir(location.attached());
         } else {
-            if let Some(home) = site.home()? {
+            if let Some(home) = location.home()? {
                 put_away(&home.root())?;
             }
-            RootRecord::remove(&site.folder)?;
+            RootRecord::remove(&location.folder)?;
         }
-        self.release_image(site, slot.state.as_ref());
-        self.clear_disk_limit(site, slot.state.as_ref());
+        self.release_image(location, slot.state.as_ref());
+        self.clear_disk_limit(location, slot.state.as_ref());
         if let Some(first) = slot.state.take().and_then(|state| state.first_id) {
             lock(&self.ranges).release(first);
         }
@@ -156,13 +157,14 @@ impl Roots {
 pub(super) fn remove_folder(path: &Path) -> Result<()> {
     match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
         (Some(parent), Some(name)) => tree::remove_tree(parent, name),
-        _ => Err(crate::base::Error::internal("a root without a name")),
+        _ => Err(crate::base::Error::internal("The path of a root has no file name")),
     }
 }
 
-/// The last part of the folder's name is a random id.
-pub(super) fn id_seed(site: &RootLocation) -> u32 {
-    let name = site.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+/// Derives a number from the directory's name, which ends with a random ID.
+pub(super) fn id_seed(location: &RootLocation) -> u32 {
+    let name =
+        location.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let digits: String = name.chars().filter(char::is_ascii_hexdigit).collect();
     u32::from_str_radix(digits.get(..8).unwrap_or("0"), 16).unwrap_or(0)
 }

@@ -1,15 +1,15 @@
-//! Container roots: made from a base image by the cheapest way that the file system has, shown to whoever works in them,
-//! handed to the container that starts in them, frozen as snapshots. Knows folders and images, neither workspaces nor HTTP.
+//! Container roots: created from a base image by the cheapest method that the file system supports, opened for readers,
+//! passed to the container's start, and frozen as snapshots. Depends on neither workspaces nor HTTP.
 //!
-//! On disk every file of a root belongs to the ids 0 to 65535, whatever its kind; mounts show them as the container's own.
-//! So layers can be shared by roots whose containers have different users.
+//! On disk every file of a root belongs to the IDs 0 to 65535, whatever its kind; mounts map them to the container's
+//! own IDs. Therefore roots of containers with different users can share layers.
 //!
-//! A layered root is mounted nowhere on the host. It is put together in a mount namespace of ours on first use
-//! ([`namespace`]); the server opens files in it by descriptor ([`Roots::files`]) and a container's start gets a clone of
-//! the mount ([`Roots::mount_for_start`]). Nothing is left of it when the server and the container have ended.
+//! A layered root is mounted nowhere on the host. It is assembled on first use in a private mount namespace
+//! ([`namespace`]). The server opens its files by descriptor ([`Roots::files`]), and a container's start gets a clone
+//! of the mount ([`Roots::mount_for_start`]). No mount remains after the server and the container have ended.
 //!
-//! Thread: `root-sizes` ([`size`]). Locks, in this order: `slots` to look one up; one root's slot, held while it is put together, made or replaced;
-//! `ranges`, `naming` and the layers' pins, leaves.
+//! Thread: `root-sizes` ([`size`]). Locks, in this order: `slots` for lookups; one root's slot, held while the root is
+//! assembled, created or replaced; `ranges`, `reference_lock` and the layers' pins, leaves.
 
 mod capabilities;
 mod disk_limit;
@@ -23,6 +23,7 @@ mod restore;
 pub mod saved;
 mod size;
 mod snapshot;
+mod view;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -35,13 +36,15 @@ pub use capabilities::RootCapabilities;
 pub use record::{RootKind, workspace_folders};
 pub use size::RootSize;
 pub use snapshot::RootSnapshot;
+pub use view::RootHandle;
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use self::layers::LayerStore;
-use self::namespace::{MergedRoot, MountNamespace};
+use self::namespace::MountNamespace;
 use self::record::{IdRanges, RootRecord, holder};
+use self::view::RootView;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::images::Images;
@@ -49,23 +52,24 @@ use crate::proc::Cgroups;
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// Where a root belongs.
+/// Location of a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootLocation {
-    /// The workspace's folder, which nothing of a workload can change.
+    /// The workspace's directory, which no workload can change.
     pub folder: PathBuf,
-    /// What the workspace calls its path. Where the owner named it, it contains the root ([`home`]).
+    /// The workspace's path. If the owner named it, it contains the root ([`home`]).
     pub root: PathBuf,
 }
 
 impl RootLocation {
-    /// Whether the root's place is the workspace's own folder. Somebody who names another one wants the files there.
+    /// Whether the root is stored in the workspace's own directory. An owner who names another path expects the files
+    /// there.
     fn is_own(&self) -> bool {
         self.root.starts_with(&self.folder)
     }
 }
 
-/// All roots.
+/// All roots of a server.
 #[derive(Debug)]
 pub struct Roots {
     images: Arc<Images>,
@@ -76,9 +80,10 @@ pub struct Roots {
     capabilities: OnceLock<RootCapabilities>,
     ranges: Mutex<IdRanges>,
     slots: Mutex<HashMap<PathBuf, Arc<Mutex<RootSlot>>>>,
-    /// Held while something that needs an image tells the image and then names it in a file, so that nobody looks between.
+    /// Held from adding a hold on an image until the file that needs the image is written, so that garbage collection
+    /// sees both or neither.
     reference_lock: Mutex<()>,
-    /// How many want a root for themselves: whoever has files of one open only to look lets go.
+    /// Callers that wait for exclusive access to a root. Background readers then close its files.
     exclusive_waiters: AtomicUsize,
     sizes: OnceLock<size::SizeMeasurer>,
 }
@@ -87,36 +92,32 @@ pub struct Roots {
 #[derive(Debug)]
 struct RootSlot {
     state: Option<RootRecord>,
-    /// Its files put together, as long as somebody may want them.
-    view: Option<Arc<MergedRoot>>,
+    /// The mounted root, while it may be in use.
+    view: Option<RootView>,
     last_used: Instant,
-    /// Nobody may have its files now.
+    /// Its files must not be opened at the moment.
     closed: bool,
 }
 
-/// What a container's start needs of its root.
+/// The root of a container that is being started.
 #[derive(Debug)]
 pub struct RootMount {
-    /// A mount to attach at the root's path; none: the files are there.
+    /// A mount to attach at the root's path; `None`: the files are there.
     pub tree: Option<OwnedFd>,
-    /// The first of its users outside; none: nspawn picks one.
+    /// First UID of the container on the host; `None`: nspawn picks one.
     pub first_id: Option<u32>,
-    /// To be kept as long as the container runs.
+    /// Must be kept while the container is running.
     pub handle: Option<RootHandle>,
-    /// The machine's own programs belong to it.
+    /// Whether the host's own programs belong to it.
     pub host: bool,
 }
-
-/// Keeps a root put together.
-#[derive(Clone, Debug)]
-pub struct RootHandle(#[expect(dead_code, reason = "held, not used")] Arc<MergedRoot>);
 
 fn busy_error() -> Error {
     let message = "Files of the workspace are being read or written; try again when that has ended";
     Error::new(Code::Busy, message)
 }
 
-/// Counts as impatient while it lives.
+/// Counts as waiting for exclusive access while it exists.
 struct ExclusiveWaiter<'a>(&'a AtomicUsize);
 
 impl ExclusiveWaiter<'_> {
@@ -132,11 +133,11 @@ impl Drop for ExclusiveWaiter<'_> {
     }
 }
 
-/// How long whoever replaces a root waits for those who have its files open.
+/// Longest wait for readers before a root is replaced.
 const READER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Roots {
-    /// Opens what there is in `data_dir`. `wanted`: the only way that roots may be made; none: the cheapest that works.
+    /// Opens the roots in `data_dir`. `wanted`: the only kind to create; `None`: the cheapest that works.
     ///
     /// # Errors
     /// When the data folder cannot be read or written.
@@ -163,15 +164,15 @@ impl Roots {
         Ok(roots)
     }
 
-    /// What this host can do; tried out once.
+    /// Returns the kinds that this host supports, probed once.
     pub fn capabilities(&self) -> &RootCapabilities {
         self.capabilities.get_or_init(|| capabilities::probe(self.layers.folder(), self.namespace_made()))
     }
 
-    /// The kind of the roots that are made from now on.
+    /// Returns the kind of new roots.
     ///
     /// # Errors
-    /// `Unavailable` when `--root-backend` wants what this host cannot do.
+    /// `Unavailable` when this host does not support the kind of `--root-backend`.
     pub fn kind_to_make(&self) -> Result<RootKind> {
         let ability = self.capabilities();
         let (Some(wanted), refused) = (self.forced_kind, |kind: RootKind, why: &str| {
@@ -179,7 +180,7 @@ impl Roots {
             Error::new(
                 Code::Unavailable,
                 format!(
-                    "--root-backend {name} cannot work here: {why}; leave it out, and berth takes what works"
+                    "--root-backend {name} is not supported here: {why}; omit it to use a supported kind"
                 ),
             )
         }) else {
@@ -199,89 +200,89 @@ impl Roots {
 
     fn namespace(&self) -> Result<&Arc<MountNamespace>> {
         self.namespace_made().as_ref().map_err(|error| {
-            Error::new(Code::Unavailable, format!("Layered roots cannot be put together here: {error}"))
+            Error::new(Code::Unavailable, format!("Layered roots cannot be mounted here: {error}"))
         })
     }
 
-    /// The slot of a root, with what is kept of it.
-    fn slot(&self, site: &RootLocation) -> Result<Arc<Mutex<RootSlot>>> {
-        if let Some(slot) = lock(&self.slots).get(&site.folder) {
+    /// Returns the slot of a root, reading its record if needed.
+    fn slot(&self, location: &RootLocation) -> Result<Arc<Mutex<RootSlot>>> {
+        if let Some(slot) = lock(&self.slots).get(&location.folder) {
             return Ok(slot.clone());
         }
-        let state = RootRecord::read(&site.folder)?;
+        let state = RootRecord::read(&location.folder)?;
         let slot =
             Arc::new(Mutex::new(RootSlot { state, view: None, last_used: Instant::now(), closed: false }));
-        Ok(lock(&self.slots).entry(site.folder.clone()).or_insert(slot).clone())
+        Ok(lock(&self.slots).entry(location.folder.clone()).or_insert(slot).clone())
     }
 
-    /// Forgets the workspace's root in memory; its folder is gone.
-    pub fn forget(&self, site: &RootLocation) {
+    /// Drops the in-memory state of a root after its directory was removed.
+    pub fn forget(&self, location: &RootLocation) {
         if let Some(sizes) = self.sizes.get() {
-            sizes.forget(site);
+            sizes.forget(location);
         }
-        let slot = lock(&self.slots).remove(&site.folder);
+        let slot = lock(&self.slots).remove(&location.folder);
         let Some(slot) = slot else { return };
         let mut slot = lock(&slot);
         if let Some(first) = slot.state.as_ref().and_then(|state| state.first_id) {
             lock(&self.ranges).release(first);
         }
         slot.view = None;
-        self.set_disk_limit(site, None);
-        self.release_image(site, slot.state.as_ref());
+        self.set_disk_limit(location, None);
+        self.release_image(location, slot.state.as_ref());
     }
 
-    /// The image need not stay for this root any more.
-    fn release_image(&self, site: &RootLocation, state: Option<&RootRecord>) {
+    /// Releases the root's hold on its image.
+    fn release_image(&self, location: &RootLocation, state: Option<&RootRecord>) {
         let Some(image) = state.and_then(|state| state.stack.image.as_ref()) else { return };
-        if let Err(error) = self.images.release(image, &holder(&site.folder)) {
-            log::warn!("the image {}: {error}", image.short());
+        if let Err(error) = self.images.release(image, &holder(&location.folder)) {
+            log::warn!("The image {} could not be released: {error}", image.short());
         }
     }
 
-    /// How the root was made; `None`: there is none.
-    pub fn kind(&self, site: &RootLocation) -> Option<RootKind> {
-        let slot = self.slot(site).ok()?;
+    /// Returns the kind of a root; `None` if there is no root.
+    pub fn kind(&self, location: &RootLocation) -> Option<RootKind> {
+        let slot = self.slot(location).ok()?;
         let kind = lock(&slot).state.as_ref().map_or(RootKind::Copy, |state| state.kind);
         let is_there = || {
-            let home = site.home().ok().flatten();
+            let home = location.home().ok().flatten();
             home.is_some_and(|home| home.root().symlink_metadata().is_ok_and(|meta| meta.is_dir()))
         };
         (kind == RootKind::Overlay || is_there()).then_some(kind)
     }
 
-    /// Whether the machine's own programs belong to the root. They are not among its files.
-    pub fn uses_host_programs(&self, site: &RootLocation) -> bool {
-        self.slot(site).is_ok_and(|slot| lock(&slot).state.as_ref().is_some_and(|state| state.stack.host))
+    /// Whether the host's own programs belong to the root. They are not among its files.
+    pub fn uses_host_programs(&self, location: &RootLocation) -> bool {
+        self.slot(location).is_ok_and(|slot| lock(&slot).state.as_ref().is_some_and(|state| state.stack.host))
     }
 
-    /// The root's files. The container's workload can change everything in them at any moment.
+    /// Opens the root's files. The container's workload can change them at any time.
     ///
     /// # Errors
-    /// When there is no root, or it cannot be put together.
-    pub fn files(&self, site: &RootLocation) -> Result<Root> {
-        match self.view(site)? {
+    /// When there is no root, or it cannot be mounted.
+    pub fn files(&self, location: &RootLocation) -> Result<Root> {
+        match self.view(location)? {
             Some(view) => {
-                let top = view.top.try_clone().at("duplicate", "a folder")?;
-                Ok(Root::from_fd_holding(top, view))
+                let top = view.root().top.try_clone().at("duplicate", "a folder")?;
+                Ok(Root::from_fd_holding(top, Arc::new(view)))
             }
-            None => Root::open(&site.existing_home()?.root()),
+            None => Root::open(&location.existing_home()?.root()),
         }
     }
 
-    /// Whether the folder `rel` of a root may hold anything that was not in its image.
-    pub fn has_changes(&self, site: &RootLocation, rel: &str) -> bool {
-        let Ok(slot) = self.slot(site) else { return false };
+    /// Whether the directory `rel` of a root may contain files that are not from its image.
+    pub fn has_changes(&self, location: &RootLocation, rel: &str) -> bool {
+        let Ok(slot) = self.slot(location) else { return false };
         let upper = lock(&slot).state.as_ref().and_then(|state| state.upper.clone());
         let root = match upper {
             Some(upper) => Root::open(&self.layers.path(&upper).join("fs")),
-            None => site.existing_home().and_then(|home| Root::open(&home.root())),
+            None => location.existing_home().and_then(|home| Root::open(&home.root())),
         };
         root.is_ok_and(|root| root.is_dir(rel).unwrap_or(false))
     }
 
-    /// A layered root, put together.
-    fn view(&self, site: &RootLocation) -> Result<Option<Arc<MergedRoot>>> {
-        let slot = self.slot(site)?;
+    /// Returns a layered root, mounted; `None` for other kinds.
+    fn view(&self, location: &RootLocation) -> Result<Option<RootHandle>> {
+        let slot = self.slot(location)?;
         let mut slot = lock(&slot);
         let Some(state) = slot.state.clone().filter(|state| state.kind == RootKind::Overlay) else {
             return Ok(None);
@@ -291,13 +292,14 @@ impl Roots {
         }
         slot.last_used = Instant::now();
         if let Some(view) = &slot.view {
-            return Ok(Some(view.clone()));
+            return Ok(Some(view.handle()));
         }
-        let view = Arc::new(self.namespace()?.merge(&self.overlay_spec(&state))?);
-        slot.view = Some(view.clone());
+        let view = RootView::new(self.namespace()?.merge(&self.overlay_spec(&state))?);
+        let handle = view.handle();
+        slot.view = Some(view);
         drop(slot);
         self.drop_idle_views();
-        Ok(Some(view))
+        Ok(Some(handle))
     }
 
     fn overlay_spec(&self, state: &RootRecord) -> namespace::OverlaySpec {
@@ -308,21 +310,20 @@ impl Roots {
         }
     }
 
-    /// The folders of a stack, the uppermost first.
+    /// Returns the directories of a stack, topmost first.
     fn lowers(&self, stack: &record::LayerStack) -> Vec<PathBuf> {
         let layers = stack.layers.iter().rev().map(|layer| self.layers.path(layer).join("fs"));
         layers.chain(stack.image.as_ref().map(|image| self.images.root_of(image))).collect()
     }
 
-    /// Lets go of views that nobody has used for longest, when there are many: each costs a descriptor and some memory
-    /// of the kernel's.
+    /// Unmounts the longest unused roots if there are many: each uses a descriptor and kernel memory.
     fn drop_idle_views(&self) {
         let all: Vec<_> = lock(&self.slots).values().cloned().collect();
         let mut idle = Vec::new();
         for slot in &all {
-            // One that is busy is not idle.
+            // A locked slot is not idle.
             let Ok(now) = slot.try_lock() else { continue };
-            if now.view.as_ref().is_some_and(|view| Arc::strong_count(view) == 1) {
+            if now.view.as_ref().is_some_and(RootView::is_unused) {
                 idle.push((now.last_used, slot));
             }
         }
@@ -330,69 +331,66 @@ impl Roots {
         let excess = idle.len().saturating_sub(limits::IDLE_ROOTS);
         for (_, slot) in idle.iter().take(excess) {
             let mut slot = lock(slot);
-            if slot.view.as_ref().is_some_and(|view| Arc::strong_count(view) == 1) {
+            if slot.view.as_ref().is_some_and(RootView::is_unused) {
                 slot.view = None;
             }
         }
     }
 
-    /// What the start of the container needs.
+    /// Returns the root for a container's start.
     ///
     /// # Errors
-    /// When the root cannot be put together.
-    pub fn mount_for_start(&self, site: &RootLocation) -> Result<RootMount> {
-        let host = self.uses_host_programs(site);
-        let Some(view) = self.view(site)? else {
-            let tree = if site.is_own() { None } else { Some(self.clone_of_home(site)?) };
+    /// When the root cannot be mounted.
+    pub fn mount_for_start(&self, location: &RootLocation) -> Result<RootMount> {
+        let host = self.uses_host_programs(location);
+        let Some(view) = self.view(location)? else {
+            let tree = if location.is_own() { None } else { Some(self.clone_of_home(location)?) };
             return Ok(RootMount { tree, first_id: None, handle: None, host });
         };
-        let slot = self.slot(site)?;
+        let slot = self.slot(location)?;
         let first_id = lock(&slot).state.as_ref().and_then(|state| state.first_id);
-        Ok(RootMount { tree: Some(view.clone_mount()?), first_id, handle: Some(RootHandle(view)), host })
+        Ok(RootMount { tree: Some(view.root().clone_mount()?), first_id, handle: Some(view), host })
     }
 
-    /// A root that is not in the workspace's own folder, as a mount that is attached nowhere yet.
-    fn clone_of_home(&self, site: &RootLocation) -> Result<OwnedFd> {
-        let home = site.existing_home()?;
-        file::create_dir_private(&site.attached())?;
+    /// Clones a root outside the workspace's own directory as a detached mount.
+    fn clone_of_home(&self, location: &RootLocation) -> Result<OwnedFd> {
+        let home = location.existing_home()?;
+        file::create_dir_private(&location.attached())?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, home.root(), flags).at("clone the mount of", &site.root)
+        open_tree(CWD, home.root(), flags).at("clone the mount of", &location.root)
     }
 
-    /// Takes over the root that `leader`, the nspawn of an earlier server, has mounted.
+    /// Adopts the root that `leader`, the nspawn of an earlier server, has mounted.
     ///
     /// # Errors
-    /// When it has none, or it cannot be taken over.
-    pub fn adopt(&self, site: &RootLocation, leader: i32) -> Result<Option<RootHandle>> {
-        let slot = self.slot(site)?;
+    /// When it has none, or it cannot be adopted.
+    pub fn adopt(&self, location: &RootLocation, leader: i32) -> Result<Option<RootHandle>> {
+        let slot = self.slot(location)?;
         let mut slot = lock(&slot);
         if slot.state.as_ref().is_none_or(|state| state.kind != RootKind::Overlay) {
             return Ok(None);
         }
         if slot.view.is_some() {
-            return Err(Error::internal("the root is in use already"));
+            return Err(Error::internal("The root is already in use"));
         }
-        let view = Arc::new(self.namespace()?.take_over(leader, &site.attached())?);
-        slot.view = Some(view.clone());
-        Ok(Some(RootHandle(view)))
+        let view = RootView::new(self.namespace()?.take_over(leader, &location.attached())?);
+        let handle = view.handle();
+        slot.view = Some(view);
+        Ok(Some(handle))
     }
 
-    /// Waits until nobody but us uses the root's files, and lets go of them. Nobody else gets at them while the slot is
-    /// locked. The container must have been stopped.
+    /// Waits until no other caller uses the root's files and closes them. New callers cannot open them while the slot
+    /// is locked. The container must be stopped.
     fn wait_exclusive(&self, slot: &mut MutexGuard<'_, RootSlot>) -> Result<()> {
-        let deadline = Instant::now() + READER_TIMEOUT;
-        let _impatient = ExclusiveWaiter::new(&self.exclusive_waiters);
-        while slot.view.as_ref().is_some_and(|view| Arc::strong_count(view) > 1) {
-            if Instant::now() >= deadline {
-                return Err(busy_error());
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        let _waiter = ExclusiveWaiter::new(&self.exclusive_waiters);
+        if slot.view.as_ref().is_some_and(|view| !view.wait_unused(READER_TIMEOUT)) {
+            return Err(busy_error());
         }
         slot.view = None;
         Ok(())
     }
 
-    /// Removes layers that nothing names any more, and lets go of images; slow.
+    /// Removes unreferenced layers and releases images; slow.
     pub fn collect_garbage(&self) {
         let released = {
             let _naming = lock(&self.reference_lock); // LOCK: leaf
@@ -401,11 +399,11 @@ impl Roots {
         };
         if let Err(error) = released.and_then(|()| self.layers.remove_unreferenced(references::named_layers))
         {
-            log::warn!("layers and images that nobody uses are kept: {error}");
+            log::warn!("Unused layers and images are kept: {error}");
         }
     }
 
-    /// Where a descriptor of ours can be opened by a child.
+    /// Returns a path through which a child can open one of our descriptors.
     pub(super) fn child_path(fd: &OwnedFd) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
     }

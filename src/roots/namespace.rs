@@ -1,11 +1,12 @@
-//! The mount namespace in which layered roots are put together. Nothing else is in it, nobody else sees it, and it is gone
-//! with its last user: no mount of ours is ever left on the host, however the server ends.
+//! The mount namespace in which layered roots are assembled. It is private and is removed with its last user, so no
+//! mount remains on the host, however the server ends.
 //!
-//! A merged root is used through descriptors only: its files are opened beneath one, and a container's start attaches a
-//! clone of it in the container's own namespace. All of them are one file system of the kernel's, as they must be: two
-//! overlays on the same upper layer would not know of each other.
+//! A merged root is used only through descriptors: its files are opened beneath one, and a container's start attaches a
+//! clone of it in the container's own namespace. All clones share one kernel superblock. That is required: two overlays
+//! on the same upper layer would not see each other's changes.
 //!
-//! Threads: `root-mounts`, for the length of one call, since only a thread of its own may be elsewhere. No locks.
+//! Threads: `root-mounts`, for the duration of one call, because only a separate thread may enter another namespace. No
+//! locks.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use crate::proc::{c_string, idmap, sys};
 use crate::store::file;
 use crate::store::tree::mounts_below;
 
-/// The namespace.
+/// A private mount namespace.
 #[derive(Debug)]
 pub(super) struct MountNamespace {
     fd: OwnedFd,
@@ -35,18 +36,18 @@ pub(super) struct MountNamespace {
     next: AtomicU64,
 }
 
-/// What a root is put together from.
+/// Parts of an overlay.
 #[derive(Debug)]
 pub(super) struct OverlaySpec {
-    /// Read-only ones, the uppermost first.
+    /// Read-only layers, topmost first.
     pub(super) lowers: Vec<PathBuf>,
-    /// A folder with `fs`, which takes the changes, and `work`; none: nothing can be changed.
+    /// A directory with `fs`, which receives changes, and `work`; `None`: read-only.
     pub(super) upper: Option<PathBuf>,
-    /// The id of the container's root outside; none: as on disk.
+    /// ID of the container's root on the host; `None`: as on disk.
     pub(super) first_id: Option<u32>,
 }
 
-/// A merged root. It is unmounted with the value; what is open in it, or a clone of it, keeps the file system alive.
+/// A merged root, unmounted on drop. Open files in it and clones keep the file system alive.
 #[derive(Debug)]
 pub(super) struct MergedRoot {
     /// Its top folder.
@@ -56,7 +57,7 @@ pub(super) struct MergedRoot {
 }
 
 impl MountNamespace {
-    /// Makes it; `folder`, which is made if need be, is where its mount points lie.
+    /// Creates a namespace. `folder` is created if needed and contains its mount points.
     pub(super) fn new(folder: &Path) -> Result<Arc<MountNamespace>> {
         file::create_dir_private(folder)?;
         let mounts = folder.canonicalize().at("find", folder)?;
@@ -66,7 +67,7 @@ impl MountNamespace {
                 sys::new_namespaces(UnshareFlags::NEWNS).at("make", "a mount namespace")?;
                 let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
                 mount_change("/", slaves).at("unshare", "mounts")?;
-                // What is not needed here must not be kept from being unmounted on the host.
+                // Mounts that are not needed here must not prevent unmounting on the host.
                 for point in mounts_below(Path::new("/"))?.iter().rev() {
                     if !mounts.starts_with(point) && point != Path::new("/proc") {
                         let _ = unmount(point, UnmountFlags::DETACH);
@@ -96,17 +97,17 @@ impl MountNamespace {
         enter(&self.fd)
     }
 
-    /// A new mount point.
+    /// Creates a mount point.
     fn new_mount_point(&self) -> Result<PathBuf> {
         let point = self.mounts.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::create_dir(&point).at("make", &point)?;
         Ok(point)
     }
 
-    /// Puts a root together. An upper layer may be in use once only.
+    /// Mounts an overlay. An upper layer may be used by one overlay at a time.
     pub(super) fn merge(self: &Arc<Self>, layers: &OverlaySpec) -> Result<MergedRoot> {
         let ids = layers.first_id.map(idmap::ids_from).transpose()?;
-        // Before the thread leaves: the layers lie in the namespace that everybody knows.
+        // Before the thread changes its namespace: the layers are in the host's.
         let shown = |path: &Path, read_only: bool| {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let tree = open_tree(CWD, path, flags).at("clone the mount of", path)?;
@@ -133,7 +134,7 @@ impl MountNamespace {
         Ok(MergedRoot { top, at, namespace: self.clone() })
     }
 
-    /// Takes over the root that a process of an earlier server sees at `path`.
+    /// Adopts the root that a process of an earlier server sees at `path`.
     pub(super) fn take_over(self: &Arc<Self>, pid: i32, path: &Path) -> Result<MergedRoot> {
         let theirs = open_file(&format!("/proc/{pid}/ns/mnt"))?;
         let path = path.to_owned();
@@ -154,7 +155,7 @@ impl MountNamespace {
 }
 
 impl MergedRoot {
-    /// The same root as a mount that is attached nowhere yet.
+    /// Clones the root as a detached mount.
     pub(super) fn clone_mount(&self) -> Result<OwnedFd> {
         let at = self.at.clone();
         self.namespace.run_inside(move |_| clone_of(&at))
@@ -169,13 +170,13 @@ impl Drop for MergedRoot {
             Ok(())
         });
         if let Err(error) = done {
-            log::error!("a root stays mounted until the server ends: {error}");
+            log::error!("A root stays mounted until the server exits: {error}");
         }
     }
 }
 
 fn run_on_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
-    // One answer, taken at once.
+    // One result, received at once.
     let (tell, told) = bounded(1);
     let thread = spawn("root-mounts".into(), limits::STACK, move || {
         let _ = tell.send(work());
@@ -198,7 +199,7 @@ fn attach_all<'a>(
     for tree in trees {
         let point = namespace.new_mount_point()?;
         points.push(point.clone());
-        // Before Linux 6.15 an overlay takes no layer that is not attached.
+        // Before Linux 6.15 an overlay accepts only attached layers.
         attach(tree, &point)?;
     }
     Ok(())
@@ -209,15 +210,15 @@ fn attach(tree: &OwnedFd, point: &Path) -> Result<()> {
 }
 
 fn mount_overlay(at: &Path, lowers: &[OwnedFd], upper: Option<&OwnedFd>) -> Result<()> {
-    // By descriptor: the options of a mount are one page, and cannot take every path.
+    // By descriptor: mount options are limited to one page, too short for arbitrary paths.
     let named = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let mut options = format!("lowerdir={}", lowers.iter().map(named).collect::<Vec<_>>().join(":"));
     if let Some(upper) = upper {
         let upper = named(upper);
         options += &format!(",upperdir={upper}/fs,workdir={upper}/work");
     }
-    // No index: it ties the upper layer to the very inodes of the lower ones, and the data folder may be copied to another
-    // disk. Folders from below are renamed as on any other file system.
+    // No index: it ties the upper layer to the exact inodes of the lower ones, and the data directory may be copied to
+    // another disk. `redirect_dir` allows renaming directories from lower layers, as on any other file system.
     options += ",index=off,metacopy=off,redirect_dir=on";
     let options = c_string(&options, Code::Internal, "options")?;
     mount("overlay", at, "overlay", MountFlags::NODEV, Some(options.as_c_str())).at("mount an overlay on", at)

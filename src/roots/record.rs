@@ -1,5 +1,5 @@
-//! What is kept of a root, in `<workspace>/root.json`: how it was made and of which layers. A root is complete once this
-//! file is there; a folder without one is a root that an older berth copied. Without threads or locks.
+//! The record of a root, `<workspace>/root.json`: its kind and its layers. A root is complete once this file exists; a
+//! directory without it is a root that an older version copied. No threads or locks.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use crate::images::ImageId;
 use crate::proc::idmap::IDS;
 use crate::store::file;
 
-/// How a root's files are there.
+/// How the files of a root are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RootKind {
-    /// Layers over a base image, which stays where it is.
+    /// Layers over a base image, which is not copied.
     Overlay,
-    /// A copy that shares its blocks with the image until they are changed.
+    /// A copy that shares blocks with the image until they are changed.
     Reflink,
-    /// A copy.
+    /// A plain copy.
     Copy,
 }
 
 impl RootKind {
-    /// As flags and answers name it.
+    /// Returns the name in flags and responses.
     pub fn as_str(self) -> &'static str {
         match self {
             RootKind::Overlay => "overlay",
@@ -34,15 +34,15 @@ impl RootKind {
     }
 }
 
-/// What is below what: the base image, then layers that nobody changes any more, the lowest first.
+/// The parts of a root: the base image, then immutable layers, lowest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerStack {
     pub(super) image: Option<ImageId>,
     pub(super) layers: Vec<String>,
-    /// The machine's own programs belong to it, which are bound into its container.
+    /// Whether the host's own programs, bind-mounted into the container, belong to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) host: bool,
-    /// What a copied root took when it was made, 0 where nobody bounds it.
+    /// Initial disk usage of a copied root; 0 if it has no limit.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) base_bytes: u64,
 }
@@ -51,17 +51,17 @@ fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
 }
 
-/// The file.
+/// Content of `root.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RootRecord {
     pub(super) kind: RootKind,
     #[serde(flatten)]
     pub(super) stack: LayerStack,
-    /// The layer that takes changes.
+    /// The writable layer.
     pub(super) upper: Option<String>,
-    /// The id of the container's root outside, for good.
+    /// ID of the container's root on the host; never changes.
     pub(super) first_id: Option<u32>,
-    /// The project of the file system that a copy's files belong to.
+    /// File system project of a copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) project: Option<u32>,
 }
@@ -69,7 +69,7 @@ pub(super) struct RootRecord {
 const FILE: &str = "root.json";
 
 impl RootRecord {
-    /// A root that is a plain folder.
+    /// Creates the record of a root that is a plain directory.
     pub(super) fn for_folder(kind: RootKind, stack: LayerStack, project: Option<u32>) -> RootRecord {
         RootRecord { kind, stack, upper: None, first_id: None, project }
     }
@@ -96,7 +96,7 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<O
     let Some(bytes) = file::read_optional(path, 1 << 20)? else { return Ok(None) };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| Error::config(path.display(), format_args!("not the JSON we expect: {error}")))
+        .map_err(|error| Error::config(path.display(), format_args!("invalid JSON: {error}")))
 }
 
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
@@ -105,12 +105,12 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     file::write_atomic(path, &bytes, 0o600)
 }
 
-/// What an image is told that needs it: the folder of a workspace or snapshot, whose name is an id.
+/// Returns the name under which a workspace or snapshot holds an image: the ID in its directory's name.
 pub(super) fn holder(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The workspaces' folders.
+/// Returns the directories of all workspaces.
 pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     let all = data_dir.join("workspaces");
     let entries = match std::fs::read_dir(&all) {
@@ -120,14 +120,15 @@ pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-/// First ids of ranges that nobody has: `taken` by our own roots, or by this machine's users for containers of theirs.
+/// Free ranges of user IDs, used neither by our roots (`taken`) nor by the host's users for containers of their own.
 #[derive(Debug)]
 pub(super) struct IdRanges {
     taken: BTreeSet<u32>,
 }
 
 impl IdRanges {
-    /// systemd's for containers, 0x80000 to 0x6fff0000 (UIDS-GIDS.md): no distribution gives these to people.
+    /// Range that systemd reserves for containers, 0x80000 to 0x6fff0000 (UIDS-GIDS.md): distributions do not assign
+    /// these IDs to users.
     const FIRST: u32 = 0x8;
     const LAST: u32 = 0x6fff;
 
@@ -149,13 +150,13 @@ impl IdRanges {
         Ok(IdRanges { taken })
     }
 
-    /// A range for a root, by preference the one that `seed` hints at, so that two servers of one machine rarely agree.
+    /// Allocates a range, preferably the one that `seed` selects, so that two servers on one host rarely collide.
     pub(super) fn pick(&mut self, seed: u32) -> Result<u32> {
         let count = Self::LAST - Self::FIRST + 1;
         let free = (0..count)
             .map(|step| Self::FIRST + (seed % count + step) % count)
             .find(|range| !self.taken.contains(range))
-            .ok_or_else(|| Error::internal("There are no more user ids for another container"))?;
+            .ok_or_else(|| Error::internal("No user IDs are left for another container"))?;
         self.taken.insert(free);
         Ok(free * IDS)
     }
@@ -170,18 +171,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_given_once() {
+    fn ranges_are_unique_until_released() {
         let mut ranges = IdRanges { taken: BTreeSet::from([IdRanges::FIRST + 1]) };
         let first = ranges.pick(0).unwrap();
         assert_eq!(first, 0x80000);
-        assert_eq!(ranges.pick(0).unwrap(), 0xa0000, "the second is somebody's");
+        assert_eq!(ranges.pick(0).unwrap(), 0xa0000, "the second is taken");
         ranges.release(first);
         assert_eq!(ranges.pick(0).unwrap(), first);
         assert!(ranges.pick(u32::MAX).unwrap() <= 0x6fff_0000);
     }
 
     #[test]
-    fn a_state_is_read_as_it_was_written() {
+    fn a_record_round_trips() {
         let folder = crate::store::scratch::TestFolder::new();
         assert_eq!(RootRecord::read(&folder).unwrap(), None);
         let state = RootRecord {

@@ -1,6 +1,5 @@
-//! Going back to a snapshot, and a root that begins as another one is or was. A root is the old one or the new one at every
-//! moment, also for a start after kill -9: what it consists of changes by one rename, and what is left over then is removed
-//! by [`Roots::sweep`].
+//! Restores snapshots, and clones roots. At every moment, also after a crash, a root is either the old or the new one:
+//! a single rename switches between them, and [`Roots::sweep`] removes the remains.
 
 use std::path::Path;
 
@@ -18,35 +17,35 @@ use crate::proc::Cancel;
 use crate::store::file;
 
 impl Roots {
-    /// Makes the root what it was, also where there is none any more. `put_away` gets a plain folder out of the way. The
-    /// container must have been stopped, and nothing else may be done with the root meanwhile.
+    /// Restores a snapshot, even if the root no longer exists. `put_away` disposes of a plain directory. The container
+    /// must be stopped, and the caller must exclude other operations on the root.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` when somebody has files of the root open; `DiskFull`; `Cancelled`; the root is as it was then.
+    /// `NotFound`; `Busy` when files of the root are open; `DiskFull`; `Cancelled`. The root is unchanged in all cases.
     pub fn restore(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         id: Uuid,
         put_away: impl Fn(&Path) -> Result<()>,
         cancel: &Cancel,
     ) -> Result<()> {
-        let snapshot = self.find_snapshot(site, id)?;
-        let slot = self.slot(site)?;
-        let stage = make_staging(site, snapshot.kind)?;
+        let snapshot = self.find_snapshot(location, id)?;
+        let slot = self.slot(location)?;
+        let stage = make_staging(location, snapshot.kind)?;
         let staging = stage.path.clone();
-        let done = self.copy_snapshot_files(site, &snapshot, &staging, cancel).and_then(|()| {
+        let done = self.copy_snapshot_files(location, &snapshot, &staging, cancel).and_then(|()| {
             let mut slot = lock(&slot);
             self.wait_exclusive(&mut slot)?;
             let before = slot.state.clone();
             if snapshot.kind == RootKind::Overlay {
-                self.restore_layers(site, &mut slot, snapshot, &stage)
+                self.restore_layers(location, &mut slot, snapshot, &stage)
             } else {
-                self.restore_folder(site, &mut slot, &snapshot, &stage)
+                self.restore_folder(location, &mut slot, &snapshot, &stage)
             }?;
-            self.clear_disk_limit(site, before.as_ref());
+            self.clear_disk_limit(location, before.as_ref());
             let image = |state: Option<&RootRecord>| state.and_then(|state| state.stack.image.clone());
             if image(before.as_ref()) != image(slot.state.as_ref()) {
-                self.release_image(site, before.as_ref());
+                self.release_image(location, before.as_ref());
             }
             Ok(())
         });
@@ -54,18 +53,18 @@ impl Roots {
             let _ = remove_folder(&staging);
             return done;
         }
-        self.forget_size(site);
-        // The old files, or an empty folder. The root is the new one whatever becomes of them.
+        self.forget_size(location);
+        // The old files, or an empty directory. The restore has succeeded whatever happens to them.
         if let Err(error) = put_away(&staging) {
             log::warn!("{} is left until the next start: {error}", staging.display());
         }
         Ok(())
     }
 
-    /// The snapshot's files beside the root, if they are no layers.
+    /// Copies the snapshot's files beside the root, unless they are layers.
     fn copy_snapshot_files(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         snapshot: &RootSnapshot,
         staging: &Path,
         cancel: &Cancel,
@@ -73,23 +72,24 @@ impl Roots {
         if snapshot.kind == RootKind::Overlay {
             return Ok(());
         }
-        self.copy_tree(&self.files_of(site, snapshot.id), staging, snapshot.kind, cancel)
+        self.copy_tree(&self.files_of(location, snapshot.id), staging, snapshot.kind, cancel)
     }
 
     fn restore_layers(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         slot: &mut RootSlot,
         snapshot: RootSnapshot,
         stage: &StagingArea,
     ) -> Result<()> {
         let plain = slot.state.as_ref().is_none_or(|state| state.kind != RootKind::Overlay);
         let first_id = slot.state.as_ref().and_then(|state| state.first_id);
-        slot.state = Some(self.create_layered(site, snapshot.stack, first_id)?);
+        slot.state = Some(self.create_layered(location, snapshot.stack, first_id)?);
         if plain {
-            // From here on the layers lie over what is there, so a failure changes nothing; the sweep tries again.
-            let moved = std::fs::rename(stage.home.root(), &stage.path).at("move", &site.root);
-            if let Err(error) = moved.and_then(|()| file::create_dir_private(&site.attached())) {
+            // From here on the layers cover the existing directory, so a failure changes nothing; the sweep tries
+            // again.
+            let moved = std::fs::rename(stage.home.root(), &stage.path).at("move", &location.root);
+            if let Err(error) = moved.and_then(|()| file::create_dir_private(&location.attached())) {
                 log::warn!("{error}");
             }
         }
@@ -98,7 +98,7 @@ impl Roots {
 
     fn restore_folder(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         slot: &mut RootSlot,
         snapshot: &RootSnapshot,
         stage: &StagingArea,
@@ -115,7 +115,7 @@ impl Roots {
         change_places()?;
         let state = RootRecord::for_folder(snapshot.kind, snapshot.stack.clone(), stage.project);
         if slot.state.as_ref() != Some(&state) {
-            if let Err(error) = state.write(&site.folder) {
+            if let Err(error) = state.write(&location.folder) {
                 match had {
                     true => change_places()?,
                     false => std::fs::rename(&root, staging).at("move", staging)?,
@@ -130,11 +130,11 @@ impl Roots {
         Ok(())
     }
 
-    /// Makes the root of `to`, which has none, from that of `from`, or from a snapshot of it. `running`: the container of
-    /// `from` is there, and stands still. Nothing else may be done with either root meanwhile.
+    /// Creates the root of `to`, which has none, from the root of `from` or from a snapshot of it. `running`: the
+    /// container of `from` exists and is frozen. The caller must exclude other operations on both roots.
     ///
     /// # Errors
-    /// As [`Roots::snapshot`]; nothing is left of the new root then.
+    /// As [`Roots::snapshot`]; the new root is removed then.
     pub fn clone_root(
         &self,
         from: &RootLocation,
@@ -180,31 +180,31 @@ impl Roots {
         made
     }
 
-    /// Removes what a crash left half-made beside a root, or half-replaced beneath it.
+    /// Removes the remains of a crash beside a root, or beneath it.
     ///
     /// # Errors
-    /// When it cannot be removed.
-    pub fn sweep(&self, site: &RootLocation) -> Result<()> {
-        self.migrate_old_root(site)?;
-        if let Ok(Some(home)) = site.home() {
+    /// When they cannot be removed.
+    pub fn sweep(&self, location: &RootLocation) -> Result<()> {
+        self.migrate_old_root(location)?;
+        if let Ok(Some(home)) = location.home() {
             remove_folder(&home.staging())?;
         }
-        let slot = self.slot(site)?;
+        let slot = self.slot(location)?;
         let layered = lock(&slot).state.as_ref().is_some_and(|state| state.kind == RootKind::Overlay);
-        if layered && site.is_own() {
-            let at = site.attached();
+        if layered && location.is_own() {
+            let at = location.attached();
             let empty = std::fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_none());
             if !empty {
                 remove_folder(&at)?;
                 file::create_dir_private(&at)?;
             }
         }
-        super::snapshot::sweep(&site.folder)
+        super::snapshot::sweep(&location.folder)
     }
 
-    pub(super) fn forget_size(&self, site: &RootLocation) {
+    pub(super) fn forget_size(&self, location: &RootLocation) {
         if let Some(sizes) = self.sizes.get() {
-            sizes.forget(site);
+            sizes.forget(location);
         }
     }
 }

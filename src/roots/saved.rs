@@ -1,7 +1,7 @@
-//! What a backup has of a container's root, and what a restore does with it. A layered root is kept as its layers and the
-//! image below them; its upper layer becomes the last of them, as in a snapshot, and the restored root gets a new upper
-//! layer and new user ids. A copied root is kept as its files. Of a running container a backup takes a snapshot, so that
-//! nothing changes meanwhile (`lifecycle::snapshots`). Without locks: a restore works on a folder that no server has.
+//! Roots in backups. A layered root is saved as its layers and the image below them: its upper layer becomes the last
+//! of them, as in a snapshot, and the restored root gets a new upper layer and new user IDs. A copied root is saved as
+//! its files. For a running container a backup takes a snapshot, so that nothing changes while it is read
+//! (`lifecycle::snapshots`). No locks: a restore works on a directory that no server uses.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,28 +14,28 @@ use super::{RootLocation, snapshot};
 use crate::base::{At, Error, Result};
 use crate::store::file;
 
-/// A root as a backup keeps it.
+/// A root in a backup.
 #[derive(Debug, Default)]
 pub struct SavedRoot {
-    /// `root.json`, if there is one.
+    /// Content of `root.json`, if there is one.
     pub state: Option<Vec<u8>>,
-    /// The files of a copied root.
+    /// Files of a copied root.
     pub files: Option<PathBuf>,
-    /// Layers that it and the snapshots need.
+    /// Layers that it and its snapshots need.
     pub layers: BTreeSet<String>,
 }
 
-/// What to keep of the root of the workspace in `folder`, whose path is `root`. `taken`: a snapshot that was made for this
-/// backup; without one the root itself, in which nothing may change. `None`: there is no root.
+/// Returns the parts to save of the root of the workspace in `folder`, which has the path `root`. `taken`: a snapshot
+/// made for this backup; without it the root itself is saved and must not change. `None` if there is no root.
 ///
 /// # Errors
-/// When a state file cannot be read.
+/// When a record cannot be read.
 pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<SavedRoot>> {
     let mut saved = SavedRoot::default();
-    let site = RootLocation { folder: folder.to_owned(), root: root.to_owned() };
+    let location = RootLocation { folder: folder.to_owned(), root: root.to_owned() };
     let snapshots = snapshot::read_all(folder)?;
     let Some(mut state) = RootRecord::read(folder)? else {
-        let home = site.home()?;
+        let home = location.home()?;
         let files = home.map(|home| home.root()).filter(|root| root.is_dir());
         let files = match taken {
             Some(id) => Some(snapshot::files_in(folder, id)),
@@ -47,12 +47,12 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
     match taken {
         Some(id) => {
             let found = snapshots.iter().find(|snapshot| snapshot.id == id);
-            let found = found.ok_or_else(|| Error::internal("The snapshot for the backup is gone"))?;
+            let found = found.ok_or_else(|| Error::internal("The snapshot for the backup was removed"))?;
             state.stack = found.stack.clone();
             saved.files = (state.kind != RootKind::Overlay).then(|| snapshot::files_in(folder, id));
         }
         None if state.kind == RootKind::Overlay => state.stack.layers.extend(state.upper.take()),
-        None => saved.files = Some(site.existing_home()?.root()),
+        None => saved.files = Some(location.existing_home()?.root()),
     }
     state.upper = None;
     state.first_id = None;
@@ -66,10 +66,10 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
     Ok(Some(saved))
 }
 
-/// Completes the roots of a data folder that was restored from a backup.
+/// Completes the roots of a data directory that was restored from a backup.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// When the directory cannot be written.
 pub fn complete_restored_roots(data_dir: &Path) -> Result<()> {
     let mut ranges = IdRanges::new(data_dir)?;
     for folder in workspace_folders(data_dir)? {
@@ -77,10 +77,10 @@ pub fn complete_restored_roots(data_dir: &Path) -> Result<()> {
         else {
             continue;
         };
-        let site = RootLocation { folder: folder.clone(), root: folder.join("root") };
+        let location = RootLocation { folder: folder.clone(), root: folder.join("root") };
         for layer in &state.stack.layers {
             let path = data_dir.join("layers").join(layer);
-            // The kernel's, while the layer took changes.
+            // Used by the kernel while the layer was writable; not part of the backup.
             file::create_dir_private(&path.join("work"))?;
             if !path.join("fs").is_dir() {
                 let message =
@@ -89,17 +89,17 @@ pub fn complete_restored_roots(data_dir: &Path) -> Result<()> {
             }
         }
         let (upper, _pins) =
-            LayerStore::open(data_dir)?.create(Some(super::disk_limit::layers_project(&site)))?;
-        file::create_dir_private(&site.attached())?;
+            LayerStore::open(data_dir)?.create(Some(super::disk_limit::layers_project(&location)))?;
+        file::create_dir_private(&location.attached())?;
         state.upper = Some(upper);
-        // Another server of this machine may have the ids that the root had.
+        // Another server on this host may use the root's old IDs.
         state.first_id = Some(ranges.pick(Uuid::new_v4().as_fields().0)?);
         state.write(&folder)?;
     }
     Ok(())
 }
 
-/// The layers' folder, whose `work` folders are the kernel's own.
+/// Returns the directory with a layer's files. Its `work` directory belongs to the kernel.
 pub fn layer_folder(data_dir: &Path, layer: &str) -> Result<PathBuf> {
     let path = data_dir.join("layers").join(layer).join("fs");
     path.symlink_metadata().at("read", &path)?;

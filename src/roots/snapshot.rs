@@ -1,13 +1,14 @@
-//! Snapshots: what a root was at a moment, to go back to or to begin another root with. `<workspace>/snapshots/ID` appears
-//! and disappears by rename; it holds `snapshot.json`, what the caller keeps beside it, and the files themselves where there
-//! are no layers.
+//! Snapshots: the state of a root at one moment, for restoring it or for creating another root.
+//! `<workspace>/snapshots/ID` appears and disappears by rename. It contains `snapshot.json`, the caller's files, and
+//! the root's files if the root has no layers.
 //!
-//! With layers the present upper one becomes a lower one for good and the root gets a new one: nothing is copied. That needs
-//! a container that does not run, for a mount cannot be exchanged under processes. Of one that runs on (frozen) the upper
-//! layer is copied, which is what the workspace itself has changed since it was made or last frozen.
+//! For a layered root, the current upper layer becomes a permanent lower layer and the root gets a new one, without
+//! copying. That requires a stopped container, because a mount cannot be replaced under running processes. For a
+//! container that keeps running (frozen), the upper layer is copied; it contains the workspace's changes since its
+//! creation or its last snapshot.
 //!
-//! The caller sees to it that nothing else is done with the root meanwhile. So its slot is locked for moments only: whoever
-//! asks about a root does not wait for a copy.
+//! The caller excludes other operations on the root. Therefore the slot is locked only briefly, and readers of the
+//! root's state do not wait for a copy.
 
 use std::path::{Path, PathBuf};
 
@@ -23,64 +24,63 @@ use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::proc::{Cancel, OutputCapture, ProcessOutcome};
 use crate::store::file;
 
-/// A snapshot.
+/// A snapshot of a root.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RootSnapshot {
-    /// Its id.
     pub id: Uuid,
-    /// What its maker called it.
+    /// Name given by the client.
     pub name: String,
     /// RFC 3339.
     pub created_at: String,
-    /// Of a root of this kind.
+    /// Kind of the root.
     pub kind: RootKind,
-    /// Nothing was copied.
+    /// Whether nothing was copied.
     pub instant: bool,
     #[serde(flatten)]
     pub(super) stack: LayerStack,
 }
 
-/// A root as it was at a moment.
+/// The state of a root at one moment.
 pub(super) struct FrozenRoot {
     pub(super) kind: RootKind,
     pub(super) stack: LayerStack,
     instant: bool,
-    /// To be kept until something names the layers.
+    /// Kept until a file refers to the layers.
     _pins: LayerPins,
 }
 
 const FOLDER: &str = "snapshots";
 const RECORD: &str = "snapshot.json";
-/// A plain root's files.
+/// Files of a plain root.
 const FILES: &str = "root";
-/// Half-made ones begin with this.
+/// Prefix of incomplete snapshots.
 const STAGING: &str = ".new-";
 
 impl Roots {
-    /// Freezes the root as it is. `running`: its container is there, and stands still. `keep` writes what belongs to the
-    /// snapshot into its folder.
+    /// Takes a snapshot of the root. `running`: its container exists and is frozen. `keep` writes the caller's files
+    /// into the snapshot's directory.
     ///
     /// # Errors
-    /// `Conflict` for more than [`limits::SNAPSHOTS`]; `Busy` when somebody has files of it open; `DiskFull`; `Cancelled`;
-    /// what `keep` said.
+    /// `Conflict` for more than [`limits::SNAPSHOTS`]; `Busy` when files of the root are open; `DiskFull`; `Cancelled`;
+    /// errors of `keep`.
     pub fn snapshot(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         name: &str,
         running: bool,
         keep: impl FnOnce(&Path) -> Result<()>,
         cancel: &Cancel,
     ) -> Result<RootSnapshot> {
-        if self.snapshots(site)?.len() >= limits::SNAPSHOTS {
+        if self.snapshots(location)?.len() >= limits::SNAPSHOTS {
             let message = format!("There are {} snapshots already; delete one first", limits::SNAPSHOTS);
             return Err(Error::new(Code::Conflict, message));
         }
         let id = Uuid::new_v4();
-        let all = site.folder.join(FOLDER);
+        let all = location.folder.join(FOLDER);
         let staging = all.join(format!("{STAGING}{id}"));
         file::create_dir_private(&staging)?;
         let made = (|| {
-            let frozen = self.freeze(site, running, &staging.join(FILES), cancel)?;
+            let frozen = self.freeze(location, running, &staging.join(FILES), cancel)?;
             keep(&staging)?;
             let created_at = clock::now_rfc3339();
             let snapshot = RootSnapshot {
@@ -106,60 +106,60 @@ impl Roots {
         made
     }
 
-    /// All snapshots of a root, the oldest first.
+    /// Returns all snapshots of a root, oldest first.
     ///
     /// # Errors
     /// When one cannot be read.
-    pub fn snapshots(&self, site: &RootLocation) -> Result<Vec<RootSnapshot>> {
-        read_all(&site.folder)
+    pub fn snapshots(&self, location: &RootLocation) -> Result<Vec<RootSnapshot>> {
+        read_all(&location.folder)
     }
 
-    /// One of them.
+    /// Finds a snapshot.
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn find_snapshot(&self, site: &RootLocation, id: Uuid) -> Result<RootSnapshot> {
-        let found = read_json(&self.snapshot_folder(site, id).join(RECORD))?;
+    pub fn find_snapshot(&self, location: &RootLocation, id: Uuid) -> Result<RootSnapshot> {
+        let found = read_json(&self.snapshot_folder(location, id).join(RECORD))?;
         found.ok_or_else(|| {
             let message = format!("Snapshot {id} not found; GET /api/workspaces/:id/snapshots lists them");
             Error::new(Code::NotFound, message)
         })
     }
 
-    /// Where a snapshot lies, with what its maker keeps beside it.
-    pub fn snapshot_folder(&self, site: &RootLocation, id: Uuid) -> PathBuf {
-        site.folder.join(FOLDER).join(id.to_string())
+    /// Returns the directory of a snapshot.
+    pub fn snapshot_folder(&self, location: &RootLocation, id: Uuid) -> PathBuf {
+        location.folder.join(FOLDER).join(id.to_string())
     }
 
-    /// The files of a snapshot of a plain root.
-    pub(super) fn files_of(&self, site: &RootLocation, id: Uuid) -> PathBuf {
-        self.snapshot_folder(site, id).join(FILES)
+    /// Returns the files of a snapshot of a plain root.
+    pub(super) fn files_of(&self, location: &RootLocation, id: Uuid) -> PathBuf {
+        self.snapshot_folder(location, id).join(FILES)
     }
 
-    /// Removes a snapshot; `put_away` gets its folder out of the way.
+    /// Deletes a snapshot; `put_away` disposes of its directory.
     ///
     /// # Errors
-    /// `NotFound`; what `put_away` said.
+    /// `NotFound`; errors of `put_away`.
     pub fn delete_snapshot(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         id: Uuid,
         put_away: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
-        self.find_snapshot(site, id)?;
-        put_away(&self.snapshot_folder(site, id))
+        self.find_snapshot(location, id)?;
+        put_away(&self.snapshot_folder(location, id))
     }
 
-    /// The root at this moment: as layers that nobody changes any more, or copied to `place` if it is a plain folder.
-    /// `running`: the container is there, and stands still.
+    /// Freezes the root: as layers that no longer change, or copied to `place` if it is a plain directory. `running`:
+    /// the container exists and is frozen.
     pub(super) fn freeze(
         &self,
-        site: &RootLocation,
+        location: &RootLocation,
         running: bool,
         place: &Path,
         cancel: &Cancel,
     ) -> Result<FrozenRoot> {
-        let slot = self.slot(site)?;
+        let slot = self.slot(location)?;
         let mut locked = lock(&slot);
         let state = locked
             .state
@@ -168,7 +168,7 @@ impl Roots {
         let Some(upper) = state.upper.clone() else {
             drop(locked);
             let stack = state.stack.clone();
-            let home = site.existing_home()?;
+            let home = location.existing_home()?;
             self.copy_tree(&home.root(), place, state.kind, cancel)?;
             return Ok(FrozenRoot { kind: state.kind, stack, instant: false, _pins: self.layers.pin([]) });
         };
@@ -190,19 +190,20 @@ impl Roots {
         let mut pins = self.layers.pin(&stack.layers);
         let deep = stack.layers.len() >= limits::ROOT_LAYERS;
         if deep {
-            // Every look-up of a file goes through all layers.
+            // Every file lookup searches all layers.
             let closed = ClosedSlot::new(&slot, &mut locked);
             drop(locked);
             stack = self.flatten(&stack, cancel, &mut pins)?;
             locked = lock(&slot);
             closed.open(&mut locked);
         }
-        // First the root, then what wants it never to change: a crash between leaves a layer more, no wrong snapshot.
-        locked.state = Some(self.create_layered(site, stack.clone(), state.first_id)?);
+        // Write the root's record before the snapshot's: a crash between them leaves an extra layer, but no snapshot
+        // with a layer that is still writable.
+        locked.state = Some(self.create_layered(location, stack.clone(), state.first_id)?);
         Ok(FrozenRoot { kind: state.kind, stack, instant: !deep, _pins: pins })
     }
 
-    /// One layer with all that the stack shows.
+    /// Merges a stack into a single layer.
     fn flatten(&self, stack: &LayerStack, cancel: &Cancel, pins: &mut LayerPins) -> Result<LayerStack> {
         let layers = namespace::OverlaySpec { lowers: self.lowers(stack), upper: None, first_id: None };
         let merged = self.namespace()?.merge(&layers)?;
@@ -225,7 +226,7 @@ impl Roots {
         match self.run_cp(from, to, kind, &mut printed, cancel)? {
             ProcessOutcome::Exited(exit) if exit.success() => Ok(()),
             ProcessOutcome::Cancelled => {
-                Err(Error::new(Code::Cancelled, "It was cancelled; nothing has changed"))
+                Err(Error::new(Code::Cancelled, "The operation was cancelled; nothing has changed"))
             }
             ended => {
                 let printed = printed.finish().into_text();
@@ -236,7 +237,7 @@ impl Roots {
     }
 }
 
-/// Keeps everybody from a root's files while its slot is not locked.
+/// Keeps other callers from opening a root's files while its slot is unlocked.
 struct ClosedSlot<'a>(&'a std::sync::Mutex<RootSlot>);
 
 impl ClosedSlot<'_> {
@@ -257,7 +258,7 @@ impl Drop for ClosedSlot<'_> {
     }
 }
 
-/// The snapshots in a workspace's folder.
+/// Reads the snapshots in a workspace's directory.
 pub(super) fn read_all(folder: &Path) -> Result<Vec<RootSnapshot>> {
     let all = folder.join(FOLDER);
     let entries = match std::fs::read_dir(&all) {
@@ -270,7 +271,7 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<RootSnapshot>> {
     };
     let mut found: Vec<RootSnapshot> = Vec::new();
     for entry in entries.flatten() {
-        // Half-made ones name layers that their maker has pinned.
+        // The layers of incomplete ones are pinned by their creator.
         if Uuid::try_parse(&entry.file_name().to_string_lossy()).is_ok() {
             found.extend(read_json(&entry.path().join(RECORD))?);
         }
@@ -279,12 +280,12 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<RootSnapshot>> {
     Ok(found)
 }
 
-/// The files of a snapshot of a plain root.
+/// Returns the files of a snapshot of a plain root.
 pub(super) fn files_in(folder: &Path, id: Uuid) -> PathBuf {
     folder.join(FOLDER).join(id.to_string()).join(FILES)
 }
 
-/// Removes what a crash left half-made.
+/// Removes the remains of a crash.
 pub(super) fn sweep(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder.join(FOLDER)).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(STAGING) {

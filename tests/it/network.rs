@@ -455,7 +455,7 @@ fn what_is_missing_is_said_at_once() {
     let told = place.client.refused(503, "unavailable", "POST", &place.path("/build"), None);
     let message = told["message"].as_str().unwrap();
     assert!(message.contains("nft is missing") && message.contains("nftables"), "{message}");
-    assert!(message.contains("iptables would do"), "{message}");
+    assert!(message.contains("iptables could be used instead"), "{message}");
     place.client.put(200, &place.path(""), json!({"network": "host"}));
     place.build();
     place.sh("true");

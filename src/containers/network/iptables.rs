@@ -1,13 +1,13 @@
-//! The rules of [`super::rules`] for a host that has iptables and no nft: the same in effect, as iptables-restore(8) reads
-//! them. What nft keeps in one table lies in chains of this server's name here, one for each of the kernel's tables, and
-//! in a jump to each from a chain of everybody's, first in it. IPv6 is off on both ends of a link, so there are no
-//! rules for it. Pure.
+//! The rules of [`super::rules`] for hosts that have iptables but not nft, in the format of iptables-restore(8), with
+//! the same effect. The rules of nft's single table are spread over chains with this server's name, one per kernel
+//! table, and a jump to each, inserted first in a shared chain. IPv6 is disabled on both ends of a link, so it needs no
+//! rules. Pure.
 
 use super::NetworkNames;
 use super::range::Ipv4Range;
 use super::rules::{NEVER, WIRE_PORTS, WIRE_SERVER};
 
-/// Seconds that one call waits for another's lock.
+/// Seconds that a call waits for the lock of another one.
 const WAIT: &str = "-w 5";
 
 fn never(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
@@ -17,7 +17,7 @@ fn never(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
     rules
 }
 
-/// Where everybody's chains lead to ours: the table, the chain and what it matches, ours.
+/// Returns the jumps from shared chains to ours: table, chain with its match, and our chain.
 fn jumps(names: &NetworkNames) -> [(&'static str, String, String); 4] {
     let (chain, links) = (&names.table, &names.links);
     [
@@ -28,7 +28,7 @@ fn jumps(names: &NetworkNames) -> [(&'static str, String, String); 4] {
     ]
 }
 
-/// What the shell does for the host's rules. Chains that are there already are replaced, each table in one step.
+/// Returns the shell script that installs the host's rules. Existing chains are replaced, each table atomically.
 pub(super) fn host_script(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let chain = &names.table;
     let never = never(chain, ranges, "-j DROP");
@@ -65,7 +65,7 @@ END
     script
 }
 
-/// What the shell does to remove them, as far as they are there.
+/// Returns the shell script that removes the rules as far as they exist.
 pub(super) fn removal_script(names: &NetworkNames) -> String {
     let mut script = String::new();
     for (table, from, to) in jumps(names) {
@@ -78,7 +78,8 @@ if iptables {WAIT} -t {table} -F {to} 2>/dev/null; then iptables {WAIT} -t {tabl
     script
 }
 
-/// What the shell does in the container's own namespace. It refuses instead of dropping: who asks gets an error at once.
+/// Returns the shell script for the container's own namespace. It rejects instead of dropping, so that clients get an
+/// error at once.
 pub(super) fn inner_script(ranges: &[Ipv4Range]) -> String {
     let never = never("OUTPUT", ranges, "-j REJECT --reject-with icmp-admin-prohibited");
     format!(
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_name_every_range_and_go_as_they_came() {
+    fn rules_cover_every_range_and_are_removed_completely() {
         let names = NetworkNames { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
         let ranges = ["10.213.0.0/16".parse().unwrap(), "192.168.7.0/30".parse().unwrap()];
         let script = host_script(&names, &ranges);
@@ -111,7 +112,7 @@ mod tests {
         }
         let removal = removal_script(&names);
         for (table, from, to) in jumps(&names) {
-            // A chain's name has at most 28 characters, an interface's with its plus at most 15.
+            // A chain's name is limited to 28 characters, an interface's with its plus sign to 15.
             assert!(to.len() <= 28 && names.links.len() < 15);
             assert!(removal.contains(&format!("-t {table} -D {from} -j {to}")), "{removal}");
         }

@@ -1,12 +1,13 @@
-//! Private networks: a container in its own network namespace, a veth pair between it and the host, addresses, address
-//! translation, and the rules that keep it from the host and from its neighbours ([`rules`]). Namespace and links are
-//! made by the start of the container and live as long as it does, whoever watches it; what lives longer bears this
-//! server's name, so that a later one finds and removes it: the links `vbXXXXXX-N` and the table, or the chains of
-//! iptables where there is no nft, `berth-XXXXXX`.
-//! Never touches anybody else's links or tables; switches `ip_forward` on where it is off, and leaves it on.
+//! Private networks. Each container gets its own network namespace, a veth pair to the host, addresses, address
+//! translation, and rules that separate it from the host and from other containers ([`rules`]). The container's start
+//! creates namespace and link, which exist as long as the container does. Objects that live longer carry this server's
+//! name, so that a later server finds and removes them: the links `vbXXXXXX-N` and the table `berth-XXXXXX`, or
+//! iptables chains of that name where nft is missing.
 //!
-//! Lock: `state`, a leaf, held while `ip`, `nft` and iptables run (some ms, at most [`limits::NETWORK_TOOL`] each), so that the
-//! table fits the links.
+//! Never changes other links or tables. Enables `ip_forward` if it is off, and leaves it on.
+//!
+//! Lock: `state`, a leaf, held while `ip`, `nft` and iptables run (a few ms, at most [`limits::NETWORK_TOOL`] each), so
+//! that the table matches the links.
 
 mod iptables;
 mod range;
@@ -30,32 +31,32 @@ use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::file;
 
-/// What a person decides about private networks.
+/// Configuration of private networks.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkConfig {
-    /// Where addresses come from; `None`: a range that the host has no route into.
+    /// Range of addresses; `None`: one that the host has no route into.
     pub range: Option<Ipv4Range>,
     /// Name servers for containers instead of the host's.
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// One container's link.
+/// The veth link of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VethLink {
-    /// The host's end.
+    /// Name of the host's end.
     pub interface: String,
-    /// The host's address on it, which is the container's way out.
+    /// The host's address on the link, the container's default gateway.
     pub gateway: Ipv4Addr,
-    /// The container's.
+    /// The container's address.
     pub address: Ipv4Addr,
 }
 
-/// What a container's network is, for a person.
+/// Network of a container, for clients.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct NetworkStatus {
-    /// Of the container as it runs; a change holds from its next start on.
+    /// Mode of the running container; a change applies at its next start.
     pub mode: Network,
-    /// Its link, on a private network.
+    /// The link of a private network.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub link: Option<VethLink>,
 }
@@ -66,16 +67,16 @@ pub struct Networks {
     names: NetworkNames,
     config: NetworkConfig,
     cgroups: Cgroups,
-    /// `<data>/network.json`: there is a table.
+    /// `<data>/network.json`, present while a table is installed.
     saved_path: PathBuf,
     state: Mutex<NetworkState>,
 }
 
-/// What everything of this server is called.
+/// Names of this server's objects.
 #[derive(Debug)]
 struct NetworkNames {
     table: String,
-    /// Of links, before the number.
+    /// Prefix of link names, before the number.
     links: String,
 }
 
@@ -89,12 +90,12 @@ struct NetworkState {
 #[derive(Serialize, Deserialize)]
 struct SavedNetwork {
     range: Ipv4Range,
-    /// There are chains of iptables.
+    /// Whether iptables chains are installed.
     #[serde(default)]
     iptables: bool,
 }
 
-/// What the host keeps its rules with.
+/// The host's firewall tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Firewall {
     Nftables,
@@ -102,7 +103,7 @@ pub(super) enum Firewall {
 }
 
 impl Firewall {
-    /// nft where it is there, else iptables.
+    /// Returns nft if it is installed, otherwise iptables.
     fn detect() -> Result<Firewall> {
         let missing = match tools::require("nft") {
             Ok(_) => return Ok(Firewall::Nftables),
@@ -111,12 +112,12 @@ impl Firewall {
         if ["iptables", "iptables-restore", "sh"].into_iter().all(|program| tools::find(program).is_some()) {
             return Ok(Firewall::Iptables);
         }
-        let message = format!("{} (iptables would do, and is not there either)", missing.message());
+        let message = format!("{} (iptables could be used instead but is missing too)", missing.message());
         Err(Error::new(missing.code(), message).detail("program", "nft"))
     }
 }
 
-/// A link in use; gone with the value.
+/// A link in use, released on drop.
 #[derive(Debug)]
 pub(super) struct LinkLease {
     networks: Arc<Networks>,
@@ -124,21 +125,21 @@ pub(super) struct LinkLease {
 }
 
 impl Networks {
-    /// Those of the server with this data folder; nothing is made yet.
+    /// Creates the networks of the server with this data directory. Changes nothing on the host yet.
     pub(super) fn new(data_dir: &Path, choice: NetworkConfig, cgroups: Cgroups) -> Networks {
         let by_path = || {
             let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
             let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
             hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
         };
-        // The tree's name stays where the folder is moved, so what was made under the old path is found.
+        // The cgroup's name stays the same when the directory is moved, so objects made under the old path are found.
         let tree = cgroups.folder().and_then(|tree| tree.file_name()?.to_str()?.strip_prefix("berth-"));
         let is_hash = |name: &&str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let instance: String = tree.filter(is_hash).map_or_else(by_path, |name| name[..6].to_owned());
         let memory = data_dir.join("network.json");
         let range = choice.range.or(SavedNetwork::read(&memory).map(|before| before.range));
         Networks {
-            // A link's name has at most 15 characters.
+            // A link name has at most 15 characters.
             names: NetworkNames { table: format!("berth-{instance}"), links: format!("vb{instance}-") },
             config: choice,
             cgroups,
@@ -147,10 +148,10 @@ impl Networks {
         }
     }
 
-    /// Whether private networks can be made, as far as that can be told without making one.
+    /// Checks whether private networks can be made, as far as possible without making one.
     ///
     /// # Errors
-    /// `Unavailable` with what is missing.
+    /// `Unavailable` that names the missing program or privilege.
     pub fn check(&self) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             let message = "A private network needs root; start berth as root, or choose another network";
@@ -167,10 +168,10 @@ impl Networks {
         Firewall::detect().map(drop).map_err(cannot)
     }
 
-    /// A free link for a container, whose name decides which one it gets if it is free; the host is prepared for it.
+    /// Prepares the host and allocates a free link. The container's name selects the preferred link.
     ///
     /// # Errors
-    /// `Unavailable` with what is missing or in the way.
+    /// `Unavailable` that names the missing part or the conflict.
     pub(super) fn claim(self: &Arc<Self>, machine: &str) -> Result<LinkLease> {
         self.check()?;
         enable_ip_forward()?;
@@ -193,7 +194,7 @@ impl Networks {
             Error::new(Code::Unavailable, message)
         })?;
         state.links.insert(link.address, link.interface.clone());
-        // Each time: somebody may have reloaded the host's firewall, which removes everybody's tables.
+        // Each time: a reload of the host's firewall may have removed our tables.
         if let Err(error) = self.install_rules(&state) {
             state.links.remove(&link.address);
             return Err(error);
@@ -201,7 +202,7 @@ impl Networks {
         Ok(LinkLease { networks: self.clone(), link: Some(link) })
     }
 
-    /// The link of a container that an earlier server has started, if it is still there.
+    /// Takes over the link of a container that an earlier server started, if it still exists.
     pub(super) fn adopt(self: &Arc<Self>, link: VethLink) -> Option<LinkLease> {
         if !link.interface.starts_with(&self.names.links) || !exists(&link.interface) {
             return None;
@@ -210,7 +211,7 @@ impl Networks {
         Some(LinkLease { networks: self.clone(), link: Some(link) })
     }
 
-    /// Removes what an earlier server left and nobody uses, and renews the rules of what is used.
+    /// Removes unused objects of an earlier server and renews the rules of used ones.
     pub fn sweep(&self) {
         let state = lock(&self.state);
         let used: Vec<&String> = state.links.values().collect();
@@ -229,7 +230,8 @@ impl Networks {
         }
     }
 
-    /// The ranges in which containers may be: today's, and what is still in use of an earlier choice.
+    /// Returns the ranges that containers may use: the current one, and addresses still in use from an earlier
+    /// configuration.
     fn ranges(state: &NetworkState) -> Vec<Ipv4Range> {
         let mut ranges: Vec<Ipv4Range> = state.range.into_iter().collect();
         for address in state.links.keys() {
@@ -240,16 +242,16 @@ impl Networks {
         ranges
     }
 
-    /// What the start of a container does first.
+    /// Returns the shell script that runs first in a container's start.
     ///
     /// # Errors
-    /// `Unavailable` when what keeps rules is gone.
+    /// `Unavailable` when neither nft nor iptables is installed.
     pub(super) fn start_script(&self, link: &VethLink) -> Result<String> {
         let ranges = Networks::ranges(&lock(&self.state));
         Ok(rules::start_script(Firewall::detect()?, link, &ranges, std::process::id()))
     }
 
-    /// What a container's resolv.conf says.
+    /// Returns the content of a container's resolv.conf.
     pub(super) fn resolv_conf(&self, network: Network) -> Vec<u8> {
         let host = std::fs::read("/etc/resolv.conf").unwrap_or_default();
         if network != Network::Private {
@@ -262,32 +264,32 @@ impl Networks {
         let behind = std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
         let own: Vec<Ipv4Range> =
             self.routes().unwrap_or_default().into_iter().map(|route| route.range).collect();
-        // Routes to the host's own addresses are of this length.
+        // Routes to the host's own addresses have this length.
         let is_own = |server| own.contains(&Ipv4Range::containing(server, 32));
         resolver::for_private_network(&self.config.dns, &String::from_utf8_lossy(host), &behind, |server| {
             !server.is_loopback() && !server.is_link_local() && !server.is_unspecified() && !is_own(server)
         })
     }
 
-    /// What a person should know before a container of theirs has a private network.
+    /// Returns warnings for a user who selects a private network.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let host = std::fs::read("/etc/resolv.conf").unwrap_or_default();
         if self.resolver(&host).servers.is_empty() {
             warnings.push(
                 "Names do not resolve in private networks: the host's name servers listen on the host itself, \
-                 where no container reaches them; name others with --private-dns"
+                 where containers cannot reach them; set others with --private-dns"
                     .into(),
             );
         }
         warnings
     }
 
-    /// The range in use, chosen now if nobody uses one yet. `foreign`: routes that are not ours.
+    /// Returns the range in use, choosing one if there are no links yet. `foreign`: routes of other software.
     fn range(&self, state: &mut NetworkState, foreign: &[HostRoute]) -> Result<Ipv4Range> {
         let taken = |range: Ipv4Range| foreign.iter().find(|route| route.range.overlaps(range));
         if let Some(range) = state.range.filter(|_| !state.links.is_empty()) {
-            // The rules inside the containers that run name it.
+            // The rules inside running containers name it.
             return Ok(range);
         }
         if let Some(range) = self.config.range {
@@ -314,7 +316,7 @@ impl Networks {
         Ok(range)
     }
 
-    /// Where this host sends packets, all tables, its own addresses among them.
+    /// Returns all routes of the host, including those to its own addresses.
     fn routes(&self) -> Result<Vec<HostRoute>> {
         let printed = self.run_tool("ip", &["-4", "-o", "route", "show", "table", "all"])?;
         Ok(printed.lines().filter_map(HostRoute::parse).collect())
@@ -324,13 +326,13 @@ impl Networks {
         let (ranges, firewall) = (Networks::ranges(state), Firewall::detect()?);
         let remembered = SavedNetwork {
             range: *ranges.first().unwrap_or(&range::CANDIDATES[0]),
-            // Also when nft has come since: both hold then, and both go.
+            // Keep it set if nft was installed later: both sets of rules exist then, and both must be removed.
             iptables: firewall == Firewall::Iptables
                 || SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables),
         };
         let text =
             serde_json::to_vec(&remembered).map_err(|error| Error::internal("network").with_source(error))?;
-        // Before there are rules, so that none are forgotten.
+        // Written before the rules, so that no rules are forgotten.
         file::replace(&self.saved_path, &text, 0o600)?;
         let done = match firewall {
             Firewall::Nftables => self.run_tool("nft", &[&rules::host_table(&self.names, &ranges)]),
@@ -342,7 +344,7 @@ impl Networks {
     fn remove_rules(&self) {
         let table = &self.names.table;
         let iptables = SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables);
-        // Rules that somebody else has removed are no failure: a table that is made first can be deleted.
+        // Rules that were already removed are no failure: the table is created first so that it can be deleted.
         let by_nft = || self.run_tool("nft", &[&format!("table inet {table}\ndelete table inet {table}")]);
         let by_iptables = || self.run_tool("sh", &["-c", &iptables::removal_script(&self.names)]);
         let steps = [
@@ -357,7 +359,7 @@ impl Networks {
 
     fn delete_link(&self, name: &str) {
         if let Err(error) = self.run_tool("ip", &["link", "delete", "dev", name]) {
-            // It goes by itself with its namespace.
+            // The link is removed automatically with its namespace.
             if exists(name) {
                 log::warn!("The link {name} could not be removed: {error}");
             }
@@ -366,7 +368,7 @@ impl Networks {
 
     fn release(&self, link: &VethLink) {
         let mut state = lock(&self.state);
-        // Otherwise a connection that still waits for answers would keep it alive for minutes.
+        // Otherwise a connection that waits for replies would keep the link for minutes.
         if exists(&link.interface) {
             self.delete_link(&link.interface);
         }
@@ -376,7 +378,7 @@ impl Networks {
         }
     }
 
-    /// Runs one of the host's programs: what it printed.
+    /// Runs a host program and returns its output.
     fn run_tool(&self, program: &str, args: &[&str]) -> Result<String> {
         let path = tools::require(program)?;
         let spec = Spec::new(path).args(args.iter().copied());
@@ -394,8 +396,8 @@ impl Networks {
     }
 }
 
-/// A program and its arguments that make rules like those of a server, to see whether this host can have them; and what
-/// they are kept with. `None` where there is nothing.
+/// Returns a program with arguments that installs rules like a server's, to test whether the host supports them, and
+/// the name of the firewall tool. `None` if there is no tool.
 pub fn sample_rules() -> Option<(&'static str, Vec<String>, &'static str)> {
     let names = NetworkNames { table: "berth-doctor".into(), links: "vbdoctor-".into() };
     let ranges = [range::CANDIDATES[0]];
@@ -485,7 +487,7 @@ fn exists(interface: &str) -> bool {
     Path::new("/sys/class/net").join(interface).exists()
 }
 
-/// Lets the host pass on packets.
+/// Enables IP forwarding on the host.
 fn enable_ip_forward() -> Result<()> {
     const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
     let on = std::fs::read_to_string(SWITCH).at("read", SWITCH)?;
@@ -498,14 +500,14 @@ fn enable_ip_forward() -> Result<()> {
         .and_then(|mut switch| std::io::Write::write_all(&mut switch, b"1"))
         .map_err(|error| {
             let message = format!(
-                "A private network cannot be made: this host does not pass on packets, and that cannot be \
-                 switched on ({error}); sysctl -w net.ipv4.ip_forward=1"
+                "A private network cannot be made: IP forwarding is off and cannot be \
+                 enabled ({error}); run sysctl -w net.ipv4.ip_forward=1"
             );
             Error::new(Code::Unavailable, message)
         })?;
     log::warn!(
-        "Switched net.ipv4.ip_forward on for private networks; this host now passes on packets between all its \
-         networks, as far as its firewall lets it, also when berth has ended"
+        "Enabled net.ipv4.ip_forward for private networks; this host now forwards packets between all its \
+         networks, as far as its firewall allows, even after berth exits"
     );
     Ok(())
 }
@@ -515,7 +517,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_are_read() {
+    fn routes_are_parsed() {
         for (line, range, device) in [
             ("default via 192.0.2.1 dev eth0 ", "0.0.0.0/0", "eth0"),
             ("192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.2 ", "192.0.2.0/24", "eth0"),
@@ -534,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn names_fit_and_ranges_of_before_stay_behind_the_rules() {
+    fn link_names_fit_and_rules_keep_earlier_ranges() {
         let names = NetworkNames { table: "berth-abcdef".into(), links: "vbabcdef-".into() };
         let range = range::CANDIDATES[0];
         let link = names.link(range, range.links() - 1);

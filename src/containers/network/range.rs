@@ -1,4 +1,4 @@
-//! Ranges of IPv4 addresses: read, compared, divided into links. Pure.
+//! Parses, compares and divides ranges of IPv4 addresses. Pure.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What berth takes addresses from, unless it is told something else: the first of these that this host has no route
-/// into. Private ranges (RFC 1918) that neither Docker, Podman, libvirt, Kubernetes nor common routers prefer.
+/// Default candidates, in order; the first that the host has no route into is used. Private ranges (RFC 1918) that
+/// Docker, Podman, libvirt, Kubernetes and common routers do not use by default.
 pub(super) const CANDIDATES: [Ipv4Range; 5] = [
     Ipv4Range { first: 0x0ad5_0000, length: 16 },
     Ipv4Range { first: 0xac1b_d500, length: 24 },
@@ -16,10 +16,10 @@ pub(super) const CANDIDATES: [Ipv4Range; 5] = [
     Ipv4Range { first: 0xac1d_5700, length: 24 },
 ];
 
-/// Addresses of one link: its network, the host's end, the container's end, its broadcast address.
+/// Prefix length of one link: network, host's address, container's address, broadcast address.
 pub(super) const LINK_LENGTH: u8 = 30;
 
-/// `10.213.0.0/16`
+/// A range such as `10.213.0.0/16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Ipv4Range {
@@ -33,7 +33,7 @@ impl Ipv4Range {
         Ipv4Range { first: u32::from(address) & mask, length }
     }
 
-    /// Everything, or half of everything: a default route, by whichever name.
+    /// Whether it covers everything or half of everything, as default routes do.
     pub(super) fn is_default(self) -> bool {
         self.length < 4
     }
@@ -47,17 +47,17 @@ impl Ipv4Range {
         Ipv4Range::containing(address, self.length) == self
     }
 
-    /// How many links it has room for.
+    /// Returns the number of links that fit.
     pub(super) fn links(self) -> u32 {
         1 << (LINK_LENGTH - self.length)
     }
 
-    /// The network of link `number`, which is below [`Range::links`].
+    /// Returns the network address of link `number`, which is below [`Ipv4Range::links`].
     pub(super) fn link(self, number: u32) -> Ipv4Addr {
         (self.first + (number << (32 - LINK_LENGTH))).into()
     }
 
-    /// A range that links can be taken from: at least one, at most 2²².
+    /// Whether links can be allocated from it: at least one, at most 2²².
     fn is_divisible(self) -> bool {
         (8..=LINK_LENGTH).contains(&self.length)
     }
@@ -80,14 +80,14 @@ impl FromStr for Ipv4Range {
 }
 
 impl Ipv4Range {
-    /// A range for private networks, as a person writes it.
+    /// Parses a range for private networks.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A message for the user.
     pub fn parse_for_links(text: &str) -> Result<Ipv4Range, String> {
         let range: Ipv4Range = text.parse()?;
         if !range.is_divisible() {
-            return Err(format!("{range} cannot be divided: its length is from 8 to {LINK_LENGTH}"));
+            return Err(format!("{range} has the wrong size: use a prefix length from 8 to {LINK_LENGTH}"));
         }
         let special = ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"];
         if special.iter().any(|special| special.parse().is_ok_and(|special| range.overlaps(special))) {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_and_written() {
+    fn ranges_round_trip() {
         assert_eq!(
             CANDIDATES.map(|range| range.to_string()),
             ["10.213.0.0/16", "172.27.213.0/24", "192.168.213.0/24", "10.87.0.0/16", "172.29.87.0/24"]
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_are_found_both_ways() {
+    fn overlap_is_symmetric() {
         for (a, b, want) in [
             ("10.0.0.0/8", "10.213.0.0/16", true),
             ("10.213.5.1/32", "10.213.0.0/16", true),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lie_side_by_side() {
+    fn links_are_adjacent() {
         let small = range("192.168.213.0/24");
         assert_eq!(small.links(), 64);
         assert_eq!(small.link(63), Ipv4Addr::new(192, 168, 213, 252));

@@ -1,21 +1,21 @@
-//! The resolv.conf of containers. On the host's network and on none it is the host's own. From a private network only
-//! name servers can be asked that lie beyond the host: whatever listens on the host itself (systemd-resolved, dnsmasq,
-//! unbound on loopback) is out of reach by design, so what it would ask is looked for instead. Pure.
+//! The resolv.conf of containers. On the host's network and without a network it is the host's own file. From a private
+//! network only name servers beyond the host are reachable; servers on the host itself (systemd-resolved, dnsmasq,
+//! unbound on loopback) are blocked by design, so their upstream servers are used instead. Pure.
 
 use std::net::Ipv4Addr;
 
-/// resolv.conf(5) takes three.
+/// resolv.conf(5) supports three servers.
 const MOST: usize = 3;
 
-/// A resolv.conf, and which servers it names.
+/// A resolv.conf and the servers in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ResolvConf {
     pub(super) text: String,
     pub(super) servers: Vec<Ipv4Addr>,
 }
 
-/// The first of: what a person named, the host's own file, systemd-resolved's list of the servers behind it, as far as
-/// `reachable` says they can be asked.
+/// Builds a resolv.conf from the first non-empty source: the configured servers, the host's file, systemd-resolved's
+/// list of upstream servers. Servers of the latter two are used only if `reachable` accepts them.
 pub(super) fn for_private_network(
     named: &[Ipv4Addr],
     host: &str,
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_beyond_the_host_is_kept() {
+    fn external_server_is_kept() {
         let host = "# x\nsearch a.example b.example\nnameserver 192.0.2.53\nnameserver 2001:db8::1\noptions ndots:2\n";
         let made = for_private_network(&[], host, "", reachable);
         assert_eq!(made.servers, [BEYOND]);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_a_server_on_loopback_is_asked_instead() {
+    fn upstream_servers_replace_a_loopback_server() {
         let made = for_private_network(&[], "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n", reachable);
         assert_eq!(made.servers, [BEYOND]);
         let made =
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_names_goes_before() {
+    fn configured_servers_take_precedence() {
         let named = [Ipv4Addr::new(198, 51, 100, 1)];
         assert_eq!(for_private_network(&named, "nameserver 192.0.2.53\n", "", reachable).servers, named);
         let many = "nameserver 192.0.2.1\n".repeat(5);

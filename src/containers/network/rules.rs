@@ -1,17 +1,17 @@
-//! The rules of private networks, as nft(8) reads them, and the shell's part of a start. Two tables keep a container
-//! from what it must not reach. One lies in its own network namespace, which belongs to the host's users, so nothing
-//! inside can touch it, and a reload of the host's firewall cannot either; it ends with the namespace. The other is the
-//! host's, all containers of a server share it, and it knows what changes while they run: the host's own addresses. Where
-//! there is no nft, [`iptables`] has the same rules. Pure.
+//! nftables rules of private networks, and the shell script of a container's start. Two tables isolate a container. One
+//! is in its own network namespace, which belongs to the host's users, so processes inside cannot change it, and a
+//! reload of the host's firewall does not affect it; it is removed with the namespace. The other is the host's and
+//! shared by all containers of a server; it covers facts that change while they run, such as the host's own addresses.
+//! Without nft, [`iptables`] has equivalent rules. Pure.
 
 use super::range::Ipv4Range;
 use super::{Firewall, NetworkNames, VethLink, iptables};
 
 /// Loopback, link-local with the metadata service of most clouds, broadcast and multicast; then the metadata services
-/// of Alibaba Cloud and of Oracle's older cloud, which lie elsewhere.
+/// of Alibaba Cloud and of Oracle's older cloud, which use other addresses.
 pub(super) const NEVER: &str =
     "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, 100.100.100.200, 192.0.0.192";
-/// Azure's wire server is a name server too; what it knows of the machine comes by [`WIRE_PORTS`].
+/// Azure's wire server is also a name server; it serves data about the machine on [`WIRE_PORTS`].
 pub(super) const WIRE_SERVER: &str = "168.63.129.16";
 pub(super) const WIRE_PORTS: &str = "80,443,32526";
 
@@ -19,12 +19,12 @@ fn list(ranges: &[Ipv4Range]) -> String {
     ranges.iter().map(|range| format!(", {range}")).collect()
 }
 
-/// The host's table, whole: an older one goes in the same step.
+/// Returns the host's table. Replaces an older one atomically.
 pub(super) fn host_table(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let (table, links, inside) = (&names.table, &names.links, list(ranges));
     let masked = inside.trim_start_matches(", ");
-    // The first chain comes before anybody's translation of addresses (dstnat): what a container asked for counts, not
-    // where somebody else's rules would lead it. Answers to what the host itself asked a container pass.
+    // The first chain runs before destination NAT of other software: the address that a container requested is checked,
+    // not a translated one. Replies to connections from the host pass.
     format!(
         "table inet {table}
 delete table inet {table}
@@ -55,7 +55,8 @@ table inet {table} {{
     )
 }
 
-/// The table in the container's own namespace. It refuses instead of dropping: who asks gets an error at once.
+/// Returns the table for the container's own namespace. It rejects instead of dropping, so that clients get an error at
+/// once.
 pub(super) fn inner_table(ranges: &[Ipv4Range]) -> String {
     let inside = list(ranges);
     format!(
@@ -73,9 +74,9 @@ pub(super) fn inner_table(ranges: &[Ipv4Range]) -> String {
     )
 }
 
-/// What the shell does in the new network namespace before it becomes nspawn. `server`: whose namespace is the host's.
-/// IPv6 is off: it would need the same rules once more, and most hosts have no range of it to give away. Ping and low
-/// ports need no privilege over a namespace in which nobody else is.
+/// Returns the script that the shell runs in the new network namespace before it executes nspawn. `server`: PID of a
+/// process in the host's network namespace. IPv6 is disabled: it would need a second set of rules, and most hosts have
+/// no IPv6 range to assign. Ping and low ports need no privilege, because the namespace has no other user.
 pub(super) fn start_script(firewall: Firewall, link: &VethLink, ranges: &[Ipv4Range], server: u32) -> String {
     let VethLink { interface, gateway, address } = link;
     let rules = match firewall {

@@ -1,0 +1,74 @@
+//! A mounted root and its users. A root can be replaced only when the slot has the last reference to its mount.
+//!
+//! Lock: `count`, a leaf; `released` is its condition variable.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::namespace::MergedRoot;
+use crate::base::thread::lock;
+
+/// A slot's reference to a mounted root.
+#[derive(Debug)]
+pub(super) struct RootView {
+    root: Arc<MergedRoot>,
+    users: Arc<RootUsers>,
+}
+
+/// Number of [`RootHandle`]s of a mounted root.
+#[derive(Debug, Default)]
+struct RootUsers {
+    count: Mutex<usize>,
+    released: Condvar,
+}
+
+/// Keeps a root mounted.
+#[derive(Debug)]
+pub struct RootHandle {
+    // Dropped before the user is counted as gone.
+    root: Arc<MergedRoot>,
+    _user: RootUser,
+}
+
+#[derive(Debug)]
+struct RootUser(Arc<RootUsers>);
+
+impl RootView {
+    pub(super) fn new(root: MergedRoot) -> RootView {
+        RootView { root: Arc::new(root), users: Arc::default() }
+    }
+
+    pub(super) fn handle(&self) -> RootHandle {
+        *lock(&self.users.count) += 1;
+        RootHandle { root: self.root.clone(), _user: RootUser(self.users.clone()) }
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        *lock(&self.users.count) == 0
+    }
+
+    /// Waits until there are no handles, at most `patience`; returns whether there are none.
+    pub(super) fn wait_unused(&self, patience: Duration) -> bool {
+        let count = lock(&self.users.count);
+        let count = self.users.released.wait_timeout_while(count, patience, |count| *count > 0);
+        *count.unwrap_or_else(PoisonError::into_inner).0 == 0
+    }
+}
+
+impl RootHandle {
+    pub(super) fn root(&self) -> &MergedRoot {
+        &self.root
+    }
+}
+
+impl Drop for RootUser {
+    fn drop(&mut self) {
+        let mut count = lock(&self.0.count);
+        *count -= 1;
+        let is_last = *count == 0;
+        drop(count);
+        if is_last {
+            self.0.released.notify_all();
+        }
+    }
+}
