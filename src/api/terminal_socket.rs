@@ -191,7 +191,7 @@ fn ending(end: TerminalEnd) -> Value {
     json!({
         "exit_code": end.exit.map_or(-1, Exit::code),
         "signal": end.exit.and_then(Exit::signal),
-        "ended_by": end.why,
+        "ended_by": end.reason,
     })
 }
 

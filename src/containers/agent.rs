@@ -66,7 +66,7 @@ fn serve() -> Result<()> {
     let mut zygote = None;
     let mut processes: HashMap<Pid, OwnedFd> = HashMap::new();
     loop {
-        let Zygote { pid, socket: told } = match zygote.take() {
+        let Zygote { pid, socket: reports } = match zygote.take() {
             Some(zygote) => zygote,
             None => match start_zygote(&listener) {
                 Ok(zygote) => zygote,
@@ -78,23 +78,23 @@ fn serve() -> Result<()> {
                 }
             },
         };
-        let mut fds = [PollFd::new(&told, PollFlags::IN), PollFd::new(&child_ended, PollFlags::IN)];
+        let mut fds = [PollFd::new(&reports, PollFlags::IN), PollFd::new(&child_ended, PollFlags::IN)];
         let _ = poll(&mut fds, None);
         while rustix::io::read(&child_ended, &mut [0u8; 64]).is_ok_and(|n| n > 0) {}
-        announce_processes(&told, &mut processes);
+        announce_processes(&reports, &mut processes);
         if reap(&mut processes, Some(pid)) {
-            zygote = Some(Zygote { pid, socket: told });
+            zygote = Some(Zygote { pid, socket: reports });
         } else {
             // Handle the processes that it reported before it died.
-            announce_processes(&told, &mut processes);
+            announce_processes(&reports, &mut processes);
         }
     }
 }
 
 /// Reports waiting processes to the engine. A process can execute a command only after that, so every command whose end
 /// is reaped is listed in `processes`.
-fn announce_processes(told: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
-    while let Some((pid, socket)) = receive_process(told) {
+fn announce_processes(reports: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
+    while let Some((pid, socket)) = receive_process(reports) {
         // The process may have been killed since, or the engine disconnected; then no reply is expected.
         if send_ready(&socket, pid).is_ok() {
             processes.insert(pid, socket);
@@ -138,23 +138,24 @@ fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
 
 fn start_zygote(listener: &OwnedFd) -> Result<Zygote> {
     let at = "the zygote";
-    let (told, tells) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .at("open", "a socket pair")?;
+    let (reports, reporter) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .at("open", "a socket pair")?;
     match fork_single_threaded().at("start", at)? {
         Some(pid) => {
             let pid =
                 Pid::from_raw(pid).ok_or_else(|| Error::internal("fork returned an invalid process ID"))?;
-            Ok(Zygote { pid, socket: told })
+            Ok(Zygote { pid, socket: reports })
         }
         None => {
-            drop(told);
-            run_zygote(listener, &tells)
+            drop(reports);
+            run_zygote(listener, &reporter)
         }
     }
 }
 
 /// Runs the zygote: starts a waiting process for each connection.
-fn run_zygote(listener: &OwnedFd, tells: &OwnedFd) -> ! {
+fn run_zygote(listener: &OwnedFd, reporter: &OwnedFd) -> ! {
     let mut rooms = ZygoteSlots::default();
     loop {
         let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else {
@@ -166,7 +167,7 @@ fn run_zygote(listener: &OwnedFd, tells: &OwnedFd) -> ! {
         let Some(pid) = rooms.spawn_waiting(socket.as_fd(), true).ok().and_then(Pid::from_raw) else {
             continue;
         };
-        if send_process(tells, pid, socket.as_fd()).is_err() {
+        if send_process(reporter, pid, socket.as_fd()).is_err() {
             exit(0);
         }
     }

@@ -267,20 +267,20 @@ impl Container {
 
         let deadline = Instant::now() + limits::CONTAINER_START;
         let first = loop {
-            let born = PendingProcess::request(&runtime, deadline).and_then(|birth| {
+            let result = PendingProcess::request(&runtime, deadline).and_then(|birth| {
                 birth.wait_until_ready(&|pid| group.contains(pid), || self.new_command_group())
             });
-            match born {
+            match result {
                 Ok(spare) => break spare,
                 Err(error) if owner.has_ended() || Instant::now() >= deadline => {
                     owner.end();
                     let _ = group.kill(None);
                     let printed = file::read_optional(&log, 64 << 10).ok().flatten().unwrap_or_default();
                     let printed = String::from_utf8_lossy(&printed);
-                    let said = if printed.trim().is_empty() { error.message() } else { printed.trim() };
+                    let reason = if printed.trim().is_empty() { error.message() } else { printed.trim() };
                     return Err(Error::new(
                         Code::ContainerStopped,
-                        format!("The container could not be started: {said}"),
+                        format!("The container could not be started: {reason}"),
                     ));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
@@ -444,13 +444,13 @@ impl Container {
     /// most `patience`.
     fn retry<T>(&self, patience: Option<Duration>, attempt: impl Fn() -> Result<T>) -> Result<T> {
         let patience = patience.map_or(limits::INSIST, |own| own.min(limits::INSIST));
-        let (begun, mut pause) = (Instant::now(), Duration::from_millis(5));
+        let (accepted, mut pause) = (Instant::now(), Duration::from_millis(5));
         loop {
             let error = match attempt() {
                 Err(error) if error.code() == Code::ContainerStopped => error,
                 done => return done,
             };
-            if begun.elapsed() + pause >= patience {
+            if accepted.elapsed() + pause >= patience {
                 let lives = self.current().is_some_and(|running| running.accepts_commands());
                 return Err(if lives { container_full().with_source(error) } else { error });
             }
@@ -522,24 +522,24 @@ impl Container {
         stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
         let mark = spare.group.env_marker();
         let mut answers = MessageReader::default();
-        let begun = protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, &doors, deadline)
+        let accepted = protocol::send_command(&spare.socket, command, mark.as_ref(), stdio, &doors, deadline)
             .and_then(|()| {
                 let refused = |answer| launch_error(&answer, &command.cwd);
                 protocol::receive_accepted(&spare.socket, &mut answers, deadline, refused)
             });
-        if let Err(error) = begun {
+        if let Err(error) = accepted {
             // A process that was stopped from inside would wait forever.
             let _ = pidfd_send_signal(&spare.pidfd, Signal::KILL);
             return Err(error);
         }
         let SpareProcess { socket, pid, pidfd, group } = spare;
-        let reach = SignalHandle { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
+        let signal_handle = SignalHandle { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
         let cwd = command.cwd.clone();
         Ok(ContainerProcess {
             agents: running.agents.clone(),
             running: Some(running),
             socket,
-            reach,
+            signal_handle,
             messages: answers,
             exit: None,
             cwd,

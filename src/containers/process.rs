@@ -22,7 +22,7 @@ pub(super) struct ContainerProcess {
     /// Cgroup of the container's agent.
     pub(super) agents: Arc<Group>,
     pub(super) socket: OwnedFd,
-    pub(super) reach: SignalHandle,
+    pub(super) signal_handle: SignalHandle,
     pub(super) messages: MessageReader,
     pub(super) exit: Option<Exit>,
     pub(super) cwd: String,
@@ -43,14 +43,14 @@ pub fn resume(handed: ProcessHandover, cgroups: &Cgroups) -> Result<Box<dyn Proc
     let agents = cgroups.group(&format!("{container}/{AGENTS}"))?;
     agents.disown();
     let group = cgroups.group_again(&group)?;
-    let reach = SignalHandle { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
+    let signal_handle = SignalHandle { pid, pidfd: Arc::new(pidfd), group: Arc::new(group) };
     let answers = MessageReader::with_bytes(read);
     let cwd = String::new();
     Ok(Box::new(ContainerProcess {
         running: None,
         agents: Arc::new(agents),
         socket,
-        reach,
+        signal_handle,
         messages: answers,
         exit: None,
         cwd,
@@ -79,12 +79,12 @@ impl Process for ContainerProcess {
     }
 
     fn terminate(&mut self) {
-        self.reach.group.signal(Signal::TERM, Some(self.reach.pid));
+        self.signal_handle.group.signal(Signal::TERM, Some(self.signal_handle.pid));
     }
 
     fn kill(&mut self) {
-        let _ = pidfd_send_signal(&*self.reach.pidfd, Signal::KILL);
-        if let Err(error) = self.reach.group.kill(Some(self.reach.pid)) {
+        let _ = pidfd_send_signal(&*self.signal_handle.pidfd, Signal::KILL);
+        if let Err(error) = self.signal_handle.group.kill(Some(self.signal_handle.pid)) {
             // No process of a run may survive, so the whole container is stopped.
             log::error!("A run could not be killed, so its container is stopped: {error}");
             if let Some(running) = &self.running {
@@ -96,17 +96,17 @@ impl Process for ContainerProcess {
     }
 
     fn signal_handle(&self) -> Option<SignalHandle> {
-        Some(self.reach.clone())
+        Some(self.signal_handle.clone())
     }
 
     fn usage(&self) -> Usage {
-        let usage = self.reach.group.usage();
+        let usage = self.signal_handle.group.usage();
         self.report_oom(usage.oom_killed);
         usage
     }
 
     fn oom_killed(&self) -> Option<bool> {
-        let killed = self.reach.group.oom_killed();
+        let killed = self.signal_handle.group.oom_killed();
         self.report_oom(killed);
         killed
     }
@@ -114,14 +114,14 @@ impl Process for ContainerProcess {
     fn hand_over(&mut self) -> Result<Option<(ProcessHandover, Box<dyn HandoverGuard>)>> {
         let Some(running) = self.running.clone() else { return Ok(None) };
         let handed = ProcessHandover {
-            pid: self.reach.pid,
-            pidfd: self.reach.pidfd.try_clone().at("duplicate", "a process")?,
+            pid: self.signal_handle.pid,
+            pidfd: self.signal_handle.pidfd.try_clone().at("duplicate", "a process")?,
             socket: self.socket.try_clone().at("duplicate", "the agent's socket")?,
             read: self.messages.unread().to_vec(),
-            group: self.reach.group.path().to_owned(),
+            group: self.signal_handle.group.path().to_owned(),
         };
         self.handed_over = true;
-        self.reach.group.disown();
+        self.signal_handle.group.disown();
         Ok(Some((handed, Box::new(ContainerHold { running, _busy: self.busy.take() }))))
     }
 }
@@ -157,7 +157,7 @@ impl Drop for ContainerProcess {
             self.oom_killed();
         }
         // Other owners of the cgroup may still send signals to it.
-        let group = std::mem::replace(&mut self.reach.group, Arc::new(Group::placeholder()));
+        let group = std::mem::replace(&mut self.signal_handle.group, Arc::new(Group::placeholder()));
         if let Some((running, group)) = self.running.as_ref().zip(Arc::into_inner(group)) {
             running.add_spare_group(group);
         }

@@ -42,7 +42,7 @@ pub enum AgentMessage {
 impl AgentMessage {
     fn to_bytes(self) -> [u8; REPORT_BYTES] {
         match self {
-            AgentMessage::FromProcess(told) => told.to_bytes(),
+            AgentMessage::FromProcess(socket) => socket.to_bytes(),
             AgentMessage::Ready => encode_pair(16, 0),
             AgentMessage::Exited { code } => encode_pair(17, code),
             AgentMessage::Killed { signal } => encode_pair(18, signal),
@@ -142,22 +142,22 @@ pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
 ///
 /// # Errors
 /// Errors of sendmsg(2).
-pub fn send_process(tells: impl AsFd, pid: Pid, socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub fn send_process(reporter: impl AsFd, pid: Pid, socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let fds = [socket];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     let number = pid.as_raw_pid().to_ne_bytes();
-    sendmsg(&tells, &[IoSlice::new(&number)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+    sendmsg(&reporter, &[IoSlice::new(&number)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
 /// Returns the next reported process; `None` if there is none at the moment.
-pub fn receive_process(told: impl AsFd) -> Option<(Pid, OwnedFd)> {
+pub fn receive_process(socket: impl AsFd) -> Option<(Pid, OwnedFd)> {
     let mut number = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    recvmsg(&told, &mut [IoSliceMut::new(&mut number)], &mut ancillary, flags).ok()?;
+    recvmsg(&socket, &mut [IoSliceMut::new(&mut number)], &mut ancillary, flags).ok()?;
     let mut sockets = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,

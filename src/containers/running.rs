@@ -74,7 +74,7 @@ pub(super) enum NspawnProcess {
 pub(super) struct NspawnMonitor {
     stop: Cancel,
     /// Set to leave the container running.
-    let_go: Arc<AtomicBool>,
+    detached: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
     thread: Mutex<Option<JoinOnDrop>>,
 }
@@ -90,12 +90,12 @@ impl NspawnMonitor {
         lease: Option<LinkLease>,
     ) -> Result<NspawnMonitor> {
         let stop = Cancel::new()?;
-        let (let_go, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (detached, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let thread = {
-            let (stop, let_go, ended) = (stop.clone(), let_go.clone(), ended.clone());
+            let (stop, detached, ended) = (stop.clone(), detached.clone(), ended.clone());
             spawn(format!("container-{name}"), limits::STACK, move || {
                 leader.wait(&stop);
-                if let_go.load(Ordering::Acquire) {
+                if detached.load(Ordering::Acquire) {
                     leader.leak();
                     if let Some(lease) = lease {
                         lease.detach();
@@ -113,7 +113,7 @@ impl NspawnMonitor {
                 ended.store(true, Ordering::Release);
             })?
         };
-        Ok(NspawnMonitor { stop, let_go, ended, thread: Mutex::new(Some(thread)) })
+        Ok(NspawnMonitor { stop, detached, ended, thread: Mutex::new(Some(thread)) })
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -128,7 +128,7 @@ impl NspawnMonitor {
     }
 
     fn detach(&self) {
-        self.let_go.store(true, Ordering::Release);
+        self.detached.store(true, Ordering::Release);
         self.end();
     }
 }

@@ -95,7 +95,7 @@ fn serve(wanted: &Receiver<SpareRequest>, waker: &Waker, closed: &AtomicBool) {
         let mut next = Vec::new();
         for (one, ready) in std::mem::take(&mut pending).into_iter().zip(ready.into_iter().skip(1)) {
             if ready {
-                next.extend(go_on(one));
+                next.extend(advance_pending(one));
             } else if one.process.deadline > now {
                 next.push(one);
             }
@@ -117,7 +117,7 @@ fn begin(
 }
 
 /// Advances a process. Returns the process that is pending afterwards: the same, the next one, or none.
-fn go_on(mut one: PendingSpare) -> Option<PendingSpare> {
+fn advance_pending(mut one: PendingSpare) -> Option<PendingSpare> {
     let container = one.container.upgrade()?;
     let group = || container.group_for_spare(&one.running);
     match one.process.advance(&|pid| one.running.contains(pid), group) {

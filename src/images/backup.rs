@@ -104,7 +104,7 @@ pub fn write(
     beside: &Path,
     info: &BackupInfo,
     cancel: &Cancel,
-    tell: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
     fill: impl FnOnce(&mut BackupArchive<'_>) -> Result<()>,
 ) -> Result<OmittedEntries> {
     let mut lines = BufWriter::new(unnamed_file(beside).at("write in", beside)?);
@@ -114,7 +114,7 @@ pub fn write(
     let text = serde_json::to_vec_pretty(info).map_err(|error| Error::internal(INFO).with_source(error))?;
     let mut again = lines.get_ref().try_clone().at("open", "the checksums")?;
     let omitted = {
-        let mut packer = Packer::new(&mut encoder, &BACKUP, Some(&mut lines), cancel, tell);
+        let mut packer = Packer::new(&mut encoder, &BACKUP, Some(&mut lines), cancel, progress);
         packer.add(INFO, Some(&text), 0o600)?;
         packer.add(&format!("{DATA}/"), None, 0o700)?;
         let mut archive = BackupArchive(packer);
@@ -143,7 +143,7 @@ pub fn unpack(
     input: impl Read + Send,
     into: &Path,
     cancel: &Cancel,
-    tell: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
 ) -> Result<BackupInfo> {
     let mut writer = TreeWriter::exact(into)?;
     let mut lines = BufWriter::new(unnamed_file(into).at("write in", into)?);
@@ -179,7 +179,7 @@ pub fn unpack(
                 return Err(refused(&format!("has a link or device at '{}'", path.escape_debug())));
             }
             let digest = writer.put(member, content)?;
-            tell(writer.entries);
+            progress(writer.entries);
             lines.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")
         })?;
         // A compressed stream ends with a checksum of its own.

@@ -40,7 +40,7 @@ impl Compression {
 }
 
 impl Images {
-    /// Writes the image that `wanted` identifies ([`Images::find`]) to `out`; `tell` gets the number of entries so far.
+    /// Writes the image that `wanted` identifies ([`Images::find`]) to `out`; `progress` gets the number of entries so far.
     ///
     /// # Errors
     /// `ImageNotFound`, `Cancelled`, and errors of writing.
@@ -50,22 +50,22 @@ impl Images {
         compression: Compression,
         out: impl Write,
         cancel: &Cancel,
-        tell: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let image = self.find(wanted)?;
         let mut out = BufWriter::with_capacity(256 << 10, out);
         match compression {
-            Compression::None => pack::write(&image.root, &mut out, cancel, tell),
+            Compression::None => pack::write(&image.root, &mut out, cancel, progress),
             Compression::Gzip => {
                 let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::default());
-                pack::write(&image.root, &mut encoder, cancel, tell)?;
+                pack::write(&image.root, &mut encoder, cancel, progress)?;
                 encoder.finish().and_then(|mut out| out.flush()).at("write", "the archive")
             }
             Compression::Zstd => {
                 // Level 3 uses the fast compressor, the only one in this build (.cargo/config.toml); its output is 2 %
                 // larger.
                 let mut encoder = zstd::Encoder::new(out, 3).at("write", "the archive")?;
-                pack::write(&image.root, &mut encoder, cancel, tell)?;
+                pack::write(&image.root, &mut encoder, cancel, progress)?;
                 encoder.finish().and_then(|mut out| out.flush()).at("write", "the archive")
             }
         }
@@ -80,14 +80,14 @@ impl Images {
         wanted: &str,
         path: &Path,
         cancel: &Cancel,
-        tell: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let compression = Compression::of(&name)?;
         let part = path.with_file_name(format!(".{name}.part-{}", std::process::id()));
         let out = File::create_new(&part).at("write", &part)?;
         let written = self
-            .export(wanted, compression, &out, cancel, tell)
+            .export(wanted, compression, &out, cancel, progress)
             .and_then(|()| out.sync_all().at("write", &part))
             .and_then(|()| std::fs::rename(&part, path).at("write", path));
         if written.is_err() {

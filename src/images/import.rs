@@ -135,8 +135,8 @@ impl ImageImport<'_> {
         step: &str,
         writer: &mut TreeWriter,
     ) -> Result<()> {
-        let (tell, cancel) = (&mut *self.progress, self.cancel);
-        unpack(input, length, step, writer, &mut |_| {}, tell, cancel, &mut |writer, member, content| {
+        let (progress, cancel) = (&mut *self.progress, self.cancel);
+        unpack(input, length, step, writer, &mut |_| {}, progress, cancel, &mut |writer, member, content| {
             writer.put(member, content).map(drop)
         })
     }
@@ -217,7 +217,7 @@ pub(super) fn unpack(
     step: &str,
     writer: &mut TreeWriter,
     plain: &mut (dyn FnMut(&[u8]) + Send),
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
     cancel: &Cancel,
     each: MemberFn<'_>,
 ) -> Result<()> {
@@ -228,27 +228,27 @@ pub(super) fn unpack(
     let observe = StreamObserver { rules: &IMAGE, raw: &mut count, plain };
     read_ahead(input, observe, cancel, |stream| {
         let mut told = Instant::now();
-        let say = |writer: &TreeWriter, tell: ProgressFn<'_>| {
-            tell(ImportProgress {
+        let say = |writer: &TreeWriter, progress: ProgressFn<'_>| {
+            progress(ImportProgress {
                 step: step.to_owned(),
                 read_bytes: read.load(std::sync::atomic::Ordering::Relaxed),
                 total_bytes: length,
                 entries: writer.entries,
             });
         };
-        say(writer, tell);
+        say(writer, progress);
         archive::read(stream, &IMAGE, &mut |member, content| {
             each(writer, member, content)?;
             // Holes count as if they were stored.
             super::compression::check(&IMAGE, read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
             if told.elapsed() > limits::IMAGE_TELL {
                 told = Instant::now();
-                say(writer, tell);
+                say(writer, progress);
             }
             if cancel.is_cancelled() { Err(Error::new(Code::Cancelled, "It was cancelled")) } else { Ok(()) }
         })?;
         stream.drain()?;
-        say(writer, tell);
+        say(writer, progress);
         Ok(())
     })
 }

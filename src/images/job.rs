@@ -34,11 +34,11 @@ impl Images {
         &self,
         path: &Path,
         wanted: &ImportSpec<'_>,
-        tell: ProgressFn<'_>,
+        progress: ProgressFn<'_>,
         cancel: &Cancel,
     ) -> Result<ImportedImage> {
-        self.run_job("import", wanted.name, tell, |tell| {
-            ImageImport { images: self, spec: wanted, progress: tell, cancel }.path(path)
+        self.run_job("import", wanted.name, progress, |progress| {
+            ImageImport { images: self, spec: wanted, progress: progress, cancel }.path(path)
         })
     }
 
@@ -58,9 +58,9 @@ impl Images {
         let (send, pieces) = bounded::<std::io::Result<Vec<u8>>>(8);
         std::thread::scope(|scope| {
             let work = || {
-                self.run_job("import", wanted.name, &mut |_| {}, |tell| {
+                self.run_job("import", wanted.name, &mut |_| {}, |progress| {
                     let fed = ChannelReader { pieces, piece: Vec::new(), at: 0 };
-                    ImageImport { images: self, spec: wanted, progress: tell, cancel }.stream(fed, length)
+                    ImageImport { images: self, spec: wanted, progress: progress, cancel }.stream(fed, length)
                 })
             };
             let started = std::thread::Builder::new().name("image-import".into()).stack_size(limits::STACK);
@@ -99,7 +99,7 @@ impl Images {
         &self,
         kind: &'static str,
         name: &ImageName,
-        tell: ProgressFn<'_>,
+        progress: ProgressFn<'_>,
         work: impl FnOnce(ProgressFn<'_>) -> Result<R>,
     ) -> Result<R> {
         let job = uuid::Uuid::new_v4().to_string();
@@ -114,9 +114,9 @@ impl Images {
             }
         };
         publish("started", Value::Null);
-        let result = work(&mut |progress: ImportProgress| {
-            publish("progress", json!(progress));
-            tell(progress);
+        let result = work(&mut |update: ImportProgress| {
+            publish("progress", json!(update));
+            progress(update);
         });
         match &result {
             Ok(done) => publish("done", json!({ "image": done })),

@@ -247,7 +247,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
 pub(super) fn apply(
     parts: &LayeredImage,
     writer: &mut TreeWriter,
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
     cancel: &Cancel,
 ) -> Result<()> {
     for (number, layer) in parts.layers.iter().enumerate() {
@@ -267,7 +267,7 @@ pub(super) fn apply(
             &step,
             writer,
             &mut |bytes| plain.update(bytes),
-            tell,
+            progress,
             cancel,
             &mut |w, m, c| {
                 let path = normalize(&m.path)?;

@@ -60,7 +60,7 @@ pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<PackPipe> {
     Ok(PackPipe { reader: File::from(reader), thread: PackThread(thread) })
 }
 
-/// Packs the directory at `path`; `tell` gets the number of entries so far.
+/// Packs the directory at `path`; `progress` gets the number of entries so far.
 ///
 /// # Errors
 /// `Cancelled`, `InvalidImage` for a tree that is too deep or too large, and errors of reading and writing.
@@ -68,9 +68,9 @@ pub(super) fn write(
     path: &Path,
     out: &mut dyn Write,
     cancel: &Cancel,
-    tell: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let mut packer = Packer::new(out, &IMAGE, None, cancel, tell);
+    let mut packer = Packer::new(out, &IMAGE, None, cancel, progress);
     packer.tree(path, "", &|_| false)?;
     packer.finish()
 }
@@ -92,7 +92,7 @@ pub(super) struct Packer<'a> {
     names: Vec<u8>,
     value: Vec<u8>,
     cancel: &'a Cancel,
-    tell: &'a mut dyn FnMut(u64),
+    progress: &'a mut dyn FnMut(u64),
     /// Entries missing from a backup, with the reason.
     left_out: Vec<String>,
     left_out_count: u64,
@@ -107,7 +107,7 @@ impl<'a> Packer<'a> {
         rules: &'static ArchiveRules,
         sums: Option<&'a mut dyn Write>,
         cancel: &'a Cancel,
-        tell: &'a mut dyn FnMut(u64),
+        progress: &'a mut dyn FnMut(u64),
     ) -> Packer<'a> {
         Packer {
             out: tar::Builder::new(out),
@@ -119,7 +119,7 @@ impl<'a> Packer<'a> {
             names: vec![0; limits::IMAGE_XATTR_BYTES],
             value: vec![0; limits::IMAGE_XATTR_BYTES],
             cancel,
-            tell,
+            progress,
             left_out: Vec::new(),
             left_out_count: 0,
         }
@@ -444,7 +444,7 @@ impl<'a> Packer<'a> {
                 sums.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")?;
             }
         }
-        (self.tell)(self.entries);
+        (self.progress)(self.entries);
         Ok(())
     }
 }

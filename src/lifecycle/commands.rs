@@ -64,7 +64,7 @@ impl Lifecycle {
         let work = move || {
             let running: ActiveRun = running;
             let launcher = lifecycle.launcher_now(&workspace)?;
-            let room = lifecycle.runs.room();
+            let room = lifecycle.runs.budget();
             exec::run(launcher.as_ref(), &running.run, plan, kept as usize, encoding, room)
         };
         Ok((work, cancel))

@@ -70,10 +70,10 @@ impl Roots {
     fn quota_project<'a>(
         &'a self,
         location: &'a RootLocation,
-        state: Option<&RootRecord>,
+        record: Option<&RootRecord>,
     ) -> (&'a Path, Option<u32>) {
-        match state {
-            Some(state) if state.kind != RootKind::Overlay => (copy_parent(location), state.project),
+        match record {
+            Some(record) if record.kind != RootKind::Overlay => (copy_parent(location), record.project),
             None if !location.is_own() => (copy_parent(location), None),
             _ => (self.layers.folder(), Some(layers_project(location))),
         }
@@ -82,20 +82,20 @@ impl Roots {
     /// Limits the disk usage of the root's own files; `None` removes the limit. Does nothing where that is not
     /// supported ([`Roots::disk_limit_status`]).
     pub fn set_disk_limit(&self, location: &RootLocation, bytes: Option<u64>) {
-        let state = self.slot(location).ok().and_then(|slot| lock(&slot).state.clone());
-        let (folder, Some(project)) = self.quota_project(location, state.as_ref()) else { return };
+        let record = self.slot(location).ok().and_then(|slot| lock(&slot).record.clone());
+        let (folder, Some(project)) = self.quota_project(location, record.as_ref()) else { return };
         if quota::check(folder).is_err() {
             return;
         }
-        let image = state.map_or(0, |state| state.stack.base_bytes);
+        let image = record.map_or(0, |record| record.stack.base_bytes);
         if let Err(error) = quota::limit(folder, project, bytes.map(|bytes| bytes.saturating_add(image))) {
             log::warn!("{error}");
         }
     }
 
     /// Removes the limit of a copy that is being deleted.
-    pub(super) fn clear_disk_limit(&self, location: &RootLocation, state: Option<&RootRecord>) {
-        if let Some(project) = state.and_then(|state| state.project) {
+    pub(super) fn clear_disk_limit(&self, location: &RootLocation, record: Option<&RootRecord>) {
+        if let Some(project) = record.and_then(|record| record.project) {
             let _ = quota::limit(copy_parent(location), project, None);
         }
     }
@@ -103,18 +103,18 @@ impl Roots {
     /// Returns whether a limit of this root is enforced, and how, or why not.
     pub fn disk_limit_status(&self, location: &RootLocation) -> Enforced {
         let not = |how: String| Enforced { enforced: false, how };
-        let state = self.slot(location).ok().and_then(|slot| lock(&slot).state.clone());
-        let (folder, project) = self.quota_project(location, state.as_ref());
+        let record = self.slot(location).ok().and_then(|slot| lock(&slot).record.clone());
+        let (folder, project) = self.quota_project(location, record.as_ref());
         if let Err(why) = quota::check(folder) {
             return not(format!("{why}; {}", quota::HELP));
         }
-        let upper = state.as_ref().and_then(|state| state.upper.as_ref());
+        let upper = record.as_ref().and_then(|record| record.upper.as_ref());
         let is_in = |files: &Path| project.is_some() && quota::project_of(files) == project;
         let fits = match upper {
             Some(upper) => is_in(&self.layers.path(upper).join("fs")),
             None => location.existing_home().is_ok_and(|home| is_in(&home.root())),
         };
-        if state.is_some() && !fits {
+        if record.is_some() && !fits {
             return not("the root was made before the file system enforced quotas; build it again".into());
         }
         Enforced { enforced: true, how: "project quota of the data folder's file system".into() }

@@ -184,7 +184,7 @@ impl Roots {
             let looks =
                 || ["usr", "etc"].iter().all(|name| location.root.join(name).symlink_metadata().is_ok());
             is_folder(&location.root)
-                && (RootRecord::read(&location.folder).is_ok_and(|state| state.is_some()) || looks())
+                && (RootRecord::read(&location.folder).is_ok_and(|record| record.is_some()) || looks())
         };
         if location.home().is_ok_and(|home| home.is_some()) || !(is_folder(&half.join(ROOT)) || is_root()) {
             return Ok(());

@@ -42,7 +42,7 @@ impl Roots {
         if kind == RootKind::Overlay {
             let stack = LayerStack { image: Some(image.id.clone()), host, ..LayerStack::default() };
             let mut slot = lock(&slot);
-            slot.state = Some(self.create_layered(location, stack, None)?);
+            slot.record = Some(self.create_layered(location, stack, None)?);
             return Ok(kind);
         }
         // Readers of the root's state do not wait for the copy.
@@ -53,10 +53,10 @@ impl Roots {
             Ok(base_bytes)
         });
         let base_bytes = made.inspect_err(|_| drop(remove_folder(&staging)))?;
-        let state =
+        let record =
             RootRecord::for_folder(kind, LayerStack { host, base_bytes, ..LayerStack::default() }, project);
-        state.write(&location.folder)?;
-        lock(&slot).state = Some(state);
+        record.write(&location.folder)?;
+        lock(&slot).record = Some(record);
         Ok(kind)
     }
 
@@ -73,7 +73,7 @@ impl Roots {
             Some(known) => known,
             None => lock(&self.ranges).pick(id_seed(location))?,
         };
-        let state = RootRecord {
+        let record = RootRecord {
             kind: RootKind::Overlay,
             stack,
             upper: Some(upper),
@@ -81,11 +81,11 @@ impl Roots {
             project: None,
         };
         let _naming = lock(&self.reference_lock);
-        if let Some(image) = &state.stack.image {
+        if let Some(image) = &record.stack.image {
             self.images.hold(&self.images.get(image)?, &holder(&location.folder))?;
         }
-        state.write(&location.folder)?;
-        Ok(state)
+        record.write(&location.folder)?;
+        Ok(record)
     }
 
     /// Copies a tree with all metadata.
@@ -134,7 +134,7 @@ impl Roots {
         let slot = self.slot(location)?;
         self.forget_size(location);
         let mut slot = lock(&slot);
-        if slot.state.as_ref().is_some_and(|state| state.kind == RootKind::Overlay) {
+        if slot.record.as_ref().is_some_and(|record| record.kind == RootKind::Overlay) {
             self.wait_exclusive(&mut slot)?;
             RootRecord::remove(&location.folder)?;
             // Only the mount point for its container's namespace; other files in it are kept.
@@ -145,9 +145,9 @@ impl Roots {
             }
             RootRecord::remove(&location.folder)?;
         }
-        self.release_image(location, slot.state.as_ref());
-        self.clear_disk_limit(location, slot.state.as_ref());
-        if let Some(first) = slot.state.take().and_then(|state| state.first_id) {
+        self.release_image(location, slot.record.as_ref());
+        self.clear_disk_limit(location, slot.record.as_ref());
+        if let Some(first) = slot.record.take().and_then(|record| record.first_id) {
             lock(&self.ranges).release(first);
         }
         Ok(())

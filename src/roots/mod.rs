@@ -91,7 +91,7 @@ pub struct Roots {
 /// One root.
 #[derive(Debug)]
 struct RootSlot {
-    state: Option<RootRecord>,
+    record: Option<RootRecord>,
     /// The mounted root, while it may be in use.
     view: Option<RootView>,
     last_used: Instant,
@@ -174,7 +174,7 @@ impl Roots {
     /// # Errors
     /// `Unavailable` when this host does not support the kind of `--root-backend`.
     pub fn kind_to_make(&self) -> Result<RootKind> {
-        let ability = self.capabilities();
+        let capabilities = self.capabilities();
         let (Some(wanted), refused) = (self.forced_kind, |kind: RootKind, why: &str| {
             let name = kind.as_str();
             Error::new(
@@ -184,9 +184,9 @@ impl Roots {
                 ),
             )
         }) else {
-            return Ok(ability.best);
+            return Ok(capabilities.best);
         };
-        match (wanted, &ability.no_overlay, &ability.no_reflink) {
+        match (wanted, &capabilities.no_overlay, &capabilities.no_reflink) {
             (RootKind::Overlay, Some(why), _) | (RootKind::Reflink, _, Some(why)) => {
                 Err(refused(wanted, why))
             }
@@ -209,9 +209,9 @@ impl Roots {
         if let Some(slot) = lock(&self.slots).get(&location.folder) {
             return Ok(slot.clone());
         }
-        let state = RootRecord::read(&location.folder)?;
+        let record = RootRecord::read(&location.folder)?;
         let slot =
-            Arc::new(Mutex::new(RootSlot { state, view: None, last_used: Instant::now(), closed: false }));
+            Arc::new(Mutex::new(RootSlot { record, view: None, last_used: Instant::now(), closed: false }));
         Ok(lock(&self.slots).entry(location.folder.clone()).or_insert(slot).clone())
     }
 
@@ -223,17 +223,17 @@ impl Roots {
         let slot = lock(&self.slots).remove(&location.folder);
         let Some(slot) = slot else { return };
         let mut slot = lock(&slot);
-        if let Some(first) = slot.state.as_ref().and_then(|state| state.first_id) {
+        if let Some(first) = slot.record.as_ref().and_then(|record| record.first_id) {
             lock(&self.ranges).release(first);
         }
         slot.view = None;
         self.set_disk_limit(location, None);
-        self.release_image(location, slot.state.as_ref());
+        self.release_image(location, slot.record.as_ref());
     }
 
     /// Releases the root's hold on its image.
-    fn release_image(&self, location: &RootLocation, state: Option<&RootRecord>) {
-        let Some(image) = state.and_then(|state| state.stack.image.as_ref()) else { return };
+    fn release_image(&self, location: &RootLocation, record: Option<&RootRecord>) {
+        let Some(image) = record.and_then(|record| record.stack.image.as_ref()) else { return };
         if let Err(error) = self.images.release(image, &holder(&location.folder)) {
             log::warn!("The image {} could not be released: {error}", image.short());
         }
@@ -242,7 +242,7 @@ impl Roots {
     /// Returns the kind of a root; `None` if there is no root.
     pub fn kind(&self, location: &RootLocation) -> Option<RootKind> {
         let slot = self.slot(location).ok()?;
-        let kind = lock(&slot).state.as_ref().map_or(RootKind::Copy, |state| state.kind);
+        let kind = lock(&slot).record.as_ref().map_or(RootKind::Copy, |record| record.kind);
         let is_there = || {
             let home = location.home().ok().flatten();
             home.is_some_and(|home| home.root().symlink_metadata().is_ok_and(|meta| meta.is_dir()))
@@ -252,7 +252,8 @@ impl Roots {
 
     /// Whether the host's own programs belong to the root. They are not among its files.
     pub fn uses_host_programs(&self, location: &RootLocation) -> bool {
-        self.slot(location).is_ok_and(|slot| lock(&slot).state.as_ref().is_some_and(|state| state.stack.host))
+        self.slot(location)
+            .is_ok_and(|slot| lock(&slot).record.as_ref().is_some_and(|record| record.stack.host))
     }
 
     /// Opens the root's files. The container's workload can change them at any time.
@@ -272,7 +273,7 @@ impl Roots {
     /// Whether the directory `rel` of a root may contain files that are not from its image.
     pub fn has_changes(&self, location: &RootLocation, rel: &str) -> bool {
         let Ok(slot) = self.slot(location) else { return false };
-        let upper = lock(&slot).state.as_ref().and_then(|state| state.upper.clone());
+        let upper = lock(&slot).record.as_ref().and_then(|record| record.upper.clone());
         let root = match upper {
             Some(upper) => Root::open(&self.layers.path(&upper).join("fs")),
             None => location.existing_home().and_then(|home| Root::open(&home.root())),
@@ -284,7 +285,7 @@ impl Roots {
     fn view(&self, location: &RootLocation) -> Result<Option<RootHandle>> {
         let slot = self.slot(location)?;
         let mut slot = lock(&slot);
-        let Some(state) = slot.state.clone().filter(|state| state.kind == RootKind::Overlay) else {
+        let Some(record) = slot.record.clone().filter(|record| record.kind == RootKind::Overlay) else {
             return Ok(None);
         };
         if slot.closed {
@@ -294,7 +295,7 @@ impl Roots {
         if let Some(view) = &slot.view {
             return Ok(Some(view.handle()));
         }
-        let view = RootView::new(self.namespace()?.merge(&self.overlay_spec(&state))?);
+        let view = RootView::new(self.namespace()?.merge(&self.overlay_spec(&record))?);
         let handle = view.handle();
         slot.view = Some(view);
         drop(slot);
@@ -302,11 +303,11 @@ impl Roots {
         Ok(Some(handle))
     }
 
-    fn overlay_spec(&self, state: &RootRecord) -> namespace::OverlaySpec {
+    fn overlay_spec(&self, record: &RootRecord) -> namespace::OverlaySpec {
         namespace::OverlaySpec {
-            lowers: self.lowers(&state.stack),
-            upper: state.upper.as_deref().map(|upper| self.layers.path(upper)),
-            first_id: state.first_id,
+            lowers: self.lowers(&record.stack),
+            upper: record.upper.as_deref().map(|upper| self.layers.path(upper)),
+            first_id: record.first_id,
         }
     }
 
@@ -348,7 +349,7 @@ impl Roots {
             return Ok(RootMount { tree, first_id: None, handle: None, host });
         };
         let slot = self.slot(location)?;
-        let first_id = lock(&slot).state.as_ref().and_then(|state| state.first_id);
+        let first_id = lock(&slot).record.as_ref().and_then(|record| record.first_id);
         Ok(RootMount { tree: Some(view.root().clone_mount()?), first_id, handle: Some(view), host })
     }
 
@@ -367,7 +368,7 @@ impl Roots {
     pub fn adopt(&self, location: &RootLocation, leader: i32) -> Result<Option<RootHandle>> {
         let slot = self.slot(location)?;
         let mut slot = lock(&slot);
-        if slot.state.as_ref().is_none_or(|state| state.kind != RootKind::Overlay) {
+        if slot.record.as_ref().is_none_or(|record| record.kind != RootKind::Overlay) {
             return Ok(None);
         }
         if slot.view.is_some() {

@@ -177,11 +177,11 @@ impl Drop for MergedRoot {
 
 fn run_on_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
     // One result, received at once.
-    let (tell, told) = bounded(1);
+    let (sender, receiver) = bounded(1);
     let thread = spawn("root-mounts".into(), limits::STACK, move || {
-        let _ = tell.send(work());
+        let _ = sender.send(work());
     })?;
-    let done = told.recv().map_err(|_| Error::internal("a root could not be mounted"));
+    let done = receiver.recv().map_err(|_| Error::internal("a root could not be mounted"));
     drop(thread);
     done?
 }

@@ -120,7 +120,8 @@ pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-/// Free ranges of user IDs, used neither by our roots (`taken`) nor by the host's users for containers of their own.
+/// Allocates ranges of user IDs. `taken`: the ranges of our roots, and those that /etc/subuid and /etc/subgid assign to
+/// users.
 #[derive(Debug)]
 pub(super) struct IdRanges {
     taken: BTreeSet<u32>,

@@ -11,7 +11,7 @@ use crate::base::Result;
 pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for folder in workspace_folders(data_dir)? {
-        if RootRecord::read(&folder)?.is_some_and(|state| state.stack.image.is_some()) {
+        if RootRecord::read(&folder)?.is_some_and(|record| record.stack.image.is_some()) {
             all.insert(holder(&folder));
         }
         let snapshots = snapshot::read_all(&folder)?;
@@ -26,8 +26,10 @@ pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
 pub(super) fn named_layers(data_dir: &Path) -> Result<BTreeSet<String>> {
     let mut named = BTreeSet::new();
     for folder in workspace_folders(data_dir)? {
-        let state = RootRecord::read(&folder)?;
-        named.extend(state.into_iter().flat_map(|state| state.stack.layers.into_iter().chain(state.upper)));
+        let record = RootRecord::read(&folder)?;
+        named.extend(
+            record.into_iter().flat_map(|record| record.stack.layers.into_iter().chain(record.upper)),
+        );
         for taken in snapshot::read_all(&folder)? {
             named.extend(taken.stack.layers);
         }

@@ -36,15 +36,15 @@ impl Roots {
         let done = self.copy_snapshot_files(location, &snapshot, &staging, cancel).and_then(|()| {
             let mut slot = lock(&slot);
             self.wait_exclusive(&mut slot)?;
-            let before = slot.state.clone();
+            let before = slot.record.clone();
             if snapshot.kind == RootKind::Overlay {
                 self.restore_layers(location, &mut slot, snapshot, &stage)
             } else {
                 self.restore_folder(location, &mut slot, &snapshot, &stage)
             }?;
             self.clear_disk_limit(location, before.as_ref());
-            let image = |state: Option<&RootRecord>| state.and_then(|state| state.stack.image.clone());
-            if image(before.as_ref()) != image(slot.state.as_ref()) {
+            let image = |record: Option<&RootRecord>| record.and_then(|record| record.stack.image.clone());
+            if image(before.as_ref()) != image(slot.record.as_ref()) {
                 self.release_image(location, before.as_ref());
             }
             Ok(())
@@ -82,9 +82,9 @@ impl Roots {
         snapshot: RootSnapshot,
         stage: &StagingArea,
     ) -> Result<()> {
-        let plain = slot.state.as_ref().is_none_or(|state| state.kind != RootKind::Overlay);
-        let first_id = slot.state.as_ref().and_then(|state| state.first_id);
-        slot.state = Some(self.create_layered(location, snapshot.stack, first_id)?);
+        let plain = slot.record.as_ref().is_none_or(|record| record.kind != RootKind::Overlay);
+        let first_id = slot.record.as_ref().and_then(|record| record.first_id);
+        slot.record = Some(self.create_layered(location, snapshot.stack, first_id)?);
         if plain {
             // From here on the layers cover the existing directory, so a failure changes nothing; the sweep tries
             // again.
@@ -113,9 +113,9 @@ impl Roots {
             moved.at("move", staging)
         };
         change_places()?;
-        let state = RootRecord::for_folder(snapshot.kind, snapshot.stack.clone(), stage.project);
-        if slot.state.as_ref() != Some(&state) {
-            if let Err(error) = state.write(&location.folder) {
+        let record = RootRecord::for_folder(snapshot.kind, snapshot.stack.clone(), stage.project);
+        if slot.record.as_ref() != Some(&record) {
+            if let Err(error) = record.write(&location.folder) {
                 match had {
                     true => change_places()?,
                     false => std::fs::rename(&root, staging).at("move", staging)?,
@@ -123,10 +123,10 @@ impl Roots {
                 return Err(error);
             }
         }
-        if let Some(first) = slot.state.take().and_then(|old| old.first_id) {
+        if let Some(first) = slot.record.take().and_then(|old| old.first_id) {
             lock(&self.ranges).release(first);
         }
-        slot.state = Some(state);
+        slot.record = Some(record);
         Ok(())
     }
 
@@ -145,7 +145,7 @@ impl Roots {
     ) -> Result<RootKind> {
         let kind = match snapshot {
             Some(id) => self.find_snapshot(from, id)?.kind,
-            None => lock(&*self.slot(from)?).state.as_ref().map_or(RootKind::Copy, |state| state.kind),
+            None => lock(&*self.slot(from)?).record.as_ref().map_or(RootKind::Copy, |record| record.kind),
         };
         let StagingArea { home, path: staging, project } = make_staging(to, kind)?;
         let made = (|| {
@@ -164,13 +164,13 @@ impl Roots {
             };
             let slot = self.slot(to)?;
             let mut slot = lock(&slot);
-            slot.state = Some(if kind == RootKind::Overlay {
+            slot.record = Some(if kind == RootKind::Overlay {
                 self.create_layered(to, stack, None)?
             } else {
                 std::fs::rename(&staging, home.root()).at("move", &staging)?;
-                let state = RootRecord::for_folder(kind, stack, project);
-                state.write(&to.folder)?;
-                state
+                let record = RootRecord::for_folder(kind, stack, project);
+                record.write(&to.folder)?;
+                record
             });
             Ok(kind)
         })();
@@ -190,7 +190,7 @@ impl Roots {
             remove_folder(&home.staging())?;
         }
         let slot = self.slot(location)?;
-        let layered = lock(&slot).state.as_ref().is_some_and(|state| state.kind == RootKind::Overlay);
+        let layered = lock(&slot).record.as_ref().is_some_and(|record| record.kind == RootKind::Overlay);
         if layered && location.is_own() {
             let at = location.attached();
             let empty = std::fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_none());

@@ -117,7 +117,7 @@ impl Roots {
         };
         let Some(bytes) = bytes else { return Ok(None) };
         let slot = self.slot(location)?;
-        let upper = lock(&slot).state.as_ref().and_then(|state| state.upper.clone());
+        let upper = lock(&slot).record.as_ref().and_then(|record| record.upper.clone());
         let own_bytes = match upper {
             Some(upper) => disk_usage(&self.layers.path(&upper))?,
             None => bytes,

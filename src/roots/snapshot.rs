@@ -161,29 +161,29 @@ impl Roots {
     ) -> Result<FrozenRoot> {
         let slot = self.slot(location)?;
         let mut locked = lock(&slot);
-        let state = locked
-            .state
+        let record = locked
+            .record
             .clone()
             .unwrap_or_else(|| RootRecord::for_folder(RootKind::Copy, LayerStack::default(), None));
-        let Some(upper) = state.upper.clone() else {
+        let Some(upper) = record.upper.clone() else {
             drop(locked);
-            let stack = state.stack.clone();
+            let stack = record.stack.clone();
             let home = location.existing_home()?;
-            self.copy_tree(&home.root(), place, state.kind, cancel)?;
-            return Ok(FrozenRoot { kind: state.kind, stack, instant: false, _pins: self.layers.pin([]) });
+            self.copy_tree(&home.root(), place, record.kind, cancel)?;
+            return Ok(FrozenRoot { kind: record.kind, stack, instant: false, _pins: self.layers.pin([]) });
         };
         let files = self.layers.path(&upper).join("fs");
-        let mut stack = state.stack.clone();
+        let mut stack = record.stack.clone();
         if std::fs::read_dir(&files).at("list", &files)?.next().is_none() {
             let pins = self.layers.pin(&stack.layers);
-            return Ok(FrozenRoot { kind: state.kind, stack, instant: true, _pins: pins });
+            return Ok(FrozenRoot { kind: record.kind, stack, instant: true, _pins: pins });
         }
         if running {
             let mut pins = self.layers.pin(&stack.layers);
             drop(locked);
             let copy = self.copy_layer(&files, cancel, &mut pins)?;
             stack.layers.push(copy);
-            return Ok(FrozenRoot { kind: state.kind, stack, instant: false, _pins: pins });
+            return Ok(FrozenRoot { kind: record.kind, stack, instant: false, _pins: pins });
         }
         self.wait_exclusive(&mut locked)?;
         stack.layers.push(upper);
@@ -199,8 +199,8 @@ impl Roots {
         }
         // Write the root's record before the snapshot's: a crash between them leaves an extra layer, but no snapshot
         // with a layer that is still writable.
-        locked.state = Some(self.create_layered(location, stack.clone(), state.first_id)?);
-        Ok(FrozenRoot { kind: state.kind, stack, instant: !deep, _pins: pins })
+        locked.record = Some(self.create_layered(location, stack.clone(), record.first_id)?);
+        Ok(FrozenRoot { kind: record.kind, stack, instant: !deep, _pins: pins })
     }
 
     /// Merges a stack into a single layer.

@@ -221,10 +221,10 @@ pub fn run(
     plan: LaunchPlan,
     output_limit: usize,
     encoding: Option<OutputEncoding>,
-    room: &Arc<DiskBudget>,
+    budget: &Arc<DiskBudget>,
 ) -> Result<FinishedExec> {
     let (begun, timeout) = (Instant::now(), plan.timeout);
-    let held = || OutputBuffer::new(output_limit, room.clone());
+    let held = || OutputBuffer::new(output_limit, budget.clone());
     let base64 = encoding == Some(OutputEncoding::Base64);
     let live = match Live::start(launcher, run, plan) {
         // The time ran out before the command started.
@@ -287,8 +287,8 @@ mod tests {
     use super::*;
 
     fn answer(cap: usize, output: &[u8], chunk: usize) -> serde_json::Value {
-        let room = Arc::new(DiskBudget::new(std::env::temp_dir(), u64::MAX));
-        let (mut stdout, stderr) = (OutputBuffer::new(cap, room.clone()), OutputBuffer::new(cap, room));
+        let budget = Arc::new(DiskBudget::new(std::env::temp_dir(), u64::MAX));
+        let (mut stdout, stderr) = (OutputBuffer::new(cap, budget.clone()), OutputBuffer::new(cap, budget));
         output.chunks(chunk).for_each(|chunk| stdout.take(chunk));
         let result = ExecResult {
             exit_code: 0,

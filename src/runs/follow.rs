@@ -32,7 +32,7 @@ pub struct OutputFollower {
     run: Arc<Run>,
     spool: Arc<Spool>,
     files: Arc<SpoolFiles>,
-    bell: Arc<Waiter>,
+    waiter: Arc<Waiter>,
     at: Position,
     turn: u64,
     /// Position at which reading stops.
@@ -50,11 +50,20 @@ impl OutputFollower {
         let spool = run.spool.clone().ok_or_else(|| {
             Error::new(Code::Conflict, "This is an exec: its output is in its own response; use POST …/runs")
         })?;
-        let (files, bell) = (spool.open()?, Waiter::new()?);
-        run.bells.add(&bell);
+        let (files, waiter) = (spool.open()?, Waiter::new()?);
+        run.waiters.add(&waiter);
         let end = spool.end();
         let at = Position { out: at.out.min(end.out), err: at.err.min(end.err) };
-        Ok(OutputFollower { run, spool, files, bell, at, turn: 0, until: None, waiting: Position::default() })
+        Ok(OutputFollower {
+            run,
+            spool,
+            files,
+            waiter,
+            at,
+            turn: 0,
+            until: None,
+            waiting: Position::default(),
+        })
     }
 
     /// Limits reading to the output that exists now.
@@ -66,7 +75,7 @@ impl OutputFollower {
 
     /// Whether there is more to read or the run has ended. Later notifications end [`OutputFollower::wait`].
     pub fn has_more(&self, stream: Option<OutputStream>) -> bool {
-        self.bell.arm();
+        self.waiter.arm();
         if !self.run.is_running() {
             return true;
         }
@@ -120,7 +129,7 @@ impl OutputFollower {
     /// When the disk fails.
     pub fn next_bytes_of(&mut self, stream: Option<OutputStream>, buffer: &mut [u8]) -> Result<OutputPiece> {
         let Some(stream) = stream else { return self.next(buffer, false) };
-        self.bell.arm();
+        self.waiter.arm();
         let ended = self.until.is_some() || !self.run.is_running();
         let (from, to) = (self.at.of(stream), self.until.unwrap_or_else(|| self.spool.end()).of(stream));
         let nothing = if ended { OutputPiece::End } else { OutputPiece::Nothing };
@@ -142,7 +151,7 @@ impl OutputFollower {
     }
 
     fn next(&mut self, buffer: &mut [u8], text: bool) -> Result<OutputPiece> {
-        self.bell.arm();
+        self.waiter.arm();
         // In this order: once the end is seen, all output is present.
         let ended = self.until.is_some() || !self.run.is_running();
         let end = self.until.unwrap_or_else(|| self.spool.end());
@@ -188,7 +197,7 @@ impl OutputFollower {
     /// # Errors
     /// When poll(2) fails.
     pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<WakeReason> {
-        self.bell.wait(other, deadline)
+        self.waiter.wait(other, deadline)
     }
 }
 
@@ -210,14 +219,14 @@ pub struct ReadExtent {
 /// # Errors
 /// When poll(2) fails, or the process is out of file descriptors.
 pub fn wait_end(run: &Run, other: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<()> {
-    let bell = Waiter::new()?;
-    run.bells.add(&bell);
+    let waiter = Waiter::new()?;
+    run.waiters.add(&waiter);
     loop {
-        bell.arm();
+        waiter.arm();
         if !run.is_running() {
             return Ok(());
         }
-        match bell.wait(other.map(|fd| (fd, PollFlags::IN)), deadline)? {
+        match waiter.wait(other.map(|fd| (fd, PollFlags::IN)), deadline)? {
             WakeReason::Notified => {}
             WakeReason::OtherReady | WakeReason::TimedOut => return Ok(()),
         }

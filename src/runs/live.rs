@@ -100,8 +100,8 @@ impl Live {
         let Live { mut process, stdin, stdout, stderr, timeout } = self;
         let io = ProcessIo { stdin, stdout, stderr, out, err };
         let ended = pump(process.as_mut(), io, timeout, &run.cancel);
-        if let (Ok(ProcessOutcome::Exited(_)), Some(reach)) = (&ended, process.signal_handle()) {
-            reach.group.mark_leftover();
+        if let (Ok(ProcessOutcome::Exited(_)), Some(signal_handle)) = (&ended, process.signal_handle()) {
+            signal_handle.group.mark_leftover();
         }
         (ended, process)
     }
@@ -145,6 +145,6 @@ struct SpoolSink<'a> {
 impl Sink for SpoolSink<'_> {
     fn take(&mut self, bytes: &[u8]) {
         self.writer.borrow_mut().append(self.stream, bytes);
-        self.run.bells.notify_all();
+        self.run.waiters.notify_all();
     }
 }

@@ -23,7 +23,7 @@ const READ_BYTES: usize = 32 << 10;
 #[derive(Debug)]
 pub struct OutputBuffer {
     store: BufferStore,
-    room: Arc<DiskBudget>,
+    budget: Arc<DiskBudget>,
     cap: u64,
     total: u64,
     /// Set after a write error: later bytes are dropped, and of earlier ones only the head is kept.
@@ -38,9 +38,15 @@ enum BufferStore {
 }
 
 impl OutputBuffer {
-    /// Keeps at most `cap` bytes, accounted in `room`.
-    pub fn new(cap: usize, room: Arc<DiskBudget>) -> OutputBuffer {
-        OutputBuffer { store: BufferStore::Memory(Vec::new()), room, cap: cap as u64, total: 0, failed: None }
+    /// Keeps at most `cap` bytes, accounted in `budget`.
+    pub fn new(cap: usize, budget: Arc<DiskBudget>) -> OutputBuffer {
+        OutputBuffer {
+            store: BufferStore::Memory(Vec::new()),
+            budget,
+            cap: cap as u64,
+            total: 0,
+            failed: None,
+        }
     }
 
     fn head_cap(&self) -> u64 {
@@ -86,16 +92,16 @@ impl OutputBuffer {
             }
             // No command is started on this thread before its job is finished, so its priority can be lowered.
             thread::lower_priority();
-            let file = self.room.unnamed_file()?;
+            let file = self.budget.unnamed_file()?;
             file.write_all_at(memory, 0)?;
-            self.room.add(memory.len() as u64);
+            self.budget.add(memory.len() as u64);
             let length = memory.len() as u64;
             self.store = BufferStore::File(file, length);
         }
         if let BufferStore::File(file, length) = &mut self.store {
             file.write_all_at(bytes, at)?;
             if end > *length {
-                self.room.add(end - *length);
+                self.budget.add(end - *length);
                 *length = end;
             }
         }
@@ -176,7 +182,7 @@ impl Sink for OutputBuffer {
 impl Drop for OutputBuffer {
     fn drop(&mut self) {
         if let BufferStore::File(_, length) = &self.store {
-            self.room.sub(*length);
+            self.budget.sub(*length);
         }
     }
 }
@@ -199,8 +205,8 @@ mod tests {
     }
 
     fn held(cap: usize, chunks: &mut dyn Iterator<Item = &[u8]>) -> OutputBuffer {
-        let room = Arc::new(DiskBudget::new(std::env::temp_dir(), u64::MAX));
-        let mut held = OutputBuffer::new(cap, room);
+        let budget = Arc::new(DiskBudget::new(std::env::temp_dir(), u64::MAX));
+        let mut held = OutputBuffer::new(cap, budget);
         chunks.for_each(|chunk| held.take(chunk));
         held
     }
@@ -228,8 +234,8 @@ mod tests {
 
     #[test]
     fn without_a_disk_the_head_is_kept_and_the_rest_is_counted() {
-        let room = Arc::new(DiskBudget::new("/nonexistent".into(), u64::MAX));
-        let mut held = OutputBuffer::new(1 << 20, room);
+        let budget = Arc::new(DiskBudget::new("/nonexistent".into(), u64::MAX));
+        let mut held = OutputBuffer::new(1 << 20, budget);
         (0..10).for_each(|_| held.take(&[b'x'; 20_000]));
         let (head, tail) = kept(&held);
         assert_eq!((head.len(), tail.len(), held.omitted()), (60_000, 0, 140_000));

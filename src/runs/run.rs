@@ -1,7 +1,7 @@
 //! One command with an ID: its specification, state and result, and the handles to reach it while it runs.
 //!
 //! Threads: the one that watches the process sets the result; any other may read, signal and wait. Locks: `started`,
-//! `end`, `reach`, leaves; those of the input, the spool and the bells.
+//! `end`, `signal_handle`, leaves; those of the input, the spool and the waiters.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,7 +131,7 @@ pub struct Run {
     /// Its stdin, if clients may write to it.
     pub input: RunInput,
     /// Notifies waiting clients.
-    pub bells: WaiterList,
+    pub waiters: WaiterList,
     /// Its output; `None` for an exec.
     pub spool: Option<Arc<Spool>>,
     /// Bytes that an exec has written so far.
@@ -139,7 +139,7 @@ pub struct Run {
     pub(super) folder: Option<PathBuf>,
     started: Mutex<StartTime>,
     end: Mutex<Option<RunEnd>>,
-    reach: Mutex<Option<SignalHandle>>,
+    signal_handle: Mutex<Option<SignalHandle>>,
 }
 
 /// Time when a run was accepted, then when its process was started; a container may have to start first.
@@ -172,7 +172,8 @@ pub(super) fn age(at: &str) -> Duration {
 pub(super) struct RunRecord {
     pub(super) id: Uuid,
     pub(super) workspace: Uuid,
-    pub(super) asked: RunSpec,
+    #[serde(rename = "asked")]
+    pub(super) spec: RunSpec,
     pub(super) started_at: String,
     pub(super) end: Option<RunEnd>,
     pub(super) marks: SpoolState,
@@ -222,30 +223,30 @@ impl Run {
     pub(super) fn new(
         id: Uuid,
         workspace: Uuid,
-        asked: RunSpec,
+        spec: RunSpec,
         spool: Option<(PathBuf, Arc<Spool>)>,
     ) -> Result<Run> {
         let (folder, spool) = spool.unzip();
         Ok(Run {
             id,
             workspace,
-            spec: asked,
+            spec,
             cancel: Cancel::new()?,
             input: RunInput::default(),
-            bells: WaiterList::default(),
+            waiters: WaiterList::default(),
             spool,
             counts: [AtomicU64::new(0), AtomicU64::new(0)],
             folder,
             started: Mutex::new(StartTime::now()),
             end: Mutex::default(),
-            reach: Mutex::default(),
+            signal_handle: Mutex::default(),
         })
     }
 
     /// Creates a run that has ended, from its record.
     pub(super) fn from_record(record: RunRecord, folder: PathBuf, spool: Spool) -> Result<Run> {
-        let RunRecord { id, workspace, asked, started_at, end, .. } = record;
-        let mut run = Run::new(id, workspace, asked, Some((folder, Arc::new(spool))))?;
+        let RunRecord { id, workspace, spec, started_at, end, .. } = record;
+        let mut run = Run::new(id, workspace, spec, Some((folder, Arc::new(spool))))?;
         run.started = Mutex::new(StartTime { at: started_at, since: Instant::now() });
         run.end = Mutex::new(end);
         Ok(run)
@@ -253,8 +254,8 @@ impl Run {
 
     /// Creates a running run from its record, not attached to its process yet.
     pub(super) fn resumed(record: RunRecord, folder: PathBuf, spool: Arc<Spool>) -> Result<Run> {
-        let RunRecord { id, workspace, asked, started_at, .. } = record;
-        let run = Run::new(id, workspace, asked, Some((folder, spool)))?;
+        let RunRecord { id, workspace, spec, started_at, .. } = record;
+        let run = Run::new(id, workspace, spec, Some((folder, spool)))?;
         *lock(&run.started) = StartTime::at(started_at);
         Ok(run)
     }
@@ -263,7 +264,7 @@ impl Run {
         RunRecord {
             id: self.id,
             workspace: self.workspace,
-            asked: self.spec.clone(),
+            spec: self.spec.clone(),
             started_at: self.started_at(),
             end: self.end(),
             marks: self.spool.as_ref().map(|spool| spool.state()).unwrap_or_default(),
@@ -300,20 +301,20 @@ impl Run {
     }
 
     /// Attaches the process, so that signals can be sent.
-    pub(super) fn attach(&self, reach: Option<SignalHandle>) {
+    pub(super) fn attach(&self, signal_handle: Option<SignalHandle>) {
         *lock(&self.started) = StartTime::now();
-        *lock(&self.reach) = reach;
+        *lock(&self.signal_handle) = signal_handle;
     }
 
     /// Attaches a process that is owned by a keeper.
-    pub(super) fn attach_kept(&self, reach: SignalHandle, started_at: String) {
+    pub(super) fn attach_kept(&self, signal_handle: SignalHandle, started_at: String) {
         *lock(&self.started) = StartTime::at(started_at);
-        *lock(&self.reach) = Some(reach);
+        *lock(&self.signal_handle) = Some(signal_handle);
     }
 
     /// Returns the handle to its process while it is running.
-    pub(super) fn reach(&self) -> Option<SignalHandle> {
-        lock(&self.reach).clone()
+    pub(super) fn signal_handle(&self) -> Option<SignalHandle> {
+        lock(&self.signal_handle).clone()
     }
 
     /// Sets the result from the process's end.
@@ -350,9 +351,9 @@ impl Run {
     /// Sets the result.
     pub(super) fn set_end(&self, end: RunEnd) {
         self.input.close();
-        *lock(&self.reach) = None;
+        *lock(&self.signal_handle) = None;
         lock(&self.end).get_or_insert(end);
-        self.bells.notify_all();
+        self.waiters.notify_all();
     }
 
     /// Sends a signal.
@@ -360,10 +361,10 @@ impl Run {
     /// # Errors
     /// `Conflict` when it has ended: its PIDs may be reused.
     pub fn signal(&self, signal: Signal, whom: SignalTarget) -> Result<()> {
-        let reach = lock(&self.reach).clone();
-        match reach {
-            Some(reach) if self.is_running() => {
-                reach.signal(signal, whom);
+        let signal_handle = lock(&self.signal_handle).clone();
+        match signal_handle {
+            Some(signal_handle) if self.is_running() => {
+                signal_handle.signal(signal, whom);
                 Ok(())
             }
             _ if self.is_running() => Err(Error::new(Code::Conflict, "The run is still starting; try again")),

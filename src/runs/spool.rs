@@ -141,7 +141,7 @@ const BLOCK: u64 = 4096;
 pub struct Spool {
     folder: PathBuf,
     window: u64,
-    room: Arc<DiskBudget>,
+    budget: Arc<DiskBudget>,
     /// Open while they are needed.
     files: Mutex<Weak<SpoolFiles>>,
     state: Mutex<SpoolState>,
@@ -166,8 +166,8 @@ impl Spool {
     ///
     /// # Errors
     /// `DiskFull`, or other errors of creating a file.
-    pub fn create(folder: &Path, window: u64, room: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
-        let spool = Arc::new(Spool::existing(folder, window, room, SpoolState::default()));
+    pub fn create(folder: &Path, window: u64, budget: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
+        let spool = Arc::new(Spool::existing(folder, window, budget, SpoolState::default()));
         let make = |name: &str| {
             let path = folder.join(name);
             OpenOptions::new()
@@ -186,12 +186,12 @@ impl Spool {
     }
 
     /// Opens an existing spool, or one that another process writes.
-    pub fn existing(folder: &Path, window: u64, room: Arc<DiskBudget>, marks: SpoolState) -> Spool {
-        room.add(size(&marks));
+    pub fn existing(folder: &Path, window: u64, budget: Arc<DiskBudget>, marks: SpoolState) -> Spool {
+        budget.add(size(&marks));
         Spool {
             folder: folder.to_owned(),
             window: window.max(2 * limits::PIPE_CHUNK as u64),
-            room,
+            budget,
             files: Mutex::default(),
             state: Mutex::new(marks),
             can_punch: AtomicBool::new(true),
@@ -205,8 +205,8 @@ impl Spool {
     ///
     /// # Errors
     /// When one cannot be opened.
-    pub fn reopen(folder: &Path, window: u64, room: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
-        let spool = Arc::new(Spool::existing(folder, window, room, SpoolState::default()));
+    pub fn reopen(folder: &Path, window: u64, budget: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
+        let spool = Arc::new(Spool::existing(folder, window, budget, SpoolState::default()));
         let open = |name: &str| {
             let path = folder.join(name);
             OpenOptions::new().read(true).write(true).open(&path).at("open", &path)
@@ -234,8 +234,8 @@ impl Spool {
             *marks = new;
             (before, size(&marks))
         };
-        self.room.add(after.saturating_sub(before));
-        self.room.sub(before.saturating_sub(after));
+        self.budget.add(after.saturating_sub(before));
+        self.budget.sub(before.saturating_sub(after));
         self.wrote(after.saturating_sub(before));
     }
 
@@ -253,7 +253,7 @@ impl Spool {
     fn wrote(&self, bytes: u64) {
         if self.unchecked.fetch_add(bytes, Ordering::Relaxed) + bytes >= limits::SPOOL_CHECK_BYTES {
             self.unchecked.store(0, Ordering::Relaxed);
-            self.room.check();
+            self.budget.check();
         }
     }
 
@@ -406,7 +406,7 @@ impl Spool {
             // Recorded first, so that a reader can distinguish a hole from data.
             let before = track.kept();
             track.mark_lost(0, to);
-            self.room.sub(before - track.kept());
+            self.budget.sub(before - track.kept());
             (from, to)
         };
         if self.keeper.get().is_some() {
@@ -424,7 +424,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.room.sub(size(&lock(&self.state)));
+        self.budget.sub(size(&lock(&self.state)));
     }
 }
 
@@ -477,8 +477,8 @@ impl OutputWriter {
             track.end += length;
             track.mark_lost(end + written, end + length);
             // Less than before if gaps were merged.
-            spool.room.add(track.kept().saturating_sub(before));
-            spool.room.sub(before.saturating_sub(track.kept()));
+            spool.budget.add(track.kept().saturating_sub(before));
+            spool.budget.sub(before.saturating_sub(track.kept()));
         }
         spool.wrote(written);
     }
@@ -498,7 +498,7 @@ impl OutputWriter {
                         break;
                     }
                     asked = true;
-                    self.spool.room.reclaim(limits::SPOOL_CHECK_BYTES);
+                    self.spool.budget.reclaim(limits::SPOOL_CHECK_BYTES);
                 }
             }
         }
@@ -525,7 +525,7 @@ impl OutputWriter {
         bytes[8..].copy_from_slice(&at.err.to_le_bytes());
         let noted = self.files.turns.write_all_at(&bytes, turns * TURN_BYTES).is_ok();
         if noted {
-            self.spool.room.add(TURN_BYTES);
+            self.spool.budget.add(TURN_BYTES);
         }
         noted
     }

@@ -30,7 +30,7 @@ pub struct Runs {
     folder: PathBuf,
     /// Largest number of bytes kept of a stream.
     window: u64,
-    room: Arc<DiskBudget>,
+    budget: Arc<DiskBudget>,
     stopping: AtomicBool,
     /// Runs that outlive the server.
     detached: Shares,
@@ -78,13 +78,13 @@ impl Runs {
     pub fn open(folder: &Path, window: u64, total: u64, cgroups: Cgroups) -> Result<Arc<Runs>> {
         file::create_dir_private(folder)?;
         input_bytes::set_folder(folder);
-        let room = Arc::new(DiskBudget::new(folder.to_owned(), total));
+        let budget = Arc::new(DiskBudget::new(folder.to_owned(), total));
         let runs = Arc::new(Runs {
             runs: Mutex::default(),
             ended: Condvar::new(),
             folder: folder.to_owned(),
             window,
-            room,
+            budget,
             stopping: AtomicBool::new(false),
             detached: Shares::new(Ledger::new(limits::DETACHED_RUNS)),
             cgroups,
@@ -92,7 +92,7 @@ impl Runs {
             resumable: Mutex::default(),
         });
         let weak: Weak<Runs> = Arc::downgrade(&runs);
-        runs.room.set_reclaimer(move |enough| {
+        runs.budget.set_reclaimer(move |enough| {
             if let Some(runs) = weak.upgrade() {
                 runs.make_room(enough);
             }
@@ -130,9 +130,9 @@ impl Runs {
     /// Loads one run; `None` if there is nothing to show.
     fn load_one(&self, path: &Path) -> Option<LoadedRun> {
         let mut record = read_record(path)?;
-        if record.end.is_none() && record.asked.detach {
+        if record.end.is_none() && record.spec.detach {
             if let KeeperLookup::Alive(met) = FoundKeeper::find(&self.cgroups, path, &record) {
-                let spool = Spool::existing(path, self.window, self.room.clone(), met.marks.clone());
+                let spool = Spool::existing(path, self.window, self.budget.clone(), met.marks.clone());
                 return Some(LoadedRun::Resumed(
                     Run::resumed(record, path.to_owned(), Arc::new(spool)).ok()?,
                     met,
@@ -143,7 +143,7 @@ impl Runs {
         }
         let interrupted = record.end.is_none();
         if interrupted {
-            let how = match record.asked.detach {
+            let how = match record.spec.detach {
                 true => {
                     "The run's keeper process had exited when the server started again; the command was killed then"
                 }
@@ -160,7 +160,7 @@ impl Runs {
                 usage: Usage::default(),
             });
         }
-        let spool = Spool::existing(path, self.window, self.room.clone(), record.marks.clone());
+        let spool = Spool::existing(path, self.window, self.budget.clone(), record.marks.clone());
         let run = Run::from_record(record, path.to_owned(), spool).ok()?;
         if interrupted {
             // Otherwise the next start reports the same again.
@@ -182,13 +182,13 @@ impl Runs {
     ///
     /// # Errors
     /// As [`Runs::enter_terminal`].
-    pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, asked: RunSpec) -> Result<ActiveRun> {
-        self.insert(Run::new(Uuid::new_v4(), workspace, asked, None)?, None)
+    pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, spec: RunSpec) -> Result<ActiveRun> {
+        self.insert(Run::new(Uuid::new_v4(), workspace, spec, None)?, None)
     }
 
     /// Returns the disk budget of all runs.
-    pub fn room(&self) -> &Arc<DiskBudget> {
-        &self.room
+    pub fn budget(&self) -> &Arc<DiskBudget> {
+        &self.budget
     }
 
     /// Enters a run with spooled output, at most `window` bytes of each stream.
@@ -199,11 +199,11 @@ impl Runs {
     pub fn enter_run(
         self: &Arc<Self>,
         workspace: Uuid,
-        asked: RunSpec,
+        spec: RunSpec,
         window: u64,
         party: Party,
     ) -> Result<(ActiveRun, OutputWriter)> {
-        let share = asked.detach.then(|| self.detached.take(party)).transpose().map_err(|refused| {
+        let share = spec.detach.then(|| self.detached.take(party)).transpose().map_err(|refused| {
             let message = format!("{} detached runs are running, which is the limit", self.detached.used());
             refused.error("detached runs", || Error::new(Code::Busy, message))
         })?;
@@ -212,8 +212,8 @@ impl Runs {
         let id = Uuid::new_v4();
         let folder = self.folder.join(id.to_string());
         file::create_dir_private(&folder)?;
-        let made = Spool::create(&folder, window, self.room.clone()).and_then(|(spool, writer)| {
-            let run = Run::new(id, workspace, asked, Some((folder.clone(), spool)))?;
+        let made = Spool::create(&folder, window, self.budget.clone()).and_then(|(spool, writer)| {
+            let run = Run::new(id, workspace, spec, Some((folder.clone(), spool)))?;
             run.save(false)?;
             Ok((self.insert(run, share)?, writer))
         });
@@ -298,7 +298,7 @@ impl Runs {
         self.stopping.store(true, Ordering::SeqCst);
         let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();
         for run in runs {
-            run.bells.notify_all();
+            run.waiters.notify_all();
         }
     }
 
@@ -316,7 +316,7 @@ impl Runs {
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        self.end_matching(|run| !run.spec.detach || run.reach().is_none(), Duration::from_secs(5));
+        self.end_matching(|run| !run.spec.detach || run.signal_handle().is_none(), Duration::from_secs(5));
         lock(&self.keepers).detach();
     }
 

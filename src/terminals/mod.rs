@@ -85,7 +85,7 @@ pub enum EndReason {
 pub struct TerminalEnd {
     /// Exit status of its program; `None` if unknown.
     pub exit: Option<Exit>,
-    pub why: EndReason,
+    pub reason: EndReason,
 }
 
 /// A terminal as clients see it.
@@ -126,7 +126,7 @@ pub struct Terminal {
     state: Mutex<TerminalState>,
     ended: Condvar,
     /// Notified when there is space for input.
-    room: Condvar,
+    input_space: Condvar,
 }
 
 struct TerminalState {
@@ -194,7 +194,7 @@ impl Terminal {
                 end: None,
             }),
             ended: Condvar::new(),
-            room: Condvar::new(),
+            input_space: Condvar::new(),
         });
         let thread = PtyLoop::new(terminal.clone(), master, process, running).spawn()?;
         Ok((terminal, thread))
@@ -222,7 +222,7 @@ impl Terminal {
             writer: state.writer.is_some(),
             exit_code: end.as_ref().map(|_| exit.map_or(-1, Exit::code)),
             signal: exit.and_then(Exit::signal),
-            ended_by: end.as_ref().map(|(end, _)| end.why),
+            ended_by: end.as_ref().map(|(end, _)| end.reason),
             ended_at: end.map(|(_, at)| at),
         }
     }
@@ -278,9 +278,9 @@ impl Terminal {
                     ours = true;
                     state.pasting = true;
                 }
-                let room = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
+                let input_space = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
                 let left = bytes.len() - taken;
-                let count = if whole && left > room { 0 } else { left.min(room) };
+                let count = if whole && left > input_space { 0 } else { left.min(input_space) };
                 if count > 0 {
                     self.queue(&mut state, &bytes[taken..taken + count]);
                     taken += count;
@@ -303,12 +303,12 @@ impl Terminal {
                 break Err(Error::new(Code::Conflict, message).detail("unread_bytes", state.input.len()));
             }
             // A disconnect does not notify this condition variable.
-            let waited = self.room.wait_timeout(state, left.min(GONE_LOOK));
+            let waited = self.input_space.wait_timeout(state, left.min(GONE_LOOK));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
         if ours {
             state.pasting = false;
-            self.room.notify_all();
+            self.input_space.notify_all();
             state.wake_writer();
         }
         result.map_err(|error: Error| error.detail("bytes_taken", taken))
@@ -360,10 +360,10 @@ impl Terminal {
     }
 
     /// Ends it with all its processes and waits for that.
-    pub fn end(&self, why: EndReason) {
+    pub fn end(&self, reason: EndReason) {
         let mut state = lock(&self.state);
         if state.end.is_none() {
-            state.end_reason.get_or_insert(why);
+            state.end_reason.get_or_insert(reason);
             self.cancel.cancel();
         }
         let longest = limits::KILL_WAIT + limits::TERM_GRACE;

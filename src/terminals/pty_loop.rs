@@ -59,7 +59,7 @@ impl PtyLoop {
     fn run(mut self) {
         // Whatever happens below, waiting callers must be notified of the end.
         let told = EndNotifier { terminal: self.terminal.clone() };
-        let (why, exit) = loop {
+        let (reason, exit) = loop {
             let ready = match self.wait() {
                 Ok(ready) => ready,
                 Err(error) => {
@@ -85,8 +85,8 @@ impl PtyLoop {
                 }
             }
             if ready.cancelled {
-                let why = lock(&self.terminal.state).end_reason.unwrap_or(EndReason::Workspace);
-                break (why, self.hang_up());
+                let reason = lock(&self.terminal.state).end_reason.unwrap_or(EndReason::Workspace);
+                break (reason, self.hang_up());
             }
             if self.idle_deadline().is_some_and(|deadline| Instant::now() >= deadline) {
                 break (EndReason::Idle, self.hang_up());
@@ -100,7 +100,7 @@ impl PtyLoop {
                 break;
             }
         }
-        told.notify(TerminalEnd { exit, why });
+        told.notify(TerminalEnd { exit, reason });
     }
 
     /// Returns when the idle timeout expires; `None` while a client is connected.
@@ -183,7 +183,7 @@ impl PtyLoop {
         if full {
             state.wake_writer();
         }
-        self.terminal.room.notify_all();
+        self.terminal.input_space.notify_all();
     }
 
     fn resize(&mut self) {
@@ -235,13 +235,13 @@ impl EndNotifier {
         }
         drop(state);
         self.terminal.ended.notify_all();
-        self.terminal.room.notify_all();
+        self.terminal.input_space.notify_all();
         log::debug!("terminal {} ended: {end:?}", self.terminal.id);
     }
 }
 
 impl Drop for EndNotifier {
     fn drop(&mut self) {
-        self.set(TerminalEnd { exit: None, why: EndReason::Exit });
+        self.set(TerminalEnd { exit: None, reason: EndReason::Exit });
     }
 }

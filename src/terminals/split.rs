@@ -14,7 +14,7 @@ pub(super) struct Splitter {
     held: String,
     state: ParserState,
     /// The sequence is longer than the limit, and its start was already forwarded.
-    torn: bool,
+    truncated: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Splitter {
         let mut text = std::mem::take(&mut self.held);
         let from = text.len();
         self.decode(bytes, &mut text);
-        let mut start = (!self.torn && self.state != ParserState::Ground).then_some(0);
+        let mut start = (!self.truncated && self.state != ParserState::Ground).then_some(0);
         let mut sequences = Vec::new();
         let mut rest = from;
         while let Some(c) = text[rest..].chars().next() {
@@ -64,13 +64,13 @@ impl Splitter {
             let next = self.state.after(c);
             if begins(c) && !string_ends && next != ParserState::Ground {
                 start = Some(at);
-                self.torn = false;
+                self.truncated = false;
             }
             if self.state != ParserState::Ground && next == ParserState::Ground {
                 // CAN and SUB abandon a sequence.
                 let complete = !matches!(c, '\u{18}' | '\u{1a}');
                 sequences.extend(start.take().filter(|_| complete).map(|start| start..rest));
-                self.torn = false;
+                self.truncated = false;
             }
             self.state = next;
         }
@@ -78,7 +78,7 @@ impl Splitter {
             if text.len() - start <= limits::SEQUENCE_BYTES {
                 self.held = text.split_off(start);
             } else {
-                self.torn = true;
+                self.truncated = true;
             }
         }
         SplitText { text, sequences }

@@ -5,14 +5,14 @@
 
 use super::NetworkNames;
 use super::range::Ipv4Range;
-use super::rules::{NEVER, WIRE_PORTS, WIRE_SERVER};
+use super::rules::{BLOCKED, WIRE_PORTS, WIRE_SERVER};
 
 /// Seconds that a call waits for the lock of another one.
 const WAIT: &str = "-w 5";
 
-fn never(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
-    let never = NEVER.split(", ").map(str::to_owned).chain(ranges.iter().map(Ipv4Range::to_string));
-    let mut rules: String = never.map(|range| format!("-A {chain} -d {range} {verdict}\n")).collect();
+fn blocked(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
+    let blocked = BLOCKED.split(", ").map(str::to_owned).chain(ranges.iter().map(Ipv4Range::to_string));
+    let mut rules: String = blocked.map(|range| format!("-A {chain} -d {range} {verdict}\n")).collect();
     rules += &format!("-A {chain} -d {WIRE_SERVER} -p tcp -m multiport --dports {WIRE_PORTS} {verdict}\n");
     rules
 }
@@ -31,7 +31,7 @@ fn jumps(names: &NetworkNames) -> [(&'static str, String, String); 4] {
 /// Returns the shell script that installs the host's rules. Existing chains are replaced, each table atomically.
 pub(super) fn host_script(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let chain = &names.table;
-    let never = never(chain, ranges, "-j DROP");
+    let blocked = blocked(chain, ranges, "-j DROP");
     let masked: String =
         ranges.iter().map(|range| format!("-A {chain} -s {range} -j MASQUERADE\n")).collect();
     let mut script = format!(
@@ -43,7 +43,7 @@ iptables-restore {WAIT} --noflush <<'END'
 -A {chain} -m rpfilter --invert -j DROP
 -A {chain} -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN
 -A {chain} -m addrtype ! --dst-type UNICAST -j DROP
-{never}-A {chain}-mss -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+{blocked}-A {chain}-mss -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
 COMMIT
 *filter
 :{chain} - [0:0]
@@ -81,13 +81,13 @@ if iptables {WAIT} -t {table} -F {to} 2>/dev/null; then iptables {WAIT} -t {tabl
 /// Returns the shell script for the container's own namespace. It rejects instead of dropping, so that clients get an
 /// error at once.
 pub(super) fn inner_script(ranges: &[Ipv4Range]) -> String {
-    let never = never("OUTPUT", ranges, "-j REJECT --reject-with icmp-admin-prohibited");
+    let blocked = blocked("OUTPUT", ranges, "-j REJECT --reject-with icmp-admin-prohibited");
     format!(
         "iptables-restore {WAIT} <<'END'
 *filter
 -A OUTPUT -o lo -j ACCEPT
 -A OUTPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
-{never}COMMIT
+{blocked}COMMIT
 END
 "
     )

@@ -9,7 +9,7 @@ use super::{Firewall, NetworkNames, VethLink, iptables};
 
 /// Loopback, link-local with the metadata service of most clouds, broadcast and multicast; then the metadata services
 /// of Alibaba Cloud and of Oracle's older cloud, which use other addresses.
-pub(super) const NEVER: &str =
+pub(super) const BLOCKED: &str =
     "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, 100.100.100.200, 192.0.0.192";
 /// Azure's wire server is also a name server; it serves data about the machine on [`WIRE_PORTS`].
 pub(super) const WIRE_SERVER: &str = "168.63.129.16";
@@ -36,7 +36,7 @@ table inet {table} {{
     fib saddr . iif oif missing drop
     ct state established,related accept
     fib daddr type != unicast drop
-    ip daddr {{ {NEVER}{inside} }} drop
+    ip daddr {{ {BLOCKED}{inside} }} drop
     ip daddr {WIRE_SERVER} tcp dport {{ {WIRE_PORTS} }} drop
   }}
   chain to_containers {{
@@ -66,7 +66,7 @@ pub(super) fn inner_table(ranges: &[Ipv4Range]) -> String {
     oifname \"lo\" accept
     meta nfproto != ipv4 drop
     ct state established,related accept
-    ip daddr {{ {NEVER}{inside} }} reject with icmp type admin-prohibited
+    ip daddr {{ {BLOCKED}{inside} }} reject with icmp type admin-prohibited
     ip daddr {WIRE_SERVER} tcp dport {{ {WIRE_PORTS} }} reject with icmp type admin-prohibited
   }}
 }}

@@ -83,9 +83,9 @@ fn start_job(job: KeeperJob, mut fds: impl Iterator<Item = OwnedFd>, resume: Res
     let KeeperJob { record, folder, window, timeout, cgroups, stdin, work } = job;
     let cgroups = Cgroups::from_handle(cgroups);
     // A server accounts for all runs together. While there is none, this keeper still leaves the disk some space.
-    let room = Arc::new(DiskBudget::new(folder.clone(), u64::MAX));
-    let (spool, writer) = Spool::reopen(&folder, window, room.clone())?;
-    room.set_reclaimer({
+    let budget = Arc::new(DiskBudget::new(folder.clone(), u64::MAX));
+    let (spool, writer) = Spool::reopen(&folder, window, budget.clone())?;
+    budget.set_reclaimer({
         let spool = Arc::downgrade(&spool);
         move |_| {
             if let Some(spool) = spool.upgrade() {
@@ -141,12 +141,12 @@ fn refused_message(error: &Error) -> KeeperMessage {
 
 /// Serves one server after the other until the run has ended.
 fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Cancel) {
-    let Ok(bell) = Waiter::new() else { return };
-    run.bells.add(&bell);
+    let Ok(waiter) = Waiter::new() else { return };
+    run.waiters.add(&waiter);
     // State that was last sent to the server.
     let mut told = None;
     loop {
-        bell.arm();
+        waiter.arm();
         let ended = done.is_cancelled().then(|| run.end()).flatten();
         let marks = run.spool.as_ref().map(|spool| spool.state()).unwrap_or_default();
         if let (Some(socket), Some(end)) = (&server, ended.clone()) {
@@ -169,7 +169,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
             }
         }
         let wait_for = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let mut fds = vec![wait_for(listener.as_fd()), wait_for(bell.as_fd()), wait_for(done.as_fd())];
+        let mut fds = vec![wait_for(listener.as_fd()), wait_for(waiter.as_fd()), wait_for(done.as_fd())];
         fds.extend(server.as_ref().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), wanted)));
         if poll(&mut fds, None).is_err() {
             continue;
@@ -178,7 +178,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         let (called, rung, asked) = (hit(0), hit(1), hit(3));
         drop(fds);
         if rung {
-            bell.clear();
+            waiter.clear();
         }
         if asked && !server.as_ref().is_some_and(|socket| handle_requests(run, socket)) {
             server = None;
@@ -209,7 +209,7 @@ fn wait_writable(socket: &OwnedFd, deadline: Instant) -> bool {
 
 /// Sends the greeting; `false` if the server disconnected.
 fn send_hello(run: &Run, socket: &OwnedFd) -> bool {
-    let Some(SignalHandle { pid, pidfd, group }) = run.reach() else {
+    let Some(SignalHandle { pid, pidfd, group }) = run.signal_handle() else {
         // The run has ended; the next message reports how.
         return true;
     };
@@ -236,7 +236,7 @@ fn handle_requests(run: &Run, socket: &OwnedFd) -> bool {
             Received::Message(KeeperRequest::Shrink(keep), _) => {
                 if let Some(spool) = &run.spool {
                     spool.shrink(keep);
-                    run.bells.notify_all();
+                    run.waiters.notify_all();
                 }
             }
             Received::Message(KeeperRequest::Job, _) => {}

@@ -61,7 +61,7 @@ pub(super) enum KeeperProcess {
 
 /// A keeper's greeting.
 struct KeeperHello {
-    reach: SignalHandle,
+    signal_handle: SignalHandle,
     started_at: String,
     stdin: Option<OwnedFd>,
     tty: bool,
@@ -132,7 +132,7 @@ impl KeptRun {
             LaunchTarget::Launcher(launcher) => {
                 let tty = plan.pty.is_some();
                 let parts = Live::start(launcher, &run, plan)?.hand_over()?;
-                started = run.reach();
+                started = run.signal_handle();
                 let handed = parts.handed;
                 let (fed, bytes) = parts.stdin.unzip();
                 let stdin = fed.or_else(|| run.input.share());
@@ -168,7 +168,7 @@ impl KeptRun {
         if let Some(spool) = &run.spool {
             spool.set_state(marks);
         }
-        run.bells.notify_all();
+        run.waiters.notify_all();
         Ok(KeptRun { active: running, link, hold, keeper: KeeperProcess::Ours(keeper), give_up: None })
     }
 }
@@ -235,7 +235,7 @@ fn group_of(id: &str) -> String {
 
 /// Returns the cgroups of a run that must not be swept: its keeper's and its own.
 pub(in super::super) fn groups(run: &Run) -> Option<[String; 2]> {
-    let own = run.reach()?.group.path().to_owned();
+    let own = run.signal_handle()?.group.path().to_owned();
     Some([group_of(&run.id.simple().to_string()), own])
 }
 
@@ -264,8 +264,9 @@ fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, Sp
                 let mut fds = fds.into_iter();
                 let pidfd = Arc::new(fds.next().ok_or_else(no_answer)?);
                 let group = Arc::new(cgroups.group_again(&group)?);
-                let reach = SignalHandle { pid, pidfd, group };
-                hello = Some(KeeperHello { reach, started_at, stdin: fds.next().filter(|_| stdin), tty });
+                let signal_handle = SignalHandle { pid, pidfd, group };
+                hello =
+                    Some(KeeperHello { signal_handle, started_at, stdin: fds.next().filter(|_| stdin), tty });
             }
             Received::Message(KeeperMessage::Refused { code, message, details }, _) => {
                 return Err(error_of(&code, message, details));
@@ -309,7 +310,7 @@ fn error_of(code: &str, message: String, details: Map<String, Value>) -> Error {
 
 /// Attaches a run to its keeper.
 fn attach(run: &Run, hello: KeeperHello, link: &Arc<KeeperLink>) {
-    run.attach_kept(hello.reach, hello.started_at);
+    run.attach_kept(hello.signal_handle, hello.started_at);
     if let Some(spool) = &run.spool {
         spool.set_keeper(link.clone());
     }

@@ -141,7 +141,7 @@ impl KeptRun {
                     if let Some(spool) = &run.spool {
                         spool.set_state(marks);
                     }
-                    run.bells.notify_all();
+                    run.waiters.notify_all();
                 }
                 Received::Message(KeeperMessage::End(end, marks), _) => {
                     if let Some(spool) = &run.spool {
@@ -187,12 +187,12 @@ impl KeptRun {
         let run = &self.active.run;
         self.end_keeper();
         let mut usage = Usage::default();
-        if let Some(reach) = run.reach() {
-            if let Err(error) = reach.group.kill(Some(reach.pid)) {
+        if let Some(signal_handle) = run.signal_handle() {
+            if let Err(error) = signal_handle.group.kill(Some(signal_handle.pid)) {
                 log::error!("run {}: {error}", run.id);
                 self.hold.give_up();
             }
-            usage = reach.group.usage();
+            usage = signal_handle.group.usage();
         }
         if let Some(spool) = &run.spool {
             // It may have written more than it reported.
@@ -222,8 +222,8 @@ impl KeptRun {
     /// Leaves the run to the next server.
     fn detach(self) {
         let KeptRun { active: running, keeper, .. } = self;
-        if let Some(reach) = running.run.reach() {
-            reach.group.disown();
+        if let Some(signal_handle) = running.run.signal_handle() {
+            signal_handle.group.disown();
         }
         match keeper {
             // Skips the destructor, which would kill it; the kernel reparents it when this server exits.
