@@ -1,9 +1,9 @@
-//! The bus: what happens, told to whoever follows. A topic numbers its events and keeps the last of them, so that who
-//! comes late or was away gets what it missed, and is told what is not kept any more. Nobody waits for a follower: each
-//! reads the ring at its own speed, so there is no queue that could fill.
-//! Knows nothing of what the events mean, nor of HTTP.
+//! The event bus. A topic numbers its events and keeps the latest, so that a client that connects late or again receives the
+//! events it missed, or the range that is no longer available. Publishing never waits for a subscriber: each reads the ring
+//! at its own speed, so there is no queue that could fill.
+//! Independent of HTTP and of the events' meaning.
 //!
-//! Threads: any. Locks: the list of topics, then one topic's ring; both leaves, bells ring after unlocking.
+//! Any thread. Locks: the list of topics, then one topic's ring; both leaves. Waiters are notified after unlocking.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
@@ -17,59 +17,58 @@ use crate::base::thread::lock;
 use crate::base::{Result, clock, limits};
 use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Its number in its topic; a later one has a larger number.
+    /// Its number in the topic; numbers increase.
     pub seq: u64,
-    /// What kind.
     pub kind: &'static str,
-    /// The rest.
+    /// Further fields.
     pub data: Map<String, Value>,
 }
 
 #[derive(Debug, Default)]
 struct EventRing {
     events: VecDeque<Arc<Event>>,
-    /// The number of the newest event; what is kept ends with it.
+    /// The number of the newest event, which is the last in `events`.
     last: u64,
     ended: bool,
 }
 
-/// Events of one kind of thing, in order.
+/// A sequence of numbered events.
 #[derive(Debug)]
 pub struct Topic {
     ring: Mutex<EventRing>,
-    bells: WaiterList,
+    waiters: WaiterList,
     keep: usize,
 }
 
-/// What a follower finds.
+/// The next item for a subscriber.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NextEvent {
     /// The next event.
     Event(Arc<Event>),
-    /// These numbers are not kept any more.
+    /// These events are no longer available.
     Missed {
-        /// The first.
+        /// The first missed number.
         from: u64,
-        /// The last.
+        /// The last missed number.
         to: u64,
     },
-    /// Nothing new yet.
+    /// There is no new event yet.
     Nothing,
-    /// Nothing will come any more.
+    /// The topic has ended.
     Ended,
 }
 
 impl Topic {
-    /// A topic whose first event has the number `last + 1`; the newest `keep` events stay.
+    /// Creates a topic that keeps the newest `keep` events; its first event gets the number `last + 1`.
     pub fn new(last: u64, keep: usize) -> Arc<Topic> {
         let ring = EventRing { last, ..EventRing::default() };
-        Arc::new(Topic { ring: Mutex::new(ring), bells: WaiterList::default(), keep: keep.max(1) })
+        Arc::new(Topic { ring: Mutex::new(ring), waiters: WaiterList::default(), keep: keep.max(1) })
     }
 
-    /// Tells everybody; returns the event's number. After [`Topic::end`] nothing is told.
+    /// Publishes an event and returns its number. Has no effect after [`Topic::end`].
     pub fn publish(&self, kind: &'static str, data: Map<String, Value>) -> u64 {
         let seq = {
             let mut ring = lock(&self.ring);
@@ -84,11 +83,11 @@ impl Topic {
             }
             seq
         };
-        self.bells.notify_all();
+        self.waiters.notify_all();
         seq
     }
 
-    /// Replaces the data of an event that is still kept, for followers that have not read it yet.
+    /// Replaces the data of an event that is still kept, for subscribers that have not read it yet.
     pub fn amend(&self, seq: u64, data: Map<String, Value>) {
         let mut ring = lock(&self.ring);
         let first = ring.last + 1 - ring.events.len() as u64;
@@ -98,31 +97,30 @@ impl Topic {
         }
     }
 
-    /// Nothing will come any more: followers read what there is and end.
+    /// Ends the topic: subscribers read the remaining events and then get [`NextEvent::Ended`].
     pub fn end(&self) {
         lock(&self.ring).ended = true;
-        self.bells.notify_all();
+        self.waiters.notify_all();
     }
 
-    /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
         lock(&self.ring).ended
     }
 
-    /// The number of the newest event.
+    /// Returns the number of the newest event.
     pub fn last(&self) -> u64 {
         lock(&self.ring).last
     }
 
-    /// What is kept of the events after number `cursor`, oldest first, and the newest number. A number that does not
-    /// exist yet is from another time: all is news then.
+    /// Returns the kept events after number `cursor`, oldest first, and the newest number. If `cursor` does not exist yet, it
+    /// is from before a restart and all kept events are returned.
     pub fn since(&self, cursor: u64) -> (Vec<Arc<Event>>, u64) {
         let ring = lock(&self.ring);
         let cursor = if cursor > ring.last { 0 } else { cursor };
         (ring.events.iter().filter(|event| event.seq > cursor).cloned().collect(), ring.last)
     }
 
-    /// Follows from behind number `cursor` on; `None`: from now on.
+    /// Subscribes to the events after number `cursor`; `None`: to future events.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -130,52 +128,51 @@ impl Topic {
         self.follower(cursor, false)
     }
 
-    /// The same, but without a `cursor` everything that is kept comes first.
+    /// Subscribes like [`Topic::follow`], but without a `cursor` all kept events come first.
     ///
     /// # Errors
-    /// As above.
+    /// When the process is out of file descriptors.
     pub fn follow_kept(self: &Arc<Topic>, cursor: Option<u64>) -> Result<Subscriber> {
         self.follower(cursor, true)
     }
 
     fn follower(self: &Arc<Topic>, cursor: Option<u64>, kept: bool) -> Result<Subscriber> {
-        let bell = Waiter::new()?;
-        self.bells.add(&bell);
+        let waiter = Waiter::new()?;
+        self.waiters.add(&waiter);
         let ring = lock(&self.ring);
         let at = match cursor {
             Some(cursor) if cursor <= ring.last => cursor,
             None if !kept => ring.last,
-            // All that is kept; nothing that we know of was missed. A number that does not exist yet is from before a
-            // restart.
+            // All kept events, without a gap that is known. A number that does not exist yet is from before a restart.
             _ => ring.events.front().map_or(ring.last, |event| event.seq - 1),
         };
         drop(ring);
-        Ok(Subscriber { topic: self.clone(), bell, at })
+        Ok(Subscriber { topic: self.clone(), waiter, at })
     }
 }
 
-/// One reader of a topic, at its own speed.
+/// A reader of a topic.
 #[derive(Debug)]
 pub struct Subscriber {
     topic: Arc<Topic>,
-    bell: Arc<Waiter>,
+    waiter: Arc<Waiter>,
     at: u64,
 }
 
 impl Subscriber {
-    /// The number of what was read last.
+    /// Returns the number of the event that was read last.
     pub fn position(&self) -> u64 {
         self.at
     }
 
-    /// What comes next. A later [`Subscriber::wait`] hears whatever happens after this.
+    /// Returns the next item. A later [`Subscriber::wait`] is woken by any event after this call.
     pub fn read_next(&mut self) -> NextEvent {
-        self.bell.arm();
+        self.waiter.arm();
         let ring = lock(&self.topic.ring);
         if self.at >= ring.last {
             return if ring.ended { NextEvent::Ended } else { NextEvent::Nothing };
         }
-        // Numbers are consecutive, so a place in the ring is a difference.
+        // Numbers are consecutive, so an event's index is a difference.
         let first = ring.last + 1 - ring.events.len() as u64;
         if self.at + 1 < first {
             let missed = NextEvent::Missed { from: self.at + 1, to: first - 1 };
@@ -192,16 +189,16 @@ impl Subscriber {
         }
     }
 
-    /// Waits until there may be more, for `other`, or until the deadline.
+    /// Waits until there may be an event, for `other`, or until the deadline.
     ///
     /// # Errors
     /// When poll(2) fails.
     pub fn wait(&self, other: Option<(BorrowedFd<'_>, PollFlags)>, deadline: Instant) -> Result<WakeReason> {
-        self.bell.wait(other, deadline)
+        self.waiter.wait(other, deadline)
     }
 }
 
-/// The topics by name. One that nobody holds any more is forgotten with its events.
+/// The topics by name. A topic without other references is removed with its events.
 #[derive(Debug, Default)]
 pub struct Bus(Mutex<Topics>);
 
@@ -212,8 +209,8 @@ struct Topics {
 }
 
 impl Bus {
-    /// The topic of this name; made if need be. Its numbers start with the time in Unix milliseconds, so that none comes
-    /// twice, not even after a restart.
+    /// Returns the topic with this name; creates it if necessary. Its numbers start with the time in Unix milliseconds, so
+    /// that they are not reused after a restart.
     pub fn topic(&self, name: &str) -> Arc<Topic> {
         let mut topics = lock(&self.0);
         if let Some(topic) = topics.by_name.get(name).and_then(Weak::upgrade) {
@@ -224,17 +221,17 @@ impl Bus {
         topic
     }
 
-    /// The topic of this name, if somebody holds it.
+    /// Returns the topic with this name, if it is in use.
     pub fn find(&self, name: &str) -> Option<Arc<Topic>> {
         lock(&self.0).by_name.get(name).and_then(Weak::upgrade)
     }
 
-    /// Puts this one under the name, for whoever looks from now on.
+    /// Registers a topic under this name for later lookups.
     pub fn put(&self, name: &str, topic: &Arc<Topic>) {
         lock(&self.0).add(name, topic);
     }
 
-    /// Ends every topic, those to come as well.
+    /// Ends all topics, including those created later.
     pub fn close(&self) {
         let topics: Vec<Arc<Topic>> = {
             let mut topics = lock(&self.0);
@@ -275,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_resumes_without_gap_or_repetition() {
+    fn subscriber_resumes_without_gap_or_repetition() {
         let topic = Topic::new(10, 100);
         publish(&topic, 3);
         let mut all = topic.follow(Some(10)).unwrap();
@@ -288,14 +285,14 @@ mod tests {
         assert_eq!(
             read(&mut topic.follow(Some(999)).unwrap()),
             [11, 12, 13, 14, 15],
-            "from before a restart"
+            "a cursor from before a restart"
         );
         assert_eq!(topic.since(13).0.len(), 2);
         assert_eq!((topic.since(999).0.len(), topic.since(0).1), (5, 15));
     }
 
     #[test]
-    fn who_is_too_slow_is_told_what_it_missed() {
+    fn slow_subscriber_learns_which_events_it_missed() {
         let topic = Topic::new(0, 4);
         let mut slow = topic.follow(Some(0)).unwrap();
         publish(&topic, 10);
@@ -304,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_rings_and_an_end_is_heard() {
+    fn subscriber_is_notified_of_events_and_the_end() {
         let bus = Bus::default();
         let topic = bus.topic("a");
         assert!(Arc::ptr_eq(&topic, &bus.topic("a")));

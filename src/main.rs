@@ -1,4 +1,4 @@
-//! Hands the arguments to [`berth::cli`] and its exit code to the system; nothing else.
+//! Passes the arguments to [`berth::cli`] and its exit code to the system.
 
 use std::process::ExitCode;
 

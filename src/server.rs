@@ -1,4 +1,4 @@
-//! Builds everything, owns every thread, runs the shutdown.
+//! Builds all services, owns every thread, and runs the shutdown.
 
 mod announce;
 mod in_container;
@@ -54,131 +54,138 @@ use crate::store::allowlist::Allowlist;
 use crate::store::{file, format, lock::DataLock};
 use crate::workspaces::{self, Configured, Registry};
 
-/// Everything that was decided before the start. `config::resolve` makes it; nothing else reads flags,
-/// environment or `server.json`.
+/// Maximum number of concurrent requests with a large body or answer. Each takes a thread that a slow client can block
+/// for up to [`BODY_STALL`] or [`WRITE_STALL`] between two bytes; further ones get a 503 at once.
+const TRANSFERS: usize = 64;
+/// Number of jobs that wait for a run or stream worker; 0: a 503 at once.
+const RUN_QUEUE: usize = 0;
+/// Length of that queue: as many as the default number of connections.
+const PROXY_QUEUE: usize = limits::CONNECTIONS;
+
+/// The resolved configuration. `config::resolve` creates it; no other code reads flags, environment or `server.json`.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where to listen, as `--listen` takes it, checked; port 0 lets the kernel choose.
+    /// Addresses to listen on, in the validated form of `--listen`; port 0 lets the kernel choose.
     pub listen: Vec<String>,
-    /// `LISTEN_PID` and `LISTEN_FDS` of socket activation.
+    /// `LISTEN_PID` and `LISTEN_FDS`, from socket activation.
     pub inherited: Option<(String, String)>,
-    /// Names by which clients may call on loopback, besides its own.
+    /// Additional host names that clients may use on loopback.
     pub allowed_hosts: Vec<String>,
-    /// Connections at once.
+    /// Maximum number of connections.
     pub max_connections: usize,
-    /// How long requests may go on after a stop signal.
+    /// How long requests may continue after a stop signal.
     pub drain: Duration,
-    /// Where all state lies; absolute.
+    /// The data folder; absolute.
     pub data_dir: PathBuf,
     /// The configuration file that was read.
     pub config_path: Option<PathBuf>,
-    /// Where scoped tokens are kept.
+    /// The file with scoped tokens.
     pub token_store: PathBuf,
-    /// What flags, environment and file say about the client token.
+    /// The client token from flags, environment or file.
     pub client_token: TokenSetting,
-    /// What they say about the host token.
+    /// The host token from flags, environment or file.
     pub host_token: TokenSetting,
-    /// How to log in with a password.
+    /// Login with a password.
     pub login: Option<Login>,
-    /// How gated writes are approved.
+    /// Approval of writes.
     pub approval: ApprovalSettings,
-    /// Refuse every write.
+    /// Refuses every write.
     pub read_only: bool,
-    /// Origins that browsers may call from; `*` for all.
+    /// Origins that browsers may send requests from; `*` for all.
     pub cors_origins: Vec<String>,
     /// Workspaces from flags, environment or file, in order; the first is the default host workspace.
     pub workspaces: Vec<Configured>,
-    /// Folders in which the API may make host workspaces; absolute.
+    /// Folders in which the API may create host workspaces; absolute.
     pub authorized_roots: Vec<PathBuf>,
-    /// The current folder at the start: the default host workspace when none is configured.
+    /// The current folder at the start: the default host workspace if none is configured.
     pub current_dir: PathBuf,
-    /// HOME of the user that runs the server; host commands get it.
+    /// HOME of the user that runs the server, also for host commands.
     pub home: PathBuf,
-    /// Log one line for each request.
+    /// Logs one line for each request.
     pub log_requests: bool,
-    /// … also those that repeat.
+    /// Logs repeated requests, too.
     pub log_all_requests: bool,
-    /// What the capabilities advertise.
+    /// The capabilities that the server advertises.
     pub advertised: AdvertisedCapabilities,
     /// Package mirrors by distribution.
     pub mirrors: BTreeMap<Distro, String>,
-    /// Keyrings that sign a distribution's archive, where the host's package is not to be used.
+    /// Keyrings for a distribution's archive, instead of those of the host's package.
     pub keyrings: BTreeMap<Distro, PathBuf>,
-    /// `http_proxy` and friends of our own environment, handed to bootstraps only.
+    /// `http_proxy` and similar variables of the server's environment, passed to bootstraps only.
     pub proxy_env: Vec<(String, String)>,
-    /// How requests are passed on to OpenCode.
+    /// Settings for requests to OpenCode.
     pub proxying: ProxySettings,
-    /// How the server runs an OpenCode, if it does.
+    /// The OpenCode that the server runs, if any.
     pub opencode: Option<OpencodePlan>,
-    /// Commands that may run at once.
+    /// Maximum number of running commands.
     pub max_runs: usize,
-    /// Followers and waits at once.
+    /// Maximum number of followers and waits.
     pub max_streams: usize,
     /// Bytes kept of each of stdout and stderr of one exec.
     pub output_limit: usize,
-    /// Bytes kept of each stream of one run, on disk.
+    /// Bytes kept on disk of each stream of one run.
     pub run_output_limit: u64,
-    /// Bytes that all runs keep together.
+    /// Bytes kept on disk of all runs together.
     pub runs_disk_limit: u64,
-    /// How long an init script may take.
+    /// Maximum duration of an init script.
     pub init_timeout: Duration,
-    /// How long the making of an image may take.
+    /// Maximum duration of creating an image.
     pub image_timeout: Duration,
-    /// The library's folder; `library` in the data folder if it is not named.
+    /// The library's folder; default `library` in the data folder.
     pub library: Option<PathBuf>,
-    /// What seals secrets in templates, if it was given.
+    /// The key that seals secrets in templates, if it is given directly.
     pub private_key: TokenSetting,
-    /// Where it is kept otherwise; `private_key` in the data folder if not named.
+    /// The file with that key; default `private_key` in the data folder.
     pub private_key_file: Option<PathBuf>,
-    /// After so long without commands and terminals a container is stopped; zero: never.
+    /// Idle time after which a container is stopped; zero: never.
     pub idle_timeout: Duration,
-    /// The file that says which folders of the host containers may have.
+    /// The file with the host folders that containers may mount.
     pub mount_allowlist: PathBuf,
     /// Private networks of containers.
     pub private_network: NetworkConfig,
-    /// The only way in which containers' roots may be made; none: the cheapest that works.
+    /// The required backend for containers' roots; `None`: the best available.
     pub root_backend: Option<RootKind>,
-    /// Threads that answer requests.
+    /// Number of threads that answer requests.
     pub http_threads: usize,
 }
 
-/// How requests are passed on to OpenCode.
+/// Settings for requests to OpenCode.
 #[derive(Clone, Debug)]
 pub struct ProxySettings {
-    /// Requests that wait for it at once.
+    /// Maximum number of concurrent requests.
     pub workers: usize,
-    /// How long it may take for the head of an answer.
+    /// Timeout for the head of a response.
     pub patience: Duration,
-    /// The least scope that may answer its permission requests.
+    /// Minimum scope that may answer OpenCode's permission requests.
     pub permission_replies: Scope,
-    /// The least scope that may use its terminals and shell commands on a host workspace in automatic mode.
+    /// Minimum scope that may use OpenCode's terminals and shell commands on a host workspace in automatic mode.
     pub opencode_shell: Scope,
 }
 
-/// How long a stop may take beside [`Settings::drain`]: containers end, and mounts go.
+/// Time for the shutdown in addition to [`Settings::drain`]: stopping containers, removing mounts.
 const STOPPING: Duration = Duration::from_secs(60);
 
-/// Workers for requests that end something; each may wait some seconds for the end.
-const ENDING: usize = 16;
+/// Workers for requests that end something; each may wait for some seconds.
+const END_WORKERS: usize = 16;
 
-/// How many commands of one token are started at once while others start commands as well.
+/// Returns how many commands of one token start at nearly the same time while other tokens also start commands.
 fn fresh_runs() -> usize {
     std::thread::available_parallelism().map_or(2, |count| count.get().max(2))
 }
 
-/// Workers that read and write workspaces' files, and requests that wait for one without a thread.
+/// Workers that access workspaces' files, and queued requests for them.
 const FILE_WORKERS: usize = 8;
 const FILE_QUEUE: usize = 512;
 
-/// Runs the server until SIGTERM, SIGINT or, unless the process was started with it ignored, SIGHUP.
+/// Runs the server until SIGTERM, SIGINT or SIGHUP (unless SIGHUP was ignored at the start).
 ///
 /// # Errors
-/// What keeps it from starting: a taken port, a data folder that is in use or cannot be written, a damaged state file.
+/// When the server cannot start: a port or data folder in use, a data folder that cannot be written, a damaged state file.
 pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
     run_with(settings, manager, None)
 }
 
-/// The same; `up` is called on a thread of its own once the server takes requests. It must come to its end when the server
+/// Does the same and calls `up` on a thread of its own once the server accepts requests. `up` must return when the server
 /// stops, and may stop it.
 ///
 /// # Errors
@@ -196,7 +203,7 @@ pub fn run_with(
     let above = settings.data_dir.ancestors().find(|above| above.exists());
     if let Some(file) = above.filter(|above| !above.is_dir()) {
         let problem = format!(
-            "cannot be the data folder, since {} is a file; remove it, or name a folder with --data-dir or BERTH_DATA_DIR",
+            "cannot be the data folder, because {} is a file; remove it, or name a folder with --data-dir or BERTH_DATA_DIR",
             file.display()
         );
         return Err(Error::config(settings.data_dir.display(), problem));
@@ -204,12 +211,12 @@ pub fn run_with(
     crate::proc::sys::return_large_blocks_to_kernel();
     file::create_dir_private(&settings.data_dir)?;
     let _lock = DataLock::take(&settings.data_dir)?;
-    // Checked before by `config`; another version may have been here since.
+    // `config` has checked it, but another version may have run in between.
     format::record(&settings.data_dir)?;
     let signals = Signals::catch()?;
     let (soft_files, max_files) = gate::raise_file_limit();
     crate::proc::spawn::set_child_file_limit(soft_files);
-    // What hinders it is said with what else is missing at the start.
+    // The start-up checks report failures.
     let _ = crate::proc::spawn::protect_from_oom();
     let doors = Listeners::bind(listeners(&settings)?)?;
     check_exposure(&settings, &doors)?;
@@ -260,17 +267,17 @@ pub fn run_with(
         advertised: settings.advertised.clone(),
         request_log: RequestLog::new(settings.log_requests, settings.log_all_requests),
         started,
-        run_workers: Pool::new("run", 0, settings.max_runs, limits::RUN_QUEUE)?.paced(fresh_runs()),
-        proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, limits::PROXY_QUEUE)?,
+        run_workers: Pool::new("run", 0, settings.max_runs, RUN_QUEUE)?.paced(fresh_runs()),
+        proxy_workers: Pool::new("proxy", 0, settings.proxying.workers, PROXY_QUEUE)?,
         upstreams: upstreams.clone(),
         managed: managed.clone(),
         managed_events: bus.topic("opencode"),
         permission_replies: settings.proxying.permission_replies,
         opencode_shell: settings.proxying.opencode_shell,
-        stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, limits::RUN_QUEUE)?),
+        stream_workers: Arc::new(Pool::new("stream", 0, settings.max_streams, RUN_QUEUE)?),
         file_workers: Pool::new("files", 1, FILE_WORKERS, FILE_QUEUE)?,
-        transfers: Pool::new("transfer", 0, limits::TRANSFERS, 0)?,
-        end_workers: Pool::new("end", 0, ENDING, limits::CONNECTIONS)?,
+        transfers: Pool::new("transfer", 0, TRANSFERS, 0)?,
+        end_workers: Pool::new("end", 0, END_WORKERS, limits::CONNECTIONS)?,
     });
     announce::announce(&ctx, &settings, &doors, up.is_none());
     let address = doors.addresses().first().map(ToString::to_string).unwrap_or_default();
@@ -337,7 +344,7 @@ pub fn run_with(
     manager.stopping(settings.drain + STOPPING);
     log::info!("Stopping; a second signal stops at once");
     signals.exit_on_next(opencode.as_ref().map(SupervisorHandle::killer));
-    // They would not end by themselves, and their clients are told.
+    // Terminals would not end by themselves; their clients are notified.
     lifecycle.terminals().close();
     bus.close();
     lifecycle.stop_soon();
@@ -347,7 +354,7 @@ pub fn run_with(
         opencode.stop_soon();
     }
     let drained = gate.drain(Instant::now() + settings.drain);
-    // What still runs is ended, and its client gets told.
+    // Kills the remaining processes; their clients get an answer.
     doctor.close();
     drop((opencode, swept));
     lifecycle.close(Instant::now());
@@ -365,8 +372,8 @@ pub fn run_with(
     Ok(())
 }
 
-/// Notices changes by hand in all workspaces that are there; in later ones from the first call on. Where that cannot be,
-/// all else can.
+/// Watches existing workspaces for manual changes, and later ones from their first request on. Without a watcher the rest
+/// works.
 fn watch_projects(
     project: &Arc<Project>,
     lifecycle: &Arc<Lifecycle>,
@@ -382,13 +389,13 @@ fn watch_projects(
     match project::watch::start(project, lifecycle.clone()) {
         Ok(watch) => Some(watch),
         Err(error) => {
-            log::warn!("Changes by hand are not noticed: {error}");
+            log::warn!("Manual changes are not detected: {error}");
             None
         }
     }
 }
 
-/// Has hand edits of the library reach the workspaces.
+/// Watches the library and syncs manual changes to the workspaces.
 fn watch_library(data_dir: &Path, lifecycle: &Arc<Lifecycle>) -> Option<library::watch::LibraryWatch> {
     let told = lifecycle.clone();
     let changed = move |changed: &library::watch::LibraryChange, go_on: &dyn Fn() -> bool| {
@@ -396,12 +403,12 @@ fn watch_library(data_dir: &Path, lifecycle: &Arc<Lifecycle>) -> Option<library:
     };
     library::watch::start(lifecycle.library(), &data_dir.join("library.seen"), changed)
         .inspect_err(|error| {
-            log::warn!("Changes by hand in the library reach workspaces with their next sync: {error}")
+            log::warn!("Manual changes in the library reach workspaces only with their next sync: {error}")
         })
         .ok()
 }
 
-/// What to listen on: what was asked for, and what systemd passes.
+/// Returns the configured listeners and those passed by systemd.
 fn listeners(settings: &Settings) -> Result<Vec<Listen>> {
     let mut all: Vec<Listen> =
         settings.listen.iter().map(|place| Listen::parse(place)).collect::<Result<_>>()?;
@@ -410,7 +417,7 @@ fn listeners(settings: &Settings) -> Result<Vec<Listen>> {
     Ok(all)
 }
 
-/// Whoever opens the server to other machines must have chosen its tokens, or have made them on purpose.
+/// Refuses to expose the server to other machines unless its tokens were configured or created before.
 fn check_exposure(settings: &Settings, doors: &Listeners) -> Result<()> {
     let exposed: Vec<String> =
         doors.addresses().iter().filter(|address| address.is_exposed()).map(ToString::to_string).collect();
@@ -422,15 +429,15 @@ fn check_exposure(settings: &Settings, doors: &Listeners) -> Result<()> {
     if !known(&settings.client_token, client) || !known(&settings.host_token, host) {
         return Err(Error::config(
             exposed.join(", "),
-            "other machines can reach this, and there are no tokens yet; set OPENWORK_TOKEN and \
+            "other machines can reach this address, and there are no tokens yet; set OPENWORK_TOKEN and \
              OPENWORK_HOST_TOKEN, or make some with `berth token make`",
         ));
     }
-    log::warn!("Other machines can reach {}; whoever has the host token is root here", exposed.join(", "));
+    log::warn!("Other machines can reach {}; the host token gives root access here", exposed.join(", "));
     Ok(())
 }
 
-/// Where we can be reached over TCP.
+/// Returns the TCP addresses at which the server can be reached.
 fn tcp_addresses(doors: &Listeners) -> Vec<SocketAddr> {
     let addresses = doors.addresses().iter();
     let tcp = addresses.filter_map(|address| match address {
@@ -440,7 +447,7 @@ fn tcp_addresses(doors: &Listeners) -> Vec<SocketAddr> {
     tcp.collect()
 }
 
-/// What `/status` says of the address.
+/// Returns the address for `/status`.
 fn shown_address(doors: &Listeners) -> (String, u16) {
     match doors.addresses().first() {
         Some(gate::ListenAddress::Ip(address)) => (address.ip().to_string(), address.port()),
@@ -449,7 +456,7 @@ fn shown_address(doors: &Listeners) -> (String, u16) {
     }
 }
 
-/// What `/status` says of the connections.
+/// Returns the connection counters for `/status`.
 fn connections(gate: &Gate) -> Value {
     let all = gate.connections();
     let count = |states: &[gate::ConnectionState]| {
@@ -464,7 +471,7 @@ fn connections(gate: &Gate) -> Value {
     json!({ "open": all.len(), "idle": count(&[gate::ConnectionState::Idle]), "busy": count(&busy) })
 }
 
-/// Where packages come from.
+/// Returns the package sources.
 fn sources(settings: &Settings) -> PackageSources {
     PackageSources {
         mirrors: settings.mirrors.clone(),
@@ -474,7 +481,7 @@ fn sources(settings: &Settings) -> PackageSources {
     }
 }
 
-/// Which folders of the host containers may have.
+/// Returns the rules for host folders in containers.
 pub fn allowlist(settings: &Settings) -> Allowlist {
     Allowlist {
         path: settings.mount_allowlist.clone(),
@@ -484,7 +491,7 @@ pub fn allowlist(settings: &Settings) -> Allowlist {
     }
 }
 
-/// What a look at the machine looks at.
+/// Returns the subject of `berth doctor`'s checks.
 pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject {
     Subject {
         data_dir: settings.data_dir.clone(),
@@ -496,7 +503,7 @@ pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject
     }
 }
 
-/// The services, from the lowest up.
+/// Builds the services in order of their dependencies.
 fn build(
     settings: &Settings,
     cgroups: Cgroups,
@@ -528,15 +535,15 @@ fn build(
     Lifecycle::new(Arc::new(registry), engine, images, runs, library, bus.clone(), policy)
 }
 
-/// The images; also for `berth image`, which works beside a server.
+/// Opens the image store; also for `berth image`, which runs beside a server.
 ///
 /// # Errors
-/// When their folder cannot be used.
+/// When the store's folder cannot be used.
 pub fn images(settings: &Settings, cgroups: Cgroups) -> Result<Images> {
     Images::open(&settings.data_dir.join("images"), sources(settings), cgroups)
 }
 
-/// Where groups are made; what an earlier server left at another place is ended.
+/// Opens the tree of cgroups, and kills what an earlier server left in another tree.
 fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     let memory = data_dir.join("cgroup");
     let before = file::read_optional(&memory, 4096)?.and_then(|bytes| String::from_utf8(bytes).ok());
@@ -546,7 +553,7 @@ fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     }
     let now = cgroups.folder().map(|folder| folder.to_string_lossy().into_owned());
     if now != before {
-        // A full disk must not keep the server from starting.
+        // A full disk must not prevent the start.
         if let Err(error) = file::replace(&memory, now.unwrap_or_default().as_bytes(), 0o600) {
             log::warn!("{error}");
         }
@@ -554,12 +561,13 @@ fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     Ok(cgroups)
 }
 
-/// The same at every start on this data folder, also after it was moved, so that a start finds what an earlier server left
-/// running; another one for a copy of it, whose original may have a server of its own. `before`: the folder of the last start.
+/// Returns the tree's name, which stays the same for a data folder even if it is moved, so that a start finds the processes of
+/// an earlier server. A copy of the folder gets another name, since its original may have a server. `before`: the folder at
+/// the last start.
 fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
     let name_of = |text: &str| format!("berth-{}", &crate::access::credentials::hash(text)[..12]);
     let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    // What versions before this one named after the folder's path and left running.
+    // Versions before this one derived the name from the folder's path.
     let by_path = name_of(&real.to_string_lossy());
     if before.is_some_and(|before| before.file_name() == Some(by_path.as_ref()) && before.is_dir()) {
         return Ok(by_path);

@@ -1,5 +1,5 @@
-//! The one error type. Who finds the fault says *what* is wrong ([`Code`], a sentence for the person who asked,
-//! details for their program); the HTTP status follows from the code and stands only here.
+//! The crate's error type. Code that detects a failure chooses a [`Code`], a message for the person and details for the
+//! client program; the HTTP status follows from the code and is defined only here.
 
 use std::fmt;
 use std::io;
@@ -7,20 +7,19 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-/// `Result` with berth's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $status:literal $text:literal,)*) => {
-        /// What went wrong, as clients see it: a stable text in the body's `code` and an HTTP status.
+        /// The kind of failure, as clients see it: a stable text in the body's `code` and an HTTP status.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Code { $($(#[$doc])* $variant,)* }
 
         impl Code {
-            /// The HTTP status of replies with this code.
+            /// Returns the HTTP status of replies with this code.
             pub fn status(self) -> u16 { match self { $(Code::$variant => $status,)* } }
 
-            /// The text in the body's `code`.
+            /// Returns the text for the body's `code`.
             pub fn as_str(self) -> &'static str { match self { $(Code::$variant => $text,)* } }
         }
     };
@@ -29,79 +28,79 @@ macro_rules! codes {
 codes! {
     /// The body is not JSON.
     InvalidJson = 400 "invalid_json",
-    /// The body is JSON of another shape than the endpoint takes.
+    /// The body is JSON, but does not match the endpoint's schema.
     InvalidPayload = 400 "invalid_payload",
-    /// The request line, a header or the query cannot be understood.
+    /// The request line, a header or the query is malformed.
     InvalidRequest = 400 "invalid_request",
-    /// A configuration that OpenCode would not start with.
+    /// A configuration that OpenCode would refuse at its start.
     InvalidConfig = 422 "invalid_config",
-    /// A configuration file of a workspace that is not JSON with comments.
+    /// A configuration file of a workspace is not JSON with comments.
     InvalidJsonc = 422 "invalid_jsonc",
-    /// A file of a workspace that is not JSON.
+    /// A file of a workspace is not JSON.
     InvalidJsonFile = 422 "invalid_json",
-    /// No name for a plugin.
+    /// Not a valid plugin name.
     InvalidPluginSpec = 400 "invalid_plugin_spec",
-    /// No name for a skill, or not the one in its text.
+    /// Not a valid skill name, or it differs from the name in the skill's text.
     InvalidSkillName = 400 "invalid_skill_name",
-    /// A skill without a text, or one whose front matter cannot be read.
+    /// The skill has no text, or its front matter cannot be parsed.
     InvalidSkillContent = 400 "invalid_skill_content",
-    /// A skill's description that is missing or too long.
+    /// The skill's description is missing or too long.
     InvalidDescription = 422 "invalid_description",
-    /// No name for an MCP server.
+    /// Not a valid MCP server name.
     InvalidMcpName = 400 "invalid_mcp_name",
-    /// No name for a command.
+    /// Not a valid command name.
     InvalidCommandName = 400 "invalid_command_name",
-    /// A command without a text.
+    /// The command has no text.
     InvalidCommandTemplate = 400 "invalid_command_template",
     /// No such skill.
     SkillNotFound = 404 "skill_not_found",
     /// No such scheduled job.
     JobNotFound = 404 "job_not_found",
-    /// An MCP server that OpenCode would not start with.
+    /// An MCP server configuration that OpenCode would refuse.
     InvalidMcpConfig = 400 "invalid_mcp_config",
-    /// An id in the path is not an id.
+    /// An id in the path is malformed.
     InvalidId = 400 "invalid_id",
     /// A workspace name that is not allowed.
     InvalidName = 400 "invalid_name",
     /// A folder that is not allowed for this purpose.
     InvalidPath = 400 "invalid_path",
-    /// A folder of the host that containers are not given.
+    /// A host folder that may not be mounted into containers.
     MountNotAllowed = 403 "mount_not_allowed",
-    /// What only a container can have was given without the type of the workspace.
+    /// A container-only setting was given without the workspace's type.
     WorkspaceTypeRequired = 422 "workspace_type_required",
     /// Not one of the supported distributions.
     InvalidDistro = 400 "invalid_distro",
-    /// What was to become an image cannot be one.
+    /// The source cannot be turned into an image.
     InvalidImage = 400 "invalid_image",
-    /// An environment variable's name or value that no process can have.
+    /// An environment variable with a name or value that the kernel does not accept.
     InvalidEnv = 400 "invalid_env",
     /// The working directory of a command does not exist or leaves the workspace.
     InvalidCwd = 400 "invalid_cwd",
-    /// A user that does not exist where the command is to run, or whom it cannot become.
+    /// The user does not exist where the command runs, or the command cannot switch to it.
     InvalidUser = 400 "invalid_user",
-    /// A command that cannot be run as given.
+    /// The command cannot be run as given.
     InvalidCommand = 400 "invalid_command",
-    /// The call makes no sense for a host workspace.
+    /// The call does not apply to a host workspace.
     NotAContainer = 400 "not_a_container",
     /// The container is not built.
     NotReady = 400 "workspace_not_ready",
-    /// `rerun-init` without an init script.
+    /// `rerun-init` was called, but the workspace has no init script.
     NoInitScript = 400 "no_init_script",
     /// The default host workspace cannot be deleted.
     DefaultWorkspace = 400 "default_workspace",
-    /// No, or no valid, credential.
+    /// The credential is missing or invalid.
     Unauthorized = 401 "unauthorized",
-    /// A valid credential that does not reach.
+    /// The credential is valid, but its scope does not permit the call.
     Forbidden = 403 "forbidden",
-    /// A token's scope that does not exist.
+    /// Not a token scope.
     InvalidScope = 400 "invalid_scope",
     /// No token with this id.
     TokenNotFound = 404 "token_not_found",
-    /// Nobody allowed it.
+    /// The write was denied, or not approved in time.
     WriteDenied = 403 "write_denied",
-    /// No write with this id waits for approval.
+    /// No write with this id is waiting for approval.
     ApprovalNotFound = 404 "approval_not_found",
-    /// Too many writes wait for approval.
+    /// Too many writes are waiting for approval.
     TooManyPending = 429 "too_many_pending",
     /// The server is read-only.
     ReadOnly = 403 "read_only",
@@ -113,111 +112,111 @@ codes! {
     ImageNotFound = 404 "image_not_found",
     /// No such terminal.
     TerminalNotFound = 404 "terminal_not_found",
-    /// No such run, or one that was forgotten.
+    /// No such run, or its record has expired.
     RunNotFound = 404 "run_not_found",
-    /// The route exists with another method.
+    /// The route exists, but not for this method.
     MethodNotAllowed = 405 "method_not_allowed",
-    /// Something else is going on that excludes this.
+    /// The request conflicts with another operation or the resource's state.
     Conflict = 409 "conflict",
-    /// What an approver was shown is not what would be written any more.
+    /// The content that was shown for approval has changed since.
     ApprovalOutdated = 409 "approval_outdated",
     /// The terminal's program has ended.
     TerminalEnded = 409 "terminal_ended",
-    /// A build of this workspace is under way.
+    /// A build of this workspace is running.
     BuildRunning = 409 "build_running",
-    /// Would destroy data, and `rebuild` was not given.
+    /// The build would destroy data, and `rebuild` was not given.
     RebuildRequired = 409 "rebuild_required",
-    /// Somebody needs the image.
+    /// A workspace or another image uses the image.
     ImageInUse = 409 "image_in_use",
-    /// A file system is mounted inside what would be deleted.
+    /// A file system is mounted inside the tree that was to be deleted.
     MountedInside = 409 "mounted_inside",
-    /// The body is larger than the endpoint takes.
+    /// The body exceeds the endpoint's limit.
     BodyTooLarge = 413 "body_too_large",
-    /// An upload that is larger than the inbox takes.
+    /// The upload exceeds the inbox's limit.
     FileTooLarge = 413 "file_too_large",
-    /// A body in a content coding that is not decoded here.
+    /// The body has a content coding that berth does not decode.
     UnsupportedEncoding = 415 "unsupported_encoding",
-    /// A form without a file.
+    /// The form contains no file.
     FileRequired = 400 "file_required",
-    /// Uploads are switched off.
+    /// Uploads are disabled.
     InboxDisabled = 404 "inbox_disabled",
-    /// An id that is none of an inbox.
+    /// Not an inbox item id.
     InvalidInboxItem = 400 "invalid_inbox_item",
     /// No such file in the inbox.
     InboxItemNotFound = 404 "inbox_item_not_found",
-    /// The outbox is switched off.
+    /// The outbox is disabled.
     OutboxDisabled = 404 "outbox_disabled",
-    /// An id that is none of an outbox.
+    /// Not an artifact id.
     InvalidArtifact = 400 "invalid_artifact",
     /// No such file in the outbox.
     ArtifactNotFound = 404 "artifact_not_found",
-    /// Bytes that a file does not have.
+    /// The requested byte range is outside of the file.
     RangeNotSatisfiable = 416 "range_not_satisfiable",
-    /// Nobody can log in with a password.
+    /// Login with a password is disabled.
     LoginDisabled = 404 "login_disabled",
-    /// The page is switched off.
+    /// The web page is disabled.
     UiDisabled = 404 "ui_disabled",
-    /// All workers of this kind are taken.
+    /// All workers of this kind are busy.
     Busy = 503 "busy",
-    /// The token or its workspace holds its share of something already.
+    /// The token or its workspace already holds its share of a resource.
     OverShare = 429 "over_share",
-    /// The server is going down.
+    /// The server is shutting down.
     ShuttingDown = 503 "shutting_down",
-    /// The workspace does not say where its OpenCode is, or says it wrongly.
+    /// The workspace has no OpenCode address, or an invalid one.
     OpencodeUnconfigured = 400 "opencode_unconfigured",
-    /// An address that no workspace's OpenCode may have.
+    /// An address that a workspace's OpenCode may not have.
     InvalidBaseUrl = 400 "invalid_base_url",
-    /// The workspace's OpenCode cannot be reached, or hung up.
+    /// The workspace's OpenCode refused or closed the connection.
     OpencodeUnreachable = 502 "opencode_unreachable",
     /// The workspace's OpenCode did not answer in time.
     OpencodeTimeout = 504 "opencode_timeout",
-    /// The OpenCode that this server runs does not answer yet.
+    /// The managed OpenCode does not answer yet.
     OpencodeStarting = 503 "opencode_starting",
-    /// The OpenCode that this server runs is not started again by itself.
+    /// The managed OpenCode failed and is not restarted automatically.
     OpencodeFailed = 503 "opencode_failed",
-    /// The workspace's OpenCode could not read its configuration again.
+    /// The workspace's OpenCode could not reload its configuration.
     OpencodeReloadFailed = 502 "opencode_reload_failed",
-    /// What this call needs is not there (yet).
+    /// A resource that the call needs is not available (yet).
     Unavailable = 503 "unavailable",
-    /// The container ended while something ran in it, or could not be started.
+    /// The container stopped while the command ran, or could not be started.
     ContainerStopped = 503 "container_stopped",
-    /// Nothing in the container does what a command's start needs: somebody has stopped it all.
+    /// The container does not respond to the start of a command, for example because all its processes are stopped.
     ContainerSilent = 503 "container_silent",
-    /// What runs in the container leaves nothing for another command.
+    /// The container has no memory or processes left for another command.
     ContainerFull = 503 "container_full",
-    /// The library has nothing of this name.
+    /// The library has no item with this name.
     NotInLibrary = 404 "not_in_library",
-    /// No space left where berth keeps its data.
+    /// The disk that holds berth's data is full.
     DiskFull = 507 "disk_full",
-    /// A child could not be started.
+    /// A child process could not be started.
     SpawnFailed = 500 "spawn_failed",
-    /// A build step failed; the message has the tool's last words.
+    /// A build step failed; the message contains the tool's last lines of output.
     BuildFailed = 500 "build_failed",
-    /// Ended because somebody asked for it.
+    /// Cancelled at a client's request.
     Cancelled = 409 "cancelled",
-    /// Bad flag, variable or file at the start; never reaches a client.
+    /// An invalid flag, variable or file at the start; never sent to a client.
     Config = 500 "config",
-    /// Data that a newer version wrote; never reaches a client.
+    /// The data was written by a newer version; never sent to a client.
     NewerFormat = 500 "newer_format",
-    /// Our bug, or the machine failed us.
+    /// A bug in berth or a failure of the machine.
     Internal = 500 "internal_error",
-    /// On loopback or a Unix socket, a Host that is not ours.
+    /// The Host header of a request on loopback or a Unix socket is not one of the server's names.
     HostNotAllowed = 403 "host_not_allowed",
-    /// A page that was not allowed for sends a write or opens a WebSocket.
+    /// A web page from an origin that is not allowed sends a write or opens a WebSocket.
     OriginNotAllowed = 403 "origin_not_allowed",
-    /// The request did not arrive in time.
+    /// The request did not arrive before its deadline.
     RequestTimeout = 408 "request_timeout",
     /// An `Expect` other than `100-continue`.
     ExpectationFailed = 417 "expectation_failed",
-    /// Too many or too large headers.
+    /// The headers are too many or too large.
     HeadTooLarge = 431 "head_too_large",
-    /// A method or transfer coding that does not exist here.
+    /// The method or transfer coding is not supported.
     NotImplemented = 501 "not_implemented",
     /// Neither HTTP/1.1 nor HTTP/1.0.
     HttpVersion = 505 "http_version_not_supported",
 }
 
-/// An error with everything its reader needs. Cheap to move: one pointer.
+/// An error with its code, message, details and cause. Cheap to move: one pointer.
 #[derive(Debug)]
 pub struct Error(Box<ErrorInner>);
 
@@ -225,23 +224,23 @@ pub struct Error(Box<ErrorInner>);
 struct ErrorInner {
     code: Code,
     message: String,
-    /// Null, an object, or where the observed API has one a list.
+    /// Null, an object, or a list where the observed API returns one.
     details: Value,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
-    /// An error whose `message` tells the person who asked what to do.
+    /// Creates an error; `message` is a sentence for people: the failure, the offending value, and what to do.
     pub fn new(code: Code, message: impl Into<String>) -> Error {
         Error(Box::new(ErrorInner { code, message: message.into(), details: Value::Null, source: None }))
     }
 
-    /// A failure of ours or of the machine; the client sees `message`, the log sees the source too.
+    /// Creates an error for a bug or a failure of the machine; the client sees `message`, the log also the source.
     pub fn internal(message: impl Into<String>) -> Error {
         Error::new(Code::Internal, message)
     }
 
-    /// A start-up error that names the flag, variable or file (`place`).
+    /// Creates a start-up error that names the flag, variable or file (`place`).
     pub fn config(place: impl fmt::Display, problem: impl fmt::Display) -> Error {
         Error::new(Code::Config, format!("{place}: {problem}"))
     }
@@ -256,31 +255,29 @@ impl Error {
         self
     }
 
-    /// Makes `details` a list, where clients know one.
+    /// Makes `details` a list, where clients of the observed API expect one.
     #[must_use]
     pub fn detail_list(mut self, list: Vec<Value>) -> Error {
         self.0.details = Value::Array(list);
         self
     }
 
-    /// Adds the cause, for the log.
+    /// Adds the cause, which only the log shows.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         self.0.source = Some(source.into());
         self
     }
 
-    /// What went wrong.
     pub fn code(&self) -> Code {
         self.0.code
     }
 
-    /// The sentence for the person who asked.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// The reply body: `{"code","message","details"?}`.
+    /// Returns the reply body: `{"code","message","details"?}`.
     pub fn body(&self) -> Value {
         let mut body = Map::new();
         body.insert("code".into(), self.0.code.as_str().into());
@@ -307,9 +304,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Gives a failed system call the verb and the path that it lacks.
+/// Adds the operation and the path to the error of a system call.
 pub trait At<T> {
-    /// `fs::read(&path).at("read", &path)?`; a full disk keeps its own code on the way.
+    /// `fs::read(&path).at("read", &path)?`; a full disk becomes [`Code::DiskFull`].
     fn at(self, verb: &str, path: impl AsRef<Path>) -> Result<T>;
 }
 
@@ -321,7 +318,9 @@ impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
             match error.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::new(
                     Code::DiskFull,
-                    format!("No space left to {verb} {path}; free some disk space and try again"),
+                    format!(
+                        "Could not {verb} {path}: no space left on the disk; free some space and try again"
+                    ),
                 ),
                 _ => Error::internal(format!("Could not {verb} {path}: {error}")),
             }
@@ -334,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_keeps_its_code() {
+    fn full_disk_has_its_own_code() {
         let failed: io::Result<()> = Err(io::Error::from_raw_os_error(28));
         assert_eq!(failed.at("write", "/data/x").unwrap_err().code(), Code::DiskFull);
     }

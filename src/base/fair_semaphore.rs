@@ -1,10 +1,10 @@
-//! Turns at work of which the machine gains nothing when many threads do it at the same moment, such as copying output that
-//! never ends. Threads take turns in the order in which they came, so that the machine stays free for short requests.
+//! A fair semaphore for work that does not get faster when many threads do it at once, such as copying endless output.
+//! Threads get permits in the order of their arrival, so that the machine stays responsive to short requests.
 //!
-//! A turn is a courtesy, not a right: after [`FairSemaphore::PATIENCE`] a thread goes on without one, so no turn that is held too
-//! long can stop the server.
+//! A permit is advisory: after [`FairSemaphore::MAX_WAIT`] a thread continues without one, so a permit that is held too long
+//! cannot block the server.
 //!
-//! Threads: any. Lock: `state`, a leaf.
+//! Any thread. Lock: `state`, a leaf.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::thread::lock;
 
-/// So many threads at a time.
+/// A semaphore with a bounded wait.
 #[derive(Debug)]
 pub struct FairSemaphore {
     state: Mutex<SemaphoreState>,
@@ -23,29 +23,29 @@ pub struct FairSemaphore {
 #[derive(Debug)]
 struct SemaphoreState {
     free: usize,
-    /// Those that wait, in the order in which they came. A thread that got its turn has been taken out.
+    /// Waiting threads in order of arrival. A thread that got a permit has been removed.
     waiting: VecDeque<Thread>,
 }
 
-/// A turn; dropping it passes it on.
+/// A permit, or a wait that timed out; dropping it passes the permit to the next thread.
 #[derive(Debug)]
 pub struct SemaphorePermit<'a>(Option<&'a FairSemaphore>);
 
 impl FairSemaphore {
-    /// How long a thread waits for its turn.
-    const PATIENCE: Duration = Duration::from_millis(100);
+    /// How long a thread waits for a permit.
+    const MAX_WAIT: Duration = Duration::from_millis(100);
 
-    /// How many processors there are.
+    /// Returns the number of processors.
     pub fn processors() -> usize {
         available_parallelism().map_or(2, NonZero::get)
     }
 
-    /// At most `count` threads at a time.
+    /// Allows `count` threads at a time.
     pub const fn new(count: usize) -> FairSemaphore {
         FairSemaphore { state: Mutex::new(SemaphoreState { free: count, waiting: VecDeque::new() }) }
     }
 
-    /// Waits for a turn.
+    /// Waits for a permit, at most [`FairSemaphore::MAX_WAIT`].
     pub fn wait(&self) -> SemaphorePermit<'_> {
         let this = current();
         {
@@ -56,7 +56,7 @@ impl FairSemaphore {
             }
             state.waiting.push_back(this.clone());
         }
-        let end = Instant::now() + Self::PATIENCE;
+        let end = Instant::now() + Self::MAX_WAIT;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             park_timeout(left);
@@ -74,8 +74,8 @@ impl FairSemaphore {
 
 impl Drop for SemaphorePermit<'_> {
     fn drop(&mut self) {
-        let Some(turns) = self.0 else { return };
-        let mut state = lock(&turns.state);
+        let Some(semaphore) = self.0 else { return };
+        let mut state = lock(&semaphore.state);
         match state.waiting.pop_front() {
             Some(next) => {
                 drop(state);
@@ -93,14 +93,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_than_that_many_at_a_time_and_everyone_in_the_end() {
-        let (turns, inside, most) = (FairSemaphore::new(2), AtomicUsize::new(0), AtomicUsize::new(0));
+    fn at_most_count_threads_hold_a_permit_and_all_get_one() {
+        let (semaphore, inside, most) = (FairSemaphore::new(2), AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let turn = turns.wait();
-                        assert!(turn.0.is_some());
+                        let permit = semaphore.wait();
+                        assert!(permit.0.is_some());
                         most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         std::thread::yield_now();
                         inside.fetch_sub(1, Ordering::SeqCst);
@@ -109,19 +109,19 @@ mod tests {
             }
         });
         assert_eq!(most.into_inner(), 2);
-        let state = lock(&turns.state);
+        let state = lock(&semaphore.state);
         assert!(state.free == 2 && state.waiting.is_empty());
     }
 
     #[test]
-    fn a_turn_that_is_held_stops_no_other_thread() {
-        let turns = FairSemaphore::new(1);
-        let held = turns.wait();
-        let without = turns.wait();
+    fn held_permit_blocks_no_other_thread() {
+        let semaphore = FairSemaphore::new(1);
+        let held = semaphore.wait();
+        let without = semaphore.wait();
         assert!(without.0.is_none());
         drop(without);
-        assert_eq!(lock(&turns.state).free, 0);
+        assert_eq!(lock(&semaphore.state).free, 0);
         drop(held);
-        assert_eq!(lock(&turns.state).free, 1);
+        assert_eq!(lock(&semaphore.state).free, 1);
     }
 }

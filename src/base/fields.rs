@@ -1,5 +1,6 @@
-//! Fields of JSON bodies that no route reads. Clients of other versions send fields that berth does not know, so they are no
-//! error; a misspelt one is told of, with the field that it resembles. What a body may hold comes from its type. Pure.
+//! Reports JSON fields that a route does not read. Clients of other versions may send fields that this version does not
+//! have, so an unknown field is a warning, not an error; it suggests the most similar known field. The known fields are
+//! taken from the body's type. Pure.
 
 use std::fmt;
 
@@ -9,32 +10,32 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-/// Most unknown fields that are told of, and most characters of a name.
-const MOST: usize = 10;
+/// Maximum number of unknown fields that are reported, and maximum length of a reported name.
+const MAX_REPORTED: usize = 10;
 const NAME_CHARS: usize = 64;
 
-/// The fields that an object may have.
+/// The field names that an object may have.
 #[derive(Clone, Debug, Default)]
 pub struct KnownFields {
-    /// `None`: any.
+    /// `None`: any name.
     names: Option<Vec<&'static str>>,
     below: Vec<(&'static str, KnownFields)>,
 }
 
 impl KnownFields {
-    /// Those of a struct that serde derives; any, where the type is no struct, or has flattened parts.
+    /// Returns the fields of a struct with derived serde; any field is known if the type is not a struct or has flattened parts.
     pub fn from_type<T: DeserializeOwned>() -> KnownFields {
         let mut names = None;
         let _ = T::deserialize(Probe(&mut names));
         KnownFields { names: names.map(<[_]>::to_vec), below: Vec::new() }
     }
 
-    /// Exactly these.
+    /// Returns a set of exactly these names.
     pub fn from_names(names: &[&'static str]) -> KnownFields {
         KnownFields { names: Some(names.to_vec()), below: Vec::new() }
     }
 
-    /// These and those: what serde flattens.
+    /// Adds the fields of a flattened struct.
     #[must_use]
     pub fn merge(mut self, mut other: KnownFields) -> KnownFields {
         self.names = self.names.zip(other.names).map(|(own, more)| [own, more].concat());
@@ -42,26 +43,26 @@ impl KnownFields {
         self
     }
 
-    /// With the fields of the object, or of each object of the list, in the field `name`.
+    /// Adds the fields of the object, or of each object in the list, in the field `name`.
     #[must_use]
     pub fn with_nested(mut self, name: &'static str, fields: KnownFields) -> KnownFields {
         self.below.push((name, fields));
         self
     }
 
-    /// A sentence for each field of a JSON body that is none of these.
+    /// Returns a sentence for each unknown field of a JSON body.
     pub fn unknown_fields(&self, body: &[u8]) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut found = Vec::new();
         if self.names.is_some() {
             let mut body = serde_json::Deserializer::from_slice(body);
-            let scan = UnknownFieldScan { fields: self, path: "", told: &mut told };
-            // A body that is not JSON was refused before.
+            let scan = UnknownFieldScan { fields: self, path: "", found: &mut found };
+            // Malformed JSON was rejected earlier.
             let _ = scan.deserialize(&mut body);
         }
-        told
+        found
     }
 
-    /// All names, those of inner objects with the way to them.
+    /// Returns all names; those of nested objects with their path.
     fn paths(&self) -> Vec<String> {
         let mut paths: Vec<String> = self.names.iter().flatten().map(|name| (*name).to_owned()).collect();
         for (name, fields) in &self.below {
@@ -71,7 +72,7 @@ impl KnownFields {
     }
 }
 
-/// "unknown `what` `name`; did you mean …?"
+/// Returns "unknown `what` `name`; did you mean …?"
 pub fn unknown_name_message(what: &str, name: &str, known: &[String]) -> String {
     let shown: String = name.chars().take(NAME_CHARS).collect::<String>().escape_debug().to_string();
     match nearest(name, known) {
@@ -80,7 +81,7 @@ pub fn unknown_name_message(what: &str, name: &str, known: &[String]) -> String 
     }
 }
 
-/// The name that was probably meant.
+/// Returns the known name that the client probably meant.
 fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let plain = |name: &str| -> Vec<char> {
         let letters = name.chars().filter(|c| c.is_alphanumeric()).take(NAME_CHARS);
@@ -97,11 +98,11 @@ fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
         let begins = short.len() >= 3 && distance(short, &long[..short.len()]) <= slips;
         (close || begins).then_some((apart, known.matches('.').count(), known.as_str()))
     });
-    // Of equally near names, the outermost, and of these the first declared.
+    // Among equally similar names, prefer the outermost, then the first declared.
     scored.min_by_key(|(apart, depth, _)| (*apart, *depth)).map(|(_, _, known)| known)
 }
 
-/// How many letters must be added, removed, changed or swapped (optimal string alignment).
+/// Counts the letters to add, remove, change or swap (optimal string alignment distance).
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
     for i in 1..=a.len() {
@@ -119,7 +120,7 @@ fn distance(a: &[char], b: &[char]) -> usize {
     rows[a.len()][b.len()]
 }
 
-/// Gives nothing; notes the fields that a struct asks for.
+/// A deserializer without data that records the field names a struct asks for.
 struct Probe<'a>(&'a mut Option<&'static [&'static str]>);
 
 impl<'de> Deserializer<'de> for Probe<'_> {
@@ -145,11 +146,11 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 }
 
-/// Walks through a value and notes what is not known.
+/// Walks a JSON value and records unknown fields.
 struct UnknownFieldScan<'a> {
     fields: &'a KnownFields,
     path: &'a str,
-    told: &'a mut Vec<String>,
+    found: &'a mut Vec<String>,
 }
 
 impl<'de> DeserializeSeed<'de> for UnknownFieldScan<'_> {
@@ -172,18 +173,18 @@ impl<'de> Visitor<'de> for UnknownFieldScan<'_> {
             let below = self.fields.below.iter().find(|(known, _)| *known == name);
             if let Some((_, fields)) = below {
                 let path = format!("{}{name}.", self.path);
-                map.next_value_seed(UnknownFieldScan { fields, path: &path, told: self.told })?;
+                map.next_value_seed(UnknownFieldScan { fields, path: &path, found: self.found })?;
                 continue;
             }
             map.next_value::<IgnoredAny>()?;
             let known = self.fields.names.as_ref().is_none_or(|names| names.contains(&name.as_str()));
-            if !known && self.told.len() < MOST {
-                let mut told = unknown_name_message("field", &name, &self.fields.paths());
+            if !known && self.found.len() < MAX_REPORTED {
+                let mut found = unknown_name_message("field", &name, &self.fields.paths());
                 if !self.path.is_empty() {
-                    told = told.replacen('`', &format!("`{}", self.path), 1);
-                    told = told.replace("mean `", &format!("mean `{}", self.path));
+                    found = found.replacen('`', &format!("`{}", self.path), 1);
+                    found = found.replace("mean `", &format!("mean `{}", self.path));
                 }
-                self.told.push(told);
+                self.found.push(found);
             }
         }
         Ok(())
@@ -191,7 +192,7 @@ impl<'de> Visitor<'de> for UnknownFieldScan<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         while list
-            .next_element_seed(UnknownFieldScan { fields: self.fields, path: self.path, told: self.told })?
+            .next_element_seed(UnknownFieldScan { fields: self.fields, path: self.path, found: self.found })?
             .is_some()
         {}
         Ok(())
@@ -230,7 +231,7 @@ mod tests {
 
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    #[expect(dead_code, reason = "only its fields are looked at")]
+    #[expect(dead_code, reason = "only its field names are read")]
     struct InnerBody {
         memory_bytes: Option<u64>,
         #[serde(alias = "processors")]
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[derive(Deserialize)]
-    #[expect(dead_code, reason = "only its fields are looked at")]
+    #[expect(dead_code, reason = "only its field names are read")]
     struct OuterBody {
         init_script: Option<String>,
         timeout_secs: Option<u64>,
@@ -254,27 +255,30 @@ mod tests {
     }
 
     #[test]
-    fn misspelt_fields_are_told_of_with_what_was_meant() {
-        let told = |body: &str| fields().unknown_fields(body.as_bytes()).join("|");
+    fn misspelt_fields_are_reported_with_a_suggestion() {
+        let found = |body: &str| fields().unknown_fields(body.as_bytes()).join("|");
         assert_eq!(
-            told(r#"{"init_script":"","name":1,"resources":{"cpus":1,"processors":2},"list":[{}]}"#),
+            found(r#"{"init_script":"","name":1,"resources":{"cpus":1,"processors":2},"list":[{}]}"#),
             ""
         );
-        assert_eq!(told(r#"{"initscript":""}"#), "unknown field `initscript`; did you mean `init_script`?");
-        assert_eq!(told(r#"{"InitScript":""}"#), "unknown field `InitScript`; did you mean `init_script`?");
-        assert_eq!(told(r#"{"timeout_sec":5}"#), "unknown field `timeout_sec`; did you mean `timeout_secs`?");
-        assert_eq!(told(r#"{"timeout":5}"#), "unknown field `timeout`; did you mean `timeout_secs`?");
+        assert_eq!(found(r#"{"initscript":""}"#), "unknown field `initscript`; did you mean `init_script`?");
+        assert_eq!(found(r#"{"InitScript":""}"#), "unknown field `InitScript`; did you mean `init_script`?");
         assert_eq!(
-            told(r#"{"memory":"1G"}"#),
+            found(r#"{"timeout_sec":5}"#),
+            "unknown field `timeout_sec`; did you mean `timeout_secs`?"
+        );
+        assert_eq!(found(r#"{"timeout":5}"#), "unknown field `timeout`; did you mean `timeout_secs`?");
+        assert_eq!(
+            found(r#"{"memory":"1G"}"#),
             "unknown field `memory`; did you mean `resources.memoryBytes`?"
         );
-        assert_eq!(told(r#"{"xyzzy":{"init_script":1}}"#), "unknown field `xyzzy`");
+        assert_eq!(found(r#"{"xyzzy":{"init_script":1}}"#), "unknown field `xyzzy`");
         assert_eq!(
-            told(r#"{"resources":{"memory":1},"list":[{"cpu":1},{"z":2}]}"#),
+            found(r#"{"resources":{"memory":1},"list":[{"cpu":1},{"z":2}]}"#),
             "unknown field `resources.memory`; did you mean `resources.memoryBytes`?|unknown field `list.cpu`; \
              did you mean `list.cpus`?|unknown field `list.z`"
         );
-        assert_eq!(told(r#"{"resources":null,"list":5,"a\u0000b":1}"#), "unknown field `a\\0b`");
+        assert_eq!(found(r#"{"resources":null,"list":5,"a\u0000b":1}"#), "unknown field `a\\0b`");
         assert_eq!(
             fields()
                 .unknown_fields(
@@ -282,9 +286,9 @@ mod tests {
                         .as_bytes()
                 )
                 .len(),
-            MOST
+            MAX_REPORTED
         );
-        assert!(told(&format!(r#"{{"{}":1}}"#, "é".repeat(9000))).len() < 300);
+        assert!(found(&format!(r#"{{"{}":1}}"#, "é".repeat(9000))).len() < 300);
         assert!(KnownFields::from_type::<serde_json::Value>().unknown_fields(br#"{"a":1}"#).is_empty());
     }
 }

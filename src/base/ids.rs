@@ -1,4 +1,4 @@
-//! Names and ids, parsed once at the edge and trusted from then on.
+//! Names and ids, validated once at the API boundary and trusted from then on.
 
 use std::fmt;
 
@@ -7,16 +7,21 @@ use uuid::Uuid;
 
 use super::{Code, Error, Result, limits};
 
-/// A workspace's label: shown, sorted by, never used as a file name. Not unique.
+/// Maximum length of a single variable, for the same reason as a command's.
+const ENV_ENTRY_BYTES: usize = (128 << 10) - 1;
+/// Maximum of all variables of a command; far below execve's limit of a quarter of the stack limit (2 MiB).
+const ENV_TOTAL_BYTES: usize = 1 << 20;
+
+/// A workspace's name: used for display and sorting, never as a file name. Not unique.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Label(String);
 
 impl Label {
-    /// Checks a workspace name.
+    /// Validates a workspace name.
     ///
     /// # Errors
-    /// `InvalidName` with the rule that was broken; the first three sentences are sandboxed.sh's own.
+    /// `InvalidName` with the violated rule; the first three sentences are sandboxed.sh's own.
     pub fn parse(text: &str) -> Result<Label> {
         let refuse = |message: String| Err(Error::new(Code::InvalidName, message));
         if text.trim().is_empty() {
@@ -32,17 +37,20 @@ impl Label {
             return refuse("Name contains invalid characters: control characters are not allowed".into());
         }
         if text.len() > limits::NAME_BYTES {
-            return refuse(format!("Name is longer than {} bytes", limits::NAME_BYTES));
+            return refuse(format!(
+                "Name is {} bytes long; the limit is {} bytes",
+                text.len(),
+                limits::NAME_BYTES
+            ));
         }
         Ok(Label(text.to_owned()))
     }
 
-    /// The name as given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name as a host name inside the container: ASCII letters, digits and hyphens, at most 63 (hostname(7)).
+    /// Returns the name as a host name for the container: ASCII letters, digits and hyphens, at most 63 (hostname(7)).
     pub fn host_name(&self) -> String {
         let cleaned: String = self
             .0
@@ -62,32 +70,29 @@ impl TryFrom<String> for Label {
     }
 }
 
-/// Checks one environment variable.
+/// Validates one environment variable.
 ///
 /// # Errors
-/// `InvalidEnv` for a name outside `[A-Za-z_][A-Za-z0-9_]*`, a NUL in the value, or a variable the kernel refuses.
+/// `InvalidEnv` for a name outside `[A-Za-z_][A-Za-z0-9_]*`, a NUL in the value, or a variable too long for the kernel.
 pub fn check_env(name: &str, value: &str) -> Result<()> {
     let refuse = |problem: String| Err(Error::new(Code::InvalidEnv, problem).detail("name", name));
     let mut chars = name.chars();
     let first_ok = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
     if !first_ok || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
         return refuse(format!(
-            "{name:?} is not a name for an environment variable; allowed are letters, digits and '_', not starting with a digit"
+            "{name:?} is not a valid environment variable name; use letters, digits and '_', not starting with a digit"
         ));
     }
     if value.contains('\0') {
         return refuse(format!("The value of {name} contains a NUL byte, which no process can receive"));
     }
-    if name.len() + value.len() + 1 > limits::ENV_ENTRY_BYTES {
-        return refuse(format!(
-            "{name} is longer than {} bytes; put the data into a file",
-            limits::ENV_ENTRY_BYTES
-        ));
+    if name.len() + value.len() + 1 > ENV_ENTRY_BYTES {
+        return refuse(format!("{name} is longer than {} bytes; put the data into a file", ENV_ENTRY_BYTES));
     }
     Ok(())
 }
 
-/// Checks variables, each and in total.
+/// Validates variables, each and in total.
 ///
 /// # Errors
 /// `InvalidEnv`.
@@ -97,12 +102,12 @@ pub fn check_env_vars<'a>(vars: impl Iterator<Item = (&'a str, &'a str)>) -> Res
         check_env(name, value)?;
         total += name.len() + value.len() + 2;
     }
-    if total > limits::ENV_TOTAL_BYTES {
+    if total > ENV_TOTAL_BYTES {
         return Err(Error::new(
             Code::InvalidEnv,
             format!(
                 "The variables are larger than {} bytes in total; put the data into a file",
-                limits::ENV_TOTAL_BYTES
+                ENV_TOTAL_BYTES
             ),
         ));
     }
@@ -113,7 +118,7 @@ pub fn check_env_vars<'a>(vars: impl Iterator<Item = (&'a str, &'a str)>) -> Res
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Distro {
-    /// Ubuntu 24.04; what sandboxed.sh builds when nothing is said.
+    /// Ubuntu 24.04, sandboxed.sh's default.
     UbuntuNoble,
     /// Ubuntu 22.04.
     UbuntuJammy,
@@ -121,22 +126,22 @@ pub enum Distro {
     DebianBookworm,
     /// Arch Linux.
     ArchLinux,
-    /// This machine's own system, seen in place; nothing is downloaded or copied.
+    /// The host's own system, mounted in place; nothing is downloaded or copied.
     Host,
 }
 
 impl Distro {
-    /// Those that are made with their own tools, from a mirror.
+    /// The distributions that are bootstrapped from a mirror.
     pub const ALL: [Distro; 4] =
         [Distro::UbuntuNoble, Distro::UbuntuJammy, Distro::DebianBookworm, Distro::ArchLinux];
 
-    /// What is built when neither the workspace nor the call names one.
+    /// The distribution that is built when neither the workspace nor the call names one.
     pub const DEFAULT: Distro = Distro::UbuntuNoble;
 
-    /// Reads a name or one of sandboxed.sh's aliases.
+    /// Parses a name or one of sandboxed.sh's aliases.
     ///
     /// # Errors
-    /// `InvalidDistro` with the list of supported ones.
+    /// `InvalidDistro` with the supported names.
     pub fn parse(text: &str) -> Result<Distro> {
         Ok(match text {
             "ubuntu-noble" | "noble" => Distro::UbuntuNoble,
@@ -154,7 +159,6 @@ impl Distro {
         })
     }
 
-    /// The canonical name.
     pub fn as_str(self) -> &'static str {
         match self {
             Distro::UbuntuNoble => "ubuntu-noble",
@@ -172,33 +176,33 @@ impl fmt::Display for Distro {
     }
 }
 
-/// What a container sees of the network.
+/// A container's network mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// The host's own.
+    /// The host's network.
     #[default]
     Host,
-    /// Nothing but its own loopback.
+    /// Only the container's own loopback.
     None,
-    /// One of its own, with a way out that leads past the host.
+    /// The container's own network, with NAT through the host.
     Private,
 }
 
-/// Reads a workspace id of `/api`.
+/// Parses a workspace id of `/api`.
 ///
 /// # Errors
-/// `InvalidId` when it is not a UUID in its hyphenated form.
+/// `InvalidId` if it is not a UUID in its hyphenated form.
 pub fn parse_uuid(text: &str) -> Result<Uuid> {
     parse_uuid_of(text, "workspace", "GET /api/workspaces")
 }
 
-/// The same for the id of another `thing`, which `list` shows.
+/// Parses the id of another `thing`; `list` is the route that lists them.
 ///
 /// # Errors
 /// `InvalidId`.
 pub fn parse_uuid_of(text: &str, thing: &str, list: &str) -> Result<Uuid> {
-    // Uuid::try_parse also takes braces, URNs and bare hex; one spelling keeps logs and lookups simple.
+    // Uuid::try_parse also accepts braces, URNs and bare hex; one spelling keeps logs and lookups simple.
     if text.len() == 36 {
         if let Ok(id) = Uuid::try_parse(text) {
             return Ok(id);
@@ -225,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn host_names_are_host_names() {
+    fn labels_become_valid_host_names() {
         for (label, want) in [("My Box!", "my-box"), ("$()", "workspace"), ("a", "a"), ("Größe", "gr--e")] {
             assert_eq!(Label::parse(label).unwrap().host_name(), want);
         }

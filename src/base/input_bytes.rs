@@ -1,7 +1,7 @@
-//! Bytes of a client that may be many: a request's body, a command's input. A few are held in memory, more in a file
-//! without a name; and a bound on the memory of all that must be whole in memory for a moment.
+//! Large input of a client: a request's body, a command's stdin. Up to 64 KiB stay in memory, more goes to a file without a
+//! name. Also bounds the memory of all bodies that are being parsed at one time.
 //!
-//! Locks: that of [`MemoryBudget`], a leaf.
+//! Lock: that of [`MemoryBudget`], a leaf.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -17,34 +17,34 @@ use uuid::Uuid;
 use super::thread::lock;
 use super::{At, Code, Error, Result};
 
-/// What is held in memory.
+/// Maximum number of bytes that are kept in memory.
 const MEMORY_BYTES: usize = 64 << 10;
 
-/// The bytes.
+/// Input of a client, in memory or on disk.
 #[derive(Debug)]
 pub enum InputBytes {
-    /// Few, or of a process that has nothing else in memory.
+    /// At most [`MEMORY_BYTES`], or the input of a process that holds nothing else in memory.
     Memory(Vec<u8>),
-    /// And how many there are.
+    /// A file without a name, and its length.
     File(File, u64),
 }
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Where parcels' files are made from now on; else in the folder for temporary files.
+/// Sets the folder for files of large input; the default is the folder for temporary files.
 pub fn set_folder(folder: &Path) {
     let _ = FOLDER.set(folder.to_owned());
 }
 
-/// A file that has no name, and so goes with its last descriptor.
+/// Creates a file without a name, which the kernel removes when its last descriptor is closed.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When the file cannot be created.
 pub fn unnamed_file(folder: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
         Ok(fd) => Ok(fd.into()),
-        // open(2): not every file system supports it.
+        // Not every file system supports O_TMPFILE (open(2)).
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
             let path = folder.join(format!(".{}", Uuid::new_v4()));
             let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -56,10 +56,10 @@ pub fn unnamed_file(folder: &Path) -> io::Result<File> {
 }
 
 impl InputBytes {
-    /// Puts bytes that are in memory where they belong.
+    /// Wraps bytes; more than [`MEMORY_BYTES`] are written to a file.
     ///
     /// # Errors
-    /// `DiskFull`, or what keeps the file from being written.
+    /// `DiskFull`, or another error of writing the file.
     pub fn from_vec(bytes: Vec<u8>) -> Result<InputBytes> {
         if bytes.len() <= MEMORY_BYTES {
             return Ok(InputBytes::Memory(bytes));
@@ -70,12 +70,15 @@ impl InputBytes {
         Ok(InputBytes::File(file, length))
     }
 
-    /// Takes everything that comes, at most `cap` bytes.
+    /// Reads `reader` to its end, at most `cap` bytes.
     ///
     /// # Errors
-    /// `BodyTooLarge`; `InvalidRequest` when it breaks off; `DiskFull`, or what keeps the file from being written.
+    /// `BodyTooLarge`; `InvalidRequest` when the client disconnects; `DiskFull`, or another error of writing the file.
     pub fn read_from(reader: &mut dyn Read, cap: usize) -> Result<InputBytes> {
-        let broken = |error| Error::new(Code::InvalidRequest, "The body broke off").with_source(error);
+        let broken = |error| {
+            Error::new(Code::InvalidRequest, "The connection closed before the end of the body")
+                .with_source(error)
+        };
         let mut bytes = Vec::new();
         reader.take(MEMORY_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(broken)?;
         let too_large = |length: u64| match length > cap as u64 {
@@ -83,8 +86,8 @@ impl InputBytes {
             false => Ok(()),
         };
         too_large(bytes.len() as u64)?;
-        let mut parcel = InputBytes::from_vec(bytes)?;
-        if let InputBytes::File(file, length) = &mut parcel {
+        let mut input = InputBytes::from_vec(bytes)?;
+        if let InputBytes::File(file, length) = &mut input {
             let folder = folder();
             let mut buffer = vec![0; MEMORY_BYTES];
             loop {
@@ -99,10 +102,9 @@ impl InputBytes {
                 *length += n as u64;
             }
         }
-        Ok(parcel)
+        Ok(input)
     }
 
-    /// How many there are.
     pub fn len(&self) -> u64 {
         match self {
             InputBytes::Memory(bytes) => bytes.len() as u64,
@@ -110,12 +112,11 @@ impl InputBytes {
         }
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Gives `each` the bytes from `offset` on, or as many of them as are read at once; what it returns.
+    /// Calls `each` with the bytes from `offset` on, at most [`MEMORY_BYTES`] of them if they are in a file.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -132,7 +133,7 @@ impl InputBytes {
         }
     }
 
-    /// All of them in memory.
+    /// Returns all bytes in memory.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -152,11 +153,11 @@ fn folder() -> PathBuf {
     FOLDER.get().cloned().unwrap_or_else(std::env::temp_dir)
 }
 
-/// Bytes that all large bodies together may take in memory while they are being parsed. Nothing waits for a client
-/// meanwhile, so a charge is short.
+/// Memory that all large bodies together may use while they are being parsed. A charge is short: parsing does not wait for a
+/// client.
 pub static PARSING: MemoryBudget = MemoryBudget::new(64 << 20);
 
-/// A number of bytes that is shared.
+/// A number of bytes that several threads share.
 #[derive(Debug)]
 pub struct MemoryBudget {
     total: u64,
@@ -169,10 +170,10 @@ impl MemoryBudget {
         MemoryBudget { total, used: Mutex::new(0), less: Condvar::new() }
     }
 
-    /// Waits for so many bytes, and holds them until the charge is dropped. More than all counts as all.
+    /// Waits for `bytes` and holds them until the charge is dropped. A request for more than the total holds the total.
     ///
     /// # Errors
-    /// `Busy` when they are not free in time.
+    /// `Busy` when they are not free within `patience`.
     pub fn charge(&'static self, bytes: u64, patience: Duration) -> Result<Charge> {
         let bytes = bytes.min(self.total);
         let used = lock(&self.used);
@@ -181,14 +182,14 @@ impl MemoryBudget {
             .wait_timeout_while(used, patience, |used| *used + bytes > self.total)
             .unwrap_or_else(PoisonError::into_inner);
         if *used + bytes > self.total {
-            return Err(Error::new(Code::Busy, "Too many large bodies are being read; try again"));
+            return Err(Error::new(Code::Busy, "Too many large request bodies are being parsed; try again"));
         }
         *used += bytes;
         Ok(Charge { budget: self, bytes })
     }
 }
 
-/// Bytes of a [`MemoryBudget`].
+/// Bytes held from a [`MemoryBudget`].
 #[derive(Debug)]
 pub struct Charge {
     budget: &'static MemoryBudget,
@@ -207,26 +208,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_bytes_stay_in_memory_and_many_come_back_from_the_disk() {
+    fn small_input_stays_in_memory_and_large_input_goes_through_a_file() {
         for length in [0, 1, MEMORY_BYTES, MEMORY_BYTES + 1, 300_000] {
             let bytes: Vec<u8> = (0..length).map(|n| n as u8).collect();
-            let parcel = InputBytes::read_from(&mut &bytes[..], 300_000).unwrap();
+            let input = InputBytes::read_from(&mut &bytes[..], 300_000).unwrap();
             assert_eq!(
-                (parcel.len(), matches!(parcel, InputBytes::Memory(_))),
+                (input.len(), matches!(input, InputBytes::Memory(_))),
                 (length as u64, length <= MEMORY_BYTES)
             );
             let mut read = Vec::new();
             while read.len() < length {
-                parcel.with_chunk(read.len() as u64, |piece| read.extend_from_slice(piece)).unwrap();
+                input.with_chunk(read.len() as u64, |piece| read.extend_from_slice(piece)).unwrap();
             }
-            assert!(read == bytes && parcel.into_vec().unwrap() == bytes);
+            assert!(read == bytes && input.into_vec().unwrap() == bytes);
         }
         let refused = InputBytes::read_from(&mut &[0; 300_001][..], 300_000).unwrap_err();
         assert_eq!(refused.code(), Code::BodyTooLarge);
     }
 
     #[test]
-    fn a_budget_is_never_exceeded_and_one_body_always_fits() {
+    fn budget_is_never_exceeded_and_one_body_always_fits() {
         static SMALL: MemoryBudget = MemoryBudget::new(10);
         let all = SMALL.charge(1000, Duration::ZERO).unwrap();
         assert_eq!(SMALL.charge(1, Duration::ZERO).unwrap_err().code(), Code::Busy);

@@ -1,20 +1,20 @@
-//! Where the keys of a JSON text stand, so that a complaint about a value can name its field. Pure.
+//! Finds the positions of keys in a JSON text, so that an error about a value can name its field. Pure.
 
-/// What serde_json says about a field, with the field's name and without the position, which the place has.
+/// Describes a serde_json error with the field's name and without the position, which callers report separately.
 pub fn describe_type_error(error: &serde_json::Error, keys: &[KeyPosition]) -> String {
     let message = error.to_string();
     let at = format!(" at line {} column {}", error.line(), error.column());
     let problem = message.strip_suffix(&at).unwrap_or(&message);
     let before = |key: &&KeyPosition| (key.line, key.column) <= (error.line(), error.column());
     match keys.iter().rev().find(before) {
-        // "unknown field", "missing field" and "duplicate field" name it themselves.
-        Some(key) if problem.starts_with("invalid") => format!("{}: {problem}{}", key.path, cure(problem)),
+        // "unknown field", "missing field" and "duplicate field" already name the field.
+        Some(key) if problem.starts_with("invalid") => format!("{}: {problem}{}", key.path, hint(problem)),
         _ => problem.to_owned(),
     }
 }
 
-/// What to write instead, where that is clear.
-fn cure(problem: &str) -> &'static str {
+/// Returns advice on how to write the value, where the error makes it clear.
+fn hint(problem: &str) -> &'static str {
     let number = ["expected u64", "expected u32", "expected i64", "expected f64"];
     if problem.contains("string") && number.iter().any(|kind| problem.contains(kind)) {
         return "; write a number without quotes and without a unit (1 GiB is 1073741824)";
@@ -22,25 +22,25 @@ fn cure(problem: &str) -> &'static str {
     ""
 }
 
-/// A key of a JSON text: its path from the top, and where it stands.
+/// A key in a JSON text: its path from the root, and its position.
 #[derive(Debug)]
 pub struct KeyPosition {
-    /// Such as `approval.mode` or `workspaces[0].path`.
+    /// For example `approval.mode` or `workspaces[0].path`.
     pub path: String,
-    /// Counted from 1.
+    /// Starts at 1.
     pub line: usize,
-    /// Counted from 1, in bytes.
+    /// Starts at 1, in bytes.
     pub column: usize,
 }
 
-/// The keys of a JSON text that serde_json has accepted, in their order.
+/// Returns the keys of a JSON text in order. The text must be valid: serde_json has parsed it.
 pub fn keys(text: &[u8]) -> Vec<KeyPosition> {
     let mut scanner = Scanner { bytes: text, at: 0, keys: Vec::new() };
     scanner.value("");
     scanner.keys
 }
 
-/// Finds the keys in text that serde_json has accepted.
+/// Scans valid JSON for keys.
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -48,7 +48,7 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    /// The next byte that is not white space.
+    /// Returns the next byte that is not white space.
     fn peek(&mut self) -> Option<u8> {
         while self.bytes.get(self.at).is_some_and(u8::is_ascii_whitespace) {
             self.at += 1;
@@ -65,7 +65,7 @@ impl Scanner<'_> {
                 let path = if path.is_empty() { name } else { format!("{path}.{name}") };
                 let (line, column) = scanner.position(start);
                 scanner.keys.push(KeyPosition { path: path.clone(), line, column });
-                // The colon.
+                // Skips the colon.
                 scanner.peek();
                 scanner.at += 1;
                 scanner.value(&path);
@@ -82,7 +82,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Walks over what stands between a pair of brackets, starting at the opening one.
+    /// Visits each member between a pair of brackets, starting at the opening one.
     fn members(&mut self, mut member: impl FnMut(&mut Self, usize)) {
         self.at += 1;
         let mut index = 0;
@@ -102,7 +102,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// The string literal that starts here.
+    /// Skips the string literal at the current position and returns it.
     fn string(&mut self) -> &[u8] {
         let start = self.at;
         self.at += 1;

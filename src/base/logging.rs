@@ -1,10 +1,9 @@
-//! Log lines, on stdout as a rule: one record is always exactly one line, whatever a client or a workload put into it.
-//! Set up once by `cli::serve`; knows nothing of what is logged. No threads; a line is made without a lock and
-//! written under stdout's own.
+//! The log. **Invariant:** one record is exactly one line, whatever text a client or a workload put into it.
+//! `cli::serve` initialises it once. No threads; a line is formatted without a lock and written under stdout's lock.
 //!
-//! `Pretty` is for people: an RFC 3339 time in UTC, the level where it is not INFO, the text. Records of the target
-//! [`BOOT`] are bare text: clients of the OpenWork server look for these lines. `Json` has the shape of OpenWork's log,
-//! where the key-values of a record (`info!(method = m; "…")`) become `attributes` and keep their type.
+//! `Pretty` is for people: an RFC 3339 time in UTC, the level unless it is INFO, the text. Records of the target
+//! [`BOOT`] are bare text, because clients of the OpenWork server search for these lines. `Json` has the format of OpenWork's
+//! log: the key-values of a record (`info!(method = m; "…")`) become `attributes` and keep their type.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -19,38 +18,36 @@ use simplelog::{CombinedLogger, Config, SharedLogger};
 
 use super::clock;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text for people.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Target of the lines that the OpenWork server prints at its start, word for word.
+/// Log target of the lines that the OpenWork server prints at its start, word for word.
 pub const BOOT: &str = "berth::boot";
 
-/// Where log lines go.
+/// The destination of log lines.
 pub enum LogOutput {
-    /// Standard output.
     Stdout,
-    /// Standard error.
     Stderr,
-    /// Whatever takes a line, its line break included.
+    /// A function that receives each line.
     Other(Box<LineSink>),
 }
 
-/// Takes a line with its line break.
+/// A function that receives a line, including its line break.
 pub type LineSink = dyn Fn(&[u8]) + Send + Sync;
 
-/// Sends all `log` records to `output` from now on, as `run_id`'s. A second call changes nothing.
+/// Starts logging to `output` with this run id. A second call has no effect.
 pub fn init(format: LogFormat, verbose: bool, run_id: String, output: LogOutput) {
     let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost".to_owned() } else { host.trim().to_owned() };
     let logger = LineLogger { level, format, run_id, host, output };
-    // The only failure is "already set": then somebody is logging, which is what we wanted.
+    // The only possible failure is "already set": another logger is active, and records are not lost.
     let _ = CombinedLogger::init(vec![Box::new(logger)]);
 }
 
@@ -64,8 +61,8 @@ pub fn counted(count: impl TryInto<u64>, thing: &str) -> String {
     }
 }
 
-/// `text` as part of one line that a terminal shows as it is: control characters, line separators and bidi
-/// controls are spelled out.
+/// Escapes control characters, line separators and bidirectional controls, so that `text` stays on one line and a terminal
+/// shows it unchanged.
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -82,7 +79,7 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
-/// Characters that end a line, steer a terminal, or show a line in another order than it has.
+/// Whether a character ends a line, controls a terminal, or changes the display order of a line.
 fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
@@ -99,7 +96,7 @@ struct LineLogger {
 
 impl Log for LineLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries' chatter is not our log; their warnings are.
+        // Dependencies log only warnings and errors.
         let ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
         metadata.level() <= self.level && (ours || metadata.level() <= Level::Warn)
     }
@@ -113,7 +110,7 @@ impl Log for LineLogger {
             LogFormat::Json => self.json(record),
         };
         line.push(b'\n');
-        // A reader that has gone (EPIPE) or a full disk behind the output must not stop the server.
+        // A closed pipe (EPIPE) or a full disk at the log's destination must not stop the server.
         let _ = match &self.output {
             LogOutput::Stdout => {
                 let mut out = io::stdout().lock();
@@ -173,7 +170,7 @@ impl LineLogger {
             ("run.id".to_owned(), self.run_id.clone().into()),
             ("process.pid".to_owned(), std::process::id().into()),
         ]);
-        // Our visitor never fails.
+        // `LogAttributes` never fails.
         let _ = record.key_values().visit(&mut attributes);
         let line = JsonLine {
             time_unix_nano: nanos.to_string(),
@@ -220,7 +217,7 @@ struct Resource<'a> {
     host: &'a str,
 }
 
-/// Attributes in the order in which they were given; a map would sort them.
+/// Attributes in the order given; a map would sort them.
 struct LogAttributes(Vec<(String, Value)>);
 
 impl Serialize for LogAttributes {
@@ -242,7 +239,7 @@ impl<'kvs> VisitSource<'kvs> for LogAttributes {
     }
 }
 
-/// A key-value's value with the type it was given.
+/// The value of a key-value pair with its original type.
 struct TypedValue(Value);
 
 impl<'v> VisitValue<'v> for TypedValue {
@@ -282,7 +279,7 @@ impl<'v> VisitValue<'v> for TypedValue {
     }
 }
 
-/// Compact JSON in which also those characters are escaped that JSON would allow but a terminal obeys.
+/// Compact JSON that also escapes the characters which JSON allows but a terminal interprets.
 struct EscapingFormatter;
 
 impl Formatter for EscapingFormatter {
@@ -290,7 +287,7 @@ impl Formatter for EscapingFormatter {
         let mut plain = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| is_deceptive(*c)) {
             writer.write_all(&fragment.as_bytes()[plain..at])?;
-            // All of them lie in the basic plane: one escape is enough.
+            // All are in the Basic Multilingual Plane, so one escape is enough.
             write!(writer, "\\u{:04x}", u32::from(c))?;
             plain = at + c.len_utf8();
         }
@@ -335,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn pretty_marks_only_what_is_wrong() {
+    fn pretty_shows_the_level_unless_it_is_info() {
         for (level, want) in [
             (Level::Info, "a\\nb"),
             (Level::Warn, "WARN a\\nb"),
@@ -392,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_are_heard_only_when_something_is_wrong() {
+    fn dependencies_log_only_warnings_and_errors() {
         let enabled =
             |level, target| stdout().enabled(&Metadata::builder().level(level).target(target).build());
         assert!(enabled(Level::Info, "berth::server"));

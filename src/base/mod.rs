@@ -1,10 +1,11 @@
-//! What every layer may use: the error, validated names, the clock, limits, threads, log lines.
-//! Knows nothing of HTTP, files or children.
+//! Shared by every layer: the error type, validated names, the clock, limits, threads, the log.
+//! **Invariant:** nothing here depends on HTTP, child processes or another room.
 
 pub mod clock;
 pub mod error;
 pub mod fair_semaphore;
 pub mod fields;
+pub mod hex;
 pub mod ids;
 pub mod input_bytes;
 pub mod json_keys;

@@ -1,6 +1,6 @@
-//! Objects in what clients send. A struct that serde derives is also read from a list, field by field in the order of its
-//! source text; no client means that, and what it gets must not depend on that order. For `deserialize_with`, on each
-//! field of a body that holds such a struct; the body itself is looked at where it is read. Pure.
+//! Deserializers that accept only JSON objects. serde's derived structs also accept a list, field by field in source order;
+//! clients never mean that, and an API must not depend on the order of its fields in the source. For `deserialize_with` on
+//! each field that holds such a struct; the body itself is checked where it is read. Pure.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-/// A value that is read from an object and from nothing else.
+/// A value that deserializes from an object only.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -31,34 +31,34 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMaps<T> {
     }
 }
 
-/// An object.
+/// Deserializes an object.
 ///
 /// # Errors
-/// For anything else.
+/// When the value is not an object.
 pub fn one<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<T, D::Error> {
     Object::deserialize(field).map(|object| object.0)
 }
 
-/// An object or null.
+/// Deserializes an object or null.
 ///
 /// # Errors
-/// For anything else.
+/// When the value is neither.
 pub fn optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<Object<T>>::deserialize(field)?.map(|object| object.0))
 }
 
-/// A list of objects.
+/// Deserializes a list of objects.
 ///
 /// # Errors
-/// For anything else.
+/// When the value is not a list of objects.
 pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Vec<T>, D::Error> {
     Ok(Vec::<Object<T>>::deserialize(field)?.into_iter().map(|object| object.0).collect())
 }
 
-/// A list of objects, or null.
+/// Deserializes a list of objects, or null.
 ///
 /// # Errors
-/// For anything else.
+/// When the value is neither.
 pub fn optional_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     field: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
@@ -97,8 +97,8 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_no_object() {
-        // Plainly, and through the buffer that serde makes for `flatten`.
+    fn lists_are_not_accepted_as_objects() {
+        // Directly, and through the buffer that serde uses for `flatten`.
         let read = |text: &str| {
             let plain = serde_json::from_str::<ObjectFields>(text);
             let flat = serde_json::from_str::<FlattenedBody>(text).map(|body| body.fields);

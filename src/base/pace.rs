@@ -1,10 +1,11 @@
-//! How fast one token's jobs begin while others use the same pool. A job is *fresh* for its first moments, in which it
-//! costs most: a command is started then, and most have ended. While jobs of other tokens begin as well, a token has no
-//! more fresh jobs than a few for each processor, so that a flood of short commands does not make everyone's commands slow;
-//! long ones are not held up. A token that is alone has some times as many: a burst of starts as wide as the pool would
-//! make every other thread of the machine wait, the server's short answers among them. Others do not hold up owners.
+//! Limits how fast the jobs of one token start while other tokens use the same pool. A job is *fresh* for the first
+//! [`FRESH`] after its start, when it costs most: a command is being spawned, and most commands end within that time. While
+//! other tokens also start jobs, a token has at most `most_fresh` fresh jobs, a few for each processor, so that a flood of
+//! short commands does not slow everybody's commands down; long commands are not delayed. A token that is alone has
+//! [`BURST`] times as many: a burst of starts as wide as the pool would delay every other thread of the machine,
+//! including the server's short answers. Owners are not delayed by other tokens.
 //!
-//! No lock of its own: the pool's.
+//! No lock of its own: the pool's lock protects it.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,11 @@ use super::shares::Party;
 
 /// How long a job is fresh.
 const FRESH: Duration = Duration::from_millis(50);
-/// For so long after a job has begun its token counts as one of those that use the pool.
+/// How long a token counts as a user of the pool after one of its jobs started.
 const PRESENT: Duration = Duration::from_secs(1);
-/// How many times as many jobs are fresh where they are one token's, or all together.
+/// Factor on `most_fresh` for a token that is alone, and for the sum over all tokens.
 const BURST: usize = 8;
-/// How long a held-up job waits until it is looked at again, if no other one ends.
+/// How often a delayed job is checked again if no other job ends.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
 /// The fresh jobs of a pool.
@@ -25,17 +26,17 @@ pub(super) struct StartPacer {
     most_fresh: usize,
     /// Fresh jobs that have not ended.
     fresh: Vec<(Party, Instant)>,
-    /// When each party's latest job began.
+    /// The latest start of a job of each party.
     present: Vec<(Party, Instant)>,
 }
 
 impl StartPacer {
-    /// At most `most_fresh` fresh jobs for each token.
+    /// Allows `most_fresh` fresh jobs for each token.
     pub(super) fn new(most_fresh: usize) -> StartPacer {
         StartPacer { most_fresh, fresh: Vec::new(), present: Vec::new() }
     }
 
-    /// Whether a job of `party` may begin.
+    /// Whether a job of `party` may start now.
     pub(super) fn allows(&self, party: Party, now: Instant) -> bool {
         let other = |(one, begun): &(Party, Instant)| !one.shares_token(party) && now - *begun < PRESENT;
         let (mut own, mut all) = (0, 0);
@@ -49,7 +50,7 @@ impl StartPacer {
         all < self.most_fresh * BURST && (own < self.most_fresh || !self.present.iter().any(other))
     }
 
-    /// A job begins.
+    /// Records the start of a job.
     pub(super) fn begin(&mut self, party: Party, now: Instant) {
         self.fresh.retain(|(_, begun)| now - *begun < FRESH);
         self.fresh.push((party, now));
@@ -57,7 +58,7 @@ impl StartPacer {
         self.present.push((party, now));
     }
 
-    /// A job that began then has ended.
+    /// Records the end of the job that started at `begun`.
     pub(super) fn end(&mut self, party: Party, begun: Instant) {
         if let Some(at) = self.fresh.iter().position(|job| *job == (party, begun)) {
             self.fresh.swap_remove(at);
@@ -70,29 +71,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_slowed_while_others_are_there_and_only_then() {
+    fn flood_is_slowed_only_while_other_tokens_are_active() {
         let [flood, other] = ["a", "b"].map(|token| Party::new(token, None, false));
         let now = Instant::now();
         let mut pace = StartPacer::new(2);
         for _ in 0..10 {
-            assert!(pace.allows(flood, now), "it is alone");
+            assert!(pace.allows(flood, now), "the token is alone");
             pace.begin(flood, now);
         }
         pace.begin(other, now);
         assert!(!pace.allows(flood, now) && pace.allows(other, now) && pace.allows(Party::OWNER, now));
         (0..9).for_each(|_| pace.end(flood, now));
-        assert!(pace.allows(flood, now), "one fresh job is left");
+        assert!(pace.allows(flood, now), "one fresh job remains");
         pace.begin(flood, now);
         assert!(!pace.allows(flood, now));
-        assert!(pace.allows(flood, now + FRESH), "long jobs do not count");
+        assert!(pace.allows(flood, now + FRESH), "long jobs are not counted");
         let later = now + PRESENT;
         (0..5).for_each(|_| pace.begin(flood, later));
-        assert!(pace.allows(flood, later), "the other has gone");
+        assert!(pace.allows(flood, later), "the other token is no longer active");
         assert!(pace.present.len() == 1 && pace.fresh.len() == 5);
     }
 
     #[test]
-    fn a_burst_is_no_wider_than_the_machine_starts_at_once() {
+    fn burst_is_bounded_for_one_token_and_for_all() {
         let [one, other] = ["a", "b"].map(|token| Party::new(token, None, false));
         let now = Instant::now();
         for party in [one, Party::OWNER] {
@@ -106,6 +107,6 @@ mod tests {
         }
         let mut pace = StartPacer::new(2);
         (0..2 * BURST).for_each(|_| pace.begin(one, now));
-        assert!(pace.allows(Party::OWNER, now), "others do not hold up owners");
+        assert!(pace.allows(Party::OWNER, now), "other tokens do not delay owners");
     }
 }

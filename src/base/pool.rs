@@ -1,8 +1,8 @@
-//! A bounded set of named worker threads with a queue, both shared fairly ([`super::shares`]): a job whose token or
-//! workspace uses its share of the workers waits, and jobs of others that came later pass it. Workers beyond the minimum
-//! start when they are needed and end when they are not. Knows nothing of what the jobs are.
+//! A bounded set of named worker threads with a queue, both shared fairly ([`super::shares`]): a job waits while its token
+//! or workspace uses its share of the workers, and later jobs of other users pass it. Workers beyond the minimum start on
+//! demand and end when they are idle. Independent of the kind of job.
 //!
-//! Locks: `workers`, held only to start a thread; `state`, a leaf that may be taken under it.
+//! Locks: `workers`, held only to start a thread; `state`, a leaf that may be taken while `workers` is held.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,15 +16,18 @@ use super::shares::{Ledger, Party, ShareError};
 use super::thread::{self, JoinOnDrop, lock, spawn};
 use super::{Result, limits};
 
+/// How long an idle worker beyond the minimum waits for another job.
+const WORKER_IDLE: Duration = Duration::from_secs(30);
+
 type PoolJob = Box<dyn FnOnce() + Send>;
 
-/// The workers. Dropping it lets the jobs that were taken end, then joins.
+/// A pool of workers. Dropping it waits for the jobs that were accepted, then joins the threads.
 pub struct Pool(Arc<PoolInner>);
 
 struct PoolInner {
     name: &'static str,
     state: Mutex<PoolState>,
-    /// There may be a job that can begin, or the pool ends.
+    /// Signalled when a job may start, or when the pool is dropped.
     changed: Condvar,
     workers: Mutex<PoolWorkers>,
 }
@@ -36,27 +39,27 @@ struct PoolWorkers {
 }
 
 struct PoolState {
-    /// `false` once the pool ends: no new threads, no new jobs.
+    /// `false` once the pool is being dropped: no new threads, no new jobs.
     open: bool,
     queue: VecDeque<(Party, PoolJob)>,
-    /// Jobs taken and not finished.
+    /// Jobs that are queued or running.
     pending: Ledger,
-    /// Jobs that are being done, on our threads and on those of others.
+    /// Jobs that are running, on the pool's threads and on threads of others ([`Pool::occupy`]).
     begun: Ledger,
-    /// Threads whose job is over for all but themselves ([`ending`]).
-    ending: usize,
-    /// Threads of others that wait in [`claim`], in the order in which they came. One that may begin is taken out.
+    /// Threads whose job has released its permit early ([`release_early`]).
+    finishing: usize,
+    /// Threads of others that wait in [`claim`], in order of arrival. A thread whose claim is granted is removed.
     claims: VecDeque<(Party, Thread)>,
-    /// Threads.
-    live: usize,
-    most: usize,
+    /// Worker threads.
+    live_threads: usize,
+    max_threads: usize,
     pace: Option<StartPacer>,
-    /// A thread looks at held-up jobs again before long.
+    /// A thread already checks delayed jobs again after [`TICK`].
     ticking: bool,
 }
 
 impl PoolState {
-    /// Takes the oldest job that can begin.
+    /// Takes the oldest job that may start.
     fn begin(&mut self) -> Option<(Party, Instant, PoolJob)> {
         let now = Instant::now();
         let paced = |party| self.pace.as_ref().is_none_or(|pace| pace.allows(party, now));
@@ -70,8 +73,8 @@ impl PoolState {
         Some((party, now, job))
     }
 
-    /// Lets those that wait in [`claim`] begin as far as there are places, and wakes no other.
-    fn grant(&mut self) {
+    /// Grants claims as far as there are free permits; wakes no other thread.
+    fn grant_claims(&mut self) {
         let begun = &mut self.begun;
         self.claims.retain(|(party, thread)| {
             let granted = begun.take(*party).is_ok();
@@ -82,29 +85,30 @@ impl PoolState {
         });
     }
 
-    /// How many threads are not to be had.
-    fn taken(&self) -> usize {
-        self.pending.used() + self.ending
+    /// Number of threads that are not available for a new job.
+    fn busy_threads(&self) -> usize {
+        self.pending.used() + self.finishing
     }
 }
 
 impl Pool {
-    /// `min` threads that stay, up to `max` and the owners' reserve; `queue` jobs may wait beyond those being worked on.
+    /// Starts `min` permanent threads; there are at most `max` plus the owners' reserve. `queue` is the number of jobs that
+    /// may wait.
     ///
     /// # Errors
-    /// When the first threads cannot be started.
+    /// When the permanent threads cannot be started.
     pub fn new(name: &'static str, min: usize, max: usize, queue: usize) -> Result<Pool> {
         let begun = Ledger::new(max);
-        let most = max + begun.reserve();
+        let max_threads = max + begun.reserve();
         let state = PoolState {
             open: true,
             queue: VecDeque::new(),
             pending: Ledger::new(max + queue),
             begun,
-            ending: 0,
+            finishing: 0,
             claims: VecDeque::new(),
-            live: 0,
-            most,
+            live_threads: 0,
+            max_threads,
             pace: None,
             ticking: false,
         };
@@ -112,50 +116,49 @@ impl Pool {
             PoolInner { name, state: Mutex::new(state), changed: Condvar::new(), workers: Mutex::default() };
         let inner = Arc::new(inner);
         for _ in 0..min {
-            lock(&inner.state).live += 1;
+            lock(&inner.state).live_threads += 1;
             inner.start(true)?;
         }
         Ok(Pool(inner))
     }
 
-    /// Has a token's jobs begin no faster than `most_fresh` at a time while others' do ([`super::pace`]).
+    /// Limits how many jobs of one token start at nearly the same time ([`super::pace`]).
     #[must_use]
     pub fn paced(self, most_fresh: usize) -> Pool {
         lock(&self.0.state).pace = Some(StartPacer::new(most_fresh));
         self
     }
 
-    /// Hands a job to a worker.
+    /// Queues a job.
     ///
     /// # Errors
-    /// When every worker is taken and the queue is full, or the party has its share; the job is dropped then.
+    /// When all workers are busy and the queue is full, or the party holds its share; the job is dropped.
     pub fn submit(
         &self,
         party: Party,
         job: impl FnOnce() + Send + 'static,
     ) -> std::result::Result<(), ShareError> {
-        self.reserve(party).map(|place| place.run(job))
+        self.reserve(party).map(|permit| permit.run(job))
     }
 
-    /// Keeps a worker for a job that is not made yet, so that a refusal can still be answered.
+    /// Reserves a worker for a job that is submitted later, so that a refusal can still be sent to the client.
     ///
     /// # Errors
-    /// When every worker is taken and the queue is full, or the party has its share.
+    /// When all workers are busy and the queue is full, or the party holds its share.
     pub fn reserve(&self, party: Party) -> std::result::Result<Permit, ShareError> {
         lock(&self.0.state).pending.take(party)?;
-        let place = Permit { pool: self.0.clone(), party, used: false, begun: false };
-        if self.0.staffed() { Ok(place) } else { Err(ShareError::Full) }
+        let permit = Permit { pool: self.0.clone(), party, used: false, begun: false };
+        if self.0.ensure_worker() { Ok(permit) } else { Err(ShareError::Full) }
     }
 
-    /// Counts the caller's own thread as one of the workers, if one is free, for a party that is not known yet
-    /// ([`claim`]).
+    /// Counts the caller's own thread as a worker, if a permit is free, for a party that is not known yet ([`claim`]).
     ///
     /// # Errors
-    /// When every worker is taken, even if the queue is not full.
+    /// When all workers are busy, even if the queue is not full.
     pub fn occupy(&self) -> std::result::Result<Permit, ShareError> {
         let party = Party::ANONYMOUS;
         let mut state = lock(&self.0.state);
-        // The jobs in the queue came first.
+        // Queued jobs came first.
         state.begun.check(party)?;
         if state.begun.used() + state.queue.len() >= state.begun.capacity() {
             return Err(ShareError::Full);
@@ -166,18 +169,18 @@ impl Pool {
     }
 }
 
-/// A worker that is kept for one job; dropped without one, it is free again.
+/// The right to run one job. If it is dropped unused, the permit is free again.
 pub struct Permit {
     pool: Arc<PoolInner>,
     party: Party,
-    /// Handed over: the worker gives it back.
+    /// The job was queued: the worker returns the permit.
     used: bool,
-    /// Its job is being done, on the thread that has it.
+    /// The job runs, on the thread that holds this permit.
     begun: bool,
 }
 
 impl Permit {
-    /// Hands the job over. It is dropped if the pool has ended.
+    /// Queues the job. The job is dropped if the pool has been dropped.
     pub fn run(mut self, job: impl FnOnce() + Send + 'static) {
         {
             let mut state = lock(&self.pool.state);
@@ -188,58 +191,58 @@ impl Permit {
             self.used = true;
             self.pool.wake(&mut state);
         }
-        // The thread that the reservation started may have timed out.
-        self.pool.staffed();
+        // The thread that `reserve` started may have ended in the meantime.
+        self.pool.ensure_worker();
     }
 
-    /// Does the job on this thread, in this place. A job that steps aside gives the place up.
+    /// Runs the job on the calling thread with this permit. A job that calls [`step_aside`] releases the permit.
     pub fn run_here(self, job: impl FnOnce()) {
-        /// Also when the job panics.
+        /// Releases the permit, also when the job panics.
         struct ReleaseOnDrop;
         impl Drop for ReleaseOnDrop {
             fn drop(&mut self) {
-                drop(OCCUPIED.take());
+                drop(OCCUPIED_PERMIT.take());
             }
         }
-        OCCUPIED.set(Some(self));
+        OCCUPIED_PERMIT.set(Some(self));
         let _leave = ReleaseOnDrop;
         job();
     }
 }
 
-/// Says whose job the calling thread does in a place that it occupies. If that party has its share of the workers, the
-/// thread waits for one of them, as its job would in the queue. Elsewhere it does nothing.
+/// Assigns the calling thread's permit to `party`. If that party holds its share of the workers, the thread waits for one of
+/// them, as a queued job would. Has no effect on a thread without an anonymous permit.
 ///
 /// # Errors
-/// When the party has its share of the queue as well, or none of its jobs ends in time.
+/// When the party also holds its share of the queue, or none of its jobs ends within `patience`.
 pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), ShareError> {
-    OCCUPIED.with_borrow_mut(|place| {
-        let Some(place) = place.as_mut().filter(|place| place.begun) else { return Ok(()) };
-        let pool = place.pool.clone();
+    OCCUPIED_PERMIT.with_borrow_mut(|permit| {
+        let Some(permit) = permit.as_mut().filter(|permit| permit.begun) else { return Ok(()) };
+        let pool = permit.pool.clone();
         let mut state = lock(&pool.state);
-        state.pending.assign(place.party, party)?;
-        state.begun.give_back(place.party);
-        (place.party, place.begun) = (party, false);
+        state.pending.assign(permit.party, party)?;
+        state.begun.give_back(permit.party);
+        (permit.party, permit.begun) = (party, false);
         if let Ok(()) = state.begun.take(party) {
-            place.begun = true;
+            permit.begun = true;
             return Ok(());
         }
         let this = current();
         state.claims.push_back((party, this.clone()));
-        // Another job may begin in the place that was given back.
+        // Another job may start with the permit that was returned.
         pool.wake(&mut state);
         let deadline = Instant::now() + patience;
         while let Some(at) = state.claims.iter().position(|(_, thread)| thread.id() == this.id()) {
             let left = deadline.saturating_duration_since(Instant::now());
             if !state.open || left.is_zero() {
                 state.claims.remove(at);
-                return state.begun.take(party).map(|()| place.begun = true);
+                return state.begun.take(party).map(|()| permit.begun = true);
             }
             drop(state);
             park_timeout(left);
             state = lock(&pool.state);
         }
-        place.begun = true;
+        permit.begun = true;
         Ok(())
     })
 }
@@ -258,40 +261,41 @@ impl Drop for Permit {
 }
 
 impl PoolInner {
-    /// A job may begin: those that wait in [`claim`] come first; one worker looks at the whole queue.
+    /// A job may start: threads that wait in [`claim`] come first, then one worker checks the queue.
     fn wake(&self, state: &mut PoolState) {
-        state.grant();
+        state.grant_claims();
         self.changed.notify_one();
     }
 
-    /// Starts a thread if there are fewer than jobs, as far as the maximum allows; `false` when there is no thread at all.
-    fn staffed(self: &Arc<Self>) -> bool {
+    /// Starts a thread if there are fewer than needed, up to the maximum; `false` when there is no thread at all.
+    fn ensure_worker(self: &Arc<Self>) -> bool {
         {
             let mut state = lock(&self.state);
-            if state.live >= state.taken().min(state.most) || !state.open {
+            if state.live_threads >= state.busy_threads().min(state.max_threads) || !state.open {
                 return true;
             }
-            state.live += 1;
+            state.live_threads += 1;
         }
         match self.start(false) {
             Ok(()) => true,
             Err(error) => {
                 log::warn!("{error}");
-                lock(&self.state).live > 0
+                lock(&self.state).live_threads > 0
             }
         }
     }
 
-    /// Starts a thread that is counted already.
+    /// Starts a thread that is already counted in `live_threads`.
     fn start(self: &Arc<Self>, stays: bool) -> Result<()> {
         let mut workers = lock(&self.workers);
-        // The end joins all threads that it finds, under the same lock.
+        // `Drop` joins all threads that it finds, under the same lock.
         if !lock(&self.state).open {
             return Ok(());
         }
         let pool = self.clone();
-        let started =
-            spawn(format!("{}-{}", self.name, workers.number), limits::STACK, move || work(&pool, stays));
+        let started = spawn(format!("{}-{}", self.name, workers.number), limits::STACK, move || {
+            worker_loop(&pool, stays)
+        });
         workers.number += 1;
         workers.threads.retain(|worker| !worker.is_finished());
         match started {
@@ -300,7 +304,7 @@ impl PoolInner {
                 Ok(())
             }
             Err(error) => {
-                lock(&self.state).live -= 1;
+                lock(&self.state).live_threads -= 1;
                 Err(error)
             }
         }
@@ -308,24 +312,24 @@ impl PoolInner {
 }
 
 thread_local! {
-    static COUNTED: RefCell<Option<CurrentJob>> = const { RefCell::new(None) };
-    /// On a thread that is not a worker: the place that its job takes.
-    static OCCUPIED: RefCell<Option<Permit>> = const { RefCell::new(None) };
+    static CURRENT_JOB: RefCell<Option<CurrentJob>> = const { RefCell::new(None) };
+    /// On a thread that is not a worker: the permit of its current job.
+    static OCCUPIED_PERMIT: RefCell<Option<Permit>> = const { RefCell::new(None) };
 }
 
-/// On a worker's thread: the job that it counts for.
+/// The job that a worker is running.
 struct CurrentJob {
     pool: Arc<PoolInner>,
     party: Party,
     begun: Instant,
-    ending: bool,
+    finishing: bool,
 }
 
 impl CurrentJob {
-    /// Its job is over.
+    /// Returns the permit at the end of the job.
     fn give_back(&self, state: &mut PoolState) {
-        if self.ending {
-            state.ending -= 1;
+        if self.finishing {
+            state.finishing -= 1;
         } else {
             state.pending.give_back(self.party);
         }
@@ -336,37 +340,37 @@ impl CurrentJob {
     }
 }
 
-/// Called by a job before it reports its end, when only short work such as cleaning up remains: a client that has heard
-/// of the end can have the place at once. Another job waits for this thread if all are at that. Outside of a job, and a
-/// second time, it does nothing.
+/// Releases the calling job's permit before the job reports its end, when only short work such as cleaning up remains. A
+/// client that has seen the end can then use the permit at once. If all threads are in this state, the next job waits for one
+/// of them. Has no effect outside of a job and on a second call.
 pub fn release_early() {
-    COUNTED.with_borrow_mut(|counted| {
-        if let Some(counted) = counted.as_mut().filter(|counted| !counted.ending) {
-            counted.ending = true;
+    CURRENT_JOB.with_borrow_mut(|counted| {
+        if let Some(counted) = counted.as_mut().filter(|counted| !counted.finishing) {
+            counted.finishing = true;
             let mut state = lock(&counted.pool.state);
-            state.ending += 1;
+            state.finishing += 1;
             state.pending.give_back(counted.party);
         }
     });
 }
 
-/// Called by a job that takes longer than its pool was made for: the pool gets another worker in its stead, and this
-/// thread ends with the job. The caller must have bounded such jobs in another way. Outside of a job, and a second
-/// time, it does nothing.
+/// Takes the calling thread out of its pool, for a job that takes longer than the pool is made for. The pool starts another
+/// worker instead, and this thread ends with the job. The caller must bound such jobs in another way. Has no effect outside
+/// of a job and on a second call.
 pub fn step_aside() {
-    drop(OCCUPIED.take());
-    let Some(counted) = COUNTED.take() else { return };
+    drop(OCCUPIED_PERMIT.take());
+    let Some(counted) = CURRENT_JOB.take() else { return };
     {
         let mut state = lock(&counted.pool.state);
-        state.live -= 1;
+        state.live_threads -= 1;
         counted.give_back(&mut state);
         counted.pool.wake(&mut state);
     }
-    // The jobs in the queue may have no other thread.
-    counted.pool.staffed();
+    // There may be no other thread for the queued jobs.
+    counted.pool.ensure_worker();
 }
 
-fn work(pool: &Arc<PoolInner>, stays: bool) {
+fn worker_loop(pool: &Arc<PoolInner>, stays: bool) {
     let mut state = lock(&pool.state);
     loop {
         let Some((party, begun, job)) = state.begin() else {
@@ -379,30 +383,30 @@ fn work(pool: &Arc<PoolInner>, stays: bool) {
             let (after, waited) = if ticks {
                 pool.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner)
             } else {
-                pool.changed.wait_timeout(state, limits::WORKER_IDLE).unwrap_or_else(PoisonError::into_inner)
+                pool.changed.wait_timeout(state, WORKER_IDLE).unwrap_or_else(PoisonError::into_inner)
             };
             state = after;
             if ticks {
                 state.ticking = false;
             } else if waited.timed_out() && state.queue.is_empty() && !stays {
-                state.live -= 1;
+                state.live_threads -= 1;
                 return;
             }
             continue;
         };
         if state.pace.is_some() && !state.queue.is_empty() {
-            // Another thread looks at what is held up.
+            // Another thread checks the delayed jobs.
             pool.changed.notify_one();
         }
         drop(state);
-        COUNTED.set(Some(CurrentJob { pool: pool.clone(), party, begun, ending: false }));
-        // The panic hook has logged it; the job's own guards have answered. The worker lives on.
+        CURRENT_JOB.set(Some(CurrentJob { pool: pool.clone(), party, begun, finishing: false }));
+        // The panic hook has logged a panic, and the job's guards have replied. The worker continues.
         drop(catch_unwind(AssertUnwindSafe(job)));
         thread::restore_priority();
-        let Some(counted) = COUNTED.take() else { return };
+        let Some(counted) = CURRENT_JOB.take() else { return };
         state = lock(&pool.state);
         counted.give_back(&mut state);
-        state.grant();
+        state.grant_claims();
     }
 }
 

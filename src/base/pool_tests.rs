@@ -35,17 +35,17 @@ fn refuses_beyond_its_bounds_and_survives_panics() {
 }
 
 #[test]
-fn who_steps_aside_leaves_room_for_another() {
+fn stepping_aside_frees_the_worker_for_another_job() {
     let pool = Pool::new("test", 1, 1, 0).unwrap();
     let (go_on, long) = bounded::<()>(0);
     let (done, finished) = bounded(2);
-    let told = done.clone();
+    let report = done.clone();
     pool.submit(P, move || {
         step_aside();
         step_aside();
-        told.send(1).unwrap();
+        report.send(1).unwrap();
         let _ = long.recv();
-        told.send(2).unwrap();
+        report.send(2).unwrap();
     })
     .unwrap();
     assert_eq!(finished.recv(), Ok(1));
@@ -55,60 +55,60 @@ fn who_steps_aside_leaves_room_for_another() {
     assert_eq!(finished.recv(), Ok(2));
     while pool.reserve(P).is_err() {}
     drop(pool.reserve(P).unwrap());
-    assert!(lock(&pool.0.state).live <= 1);
+    assert!(lock(&pool.0.state).live_threads <= 1);
     step_aside();
 }
 
 #[test]
-fn who_is_ending_has_given_its_place_back() {
+fn released_early_job_has_given_its_permit_back() {
     let pool = Pool::new("test", 0, 1, 0).unwrap();
     let (clean_up, cleaning) = bounded::<()>(0);
     let (done, finished) = bounded(2);
-    let told = done.clone();
+    let report = done.clone();
     pool.submit(P, move || {
         release_early();
         release_early();
-        told.send(1).unwrap();
+        report.send(1).unwrap();
         let _ = cleaning.recv();
-        told.send(2).unwrap();
+        report.send(2).unwrap();
     })
     .unwrap();
     assert_eq!(finished.recv(), Ok(1));
-    pool.submit(P, move || done.send(3).unwrap()).expect("there is room as soon as the end is known");
+    pool.submit(P, move || done.send(3).unwrap()).expect("the permit is free before the job reports its end");
     assert!(pool.reserve(P).is_err());
     drop(clean_up);
     assert_eq!((finished.recv(), finished.recv()), (Ok(2), Ok(3)));
     while pool.reserve(P).is_err() {}
     {
         let state = lock(&pool.0.state);
-        assert!(state.live <= state.most && state.ending == 0);
+        assert!(state.live_threads <= state.max_threads && state.finishing == 0);
     }
     release_early();
 }
 
 #[test]
-fn who_steps_aside_leaves_nobody_waiting() {
+fn stepping_aside_starts_a_worker_for_queued_jobs() {
     let pool = Pool::new("test", 0, 1, 1).unwrap();
-    let (tell, told) = bounded(0);
+    let (go, report) = bounded(0);
     let (done, finished) = bounded(1);
     pool.submit(P, move || {
-        told.recv().unwrap();
+        report.recv().unwrap();
         step_aside();
         finished.recv().unwrap();
     })
     .unwrap();
     pool.submit(P, move || done.send(()).unwrap()).unwrap();
-    tell.send(()).unwrap();
+    go.send(()).unwrap();
 }
 
 #[test]
-fn a_callers_own_thread_takes_a_place_until_it_steps_aside() {
+fn callers_own_thread_holds_a_permit_until_it_steps_aside() {
     let pool = Pool::new("test", 0, 1, 1).unwrap();
-    let place = pool.occupy().unwrap();
+    let permit = pool.occupy().unwrap();
     assert!(pool.occupy().is_err());
-    place.run_here(|| {
+    permit.run_here(|| {
         assert!(pool.occupy().is_err());
-        // What comes in the ordinary way waits, though there is a thread for it.
+        // A submitted job waits, although a thread for it exists.
         let (done, finished) = bounded(1);
         pool.submit(P, move || done.send(()).unwrap()).unwrap();
         let waited = finished.recv_timeout(std::time::Duration::from_millis(100));
@@ -118,13 +118,13 @@ fn a_callers_own_thread_takes_a_place_until_it_steps_aside() {
         while pool.occupy().is_err() {}
     });
     drop(pool.occupy().unwrap());
-    let place = pool.occupy().unwrap();
-    drop(catch_unwind(AssertUnwindSafe(|| place.run_here(|| panic!("on purpose")))));
+    let permit = pool.occupy().unwrap();
+    drop(catch_unwind(AssertUnwindSafe(|| permit.run_here(|| panic!("on purpose")))));
     drop(pool.occupy().unwrap());
 }
 
 #[test]
-fn jobs_of_others_pass_those_of_a_party_that_has_its_share() {
+fn jobs_of_other_tokens_pass_those_beyond_a_tokens_share() {
     let party = |token: &str| Party::new(token, None, false);
     let pool = Pool::new("test", 0, 2, 8).unwrap();
     let (go_on, long) = bounded::<()>(0);
@@ -138,18 +138,18 @@ fn jobs_of_others_pass_those_of_a_party_that_has_its_share() {
         .unwrap();
     }
     assert_eq!(pool.submit(party("a"), || ()).and(pool.submit(party("a"), || ())), Err(ShareError::Token));
-    let told = done.clone();
-    pool.submit(party("b"), move || told.send(10).unwrap()).unwrap();
+    let report = done.clone();
+    pool.submit(party("b"), move || report.send(10).unwrap()).unwrap();
     assert_eq!(finished.recv(), Ok(10));
-    let told = done.clone();
-    pool.submit(Party::OWNER, move || told.send(11).unwrap()).unwrap();
+    let report = done.clone();
+    pool.submit(Party::OWNER, move || report.send(11).unwrap()).unwrap();
     assert_eq!(finished.recv(), Ok(11));
     drop(go_on);
     assert_eq!((0..4).map(|_| finished.recv().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
 }
 
 #[test]
-fn a_place_is_claimed_once_its_party_is_known() {
+fn permit_is_claimed_once_its_party_is_known() {
     let party = Party::new("a", None, false);
     let pool = Pool::new("test", 0, 2, 0).unwrap();
     let (first, second) = (pool.occupy().unwrap(), pool.occupy().unwrap());
@@ -168,7 +168,7 @@ fn a_place_is_claimed_once_its_party_is_known() {
 }
 
 #[test]
-fn a_claim_waits_while_its_party_has_its_share() {
+fn claim_waits_while_its_party_holds_its_share() {
     let party = Party::new("a", None, false);
     let pool = Pool::new("test", 0, 2, 4).unwrap();
     let (go_on, held) = bounded::<()>(0);
@@ -179,17 +179,17 @@ fn a_claim_waits_while_its_party_has_its_share() {
     while lock(&pool.0.state).begun.used() == 0 {
         std::thread::yield_now();
     }
-    let place = pool.occupy().unwrap();
+    let permit = pool.occupy().unwrap();
     std::thread::scope(|scope| {
         let claiming = scope.spawn(|| {
             let mut claimed = None;
-            place.run_here(|| claimed = Some(claim(party, Duration::from_secs(60))));
+            permit.run_here(|| claimed = Some(claim(party, Duration::from_secs(60))));
             claimed
         });
         while lock(&pool.0.state).claims.is_empty() {
             std::thread::yield_now();
         }
-        drop(pool.occupy().expect("who waits leaves its place to others"));
+        drop(pool.occupy().expect("a waiting claim leaves its permit to others"));
         drop(go_on);
         assert_eq!(claiming.join().unwrap(), Some(Ok(())));
     });
@@ -198,7 +198,7 @@ fn a_claim_waits_while_its_party_has_its_share() {
 }
 
 #[test]
-fn claims_are_granted_in_their_order_and_no_other_thread_is_woken() {
+fn claims_are_granted_in_order_and_no_other_thread_is_woken() {
     let [held, other] = ["a", "b"].map(|token| Party::new(token, None, false));
     let pool = Pool::new("test", 0, 4, 8).unwrap();
     let order = Mutex::new(Vec::new());
@@ -211,9 +211,9 @@ fn claims_are_granted_in_their_order_and_no_other_thread_is_woken() {
             holding.push(Permit { pool: pool.0.clone(), party: held, used: false, begun: true });
         }
         for number in 0..2 {
-            let (place, order) = (pool.occupy().unwrap(), &order);
+            let (permit, order) = (pool.occupy().unwrap(), &order);
             scope.spawn(move || {
-                place.run_here(|| {
+                permit.run_here(|| {
                     claim(held, Duration::from_secs(60)).unwrap();
                     lock(order).push(number);
                 });
@@ -222,10 +222,10 @@ fn claims_are_granted_in_their_order_and_no_other_thread_is_woken() {
                 std::thread::yield_now();
             }
         }
-        let place = pool.occupy().unwrap();
-        place.run_here(|| claim(other, Duration::from_secs(60)).expect("another token's share is free"));
+        let permit = pool.occupy().unwrap();
+        permit.run_here(|| claim(other, Duration::from_secs(60)).expect("another token's share is free"));
         let late = pool.occupy().unwrap();
-        late.run_here(|| assert!(claim(held, Duration::ZERO).is_err(), "those before it wait"));
+        late.run_here(|| assert!(claim(held, Duration::ZERO).is_err(), "earlier claims are still waiting"));
         assert_eq!(lock(&pool.0.state).claims.len(), 2);
         drop(holding.pop());
         while lock(&order).is_empty() {
@@ -239,17 +239,17 @@ fn claims_are_granted_in_their_order_and_no_other_thread_is_woken() {
 }
 
 #[test]
-fn a_kept_place_is_a_place() {
+fn reserved_permit_counts_until_it_is_used_or_dropped() {
     let pool = Pool::new("test", 0, 1, 0).unwrap();
-    let place = pool.reserve(P).unwrap();
+    let permit = pool.reserve(P).unwrap();
     assert!(pool.reserve(P).is_err());
-    drop(place);
-    let place = pool.reserve(P).unwrap();
+    drop(permit);
+    let permit = pool.reserve(P).unwrap();
     let (done, finished) = bounded(1);
-    place.run(move || done.send(()).unwrap());
+    permit.run(move || done.send(()).unwrap());
     finished.recv().unwrap();
     while pool.reserve(P).is_err() {}
     let late = pool.reserve(P).unwrap();
     drop(pool);
-    late.run(|| panic!("the pool has ended"));
+    late.run(|| panic!("the pool has been dropped"));
 }

@@ -1,7 +1,7 @@
-//! The one decision of which parts of a value or a text may be secrets. Answers to viewers, exports, audit lines and
-//! summaries use it, so that a value hidden in one place is not shown in another. Pure, and linear in its input.
+//! Decides which parts of a value or a text may be secrets. Replies to viewers, exports, audit lines and summaries all use
+//! this module, so a value that is hidden in one place is hidden in all. Pure, and linear in the size of its input.
 //!
-//! A hidden part reads [`HIDDEN`]. References, which hold no secret themselves (`{env:KEY}`, `$KEY`), stay.
+//! A hidden part is replaced by [`HIDDEN`]. References without a secret of their own (`{env:KEY}`, `$KEY`) stay.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 
 use super::redact_text;
 
-/// Stands in place of a value that may be a secret.
+/// Replaces a value that may be a secret.
 pub const HIDDEN: &str = "********";
 
-/// Objects whose values are hidden, whatever their keys.
+/// Objects of which all values are hidden, whatever their keys.
 const HOLDERS: [&str; 10] = [
     "env",
     "envvars",
@@ -27,13 +27,13 @@ const HOLDERS: [&str; 10] = [
     "querystring",
 ];
 
-/// Keys of scripts, which may hold secrets in any form and are hidden whole.
+/// Keys of scripts. A script may hold secrets in any form, so the whole text is hidden.
 const SCRIPTS: [&str; 1] = ["initscript"];
 
-/// Keys whose values are names that a client sends back: no part of them is hidden.
+/// Keys of identifiers that a client sends back: their values are never changed.
 const NAMES: [&str; 4] = ["id", "path", "paths", "directory"];
 
-/// Ends of names of secrets, in lower case and without separators.
+/// Suffixes of secrets' names, in lower case and without separators.
 const SECRETS: [&str; 26] = [
     "apikey",
     "token",
@@ -63,12 +63,12 @@ const SECRETS: [&str; 26] = [
     "signature",
 ];
 
-/// Last words of a variable's name in capitals, such as `DEPLOY_KEY`.
+/// Last words of an environment variable's name in capitals, such as `DEPLOY_KEY`.
 const CAPITALS: [&str; 7] = ["KEY", "PAT", "PWD", "PASS", "AUTH", "DSN", "CREDS"];
 
-/// Whether a key, variable, header or option of this name holds a secret.
+/// Whether the name of a key, variable, header or option suggests a secret.
 pub fn is_secret_name(name: &str) -> bool {
-    // Names of secrets are short; a longer one costs no more than its end.
+    // Names of secrets are short: only the last 64 bytes of a longer name are checked.
     let start = (0..=name.len().saturating_sub(64)).rev().find(|at| name.is_char_boundary(*at));
     let name = &name[start.unwrap_or(0)..];
     let plain = plain(name);
@@ -81,7 +81,7 @@ fn plain(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }
 
-/// Whether OpenCode or a shell puts a variable or a file in its place, or it is hidden already.
+/// Whether the text is a reference that OpenCode or a shell expands, or is hidden already.
 pub fn is_reference(text: &str) -> bool {
     let text = text.trim();
     let text =
@@ -100,32 +100,32 @@ pub fn is_reference(text: &str) -> bool {
         || whole("${", "}")
 }
 
-/// Hides secrets, and values that are known to be some.
+/// Hides values that look like secrets, and given values that are known to be secrets.
 #[derive(Clone, Debug, Default)]
 pub struct Redactor {
     known: Vec<String>,
 }
 
-/// The shortest value that is looked for in texts: shorter ones are words.
+/// Minimum length of a known value: shorter values are likely to be ordinary words.
 const KNOWN_BYTES: usize = 8;
-/// How many values are looked for, each of which costs a pass over the text.
+/// Maximum number of known values; each costs a pass over the text.
 const KNOWN_VALUES: usize = 64;
 
 impl Redactor {
-    /// A redactor that also hides these values wherever they appear.
+    /// Returns a redactor that also hides these values wherever they appear.
     pub fn with_known_values<'a>(values: impl IntoIterator<Item = &'a str>) -> Redactor {
         let mut known: Vec<String> = values
             .into_iter()
             .filter(|value| value.len() >= KNOWN_BYTES && !value.starts_with('/') && !is_reference(value))
             .map(str::to_owned)
             .collect();
-        // A value may contain another one.
+        // The longest first: a value may contain a shorter one.
         known.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
         known.truncate(KNOWN_VALUES);
         Redactor { known }
     }
 
-    /// Hides secrets in a text: assignments, headers, options, URLs and tokens of known forms.
+    /// Hides secrets in a text: assignments, headers, options, URLs and tokens of known formats.
     pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut found = redact_text::secrets(text);
         for known in &self.known {
@@ -144,8 +144,8 @@ impl Redactor {
         fields.iter_mut().for_each(|(key, value)| self.field(key, value, false));
     }
 
-    /// Removes fields that are secrets and hides those in longer texts; `place` is the path of `value`, and `omitted` gets
-    /// the paths of all that is missing.
+    /// Removes fields that are secrets and hides secrets inside longer texts. `place` is the path of `value`; the paths of
+    /// all removed or changed values are appended to `omitted`.
     pub fn omit(&self, value: &mut Value, place: &mut Vec<String>, omitted: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {
@@ -197,7 +197,7 @@ impl Redactor {
                     HIDDEN.clone_into(text);
                 }
             }
-            // A number in an environment is a value as any other.
+            // A number in an environment may be a secret, too.
             Value::Number(_) if held => *value = HIDDEN.into(),
             Value::String(_) if NAMES.contains(&name.as_str()) => {}
             _ => self.walk(value, key, held),
@@ -211,7 +211,7 @@ impl Redactor {
                 fields.iter_mut().for_each(|(key, value)| self.field(key, value, held));
             }
             Value::Array(list) => {
-                // Headers may be pairs.
+                // Headers may be given as pairs.
                 let held = held || HOLDERS.contains(&plain(key).as_str());
                 if held {
                     return list.iter_mut().for_each(|value| self.field("", value, true));
@@ -232,7 +232,7 @@ impl Redactor {
         }
     }
 
-    /// The words of a command: an option's value is a word of its own.
+    /// Redacts the words of a command line, where an option's value is a word of its own.
     fn words(&self, list: &mut [Value]) {
         let mut after = redact_text::WordContext::Plain;
         for value in list {
@@ -251,29 +251,29 @@ impl Redactor {
     }
 }
 
-/// Puts the values of `stored` back where `sent` has what a client saw in their place.
+/// Replaces placeholders in `sent` by the values of `stored` that they were shown for.
 pub fn restore(sent: &mut Map<String, Value>, stored: &Map<String, Value>) {
     for (key, value) in sent {
         let Some(stored) = stored.get(key).filter(|_| value.to_string().contains(HIDDEN)) else { continue };
         let mut shown = Map::from_iter([(key.clone(), stored.clone())]);
         Redactor::default().fields(&mut shown);
-        put_back(value, &shown[key], stored);
+        restore_value(value, &shown[key], stored);
     }
 }
 
-fn put_back(sent: &mut Value, shown: &Value, stored: &Value) {
+fn restore_value(sent: &mut Value, shown: &Value, stored: &Value) {
     match (sent, shown, stored) {
         (sent @ Value::String(_), shown, stored) if sent == shown => sent.clone_from(stored),
         (Value::Object(sent), Value::Object(shown), Value::Object(stored)) => {
             for (key, value) in sent {
                 if let (Some(shown), Some(stored)) = (shown.get(key), stored.get(key)) {
-                    put_back(value, shown, stored);
+                    restore_value(value, shown, stored);
                 }
             }
         }
         (Value::Array(sent), Value::Array(shown), Value::Array(stored)) => {
             for ((value, shown), stored) in sent.iter_mut().zip(shown).zip(stored) {
-                put_back(value, shown, stored);
+                restore_value(value, shown, stored);
             }
         }
         _ => {}

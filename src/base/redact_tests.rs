@@ -1,4 +1,4 @@
-//! Values, exports and texts lose their secrets, and nothing else.
+//! Tests that values, exports and texts lose their secrets, and nothing else.
 
 use std::time::Instant;
 
@@ -43,13 +43,13 @@ fn secrets_of_a_configuration_are_replaced_and_references_stay() {
     );
     let mut again = value.clone();
     Redactor::default().value(&mut again);
-    assert_eq!(again, value, "a second pass changes nothing");
+    assert_eq!(again, value, "a second pass must change nothing");
     restore(value.as_object_mut().unwrap(), before.as_object().unwrap());
     assert_eq!(value, before);
 }
 
 #[test]
-fn restoring_gives_back_only_what_was_shown() {
+fn restore_replaces_only_placeholders_that_were_shown() {
     let stored = json!({"a": {"apiKey": "k1", "url": "http://u:p@h/"}});
     let mut sent =
         json!({"a": {"apiKey": "k2", "url": format!("http://{HIDDEN}@other/")}, "b": {"apiKey": HIDDEN}});
@@ -59,7 +59,7 @@ fn restoring_gives_back_only_what_was_shown() {
 }
 
 #[test]
-fn an_export_leaves_secrets_out_and_names_them() {
+fn export_omits_secrets_and_names_them() {
     let mut value = json!({
         "mcp": {"a": {"environment": {"A": "x", "B": "{env:B}"}, "headers": {"Authorization": "Bearer {env:T}", "X": "y"},
                 "oauth": {"clientSecret": "s", "clientId": "i"}, "url": "http://u:p@h/", "command": ["x", "--token", "t"]}},
@@ -121,7 +121,7 @@ fn texts_lose_their_secrets() {
 }
 
 #[test]
-fn what_is_no_secret_stays() {
+fn texts_without_secrets_stay_unchanged() {
     for same in [
         "echo $TOKEN ${TOKEN} a=b",
         "TOKEN=$OTHER",
@@ -141,7 +141,7 @@ fn what_is_no_secret_stays() {
 }
 
 #[test]
-fn known_values_are_hidden_wherever_they_are() {
+fn known_values_are_hidden_anywhere() {
     let redactor =
         Redactor::with_known_values(["correct-horse", "true", "/usr/bin/x", "correct-horse-battery"]);
     assert_eq!(
@@ -151,7 +151,7 @@ fn known_values_are_hidden_wherever_they_are() {
 }
 
 #[test]
-fn the_time_is_linear_in_the_text() {
+fn time_is_linear_in_the_text() {
     let time = |piece: &str, times: usize| {
         let long = piece.repeat(times);
         let begun = Instant::now();

@@ -1,11 +1,11 @@
-//! Where secrets are in a text that has no structure: a script, a log line, a command, a URL. One pass; each byte is
-//! looked at a bounded number of times.
+//! Finds secrets in unstructured text: a script, a log line, a command, a URL. One pass; each byte is read a bounded number
+//! of times.
 
 use std::ops::Range;
 
 use super::redact::{is_reference, is_secret_name};
 
-/// Starts of tokens of known forms, and how many more characters such a token has at least.
+/// Prefixes of tokens of known formats, and the minimum number of characters after the prefix.
 const FORMS: [(&str, usize); 22] = [
     ("sk-", 16),
     ("sk_live_", 8),
@@ -34,22 +34,22 @@ const FORMS: [(&str, usize); 22] = [
 /// Names of secrets that are too common outside of a URL's query or an option.
 const SHORT: [&str; 9] = ["key", "sig", "auth", "code", "pass", "pw", "pwd", "creds", "pat"];
 
-/// Names of headers whose whole value is a secret, whatever words it has.
+/// Headers of which the whole value is a secret.
 const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
-/// The longest name that is looked at.
+/// Maximum length of a name; longer ones are truncated at the start.
 const NAME_BYTES: usize = 64;
 
-/// How much of a header's value decides whether it is a credential.
+/// Number of bytes of a header's value that decide whether it is a credential.
 const DECIDES: usize = 256;
 
 const KEY_BEGIN: &str = "-----BEGIN ";
 const KEY_END: &str = "-----END ";
 
-/// What the next word of a command is.
+/// How the next word of a command line is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WordContext {
-    /// A word of its own.
+    /// An ordinary word.
     Plain,
     /// The value of an option that takes a secret.
     Secret,
@@ -58,7 +58,7 @@ pub(super) enum WordContext {
 }
 
 impl WordContext {
-    /// What follows this word.
+    /// Returns how the word after `word` is treated.
     pub(super) fn after(word: &str) -> WordContext {
         let name = word.trim_start_matches('-');
         if name.len() == word.len() || name.contains(['=', ' ']) {
@@ -80,7 +80,7 @@ impl WordContext {
     }
 }
 
-/// The parts of a text that may be secrets.
+/// Returns the byte ranges of a text that may be secrets.
 pub(super) fn secrets(text: &str) -> Vec<Range<usize>> {
     let mut scan = TextScan { text, bytes: text.as_bytes(), found: Vec::new() };
     let mut at = 0;
@@ -97,7 +97,7 @@ struct TextScan<'a> {
 }
 
 impl TextScan<'_> {
-    /// Looks at one place; returns the next one.
+    /// Checks for a secret at `at`; returns the position to continue at.
     fn step(&mut self, at: usize) -> usize {
         match self.bytes[at] {
             b':' if self.bytes[at..].starts_with(b"://") => self.login(at),
@@ -112,14 +112,14 @@ impl TextScan<'_> {
         }
     }
 
-    /// Whether a word begins here.
+    /// Whether a word starts at `at`.
     fn begins(&self, at: usize) -> bool {
         at == 0 || !(is_name(self.bytes[at - 1]) || self.bytes[at - 1] >= 0x80)
     }
 
     fn hide(&mut self, range: Range<usize>) -> usize {
         let end = range.end;
-        // The bounds are ASCII characters, and so boundaries of characters.
+        // Both bounds are ASCII characters, and therefore character boundaries.
         if self.text.get(range.clone()).is_some_and(|value| !is_reference(value)) {
             self.found.push(range);
         }
@@ -133,7 +133,7 @@ impl TextScan<'_> {
         let Some(sign) = self.bytes[start..end].iter().rposition(|byte| *byte == b'@') else { return start };
         let login = start..start + sign;
         let word = self.name_before(at);
-        // `ssh://git@host`: a name alone is no secret there.
+        // `ssh://git@host`: a user name without a password is not a secret.
         let named = !self.text[login.clone()].contains(':') && word.ends_with("ssh");
         if named { login.end } else { self.hide(login) }
     }
@@ -162,7 +162,7 @@ impl TextScan<'_> {
             let open = self.bytes.get(blanks).copied().filter(|byte| matches!(byte, b'"' | b'\''));
             let start = blanks + usize::from(open.is_some());
             let ends = |byte: u8| matches!(byte, b'\n' | b'\r' | b'"' | b'\'' | b'`');
-            // Its beginning decides, so that a long line with many names is not read for each of them.
+            // Only the first bytes decide, so that a long line with many names is not read once for each of them.
             let window = &self.bytes[start..self.bytes.len().min(start + DECIDES)];
             let length = window.iter().position(|byte| ends(*byte)).unwrap_or(window.len());
             if !is_credential(&String::from_utf8_lossy(&window[..length])) {
@@ -171,7 +171,7 @@ impl TextScan<'_> {
             return self.hide(start..self.until(start, ends));
         }
         let (start, end) = self.value(blanks, false);
-        // "the token: it has expired" is a sentence, `api_key: abc` is none.
+        // "the token: it has expired" is a sentence, `api_key: abc` is not.
         let word = name.bytes().all(|byte| byte.is_ascii_lowercase()) && !quoted && name != "apikey";
         let sentence = word
             || (blanks > at + 1 && name.bytes().skip(1).all(|byte| byte.is_ascii_lowercase()) && !quoted);
@@ -193,7 +193,7 @@ impl TextScan<'_> {
         if next.is_secret(&self.text[start..end]) { self.hide(start..end) } else { blanks }
     }
 
-    /// A token of a known form, or one behind the name of its scheme.
+    /// A token of a known format, or one after `Bearer`.
     fn token(&mut self, at: usize) -> usize {
         let rest = &self.bytes[at..];
         if rest.len() > 7 && rest[..7].eq_ignore_ascii_case(b"bearer ") {
@@ -224,14 +224,14 @@ impl TextScan<'_> {
         self.hide(line..end)
     }
 
-    /// The name that ends before `at`.
+    /// Returns the name that ends before `at`.
     fn name_before(&self, at: usize) -> &str {
         let least = at.saturating_sub(NAME_BYTES);
         let start = (least..at).rev().take_while(|place| is_name(self.bytes[*place])).last().unwrap_or(at);
         self.text.get(start..at).unwrap_or_default()
     }
 
-    /// The value that begins at `at`, in quotes or not.
+    /// Returns the range of the value that starts at `at`, quoted or not.
     fn value(&self, at: usize, in_query: bool) -> (usize, usize) {
         match self.bytes.get(at).copied() {
             Some(quote @ (b'"' | b'\'')) if !in_query => {
@@ -262,7 +262,7 @@ fn names_secret(name: &str, short: bool) -> bool {
     is_secret_name(name) || (short && SHORT.iter().any(|word| name.eq_ignore_ascii_case(word)))
 }
 
-/// The value of a header, not the rest of a sentence that names it.
+/// Whether the text is a header's value rather than the rest of a sentence that names the header.
 fn is_credential(value: &str) -> bool {
     let scheme = ["bearer ", "basic ", "token "]
         .into_iter()
@@ -272,7 +272,7 @@ fn is_credential(value: &str) -> bool {
     first.len() == rest.trim_end().len() || first.contains('=') || looks_random(first)
 }
 
-/// Not a word of a sentence.
+/// Whether the text is unlikely to be a word of a sentence.
 fn looks_random(text: &str) -> bool {
     text.len() >= 6 && (text.len() >= 24 || text.bytes().any(|byte| byte.is_ascii_digit()))
         || text.bytes().any(|byte| byte == b'-') && text.len() >= 8

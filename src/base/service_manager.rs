@@ -1,5 +1,5 @@
-//! What a service manager is told of this process (sd_notify(3)): that it is ready, what it does, that it stops. Without a
-//! `NOTIFY_SOCKET` nothing is sent. A lost message is no failure of ours: the manager has its own timeouts.
+//! Notifies the service manager of this process's state (sd_notify(3)): ready, status, stopping. Without a `NOTIFY_SOCKET`
+//! nothing is sent. A lost message is not an error: the service manager has its own timeouts.
 //!
 //! Any thread; no lock.
 
@@ -7,12 +7,12 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// The manager's socket, if there is one.
+/// The service manager's socket, if there is one.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceManager(Option<SocketAddr>);
 
 impl ServiceManager {
-    /// The manager at the value of `NOTIFY_SOCKET`: a path, or an abstract name behind `@`.
+    /// Parses the value of `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
     pub fn from_socket(socket: Option<&str>) -> ServiceManager {
         ServiceManager(socket.and_then(|socket| match socket.strip_prefix('@') {
             Some(name) => SocketAddr::from_abstract_name(name).ok(),
@@ -20,12 +20,12 @@ impl ServiceManager {
         }))
     }
 
-    /// The server answers requests; `status` is what `systemctl status` shows.
+    /// Reports that the server accepts requests; `systemctl status` shows `status`.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
-    /// The server ends within `most`, or says so again.
+    /// Reports that the server stops within `most`; may be called again to extend the time.
     pub fn stopping(&self, most: Duration) {
         self.send(&format!("STOPPING=1\nSTATUS=Stopping\nEXTEND_TIMEOUT_USEC={}", most.as_micros()));
     }
@@ -33,12 +33,12 @@ impl ServiceManager {
     fn send(&self, message: &str) {
         let Some(address) = &self.0 else { return };
         let sent = UnixDatagram::unbound().and_then(|socket| {
-            // A manager whose queue is full must not stop us.
+            // A full queue at the service manager must not block the server.
             socket.set_nonblocking(true)?;
             socket.send_to_addr(message.as_bytes(), address)
         });
         if let Err(error) = sent {
-            log::warn!("The service manager cannot be told: {error}");
+            log::warn!("Could not notify the service manager: {error}");
         }
     }
 }

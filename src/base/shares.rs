@@ -1,9 +1,9 @@
-//! Fair shares of everything that is bounded: workers, terminals, detached runs, pending approvals, connections. Every
-//! bounded resource is counted in a [`Ledger`], by the token and the workspace that use it.
+//! Fair shares of bounded resources: workers, terminals, detached runs, pending approvals, connections. Each resource is
+//! counted in a [`Ledger`] by the token and the workspace that use it.
 //!
-//! - A token, and a workspace, hold at most half of the capacity, rounded up, so that one place is enough for one user.
-//! - An eighth of the capacity, at least one place, is reserved for unlimited owners *beside* the capacity: they get it
-//!   also while others hold all of the rest. Their own use is bounded by the capacity alone.
+//! - A token, and a workspace, hold at most half of the capacity, rounded up, so that a capacity of 1 serves one user.
+//! - A reserve of an eighth of the capacity, at least 1, exists for unlimited owners *in addition to* the capacity. They can
+//!   use it while other users hold the whole capacity. Without other users, owners are limited to the capacity.
 //!
 //! Lock: [`Shares`] has one, a leaf.
 
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::thread::lock;
 use super::{Code, Error};
 
-/// The holder of something bounded.
+/// A user of bounded resources: a token, a workspace, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Party {
     token: Option<u128>,
@@ -24,56 +24,55 @@ pub struct Party {
 }
 
 impl Party {
-    /// Not known: bounded by the capacity alone.
+    /// An unknown user: limited by the capacity alone.
     pub const ANONYMOUS: Party = Party { token: None, workspace: None, unlimited: false };
-    /// An owner without limits, or the server itself.
+    /// An owner without a share limit, or the server itself.
     pub const OWNER: Party = Party { token: None, workspace: None, unlimited: true };
 
-    /// The holder of a token that acts on a workspace. `unlimited`: an owner that reaches every workspace.
+    /// A token that acts on a workspace. `unlimited`: an owner's token that reaches every workspace.
     pub fn new(token_hash: &str, workspace: Option<Uuid>, unlimited: bool) -> Party {
-        // FNV-1a: a key for a map. Tokens are random and made by the server, so nobody chooses their hashes.
+        // FNV-1a, as a key for a map. Tokens are random and made by the server, so clients cannot choose their hashes.
         let key = token_hash.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |key: u128, byte| {
             (key ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
         });
         Party { token: Some(key), workspace, unlimited }
     }
 
-    /// What belongs to a workspace and to no known token.
+    /// A workspace's own use, without a known token.
     pub fn of_workspace(workspace: Uuid) -> Party {
         Party { workspace: Some(workspace), ..Party::ANONYMOUS }
     }
 
-    /// Whether both are of one token.
+    /// Whether both belong to the same token.
     pub fn shares_token(self, other: Party) -> bool {
         self.token == other.token && self.unlimited == other.unlimited
     }
 
-    /// Whether it is an owner without limits.
     pub fn is_unlimited(self) -> bool {
         self.unlimited
     }
 
-    /// The token alone.
+    /// Returns the token alone.
     #[must_use]
     pub fn without_workspace(self) -> Party {
         Party { workspace: None, ..self }
     }
 }
 
-/// Why nothing was given.
+/// Why a resource was not granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareError {
-    /// Everything is taken.
+    /// The whole capacity is in use.
     Full,
     /// The token holds its share.
     Token,
-    /// The workspace's tokens together hold its share.
+    /// All tokens of the workspace together hold its share.
     Workspace,
 }
 
 impl ShareError {
-    /// The error for a client: `full` when everything is taken; else 429, for its own use is in the way. `what` names the
-    /// resource in the plural.
+    /// Returns the error for a client: `full` when the capacity is in use, else 429, because the client's own use is the
+    /// reason. `what` names the resource in the plural.
     pub fn error(self, what: &str, full: impl FnOnce() -> Error) -> Error {
         let holder = match self {
             ShareError::Full => return full(),
@@ -81,13 +80,13 @@ impl ShareError {
             ShareError::Workspace => "workspace",
         };
         let message = format!(
-            "This {holder} holds its share of the {what}; end one of its own, or wait for one to end"
+            "This {holder} already uses its share of the {what}; end one of its own, or wait until one ends"
         );
         Error::new(Code::OverShare, message).detail("share", holder)
     }
 }
 
-/// Who holds how much of one bounded resource.
+/// Usage of one bounded resource by token and by workspace.
 #[derive(Debug)]
 pub struct Ledger {
     capacity: usize,
@@ -100,7 +99,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Nothing is held of `capacity`.
+    /// Creates a ledger with nothing in use.
     pub fn new(capacity: usize) -> Ledger {
         let half = capacity.div_ceil(2);
         Ledger {
@@ -114,31 +113,31 @@ impl Ledger {
         }
     }
 
-    /// With a smaller share for each token.
+    /// Lowers the share of each token.
     #[must_use]
     pub fn with_token_share(self, token_share: usize) -> Ledger {
         Ledger { token_share: token_share.min(self.token_share), ..self }
     }
 
-    /// How many places are kept for owners, beside the capacity.
+    /// Returns the size of the owners' reserve, which is in addition to the capacity.
     pub fn reserve(&self) -> usize {
         (self.capacity / 8).max(1)
     }
 
-    /// How much there is, without the reserve.
+    /// Returns the capacity, without the reserve.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// How much is held.
+    /// Returns the number in use.
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// Whether `party` could have one more.
+    /// Checks whether `party` could take one more.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason, if it could not.
     pub fn check(&self, party: Party) -> Result<(), ShareError> {
         let full = self.used >= self.capacity;
         if party.unlimited {
@@ -147,7 +146,7 @@ impl Ledger {
         if full { Err(ShareError::Full) } else { self.check_share(party) }
     }
 
-    /// Whether `party` holds less than its share, however much others hold.
+    /// Checks whether `party` is below its share, regardless of the capacity.
     fn check_share(&self, party: Party) -> Result<(), ShareError> {
         let holds = |count: Option<&usize>, share| count.is_some_and(|count| *count >= share);
         if party.token.is_some_and(|token| holds(self.tokens.get(&token), self.token_share)) {
@@ -171,7 +170,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes one that exists already, whatever the limits say.
+    /// Counts one that exists already, without checking any limit.
     pub fn force_take(&mut self, party: Party) {
         self.used += 1;
         if party.unlimited {
@@ -186,7 +185,7 @@ impl Ledger {
         }
     }
 
-    /// Gives one of `party` back.
+    /// Returns one of `party`.
     pub fn give_back(&mut self, party: Party) {
         fn less<K: std::hash::Hash + Eq>(map: &mut HashMap<K, usize>, key: K) {
             if let Some(count) = map.get_mut(&key) {
@@ -205,10 +204,10 @@ impl Ledger {
         party.workspace.into_iter().for_each(|workspace| less(&mut self.workspaces, workspace));
     }
 
-    /// Has what `from` holds belong to `to`, once it is known.
+    /// Transfers one from `from` to `to`, once the user is known.
     ///
     /// # Errors
-    /// As [`Ledger::check`]; then it still belongs to `from`.
+    /// As [`Ledger::check`]; it then remains with `from`.
     pub fn assign(&mut self, from: Party, to: Party) -> Result<(), ShareError> {
         self.give_back(from);
         let taken = self.take(to);
@@ -219,7 +218,7 @@ impl Ledger {
     }
 }
 
-/// How many things each workspace has of something that is kept for a while, to find the one that gives up some first.
+/// Counts retained items by workspace, to find the workspace that gives one up first.
 #[derive(Debug, Default)]
 pub struct WorkspaceCounts {
     total: usize,
@@ -227,13 +226,13 @@ pub struct WorkspaceCounts {
 }
 
 impl WorkspaceCounts {
-    /// One more.
+    /// Counts one more.
     pub fn add(&mut self, workspace: Uuid) {
         self.total += 1;
         *self.counts.entry(workspace).or_default() += 1;
     }
 
-    /// One less.
+    /// Counts one less.
     pub fn remove(&mut self, workspace: Uuid) {
         if let Some(count) = self.counts.get_mut(&workspace) {
             self.total -= 1;
@@ -244,17 +243,16 @@ impl WorkspaceCounts {
         }
     }
 
-    /// How many there are together.
+    /// Returns the total.
     pub fn len(&self) -> usize {
         self.total
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }
 
-    /// The workspace that has most, and how many.
+    /// Returns the workspace with the most items, and their number.
     pub fn largest(&self) -> Option<(Uuid, usize)> {
         self.counts.iter().map(|(workspace, count)| (*workspace, *count)).max_by_key(|(_, count)| *count)
     }
@@ -265,12 +263,12 @@ impl WorkspaceCounts {
 pub struct Shares(Arc<Mutex<Ledger>>);
 
 impl Shares {
-    /// Nothing is held yet.
+    /// Starts with `ledger`.
     pub fn new(ledger: Ledger) -> Shares {
         Shares(Arc::new(Mutex::new(ledger)))
     }
 
-    /// Takes one for `party`, until the guard is dropped.
+    /// Takes one for `party` until the guard is dropped.
     ///
     /// # Errors
     /// As [`Ledger::check`].
@@ -279,13 +277,13 @@ impl Shares {
         Ok(Share { shares: self.clone(), party })
     }
 
-    /// Takes one that exists already, whatever the limits say.
+    /// Counts one that exists already, without checking any limit.
     pub fn force_take(&self, party: Party) -> Share {
         lock(&self.0).force_take(party);
         Share { shares: self.clone(), party }
     }
 
-    /// Takes one that exists already, also where all is taken.
+    /// Takes one within the party's share, even if the whole capacity is in use.
     ///
     /// # Errors
     /// When the party holds its share.
@@ -299,13 +297,13 @@ impl Shares {
         Ok(Share { shares: self.clone(), party })
     }
 
-    /// How much is held.
+    /// Returns the number in use.
     pub fn used(&self) -> usize {
         lock(&self.0).used()
     }
 }
 
-/// One of what [`Shares`] counts; given back when it is dropped.
+/// One unit of a [`Shares`] ledger; dropping it returns the unit.
 #[derive(Debug)]
 pub struct Share {
     shares: Shares,
@@ -327,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn half_for_a_token_half_for_a_workspace_and_a_reserve_for_owners() {
+    fn token_and_workspace_get_half_each_and_owners_a_reserve() {
         let mut ledger = Ledger::new(8);
         for _ in 0..4 {
             ledger.take(party("a", 1)).unwrap();
@@ -341,14 +339,14 @@ mod tests {
         ledger.take(Party::OWNER).unwrap();
         assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
         ledger.give_back(party("a", 1));
-        // The owner's place is beside the others'.
+        // The owner's unit is in addition to the capacity.
         assert_eq!(ledger.take(party("d", 3)), Err(ShareError::Full));
         ledger.give_back(Party::OWNER);
         ledger.take(party("d", 3)).unwrap();
     }
 
     #[test]
-    fn one_place_is_enough_for_one_user() {
+    fn capacity_of_one_serves_one_user() {
         let mut ledger = Ledger::new(1);
         ledger.take(party("a", 1)).unwrap();
         assert_eq!(ledger.take(party("a", 1)), Err(ShareError::Full));
@@ -357,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_alone_get_what_was_configured() {
+    fn owners_alone_are_limited_to_the_capacity() {
         let mut ledger = Ledger::new(3);
         for _ in 0..3 {
             ledger.take(Party::OWNER).unwrap();
@@ -366,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_can_be_assigned_once_its_holder_is_known() {
+    fn unit_is_assigned_once_its_party_is_known() {
         let mut ledger = Ledger::new(2);
         ledger.take(Party::ANONYMOUS).unwrap();
         ledger.assign(Party::ANONYMOUS, party("a", 1)).unwrap();

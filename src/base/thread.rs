@@ -1,4 +1,4 @@
-//! Threads with a name, an owner and an end; locks that outlive a panic.
+//! Named threads that their owners join, and locks that survive a panic.
 
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,17 +8,16 @@ use rustix::process::{getpriority_process, setpriority_process};
 
 use super::{Error, Result};
 
-/// A thread that is joined when its owner drops it. Drop first what makes it end.
+/// A thread that is joined when its owner drops the handle. Before that, drop the value that makes the thread end.
 #[derive(Debug)]
 pub struct JoinOnDrop(Option<JoinHandle<()>>);
 
 impl JoinOnDrop {
-    /// Whether the thread has ended.
     pub fn is_finished(&self) -> bool {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Lets the thread go; for one that may not be waited for at exit.
+    /// Detaches the thread, for one that must not be waited for at exit.
     pub fn detach(mut self) {
         self.0 = None;
     }
@@ -26,7 +25,7 @@ impl JoinOnDrop {
 
 impl Drop for JoinOnDrop {
     fn drop(&mut self) {
-        // What a thread drops last may own that very thread.
+        // The last owner of a handle may be the thread itself, which cannot join itself.
         if let Some(handle) = self.0.take().filter(|handle| handle.thread().id() != current().id()) {
             // A panicked thread has already logged its panic.
             let _ = handle.join();
@@ -37,7 +36,7 @@ impl Drop for JoinOnDrop {
 /// Starts a named thread with a stack of `stack` bytes.
 ///
 /// # Errors
-/// `Internal` when the machine has no room for another thread.
+/// `Internal` when the machine cannot start another thread.
 pub fn spawn(name: String, stack: usize, body: impl FnOnce() + Send + 'static) -> Result<JoinOnDrop> {
     let started = Builder::new().name(name.clone()).stack_size(stack).spawn(body);
     started
@@ -45,19 +44,19 @@ pub fn spawn(name: String, stack: usize, body: impl FnOnce() + Send + 'static) -
         .map_err(|error| Error::internal(format!("Could not start the thread {name}")).with_source(error))
 }
 
-/// Locks `mutex` also after a panic under it: our guarded values are valid between statements.
+/// Locks `mutex`, also after a panic while it was held: the guarded values are valid between statements.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 thread_local! {
-    /// The nice value before it was raised.
+    /// The thread's nice value before [`lower_priority`].
     static BEFORE: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
-/// Has the other threads of this process run first from now on (setpriority(2), which on Linux sets a thread's own nice
-/// value), until [`restore_priority`]. For work that a client can make large. Not before a child is started: it would
-/// inherit the value.
+/// Raises the calling thread's nice value until [`restore_priority`] (setpriority(2) sets the value of one thread on
+/// Linux), so that the other threads of the process run first. For work that a client can make large. Do not call it before
+/// a child is started: the child would inherit the value.
 pub fn lower_priority() {
     // Without CAP_SYS_NICE the value could not be restored.
     if BEFORE.get().is_some() || !rustix::process::geteuid().is_root() {

@@ -1,17 +1,17 @@
-//! A JSON value of any size as one of bounded size: what does not fit is left out, and named. Reads from any
-//! deserializer, so a document on disk never stands in memory as a whole.
+//! Truncates a JSON value of any size to a bounded size, and names the parts that were omitted. Reads from any
+//! deserializer, so a document on disk is never in memory as a whole.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Values in one sketch: each costs memory of its own, however short its text is.
-const NODES: usize = 2048;
-/// Places that are named; the number of the others follows.
-const NAMED: usize = 16;
+/// Maximum number of values: each costs memory, however short its text is.
+const MAX_NODES: usize = 2048;
+/// Maximum number of omitted places that are named; the rest is counted.
+const MAX_NAMED: usize = 16;
 
-/// The budget of one sketch and the record of what did not fit.
+/// The remaining budget and the omitted places.
 #[derive(Debug)]
 pub struct JsonTruncator {
     bytes: usize,
@@ -22,12 +22,12 @@ pub struct JsonTruncator {
 }
 
 impl JsonTruncator {
-    /// A budget of so many bytes of JSON text.
+    /// Creates a truncator with a budget of `bytes` of JSON text.
     pub fn new(bytes: usize) -> JsonTruncator {
-        JsonTruncator { bytes, nodes: NODES, place: Vec::new(), omitted: Vec::new(), more: 0 }
+        JsonTruncator { bytes, nodes: MAX_NODES, place: Vec::new(), omitted: Vec::new(), more: 0 }
     }
 
-    /// Copies as much of a value as fits. `name` says what it is in [`JsonTruncator::omitted`].
+    /// Copies as much of a value as fits. `name` is its name in [`JsonTruncator::omitted`].
     ///
     /// # Errors
     /// When the deserializer fails.
@@ -38,7 +38,7 @@ impl JsonTruncator {
         value
     }
 
-    /// Copies as much of a text as fits, with a mark where it was cut. `more`: bytes that follow it elsewhere.
+    /// Copies as much of a text as fits and marks the cut. `more`: further bytes that are stored elsewhere.
     pub fn text(&mut self, name: &str, text: &str, more: u64) -> String {
         self.place.push(name.to_owned());
         let text = self.string(text, more);
@@ -46,7 +46,7 @@ impl JsonTruncator {
         text
     }
 
-    /// What was cut or left out: the place of each, and how much is missing there.
+    /// Returns each truncated place, and how much is missing there.
     pub fn omitted(mut self) -> Vec<String> {
         if self.more > 0 {
             self.omitted.push(format!("{} more places", self.more));
@@ -55,7 +55,7 @@ impl JsonTruncator {
     }
 
     fn omit(&mut self, what: &str) {
-        if self.omitted.len() < NAMED {
+        if self.omitted.len() < MAX_NAMED {
             let mut place = self.place.join(".");
             if let Some((at, _)) = place.char_indices().nth(200) {
                 place.truncate(at);
@@ -69,7 +69,7 @@ impl JsonTruncator {
     fn string(&mut self, text: &str, more: u64) -> String {
         let mut end = text.len();
         let mut left = self.bytes.saturating_sub(2);
-        // A text that does not fit leaves room for what follows it.
+        // A text that does not fit uses half of the budget, so that later values fit.
         if text.chars().map(escaped).sum::<usize>() > left {
             left /= 2;
         }
@@ -92,7 +92,7 @@ impl JsonTruncator {
         format!("{}… ({missing} more bytes)", &text[..end])
     }
 
-    /// Whether another value fits; takes its part of the budget.
+    /// Whether another value fits; reserves its share of the budget.
     fn node(&mut self) -> bool {
         let fits = self.nodes > 0 && self.bytes > 32;
         if fits {
@@ -103,7 +103,7 @@ impl JsonTruncator {
     }
 }
 
-/// Bytes of a character in a JSON string.
+/// Returns a character's length in a JSON string.
 fn escaped(c: char) -> usize {
     match c {
         '"' | '\\' | '\n' | '\r' | '\t' => 2,
@@ -157,46 +157,46 @@ impl<'de> Visitor<'de> for TruncatingSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let (sketch, mut list, mut missing) = (self.0, Vec::new(), 0u64);
+        let (truncator, mut list, mut missing) = (self.0, Vec::new(), 0u64);
         loop {
-            if missing > 0 || !sketch.node() {
+            if missing > 0 || !truncator.node() {
                 if items.next_element::<IgnoredAny>()?.is_none() {
                     break;
                 }
                 missing += 1;
                 continue;
             }
-            sketch.place.push(list.len().to_string());
-            let item = items.next_element_seed(TruncatingSeed(sketch));
-            sketch.place.pop();
+            truncator.place.push(list.len().to_string());
+            let item = items.next_element_seed(TruncatingSeed(truncator));
+            truncator.place.pop();
             match item? {
                 Some(item) => list.push(item),
                 None => break,
             }
         }
         if missing > 0 {
-            sketch.omit(&format!("{missing} more entries"));
+            truncator.omit(&format!("{missing} more entries"));
         }
         Ok(list.into())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
-        let (sketch, mut map, mut missing) = (self.0, Map::new(), 0u64);
+        let (truncator, mut map, mut missing) = (self.0, Map::new(), 0u64);
         while let Some(key) = fields.next_key::<String>()? {
             let cost = 4 + key.chars().map(escaped).sum::<usize>();
-            if missing > 0 || cost > sketch.bytes || !sketch.node() {
+            if missing > 0 || cost > truncator.bytes || !truncator.node() {
                 fields.next_value::<IgnoredAny>()?;
                 missing += 1;
                 continue;
             }
-            sketch.bytes = sketch.bytes.saturating_sub(cost);
-            sketch.place.push(key.clone());
-            let value = fields.next_value_seed(TruncatingSeed(sketch));
-            sketch.place.pop();
+            truncator.bytes = truncator.bytes.saturating_sub(cost);
+            truncator.place.push(key.clone());
+            let value = fields.next_value_seed(TruncatingSeed(truncator));
+            truncator.place.pop();
             map.insert(key, value?);
         }
         if missing > 0 {
-            sketch.omit(&format!("{missing} more fields"));
+            truncator.omit(&format!("{missing} more fields"));
         }
         Ok(map.into())
     }
@@ -209,38 +209,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fits_is_whole_and_what_does_not_is_named() {
+    fn small_values_are_complete_and_omitted_parts_are_named() {
         let value = json!({"a": [1, -2, 0.5, true, null, "ß"], "b": {"c": "x"}});
-        let mut sketch = JsonTruncator::new(1000);
-        assert_eq!(sketch.take("v", &value).unwrap(), value);
-        assert!(sketch.omitted().is_empty());
+        let mut truncator = JsonTruncator::new(1000);
+        assert_eq!(truncator.take("v", &value).unwrap(), value);
+        assert!(truncator.omitted().is_empty());
 
         let long = json!({"first": "x".repeat(500), "then": "y"});
-        let mut sketch = JsonTruncator::new(200);
-        let cut = sketch.take("body", &long).unwrap();
+        let mut truncator = JsonTruncator::new(200);
+        let cut = truncator.take("body", &long).unwrap();
         let first = cut["first"].as_str().unwrap();
         let kept = first.bytes().take_while(|byte| *byte == b'x').count();
         assert!(kept > 50 && first.ends_with(&format!("… ({} more bytes)", 500 - kept)), "{first}");
         assert_eq!(cut["then"], "y");
-        assert_eq!(sketch.omitted(), [format!("body.first: {} more bytes", 500 - kept)]);
+        assert_eq!(truncator.omitted(), [format!("body.first: {} more bytes", 500 - kept)]);
     }
 
     #[test]
-    fn memory_and_text_stay_bounded_whatever_comes() {
+    fn memory_and_text_are_bounded_for_any_input() {
         let many = format!("[{}0]", "0,".repeat(1 << 20));
         let mut deep = serde_json::Deserializer::from_str(&many);
-        let mut sketch = JsonTruncator::new(60 << 10);
-        let cut = sketch.take("list", &mut deep).unwrap();
-        assert!(cut.as_array().unwrap().len() <= NODES && cut.to_string().len() <= 60 << 10);
-        assert!(sketch.omitted()[0].ends_with("more entries"));
+        let mut truncator = JsonTruncator::new(60 << 10);
+        let cut = truncator.take("list", &mut deep).unwrap();
+        assert!(cut.as_array().unwrap().len() <= MAX_NODES && cut.to_string().len() <= 60 << 10);
+        assert!(truncator.omitted()[0].ends_with("more entries"));
         for hostile in ["\u{1}".repeat(1 << 18), "\"".repeat(1 << 18), "ß".repeat(1 << 18)] {
             for value in
                 [json!(hostile), json!({ "k": hostile }), json!({ hostile.clone(): 1 }), json!([hostile])]
             {
-                let mut sketch = JsonTruncator::new(60 << 10);
-                let cut = sketch.take("v", &value).unwrap().to_string();
-                let omitted = sketch.omitted();
-                assert!(cut.len() <= 61 << 10 && !omitted.is_empty() && omitted.len() <= NAMED + 1);
+                let mut truncator = JsonTruncator::new(60 << 10);
+                let cut = truncator.take("v", &value).unwrap().to_string();
+                let omitted = truncator.omitted();
+                assert!(cut.len() <= 61 << 10 && !omitted.is_empty() && omitted.len() <= MAX_NAMED + 1);
             }
         }
     }

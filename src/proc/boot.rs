@@ -2,7 +2,7 @@
 
 /// Returns the kernel's identifier of this boot, a UUID that changes with every boot (proc_sys_kernel(5)).
 ///
-/// Returns an empty string where `/proc` does not offer it.
+/// Returns an empty string if `/proc` does not provide it.
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

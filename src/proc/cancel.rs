@@ -1,4 +1,4 @@
-//! A flag that also wakes poll(2): ends runs and builds from another thread.
+//! A flag that also wakes poll(2), for cancelling runs and builds from another thread.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::base::{At, Result};
 
-/// Cloned to whoever may cancel and whoever must notice.
+/// A cancellation flag, shared by its clones.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<CancelInner>);
 
@@ -19,7 +19,7 @@ struct CancelInner {
 }
 
 impl Cancel {
-    /// A flag that is down.
+    /// Creates a flag that is not set.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -28,14 +28,13 @@ impl Cancel {
         Ok(Cancel(Arc::new(CancelInner { fd, cancelled: AtomicBool::new(false) })))
     }
 
-    /// Raises the flag, for good.
+    /// Sets the flag, permanently.
     pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::Release);
-        // The counter is never read, so the descriptor stays readable for everyone who polls it later.
+        // The counter is never read, so the descriptor stays readable for every later poll.
         let _ = rustix::io::write(&self.0.fd, &1u64.to_ne_bytes());
     }
 
-    /// Whether it is up.
     pub fn is_cancelled(&self) -> bool {
         self.0.cancelled.load(Ordering::Acquire)
     }

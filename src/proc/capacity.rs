@@ -1,5 +1,5 @@
-//! How much of everything this machine has for us, and what follows for workloads that nobody has bounded: a small
-//! machine must outlive each of them.
+//! The machine's capacity, and the default limits that follow from it: a small machine must survive any workload without
+//! limits of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,23 +7,31 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Limits;
-use crate::base::limits;
 
-/// What there is, within what the server itself may use.
+/// Memory reserved for the server and the kernel on a small machine.
+const RESERVE_LEAST: u64 = 128 << 20;
+/// Memory reserved for the server and the kernel on a large machine.
+const RESERVE_MOST: u64 = 1 << 30;
+/// Minimum default for the processes of a container: a desktop browser or a build needs hundreds.
+const CONTAINER_PIDS_LEAST: u64 = 512;
+/// Maximum default: the size of a fork bomb on a large machine.
+const CONTAINER_PIDS_MOST: u64 = 4096;
+
+/// Resources available to the server's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Capacity {
-    /// Memory.
+    /// Memory, in bytes.
     pub memory_bytes: u64,
-    /// Swap.
+    /// Swap, in bytes.
     pub swap_bytes: u64,
-    /// Processors.
+    /// Number of processors.
     pub cpus: u64,
-    /// Processes and threads at once.
+    /// Number of processes and threads.
     pub pids: u64,
 }
 
 impl Capacity {
-    /// This machine's.
+    /// Returns the capacity of this machine.
     pub fn from_host() -> Capacity {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let size = |name: &str| {
@@ -39,14 +47,14 @@ impl Capacity {
             memory_bytes: enclosing_memory().map_or(memory, |enclosing| memory.min(enclosing)),
             swap_bytes: size("SwapTotal:").unwrap_or(0),
             cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
-            // pid_max's own default.
+            // The default of pid_max.
             pids: pids.into_iter().flatten().min().unwrap_or(32768),
         }
     }
 
-    /// What all workloads together may use: everything but what the server and the machine itself need.
+    /// Returns the limits of all workloads together: everything but the reserve for the server and the kernel.
     pub fn total_limits(&self) -> Limits {
-        let reserve = (self.memory_bytes / 10).clamp(limits::RESERVE_LEAST, limits::RESERVE_MOST);
+        let reserve = (self.memory_bytes / 10).clamp(RESERVE_LEAST, RESERVE_MOST);
         Limits {
             memory_bytes: Some(self.memory_bytes.saturating_sub(reserve).max(self.memory_bytes / 2)),
             swap_bytes: None,
@@ -55,19 +63,19 @@ impl Capacity {
         }
     }
 
-    /// What one container may use if nobody said anything.
+    /// Returns the default limits of one container.
     pub fn container_limits(&self) -> Limits {
         Limits {
             memory_bytes: self.total_limits().memory_bytes,
-            // A workload that lives in swap slows down everybody.
+            // A workload that swaps slows down the whole machine.
             swap_bytes: Some(self.swap_bytes / 2),
             cpus: None,
-            pids: Some((self.pids / 8).clamp(limits::CONTAINER_PIDS_LEAST, limits::CONTAINER_PIDS_MOST)),
+            pids: Some((self.pids / 8).clamp(CONTAINER_PIDS_LEAST, CONTAINER_PIDS_MOST)),
         }
     }
 }
 
-/// The least limit of memory among our own cgroup and those above it.
+/// Returns the lowest memory limit of this process's cgroup and its ancestors.
 fn enclosing_memory() -> Option<u64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let number = |file: PathBuf| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
@@ -93,19 +101,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_machine_keeps_a_reserve_and_a_large_one_not_too_much() {
+    fn small_machine_keeps_a_reserve_and_a_large_one_a_bounded_reserve() {
         let of = |memory_bytes| Capacity { memory_bytes, swap_bytes: 0, cpus: 1, pids: 3800 };
         let all = |memory| of(memory).total_limits().memory_bytes.unwrap();
-        assert_eq!(all(512 << 20), (512 << 20) - limits::RESERVE_LEAST);
-        assert_eq!(all(64 << 30), (64 << 30) - limits::RESERVE_MOST);
+        assert_eq!(all(512 << 20), (512 << 20) - RESERVE_LEAST);
+        assert_eq!(all(64 << 30), (64 << 30) - RESERVE_MOST);
         assert_eq!(all(100 << 20), 50 << 20);
         let one = of(512 << 20).container_limits();
-        assert_eq!(one.pids, Some(limits::CONTAINER_PIDS_LEAST));
+        assert_eq!(one.pids, Some(CONTAINER_PIDS_LEAST));
         assert_eq!(one.swap_bytes, Some(0));
     }
 
     #[test]
-    fn this_machine_has_something() {
+    fn capacity_of_this_machine_is_plausible() {
         let here = Capacity::from_host();
         assert!(here.memory_bytes > 64 << 20 && here.memory_bytes < 1 << 50, "{here:?}");
         assert!(here.cpus > 0 && here.pids > 100, "{here:?}");

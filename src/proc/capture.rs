@@ -1,10 +1,10 @@
-//! What is kept of a stream: the first and the last bytes up to a cap, and how many there were.
+//! Captures the first and the last bytes of a stream up to a cap, and counts all bytes.
 
 use std::collections::VecDeque;
 
-/// Takes a child's output as it comes.
+/// Receives a child's output.
 pub trait Sink {
-    /// The next bytes; never more than a pipe chunk.
+    /// Receives the next bytes, at most a pipe chunk.
     fn take(&mut self, bytes: &[u8]);
 }
 
@@ -17,14 +17,14 @@ pub struct OutputCapture {
     total: u64,
 }
 
-/// What a [`OutputCapture`] kept.
+/// The result of an [`OutputCapture`].
 #[derive(Debug, Default)]
 pub struct CapturedOutput {
     /// The kept bytes: all of them, or head and tail joined.
     pub bytes: Vec<u8>,
-    /// Where the gap is in `bytes`, if some were dropped.
+    /// The position in `bytes` at which bytes were omitted, if any.
     pub gap: Option<usize>,
-    /// How many bytes came.
+    /// The number of bytes received.
     pub total: u64,
 }
 
@@ -62,12 +62,12 @@ impl Sink for OutputCapture {
 }
 
 impl CapturedOutput {
-    /// Bytes that came but were not kept.
+    /// Returns the number of bytes that were not kept.
     pub fn omitted(&self) -> u64 {
         self.total - self.bytes.len() as u64
     }
 
-    /// The kept bytes as text: what is not UTF-8 replaced, a line of its own where bytes are missing.
+    /// Returns the kept bytes as text: invalid UTF-8 is replaced, and a separate line marks the omitted bytes.
     pub fn into_text(self) -> String {
         let omitted = self.omitted();
         match self.gap {
@@ -100,20 +100,20 @@ mod tests {
     }
 
     #[test]
-    fn everything_up_to_the_cap() {
+    fn streams_up_to_the_cap_are_complete() {
         let all = captured(10, &[b"01234", b"56789"]);
         assert_eq!((all.bytes.as_slice(), all.gap, all.total), (b"0123456789".as_slice(), None, 10));
     }
 
     #[test]
-    fn head_and_tail_beyond_it() {
+    fn longer_streams_keep_head_and_tail() {
         let cut = captured(10, &[b"0123", b"456789abcdef", b"g"]);
         assert_eq!((cut.bytes.as_slice(), cut.gap, cut.total), (b"01234cdefg".as_slice(), Some(5), 17));
         assert_eq!(cut.into_text(), "01234\n[... 7 bytes omitted ...]\ncdefg");
     }
 
     #[test]
-    fn any_chunking_keeps_the_same() {
+    fn result_does_not_depend_on_the_chunks() {
         let data: Vec<u8> = (0..=255).cycle().take(5000).collect();
         let whole = captured(1000, &[&data]).bytes;
         for size in [1, 7, 499, 500, 501, 999, 1000, 1001, 4999] {

@@ -1,8 +1,8 @@
-//! Groups of processes that can be ended for certain. With cgroup v2 a group is a folder: a process is born into it
-//! (CLONE_INTO_CGROUP) or enters it before it becomes a program, cannot leave it, and `cgroup.kill` ends all of them
-//! however they forked. Only the tree is needed, no controller, so a v2 hierarchy beside v1 ones serves as well. Where no
-//! v2 tree is writable, a group is a mark in the environment and a session id, found by reading /proc: good against
-//! forgetfulness, not against malice. No threads; one leaf lock, for the list of groups that outlived their owner.
+//! Groups of processes that can be killed reliably. With cgroup v2 a group is a folder: a process is created in it
+//! (CLONE_INTO_CGROUP) or enters it before it executes a program, cannot leave it, and `cgroup.kill` kills all members
+//! however they forked. Only the tree is needed, no controller, so a v2 hierarchy beside v1 ones is enough. Where no v2 tree
+//! is writable, a group is an environment variable and a session id, found by reading /proc; a process can escape from it.
+//! No threads; one leaf lock, for the list of groups that outlived their owner.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
@@ -23,15 +23,21 @@ use super::hierarchy::{Controller, Tree};
 use super::kill;
 use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
-use crate::base::{At, Result, limits};
+use crate::base::{At, Result};
 
-/// The attribute of a group that outlived its owner. The kernel keeps it as long as the group (kernfs, Linux 5.7).
+/// How often to create a cgroup again that another berth process removed before it was opened: each process removes it
+/// once.
+const CGROUP_TRIES: usize = 16;
+/// The workloads' CPU weight, in competition with other services.
+const WORK_CPU_WEIGHT: u64 = 50;
+
+/// Extended attribute of a group that outlived its command. The kernel keeps it as long as the group (kernfs, Linux 5.7).
 pub(super) const LEFTOVER_XATTR: &str = "user.berth.left";
 
-/// Where groups are made.
+/// The tree in which groups are created.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
-    /// Where there is no v2 tree, the name is in the environment of what we start.
+    /// Without a v2 tree, the name is in the environment of every process that berth starts.
     name: Arc<str>,
     home: Option<CgroupTree>,
     enforcement: Arc<Enforcement>,
@@ -41,14 +47,14 @@ pub struct Cgroups {
 #[derive(Clone, Debug)]
 pub(super) struct CgroupTree {
     pub(super) tree: Arc<Tree>,
-    /// Groups that still lived when their owner was done with them: what a command left in the background. They
-    /// are removed when they are empty, a few at each later opportunity.
+    /// Groups that still had processes when their owner dropped them: a command's background processes. They are removed
+    /// when they are empty; each removal of a group retries a few.
     left: Arc<Mutex<VecDeque<String>>>,
-    /// Groups at the top of the tree that have folders in v1 hierarchies for everything in them.
+    /// Groups at the top of the tree that have folders in v1 hierarchies for all processes below them.
     held: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// The same tree for another process of ours, which neither looks for it nor changes its bounds.
+/// A tree in serialised form, for another berth process, which neither searches it nor changes its limits.
 #[derive(Debug, Serialize, Deserialize, Default)]
 pub struct CgroupsHandle {
     name: String,
@@ -56,8 +62,8 @@ pub struct CgroupsHandle {
 }
 
 impl Cgroups {
-    /// Takes the folder `name` of the v2 tree, with what an earlier server of the same name left in it: the caller holds
-    /// the data folder's lock, so no living server owns it. [`Cgroups::sweep`] ends what nobody takes over.
+    /// Takes over the folder `name` of the v2 tree with the remains of an earlier server of the same name: the caller holds
+    /// the data folder's lock, so no running server owns it. [`Cgroups::sweep`] kills the processes that are not taken over.
     pub fn take(name: &str) -> Cgroups {
         let tree = Tree::find(name);
         let enforcement = Arc::new(control::enforcement(tree.as_ref()));
@@ -67,14 +73,14 @@ impl Cgroups {
         if let Some(home) = &home {
             let all = ControlFiles { tree: &home.tree, folder: home.tree.folder.clone(), path: "" };
             if let Err(error) = all.set_limits(&capacity.total_limits()) {
-                log::warn!("all workloads together could not be bounded: {error}");
+                log::warn!("The limits of all workloads together could not be set: {error}");
             }
-            all.set_cpu_weight(limits::WORK_CPU_WEIGHT);
+            all.set_cpu_weight(WORK_CPU_WEIGHT);
         }
         Cgroups { name: name.into(), home, enforcement, capacity }
     }
 
-    /// The tree as another process of ours sees it.
+    /// Opens the tree of another berth process.
     pub fn from_handle(handle: CgroupsHandle) -> Cgroups {
         let home = handle.home.map(|(tree, held)| CgroupTree {
             tree: Arc::new(tree),
@@ -85,13 +91,13 @@ impl Cgroups {
         Cgroups { name: handle.name.into(), home, enforcement, capacity: Capacity::from_host() }
     }
 
-    /// For [`Cgroups::from_handle`].
+    /// Returns the tree for [`Cgroups::from_handle`].
     pub fn handle(&self) -> CgroupsHandle {
         let home = self.home.as_ref().map(|home| ((*home.tree).clone(), lock(&home.held).clone()));
         CgroupsHandle { name: self.name.to_string(), home }
     }
 
-    /// Ends everything that an earlier server left, but what is in the groups that `keep` names.
+    /// Kills all processes of an earlier server, except in the groups that `keep` names.
     pub fn sweep(&self, keep: &[String]) {
         match &self.home {
             Some(home) => sweep_below(home, "", keep),
@@ -99,54 +105,54 @@ impl Cgroups {
         }
     }
 
-    /// The folder of our tree, for a later server.
+    /// Returns the tree's folder, which a later server looks for.
     pub fn folder(&self) -> Option<&Path> {
         self.home.as_ref().map(|home| home.tree.folder.as_path())
     }
 
-    /// Ends everything in the tree of an earlier server, if that was elsewhere: it may have been started by systemd once
-    /// and by hand now.
+    /// Kills everything in an earlier server's tree if it is at another path, for example because systemd started that server
+    /// and this one was started by hand.
     pub fn end_elsewhere(&self, folder: &Path) {
         if let Some(home) = self.home.as_ref().filter(|home| home.tree.folder != folder) {
             home.tree.end_elsewhere(folder);
         }
     }
 
-    /// Whether groups are cgroups, so that nothing can escape them.
+    /// Whether groups are cgroups, so that no process can escape.
     pub fn kills_reliably(&self) -> bool {
         self.home.is_some()
     }
 
-    /// Whether the host has nothing but v2.
+    /// Whether the host has only cgroup v2.
     pub fn only_v2(&self) -> bool {
         self.home.as_ref().is_some_and(|home| home.tree.only_v2)
     }
 
-    /// Which limits hold here.
+    /// Returns the limits that can be enforced.
     pub fn enforcement(&self) -> &Enforcement {
         &self.enforcement
     }
 
-    /// What this machine has for us.
+    /// Returns the machine's capacity.
     pub fn capacity(&self) -> &Capacity {
         &self.capacity
     }
 
-    /// Makes the group `path` (components joined by `/`).
+    /// Creates the group `path` (components joined by `/`).
     ///
     /// # Errors
-    /// When the cgroup cannot be made.
+    /// When the cgroup cannot be created.
     pub fn group(&self, path: &str) -> Result<Group> {
         match &self.home {
             Some(home) => Group::open(home, path),
-            None => Ok(Group::of(GroupKind::EnvMarker(EnvMarker::new(&self.name, path)))),
+            None => Ok(Group::from_kind(GroupKind::EnvMarker(EnvMarker::new(&self.name, path)))),
         }
     }
 
-    /// A group that something of ours lives in, with all the folders that it has.
+    /// Opens a group that has processes of berth, with all its v1 folders.
     ///
     /// # Errors
-    /// When the cgroup is gone and cannot be made again.
+    /// When the cgroup was removed and cannot be created again.
     pub fn group_again(&self, path: &str) -> Result<Group> {
         let mut group = self.group(path)?;
         if let GroupKind::Cgroup { home, path, v1, .. } = &mut group.how {
@@ -157,10 +163,10 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// Makes the group of one command, within `limits`.
+    /// Creates the group of one command, with `limits`.
     ///
     /// # Errors
-    /// `Unavailable` when this host cannot enforce one of them; when the cgroup cannot be made.
+    /// `Unavailable` when this host cannot enforce a limit; when the cgroup cannot be created.
     pub fn group_with_limits(&self, path: &str, limits: Option<&Limits>) -> Result<Group> {
         let Some(limits) = limits.filter(|limits| !limits.is_empty()) else { return self.group(path) };
         let mut group = self.group(path)?;
@@ -168,7 +174,7 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// Bounds the group of one command, which nothing or only a waiting process is in.
+    /// Sets the limits of one command's group, which is empty or has only a waiting process.
     ///
     /// # Errors
     /// `Unavailable` when this host cannot enforce one of `limits`; nothing has changed then.
@@ -177,7 +183,7 @@ impl Cgroups {
         group.confine(limits)
     }
 
-    /// Removes the whole tree at the end of the server; groups that still live stay for the next start.
+    /// Removes the whole tree at the end of the server; groups with processes stay for the next start.
     pub fn release(&self) {
         if let Some(home) = &self.home {
             home.tree.remove("", true);
@@ -196,7 +202,7 @@ fn sweep_below(home: &CgroupTree, path: &str, keep: &[String]) {
             continue;
         }
         if let Err(error) = Group::open(home, &child).and_then(|group| group.kill(None)) {
-            log::warn!("processes of an earlier server could not be ended: {error}");
+            log::warn!("Processes of an earlier server could not be killed: {error}");
         }
         home.tree.remove(&child, true);
     }
@@ -206,12 +212,12 @@ fn sweep_below(home: &CgroupTree, path: &str, keep: &[String]) {
 #[derive(Debug)]
 pub struct Group {
     pub(super) how: GroupKind,
-    /// Whoever lives in it is somebody else's from now on.
-    let_go: AtomicBool,
-    /// It has limits of its own.
+    /// Another owner has taken over the group: it is not removed on drop.
+    disowned: AtomicBool,
+    /// The group has limits of its own.
     confined: bool,
-    /// It has been another command's, and the kernel's count of kills for want of memory was this then.
-    reused: Option<u64>,
+    /// OOM-kill count of the kernel when the group was reused for another command.
+    oom_kills_at_reuse: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -220,7 +226,7 @@ pub(super) enum GroupKind {
         home: CgroupTree,
         path: String,
         folder: OwnedFd,
-        /// Folders that the group has in v1 hierarchies.
+        /// The group's folders in v1 hierarchies.
         v1: Vec<PathBuf>,
     },
     EnvMarker(EnvMarker),
@@ -228,37 +234,42 @@ pub(super) enum GroupKind {
 
 impl Group {
     fn open(home: &CgroupTree, path: &str) -> Result<Group> {
-        // Whoever was done with a group of this name is not to remove it any more.
+        // Cancels the pending removal of a group with this name.
         lock(&home.left).retain(|left| left != path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = std::iter::repeat_with(|| {
             let folder = home.tree.make(path)?;
             Ok::<_, std::io::Error>(rustix::fs::open(&folder, flags, Mode::empty())?)
         });
-        // Another process of ours may be done with it and remove it between the two.
+        // Another berth process may remove the same group between the two calls.
         let folder = opened
-            .take(limits::CGROUP_TRIES)
+            .take(CGROUP_TRIES)
             .find(|opened| !matches!(opened, Err(error) if error.kind() == std::io::ErrorKind::NotFound))
             .unwrap_or_else(|| Err(Errno::NOENT.into()))
-            .at("make the cgroup", path)?;
-        Ok(Group::of(GroupKind::Cgroup { home: home.clone(), path: path.to_owned(), folder, v1: Vec::new() }))
+            .at("create the cgroup", path)?;
+        Ok(Group::from_kind(GroupKind::Cgroup {
+            home: home.clone(),
+            path: path.to_owned(),
+            folder,
+            v1: Vec::new(),
+        }))
     }
 
-    fn of(how: GroupKind) -> Group {
-        Group { how, let_go: AtomicBool::new(false), confined: false, reused: None }
+    fn from_kind(how: GroupKind) -> Group {
+        Group { how, disowned: AtomicBool::new(false), confined: false, oom_kills_at_reuse: None }
     }
 
-    /// One that nothing is ever in.
+    /// Returns a group that never has processes.
     pub fn placeholder() -> Group {
-        Group::of(GroupKind::EnvMarker(EnvMarker::default()))
+        Group::from_kind(GroupKind::EnvMarker(EnvMarker::default()))
     }
 
-    /// Leaves it as it is: what lives in it goes on for somebody else.
+    /// Keeps the group and its processes: another owner has taken over.
     pub fn disown(&self) {
-        self.let_go.store(true, Ordering::Relaxed);
+        self.disowned.store(true, Ordering::Relaxed);
     }
 
-    fn files(&self) -> Option<ControlFiles<'_>> {
+    fn control_files(&self) -> Option<ControlFiles<'_>> {
         match &self.how {
             GroupKind::Cgroup { home, path, .. } => {
                 Some(ControlFiles { tree: &home.tree, folder: home.tree.folder.join(path), path })
@@ -267,13 +278,13 @@ impl Group {
         }
     }
 
-    /// Gives the group folders in the v1 hierarchies of those `controllers` that it cannot have otherwise. Who enters
-    /// the group later enters them too.
+    /// Creates the group's folders in the v1 hierarchies of those `controllers` that v2 does not provide. Processes that
+    /// enter the group later enter these, too.
     fn make_v1(&mut self, controllers: &[Controller]) -> Result<()> {
         let GroupKind::Cgroup { home, path, v1, .. } = &mut self.how else { return Ok(()) };
         for (controller, folder) in home.tree.v1_folders(path) {
             if controllers.contains(&controller) && !v1.contains(&folder) {
-                fs::create_dir_all(&folder).at("make the cgroup", &folder)?;
+                fs::create_dir_all(&folder).at("create the cgroup", &folder)?;
                 v1.push(folder);
             }
         }
@@ -289,7 +300,7 @@ impl Group {
         wanted.extend(limits.cpus.map(|_| Controller::Cpu));
         wanted.extend(limits.pids.map(|_| Controller::Pids));
         self.make_v1(&wanted)?;
-        if let Some(files) = self.files() {
+        if let Some(files) = self.control_files() {
             files.set_limits(limits)?;
             if limits.memory_bytes.is_some() {
                 files.set_oom_group()?;
@@ -298,8 +309,8 @@ impl Group {
         Ok(())
     }
 
-    /// Gives the group every account that this host can keep, and bounds it. For a group at the top of our tree, which
-    /// others are made in; a limit for which there is no controller here is left out, and [`Enforcement`] says so.
+    /// Enables all controllers that this host has, and sets the limits. For a group at the top of the tree, in which others
+    /// are created. A limit without a controller is skipped; [`Enforcement`] reports it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -308,18 +319,18 @@ impl Group {
         if let GroupKind::Cgroup { home, path, .. } = &self.how {
             lock(&home.held).insert(path.clone());
         }
-        self.files().map_or(Ok(()), |files| files.set_limits(limits))
+        self.control_files().map_or(Ok(()), |files| files.set_limits(limits))
     }
 
-    /// Bounds a group that [`Group::enable_limits`] bounded, while things run in it.
+    /// Changes the limits of a group after [`Group::enable_limits`], while processes run in it.
     ///
     /// # Errors
-    /// `Conflict` when the kernel cannot take back what is in use.
+    /// `Conflict` when the kernel cannot reclaim memory that is in use.
     pub fn update_limits(&self, limits: &Limits) -> Result<()> {
-        self.files().map_or(Ok(()), |files| files.set_limits(limits))
+        self.control_files().map_or(Ok(()), |files| files.set_limits(limits))
     }
 
-    /// Keeps an account of the group's memory, so that a kill for want of it can be told.
+    /// Accounts for the group's memory, so that OOM kills are counted.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -327,8 +338,8 @@ impl Group {
         self.make_v1(&[Controller::Memory])
     }
 
-    /// What a process must write `0` to before it is in the group in the v1 hierarchies as well, where birth puts it
-    /// beside the server: the group's own folders, else those of the group at the top that it belongs to.
+    /// Returns the v1 `cgroup.procs` files that a new process must write `0` to, because it is created in the server's own
+    /// v1 groups: those of the group's own folders, else those of its group at the top of the tree.
     ///
     /// # Errors
     /// When one cannot be opened.
@@ -347,7 +358,7 @@ impl Group {
         Ok(all)
     }
 
-    /// The cgroup's folder, to be born into.
+    /// Returns the cgroup's folder, in which a process can be created.
     pub fn folder(&self) -> Option<BorrowedFd<'_>> {
         match &self.how {
             GroupKind::Cgroup { folder, .. } => Some(folder.as_fd()),
@@ -355,7 +366,7 @@ impl Group {
         }
     }
 
-    /// What a command needs in its environment so that the group can find it.
+    /// Returns the environment entry by which the group finds its processes without cgroups.
     pub fn env_marker(&self) -> Option<CString> {
         match &self.how {
             GroupKind::Cgroup { .. } => None,
@@ -364,29 +375,30 @@ impl Group {
         }
     }
 
-    /// What a process of another place writes `0` to, to move itself and what it forks from then on into the group. Each write
-    /// costs up to 15 ms on an idle machine: the kernel waits for an RCU grace period before it takes
-    /// `cgroup_threadgroup_rwsem` for writing. Processes are never moved by their numbers, which may be another's by then.
+    /// Returns the `cgroup.procs` files to which a process outside of the server writes `0` to move itself, and the children
+    /// that it starts later, into the group. Each write takes up to 15 ms on an idle machine: the kernel waits for an RCU grace
+    /// period before it takes `cgroup_threadgroup_rwsem` for writing. **Invariant:** processes are never moved by number, which
+    /// could belong to another process by then.
     ///
     /// # Errors
-    /// When one cannot be opened.
+    /// When a file cannot be opened.
     pub fn procs_files(&self) -> Result<Vec<OwnedFd>> {
         let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
         let own = home.tree.folder.join(path);
         [&own].into_iter().chain(v1).map(|folder| open_procs(folder)).collect()
     }
 
-    /// Those of the v1 folders alone, for a process that is in the group already.
+    /// Returns only those of the v1 folders, for a process that is in the group already.
     ///
     /// # Errors
-    /// As above.
+    /// When a file cannot be opened.
     pub fn v1_limit_procs_files(&self) -> Result<Vec<OwnedFd>> {
         let GroupKind::Cgroup { v1, .. } = &self.how else { return Ok(Vec::new()) };
         v1.iter().map(|folder| open_procs(folder)).collect()
     }
 
-    /// Makes it fit for another command, if nothing lives in it: making a group and removing it costs more than moving a
-    /// process into one. Its accounts go on, so it is for commands of which only the kills are told.
+    /// Prepares the group for another command if it is empty: creating and removing a group costs more than moving a process
+    /// into one. Usage counters continue, so it is for commands of which only OOM kills are reported.
     pub fn reuse(&mut self) -> bool {
         let GroupKind::Cgroup { folder, .. } = &self.how else { return false };
         let empty = || read_in(folder, "cgroup.events").is_ok_and(|text| text.contains("populated 0"));
@@ -397,33 +409,33 @@ impl Group {
         if noted.is_err_and(|error| !matches!(error, Errno::NODATA | Errno::OPNOTSUPP)) {
             return false;
         }
-        self.reused = Some(self.files().and_then(|files| files.oom_kills()).unwrap_or(0));
+        self.oom_kills_at_reuse = Some(self.control_files().and_then(|files| files.oom_kills()).unwrap_or(0));
         true
     }
 
-    /// Whether its accounts have been another command's as well.
+    /// Whether the usage counters include an earlier command.
     pub fn is_reused(&self) -> bool {
-        self.reused.is_some()
+        self.oom_kills_at_reuse.is_some()
     }
 
-    /// Whether the kernel has ended something in it for want of memory; `None` where this host cannot tell.
+    /// Whether the kernel killed a process of the group because memory ran out; `None` if this host cannot tell.
     pub fn oom_killed(&self) -> Option<bool> {
-        let count = self.files()?.oom_kills()?;
-        Some(count > self.reused.unwrap_or(0))
+        let count = self.control_files()?.oom_kills()?;
+        Some(count > self.oom_kills_at_reuse.unwrap_or(0))
     }
 
-    /// What everything that was ever in the group has used. Where only v1 controllers are, and the group has no
-    /// account of its own, most of it is not known.
+    /// Returns the usage of all processes that were ever in the group. With v1 controllers and no folders of its own, most of
+    /// it is unknown.
     pub fn usage(&self) -> Usage {
-        self.files().map(|files| files.usage()).unwrap_or_default()
+        self.control_files().map(|files| files.usage()).unwrap_or_default()
     }
 
-    /// What the group uses now.
+    /// Returns the current usage.
     pub fn current(&self) -> CurrentUsage {
-        self.files().map(|files| files.current()).unwrap_or_default()
+        self.control_files().map(|files| files.current()).unwrap_or_default()
     }
 
-    /// As /proc names it.
+    /// Returns the group's path as /proc/PID/cgroup shows it.
     pub fn proc_path(&self) -> Option<PathBuf> {
         match &self.how {
             GroupKind::Cgroup { home, path, .. } => Some(home.tree.inside.join(path)),
@@ -431,7 +443,7 @@ impl Group {
         }
     }
 
-    /// Its name below our tree, by which [`Cgroups::group`] finds it again.
+    /// Returns the group's path in the tree, by which [`Cgroups::group`] opens it again.
     pub fn path(&self) -> &str {
         match &self.how {
             GroupKind::Cgroup { path, .. } => path,
@@ -439,7 +451,7 @@ impl Group {
         }
     }
 
-    /// The groups directly below `below` in this one.
+    /// Returns the names of the groups directly below `below` in this group.
     pub fn children(&self, below: &str) -> Vec<String> {
         match &self.how {
             GroupKind::Cgroup { home, path, .. } => home.tree.children_of(&Path::new(path).join(below)),
@@ -447,7 +459,7 @@ impl Group {
         }
     }
 
-    /// Whether `pid` is in this group or below it, as the kernel says.
+    /// Whether the process `pid` is in this group or below it, according to the kernel.
     pub fn contains(&self, pid: i32) -> bool {
         let GroupKind::Cgroup { home, path, .. } = &self.how else { return true };
         let Ok(text) = fs::File::open(format!("/proc/{pid}/cgroup")).and_then(read_whole) else {
@@ -465,10 +477,10 @@ impl Drop for Group {
 }
 
 impl Group {
-    /// Removes it at once, and not when the last who has it is done with it: its name may be another one's by then.
+    /// Removes the group now instead of when the last handle is dropped: its name may be reused by then.
     pub fn remove(&self) {
         let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return };
-        if self.let_go.swap(true, Ordering::AcqRel) {
+        if self.disowned.swap(true, Ordering::AcqRel) {
             return;
         }
         if !v1.is_empty() {
@@ -476,7 +488,7 @@ impl Group {
         }
         let mut retry = Vec::new();
         if !path.is_empty() && !home.tree.remove_with(path, v1.iter().map(PathBuf::as_path)) {
-            // Whoever it belonged to has ended, though perhaps not by itself.
+            // The command has ended, though perhaps not by itself.
             self.mark_leftover();
             retry.push(path.clone());
         }
@@ -509,7 +521,7 @@ pub(super) fn read_in(folder: impl AsFd, file: &str) -> Result<String> {
     read_whole(open_in(folder, file)?).at("read", file)
 }
 
-/// With two calls, as a rule: the kernel writes all of such a file for every read(2), and std asks for 32 bytes first.
+/// Usually two calls: the kernel generates the whole file for every read(2), and std would start with 32 bytes.
 fn read_whole(file: impl AsFd) -> std::io::Result<String> {
     let mut bytes = Vec::with_capacity(4096);
     while rustix::io::read(&file, spare_capacity(&mut bytes))? > 0 {
@@ -522,9 +534,9 @@ fn read_whole(file: impl AsFd) -> std::io::Result<String> {
 mod tests {
     use super::*;
 
-    /// A server and a keeper both have the group of a run, and either may be done with it first.
+    /// A server and a keeper both hold a run's group, and either may be the first to drop it.
     #[test]
-    fn two_processes_may_be_done_with_a_group_at_the_same_time() {
+    fn two_processes_may_drop_a_group_at_the_same_time() {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
         let ours = Cgroups::take(&name);
         let theirs = Cgroups::from_handle(ours.handle());

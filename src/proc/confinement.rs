@@ -1,4 +1,4 @@
-//! What the surroundings of this process, such as an outer container, take from it although it runs as root
+//! Restrictions that the environment, such as an outer container, imposes on this process although it runs as root
 //! (proc_pid_status(5)).
 
 use rustix::io::Errno;
@@ -6,22 +6,22 @@ use rustix::io::Errno;
 /// CAP_SYS_ADMIN (capabilities(7)).
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// How the process is confined.
+/// The restrictions of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Confinement {
     /// A seccomp profile filters its system calls.
     pub seccomp: bool,
-    /// It has CAP_SYS_ADMIN, without which there are no mounts and no namespaces.
+    /// The process has CAP_SYS_ADMIN, which mounts and namespaces require.
     pub sys_admin: bool,
 }
 
 impl Confinement {
-    /// That of this process.
+    /// Reads the restrictions of this process.
     pub fn from_proc_self() -> Confinement {
-        Confinement::of(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+        Confinement::from_status(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
     }
 
-    fn of(status: &str) -> Confinement {
+    fn from_status(status: &str) -> Confinement {
         let value = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let capabilities = value("CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
         Confinement {
@@ -30,7 +30,7 @@ impl Confinement {
         }
     }
 
-    /// What in it explains that a system call for namespaces, mounts or processes is refused.
+    /// Returns the restriction that explains why a system call for namespaces, mounts or processes failed with `error`.
     pub fn explains(self, error: Errno) -> Option<&'static str> {
         match (error, self.seccomp, self.sys_admin) {
             (Errno::PERM | Errno::NOSYS, true, true) => Some("refused by a seccomp profile"),
@@ -47,12 +47,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_of_a_process_names_what_confines_it() {
-        let docker =
-            Confinement::of("Name:\tberth\nCapEff:\t00000000a80425fb\nSeccomp:\t2\nSeccomp_filters:\t1\n");
+    fn process_status_names_the_restriction() {
+        let docker = Confinement::from_status(
+            "Name:\tberth\nCapEff:\t00000000a80425fb\nSeccomp:\t2\nSeccomp_filters:\t1\n",
+        );
         assert!(docker.seccomp && !docker.sys_admin);
         assert_eq!(docker.explains(Errno::NOSYS), Some("refused by a seccomp profile"));
-        let host = Confinement::of("CapEff:\t000001ffffffffff\nSeccomp:\t0\nSeccomp_filters:\t0\n");
+        let host = Confinement::from_status("CapEff:\t000001ffffffffff\nSeccomp:\t0\nSeccomp_filters:\t0\n");
         assert!(!host.seccomp && host.sys_admin && host.explains(Errno::PERM).is_none());
     }
 }

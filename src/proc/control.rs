@@ -1,5 +1,5 @@
-//! Limits and accounts of a group, in the words of the kernel's files: cgroup v2 where the group has the controllers,
-//! v1 folders beside it elsewhere.
+//! Limits and usage of a group, through the kernel's files: cgroup v2 where the group has the controllers, v1 folders
+//! elsewhere.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -12,16 +12,15 @@ use super::hierarchy::{Controller, ControllerSource, Tree, write};
 use super::{Limits, Usage};
 use crate::base::{At, Code, Error, Result};
 
-/// Whether one kind of limit holds on this host.
+/// Whether this host enforces one kind of limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Enforced {
-    /// A limit of this kind holds.
     pub enforced: bool,
-    /// By what, or why not and what to do about it.
+    /// The mechanism, or the reason why there is none and how to change that.
     pub how: String,
 }
 
-/// Which limits hold on this host.
+/// Which limits this host enforces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Enforcement {
     /// `memory_bytes`
@@ -35,7 +34,7 @@ pub struct Enforcement {
 }
 
 impl Enforcement {
-    /// What of `limits` does not hold, as `(name, why)`.
+    /// Returns the limits that are not enforced, as `(name, reason)`.
     pub fn missing(&self, limits: &Limits) -> Vec<(&'static str, &str)> {
         let asked = [
             ("memory_bytes", limits.memory_bytes.is_some(), &self.memory_bytes),
@@ -50,10 +49,10 @@ impl Enforcement {
             .collect()
     }
 
-    /// For a command whose limits must hold or it may not run.
+    /// Checks the limits of a command, which must all be enforced.
     ///
     /// # Errors
-    /// `Unavailable` with what is missing.
+    /// `Unavailable` with the first limit that is not enforced.
     pub fn check(&self, limits: &Limits) -> Result<()> {
         match self.missing(limits).first() {
             None => Ok(()),
@@ -65,7 +64,7 @@ impl Enforcement {
     }
 }
 
-/// What is possible in `tree`, or without any.
+/// Returns what can be enforced in `tree`, or without one.
 pub(super) fn enforcement(tree: Option<&Tree>) -> Enforcement {
     let of = |controller: Controller| match tree.map(|tree| tree.source(controller)) {
         Some(ControllerSource::V2) => Enforced { enforced: true, how: "cgroup v2".into() },
@@ -89,7 +88,7 @@ pub(super) fn enforcement(tree: Option<&Tree>) -> Enforcement {
         _ if no_swap() => Enforced { enforced: true, how: "this machine has no swap".into() },
         Some(_) => Enforced {
             enforced: false,
-            how: "the kernel does not account swap (swapaccount=1 on its command line switches it on)".into(),
+            how: "the kernel does not account for swap; add swapaccount=1 to its command line".into(),
         },
         None => memory.clone(),
     };
@@ -104,18 +103,18 @@ fn no_swap() -> bool {
     })
 }
 
-/// The files of one group.
+/// The control files of one group.
 #[derive(Debug)]
 pub(super) struct ControlFiles<'a> {
     pub(super) tree: &'a Tree,
-    /// Its folder in the v2 hierarchy.
+    /// The group's folder in the v2 hierarchy.
     pub(super) folder: PathBuf,
     pub(super) path: &'a str,
 }
 
 impl ControlFiles<'_> {
-    /// The folder that has the files of `controller`, whether or not it exists.
-    fn of(&self, controller: Controller) -> Option<(PathBuf, bool)> {
+    /// Returns the folder with the files of `controller`, which may not exist, and whether it is v2.
+    fn folder_of(&self, controller: Controller) -> Option<(PathBuf, bool)> {
         match self.tree.source(controller) {
             ControllerSource::V2 => Some((self.folder.clone(), true)),
             ControllerSource::V1(folder) => Some((folder.join(self.path), false)),
@@ -123,23 +122,22 @@ impl ControlFiles<'_> {
         }
     }
 
-    /// Sets `limits`; where they say nothing, there is none. A limit for which there is no controller here is left
-    /// out: [`Enforcement`] says so.
+    /// Sets `limits`; a missing value removes the limit. A limit without a controller is skipped; [`Enforcement`] reports it.
     pub(super) fn set_limits(&self, limits: &Limits) -> Result<()> {
         let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
         let put = |folder: &Path, file: &str, text: &str| -> Result<()> {
             let path = folder.join(file);
             write(&path, text).map_err(|error| match error.raw_os_error() {
-                // v1 refuses a limit below what cannot be reclaimed; v2 kills.
+                // v1 refuses a limit below the memory that cannot be reclaimed; v2 kills instead.
                 Some(libc::EBUSY) => Error::new(
                     Code::Conflict,
-                    format!("More than that is in use and cannot be taken back now ({file} {text})"),
+                    format!("More memory is in use and cannot be reclaimed now; stop processes first ({file} {text})"),
                 ),
                 _ => Error::internal(format!("Could not write {text} to {}: {error}", path.display())),
             })
         };
         let here = |folder: &Path, v2: bool| v2 || folder.is_dir();
-        match self.of(Controller::Memory) {
+        match self.folder_of(Controller::Memory) {
             Some((folder, true)) => {
                 put(&folder, "memory.max", &or_max(limits.memory_bytes))?;
                 if folder.join("memory.swap.max").exists() {
@@ -149,7 +147,7 @@ impl ControlFiles<'_> {
             Some((folder, false)) if here(&folder, false) => {
                 let or_none = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
                 let both = "memory.memsw.limit_in_bytes";
-                // Memory alone may never exceed memory and swap together, in between neither.
+                // The limit of memory must never exceed that of memory and swap, not even in between.
                 if folder.join(both).exists() {
                     put(&folder, both, "-1")?;
                 }
@@ -163,7 +161,7 @@ impl ControlFiles<'_> {
         }
         const PERIOD: u64 = 100_000;
         let quota = limits.cpus.map(|cpus| (cpus * PERIOD as f64).round().max(1000.0) as u64);
-        match self.of(Controller::Cpu) {
+        match self.folder_of(Controller::Cpu) {
             Some((folder, true)) => put(&folder, "cpu.max", &format!("{} {PERIOD}", or_max(quota)))?,
             Some((folder, false)) if here(&folder, false) => {
                 put(&folder, "cpu.cfs_period_us", &PERIOD.to_string())?;
@@ -171,7 +169,7 @@ impl ControlFiles<'_> {
             }
             _ => {}
         }
-        if let Some((folder, v2)) = self.of(Controller::Pids) {
+        if let Some((folder, v2)) = self.folder_of(Controller::Pids) {
             if here(&folder, v2) {
                 put(&folder, "pids.max", &or_max(limits.pids))?;
             }
@@ -179,9 +177,9 @@ impl ControlFiles<'_> {
         Ok(())
     }
 
-    /// When memory runs out, all of the group is killed together: half a command helps nobody.
+    /// Makes an OOM kill kill the whole group: the rest of a command is of no use.
     pub(super) fn set_oom_group(&self) -> Result<()> {
-        match self.of(Controller::Memory) {
+        match self.folder_of(Controller::Memory) {
             Some((folder, true)) => {
                 write(&folder.join("memory.oom.group"), "1").at("write", "memory.oom.group")
             }
@@ -189,31 +187,31 @@ impl ControlFiles<'_> {
         }
     }
 
-    /// The group's part of the processors when all want them, where 100 is usual.
+    /// Sets the group's weight in the competition for processors; the default is 100.
     pub(super) fn set_cpu_weight(&self, weight: u64) {
-        let _ = match self.of(Controller::Cpu) {
+        let _ = match self.folder_of(Controller::Cpu) {
             Some((folder, true)) => write(&folder.join("cpu.weight"), &weight.to_string()),
             Some((folder, false)) => write(&folder.join("cpu.shares"), &(weight * 1024 / 100).to_string()),
             None => Ok(()),
         };
     }
 
-    /// How many processes the kernel has ended in it for want of memory.
+    /// Returns the number of processes that the kernel killed because memory ran out.
     pub(super) fn oom_kills(&self) -> Option<u64> {
-        match self.of(Controller::Memory)? {
+        match self.folder_of(Controller::Memory)? {
             (folder, true) => field(&folder, "memory.events", "oom_kill"),
             (folder, false) => field(&folder, "memory.oom_control", "oom_kill"),
         }
     }
 
-    /// What was used so far.
+    /// Returns the usage so far.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage {
-            // Processor time is there without any controller (cgroup-v2.rst, cpu.stat).
+            // Processor time does not require a controller (cgroup-v2.rst, cpu.stat).
             cpu_micros: field(&self.folder, "cpu.stat", "usage_usec"),
             ..Usage::default()
         };
-        match self.of(Controller::Memory) {
+        match self.folder_of(Controller::Memory) {
             Some((folder, true)) => {
                 usage.peak_memory_bytes = number(&folder, "memory.peak");
             }
@@ -223,10 +221,10 @@ impl ControlFiles<'_> {
             None => {}
         }
         usage.oom_killed = self.oom_kills().map(|count| count > 0);
-        if let Some((folder, v2)) = self.of(Controller::Pids) {
+        if let Some((folder, v2)) = self.folder_of(Controller::Pids) {
             usage.peak_pids = number(&folder, "pids.peak");
-            // Before Linux 6.11, which has the second file, a refusal is counted for the group that forks, not for the
-            // one whose limit it is: then 0 says nothing.
+            // Before Linux 6.11, which added the second file, a refusal is counted in the group that forks, not in the
+            // group with the limit: 0 then means nothing.
             let counts_here = !v2 || folder.join("pids.events.local").exists();
             usage.pids_refused =
                 field(&folder, "pids.events", "max").filter(|count| *count > 0 || counts_here);
@@ -234,10 +232,10 @@ impl ControlFiles<'_> {
         usage
     }
 
-    /// What is used now.
+    /// Returns the current usage.
     pub(super) fn current(&self) -> CurrentUsage {
         let mut current = CurrentUsage::default();
-        match self.of(Controller::Memory) {
+        match self.folder_of(Controller::Memory) {
             Some((folder, true)) => {
                 current.memory_bytes = number(&folder, "memory.current");
                 current.swap_bytes = number(&folder, "memory.swap.current");
@@ -250,25 +248,25 @@ impl ControlFiles<'_> {
             }
             None => {}
         }
-        if let Some((folder, _)) = self.of(Controller::Pids) {
+        if let Some((folder, _)) = self.folder_of(Controller::Pids) {
             current.pids = number(&folder, "pids.current");
         }
         current
     }
 }
 
-/// What a group uses at the moment; `None` where this host cannot tell.
+/// A group's current usage; `None` if this host cannot tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CurrentUsage {
-    /// Memory with page cache.
+    /// Memory including page cache, in bytes.
     pub memory_bytes: Option<u64>,
-    /// Swap.
+    /// Swap, in bytes.
     pub swap_bytes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
 }
 
-/// The file through which a process enters a v1 folder; the folder is made.
+/// Opens the file through which a process enters a folder.
 pub(super) fn open_procs(folder: &Path) -> Result<OwnedFd> {
     let file = folder.join("cgroup.procs");
     rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).at("open", &file)
@@ -284,7 +282,7 @@ fn field(folder: &Path, file: &str, name: &str) -> Option<u64> {
     })
 }
 
-/// One read(2), which these files answer whole: every command that ends has some of them read.
+/// A single read(2), which returns these small files completely: some of them are read for every command that ends.
 fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
     let fd = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut bytes = [0; 4096];
@@ -300,7 +298,7 @@ mod tests {
     use super::super::{Cgroups, Exit, Process, Stdio};
     use super::*;
 
-    /// Runs a shell script within limits to its end; this machine must be able to enforce them.
+    /// Runs a shell script to its end within limits, which this machine must be able to enforce.
     fn within(limits: Limits, script: &str) -> (Exit, Usage, Duration) {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
         let cgroups = Cgroups::take(&name);
@@ -324,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hog_dies_within_its_memory_and_it_is_said() {
+    fn exceeding_the_memory_limit_kills_and_is_reported() {
         let limits = Limits { memory_bytes: Some(64 << 20), swap_bytes: Some(0), ..Limits::default() };
         let (exit, usage, _) = within(limits, "dd if=/dev/zero of=/dev/null bs=300M count=1");
         assert!(!exit.success(), "{exit:?}");
@@ -337,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_counted_and_the_next_one_refused() {
+    fn processes_are_counted_and_the_next_one_is_refused() {
         let limits = Limits { pids: Some(8), ..Limits::default() };
         let (_, usage, _) = within(limits, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.3 & done; wait");
         assert!(usage.pids_refused.is_some_and(|count| count > 0), "{usage:?}");
@@ -345,18 +343,18 @@ mod tests {
     }
 
     #[test]
-    fn processor_time_is_rationed() {
+    fn processor_time_is_limited() {
         let limits = Limits { cpus: Some(0.2), ..Limits::default() };
         let script = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
         let (exit, usage, took) = within(limits, script);
         assert!(exit.success());
         let used = Duration::from_micros(usage.cpu_micros.unwrap());
-        // One period more than its part, since a quota may be used at a period's beginning.
+        // One period more than the share, since a quota may be used up at the start of a period.
         assert!(used <= took.mul_f64(0.2) + Duration::from_millis(100), "{used:?} of {took:?}");
     }
 
     #[test]
-    fn without_controllers_a_limit_is_refused_and_named() {
+    fn limit_without_a_controller_is_refused_with_its_name() {
         let none = enforcement(None);
         let error = none.check(&Limits { memory_bytes: Some(64 << 20), ..Limits::default() }).unwrap_err();
         assert_eq!(error.code(), Code::Unavailable);

@@ -1,26 +1,26 @@
-//! Groups of processes without cgroups: a variable in their environment and the session of the first one, found by reading
-//! /proc. Good against forgetfulness, not against malice. No threads, no locks.
+//! Groups of processes on hosts without a writable cgroup tree: an environment variable and the session of the first process,
+//! found by reading /proc. A process can escape by changing both. No threads, no locks.
 
 use std::fs;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// The variable by which processes are found: the server's name, a point, and the group's id.
+/// The variable by which processes are found: the server's name, a dot, and the group's id.
 const VARIABLE: &str = "BERTH_RUN_ID";
 
-/// A group's mark. The empty one is in no process.
+/// A group's marker. No process has the empty one.
 #[derive(Debug, Default)]
 pub(super) struct EnvMarker {
-    /// The variable with its value.
+    /// `NAME=value`.
     text: String,
     id: String,
 }
 
 impl EnvMarker {
-    /// The mark of the group that has this path where there are cgroups.
+    /// Returns the marker of the group that would have this path in a cgroup tree.
     pub(super) fn new(server: &str, path: &str) -> EnvMarker {
-        let id = id_of(path);
+        let id = marker_id(path);
         EnvMarker { text: format!("{VARIABLE}={server}.{id}"), id }
     }
 
@@ -32,26 +32,26 @@ impl EnvMarker {
         &self.id
     }
 
-    /// As it is in an environment.
+    /// Returns the marker as an environment entry.
     pub(super) fn variable(&self) -> &str {
         &self.text
     }
 
-    /// Processes that carry the mark or belong to the session of `leader`: descriptors, so that none means another
-    /// process later.
+    /// Returns the processes that have the marker or belong to the session of `leader`, as descriptors, which cannot refer
+    /// to other processes later.
     pub(super) fn members(&self, leader: Option<i32>) -> Vec<OwnedFd> {
         let wanted = |entry: &[u8]| !self.is_empty() && entry == self.text.as_bytes();
         find(|pid| is_marked(pid, wanted, leader))
     }
 }
 
-fn id_of(path: &str) -> String {
+fn marker_id(path: &str) -> String {
     path.replace('/', "-")
 }
 
-/// Processes of all groups of a server but those in `keep`, which are paths or ids.
+/// Returns the processes of all groups of a server except those in `keep`, which are paths or ids.
 pub(super) fn find_by_server(server: &str, keep: &[String]) -> Vec<OwnedFd> {
-    let keep: Vec<String> = keep.iter().map(|kept| id_of(kept)).collect();
+    let keep: Vec<String> = keep.iter().map(|kept| marker_id(kept)).collect();
     let start = format!("{VARIABLE}={server}.");
     let wanted = |entry: &[u8]| {
         entry.strip_prefix(start.as_bytes()).is_some_and(|id| !keep.iter().any(|kept| kept.as_bytes() == id))
@@ -68,7 +68,7 @@ fn find(is_wanted: impl Fn(i32) -> bool) -> Vec<OwnedFd> {
         .filter(|pid| *pid != own && is_wanted(*pid))
         .filter_map(|pid| {
             let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-            // Again: now it is about the process that the descriptor means.
+            // Checked again: the descriptor now pins the process that is checked.
             is_wanted(pid).then_some(fd)
         })
         .collect()
@@ -93,7 +93,7 @@ mod tests {
     use rustix::process::{Signal, pidfd_send_signal};
 
     #[test]
-    fn a_mark_finds_a_child_that_left_its_session() {
+    fn marker_finds_a_child_that_left_its_session() {
         let server = format!("test-{}", std::process::id());
         let mark = EnvMarker::new(&server, "runs/one");
         let (name, value) = mark.variable().split_once('=').unwrap();

@@ -1,5 +1,5 @@
-//! What a process is to become, and what it says of its own start: the words between [`super::sys`] and who starts
-//! processes. No threads, no locks.
+//! The specification of a new process and the reports it sends about its own start: the interface between [`super::sys`] and
+//! its callers. No threads, no locks.
 
 use std::ffi::{CString, c_char};
 use std::io;
@@ -12,11 +12,17 @@ use rustix::io::Errno;
 
 use super::ProcessUser;
 
-/// What [`super::sys::spawn`] starts. Everything is prepared by the caller: the child may not allocate.
+/// A slot's memory is returned to the kernel after a command larger than this.
+pub(super) const SLOT_KEPT_BYTES: u64 = 64 << 10;
+/// Stack of a child that shares the server's memory until it executes its program. Measured: 1.2 KB, 3.5 KB in a debug
+/// build; nothing in it recurses.
+pub(super) const CHILD_STACK: usize = 32 << 10;
+
+/// The process that [`super::sys::spawn`] starts. The caller prepares everything: the child must not allocate.
 #[derive(Debug)]
 pub struct ExecSpec<'a> {
-    /// Command lines to try in order until one can be executed; `argv[0]` is the program's path, since what a
-    /// program does may depend on the name it is called by (busybox; bash called as `sh` is another shell).
+    /// Command lines to try in order until one can be executed; `argv[0]` is the program's path, since a program may behave
+    /// differently under another name (busybox; bash called as `sh`).
     pub attempts: &'a [Vec<CString>],
     /// The whole environment.
     pub env: &'a [CString],
@@ -24,17 +30,17 @@ pub struct ExecSpec<'a> {
     pub cwd: BorrowedFd<'a>,
     /// File descriptors 0, 1 and 2 of the child.
     pub stdio: [BorrowedFd<'a>; 3],
-    /// The folder of a cgroup (v2) in which the child starts, so that no instant exists at which it is elsewhere.
+    /// The folder of a cgroup (v2) in which the child is created, so that it never runs outside of it.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes anything.
+    /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes its program.
     pub v1_procs: &'a [OwnedFd],
-    /// What the child writes to its own `oom_score_adj`, where ours is not for children.
+    /// The value for the child's own `oom_score_adj`, if it must not inherit the server's.
     pub oom_score: Option<&'static str>,
-    /// Soft limit of open files, if it is to differ from ours.
+    /// Soft limit of open files, if it differs from the server's.
     pub max_files: Option<u64>,
-    /// Stdin is a terminal, and the child's session gets it as its controlling one.
+    /// Stdin is a terminal, which becomes the controlling terminal of the child's session.
     pub tty: bool,
-    /// Somebody else whose rights the child gets before it looks at the working directory or the program.
+    /// The user that the child switches to before it accesses the working directory or the program.
     pub user: Option<&'a ProcessUser>,
 }
 
@@ -43,41 +49,41 @@ pub struct ExecSpec<'a> {
 pub struct Spawned {
     /// Its process id, which is also the id of its session and process group.
     pub pid: i32,
-    /// A descriptor that means this process and never another one with the same number (pidfd_open(2)).
+    /// A descriptor of this process, which never refers to another process with the same number (pidfd_open(2)).
     pub pidfd: OwnedFd,
 }
 
-/// A child that ended, and what it used.
+/// A child that was reaped, and its resource usage.
 #[derive(Clone, Copy, Debug)]
 pub struct Reaped {
-    /// Its exit code, or else the signal that killed it.
+    /// Its exit code, or the signal that killed it.
     pub status: Result<i32, i32>,
-    /// Processor time of it and of all its descendants that were waited for, in microseconds.
+    /// Processor time of the child and of its descendants that were waited for, in microseconds.
     pub cpu_micros: u64,
-    /// The largest resident set among them, in bytes. Never less than ours was when it started: it ran in our memory
-    /// until it executed its program, and the kernel counts that (exec_mmap).
+    /// The largest resident set among them, in bytes. Never less than the server's at the start: the child shares the
+    /// server's memory until it executes its program, and the kernel counts that (exec_mmap).
     pub max_rss_bytes: u64,
 }
 
-/// What could not be done for a child.
+/// An error of starting a child.
 #[derive(Debug)]
 pub struct SpawnError {
-    /// What the kernel said.
+    /// The kernel's error.
     pub error: io::Error,
-    /// At which step.
+    /// The step that failed.
     pub step: StartStep,
 }
 
-/// A step of a child's start that may fail for the command's own sake.
+/// A step of a child's start that may fail because of the command itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartStep {
-    /// To start at all, or to execute the program.
+    /// Creating the process, or executing the program.
     Exec,
-    /// To enter its cgroup.
+    /// Entering its cgroup.
     Group,
-    /// To become the user.
+    /// Switching to the user.
     User,
-    /// To enter the working directory.
+    /// Entering the working directory.
     Cwd,
 }
 
@@ -93,11 +99,11 @@ impl From<Errno> for SpawnError {
     }
 }
 
-/// [`Exec`] as the child uses it: nothing in it needs any preparation. Pointers are good for as long as the process that
-/// filled it in keeps what they mean.
+/// [`ExecSpec`] in the form that the child uses without any preparation. The process that filled it in must keep the
+/// memory behind the pointers valid.
 #[derive(Debug)]
 pub(super) struct ChildTask<'a> {
-    /// Arrays as execve(2) takes them, one after the other, and a null pointer behind the last.
+    /// Arrays in the format of execve(2), one after the other; a null pointer follows the last.
     pub(super) argvs: *const *const c_char,
     pub(super) env: *const *const c_char,
     pub(super) cwd: Cwd<'a>,
@@ -105,21 +111,21 @@ pub(super) struct ChildTask<'a> {
     pub(super) tty: bool,
     pub(super) user: Option<RawUser>,
     pub(super) signals: &'a [i32],
-    /// The socket on which somebody waits to hear that nothing but the program's start is left to do.
+    /// The socket on which the child reports that only the execution of the program remains.
     pub(super) accepted: Option<BorrowedFd<'a>>,
-    /// Where it is told what failed.
+    /// Where the child reports a failed step.
     pub(super) failure: Option<BorrowedFd<'a>>,
     pub(super) max_files: Option<u64>,
-    /// Its own cgroup's `cgroup.procs`, where it was not born there.
+    /// `cgroup.procs` of the child's cgroup, if it was not created there.
     pub(super) cgroup_procs: Option<&'a OwnedFd>,
     pub(super) v1_procs: &'a [OwnedFd],
     pub(super) oom_score: Option<&'static str>,
-    /// The process is to lead a new one.
+    /// The child starts a new session.
     pub(super) session: bool,
 }
 
 impl ChildTask<'_> {
-    /// A program in the folder and the session, and with the rights, that the process has already.
+    /// A program that keeps the process's current folder, session and user.
     pub(super) fn new(argvs: &[*const c_char], env: &[*const c_char], stdio: [RawFd; 3]) -> Self {
         ChildTask {
             argvs: argvs.as_ptr(),
@@ -140,17 +146,17 @@ impl ChildTask<'_> {
     }
 }
 
-/// The null-terminated pointer array that execve(2) takes; valid as long as `strings` is.
+/// Returns the null-terminated pointer array that execve(2) takes; valid as long as `strings` is.
 pub(super) fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Such arrays one after the other, and a null pointer behind the last.
+/// Returns such arrays one after the other; a null pointer follows the last.
 pub(super) fn arrays(attempts: &[Vec<CString>]) -> Vec<*const c_char> {
     attempts.iter().flat_map(|argv| pointers(argv)).chain([ptr::null()]).collect()
 }
 
-/// Where a program starts.
+/// The working directory of a new program.
 #[derive(Debug)]
 pub(super) enum Cwd<'a> {
     Folder(BorrowedFd<'a>),
@@ -158,7 +164,7 @@ pub(super) enum Cwd<'a> {
     Ours,
 }
 
-/// [`User`] where the child uses it.
+/// [`ProcessUser`] in the form that the child uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RawUser {
     pub(super) uid: u32,
@@ -174,16 +180,16 @@ impl RawUser {
     }
 }
 
-/// Signals that this process does not leave to the kernel. The runtime ignores SIGPIPE, our parent may have ignored any
-/// (nohup(1)), and both go through execve(2). Looked up once (proc_pid_status(5)): nothing of ours changes one later
-/// without a handler, and handlers do not go through it.
+/// Returns the signals that do not have their default action in this process. The Rust runtime ignores SIGPIPE, the parent
+/// may have ignored any signal (nohup(1)), and ignored signals stay ignored across execve(2). Read once
+/// (proc_pid_status(5)): berth later changes signals only by installing handlers, which execve(2) resets.
 pub(super) fn signals_to_reset() -> &'static [i32] {
     static SIGNALS: OnceLock<Vec<i32>> = OnceLock::new();
     SIGNALS.get_or_init(|| {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let mask = |name| {
             let text = status.lines().find_map(|line| line.strip_prefix(name));
-            // Unknown: all.
+            // If it cannot be read: all signals.
             text.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
         };
         let changed = mask("SigIgn:") | mask("SigCgt:");
@@ -209,7 +215,7 @@ pub(super) struct CloneArgs {
 }
 
 impl CloneArgs {
-    /// A child of which SIGCHLD tells; the kernel puts a descriptor of it at `pidfd`.
+    /// Arguments for a child that sends SIGCHLD at its end; the kernel stores a pidfd in `pidfd`.
     pub(super) fn for_child(flags: u64, pidfd: &mut i32) -> CloneArgs {
         CloneArgs {
             flags: flags | libc::CLONE_PIDFD as u64,
@@ -219,15 +225,15 @@ impl CloneArgs {
         }
     }
 
-    /// The same for clone(2): no flags beyond 32 bits, the signal among them, the end of the stack, the descriptor where
-    /// the parent's thread id would go (CLONE_PIDFD).
+    /// Returns the same arguments for clone(2): flags of 32 bits with the signal among them, the end of the stack, and the
+    /// pidfd in place of the parent's thread id (CLONE_PIDFD).
     pub(super) fn for_clone(&self) -> [usize; 5] {
         let flags = self.flags & u64::from(u32::MAX) | self.exit_signal;
         [flags as usize, (self.stack + self.stack_size) as usize, self.pidfd as usize, 0, 0]
     }
 }
 
-/// Errors are the last page of numbers (syscall(2)).
+/// The kernel returns errors as -4095 to -1 (syscall(2)).
 #[cfg(target_arch = "x86_64")]
 pub(super) fn result_or_errno(result: isize) -> Result<usize, Errno> {
     if (-4095..0).contains(&result) {
@@ -240,7 +246,7 @@ pub(super) fn result_or_errno(result: isize) -> Result<usize, Errno> {
 pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Every signal that can have a handler; the kernel refuses the two others.
+/// All signal numbers; the kernel refuses a handler for two of them (SIGKILL and SIGSTOP).
 pub(super) static ALL_SIGNALS: [i32; 64] = {
     let mut all = [0; 64];
     let mut at = 0;
@@ -251,35 +257,35 @@ pub(super) static ALL_SIGNALS: [i32; 64] = {
     all
 };
 
-/// Moves the calling process through a `cgroup.procs`. 0 is the writer itself (cgroups(7)): never by number, which may be
-/// another process's by then.
-pub(super) fn enter_group(door: impl AsFd) -> Result<(), Errno> {
-    rustix::io::write(door, b"0").map(drop)
+/// Moves the calling process into a cgroup by writing to its `cgroup.procs`. The value 0 is the writer itself (cgroups(7));
+/// a process number could belong to another process by then.
+pub(super) fn enter_group(procs: impl AsFd) -> Result<(), Errno> {
+    rustix::io::write(procs, b"0").map(drop)
 }
 
-/// The `cgroup.procs` of a cgroup's folder, for [`enter_group`].
+/// Opens `cgroup.procs` in a cgroup's folder, for [`enter_group`].
 pub(super) fn open_procs_at(cgroup: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// What a process says of its own start.
+/// A new process's report about its own start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartReport {
-    /// The program is about to be executed: from here on it may have run.
+    /// The program is about to be executed: after this report it may have run.
     Accepted,
-    /// A step failed with this errno; nothing has run.
+    /// A step failed with this errno; the program has not run.
     Failed(StartStep, i32),
-    /// The process is in its groups and waits for a command.
+    /// The process has entered its groups and waits for a command.
     GroupEntered,
-    /// It could not enter them.
+    /// The process could not enter its groups, with this errno.
     GroupFailed(i32),
 }
 
-/// Its length as [`StartReport::to_bytes`] gives it.
+/// The length of an encoded [`StartReport`].
 pub const REPORT_BYTES: usize = 8;
 
 impl StartReport {
-    /// As it is sent: a number for what, and an errno.
+    /// Encodes the report as a number for its kind and an errno.
     pub fn to_bytes(self) -> [u8; REPORT_BYTES] {
         let (what, errno): (u32, i32) = match self {
             StartReport::Accepted => (1, 0),
@@ -293,7 +299,7 @@ impl StartReport {
         encode_pair(what, errno)
     }
 
-    /// What was sent; `None`: something else.
+    /// Decodes a report; `None` for unknown bytes.
     pub fn from_bytes(bytes: [u8; REPORT_BYTES]) -> Option<StartReport> {
         Some(match decode_pair(bytes) {
             (1, _) => StartReport::Accepted,
@@ -308,14 +314,14 @@ impl StartReport {
     }
 }
 
-/// Waits until a child has executed its program, which closes the other end of `pipe`, or has said what failed.
+/// Waits until a child has executed its program, which closes the other end of `pipe`, or has reported a failure.
 pub(super) fn read_failure(pipe: impl AsFd) -> Option<SpawnError> {
-    let mut told = [0u8; REPORT_BYTES];
+    let mut report = [0u8; REPORT_BYTES];
     loop {
-        match rustix::io::read(&pipe, &mut told) {
+        match rustix::io::read(&pipe, &mut report) {
             Err(Errno::INTR) => {}
             Ok(REPORT_BYTES) => {
-                let Some(StartReport::Failed(step, errno)) = StartReport::from_bytes(told) else {
+                let Some(StartReport::Failed(step, errno)) = StartReport::from_bytes(report) else {
                     return Some(Errno::IO.into());
                 };
                 return Some(SpawnError { error: io::Error::from_raw_os_error(errno), step });
@@ -325,13 +331,13 @@ pub(super) fn read_failure(pipe: impl AsFd) -> Option<SpawnError> {
     }
 }
 
-/// Two numbers in eight bytes.
+/// Encodes two numbers in eight bytes.
 pub fn encode_pair(what: u32, value: i32) -> [u8; REPORT_BYTES] {
     let ([a, b, c, d], [e, f, g, h]) = (what.to_le_bytes(), value.to_le_bytes());
     [a, b, c, d, e, f, g, h]
 }
 
-/// The reverse.
+/// Decodes the numbers of [`encode_pair`].
 pub fn decode_pair(bytes: [u8; REPORT_BYTES]) -> (u32, i32) {
     let [a, b, c, d, e, f, g, h] = bytes;
     (u32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h]))

@@ -1,4 +1,4 @@
-//! Groups that stand still for a moment, and what ended commands have left in one. Without threads or locks.
+//! Freezes groups, and marks groups in which a command left background processes. No threads, no locks.
 
 use std::time::{Duration, Instant};
 
@@ -6,30 +6,33 @@ use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, fsetxattr, openat};
 
 use super::Group;
 use super::cgroup::{LEFTOVER_XATTR, read_in, write_in};
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
+
+/// How long the processes of a container may take to freeze for a snapshot.
+const FREEZE: Duration = Duration::from_secs(2);
 
 impl Group {
-    /// Stops every process of the group where it is, and returns when all stand still; or lets them go on. They do not
-    /// notice, and nothing inside can prevent it.
+    /// Freezes every process of the group and waits until all are frozen; or thaws them. They do not notice, and cannot
+    /// prevent it.
     ///
     /// # Errors
-    /// `Unavailable` where groups are no cgroups, or when a process cannot be stopped (it waits for a broken disk); all go
-    /// on then.
+    /// `Unavailable` if groups are not cgroups, or a process cannot be frozen (for example while it waits for a failed disk);
+    /// all are thawed then.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         let Some(folder) = self.folder() else {
             if !frozen {
                 return Ok(());
             }
             let message =
-                "What runs in the container cannot be frozen on this host; stop the container first";
+                "The processes in the container cannot be frozen on this host; stop the container first";
             return Err(Error::new(Code::Unavailable, message));
         };
         write_in(folder, "cgroup.freeze", if frozen { "1" } else { "0" })?;
-        let deadline = Instant::now() + limits::FREEZE;
+        let deadline = Instant::now() + FREEZE;
         while frozen && !read_in(folder, "cgroup.events")?.lines().any(|line| line == "frozen 1") {
             if Instant::now() >= deadline {
                 write_in(folder, "cgroup.freeze", "0")?;
-                let message = "What runs in the container could not be frozen; stop the container first";
+                let message = "The processes in the container could not be frozen; stop the container first";
                 return Err(Error::new(Code::Unavailable, message));
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -37,21 +40,21 @@ impl Group {
         Ok(())
     }
 
-    /// Notes that its command has ended by itself: what lives in it from now on is no part of it any more. To be called
-    /// before anybody is told of the end, for a server that is killed a moment later leaves nothing but this note.
+    /// Marks that the group's command has ended by itself: remaining processes are no longer part of it. Call this before the
+    /// end is reported: if the server is killed a moment later, the mark is the only record.
     pub fn mark_leftover(&self) {
         if let Some(folder) = self.folder() {
-            // Without attributes (before Linux 5.7) the next server ends it.
+            // Before Linux 5.7 there are no attributes, and the next server kills the processes.
             let _ = fsetxattr(folder, LEFTOVER_XATTR, b"1", XattrFlags::empty());
         }
     }
 
-    /// Whether its command had ended, as [`Group::mark_leftover`] noted.
+    /// Whether the command had ended, as [`Group::mark_leftover`] recorded.
     pub fn is_leftover(&self) -> bool {
         self.folder().is_some_and(|folder| fgetxattr(folder, LEFTOVER_XATTR, &mut [0u8; 8]).is_ok())
     }
 
-    /// Whether something still runs in a group below `below` whose command has ended.
+    /// Whether a group below `below` has processes although its command has ended.
     pub fn has_leftovers(&self, below: &str) -> bool {
         let Some(folder) = self.folder() else { return true };
         self.children(below).iter().any(|name| {

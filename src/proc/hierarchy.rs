@@ -1,8 +1,8 @@
-//! The kernel's cgroup hierarchies as this machine has them: where our tree of groups lies, and which controllers its
-//! groups have. Three worlds exist: v2 with controllers (systemd today; ours when it is delegated to us or we are
-//! root), v1 controllers beside a v2 hierarchy that has none, and nothing writable at all.
+//! The cgroup hierarchies of this machine: where berth's tree of groups is, and which controllers its groups have. There are
+//! three cases: v2 with controllers (systemd; the tree is delegated to berth, or berth is root), v1 controllers beside a v2
+//! hierarchy that has none, and no writable hierarchy.
 //!
-//! Knows nothing of processes but our own. No threads, no locks.
+//! Touches no process but its own. No threads, no locks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::limits;
 
-/// What can be bounded by a controller of its own.
+/// The server's CPU weight where it has its own cgroup; the default is 100 (cgroup-v2.rst).
+const SERVER_CPU_WEIGHT: u64 = 1000;
+
+/// A resource with a controller of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Controller {
     Memory,
@@ -32,35 +35,35 @@ impl Controller {
     }
 }
 
-/// How the groups of our tree get a controller.
+/// How the groups of berth's tree get a controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ControllerSource {
-    /// Its files are in the group's own folder.
+    /// The controller's files are in the group's own folder.
     V2,
-    /// Its files are in a folder of the same name below this one, which a process must enter on its own.
+    /// The controller's files are in a folder of the same name below this one, which a process must enter separately.
     V1(PathBuf),
-    /// Not at all, and why.
+    /// The controller is unavailable, for this reason.
     Nothing(String),
 }
 
-/// Our part of the hierarchies.
+/// berth's tree in the hierarchies.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Tree {
-    /// Our folder in the v2 hierarchy.
+    /// The tree's folder in the v2 hierarchy.
     pub(super) folder: PathBuf,
-    /// The same folder as /proc/PID/cgroup names it.
+    /// The same folder's path in /proc/PID/cgroup.
     pub(super) inside: PathBuf,
-    /// The same folder in the `name=systemd` v1 hierarchy: nspawn repeats its cgroup there on hybrid machines.
+    /// The same folder in the `name=systemd` v1 hierarchy: nspawn mirrors its cgroup there on hybrid machines.
     pub(super) mirror: Option<PathBuf>,
     /// In the order of [`Controller::ALL`].
     by: [ControllerSource; 3],
-    /// The host has nothing but v2.
+    /// The host has only cgroup v2.
     pub(super) only_v2: bool,
 }
 
 /// A mounted hierarchy.
 struct CgroupMount {
-    /// Which of its folders is mounted.
+    /// The folder of the hierarchy that is mounted.
     root: String,
     at: PathBuf,
     v2: bool,
@@ -68,14 +71,14 @@ struct CgroupMount {
 }
 
 impl Tree {
-    /// Finds a writable place for the folder `name`: below our own cgroup where systemd delegated it to us
+    /// Finds a writable place for the folder `name`: below this process's own cgroup if systemd delegated it
     /// (user.delegate, systemd.resource-control(5)), else at the top of the hierarchy.
     pub(super) fn find(name: &str) -> Option<Tree> {
         let mounts = mounts();
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let unified = mounts.iter().find(|mount| mount.v2)?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-        // Relative to what is mounted, which in a container may be a part of the hierarchy.
+        // Relative to the mount, which in a container may show only a part of the hierarchy.
         let own = Path::new(own).strip_prefix(&unified.root).unwrap_or(Path::new("")).to_owned();
 
         let mut found: Option<Tree> = None;
@@ -86,7 +89,7 @@ impl Tree {
             leave(&own_folder);
             found = Tree::at(unified, &own, name, &mounts);
         }
-        // A better place than one without controllers, if there is one.
+        // Prefer a place with all controllers.
         if found.as_ref().is_none_or(|tree| tree.by.iter().any(|by| *by != ControllerSource::V2)) {
             let top = Tree::at(unified, Path::new(""), name, &mounts);
             found = match (found, top) {
@@ -125,7 +128,7 @@ impl Tree {
             }
             v1(controller, name, mounts)
         });
-        // The hybrid layout of systemd; elsewhere there is none.
+        // Only systemd's hybrid layout has this hierarchy.
         let named = mounts.iter().find(|mount| !mount.v2 && mount.option("name=systemd"));
         let only_v2 = mounts.iter().all(|mount| mount.v2);
         Some(Tree {
@@ -145,7 +148,7 @@ impl Tree {
         self.by.iter().filter(|by| **by == ControllerSource::V2).count()
     }
 
-    /// Makes the folder of a group, and of those above it.
+    /// Creates the folder of a group and its parents.
     pub(super) fn make(&self, path: &str) -> std::io::Result<PathBuf> {
         let folder = self.folder.join(path);
         match fs::create_dir(&folder) {
@@ -157,7 +160,7 @@ impl Tree {
             }
             Err(error) => return Err(error),
         }
-        // The folder above may have been made as a leaf.
+        // The parent may have been created as a leaf, without controllers for its children.
         let file = match Controller::ALL
             .into_iter()
             .find(|controller| self.source(*controller) == &ControllerSource::V2)
@@ -173,7 +176,7 @@ impl Tree {
         Ok(folder)
     }
 
-    /// Switches our controllers on for the children of every folder between the tree and the group.
+    /// Enables the available controllers for the children of every folder between the tree and the group.
     fn enable_above(&self, path: &str) -> std::io::Result<()> {
         let ours = Controller::ALL
             .into_iter()
@@ -192,7 +195,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The folders of a group in the v1 hierarchies, with their controllers.
+    /// Returns the folders of a group in the v1 hierarchies, with their controllers.
     pub(super) fn v1_folders(&self, path: &str) -> Vec<(Controller, PathBuf)> {
         let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.source(controller) {
             ControllerSource::V1(folder) => Some((controller, folder.join(path))),
@@ -201,7 +204,7 @@ impl Tree {
         v1.collect()
     }
 
-    /// The names of what is directly below a group's folders.
+    /// Returns the names of the folders directly below a group.
     pub(super) fn children_of(&self, path: &Path) -> Vec<String> {
         let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.source(controller) {
             ControllerSource::V1(folder) => Some(folder.join(path)),
@@ -219,13 +222,13 @@ impl Tree {
         names
     }
 
-    /// Ends and removes a tree of our name at another place.
+    /// Kills and removes berth's tree at another path.
     pub(super) fn end_elsewhere(&self, folder: &Path) {
         let ours = folder.file_name() == self.folder.file_name() && folder.starts_with("/sys/fs/cgroup");
         if !ours || !folder.is_dir() {
             return;
         }
-        log::warn!("ending what an earlier server left in {}", folder.display());
+        log::warn!("Killing the processes that an earlier server left in {}", folder.display());
         let _ = write(&folder.join("cgroup.kill"), "1");
         let deadline = std::time::Instant::now() + limits::KILL_WAIT;
         while !remove_folder(folder) && std::time::Instant::now() < deadline {
@@ -233,14 +236,14 @@ impl Tree {
         }
     }
 
-    /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` when something lives there.
-    /// Folders in the mirror are only ever empty shells. `everywhere`: its v1 folders as well.
+    /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` if a group has processes. Folders in
+    /// the mirror are always empty. `everywhere`: removes its v1 folders as well.
     pub(super) fn remove(&self, path: &str, everywhere: bool) -> bool {
         let v1 = if everywhere { self.v1_folders(path) } else { Vec::new() };
         self.remove_with(path, v1.iter().map(|(_, folder)| folder.as_path()))
     }
 
-    /// The same, with these v1 folders.
+    /// Removes a group and the given v1 folders.
     pub(super) fn remove_with<'a>(&self, path: &str, v1: impl Iterator<Item = &'a Path>) -> bool {
         if let Some(mirror) = &self.mirror {
             remove_folder(&mirror.join(path));
@@ -273,11 +276,11 @@ fn mounts() -> Vec<CgroupMount> {
     text.lines().filter_map(parse).collect()
 }
 
-/// A controller that no v2 hierarchy offers us.
+/// Returns the source of a controller that v2 does not provide.
 fn v1(controller: Controller, name: &str, mounts: &[CgroupMount]) -> ControllerSource {
     let word = controller.name();
     let Some(mount) = mounts.iter().find(|mount| !mount.v2 && mount.option(word)) else {
-        // /proc/cgroups: name, hierarchy, count, enabled (cgroups(7)).
+        // Columns of /proc/cgroups: name, hierarchy, count, enabled (cgroups(7)).
         let known = fs::read_to_string("/proc/cgroups").unwrap_or_default();
         let off = known.lines().any(|line| {
             let mut fields = line.split_whitespace();
@@ -285,7 +288,7 @@ fn v1(controller: Controller, name: &str, mounts: &[CgroupMount]) -> ControllerS
         });
         return ControllerSource::Nothing(if off {
             format!(
-                "the kernel was started with the cgroup controller {word} switched off (cgroup_enable={word} on its command line switches it on)"
+                "the kernel disables the cgroup controller {word}; add cgroup_enable={word} to its command line"
             )
         } else {
             format!(
@@ -306,8 +309,8 @@ fn v1(controller: Controller, name: &str, mounts: &[CgroupMount]) -> ControllerS
     }
 }
 
-/// Moves our own process out of the folder that shall get children with controllers: a cgroup has either (cgroup-v2.rst,
-/// "No Internal Process Constraint").
+/// Moves this process out of a folder before its children get controllers: a cgroup has either processes or children with
+/// controllers (cgroup-v2.rst, "No Internal Process Constraint").
 fn leave(own_folder: &Path) {
     let offered = fs::read_to_string(own_folder.join("cgroup.controllers")).unwrap_or_default();
     if offered.trim().is_empty() {
@@ -317,12 +320,12 @@ fn leave(own_folder: &Path) {
     let moved = fs::create_dir_all(&leaf)
         .and_then(|()| write(&leaf.join("cgroup.procs"), &std::process::id().to_string()));
     if let Err(error) = moved {
-        log::warn!("the server could not move into {}: {error}", leaf.display());
+        log::warn!("The server could not move into {}: {error}", leaf.display());
         return;
     }
-    // Where the controller is on for us, a crowd of workloads leaves us our share.
+    // With the cpu controller, many workloads cannot starve the server.
     if control(own_folder, "+cpu").is_ok() {
-        let _ = write(&leaf.join("cpu.weight"), &limits::SERVER_CPU_WEIGHT.to_string());
+        let _ = write(&leaf.join("cpu.weight"), &SERVER_CPU_WEIGHT.to_string());
     }
 }
 
@@ -337,7 +340,7 @@ pub(super) fn write(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 fn remove_folder(folder: &Path) -> bool {
-    // Nearly always there is nothing below: one rmdir, no listing.
+    // There is nearly always nothing below: one rmdir, no listing.
     match fs::remove_dir(folder) {
         Ok(()) => return true,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,

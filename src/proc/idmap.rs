@@ -1,5 +1,5 @@
-//! User namespaces that say how a mount's owners are shown (mount_setattr(2)): on disk a root's files belong to the ids 0
-//! to 65535, in its container and to us to a range of their own. Without threads or locks.
+//! User namespaces for id-mapped mounts (mount_setattr(2)): on disk a root's files belong to the ids 0 to 65535; in its
+//! container and on the host they appear with a range of their own. No threads, no locks.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
@@ -11,22 +11,22 @@ use super::confinement::Confinement;
 use super::sys;
 use crate::base::{At, Error, Result};
 
-/// How many users and groups a container has.
+/// Number of user and group ids of a container.
 pub const IDS: u32 = 65536;
 
-/// A namespace in which 0 to 65535 are `first` and the following.
+/// Creates a user namespace that maps 0 to 65535 to `first` and the following ids.
 ///
-/// The server's own id 0 is 65536 there: overlayfs makes its whiteouts and working files as whoever mounted it, and they
-/// need an owner on disk; no id of the container is that one.
+/// The server's own id 0 is mapped to 65536: overlayfs creates its whiteouts and working files as the mounter, and they
+/// need an owner on disk that is not an id of the container.
 ///
 /// # Errors
-/// When user namespaces are forbidden, or as many as allowed are in use.
+/// When user namespaces are forbidden, or their limit is reached.
 pub fn ids_from(first: u32) -> Result<OwnedFd> {
     let sleeper = sys::sleeper_in_user_namespace().map_err(|error| refused(&error))?;
     let made = ["uid_map", "gid_map"].iter().try_for_each(|map| {
         let path = format!("/proc/{}/{map}", sleeper.pid);
         let file = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        // One write(2), as the kernel wants it (user_namespaces(7)).
+        // A single write(2), as the kernel requires (user_namespaces(7)).
         let text = format!("0 {first} {IDS}\n{IDS} 0 1\n");
         file.and_then(|file| rustix::io::write(file, text.as_bytes())).map(drop).at("write", path)
     });
@@ -39,11 +39,11 @@ pub fn ids_from(first: u32) -> Result<OwnedFd> {
     namespace
 }
 
-/// Has a mount show its owners as the user namespace behind `userns` maps them (mount_setattr(2), Linux 5.12), and takes
-/// writing away if `read_only`. The mount must not be attached anywhere yet.
+/// Makes a mount map its owners through the user namespace `userns` (mount_setattr(2), Linux 5.12), and makes it read-only
+/// if asked. The mount must not be attached yet.
 ///
 /// # Errors
-/// What mount_setattr(2) said: EINVAL where the file system cannot.
+/// The error of mount_setattr(2): EINVAL if the file system does not support it.
 pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> std::io::Result<()> {
     sys::set_mount_attributes(
         mount,
@@ -56,10 +56,10 @@ pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) ->
     )
 }
 
-/// Why there is no user namespace. ENOSPC means that there are as many as allowed, not a full disk (user_namespaces(7)).
+/// Returns the error for a failed creation. ENOSPC means that the limit is reached, not a full disk (user_namespaces(7)).
 pub fn refused(error: &std::io::Error) -> Error {
     let why = match error.raw_os_error() {
-        Some(libc::ENOSPC) => "as many as allowed are in use (user.max_user_namespaces)".to_owned(),
+        Some(libc::ENOSPC) => "the limit is reached (raise user.max_user_namespaces)".to_owned(),
         _ => {
             match Errno::from_io_error(error).and_then(|errno| Confinement::from_proc_self().explains(errno))
             {
@@ -68,5 +68,5 @@ pub fn refused(error: &std::io::Error) -> Error {
             }
         }
     };
-    Error::internal(format!("No user namespace can be made: {why}"))
+    Error::internal(format!("Could not create a user namespace: {why}"))
 }

@@ -1,5 +1,5 @@
-//! The end of a group: KILL for all that lives in it, certain where groups are cgroups, and other signals, which never
-//! reach a process that only has a number which the group had. No threads, no locks.
+//! Kills or signals all processes of a group. With cgroups no process can escape. **Invariant:** a signal never reaches a
+//! process that only reuses the number of a former member. No threads, no locks.
 
 use std::io::{Read as _, Seek as _};
 use std::os::fd::OwnedFd;
@@ -15,19 +15,23 @@ use super::cgroup::{GroupKind, open_in, read_in, write_in};
 use super::env_marker;
 use crate::base::{At, Error, Result, limits};
 
+/// How often a killed cgroup is checked, because the kernel may not wake the poll: the delay is not noticeable, and
+/// nearly all are empty sooner.
+const KILL_LOOK: Duration = Duration::from_millis(20);
+
 impl Group {
-    /// Ends every process of the group and returns when none is left. `leader`: the session to look for where
-    /// there is no cgroup.
+    /// Kills every process of the group and waits until none is left. `leader`: the session to look for if the group is
+    /// not a cgroup.
     ///
     /// # Errors
-    /// When something was still alive after [`limits::KILL_WAIT`].
+    /// When a process is still alive after [`limits::KILL_WAIT`].
     pub fn kill(&self, leader: Option<i32>) -> Result<()> {
         let deadline = Instant::now() + limits::KILL_WAIT;
         match &self.how {
             GroupKind::Cgroup { folder, .. } => {
-                // cgroup.kill is Linux 5.14; before that the list is walked until it stays empty.
+                // cgroup.kill exists since Linux 5.14; before, kill the listed processes until the list stays empty.
                 if write_in(folder, "cgroup.kill", "1").is_err() {
-                    if is_gone(folder) {
+                    if is_removed(folder) {
                         return Ok(());
                     }
                     while Instant::now() < deadline {
@@ -43,16 +47,16 @@ impl Group {
         }
     }
 
-    /// Sends KILL to every process of the group, also to what is being forked, and does not wait for their end.
+    /// Sends SIGKILL to every process of the group, including those being forked, and does not wait for their end.
     pub fn kill_now(&self, leader: Option<i32>) {
         match &self.how {
-            // cgroup.kill is Linux 5.14.
+            // cgroup.kill exists since Linux 5.14.
             GroupKind::Cgroup { folder, .. } if write_in(folder, "cgroup.kill", "1").is_ok() => {}
             _ => self.signal(Signal::KILL, leader),
         }
     }
 
-    /// The processes of the group and of those below it, by their numbers at this moment. None where groups are no cgroups.
+    /// Returns the current process numbers of the group and the groups below it; empty if groups are not cgroups.
     pub fn members(&self) -> Vec<i32> {
         let GroupKind::Cgroup { home, path, .. } = &self.how else { return Vec::new() };
         let (mut pids, mut paths) = (Vec::new(), vec![path.clone()]);
@@ -66,10 +70,10 @@ impl Group {
         pids
     }
 
-    /// Sends `signal` to every process of the group, never to one that only has a number which the group had.
+    /// Sends `signal` to every process of the group, never to a process that reuses a member's number.
     pub fn signal(&self, signal: Signal, leader: Option<i32>) {
         let member = |pid: i32| {
-            // First the descriptor, then the check: what it means can no longer change.
+            // The descriptor first, then the check: from here on it cannot refer to another process.
             let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
             self.contains(pid).then_some(fd)
         };
@@ -83,7 +87,7 @@ impl Group {
     }
 }
 
-/// Ends what is found until nothing is.
+/// Kills the processes that `find` returns until it returns none.
 fn kill_found(deadline: Instant, find: impl Fn() -> Vec<OwnedFd>) -> Result<()> {
     while Instant::now() < deadline {
         let found = find();
@@ -95,36 +99,36 @@ fn kill_found(deadline: Instant, find: impl Fn() -> Vec<OwnedFd>) -> Result<()> 
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Err(Error::internal("Some processes could not be ended"))
+    Err(Error::internal("Some processes could not be killed; see the processes in state D in `ps`"))
 }
 
-/// Ends what an earlier server with this name left where there are no cgroups, but for the groups in `keep`.
+/// Kills the processes that an earlier server with this name left on a host without cgroups, except the groups in `keep`.
 pub(super) fn sweep_marked(server: &str, keep: &[String]) {
     if let Err(error) =
         kill_found(Instant::now() + limits::KILL_WAIT, || env_marker::find_by_server(server, keep))
     {
-        log::warn!("what an earlier server started: {error}");
+        log::warn!("Processes of an earlier server could not be killed: {error}");
     }
 }
 
-/// Whether somebody else has removed the cgroup, so that nothing lives in it: nothing can be found in its folder then.
-fn is_gone(folder: &OwnedFd) -> bool {
+/// Whether another process has removed the cgroup, which was therefore empty.
+fn is_removed(folder: &OwnedFd) -> bool {
     rustix::fs::accessat(folder, "cgroup.procs", Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT)
 }
 
-/// Waits until nothing lives in the cgroup or below it, or it is no more. The kernel wakes pollers of `cgroup.events` with POLLPRI
-/// (cgroup-v2.rst, "populated"), but not always: a change soon after another is told later (10 ms, CGROUP_FILE_NOTIFY_MIN_INTV),
-/// and never if somebody has removed the cgroup by then. So it is also looked at every [`limits::KILL_LOOK`].
+/// Waits until no process is in the cgroup or below it, or the cgroup was removed. The kernel wakes pollers of `cgroup.events`
+/// with POLLPRI (cgroup-v2.rst, "populated"), but delays a second change within 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV) and drops
+/// it if the cgroup is removed by then. The file is therefore also read every [`KILL_LOOK`].
 fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
     const EVENTS: &str = "cgroup.events";
     let mut file = match open_in(folder, EVENTS) {
-        Err(_) if is_gone(folder) => return Ok(()),
+        Err(_) if is_removed(folder) => return Ok(()),
         opened => opened?,
     };
     loop {
         let mut text = String::new();
         match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
-            // Somebody else has removed it, so it was empty.
+            // Another process has removed the cgroup, so it was empty.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
             read => read.at("read", EVENTS)?,
         };
@@ -133,9 +137,11 @@ fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Error::internal("Some processes could not be ended"));
+            return Err(Error::internal(
+                "Some processes could not be killed; see the processes in state D in `ps`",
+            ));
         }
-        let pause = left.min(limits::KILL_LOOK);
+        let pause = left.min(KILL_LOOK);
         let timeout = Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout));
     }
@@ -149,9 +155,9 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// The server removes a container's groups while a keeper waits for one of them to be empty.
+    /// The server may remove a container's groups while a keeper waits for one of them to become empty.
     #[test]
-    fn a_group_that_is_removed_meanwhile_is_not_waited_for() {
+    fn removed_group_is_not_waited_for() {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
         let cgroups = Cgroups::take(&name);
         let Some(tree) = cgroups.folder().map(std::path::Path::to_owned) else { return };

@@ -1,69 +1,68 @@
-//! What a group of processes may use, what it used, and what of that this host can enforce. Only words: where the
-//! kernel keeps them is `proc::control`'s business.
+//! Resource limits and usage of a group of processes, as data. `proc::control` reads and writes them in the kernel.
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Code, Error, Result};
 
-/// Upper bounds; what is not named is not bounded.
+/// Upper limits; a missing value means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Memory with page cache, in bytes. Beyond it the kernel first reclaims, then kills.
+    /// Memory including page cache, in bytes. Beyond it the kernel first reclaims, then kills.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
-    /// Swap, in bytes; 0: none.
+    /// Swap, in bytes; 0 disables it.
     #[serde(default)]
     pub swap_bytes: Option<u64>,
-    /// Processors, e.g. 0.5 or 2.
+    /// Number of processors, for example 0.5 or 2.
     #[serde(default)]
     pub cpus: Option<f64>,
-    /// Processes and threads at once.
+    /// Number of processes and threads.
     #[serde(default)]
     pub pids: Option<u64>,
 }
 
-/// Below it not even a shell starts.
-const LEAST_MEMORY: u64 = 8 << 20;
-/// The kernel's shortest share: 1 ms of every 100 ms (sched-bwc.rst).
-const LEAST_CPUS: f64 = 0.01;
-/// More than any machine has; keeps the arithmetic far from its edges.
-const MOST_CPUS: f64 = 8192.0;
-/// The kernel's own cap of process ids (PID_MAX_LIMIT).
-const MOST_PIDS: u64 = 4 << 20;
-/// So that no sum of two overflows what the kernel's files take.
-const MOST_BYTES: u64 = 1 << 60;
+/// With less memory not even a shell starts.
+const MIN_MEMORY: u64 = 8 << 20;
+/// The kernel's minimum: 1 ms of every 100 ms (sched-bwc.rst).
+const MIN_CPUS: f64 = 0.01;
+/// More than any machine has; avoids overflow.
+const MAX_CPUS: f64 = 8192.0;
+/// The kernel's maximum number of processes (PID_MAX_LIMIT).
+const MAX_PIDS: u64 = 4 << 20;
+/// The sum of two such values fits the kernel's files.
+const MAX_BYTES: u64 = 1 << 60;
 
 impl Limits {
-    /// Whether nothing is bounded.
+    /// Whether nothing is limited.
     pub fn is_empty(&self) -> bool {
         *self == Limits::default()
     }
 
-    /// Whether a kernel could hold them; `field` is what the client called the object.
+    /// Checks that the kernel could set the limits; `field` is the client's name for the object.
     ///
     /// # Errors
-    /// `InvalidPayload` with the field and what it may be.
+    /// `InvalidPayload` with the field and its valid range.
     pub fn check(&self, field: &str) -> Result<()> {
         let refuse = |name: &str, what: String| {
             Err(Error::new(Code::InvalidPayload, format!("{field}.{name} is {what}"))
                 .detail("field", format!("{field}.{name}")))
         };
-        if self.memory_bytes.is_some_and(|bytes| !(LEAST_MEMORY..=MOST_BYTES).contains(&bytes)) {
-            return refuse("memory_bytes", format!("a number of bytes from {LEAST_MEMORY} to {MOST_BYTES}"));
+        if self.memory_bytes.is_some_and(|bytes| !(MIN_MEMORY..=MAX_BYTES).contains(&bytes)) {
+            return refuse("memory_bytes", format!("a number of bytes from {MIN_MEMORY} to {MAX_BYTES}"));
         }
-        if self.swap_bytes.is_some_and(|bytes| bytes > MOST_BYTES) {
-            return refuse("swap_bytes", format!("a number of bytes from 0 to {MOST_BYTES}"));
+        if self.swap_bytes.is_some_and(|bytes| bytes > MAX_BYTES) {
+            return refuse("swap_bytes", format!("a number of bytes from 0 to {MAX_BYTES}"));
         }
-        if self.cpus.is_some_and(|cpus| !(LEAST_CPUS..=MOST_CPUS).contains(&cpus)) {
-            return refuse("cpus", format!("a number of processors from {LEAST_CPUS} to {MOST_CPUS}"));
+        if self.cpus.is_some_and(|cpus| !(MIN_CPUS..=MAX_CPUS).contains(&cpus)) {
+            return refuse("cpus", format!("a number of processors from {MIN_CPUS} to {MAX_CPUS}"));
         }
-        if self.pids.is_some_and(|pids| !(1..=MOST_PIDS).contains(&pids)) {
-            return refuse("pids", format!("a number of processes from 1 to {MOST_PIDS}"));
+        if self.pids.is_some_and(|pids| !(1..=MAX_PIDS).contains(&pids)) {
+            return refuse("pids", format!("a number of processes from 1 to {MAX_PIDS}"));
         }
         Ok(())
     }
 
-    /// These, and `others` where these say nothing.
+    /// Returns these limits; missing values are taken from `others`.
     #[must_use]
     pub fn or(self, others: Limits) -> Limits {
         Limits {
@@ -75,19 +74,18 @@ impl Limits {
     }
 }
 
-/// What a group used until its end; `None` where this host cannot tell.
+/// Resources that a group used until its end; `None` if this host cannot tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Processor time of everything in the group, in microseconds.
+    /// Processor time of all its processes, in microseconds.
     pub cpu_micros: Option<u64>,
-    /// The most memory at once: with page cache where the group has an account of its own, else the largest single
-    /// process's.
+    /// Peak memory: with page cache if the group has its own memory accounting, else that of the largest single process.
     pub peak_memory_bytes: Option<u64>,
-    /// The kernel killed something of the group for want of memory.
+    /// Whether the kernel killed a process of the group because memory ran out.
     pub oom_killed: Option<bool>,
-    /// The most processes and threads at once.
+    /// Peak number of processes and threads.
     pub peak_pids: Option<u64>,
-    /// How often a fork failed because of the limit of processes.
+    /// Number of forks that failed because of the limit of processes.
     pub pids_refused: Option<u64>,
 }
 
@@ -96,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_that_no_kernel_holds_are_named() {
+    fn impossible_limits_are_refused_with_their_name() {
         let refused = |limits: Limits| limits.check("limits").unwrap_err().message().to_owned();
         assert!(
             refused(Limits { memory_bytes: Some(1), ..Limits::default() }).contains("limits.memory_bytes")

@@ -1,5 +1,5 @@
-//! Children: started in one way, watched by one poll loop, ended with their whole tree.
-//! Knows nothing of workspaces, containers or HTTP.
+//! Child processes: one way to spawn, one poll loop that watches, one way to kill a whole process tree.
+//! **Invariant:** nothing here depends on workspaces, containers or HTTP.
 
 mod boot;
 pub mod cancel;
@@ -48,7 +48,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Code, Error, Result};
 
-/// How a process ended, as waitid(2) said it.
+/// The exit status of a process, as waitid(2) reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// `exit(code)`.
@@ -58,12 +58,12 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Whether it ended with status 0.
+    /// Whether the exit code is 0.
     pub fn success(self) -> bool {
         self == Exit::Code(0)
     }
 
-    /// The status as sandboxed.sh answers it: -1 for a signal.
+    /// Returns the status in sandboxed.sh's format: -1 for a signal.
     pub fn code(self) -> i32 {
         match self {
             Exit::Code(code) => code,
@@ -71,7 +71,7 @@ impl Exit {
         }
     }
 
-    /// The signal, if one ended it.
+    /// Returns the signal that killed the process.
     pub fn signal(self) -> Option<i32> {
         match self {
             Exit::Code(_) => None,
@@ -89,83 +89,80 @@ impl std::fmt::Display for Exit {
     }
 }
 
-/// Something that runs and will end: a child of ours, or a process in a container.
+/// A running process: a child of this process, or a process in a container.
 pub trait Process: Send {
-    /// Readable once [`Process::try_exit`] has something to say.
+    /// Becomes readable when [`Process::try_exit`] has a result.
     fn exit_fd(&self) -> BorrowedFd<'_>;
 
-    /// The exit status if it has ended. Does not wait.
+    /// Returns the exit status if the process has ended. Does not wait.
     ///
     /// # Errors
-    /// When the status cannot be had any more, or the process never started (the error says why).
+    /// When the status was lost, or the process never started.
     fn try_exit(&mut self) -> Result<Option<Exit>>;
 
-    /// Asks it and its process group to end (SIGTERM).
+    /// Sends SIGTERM to the process and its process group.
     fn terminate(&mut self);
 
-    /// Ends it and everything that it started.
+    /// Kills the process and everything that it started.
     fn kill(&mut self);
 
-    /// The way to signal it from other threads; `None` for a process that is none of this host's.
+    /// Returns a handle for signals from other threads; `None` for a process that is not on this host.
     fn signal_handle(&self) -> Option<SignalHandle>;
 
-    /// What it and everything it started has used; complete once it has ended.
+    /// Returns the resource usage of the process and everything that it started; complete once it has ended.
     fn usage(&self) -> Usage;
 
-    /// Whether the kernel ended something of it for want of memory; `None` where this host cannot tell.
+    /// Whether the kernel killed part of it because memory ran out; `None` if this host cannot tell.
     fn oom_killed(&self) -> Option<bool> {
         self.usage().oom_killed
     }
 
-    /// Gives up watching it, for another process of ours to go on with. `None`, and it goes on as it was, where that is
-    /// not possible: a child can be waited for by its parent alone.
+    /// Stops watching the process, so that another berth process can watch it. Returns `None`, and changes nothing, if that
+    /// is not possible: only its parent can wait for a child.
     ///
     /// # Errors
-    /// When the process is out of file descriptors; it goes on as it was.
+    /// When this process is out of file descriptors; nothing has changed then.
     fn hand_over(&mut self) -> Result<Option<(ProcessHandover, Box<dyn HandoverGuard>)>> {
         Ok(None)
     }
 }
 
-/// A [`Process`] on its way to another process of ours.
+/// A [`Process`] that is being passed to another berth process.
 #[derive(Debug)]
 pub struct ProcessHandover {
-    /// Its number.
+    /// Process id.
     pub pid: i32,
-    /// The process.
     pub pidfd: OwnedFd,
-    /// Where its end will be told.
+    /// The socket on which its exit is reported.
     pub socket: OwnedFd,
-    /// What was read of that already.
+    /// Bytes that were already read from the socket.
     pub read: Vec<u8>,
-    /// Its group's name.
+    /// The path of its cgroup.
     pub group: String,
 }
 
-/// What a process that is watched elsewhere needs of the place where it runs, for as long as it runs.
+/// The resources that a process on another watcher still needs where it runs; kept until it ends.
 pub trait HandoverGuard: Send {
-    /// It has ended, and used this.
+    /// Called when the process has ended, with its usage.
     fn ended(&self, usage: &Usage);
 
-    /// It cannot be ended: everything around it must be.
+    /// Called when the process cannot be killed: its whole environment must be stopped.
     fn give_up(&self);
 }
 
-/// The host itself needs nothing.
+/// A process on the host needs nothing.
 impl HandoverGuard for () {
     fn ended(&self, _usage: &Usage) {}
 
     fn give_up(&self) {}
 }
 
-/// Whose rights a command has, in the numbers of the place where it runs.
+/// The user and groups of a command, in the id space where it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessUser {
-    /// User id.
     pub uid: u32,
-    /// Group id.
     pub gid: u32,
-    /// All further groups.
+    /// Supplementary groups.
     pub groups: Vec<u32>,
 }
 
@@ -174,25 +171,25 @@ pub struct ProcessUser {
 pub struct CommandSpec {
     /// Command lines to try in order until one can be executed; `argv[0]` is the program's absolute path.
     pub attempts: Vec<Vec<CString>>,
-    /// `NAME=value`, nothing else is inherited.
+    /// `NAME=value`; nothing else is inherited.
     pub env: Vec<CString>,
-    /// Working directory; what a relative one is relative to is the launcher's business.
+    /// Working directory; the launcher decides what a relative path refers to.
     pub cwd: String,
-    /// What it and everything it starts may use, within what its surroundings may.
+    /// Resource limits of the command and everything it starts, within those of its environment.
     pub limits: Option<Limits>,
-    /// Its stdin is a terminal of [`Launcher::terminal`], which is to be the controlling one of its session: for job
-    /// control, ^C, SIGWINCH and `/dev/tty`.
+    /// Stdin is a terminal of [`Launcher::terminal`] and becomes the session's controlling terminal, for job control, ^C,
+    /// SIGWINCH and `/dev/tty`.
     pub tty: bool,
-    /// Somebody else than who starts it.
+    /// The user to run as, if it is not the launcher's.
     pub user: Option<ProcessUser>,
-    /// What it uses is to be told, not only whether memory ran out.
+    /// Account for all of its usage, not only for OOM kills.
     pub account: bool,
-    /// How long its start may wait for whoever has to do something for it; `None`: as long as that may take at all.
+    /// How long the start may wait for the container's agent; `None`: the default.
     #[serde(skip)]
     pub patience: Option<Duration>,
 }
 
-/// The child's side of its three streams.
+/// The child's ends of its three streams.
 #[derive(Debug)]
 pub struct Stdio {
     /// File descriptor 0.
@@ -204,8 +201,8 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Makes pipes, or the terminal if that is what they are, belong to the command's user: opening /dev/stdout anew
-    /// checks the owner. What cannot be given away stays usable as it is.
+    /// Changes the owner of the pipes, or of the terminal, to the command's user: opening /dev/stdout again checks the
+    /// owner. A failure is ignored; the streams stay usable.
     pub fn give_to(&self, uid: Uid, gid: Gid, tty: bool) {
         for fd in [&self.stdin, &self.stdout, &self.stderr] {
             let is_pipe = |stat: Stat| FileType::from_raw_mode(stat.st_mode).is_fifo();
@@ -216,34 +213,34 @@ impl Stdio {
     }
 }
 
-/// Who can start a command: the host itself, or a container.
+/// A place that starts commands: the host, or a container.
 pub trait Launcher: Send + Sync {
-    /// Starts `command`; `id` names the run, in the cgroup tree among other places.
+    /// Starts `command`; `id` is the run's id, also used for its cgroup.
     ///
     /// # Errors
     /// `InvalidCwd` when the working directory does not exist, `Unavailable` when this host cannot enforce a limit
     /// of the command; nothing has run then.
     fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>>;
 
-    /// A new terminal of the place in which commands are started, so that `tty` and `/dev/pts/N` mean it there.
+    /// Opens a new terminal in the place where commands start, so that `tty` and `/dev/pts/N` refer to it there.
     ///
     /// # Errors
-    /// When there are no more of them, or the place cannot be started.
+    /// When there are no more terminals, or the container cannot be started.
     fn terminal(&self) -> Result<Pty>;
 
-    /// A file of the place, by its absolute path there, of at most so many bytes; `None` if there is none.
+    /// Reads a file by its absolute path in that place, at most `max_bytes`; `None` if it does not exist.
     ///
     /// # Errors
-    /// When it is larger, or no regular file.
+    /// When it is larger, or not a regular file.
     fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>>;
 }
 
-/// Text from a client as the kernel takes it.
+/// Converts text from a client to a C string.
 ///
 /// # Errors
 /// `code` when it contains a NUL.
 pub fn c_string(text: &str, code: Code, what: &str) -> Result<CString> {
     CString::new(text).map_err(|_| {
-        Error::new(code, format!("The {what} contains a NUL byte, which no process can receive"))
+        Error::new(code, format!("The {what} contains a NUL byte, which no process can receive; remove it"))
     })
 }

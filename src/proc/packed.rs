@@ -1,10 +1,10 @@
-//! A command as one block of words that can be sent to a process and used there where it lies: who becomes it may not
-//! allocate. No threads, no locks.
+//! A command as one block of words that a process receives and uses in place, because a process in the server's memory must
+//! not allocate. No threads, no locks.
 //!
-//! The block, in the machine's own byte order and in multiples of eight bytes: its length; whether there are a terminal
-//! and a user; uid and gid; how many further groups; those, two in a word; then offsets of strings from the block's
-//! start: the working directory; the command lines, each ended by 0, and one more 0; the environment, ended by 0; then
-//! the strings, each ended by NUL. Offsets may be the same.
+//! Format, in native byte order, padded to eight bytes: the block's length; flags for a terminal and a user; uid and gid; the
+//! number of supplementary groups; the groups, two in a word; then offsets of strings from the block's start: the working
+//! directory; the command lines, each terminated by 0, and one more 0; the environment, terminated by 0; then the strings,
+//! each terminated by NUL. Several offsets may refer to one string.
 
 use std::ffi::CString;
 use std::io::IoSliceMut;
@@ -24,23 +24,23 @@ pub(super) type Word = [u8; size_of::<u64>()];
 const TTY: u64 = 1;
 const USER: u64 = 2;
 
-/// Descriptors that become those of the command.
+/// Number of descriptors that become the command's streams.
 pub const STREAMS: usize = 3;
 
-/// Most `cgroup.procs` at once: of the v2 hierarchy, and of one v1 hierarchy for each controller.
+/// Maximum number of `cgroup.procs` files: one of the v2 hierarchy, and one of a v1 hierarchy for each controller.
 pub const MAX_PROCS_FILES: usize = 4;
 
 /// Words before the groups.
-const HEAD: usize = 4;
+const HEADER_WORDS: usize = 4;
 
-/// The block of a command; `mark`: a further variable.
+/// Encodes a command; `mark` is an additional environment variable.
 pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     let user = command.user.as_ref();
     let groups = user.map_or(&[][..], |user| &user.groups);
     let lines = || command.attempts.iter().filter_map(|argv| argv.split_first());
     let variables = || command.env.iter().chain(mark);
     let pointers = 1 + lines().map(|(_, args)| args.len() + 2).sum::<usize>() + 1 + variables().count() + 1;
-    let first = size_of::<Word>() * (HEAD + groups.len().div_ceil(2) + pointers);
+    let first = size_of::<Word>() * (HEADER_WORDS + groups.len().div_ceil(2) + pointers);
     let mut strings = Vec::new();
     let mut put = |text: &[u8]| {
         let offset = (first + strings.len()) as u64;
@@ -64,7 +64,7 @@ pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     let (mut args, mut offsets): (&[CString], Vec<u64>) = (&[], Vec::new());
     for (program, rest) in lines() {
         words.push(put(program.to_bytes()));
-        // A program that is looked for in many folders has the same arguments in all of them: they lie there once.
+        // The arguments of a program that is searched in several folders are stored once.
         if rest != args {
             (args, offsets) = (rest, rest.iter().map(|arg| put(arg.to_bytes())).collect());
         }
@@ -83,8 +83,8 @@ pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     block
 }
 
-/// Waits, for as long as it takes, for the `cgroup.procs` of the groups that this process is to enter, enters them and says
-/// how that went. `false`: the other side is gone. Allocates nothing.
+/// Waits without a deadline for the `cgroup.procs` files of the groups to enter, enters them and reports the result. Returns
+/// `false` if the peer has disconnected. Does not allocate.
 pub(super) fn receive_and_enter_groups(socket: BorrowedFd<'_>) -> bool {
     let mut word = Word::default();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PROCS_FILES))];
@@ -98,33 +98,34 @@ pub(super) fn receive_and_enter_groups(socket: BorrowedFd<'_>) -> bool {
     let mut entered = Ok(());
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
-            rights.for_each(|door| entered = entered.and(enter_through(door)));
+            rights.for_each(|procs| entered = entered.and(enter_procs(procs)));
         }
     }
-    let told = entered
+    let reports = entered
         .map_or_else(|errno| StartReport::GroupFailed(errno.raw_os_error()), |()| StartReport::GroupEntered);
-    received == size_of::<Word>() && send(socket, &told.to_bytes(), SendFlags::NOSIGNAL).is_ok()
+    received == size_of::<Word>() && send(socket, &reports.to_bytes(), SendFlags::NOSIGNAL).is_ok()
 }
 
-/// Moves this process. The descriptor closes when the command is executed: to close it here would go through libc.
-fn enter_through(door: OwnedFd) -> Result<(), Errno> {
-    let entered = enter_group(&door);
-    let _ = door.into_raw_fd();
+/// Moves this process. The descriptor closes when the command is executed; closing it here would use libc.
+fn enter_procs(procs: OwnedFd) -> Result<(), Errno> {
+    let entered = enter_group(&procs);
+    let _ = procs.into_raw_fd();
     entered
 }
 
-/// Waits, for as long as it takes, for a block, which is put at the beginning of `room`, and for three descriptors; those
-/// of further groups are used at once. `None`: the other side is gone, or sends something else. Allocates nothing.
+/// Waits without a deadline for a block, which is stored at the start of `room`, and for three descriptors; further
+/// descriptors are `cgroup.procs` files and are entered at once. Returns `None` if the peer has disconnected or sends
+/// something else. Does not allocate.
 pub(super) fn receive<'a>(
     socket: BorrowedFd<'_>,
-    room: &'a mut [Word],
+    buffer: &'a mut [Word],
 ) -> Option<(&'a mut [Word], [RawFd; STREAMS])> {
     let mut fds = [-1; STREAMS];
     let mut filled = 0;
     let length = loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS + MAX_PROCS_FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut rest = [IoSliceMut::new(&mut room.as_flattened_mut()[filled..])];
+        let mut rest = [IoSliceMut::new(&mut buffer.as_flattened_mut()[filled..])];
         match recvmsg(socket, &mut rest, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) if received.bytes > 0 => filled += received.bytes,
             Err(Errno::INTR) => continue,
@@ -135,46 +136,45 @@ pub(super) fn receive<'a>(
                 for (number, fd) in rights.enumerate() {
                     match fds.get_mut(number) {
                         Some(slot) => *slot = fd.into_raw_fd(),
-                        None => enter_through(fd).ok()?,
+                        None => enter_procs(fd).ok()?,
                     }
                 }
             }
         }
-        let length = usize::try_from(u64::from_ne_bytes(*room.first()?)).ok()?;
+        let length = usize::try_from(u64::from_ne_bytes(*buffer.first()?)).ok()?;
         if filled >= size_of::<Word>() && filled >= length {
             break length;
         }
     };
-    Some((room.get_mut(..length / size_of::<Word>())?, fds))
+    Some((buffer.get_mut(..length / size_of::<Word>())?, fds))
 }
 
-/// A block that lies where it is to be used: addresses of what execve(2) and the others take.
+/// A decoded block: the addresses of the arguments for execve(2) and other calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnpackedCommand {
-    /// The working directory.
     pub(super) cwd: usize,
-    /// Arrays of pointers, each ended by a null pointer, and one more at the end.
+    /// Null-terminated arrays of pointers; a null pointer follows the last.
     pub(super) argvs: usize,
-    /// An array of pointers that a null pointer ends.
+    /// A null-terminated array of pointers.
     pub(super) env: usize,
     /// Stdin is a terminal.
     pub(super) tty: bool,
-    /// Whom to become.
+    /// The user to switch to.
     pub(super) user: Option<RawUser>,
 }
 
-/// Makes addresses of the block's offsets, in place. `None`: it is no such block. Allocates nothing.
+/// Replaces the block's offsets by addresses, in place. Returns `None` if the block is malformed. Does not allocate.
 pub(super) fn unpack(block: &mut [Word]) -> Option<UnpackedCommand> {
     let base = block.as_ptr().expose_provenance();
     let word = |block: &[Word], at: usize| block.get(at).map(|word| u64::from_ne_bytes(*word));
     let length = word(block, 0)?;
-    // Then every string in it ends in it.
+    // The last byte is NUL, so every string ends within the block.
     if length != size_of_val(block) as u64 || block.last()?[7] != 0 {
         return None;
     }
     let (flags, ids) = (word(block, 1)?, word(block, 2)?);
     let groups = usize::try_from(word(block, 3)?).ok().filter(|count| *count <= block.len())?;
-    // Whether there was an offset, and not a 0, at this place.
+    // Returns whether there was an offset (and not a 0) at this position.
     let mut relocate = |at: usize| -> Option<bool> {
         match word(block, at)? {
             0 => Some(false),
@@ -185,7 +185,7 @@ pub(super) fn unpack(block: &mut [Word]) -> Option<UnpackedCommand> {
             }
         }
     };
-    let cwd = HEAD + groups.div_ceil(2);
+    let cwd = HEADER_WORDS + groups.div_ceil(2);
     if !relocate(cwd)? {
         return None;
     }
@@ -206,7 +206,7 @@ pub(super) fn unpack(block: &mut [Word]) -> Option<UnpackedCommand> {
     let user = (flags & USER != 0).then(|| RawUser {
         uid: ids as u32,
         gid: (ids >> 32) as u32,
-        groups: ptr::with_exposed_provenance(base + HEAD * size_of::<Word>()),
+        groups: ptr::with_exposed_provenance(base + HEADER_WORDS * size_of::<Word>()),
         count: groups,
     });
     let address = |at: usize| base + at * size_of::<Word>();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_packed_is_found_where_it_lies() {
+    fn packed_command_is_unpacked_in_place() {
         let mark = CString::new("MARK=1").unwrap();
         let mut block = words(&pack(&command(), Some(&mark)));
         let unpacked = unpack(&mut block).unwrap();
@@ -276,7 +276,7 @@ mod tests {
         let argvs = at(unpacked.argvs);
         assert_eq!(list(argvs), ["/bin/a", "", "x y"]);
         assert_eq!(list(argvs + 4), ["/usr/bin/a", "", "x y"]);
-        assert_eq!(block[argvs + 2], block[argvs + 6], "arguments lie there twice");
+        assert_eq!(block[argvs + 2], block[argvs + 6], "arguments are stored twice");
         assert_eq!(list(argvs + 8), ["/bin/b"]);
         assert_eq!(number(block[argvs + 10]), 0);
         assert_eq!(at(unpacked.env), argvs + 11);
@@ -295,9 +295,9 @@ mod tests {
         assert!(!unpacked.tty && unpacked.user.is_none());
     }
 
-    /// Any single word may be anything: what comes out points into the block or is nothing.
+    /// With any single word changed, the result points into the block or is `None`.
     #[test]
-    fn a_block_that_was_tampered_with_leads_nowhere_else() {
+    fn malformed_block_never_points_outside_of_itself() {
         let good = words(&pack(&command(), None));
         for at in 0..good.len() {
             for value in [0, 1, 8, 1 << 20, u64::MAX, number(good[0]) - 1, number(good[0])] {
@@ -318,11 +318,11 @@ mod tests {
         }
     }
 
-    /// What a process that waits says and prints when it is sent `block`, and how it ends.
-    fn wait_with(rooms: &mut ZygoteSlots, block: &[u8]) -> (Vec<StartReport>, String, WaitStatus) {
+    /// Sends `block` to a waiting process; returns its reports, its output and its exit status.
+    fn wait_with(slots: &mut ZygoteSlots, block: &[u8]) -> (Vec<StartReport>, String, WaitStatus) {
         let (mut near, far) = UnixStream::pair().unwrap();
         let far = OwnedFd::from(far);
-        let pid = rooms.spawn_waiting(far.as_fd(), false).unwrap();
+        let pid = slots.spawn_waiting(far.as_fd(), false).unwrap();
         drop(far);
         let mut entered = Word::default();
         near.write_all(&entered).unwrap();
@@ -334,7 +334,7 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        // In two pieces: nothing says that one comes as one.
+        // In two parts: a stream socket may deliver any split.
         let (first, second) = block.split_at(block.len() / 2);
         let first = [std::io::IoSlice::new(first)];
         let sent = sendmsg(&near, &first, &mut ancillary, SendFlags::empty()).unwrap();
@@ -342,19 +342,19 @@ mod tests {
         near.write_all(second).unwrap();
         drop(out_child);
         near.shutdown(std::net::Shutdown::Write).unwrap();
-        let (mut told, mut printed) = (Vec::new(), String::new());
-        near.read_to_end(&mut told).unwrap();
+        let (mut reports, mut printed) = (Vec::new(), String::new());
+        near.read_to_end(&mut reports).unwrap();
         std::fs::File::from(out).read_to_string(&mut printed).unwrap();
         let (_, status) = waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap().unwrap();
-        let told = told
+        let reports = reports
             .chunks(REPORT_BYTES)
-            .map(|told| StartReport::from_bytes(told.try_into().unwrap()).unwrap())
+            .map(|reports| StartReport::from_bytes(reports.try_into().unwrap()).unwrap())
             .collect();
-        (told, printed, status)
+        (reports, printed, status)
     }
 
     #[test]
-    fn who_waits_becomes_the_command_in_the_memory_of_who_waits_for_it() {
+    fn waiting_process_becomes_the_command() {
         let shell = |script: &str| CommandSpec {
             attempts: vec![
                 vec![c"/nowhere/sh".to_owned()],
@@ -366,40 +366,43 @@ mod tests {
             user: None,
             ..command()
         };
-        let mut rooms = ZygoteSlots::default();
-        // SIGPIPE, which the runtime ignores here, is the program's own again, and nothing is blocked.
+        let mut slots = ZygoteSlots::default();
+        // SIGPIPE, which the Rust runtime ignores, has its default action in the program, and no signal is blocked.
         let script = "echo $A; pwd; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; exit 7";
-        let (told, printed, status) = wait_with(&mut rooms, &pack(&shell(script), None));
-        assert_eq!(told, [StartReport::Accepted]);
+        let (reports, printed, status) = wait_with(&mut slots, &pack(&shell(script), None));
+        assert_eq!(reports, [StartReport::Accepted]);
         let none = "0000000000000000";
         let wanted = format!("one two\n/usr\nSigBlk:\t{none}\nSigIgn:\t{none}\n0\n1\n2\n3\n");
         assert_eq!((printed.as_str(), status.exit_status()), (wanted.as_str(), Some(7)));
 
-        // A long one, and again a short one; somebody else; what cannot be done.
+        // A long command, a short one in the same slot, another user, and failing steps.
         let long = shell(&format!("echo {} | wc -c", "x".repeat(100_000)));
-        assert_eq!(wait_with(&mut rooms, &pack(&long, None)).1, "100001\n");
+        assert_eq!(wait_with(&mut slots, &pack(&long, None)).1, "100001\n");
         let user = Some(ProcessUser { uid: 65534, gid: 65533, groups: vec![65530, 65531, 65532] });
         let nobody = CommandSpec { user, ..shell("id -u; id -G") };
-        assert_eq!(wait_with(&mut rooms, &pack(&nobody, None)).1, "65534\n65533 65530 65531 65532\n");
+        assert_eq!(wait_with(&mut slots, &pack(&nobody, None)).1, "65534\n65533 65530 65531 65532\n");
         let nowhere = CommandSpec { cwd: "/nowhere".to_owned(), ..shell("echo no") };
-        let (told, printed, _) = wait_with(&mut rooms, &pack(&nowhere, None));
-        assert_eq!((told, printed.as_str()), (vec![StartReport::Failed(StartStep::Cwd, libc::ENOENT)], ""));
+        let (reports, printed, _) = wait_with(&mut slots, &pack(&nowhere, None));
+        assert_eq!(
+            (reports, printed.as_str()),
+            (vec![StartReport::Failed(StartStep::Cwd, libc::ENOENT)], "")
+        );
         let nothing = CommandSpec { attempts: vec![vec![c"/etc/passwd".to_owned()]], ..shell("") };
-        let (told, _, status) = wait_with(&mut rooms, &pack(&nothing, None));
-        assert_eq!(told, [StartReport::Accepted, StartReport::Failed(StartStep::Exec, libc::EACCES)]);
+        let (reports, _, status) = wait_with(&mut slots, &pack(&nothing, None));
+        assert_eq!(reports, [StartReport::Accepted, StartReport::Failed(StartStep::Exec, libc::EACCES)]);
         assert_eq!(status.exit_status(), Some(127));
-        // Nobody wants it, or it cannot read what is wanted.
-        assert_eq!(wait_with(&mut rooms, &[]).2.exit_status(), Some(0));
-        assert_eq!(wait_with(&mut rooms, &[8; 64]).2.exit_status(), Some(0));
+        // The peer disconnects, or sends a malformed block.
+        assert_eq!(wait_with(&mut slots, &[]).2.exit_status(), Some(0));
+        assert_eq!(wait_with(&mut slots, &[8; 64]).2.exit_status(), Some(0));
     }
 
     #[test]
-    fn many_wait_side_by_side() {
-        let mut rooms = ZygoteSlots::default();
+    fn many_processes_wait_at_the_same_time() {
+        let mut slots = ZygoteSlots::default();
         let waiting: Vec<_> = (0..20)
             .map(|_| {
                 let (near, far) = UnixStream::pair().unwrap();
-                (rooms.spawn_waiting(far.as_fd(), false).unwrap(), near)
+                (slots.spawn_waiting(far.as_fd(), false).unwrap(), near)
             })
             .collect();
         for (pid, near) in waiting {

@@ -1,6 +1,6 @@
-//! The poll loop that watches one process: its streams, its end, its deadline and its cancellation, on the calling
-//! thread. Nothing in it waits for a stream alone: a child that never reads, or a grandchild that keeps a pipe
-//! open, cannot hold the answer.
+//! The poll loop that watches one process on the calling thread: its streams, exit, deadline and cancellation.
+//! **Invariant:** it never blocks on a single stream, so a child that does not read, or a grandchild that keeps a pipe open,
+//! cannot delay the answer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::LazyLock;
@@ -14,82 +14,82 @@ use crate::base::fair_semaphore::{FairSemaphore, SemaphorePermit};
 use crate::base::input_bytes::InputBytes;
 use crate::base::{At, Result, limits};
 
-/// Our side of a process's streams.
+/// The server's ends of a process's streams.
 pub struct ProcessIo<'a> {
-    /// The pipe to its stdin and what goes there, then end of file.
+    /// The pipe to stdin and its input; the pipe is closed after the input.
     pub stdin: Option<(OwnedFd, InputBytes)>,
-    /// The pipe from its stdout.
+    /// The pipe from stdout.
     pub stdout: OwnedFd,
-    /// The pipe from its stderr.
+    /// The pipe from stderr.
     pub stderr: OwnedFd,
-    /// Takes its stdout.
+    /// Receives stdout.
     pub out: &'a mut dyn Sink,
-    /// Takes its stderr.
+    /// Receives stderr.
     pub err: &'a mut dyn Sink,
 }
 
-/// How a process was left.
+/// How watching a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessOutcome {
-    /// It ended by itself; what it left in the background may go on, unless the kernel has ended it for want of memory.
+    /// The process ended by itself. Background processes may continue, unless the kernel killed it because memory ran out.
     Exited(Exit),
-    /// Its deadline came; it and everything it started has been killed.
+    /// The deadline passed; the process and everything it started have been killed.
     TimedOut,
-    /// It was cancelled; it and everything it started has been killed.
+    /// The run was cancelled; the process and everything it started have been killed.
     Cancelled,
 }
 
-/// Turns at copying large output. A few threads copy as fast as the disk takes it; many make every other thread of the
-/// machine wait, since each lets another process write as well.
-static COPYING: LazyLock<FairSemaphore> =
+/// Permits for copying large output. A few threads copy as fast as the disk allows; many delay every other thread of the
+/// machine, since each also lets another process write.
+static COPY_PERMITS: LazyLock<FairSemaphore> =
     LazyLock::new(|| FairSemaphore::new((FairSemaphore::processors() / 2).max(1)));
-/// Output of a process that is copied without a turn.
-const SMALL: u64 = 64 << 10;
+/// A process's output up to this size is copied without a permit.
+const COPY_FREELY_BYTES: u64 = 64 << 10;
 
-/// Two pipes and a reader's state for each.
+/// The read end of a stream, and its receiver.
 struct OutputPipe<'a> {
     fd: Option<OwnedFd>,
     sink: &'a mut dyn Sink,
-    /// How many bytes it got.
-    taken: u64,
+    /// Number of bytes read.
+    bytes_read: u64,
 }
 
 impl OutputPipe<'_> {
-    /// Reads all that waits at this moment: what the process wrote before its end, and not what others write on.
+    /// Reads everything that is in the pipe now: the output before the process's end, not the later output of others.
     fn drain(&mut self, buffer: &mut [u8]) {
         let Some(fd) = &self.fd else { return };
-        // A terminal counts only what its line discipline has passed on, so at least a pipe's usual size is tried.
+        // A terminal reports only what its line discipline has passed on, so at least the usual size of a pipe is read.
         let waiting = rustix::io::ioctl_fionread(fd).unwrap_or(0).max(limits::PIPE_CHUNK as u64);
-        let before = self.taken;
-        let _turn = self.turn();
-        while self.fd.is_some() && self.taken - before < waiting {
-            let had = self.taken;
+        let before = self.bytes_read;
+        let _permit = self.permit();
+        while self.fd.is_some() && self.bytes_read - before < waiting {
+            let had = self.bytes_read;
             self.read(buffer, 1);
-            if self.taken == had {
+            if self.bytes_read == had {
                 return;
             }
         }
     }
 
-    /// Waits for a turn if this process writes much.
-    fn turn(&self) -> Option<SemaphorePermit<'static>> {
-        (self.taken >= SMALL).then(|| COPYING.wait())
+    /// Waits for a permit if the process writes a lot.
+    fn permit(&self) -> Option<SemaphorePermit<'static>> {
+        (self.bytes_read >= COPY_FREELY_BYTES).then(|| COPY_PERMITS.wait())
     }
 
-    /// Reads some of what is there.
+    /// Reads a few chunks.
     fn read_on(&mut self, buffer: &mut [u8]) {
-        let _turn = self.turn();
+        let _permit = self.permit();
         self.read(buffer, 4);
     }
 
-    /// Reads what is there, at most `chunks` times; closes at the end of file.
+    /// Reads at most `chunks` times; closes the descriptor at end of file.
     fn read(&mut self, buffer: &mut [u8], chunks: usize) {
         for _ in 0..chunks {
             let Some(fd) = &self.fd else { return };
             match rustix::io::read(fd, &mut *buffer) {
                 Ok(0) => self.fd = None,
                 Ok(n) => {
-                    self.taken += n as u64;
+                    self.bytes_read += n as u64;
                     self.sink.take(&buffer[..n]);
                 }
                 Err(Errno::INTR) => {}
@@ -100,10 +100,10 @@ impl OutputPipe<'_> {
     }
 }
 
-/// Runs the loop until the process has ended, one way or another.
+/// Watches the process until it has ended or was killed.
 ///
 /// # Errors
-/// When the process never started (then nothing has run), or its status was lost.
+/// When the process never started (no program has run then), or its status was lost.
 pub fn pump(
     process: &mut dyn Process,
     io: ProcessIo<'_>,
@@ -111,8 +111,8 @@ pub fn pump(
     cancel: &Cancel,
 ) -> Result<ProcessOutcome> {
     let mut stdin = io.stdin.map(|(fd, bytes)| (fd, bytes, 0u64));
-    let mut out = OutputPipe { fd: Some(io.stdout), sink: io.out, taken: 0 };
-    let mut err = OutputPipe { fd: Some(io.stderr), sink: io.err, taken: 0 };
+    let mut out = OutputPipe { fd: Some(io.stdout), sink: io.out, bytes_read: 0 };
+    let mut err = OutputPipe { fd: Some(io.stderr), sink: io.err, bytes_read: 0 };
     for fd in [out.fd.as_ref(), err.fd.as_ref(), stdin.as_ref().map(|s| &s.0)].into_iter().flatten() {
         rustix::io::ioctl_fionbio(fd, true).at("prepare", "a pipe")?;
     }
@@ -122,9 +122,9 @@ pub fn pump(
     loop {
         let ready = wait(process.exit_fd(), cancel.as_fd(), &stdin, &out, &err, deadline)?;
         if ready.stdin {
-            feed(&mut stdin);
+            write_stdin(&mut stdin);
         }
-        // Output first: what the process wrote before it ended is in the pipes by the time its end is seen.
+        // Output first: when the exit is seen, everything that the process wrote is in the pipes.
         if ready.out {
             out.read_on(&mut buffer);
         }
@@ -135,7 +135,7 @@ pub fn pump(
             match process.try_exit() {
                 Ok(None) => {}
                 Ok(Some(exit)) => {
-                    if terminated || lacked_memory(process, exit) {
+                    if terminated || was_oom_killed(process, exit) {
                         process.kill();
                     }
                     out.drain(&mut buffer);
@@ -172,9 +172,9 @@ pub fn pump(
     }
 }
 
-/// Whether the kernel ended the process itself because memory ran out. What it started is then nobody's, and still has
-/// the memory that everything else there lacks.
-fn lacked_memory(process: &dyn Process, exit: Exit) -> bool {
+/// Whether the kernel killed the process itself because memory ran out. Its remaining children are then killed as well: they
+/// have no parent and hold memory that the rest of the group lacks.
+fn was_oom_killed(process: &dyn Process, exit: Exit) -> bool {
     exit == Exit::Signal(libc::SIGKILL) && process.oom_killed() == Some(true)
 }
 
@@ -187,7 +187,7 @@ struct ReadyStreams {
     err: bool,
 }
 
-/// One poll(2) over everything that can happen, until `deadline`.
+/// Waits with one poll(2) for all events, until `deadline`.
 fn wait(
     done: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,
@@ -212,7 +212,7 @@ fn wait(
     }
     let [stdin_at, out_at, err_at] = places;
     let left = deadline.saturating_duration_since(Instant::now());
-    // Rounded up by the kernel's own resolution; never busy, never late by more than a tick.
+    // The kernel rounds the timeout up to its resolution; so this neither spins nor is late by more than a tick.
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) => {}
@@ -230,16 +230,16 @@ fn wait(
     Ok(ready)
 }
 
-/// Writes what the pipe takes; closes it when everything is written or nobody reads.
-fn feed(stdin: &mut Option<(OwnedFd, InputBytes, u64)>) {
+/// Writes as much input as the pipe takes; closes it when all is written or the process no longer reads.
+fn write_stdin(stdin: &mut Option<(OwnedFd, InputBytes, u64)>) {
     let Some((fd, bytes, sent)) = stdin else { return };
     match bytes.with_chunk(*sent, |piece| rustix::io::write(&*fd, piece)) {
         Ok(Ok(n)) => *sent += n as u64,
         Ok(Err(Errno::AGAIN | Errno::INTR)) => {}
-        // EPIPE: the process does not want its input, which is its right.
+        // EPIPE: the process does not want its input, which is not an error.
         Ok(Err(_)) => *sent = bytes.len(),
         Err(error) => {
-            log::error!("The rest of a command's input is lost: {error}");
+            log::error!("The rest of a command's input was lost: {error}");
             *sent = bytes.len();
         }
     }

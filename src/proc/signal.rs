@@ -1,5 +1,5 @@
-//! Signals to a run from any thread, while another one waits for its end: by pidfd and cgroup, so that they reach the
-//! process that was meant or nobody, whoever has its number by then. No threads, no locks.
+//! Sends signals to a run from any thread while another thread waits for its end. **Invariant:** uses pidfd and cgroup, so a
+//! signal never reaches an unrelated process that reuses the number. No threads, no locks.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,29 +8,28 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Group;
 
-/// Whom a signal is for.
+/// The receivers of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalTarget {
-    /// The process that was started, and everything it started.
+    /// The started process and everything it started.
     Group,
-    /// That process only.
+    /// Only the started process.
     Leader,
 }
 
-/// A process and its group. Cheap to clone; holds both, so it should go when the process has gone.
+/// A process and its group. Cheap to clone; keeps both open, so drop it once the process has ended.
 #[derive(Clone, Debug)]
 pub struct SignalHandle {
-    /// The process's number, by which its session is found where there are no cgroups.
+    /// The process id, by which its session is found without cgroups.
     pub pid: i32,
-    /// The process.
     pub pidfd: Arc<OwnedFd>,
-    /// What it started.
+    /// The group of the process and everything it started.
     pub group: Arc<Group>,
 }
 
 impl SignalHandle {
-    /// Sends `signal`; who has ended gets nothing. KILL for all ends also what is being forked meanwhile, where there
-    /// are cgroups.
+    /// Sends `signal`; a process that has ended gets nothing. With cgroups, SIGKILL to the group also kills processes that
+    /// are being forked.
     pub fn signal(&self, signal: Signal, whom: SignalTarget) {
         match whom {
             SignalTarget::Leader => {

@@ -1,5 +1,5 @@
-//! Starts a child of the host: the one way to spawn. The child leads its own session and process group, is born into
-//! its own cgroup, and inherits nothing but three streams and the environment it was given.
+//! The one way to spawn a child of the host. **Invariant:** the child leads its own session and process group, is created in
+//! its own cgroup, and inherits only its three streams and the given environment.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,56 +22,56 @@ use crate::base::{At, Code, Error, Result};
 /// PATH of every child unless its environment says otherwise.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The soft limit of open files that children get: ours is raised, and a program that uses select(2) breaks beyond
-/// 1024 descriptors.
+/// The soft limit of open files for children: the server raises its own, and programs that use select(2) fail with
+/// descriptors above 1023.
 static CHILD_FILES: OnceLock<u64> = OnceLock::new();
 
-/// Sets it, once, at the start.
+/// Sets the children's soft limit of open files, once, at the start.
 pub fn set_child_file_limit(soft: u64) {
     let _ = CHILD_FILES.set(soft);
 }
 
-/// How long a program may be busy being written.
+/// How long to retry while the program's file is open for writing (ETXTBSY).
 const TEXT_BUSY: Duration = Duration::from_millis(500);
 
-/// What children get as their `oom_score_adj`, once ours is lower than a workload's may be.
+/// `oom_score_adj` of children, set once the server's own is lower than a workload's may be.
 static CHILD_OOM_SCORE: OnceLock<&'static str> = OnceLock::new();
 
-/// How much the kernel prefers this process when memory runs out (proc_pid_oom_score_adj(5)).
+/// The kernel's preference for killing this process when memory runs out (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
-/// What workloads get whose surroundings must outlive them: the usual one where those surroundings have less, else, since
-/// raising takes no privileges, more than they have. Half of the memory that may run out is enough for any comparison.
+/// Returns the `oom_score_adj` for workloads: the default 0 if the server's is lower, else more than the server's (raising
+/// needs no privilege). A score of half of the memory that may run out decides any comparison.
 fn workload_oom_score() -> &'static str {
     CHILD_OOM_SCORE.get().copied().unwrap_or("500")
 }
 
-/// Gives a process that is to become a workload, and all that share its memory, the score of workloads, unless they have it.
-/// `still`: as in [`protect_other_from_oom`].
+/// Gives a process that will become a workload, and all processes that share its memory, the workloads' score, unless they
+/// have it. `still`: as for [`protect_other_from_oom`].
 pub fn expose_other_to_oom(pid: i32, still: impl FnOnce() -> bool) {
     let path = format!("/proc/{pid}/oom_score_adj");
     let (score, mut bytes) = (workload_oom_score(), [0; 16]);
     let Ok(file) = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else { return };
     let length = rustix::io::read(&file, &mut bytes).unwrap_or(0);
-    // A write looks for all that share the memory, among all processes of the machine.
+    // A write makes the kernel search all processes of the machine for those that share the memory.
     if bytes[..length].trim_ascii() != score.as_bytes() && still() {
         let _ = rustix::io::write(&file, score.as_bytes());
     }
 }
 
-/// Makes the kernel prefer everything else when memory runs out; children do not inherit it.
+/// Makes the kernel kill other processes first when memory runs out; children do not inherit this.
 ///
 /// # Errors
-/// What the kernel says, where the privilege is missing: nothing has changed then.
+/// The kernel's error without the privilege; nothing has changed then.
 pub fn protect_from_oom() -> std::io::Result<()> {
-    // Not -1000: a server that eats all memory by a bug of its own must still be found.
+    // Not -1000: a server that leaks all memory must still be killed.
     super::hierarchy::write(OOM_SCORE.as_ref(), "-900")?;
     let _ = CHILD_OOM_SCORE.set("0");
     Ok(())
 }
 
-/// The same for another process that others depend on; what it has started already is not spared with it. `still`: the
-/// number still means that process, asked once its file is open.
+/// Does the same for another process, not for children that it has started already. `still` checks, after the process's
+/// file was opened, that the number still means that process.
 pub fn protect_other_from_oom(pid: i32, still: impl FnOnce() -> bool) {
     if CHILD_OOM_SCORE.get().is_none() {
         return;
@@ -84,7 +84,7 @@ pub fn protect_other_from_oom(pid: i32, still: impl FnOnce() -> bool) {
     }
 }
 
-/// A running child of ours. Dropping it ends it, and its group with it unless it ended by itself before.
+/// A running child process. Dropping it kills it, and its group unless it has ended by itself.
 #[derive(Debug)]
 pub struct Child {
     pid: i32,
@@ -95,11 +95,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts the first of `attempts` that can be executed, in the folder `cwd`. `tty`: stdin is a terminal, which
-    /// becomes the controlling one. `user`: somebody else whose rights it gets.
+    /// Starts the first of `attempts` that can be executed, in the folder `cwd`. `tty`: stdin becomes the controlling
+    /// terminal. `user`: the user to run as.
     ///
     /// # Errors
-    /// `InvalidCommand`, `InvalidCwd`, `InvalidUser` or `SpawnFailed` with the program's name and what the kernel said; nothing runs then.
+    /// `InvalidCommand`, `InvalidCwd`, `InvalidUser` or `SpawnFailed` with the program's name and the kernel's error; no
+    /// program has run then.
     pub fn start(
         attempts: &[Vec<CString>],
         env: &[CString],
@@ -126,8 +127,8 @@ impl Child {
         };
         let mut spawned = sys::spawn(&exec);
         let deadline = Instant::now() + TEXT_BUSY;
-        // A file that was just written can be executed once no child, forked by another thread meanwhile, still has it
-        // open for writing; their execve(2) closes it.
+        // A file that was just written can be executed once no child that another thread forked in between has it open
+        // for writing; such a child's execve(2) closes it.
         while spawned.as_ref().is_err_and(|failed| failed.error.raw_os_error() == Some(libc::ETXTBSY))
             && Instant::now() < deadline
         {
@@ -143,20 +144,20 @@ impl Child {
                 reaped: None,
             }),
             Err(SpawnError { error, step: StartStep::Cwd }) => {
-                Err(Error::new(Code::InvalidCwd, format!("The working directory cannot be entered: {error}")))
+                Err(Error::new(Code::InvalidCwd, format!("Could not enter the working directory: {error}")))
             }
             Err(SpawnError { error, step: StartStep::User }) => {
-                Err(Error::new(Code::InvalidUser, format!("The command cannot become that user: {error}")))
+                Err(Error::new(Code::InvalidUser, format!("Could not switch to the command's user: {error}")))
             }
             Err(SpawnError { error, step: StartStep::Group }) => {
                 let program = program(attempts);
                 let message =
-                    format!("Could not start {program}: its process cannot enter its cgroup: {error}");
+                    format!("Could not start {program}: its process could not enter its cgroup: {error}");
                 Err(Error::new(Code::SpawnFailed, message))
             }
             Err(SpawnError { error, step: StartStep::Exec }) => {
                 use libc::{E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR};
-                // What the kernel finds wrong with the command itself.
+                // Errors that the command itself causes.
                 let wrong = [E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR];
                 let code = match error.raw_os_error() {
                     Some(errno) if wrong.contains(&errno) => Code::InvalidCommand,
@@ -167,12 +168,12 @@ impl Child {
         }
     }
 
-    /// Its process id; valid until it has been waited for.
+    /// Returns the process id; valid until the child is reaped.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Takes the status when there is one; `wait`: when there will be one.
+    /// Reaps the child if it has ended; `wait`: waits for its end.
     fn reap(&mut self, wait: bool) -> Result<()> {
         if self.exit.is_none() {
             self.reaped = sys::reap(self.pidfd.as_fd(), wait).at("wait for", "a child")?;
@@ -184,7 +185,6 @@ impl Child {
         Ok(())
     }
 
-    /// Its group.
     pub fn group(&self) -> &Group {
         &self.group
     }
@@ -227,7 +227,7 @@ impl Process for Child {
         let mut usage = self.group.usage();
         if let Some(reaped) = self.reaped {
             usage.cpu_micros = usage.cpu_micros.or(Some(reaped.cpu_micros));
-            // It started in our memory, which counts (exec_mmap): no more than ours says nothing.
+            // The child started in the server's memory, which counts (exec_mmap): a value up to the server's means nothing.
             let its_own = || own_peak_bytes().is_some_and(|ours| reaped.max_rss_bytes > ours);
             let peak = || its_own().then_some(reaped.max_rss_bytes);
             usage.peak_memory_bytes = usage.peak_memory_bytes.or_else(peak);
@@ -244,7 +244,7 @@ impl Drop for Child {
     }
 }
 
-/// The largest resident set that this process ever had (proc_pid_status(5)).
+/// Returns the largest resident set that this process has ever had (proc_pid_status(5)).
 fn own_peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"))?;
@@ -261,36 +261,35 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Runs `program`, an absolute path, with PATH, HOME=/root and LANG=C.UTF-8 and nothing else in its environment.
+    /// Runs `program`, an absolute path, with only PATH, HOME=/root and LANG=C.UTF-8 in its environment.
     pub fn new(program: impl Into<PathBuf>) -> Spec {
         let env = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         Spec { program: program.into(), args: Vec::new(), env, folder: "/".into() }
     }
 
-    /// Runs `program` in the folder, with nothing in its environment.
+    /// Runs `program` in the folder with an empty environment.
     pub fn bare(program: impl Into<PathBuf>, folder: impl Into<PathBuf>) -> Spec {
         Spec { program: program.into(), args: Vec::new(), env: Vec::new(), folder: folder.into() }
     }
 
-    /// Adds arguments.
     #[must_use]
     pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Spec {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
-    /// Adds variables.
+    /// Adds environment variables.
     #[must_use]
     pub fn envs<'a>(mut self, vars: impl IntoIterator<Item = &'a (String, String)>) -> Spec {
         self.env.extend(vars.into_iter().cloned());
         self
     }
 
-    /// Runs it to its end; all its output goes to `sink`, its input is empty.
+    /// Runs the program to its end with empty input; all output goes to `sink`.
     ///
     /// # Errors
-    /// `SpawnFailed` when it could not be started; a failing exit is not an error.
+    /// `SpawnFailed` when it could not be started; a non-zero exit status is not an error.
     pub fn run(
         &self,
         group: Group,
@@ -314,7 +313,7 @@ impl Spec {
         pump(&mut child, io, timeout, cancel)
     }
 
-    /// Runs it to its end in a group of its own below `place`: how it ended, and what it printed, `cap` bytes of it at most.
+    /// Runs the program to its end in a group of its own below `place`; returns its outcome and at most `cap` bytes of output.
     ///
     /// # Errors
     /// As [`Spec::run`].
@@ -331,7 +330,7 @@ impl Spec {
         Ok((ended, printed.finish().into_text()))
     }
 
-    /// Starts it with the given streams.
+    /// Starts the program with the given streams.
     ///
     /// # Errors
     /// `SpawnFailed` when it could not be started.
@@ -347,13 +346,13 @@ impl Spec {
             env.push(text(&format!("{name}={value}"))?);
         }
         let cwd = open_dir(&self.folder)?;
-        // A tool that is not there is not the client's mistake.
+        // A missing tool is not the client's mistake.
         Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, None, group)
             .map_err(|error| Error::new(Code::SpawnFailed, error.message()))
     }
 }
 
-/// What was to be started: a path, or a name where several folders were tried for it.
+/// Returns the program for an error message: a path, or a name if several folders were searched for it.
 fn program(attempts: &[Vec<CString>]) -> String {
     let names: Vec<_> =
         attempts.iter().filter_map(|argv| argv.first()).map(|path| path.to_string_lossy()).collect();
@@ -371,7 +370,7 @@ impl Sink for SharedSink<'_, '_> {
     }
 }
 
-/// A pipe (read end, write end), both closed on exec.
+/// Opens a pipe (read end, write end), both close-on-exec.
 ///
 /// # Errors
 /// When the process is out of file descriptors.
@@ -379,7 +378,7 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     pipe_with(PipeFlags::CLOEXEC).at("open", "a pipe")
 }
 
-/// /dev/null, for reading and writing.
+/// Opens /dev/null for reading and writing.
 ///
 /// # Errors
 /// When the process is out of file descriptors.
@@ -387,7 +386,7 @@ pub fn dev_null() -> Result<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).at("open", "/dev/null")
 }
 
-/// A folder as a working directory.
+/// Opens a folder as a working directory.
 ///
 /// # Errors
 /// When it cannot be opened.

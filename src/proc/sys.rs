@@ -1,8 +1,8 @@
-//! The only file with `unsafe`: starting a process in a cgroup of its own, having one wait in our memory until it becomes a
-//! command, replacing the calling process, and system calls without a safe binding. Everything else goes through rustix.
+//! The only file with `unsafe`: creating a process in its own cgroup, creating one that waits in the server's memory for a
+//! command, replacing the calling process, and system calls without a safe binding. Everything else uses rustix.
 //!
-//! What a child does while it has our memory (CLONE_VM) must not allocate and must not touch libc's errno, which lies in
-//! the memory of the thread that started it: rustix's own system calls (its `linux_raw` backend) and [`bare`] do neither.
+//! **Invariant:** a child that shares its parent's memory (CLONE_VM) neither allocates nor touches libc's errno, which
+//! belongs to the parent's thread. rustix's own system calls (its `linux_raw` backend) and [`syscall`] do neither.
 #![allow(unsafe_code)]
 
 use std::convert::Infallible;
@@ -21,30 +21,30 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
 use super::exec::{
-    ALL_SIGNALS, CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, ChildTask, CloneArgs, Cwd, ExecSpec, RawUser,
-    Reaped, SpawnError, Spawned, StartReport, StartStep, arrays, enter_group, open_procs_at, pointers,
-    read_failure, signals_to_reset,
+    ALL_SIGNALS, CHILD_STACK, CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, ChildTask, CloneArgs, Cwd, ExecSpec,
+    RawUser, Reaped, SLOT_KEPT_BYTES, SpawnError, Spawned, StartReport, StartStep, arrays, enter_group,
+    open_procs_at, pointers, read_failure, signals_to_reset,
 };
 use super::packed::{Word, receive, receive_and_enter_groups, unpack};
 use crate::base::limits;
 
-/// Gives large blocks back to the kernel when they are freed: by default glibc keeps blocks up to the size of the largest
-/// one freed so far (mallopt(3)).
+/// Makes the allocator return large blocks to the kernel when they are freed: by default glibc keeps blocks up to the size
+/// of the largest one freed so far (mallopt(3)).
 pub fn return_large_blocks_to_kernel() {
-    // SAFETY: it changes one number of the allocator's.
+    // SAFETY: changes a parameter of the allocator.
     #[cfg(target_env = "gnu")]
     let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
 }
 
-/// Starts a child as leader of a new session, with default signal handling, no inherited descriptor but its three
-/// streams, and nothing inherited from our environment.
+/// Starts a child as leader of a new session, with default signal handling, no inherited descriptors except its three
+/// streams, and no inherited environment.
+///
+/// Docker's default seccomp profile refuses clone3(2) without CAP_SYS_ADMIN (ENOSYS, in older versions EPERM). The child is
+/// then started with clone(2) and enters its cgroup itself before it executes anything. If the server is killed in between,
+/// the child still holds the data folder's lock, so that no later server overlooks it.
 ///
 /// # Errors
-/// What clone3(2), fchdir(2) or execve(2) said. No child is left behind then.
-///
-/// Docker's default seccomp profile answers clone3(2) with ENOSYS without CAP_SYS_ADMIN, older ones with EPERM. Then clone(2)
-/// starts the child, which enters its cgroup itself, as a container's processes do: it executes nothing before it has. If
-/// the server is killed meanwhile, the child still holds the data folder's lock, so no later server misses it.
+/// The error of clone3(2), fchdir(2) or execve(2). No child is left behind then.
 pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
     let (argvs, env) = (arrays(exec.attempts), pointers(exec.env));
     let (failure_read, failure_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -67,31 +67,31 @@ pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
         ..ChildTask::new(&argvs, &env, exec.stdio.map(|fd| fd.as_raw_fd()))
     };
     extern "C" fn start(task: *const c_void) -> ! {
-        // SAFETY: `spawn` gave it, and sleeps (CLONE_VFORK) or has copied it until this has become a program or ended.
-        // All its pointers are to vectors that `spawn` keeps.
+        // SAFETY: `task` comes from `spawn`, which sleeps (CLONE_VFORK) or has been copied until this process has executed
+        // a program or exited. All its pointers refer to vectors that `spawn` keeps.
         unsafe { become_or_exit(&*task.cast::<ChildTask<'_>>()) }
     }
-    // On x86_64 the child borrows our memory and we sleep until it execs, as posix_spawn(3) does: nothing is copied,
-    // however large the server is.
-    let mut stack = vec![0u128; limits::CHILD_STACK / size_of::<u128>()];
+    // On x86_64 the child borrows the server's memory and this thread sleeps until it executes its program, like
+    // posix_spawn(3): nothing is copied, however large the server is.
+    let mut stack = vec![0u128; CHILD_STACK / size_of::<u128>()];
     if SHARED_MEMORY {
         args.flags |= (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
         (args.stack, args.stack_size) = (stack.as_mut_ptr() as u64, size_of_val(&stack[..]) as u64);
     }
-    // A handler of ours must not run in the child, where it would write into our own self-pipe.
+    // A signal handler of the server must not run in the child, where it would write to the server's own self-pipe.
     let before = set_signal_mask(u64::MAX);
     let call = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
-    // SAFETY: `args` is the kernel's layout and outlives the call, `pidfd` is where the kernel writes the descriptor;
-    // signals are blocked; stack and task outlive the child's use of them.
+    // SAFETY: `args` has the kernel's layout and outlives the call; the kernel writes the descriptor to `pidfd`; signals are
+    // blocked; stack and task outlive the child's use of them.
     let mut pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
-    let door;
+    let procs;
     if matches!(pid, Err(Errno::NOSYS | Errno::PERM)) {
-        door = exec.cgroup.map(open_procs_at).transpose();
+        procs = exec.cgroup.map(open_procs_at).transpose();
         // clone(2) has no CLONE_CLEAR_SIGHAND.
         task.signals = &ALL_SIGNALS;
         let call = args.for_clone();
-        pid = door.as_ref().map_err(|errno| *errno).and_then(|door| {
-            task.cgroup_procs = door.as_ref();
+        pid = procs.as_ref().map_err(|errno| *errno).and_then(|procs| {
+            task.cgroup_procs = procs.as_ref();
             // SAFETY: as above.
             unsafe { clone(libc::SYS_clone, call, start, ptr::from_ref(&task).cast()) }
         });
@@ -99,7 +99,7 @@ pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
     set_signal_mask(before);
     drop(stack);
     let pid = pid?;
-    // SAFETY: the call succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
+    // SAFETY: the call succeeded with CLONE_PIDFD, so this is a new descriptor without another owner.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
 
     drop(failure_write);
@@ -109,18 +109,18 @@ pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
     }
 }
 
-/// Whether children start in our memory. Elsewhere they get a copy, as after fork(2).
+/// Whether children start in the server's memory. On other architectures they get a copy, as after fork(2).
 const SHARED_MEMORY: bool = cfg!(target_arch = "x86_64");
 
-/// A system call past libc and its errno; elsewhere than on x86_64 through it, where a child's errno is its own.
+/// A system call without libc and its errno; on other architectures than x86_64 with libc, as a child has its own copy there.
 ///
 /// # Safety
-/// What the call itself asks for.
-unsafe fn bare(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
+/// The requirements of the call itself.
+unsafe fn syscall(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
     #[cfg(target_arch = "x86_64")]
     {
         let result: isize;
-        // SAFETY: `syscall` clobbers rcx and r11; what the kernel does with memory is the caller's promise.
+        // SAFETY: `syscall` clobbers rcx and r11; the caller guarantees the call's effect on memory.
         unsafe {
             std::arch::asm!(
                 "syscall",
@@ -133,19 +133,19 @@ unsafe fn bare(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
         super::exec::result_or_errno(result)
     }
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     match unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) } {
         -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
         result => Ok(result as usize),
     }
 }
 
-/// clone(2) or clone3(2) with `start(with)` on the other side: on the stack that `args` name, or, elsewhere than on x86_64,
-/// in a copy of our memory.
+/// clone(2) or clone3(2) that calls `start(with)` in the child: on the stack given in `args`, or, on other architectures than
+/// x86_64, in a copy of the parent's memory.
 ///
 /// # Safety
-/// Right arguments for that call; all signals blocked; `start` does not allocate, touch errno or panic; what it uses
-/// outlives its use of our memory.
+/// Valid arguments for that call; all signals blocked; `start` does not allocate, touch errno or panic; the data it uses
+/// outlives its use of the parent's memory.
 unsafe fn clone(
     number: c_long,
     args: [usize; 5],
@@ -155,9 +155,9 @@ unsafe fn clone(
     #[cfg(target_arch = "x86_64")]
     let result = {
         let result: isize;
-        // SAFETY: in the parent this is a plain system call (rcx and r11 are what `syscall` clobbers, and not `lateout`,
-        // since the child still needs its inputs then). The child comes out of it on the top of its own stack, 16-byte
-        // aligned as a u128's end is, and calls `start`, which never returns.
+        // SAFETY: in the parent this is a plain system call (`syscall` clobbers rcx and r11; they are not `lateout`, because
+        // the child still needs its inputs). The child returns on the top of its own stack, 16-byte aligned as the end of a
+        // u128 is, and calls `start`, which never returns.
         unsafe {
             std::arch::asm!(
                 "syscall",
@@ -179,62 +179,62 @@ unsafe fn clone(
         super::exec::result_or_errno(result)?
     };
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's promise; without CLONE_VM the child has its own copy of everything.
-    let result = match unsafe { bare(number, args) }? {
+    // SAFETY: guaranteed by the caller; without CLONE_VM the child has its own copy of everything.
+    let result = match unsafe { syscall(number, args) }? {
         0 => start(with),
         pid => pid,
     };
     Ok(result as i32)
 }
 
-/// Becomes what `task` says, or tells why not and ends.
+/// Becomes the program of `task`, or reports the failure and exits.
 ///
 /// # Safety
-/// All of `task`'s pointers are valid, arrays of strings null-terminated; this process is a child of ours, alone in it.
+/// All pointers of `task` are valid, arrays null-terminated; the calling process is a child with a single thread.
 unsafe fn become_or_exit(task: &ChildTask<'_>) -> ! {
     let mut step = StartStep::Exec;
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let Err(errno) = unsafe { become_program(task, &mut step) };
     let told = StartReport::Failed(step, errno.raw_os_error()).to_bytes();
     if let Some(failure) = task.failure {
-        // Not send(2): it may be a pipe. SIGPIPE would end us, as we are about to do.
+        // Not send(2): it may be a pipe. SIGPIPE would end this process, which exits anyway.
         let _ = rustix::io::write(failure, &told);
     }
     exit_now(127)
 }
 
-/// exit_group(2), without what exit(3) does for the process whose memory this is.
+/// exit_group(2), without the work of exit(3), which would affect the process that owns the memory.
 fn exit_now(code: usize) -> ! {
     loop {
-        // SAFETY: it takes no memory and does not return.
-        let _ = unsafe { bare(libc::SYS_exit_group, [code, 0, 0, 0, 0]) };
+        // SAFETY: takes no pointer and does not return.
+        let _ = unsafe { syscall(libc::SYS_exit_group, [code, 0, 0, 0, 0]) };
     }
 }
 
-/// Leaves these signals to the kernel, and blocks none.
-fn let_signals_through(signals: &[i32]) {
-    // Handlers first: once nothing is blocked, none of ours may run here. All zero is SIG_DFL in the kernel's struct on
-    // every architecture; 8 is the size of its mask.
+/// Resets these signals to their default actions and unblocks all signals.
+fn unblock_signals(signals: &[i32]) {
+    // Handlers first: once signals are unblocked, no handler of the server may run here. All zero is SIG_DFL in the kernel's
+    // struct on every architecture; 8 is the size of its mask.
     let default = [0u64; 8];
     for signal in signals {
         let call = [*signal as usize, default.as_ptr() as usize, 0, 8, 0];
-        // SAFETY: a valid action; it changes this process alone.
-        let _ = unsafe { bare(libc::SYS_rt_sigaction, call) };
+        // SAFETY: a valid action; it affects this process only.
+        let _ = unsafe { syscall(libc::SYS_rt_sigaction, call) };
     }
     set_signal_mask(0);
 }
 
-/// Returns only with what could not be done at `step`.
+/// Returns only if a step failed; `step` is that step.
 ///
 /// # Safety
-/// As above.
+/// As for [`become_or_exit`].
 unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<Infallible, Errno> {
     if let Some(soft) = task.max_files {
         let hard = getrlimit(Resource::Nofile).maximum;
         let current = Some(hard.map_or(soft, |hard| soft.min(hard)));
         let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum: hard });
     }
-    let_signals_through(task.signals);
+    unblock_signals(task.signals);
     if task.session {
         rustix::process::setsid()?;
     }
@@ -249,54 +249,54 @@ unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<I
     }
     for (target, fd) in task.stdio.iter().enumerate() {
         if *fd == target as RawFd {
-            // Then it may still close at execve, and dup2(2) does nothing.
+            // The descriptor may have close-on-exec set, and dup2(2) to itself would not clear it.
             // SAFETY: a flag of one of this process's own descriptors.
-            unsafe { bare(libc::SYS_fcntl, [target, libc::F_SETFD as usize, 0, 0, 0]) }?;
+            unsafe { syscall(libc::SYS_fcntl, [target, libc::F_SETFD as usize, 0, 0, 0]) }?;
         } else {
-            // SAFETY: what was open there was this process's own to replace.
-            unsafe { bare(libc::SYS_dup3, [*fd as usize, target, 0, 0, 0]) }?;
+            // SAFETY: replaces a descriptor of this process only.
+            unsafe { syscall(libc::SYS_dup3, [*fd as usize, target, 0, 0, 0]) }?;
         }
     }
     if task.tty {
-        // Only for the leader of a session without a terminal, which setsid has just made of us.
+        // Requires a session leader without a terminal, which setsid(2) has just made of this process.
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
     }
     if let Some(RawUser { uid, gid, groups, count }) = task.user {
         *step = StartStep::User;
         let [uid, gid] = [uid as usize, gid as usize];
-        // All other rights are given up for good: execve(2) drops the capabilities of who is not root. Not libc's own
-        // functions: those change the ids of all threads of a process (nptl(7)).
-        // SAFETY: the caller's promise about the groups.
+        // This is permanent: execve(2) drops the capabilities of a user other than root. Not libc's functions, which change
+        // the ids of all threads of a process (nptl(7)).
+        // SAFETY: the caller guarantees the groups.
         unsafe {
-            bare(libc::SYS_setgroups, [count, groups as usize, 0, 0, 0])?;
-            bare(libc::SYS_setresgid, [gid, gid, gid, 0, 0])?;
-            bare(libc::SYS_setresuid, [uid, uid, uid, 0, 0])?;
+            syscall(libc::SYS_setgroups, [count, groups as usize, 0, 0, 0])?;
+            syscall(libc::SYS_setresgid, [gid, gid, gid, 0, 0])?;
+            syscall(libc::SYS_setresuid, [uid, uid, uid, 0, 0])?;
         }
     }
     *step = StartStep::Cwd;
     match task.cwd {
         Cwd::Folder(folder) => rustix::process::fchdir(folder)?,
-        // SAFETY: the caller's promise about the string.
-        Cwd::Path(path) => _ = unsafe { bare(libc::SYS_chdir, [path as usize, 0, 0, 0, 0]) }?,
+        // SAFETY: the caller guarantees the string.
+        Cwd::Path(path) => _ = unsafe { syscall(libc::SYS_chdir, [path as usize, 0, 0, 0, 0]) }?,
         Cwd::Ours => {}
     }
     *step = StartStep::Exec;
     if let Some(socket) = task.accepted {
         send(socket, &StartReport::Accepted.to_bytes(), SendFlags::NOSIGNAL)?;
     }
-    // Ours are all O_CLOEXEC; this is for those that somebody handed to the server (Linux 5.11, else ignored).
+    // The server's own descriptors are all O_CLOEXEC; this is for inherited ones (Linux 5.11, else ignored).
     // SAFETY: flags of this process's own descriptors.
     let _ = unsafe {
         let flag = libc::CLOSE_RANGE_CLOEXEC as usize;
-        bare(libc::SYS_close_range, [3, u32::MAX as usize, flag, 0, 0])
+        syscall(libc::SYS_close_range, [3, u32::MAX as usize, flag, 0, 0])
     };
-    // What is not there, may not be executed or is no program leads to the next.
+    // A path that is missing, not permitted or not a program leads to the next attempt.
     let (mut argv, mut error) = (task.argvs, Errno::NOENT);
-    // SAFETY: the caller's promise about the arrays: this walks from one to the next, to the null pointer behind the last.
+    // SAFETY: the caller guarantees the arrays; this walks from one to the next, up to the null pointer after the last.
     unsafe {
         while !(*argv).is_null() {
             let call = [*argv as usize, argv as usize, task.env as usize, 0, 0];
-            let Err(errno) = bare(libc::SYS_execve, call) else { continue };
+            let Err(errno) = syscall(libc::SYS_execve, call) else { continue };
             error = errno;
             let next = [Errno::NOENT, Errno::NOTDIR, Errno::ACCESS, Errno::NOEXEC, Errno::LOOP];
             if !next.contains(&errno) {
@@ -311,73 +311,73 @@ unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<I
     Err(error)
 }
 
-/// Where processes wait for commands in the memory of who starts them, which has one thread.
+/// Slots in which child processes wait for commands, in the memory of their starter, a process with a single thread.
 #[derive(Debug, Default)]
 pub struct ZygoteSlots(Vec<*mut ZygoteSlot>);
 
 struct ZygoteSlot {
-    /// Not 0 while a process is in it: the kernel clears it when that leaves our memory (CLONE_CHILD_CLEARTID).
-    taken: AtomicI32,
+    /// Not 0 while a process uses the slot: the kernel clears it (CLONE_CHILD_CLEARTID).
+    in_use: AtomicI32,
     socket: RawFd,
-    /// A stack, and above it a place for a command. Only what is touched of a mapping is memory.
+    /// A stack, and above it the buffer for a command. Only touched pages take memory.
     mapping: *mut c_void,
 }
 
-const WORDS: usize = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
-const ROOM: usize = limits::CHILD_STACK + limits::AGENT_MESSAGE_BYTES;
+const SLOT_WORDS: usize = limits::AGENT_MESSAGE_BYTES / size_of::<Word>();
+const SLOT_BYTES: usize = CHILD_STACK + limits::AGENT_MESSAGE_BYTES;
 
 impl ZygoteSlot {
     fn new() -> Result<*mut ZygoteSlot, Errno> {
         let (rights, private) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: a mapping where nothing was. Not from the allocator, which would clear what it gives out again, and so
-        // make all of it memory. A huge page would be 2 MiB of memory for a command of 300 bytes.
+        // SAFETY: a new mapping. Not from the allocator, which zeroes reused blocks and so touches all their pages. A huge
+        // page would take 2 MiB for a command of 300 bytes.
         let mapping = unsafe {
-            let mapping = mmap_anonymous(ptr::null_mut(), ROOM, rights, private)?;
-            let _ = madvise(mapping, ROOM, Advice::LinuxNoHugepage);
+            let mapping = mmap_anonymous(ptr::null_mut(), SLOT_BYTES, rights, private)?;
+            let _ = madvise(mapping, SLOT_BYTES, Advice::LinuxNoHugepage);
             mapping
         };
-        Ok(Box::into_raw(Box::new(ZygoteSlot { taken: AtomicI32::new(0), socket: -1, mapping })))
+        Ok(Box::into_raw(Box::new(ZygoteSlot { in_use: AtomicI32::new(0), socket: -1, mapping })))
     }
 
     /// # Safety
-    /// Nobody else uses it.
+    /// No other reference to the slot is in use.
     unsafe fn message(&mut self) -> &mut [Word] {
-        // SAFETY: part of our mapping, and any bytes are words.
-        unsafe { std::slice::from_raw_parts_mut(self.mapping.byte_add(limits::CHILD_STACK).cast(), WORDS) }
+        // SAFETY: part of the slot's mapping, and any bytes are valid words.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.byte_add(CHILD_STACK).cast(), SLOT_WORDS) }
     }
 }
 
 impl ZygoteSlots {
-    /// Starts a process that waits on `socket` for a [`super::packed`] command with three descriptors and becomes it. It
-    /// says [`StartReport`] there. Its memory is ours until then, so that nothing is copied for it, neither now nor when it
-    /// leaves. `sibling`: its parent is ours.
+    /// Starts a process that waits on `socket` for a [`super::packed`] command with three descriptors and becomes it; it
+    /// sends a [`StartReport`] there. It shares the caller's memory until then, so nothing is copied, neither now nor when it
+    /// executes its program. `sibling`: it becomes a child of the caller's parent.
     ///
     /// # Errors
-    /// What clone(2) said, or that there is no memory.
+    /// The error of clone(2) or mmap(2).
     pub fn spawn_waiting(&mut self, socket: BorrowedFd<'_>, sibling: bool) -> Result<i32, Errno> {
-        // Looked up here: the child only finds what is known already.
+        // Looked up before the clone: the child uses the cached value.
         signals_to_reset();
-        let room = self.empty()?;
-        extern "C" fn start(room: *const c_void) -> ! {
-            // SAFETY: `let_wait` gave it, and touches nothing but `taken` until the kernel has cleared that.
-            unsafe { wait_in(&mut *room.cast_mut().cast::<ZygoteSlot>()) }
+        let slot = self.free_slot()?;
+        extern "C" fn start(slot: *const c_void) -> ! {
+            // SAFETY: from `spawn_waiting`, which touches only `in_use` until the kernel has cleared it.
+            unsafe { wait_for_command(&mut *slot.cast_mut().cast::<ZygoteSlot>()) }
         }
         let mut flags = libc::SIGCHLD | if sibling { libc::CLONE_PARENT } else { 0 };
         let before = set_signal_mask(u64::MAX);
-        // SAFETY: the room is empty, so no other process uses it.
+        // SAFETY: the slot is free, so no other process uses it.
         let pid = unsafe {
-            (*room).taken.store(i32::from(SHARED_MEMORY), Ordering::Relaxed);
-            (*room).socket = socket.as_raw_fd();
+            (*slot).in_use.store(i32::from(SHARED_MEMORY), Ordering::Relaxed);
+            (*slot).socket = socket.as_raw_fd();
             let (mut stack, mut tid) = (0, 0);
             if SHARED_MEMORY {
                 flags |= libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID;
-                stack = (*room).mapping.byte_add(limits::CHILD_STACK) as usize;
-                tid = (*room).taken.as_ptr() as usize;
+                stack = (*slot).mapping.byte_add(CHILD_STACK) as usize;
+                tid = (*slot).in_use.as_ptr() as usize;
             }
             let call = [flags as usize, stack, 0, tid, 0];
-            let pid = clone(libc::SYS_clone, call, start, room.cast_const().cast());
+            let pid = clone(libc::SYS_clone, call, start, slot.cast_const().cast());
             if pid.is_err() {
-                (*room).taken.store(0, Ordering::Relaxed);
+                (*slot).in_use.store(0, Ordering::Relaxed);
             }
             pid
         };
@@ -385,52 +385,52 @@ impl ZygoteSlots {
         pid
     }
 
-    /// A room that nobody is in.
-    fn empty(&mut self) -> Result<*mut ZygoteSlot, Errno> {
-        // SAFETY: rooms are never freed, and only `taken` is looked at while somebody may be in one: with Acquire all that
-        // was done in it is over when it is 0.
-        let is_empty = |room: &*mut ZygoteSlot| unsafe { (**room).taken.load(Ordering::Acquire) == 0 };
+    /// Returns a slot without a process.
+    fn free_slot(&mut self) -> Result<*mut ZygoteSlot, Errno> {
+        // SAFETY: slots are never freed, and only `in_use` is read while a process may use one: Acquire makes the process's
+        // use of the slot happen before a read of 0.
+        let is_empty = |slot: &*mut ZygoteSlot| unsafe { (**slot).in_use.load(Ordering::Acquire) == 0 };
         let mut empty = self.0.iter().copied().filter(is_empty);
-        for room in empty.clone() {
-            // SAFETY: nobody is in it, and what was in it is not needed any more.
+        for slot in empty.clone() {
+            // SAFETY: no process uses the slot, and its content is no longer needed.
             unsafe {
-                let message = (*room).message();
-                if u64::from_ne_bytes(message[0]) > limits::ROOM_KEPT {
+                let message = (*slot).message();
+                if u64::from_ne_bytes(message[0]) > SLOT_KEPT_BYTES {
                     madvise(message.as_mut_ptr().cast(), limits::AGENT_MESSAGE_BYTES, Advice::LinuxDontNeed)?;
                 }
             }
         }
-        if let Some(room) = empty.next() {
-            return Ok(room);
+        if let Some(slot) = empty.next() {
+            return Ok(slot);
         }
-        let room = ZygoteSlot::new()?;
-        self.0.push(room);
-        Ok(room)
+        let slot = ZygoteSlot::new()?;
+        self.0.push(slot);
+        Ok(slot)
     }
 }
 
 /// The waiting process: receives its command and becomes it.
 ///
 /// # Safety
-/// The room is this process's alone.
-unsafe fn wait_in(room: &mut ZygoteSlot) -> ! {
-    // It may be ended as any other process: a command that gets one with a signal pending would never begin.
-    let_signals_through(signals_to_reset());
-    // What other commands are told through is none of its business.
-    let number = room.socket as usize;
-    // SAFETY: this process's own descriptors, of which nothing but the socket is used any more; that was handed to this
+/// Only this process uses the slot.
+unsafe fn wait_for_command(slot: &mut ZygoteSlot) -> ! {
+    // The process can be ended by signals: a command that started with a signal pending would never run.
+    unblock_signals(signals_to_reset());
+    // Closes the sockets of other waiting processes.
+    let number = slot.socket as usize;
+    // SAFETY: these are this process's own descriptors, and only the socket is used from here on; it was passed to this
     // process and stays open.
     let socket = unsafe {
-        let _ = bare(libc::SYS_close_range, [3, number.saturating_sub(1), 0, 0, 0]);
-        let _ = bare(libc::SYS_close_range, [number + 1, u32::MAX as usize, 0, 0, 0]);
-        BorrowedFd::borrow_raw(room.socket)
+        let _ = syscall(libc::SYS_close_range, [3, number.saturating_sub(1), 0, 0, 0]);
+        let _ = syscall(libc::SYS_close_range, [number + 1, u32::MAX as usize, 0, 0, 0]);
+        BorrowedFd::borrow_raw(slot.socket)
     };
-    // SAFETY: the caller's promise.
-    let message = unsafe { room.message() };
+    // SAFETY: guaranteed by the caller.
+    let message = unsafe { slot.message() };
     if !receive_and_enter_groups(socket) {
         exit_now(0)
     }
-    // Nothing came, or nothing of ours: the engine does not need this process after all.
+    // The engine has disconnected or sent a malformed block: it does not need this process.
     let Some((block, stdio)) = receive(socket, message) else { exit_now(0) };
     let Some(command) = unpack(block) else { exit_now(0) };
     let task = ChildTask {
@@ -445,18 +445,19 @@ unsafe fn wait_in(room: &mut ZygoteSlot) -> ! {
         env: ptr::with_exposed_provenance(command.env),
         ..ChildTask::new(&[], &[], stdio)
     };
-    // SAFETY: `unpack` has checked that all of it lies in the block, and the strings end there.
+    // SAFETY: `unpack` has checked that all addresses and strings are in the block.
     unsafe { become_or_exit(&task) }
 }
 
-/// fork(2) for a process with one thread: there the child may go on like any program. The child's number, `None` in it.
+/// fork(2) for a process with a single thread, in which the child may run any code. Returns the child's number, or `None` in
+/// the child.
 ///
 /// # Errors
-/// What fork(2) said.
+/// The error of fork(2).
 pub fn fork_single_threaded() -> io::Result<Option<i32>> {
     debug_assert!(std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() <= 1));
-    // SAFETY: no lock can be held by a thread that does not exist in the child. PID 1 of a container, the only caller,
-    // starts none, as the check above sees in tests.
+    // SAFETY: no lock can be held by a thread that does not exist in the child. The only caller, PID 1 of a container,
+    // starts no threads, as the assertion above checks in tests.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
@@ -464,29 +465,28 @@ pub fn fork_single_threaded() -> io::Result<Option<i32>> {
     }
 }
 
-/// Blocks the signals of `mask` for this thread, and no others; those that were blocked before.
+/// Blocks exactly the signals of `mask` for this thread; returns the previous mask.
 fn set_signal_mask(mask: u64) -> u64 {
     let mut before = 0;
     let (new, old) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut before) as usize);
-    // SAFETY: both are the kernel's sets of 8 bytes; it only changes this thread, and cannot fail.
-    let _ = unsafe { bare(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, 8, 0]) };
+    // SAFETY: both are the kernel's sets of 8 bytes; the call affects only this thread and cannot fail.
+    let _ = unsafe { syscall(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, 8, 0]) };
     before
 }
 
-/// Waits for a child through its pidfd; `wait`: until it has ended.
+/// Reaps a child by its pidfd; `wait`: waits until it has ended.
 ///
 /// # Errors
-/// When it has been waited for already.
+/// When it was reaped already.
 pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
     let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
-    // SAFETY: all zero is a valid value of both structs; the kernel fills them in, and si_status is what waitid
-    // sets for every child that it reports. libc's wrapper lacks the fifth argument.
+    // SAFETY: zero is valid for both structs, which the kernel fills in. libc's wrapper lacks the fifth argument.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
         let mut usage: libc::rusage = std::mem::zeroed();
         let (at, used) = (ptr::from_mut(&mut info) as usize, ptr::from_mut(&mut usage) as usize);
         let call = [libc::P_PIDFD as usize, pidfd.as_raw_fd() as usize, at, options as usize, used];
-        while let Err(errno) = bare(libc::SYS_waitid, call) {
+        while let Err(errno) = syscall(libc::SYS_waitid, call) {
             if errno != Errno::INTR {
                 return Err(errno.into());
             }
@@ -507,63 +507,63 @@ pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
     }
 }
 
-/// Turns this process into the first of `attempts` that can be executed; returns only when none can.
+/// Replaces this process by the first of `attempts` that can be executed; returns only if none can.
 pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 3]) -> io::Error {
     let (argvs, env) = (arrays(attempts), pointers(env));
     let task = ChildTask::new(&argvs, &env, stdio.map(|fd| fd.as_raw_fd()));
-    // SAFETY: the arrays are null-terminated and alive; what else it changes concerns only this process, which is about
-    // to exec or to exit.
+    // SAFETY: the arrays are null-terminated and alive; this process is about to execute a program or exit.
     let Err(errno) = unsafe { become_program(&task, &mut StartStep::Exec) };
     errno.into()
 }
 
-/// Why clone3(2) is refused, if it is: the kernel finds EINVAL where there are no arguments.
+/// Returns the error if clone3(2) is forbidden: the kernel itself returns EINVAL for missing arguments.
 pub fn clone3_refused() -> Option<Errno> {
-    // SAFETY: the kernel reads nothing of a struct of no size, and starts no process.
-    unsafe { bare(libc::SYS_clone3, [0; 5]) }.err().filter(|errno| *errno != Errno::INVAL)
+    // SAFETY: with a size of 0 the kernel reads no struct and starts no process.
+    unsafe { syscall(libc::SYS_clone3, [0; 5]) }.err().filter(|errno| *errno != Errno::INVAL)
 }
 
 /// Moves this process into new namespaces (unshare(2)).
 ///
 /// # Errors
-/// What unshare(2) said.
+/// The error of unshare(2).
 pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
-    // SAFETY: without FILES every thread keeps its table of descriptors, which is what the caller would have to promise.
+    // SAFETY: without FILES every thread keeps its table of descriptors; that is the only requirement.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }.map(drop)?)
 }
 
-/// A process that only sleeps, in a user namespace of its own without any mapping yet: what names that namespace while
-/// its mappings are written. It ends with the calling thread; the caller kills and reaps it.
+/// Starts a process that only sleeps, in a new user namespace without a mapping, so that its mappings can be written. It ends
+/// with the calling thread; the caller kills and reaps it.
 ///
 /// # Errors
-/// What clone(2) said.
+/// The error of clone(2).
 pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     let mut pidfd: c_int = -1;
     let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD;
     let parent = rustix::process::getpid().as_raw_pid() as usize;
     let before = set_signal_mask(u64::MAX);
-    // SAFETY: without CLONE_VM the child has its own copy of everything, and makes nothing but bare system calls in it; no
-    // signal but SIGKILL reaches it. `pidfd` outlives the call.
+    // SAFETY: without CLONE_VM the child has its own copy of everything and makes only raw system calls; no signal except
+    // SIGKILL reaches it. `pidfd` outlives the call.
     let pid = unsafe {
-        let pid = bare(libc::SYS_clone, [flags as usize, 0, ptr::from_mut(&mut pidfd) as usize, 0, 0]);
+        let pid = syscall(libc::SYS_clone, [flags as usize, 0, ptr::from_mut(&mut pidfd) as usize, 0, 0]);
         if pid == Ok(0) {
-            let _ = bare(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0]);
-            // Otherwise the parent has ended before that, and nobody would.
-            while bare(libc::SYS_getppid, [0; 5]) == Ok(parent) {
-                let _ = bare(libc::SYS_ppoll, [0; 5]);
+            let _ =
+                syscall(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0]);
+            // If the parent ended before the prctl, the kernel does not send the signal.
+            while syscall(libc::SYS_getppid, [0; 5]) == Ok(parent) {
+                let _ = syscall(libc::SYS_ppoll, [0; 5]);
             }
             exit_now(0);
         }
         pid
     };
     set_signal_mask(before);
-    // SAFETY: the call succeeded with CLONE_PIDFD, so this is a fresh descriptor that nobody else owns.
+    // SAFETY: the call succeeded with CLONE_PIDFD, so this is a new descriptor without another owner.
     Ok(Spawned { pid: pid? as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
-/// The real-time signal of this number (signal(7)): 34 to 64, since glibc keeps 32 and 33 for itself.
+/// Returns the real-time signal with this number (signal(7)): 34 to 64, since glibc reserves 32 and 33.
 pub fn real_time_signal(number: i32) -> Option<Signal> {
-    // SAFETY: not 0, and no number that a libc has reserved.
+    // SAFETY: not 0, and not a number that a libc reserves.
     (34..=64).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
@@ -571,29 +571,30 @@ pub fn real_time_signal(number: i32) -> Option<Signal> {
 pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
     let (path, size) = (c"".as_ptr() as usize, size_of::<libc::mount_attr>());
     let (itself, attributes) = (libc::AT_EMPTY_PATH as usize, ptr::from_ref(attributes) as usize);
-    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; the struct is the kernel's and alive, its
-    // size is given.
-    Ok(unsafe { bare(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size]) }
-        .map(drop)?)
+    // SAFETY: the empty path means the descriptor itself; the struct is the kernel's, alive, and of the given size.
+    Ok(unsafe {
+        syscall(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size])
+    }
+    .map(drop)?)
 }
 
-/// Reads how the file system of `folder` keeps project quotas (`fs_quota_statv`, its version given), or writes the bounds
-/// of the project `id` (`if_dqblk`) if `set`: quotactl_fd(2), Linux 5.14.
+/// Reads the state of project quotas on the file system of `folder` (`fs_quota_statv`, with its version set), or with `set`
+/// writes the limits of the project `id` (`if_dqblk`): quotactl_fd(2), Linux 5.14.
 ///
 /// # Errors
-/// What quotactl_fd(2) said.
+/// The error of quotactl_fd(2).
 pub fn project_quota(folder: BorrowedFd<'_>, set: bool, id: u32, data: &mut [u8; 256]) -> io::Result<()> {
-    // Q_SETQUOTA or Q_XGETQSTATV, of PRJQUOTA.
+    // Q_SETQUOTA or Q_XGETQSTATV, with PRJQUOTA.
     let command: u32 = if set { 0x80_0008 } else { 0x5808 } << 8 | 2;
     let (fd, data) = (folder.as_raw_fd() as usize, data.as_mut_ptr() as usize);
-    // SAFETY: `data` is larger than either struct, and the kernel copies no more than that.
-    Ok(unsafe { bare(libc::SYS_quotactl_fd, [fd, command as usize, id as usize, data, 0]) }.map(drop)?)
+    // SAFETY: `data` is larger than either struct, and the kernel copies no more than the struct.
+    Ok(unsafe { syscall(libc::SYS_quotactl_fd, [fd, command as usize, id as usize, data, 0]) }.map(drop)?)
 }
 
 /// Reads, or writes if `set`, the `fsxattr` of a file (FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR).
 pub(crate) fn extended_attributes(file: BorrowedFd<'_>, set: bool, data: &mut [u8; 28]) -> io::Result<()> {
     let request = if set { 0x401c_5820 } else { 0x801c_581f };
     let (fd, data) = (file.as_raw_fd() as usize, data.as_mut_ptr() as usize);
-    // SAFETY: both requests take a struct of exactly this size, which their numbers say as well.
-    Ok(unsafe { bare(libc::SYS_ioctl, [fd, request, data, 0, 0]) }.map(drop)?)
+    // SAFETY: both requests take a struct of exactly this size, which is encoded in their numbers.
+    Ok(unsafe { syscall(libc::SYS_ioctl, [fd, request, data, 0, 0]) }.map(drop)?)
 }

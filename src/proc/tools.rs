@@ -1,5 +1,5 @@
-//! The host's programs and keyrings that container workspaces need: where they are, and which package brings a
-//! missing one. Looks only; `cli::setup` installs.
+//! The programs and keyrings that container workspaces need on the host: their paths, and the packages that provide them.
+//! Only looks; `cli::setup` installs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,30 +7,30 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Code, Error, Result};
 
-/// Where programs are looked for; our own PATH is the caller's and may be anything.
+/// Where programs are searched; the PATH of this process belongs to its caller and may be anything.
 pub use crate::proc::spawn::PATH;
 
-/// Distributions whose packages have the same names.
+/// Distributions with the same package names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// Debian, Ubuntu and what is made of them.
+    /// Debian, Ubuntu and their derivatives.
     Debian,
-    /// Fedora, RHEL and what is made of them.
+    /// Fedora, RHEL and their derivatives.
     Fedora,
     /// Arch Linux.
     Arch,
 }
 
-/// A program that is not there.
+/// A missing program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingTool {
-    /// What is called.
+    /// The program's name.
     pub program: &'static str,
-    /// The package that brings it on this host.
+    /// The package that provides it on this host.
     pub package: &'static str,
 }
 
-/// The archives whose packages are signed with one keyring.
+/// Package archives with a common keyring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Archive {
     /// Debian's.
@@ -46,7 +46,7 @@ struct Tool {
     arch: &'static str,
 }
 
-/// What every container workspace needs.
+/// Required by every container workspace.
 const TOOLS: [Tool; 4] = [
     Tool {
         program: "systemd-nspawn",
@@ -59,14 +59,14 @@ const TOOLS: [Tool; 4] = [
     Tool { program: "unshare", debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
 ];
 
-/// What only private networks need.
+/// Required only by private networks.
 const NETWORK_TOOLS: [Tool; 3] = [
     Tool { program: "ip", debian: "iproute2", fedora: "iproute", arch: "iproute2" },
     Tool { program: "nft", debian: "nftables", fedora: "nftables", arch: "nftables" },
     Tool { program: "nsenter", debian: "util-linux", fedora: "util-linux-core", arch: "util-linux" },
 ];
 
-/// What only upstreams with a name need; every Debian has it.
+/// Required only by OpenCode addresses with a host name; every Debian has it.
 const LOOKUP_TOOLS: [Tool; 1] =
     [Tool { program: "getent", debian: "libc-bin", fedora: "glibc-common", arch: "glibc" }];
 
@@ -76,8 +76,8 @@ const UBUNTU_TOOLS: [Tool; 2] = [
     Tool { program: "zstdcat", debian: "zstd", fedora: "zstd", arch: "zstd" },
 ];
 
-/// What only Arch Linux roots need. pacman-key(8) calls gpg, which calls its agent, and is a shell script that uses
-/// makepkg's library.
+/// Required only by Arch Linux roots. pacman-key(8) is a shell script that uses makepkg's library and calls gpg, which calls
+/// its agent.
 const ARCH_TOOLS: [Tool; 5] = [
     Tool {
         program: "pacstrap",
@@ -91,10 +91,10 @@ const ARCH_TOOLS: [Tool; 5] = [
     Tool { program: "makepkg", debian: "makepkg", fedora: "pacman", arch: "pacman" },
 ];
 
-/// The package with the keys of Arch Linux's packagers, in every family.
+/// The package with the keys of Arch Linux's packagers, in every distribution.
 pub const ARCH_KEYRING_PACKAGE: &str = "archlinux-keyring";
 
-/// Where pacman(8) keeps the keys that it trusts.
+/// Where pacman(8) stores the keys that it trusts.
 pub const PACMAN_KEYS: &str = "/etc/pacman.d/gnupg";
 
 /// Finds a program on [`PATH`].
@@ -104,32 +104,32 @@ pub fn find(program: &str) -> Option<PathBuf> {
     })
 }
 
-/// What is missing, with the package names of this host; Debian's on a host that we do not know.
+/// Returns the missing programs with this host's package names; Debian's names on an unknown host.
 pub fn missing_tools() -> Vec<MissingTool> {
     missing_tools_of(family().unwrap_or(Family::Debian))
 }
 
-/// What is missing, with the package names of `family`.
+/// Returns the missing programs with the package names of `family`.
 pub fn missing_tools_of(family: Family) -> Vec<MissingTool> {
     let missing = TOOLS.iter().filter(|tool| find(tool.program).is_none());
     missing.map(|tool| MissingTool { program: tool.program, package: tool.package(family) }).collect()
 }
 
-/// What Arch Linux roots need and this host lacks, with the package names of `family`.
+/// Returns the programs that Arch Linux roots need and this host lacks, with the package names of `family`.
 pub fn missing_arch_tools(family: Family) -> Vec<MissingTool> {
     let missing = ARCH_TOOLS.iter().filter(|tool| find(tool.program).is_none());
     missing.map(|tool| MissingTool { program: tool.program, package: tool.package(family) }).collect()
 }
 
-/// Whether the host has the keys of Arch Linux's packagers as a file, from which pacman-key(8) makes [`PACMAN_KEYS`].
+/// Whether the host has the keys of Arch Linux's packagers, from which pacman-key(8) makes [`PACMAN_KEYS`].
 pub fn has_arch_keyring() -> bool {
-    // Debian's package, and that of other distributions.
+    // The paths of Debian's package and of other distributions.
     ["/usr/share/keyrings/archlinux.gpg", "/usr/share/pacman/keyrings/archlinux.gpg"]
         .iter()
         .any(|file| Path::new(file).is_file())
 }
 
-/// A program that must be there.
+/// Returns the path of a required program.
 ///
 /// # Errors
 /// `Unavailable`: "systemd-nspawn is missing; install the package systemd-container …".
@@ -138,7 +138,7 @@ pub fn require(program: &str) -> Result<PathBuf> {
         .ok_or_else(|| Error::new(Code::Unavailable, missing_message(program)).detail("program", program))
 }
 
-/// What to tell a person about a program that [`find`] did not find.
+/// Returns the message for a program that [`find`] did not find.
 pub fn missing_message(program: &str) -> String {
     let family = family().unwrap_or(Family::Debian);
     let known = |tool: &&Tool| tool.program == program;
@@ -153,7 +153,7 @@ pub fn missing_message(program: &str) -> String {
     }
 }
 
-/// Where an archive's keyring lies on a host that has it.
+/// Returns the usual path of an archive's keyring.
 pub fn keyring_file(archive: Archive) -> PathBuf {
     PathBuf::from(match archive {
         Archive::Debian => "/usr/share/keyrings/debian-archive-keyring.gpg",
@@ -161,14 +161,14 @@ pub fn keyring_file(archive: Archive) -> PathBuf {
     })
 }
 
-/// The keyring file of an archive, when the host has one.
+/// Returns the keyring file of an archive, if the host has one.
 pub fn keyring(archive: Archive) -> Option<PathBuf> {
     let path = keyring_file(archive);
-    // `.pgp` is the name since Debian 13.
+    // `.pgp` is the extension since Debian 13.
     [path.clone(), path.with_extension("pgp")].into_iter().find(|path| path.is_file())
 }
 
-/// Packages that may bring an archive's keyring, likeliest first. Not every host has one of them.
+/// Returns the packages that may provide an archive's keyring, the most likely first. Not every host has one of them.
 pub fn keyring_packages(family: Family, archive: Archive) -> &'static [&'static str] {
     match (family, archive) {
         (Family::Debian | Family::Arch, Archive::Debian) => &["debian-archive-keyring"],
@@ -179,7 +179,7 @@ pub fn keyring_packages(family: Family, archive: Archive) -> &'static [&'static 
     }
 }
 
-/// Which family this host belongs to, by its os-release(5).
+/// Returns the family of this host, from its os-release(5).
 pub fn family() -> Option<Family> {
     let files = ["/etc/os-release", "/usr/lib/os-release"];
     family_of(&files.iter().find_map(|file| fs::read_to_string(file).ok())?)
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families() {
+    fn os_release_selects_the_family() {
         for (text, want) in [
             ("PRETTY_NAME=\"Debian\"\nID=debian\n", Some(Family::Debian)),
             ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", Some(Family::Debian)),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_files_that_can_be_run() {
+    fn only_executable_files_are_programs() {
         assert!(find("sh").is_some_and(|path| path.is_absolute()));
         for none in ["no-such-program-of-berth", "", ".", "sbin"] {
             assert_eq!(find(none), None, "{none}");

@@ -1,6 +1,6 @@
-//! Waiting for news, a run's next output or an event, together with whatever else the waiting thread must notice.
+//! Lets a thread wait for a notification (a run's next output, an event) and at the same time for a file descriptor.
 //!
-//! Threads: any. Lock: the list of bells, a leaf; a bell is rung without waiting for anybody.
+//! Any thread. Lock: the list of waiters, a leaf; notifying never blocks.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,27 +12,27 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::base::thread::lock;
 use crate::base::{At, Result};
 
-/// What one waiting thread hears.
+/// The notification state of one waiting thread.
 #[derive(Debug)]
 pub struct Waiter {
     fd: OwnedFd,
-    /// Nobody rings twice for a thread that has not slept between.
+    /// Only the first notification after [`Waiter::arm`] writes to the eventfd.
     armed: AtomicBool,
 }
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WakeReason {
-    /// Something has happened.
+    /// There was a notification.
     Notified,
-    /// The other descriptor has something to say.
+    /// The other descriptor is ready.
     OtherReady,
     /// The deadline has passed.
     TimedOut,
 }
 
 impl Waiter {
-    /// A quiet one.
+    /// Creates a waiter without a notification.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -41,23 +41,23 @@ impl Waiter {
         Ok(Arc::new(Waiter { fd, armed: AtomicBool::new(false) }))
     }
 
-    /// The next ring wakes. What is waited for must be looked at after this, or a ring may be missed.
+    /// Arms the waiter. Check the condition after this call, or a notification may be missed.
     pub fn arm(&self) {
         self.armed.store(true, Ordering::SeqCst);
     }
 
-    fn ring(&self) {
+    fn notify(&self) {
         if self.armed.swap(false, Ordering::SeqCst) {
             let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
         }
     }
 
-    /// Takes note of a ring that poll(2) has seen.
+    /// Consumes a notification that poll(2) has reported.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);
     }
 
-    /// Waits for a ring, for `other`, or until the deadline.
+    /// Waits for a notification, for `other`, or until the deadline.
     ///
     /// # Errors
     /// When poll(2) fails.
@@ -70,7 +70,7 @@ impl Waiter {
             tv_nsec: left.subsec_nanos().into(),
         };
         match poll(&mut fds, Some(&timeout)) {
-            // An interruption counts as a ring: whoever waits looks again.
+            // An interruption counts as a notification: the caller checks its condition again.
             Err(rustix::io::Errno::INTR) => return Ok(WakeReason::Notified),
             polled => polled.at("poll", "for news")?,
         };
@@ -91,22 +91,22 @@ impl AsFd for Waiter {
     }
 }
 
-/// Everybody who waits for news of one thing. A bell that was dropped is forgotten.
+/// All threads that wait for one thing. Dropped waiters are removed.
 #[derive(Debug, Default)]
 pub struct WaiterList(Mutex<Vec<Weak<Waiter>>>);
 
 impl WaiterList {
-    /// Rings this one as well from now on.
-    pub fn add(&self, bell: &Arc<Waiter>) {
-        let mut bells = lock(&self.0);
-        bells.retain(|bell| bell.strong_count() > 0);
-        bells.push(Arc::downgrade(bell));
+    /// Notifies this waiter, too, from now on.
+    pub fn add(&self, waiter: &Arc<Waiter>) {
+        let mut waiters = lock(&self.0);
+        waiters.retain(|waiter| waiter.strong_count() > 0);
+        waiters.push(Arc::downgrade(waiter));
     }
 
-    /// Something has happened.
+    /// Notifies all waiters.
     pub fn notify_all(&self) {
-        for bell in lock(&self.0).iter().filter_map(Weak::upgrade) {
-            bell.ring();
+        for waiter in lock(&self.0).iter().filter_map(Weak::upgrade) {
+            waiter.notify();
         }
     }
 }
@@ -118,19 +118,19 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_ring_between_look_and_sleep_is_heard() {
-        let (bells, bell) = (WaiterList::default(), Waiter::new().unwrap());
-        bells.add(&bell);
+    fn notification_between_check_and_wait_is_not_lost() {
+        let (waiters, waiter) = (WaiterList::default(), Waiter::new().unwrap());
+        waiters.add(&waiter);
         let soon = || Instant::now() + Duration::from_millis(10);
-        bells.notify_all();
-        assert_eq!(bell.wait(None, soon()).unwrap(), WakeReason::TimedOut, "nobody was waiting");
-        bell.arm();
-        bells.notify_all();
-        bells.notify_all();
-        assert_eq!(bell.wait(None, soon()).unwrap(), WakeReason::Notified);
-        assert_eq!(bell.wait(None, soon()).unwrap(), WakeReason::TimedOut);
+        waiters.notify_all();
+        assert_eq!(waiter.wait(None, soon()).unwrap(), WakeReason::TimedOut, "the waiter was not armed");
+        waiter.arm();
+        waiters.notify_all();
+        waiters.notify_all();
+        assert_eq!(waiter.wait(None, soon()).unwrap(), WakeReason::Notified);
+        assert_eq!(waiter.wait(None, soon()).unwrap(), WakeReason::TimedOut);
         let flag = Cancel::new().unwrap();
         flag.cancel();
-        assert_eq!(bell.wait(Some((flag.as_fd(), PollFlags::IN)), soon()).unwrap(), WakeReason::OtherReady);
+        assert_eq!(waiter.wait(Some((flag.as_fd(), PollFlags::IN)), soon()).unwrap(), WakeReason::OtherReady);
     }
 }

@@ -1,4 +1,4 @@
-//! Wakes a poll(2) from another thread, as often as need be; [`super::Cancel`] is for once and for all.
+//! Wakes a poll(2) from another thread, any number of times; [`super::Cancel`] fires only once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +11,7 @@ use crate::base::{At, Result};
 pub struct Waker(OwnedFd);
 
 impl Waker {
-    /// One that is not readable.
+    /// Creates a waker that is not readable.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -19,12 +19,12 @@ impl Waker {
         eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Waker).at("open", "an eventfd")
     }
 
-    /// Makes it readable. It cannot fail: the counter would have to reach 2^64.
+    /// Makes it readable. Cannot fail: the counter would have to reach 2^64.
     pub fn wake(&self) {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes note. Whoever looks at what may have changed after this misses nothing.
+    /// Makes it unreadable again. A caller that checks its condition after this misses no wake-up.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }

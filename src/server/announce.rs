@@ -13,7 +13,7 @@ pub(super) fn announce(ctx: &Ctx, settings: &Settings, doors: &Listeners, tokens
         log::info!(target: BOOT, "OpenWork server listening on {address}");
     }
     let made = |source: TokenSource| tokens && ctx.credentials.fresh && source == TokenSource::Generated;
-    // Not through the log, which never carries a secret: straight to the person's terminal.
+    // Directly to the terminal: the log never contains secrets.
     if made(ctx.credentials.client_source) {
         eprintln!("Client token: {}", ctx.credentials.client_token());
     }

@@ -1,5 +1,5 @@
-//! A server that is in a container together with its OpenCode (`--sandbox-server inside`): this process starts the container
-//! with an engine's program, waits until the server in it answers, and ends it. It serves nothing itself.
+//! A server in a container together with its OpenCode (`--sandbox-server inside`): this process starts the container with an
+//! engine's program, waits until the server in it answers, and stops it. It serves no requests itself.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -26,34 +26,34 @@ use crate::proc::{
 use crate::store::file;
 use crate::store::lock::DataLock;
 
-/// How long the server in the container may take to end when the host does.
-const END: Duration = Duration::from_secs(12);
-/// How long one question may take.
-const ANSWER: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);
-/// It has no deadline.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-/// What is kept of what the engine's program prints.
+/// How long the server in the container may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
+/// Timeout of one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// For a process without a deadline.
+const NO_DEADLINE: Duration = Duration::from_secs(u32::MAX as u64);
+/// Bytes kept of the output of the engine's program.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// The largest answer that is read.
+/// Maximum size of an answer.
 const ANSWER_BYTES: u64 = 1 << 20;
 
-/// How the engine's program ended, and what it printed last.
+/// How the engine's program ended, and its last output.
 type EngineOutcome = Arc<Mutex<Option<(Option<Exit>, String)>>>;
 
-/// The engine's program, which lives as long as the container.
+/// The engine's program, which runs as long as the container.
 struct EngineChild {
-    /// The container ends when this closes.
+    /// Closing this stops the container.
     input: Option<OwnedFd>,
     kill: Cancel,
     outcome: EngineOutcome,
     _watch: JoinOnDrop,
 }
 
-/// Runs the container until a signal, or until it ends. `up` is called on a thread of its own once its server answers.
+/// Runs the container until a signal or its end. Calls `up` on a thread of its own once its server answers.
 ///
 /// # Errors
-/// What keeps it from starting; the end of its server by itself.
+/// When the container cannot be started, or its server ends by itself.
 pub fn run_inside(
     settings: &Settings,
     opencode: &OpencodePlan,
@@ -71,8 +71,8 @@ pub fn run_inside(
     let folder = settings.data_dir.join("host");
     file::create_dir_private(&folder)?;
     let (staging, secrets) = (folder.join(engine::SEED), folder.join(engine::SECRETS));
-    let server =
-        std::env::current_exe().map_err(|error| Error::internal("berth's own path").with_source(error))?;
+    let server = std::env::current_exe()
+        .map_err(|error| Error::internal("Could not read berth's own path").with_source(error))?;
     let words = words(settings);
     let publish = address(settings)?;
     let seed = ServerContainer { plan, staging: &staging, server: &server, publish, words: &words };
@@ -109,7 +109,7 @@ pub fn run_inside(
     let stop = signals.by_hand.try_clone().at("duplicate", "a socket")?;
     let give_up = signals.stopper()?;
     let why: Arc<Mutex<Option<Error>>> = Arc::default();
-    let told = spawn("up".into(), limits::STACK, {
+    let up_thread = spawn("up".into(), limits::STACK, {
         let (why, stopping) = (why.clone(), stopping.clone());
         move || match waiting.wait(stop) {
             Ok(now) => up(now),
@@ -123,17 +123,17 @@ pub fn run_inside(
     signals.wait()?;
     stopping.cancel();
     log::info!("Stopping");
-    // Before its server answers there is no request to let end.
-    let patience = if secrets.exists() { Duration::ZERO } else { END };
+    // Until its server has answered, there are no requests to complete.
+    let patience = if secrets.exists() { Duration::ZERO } else { STOP_TIMEOUT };
     let stopped = end(running, plan, &folder, &cgroups, patience);
     let _ = std::fs::remove_file(&secrets);
-    drop(told);
+    drop(up_thread);
     seed.unstage()?;
     stopped?;
     lock(&why).take().map_or(Ok(()), Err)
 }
 
-/// Where the port is published.
+/// Returns the address at which the port is published.
 fn address(settings: &Settings) -> Result<SocketAddr> {
     let first = settings.listen.first().map_or("127.0.0.1:8787", String::as_str);
     let problem = "with --sandbox-server inside the server has one TCP address";
@@ -143,7 +143,7 @@ fn address(settings: &Settings) -> Result<SocketAddr> {
     }
 }
 
-/// The flags that the server in the container gets as well.
+/// Returns the flags that are passed on to the server in the container.
 fn words(settings: &Settings) -> Vec<String> {
     let mut words = vec![
         format!("--approval={}", settings.approval.mode.as_str()),
@@ -158,13 +158,13 @@ fn words(settings: &Settings) -> Vec<String> {
     words
 }
 
-/// Docker's form: one variable on a line, so one with a line break cannot be passed.
+/// Returns the variables in the format of Docker's --env-file: one on a line, so a value with a line break cannot be passed.
 fn env_file(variables: impl Iterator<Item = (String, String)>) -> String {
     let mut text = String::new();
     for (name, value) in variables {
         if value.contains(['\n', '\r']) {
             log::warn!(
-                "{name} has several lines, which an engine's --env-file cannot pass on; the sandbox has none"
+                "{name} has several lines, which an engine's --env-file cannot pass; it is not set in the sandbox"
             );
         } else {
             text += &format!("{name}={value}\n");
@@ -193,7 +193,7 @@ fn start(
             let (mut stdout, mut stderr) =
                 (OutputCapture::new(OUTPUT_BYTES), OutputCapture::new(OUTPUT_BYTES));
             let io = ProcessIo { stdin: None, stdout: out, stderr: err, out: &mut stdout, err: &mut stderr };
-            let exit = match pump(&mut child, io, FOREVER, &kill) {
+            let exit = match pump(&mut child, io, NO_DEADLINE, &kill) {
                 Ok(ProcessOutcome::Exited(exit)) => Some(exit),
                 _ => None,
             };
@@ -207,7 +207,7 @@ fn start(
     Ok(EngineChild { input: Some(input), kill, outcome, _watch: watch })
 }
 
-/// Ends the container: its server ends by itself when its input does.
+/// Stops the container: its server stops when its input closes.
 fn end(
     mut running: EngineChild,
     plan: &EnginePlan,
@@ -219,15 +219,15 @@ fn end(
     running.input.take();
     let deadline = Instant::now() + patience;
     while lock(&running.outcome).is_none() && Instant::now() < deadline {
-        std::thread::sleep(PAUSE / 2);
+        std::thread::sleep(POLL_INTERVAL / 2);
     }
     running.kill.cancel();
     match plan.clear(cgroups) {
         Ok(()) => engine::forget(folder),
-        Err(error) => log::warn!("The container {} may be left: {error}", plan.name),
+        Err(error) => log::warn!("The container {} may still exist: {error}", plan.name),
     }
     match by_itself {
-        // `docker stop` and `docker kill`: it was stopped through its engine.
+        // `docker stop` and `docker kill`: the container was stopped through its engine.
         None | Some((Some(Exit::Code(0 | 137 | 143)), _)) => Ok(()),
         Some((exit, said)) => {
             let exit = exit.map_or_else(|| "killed".to_owned(), |exit| exit.to_string());
@@ -236,7 +236,7 @@ fn end(
     }
 }
 
-/// What the wait for the server in the container needs.
+/// Waits for the server in the container.
 struct ReadinessWait {
     plan: EnginePlan,
     cgroups: Cgroups,
@@ -260,11 +260,11 @@ impl ReadinessWait {
             }
             waiting.get(&agent, "/health")
         })?;
-        // The engine has read them; only root's could have meanwhile.
+        // The engine has read them, and only root could read them in between.
         let _ = std::fs::remove_file(&self.secrets);
         let version = health["version"].as_str().unwrap_or("?").to_owned();
         if version != env!("CARGO_PKG_VERSION") {
-            log::warn!("The server in the container is of version {}", logging::one_line(&version));
+            log::warn!("The server in the container has another version: {}", logging::one_line(&version));
         }
         self.until("its OpenCode does not answer", |waiting| waiting.get(&agent, "/opencode/global/health"))?;
         let workspaces = self.get(&agent, "/workspaces")?;
@@ -285,9 +285,9 @@ impl ReadinessWait {
                 return Err(Error::internal("The container ended before its server answered"));
             }
             if Instant::now() >= self.deadline {
-                return Err(Error::internal(format!("The container does not work: {what} ({error})")));
+                return Err(Error::internal(format!("The container failed to start: {what} ({error})")));
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -295,7 +295,7 @@ impl ReadinessWait {
         let url = format!("http://{}{path}", self.publish.to_string().replace("0.0.0.0:", "127.0.0.1:"));
         let request = agent.get(&url).header("Authorization", format!("Bearer {}", self.tokens.0));
         let failed = |why: String| Error::internal(format!("GET {path}: {why}"));
-        let answered = request.config().timeout_global(Some(ANSWER)).build().call();
+        let answered = request.config().timeout_global(Some(ANSWER_TIMEOUT)).build().call();
         let answered = answered.map_err(|error| failed(error.to_string()))?;
         let status = answered.status().as_u16();
         let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! The OpenCode that the server runs: brings its supervisor together with the events, the audit log and the containers.
+//! The managed OpenCode: connects its supervisor with the events, the audit log and the containers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::lifecycle::sandbox::Sandbox;
 use crate::opencode::Managed;
 use crate::proc::Cgroups;
 
-/// Runs the OpenCode of the plan; each change is an event, a line of the audit log and one of the server's own log.
+/// Runs the OpenCode of `plan`; each change of its state becomes an event, an audit line and a log line.
 pub(super) fn supervise(
     plan: OpencodePlan,
     managed: Arc<Managed>,
@@ -51,7 +51,7 @@ pub(super) fn supervise(
     SupervisorHandle::start(plan, managed, surroundings)
 }
 
-/// Removes the container that a killed server has left in an engine, on a thread of its own. A plan with such a container
+/// Removes, on a thread of its own, the container that a killed server has left in an engine. A `plan` that uses a container
 /// removes it itself.
 pub(super) fn sweep(
     plan: Option<&OpencodePlan>,

@@ -1,4 +1,4 @@
-//! A server that has started, for the command that started it.
+//! A started server, for the command that started it.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -6,25 +6,23 @@ use std::sync::Arc;
 use crate::opencode::Managed;
 use crate::proc::Cancel;
 
-/// A server that takes requests, for the command that started it.
+/// A server that accepts requests.
 pub struct RunningServer {
     /// Its first address: `http://…`, or `unix:` and a path.
     pub address: String,
-    /// The client token.
     pub client_token: String,
-    /// The host token.
     pub host_token: String,
-    /// The OpenCode that it runs.
+    /// The OpenCode that it runs, if any.
     pub managed: Option<Arc<Managed>>,
     /// The id of the first workspace.
     pub workspace_id: String,
-    /// Cancelled once the server has begun to stop.
+    /// Cancelled when the server begins to stop.
     pub stopping: Cancel,
     pub(super) stop: UnixStream,
 }
 
 impl RunningServer {
-    /// Has the server end, as a signal has.
+    /// Stops the server like a signal.
     pub fn stop(&self) {
         use std::io::Write as _;
         let _ = (&self.stop).write_all(&[0]);

@@ -4,27 +4,27 @@ use std::os::unix::net::UnixStream;
 
 use crate::base::{At, Error, Result, limits};
 
-/// SIGTERM, SIGINT and SIGHUP as bytes in a pipe: a handler, never a blocked mask, which children would inherit.
+/// SIGTERM, SIGINT and SIGHUP as bytes in a pipe. Uses handlers and never blocks signals, because children would inherit that.
 pub(super) struct Signals {
     received: UnixStream,
-    /// What is written here is a signal, too.
+    /// A byte written here acts like a signal.
     pub(super) by_hand: UnixStream,
 }
 
 impl Signals {
     pub(super) fn catch() -> Result<Signals> {
         let (received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
-        // A closed terminal or ssh session; nohup(1) has it ignored.
+        // SIGHUP: the terminal or ssh session closed. nohup(1) ignores it.
         let hup = (!is_ignored(libc::SIGHUP)).then_some(libc::SIGHUP);
         for signal in [libc::SIGTERM, libc::SIGINT].into_iter().chain(hup) {
             let end = handler_end.try_clone().at("duplicate", "a socket")?;
             signal_hook::low_level::pipe::register(signal, end)
-                .map_err(|error| Error::internal("Signals cannot be handled").with_source(error))?;
+                .map_err(|error| Error::internal("Could not install signal handlers").with_source(error))?;
         }
         Ok(Signals { received, by_hand: handler_end })
     }
 
-    /// What has the server end, as a signal does.
+    /// Returns a function that stops the server like a signal.
     pub(super) fn stopper(&self) -> Result<impl Fn() + Send + use<>> {
         let by_hand = self.by_hand.try_clone().at("duplicate", "a socket")?;
         Ok(move || {
@@ -38,7 +38,7 @@ impl Signals {
         (&self.received).read_exact(&mut [0]).at("read", "the signal pipe")
     }
 
-    /// A second signal ends the process at once, after `last`; what still runs is ended by the next start.
+    /// Makes a second signal end the process at once, after `last`; the next start kills the remaining processes.
     pub(super) fn exit_on_next(&self, last: Option<impl FnOnce() + Send + 'static>) {
         let Ok(received) = self.received.try_clone() else { return };
         let waiting = crate::base::thread::spawn("second-signal".into(), limits::STACK, move || {

@@ -1,9 +1,9 @@
-//! Folders of the host that containers may be given: what a client asks for, the file in which the host's owner allows
-//! it (OpenWork's `sandbox-mount-allowlist.json`), and the way from one to an open descriptor. A source is opened once;
-//! what is checked is where the open descriptor lies, and the descriptor is what gets mounted, so nobody can exchange
-//! one for another in between. The file is read anew each time: what it takes back is gone with the next start.
+//! Host folders that containers may mount: a client's request, the file in which the host's owner allows folders (OpenWork's
+//! `sandbox-mount-allowlist.json`), and the check of one against the other. **Invariant:** a source is opened once; its
+//! descriptor's real path is checked and the same descriptor is mounted, so the folder cannot be replaced in between. The
+//! file is read for every check: a removed root takes effect at the container's next start.
 //!
-//! Knows nothing of containers. No threads, no locks.
+//! Independent of containers. No threads, no locks.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -14,29 +14,36 @@ use serde_json::{Value, json};
 
 use super::beneath::open_resolved;
 use super::file;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 
-/// One folder or file of the host inside a container, as a client says it.
+/// Maximum number of mounts of a container; each is an argument of its start.
+const MOUNTS: usize = 32;
+/// Maximum length of a source or target: the kernel's limit (PATH_MAX) without the terminating NUL.
+const MOUNT_PATH_BYTES: usize = 4095;
+/// Maximum size of the mount allowlist; people write it by hand.
+const ALLOWLIST_BYTES: u64 = 1 << 20;
+
+/// A client's request to mount a host folder or file into a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
-    /// On the host; `~` is berth's home.
+    /// Path on the host; `~` is berth's home.
     pub source: String,
-    /// In the container; made if it is not there.
+    /// Path in the container; created if it does not exist.
     pub target: String,
-    /// Nothing in the container can write to it; what is not said is true.
-    #[serde(default = "yes")]
+    /// Read-only in the container; the default is true.
+    #[serde(default = "default_true")]
     pub read_only: bool,
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
-/// Where in a container nothing is mounted: the kernel's own places, and what berth puts there.
-const TAKEN: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/etc/resolv.conf"];
+/// Paths in a container that cannot be mount targets: the kernel's file systems, and berth's own mounts.
+const RESERVED_TARGETS: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/etc/resolv.conf"];
 
-/// Refused whatever the file says, as OpenWork does.
-const BLOCKED: [&str; 18] = [
+/// Patterns that are blocked in addition to the file's, as in OpenWork.
+const BLOCKED_NAMES: [&str; 18] = [
     ".ssh",
     ".gnupg",
     ".gpg",
@@ -56,7 +63,7 @@ const BLOCKED: [&str; 18] = [
     ".secret",
     ".secrets",
 ];
-/// What makes a folder somebody's home or key ring: it is refused as a whole. A project may have its `.env`.
+/// Entries that mark a folder as a home or key ring, which cannot be mounted as a whole. A project may have a `.env`.
 const KEYS: [&str; 11] = [
     ".ssh",
     ".gnupg",
@@ -70,11 +77,11 @@ const KEYS: [&str; 11] = [
     "id_rsa",
     "id_ed25519",
 ];
-/// Where no container may look: the kernel's files, sockets of services.
-const SYSTEM: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
+/// Host paths that are never mounted: the kernel's file systems and sockets of services.
+const SYSTEM_FOLDERS: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
 
-/// What is not given as a whole, nor with everything around it; folders in it may be.
-const WHOLE: [&str; 4] = ["/etc", "/home", "/root", "/var"];
+/// Folders that cannot be mounted themselves or through a parent; folders in them can.
+const PARENT_ONLY: [&str; 4] = ["/etc", "/home", "/root", "/var"];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -91,72 +98,71 @@ struct AllowedRoot {
     allow_read_write: bool,
 }
 
-/// The file, and what is refused beside it.
+/// The allowlist file, and the rules that apply besides it.
 #[derive(Clone, Debug)]
 pub struct Allowlist {
-    /// Where the file is, or would be.
+    /// The file's path, whether or not it exists.
     pub path: PathBuf,
-    /// What `~` means.
+    /// The folder that `~` stands for.
     pub home: PathBuf,
-    /// berth's own folder.
+    /// berth's data folder, which is never mounted.
     pub data_dir: PathBuf,
-    /// What the person who starts the server gives to a sandbox, beside the file.
+    /// Folders that the server's flags grant to a sandbox, in addition to the file.
     pub granted: Vec<MountGrant>,
 }
 
-/// A folder or file that a sandbox may have although no root of the file is around it.
+/// A folder or file that a sandbox may mount although it is in no allowed root.
 #[derive(Clone, Debug)]
 pub struct MountGrant {
-    /// Without links.
+    /// Real path, without links.
     pub path: PathBuf,
-    /// It may be written to.
     pub writable: bool,
-    /// Also if it is one that is refused everywhere.
+    /// Grants the path even if it matches a blocked pattern.
     pub force: bool,
 }
 
-/// Why a source is refused.
+/// The reason why a source is refused.
 #[derive(Debug)]
 pub enum MountRefusal {
-    /// There is no usable file.
+    /// The file does not exist or is invalid.
     NoFile(Error),
-    /// It cannot be opened.
+    /// The source cannot be opened.
     Missing(&'static str),
-    /// Its real path has a blocked pattern.
+    /// The source's real path matches a blocked pattern.
     Pattern(String, PathBuf),
-    /// It is in none of these roots.
+    /// The source is in none of these roots.
     Outside(PathBuf, Vec<PathBuf>),
-    /// It was to be writable, and this root is for reading only.
+    /// Write access was requested, but this root is read-only.
     ReadOnly(PathBuf),
-    /// What no file can allow.
+    /// A rule that the file cannot change.
     Other(String, PathBuf),
 }
 
-/// A source that was found and allowed.
+/// A source that was opened and allowed.
 #[derive(Debug)]
 pub struct AllowedSource {
     /// `O_PATH`
     pub fd: OwnedFd,
-    /// What it is.
+    /// Type and owner.
     pub stat: Stat,
-    /// Where it was when it was checked.
+    /// The real path at the time of the check.
     pub real: PathBuf,
 }
 
-/// Whether a list of mounts makes sense at all.
+/// Validates a list of mount requests.
 ///
 /// # Errors
-/// `InvalidPayload` with the mount and what is wrong with it.
+/// `InvalidPayload` with the mount and the problem.
 pub fn check(mounts: &[MountRequest]) -> Result<()> {
     let refuse = |number: usize, field: &str, why: &str| {
         let message = format!("mounts[{number}].{field} {why}");
         Err(Error::new(Code::InvalidPayload, message).detail("field", format!("mounts[{number}].{field}")))
     };
-    if mounts.len() > limits::MOUNTS {
-        return Err(Error::new(Code::InvalidPayload, format!("At most {} mounts", limits::MOUNTS)));
+    if mounts.len() > MOUNTS {
+        return Err(Error::new(Code::InvalidPayload, format!("At most {} mounts", MOUNTS)));
     }
     let plain = |path: &str| {
-        path.len() <= limits::MOUNT_PATH_BYTES
+        path.len() <= MOUNT_PATH_BYTES
             && !path.chars().any(char::is_control)
             && Path::new(path).components().all(|part| part != Component::ParentDir)
     };
@@ -166,7 +172,7 @@ pub fn check(mounts: &[MountRequest]) -> Result<()> {
             return refuse(
                 number,
                 "source",
-                "is an absolute path of the host, or begins with ~/, without '..'",
+                "must be an absolute path of the host, or start with ~/, without '..'",
             );
         }
         let target = Path::new(&mount.target);
@@ -174,14 +180,14 @@ pub fn check(mounts: &[MountRequest]) -> Result<()> {
             return refuse(
                 number,
                 "target",
-                "is an absolute path in the container other than /, without '..'",
+                "must be an absolute path in the container other than /, without '..'",
             );
         }
-        if TAKEN.iter().any(|taken| target.starts_with(taken)) {
-            return refuse(number, "target", "lies where the container's own mounts are");
+        if RESERVED_TARGETS.iter().any(|taken| target.starts_with(taken)) {
+            return refuse(number, "target", "is inside a path of the container's own mounts");
         }
         if mounts[..number].iter().any(|other| Path::new(&other.target) == target) {
-            return refuse(number, "target", "is the target of another mount already");
+            return refuse(number, "target", "is already the target of another mount");
         }
     }
     Ok(())
@@ -202,7 +208,7 @@ impl Allowlist {
     /// Opens the source of a mount, if it is allowed.
     ///
     /// # Errors
-    /// Why it is not.
+    /// The reason, if it is not.
     pub fn look(&self, mount: &MountRequest) -> Result<AllowedSource, MountRefusal> {
         let granted = self.granted.iter().any(|grant| grant.path == Path::new(&mount.source));
         let rules =
@@ -210,7 +216,7 @@ impl Allowlist {
         self.open_one(mount, &rules)
     }
 
-    /// A refusal as clients get it.
+    /// Returns the error of a refusal for clients.
     fn error(&self, mount: &MountRequest, refusal: MountRefusal) -> Error {
         let file = self.path.display();
         let why = match refusal {
@@ -218,7 +224,7 @@ impl Allowlist {
             MountRefusal::Missing(why) => why.to_owned(),
             MountRefusal::Pattern(pattern, _) => format!("its path has {pattern}, which is blocked"),
             MountRefusal::Outside(real, _) => {
-                format!("{} lies in none of the allowed roots of {file}", real.display())
+                format!("{} is in none of the allowed roots of {file}", real.display())
             }
             MountRefusal::ReadOnly(root) => format!(
                 "{} is allowed for reading only (allowReadWrite in {file}); ask for \"read_only\": true",
@@ -230,7 +236,7 @@ impl Allowlist {
         Error::new(Code::MountNotAllowed, message).detail("source", mount.source.clone())
     }
 
-    /// How many roots the file allows; `None` without a file.
+    /// Returns the number of roots that the file allows; `None` without a file.
     ///
     /// # Errors
     /// As [`Allowlist::open`] when it cannot be used.
@@ -255,7 +261,7 @@ impl Allowlist {
                 .detail("allowlist", self.path.to_string_lossy().into_owned())
                 .detail("example", example)
         };
-        let bytes = file::read_optional(&self.path, limits::ALLOWLIST_BYTES)
+        let bytes = file::read_optional(&self.path, ALLOWLIST_BYTES)
             .map_err(|error| unusable(format!("cannot be read ({})", error.message())))?
             .ok_or_else(|| unusable("does not exist".into()))?;
         let value: Value =
@@ -263,7 +269,7 @@ impl Allowlist {
         if !value["allowedRoots"].is_array() {
             return Err(unusable("has no list allowedRoots".into()));
         }
-        serde_json::from_value(value).map_err(|error| unusable(format!("is not one ({error})")))
+        serde_json::from_value(value).map_err(|error| unusable(format!("has an invalid entry ({error})")))
     }
 
     fn expand(&self, path: &str) -> PathBuf {
@@ -287,12 +293,11 @@ impl Allowlist {
             self.forbidden(&real, &rules.blocked_patterns)?;
             let has = |name: &&&str| statat(&fd, **name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
             if let Some(name) = KEYS.iter().filter(|_| kind == FileType::Directory).find(has) {
-                let why =
-                    format!("it contains {name}, so it is somebody's home; mount a folder in it instead");
+                let why = format!("it contains {name}, so it is a home folder; mount a folder in it instead");
                 return Err(MountRefusal::Other(why, real));
             }
         }
-        // The innermost of the roots around it decides.
+        // The innermost root that contains the path decides.
         let roots = rules.allowed_roots.iter();
         let roots = roots
             .filter_map(|root| Some((open_real(&self.expand(&root.path)).ok()?.1, root.allow_read_write)));
@@ -309,28 +314,28 @@ impl Allowlist {
         Ok(AllowedSource { fd, stat, real })
     }
 
-    /// Refuses a path whatever the roots are.
+    /// Refuses a path that no root can allow.
     fn forbidden(&self, real: &Path, patterns: &[String]) -> Result<(), MountRefusal> {
         let refuse = |why: String| Err(MountRefusal::Other(why, real.to_owned()));
-        if let Some(system) = SYSTEM.iter().find(|system| real.starts_with(system)) {
-            return refuse(format!("nothing in {system} is given to containers"));
+        if let Some(system) = SYSTEM_FOLDERS.iter().find(|system| real.starts_with(system)) {
+            return refuse(format!("nothing in {system} can be mounted into containers"));
         }
         let data = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
         if real.starts_with(&data) || data.starts_with(real) {
-            return refuse("it is, contains or lies in berth's own data folder".into());
+            return refuse("it is, contains or is inside berth's own data folder".into());
         }
         let home = self.home.canonicalize().unwrap_or_else(|_| self.home.clone());
-        if home.starts_with(real) || WHOLE.iter().any(|whole| Path::new(whole).starts_with(real)) {
-            return refuse("it contains the system's configuration or somebody's home".into());
+        if home.starts_with(real) || PARENT_ONLY.iter().any(|whole| Path::new(whole).starts_with(real)) {
+            return refuse("it contains the system's configuration or home folders".into());
         }
-        let mut patterns = BLOCKED.iter().copied().chain(patterns.iter().map(String::as_str));
+        let mut patterns = BLOCKED_NAMES.iter().copied().chain(patterns.iter().map(String::as_str));
         match patterns.find(|pattern| self.blocks(pattern, real)) {
             Some(pattern) => Err(MountRefusal::Pattern(pattern.to_owned(), real.to_owned())),
             None => Ok(()),
         }
     }
 
-    /// Whether a pattern is on the path: one with a slash as a path, any other one in a component, as a whole word.
+    /// Whether a pattern matches the path: one with a slash as a path, any other as a whole word of a component.
     fn blocks(&self, pattern: &str, real: &Path) -> bool {
         if pattern.contains('/') || pattern.starts_with('~') {
             let wanted = self.expand(pattern);
@@ -345,7 +350,7 @@ impl Allowlist {
     }
 }
 
-/// `.env` is in `.env`, `.env.local` and `prod.env`, not in `.environments`. Case does not count.
+/// Whether a name contains a word: `.env` is in `.env`, `.env.local` and `prod.env`, not in `.environments`. Ignores case.
 fn has_word(name: &str, word: &str) -> bool {
     let (name, word) = (name.to_lowercase(), word.to_lowercase());
     let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
@@ -358,13 +363,13 @@ fn has_word(name: &str, word: &str) -> bool {
         })
 }
 
-/// Opens what a path leads to, links followed, and says where that is.
+/// Opens a path, following links, and returns the descriptor and its real path.
 fn open_real(path: &Path) -> Result<(OwnedFd, PathBuf), &'static str> {
     let fd = open_resolved(CWD, path, OFlags::PATH, ResolveFlags::NO_MAGICLINKS)
         .map_err(|_| "it does not exist, or cannot be opened")?;
     let real =
         std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| "/proc is missing")?;
-    // One that was removed meanwhile has no place (proc(5): ` (deleted)`), one that is mounted elsewhere none here.
+    // A file that was just removed has no path (proc(5): ` (deleted)`); one in another mount namespace is not absolute.
     if !real.is_absolute() || fstat(&fd).is_ok_and(|stat| stat.st_nlink == 0) {
         return Err("it was removed");
     }
@@ -410,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_whole() {
+    fn only_whole_words_match() {
         for (name, word, want) in [
             (".env", ".env", true),
             (".env.local", ".env", true),
@@ -427,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_a_root_is_allowed_and_nothing_else() {
+    fn only_sources_in_allowed_roots_are_opened() {
         let (_dir, allowlist, base) = made();
         let text = |path: &str| base.join(path).to_string_lossy().into_owned();
         for good in
@@ -443,8 +448,8 @@ mod tests {
         refused(mount("~/projects/b", false), "reading only");
         refused(mount(text("rw/inner-ro/x"), false), "reading only");
         refused(mount("~/projects/a/.ssh", true), ".ssh");
-        refused(mount("~/projects/a", true), "somebody's home");
-        refused(mount("~", true), "somebody's home");
+        refused(mount("~/projects/a", true), "a home folder");
+        refused(mount("~", true), "a home folder");
         refused(mount(text("root-evil"), true), "none of the allowed roots");
         refused(mount(text("nothing"), true), "does not exist");
         refused(mount(text("data"), true), "data folder");
@@ -462,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_the_answer_shows_one() {
+    fn error_without_a_file_shows_an_example() {
         let (_dir, mut allowlist, base) = made();
         assert_eq!(allowlist.roots().unwrap(), Some(6));
         allowlist.path = base.join("none.json");
@@ -475,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_checked() {
+    fn malformed_requests_are_refused() {
         let with = |source: &str, target: &str| {
             check(&[MountRequest { source: source.into(), target: target.into(), read_only: true }])
         };

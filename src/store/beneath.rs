@@ -1,7 +1,7 @@
-//! Opens in trees that a hostile workload can change at any moment. Every path is resolved by the kernel inside the
-//! tree (openat2(2)), and what was checked is the very inode that is then used.
-//! Knows nothing of workspaces. Any thread; no locks. No call waits for the workload: a FIFO, a device, a socket or
-//! a file lease ends in an error.
+//! Opens files in trees that a hostile workload can change at any moment. **Invariant:** the kernel resolves every path
+//! inside the tree (openat2(2)), and the inode that was checked is the one that is used. No call waits for the workload: a
+//! FIFO, a device, a socket or a file lease is an error.
+//! Independent of workspaces. Any thread; no locks.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -20,22 +20,27 @@ use rustix::path::Arg;
 use super::file::{sync_folder, temp_name};
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Symlinks resolve as they would for a process that has the tree as its root; `/proc` offers no way round.
+/// How often a path that leads out of a workspace is checked again: it may have been moved out at that moment.
+const ESCAPE_RETRIES: usize = 3;
+/// Maximum number of folder entries that are counted; more is shown as this number.
+const ENTRY_COUNT: u64 = 1_000_000;
+
+/// Symlinks resolve as for a process with the tree as its root; links of `/proc` are refused.
 pub(super) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 pub(super) const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// The top of such a tree. Paths are relative to it, with or without a leading slash. Unless a function says
-/// otherwise, its errors are `InvalidPath` when the tree itself stands in the way (a link loop, a FIFO where a file
-/// should be), `Busy` when the tree changes too fast, `DiskFull`, and `Internal` for the rest.
+/// The root of such a tree. Paths are relative to it, with or without a leading slash. Unless a function says otherwise, its
+/// errors are `InvalidPath` if the tree's content is the reason (a link loop, a FIFO instead of a file), `Busy` if the tree
+/// changes too fast, `DiskFull`, and `Internal` for the rest.
 #[derive(Debug)]
 pub struct Root {
     top: OwnedFd,
-    /// What keeps the tree there as long as somebody works in it.
+    /// Keeps the tree mounted while this value exists.
     _held: Option<Arc<dyn fmt::Debug + Send + Sync>>,
 }
 
-/// The end of a file.
+/// The last part of a file.
 #[derive(Debug)]
 pub struct FileTail {
     /// The last bytes.
@@ -47,26 +52,26 @@ pub struct FileTail {
 }
 
 impl Root {
-    /// Opens the folder at `path`; links in `path` itself are followed, it is not the workload's.
+    /// Opens the folder at `path`. Links in `path` itself are followed: the workload cannot change it.
     ///
     /// # Errors
-    /// `Internal` when there is no such folder.
+    /// `Internal` when the folder does not exist.
     pub fn open(path: &Path) -> Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         open(path, flags, Mode::empty()).map(Root::from_fd).at("open", path)
     }
 
-    /// The tree below an open folder.
+    /// Uses an open folder as the root.
     pub(super) fn from_fd(top: OwnedFd) -> Root {
         Root { top, _held: None }
     }
 
-    /// The tree below an open folder, which is there as long as `held` is.
+    /// Uses an open folder as the root, and keeps `held` as long.
     pub fn from_fd_holding(top: OwnedFd, held: Arc<dyn fmt::Debug + Send + Sync>) -> Root {
         Root { top, _held: Some(held) }
     }
 
-    /// Opens a regular file for reading; `None` if there is none.
+    /// Opens a regular file for reading; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -76,7 +81,7 @@ impl Root {
         reopen(&found, OFlags::RDONLY, rel).map(Some)
     }
 
-    /// A whole file of at most `max_bytes`; `None` if there is none.
+    /// Reads a whole file of at most `max_bytes`; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Root`]; `InvalidPath` also for a larger file.
@@ -90,7 +95,7 @@ impl Root {
         Ok(Some(bytes))
     }
 
-    /// The last `max_bytes` of a file; `None` if there is none.
+    /// Reads the last `max_bytes` of a file; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -107,8 +112,8 @@ impl Root {
         map_kernel_error(read(&mut file), "read", rel).map(Some)
     }
 
-    /// Number of lines, the last one counted also without its newline. `None` if there is no such file or it is
-    /// larger than `limits::LINE_COUNT_BYTES`.
+    /// Counts the lines of a file, including a last one without a newline. `None` if the file does not exist or is larger
+    /// than `limits::LINE_COUNT_BYTES`.
     ///
     /// # Errors
     /// See [`Root`].
@@ -119,7 +124,7 @@ impl Root {
         }
         let mut chunk = vec![0; limits::PIPE_CHUNK];
         let (mut lines, mut last) = (0, b'\n');
-        // A file that grows while we read must not keep us here.
+        // The bound also holds for a file that grows.
         let mut file = file.take(limits::LINE_COUNT_BYTES);
         loop {
             let count = match file.read(&mut chunk) {
@@ -133,11 +138,11 @@ impl Root {
         Ok(Some(lines + u64::from(last != b'\n')))
     }
 
-    /// A new terminal's end at `/dev/pts/ptmx`, non-blocking: only what is that device on a devpts, never a file or a
-    /// FIFO that the workload put there.
+    /// Opens a new terminal at `/dev/pts/ptmx`, non-blocking. Only the real device on a devpts is used, never a file or a
+    /// FIFO of the workload.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when something else stands there.
+    /// See [`Root`]; `InvalidPath` also when the path is something else.
     pub fn open_ptmx(&self) -> Result<OwnedFd> {
         const PTMX: &str = "/dev/pts/ptmx";
         /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
@@ -148,12 +153,12 @@ impl Root {
         let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && (major(stat.st_rdev), minor(stat.st_rdev)) == (5, 2);
         if !device || map_kernel_error(fstatfs(&found), "open", PTMX)?.f_type != DEVPTS {
-            return Err(invalid_path("open", PTMX, "it is not the device that makes terminals"));
+            return Err(invalid_path("open", PTMX, "it is not the terminal multiplexer device"));
         }
         reopen(&found, OFlags::RDWR, PTMX).map(OwnedFd::from)
     }
 
-    /// What the entry is, after following links inside the tree; `None` if it is not there.
+    /// Returns the metadata of an entry, after following links inside the tree; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -162,7 +167,7 @@ impl Root {
         map_kernel_error(File::from(found).metadata(), "read", rel).map(Some)
     }
 
-    /// Whether there is an entry of any kind; a link that leads nowhere is none.
+    /// Whether an entry of any type exists; false for a dangling link.
     ///
     /// # Errors
     /// See [`Root`].
@@ -170,7 +175,7 @@ impl Root {
         Ok(self.find(rel)?.is_some())
     }
 
-    /// Whether there is a folder.
+    /// Whether the path is a folder.
     ///
     /// # Errors
     /// See [`Root`].
@@ -178,7 +183,7 @@ impl Root {
         Ok(self.metadata(rel)?.is_some_and(|metadata| metadata.is_dir()))
     }
 
-    /// How many entries a folder has, at most `limits::ENTRY_COUNT`; `None` if there is no such folder.
+    /// Counts the entries of a folder, up to `ENTRY_COUNT`; `None` if the folder does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -189,18 +194,17 @@ impl Root {
         for entry in map_kernel_error(Dir::new(folder), "list", rel)? {
             let entry = map_kernel_error(entry, "list", rel)?;
             count += u64::from(!is_dots(entry.file_name().to_bytes()));
-            if count == limits::ENTRY_COUNT {
+            if count == ENTRY_COUNT {
                 break;
             }
         }
         Ok(Some(count))
     }
 
-    /// The names in a folder, at most `most`, in no order; none if there is no such folder. Names that are not UTF-8 are
-    /// left out.
+    /// Lists the names in a folder, unordered; empty if the folder does not exist. Names that are not UTF-8 are omitted.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also for a folder with more entries.
+    /// See [`Root`]; `InvalidPath` also for a folder with more than `most` entries.
     pub fn entries(&self, rel: &str, most: usize) -> Result<Vec<String>> {
         let opened = none_if_missing(self.resolve(rel, FOLDER, IN_ROOT));
         let Some(folder) = map_kernel_error(opened, "list", rel)? else { return Ok(Vec::new()) };
@@ -218,16 +222,16 @@ impl Root {
         Ok(names)
     }
 
-    /// Makes a folder and those above it that are missing, each with mode 0755 and the owner of the one above it.
+    /// Creates a folder and its missing parents, each with mode 0755 and the owner of its parent.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when something else has one of the names.
+    /// See [`Root`]; `InvalidPath` also when one of the names exists and is not a folder.
     pub fn make_dirs(&self, rel: &str) -> Result<()> {
         let names: Vec<&str> = rel.split('/').filter(|name| !name.is_empty()).collect();
         if names.iter().any(|name| is_dots(name.as_bytes())) {
-            return Err(invalid_path("make", rel, "no folder can have this name"));
+            return Err(invalid_path("create", rel, "no folder can have this name"));
         }
-        // Mostly all but the last are there: of a hundred folders beside each other nobody looks for each on its way.
+        // Usually all but the last exist: one lookup instead of one for each parent.
         let above = names.split_last().map(|(_, above)| above.join("/")).unwrap_or_default();
         let (mut folder, mut done, left) = match self.resolve(&above, FOLDER, IN_ROOT) {
             Ok(folder) => (folder, above, &names[names.len().saturating_sub(1)..]),
@@ -242,8 +246,8 @@ impl Root {
                 Err(Errno::EXIST) => false,
                 Err(error) => return map_kernel_error(Err(error), "make", rel),
             };
-            // From the top again: a link inside the tree leads where it would lead the workload.
-            let next = map_kernel_error(self.resolve(&done, FOLDER, IN_ROOT), "make", rel)?;
+            // Resolved from the root again: a link leads where it would lead the workload.
+            let next = map_kernel_error(self.resolve(&done, FOLDER, IN_ROOT), "create", rel)?;
             if made {
                 map_kernel_error(inherit_owner(&next, &folder), "make", rel)?;
             }
@@ -252,8 +256,8 @@ impl Root {
         Ok(())
     }
 
-    /// Makes a folder for the files of all users (mode 1777) and those above it that are missing, or gives a folder that is
-    /// there this mode. A link stays as it is.
+    /// Creates a folder that all users can write to (mode 1777) and its missing parents, or sets the mode of an existing
+    /// folder. A link is not changed.
     ///
     /// # Errors
     /// As [`Root::make_dirs`].
@@ -270,7 +274,7 @@ impl Root {
         Ok(())
     }
 
-    /// Removes a folder if it is empty; says whether it did.
+    /// Removes a folder if it is empty; returns whether it did.
     ///
     /// # Errors
     /// See [`Root`].
@@ -285,20 +289,20 @@ impl Root {
         }
     }
 
-    /// Replaces a file by one with exactly these bytes and this mode, which belongs to the owner of its folder. Whatever
-    /// had the name before, a link included, is replaced and not followed.
+    /// Replaces a file by one with exactly these bytes and this mode, owned by the folder's owner. An existing entry, also a
+    /// link, is replaced and not followed.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder is missing or a folder has the name.
+    /// See [`Root`]; `InvalidPath` also when its folder does not exist or the entry is a folder.
     pub fn write_new(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
         self.put_new(rel, bytes, mode, true)
     }
 
-    /// The same, but not forced to the disk: after a power cut it may be the old file, or an empty one. For files by the
-    /// hundred that can be written again.
+    /// Does the same without forcing the data to the disk: after a power failure the file may be the old one, or empty. For
+    /// large numbers of files that can be written again.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Root::write_new`].
     pub fn write_again(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
         self.put_new(rel, bytes, mode, false)
     }
@@ -320,7 +324,7 @@ impl Root {
         };
         let written = fill();
         if written.is_err() {
-            // Absent if the creation itself failed.
+            // Does not exist if its creation failed.
             let _ = unlinkat(&folder, &temp, AtFlags::empty());
         }
         map_kernel_error(
@@ -330,11 +334,11 @@ impl Root {
         )
     }
 
-    /// Opens a file for appending, and makes it (mode 0644, owner of its folder) if there is none. The file that is
-    /// written to has this one name only: no link, and no second name that the workload gave to somebody else's file.
+    /// Opens a file for appending; creates it if necessary (mode 0644, owner of its folder). The file must have only this
+    /// name: it must not be a link, nor a hard link that the workload made to a file of another user.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder is missing or the entry is a link or has several names.
+    /// See [`Root`]; `InvalidPath` also when its folder does not exist or the entry is a link or has several names.
     pub fn append_open(&self, rel: &str) -> Result<File> {
         let (folder, name) = self.folder_of(rel, "append to")?;
         let new = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -354,14 +358,14 @@ impl Root {
             };
             check_regular(&found, rel)?;
             if map_kernel_error(fstat(&found), "append to", rel)?.st_nlink > 1 {
-                return Err(invalid_path("append to", rel, "the file has further names (hard links)"));
+                return Err(invalid_path("append to", rel, "the file has several names (hard links)"));
             }
             return reopen(&found, OFlags::WRONLY | OFlags::APPEND, rel);
         }
         map_kernel_error(Err(Errno::AGAIN), "append to", rel)
     }
 
-    /// Removes a file, a link or whatever else is not a folder; says whether there was one.
+    /// Removes an entry that is not a folder; returns whether it existed.
     ///
     /// # Errors
     /// See [`Root`]; `InvalidPath` also for a folder.
@@ -373,9 +377,9 @@ impl Root {
         Ok(map_kernel_error(removed, "remove", rel)?.is_some())
     }
 
-    /// Opens a folder as working directory (`O_PATH`: fit for `fchdir`, not for listing). Unlike the others this
-    /// refuses whatever points out of the tree instead of resolving it inside: absolute paths, absolute links, `..`
-    /// beyond the top.
+    /// Opens a folder as a working directory (`O_PATH`: for `fchdir`, not for listing). Unlike other functions, this refuses
+    /// paths that point out of the tree instead of resolving them inside: absolute paths, absolute links, `..` beyond the
+    /// root.
     ///
     /// # Errors
     /// `InvalidCwd` with `details.reason` `missing`, `not_a_directory` or `leaves_the_tree`; otherwise see [`Root`].
@@ -413,7 +417,7 @@ impl AsFd for Root {
     }
 }
 
-/// openat2(2), tried again when something was moved meanwhile.
+/// openat2(2), repeated if a concurrent rename interferes.
 pub(super) fn open_resolved(
     at: impl AsFd,
     path: impl Arg + Copy,
@@ -423,19 +427,19 @@ pub(super) fn open_resolved(
     let mut escapes = 0;
     for _ in 0..limits::OPEN_RETRIES {
         match openat2(&at, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
-            // With `..` in the path, any rename or mount on the machine during the walk is answered with EAGAIN.
+            // With `..` in the path, any rename or mount on the machine during the lookup causes EAGAIN.
             Err(Errno::AGAIN) => std::thread::yield_now(),
-            // It leads out, or was moved out while the kernel looked at it (complete_walk() in fs/namei.c).
-            Err(Errno::XDEV) if escapes < limits::ESCAPE_RETRIES => escapes += 1,
+            // The path leads out, or was moved out during the lookup (complete_walk() in fs/namei.c).
+            Err(Errno::XDEV) if escapes < ESCAPE_RETRIES => escapes += 1,
             opened => return opened,
         }
     }
     Err(Errno::AGAIN)
 }
 
-/// Opens what an `O_PATH` descriptor already holds: the magic link in our own `/proc` cannot lead anywhere else.
+/// Opens the inode of an `O_PATH` descriptor through this process's own `/proc`, which cannot lead elsewhere.
 pub(super) fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> {
-    // O_NONBLOCK: a lease on the file (fcntl(2), F_SETLEASE) would make us wait for its holder.
+    // O_NONBLOCK: a lease on the file (fcntl(2), F_SETLEASE) would block until its holder responds.
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     match open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()) {
         Err(Errno::NOENT) => Err(Error::internal("/proc is not mounted; berth needs it")),
@@ -452,7 +456,7 @@ pub(super) fn check_regular(found: &OwnedFd, rel: &str) -> Result<()> {
     }
 }
 
-/// Inside a container, a file of the real root would be nobody's.
+/// Gives a file the owner of its folder: in a container, host root is not a valid owner.
 pub(super) fn inherit_owner(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Result<()> {
     let (file_is, folder_is) = (fstat(&file)?, fstat(folder)?);
     if (file_is.st_uid, file_is.st_gid) == (folder_is.st_uid, folder_is.st_gid) {
@@ -460,13 +464,13 @@ pub(super) fn inherit_owner(file: impl AsFd, folder: &OwnedFd) -> rustix::io::Re
     }
     let owner = (Uid::from_raw(folder_is.st_uid), Gid::from_raw(folder_is.st_gid));
     match fchown(file, Some(owner.0), Some(owner.1)) {
-        // Only root gives files away.
+        // Only root may change owners.
         Err(Errno::PERM) => Ok(()),
         done => done,
     }
 }
 
-/// The folder's part and the entry's own name.
+/// Splits a path into its folder and the entry's name.
 pub(super) fn split<'a>(rel: &'a str, verb: &str) -> Result<(&'a str, &'a str)> {
     let (parent, name) = match rel.rsplit_once('/') {
         None | Some(("", _)) => (".", rel.trim_start_matches('/')),
@@ -493,7 +497,7 @@ pub(super) fn invalid_path(verb: &str, rel: &str, why: &str) -> Error {
     Error::new(Code::InvalidPath, format!("Could not {verb} {rel}: {why}"))
 }
 
-/// What the kernel's answer means here.
+/// Maps an error of the kernel to berth's error for an operation inside a tree.
 pub(super) fn map_kernel_error<T, E: Into<io::Error>>(
     done: Result<T, E>,
     verb: &str,
@@ -507,10 +511,10 @@ pub(super) fn map_kernel_error<T, E: Into<io::Error>>(
         Some(Errno::NOENT) => "it, or a folder above it, does not exist",
         Some(Errno::NOTDIR) => "a part of the path is not a folder",
         Some(Errno::ISDIR) => "it is a folder",
-        Some(Errno::LOOP) => "a link in the path leads in circles or is not allowed",
+        Some(Errno::LOOP) => "a link in the path is not allowed, or part of a loop",
         Some(Errno::XDEV) => "it leads out of the workspace",
         Some(Errno::NAMETOOLONG | Errno::INVAL) => "no file can have this name",
-        // Whoever may take a name looks first, or does not mind: somebody else was faster.
+        // Callers that create a name check first or accept a conflict: another process was faster.
         Some(Errno::AGAIN | Errno::EXIST | Errno::NOTEMPTY) => {
             let message = format!("Could not {verb} {rel}: it is being changed; try again");
             return Err(Error::new(Code::Busy, message));
@@ -523,7 +527,7 @@ pub(super) fn map_kernel_error<T, E: Into<io::Error>>(
 
 pub(super) fn openat2_missing() -> Error {
     Error::internal(
-        "openat2(2) is missing or forbidden here; berth needs Linux 5.6 or newer, without a filter on it",
+        "openat2(2) is missing or forbidden; berth needs Linux 5.6 or newer, without a seccomp filter on this call",
     )
 }
 

@@ -1,4 +1,4 @@
-//! What a hostile workload may prepare, against [`super::Root`].
+//! Tests [`super::Root`] against trees that a hostile workload has prepared.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -12,7 +12,7 @@ use super::*;
 use crate::store::file::write_atomic;
 use crate::store::scratch::TestFolder;
 
-/// `tree` is the workload's; `outside/secret` is what it must not reach.
+/// `tree` belongs to the workload; it must not reach `outside/secret`.
 fn hostile() -> (TestFolder, Root) {
     let dir = TestFolder::new();
     fs::create_dir_all(dir.join("tree/sub")).unwrap();
@@ -28,7 +28,7 @@ fn code<T>(done: Result<T>) -> Code {
 }
 
 #[test]
-fn reads_files_their_ends_and_their_lines() {
+fn reads_files_tails_and_line_counts() {
     let (dir, root) = hostile();
     assert_eq!(root.read("sub/file", 13).unwrap().unwrap(), b"one\ntwo\nthree");
     assert_eq!(root.read("/sub/../sub/file", 99).unwrap().unwrap().len(), 13);
@@ -60,7 +60,7 @@ fn reads_files_their_ends_and_their_lines() {
 }
 
 #[test]
-fn links_resolve_inside_as_for_a_process_that_lives_there() {
+fn links_resolve_as_for_a_process_in_the_tree() {
     let (dir, root) = hostile();
     let tree = dir.join("tree");
     fs::create_dir(tree.join("etc")).unwrap();
@@ -91,7 +91,7 @@ fn magic_links_are_refused() {
 }
 
 #[test]
-fn what_is_no_file_is_neither_opened_nor_waited_for() {
+fn special_files_are_neither_opened_nor_waited_for() {
     let (dir, root) = hostile();
     dir.fifo("tree/fifo");
     let device = rustix::fs::makedev(1, 3);
@@ -109,7 +109,7 @@ fn what_is_no_file_is_neither_opened_nor_waited_for() {
     assert!(root.remove("null").unwrap());
     assert_eq!(code(root.remove("sub")), Code::InvalidPath);
     assert_eq!(code(root.write_new("sub", b"x", 0o600)), Code::InvalidPath);
-    assert_eq!(fs::read_dir(dir.join("tree")).unwrap().count(), 3, "no temporary file is left");
+    assert_eq!(fs::read_dir(dir.join("tree")).unwrap().count(), 3, "a temporary file remains");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn writes_replace_links_instead_of_following_them() {
 }
 
 #[test]
-fn appends_and_gives_new_files_to_the_owner_of_their_folder() {
+fn appends_and_gives_new_files_the_owner_of_their_folder() {
     let (dir, root) = hostile();
     chown(dir.join("tree/sub"), Some(1234), Some(4321)).unwrap();
     for part in [b"a", b"b"] {
@@ -151,7 +151,7 @@ fn appends_and_gives_new_files_to_the_owner_of_their_folder() {
 }
 
 #[test]
-fn a_working_directory_says_why_it_is_refused() {
+fn working_directory_is_refused_with_a_reason() {
     let (dir, root) = hostile();
     let tree = dir.join("tree");
     symlink("sub", tree.join("inside")).unwrap();
@@ -173,7 +173,7 @@ fn a_working_directory_says_why_it_is_refused() {
 }
 
 #[test]
-fn a_folder_that_is_moved_away_is_missing_and_does_not_lead_out() {
+fn folder_that_is_moved_away_is_missing_and_does_not_lead_out() {
     let (dir, root) = hostile();
     let (sub, away) = (dir.join("tree/sub"), dir.join("outside/sub"));
     fs::create_dir_all(sub.join("a/b/c")).unwrap();
@@ -195,7 +195,7 @@ fn a_folder_that_is_moved_away_is_missing_and_does_not_lead_out() {
 }
 
 #[test]
-fn a_folder_that_turns_into_a_link_all_the_time_leads_nowhere() {
+fn folder_swapped_with_a_link_in_a_loop_never_leads_out() {
     let (dir, root) = hostile();
     let tree = dir.join("tree");
     symlink("../../../../../outside", tree.join("evil")).unwrap();

@@ -1,6 +1,6 @@
-//! Looks at files without waiting for a disk or a file system: what the kernel has in its caches, on the file system of
-//! the tree's top. A file system that a workload has mounted, or that does not answer, is never asked, so the threads that
-//! serve everything else may do this. A caller that gets `None` has to look as usual, on a thread that may wait.
+//! Looks up files without blocking on a disk or file system: only through the kernel's caches, and only on the file system of
+//! the tree's root. A file system that a workload has mounted, or that does not respond, is never accessed, so `http-N`
+//! threads may do this. `None` means that the caller must look up the file normally, on a thread that may block.
 //!
 //! Any thread; no locks.
 
@@ -13,14 +13,14 @@ use super::beneath::{IN_ROOT, Root};
 use super::file_cache::FileStat;
 
 impl Root {
-    /// As [`Root::open`], for a folder whose path is in the kernel's cache.
+    /// Like [`Root::open`], if the path is in the kernel's cache.
     pub fn open_cached(path: &Path) -> Option<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let how = ResolveFlags::CACHED | ResolveFlags::NO_MAGICLINKS;
         openat2(CWD, path, flags, Mode::empty(), how).ok().map(Root::from_fd)
     }
 
-    /// As [`Root::stat`] for a regular file that is no link; the inner `None` when there is none.
+    /// Like [`Root::stat`], for a regular file that is not a link; the inner `None` if it does not exist.
     pub fn stat_cached(&self, rel: &str) -> Option<Option<FileStat>> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let how = IN_ROOT | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
@@ -43,7 +43,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test's own files")]
+    #[expect(clippy::disallowed_methods, reason = "the test's own files")]
     fn a_file_is_seen_as_usual_and_a_link_is_left_to_others() {
         let dir = TestFolder::new();
         fs::write(dir.join("f"), "x").unwrap();
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!((stat.inode(), stat.size(), stat.times()), (seen.inode(), seen.size(), seen.times()));
         assert!(root.stat_cached("link").is_none() && root.stat_cached("folder").is_none());
         assert!(root.stat_cached("/proc/self/stat").is_none_or(|found| found.is_none()));
-        // Once it was looked for as usual, the kernel knows that it is not there.
+        // After a normal lookup the kernel caches that the file does not exist.
         assert!(usual.stat("none").unwrap().is_none());
         assert!(root.stat_cached("none").is_none_or(|found| found.is_none()));
         assert!(Root::open_cached(&dir.join("none")).is_none());

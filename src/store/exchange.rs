@@ -1,6 +1,5 @@
-//! Files and folders of a tree beneath a [`Root`] that take each other's place: an edit that notices whoever was there
-//! in between, and what is made ready aside and then put where it belongs.
-//! Any thread; no locks. As in [`super::beneath`] nothing here can be led out of the tree.
+//! Atomic replacement in a tree beneath a [`Root`]: an edit that detects concurrent changes, and the exchange of a staged entry
+//! with its target. As in [`super::beneath`], no path leads out of the tree. Any thread; no locks.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -18,16 +17,16 @@ use super::file::{sync_folder, temp_name};
 use super::tree;
 use crate::base::{Result, limits};
 
-/// Which file or folder it is, whatever its name.
+/// Device and inode of a file or folder, whatever its name.
 pub type FileIdentity = (u64, u64);
 
 impl Root {
-    /// Replaces a file whose content is `expected` (`None`: that is not there) by one with these bytes, which keeps mode
-    /// and owner, and says whether it did: not when somebody else was faster, whose file then stands there unchanged.
-    /// Links are neither followed nor replaced.
+    /// Replaces a file if its content is still `expected` (`None`: if it does not exist) by a file with these bytes and the
+    /// old mode and owner; returns whether it did. On a concurrent change, the other writer's file stays unchanged. Links are
+    /// neither followed nor replaced.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder is missing.
+    /// See [`Root`]; `InvalidPath` also when its folder does not exist.
     pub fn replace_if(&self, rel: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
         let (folder, name) = self.folder_of(rel, "write")?;
         let temp = temp_name();
@@ -35,17 +34,17 @@ impl Root {
             None => move_new(&folder, &temp, name),
             Some(expected) => exchange_checked(&folder, &temp, name, expected),
         });
-        // What was replaced, what could not be put in place, or nothing.
+        // The replaced file, or the new one if it could not be put in place.
         let _ = unlinkat(&folder, &temp, AtFlags::empty());
         let done = map_kernel_error(done, "write", rel)?;
         map_kernel_error(sync_folder(&folder), "write", rel)?;
         Ok(done)
     }
 
-    /// A folder of the tree, only to be named (`O_PATH`).
+    /// Opens a folder of the tree as a path only (`O_PATH`).
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when there is none.
+    /// See [`Root`]; `InvalidPath` also when it does not exist.
     pub fn open_folder(&self, rel: &str) -> Result<OwnedFd> {
         map_kernel_error(self.resolve(rel, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT), "open", rel)
     }
@@ -60,7 +59,7 @@ impl Root {
         Ok(FileType::from_raw_mode(mode) == FileType::Symlink)
     }
 
-    /// Which file, folder or link stands at this path; it keeps its identity when it is moved.
+    /// Returns the identity of the entry at this path, which it keeps when it is moved.
     ///
     /// # Errors
     /// See [`Root`].
@@ -70,10 +69,10 @@ impl Root {
         Ok(Some((stat.st_dev, stat.st_ino)))
     }
 
-    /// Lets two entries change places; when there is none at `target`, `staged` moves there.
+    /// Exchanges two entries; if `target` does not exist, moves `staged` there.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when `staged` or a folder is missing, or they lie on different file systems.
+    /// See [`Root`]; `InvalidPath` also when `staged` or a folder does not exist, or they are on different file systems.
     pub fn exchange(&self, staged: &str, target: &str) -> Result<()> {
         let (from_folder, from) = self.folder_of(staged, "move")?;
         let (to_folder, to) = self.folder_of(target, "write")?;
@@ -84,7 +83,7 @@ impl Root {
                 Err(Errno::NOENT) => rename(RenameFlags::NOREPLACE),
                 done => done,
             };
-            // Somebody has put something there in between; it is exchanged then.
+            // The target was created in between: exchange with it.
             if moved != Err(Errno::EXIST) {
                 break;
             }
@@ -94,7 +93,7 @@ impl Root {
         map_kernel_error(sync_folder(&from_folder), "write", staged)
     }
 
-    /// Moves an entry to a name that is free; says whether there was one to move.
+    /// Moves an entry to an unused name; returns whether the entry existed.
     ///
     /// # Errors
     /// See [`Root`]; `Busy` also when `to` exists.
@@ -114,10 +113,10 @@ impl Root {
         Ok(moved)
     }
 
-    /// Removes an entry with everything in it; a link itself, nothing that is mounted.
+    /// Removes an entry with everything in it; removes a link itself, and nothing that is mounted.
     ///
     /// # Errors
-    /// See [`Root`]; `MountedInside`; `Conflict` when something keeps writing into it.
+    /// See [`Root`]; `MountedInside`; `Conflict` while another process writes into it.
     pub fn remove_tree(&self, rel: &str) -> Result<()> {
         let (parent, name) = split(rel, "remove")?;
         let parent = if parent.is_empty() { "." } else { parent };
@@ -137,7 +136,7 @@ impl Root {
     }
 }
 
-/// A new file `temp` with the mode and owner of `name`, or those that a new file has.
+/// Creates the file `temp` with the mode and owner of `name`, or with the defaults for a new file.
 fn write_beside(folder: &OwnedFd, name: &str, temp: &str, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(folder, temp, flags, Mode::RUSR | Mode::WUSR)?);
@@ -160,8 +159,8 @@ fn move_new(folder: &OwnedFd, temp: &str, name: &str) -> io::Result<bool> {
     }
 }
 
-/// The file is looked at before, so that ours is hardly ever seen in vain, and again once nobody finds it there any more:
-/// no moment is left for somebody else.
+/// Exchanges the files if the current content is as expected. It is checked before, so that the new file is rarely visible in
+/// vain, and again after the exchange, when the old file has no public name: no change can slip in between.
 fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -> io::Result<bool> {
     if !has_content(folder, name, expected) {
         return Ok(false);
@@ -169,7 +168,7 @@ fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -
     match renameat_with(folder, temp, folder, name, RenameFlags::EXCHANGE) {
         Ok(()) => {}
         Err(Errno::NOENT) => return Ok(false),
-        // No such call on this file system; we have just looked.
+        // The file system does not support the call; the content was checked a moment ago.
         Err(Errno::INVAL | Errno::NOSYS) => {
             renameat(folder, temp, folder, name)?;
             return Ok(true);
@@ -180,7 +179,7 @@ fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -
         return Ok(true);
     }
     match renameat_with(folder, temp, folder, name, RenameFlags::EXCHANGE) {
-        // Ours was removed meanwhile: so be it, but theirs goes back.
+        // The new file was removed in between: the other writer's file goes back.
         Err(Errno::NOENT) => renameat(folder, temp, folder, name)?,
         done => done?,
     }
@@ -217,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_only_as_it_was_read() {
+    fn file_is_replaced_only_if_unchanged() {
         let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         assert!(root.replace_if("a", None, b"1").unwrap());
-        assert!(!root.replace_if("a", None, b"2").unwrap(), "it is there now");
+        assert!(!root.replace_if("a", None, b"2").unwrap(), "the file exists");
         assert!(!root.replace_if("a", Some(b"x"), b"2").unwrap());
         assert!(!root.replace_if("a", Some(b"12"), b"2").unwrap());
-        assert!(!root.replace_if("b", Some(b"1"), b"2").unwrap(), "it is gone");
+        assert!(!root.replace_if("b", Some(b"1"), b"2").unwrap(), "the file does not exist");
         assert_eq!(fs::read(dir.join("a")).unwrap(), b"1");
         fs::set_permissions(dir.join("a"), fs::Permissions::from_mode(0o600)).unwrap();
         assert!(root.replace_if("a", Some(b"1"), b"2").unwrap());
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_folders_stay() {
+    fn links_and_folders_are_not_replaced() {
         let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         root.write_new("real", b"1", 0o644).unwrap();
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_change_places_and_back() {
+    fn entries_are_exchanged_and_back() {
         let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
         fs::create_dir_all(dir.join("stage/new/sub")).unwrap();

@@ -1,6 +1,6 @@
-//! Files in folders that only berth and its operator change: whole replacement, capped reads, private folders.
-//! Not for trees that a workload can write to; those are opened through [`super::beneath`].
-//! Any thread; no lock of its own: who writes the same file from two threads holds one ([`super::json`] does).
+//! Files in folders that only berth and its operator change: atomic replacement, bounded reads, private folders. Trees that a
+//! workload can write to are opened through [`super::beneath`] instead.
+//! Any thread; no lock of its own: callers that write one file from several threads hold one (as [`super::json`] does).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,29 +15,29 @@ use crate::base::{At, Error, Result};
 
 const TEMP_PREFIX: &str = ".tmp-";
 
-/// A fresh name for a file that is not yet what it will be; [`is_temp_name`] knows it again.
+/// Returns a new temporary name; [`is_temp_name`] recognises it.
 pub(super) fn temp_name() -> String {
     format!("{TEMP_PREFIX}{}", Uuid::new_v4().simple())
 }
 
-/// Whether a file of this name is not yet what it will be.
+/// Whether the name is that of an incomplete file.
 pub fn is_temp_name(name: &str) -> bool {
     name.strip_prefix(TEMP_PREFIX)
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Replaces `path` by a file with exactly these bytes and this mode: readers, and a crash at any moment, leave
-/// either the old content or the new one. A symlink at `path` is replaced, not followed.
+/// Replaces `path` by a file with exactly these bytes and this mode. Readers, and a crash at any moment, see either the old
+/// or the new content. A symlink at `path` is replaced, not followed.
 ///
 /// # Errors
-/// `DiskFull` or `Internal`; the old file is then still there and no temporary file is left. The one exception is
-/// a folder that cannot be synced (a failing disk): the new content is then in place, but may not survive a crash.
+/// `DiskFull` or `Internal`; the old file then still exists and no temporary file is left. The exception is a folder that
+/// cannot be synced (a failing disk): the new content is in place, but may not survive a crash.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, true)?;
     sync_folder_at(folder_of(path))
 }
 
-/// Makes renames and removals in the folder at this path survive a crash of the machine.
+/// Makes renames and removals in this folder survive a crash of the machine.
 ///
 /// # Errors
 /// `Internal` when the disk fails.
@@ -45,11 +45,11 @@ pub fn sync_folder_at(folder: &Path) -> Result<()> {
     sync_folder(&File::open(folder).at("open", folder)?).at("sync", folder)
 }
 
-/// The same for readers and for a crash of ours, but the machine's own crash may leave anything: for what is worth
-/// nothing after that, and should not wait for the disk.
+/// Replaces a file without waiting for the disk. Readers and a crash of berth see old or new content, but after a crash of the
+/// machine the content is undefined. For data that is worthless then.
 ///
 /// # Errors
-/// As above.
+/// As for [`write_atomic`].
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, false)
 }
@@ -58,7 +58,7 @@ fn put(path: &Path, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
     let temp = folder_of(path).join(temp_name());
     let written = write_new(&temp, bytes, mode, synced).and_then(|()| fs::rename(&temp, path));
     if written.is_err() {
-        // Absent if the creation itself failed.
+        // Does not exist if its creation failed.
         let _ = fs::remove_file(&temp);
     }
     written.at("write", path)
@@ -75,7 +75,7 @@ fn write_new(temp: &Path, bytes: &[u8], mode: u32, synced: bool) -> io::Result<(
 /// Makes a rename or removal in `folder` survive a crash.
 pub(super) fn sync_folder(folder: impl std::os::fd::AsFd) -> io::Result<()> {
     match rustix::fs::fsync(folder) {
-        // File systems without a synchronous directory say EINVAL (fsync(2)); then there is nothing to wait for.
+        // File systems that write folders synchronously return EINVAL (fsync(2)).
         Err(Errno::INVAL) => Ok(()),
         done => Ok(done?),
     }
@@ -85,11 +85,11 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Removes what interrupted writes left in `dir` (not below it), and says how many files that were. Only for the
-/// start, while nobody writes there.
+/// Removes the remains of interrupted writes in `dir` (not below it), and returns their number. Only for the start, before
+/// any file is written there.
 ///
 /// # Errors
-/// `Internal` when the folder cannot be read or a leftover cannot be removed; an absent folder has no leftovers.
+/// `Internal` when the folder cannot be read or a file cannot be removed; a missing folder is fine.
 pub fn sweep_temps(dir: &Path) -> Result<usize> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -108,12 +108,12 @@ pub fn sweep_temps(dir: &Path) -> Result<usize> {
     Ok(removed)
 }
 
-/// The whole file, or `None` if there is none. Symlinks are followed: an operator may keep the file elsewhere.
+/// Reads a whole file; `None` if it does not exist. Follows symlinks: an operator may keep the file elsewhere.
 ///
 /// # Errors
 /// `Internal` when it is not a regular file, larger than `max_bytes`, or cannot be read.
 pub fn read_optional(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
-    // Without O_NONBLOCK, opening a FIFO waits for a writer.
+    // Without O_NONBLOCK, opening a FIFO would wait for a writer.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
     let opened = OpenOptions::new().read(true).custom_flags(flags as i32).open(path);
     let file = match opened {
@@ -125,7 +125,7 @@ pub fn read_optional(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
         return Err(Error::internal(format!("{} is not a regular file", path.display())));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(max_bytes)).unwrap_or(0));
-    // One byte more than allowed tells "exactly full" from "too large", also while the file grows.
+    // One byte more than allowed distinguishes "exactly full" from "too large", also while the file grows.
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).at("read", path)?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::internal(format!("{} is larger than {max_bytes} bytes", path.display())));
@@ -133,19 +133,19 @@ pub fn read_optional(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Makes the folder and the missing ones above it, readable for their owner only. A folder that exists stays as it is.
+/// Creates a folder and its missing parents, accessible only to the owner. An existing folder is not changed.
 ///
 /// # Errors
-/// `Internal` or `DiskFull` when one cannot be made, for example because a file has its name.
+/// `Internal` or `DiskFull` when a folder cannot be created, for example because a file has its name.
 pub fn create_dir_private(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).at("create the folder", path)
 }
 
-/// The same, and a folder that exists is closed: it belongs to this process's user, who alone can enter it. For folders above
-/// files that other users must never reach.
+/// Does the same, and also makes an existing folder belong to this process's user with mode 0700. For parents of files that
+/// other users must never reach.
 ///
 /// # Errors
-/// As above, and when the folder's owner or mode cannot be changed.
+/// As for [`create_dir_private`], and when the folder's owner or mode cannot be changed.
 pub fn own_dir_private(path: &Path) -> Result<()> {
     create_dir_private(path)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -177,12 +177,16 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         write_atomic(&path, b"two", 0o666).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666, "whatever the umask");
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o666,
+            "the umask must not apply"
+        );
         assert_eq!(fs::read_dir(&*dir).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_failed_write_keeps_the_old_file_and_removes_its_temp() {
+    fn failed_write_keeps_the_old_file_and_removes_its_temp() {
         let dir = TestFolder::new();
         fs::create_dir(dir.join("taken")).unwrap();
         assert!(write_atomic(&dir.join("taken"), b"x", 0o600).is_err(), "a folder cannot be replaced");
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_has_its_own_code_and_loses_nothing() {
+    fn full_disk_has_its_own_code_and_keeps_the_old_file() {
         let dir = TestFolder::new();
         let _mount = dir.mount_tmpfs("small", "size=64k");
         let path = dir.join("small/a");
@@ -203,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn sweeps_only_its_own_leftovers() {
+    fn sweep_removes_only_temporary_files() {
         let dir = TestFolder::new();
         for name in [temp_name(), temp_name(), ".tmp-mine".into(), "a".into()] {
             write_atomic(&dir.join(name), b"", 0o600).unwrap();

@@ -1,7 +1,7 @@
-//! What files and folders had when they were read last: a list of fifty skills costs fifty looks, and no reading. A file is known
-//! by its inode, change time and size. Knows nothing of what the files mean.
+//! Caches content derived from files: listing fifty unchanged skills costs fifty stat calls and no reads. A file is
+//! identified by its inode, change time and size. Independent of the files' meaning.
 //!
-//! Lock: the table, a leaf; no file is touched under it.
+//! Lock: the table, a leaf; no file is accessed while it is held.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -13,10 +13,15 @@ use super::beneath::{Root, map_kernel_error};
 use crate::base::thread::lock;
 use crate::base::{Result, limits};
 
-/// Which file.
+/// Maximum number of cached files of workspaces: the skills of some hundred workspaces …
+const SEEN_FILES: usize = 4096;
+/// … and maximum memory of each kind of cached content.
+const SEEN_BYTES: u64 = 16 << 20;
+
+/// Device and inode.
 type Inode = (u64, u64);
 
-/// A file or folder as the kernel describes it.
+/// Metadata of a file or folder.
 #[derive(Clone, Copy, Debug)]
 pub struct FileStat {
     inode: Inode,
@@ -25,7 +30,7 @@ pub struct FileStat {
     links: u64,
 }
 
-/// No program can set the change time, so a file with these is the one that was read.
+/// Programs cannot set the change time, so a file with an equal stamp is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     size: u64,
@@ -65,22 +70,20 @@ impl From<Statx> for FileStat {
 }
 
 impl FileStat {
-    /// Device and inode.
     pub fn inode(&self) -> Inode {
         self.inode
     }
 
-    /// In bytes.
+    /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.stamp.size
     }
 
-    /// Whether it is a regular file.
     pub fn is_file(&self) -> bool {
         FileType::from_raw_mode(self.mode) == FileType::RegularFile
     }
 
-    /// Times of its last write and of its last change of any kind, in one number each.
+    /// Returns the times of the last write and of the last change of any kind, each as one number.
     pub fn times(&self) -> (i64, i64) {
         let joined =
             |(seconds, nanos): (i64, u64)| i64::try_from(nanos).unwrap_or_default() ^ (seconds << 30);
@@ -89,7 +92,7 @@ impl FileStat {
 }
 
 impl Root {
-    /// What the entry is, after following links inside the tree; `None` if it is not there.
+    /// Returns the metadata of an entry, after following links inside the tree; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -99,7 +102,7 @@ impl Root {
     }
 }
 
-/// What was read of files, of all workspaces.
+/// A cache for the files of all workspaces.
 #[derive(Debug)]
 pub struct FileCache<T>(Mutex<CacheTable<T>>);
 
@@ -115,19 +118,19 @@ impl<T> Default for FileCache<T> {
     }
 }
 
-/// One list's view: a file that has many names is read once, even if it was written just now.
+/// The cache as one listing uses it: a file with several names is read once, even if it was written just now.
 pub struct CacheView<'a, T> {
     all: &'a FileCache<T>,
     own: HashMap<Inode, (FileStamp, T)>,
 }
 
 impl<T: Clone> FileCache<T> {
-    /// For one list.
+    /// Starts a listing.
     pub fn views(&self) -> CacheView<'_, T> {
         CacheView { all: self, own: HashMap::new() }
     }
 
-    /// A file of JSON as it was read before, or by `read` now. `None` if there is no file.
+    /// Returns the value of a JSON file from the cache, or reads it with `read`. `None` if the file does not exist.
     ///
     /// # Errors
     /// Those of `read`; see [`Root`].
@@ -143,26 +146,26 @@ impl<T: Clone> FileCache<T> {
         }
         let value = read()?;
         if let Some(value) = &value {
-            // A value that takes two bytes in the file, `1,`, takes dozens in memory.
+            // The two bytes `1,` in a file take dozens of bytes in memory.
             self.insert(&stat, stat.size() * 48 + 512, value.clone());
         }
         Ok(value)
     }
 
-    /// As it was read before.
+    /// Returns the cached value.
     pub fn get(&self, stat: &FileStat) -> Option<T> {
         let table = lock(&self.0);
         let (known, _, value) = table.files.get(&stat.inode)?;
         (*known == stat.stamp).then(|| value.clone())
     }
 
-    /// Keeps what was read of a file, which takes about `bytes`.
+    /// Caches a value that takes about `bytes` of memory.
     pub fn insert(&self, stat: &FileStat, bytes: u64, value: T) {
-        if !stat.stamp.is_settled() || bytes > limits::SEEN_BYTES / 4 {
+        if !stat.stamp.is_settled() || bytes > SEEN_BYTES / 4 {
             return;
         }
         let mut table = lock(&self.0);
-        if table.files.len() >= limits::SEEN_FILES || table.bytes + bytes > limits::SEEN_BYTES {
+        if table.files.len() >= SEEN_FILES || table.bytes + bytes > SEEN_BYTES {
             table.files.clear();
             table.bytes = 0;
         }
@@ -174,7 +177,7 @@ impl<T: Clone> FileCache<T> {
 }
 
 impl<T: Clone> CacheView<'_, T> {
-    /// The file as it was read before, or by `read` now.
+    /// Returns the value of a file from the cache, or reads it with `read`.
     ///
     /// # Errors
     /// Those of `read`.
@@ -191,10 +194,10 @@ impl<T: Clone> CacheView<'_, T> {
         if let Some(value) = self.all.get(stat) {
             return Ok(Some(value));
         }
-        // Written between the two, it has another stamp next time.
+        // If the file is written after `stat`, its stamp differs the next time.
         let value = read(stat)?;
         if let Some(value) = &value {
-            // What is made of a file takes about twice its size.
+            // A value takes about twice the size of its file.
             let bytes = stat.size().min(limits::PROJECT_FILE_BYTES) * 2 + 512;
             self.all.insert(stat, bytes, value.clone());
             if stat.links > 1 {
@@ -206,8 +209,8 @@ impl<T: Clone> CacheView<'_, T> {
 }
 
 impl FileStamp {
-    /// File times come from a clock that ticks every few milliseconds (`current_time` in the kernel's fs/inode.c): of two
-    /// writes within one tick the second would not show.
+    /// Whether the stamp is reliable. File times come from a clock with ticks of a few milliseconds (`current_time` in the
+    /// kernel's fs/inode.c), so a second write within the same tick would not change it.
     fn is_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let changed = Duration::from_secs(u64::try_from(self.changed.0).unwrap_or_default());

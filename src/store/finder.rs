@@ -1,5 +1,6 @@
-//! Finds files in a tree that a hostile workload can change at any moment, within a budget: the walk ends when it is
-//! spent, and says so. Any thread; lock: the folders that were read, a leaf. Links are followed inside the tree only, and never in circles.
+//! Finds files in a tree that a hostile workload can change at any moment. A budget bounds the search; a truncated result is
+//! marked. Links are followed only inside the tree, and never in loops.
+//! Any thread. Lock: the cache of folders, a leaf.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock};
@@ -13,34 +14,40 @@ use super::exchange::FileIdentity;
 use super::file_cache::{FileCache, FileStat};
 use crate::base::{Code, Result};
 
-/// Entries that one list looks at: some 20 ms.
-const ENTRIES: usize = 20_000;
-/// Bytes of files that one list reads.
-const BYTES: u64 = 32 << 20;
-/// Folders within each other.
-const DEPTH: usize = 32;
-/// How long one list looks for more. A disk that answers slowly ends it.
-const TIME: Duration = Duration::from_secs(5);
+/// Maximum number of entries that one search visits: some 20 ms.
+const MAX_ENTRIES: usize = 20_000;
+/// Maximum number of bytes of files that one search reads.
+const MAX_BYTES: u64 = 32 << 20;
+/// Maximum depth of folders.
+const MAX_DEPTH: usize = 32;
+/// Maximum duration of a search, for disks that respond slowly.
+const MAX_TIME: Duration = Duration::from_secs(5);
 
-/// What one list may cost.
+/// The remaining cost that one search may have.
 #[derive(Debug)]
 pub struct SearchBudget {
     entries: usize,
     bytes: u64,
-    /// Bytes of JSON text that its answer may have.
+    /// Remaining bytes of JSON text in the answer.
     text: usize,
     until: Instant,
-    /// Something was left out.
+    /// The result is incomplete.
     pub truncated: bool,
 }
 
 impl SearchBudget {
-    /// For an answer of at most so many bytes.
+    /// Creates the budget of an answer of at most `text` bytes.
     pub fn new(text: usize) -> SearchBudget {
-        SearchBudget { entries: ENTRIES, bytes: BYTES, text, until: Instant::now() + TIME, truncated: false }
+        SearchBudget {
+            entries: MAX_ENTRIES,
+            bytes: MAX_BYTES,
+            text,
+            until: Instant::now() + MAX_TIME,
+            truncated: false,
+        }
     }
 
-    /// Takes the reading of a file; `false` when it is not to be read.
+    /// Takes the bytes of a file to read; `false` if the budget does not allow it.
     pub fn take_read(&mut self, bytes: u64) -> bool {
         let fits = bytes <= self.bytes && Instant::now() < self.until;
         if fits {
@@ -50,7 +57,7 @@ impl SearchBudget {
         fits
     }
 
-    /// Takes room in the answer; `false` when there is not so much left.
+    /// Takes bytes of the answer; `false` if the budget does not allow it.
     pub fn take_text(&mut self, bytes: usize) -> bool {
         let fits = bytes <= self.text;
         if fits {
@@ -60,7 +67,7 @@ impl SearchBudget {
         fits
     }
 
-    fn entry(&mut self) -> bool {
+    fn take_entry(&mut self) -> bool {
         let fits = self.entries > 0 && (self.entries % 256 != 0 || Instant::now() < self.until);
         self.entries = self.entries.saturating_sub(1);
         self.truncated |= !fits;
@@ -68,7 +75,7 @@ impl SearchBudget {
     }
 }
 
-/// What a string takes in JSON text.
+/// Returns the length of a string as JSON text.
 pub fn json_length(text: &str) -> usize {
     let length = |c: char| match c {
         '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
@@ -78,50 +85,50 @@ pub fn json_length(text: &str) -> usize {
     text.chars().map(length).sum::<usize>() + 2
 }
 
-/// An entry of a folder. What a link leads to is not known yet.
+/// An entry of a folder; links are not resolved.
 #[derive(Clone, Debug)]
 pub struct FolderEntry {
-    /// Its name; one that is not UTF-8 has characters in its place, and cannot be opened by it.
+    /// The name; if it is not UTF-8, it has replacement characters and cannot be used to open the entry.
     pub name: String,
-    /// Whether `name` is exact.
+    /// Whether `name` is the exact name.
     pub exact: bool,
-    /// What it is.
+    /// Type of the entry.
     pub kind: FileType,
 }
 
-/// What was found below a folder.
+/// The result of a search below a folder.
 #[derive(Debug, Default)]
 pub struct SearchResult {
     /// The files, sorted.
     pub files: Vec<FoundFile>,
-    /// The folders that were read, the top included.
+    /// The folders that were read, including the top.
     pub folders: Vec<String>,
-    /// Links that lead out of the root or are absolute, sorted: those with a wanted name, and those that can be folders. Where
-    /// they lead was not looked at, not even whether something is there.
+    /// Links that are absolute or lead out of the root, sorted: those with a wanted name, and those that may be folders. Their
+    /// targets are not accessed, not even to see whether they exist.
     pub outside_links: Vec<String>,
 }
 
 /// A file that was found.
 #[derive(Debug)]
 pub struct FoundFile {
-    /// Below the root.
+    /// Relative to the root.
     pub path: String,
-    /// What it is; of a link, where it leads.
+    /// Metadata of the file, or of a link's target.
     pub stat: FileStat,
 }
 
-/// A folder that is open, with its entries, sorted.
+/// An open folder with its entries, sorted.
 struct OpenFolder {
     fd: OwnedFd,
     stat: FileStat,
     entries: Arc<Vec<FolderEntry>>,
 }
 
-/// Folders as they were read last: an entry that comes or goes changes a folder's times.
-static FOLDERS: LazyLock<FileCache<Arc<Vec<FolderEntry>>>> = LazyLock::new(FileCache::default);
+/// Listings of folders: an entry that is added or removed changes the folder's times.
+static FOLDER_CACHE: LazyLock<FileCache<Arc<Vec<FolderEntry>>>> = LazyLock::new(FileCache::default);
 
 impl Root {
-    /// The entries of a folder, sorted; `None` if there is no such folder.
+    /// Lists a folder, sorted; `None` if it does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -136,8 +143,8 @@ impl Root {
             return Ok(None);
         };
         let stat = FileStat::from(map_kernel_error(fstat(&fd), "list", rel)?);
-        if let Some(entries) = FOLDERS.get(&stat) {
-            if entries.iter().all(|_| budget.entry()) {
+        if let Some(entries) = FOLDER_CACHE.get(&stat) {
+            if entries.iter().all(|_| budget.take_entry()) {
                 return Ok(Some(OpenFolder { fd, stat, entries }));
             }
             return Ok(Some(OpenFolder { fd, stat, entries: Arc::default() }));
@@ -149,7 +156,7 @@ impl Root {
             if is_dots(name.to_bytes()) {
                 continue;
             }
-            if !budget.entry() {
+            if !budget.take_entry() {
                 whole = false;
                 break;
             }
@@ -164,12 +171,12 @@ impl Root {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let entries = Arc::new(entries);
         if whole {
-            FOLDERS.insert(&stat, bytes, entries.clone());
+            FOLDER_CACHE.insert(&stat, bytes, entries.clone());
         }
         Ok(Some(OpenFolder { fd, stat, entries }))
     }
 
-    /// The files that [`Root::walk`] finds.
+    /// Returns the files that [`Root::walk`] finds.
     ///
     /// # Errors
     /// See [`Root`]; never `InvalidPath`.
@@ -183,8 +190,8 @@ impl Root {
         Ok(self.walk(top, dots, wanted, budget)?.files)
     }
 
-    /// The files below a folder whose names `wanted` takes, in the order of their paths; links to files as well. Names
-    /// that begin with a dot count only with `dots`. A folder that cannot be listed has none.
+    /// Finds the files below a folder with names that `wanted` accepts, including links to files, sorted by path. Names that start
+    /// with a dot are included only with `dots`. A folder that cannot be listed is treated as empty.
     ///
     /// # Errors
     /// See [`Root`]; never `InvalidPath`.
@@ -196,14 +203,14 @@ impl Root {
         budget: &mut SearchBudget,
     ) -> Result<SearchResult> {
         let mut found = SearchResult::default();
-        // Each with the folders above it, and whether a link leads to it.
+        // Each with the identities of its parents, and whether it was reached through a link.
         let mut folders: Vec<(String, Vec<FileIdentity>, bool)> = vec![(top.to_owned(), Vec::new(), true)];
         while let Some((folder, mut above, linked)) = folders.pop() {
             let OpenFolder { fd, stat, entries } = match self.folder(&folder, budget) {
                 Ok(Some(listed)) => listed,
                 Err(error) if error.code() != Code::InvalidPath => return Err(error),
                 Ok(None) | Err(_) => {
-                    if linked && budget.entry() && self.leads_out(&folder) {
+                    if linked && budget.take_entry() && self.leads_outside(&folder) {
                         found.outside_links.push(folder);
                     }
                     continue;
@@ -226,8 +233,8 @@ impl Root {
                 let maybe_folder =
                     matches!(entry.kind, FileType::Directory | FileType::Symlink | FileType::Unknown);
                 if maybe_folder {
-                    if above.len() < DEPTH {
-                        // The target is not looked at, so the name has to show what it is.
+                    if above.len() < MAX_DEPTH {
+                        // The target is not accessed, so the name must show whether it may be wanted.
                         let telling = wanted(&entry.name) || !entry.name.contains('.');
                         let linked = entry.kind == FileType::Symlink && telling;
                         below.push((path.clone(), above.clone(), linked));
@@ -236,7 +243,7 @@ impl Root {
                     }
                 }
                 if maybe_file && wanted(&entry.name) {
-                    // The last part alone, and no link: nothing is resolved here.
+                    // A single component that is not a link: nothing is resolved here.
                     let own = statat(&fd, entry.name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map(FileStat::from);
                     let stat = match own {
                         Ok(stat) if stat.is_file() => Some(stat),
@@ -254,8 +261,8 @@ impl Root {
         Ok(found)
     }
 
-    /// Whether a link on this path leads out of the root, or is absolute.
-    fn leads_out(&self, rel: &str) -> bool {
+    /// Whether a link in this path is absolute or leads out of the root.
+    fn leads_outside(&self, rel: &str) -> bool {
         matches!(self.resolve(rel, OFlags::PATH, BENEATH), Err(Errno::XDEV))
     }
 }
@@ -269,7 +276,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test's own files")]
+    #[expect(clippy::disallowed_methods, reason = "the test's own files")]
     fn files_are_found_in_bounds() {
         let dir = TestFolder::new();
         let root = Root::open(&dir).unwrap();
@@ -308,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn json_length_is_that_of_the_text() {
+    fn json_length_equals_the_length_of_the_text() {
         for text in ["", "a\"b\\", "\n\t\u{1}\u{7f}é😀\u{8}\u{c}"] {
             assert_eq!(json_length(text), serde_json::to_string(text).unwrap().len(), "{text:?}");
         }

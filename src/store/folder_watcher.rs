@@ -1,6 +1,5 @@
-//! What the kernel tells of changes in folders (inotify(7)). It only says that it is worth looking again: its queue can
-//! overflow, and a folder's own folders are not in it.
-//! Any thread; no locks.
+//! Watches folders for changes (inotify(7)). An event only means that the folder should be read again: the kernel's queue can
+//! overflow, and subfolders are not included. Any thread; no locks.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,8 +9,8 @@ use rustix::io::Errno;
 
 use crate::base::{At, Result};
 
-/// What happens in a folder that is worth a look.
-const WORTH: WatchFlags = WatchFlags::CREATE
+/// Events in a folder that matter.
+const WATCH_EVENTS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVED_FROM)
     .union(WatchFlags::MOVED_TO)
@@ -20,30 +19,28 @@ const WORTH: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR);
 
-/// Folders that are watched.
+/// A set of watched folders.
 #[derive(Debug)]
 pub struct FolderWatcher {
     queue: OwnedFd,
-    worth: WatchFlags,
+    events: WatchFlags,
 }
 
-/// Something that has happened.
+/// An event.
 #[derive(Debug)]
 pub enum FolderChange {
-    /// More than the kernel could note.
+    /// The kernel's queue overflowed: anything may have changed.
     Overflow,
-    /// This watch is no more; `unmounted`: its file system is gone.
+    /// The watch has ended; `unmounted`: its file system was unmounted.
     WatchEnded {
-        /// Which.
         watch: i32,
-        /// Looking again would mount it again.
+        /// Accessing the folder again could mount it again (automount).
         unmounted: bool,
     },
-    /// In this folder, to the entry of this name; none: to the folder itself.
+    /// A change in a folder, of the entry `name`, or of the folder itself.
     Entry {
-        /// Which.
         watch: i32,
-        /// Whose, if it is UTF-8.
+        /// The entry's name, if it is UTF-8.
         name: Option<String>,
         /// The folder was moved or removed.
         itself: bool,
@@ -51,43 +48,43 @@ pub enum FolderChange {
 }
 
 impl FolderWatcher {
-    /// Watches nothing yet.
+    /// Creates a watcher without folders.
     ///
     /// # Errors
-    /// When the kernel has no inotify left for this user.
+    /// When the user's limit of inotify instances is reached.
     pub fn new() -> Result<FolderWatcher> {
         let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
         let queue = inotify::init(flags).at("watch", "files (inotify)")?;
-        Ok(FolderWatcher { queue, worth: WORTH })
+        Ok(FolderWatcher { queue, events: WATCH_EVENTS })
     }
 
-    /// The same, and changes of permissions count.
+    /// Creates a watcher that also reports changes of permissions.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`FolderWatcher::new`].
     pub fn with_modes() -> Result<FolderWatcher> {
-        Ok(FolderWatcher { worth: WORTH.union(WatchFlags::ATTRIB), ..FolderWatcher::new()? })
+        Ok(FolderWatcher { events: WATCH_EVENTS.union(WatchFlags::ATTRIB), ..FolderWatcher::new()? })
     }
 
-    /// Watches an open folder, by way of our own /proc, so that the kernel cannot be led elsewhere; the number is the
-    /// same for the same folder.
+    /// Watches an open folder, through this process's /proc so that its path cannot be redirected. Returns the same number
+    /// for the same folder.
     ///
     /// # Errors
-    /// `NOSPC` when the kernel allows no more.
+    /// `NOSPC` when the kernel's limit of watches is reached.
     pub fn watch(&self, folder: &OwnedFd) -> Result<i32, Errno> {
-        inotify::add_watch(&self.queue, format!("/proc/self/fd/{}", folder.as_raw_fd()), self.worth)
+        inotify::add_watch(&self.queue, format!("/proc/self/fd/{}", folder.as_raw_fd()), self.events)
     }
 
-    /// Watches a folder no more.
+    /// Stops watching a folder.
     pub fn unwatch(&self, watch: i32) {
-        // It ends by itself with its folder.
+        // The watch may have ended with its folder.
         let _ = inotify::remove_watch(&self.queue, watch);
     }
 
-    /// Tells all that has happened since the last call.
+    /// Calls `each` for all events since the last call.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the events cannot be read.
     pub fn read(&self, mut each: impl FnMut(FolderChange)) -> Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 16 << 10];
         let mut reader = Reader::new(&self.queue, &mut buffer);

@@ -1,12 +1,11 @@
-//! The version of the data folder's format: one number, in the file `format`, for all files that berth keeps there. It
-//! changes when an older berth would misread or damage what a newer one has written; adding a field that older versions
-//! ignore does not change it. A folder without the file was written by a version before the file existed, and has
-//! format 1.
+//! The version of the data folder's format: one number, in the file `format`, for all of berth's files there. It changes
+//! when an older berth would misread or damage the files of a newer one; a new field that older versions ignore does not
+//! change it. A folder without the file is from a version before the file existed, and has format 1.
 //!
 //! **Invariant:** a folder of a newer format is neither written to nor repaired. Every command checks the number when it
 //! resolves its data folder; the server checks it again once it holds the folder's lock.
 //!
-//! Files whose format is OpenWork's (`tokens.json`, `openwork-orchestrator-state.json`) or sandboxed.sh's (the library,
+//! Files in OpenWork's formats (`tokens.json`, `openwork-orchestrator-state.json`) or sandboxed.sh's (the library,
 //! `private_key`) are not covered: other programs read them too.
 
 use std::path::Path;
@@ -43,10 +42,10 @@ pub fn check(data_dir: &Path) -> Result<u32> {
     Ok(found)
 }
 
-/// Refuses a format of a later version.
+/// Checks that this version supports the format `found`.
 ///
 /// # Errors
-/// `NewerFormat`, about `what`.
+/// `NewerFormat` about `what`.
 pub fn check_known(found: u32, what: &str) -> Result<()> {
     if found <= DATA_FORMAT {
         return Ok(());
@@ -61,16 +60,16 @@ pub fn check_known(found: u32, what: &str) -> Result<()> {
     ))
 }
 
-/// Makes the data folder if it is missing, and records its format.
+/// Creates the data folder if necessary, and records its format.
 ///
 /// # Errors
-/// As [`check`]; when the folder cannot be made.
+/// As [`check`]; when the folder cannot be created.
 pub fn prepare(data_dir: &Path) -> Result<()> {
     file::create_dir_private(data_dir)?;
     record(data_dir)
 }
 
-/// Records the format in a folder that exists.
+/// Records the format in an existing folder.
 ///
 /// # Errors
 /// As [`check`].
@@ -78,7 +77,7 @@ pub fn record(data_dir: &Path) -> Result<()> {
     check(data_dir)?;
     let path = data_dir.join(FORMAT_FILE);
     if !path.exists() {
-        // A full disk must not keep a server from starting, and a missing file means format 1.
+        // A full disk must not prevent the start, and a missing file means format 1.
         if let Err(error) = file::write_atomic(&path, format!("{DATA_FORMAT}\n").as_bytes(), 0o600) {
             log::warn!("{error}");
         }
@@ -92,7 +91,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn a_newer_format_is_refused_and_an_absent_one_is_the_first() {
+    fn newer_format_is_refused_and_a_missing_file_means_the_first() {
         let dir = TestFolder::new();
         assert_eq!(check(&dir.join("missing")).unwrap(), 1);
         assert_eq!(check(&dir).unwrap(), 1);

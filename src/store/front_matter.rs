@@ -1,5 +1,5 @@
-//! The YAML between `---` lines at the top of a Markdown file: read within bounds, and written so that OpenCode and
-//! Claude read what was meant. Pure.
+//! The YAML between `---` lines at the top of a Markdown file: parsed within bounds, and written so that OpenCode and Claude
+//! read the same values. Pure.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::yaml;
 use crate::base::limits;
 
-/// What is kept of a reason.
+/// Maximum length of a reported reason.
 const REASON_CHARS: usize = 300;
 
 /// Splits a text into its front matter, without the lines of dashes, and the rest.
@@ -24,44 +24,44 @@ pub fn split(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// Reads the front matter of a text; none is the default.
+/// Parses the front matter of a text; returns the default if there is none.
 ///
 /// # Errors
-/// What is wrong with it, for a person.
+/// A description of the problem, for people.
 pub fn read<T: DeserializeOwned + Default>(text: &str) -> Result<T, String> {
     let Some((yaml, _)) = split(text) else { return Ok(T::default()) };
-    // A document of comments only has no value.
+    // A document with only comments has no value.
     if yaml.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(T::default());
     }
     if yaml.len() > limits::FRONT_MATTER_BYTES {
         return Err(format!("the front matter is longer than {} bytes", limits::FRONT_MATTER_BYTES));
     }
-    // With its first line, so that errors name the lines of the file.
+    // The first line stays, so that errors have the line numbers of the file.
     yaml::parse(&format!("\n{yaml}"))
         .and_then(|value| T::deserialize(value.unwrap_or_default()).map_err(|error| error.to_string()))
         .map_err(|why| format!("the front matter is not valid YAML: {why}"))
 }
 
-/// A Markdown file as OpenCode takes it apart (gray-matter, then once more with unquoted colons repaired; read in the
+/// A Markdown file as OpenCode splits it (gray-matter, then a second attempt with unquoted colons repaired; read from the
 /// programs of 1.1.53 and 1.18.34).
 #[derive(Debug, Default)]
 pub struct ParsedMatter<'a> {
-    /// The fields of its front matter; none where it is no object.
+    /// The fields of the front matter; empty if it is not an object.
     pub fields: Map<String, Value>,
-    /// What follows the front matter.
+    /// The text after the front matter.
     pub content: &'a str,
-    /// Why the front matter cannot be read.
+    /// The reason why the front matter cannot be parsed.
     pub fault: Option<String>,
-    /// With a fault: OpenCode does not load the file. Otherwise it takes all of it for content.
+    /// With a fault: OpenCode does not load the file. Otherwise it uses the whole text as the content.
     pub refused: bool,
-    /// Older versions do not repair it: its lines end with CR LF.
+    /// Older versions of OpenCode do not repair the file, because its lines end with CR LF.
     pub repaired_crlf: bool,
-    /// With a fault: only a byte order mark keeps it from being repaired. Older versions remove it first.
+    /// With a fault: a byte order mark is the only obstacle to a repair. Older versions remove it first.
     pub marked: bool,
 }
 
-/// Takes a text apart.
+/// Splits a text as OpenCode does.
 pub fn open(text: &str) -> ParsedMatter<'_> {
     let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
     let Some(after) = bare.strip_prefix("---").filter(|after| !after.starts_with('-')) else {
@@ -69,7 +69,7 @@ pub fn open(text: &str) -> ParsedMatter<'_> {
     };
     let line = match after.find('\n') {
         Some(at) => after[..at].trim_end_matches('\r'),
-        // JavaScript's `slice(0, -1)`: gray-matter uses the place of a line end that is not there.
+        // JavaScript's `slice(0, -1)`: gray-matter uses the position -1 of a missing line end.
         None => after.char_indices().next_back().map_or("", |(at, _)| &after[..at]),
     };
     let language = js_trim(line);
@@ -90,10 +90,10 @@ pub fn open(text: &str) -> ParsedMatter<'_> {
         }
         Err(why) => why,
     };
-    // It may name a key of any length.
+    // The reason may contain a key of any length.
     let why: String = why.chars().take(REASON_CHARS).collect();
     let (fault, whole) = (Some(format!("the front matter is not valid YAML: {why}")), bare);
-    // A text with a byte order mark does not begin with dashes for the repair.
+    // A text with a byte order mark does not start with dashes, so OpenCode does not repair it.
     let marked = bare.len() < text.len();
     let Some((repaired, crlf)) = repair(bare) else {
         return ParsedMatter { content: whole, fault, ..ParsedMatter::default() };
@@ -128,8 +128,8 @@ fn fields_of(language: &str, matter: &str) -> Result<Map<String, Value>, String>
     }
 }
 
-/// The front matter with values that have a colon and no quotes as blocks of text, and whether a repaired line ended
-/// with CR LF; `None` when nothing is to be repaired.
+/// Turns values that have a colon and no quotes into block scalars; also returns whether a repaired line ended with CR LF.
+/// `None` if there is nothing to repair.
 fn repair(text: &str) -> Option<(String, bool)> {
     let start = if text.starts_with("---\r\n") { 5 } else { 4 };
     let body = text.strip_prefix("---\r\n").or_else(|| text.strip_prefix("---\n"))?;
@@ -155,7 +155,7 @@ fn repair(text: &str) -> Option<(String, bool)> {
     (changed || matter.contains("\r\n")).then_some((repaired, crlf))
 }
 
-/// `key: value`, where the value has a colon and neither quotes nor the sign of a block.
+/// Splits `key: value` if the value has a colon, and neither quotes nor a block indicator.
 fn field_with_colon(line: &str) -> Option<(&str, &str)> {
     let end = line.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
     let (key, rest) = line.split_at(end);
@@ -171,21 +171,21 @@ fn is_js_space(c: char) -> bool {
     (c.is_whitespace() && c != '\u{85}') || c == '\u{feff}'
 }
 
-/// Without white space at its ends, as JavaScript's `trim`.
+/// Removes white space at both ends, like JavaScript's `trim`.
 pub fn js_trim(text: &str) -> &str {
     text.trim_matches(is_js_space)
 }
 
-/// Its fields, and what follows the front matter.
+/// Returns the fields of the front matter, and the text after it.
 ///
 /// # Errors
-/// What is wrong with it, for a person.
+/// A description of the problem, for people.
 pub fn parts(text: &str) -> Result<(Map<String, Value>, &str), String> {
     let opened = open(text);
     opened.fault.map_or(Ok((opened.fields, opened.content)), Err)
 }
 
-/// Front matter of these keys, with its lines of dashes. Lists and objects stand on one line, as JSON, which is YAML.
+/// Writes front matter with these fields and its lines of dashes. Lists and objects are written as JSON, which is YAML.
 pub fn write(fields: &Map<String, Value>) -> String {
     let mut text = String::from("---\n");
     for (key, value) in fields {
@@ -201,18 +201,18 @@ pub fn write(fields: &Map<String, Value>) -> String {
     text + "---\n"
 }
 
-/// A string as it stands in YAML: as it is where nobody can take it for anything else, else in quotes.
+/// Writes a string as a YAML scalar: plain if no reader can mistake it for another type, else quoted.
 fn scalar(text: &str) -> String {
     let first = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '/');
     let safe = |c: char| c.is_alphanumeric() || " -_./,()+".contains(c);
-    // Words that some version of YAML takes for a boolean, nothing or a number.
+    // Words that some version of YAML reads as a boolean, null or a number.
     const WORDS: [&str; 11] = ["true", "false", "yes", "no", "on", "off", "null", "y", "n", "nan", "inf"];
     let word = WORDS.contains(&text.to_ascii_lowercase().as_str());
     let plain = first && !word && text.chars().all(safe) && !text.ends_with(' ') && !text.contains(" -");
     if plain { text.to_owned() } else { escaped(&Value::from(text).to_string()) }
 }
 
-/// JSON may carry characters that YAML wants escaped (YAML 1.2, 5.1); in strings both have the same escapes.
+/// Escapes characters that JSON allows but YAML does not (YAML 1.2, 5.1); the escapes are the same in both.
 fn escaped(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn written_front_matter_is_parsed_unchanged() {
         let nasty = [
             "plain words",
             "a: b",
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_taken_apart_as_opencode_does() {
+    fn texts_are_split_as_opencode_does() {
         for text in ["", "x", "a\n---\nb: 1\n---\n", "----\nname: x\n----\n", "\n---\na: 1\n---\n"] {
             assert_eq!(parts(text).unwrap(), (Map::new(), text), "{text:?}");
         }
@@ -311,13 +311,13 @@ mod tests {
             let (got, rest) = parts(text).unwrap_or_else(|why| panic!("{text:?}: {why}"));
             assert_eq!((Value::Object(got), rest), (fields, content), "{text:?}");
         }
-        // OpenCode takes such a file whole for its content …
+        // OpenCode uses the whole of such a file as the content …
         for broken in ["a: [", "a: \"", "a: {", "a: 'x", "a: *x", "a: 1\n  b: 2", "a-b: c: d", "a: \"b: c"] {
             let text = format!("---\n{broken}\n---\nx");
             let opened = open(&text);
             assert!(opened.fault.is_some() && !opened.refused && opened.content == text, "{broken}");
         }
-        // … unless the repair did not help.
+        // … unless the repair fails.
         let opened = open("---\na: b: c\nd: [\n---\nx");
         assert!(opened.fault.unwrap().contains("line 2") && opened.refused);
         assert!(
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_of_aliases_is_refused() {
+    fn alias_bomb_is_refused() {
         let mut yaml = String::from("---\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
         for n in 1..10 {
             let row = vec![format!("*a{}", n - 1); 10].join(",");

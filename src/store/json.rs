@@ -1,6 +1,6 @@
-//! One JSON file with its content in memory. Readers get a snapshot and never wait for a disk; writers take turns,
-//! and what they changed is on disk before anybody sees it. Knows nothing of what the files mean.
-//! Threads: any. Locks: `writer` (level 3, one file) is held across the write; `snapshot` only to copy an `Arc`.
+//! One JSON file with its content in memory. Readers get a snapshot and never wait for a disk; writers take turns.
+//! **Invariant:** a change is on disk before a reader can see it.
+//! Any thread. Locks: `writer` (level 3, one file) is held across the write; `snapshot` only to copy an `Arc`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use super::file;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 
-/// A JSON file that is replaced whole at every update. The file belongs to this value while it lives: what others
-/// write into it meanwhile is overwritten by the next update.
+/// A JSON file that each update replaces as a whole. The file belongs to this value: the next update overwrites changes by
+/// others.
 #[derive(Debug)]
 pub struct JsonFile<T> {
     path: PathBuf,
@@ -24,24 +24,24 @@ pub struct JsonFile<T> {
 }
 
 impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
-    /// Reads the file. Without one, the content is `default`, and nothing is written before the first update.
+    /// Reads the file. If it does not exist, the content is `default`, and nothing is written before the first update.
     ///
     /// # Errors
-    /// `Config` with file, line and column when it is not the JSON that is expected, `Internal` when it cannot be
-    /// read or is larger than `limits::STATE_FILE_BYTES`. The file is never touched.
+    /// `Config` with file, line and column when it is not the expected JSON; `Internal` when it cannot be read or is larger
+    /// than `limits::STATE_FILE_BYTES`. The file is never changed.
     pub fn open(path: &Path, mode: u32, default: T) -> Result<JsonFile<T>> {
-        // A link is followed once, so that an update replaces the file it leads to and not the link.
+        // A link is resolved once, so that an update replaces its target and not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let value = match file::read_optional(&path, limits::STATE_FILE_BYTES)? {
             None => default,
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Error::config(path.display(), format_args!("not the JSON we expect: {error}"))
+                Error::config(path.display(), format_args!("not the expected JSON: {error}"))
             })?,
         };
-        Ok(JsonFile::holding(path, mode, value))
+        Ok(JsonFile::with_value(path, mode, value))
     }
 
-    /// Makes the file.
+    /// Creates the file.
     ///
     /// # Errors
     /// `Conflict` when it exists, `DiskFull` or `Internal` when it cannot be written.
@@ -49,40 +49,39 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         if fs::symlink_metadata(path).is_ok() {
             return Err(Error::new(Code::Conflict, format!("{} exists already", path.display())));
         }
-        let made = JsonFile::holding(path.to_path_buf(), mode, value);
+        let made = JsonFile::with_value(path.to_path_buf(), mode, value);
         made.write(&made.get())?;
         Ok(made)
     }
 
-    fn holding(path: PathBuf, mode: u32, value: T) -> JsonFile<T> {
+    fn with_value(path: PathBuf, mode: u32, value: T) -> JsonFile<T> {
         JsonFile { path, mode, writer: Mutex::new(()), snapshot: RwLock::new(Arc::new(value)) }
     }
 
-    /// Changes the content in memory only, where the file has it in another form.
+    /// Changes the content in memory only, for a file that stores it in another form.
     pub fn interpret(&mut self, change: impl FnOnce(&mut T)) {
         let mut value = T::clone(&self.get());
         change(&mut value);
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
     }
 
-    /// The content as of the last update.
+    /// Returns the content as of the last update.
     pub fn get(&self) -> Arc<T> {
         Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where the file lies.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Changes the content. `change` works on a copy; the copy becomes the content once it is on disk. Updates of
-    /// the same file wait for each other, so `change` must not update this file again.
+    /// Applies `change` to a copy of the content, which becomes the content once it is on disk. Updates of one file wait
+    /// for each other, so `change` must not update the same file.
     ///
     /// # Errors
-    /// Those of `change`, and `DiskFull` or `Internal` when the file cannot be written; content and file stay as
-    /// they were.
+    /// The error of `change`; `DiskFull` or `Internal` when the file cannot be written. Content and file are unchanged then.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
-        let _turn = lock(&self.writer); // LOCK: 3
+        let _guard = lock(&self.writer); // LOCK: 3
         let mut value = T::clone(&self.get());
         let result = change(&mut value)?;
         self.write(&value)?;
@@ -90,9 +89,9 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         Ok(result)
     }
 
-    /// Does something between two updates.
+    /// Runs `what` while no update is running.
     pub fn while_locked<R>(&self, what: impl FnOnce() -> R) -> R {
-        let _turn = lock(&self.writer); // LOCK: 3
+        let _guard = lock(&self.writer); // LOCK: 3
         what()
     }
 
@@ -103,7 +102,7 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         })?;
         bytes.push(b'\n');
         if bytes.len() as u64 > limits::STATE_FILE_BYTES {
-            // The next start would refuse to read it.
+            // The next start would refuse to read the file.
             let limit = limits::STATE_FILE_BYTES;
             return Err(Error::new(
                 Code::DiskFull,
@@ -152,7 +151,7 @@ mod tests {
                         file.update(update).unwrap();
                         assert!(
                             file.get()[&format!("thread-{thread}")] >= 1,
-                            "an update is seen by who made it"
+                            "an update must be visible to its caller"
                         );
                     }
                 });
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_written_by_the_first_update_only() {
+    fn default_is_written_by_the_first_update_only() {
         let dir = TestFolder::new();
         let path = dir.join("a.json");
         let file = JsonFile::open(&path, 0o640, vec![1]).unwrap();
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_change_nothing() {
+    fn failed_updates_change_nothing() {
         let dir = TestFolder::new();
         fs::create_dir(dir.join("sub")).unwrap();
         let path = dir.join("sub/a.json");
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_an_update_leaves_the_file_usable() {
+    fn panic_in_an_update_leaves_the_file_usable() {
         let dir = TestFolder::new();
         let file = JsonFile::open(&dir.join("a.json"), 0o600, vec![1]).unwrap();
         let panicked = thread::scope(|scope| {
@@ -207,19 +206,19 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_named_and_kept() {
+    fn damaged_file_is_named_and_kept() {
         let dir = TestFolder::new();
         let path = dir.join("a.json");
         file::write_atomic(&path, b"[1,\n x]", 0o600).unwrap();
         let failed = JsonFile::open(&path, 0o600, vec![0]).unwrap_err();
         assert_eq!(failed.code(), Code::Config);
-        assert!(failed.message().contains("a.json: not the JSON we expect"), "{failed}");
+        assert!(failed.message().contains("a.json: not the expected JSON"), "{failed}");
         assert!(failed.message().contains("line 2 column 2"), "{failed}");
         assert_eq!(fs::read(&path).unwrap(), b"[1,\n x]");
     }
 
     #[test]
-    fn a_linked_file_stays_linked() {
+    fn linked_file_stays_linked() {
         let dir = TestFolder::new();
         file::write_atomic(&dir.join("real.json"), b"[1]", 0o600).unwrap();
         symlink("real.json", dir.join("link.json")).unwrap();

@@ -1,6 +1,5 @@
-//! JSON with comments: read as a value, or edited so that comments, order and layout of everything else stay.
-//! Knows nothing of what the keys mean. Pure. Texts come from a workload: their nesting is bounded before anything
-//! recursive sees them.
+//! JSON with comments: parsed as a value, or edited so that comments, order and layout of the rest stay. Independent of the
+//! keys' meaning. Pure. Texts come from workloads: nesting is checked before any recursive code sees a text.
 
 #[path = "jsonc_tree.rs"]
 mod tree;
@@ -10,52 +9,54 @@ use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde_json::Value;
 
 use self::tree::{ItemList, JsoncNode, TextStyle};
-use crate::base::limits;
 
-/// Most values in a text, objects and lists among them. A configuration has some hundred.
-const ENTRIES: usize = 20_000;
-/// Longest number or word.
+/// Maximum nesting of a configuration with comments. OpenCode's schema has some ten levels; the parser recurses, on a
+/// stack of 512 KiB.
+const JSONC_DEPTH: usize = 64;
+
+/// Maximum number of values in a text, including objects and lists. A configuration has a few hundred.
+const MAX_ENTRIES: usize = 20_000;
+/// Maximum length of a number or word.
 const SCALAR_BYTES: usize = 1024;
 
-/// Why a text is not JSON with comments.
+/// A syntax error in JSON with comments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsoncError {
-    /// The word that VS Code's parser has for it, which the OpenWork server and OpenCode use.
+    /// The error's name in VS Code's parser, which the OpenWork server and OpenCode use.
     pub code: &'static str,
-    /// Where, in bytes.
+    /// Position in bytes.
     pub offset: usize,
-    /// How much.
+    /// Length in bytes.
     pub length: usize,
-    /// For a person.
+    /// A message for people.
     pub message: String,
 }
 
-/// A text that can be changed key by key.
+/// A text that can be edited key by key.
 #[derive(Debug)]
 pub struct JsoncDocument {
     root: JsoncNode,
     before: String,
     after: String,
     style: TextStyle,
-    /// OpenCode accepts a byte order mark, and editors on Windows want it back.
-    mark: bool,
+    /// The text started with a byte order mark, which is kept: OpenCode accepts it, and editors on Windows expect it.
+    byte_order_mark: bool,
 }
 
-/// What is behind some keys.
+/// The result of looking up a path of keys.
 #[derive(Debug, PartialEq)]
 pub enum JsoncLookup {
-    /// Nothing; it can be set.
+    /// There is no value; it can be set.
     Missing,
-    /// On the way there is something that is no object, or no list where one is needed.
+    /// A value on the path is not an object, or not a list where one is needed.
     Blocked,
-    /// This value.
     Value(Value),
 }
 
-const MARK: char = '\u{feff}';
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// What OpenCode accepts (tried with 1.1.53 and 1.18.34): comments and trailing commas, nothing else.
-const OPTIONS: ParseOptions = ParseOptions {
+/// OpenCode's syntax (tested with 1.1.53 and 1.18.34): comments and trailing commas, nothing else.
+const PARSE_OPTIONS: ParseOptions = ParseOptions {
     allow_comments: true,
     allow_loose_object_property_names: false,
     allow_trailing_commas: true,
@@ -68,39 +69,39 @@ const OPTIONS: ParseOptions = ParseOptions {
     allow_extended_string_escapes: false,
 };
 
-/// The value of a text; an empty one is an empty object, as for OpenCode.
+/// Parses a text; an empty one is an empty object, as for OpenCode.
 ///
 /// # Errors
-/// The first fault.
+/// The first syntax error.
 pub fn parse(text: &str) -> Result<Value, JsoncError> {
-    let text = text.strip_prefix(MARK).unwrap_or(text);
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     check(text)?;
-    match jsonc_parser::parse_to_serde_value(text, &OPTIONS).map_err(|error| fault(&error))? {
-        // Either the word, or nothing at all.
+    match jsonc_parser::parse_to_serde_value(text, &PARSE_OPTIONS).map_err(|error| parse_error(&error))? {
+        // Either the word `null`, or no value at all.
         Value::Null => JsoncDocument::parse(text).map(|document| document.value()),
         value => Ok(value),
     }
 }
 
 impl JsoncDocument {
-    /// Reads a text.
+    /// Parses a text for editing.
     ///
     /// # Errors
-    /// The first fault.
+    /// The first syntax error.
     pub fn parse(text: &str) -> Result<JsoncDocument, JsoncError> {
-        let (mark, text) = match text.strip_prefix(MARK) {
+        let (byte_order_mark, text) = match text.strip_prefix(BYTE_ORDER_MARK) {
             Some(rest) => (true, rest),
             None => (false, text),
         };
         check(text)?;
-        let parsed =
-            parse_to_ast(text, &CollectOptions::default(), &OPTIONS).map_err(|error| fault(&error))?;
+        let parsed = parse_to_ast(text, &CollectOptions::default(), &PARSE_OPTIONS)
+            .map_err(|error| parse_error(&error))?;
         let style = TextStyle::from_text(text);
         Ok(match &parsed.value {
             Some(value) => {
                 let range = jsonc_parser::common::Ranged::range(value);
                 let (before, after) = (text[..range.start].to_owned(), text[range.end..].to_owned());
-                JsoncDocument { root: JsoncNode::read(text, value), before, after, style, mark }
+                JsoncDocument { root: JsoncNode::read(text, value), before, after, style, byte_order_mark }
             }
             None => {
                 let comments = text.trim();
@@ -114,23 +115,22 @@ impl JsoncDocument {
                     before,
                     after: String::new(),
                     style,
-                    mark,
+                    byte_order_mark,
                 }
             }
         })
     }
 
-    /// The value as it stands now. Of a key that stands there twice the last counts.
+    /// Returns the current value. Of duplicate keys the last one counts.
     pub fn value(&self) -> Value {
         self.root.value()
     }
 
-    /// Whether it is an object.
     pub fn is_object(&self) -> bool {
         matches!(self.root, JsoncNode::Object(_))
     }
 
-    /// Sets what lies behind these keys, one inside the other; what is no object on the way becomes one.
+    /// Sets the value at a path of keys; a value on the path that is not an object becomes one.
     pub fn set(&mut self, path: &[&str], value: &Value) {
         let (mut node, mut indent) = (&mut self.root, String::new());
         for key in path {
@@ -139,13 +139,13 @@ impl JsoncDocument {
         *node = JsoncNode::from_value(value, &indent, &self.style);
     }
 
-    /// Removes a key; says whether it was there.
+    /// Removes a key; returns whether it existed.
     pub fn remove(&mut self, path: &[&str]) -> bool {
         let Some((last, above)) = path.split_last() else { return false };
         self.node(above).and_then(JsoncNode::object).is_some_and(|object| object.remove(last))
     }
 
-    /// Appends to the list behind some keys; what is no list becomes one.
+    /// Appends to the list at a path of keys; another value becomes a list.
     pub fn push(&mut self, path: &[&str], value: &Value) {
         let (mut node, mut indent) = (&mut self.root, String::new());
         for key in path {
@@ -159,17 +159,17 @@ impl JsoncDocument {
         }
     }
 
-    /// Removes from the list behind a key what is unwanted; says how much that was.
+    /// Removes the items of a list that `wanted` rejects; returns their number.
     pub fn retain(&mut self, key: &str, wanted: impl Fn(&Value) -> bool) -> usize {
         self.node(&[key]).and_then(JsoncNode::array).map_or(0, |list| list.retain(wanted))
     }
 
-    /// Removes a text from the list behind some keys; says whether it was there.
+    /// Removes a text from the list at a path of keys; returns whether it was there.
     pub fn remove_item(&mut self, path: &[&str], text: &str) -> bool {
         self.node(path).and_then(JsoncNode::array).is_some_and(|list| list.remove(text))
     }
 
-    /// Looks at what is behind some keys.
+    /// Looks up the value at a path of keys.
     pub fn lookup(&mut self, path: &[&str]) -> JsoncLookup {
         match self.reach(path) {
             Ok(Some(node)) => JsoncLookup::Value(node.value()),
@@ -178,7 +178,7 @@ impl JsoncDocument {
         }
     }
 
-    /// Looks for a text in the list behind some keys.
+    /// Looks up a text in the list at a path of keys.
     pub fn lookup_item(&mut self, path: &[&str], text: &str) -> JsoncLookup {
         match self.reach(path).map(|found| found.map(JsoncNode::array)) {
             Ok(Some(Some(list))) => match list.has(text) {
@@ -190,7 +190,7 @@ impl JsoncDocument {
         }
     }
 
-    /// Whether an object or list without anything in it is behind these keys.
+    /// Whether the value at a path of keys is an empty object or list.
     pub fn is_empty(&mut self, path: &[&str]) -> bool {
         match self.node(path) {
             Some(JsoncNode::Object(list) | JsoncNode::Array(list)) => list.is_empty(),
@@ -198,12 +198,12 @@ impl JsoncDocument {
         }
     }
 
-    /// The text, ending with a newline.
+    /// Returns the text, ending with a newline.
     ///
     /// # Errors
-    /// When it could not be read again: it has too many entries, or too deep ones.
+    /// When the text could not be parsed again because it has too many or too deeply nested entries.
     pub fn text(&self) -> Result<String, JsoncError> {
-        let mut text = if self.mark { MARK.to_string() } else { String::new() };
+        let mut text = if self.byte_order_mark { BYTE_ORDER_MARK.to_string() } else { String::new() };
         text += &self.before;
         self.root.write(&mut text);
         text += &self.after;
@@ -218,7 +218,7 @@ impl JsoncDocument {
         self.reach(path).ok().flatten()
     }
 
-    /// `Err` when something on the way is no object.
+    /// `Err` if a value on the path is not an object.
     fn reach(&mut self, path: &[&str]) -> Result<Option<&mut JsoncNode>, ()> {
         let mut node = &mut self.root;
         for key in path {
@@ -231,7 +231,7 @@ impl JsoncDocument {
     }
 }
 
-/// Refuses what is nested so deeply that reading it would end our stack, or has more entries than any configuration.
+/// Refuses nesting that could overflow the stack, and more entries than any configuration has.
 fn check(text: &str) -> Result<(), JsoncError> {
     let (mut depth, mut entries, mut rest) = (0_usize, 0_usize, text);
     while let Some(at) = rest.find(['"', '/', '[', '{', ']', '}', ',']) {
@@ -256,12 +256,12 @@ fn check(text: &str) -> Result<(), JsoncError> {
             }
             _ => 1,
         };
-        if depth > limits::JSONC_DEPTH {
-            let message = format!("It is nested more than {} levels deep", limits::JSONC_DEPTH);
+        if depth > JSONC_DEPTH {
+            let message = format!("The nesting is deeper than {} levels", JSONC_DEPTH);
             return Err(JsoncError { code: "NestingTooDeep", offset, length: 1, message });
         }
-        if entries > ENTRIES {
-            let message = format!("It has more than {ENTRIES} entries; the limit is {ENTRIES}");
+        if entries > MAX_ENTRIES {
+            let message = format!("There are more than {MAX_ENTRIES} entries");
             return Err(JsoncError { code: "TooManyEntries", offset, length: 1, message });
         }
         rest = &found[skip..];
@@ -269,16 +269,16 @@ fn check(text: &str) -> Result<(), JsoncError> {
     check_scalar(rest, text.len() - rest.len())
 }
 
-/// Refuses a number or word that is longer than any: reading one of a megabyte takes seconds.
+/// Refuses long numbers and words: parsing one of a megabyte takes seconds.
 fn check_scalar(text: &str, offset: usize) -> Result<(), JsoncError> {
     if text.len() <= SCALAR_BYTES || text.trim().len() <= SCALAR_BYTES {
         return Ok(());
     }
-    let message = format!("It has a number or word of more than {SCALAR_BYTES} bytes");
+    let message = format!("A number or word is longer than {SCALAR_BYTES} bytes");
     Err(JsoncError { code: "InvalidNumberFormat", offset, length: text.len(), message })
 }
 
-/// The length of the string at the start of `text`, with its quotes.
+/// Returns the length of the string at the start of `text`, including its quotes.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
@@ -292,7 +292,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-fn fault(error: &ParseError) -> JsoncError {
+fn parse_error(error: &ParseError) -> JsoncError {
     use ParseErrorKind as Kind;
     let code = match error.kind() {
         Kind::ExpectedColonAfterObjectKey => "ColonExpected",
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_keeps_everything_else() {
+    fn edit_keeps_everything_else() {
         let text = "{\n  // who answers\n  \"model\": \"a/b\", // for now\n  \"odd\": [1,2 , 3],\n  \"mcp\": {\n    // mine\n    \"x\": {\"type\": \"local\"},\n  },\n}\n";
         let after = edited(text, |document| {
             document.set(&["mcp", "y"], &json!({"type": "remote", "url": "u"}));
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_the_last_counts_and_stays() {
+    fn last_of_duplicate_keys_counts_and_stays() {
         let text = "{\"a\":1,\"b\":2,\"a\":3}";
         assert_eq!(parse(text).unwrap(), json!({"a":3,"b":2}));
         assert_eq!(parse(&edited(text, |d| d.set(&["a"], &json!(4)))).unwrap(), json!({"b":2,"a":4}));
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_as_opencode_names_them() {
+    fn errors_have_the_names_that_opencode_uses() {
         let code = |text: &str| parse(text).unwrap_err().code;
         assert_eq!(code("{\"a\":}"), "ValueExpected");
         assert_eq!(code("{\"a\" 1}"), "ColonExpected");
@@ -421,14 +421,14 @@ mod tests {
         assert_eq!(parse(&"[".repeat(1 << 20)).unwrap_err().code, "NestingTooDeep");
         assert_eq!(parse(&"{\"a\":".repeat(100_000)).unwrap_err().code, "NestingTooDeep");
         let deep = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
-        assert!(parse(&deep(limits::JSONC_DEPTH)).is_ok());
-        assert!(parse(&deep(limits::JSONC_DEPTH + 1)).is_err());
+        assert!(parse(&deep(JSONC_DEPTH)).is_ok());
+        assert!(parse(&deep(JSONC_DEPTH + 1)).is_err());
         let flat = format!("[{}]", vec!["\"[[[[\\\"[[[\" /* [[[[ */ // [[[\n"; 100].join(","));
-        assert!(parse(&flat).is_ok(), "in strings and comments it is none");
+        assert!(parse(&flat).is_ok(), "brackets in strings and comments are not nesting");
     }
 
     #[test]
-    fn every_text_that_is_not_changed_is_written_as_it_was() {
+    fn unchanged_texts_are_written_unchanged() {
         for text in [
             "{}\n",
             "{ /* a */ }\n",
@@ -479,17 +479,17 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_entries_is_bounded_and_edits_are_linear() {
+    fn number_of_entries_is_bounded_and_edits_take_linear_time() {
         let many = |count: usize| {
             format!("{{{}}}", (0..count).map(|n| format!("\"k{n}\":1")).collect::<Vec<_>>().join(","))
         };
-        let fault = parse(&many(ENTRIES + 1)).unwrap_err();
+        let fault = parse(&many(MAX_ENTRIES + 1)).unwrap_err();
         assert_eq!(fault.code, "TooManyEntries");
         assert!(fault.message.contains("20000"), "{}", fault.message);
         assert!(parse(&format!("{{{}}}", vec!["\"mcp\":{}"; 30_000].join(","))).is_err());
-        let mut full = JsoncDocument::parse(&many(ENTRIES - 10)).unwrap();
+        let mut full = JsoncDocument::parse(&many(MAX_ENTRIES - 10)).unwrap();
         (0..20).for_each(|n| full.set(&[&format!("n{n}")], &json!(1)));
-        assert_eq!(full.text().unwrap_err().code, "TooManyEntries", "it could not be read again");
+        assert_eq!(full.text().unwrap_err().code, "TooManyEntries", "the text could not be parsed again");
         let time = |count: usize| {
             let begun = std::time::Instant::now();
             let mut document = JsoncDocument::parse(&many(count)).unwrap();

@@ -1,6 +1,6 @@
-//! A text of JSON with comments as a tree that can be changed. Every byte of the text is in exactly one node, so what
-//! is not changed is written back as it was. A change costs one look-up and a text is built once for all changes, so many
-//! changes of a large text take linear time.
+//! An editable syntax tree of JSON with comments. **Invariant:** every byte of the text is in exactly one node, so unchanged
+//! parts are written back unchanged. A change costs one lookup and the text is built once for all changes, so many changes of
+//! a large text take linear time.
 
 use std::collections::HashMap;
 
@@ -8,40 +8,38 @@ use jsonc_parser::ast;
 use jsonc_parser::common::Ranged as _;
 use serde_json::{Map, Value};
 
-/// A value with all the text that belongs to it.
+/// A value with all text that belongs to it.
 #[derive(Debug)]
 pub(super) enum JsoncNode {
-    /// Neither an object nor a list, as it is written.
+    /// A value that is neither an object nor a list, as written.
     Leaf(String),
-    /// The members of an object.
     Object(ItemList),
-    /// The items of a list.
     Array(ItemList),
 }
 
-/// What is between two brackets.
+/// The items between two brackets.
 #[derive(Debug, Default)]
 pub(super) struct ItemList {
     items: Vec<ListItem>,
-    /// Blanks and comments before the closing bracket.
+    /// White space and comments before the closing bracket.
     end: String,
     /// A comma follows the last item.
     trailing: bool,
-    /// Positions of the items that are not removed, by key or, in a list, by text. Made at the first look-up.
+    /// Positions of the remaining items, by key or, in a list, by text. Built at the first lookup.
     index: Option<HashMap<String, Vec<usize>>>,
     live: usize,
 }
 
 #[derive(Debug)]
 struct ListItem {
-    /// Blanks and comments before it, from the line on that follows the item before.
+    /// White space and comments before the item, starting at the line after the previous item.
     before: String,
     key: Option<MemberKey>,
     value: JsoncNode,
-    /// Blanks and comments between it and its comma.
+    /// White space and comments between the item and its comma.
     after: String,
     comma: bool,
-    /// Blanks and comments behind its comma, to the end of the line.
+    /// White space and comments after the comma, up to the end of the line.
     tail: String,
     removed: bool,
 }
@@ -49,11 +47,11 @@ struct ListItem {
 #[derive(Debug)]
 struct MemberKey {
     name: String,
-    /// The name as it is written, and all up to the value.
+    /// The name as written, with everything up to the value.
     written: String,
 }
 
-/// How new text is laid out.
+/// The layout of new text.
 #[derive(Clone, Debug)]
 pub(super) struct TextStyle {
     unit: String,
@@ -65,7 +63,7 @@ impl TextStyle {
         self.newline
     }
 
-    /// The style of a text: the indentation of its first indented line, and its ends of lines.
+    /// Detects the style of a text: the indentation of its first indented line, and its line endings.
     pub(super) fn from_text(text: &str) -> TextStyle {
         let indent = |line: &str| line.len() - line.trim_start_matches([' ', '\t']).len();
         let indented =
@@ -77,7 +75,7 @@ impl TextStyle {
 }
 
 impl JsoncNode {
-    /// The tree of a value that was read from `text`.
+    /// Builds the tree of a value that was parsed from `text`.
     pub(super) fn read(text: &str, value: &ast::Value<'_>) -> JsoncNode {
         let range = value.range();
         match value {
@@ -98,7 +96,7 @@ impl JsoncNode {
         }
     }
 
-    /// A new value at this indentation: objects and lists of them over several lines.
+    /// Builds a new value with this indentation; objects and lists of objects get several lines.
     pub(super) fn from_value(value: &Value, indent: &str, style: &TextStyle) -> JsoncNode {
         let inner = format!("{indent}{}", style.unit);
         let new_line = format!("{}{inner}", style.newline);
@@ -111,7 +109,7 @@ impl JsoncNode {
                 let items = fields
                     .iter()
                     .map(|(key, value)| item(new_line.clone(), Some(MemberKey::new(key)), value));
-                JsoncNode::Object(ItemList::of(items.collect(), end(!fields.is_empty())))
+                JsoncNode::Object(ItemList::from_items(items.collect(), end(!fields.is_empty())))
             }
             Value::Array(values) => {
                 let broken = values.iter().any(|value| value.is_object() || value.is_array());
@@ -121,17 +119,17 @@ impl JsoncNode {
                     (false, _) => " ".to_owned(),
                 };
                 let items = values.iter().enumerate().map(|(at, value)| item(before(at), None, value));
-                JsoncNode::Array(ItemList::of(items.collect(), end(broken)))
+                JsoncNode::Array(ItemList::from_items(items.collect(), end(broken)))
             }
             scalar => JsoncNode::Leaf(scalar.to_string()),
         }
     }
 
-    /// The value; of a key that is there twice the last counts.
+    /// Returns the value; of duplicate keys the last one counts.
     pub(super) fn value(&self) -> Value {
         match self {
             JsoncNode::Leaf(text) => {
-                jsonc_parser::parse_to_serde_value(text, &super::OPTIONS).unwrap_or_default()
+                jsonc_parser::parse_to_serde_value(text, &super::PARSE_OPTIONS).unwrap_or_default()
             }
             JsoncNode::Object(list) => {
                 let field = |item: &ListItem| Some((item.key.as_ref()?.name.clone(), item.value.value()));
@@ -157,7 +155,7 @@ impl JsoncNode {
         if let JsoncNode::Array(list) = self { Some(list) } else { None }
     }
 
-    /// The object here; what is none becomes an empty one.
+    /// Returns the object; another value becomes an empty object.
     pub(super) fn object_or_set(&mut self) -> &mut ItemList {
         if !matches!(self, JsoncNode::Object(_)) {
             *self = JsoncNode::Object(ItemList::default());
@@ -188,7 +186,7 @@ impl ListItem {
         }
     }
 
-    /// Its indentation, if it begins a line.
+    /// Returns the item's indentation if it starts a line.
     fn indent(&self) -> Option<&str> {
         let (_, indent) = self.before.rsplit_once('\n')?;
         indent.trim().is_empty().then_some(indent)
@@ -206,7 +204,7 @@ impl ListItem {
 }
 
 impl ItemList {
-    fn of(items: Vec<ListItem>, end: String) -> ItemList {
+    fn from_items(items: Vec<ListItem>, end: String) -> ItemList {
         ItemList { live: items.len(), items, end, trailing: false, index: None }
     }
 
@@ -265,13 +263,14 @@ impl ItemList {
         index.get(name).cloned().unwrap_or_default()
     }
 
-    /// Whether a list has this text.
+    /// Whether a list contains this text.
     pub(super) fn has(&mut self, text: &str) -> bool {
         !self.positions(text).is_empty()
     }
 
-    /// The member of this name. Of several the last counts for every reader; the others go, so that a change is seen.
-    fn only(&mut self, name: &str) -> Option<usize> {
+    /// Returns the position of the member with this name. Readers use the last of several; the others are removed, so that a
+    /// change takes effect.
+    fn single_position(&mut self, name: &str) -> Option<usize> {
         let mut all = self.positions(name);
         let last = all.pop()?;
         all.into_iter().for_each(|at| self.remove_at(at));
@@ -281,15 +280,15 @@ impl ItemList {
         Some(last)
     }
 
-    /// The value behind a key, as it is.
+    /// Returns the value of a key.
     pub(super) fn get(&mut self, name: &str) -> Option<&mut JsoncNode> {
         let at = self.positions(name).pop()?;
         Some(&mut self.items[at].value)
     }
 
-    /// The value behind a key that is to be changed, and its indentation; made if there is none.
+    /// Returns the value of a key, for a change, and its indentation; creates it if necessary.
     pub(super) fn entry(&mut self, name: &str, indent: &str, style: &TextStyle) -> (&mut JsoncNode, String) {
-        let at = match self.only(name) {
+        let at = match self.single_position(name) {
             Some(at) => at,
             None => {
                 self.append(Some(MemberKey::new(name)), indent, style, |_| JsoncNode::Leaf("null".to_owned()))
@@ -321,7 +320,7 @@ impl ItemList {
             last.and_then(ListItem::indent).map_or_else(|| format!("{above}{}", style.unit), str::to_owned);
         let before = match (broken, last) {
             (true, last) => {
-                // Comments before the bracket stay above what is new.
+                // Comments before the bracket stay above the new item.
                 let comments =
                     if has_comment(&self.end) { self.end.trim_end().to_owned() } else { String::new() };
                 if !comments.is_empty() || last.is_none() || !self.end.contains('\n') {
@@ -343,7 +342,7 @@ impl ItemList {
         at
     }
 
-    /// Removes a key, or a text from a list, each time that it is there.
+    /// Removes a key, or a text from a list, with all its duplicates.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let all = self.positions(name);
         all.iter().for_each(|at| self.remove_at(*at));
@@ -353,7 +352,7 @@ impl ItemList {
         !all.is_empty()
     }
 
-    /// Removes the items of a list that are unwanted; returns their number.
+    /// Removes the items of a list that `wanted` rejects; returns their number.
     pub(super) fn retain(&mut self, wanted: impl Fn(&Value) -> bool) -> usize {
         let unwanted: Vec<usize> = (0..self.items.len())
             .filter(|at| !self.items[*at].removed && !wanted(&self.items[*at].value.value()))
@@ -372,7 +371,7 @@ impl ItemList {
     fn write(&self, out: &mut String, open: char, close: char) {
         out.push(open);
         let last = self.items.iter().rposition(|item| !item.removed);
-        // Comments above a removed item stay; the first item that is left begins where the first one began.
+        // Comments above a removed item stay; the first remaining item starts where the first item was.
         let (mut comments, mut lead) = (String::new(), None);
         let mut first = true;
         for (at, item) in self.items.iter().enumerate() {
@@ -397,7 +396,7 @@ impl ItemList {
             if comma {
                 out.push(',');
             }
-            // A comma that is new goes before a comment, which may end with its line.
+            // A new comma goes before a comment, which may extend to the end of its line.
             if !(comma && item.comma) {
                 out.push_str(&item.after);
             }
@@ -413,7 +412,7 @@ impl ItemList {
     }
 }
 
-/// Writes blanks behind comments, the last of which may go to the end of its line.
+/// Writes white space after comments, the last of which may extend to the end of its line.
 fn push_behind(out: &mut String, comments: &str, blanks: &str) {
     out.push_str(comments);
     if !comments.is_empty() && !blanks.trim_start_matches([' ', '\t']).starts_with(['\n', '\r']) {
@@ -426,7 +425,7 @@ fn has_comment(blanks: &str) -> bool {
     blanks.contains('/')
 }
 
-/// The length of a comment at the start of `text`, without the end of its line.
+/// Returns the length of a comment at the start of `text`, without its line ending.
 fn comment(text: &str) -> Option<usize> {
     if text.starts_with("//") {
         return Some(text.find(['\n', '\r']).unwrap_or(text.len()));
@@ -435,12 +434,12 @@ fn comment(text: &str) -> Option<usize> {
     Some(inner.find("*/").map_or(text.len(), |end| end + 4))
 }
 
-/// Where the comma is between two items.
+/// Returns the position of the comma between two items.
 fn comma(gap: &str) -> Option<usize> {
     find(gap, |byte| byte == b',')
 }
 
-/// How much of it belongs to the line of the item before; nothing if no line ends in it.
+/// Returns the length of the part that belongs to the previous item's line; 0 if no line ends in it.
 fn line_end(gap: &str) -> usize {
     find(gap, |byte| byte == b'\n' || byte == b'\r').unwrap_or(0)
 }

@@ -1,5 +1,5 @@
-//! One server for each data folder, one `berth doctor` for each binary, and one writer in a folder that several servers
-//! may share, by flock(2): the kernel lets go of it however the holder ends.
+//! Locks between processes, by flock(2): one server for each data folder, one `berth doctor` for each binary, and one writer
+//! in a folder that several servers share. The kernel releases a lock when its holder ends, in whatever way.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -10,15 +10,15 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Held while the server lives.
+/// The lock of a data folder, held while the server runs.
 #[derive(Debug)]
 pub struct DataLock(#[expect(dead_code, reason = "held, not used")] File);
 
 impl DataLock {
-    /// Takes the folder.
+    /// Locks the data folder.
     ///
     /// # Errors
-    /// `Config`, with the pid of the server that has it.
+    /// `Config` with the pid of the server that holds the lock.
     pub fn take(folder: &Path) -> Result<DataLock> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let path = folder.join("lock");
@@ -29,7 +29,7 @@ impl DataLock {
         while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
             let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
-            // A server that was killed while it started a child: until its execve(2) the child has our descriptors too.
+            // The holder may be a child of a killed server, which shares its descriptors until its execve(2).
             if !Path::new("/proc").join(pid.trim()).join("exe").exists() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(10));
                 continue;
@@ -49,48 +49,48 @@ impl DataLock {
     }
 }
 
-/// Held while this binary does what it may do once at a time.
+/// The lock of this binary, for work that only one process may do at a time.
 #[derive(Debug)]
 pub struct BinaryLock(File);
 
 impl BinaryLock {
-    /// Waits for it, `within` this time at most.
+    /// Waits for the lock, at most for `within`.
     ///
     /// # Errors
-    /// When another process still has it then.
+    /// When another process still holds it.
     pub fn take(within: Duration) -> Result<BinaryLock> {
         let path = Path::new("/proc/self/exe");
         let file = File::open(path).at("open", path)?;
         let deadline = Instant::now() + within;
         while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             if Instant::now() >= deadline {
-                return Err(Error::internal("Another berth doctor is at work; try again when it has ended"));
+                return Err(Error::internal("Another berth doctor is running; try again when it has ended"));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(BinaryLock(file))
     }
 
-    /// A name that only its holder may use.
+    /// Returns a name that only the holder may use.
     ///
     /// # Errors
-    /// When the binary cannot be looked at.
+    /// When the binary's metadata cannot be read.
     pub fn name(&self) -> Result<String> {
         use std::os::unix::fs::MetadataExt as _;
-        let meta = self.0.metadata().at("look at", "our own binary")?;
+        let meta = self.0.metadata().at("read the metadata of", "berth's own binary")?;
         Ok(format!("{:x}-{:x}", meta.dev(), meta.ino()))
     }
 }
 
-/// Held while a file in this folder is read, changed and replaced, where another process may do the same.
+/// The lock of a folder, held while a file in it is read, changed and replaced.
 #[derive(Debug)]
 pub struct FolderLock(#[expect(dead_code, reason = "held, not used")] File);
 
 impl FolderLock {
-    /// Waits for it, `within` this time at most.
+    /// Waits for the lock, at most for `within`.
     ///
     /// # Errors
-    /// `Busy` when another process still has it then.
+    /// `Busy` when another process still holds it.
     pub fn take(folder: &Path, within: Duration) -> Result<FolderLock> {
         let file = File::open(folder).at("open", folder)?;
         let deadline = Instant::now() + within;
@@ -111,14 +111,14 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn a_dead_servers_children_are_waited_for_and_a_living_one_is_named() {
+    fn lock_waits_for_a_dead_servers_children_and_names_a_running_server() {
         let folder = TestFolder::new();
         let held = DataLock::take(&folder).unwrap();
         let begun = Instant::now();
         let refused = DataLock::take(&folder).unwrap_err();
         assert!(refused.to_string().contains(&format!("pid {}", std::process::id())), "{refused}");
         assert!(begun.elapsed() < limits::LOCK_PASSES);
-        // No process has this number: the kernel's largest is 4194304 (proc(5), pid_max).
+        // No process has this number: the kernel's maximum is 4194304 (proc(5), pid_max).
         let path = folder.join("lock");
         File::options().write(true).truncate(true).open(&path).unwrap().write_all(b"4194305\n").unwrap();
         let owner = crate::base::thread::spawn("owner".into(), limits::STACK, move || {

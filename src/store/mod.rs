@@ -1,5 +1,5 @@
-//! State on disk: atomic files, locked JSON, opens that a hostile tree cannot lead astray, removal of whole trees.
-//! Knows nothing of workspaces, HTTP or children.
+//! State on disk: atomic files, locked JSON, files in trees that a hostile workload controls, removal of whole trees.
+//! **Invariant:** nothing here depends on workspaces, HTTP or child processes.
 
 pub mod allowlist;
 pub mod beneath;

@@ -1,4 +1,4 @@
-//! What is mounted where, as `/proc/self/mountinfo` tells it.
+//! Mount points, from `/proc/self/mountinfo`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,7 +9,7 @@ use crate::base::{At, Result};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
-/// The mount points below `path`, `path` itself included, oldest first: unmount them from the end.
+/// Returns the mount points at and below `path`, oldest first: unmount them from the end.
 ///
 /// # Errors
 /// `Internal` when `/proc` cannot be read.
@@ -18,21 +18,21 @@ pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
     mounts_below_real(&real)
 }
 
-/// The same for a path in which no link is to be followed.
+/// Does the same for a path without links.
 pub(super) fn mounts_below_real(path: &Path) -> Result<Vec<PathBuf>> {
     let table = fs::read(MOUNTINFO).at("read", MOUNTINFO)?;
     Ok(parse(&table).filter(|point| point.starts_with(path)).collect())
 }
 
 fn parse(table: &[u8]) -> impl Iterator<Item = PathBuf> {
-    // proc(5): "36 35 98:0 /mnt1 /mnt2 rw,noatime …", the fifth field is the mount point.
+    // proc(5): "36 35 98:0 /mnt1 /mnt2 rw,noatime …"; the fifth field is the mount point.
     table
         .split(|&byte| byte == b'\n')
         .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
         .map(unescape)
 }
 
-/// Space, tab, newline and backslash stand there as `\040` and so on.
+/// Decodes space, tab, newline and backslash, which the file writes as `\040` and so on.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn components_are_compared_whole() {
+    fn whole_components_are_compared() {
         let dir = TestFolder::new();
         let source = dir.join("source");
         fs::create_dir(&source).unwrap();
@@ -74,7 +74,7 @@ mod tests {
         let _other = TestMount::bind(&source, dir.join("ab"));
         let real = fs::canonicalize(&*dir).unwrap();
         assert_eq!(mounts_below(&dir.join("a")).unwrap(), [real.join("a/in side")]);
-        assert_eq!(mounts_below(&dir.join("ab")).unwrap(), [real.join("ab")], "the path itself counts");
+        assert_eq!(mounts_below(&dir.join("ab")).unwrap(), [real.join("ab")], "the path itself is included");
         assert_eq!(mounts_below(&dir).unwrap().len(), 2);
         drop(odd);
         assert!(mounts_below(&dir.join("a")).unwrap().is_empty());

@@ -1,6 +1,6 @@
-//! Bounds on what a folder's files take on the disk: projects of ext4 and XFS, whose quotas the kernel keeps and enforces
-//! where the file system was mounted with `prjquota`. What is made in a folder of a project belongs to it; nobody but root
-//! of the host can take a file out of its project. Without threads or locks.
+//! Disk limits for the files of a folder: project quotas of ext4 and XFS, which the kernel enforces on file systems that are
+//! mounted with `prjquota`. Files created in a project's folder belong to the project; only host root can take a file out of
+//! it. No threads, no locks.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,10 +15,10 @@ use crate::proc::sys::{extended_attributes, project_quota};
 const INHERIT: u32 = 0x200;
 /// FS_QUOTA_PDQ_ENFD of linux/dqblk_xfs.h.
 const ENFORCED: u16 = 1 << 5;
-/// Where `fsx_projid` lies in the struct fsxattr.
+/// Offset of `fsx_projid` in the struct fsxattr.
 const PROJECT_AT: usize = 12;
 
-/// What to do where [`check`] fails.
+/// Advice for when [`check`] fails.
 pub const HELP: &str =
     "put the data folder on ext4 (made with -O project,quota) or XFS, and mount it with prjquota";
 
@@ -27,10 +27,10 @@ fn open(folder: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(folder, flags, Mode::empty())?)
 }
 
-/// Whether the file system of `folder` enforces project quotas.
+/// Checks that the file system of `folder` enforces project quotas.
 ///
 /// # Errors
-/// A sentence that says why not.
+/// The reason, as a sentence.
 pub fn check(folder: &Path) -> std::result::Result<(), String> {
     let state = || -> io::Result<u16> {
         let mut data = [0; 256];
@@ -40,21 +40,21 @@ pub fn check(folder: &Path) -> std::result::Result<(), String> {
     };
     match state() {
         Ok(flags) if flags & ENFORCED != 0 => Ok(()),
-        _ => Err("the data folder's file system enforces no project quotas".into()),
+        _ => Err("the file system of the data folder does not enforce project quotas".into()),
     }
 }
 
-/// The project of a folder; 0 is nobody's.
+/// Returns the project of a folder; 0 means none.
 pub fn project_of(folder: &Path) -> Option<u32> {
     let mut data = [0; 28];
     extended_attributes(open(folder).ok()?.as_fd(), false, &mut data).ok()?;
     data[PROJECT_AT..][..4].try_into().ok().map(u32::from_ne_bytes)
 }
 
-/// Makes an empty folder, and all that will be made in it, the project's.
+/// Makes an empty folder, and everything that is created in it, belong to the project.
 ///
 /// # Errors
-/// When the file system knows no projects.
+/// When the file system does not support projects.
 pub fn join(folder: &Path, project: u32) -> Result<()> {
     let set = || -> io::Result<()> {
         let (fd, mut data) = (open(folder)?, [0; 28]);
@@ -67,20 +67,20 @@ pub fn join(folder: &Path, project: u32) -> Result<()> {
     set().at("put into a project", folder)
 }
 
-/// Bounds what all files of the project take, from now on; `None`: no more.
+/// Sets the limit for all files of the project; `None` removes it.
 ///
 /// # Errors
-/// When the file system of `folder` keeps no quotas.
+/// When the file system of `folder` has no quotas.
 pub fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> Result<()> {
     const QIF_BLIMITS: u32 = 1;
     let mut data = [0; 256];
-    // dqb_bhardlimit in blocks of 1024 bytes, where 0 is no limit; dqb_valid.
+    // dqb_bhardlimit is in blocks of 1024 bytes, where 0 means no limit; dqb_valid.
     let blocks = bytes.map_or(0, |bytes| (bytes / 1024).max(1));
     data[..8].copy_from_slice(&blocks.to_ne_bytes());
     data[64..][..4].copy_from_slice(&QIF_BLIMITS.to_ne_bytes());
     open(folder)
         .and_then(|fd| project_quota(fd.as_fd(), true, project, &mut data))
-        .at("bound the disk space of", folder)
+        .at("set the disk limit of", folder)
 }
 
 #[cfg(test)]
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_system_without_quotas_says_so() {
+    fn file_system_without_quotas_is_reported() {
         // proc has neither projects nor quotas.
         let proc = Path::new("/proc");
         assert!(check(proc).unwrap_err().contains("project quotas"));

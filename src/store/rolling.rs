@@ -1,4 +1,4 @@
-//! A log of bounded size: a file, and the one before it. When the newer is full the older is given up. One thread writes.
+//! A log of bounded size: two files. When the newer one is full, the older one is replaced by it. One thread writes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{At, Result};
 
-/// The log.
 #[derive(Debug)]
 pub struct RollingLog {
     path: PathBuf,
@@ -17,7 +16,7 @@ pub struct RollingLog {
 }
 
 impl RollingLog {
-    /// Appends to the log at `path`, whose two files have at most `most` bytes each.
+    /// Opens the log at `path`, with at most `most` bytes in each of its two files.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -30,7 +29,7 @@ impl RollingLog {
     /// Appends a line.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the line cannot be written.
     pub fn line(&mut self, line: &str) -> Result<()> {
         let mut bytes = Vec::with_capacity(line.len() + 1);
         bytes.extend_from_slice(line.as_bytes());
@@ -46,7 +45,7 @@ impl RollingLog {
     }
 }
 
-/// `x.log` was `x.1.log` before it was full.
+/// Returns the path of the older file: `x.1.log` for `x.log`.
 fn older(path: &Path) -> PathBuf {
     path.with_extension("1.log")
 }
@@ -65,7 +64,7 @@ mod tests {
         let dir = TestFolder::new();
         let path = dir.join("x.log");
         for number in 0..100 {
-            // Opened anew now and then, as by a later server.
+            // Reopened from time to time, as by a later server.
             let mut log = RollingLog::open(&path, 100).unwrap();
             log.line(&format!("line {number}")).unwrap();
             log.line("and another").unwrap();

@@ -1,4 +1,4 @@
-//! For unit tests: a folder that is removed at the end, mounts that are unmounted before it.
+//! For unit tests: a temporary folder, and mounts that are unmounted before it is removed.
 
 use std::fs;
 use std::ops::Deref;
@@ -8,10 +8,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use uuid::Uuid;
 
-/// A folder of its own for one test.
+/// A temporary folder for one test.
 pub(crate) struct TestFolder(PathBuf);
 
-/// A mount that lasts as long as this value. Drop it before its [`Scratch`].
+/// A mount that is unmounted on drop. Drop it before its [`TestFolder`].
 pub(super) struct TestMount(PathBuf);
 
 impl TestFolder {
@@ -29,8 +29,8 @@ impl TestFolder {
         TestMount(path)
     }
 
-    /// A chain of `levels` folders `d` below the folder `name`, each beside an empty folder, which the file
-    /// system may list before it or after it.
+    /// Creates a chain of `levels` folders `d` below the folder `name`, each beside an empty folder that the file system may
+    /// list before or after it.
     pub(super) fn deep(&self, name: &str, levels: usize) {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let mut here = openat(CWD, self.join(name), flags, Mode::empty()).unwrap();

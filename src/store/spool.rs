@@ -1,7 +1,7 @@
-//! Bytes that wait on disk instead of in memory: files without a name, bounded for each key and in total.
+//! Bytes that wait on disk instead of in memory: files without a name, limited for each key and in total.
 //!
 //! The kernel frees the blocks of a file without a name when its last handle is closed, also after `kill -9`.
-//! [`SpoolArea::open`] removes what earlier versions, which named their files first, may have left.
+//! [`SpoolArea::open`] removes the named files that earlier versions may have left.
 //!
 //! Any thread. Lock: `used`, a leaf.
 
@@ -17,8 +17,8 @@ use crate::base::input_bytes::unnamed_file;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 
-/// Bytes that are reserved on disk at a time, so that the counters are not locked for each write.
-const STEP: u64 = 256 << 10;
+/// Bytes that are reserved at a time, so that the counters are not locked for each write.
+const RESERVE_STEP: u64 = 256 << 10;
 
 /// A folder of spooled files and its limits.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ struct SpoolAreaInner {
 }
 
 impl SpoolArea {
-    /// Opens the folder, creates it if it is missing, and removes what a killed server left in it.
+    /// Opens the folder, creates it if necessary, and removes the files of a killed server.
     ///
     /// # Errors
     /// When the folder cannot be created or cleaned.
@@ -55,7 +55,7 @@ impl SpoolArea {
     }
 }
 
-/// What one file has reserved; returned when it is dropped.
+/// The bytes that one file has reserved; returned on drop.
 #[derive(Debug)]
 struct SpoolReservation {
     area: Arc<SpoolAreaInner>,
@@ -70,7 +70,7 @@ impl SpoolReservation {
         let mine = used.get(&self.key).copied().unwrap_or(0);
         let refuse = |what: &str, limit: u64| {
             let message = format!(
-                "Requests of {what} that wait hold {limit} bytes of bodies already; answer or cancel pending approvals first"
+                "Waiting requests of {what} already hold {limit} bytes of bodies; answer or cancel pending approvals first"
             );
             Err(Error::new(Code::TooManyPending, message))
         };
@@ -114,12 +114,12 @@ impl SpoolWriter {
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes += bytes.len() as u64;
         if self.bytes > self.share.bytes {
-            self.share.grow((self.bytes - self.share.bytes).next_multiple_of(STEP))?;
+            self.share.grow((self.bytes - self.share.bytes).next_multiple_of(RESERVE_STEP))?;
         }
         self.file.write_all(bytes).at("write", &self.share.area.folder)
     }
 
-    /// The finished file.
+    /// Finishes the file.
     pub fn finish(self) -> SpooledFile {
         SpooledFile(Arc::new(UnnamedFile { file: self.file, bytes: self.bytes, _share: self.share }))
     }
@@ -132,22 +132,21 @@ struct UnnamedFile {
     _share: SpoolReservation,
 }
 
-/// A spooled file that does not change any more. Its blocks are freed with the last clone.
+/// A complete spooled file. Its blocks are freed with the last clone.
 #[derive(Clone, Debug)]
 pub struct SpooledFile(Arc<UnnamedFile>);
 
 impl SpooledFile {
-    /// Its size.
     pub fn size(&self) -> u64 {
         self.0.bytes
     }
 
-    /// The file, to be read with an offset of one's own.
+    /// Returns the file, to be read at explicit offsets.
     pub fn file(&self) -> &File {
         &self.0.file
     }
 
-    /// A reader from its start. Readers do not share a position.
+    /// Returns a reader from the start. Readers do not share a position.
     pub fn reader(&self) -> SpoolReader {
         SpoolReader { file: self.clone(), at: 0 }
     }
@@ -174,12 +173,12 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn limits_hold_for_each_key_and_in_total_and_nothing_is_left_on_disk() {
+    fn limits_hold_for_each_key_and_in_total_and_nothing_stays_on_disk() {
         let dir = TestFolder::new();
-        let area = SpoolArea::open(&dir.join("spool"), 4 * STEP, 6 * STEP).unwrap();
+        let area = SpoolArea::open(&dir.join("spool"), 4 * RESERVE_STEP, 6 * RESERVE_STEP).unwrap();
         let fill = |key: &str, steps: u64| {
             let mut writer = area.begin(key).unwrap();
-            writer.append(&vec![7; (steps * STEP) as usize]).map(|()| writer.finish())
+            writer.append(&vec![7; (steps * RESERVE_STEP) as usize]).map(|()| writer.finish())
         };
         let first = fill("a", 3).unwrap();
         assert_eq!(fill("a", 2).unwrap_err().code(), Code::TooManyPending);
@@ -191,7 +190,7 @@ mod tests {
         one.read_to_end(&mut text).unwrap();
         assert_eq!((text.len() as u64, other.read(&mut [0; 9]).unwrap()), (first.size(), 9));
         drop((first, one));
-        assert!(fill("c", 3).is_err(), "a reader keeps it");
+        assert!(fill("c", 3).is_err(), "a reader keeps the reservation");
         drop(other);
         fill("c", 3).unwrap();
         drop(second);
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_has_its_own_code() {
+    fn full_disk_has_its_own_code() {
         let dir = TestFolder::new();
         let _mount = dir.mount_tmpfs("small", "size=64k");
         let area = SpoolArea::open(&dir.join("small/spool"), 1 << 30, 1 << 30).unwrap();

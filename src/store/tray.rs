@@ -1,8 +1,8 @@
-//! A folder in a hostile tree in which others leave files: they arrive in pieces and appear whole, and are listed and
-//! read without following a single link. Knows nothing of HTTP or of what the files are for.
+//! A folder in a hostile tree to which clients upload files: a file arrives in pieces, appears as a whole, and is listed and
+//! read without following a link. Independent of HTTP and of the files' purpose.
 //!
-//! A file on its way has a temporary name in the folder itself, and its writer holds flock(2) on it. Whoever finds such
-//! a name without a lock finds what a killed server has left, and removes it. Any thread; no other locks.
+//! An incomplete file has a temporary name in the folder, and its writer holds flock(2) on it. A temporary file without a
+//! lock was left by a killed server and is removed. Any thread; no other locks.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -23,15 +23,18 @@ use super::beneath::{
 use super::file::{is_temp_name, sync_folder, temp_name};
 use crate::base::{Code, Error, Result, limits};
 
+/// Maximum total length of the paths in a listing: those in a deep tree are long.
+const TRAY_PATHS_BYTES: usize = 4 << 20;
+
 const NO_LINKS: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_SYMLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// Such a folder. Errors are those of [`Root`].
+/// An inbox or outbox folder. Its errors are those of [`Root`].
 #[derive(Debug)]
 pub struct Tray(OwnedFd);
 
-/// A file that arrives. Dropped before [`TrayWriter::commit`] it leaves nothing.
+/// A file that is being written. Dropping it before [`TrayWriter::commit`] removes it.
 #[derive(Debug)]
 pub struct TrayWriter<'a> {
     tray: &'a Tray,
@@ -39,35 +42,35 @@ pub struct TrayWriter<'a> {
     temp: String,
 }
 
-/// What lies in a folder.
+/// The content of a tray.
 #[derive(Debug, Default)]
 pub struct TrayListing {
     /// The files, the newest first.
     pub files: Vec<TrayFile>,
-    /// There are more than are listed.
+    /// There are more files than are listed.
     pub more: bool,
 }
 
 /// A regular file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrayFile {
-    /// Below the folder; any bytes that a file system takes.
+    /// Relative to the tray; any bytes that a file system allows.
     pub path: Vec<u8>,
     /// In bytes.
     pub size: u64,
-    /// When it was written last, in milliseconds since 1970.
+    /// Time of the last write, in milliseconds since 1970.
     pub changed_ms: i64,
 }
 
 impl TrayFile {
-    /// The path as text: bytes that are not UTF-8 show as U+FFFD.
+    /// Returns the path as text, with U+FFFD for bytes that are not UTF-8.
     pub fn display_path(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.path)
     }
 }
 
 impl Root {
-    /// The folder at `rel`; `None` if there is none.
+    /// Opens the tray at `rel`; `None` if the folder does not exist.
     ///
     /// # Errors
     /// `InvalidPath` when a part of the path is a link.
@@ -76,10 +79,10 @@ impl Root {
         Ok(map_kernel_error(opened, "open", rel)?.map(Tray))
     }
 
-    /// The same, made if it is missing; leftovers of writers that were killed are removed from it.
+    /// Opens the tray, creates it if necessary, and removes files of killed writers.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Root::tray`].
     pub fn make_tray(&self, rel: &str) -> Result<Tray> {
         let tray = Tray(make_folders(&self.as_fd(), rel)?);
         tray.sweep();
@@ -88,7 +91,7 @@ impl Root {
 }
 
 impl Tray {
-    /// Begins a file.
+    /// Starts a file.
     ///
     /// # Errors
     /// `DiskFull`, `Internal`.
@@ -101,21 +104,21 @@ impl Tray {
                 "write",
                 &temp,
             )?);
-            // Locks are a convenience of the sweep: a file system without them has none.
+            // Only the sweep needs the lock; a file system without locks is fine.
             let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-            let deposit = TrayWriter { tray: self, file, temp };
-            // Somebody may have swept between the two.
-            if map_kernel_error(fstat(&deposit.file), "write", &deposit.temp)?.st_nlink > 0 {
-                return Ok(deposit);
+            let writer = TrayWriter { tray: self, file, temp };
+            // A sweep may have removed the file before it was locked.
+            if map_kernel_error(fstat(&writer.file), "write", &writer.temp)?.st_nlink > 0 {
+                return Ok(writer);
             }
         }
         Err(Error::new(Code::Busy, "The folder is being swept too often; try again"))
     }
 
-    /// Whether a folder stands where a file is to be; a file's path may not lead over a file or a link either.
+    /// Checks that a file can be created at `path`: not a folder, and no file or link among its parents.
     ///
     /// # Errors
-    /// `InvalidPath` when it does.
+    /// `InvalidPath` if it cannot.
     pub fn check_free(&self, path: &str) -> Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         match open_resolved(&self.0, path, flags, NO_LINKS) {
@@ -129,10 +132,10 @@ impl Tray {
         }
     }
 
-    /// Opens a file for reading; `None` if there is none.
+    /// Opens a file for reading; `None` if it does not exist.
     ///
     /// # Errors
-    /// `InvalidPath` for a link, a device and whatever else is not a regular file.
+    /// `InvalidPath` for links, devices and anything else that is not a regular file.
     pub fn open(&self, path: &[u8]) -> Result<Option<File>> {
         let shown = &*String::from_utf8_lossy(path);
         let found = none_if_missing(open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS));
@@ -141,10 +144,10 @@ impl Tray {
         reopen(&found, OFlags::RDONLY, shown).map(Some)
     }
 
-    /// Opens what has this path for reading; `None` if nothing has it, or a link, which a new file replaces.
+    /// Opens the file at this path for reading; `None` if it does not exist or is a link, which a new file would replace.
     ///
     /// # Errors
-    /// `InvalidPath` for a folder, a device and whatever else is not a regular file.
+    /// `InvalidPath` for folders, devices and anything else that is not a regular file.
     pub fn open_if_there(&self, path: &str) -> Result<Option<File>> {
         match open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS) {
             Ok(found)
@@ -160,11 +163,11 @@ impl Tray {
         }
     }
 
-    /// All regular files in it and below, as far as [`limits::TRAY_ENTRIES`] and [`limits::TRAY_PATHS_BYTES`] go. Files
-    /// on their way are left out.
+    /// Lists all regular files in the tray and below, up to [`limits::TRAY_ENTRIES`] and [`TRAY_PATHS_BYTES`].
+    /// Incomplete files are omitted.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the folder cannot be read.
     pub fn list(&self) -> Result<TrayListing> {
         let mut listing = TrayListing::default();
         let (mut entries, mut bytes) = (0, 0);
@@ -172,7 +175,7 @@ impl Tray {
         while let Some(folder) = folders.pop() {
             let here = if folder.is_empty() { &b"."[..] } else { &folder };
             let shown = &*String::from_utf8_lossy(here);
-            // What is gone, too deep, closed to us or a link by now has no files.
+            // A folder that was removed, is too deep, unreadable, or is now a link, has no files.
             let Ok(opened) = open_resolved(&self.0, here, FOLDER, NO_LINKS) else { continue };
             for entry in map_kernel_error(Dir::read_from(&opened), "list", shown)? {
                 let entry = map_kernel_error(entry, "list", shown)?;
@@ -182,7 +185,7 @@ impl Tray {
                 }
                 entries += 1;
                 bytes += folder.len() + name.count_bytes();
-                if entries > limits::TRAY_ENTRIES || bytes > limits::TRAY_PATHS_BYTES {
+                if entries > limits::TRAY_ENTRIES || bytes > TRAY_PATHS_BYTES {
                     listing.more = true;
                     break;
                 }
@@ -209,7 +212,7 @@ impl Tray {
         Ok(listing)
     }
 
-    /// Removes files on their way that nobody writes any more.
+    /// Removes incomplete files without a writer.
     pub fn sweep(&self) {
         let Ok(entries) = Dir::read_from(&self.0) else { return };
         for entry in entries.take(limits::TRAY_ENTRIES).flatten() {
@@ -227,11 +230,10 @@ impl Tray {
 }
 
 impl TrayWriter<'_> {
-    /// Gives the file its name, making the folders of `path` that are missing. What had the name is replaced; a link is
-    /// not followed.
+    /// Gives the file its name and creates missing folders of `path`. An existing entry is replaced; a link is not followed.
     ///
     /// # Errors
-    /// `InvalidPath` when a folder has the name, or something else stands where a folder should be; nothing is left then.
+    /// `InvalidPath` when the name is a folder, or a parent is not one; nothing is left then.
     pub fn commit(self, path: &str) -> Result<()> {
         let (parent, name) = split(path, "write")?;
         let folder = make_folders(&self.tray.0, parent)?;
@@ -258,12 +260,12 @@ impl Write for TrayWriter<'_> {
 
 impl Drop for TrayWriter<'_> {
     fn drop(&mut self) {
-        // Gone already if it was kept.
+        // Does not exist after `commit`.
         let _ = unlinkat(&self.tray.0, &self.temp, AtFlags::empty());
     }
 }
 
-/// Opens the folder at `rel` below `top`, step by step, and makes what is missing: mode 0755, the owner of the one above.
+/// Opens the folder at `rel` below `top`, step by step, and creates missing ones with mode 0755 and the parent's owner.
 fn make_folders(top: &impl AsFd, rel: &str) -> Result<OwnedFd> {
     let mut folder = map_kernel_error(open_resolved(top, ".", FOLDER, NO_LINKS), "make", rel)?;
     for name in rel.split('/').filter(|name| !matches!(*name, "" | ".")) {
@@ -281,11 +283,11 @@ fn make_folders(top: &impl AsFd, rel: &str) -> Result<OwnedFd> {
     Ok(folder)
 }
 
-/// Two tags of the same file are equal exactly when its bytes were not touched in between, as far as the kernel's clock
-/// tells; `false` when it is too fresh to be sure (RFC 9110, 8.8.1). No workload can set the time that is used.
+/// Returns an entity tag: two tags of a file are equal exactly if its bytes did not change, as far as the kernel's clock can
+/// show; and `false` if the file is too fresh to be sure (RFC 9110, 8.8.1). No workload can set the time that is used.
 ///
 /// # Errors
-/// When the file cannot be looked at.
+/// When the file's metadata cannot be read.
 pub fn tag(file: &File) -> Result<(String, bool)> {
     let stat = map_kernel_error(fstat(file), "read", "the file")?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -295,5 +297,5 @@ pub fn tag(file: &File) -> Result<(String, bool)> {
 }
 
 #[cfg(test)]
-#[path = "deposit_tests.rs"]
+#[path = "tray_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
-//! Removal of whole trees whose content a hostile workload made: exactly this tree, never through a link, never
-//! across a mount. Depth costs nothing: at most `limits::TREE_DEPTH` descriptors, no recursion.
-//! Any thread; no locks. Nothing may write into the tree any more; if something does, the removal fails, no more.
+//! Removes whole trees with hostile content. **Invariant:** removes exactly this tree, never through a link, never across a
+//! mount. Depth is no problem: at most `limits::TREE_DEPTH` descriptors, no recursion.
+//! Any thread; no locks. Nothing should write into the tree any more; otherwise the removal fails, with no other harm.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
@@ -21,20 +21,22 @@ use super::mounts::mounts_below_real;
 pub use super::usage::{disk_usage, disk_usage_below};
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Removes the entry `name` of the folder `parent` with everything in it. A link is removed itself; an entry that is
-/// not there is fine.
+/// How often the removal of a tree restarts because of concurrent writes into it.
+const TREE_PASSES: usize = 32;
+
+/// Removes the entry `name` of the folder `parent` with everything in it. A link itself is removed; a missing entry is fine.
 ///
 /// # Errors
-/// `InvalidPath` when `name` is not a single name. `MountedInside`, with `details.path`, when something is mounted on
-/// or in the tree: nothing has been removed then, unless the mount appeared meanwhile. `Conflict` when something keeps
-/// writing into the tree, `Internal` when an entry cannot be removed; what was removed by then is gone.
+/// `InvalidPath` when `name` is not a single name. `MountedInside`, with `details.path`, when something is mounted on or in
+/// the tree: nothing has been removed then, unless the mount appeared during the removal. `Conflict` when a process keeps
+/// writing into the tree, `Internal` when an entry cannot be removed; parts of the tree may have been removed then.
 pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let single = !name.is_empty() && !name.contains('/') && !is_dots(name.as_bytes());
     let Some(entry) = CString::new(name).ok().filter(|_| single) else {
         return Err(Error::new(Code::InvalidPath, format!("{name:?} is not the name of a file or folder")));
     };
-    // Opened once: what the name means may change.
-    let above = match open(parent, ABOVE, Mode::empty()) {
+    // Opened once: the path may change its meaning.
+    let above = match open(parent, PARENT_FLAGS, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
         opened => opened.at("open", parent)?,
     };
@@ -46,18 +48,18 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     remove_from(above.as_fd(), &entry, shown)
 }
 
-const ABOVE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const PARENT_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]
 fn remove(parent: &Path, name: &CStr, shown: PathBuf) -> Result<()> {
-    let above = open(parent, ABOVE, Mode::empty()).at("open", parent)?;
+    let above = open(parent, PARENT_FLAGS, Mode::empty()).at("open", parent)?;
     remove_from(above.as_fd(), name, shown)
 }
 
-/// The same in a folder that is open already; `shown` is what errors call the tree.
+/// Does the same in an open folder; `shown` is the tree's path in errors.
 pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) -> Result<()> {
     let mut walk = TreeRemoval { shown, levels: Vec::new(), moved: false };
-    for _ in 0..limits::TREE_PASSES {
+    for _ in 0..TREE_PASSES {
         match walk.enter(above, name)? {
             None => return Ok(()),
             Some(top) => walk.levels.push((top, name.to_owned())),
@@ -66,7 +68,7 @@ pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) ->
         walk.levels.clear();
         match unlinkat(above, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            // Something was written into it behind our back.
+            // Another process has written into the tree.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
             Err(errno) => return Err(walk.failed(errno, None)),
         }
@@ -76,9 +78,9 @@ pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) ->
 
 struct TreeRemoval {
     shown: PathBuf,
-    /// From the tree's top to where we are: each folder and its name.
+    /// The folders from the tree's top to the current one, each with its name.
     levels: Vec<(Dir, CString)>,
-    /// Whether the top got new entries from below.
+    /// Entries from deeper levels were moved to the top.
     moved: bool,
 }
 
@@ -113,7 +115,7 @@ impl TreeRemoval {
         if kind != FileType::Directory {
             match unlinkat(here, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => return Ok(()),
-                // The file system does not tell types, or it was replaced.
+                // The file system does not report types, or the entry was replaced.
                 Err(Errno::ISDIR) => {}
                 Err(errno) => return Err(self.failed(errno, Some(name))),
             }
@@ -137,19 +139,19 @@ impl TreeRemoval {
         };
         match unlinkat(self.fd(above)?, &*name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            // Something was written into it behind our back: the next pass sees it.
+            // Another process has written into the folder: the next pass handles it.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => Ok(()),
             Err(errno) => Err(self.failed(errno, Some(&name))),
         }
     }
 
-    /// Opens the folder `name`, made writable for its owner; what is not a folder is removed instead.
+    /// Opens the folder `name` after making it writable for its owner; removes an entry that is not a folder.
     fn enter(&self, at: BorrowedFd<'_>, name: &CStr) -> Result<Option<Dir>> {
         let mut last = Errno::AGAIN;
-        for _ in 0..limits::TREE_PASSES {
+        for _ in 0..TREE_PASSES {
             let mut opened = open_folder(at, name, OFlags::RDONLY);
             if matches!(opened, Err(Errno::ACCESS)) {
-                // If this does not help, the error of the second attempt says why.
+                // If this fails, the second attempt's error is reported.
                 let _ = open_folder(at, name, OFlags::PATH).and_then(allow_path);
                 opened = open_folder(at, name, OFlags::RDONLY);
             }
@@ -160,9 +162,9 @@ impl TreeRemoval {
             };
             match done {
                 Err(Errno::NOENT) => return Ok(None),
-                // Replaced by a folder since we looked.
+                // A folder has replaced the entry since the check.
                 Err(Errno::ISDIR) => {}
-                // Something is mounted there, or it was moved away while the kernel looked (complete_walk() in fs/namei.c).
+                // A mount point, or the entry was moved away during the lookup (complete_walk() in fs/namei.c).
                 Err(Errno::XDEV) => last = Errno::XDEV,
                 done => return done.map_err(|errno| self.failed(errno, Some(name))),
             }
@@ -181,11 +183,14 @@ impl TreeRemoval {
         let last = name.filter(|_| !self.levels.is_empty());
         path.extend(below.chain(last).map(|name| OsStr::from_bytes(name.to_bytes())));
         match errno {
-            // EXDEV: openat2 met a mount. EBUSY: so did unlink, rmdir or rename.
+            // EXDEV from openat2, or EBUSY from unlink, rmdir or rename, means a mount.
             Errno::XDEV | Errno::BUSY => mounted(&path),
             Errno::NOSYS => openat2_missing(),
             Errno::AGAIN => {
-                let message = format!("Could not remove {}: something keeps writing into it", path.display());
+                let message = format!(
+                    "Could not remove {}: a process keeps writing into it; stop it and try again",
+                    path.display()
+                );
                 Error::new(Code::Conflict, message)
             }
             errno => {
@@ -201,17 +206,17 @@ fn open_folder(at: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Re
     open_resolved(at, name, flags, ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
 
-/// Removing from a folder takes its write and search bits, unless one is root.
+/// Sets write and search permission, which removing entries requires for users other than root.
 fn allow(folder: &OwnedFd) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(fstat(folder)?.st_mode);
     if !mode.contains(Mode::RWXU) {
-        // Somebody else's folder; what cannot be removed from it will be named.
+        // The folder may belong to another user; the error will name an entry that cannot be removed.
         let _ = fchmod(folder, mode | Mode::RWXU);
     }
     Ok(())
 }
 
-/// The same for a folder that may not even be read, where fchmod(2) does not take the descriptor.
+/// Does the same for a folder that cannot even be read, where fchmod(2) does not accept the descriptor.
 fn allow_path(folder: OwnedFd) -> rustix::io::Result<()> {
     chmod(format!("/proc/self/fd/{}", folder.as_raw_fd()), Mode::RWXU)
 }

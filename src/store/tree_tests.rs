@@ -1,4 +1,4 @@
-//! Trees that are hard to remove, and ones that want more removed than themselves.
+//! Tests with trees that are hard to remove, and trees that try to get other files removed.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -11,7 +11,7 @@ use super::*;
 use crate::store::file::write_atomic;
 use crate::store::scratch::{TestFolder, TestMount};
 
-/// A folder `tree` to remove and a folder `outside` that stays.
+/// Creates a folder `tree` to remove and a folder `outside` that must stay.
 fn scene() -> TestFolder {
     let dir = TestFolder::new();
     fill(&dir);
@@ -51,9 +51,9 @@ fn removes_every_kind_of_entry_and_follows_no_link() {
 }
 
 #[test]
-fn folders_without_permissions_are_opened_up() {
+fn folders_without_permissions_are_made_accessible() {
     let dir = scene();
-    // Root notices nothing of this; as another user it is what chmod is there for.
+    // Root ignores permissions; other users need the chmod.
     for (folder, mode) in [("tree/sub/more", 0o000), ("tree/sub", 0o500), ("tree", 0o000)] {
         fs::set_permissions(dir.join(folder), fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -62,7 +62,7 @@ fn folders_without_permissions_are_opened_up() {
 }
 
 #[test]
-fn the_entry_itself_may_be_a_link_or_a_file() {
+fn entry_itself_may_be_a_link_or_a_file() {
     let dir = scene();
     symlink("outside", dir.join("link")).unwrap();
     write_atomic(&dir.join("file"), b"", 0o600).unwrap();
@@ -76,9 +76,9 @@ fn the_entry_itself_may_be_a_link_or_a_file() {
 }
 
 #[test]
-fn depth_and_width_are_no_obstacle() {
+fn deep_and_wide_trees_are_removed() {
     let dir = TestFolder::new();
-    // In memory: making the tree on a disk takes a minute, removing it two seconds.
+    // On a tmpfs: creating the tree on a disk takes a minute, removing it two seconds.
     let _mount = dir.mount_tmpfs("fast", "");
     let fast = dir.join("fast");
     fs::create_dir_all(fast.join("tree/sub")).unwrap();
@@ -94,20 +94,20 @@ fn depth_and_width_are_no_obstacle() {
     assert_eq!(fs::read_dir(&fast).unwrap().count(), 0);
 }
 
-/// Just where folders begin to be moved up.
+/// The depth at which folders begin to be moved up.
 const TREE_EDGE: usize = limits::TREE_DEPTH + 1;
 
 #[test]
-fn a_mount_inside_stops_everything() {
+fn mount_inside_prevents_the_removal() {
     let dir = scene();
     let mount = TestMount::bind(&dir.join("outside"), dir.join("tree/sub/mnt"));
     let failed = remove_tree(&dir, "tree").unwrap_err();
     assert_eq!(failed.code(), Code::MountedInside);
     let point = fs::canonicalize(&*dir).unwrap().join("tree/sub/mnt");
     assert_eq!(failed.body()["details"]["path"], point.to_str().unwrap());
-    assert!(dir.join("tree/sub/file").exists(), "nothing was removed");
+    assert!(dir.join("tree/sub/file").exists(), "something was removed");
 
-    // A mount that appears after the look at the table.
+    // A mount that appears after the mount table was read.
     let late = remove(&dir, c"tree", dir.join("tree")).unwrap_err();
     assert_eq!(late.code(), Code::MountedInside);
     assert_eq!(late.body()["details"]["path"], dir.join("tree/sub/mnt").to_str().unwrap());
@@ -118,7 +118,7 @@ fn a_mount_inside_stops_everything() {
 }
 
 #[test]
-fn a_mounted_top_or_file_is_left_alone() {
+fn mounted_top_or_file_is_left_alone() {
     let dir = scene();
     let top = TestMount::bind(&dir.join("outside"), dir.join("tree"));
     assert_eq!(remove_tree(&dir, "tree").unwrap_err().code(), Code::MountedInside);
@@ -134,7 +134,7 @@ fn a_mounted_top_or_file_is_left_alone() {
 }
 
 #[test]
-fn a_folder_that_turns_into_a_link_all_the_time_leads_nowhere() {
+fn folder_swapped_with_a_link_in_a_loop_never_leads_out() {
     let scratch = TestFolder::new();
     let _mount = scratch.mount_tmpfs("fast", "");
     let dir = scratch.join("fast");
@@ -162,7 +162,7 @@ fn a_folder_that_turns_into_a_link_all_the_time_leads_nowhere() {
 }
 
 #[test]
-fn racing_removers_do_not_disturb_each_other() {
+fn concurrent_removals_do_not_disturb_each_other() {
     let dir = scene();
     dir.deep("tree", 200);
     thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! How much disk a tree takes. Reads only; never follows a link or crosses a mount; memory and descriptors are bounded
-//! whatever the tree looks like.
+//! Measures the disk usage of a tree. Never follows a link or crosses a mount; memory and descriptors are bounded for any
+//! tree. Reads only.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -15,29 +15,34 @@ use rustix::io::Errno;
 use super::beneath::{Root, is_dots, open_resolved, openat2_missing};
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Bytes that the tree at `path` takes on disk, as du(1) counts: allocated blocks, a file with several names once.
-/// 0 if there is no such entry. What may not be read, is mounted inside, or lies deeper than
-/// `limits::USAGE_DEPTH` is left out.
+/// Maximum number of files with several names that disk usage remembers (some 24 bytes each); further ones count once
+/// per name.
+const USAGE_LINKS: usize = 1_000_000;
+/// Maximum depth for disk usage; each level takes some 50 bytes.
+const USAGE_DEPTH: usize = 100_000;
+
+/// Returns the bytes that the tree at `path` uses on disk, like du(1): allocated blocks, a file with several names once. 0 if
+/// the entry does not exist. Unreadable entries, mounts, and anything deeper than `USAGE_DEPTH` are not counted.
 ///
 /// # Errors
-/// `Busy` when folders are moved about meanwhile, `Internal` when the disk fails.
+/// `Busy` when folders are moved during the measurement, `Internal` when the disk fails.
 pub fn disk_usage(path: &Path) -> Result<u64> {
     let top = match open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(0),
         top => top.at("open", path)?,
     };
-    told(measure(&top, &|| true), path).map(Option::unwrap_or_default)
+    map_usage_error(measure(&top, &|| true), path).map(Option::unwrap_or_default)
 }
 
-/// The same for what is below `root`, as long as `go_on` says so; `None` when it said no.
+/// Measures the tree below `root` while `go_on` returns true; `None` if it returned false.
 ///
 /// # Errors
-/// As above.
+/// As for [`disk_usage`].
 pub fn disk_usage_below(root: &Root, go_on: &dyn Fn() -> bool) -> Result<Option<u64>> {
-    told(measure(root, go_on), Path::new("the tree"))
+    map_usage_error(measure(root, go_on), Path::new("the tree"))
 }
 
-fn told(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Result<Option<u64>> {
+fn map_usage_error(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Result<Option<u64>> {
     match measured {
         Err(Errno::NOSYS) => Err(openat2_missing()),
         Err(Errno::STALE) => {
@@ -48,14 +53,14 @@ fn told(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Result<Option
     }
 }
 
-/// One file of one file system.
+/// Device and inode of a file.
 type HardLinkKey = (u32, u32, u64);
 
 struct FolderLevel {
     identity: HardLinkKey,
-    /// Closed while we are more than `TREE_DEPTH` levels below.
+    /// Closed while the current folder is more than `TREE_DEPTH` levels below.
     dir: Option<Dir>,
-    /// Where reading goes on.
+    /// Position in the folder at which reading continues.
     offset: u64,
 }
 
@@ -88,7 +93,7 @@ fn measure(top: impl AsFd, go_on: &dyn Fn() -> bool) -> rustix::io::Result<Optio
                 return Ok(None);
             }
             let below = enter(dir.fd()?, name, identity(&status))?;
-            if levels.len() < limits::USAGE_DEPTH {
+            if levels.len() < USAGE_DEPTH {
                 levels.extend(below);
             }
             if let Some(far) = levels.len().checked_sub(limits::TREE_DEPTH + 1) {
@@ -99,7 +104,7 @@ fn measure(top: impl AsFd, go_on: &dyn Fn() -> bool) -> rustix::io::Result<Optio
     Ok(Some(tally.total))
 }
 
-/// Opens a folder; `None` if it is gone, replaced, mounted over, or not for us.
+/// Opens a folder; `None` if it was removed, replaced, mounted over, or is not accessible.
 fn enter(at: impl AsFd, name: &CStr, identity: HardLinkKey) -> rustix::io::Result<Option<FolderLevel>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     match open_resolved(at, name, flags, ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS) {
@@ -116,7 +121,7 @@ fn leave(levels: &mut Vec<FolderLevel>) -> rustix::io::Result<()> {
         Err(Errno::NOENT) => return Err(Errno::STALE),
         up => up?,
     };
-    // `..` is where the folder is now, not where we came from.
+    // `..` is the folder's current parent, which may have changed.
     if identity(&stat(&up, c"")?) != above.identity {
         return Err(Errno::STALE);
     }
@@ -127,13 +132,13 @@ fn leave(levels: &mut Vec<FolderLevel>) -> rustix::io::Result<()> {
 
 struct Tally {
     total: u64,
-    /// Files with several names that were counted.
+    /// Files with several names that have been counted.
     seen: HashSet<HardLinkKey>,
     mount: u64,
 }
 
 impl Tally {
-    /// Counts an entry; says whether it is a folder to look into.
+    /// Counts an entry; returns whether it is a folder to descend into.
     fn add(&mut self, status: &Statx) -> bool {
         if status.stx_mnt_id != self.mount {
             return false;
@@ -141,13 +146,13 @@ impl Tally {
         let is_dir = FileType::from_raw_mode(status.stx_mode.into()) == FileType::Directory;
         if !is_dir && status.stx_nlink > 1 {
             let identity = identity(status);
-            let room = self.seen.len() < limits::USAGE_LINKS;
+            let room = self.seen.len() < USAGE_LINKS;
             let known = if room { !self.seen.insert(identity) } else { self.seen.contains(&identity) };
             if known {
                 return false;
             }
         }
-        // stat(2): in units of 512 bytes, whatever the file system's block size.
+        // Units of 512 bytes, independent of the file system's block size (stat(2)).
         self.total = self.total.saturating_add(status.stx_blocks.saturating_mul(512));
         is_dir
     }
@@ -157,10 +162,10 @@ fn identity(status: &Statx) -> HardLinkKey {
     (status.stx_dev_major, status.stx_dev_minor, status.stx_ino)
 }
 
-/// The entry `name` of the folder `at`, or `at` itself if the name is empty.
+/// Returns the metadata of the entry `name` of the folder `at`, or of `at` itself if the name is empty.
 fn stat(at: impl AsFd, name: &CStr) -> rustix::io::Result<Statx> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    // Before Linux 5.8 there is no mount id; all are 0 then, and openat2 alone keeps us on our mount.
+    // Before Linux 5.8 there is no mount id and all are 0; then only openat2 prevents crossing mounts.
     statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
 }
 
@@ -202,12 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn counting_goes_on_where_it_left_off_on_the_way_up() {
+    fn counting_continues_after_the_way_back_up() {
         let dir = TestFolder::new();
         fs::create_dir(dir.join("tree")).unwrap();
         dir.deep("tree", 300);
         let one = blocks(&dir.join("tree/d"));
-        // What is listed after the folder that leads down is only found after the way back up.
+        // Entries after the deep folder are only found after the way back up.
         let counted = disk_usage(&dir.join("tree")).unwrap();
         assert_eq!(counted, blocks(&dir.join("tree")) + 600 * one);
     }

@@ -1,6 +1,6 @@
-//! One YAML document as OpenCode reads it (gray-matter with js-yaml 3.14, `safeLoad`), within bounds. YAML 1.2 readers
-//! refuse or read differently some of what that library takes, so the grammar is that library's: the productions have
-//! its names, order and leniency. Values are in [`values`]. Pure.
+//! Parses one YAML document as OpenCode does (gray-matter with js-yaml 3.14, `safeLoad`), within bounds. YAML 1.2 parsers
+//! reject or interpret differently some of its input, so the grammar is that library's: the productions have its names, order
+//! and leniency. Values are in [`values`]. Pure.
 
 mod blocks;
 mod flow;
@@ -15,10 +15,13 @@ use crate::base::limits;
 
 pub(super) use self::values::timestamp_text;
 
-/// Reads the document; `None` when there is none.
+/// Maximum nesting of lists and objects in front matter.
+const FRONT_MATTER_DEPTH: usize = 32;
+
+/// Parses the document; `None` if there is none.
 ///
 /// # Errors
-/// What is wrong with it and in which line, for a person. The first line is line 1.
+/// A description of the problem with its line, for people. The first line is line 1.
 pub(super) fn parse(text: &str) -> Result<Option<Value>, String> {
     let mut text = text.to_owned();
     if !text.is_empty() && !text.ends_with(['\n', '\r']) {
@@ -26,14 +29,14 @@ pub(super) fn parse(text: &str) -> Result<Option<Value>, String> {
     }
     if let Some(at) = text.find('\0') {
         let line = text[..at].matches('\n').count() + 1;
-        return Err(format!("it has a NUL byte (line {line})"));
+        return Err(format!("the text contains a NUL byte (line {line})"));
     }
     let mut reader = YamlReader::new(&text);
     let read = reader.documents();
     read.map_err(|why| format!("{why} (line {})", reader.line + 1))
 }
 
-/// Where a node stands; blocks are read in the last two only.
+/// The context of a node; the last two allow block collections and scalars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum YamlContext {
     FlowIn,
@@ -50,9 +53,9 @@ struct YamlReader<'a> {
     at: usize,
     line: usize,
     line_start: usize,
-    /// Spaces at the start of this line.
+    /// Number of spaces at the start of the current line.
     line_indent: isize,
-    /// The node that was read last: its properties, kind and value.
+    /// The latest node: its properties, kind and value.
     tag: Option<String>,
     anchor: Option<String>,
     kind: Option<NodeKind>,
@@ -60,16 +63,16 @@ struct YamlReader<'a> {
     anchors: HashMap<String, Value>,
     handles: HashMap<String, String>,
     depth: usize,
-    /// Aliases can make megabytes of a few lines: everything is counted as often as it appears.
+    /// Number of values, each counted as often as aliases repeat it: a few lines can expand to megabytes.
     nodes: usize,
     size: usize,
 }
 
-/// An object that is being read.
+/// An object that is being parsed.
 #[derive(Default)]
 struct YamlFields {
     map: Map<String, Value>,
-    /// Keys from a merge, which the object's own replace.
+    /// Keys from a merge, which the object's own keys replace.
     merged: Map<String, Value>,
 }
 
@@ -94,7 +97,7 @@ impl<'a> YamlReader<'a> {
         }
     }
 
-    /// NUL behind the end.
+    /// Returns the byte at `at`; NUL after the end.
     fn byte(&self, at: usize) -> u8 {
         self.bytes.get(at).copied().unwrap_or(0)
     }
@@ -148,7 +151,7 @@ impl<'a> YamlReader<'a> {
         Ok(value)
     }
 
-    /// `%YAML` and `%TAG`; others are passed over. Whether there was one.
+    /// Parses `%YAML` and `%TAG` and skips other directives; returns whether there was one.
     fn directives(&mut self) -> YamlResult<bool> {
         let mut any = false;
         while self.here() != 0 {
@@ -166,7 +169,7 @@ impl<'a> YamlReader<'a> {
             match words[..] {
                 ["%"] => return Err("a directive has no name".to_owned()),
                 ["%YAML", version] if version.starts_with("1.") => {}
-                ["%YAML", ..] => return Err("the YAML version is not known".to_owned()),
+                ["%YAML", ..] => return Err("the YAML version is not supported".to_owned()),
                 ["%TAG", handle, prefix] => drop(self.handles.insert(handle.to_owned(), prefix.to_owned())),
                 ["%TAG", ..] => return Err("%TAG should have a handle and a prefix".to_owned()),
                 _ => {}
@@ -189,7 +192,7 @@ impl<'a> YamlReader<'a> {
         Ok(())
     }
 
-    /// Passes over blanks, line breaks and comments; returns the number of line breaks.
+    /// Skips white space, line breaks and comments; returns the number of line breaks.
     fn skip(&mut self, comments: bool) -> YamlResult<usize> {
         let mut breaks = 0;
         while self.here() != 0 {
@@ -215,14 +218,14 @@ impl<'a> YamlReader<'a> {
         Ok(breaks)
     }
 
-    /// Whether `---` or `...` stands here alone.
+    /// Whether the line is `---` or `...`.
     fn is_separator(&self) -> bool {
         let rest = &self.bytes[self.at.min(self.bytes.len())..];
         let after = self.byte(self.at + 3);
         (rest.starts_with(b"---") || rest.starts_with(b"...")) && (after == 0 || is_space(after))
     }
 
-    /// Adds a piece of the input to the scalar that is being read.
+    /// Appends a part of the input to the current scalar.
     fn capture(&mut self, scalar: &mut String, start: usize, end: usize, quoted: bool) -> YamlResult<()> {
         let piece = self.text.get(start..end).unwrap_or_default();
         let odd = |c: char| match c {
@@ -232,7 +235,7 @@ impl<'a> YamlReader<'a> {
             c => c < ' ' || matches!(c, '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}'),
         };
         if let Some(c) = piece.chars().find(|c| odd(*c)) {
-            return Err(format!("it has the character {}", c.escape_unicode()));
+            return Err(format!("the text contains the character {}", c.escape_unicode()));
         }
         self.size += piece.len();
         scalar.push_str(piece);
@@ -241,7 +244,7 @@ impl<'a> YamlReader<'a> {
 
     fn check_size(&self) -> YamlResult<()> {
         if self.nodes > limits::FRONT_MATTER_NODES || self.size > limits::FRONT_MATTER_BYTES {
-            return Err("it is too much".to_owned());
+            return Err("the document is too large".to_owned());
         }
         Ok(())
     }
@@ -260,7 +263,7 @@ impl<'a> YamlReader<'a> {
         self.check_size()
     }
 
-    /// Reads a node into the registers; says whether there was one.
+    /// Parses a node into the registers; returns whether there was one.
     fn compose(
         &mut self,
         parent: isize,
@@ -268,8 +271,8 @@ impl<'a> YamlReader<'a> {
         seek: bool,
         compact: bool,
     ) -> YamlResult<bool> {
-        if self.depth == limits::FRONT_MATTER_DEPTH {
-            return Err(format!("it is nested deeper than {}", limits::FRONT_MATTER_DEPTH));
+        if self.depth == FRONT_MATTER_DEPTH {
+            return Err(format!("the nesting is deeper than {}", FRONT_MATTER_DEPTH));
         }
         self.depth += 1;
         self.nodes += 1;
@@ -332,14 +335,14 @@ impl<'a> YamlReader<'a> {
         Ok(found)
     }
 
-    /// Notes the value under the node's anchor.
+    /// Records the value under the node's anchor.
     fn remember(&mut self) {
         if let Some(anchor) = &self.anchor {
             self.anchors.insert(anchor.clone(), self.value.clone());
         }
     }
 
-    /// Gives the value the type that its tag or its text says.
+    /// Converts the value to the type given by its tag or text.
     fn resolve(&mut self) -> YamlResult<()> {
         let Some(tag) = self.tag.take() else { return Ok(()) };
         let value = std::mem::take(&mut self.value);
@@ -370,7 +373,7 @@ impl<'a> YamlReader<'a> {
         }
         let whole = &self.text[start..self.at];
         if whole.contains([',', '[', ']', '{', '}']) {
-            return Err("a tag has a character that no tag may have".to_owned());
+            return Err("a tag contains an invalid character".to_owned());
         }
         let (handle, suffix) = match whole.split_once('!') {
             Some((handle, suffix)) => (format!("!{handle}!"), suffix),
@@ -380,12 +383,12 @@ impl<'a> YamlReader<'a> {
             (Some(prefix), _) => format!("{prefix}{suffix}"),
             (None, "!") => format!("!{suffix}"),
             (None, "!!") => format!("tag:yaml.org,2002:{suffix}"),
-            _ => return Err(format!("the tag '{}' is not known here", whole.escape_debug())),
+            _ => return Err(format!("the tag '{}' is not supported", whole.escape_debug())),
         });
         Ok(true)
     }
 
-    /// The name of an anchor or alias.
+    /// Parses the name of an anchor or alias.
     fn name(&mut self) -> YamlResult<String> {
         self.at += 1;
         let start = self.at;
@@ -422,7 +425,7 @@ impl<'a> YamlReader<'a> {
         Ok(true)
     }
 
-    /// Adds a field; a merge's are replaced by the object's own, another one's never.
+    /// Adds a field. The object's own fields replace those of a merge; a duplicate field is an error.
     fn store(
         &mut self,
         fields: &mut YamlFields,
@@ -435,12 +438,12 @@ impl<'a> YamlReader<'a> {
         if tag == Some("tag:yaml.org,2002:merge") {
             let sources = if let Value::Array(list) = value { list } else { vec![value] };
             for source in sources {
-                // Of a list the indices would be the keys.
+                // The keys of a list would be its indices.
                 let Value::Object(source) = source else {
                     return Err("'<<' should name an object".to_owned());
                 };
                 for (key, value) in source {
-                    // A date has no fields there.
+                    // As in js-yaml, a date has no fields.
                     if key == values::TIMESTAMP {
                         continue;
                     }
@@ -453,7 +456,7 @@ impl<'a> YamlReader<'a> {
             return self.check_size();
         }
         if fields.merged.remove(&key).is_none() && fields.map.contains_key(&key) {
-            return Err(format!("'{}' is there twice", key.escape_debug()));
+            return Err(format!("the key '{}' appears twice", key.escape_debug()));
         }
         fields.map.insert(key, value);
         self.check_size()

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::values::NodeKind;
 use super::{YamlContext, YamlFields, YamlReader, YamlResult, is_blank, is_break, is_space};
 
-/// What becomes of the line breaks behind a block scalar.
+/// How the line breaks at the end of a block scalar are treated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Chomping {
     Clip,
@@ -31,7 +31,7 @@ impl YamlReader<'_> {
             items.push(std::mem::take(&mut self.value));
             self.skip(true)?;
             if (self.line == line || self.line_indent > indent) && self.here() != 0 {
-                return Err("an item of a list is indented in another way".to_owned());
+                return Err("an item of a list is not indented like the others".to_owned());
             }
             if self.line_indent < indent {
                 break;
@@ -67,7 +67,7 @@ impl YamlReader<'_> {
             } else if self.compose(flow, YamlContext::FlowOut, false, true)? {
                 if self.line != line {
                     if found {
-                        return Err("a key should stand on one line".to_owned());
+                        return Err("a key must be on one line".to_owned());
                     }
                     (self.tag, self.anchor) = (tag, anchor);
                     return Ok(true);
@@ -77,7 +77,7 @@ impl YamlReader<'_> {
                 }
                 if self.here() == b':' {
                     if !is_space(self.step()) {
-                        return Err("a blank should follow the ':' of a key".to_owned());
+                        return Err("a space must follow the ':' of a key".to_owned());
                     }
                     if explicit {
                         self.store_key(&mut fields, &mut key, Value::Null)?;
@@ -85,7 +85,7 @@ impl YamlReader<'_> {
                     (found, explicit, compact) = (true, false, false);
                     key = (self.tag.take(), std::mem::take(&mut self.value));
                 } else if found {
-                    return Err("a ':' is missing behind a key".to_owned());
+                    return Err("a ':' is missing after a key".to_owned());
                 } else {
                     (self.tag, self.anchor) = (tag, anchor);
                     return Ok(true);
@@ -109,7 +109,7 @@ impl YamlReader<'_> {
                 self.skip(true)?;
             }
             if self.line_indent > indent && self.here() != 0 {
-                return Err("a field is indented in another way".to_owned());
+                return Err("a field is not indented like the others".to_owned());
             }
             if self.line_indent < indent {
                 break;
@@ -134,7 +134,7 @@ impl YamlReader<'_> {
         self.store(fields, tag.as_deref(), name, value)
     }
 
-    /// An alias within a collection names it while it is incomplete.
+    /// Records the incomplete collection under its anchor: an alias inside of it may refer to it.
     pub(super) fn begin(&mut self, anchor: &Option<String>, empty: Value) {
         if let Some(anchor) = anchor {
             self.anchors.insert(anchor.clone(), empty);
@@ -210,13 +210,13 @@ impl YamlReader<'_> {
         Ok(true)
     }
 
-    /// The rest of the line of `|` or `>`: what to do with the last line breaks, and the indentation.
+    /// Parses the rest of the line of `|` or `>`: the treatment of the last line breaks, and the indentation.
     fn block_header(&mut self) -> YamlResult<(Chomping, Option<isize>)> {
         let (mut chomping, mut width) = (Chomping::Clip, None);
         loop {
             match self.step() {
                 b'+' | b'-' if chomping != Chomping::Clip => {
-                    return Err("a block of text has two signs".to_owned());
+                    return Err("a block of text has two chomping indicators".to_owned());
                 }
                 b'+' => chomping = Chomping::Keep,
                 b'-' => chomping = Chomping::Strip,

@@ -150,7 +150,7 @@ impl YamlReader<'_> {
             return Ok(false);
         }
         let mut text = String::new();
-        // JavaScript joins two escaped surrogates.
+        // As in JavaScript, two escaped surrogates form one character.
         let mut high = None;
         self.at += 1;
         let (mut start, mut end) = (self.at, self.at);
@@ -182,7 +182,7 @@ impl YamlReader<'_> {
         Err("a text in quotes does not end".to_owned())
     }
 
-    /// One byte of a text in quotes that has no meaning there, or its line breaks.
+    /// Handles a byte of a quoted text without a special meaning, or its line breaks.
     fn quoted_byte(
         &mut self,
         text: &mut String,
@@ -236,12 +236,12 @@ impl YamlReader<'_> {
         let mut code: u32 = 0;
         for _ in 0..digits {
             let digit = char::from(self.step()).to_digit(16);
-            code = (code << 4) | digit.ok_or("an escape should have hexadecimal digits")?;
+            code = (code << 4) | digit.ok_or("an escape must have hexadecimal digits")?;
         }
         self.at += 1;
         let joined = match high.take() {
             Some(high) if (0xdc00..0xe000).contains(&code) => {
-                // The first half stands there as the character for what is missing.
+                // Replaces the replacement character that was written for the first surrogate.
                 text.pop();
                 0x10000 + ((high - 0xd800) << 10) + (code - 0xdc00)
             }
@@ -255,7 +255,7 @@ impl YamlReader<'_> {
     }
 }
 
-/// One line break is a blank, of several the first is not counted.
+/// Folds line breaks: a single one becomes a space; of several the first is dropped.
 fn fold(text: &mut String, breaks: usize) {
     match breaks {
         0 => {}

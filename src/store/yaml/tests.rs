@@ -1,4 +1,4 @@
-//! What js-yaml 3.14 itself answered for these texts.
+//! Compares results with those of js-yaml 3.14 for the same texts.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ fn value(text: &str) -> Result<Value, String> {
 }
 
 #[test]
-fn values_are_those_of_the_default_schema() {
+fn values_follow_the_default_schema() {
     for (text, want) in [
         ("~", json!(null)),
         ("Null", json!(null)),
@@ -73,11 +73,11 @@ fn values_are_those_of_the_default_schema() {
 }
 
 #[test]
-fn faults_are_reported_with_their_line() {
+fn errors_have_their_line() {
     for (text, want) in [
-        ("a: 1\nb: 2\na: 3\n", "'a' is there twice (line 3)"),
-        ("a: !!int x\n", "'x' is no int (line 1)"),
-        ("a: !thing x\n", "the tag '!thing' is not known here (line 1)"),
+        ("a: 1\nb: 2\na: 3\n", "the key 'a' appears twice (line 3)"),
+        ("a: !!int x\n", "'x' is not of type int (line 1)"),
+        ("a: !thing x\n", "the tag '!thing' is not supported (line 1)"),
         ("a: 1\n...\nb: 1\n", "there should be one document only"),
         ("a: {<<: 1}\n", "'<<' should name an object (line 1)"),
         ("a: b: c\n", "a value has no key"),
@@ -85,7 +85,7 @@ fn faults_are_reported_with_their_line() {
         ("a: @x\n", "(line"),
         ("a: 'x' y\n", "(line"),
         ("a: \"\\q\"\n", "unknown escape"),
-        ("a: \u{7}\n", "it has the character"),
+        ("a: \u{7}\n", "the text contains the character"),
         ("a: \0\n", "NUL"),
     ] {
         let why = value(text).unwrap_err();

@@ -1,11 +1,11 @@
-//! What scalars mean: js-yaml's default safe schema, which is YAML 1.1's but for booleans. Pure.
+//! Types of scalars: js-yaml's default safe schema, which is YAML 1.1's except for booleans. Pure.
 
 use serde_json::{Map, Number, Value};
 
-/// The field of an object that stands for a date, which JSON does not have: not a text for OpenCode either.
+/// The key of an object that represents a date, which JSON does not have; OpenCode does not treat it as text either.
 pub(super) const TIMESTAMP: &str = "tag:yaml.org,2002:timestamp";
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeKind {
     Scalar,
@@ -13,16 +13,16 @@ pub(super) enum NodeKind {
     Mapping,
 }
 
-/// The text of a date.
+/// Returns the text of a date.
 pub(crate) fn timestamp_text(value: &Value) -> Option<&str> {
     let fields = value.as_object().filter(|fields| fields.len() == 1)?;
     fields.get(TIMESTAMP)?.as_str()
 }
 
-/// The value of a node with this tag; `?` is a plain scalar's. Returns the tag that it has in the end.
+/// Converts the value of a node according to its tag; `?` is the tag of a plain scalar. Returns the final tag and value.
 ///
 /// # Errors
-/// When the tag is not known or does not fit.
+/// When the tag is unknown or does not fit the value.
 pub(super) fn resolve(tag: String, kind: Option<NodeKind>, value: Value) -> Result<(String, Value), String> {
     if tag == "!" {
         return Ok((tag, value));
@@ -31,7 +31,7 @@ pub(super) fn resolve(tag: String, kind: Option<NodeKind>, value: Value) -> Resu
         let Value::String(text) = &value else { return Ok((tag, value)) };
         return Ok(implicit(text).unwrap_or((tag, value)));
     }
-    let unknown = || format!("the tag '{}' is not known here", tag.escape_debug());
+    let unknown = || format!("the tag '{}' is not supported", tag.escape_debug());
     let name = tag.strip_prefix("tag:yaml.org,2002:").ok_or_else(unknown)?;
     let wanted = match name {
         "str" | "null" | "bool" | "int" | "float" | "timestamp" | "merge" | "binary" => NodeKind::Scalar,
@@ -57,7 +57,7 @@ pub(super) fn resolve(tag: String, kind: Option<NodeKind>, value: Value) -> Resu
                 "float" => float(&text),
                 _ => timestamp(&text),
             };
-            found.ok_or_else(|| format!("'{}' is no {name}", text.escape_debug()))?
+            found.ok_or_else(|| format!("'{}' is not of type {name}", text.escape_debug()))?
         }
         (_, value @ (Value::Array(_) | Value::Object(_))) => value,
         _ => return Err(format!("a value with the tag {name} is missing")),
@@ -88,7 +88,7 @@ fn boolean(text: &str) -> Option<Value> {
     }
 }
 
-/// A number as JavaScript has it; infinity and NaN are none in JSON.
+/// Returns a number as JavaScript represents it; infinity and NaN become null, since JSON has neither.
 fn number(value: f64) -> Value {
     const SAFE: f64 = 9_007_199_254_740_992.0;
     #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
@@ -106,7 +106,7 @@ fn signed(text: &str) -> (f64, &str) {
     }
 }
 
-/// Decimal, `0b`, `0x`, octal with a leading 0, and minutes and seconds (`1:30`); with `_` within.
+/// Parses decimal, `0b`, `0x`, octal with a leading 0, and base 60 (`1:30`), each with optional `_`.
 fn integer(text: &str) -> Option<Value> {
     let (sign, rest) = signed(text);
     if rest == "0" {
@@ -171,7 +171,7 @@ fn float(text: &str) -> Option<Value> {
     };
     if plain {
         let digits: String = rest.chars().filter(|c| *c != '_').collect();
-        // `.` and digits that are only `_` are NaN there.
+        // As in js-yaml, `.` and digits that are only `_` are NaN.
         return Some(digits.parse::<f64>().map_or(Value::Null, |value| number(sign * value)));
     }
     minutes(rest).map(|value| number(sign * value))
@@ -196,7 +196,7 @@ fn minutes(text: &str) -> Option<f64> {
     Some(sum + format!("0.{}", fraction.replace('_', "")).parse::<f64>().unwrap_or_default())
 }
 
-/// A date, or a date with a time.
+/// Parses a date, or a date with a time.
 fn timestamp(text: &str) -> Option<Value> {
     let digits = |text: &str, least: usize, most: usize| {
         (least..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
@@ -236,10 +236,10 @@ fn timestamp(text: &str) -> Option<Value> {
     Some(Value::Object(Map::from_iter([(TIMESTAMP.to_owned(), text.into())])))
 }
 
-/// A key as JavaScript makes a property's name of it.
+/// Converts a key to a property name, as JavaScript does.
 ///
 /// # Errors
-/// For lists in a list.
+/// When the key is a list that contains a list.
 pub(super) fn key_text(key: &Value) -> Result<String, String> {
     Ok(match key {
         Value::String(text) => text.clone(),
@@ -247,7 +247,7 @@ pub(super) fn key_text(key: &Value) -> Result<String, String> {
             let mut parts = Vec::new();
             for item in items {
                 match item {
-                    Value::Array(_) => return Err("a key has a list in a list".to_owned()),
+                    Value::Array(_) => return Err("a key is a list that contains a list".to_owned()),
                     Value::Null => parts.push(String::new()),
                     item => parts.push(key_text(item)?),
                 }

@@ -1,4 +1,4 @@
-//! Files that arrive and are listed where a hostile workload may have prepared anything.
+//! Tests of trays in folders that a hostile workload has prepared.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -32,7 +32,7 @@ fn files_appear_whole_and_are_listed() {
         tray.list().unwrap().files.into_iter().map(|found| (found.path, found.size)).collect();
     paths.sort();
     assert_eq!(paths, [(b"sub/deep/y".to_vec(), 0), (b"x".to_vec(), 3)]);
-    // Not swept while it is being written, swept once its writer is gone.
+    // A file is not swept while it is being written, but after its writer is dropped.
     root.make_tray("a/in").unwrap();
     let temp = begun.temp.clone();
     assert!(dir.join("a/in").join(&temp).exists());
@@ -44,7 +44,7 @@ fn files_appear_whole_and_are_listed() {
 }
 
 #[test]
-fn no_link_is_followed() {
+fn links_are_not_followed() {
     let (dir, outside) = (TestFolder::new(), TestFolder::new());
     write_atomic(&outside.join("secret"), b"secret", 0o600).unwrap();
     let root = Root::open(&dir).unwrap();
@@ -67,7 +67,7 @@ fn no_link_is_followed() {
 }
 
 #[test]
-fn a_folder_is_not_replaced_and_nothing_is_left() {
+fn folder_is_not_replaced_and_nothing_is_left() {
     let dir = TestFolder::new();
     let tray = Root::open(&dir).unwrap().make_tray("in").unwrap();
     fs::create_dir_all(dir.join("in/taken/inside")).unwrap();
@@ -82,7 +82,7 @@ fn a_folder_is_not_replaced_and_nothing_is_left() {
 }
 
 #[test]
-fn a_listing_has_an_end() {
+fn listing_is_bounded() {
     let dir = TestFolder::new();
     let tray = Root::open(&dir).unwrap().make_tray("in").unwrap();
     for number in 0..limits::TRAY_ENTRIES + 5 {
@@ -96,13 +96,13 @@ fn a_listing_has_an_end() {
 }
 
 #[test]
-fn a_changed_file_has_another_tag() {
+fn changed_file_has_another_tag() {
     let dir = TestFolder::new();
     let path = dir.join("x");
     write_atomic(&path, b"one", 0o600).unwrap();
     let file = fs::File::open(&path).unwrap();
     let (first, sure) = tag(&file).unwrap();
-    assert!(!sure, "it is too fresh");
+    assert!(!sure, "the file is too fresh");
     std::thread::sleep(std::time::Duration::from_millis(20));
     fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(b"two").unwrap();
     assert_ne!(tag(&file).unwrap().0, first);
