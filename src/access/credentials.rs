@@ -14,6 +14,7 @@ use super::leases::TokenLeases;
 use super::login::JwtClaims;
 use super::tokens::{NewToken, Token, Tokens};
 use super::{Actor, Login, Scope};
+use crate::base::hex::encode as hex;
 use crate::base::{At, Error, Result, clock};
 use crate::store::file;
 
@@ -379,11 +380,6 @@ type Digest32 = [u8; 32];
 
 fn digest(token: &str) -> Digest32 {
     Sha256::digest(token.as_bytes()).into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{Ctx, project};
 use crate::access::ApprovalMode;
 use crate::access::approval_request::{FileChange, FileContent};
 use crate::base::logging::counted;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result, hex, limits};
 use crate::http::download::Download;
 use crate::http::upload::MultipartForm;
 use crate::http::{Answer, Request, Response};
@@ -138,7 +138,7 @@ fn preview_upload(
     let after = if bytes <= SHOWN_BYTES {
         FileContent::Bytes(content)
     } else {
-        let digest = hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        let digest = hex::encode(&hash.finalize());
         let fields = [("bytes".to_owned(), json!(bytes)), ("sha256".to_owned(), json!(digest))];
         FileContent::Described(Map::from_iter(fields))
     };

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
 
 use crate::base::thread::lock;
-use crate::base::{Error, Result, clock};
+use crate::base::{Error, Result, clock, hex};
 use crate::store::file;
 
 /// The name of the file: that of the orchestrator.
@@ -176,8 +176,7 @@ impl DaemonWorkspace {
 /// As the orchestrator names a workspace.
 fn id(key: &str) -> String {
     let digest = Sha1::digest(key.as_bytes());
-    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("ws-{hex}")
+    format!("ws-{}", hex::encode(&digest[..6]))
 }
 
 #[cfg(test)]

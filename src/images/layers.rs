@@ -10,8 +10,8 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::import::{ProgressFn, unpack};
-use super::listing::hex;
 use super::writer::{TreeWriter, normalize, split};
+use crate::base::hex::encode as hex;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;

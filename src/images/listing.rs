@@ -34,6 +34,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::id::ImageId;
+use crate::base::hex::encode as hex;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 
@@ -315,14 +316,6 @@ fn mode(stat: &Stat) -> String {
 
 fn owner(stat: &Stat) -> String {
     format!("{} {}", stat.st_uid, stat.st_gid)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 pub(super) fn escape(bytes: &[u8], out: &mut Vec<u8>) {

@@ -40,7 +40,7 @@ fn images_of_older_versions_are_converted() {
     assert!(!image.root.join("usr/null").exists(), "a device was kept");
     let listing = std::fs::read(image.root.with_file_name("listing")).unwrap();
     use sha2::Digest as _;
-    assert_eq!(listing::hex(&sha2::Sha256::digest(&listing)), image.id.as_str());
+    assert_eq!(crate::base::hex::encode(&sha2::Sha256::digest(&listing)), image.id.as_str());
     let shown = images.show(&image.id).unwrap();
     assert_eq!(shown.record.os.as_deref(), Some("Debian GNU/Linux 12 (bookworm)"));
     assert_eq!(shown.names, [ImageName::of(Distro::DebianBookworm)]);

@@ -14,7 +14,8 @@ use std::io::{self, Read};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::{Member, MemberKind};
-use super::listing::{FileDigest, escape, hex};
+use super::listing::{FileDigest, escape};
+use crate::base::hex::encode as hex;
 
 /// Starts the digest of a file.
 pub(super) fn start_digest(member: &Member) -> Sha256 {

@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::base::thread::lock;
-use crate::base::{At, Error, Result};
+use crate::base::{At, Error, Result, hex};
 use crate::store::file;
 
 const OPEN: &str = "<encrypted v=\"1\">";
@@ -64,7 +64,7 @@ impl LibraryKey {
                 None if make => {
                     let mut bytes = [0; 32];
                     getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
-                    let hex = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+                    let hex = hex::encode(&bytes);
                     file::write_atomic(&self.file, format!("{hex}\n").as_bytes(), 0o600)?;
                     Some(bytes)
                 }

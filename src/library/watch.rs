@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use super::folder::check_part;
 use super::{Library, check_name, is_ignored_name};
 use crate::base::thread::{self, JoinOnDrop, lock};
-use crate::base::{Result, limits};
+use crate::base::{Result, hex, limits};
 use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
 use crate::store::beneath::Root;
 use crate::store::file;
@@ -290,7 +290,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         for (path, stamp) in &self.seen {
             hash.update(format!("{path}\0{stamp:?}\n"));
         }
-        hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+        hex::encode(&hash.finalize())
     }
 }
 

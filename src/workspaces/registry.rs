@@ -18,7 +18,7 @@ use super::record::{WorkspaceJob, WorkspaceKind, WorkspaceOrigin, WorkspaceRecor
 use super::status::not_found;
 use crate::base::ids::Label;
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{At, Code, Error, Result, hex, limits};
 use crate::library::Template;
 use crate::opencode::Managed;
 use crate::store::json::JsonFile;
@@ -502,10 +502,7 @@ fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<WorkspaceRecord>> {
 
 /// The OpenWork API's id of a folder: `ws_` and the first 12 hex digits of the path's SHA-256.
 pub fn openwork_id(path: &str) -> String {
-    Sha256::digest(path.as_bytes())
-        .iter()
-        .take(6)
-        .fold("ws_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
+    format!("ws_{}", hex::encode(&Sha256::digest(path.as_bytes())[..6]))
 }
 
 /// A UUID that a configured path always has (RFC 9562, version 8).

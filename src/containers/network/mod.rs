@@ -26,7 +26,7 @@ pub use range::Ipv4Range;
 
 use crate::base::ids::Network;
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{At, Code, Error, Result, hex, limits};
 use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::file;
@@ -130,7 +130,7 @@ impl Networks {
         let by_path = || {
             let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
             let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
-            hash.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+            hex::encode(&hash[..3])
         };
         // The cgroup's name stays the same when the directory is moved, so objects made under the old path are found.
         let tree = cgroups.folder().and_then(|tree| tree.file_name()?.to_str()?.strip_prefix("berth-"));

@@ -66,7 +66,7 @@ impl SyncManifest {
 }
 
 pub(super) fn digest(bytes: &[u8]) -> HexDigest {
-    Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    crate::base::hex::encode(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]
