@@ -59,7 +59,7 @@ pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) ->
 /// Returns the error for a failed creation. ENOSPC means that the limit is reached, not a full disk (user_namespaces(7)).
 pub fn refused(error: &std::io::Error) -> Error {
     let why = match error.raw_os_error() {
-        Some(libc::ENOSPC) => "the limit is reached (raise user.max_user_namespaces)".to_owned(),
+        Some(libc::ENOSPC) => "as many as allowed are in use (raise user.max_user_namespaces)".to_owned(),
         _ => {
             match Errno::from_io_error(error).and_then(|errno| Confinement::from_proc_self().explains(errno))
             {
